@@ -1,0 +1,86 @@
+"""Every error secateur raises on purpose.
+
+    SecateurError                 one clear line; the CLI prints it and exits with `exit_code`
+    ├── InputError                something given is not what was expected
+    │   ├── ModelError            a checkpoint: missing, damaged, pickled, unknown, NaN in weights
+    │   ├── DataError             a text, table or cache: missing, empty, too short, not UTF-8
+    │   ├── BudgetError           a budget that says nothing sensible ("speedup=0.5x")
+    │   └── UnknownRecipeError    no such recipe; names the nearest
+    ├── UnsupportedError          a sensible wish that this version can't grant; says what it can
+    ├── InfeasibleError           a budget below what is reachable; says what is
+    ├── MissingExtraError         an optional library is not installed; names the extra
+    ├── NumericalError            NaN or infinity in a loss, a score or a Hessian; says where
+    ├── MeasurementError          the clock or the sample is too poor to answer
+    └── RunError                  a run directory: in use, damaged, of another run, disk full
+
+Each message says what was given, what was expected and what to do, in one line.
+"""
+
+__all__ = [
+    "BudgetError",
+    "DataError",
+    "InfeasibleError",
+    "InputError",
+    "MeasurementError",
+    "MissingExtraError",
+    "ModelError",
+    "NumericalError",
+    "RunError",
+    "SecateurError",
+    "UnknownRecipeError",
+    "UnsupportedError",
+]
+
+
+class SecateurError(Exception):
+    """Base of all errors raised on purpose; its text is one line for a person."""
+
+    exit_code = 2
+
+
+class InputError(SecateurError):
+    """Something given is not what was expected."""
+
+
+class ModelError(InputError):
+    """A checkpoint that is missing, damaged, pickled or not finite."""
+
+
+class DataError(InputError):
+    """Text, tables or caches that are missing, empty, too short or unreadable."""
+
+
+class BudgetError(InputError):
+    """A budget that can't be read or says nothing sensible."""
+
+
+class UnknownRecipeError(InputError):
+    """No recipe of that name."""
+
+
+class UnsupportedError(SecateurError):
+    """A sensible wish that this version can't grant."""
+
+
+class InfeasibleError(SecateurError):
+    """A budget that can't be met; `reachable` is the nearest that can (in the budget's own measure)."""
+
+    def __init__(self, message: str, reachable: float | None = None) -> None:
+        super().__init__(message)
+        self.reachable = reachable
+
+
+class MissingExtraError(SecateurError):
+    """An optional library is not installed."""
+
+
+class NumericalError(SecateurError):
+    """NaN or infinity where a finite number was needed."""
+
+
+class MeasurementError(SecateurError):
+    """A measurement too poor to answer the question asked."""
+
+
+class RunError(SecateurError):
+    """A run directory that can't be used as asked."""

@@ -1,0 +1,1 @@
+"""ON DISK: run directories, texts, packages fetched by name, checkpoints."""

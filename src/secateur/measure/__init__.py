@@ -1,0 +1,1 @@
+"""NUMBERS: size, latency, memory, quality, statistics, and the evidence they make."""

@@ -1,0 +1,1 @@
+"""TRAINING against the original: losses, teachers, the loop, compensation."""

@@ -1,0 +1,1 @@
+"""HOW MUCH each unit is worth keeping: one named formula per function. Higher means keep."""

@@ -1,0 +1,435 @@
+"""The nouns of secateur: Units, Budget, Selection, Cut, Recovery, Evidence.
+
+Find the units, score them, select under a budget, cut, recover, measure. These frozen values are all that
+travels between the floors. Arrays inside them may be NumPy arrays or torch tensors; nothing here imports
+either, so this module costs nothing to load.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+from secateur.errors import BudgetError
+
+__all__ = [
+    "Budget",
+    "Cut",
+    "Evidence",
+    "Figure",
+    "Limit",
+    "Pattern",
+    "Recovery",
+    "Scores",
+    "Selection",
+    "Site",
+    "Subject",
+    "Term",
+    "Units",
+]
+
+Array = Any
+"""A one-dimensional NumPy array or torch tensor."""
+
+Scores = Mapping[str, Array]
+"""Site name -> array [count]: how much each unit is worth keeping. Higher means keep, everywhere."""
+
+
+# ----------------------------------------------------------------------------------------------------- budget
+
+_SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
+_BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_UNIT_TABLES = {"bytes": _BYTES, "memory": _BYTES, "kv_cache": _BYTES, "latency": _SECONDS}
+_NAMES = {"speed": "speedup", "time": "latency", "parameters": "params", "size": "bytes", "examples": "examples"}
+_NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)")
+_EXAMPLE = "write for example speedup=2x, params=50%, latency=12ms, tokens=4096 or pattern=2:4"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `value` of one measure may stay: a share of the original if `relative`, else absolute.
+
+    Units: seconds for latency, bytes for bytes, memory and kv_cache, plain counts otherwise.
+    """
+
+    measure: str
+    value: float
+    relative: bool = False
+
+    def absolute(self, whole: float) -> float:
+        """The limit in the measure's own unit, given what the whole subject costs."""
+        return self.value * whole if self.relative else self.value
+
+    def __str__(self) -> str:
+        if self.relative:
+            if self.measure == "latency":
+                return f"speedup={1 / self.value:.4g}x"
+            return f"{self.measure}={self.value * 100:.4g}%"
+        if self.measure == "latency":
+            return f"latency={self.value * 1e3:.4g}ms"
+        return f"{self.measure}={self.value:.10g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Keep `n` of every `m` consecutive weights (2:4 and its kin)."""
+
+    n: int
+    m: int
+
+    def __str__(self) -> str:
+        return f"pattern={self.n}:{self.m}"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much may stay: limits in one or more measures, and perhaps an n:m pattern.
+
+    >>> str(Budget.parse("speedup=2x"))
+    'speedup=2x'
+    >>> Budget.parse("params=50%").limits[0]
+    Limit(measure='params', value=0.5, relative=True)
+    """
+
+    limits: tuple[Limit, ...] = ()
+    pattern: Pattern | None = None
+
+    @classmethod
+    def parse(cls, text: str | Budget) -> Budget:
+        """Read `measure=amount[,measure=amount...]`.
+
+        Raises `BudgetError` with an example when the text can't be read or asks for nothing sensible
+        (a speedup below 1, a share above 100 %, a pattern with n > m).
+        """
+        if isinstance(text, Budget):
+            return text
+        limits: list[Limit] = []
+        pattern: Pattern | None = None
+        for part in str(text).replace(" ", "").split(","):
+            name, equals, amount = part.partition("=")
+            if not equals or not name or not amount:
+                raise BudgetError(f"budget {text!r} was not understood: {_EXAMPLE}")
+            name = _NAMES.get(name.lower(), name.lower())
+            if name == "pattern":
+                pattern = _parse_pattern(amount, text)
+            else:
+                limits.append(_parse_limit(name, amount, text))
+        measures = [limit.measure for limit in limits]
+        if len(set(measures)) < len(measures):
+            raise BudgetError(f"budget {text!r} limits one measure twice: give each measure once")
+        return cls(tuple(limits), pattern)
+
+    def __getitem__(self, measure: str) -> Limit:
+        for limit in self.limits:
+            if limit.measure == measure:
+                return limit
+        raise BudgetError(f"budget {self} does not limit {measure}: add {measure}=...")
+
+    def __contains__(self, measure: object) -> bool:
+        return any(limit.measure == measure for limit in self.limits)
+
+    def absolute(self, whole: Mapping[str, float]) -> dict[str, float]:
+        """Measure -> absolute limit. `whole` is the cost of the uncut subject in each measure."""
+        missing = [limit.measure for limit in self.limits if limit.measure not in whole]
+        if missing:
+            known = ", ".join(sorted(whole)) or "none"
+            raise BudgetError(f"budget {self}: {missing[0]} has no cost here; costs known: {known}")
+        return {limit.measure: limit.absolute(whole[limit.measure]) for limit in self.limits}
+
+    def __str__(self) -> str:
+        parts = [str(limit) for limit in self.limits]
+        return ",".join(parts + ([str(self.pattern)] if self.pattern else []))
+
+
+def _parse_pattern(amount: str, text: object) -> Pattern:
+    match = re.fullmatch(r"([0-9]+):([0-9]+)", amount)
+    if not match or not 0 < int(match[1]) <= int(match[2]):
+        raise BudgetError(f"budget {text!r}: a pattern is n:m with 0 < n <= m, such as pattern=2:4")
+    return Pattern(int(match[1]), int(match[2]))
+
+
+def _parse_limit(name: str, amount: str, text: object) -> Limit:
+    match = _NUMBER.fullmatch(amount.lower())
+    if not match:
+        raise BudgetError(f"budget {text!r} was not understood: {_EXAMPLE}")
+    value, unit = float(match[1]), match[2]
+    if name == "speedup":
+        if unit not in ("", "x"):
+            raise BudgetError(f"budget {text!r}: a speedup is a factor such as speedup=2x")
+        if not 1.0 < value < math.inf:
+            raise BudgetError(f"budget {text!r}: a speedup must be above 1, such as speedup=2x")
+        return Limit("latency", 1.0 / value, relative=True)
+    if unit == "%":
+        value, relative = value / 100.0, True
+    elif unit == "" and value <= 1.0:
+        relative = True
+    else:
+        scale = _UNIT_TABLES.get(name, _SCALE)
+        if unit not in scale and unit != "":
+            raise BudgetError(f"budget {text!r}: unit {unit!r} is not one of {', '.join(u for u in scale if u)}")
+        if unit == "" and name in _UNIT_TABLES:
+            raise BudgetError(f"budget {text!r} needs a unit: one of {', '.join(scale)} or %")
+        value, relative = value * scale[unit], False
+    if not 0.0 < value < math.inf:
+        raise BudgetError(f"budget {text!r}: the amount must be above 0")
+    if relative and value > 1.0:
+        raise BudgetError(f"budget {text!r} asks to keep more than there is: give at most 100%")
+    return Limit(name, value, relative)
+
+
+# ------------------------------------------------------------------------------------------------------ units
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """One place where units of one kind can go: `count` units, described by columns, not objects.
+
+    cost:     measure -> [count], what each unit adds (for units that differ, such as blocks of a page)
+    table:    measure -> [count + 1], what keeping k units costs (for measured costs, such as seconds)
+    group:    [count] integers or None. Ranking works inside a group and keeps equally many in each
+              (query heads of one KV group)
+    coupled:  [count] integers or None. Units with one number go or stay together
+    fixed:    [count] booleans or None. True: must stay
+    owner:    (site, [count] indices) or None. Unit i goes when unit indices[i] of that site goes
+              (heads with their layer)
+    multiple: kept counts are multiples of this (or 0 where `minimum` is 0)
+    minimum:  fewest units that may stay
+    frozen:   True: not to be selected from here; whole unless its owners go
+    """
+
+    name: str
+    count: int
+    cost: Mapping[str, Array] = field(default_factory=dict)
+    table: Mapping[str, Array] = field(default_factory=dict)
+    group: Array | None = None
+    coupled: Array | None = None
+    fixed: Array | None = None
+    owner: tuple[str, Array] | None = None
+    multiple: int = 1
+    minimum: int = 0
+    frozen: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The last part of the name: "neurons" for "layers.3.neurons"."""
+        return self.name.rsplit(".", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One monomial of a cost: `coefficient` times the kept counts of `sites`.
+
+    A weight matrix of a network costs rows x columns, and both may shrink: a product of two sites.
+    A site may stand twice (a square matrix). The term vanishes when a site in `present` keeps nothing,
+    or when one of `units`, (site, index) pairs, goes: a layer's norm leaves with the layer.
+    """
+
+    measure: str
+    coefficient: float
+    sites: tuple[str, ...] = ()
+    present: tuple[str, ...] = ()
+    units: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Units:
+    """What could go, and what it costs: sites by name, and the terms that tie their costs together."""
+
+    sites: Mapping[str, Site]
+    terms: tuple[Term, ...] = ()
+    base: Mapping[str, float] = field(default_factory=dict)
+    """Cost of all that can't go, per measure, beside `terms`."""
+
+    def __getitem__(self, name: str) -> Site:
+        return self.sites[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def free(self) -> tuple[Site, ...]:
+        """The sites that may be selected from."""
+        return tuple(site for site in self.sites.values() if not site.frozen)
+
+    def only(self, *kinds: str) -> Units:
+        """These units with every site of another kind frozen."""
+        sites = {name: replace(site, frozen=site.frozen or site.kind not in kinds) for name, site in self.sites.items()}
+        return replace(self, sites=sites)
+
+    def effective(self, keep: Mapping[str, Array]) -> dict[str, Array]:
+        """`keep` with ownership applied: what really stays at each site that loses anything."""
+        result: dict[str, Array] = {}
+
+        def resolve(name: str) -> Array | None:
+            if name not in result:
+                own, owner = keep.get(name), self.sites[name].owner
+                above = resolve(owner[0]) if owner else None
+                if owner and above is not None:
+                    inherited = above[owner[1]]
+                    own = inherited if own is None else own & inherited
+                if own is None:
+                    return None
+                result[name] = own
+            return result[name]
+
+        for name in self.sites:
+            resolve(name)
+        return result
+
+    def cost(self, keep: Mapping[str, Array] | None = None) -> dict[str, float]:
+        """Cost in every measure when `keep` stays (site -> [count] booleans; sites not named stay whole)."""
+        stays = self.effective(keep or {})
+        kept = {name: int(stays[name].sum()) if name in stays else site.count for name, site in self.sites.items()}
+        total: dict[str, float] = dict(self.base)
+        for name, site in self.sites.items():
+            for measure, column in site.cost.items():
+                part = column[stays[name]] if name in stays else column
+                total[measure] = total.get(measure, 0.0) + float(part.sum())
+            for measure, table in site.table.items():
+                total[measure] = total.get(measure, 0.0) + float(table[kept[name]])
+        for term in self.terms:
+            value = term.coefficient * math.prod(kept[name] for name in term.sites)
+            if not all(kept[name] for name in term.present):
+                value = 0.0
+            if not all(stays[name][index] for name, index in term.units if name in stays):
+                value = 0.0
+            total[term.measure] = total.get(term.measure, 0.0) + value
+        return total
+
+    def with_table(self, measure: str, tables: Mapping[str, Array], base: float) -> Units:
+        """These units with a measured cost: site -> [count + 1], and what the fixed rest costs."""
+        sites = {
+            name: replace(site, table={**site.table, measure: tables[name]}) if name in tables else site
+            for name, site in self.sites.items()
+        }
+        return Units(sites, self.terms, {**self.base, measure: base})
+
+
+# -------------------------------------------------------------------------------------------------- selection
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """Which units stay (site -> [count] booleans; a site not named stays whole) and what they spend."""
+
+    keep: Mapping[str, Array]
+    spent: Mapping[str, float] = field(default_factory=dict)
+    budget: Budget | None = None
+
+    def kept(self, site: str, count: int) -> int:
+        """How many of the site's `count` units stay."""
+        return int(self.keep[site].sum()) if site in self.keep else count
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The receipt of a cut: what went where, and the cost before and after as counted on the results."""
+
+    removed: Mapping[str, tuple[int, int]]
+    """Site -> (units removed, units there were)."""
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_noop(self) -> bool:
+        """True when nothing went: never to be reported as a success."""
+        return not any(gone for gone, _ in self.removed.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What training after the cut took and gave. `losses` are (step, value), thinned to a few hundred points."""
+
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+    """Training FLOPs with the teacher's forward passes counted."""
+    losses: tuple[tuple[int, float], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured number: value, interval and how many samples it stands on."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    samples: int = 1
+
+    def __str__(self) -> str:
+        text = f"{self.value:.4g}"
+        if self.low is not None and self.high is not None:
+            text += f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{text} {self.unit}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Target, predicted and measured, before and after, baselines at the same budget: side by side, in one file."""
+
+    recipe: str
+    target: str
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, Figure] = field(default_factory=dict)
+    before: Mapping[str, Figure] = field(default_factory=dict)
+    after: Mapping[str, Figure] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
+    cut: Cut | None = None
+    recovery: Recovery | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    verdict: str = ""
+    """`met`, `missed: why` or `failed: why`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Evidence:
+        """The inverse of `to_dict`, also after a trip through JSON."""
+
+        def figures(part: Mapping[str, Any]) -> dict[str, Figure]:
+            return {name: Figure(**value) for name, value in part.items()}
+
+        values = dict(data)
+        for name in ("measured", "before", "after"):
+            values[name] = figures(values.get(name) or {})
+        values["baselines"] = {name: figures(row) for name, row in (values.get("baselines") or {}).items()}
+        if values.get("cut"):
+            cut = dict(values["cut"])
+            cut["removed"] = {name: (int(pair[0]), int(pair[1])) for name, pair in cut["removed"].items()}
+            cut["notes"] = tuple(cut.get("notes", ()))
+            values["cut"] = Cut(**cut)
+        if values.get("recovery"):
+            recovery = dict(values["recovery"])
+            recovery["losses"] = tuple((int(step), float(loss)) for step, loss in recovery.get("losses", ()))
+            values["recovery"] = Recovery(**recovery)
+        return cls(**values)
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """The thing being pruned. Nothing else in the code depends on what it is."""
+
+    def units(self, *axes: str) -> Units:
+        """What could go, on these axes (all axes if none is named)."""
+        ...
+
+    def cut(self, selection: Selection) -> tuple[Subject, Cut]:
+        """A new subject with the selection made real, and the receipt; this one stays as it is."""
+        ...
+
+
+Levels = Sequence[int]
+"""Kept counts that may be chosen at a site, ascending."""
