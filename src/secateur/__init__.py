@@ -1,2 +1,3 @@
 """secateur."""
+
 __version__ = "0.1.0.dev0"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +23,7 @@ __all__ = [
     "Limit",
     "Pattern",
     "Recovery",
+    "Result",
     "Scores",
     "Selection",
     "Site",
@@ -431,5 +432,14 @@ class Subject(Protocol):
         ...
 
 
-Levels = Sequence[int]
-"""Kept counts that may be chosen at a site, ascending."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What a recipe yields for one budget; whoever called it measures, saves and reports."""
+
+    name: str
+    """Short name of the budget, fit for a folder: "speedup=2x"."""
+    subject: Subject
+    cut: Cut
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    recovery: Recovery | None = None
+    notes: tuple[str, ...] = ()
