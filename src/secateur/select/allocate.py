@@ -1,0 +1,75 @@
+"""How many units each site may keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from secateur.errors import InputError
+from secateur.select.arrays import as_numpy
+from secateur.vocabulary import Array, Units
+
+__all__ = ["grid", "proportional", "round_to", "uniform"]
+
+
+def round_to(
+    value: float,
+    multiple: int = 1,
+    *,
+    minimum: int = 0,
+    maximum: int | None = None,
+    towards: Literal["nearest", "down", "up"] = "nearest",
+) -> int:
+    """`value` as a multiple of `multiple` within [minimum, maximum]; `maximum` itself always counts as a multiple.
+
+    >>> round_to(1382.4, 8)
+    1384
+    """
+    ways = {"nearest": lambda x: math.floor(x + 0.5), "down": math.floor, "up": math.ceil}
+    # 1e-9 absorbs the rounding of a product such as 0.7 * 10 that should have been whole.
+    slack = {"nearest": 0.0, "down": 1e-9, "up": -1e-9}[towards]
+    result = int(ways[towards](value / multiple + slack)) * multiple
+    result = max(result, math.ceil(minimum / multiple) * multiple)
+    return result if maximum is None else min(result, maximum)
+
+
+def uniform(units: Units, share: float) -> dict[str, int]:
+    """The same share of every free site: site name -> kept count, rounded to the nearest that the site allows."""
+    if not 0.0 <= share <= 1.0:
+        raise InputError(f"share {share} is not between 0 and 1")
+    counts: dict[str, int] = {}
+    for site in units.free():
+        groups = 1 if site.group is None else len(np.unique(as_numpy(site.group, None)))
+        counts[site.name] = round_to(
+            share * site.count, math.lcm(site.multiple, groups), minimum=site.minimum, maximum=site.count
+        )
+    return counts
+
+
+def grid(full: int, ratio: float = 0.9, steps: int = 42, multiple: int = 8) -> list[int]:
+    """Kept counts full * ratio^i, i = 0..steps, and 0: rounded to `multiple`, without repeats, ascending.
+
+    Source: ZipLM (arXiv 2302.04089), the grid of intermediate sizes. Departure: rounded to a multiple, because
+    odd widths run slower than the next even one.
+    """
+    if not 0.0 < ratio < 1.0 or full < 1:
+        raise InputError(f"a grid needs full >= 1 and 0 < ratio < 1, not full={full} and ratio={ratio}")
+    sizes = {round_to(full * ratio**i, multiple, maximum=full) for i in range(steps + 1)}
+    return sorted(sizes | {0, full})
+
+
+def proportional(sizes: Sequence[int] | Array, total: int) -> list[int]:
+    """Split `total` over parts in proportion to their sizes, by largest remainder; the sum is exactly `total`.
+
+    For example how many training examples to keep of each class. Ties go to the lower index.
+    """
+    parts = as_numpy(sizes, np.int64)
+    if not 0 <= total <= parts.sum():
+        raise InputError(f"can't keep {total} of {parts.sum()}: give a total between 0 and {parts.sum()}")
+    whole, rest = np.divmod(parts * total, max(int(parts.sum()), 1))
+    extra = np.argsort(-rest, kind="stable")[: total - int(whole.sum())]
+    whole[extra] += 1
+    return [int(part) for part in whole]

@@ -1,0 +1,35 @@
+"""Fine patterns inside a matrix of scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateur.errors import InputError, NumericalError
+
+__all__ = ["n_of_m"]
+
+
+def n_of_m(scores: Any, n: int, m: int, dim: int = -1) -> Any:
+    """A mask that keeps the `n` best of every `m` consecutive entries along `dim`. NumPy or torch, on its device.
+
+    scores: any shape [..., d, ...]; returns booleans of that shape, exactly n True in each full run of m, ties to
+    the lower index. A tail shorter than m stays whole, as hardware treats it. n counts what is KEPT (2:4 keeps two).
+
+    Source: Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks", ICLR 2021.
+    """
+    if not 0 < n <= m:
+        raise InputError(f"pattern {n}:{m} is not n:m with 0 < n <= m, such as 2:4")
+    if bool((scores != scores).any()):
+        raise NumericalError(f"scores of shape {tuple(scores.shape)} hold NaN: a pattern needs finite scores")
+    rows = scores.swapaxes(dim, -1)
+    whole = rows.shape[-1] // m * m
+    runs = rows[..., :whole].reshape(*rows.shape[:-1], whole // m, m)
+    # An entry stays if fewer than n others beat it; comparing needs no sort and no library of its own.
+    beaten = (runs != runs) * 0
+    for rival in range(m):
+        other = runs[..., rival : rival + 1]
+        beaten = beaten + (other > runs) * 1
+        beaten[..., rival + 1 :] += (other == runs[..., rival + 1 :]) * 1
+    mask = rows == rows
+    mask[..., :whole] = (beaten < n).reshape(*rows.shape[:-1], whole)
+    return mask.swapaxes(dim, -1)

@@ -1,0 +1,235 @@
+"""Select by rank: the units with the highest scores stay.
+
+Every function here walks one chain of ever smaller selections, so a larger budget keeps a superset of a smaller
+one. Within a site the chain visits the kept counts that the site allows (`multiple`, `minimum`, `fixed`, equally
+many per `group`, `coupled` units together); ties keep the lower index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Literal
+
+import numpy as np
+
+from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalError
+from secateur.select.arrays import as_numpy, mask_like
+from secateur.vocabulary import Array, Budget, Scores, Selection, Site, Units
+
+__all__ = ["by_budget", "by_counts", "threshold"]
+
+Normalise = Literal["l2", "max", "mean", "zscore", "rank"]
+Scope = Literal["global", "kind", "local"]
+
+
+def by_counts(units: Units, scores: Scores, counts: Mapping[str, int]) -> Selection:
+    """Keep exactly `counts` units: site name, or kind of site (for every free site of that kind) -> how many.
+
+    A site's own name goes before its kind. Sites not named stay whole.
+
+    Raises `InfeasibleError`, with the nearest count that can be kept, where the site's rules forbid the count;
+    `InputError` for a name that is no free site or kind; `NumericalError` for scores that are not finite.
+    """
+    free = {site.name: site for site in units.free()}
+    unknown = set(counts) - set(free) - {site.kind for site in free.values()}
+    if unknown:
+        raise InputError(f"counts name {sorted(unknown)[0]!r}, which is no free site or kind: use {_listing(free)}")
+    keep: dict[str, Array] = {}
+    for name, site in free.items():
+        wanted = counts.get(name, counts.get(site.kind))
+        if wanted is None:
+            continue
+        chain = _chain(site, _scores_of(site, scores))
+        states = np.flatnonzero(chain.kept == wanted)
+        if not states.size:
+            nearest = int(chain.kept[np.argmin(np.abs(chain.kept - wanted))])
+            raise InfeasibleError(
+                f"{name} can't keep {wanted} of {site.count} units ({_rules(site)}): the nearest is {nearest}", nearest
+            )
+        keep[name] = mask_like(chain.step >= states[0], scores[name])
+    return Selection(keep, _in_numpy(units).cost({name: as_numpy(mask, bool) for name, mask in keep.items()}))
+
+
+def by_budget(
+    units: Units,
+    scores: Scores,
+    budget: Budget | str,
+    *,
+    scope: Scope = "global",
+    normalise: Normalise | None = None,
+) -> Selection:
+    """The largest selection, in order of score, whose cost is within the budget in every measure.
+
+    Units leave lowest score first until `Units.cost` fits. The chain does not depend on the budget, so a larger
+    budget keeps a superset. A unit that would still fit is not taken once a better one did not: use
+    `knapsack` for the exact optimum.
+
+    scope:     "global": one ranking over all free sites; "kind": one per kind of site, all kinds losing the same
+               share of their units; "local": one per site, all sites losing the same share
+    normalise: make scores of different sites comparable, by the site's l2 norm, largest or mean absolute score,
+               to mean 0 and deviation 1 ("zscore"), or to ranks from 0 to 1
+
+    Raises `InfeasibleError` (`reachable` in the measure's own unit) when even the smallest selection costs more.
+    """
+    budget = Budget.parse(budget)
+    if not budget.limits:
+        raise BudgetError(f"budget {budget} limits no cost: n:m patterns are made by pattern.n_of_m")
+    plain = _in_numpy(units)
+    limits = budget.absolute(plain.cost())
+    sites = units.free()
+    chains = [_chain(site, _normalised(_scores_of(site, scores), normalise)) for site in sites]
+    order = _removal_order(sites, chains, scope)
+
+    def masks(removals: int) -> dict[str, np.ndarray]:
+        states = np.bincount(order[:removals], minlength=len(sites))
+        return {s.name: chain.step >= state for s, chain, state in zip(sites, chains, states, strict=True)}
+
+    def excess(removals: int) -> list[tuple[str, float]]:
+        cost = plain.cost(masks(removals))
+        return [(measure, cost[measure]) for measure, limit in limits.items() if cost[measure] > limit]
+
+    low, high = 0, len(order)  # fewest and most steps that may be needed
+    for measure, least in excess(high):
+        raise InfeasibleError(
+            f"budget {budget} can't be met: {measure} can go down to {least:.6g}, the limit is {limits[measure]:.6g}",
+            least,
+        )
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if excess(middle) else (low, middle)
+    keep = masks(high)
+    return Selection({name: mask_like(keep[name], scores[name]) for name in keep}, plain.cost(keep), budget)
+
+
+def threshold(units: Units, scores: Scores, value: float) -> Selection:
+    """Keep every unit that scores at least `value`, and as few others as the sites' rules demand."""
+    keep: dict[str, Array] = {}
+    for site in units.free():
+        column = _scores_of(site, scores)
+        chain = _chain(site, column)
+        state = min(chain.step[column >= value].min(initial=len(chain.value)), len(chain.value))
+        keep[site.name] = mask_like(chain.step >= state, scores[site.name])
+    return Selection(keep, _in_numpy(units).cost({name: as_numpy(mask, bool) for name, mask in keep.items()}))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chain:
+    """The ever smaller selections of one site: state 0 is whole, step i leads from state i to state i + 1."""
+
+    step: np.ndarray  # [count]: the step at which a unit goes; the number of steps if it never does
+    kept: np.ndarray  # [steps + 1]: units kept in each state
+    value: np.ndarray  # [steps]: mean score of what goes at each step, never falling
+
+
+def _chain(site: Site, scores: np.ndarray) -> _Chain:
+    """Order a site's units by score and find the kept counts its rules allow."""
+    count = site.count
+    together = np.arange(count) if site.coupled is None else as_numpy(site.coupled, None)
+    first, cluster, size = np.unique(together, return_index=True, return_inverse=True, return_counts=True)[1:]
+    group = (
+        np.zeros(count, int) if site.group is None else np.unique(as_numpy(site.group, None), return_inverse=True)[1]
+    )
+    groups = int(group.max(initial=0)) + 1
+    if (group != group[first][cluster]).any():
+        raise InputError(f"{site.name}: coupled units lie in different groups; couple units inside a group only")
+    fixed = np.zeros(count, bool) if site.fixed is None else as_numpy(site.fixed, bool)
+    held = np.bincount(cluster, fixed, len(size)) > 0
+    worth = np.bincount(cluster, scores, len(size)) / size
+
+    # Best first inside each group: what is fixed, then by score, then by index.
+    order = np.lexsort((first, -worth, ~held, group[first]))
+    filled = np.cumsum(size[order])
+    starts = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))])
+    place = np.empty(len(size), int)  # how full its group is once a cluster is in
+    place[order] = filled - starts[group[first]][order]
+    per_group = reduce(np.intersect1d, [np.append(0, place[group[first] == g]) for g in range(groups)])
+    must = max((int(size[held & (group[first] == g)].sum()) for g in range(groups)), default=0)
+    totals = per_group * groups
+    allowed = (per_group >= must) & (totals % site.multiple == 0) & (totals >= site.minimum) & (totals < count)
+    levels = per_group[allowed][::-1]
+
+    step = len(levels) - np.searchsorted(levels[::-1], place[cluster])
+    gone = np.bincount(step, minlength=len(levels) + 1)[: len(levels)]
+    sums = np.bincount(step, scores, len(levels) + 1)[: len(levels)]
+    value = np.maximum.accumulate(sums / np.maximum(gone, 1)) if len(levels) else sums
+    return _Chain(step, np.append(count, levels * groups), value)
+
+
+def _removal_order(sites: Sequence[Site], chains: Sequence[_Chain], scope: Scope) -> np.ndarray:
+    """The site that takes its next step, for all steps of all sites. [steps] indices of sites."""
+    owner = np.repeat(np.arange(len(sites)), [len(chain.value) for chain in chains])
+    if not len(owner):
+        return owner
+    value = np.concatenate([chain.value for chain in chains])
+    leaving = np.concatenate([-np.diff(chain.kept) for chain in chains])
+    pools = {"global": lambda site: "", "kind": lambda site: site.kind, "local": lambda site: site.name}
+    if scope not in pools:
+        raise InputError(f"scope {scope!r} is not one of {', '.join(pools)}")
+    names = [pools[scope](site) for site in sites]
+    pool = np.unique(names, return_inverse=True)[1][owner]
+    # Later sites go first among equals, so that the lower index stays; a stable sort keeps each site's own order.
+    rank = np.lexsort((-owner, value, pool))
+    share = np.empty(len(owner))
+    for p in np.unique(pool):
+        members = rank[pool[rank] == p]
+        share[members] = np.cumsum(leaving[members]) / leaving[members].sum()
+    return owner[rank[np.argsort(share[rank], kind="stable")]]
+
+
+def _scores_of(site: Site, scores: Scores) -> np.ndarray:
+    if site.name not in scores:
+        raise InputError(f"{site.name} has no scores: score it, or freeze it with Units.only")
+    column = as_numpy(scores[site.name])
+    if column.shape != (site.count,):
+        raise InputError(f"{site.name} has {site.count} units, but scores of shape {column.shape}: give one per unit")
+    if not np.isfinite(column).all():
+        bad = int(np.flatnonzero(~np.isfinite(column))[0])
+        raise NumericalError(f"the score of unit {bad} of {site.name} is {column[bad]}: scores must be finite")
+    return column
+
+
+def _normalised(scores: np.ndarray, how: Normalise | None) -> np.ndarray:
+    if how is None or not scores.size:
+        return scores
+    if how == "rank":
+        return np.argsort(np.lexsort((-np.arange(scores.size), scores))) / max(scores.size - 1, 1)
+    if how == "zscore":
+        return np.asarray((scores - scores.mean()) / (scores.std() or 1.0))
+    sizes = {"l2": np.linalg.norm(scores), "max": np.abs(scores).max(), "mean": np.abs(scores).mean()}
+    if how not in sizes:
+        raise InputError(f"normalise {how!r} is not one of l2, max, mean, zscore, rank")
+    return np.asarray(scores / (float(sizes[how]) or 1.0))
+
+
+def _in_numpy(units: Units) -> Units:
+    """The same units with NumPy columns, so that costs add up in double precision and masks of one library fit."""
+    sites = {
+        name: replace(
+            site,
+            cost={measure: as_numpy(column) for measure, column in site.cost.items()},
+            table={measure: as_numpy(table) for measure, table in site.table.items()},
+            owner=(site.owner[0], as_numpy(site.owner[1], np.int64)) if site.owner else None,
+        )
+        for name, site in units.sites.items()
+    }
+    return replace(units, sites=sites)
+
+
+def _rules(site: Site) -> str:
+    rules = [f"at least {site.minimum}"]
+    if site.multiple > 1:
+        rules.append(f"multiples of {site.multiple}")
+    if site.group is not None:
+        rules.append(f"equally many in each of {len(np.unique(as_numpy(site.group, None)))} groups")
+    if site.coupled is not None:
+        rules.append("coupled units together")
+    if site.fixed is not None:
+        rules.append(f"{int(as_numpy(site.fixed, bool).sum())} fixed")
+    return ", ".join(rules)
+
+
+def _listing(names: Mapping[str, Site]) -> str:
+    kinds = sorted({site.kind for site in names.values()})
+    return ", ".join(kinds) or "none: every site is frozen"
