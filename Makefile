@@ -1,0 +1,66 @@
+# Everything a person or a machine runs. The environment is one folder, made by venv and pip on first use.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The first interpreter that is new enough; asked only when the environment is made. PYTHON=... overrides it.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$name"; break; }; done)
+WORKERS ?= 2
+
+help:  ## what can be asked for
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.base  ## MiniLM twice as fast, distilled on Brown sentences, measured beside two baselines
+	@$(BIN)/python examples/demo.py
+
+test: lint  ## formatting, types, import contracts, all fast tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope
+
+lint: $(VENV)/.full  ## ruff, mypy --strict on the package, import-linter
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+claims: $(VENV)/.full  ## the papers' claims on real data; RECIPE=name for one recipe
+	@$(BIN)/python -m pytest -m claim --timeout=900 $(if $(RECIPE),tests/claims/test_$(RECIPE).py,tests/claims)
+	@$(BIN)/python scripts/tables.py
+
+docs: $(VENV)/.full  ## the documentation in site/, and the tables generated from docs/evidence
+	@$(BIN)/python scripts/tables.py
+	@$(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+bench: $(VENV)/.full  ## the benchmarks, one after the other (on a quiet machine)
+	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "== $$file"; $(BIN)/python "$$file"; done
+
+changelog: $(VENV)/.full  ## gather changes/ into CHANGELOG.md for the version in pyproject.toml
+	@$(BIN)/towncrier build --yes --version "$$($(BIN)/python -c 'import secateur; print(secateur.__version__)')"
+
+clean:  ## remove what was built: the environment, caches, the site; not the demo's results
+	@rm -rf $(VENV) site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find src tests examples scripts benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# bin/pip is the last thing venv writes, so an interrupted venv is made anew.
+$(BIN)/pip:
+	@if [ -z "$(PYTHON)" ]; then echo "secateur needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python3" >&2; exit 2; fi
+	@echo "Making $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv --clear $(VENV) || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv" >&2; exit 2; }
+
+$(VENV)/.base: pyproject.toml | $(BIN)/pip
+	@echo "Installing secateur into $(VENV) (the first time takes some minutes)"
+	@$(PIP) --editable '.[embed]'
+	@touch $@
+
+$(VENV)/.full: pyproject.toml | $(BIN)/pip
+	@echo "Installing secateur with its test and documentation tools into $(VENV) (the first time takes some minutes)"
+	@$(PIP) --editable '.[all,test,docs]'
+	@touch $(VENV)/.base $@
+
+.PHONY: help demo test lint claims docs bench changelog clean
