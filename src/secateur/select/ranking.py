@@ -144,7 +144,8 @@ def _chain(site: Site, scores: np.ndarray) -> _Chain:
     starts = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=groups))])
     place = np.empty(len(size), int)  # how full its group is once a cluster is in
     place[order] = filled - starts[group[first]][order]
-    per_group = reduce(np.intersect1d, [np.append(0, place[group[first] == g]) for g in range(groups)])
+    reachable = (np.append(0, place[group[first] == g]) for g in range(groups))
+    per_group = reduce(np.intersect1d, reachable, np.arange(count + 1))
     must = max((int(size[held & (group[first] == g)].sum()) for g in range(groups)), default=0)
     totals = per_group * groups
     allowed = (per_group >= must) & (totals % site.multiple == 0) & (totals >= site.minimum) & (totals < count)
