@@ -1,0 +1,402 @@
+"""Each loss against its plain formula, gradients included, and what padding, forbidden tokens and bf16 do to it."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from secateur.errors import InputError
+from secateur.recover import losses
+
+TOKENS, VOCABULARY = 23, 57
+
+
+def plain_kl(student, teacher, mask=None, temperature=1.0, direction="forward"):
+    log_s = F.log_softmax(student.float() / temperature, -1)
+    log_t = F.log_softmax(teacher.float() / temperature, -1)
+    if direction == "reverse":
+        log_s, log_t = log_t, log_s
+    rows = (log_t.exp() * (log_t - log_s)).sum(-1)
+    return rows.sum() if mask is None else (rows * mask).sum()
+
+
+def plain_jensen_shannon(student, teacher, weight=0.5, temperature=1.0):
+    p_s, p_t = (F.softmax(x / temperature, -1) for x in (student, teacher))
+    m = weight * p_t + (1 - weight) * p_s
+    return (weight * p_t * (p_t / m).log() + (1 - weight) * p_s * (p_s / m).log()).sum()
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(TOKENS, VOCABULARY, requires_grad=True), 2 * torch.randn(TOKENS, VOCABULARY)
+
+
+def gradient(loss, *inputs):
+    return torch.autograd.grad(loss, inputs)
+
+
+def same(ours, plain, *inputs, tolerance=1e-5):
+    torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+    for mine, theirs in zip(gradient(ours, *inputs), gradient(plain, *inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("chunk", [None, 1, 4])
+def test_kl_equals_the_plain_formula(logits, direction, temperature, chunk):
+    student, teacher = logits
+    mask = (torch.arange(TOKENS) % 3 != 0).long()
+    for m in (None, mask):
+        ours = losses.kl(student, teacher, m, temperature=temperature, direction=direction, chunk=chunk)
+        same(3 * ours, 3 * plain_kl(student, teacher, m, temperature, direction), student)
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.1])
+def test_jensen_shannon_equals_the_plain_formula(logits, weight):
+    student, teacher = logits
+    ours = losses.jensen_shannon(student, teacher, weight=weight, temperature=1.5, chunk=4)
+    same(ours, plain_jensen_shannon(student, teacher, weight, 1.5), student)
+
+
+def test_jensen_shannon_is_symmetric_and_at_most_log_2():
+    one, other = 50 * torch.eye(4)[:2], 50 * torch.eye(4)[2:]
+    assert losses.jensen_shannon(one, other) == pytest.approx(2 * math.log(2), rel=1e-6)
+    assert losses.jensen_shannon(one, other) == losses.jensen_shannon(other, one)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda s, t: losses.kl(s, t, chunk=2),
+        lambda s, t: losses.kl(s, t, torch.tensor([1, 0, 1, 1, 0]), temperature=2, chunk=2),
+        lambda s, t: losses.kl(s, t, direction="reverse", chunk=2),
+        lambda s, t: losses.jensen_shannon(s, t, weight=0.3, chunk=2),
+        lambda s, t: losses.cross_entropy(s, torch.tensor([0, 5, -100, 2, 2]), chunk=2),
+        lambda s, t: losses.topk_kl(s, *topk(t, 3), chunk=2),
+        lambda s, t: losses.kl(s, t[:, :5]),
+    ],
+)
+def test_gradcheck(loss):
+    student = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(5, 7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: loss(s, teacher), (student,))
+
+
+def test_a_second_backward_pass_gives_the_same_gradient(logits):
+    student, teacher = logits
+    loss = losses.kl(student, teacher)
+    first = torch.autograd.grad(loss, student, retain_graph=True)[0].clone()
+    assert torch.equal(first, gradient(loss, student)[0])
+
+
+def test_the_teacher_gets_no_gradient(logits):
+    student, teacher = logits
+    teacher = teacher.requires_grad_()
+    losses.kl(student, teacher).backward()
+    assert teacher.grad is None
+
+
+def test_bf16_logits_give_a_bf16_gradient_of_the_float32_formula(logits):
+    student, teacher = (x.detach().bfloat16() for x in logits)
+    student.requires_grad_()
+    ours = losses.kl(student, teacher)
+    assert ours.dtype == torch.float32
+    wide = student.detach().float().requires_grad_()
+    plain = plain_kl(wide, teacher)
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert gradient(ours, student)[0].dtype == torch.bfloat16
+    torch.testing.assert_close(
+        gradient(losses.kl(student, teacher), student)[0].float(), gradient(plain, wide)[0], rtol=1e-2, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("wider", ["student", "teacher"])
+def test_padding_of_the_vocabulary_is_cut_off_and_the_rest_renormalised(logits, wider):
+    student, teacher = (x.detach() for x in logits)
+    garbage = torch.full((TOKENS, 6), 30.0)
+    padded = torch.cat([student if wider == "student" else teacher, garbage], -1)
+    pair = (padded, teacher) if wider == "student" else (student, padded)
+    leaf = pair[0].clone().requires_grad_()
+    ours = losses.kl(leaf, pair[1], chunk=4)
+    assert ours.item() == pytest.approx(plain_kl(student, teacher).item(), rel=1e-5)
+    part = gradient(ours, leaf)[0]
+    assert part[:, VOCABULARY:].abs().sum() == 0
+    assert part[:, :VOCABULARY].abs().sum() > 0
+
+
+def test_padded_positions_may_hold_nan(logits):
+    student, teacher = (x.detach().clone() for x in logits)
+    mask = torch.ones(TOKENS, dtype=torch.bool)
+    mask[5:9] = False
+    want = losses.kl(student[mask], teacher[mask])
+    student[5:9], teacher[5:9] = math.nan, math.inf
+    student.requires_grad_()
+    ours = losses.kl(student, teacher, mask)
+    assert ours.item() == pytest.approx(want.item(), rel=1e-6)
+    assert gradient(ours, student)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_a_token_forbidden_to_both_costs_nothing(logits, direction):
+    student, teacher = (x.detach().clone() for x in logits)
+    want = losses.kl(student[:, :-1], teacher[:, :-1], direction=direction)
+    student[:, -1] = teacher[:, -1] = -math.inf
+    student.requires_grad_()
+    ours = losses.kl(student, teacher, direction=direction)
+    assert ours.item() == pytest.approx(want.item(), rel=1e-6)
+    assert gradient(ours, student)[0].isfinite().all()
+
+
+def test_nan_in_a_counted_token_is_not_hidden(logits):
+    student, teacher = (x.detach().clone() for x in logits)
+    student[3, 4] = math.nan
+    for direction in ("forward", "reverse"):
+        assert losses.kl(student, teacher, direction=direction).isnan()
+
+
+def test_all_masked_is_zero(logits):
+    student, teacher = logits
+    loss = losses.kl(student, teacher, torch.zeros(TOKENS))
+    assert loss == 0
+    assert gradient(loss, student)[0].abs().sum() == 0
+
+
+def test_shapes_with_leading_dimensions(logits):
+    student, teacher = (x.detach()[:20].view(4, 5, -1) for x in logits)
+    mask = torch.rand(4, 5) > 0.4
+    want = plain_kl(student, teacher, mask)
+    assert losses.kl(student, teacher, mask).item() == pytest.approx(want.item(), rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------- top k
+
+
+def topk(teacher, k, temperature=1.0):
+    log_t = F.log_softmax(teacher / temperature, -1)
+    values, indices = log_t.topk(k)
+    return values, indices, log_t.scatter(-1, indices, -math.inf).logsumexp(-1)
+
+
+def plain_topk(student, values, indices, remaining, temperature=1.0):
+    q = F.softmax(student / temperature, -1)
+    inside = q.gather(-1, indices)
+    p, rest = values.exp(), remaining.exp()
+    return (p * (values - inside.log())).sum() + (rest * (remaining - (1 - inside.sum(-1)).log())).sum()
+
+
+def test_topk_equals_the_plain_formula(logits):
+    student, teacher = logits
+    for temperature in (1.0, 2.0):
+        parts = topk(teacher, 5, temperature)
+        ours = losses.topk_kl(student, *parts, temperature=temperature, chunk=4)
+        same(ours, plain_topk(student, *parts, temperature), student)
+
+
+def test_topk_of_everything_is_the_full_kl_and_less_is_a_lower_bound(logits):
+    student, teacher = logits
+    same(losses.topk_kl(student, *topk(teacher, VOCABULARY)), losses.kl(student, teacher), student)
+    values = [losses.topk_kl(student, *topk(teacher, k)).item() for k in (1, 5, 20, VOCABULARY)]
+    assert values == sorted(values)
+    assert values[0] < values[-1]
+
+
+def test_topk_targets_of_counted_tokens_or_of_all(logits):
+    student, teacher = logits
+    mask = torch.arange(TOKENS) % 2 == 0
+    all_rows = topk(teacher, 5)
+    counted = [part[mask] for part in all_rows]
+    want = losses.topk_kl(student[mask], *counted)
+    same(losses.topk_kl(student, *counted, mask, chunk=3), want, student)
+    same(losses.topk_kl(student, *all_rows, mask, chunk=3), losses.topk_kl(student[mask], *counted), student)
+
+
+# ----------------------------------------------------------------------------------------------- through heads
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_kl_from_hidden_equals_kl_of_the_logits(direction, softcap):
+    head_s, head_t = nn.Linear(6, VOCABULARY + 4), nn.Linear(9, VOCABULARY, bias=False)
+    hidden_s, hidden_t = torch.randn(TOKENS, 6, requires_grad=True), torch.randn(TOKENS, 9)
+    mask = torch.rand(TOKENS) > 0.3
+
+    def cap(x):
+        return x if softcap is None else softcap * torch.tanh(x / softcap)
+
+    ours = losses.kl_from_hidden(
+        hidden_s, head_s, hidden_t, head_t, mask, temperature=2, direction=direction, softcap=softcap, chunk=4
+    )
+    plain = plain_kl(cap(head_s(hidden_s))[:, :VOCABULARY], cap(head_t(hidden_t)).detach(), mask, 2, direction)
+    same(0.5 * ours, 0.5 * plain, hidden_s, head_s.weight, head_s.bias)
+
+
+def test_kl_from_hidden_gradcheck():
+    hidden = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    hidden_t, weight_t = torch.randn(4, 5, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
+    for softcap in (None, 2.0):
+        assert torch.autograd.gradcheck(
+            lambda h, w, c=softcap: losses.kl_from_hidden(h, w, hidden_t, weight_t, chunk=3, softcap=c),
+            (hidden, weight),
+        )
+
+
+def test_head_walk_blocks_of_the_vocabulary(monkeypatch):
+    monkeypatch.setattr(losses, "_HEAD_BLOCK", 10)
+    head = nn.Linear(6, VOCABULARY)
+    hidden = torch.randn(TOKENS, 6)
+    labels = torch.randint(VOCABULARY, (TOKENS,))
+    same(
+        losses.cross_entropy_from_hidden(hidden, head, labels, chunk=4),
+        F.cross_entropy(head(hidden), labels, reduction="sum"),
+        head.weight,
+        head.bias,
+    )
+
+
+def test_frozen_head_and_no_grad_compute_no_gradient():
+    head, hidden = nn.Linear(6, VOCABULARY).requires_grad_(False), torch.randn(TOKENS, 6, requires_grad=True)
+    loss = losses.kl_from_hidden(hidden, head, torch.randn(TOKENS, 6), head)
+    loss.backward()
+    assert hidden.grad is not None
+    assert head.weight.grad is None
+    with torch.no_grad():
+        quiet = losses.kl_from_hidden(hidden, head, torch.randn(TOKENS, 6), head)
+    assert not quiet.requires_grad
+
+
+def test_from_hidden_under_bf16_autocast():
+    head, hidden = nn.Linear(6, VOCABULARY), torch.randn(TOKENS, 6, requires_grad=True)
+    labels = torch.randint(VOCABULARY, (TOKENS,))
+    plain = F.cross_entropy(head(hidden), labels, reduction="sum")
+    want = gradient(plain, hidden, head.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = losses.cross_entropy_from_hidden(hidden, head, labels)
+    assert ours.dtype == torch.float32
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-2)
+    for mine, theirs in zip(gradient(ours, hidden, head.weight), want, strict=True):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, rtol=5e-2, atol=5e-2)
+
+
+# ----------------------------------------------------------------------------------------------- cross-entropy
+
+
+def test_cross_entropy_equals_torch(logits):
+    student, _ = logits
+    labels = torch.randint(VOCABULARY, (TOKENS,))
+    labels[::4] = -100
+    same(
+        losses.cross_entropy(student, labels, chunk=5),
+        F.cross_entropy(student, labels, ignore_index=-100, reduction="sum"),
+        student,
+    )
+
+
+def test_next_tokens_shift_and_skip_padding():
+    ids = torch.tensor([[5, 6, 7, 0], [0, 8, 9, 3]])
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
+    assert losses.next_tokens(ids, mask).tolist() == [[6, 7, -100, -100], [-100, 9, 3, -100]]
+    assert losses.next_tokens(ids).tolist() == [[6, 7, 0, -100], [8, 9, 3, -100]]
+
+
+# ----------------------------------------------------------------------------------------------- hidden states
+
+
+def test_token_is_the_unsquared_norm_over_non_padding():
+    student, teacher = torch.randn(2, 4, 3, requires_grad=True), torch.randn(2, 4, 3)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])
+    plain = ((student - teacher).norm(dim=-1) * mask).sum()
+    same(losses.token(student, teacher, mask), plain, student)
+
+
+def test_token_is_safe_at_zero_and_its_gradient_has_length_one_elsewhere():
+    teacher = torch.randn(5, 3)
+    student = teacher.clone()
+    student[0] += 2.0
+    student.requires_grad_()
+    part = gradient(losses.token(student, teacher), student)[0]
+    assert part[1:].abs().sum() == 0
+    assert part[0].norm().item() == pytest.approx(1.0)
+
+
+def test_cosine_and_mse_with_projection():
+    project = nn.Linear(3, 5, bias=False)
+    student, teacher = torch.randn(2, 4, 3, requires_grad=True), torch.randn(2, 4, 5)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]]).bool()
+    lifted = project(student)[mask]
+    target = teacher[mask]
+    same(
+        losses.cosine(student, teacher, mask, project=project),
+        (1 - (lifted * target).sum(-1) / lifted.norm(dim=-1) / target.norm(dim=-1)).sum(),
+        student,
+        project.weight,
+    )
+    same(
+        losses.mse(student, teacher, mask, project=project),
+        ((project(student)[mask] - target) ** 2).sum() / 5,
+        student,
+        project.weight,
+    )
+
+
+def test_hidden_losses_ignore_nan_in_padding():
+    student, teacher = torch.randn(4, 3), torch.randn(4, 3)
+    student[3] = math.nan
+    student.requires_grad_()
+    mask = torch.tensor([1, 1, 1, 0])
+    for loss in (losses.token, losses.cosine, losses.mse):
+        value = loss(student, teacher, mask)
+        assert value.isfinite()
+        assert gradient(value, student)[0].isfinite().all()
+
+
+def test_cosine_of_a_zero_row_is_finite():
+    student = torch.zeros(1, 4, requires_grad=True)
+    value = losses.cosine(student, torch.ones(1, 4))
+    assert value == 1
+    assert gradient(value, student)[0].isfinite().all()
+
+
+def test_relational_is_zero_for_a_rotation_and_equals_the_plain_formula():
+    student, teacher = torch.randn(6, 4, requires_grad=True), torch.randn(6, 8)
+    rotation = torch.linalg.qr(torch.randn(8, 8))[0]
+    assert losses.relational(3 * teacher @ rotation, teacher).item() == pytest.approx(0, abs=1e-4)
+
+    def rows(x):
+        unit = x / x.norm(dim=-1, keepdim=True)
+        logits = (unit @ unit.T / 0.1).masked_fill(torch.eye(6, dtype=torch.bool), -1e9)
+        return F.softmax(logits, -1)
+
+    p, q = rows(teacher), rows(student)
+    plain = torch.where(p > 0, p * (p / q).log(), 0).nan_to_num().sum()
+    ours = losses.relational(student, teacher, temperature=0.1)
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-4)
+    assert gradient(ours, student)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda s, t: losses.kl(s, t[:-1]), "not of the same tokens"),
+        (lambda s, t: losses.kl(s, t, torch.ones(3)), "mask has 3 entries"),
+        (lambda s, t: losses.kl(s, t, temperature=0), "temperature=0"),
+        (lambda s, t: losses.kl(s, t, direction="sideways"), "'forward' or 'reverse'"),
+        (lambda s, t: losses.kl(s, t, chunk=0), "at least 1 token"),
+        (lambda s, t: losses.jensen_shannon(s, t, weight=1.0), "between 0 and 1"),
+        (lambda s, t: losses.topk_kl(s, *(x[:4] for x in topk(t, 3))), "one row per token"),
+        (lambda s, t: losses.cosine(s, t[:, :9]), "project=nn.Linear"),
+        (lambda s, t: losses.relational(s[:2], t[:2]), "at least 3"),
+    ],
+)
+def test_bad_input_is_named(logits, call, words):
+    with pytest.raises(InputError, match=words):
+        call(*logits)
