@@ -1,1 +1,36 @@
-"""WHAT is pruned: one kind of thing per file, with `units(...)` and `cut(selection)`."""
+"""WHAT is pruned: one kind of thing per file, with `units(...)` and `cut(selection)`.
+
+Names are loaded on first use, so that importing this package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur.subjects.decoder import Decoder as Decoder
+    from secateur.subjects.encoder import Encoder as Encoder
+    from secateur.subjects.loading import load as load
+    from secateur.subjects.loading import open_subject as open_subject
+    from secateur.subjects.transformer import Consumer as Consumer
+    from secateur.subjects.transformer import Output as Output
+    from secateur.subjects.transformer import Transformer as Transformer
+
+_PLACES = {
+    "Consumer": "transformer",
+    "Decoder": "decoder",
+    "Encoder": "encoder",
+    "Output": "transformer",
+    "Transformer": "transformer",
+    "load": "loading",
+    "open_subject": "loading",
+}
+
+__all__ = ["Consumer", "Decoder", "Encoder", "Output", "Transformer", "load", "open_subject"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -1,0 +1,304 @@
+"""What each family of transformers is made of, as data.
+
+A family is a table: module -> the axes of its weight. From this one table follow the cut (which rows and
+columns stay), the silenced reference, exact parameter, byte, FLOP and cache costs, and the modelling file that
+travels with a heterogeneous result. A new family is one more table, not a class.
+
+An axis is written as
+
+    ""           fixed: never cut (vocabulary, positions, labels)
+    "channels"   the residual stream
+    "neurons"    FFN neurons
+    "heads*"     query heads, `head_dim` rows each
+    "kv*"        key/value heads, `head_dim` rows each (the query heads themselves where there are no groups)
+    "a+b"        the parts one after the other, as in a fused projection
+
+A bias follows the output axis of its weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+__all__ = ["FAMILIES", "Block", "Family", "find"]
+
+Axes = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """An attention or FFN sub-block; names are relative to the layer.
+
+    module: what is called on the hidden states; out: the linear back into the residual stream (inside `module`
+    or after it); tensors: module -> axes; before, after: norms which serve this sub-block alone and leave with it
+    (`after` stays where `out` has a bias, for the bias passes through it).
+    """
+
+    module: str
+    out: str
+    tensors: Mapping[str, Axes]
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model type; names are relative to the base model (`model.base_model`), task heads to the model."""
+
+    model_type: str
+    kind: Literal["encoder", "decoder"]
+    layers: str
+    attention: Block
+    ffn: Block
+    shared: Mapping[str, Axes]
+    """Embeddings, final norm, pooler and task heads."""
+    layer: Mapping[str, Axes] = field(default_factory=dict)
+    """What belongs to a layer but to neither sub-block (the LayerNorms of a post-norm layer)."""
+    per_sequence: tuple[str, ...] = ()
+    """Shared linears that run once per sequence, not per token."""
+    neurons: str = "intermediate_size"
+    """The config's name for the FFN width."""
+    states_head_dim: bool = True
+    """The config may state head_dim; otherwise head_dim is always hidden_size / heads."""
+    heads_divide: bool = False
+    """The config class refuses head counts that do not divide hidden_size."""
+    conv1d: bool = False
+    """Weights are stored [in, out] (GPT-2)."""
+    norm_offset: float = 0.0
+    """The norm multiplies by offset + weight (1 in Gemma)."""
+    scaled_embedding: bool = False
+    """Embeddings are multiplied by sqrt(hidden_size)."""
+    qk_norms: tuple[str, ...] = ()
+    """Projections whose output is RMS-normalised per head, with the config's one epsilon."""
+    own_config: bool = False
+    """The attention reads head counts from its config in every forward pass (Phi-3)."""
+    notes: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """What the travelling modelling file needs, as a literal."""
+        data = asdict(self)
+        return {name: data[name] for name in ("layers", "attention", "ffn", "neurons", "conv1d", "own_config")}
+
+
+_CHANNELS: Axes = ("channels",)
+_TABLE: Axes = ("", "channels")
+_SQUARE: Axes = ("channels", "channels")
+_IN: Axes = ("neurons", "channels")
+_OUT: Axes = ("channels", "neurons")
+_HEADS: Axes = ("heads*", "channels")
+_KV: Axes = ("kv*", "channels")
+_HEADS_OUT: Axes = ("channels", "heads*")
+
+
+# ------------------------------------------------------------------------------------------------- encoders
+
+_BERT_ATTENTION = Block(
+    module="attention.self",
+    out="attention.output.dense",
+    tensors={
+        "attention.self.query": _HEADS,
+        "attention.self.key": _HEADS,
+        "attention.self.value": _HEADS,
+        "attention.output.dense": _HEADS_OUT,
+    },
+)
+_BERT_FFN = Block(
+    module="intermediate",
+    out="output.dense",
+    tensors={"intermediate.dense": _IN, "output.dense": _OUT},
+)
+_BERT_LAYER = {"attention.output.LayerNorm": _CHANNELS, "output.LayerNorm": _CHANNELS}
+_BERT_SHARED = {
+    "embeddings.word_embeddings": _TABLE,
+    "embeddings.position_embeddings": _TABLE,
+    "embeddings.token_type_embeddings": _TABLE,
+    "embeddings.LayerNorm": _CHANNELS,
+    "pooler.dense": _SQUARE,
+    "classifier": _TABLE,
+    "qa_outputs": _TABLE,
+}
+
+_BERT = Family(
+    "bert",
+    "encoder",
+    layers="encoder.layer",
+    attention=_BERT_ATTENTION,
+    ffn=_BERT_FFN,
+    layer=_BERT_LAYER,
+    shared=_BERT_SHARED
+    | {
+        "cls.predictions.transform.dense": _SQUARE,
+        "cls.predictions.transform.LayerNorm": _CHANNELS,
+        "cls.predictions.decoder": _TABLE,
+        "cls.predictions": ("",),
+        "cls.seq_relationship": _TABLE,
+    },
+    per_sequence=("pooler.dense", "classifier", "cls.seq_relationship"),
+    states_head_dim=False,
+)
+
+_ROBERTA = Family(
+    "roberta",
+    "encoder",
+    layers="encoder.layer",
+    attention=_BERT_ATTENTION,
+    ffn=_BERT_FFN,
+    layer=_BERT_LAYER,
+    shared=_BERT_SHARED
+    | {
+        "classifier.dense": _SQUARE,
+        "classifier.out_proj": _TABLE,
+        "lm_head.dense": _SQUARE,
+        "lm_head.layer_norm": _CHANNELS,
+        "lm_head.decoder": _TABLE,
+        "lm_head": ("",),
+    },
+    per_sequence=("pooler.dense", "classifier", "classifier.dense", "classifier.out_proj"),
+    states_head_dim=False,
+)
+
+_DISTILBERT = Family(
+    "distilbert",
+    "encoder",
+    layers="transformer.layer",
+    attention=Block(
+        module="attention",
+        out="attention.out_lin",
+        tensors={
+            "attention.q_lin": _HEADS,
+            "attention.k_lin": _HEADS,
+            "attention.v_lin": _HEADS,
+            "attention.out_lin": _HEADS_OUT,
+        },
+    ),
+    ffn=Block(module="ffn", out="ffn.lin2", tensors={"ffn.lin1": _IN, "ffn.lin2": _OUT}),
+    layer={"sa_layer_norm": _CHANNELS, "output_layer_norm": _CHANNELS},
+    shared={
+        "embeddings.word_embeddings": _TABLE,
+        "embeddings.position_embeddings": _TABLE,
+        "embeddings.LayerNorm": _CHANNELS,
+        "pre_classifier": _SQUARE,
+        "classifier": _TABLE,
+        "qa_outputs": _TABLE,
+        "vocab_transform": _SQUARE,
+        "vocab_layer_norm": _CHANNELS,
+        "vocab_projector": _TABLE,
+    },
+    per_sequence=("pre_classifier", "classifier"),
+    neurons="hidden_dim",
+    states_head_dim=False,
+)
+
+
+# ------------------------------------------------------------------------------------------------- decoders
+
+_GPT2 = Family(
+    "gpt2",
+    "decoder",
+    layers="h",
+    attention=Block(
+        module="attn",
+        out="attn.c_proj",
+        tensors={"attn.c_attn": ("channels", "heads*+heads*+heads*"), "attn.c_proj": ("heads*", "channels")},
+        before=("ln_1",),
+    ),
+    ffn=Block(
+        module="mlp",
+        out="mlp.c_proj",
+        tensors={"mlp.c_fc": ("channels", "neurons"), "mlp.c_proj": ("neurons", "channels")},
+        before=("ln_2",),
+    ),
+    shared={"wte": _TABLE, "wpe": _TABLE, "ln_f": _CHANNELS, "lm_head": _TABLE, "score": _TABLE, "qa_outputs": _TABLE},
+    neurons="n_inner",
+    states_head_dim=False,
+    conv1d=True,
+)
+
+_LLAMA_SHARED = {
+    "embed_tokens": _TABLE,
+    "norm": _CHANNELS,
+    "lm_head": _TABLE,
+    "score": _TABLE,
+    "qa_outputs": _TABLE,
+}
+_LLAMA_QKVO = {
+    "self_attn.q_proj": _HEADS,
+    "self_attn.k_proj": _KV,
+    "self_attn.v_proj": _KV,
+    "self_attn.o_proj": _HEADS_OUT,
+}
+_QK_NORMS: dict[str, Axes] = {"self_attn.q_norm": ("",), "self_attn.k_norm": ("",)}
+_GATED = {"mlp.gate_proj": _IN, "mlp.up_proj": _IN, "mlp.down_proj": _OUT}
+
+
+def _llama(model_type: str, *, qk_norms: bool = False, sandwich: bool = False, **more: Any) -> Family:
+    """A pre-norm decoder with separate projections; `sandwich` has norms after the sub-blocks too (Gemma)."""
+    return Family(
+        model_type,
+        "decoder",
+        layers="layers",
+        attention=Block(
+            module="self_attn",
+            out="self_attn.o_proj",
+            tensors=_LLAMA_QKVO | (_QK_NORMS if qk_norms else {}),
+            before=("input_layernorm",),
+            after=("post_attention_layernorm",) if sandwich else (),
+        ),
+        ffn=Block(
+            module="mlp",
+            out="mlp.down_proj",
+            tensors=_GATED,
+            before=("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm",),
+            after=("post_feedforward_layernorm",) if sandwich else (),
+        ),
+        shared=_LLAMA_SHARED,
+        qk_norms=("self_attn.q_proj", "self_attn.k_proj") if qk_norms else (),
+        **more,
+    )
+
+
+_PHI3 = Family(
+    "phi3",
+    "decoder",
+    layers="layers",
+    attention=Block(
+        module="self_attn",
+        out="self_attn.o_proj",
+        tensors={"self_attn.qkv_proj": ("heads*+kv*+kv*", "channels"), "self_attn.o_proj": _HEADS_OUT},
+        before=("input_layernorm",),
+    ),
+    ffn=Block(
+        module="mlp",
+        out="mlp.down_proj",
+        tensors={"mlp.gate_up_proj": ("neurons+neurons", "channels"), "mlp.down_proj": _OUT},
+        before=("post_attention_layernorm",),
+    ),
+    shared=_LLAMA_SHARED,
+    own_config=True,
+)
+
+_GEMMA: dict[str, Any] = {"sandwich": True, "norm_offset": 1.0, "scaled_embedding": True, "heads_divide": True}
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        _BERT,
+        _ROBERTA,
+        _DISTILBERT,
+        _GPT2,
+        _llama("llama", heads_divide=True),
+        _llama("mistral"),
+        _llama("qwen2"),
+        _llama("qwen3", qk_norms=True),
+        _llama("gemma2", **_GEMMA),
+        _llama("gemma3_text", qk_norms=True, **_GEMMA),
+        _PHI3,
+    )
+}
+
+
+def find(model_type: str) -> Family | None:
+    """The family of a config's `model_type`, if it is known."""
+    return FAMILIES.get(model_type)
