@@ -1,0 +1,49 @@
+"""Learning rates: a linear warm-up, then cosine, linear or constant, down to a floor."""
+
+from __future__ import annotations
+
+import math
+
+from secateur.errors import InputError
+
+__all__ = ["learning_rate", "warmup_steps"]
+
+
+def learning_rate(
+    step: int,
+    *,
+    steps: int,
+    lr: float,
+    warmup: float = 0.05,
+    schedule: str = "cosine",
+    min_lr: float = 0.0,
+) -> float:
+    """Learning rate of step `step` (0 is the first) out of `steps`.
+
+    Warm-up of w steps: ``lr (step + 1) / w``. Then with ``x = (step - w) / (steps - w)``:
+
+    - cosine: ``min_lr + (lr - min_lr) (1 + cos(pi x)) / 2`` (Loshchilov and Hutter, arXiv 1608.03983, without restarts)
+    - linear: ``lr + (min_lr - lr) x``
+    - constant: ``lr``
+
+    `warmup` below 1 is a share of all steps, otherwise a number of steps. Raises `InputError` for an unknown schedule
+    or a floor above `lr`.
+    """
+    if schedule not in ("cosine", "linear", "constant"):
+        raise InputError(f"schedule={schedule!r}: give 'cosine', 'linear' or 'constant'")
+    if not 0 <= min_lr <= lr:
+        raise InputError(f"min_lr={min_lr}: give a floor between 0 and lr={lr}")
+    first = warmup_steps(steps, warmup)
+    if step < first:
+        return lr * (step + 1) / first
+    done = (step - first) / max(1, steps - first)
+    if schedule == "cosine":
+        return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * done)) / 2
+    return lr + (min_lr - lr) * done if schedule == "linear" else lr
+
+
+def warmup_steps(steps: int, warmup: float) -> int:
+    """Steps of warm-up: a share of `steps` when `warmup` is below 1, otherwise that many."""
+    if warmup < 0 or warmup > steps:
+        raise InputError(f"warmup={warmup}: give a share from 0 to 1 or at most steps={steps}")
+    return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
