@@ -1,0 +1,64 @@
+"""Magnitude: how large a unit's weights are. Needs no data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError
+from secateur.score.hooks import finite, module_at
+
+__all__ = ["Columns", "consumer_weight", "groups", "norm"]
+
+
+class Columns(Protocol):
+    """A linear whose input columns are a site's units: unit u owns columns [u * block, (u + 1) * block)."""
+
+    @property
+    def module(self) -> str:
+        """Path of the linear in the model."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Columns per unit."""
+        ...
+
+    @property
+    def conv1d(self) -> bool:
+        """True where the weight is stored [d_in, d_out] (GPT-2's Conv1D)."""
+        ...
+
+
+def norm(weight: Tensor, *, block: int = 1, p: float = 2.0, dim: int = 1) -> Tensor:
+    """Float32 [count]: (sum |w|^p)^(1/p) over the slices of each unit.
+
+    weight: [d_out, d_in] or any shape; a unit is `block` neighbouring indices along `dim` (input columns: 1).
+    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (p = 1).
+    """
+    slices = weight.detach().float().movedim(dim, 0)
+    if slices.shape[0] % block:
+        raise InputError(f"dimension {dim} of shape {tuple(weight.shape)} does not divide into blocks of {block}")
+    norms: Tensor = torch.linalg.vector_norm(slices.reshape(slices.shape[0] // block, -1), ord=p, dim=1)
+    return norms
+
+
+def groups(model: nn.Module, consumers: Mapping[str, Columns], *, p: float = 2.0) -> dict[str, Tensor]:
+    """Site -> [count]: `norm` of the consumer columns of each unit."""
+    return {
+        site: finite(
+            site, norm(consumer_weight(model, consumer), block=consumer.block, p=p, dim=0 if consumer.conv1d else 1)
+        )
+        for site, consumer in consumers.items()
+    }
+
+
+def consumer_weight(model: nn.Module, consumer: Columns) -> nn.Parameter:
+    """The consumer's weight as it is stored: [d_out, d_in], or [d_in, d_out] where `conv1d`."""
+    weight = getattr(module_at(model, consumer.module), "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+        raise InputError(f"module {consumer.module!r} has no weight matrix: a consumer is a linear layer")
+    return weight
