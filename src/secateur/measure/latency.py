@@ -1,0 +1,252 @@
+"""How long it takes: medians, before against after in alternating pairs, and ZipLM's table of sub-block times.
+
+Why medians. On a shared or virtual machine the disturbance of a run is one-sided and comes in bursts (a neighbour takes
+the core, the clock drops). The mean follows the bursts. The least time is free of them, but falls with the number of
+runs, depends on the luckiest clock, and says what the machine can do rather than what it does. The median stands
+still until half of the runs are disturbed, and has an exact distribution-free interval. What a median does not cure is
+drift, so whatever is compared is timed in turns: in pairs A B, B A, ... for two models (`compare`), in rounds over all
+levels for a table (`table`), and only figures of one turn are set against each other.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from scipy.optimize import isotonic_regression
+
+from secateur.errors import MeasurementError
+from secateur.measure.statistics import median_interval
+from secateur.vocabulary import Figure
+
+__all__ = ["Comparison", "Environment", "compare", "interleaved", "median_time", "monotone", "table"]
+
+Key = TypeVar("Key", bound=Hashable)
+Run = Callable[[], Any]
+
+SHORTEST = 2e-4
+"""Seconds. A shorter sample is repeated inside the clock until it is as long: reading the clock itself costs 1e-7."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Where a latency holds: another batch, length, thread count or device is another question.
+
+    >>> with Environment(batch=1, length=16, threads=1).active():
+    ...     torch.get_num_threads()
+    1
+    """
+
+    batch: int = 1
+    length: int = 128
+    threads: int | None = None
+    """Threads of one operation; None leaves torch's own number."""
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    @contextmanager
+    def active(self) -> Iterator[Environment]:
+        """Inference mode with this thread count; both are restored at the end, also after an error."""
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise MeasurementError(f"device {self.device!r} was asked for, but torch sees no CUDA device: use cpu")
+        before = torch.get_num_threads()
+        try:
+            if self.threads is not None:
+                torch.set_num_threads(self.threads)
+            with torch.inference_mode():
+                yield self
+        finally:
+            torch.set_num_threads(before)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data, with the thread count that really holds."""
+        return {**asdict(self), "threads": self.threads or torch.get_num_threads()}
+
+    def __str__(self) -> str:
+        described = self.describe()
+        return f"batch {self.batch} x {self.length} tokens, {described['threads']} threads, {self.device}, {self.dtype}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two things timed in turns. `speedup` is the median of the pairs' before / after, above 1 when after is faster."""
+
+    before: Figure
+    after: Figure
+    speedup: Figure
+
+    @property
+    def faster(self) -> bool:
+        """True when the whole interval of the speedup lies above 1: faster beyond what the clock's noise could make."""
+        return self.speedup.low is not None and self.speedup.low > 1.0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No garbage collection while the clock runs: a collection in one of the samples would be taken for the model."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _seconds(run: Run, device: str, repeats: int = 1) -> float:
+    """Seconds of one call. CUDA returns before it has worked, so it is waited for on both sides of the clock."""
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    if cuda:
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _warm(run: Run, device: str, warmup: int) -> int:
+    """Call `run` until caches and lazy set-up are done; how many calls make a sample long enough to read."""
+    last = [_seconds(run, device) for _ in range(max(1, warmup))]
+    return max(1, math.ceil(SHORTEST / max(min(last), 1e-9)))
+
+
+def median_time(
+    fn: Run, *, warmup: int = 5, runs: int = 30, min_seconds: float = 0.0, device: str = "cpu", confidence: float = 0.95
+) -> Figure:
+    """Median seconds of one call, with its interval: `runs` samples, more until `min_seconds` have been timed."""
+    samples: list[float] = []
+    with _quiet():
+        repeats = _warm(fn, device, warmup)
+        while len(samples) < runs or sum(samples) * repeats < min_seconds:
+            samples.append(_seconds(fn, device, repeats))
+    return median_interval(samples, confidence=confidence, unit="s")
+
+
+def compare(
+    before: Run,
+    after: Run,
+    *,
+    pairs: int = 20,
+    warmup: int = 5,
+    device: str = "cpu",
+    confidence: float = 0.95,
+    resolution: float = 0.05,
+    most: int | None = None,
+) -> Comparison:
+    """Time two callables in turns and say how much faster the second is, or refuse.
+
+    Pairs are timed as A B, B A, A B, ...: the two of a pair stand next to each other, so that drift hits both, and
+    neither is always first. The speedup is the median of the pairs' ratios with its distribution-free interval.
+    While half of that interval is wider than `resolution` of the speedup, the number of pairs is doubled, up to `most`
+    (default 8 x `pairs`); all pairs count, none is thrown away.
+
+    Raises `MeasurementError` when the interval is too wide even then: the clock can't tell.
+    """
+    if pairs < 6:
+        raise MeasurementError(f"{pairs} pairs were asked for: an interval needs at least 6, 20 are usual")
+    most = max(8 * pairs if most is None else most, pairs)
+    a: list[float] = []
+    b: list[float] = []
+    with _quiet():
+        repeats = _warm(before, device, warmup), _warm(after, device, warmup)
+        wanted = pairs
+        while True:
+            while len(a) < wanted:
+                if len(a) % 2:
+                    b.append(_seconds(after, device, repeats[1]))
+                    a.append(_seconds(before, device, repeats[0]))
+                else:
+                    a.append(_seconds(before, device, repeats[0]))
+                    b.append(_seconds(after, device, repeats[1]))
+            speedup = median_interval(np.divide(a, b), confidence=confidence, unit="x")
+            noise = _half_width(speedup)
+            if noise <= resolution:
+                break
+            if len(a) >= most:
+                raise MeasurementError(
+                    f"the clock is too noisy to tell: after {len(a)} pairs the speedup is {speedup.value:.3g}x "
+                    f"+-{noise:.0%}, wanted +-{resolution:.0%}; stop other work on this machine, use fewer threads "
+                    f"than cores, or allow more pairs"
+                )
+            wanted = min(2 * len(a), most)
+    return Comparison(
+        median_interval(a, confidence=confidence, unit="s"),
+        median_interval(b, confidence=confidence, unit="s"),
+        speedup,
+    )
+
+
+def _half_width(figure: Figure) -> float:
+    """Half of the interval as a share of the value."""
+    if figure.low is None or figure.high is None:
+        return math.inf
+    return (figure.high - figure.low) / 2.0 / abs(figure.value)
+
+
+def interleaved(
+    probes: Mapping[Key, Run], *, rounds: int = 30, warmup: int = 3, device: str = "cpu", progress: bool = False
+) -> dict[Key, Figure]:
+    """Median seconds of each probe, timed in rounds over all of them, there and back again.
+
+    Each round is divided by its own pace before the medians are taken, so that slow rounds (a neighbour, a lower clock)
+    weigh the same on every probe: with t[r, k] the time of probe k in round r and m[k] its median over rounds,
+    pace[r] = median_k t[r, k] / m[k], and the result is the median over r of t[r, k] / pace[r].
+    One call is one sample: between two calls of a probe all the others have run, so its weights come from memory as
+    they do inside a model, not from a cache warmed by the call before.
+    """
+    if not probes:
+        raise MeasurementError("no probes to time: give at least one level and its callable")
+    names = list(probes)
+    times = np.empty((rounds, len(names)))
+    with _quiet():
+        for name in names:
+            _warm(probes[name], device, warmup)
+        for r in _counted(rounds, "timing", progress):
+            for k in range(len(names)) if r % 2 == 0 else reversed(range(len(names))):
+                times[r, k] = _seconds(probes[names[k]], device)
+    medians = np.maximum(np.median(times, axis=0), 1e-12)
+    pace = np.median(times / medians, axis=1, keepdims=True)
+    return {name: median_interval(column, unit="s") for name, column in zip(names, (times / pace).T, strict=True)}
+
+
+def _counted(rounds: int, what: str, progress: bool) -> Iterator[int]:
+    if not progress:
+        yield from range(rounds)
+        return
+    from rich.progress import track
+
+    yield from track(range(rounds), description=what, transient=True)
+
+
+def monotone(seconds: Mapping[int, float], *, weights: Sequence[float] | None = None) -> dict[int, float]:
+    """Isotonic least squares: the nearest times, in squares, that never fall as more is kept.
+
+    min sum_k w_k (y_k - t_k)^2 subject to y_1 <= y_2 <= ... in order of the level, by pooling adjacent violators.
+    A table with dips would sell a solver more units for less time than fewer units cost.
+
+    Source: R. E. Barlow et al., Statistical Inference under Order Restrictions (1972), section 1.2.
+    """
+    levels = sorted(seconds)
+    fitted = isotonic_regression([seconds[level] for level in levels], weights=weights).x
+    return {level: float(value) for level, value in zip(levels, fitted, strict=True)}
+
+
+def table(
+    probes: Mapping[int, Run], *, rounds: int = 30, warmup: int = 3, device: str = "cpu", progress: bool = False
+) -> dict[int, float]:
+    """Level (kept count) -> seconds, ascending, and never less for more: `interleaved` medians made `monotone`.
+
+    Source: Kurtic et al., ZipLM (arXiv 2302.04089), the latency table of its inference environment.
+    """
+    medians = interleaved(probes, rounds=rounds, warmup=warmup, device=device, progress=progress)
+    return monotone({level: figure.value for level, figure in medians.items()})

@@ -1,0 +1,102 @@
+"""How much memory a call takes at its highest point."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from secateur.vocabulary import Figure
+
+__all__ = ["Peak", "peak"]
+
+_PROC = Path("/proc/self")
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """What a call held at its highest point, in bytes, and what it returned."""
+
+    extra: float
+    """Above what was held when the call began: the call's own need."""
+    total: float
+    """Of the whole process (or of this process on the CUDA device)."""
+    result: Any = None
+
+    @property
+    def figure(self) -> Figure:
+        """`extra` as a figure."""
+        return Figure(self.extra, unit="B")
+
+
+def peak(fn: Callable[[], Any], *, device: str = "cpu") -> Peak:
+    """Peak memory of `fn()`.
+
+    On CUDA: `torch.cuda.max_memory_allocated`. On Linux: the kernel's own high-water mark of resident memory (VmHWM),
+    reset through /proc/self/clear_refs, which misses nothing between two looks. Elsewhere, and where the kernel does
+    not allow the reset: resident memory sampled each millisecond, which can miss a shorter spike.
+    Memory that the process already held and only reused is not seen, so free blocks are given back first.
+    """
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        start = float(torch.cuda.memory_allocated(device))
+        result = fn()
+        torch.cuda.synchronize(device)
+        total = float(torch.cuda.max_memory_allocated(device))
+        return Peak(max(total - start, 0.0), total, result)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc; elsewhere free blocks stay where they are
+    if _reset_high_water():
+        start = _status("VmRSS")
+        result = fn()
+        total = _status("VmHWM")
+        return Peak(max(total - start, 0.0), total, result)
+    return _sampled(fn)
+
+
+def _reset_high_water() -> bool:
+    """Set VmHWM back to the present resident size; False where the kernel does not offer it."""
+    try:
+        (_PROC / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(field: str) -> float:
+    for line in (_PROC / "status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return float(line.split()[1]) * 1024.0
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def _sampled(fn: Callable[[], Any], interval: float = 1e-3) -> Peak:
+    process = psutil.Process()
+    start = float(process.memory_info().rss)
+    highest = [start]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(interval):
+            highest.append(max(highest.pop(), float(process.memory_info().rss)))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        result = fn()
+        total = max(highest[-1], float(process.memory_info().rss))
+    finally:
+        done.set()
+        watcher.join()
+    return Peak(max(max(total, highest[-1]) - start, 0.0), max(total, highest[-1]), result)

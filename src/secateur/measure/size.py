@@ -1,0 +1,147 @@
+"""How large a model is: parameters, bytes of its weight files, FLOPs of a real batch, bytes of a real KV cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateur.errors import MeasurementError, ModelError, UnsupportedError
+
+__all__ = ["bytes_on_disk", "flops", "kv_cache_bytes", "parameters", "training_flops"]
+
+WEIGHTS = (".safetensors", ".gguf", ".onnx", ".pt2", ".bin", ".pt", ".pth")
+"""Weight files by what they end in, the preferred form first: a folder with two forms is counted once."""
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters of `model`, tied ones counted once: {"params": all, "embedding_params": of tables and LM head}.
+
+    Embedding parameters are the weights of every `nn.Embedding` (words, positions, types) and of the output
+    embedding (LM head) where the model has one: params - embedding_params is the "non-embedding" size of papers.
+    """
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    outputs = getattr(model, "get_output_embeddings", lambda: None)()
+    embedding = {
+        id(p): p.numel()
+        for m in [*tables, *([outputs] if isinstance(outputs, nn.Module) else [])]
+        for p in m.parameters()
+    }
+    return {"params": sum(p.numel() for p in model.parameters()), "embedding_params": sum(embedding.values())}
+
+
+def bytes_on_disk(folder: str | Path) -> int:
+    """Bytes of the weight files of a model folder (or of one file); tokenizer, configuration and runs don't count.
+
+    Looks in the folder itself and in the module folders that a sentence-transformers `modules.json` names.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return folder.stat().st_size
+    if not folder.is_dir():
+        raise ModelError(f"no model folder at {folder}: give the folder that holds the weights")
+    places = [folder]
+    if (folder / "modules.json").is_file():
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        places += [folder / entry["path"] for entry in modules if entry.get("path")]
+    total = 0
+    for place in places:
+        files = [path for path in place.iterdir() if path.is_file()] if place.is_dir() else []
+        forms = [[path for path in files if path.suffix == suffix] for suffix in WEIGHTS]
+        chosen = next((form for form in forms if form), [])
+        # ONNX keeps large weights in a file beside the graph, named after it.
+        graphs = tuple(path.name for path in chosen if path.suffix == ".onnx")
+        beside = [path for path in files if path not in chosen and graphs and path.name.startswith(graphs)]
+        total += sum(path.stat().st_size for path in [*chosen, *beside])
+    if total == 0:
+        raise ModelError(f"no weight files in {folder}: expected one of {', '.join('*' + s for s in WEIGHTS)}")
+    return total
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of scaled dot-product attention: 2 B H S_q S_k (d_qk + d_v); a causal mask saves none of them."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[-2] * (width + value[-1])
+
+
+# torch counts attention only by its CUDA kernels; on a CPU it would be left out silently.
+_CPU_ATTENTION: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+
+
+def flops(model: Callable[..., Any], batch: Mapping[str, Tensor]) -> float:
+    """FLOPs of one forward pass `model(**batch)`, multiply and add counted as two, by `torch.utils.flop_counter`.
+
+    Matrix products, convolutions and attention count; norms, activations and look-ups don't (well below 1 %).
+    The mode (train or eval) of a module is restored.
+    """
+    with _evaluation(model), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        model(**batch)
+    total = float(counter.get_total_flops())
+    if total == 0:
+        raise MeasurementError("the forward pass did no matrix product or convolution: pass the model and a real batch")
+    return total
+
+
+def training_flops(student: float, teacher: float = 0.0, *, steps: int = 1) -> float:
+    """FLOPs of distilling for `steps`: steps (3 F_student + F_teacher).
+
+    A forward pass costs F, its backward pass 2 F, and the teacher runs forward only. `student` and `teacher` are the
+    forward FLOPs of one step's batch, as `flops` counts them; a cached teacher costs 0.
+    """
+    return steps * (3.0 * student + teacher)
+
+
+def kv_cache_bytes(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
+    """Bytes of keys and values that stand in the cache after `model(**batch, use_cache=True)`.
+
+    Measured, not computed: sliding windows, shared and missing layers count for what they really hold.
+    """
+    with _evaluation(model), torch.no_grad():
+        try:
+            outputs = model(**batch, use_cache=True)
+        except TypeError as error:
+            raise UnsupportedError(
+                f"{type(model).__name__} takes no use_cache: only decoders keep a KV cache"
+            ) from error
+    # transformers 5.20 renamed `past_key_values`; ask for the new name first, as the old one warns.
+    cache = getattr(outputs, "cache", None)
+    cache = getattr(outputs, "past_key_values", None) if cache is None else cache
+    held = {(t.data_ptr(), tuple(t.shape)): t.numel() * t.element_size() for t in _tensors(cache)}
+    if not held:
+        raise UnsupportedError(f"{type(model).__name__} returned no KV cache: only decoders keep one")
+    return float(sum(held.values()))
+
+
+def _tensors(cache: Any) -> Iterator[Tensor]:
+    """Every stored key, value or state in a cache object (book-keeping counters have fewer than two dimensions)."""
+    if isinstance(cache, Tensor):
+        if cache.dim() >= 2 and cache.numel():
+            yield cache
+    elif isinstance(cache, Mapping):
+        for part in cache.values():
+            yield from _tensors(part)
+    elif isinstance(cache, list | tuple):
+        for part in cache:
+            yield from _tensors(part)
+    elif cache is not None and type(cache).__module__.startswith("transformers."):
+        yield from _tensors(vars(cache))
+
+
+@contextmanager
+def _evaluation(model: Any) -> Iterator[None]:
+    """A module in eval mode, each submodule back in its own mode at the end; plain callables pass through."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode

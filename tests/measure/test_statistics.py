@@ -1,0 +1,94 @@
+"""Intervals cover what they claim to cover, and say None where they can't."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from secateur.errors import MeasurementError
+from secateur.measure import statistics
+
+
+def test_median_interval_is_the_order_statistics_known_for_twenty():
+    figure = statistics.median_interval(np.arange(1, 21)[::-1], unit="s")
+    assert (figure.value, figure.low, figure.high) == (10.5, 6.0, 15.0)
+    assert (figure.unit, figure.samples) == ("s", 20)
+
+
+@pytest.mark.parametrize("n", [6, 7, 20, 51])
+def test_median_interval_has_the_widest_index_that_reaches_the_confidence(n):
+    figure = statistics.median_interval(np.arange(1, n + 1))
+    k = int(figure.low)
+    assert 1 - 2 * stats.binom.cdf(k - 1, n, 0.5) >= 0.95
+    assert 1 - 2 * stats.binom.cdf(k, n, 0.5) < 0.95
+
+
+def test_median_interval_covers_a_skewed_median_in_95_of_100():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for sample in rng.lognormal(size=(2000, 20)):
+        figure = statistics.median_interval(sample)
+        hits += figure.low <= 1.0 <= figure.high
+    assert 0.945 <= hits / 2000 <= 0.975
+
+
+def test_five_values_carry_no_95_percent_median():
+    figure = statistics.median_interval([1, 2, 3, 4, 5])
+    assert figure.value == 3
+    assert figure.low is None
+    assert figure.high is None
+
+
+def test_mean_interval_is_students():
+    values = [1.0, 2.0, 4.0]
+    figure = statistics.mean_interval(values)
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert figure.low == pytest.approx(low)
+    assert figure.high == pytest.approx(high)
+    assert statistics.mean_interval([3.0]).low is None
+
+
+def test_pairing_shows_a_gain_that_seeds_hide():
+    seeds = np.array([10.0, 20.0, 30.0, 40.0])
+    gain = np.array([0.9, 1.0, 1.1, 1.0])
+    figure = statistics.paired_difference(seeds + gain, seeds)
+    assert figure.value == pytest.approx(1.0)
+    assert figure.low > 0
+    assert stats.ttest_ind(seeds + gain, seeds).pvalue > 0.5
+
+
+def test_ratio_is_geometric_and_symmetric():
+    a, b = [2.0, 4.0, 9.0], [1.0, 2.0, 4.0]
+    forward, backward = statistics.ratio(a, b), statistics.ratio(b, a)
+    assert forward.value * backward.value == pytest.approx(1.0)
+    assert forward.low * backward.high == pytest.approx(1.0)
+
+
+def test_spearman_matches_scipy_with_ties_and_covers():
+    x, y = [1, 2, 2, 3, 5, 8, 9], [2, 1, 4, 4, 5, 9, 7]
+    figure = statistics.spearman(x, y)
+    assert figure.value == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert figure.low < figure.value < figure.high <= 1.0
+
+
+def test_proportion_stays_inside_zero_and_one():
+    figure = statistics.proportion(10, 10)
+    assert figure.value == 1.0
+    assert 0.6 < figure.low < figure.high <= 1.0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: statistics.median_interval([]),
+        lambda: statistics.mean_interval([1.0, math.nan]),
+        lambda: statistics.paired_difference([1.0, 2.0], [1.0]),
+        lambda: statistics.ratio([1.0, -1.0], [1.0, 1.0]),
+        lambda: statistics.spearman([1, 1, 1, 1], [1, 2, 3, 4]),
+        lambda: statistics.proportion(1, 0),
+    ],
+)
+def test_a_sample_that_cannot_answer_is_refused(call):
+    with pytest.raises(MeasurementError):
+        call()
