@@ -72,7 +72,7 @@ class Limit:
             return f"{self.measure}={self.value * 100:.4g}%"
         if self.measure == "latency":
             return f"latency={self.value * 1e3:.4g}ms"
-        return f"{self.measure}={self.value:.10g}"
+        return f"{self.measure}={self.value:.10g}{'B' if _UNIT_TABLES.get(self.measure) is _BYTES else ''}"
 
 
 @dataclass(frozen=True, slots=True)
