@@ -1,3 +1,86 @@
-"""secateur."""
+"""Make trained things smaller by pruning, win back what was lost by distilling, and prove it with measurements.
+
+    import secateur
+
+    secateur.run("ziplm", "path/to/model", budget="speedup=2x", data="texts.txt", out="small")
+    model = secateur.load("small")
+
+Names are loaded on first use, so that importing secateur costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from secateur.errors import SecateurError as SecateurError
+    from secateur.running import export as export
+    from secateur.running import inspect as inspect
+    from secateur.running import report as report
+    from secateur.running import run as run
+    from secateur.subjects import load as load
+    from secateur.subjects import open_subject as open_subject
+    from secateur.vocabulary import Budget as Budget
+    from secateur.vocabulary import Cut as Cut
+    from secateur.vocabulary import Evidence as Evidence
+    from secateur.vocabulary import Figure as Figure
+    from secateur.vocabulary import Recovery as Recovery
+    from secateur.vocabulary import Result as Result
+    from secateur.vocabulary import Selection as Selection
+    from secateur.vocabulary import Site as Site
+    from secateur.vocabulary import Subject as Subject
+    from secateur.vocabulary import Units as Units
+
+_PLACES = {
+    "Budget": "vocabulary",
+    "Cut": "vocabulary",
+    "Evidence": "vocabulary",
+    "Figure": "vocabulary",
+    "Recovery": "vocabulary",
+    "Result": "vocabulary",
+    "SecateurError": "errors",
+    "Selection": "vocabulary",
+    "Site": "vocabulary",
+    "Subject": "vocabulary",
+    "Units": "vocabulary",
+    "export": "running",
+    "inspect": "running",
+    "load": "subjects",
+    "open_subject": "subjects",
+    "report": "running",
+    "run": "running",
+}
+
+__all__ = [
+    "Budget",
+    "Cut",
+    "Evidence",
+    "Figure",
+    "Recovery",
+    "Result",
+    "SecateurError",
+    "Selection",
+    "Site",
+    "Subject",
+    "Units",
+    "__version__",
+    "export",
+    "inspect",
+    "load",
+    "open_subject",
+    "report",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

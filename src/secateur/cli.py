@@ -1,0 +1,362 @@
+"""The command line: flags in, one clear line out.
+
+A recipe's flags come from its signature, read without importing it; torch and all else that is slow to load is
+imported inside the commands.
+
+Exit codes: 0, all that was asked for was reached; 1, a result was made but a budget was missed or failed; 2, refused
+or stopped by an error that says what to do; 130, Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import inspect as introspection
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secateur import __version__, recipes
+from secateur.errors import InputError, SecateurError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from secateur.vocabulary import Evidence, Figure
+
+__all__ = ["main"]
+
+_SHARED = ("seed", "batch", "length", "dry_run")
+"""Options of recipes for which `run` has flags of its own."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    # Set before anything imports them: what libraries would print around our one line.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        code = typer.main.get_command(_app(given))(args=given, prog_name="secateur", standalone_mode=False)
+        return int(code or 0)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _stop("interrupted; the same command resumes where it stopped", 130, debug)
+    except SecateurError as error:
+        return _stop(str(error), error.exit_code, debug)
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _stop(_explain(error), 2, debug)
+
+
+def _explain(error: Exception) -> str:
+    from secateur.files.rundir import is_disk_full
+
+    if hasattr(error, "format_message"):  # the parser's: a wrong flag, a missing argument
+        return f"{error.format_message()} (--help shows what there is)"
+    if is_disk_full(error):
+        return "disk full: free some space and run the same command again"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return f"unexpected {type(error).__name__}: {error} (add --debug to see where)"
+
+
+def _stop(message: str, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(f"secateur: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _app(given: Sequence[str]) -> typer.Typer:
+    # The bare --help stays plain, for speed; the pages of commands are laid out by rich.
+    bare = not given or given[0].startswith("-")
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None if bare else "rich",
+        help="Make trained things smaller by pruning, win back what was lost by distilling, and prove it.",
+        epilog="--debug with any command shows where an error came from.",
+    )
+    app.callback(invoke_without_command=True)(_root)
+    app.command("list")(list_recipes)
+    app.command("show")(show)
+    app.command("run")(_run_command(_named_recipe(given)))
+    app.command("inspect")(inspect)
+    app.command("measure")(measure)
+    app.command("report")(report)
+    app.command("export")(export)
+    return app
+
+
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False) -> None:
+    if version:
+        print(f"secateur {__version__}")
+        raise typer.Exit
+
+
+# ----------------------------------------------------------------------------------------------------- recipes
+
+
+def list_recipes(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """The recipes there are."""
+    cards = recipes.cards()
+    if as_json:
+        print(json.dumps(cards, indent=1))
+        return
+    width = max(map(len, cards), default=0)
+    for name, card in cards.items():
+        print(f"{name:<{width}}  {card['family']:<9} {card['title']}")
+
+
+def show(recipe: Annotated[str, typer.Argument(help="A recipe's name.")]) -> None:
+    """A recipe's card, method and options."""
+    options = recipes.signature(recipe)
+    card = recipes.cards()[recipe]
+    width = max(map(len, card))
+    for key, value in card.items():
+        if value:
+            print(f"{key:<{width}}  {value}")
+    print(f"\n{recipes.describe(recipe).split('Args:')[0].strip()}\n\nOptions:")
+    width = max((len(option.name) for option in options), default=0)
+    for option in options:
+        print(f"  {option.name:<{width}}  {option.help} [{option.annotation}, default {option.default}]")
+
+
+# --------------------------------------------------------------------------------------------------------- run
+
+
+def _named_recipe(given: Sequence[str]) -> str | None:
+    """The recipe which a `run` command line names, so that its flags are known: the first word that is no value."""
+    words = iter(given[1:] if given and given[0] == "run" else ())
+    for word in words:
+        if not word.startswith("-"):
+            return word
+        if "=" not in word and word not in ("--dry-run", "--overwrite", "--help"):
+            next(words, None)
+    return None
+
+
+def _run_command(recipe: str | None) -> Callable[..., None]:
+    """The `run` command, with the flags of `recipe` where one is named."""
+    named = recipe in recipes.cards()
+    options = [o for o in recipes.signature(recipe) if o.name not in _SHARED] if recipe and named else []
+
+    kinds: dict[str, tuple[Any, Any]] = {
+        "recipe": (Annotated[str | None, typer.Argument(help="A recipe's name: `secateur list` shows them.")], None),
+        "model": (Annotated[str | None, typer.Argument(help="A model folder or Hub id.")], None),
+    }
+
+    def flag(name: str, kind: Any, help: str, default: Any = None, **more: Any) -> None:
+        kinds[name.replace("-", "_")] = (Annotated[kind, typer.Option(f"--{name}", help=help, **more)], default)
+
+    budget = "How much may stay: speedup=2x, params=50%, ... Give it again for one more model."
+    flag("budget", list[str] | None, budget, metavar="MEASURE=AMOUNT")
+    flag("data", str | None, "A .txt, .jsonl or .parquet file, a folder of them, or hub:owner/name.")
+    flag("out", Path | None, "The run directory, where the result will stand.")
+    flag("config", Path | None, "A run.yaml with the same keys; flags win over it.")
+    flag("dry-run", bool, "Say what would be cut and saved; train and write nothing.", False)
+    flag("overwrite", bool, "Start anew where --out holds another run.", False)
+    flag("seed", int | None, "Of everything random.")
+    flag("threads", int | None, "Of torch, also while measuring.")
+    flag("batch", int | None, "Sequences per batch of the measured environment.")
+    flag("length", int | None, "Tokens per sequence of the measured environment.")
+    for option in options:
+        name, panel = option.name.replace("_", "-"), f"Options of {recipe}"
+        help = f"{option.help} (default {option.default})".replace("[", r"\[")
+        if option.annotation == "bool":
+            both = typer.Option(f"--{name}/--no-{name}", help=help, rich_help_panel=panel)
+            kinds[option.name] = (Annotated[bool | None, both], None)
+        else:
+            # Text here; the recipe's own annotation checks it later, the same way as a value from --config.
+            flag(name, str | None, help, metavar=option.annotation, rich_help_panel=panel)
+
+    def command(**values: Any) -> None:
+        if values["recipe"]:
+            recipes.signature(values["recipe"])  # an unknown recipe is refused before its missing arguments are
+        given = {
+            key: value for key, value in values.items() if value is not None and value is not False and value != []
+        }
+        given |= {o.name: values[o.name] for o in options if o.annotation == "bool" and values[o.name] is not None}
+        given |= {o.name: _value(given[o.name], o.annotation) for o in options if isinstance(given.get(o.name), str)}
+        _run(given)
+
+    command.__signature__ = introspection.Signature(  # type: ignore[attr-defined]
+        [
+            introspection.Parameter(
+                name,
+                introspection.Parameter.KEYWORD_ONLY,
+                annotation=kind,
+                default=default,
+            )
+            for name, (kind, default) in kinds.items()
+        ]
+    )
+    command.__annotations__ = {name: kind for name, (kind, _) in kinds.items()}
+    about = recipes.describe(recipe).partition("\n\n")[0].replace("\n", " ") if recipe and named else ""
+    command.__doc__ = "Run a recipe on a model; the same command again resumes." + (
+        f"\n\n{recipe}: {about}" if about else ""
+    )
+    return command
+
+
+def _value(text: str, annotation: str) -> Any:
+    """A flag's text as YAML would give it, where the recipe's annotation is more than text."""
+    if annotation == "str" or annotation.startswith("Literal"):
+        return text
+    if any(name in annotation for name in ("Sequence", "list", "tuple")) and not text.startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None if text.lower() == "none" else text
+
+
+def _run(given: dict[str, Any]) -> None:
+    from secateur import running
+
+    config = given.pop("config", None)
+    if config is not None:
+        given = running.configured(config, given)
+    dry_run = bool(given.get("dry_run"))
+    if dry_run:
+        given.setdefault("out", "")
+    missing = [name for name in ("recipe", "model", "budget", "data", "out") if name not in given]
+    if missing:
+        flags = [name.upper() if name in ("recipe", "model") else f"--{name}" for name in missing]
+        example = "secateur run ziplm MODEL --budget speedup=2x --data texts.txt --out small"
+        raise InputError(f"run needs {', '.join(flags)}: say for example {example}")
+    console, rows = _console(), []
+    for row in running.results(**given):
+        _print_evidence(console, row)
+        rows.append(row)
+    if not dry_run:
+        console.print(f"\nresult  {given['out']}\nreport  {Path(given['out']) / 'report.html'}", highlight=False)
+        if any(row.verdict != "met" for row in rows):
+            raise typer.Exit(1)
+
+
+def _print_evidence(console: Console, row: Evidence) -> None:
+    from secateur.files.card import human
+
+    table = _table(f"{row.recipe}  {row.target}", "", "before", "after", "predicted")
+    for name in dict.fromkeys([*row.before, *row.after]):
+        columns = [human(name, part[name]) if name in part else "" for part in (row.before, row.after, row.predicted)]
+        table.add_row(name, *columns)
+    for name, figure in row.measured.items():
+        table.add_row(name, "", human(name, figure), human(name, row.predicted[name]) if name in row.predicted else "")
+    console.print(table)
+    if row.cut:
+        console.print(f"cut: {_cut(row.cut.removed)}", highlight=False)
+        for note in row.cut.notes:
+            console.print(f"note: {note}", highlight=False)
+    console.print(f"verdict: {row.verdict}", highlight=False)
+
+
+def _cut(removed: Mapping[str, tuple[int, int]]) -> str:
+    """Per kind of unit: how many of how many went."""
+    total: dict[str, tuple[int, int]] = {}
+    for site, (gone, count) in removed.items():
+        kind = site.rsplit(".", 1)[-1]
+        before = total.get(kind, (0, 0))
+        total[kind] = (before[0] + gone, before[1] + count)
+    return ", ".join(f"{gone} of {count} {kind}" for kind, (gone, count) in total.items() if gone) or "nothing"
+
+
+# ----------------------------------------------------------------------------------------- the other commands
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A model folder or Hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    batch: Annotated[int, typer.Option(help="Sequences, for FLOPs and the KV cache.")] = 1,
+    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+) -> None:
+    """What could go in a model, and what that would save."""
+    from secateur import running
+    from secateur.files.card import human
+
+    found = running.inspect(model, batch=batch, length=length)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    costs = found["cost"]
+    table = _table(f"{found['model']} ({found['kind']})", "units", "sites", "count", *(f"{m} share" for m in costs))
+    for row in found["axes"]:
+        table.add_row(row["kind"], str(row["sites"]), str(row["units"]), *(f"{row.get(m, 0.0):.1%}" for m in costs))
+    table.add_row("whole model", "", "", *(human(m, cost) for m, cost in costs.items()))
+    _console().print(table)
+
+
+def measure(
+    model: Annotated[str, typer.Argument(help="A model folder or Hub id.")],
+    against: Annotated[str | None, typer.Option(help="Another, usually the original, to compare with.")] = None,
+    data: Annotated[str | None, typer.Option(help="Texts to measure quality on.")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences per batch.")] = 32,
+    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 64,
+    threads: Annotated[int | None, typer.Option(help="Of torch.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Measure size, time, memory and quality of a model, alone or against another."""
+    from secateur import running
+
+    found = running.measure(model, against, data, batch=batch, length=length, threads=threads)
+    if as_json:
+        from dataclasses import asdict
+
+        print(json.dumps({part: {n: asdict(f) for n, f in row.items()} for part, row in found.items()}, indent=1))
+        return
+    table = _table(f"batch {batch} x {length} tokens", "", *found)
+    for name in dict.fromkeys(name for row in found.values() for name in row):
+        table.add_row(name, *(_figure(name, row.get(name)) for row in found.values()))
+    _console().print(table)
+
+
+def report(run_dir: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
+    """Write a run's report.html anew from its evidence."""
+    from secateur import running
+
+    print(running.report(run_dir))
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="The folder of a model, usually a result.")],
+    to: Annotated[str, typer.Option(help="onnx (any model) or decilm (Llama-shaped models, for vLLM).")],
+    out: Annotated[Path | None, typer.Option(help="Where to; a folder beside the model if not given.")] = None,
+) -> None:
+    """Write a model in another form, checked against the original's output."""
+    from secateur import running
+
+    print(running.export(folder, to, out))
+
+
+def _figure(name: str, figure: Figure | None) -> str:
+    from secateur.files.card import human
+
+    return "" if figure is None else human(name, figure)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _table(title: str, *columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    return table

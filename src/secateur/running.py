@@ -1,0 +1,530 @@
+"""From a recipe's name to evidence: open, run, measure, save, report. The command line and `secateur.run` meet here.
+
+A recipe is a generator that yields one `Result` per budget; this module does what is the same for all of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect as introspection
+import random
+import tempfile
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import yaml
+from pydantic import ConfigDict, ValidationError, create_model
+from torch import Tensor
+
+from secateur import recipes
+from secateur.errors import DataError, InputError, MeasurementError, RunError
+from secateur.files import texts
+from secateur.files.card import model_card
+from secateur.files.rundir import Run, guard
+from secateur.measure import environment, evidence, latency, memory, quality, size
+from secateur.measure import report as pages
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Budget, Cut, Evidence, Figure, Limit, Result
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["TOLERANCE", "configured", "export", "inspect", "measure", "options", "report", "results", "run", "verdict"]
+
+TOLERANCE = 0.07
+"""How far below the asked-for speedup a measured one may lie and still count as met."""
+
+BATCH, LENGTH = 32, 64
+"""The environment of measurements, for recipes that have none of their own."""
+
+Recipe = Callable[..., Iterator[Result]]
+Model = "str | Path | PreTrainedModel"
+
+
+# ----------------------------------------------------------------------------------------------------- running
+
+
+def run(
+    recipe: str | Recipe,
+    model: str | Path | PreTrainedModel,
+    data: str | Path | Sequence[str] | texts.Corpus,
+    budget: str | Budget | Sequence[str | Budget],
+    out: str | Path,
+    *,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+    batch: int | None = None,
+    length: int | None = None,
+    **options: Any,
+) -> list[Evidence]:
+    """Run a recipe, and leave the smaller model, its evidence and a report in `out`.
+
+    The same call again resumes; finished budgets are not done twice.
+
+    Args:
+        recipe: a recipe's name, or a function like one.
+        model: a folder, a Hub id or a model in memory; it stays as it is.
+        data: a text file, a folder of them, a Hub data set, or the texts.
+        budget: one budget such as "speedup=2x", or several, each giving a model of its own.
+        out: the run directory. The model stands there for one budget, in a folder per budget for several.
+        dry_run: say what would be cut and what that saves; nothing is trained or written.
+        overwrite: start anew where `out` holds another run.
+        seed: of everything random.
+        threads: of torch, also while measuring; its own number if None.
+        batch: sequences per batch of the measured environment; the recipe's default if None.
+        length: tokens per sequence of the measured environment; the recipe's default if None.
+        options: the recipe's own.
+
+    Raises:
+        InputError: an unknown or wrong option, a model, data or a budget that can't be used.
+        InfeasibleError: a budget that can't be met.
+        RunError: `out` is in use, holds another run, or the disk is full.
+    """
+    return list(
+        results(
+            recipe, model, data, budget, out, dry_run=dry_run, overwrite=overwrite,
+            seed=seed, threads=threads, batch=batch, length=length, **options,
+        )
+    )  # fmt: skip
+
+
+def results(
+    recipe: str | Recipe,
+    model: str | Path | PreTrainedModel,
+    data: str | Path | Sequence[str] | texts.Corpus,
+    budget: str | Budget | Sequence[str | Budget],
+    out: str | Path,
+    *,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+    batch: int | None = None,
+    length: int | None = None,
+    **options: Any,
+) -> Iterator[Evidence]:
+    """As `run`, yielding each budget's evidence as soon as its model is in place."""
+    function = recipes.find(recipe) if isinstance(recipe, str) else recipe
+    budgets = _budgets(budget)
+    given = {name: value for name, value in (("batch", batch), ("length", length)) if value is not None}
+    chosen = _options(function, {**options, **given}, seed, dry_run)
+    corpus = texts.read(data)
+    subject = open_subject(model)
+    where = latency.Environment(
+        chosen.get("batch", BATCH), chosen.get("length", LENGTH), threads or torch.get_num_threads()
+    )
+    settings = {
+        "recipe": function.__name__,
+        "budget": [str(budget) for budget in budgets],
+        "seed": seed,
+        "threads": where.threads,
+        "batch": where.batch,
+        "length": where.length,
+        **{name: value for name, value in chosen.items() if name != "dry_run"},
+        "model_sha256": _digest(subject),
+        "data_sha256": corpus.digest,
+    }
+    about = {
+        "model": str(model) if isinstance(model, (str, Path)) else type(model).__name__,
+        "data": str(data) if isinstance(data, (str, Path)) else corpus.name,
+        "versions": environment.describe(),
+    }
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder, Run.open(folder, settings) as directory, _threads(where):
+            for result in _recipe(function, subject, corpus, budgets, directory, chosen, seed):
+                yield replace(_evidence(result, subject, None, where, settings, budgets), verdict="dry run")
+        return
+    with guard(Path(out)), Run.open(out, settings, about=about, overwrite=overwrite) as directory, _threads(where):
+        finished: dict[str, Evidence] = {}
+        names = [str(budget) for budget in budgets]
+        for name in names:
+            if _record(directory, name).exists():
+                finished[name] = evidence.read(_record(directory, name))
+        yield from finished.values()
+        if len(finished) < len(names):
+            _, held_out = corpus.split(seed=seed)
+            for result in _recipe(function, subject, corpus, budgets, directory, chosen, seed):
+                if result.name in finished:
+                    continue
+                row = _evidence(result, subject, held_out, where, settings, budgets)
+                if not result.cut.is_noop:
+                    builder = partial(_save, result.subject, row, Path(about["model"]).name)
+                    directory.publish(builder, result.name if len(names) > 1 else "")
+                finished[result.name] = row
+                # The record comes after the model it speaks of: what is recorded is in place.
+                evidence.write(_record(directory, result.name), row)
+                _publish_evidence(directory.root, [finished[name] for name in names if name in finished])
+                yield row
+        _publish_evidence(directory.root, [finished[name] for name in names if name in finished])
+
+
+def _recipe(
+    function: Recipe,
+    subject: Transformer,
+    corpus: texts.Corpus,
+    budgets: Sequence[Budget],
+    directory: Run,
+    chosen: Mapping[str, Any],
+    seed: int,
+) -> Iterator[Result]:
+    """The recipe's results, with every source of chance seeded, and no result trained twice as hard as it looks."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
+    torch.manual_seed(seed)
+    yield from function(subject, corpus, budgets, directory, **chosen)
+
+
+def _budgets(given: str | Budget | Sequence[str | Budget]) -> list[Budget]:
+    many = [given] if isinstance(given, (str, Budget)) else list(given)
+    found = list(dict.fromkeys(Budget.parse(text) for text in many))
+    if not found:
+        raise InputError("no budget was given: say for example budget='speedup=2x'")
+    return found
+
+
+@contextmanager
+def _threads(where: latency.Environment) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(where.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _digest(subject: Transformer) -> str:
+    """sha256 of the configuration and of every tensor: the same model is the same run wherever it lies."""
+    digest = hashlib.sha256(subject.model.config.to_json_string(use_diff=True).encode())
+    for name, tensor in sorted(subject.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _record(directory: Run, name: str) -> Path:
+    return directory.path(f"evidence-{name}.json")
+
+
+def _save(subject: Any, row: Evidence, base: str, folder: Path) -> None:
+    config = subject.model.config
+    kind = "sentence" if subject.output == "embedding" else subject.kind
+    subject.save(folder, card=model_card(row, base=base, heterogeneous=bool(config.is_heterogeneous), kind=kind))
+
+
+def _publish_evidence(root: Path, rows: Sequence[Evidence]) -> None:
+    evidence.write(root / "evidence.json", rows)
+    pages.write(root / "report.html", rows)
+
+
+# ----------------------------------------------------------------------------------------------------- options
+
+
+def options(recipe: str | Recipe) -> dict[str, Any]:
+    """A recipe's options and their default values."""
+    function = recipes.find(recipe) if isinstance(recipe, str) else recipe
+    return {name: parameter.default for name, parameter in _keywords(function).items()}
+
+
+def _keywords(function: Recipe) -> dict[str, introspection.Parameter]:
+    parameters = introspection.signature(function).parameters
+    return {name: p for name, p in parameters.items() if p.kind is introspection.Parameter.KEYWORD_ONLY}
+
+
+def _options(function: Recipe, given: Mapping[str, Any], seed: int, dry_run: bool) -> dict[str, Any]:
+    """The recipe's options: `given` ones checked against its annotations, the others at their defaults."""
+    keywords, hints = _keywords(function), typing.get_type_hints(function)
+    shared = {"seed": seed, "dry_run": dry_run}
+    given = {name: value for name, value in given.items() if name in keywords or name not in ("batch", "length")}
+    fields: dict[str, Any] = {
+        name: (hints.get(name, Any), ... if p.default is p.empty else p.default) for name, p in keywords.items()
+    }
+    model = create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
+    values = {**given, **{name: value for name, value in shared.items() if name in keywords}}
+    try:
+        checked = model(**values)
+    except ValidationError as error:
+        raise InputError(_explain(error, function.__name__, list(keywords))) from error
+    return {name: getattr(checked, name) for name in keywords}
+
+
+def _explain(error: ValidationError, recipe: str, known: Sequence[str]) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+        return f"{recipe} has no option {name!r}: {hint}"
+    if first["type"] == "missing":
+        return f"{recipe} needs the option {name!r}"
+    return f"option {name}={first['input']!r} of {recipe}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
+def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What to call `run` with: the settings in the YAML file `path`, where `given` does not say otherwise.
+
+    The `run.yaml` of every run directory is such a file: `run(**configured("small/run.yaml"), out="again")`.
+
+    Raises:
+        InputError: no such file, not YAML, or a key that neither `run` nor the recipe knows.
+    """
+    given = given or {}
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise InputError(f"config {path} can't be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} is not YAML: write one `key: value` per line") from error
+    if not isinstance(values, dict):
+        raise InputError(f"config {path} holds no settings: write one `key: value` per line")
+    recipe = given.get("recipe", values.get("recipe"))
+    known = list(introspection.signature(run).parameters)
+    known = [*known[: known.index("options")], *(options(recipe) if recipe else ())]
+    for key in values:
+        if key not in known and key not in _RECORDED:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it may hold {', '.join(known)}"
+            raise InputError(f"config {path} has the unknown key {key!r}: {hint}")
+    return {**{key: value for key, value in values.items() if key not in _RECORDED}, **given}
+
+
+_RECORDED = ("model_sha256", "data_sha256", "versions")
+"""What a run.yaml holds beside settings."""
+
+
+# --------------------------------------------------------------------------------------------------- measuring
+
+
+def _evidence(
+    result: Result,
+    original: Transformer,
+    held_out: texts.Corpus | None,
+    where: latency.Environment,
+    settings: Mapping[str, Any],
+    budgets: Sequence[Budget],
+) -> Evidence:
+    """Measure `result` beside the `original`: sizes, time in alternating pairs, and quality on `held_out` texts."""
+    student = typing.cast(Transformer, result.subject)
+    before, after, measured, notes = compare(original, student, held_out, where)
+    predicted = dict(result.predicted)
+    if "latency" in predicted and "latency" in before:
+        predicted.setdefault("speedup", before["latency"].value / predicted["latency"])
+    budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
+    return Evidence(
+        recipe=str(settings["recipe"]),
+        target=str(budget),
+        predicted=predicted,
+        measured=measured,
+        before=before,
+        after=after,
+        cut=replace(result.cut, notes=(*result.cut.notes, *result.notes, *notes)),
+        recovery=result.recovery,
+        environment={**environment.describe(), "measured_at": str(where)},
+        settings=settings,
+        verdict=verdict(budget, result.cut, before, after, measured),
+    )
+
+
+def compare(
+    original: Transformer, student: Transformer, held_out: texts.Corpus | None, where: latency.Environment
+) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure], list[str]]:
+    """(before, after, what the two give together, notes): both models measured in the environment `where`."""
+    notes: list[str] = []
+    example = original.example(where.batch, where.length)
+    before, after = _sizes(original, example), _sizes(student, example)
+    measured: dict[str, Figure] = {}
+    with where.active():
+        try:
+            pair = latency.compare(lambda: original.forward(example), lambda: student.forward(example))
+            before["latency"], after["latency"], measured["speedup"] = pair.before, pair.after, pair.speedup
+        except MeasurementError as error:
+            notes.append(f"time: {error}")
+        for row, subject in ((before, original), (after, student)):
+            row["peak_memory"] = memory.peak(partial(subject.forward, example)).figure
+    if held_out is not None:
+        try:
+            first, second, both = _quality(original, student, held_out, where.length)
+            before, after, measured = {**before, **first}, {**after, **second}, {**measured, **both}
+        except (DataError, MeasurementError) as error:
+            notes.append(f"quality: {error}")
+    return before, after, measured, notes
+
+
+def _sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Figure]:
+    """Parameters, bytes of the weights as saved, FLOPs of `example`, and for decoders the KV cache it fills."""
+    counts = size.parameters(subject.model)
+    weights = {id(p): p.numel() * p.element_size() for p in subject.model.parameters()}
+    row = {
+        "params": Figure(float(counts["params"])),
+        "embedding_params": Figure(float(counts["embedding_params"])),
+        "bytes": Figure(float(sum(weights.values())), unit="B"),
+        "flops": Figure(size.flops(subject.model, example)),
+    }
+    if subject.kind == "decoder":
+        cache = size.kv_cache_bytes(subject.model, example)
+        row["kv_cache"] = Figure(cache, unit="B")
+        row["memory"] = Figure(row["bytes"].value + cache, unit="B")
+    else:
+        row["memory"] = row["bytes"]
+    return row
+
+
+def _quality(
+    original: Transformer, student: Transformer, held_out: texts.Corpus, length: int
+) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
+    """Perplexity of decoders, accuracy of classifiers with labels, fidelity of embeddings: (before, after, both)."""
+    if original.tokenizer is None:
+        raise DataError("the model has no tokenizer to measure quality with: give one beside it")
+    if original.kind == "decoder":
+        batches = _held_batches(held_out, original.tokenizer, packed=True, length=length)
+        return (
+            {"perplexity": quality.perplexity(original.forward, batches)},
+            {"perplexity": quality.perplexity(student.forward, batches)},
+            {},
+        )
+    batches = _held_batches(held_out, original.tokenizer, packed=False, length=length)
+    if original.output == "logits" and "labels" in batches[0]:
+        return (
+            {"accuracy": quality.accuracy(original.forward, batches)},
+            {"accuracy": quality.accuracy(student.forward, batches)},
+            {},
+        )
+    teacher, copy = (torch.cat([_embed(subject, batch) for batch in batches]) for subject in (original, student))
+    return {}, {}, quality.fidelity(teacher, copy)
+
+
+def _held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
+    """At most a thousand held-out sequences, in batches of up to 16, or one by one where there are fewer."""
+    try:
+        return texts.batches(held_out, tokenizer, packed=packed, batch=16, length=length).take(64)
+    except DataError:
+        return texts.batches(held_out, tokenizer, packed=packed, batch=1, length=length).take(1024)
+
+
+@torch.inference_mode()
+def _embed(subject: Transformer, batch: Mapping[str, Tensor]) -> Tensor:
+    """[B, d]: the model's own sentence embedding, or the mean of its last hidden states over real tokens."""
+    if subject.output == "embedding":
+        return subject.forward(batch).prediction
+    states = subject.forward(batch, hidden=True).hidden[-1].float()
+    mask = batch["attention_mask"][..., None].to(states)
+    return (states * mask).sum(1) / mask.sum(1)
+
+
+def verdict(
+    budget: Budget,
+    cut: Cut,
+    before: Mapping[str, Figure],
+    after: Mapping[str, Figure],
+    measured: Mapping[str, Figure],
+    tolerance: float = TOLERANCE,
+) -> str:
+    """`met`, `missed: why`, or `failed: why`.
+
+    Failed: nothing was cut, or what the budget limits did not measurably shrink. Missed: it shrank, but not to the
+    limit (times within `tolerance`, counts exactly), or the clock was too noisy to tell.
+    """
+    if cut.is_noop:
+        return "failed: nothing was cut"
+    for limit in budget.limits:
+        answer = _time(limit, after, measured, tolerance) if limit.measure == "latency" else _size(limit, before, after)
+        if answer:
+            return answer
+    return "met"
+
+
+def _time(limit: Limit, after: Mapping[str, Figure], measured: Mapping[str, Figure], tolerance: float) -> str:
+    speedup = measured.get("speedup")
+    if speedup is None:
+        return "missed: the clock was too noisy to tell the speedup; measure again on a quieter machine"
+    if speedup.low is None or speedup.low <= 1.0:
+        return f"failed: not measurably faster (speedup {speedup})"
+    if limit.relative and speedup.value < (1.0 - tolerance) / limit.value:
+        return f"missed: speedup {speedup.value:.3g}x, asked for {1 / limit.value:.3g}x"
+    if not limit.relative and after["latency"].value > limit.value * (1.0 + tolerance):
+        return f"missed: latency {after['latency'].value * 1e3:.3g} ms, asked for {limit.value * 1e3:.3g} ms"
+    return ""
+
+
+def _size(limit: Limit, before: Mapping[str, Figure], after: Mapping[str, Figure]) -> str:
+    if limit.measure not in after:
+        return f"missed: {limit.measure} was not measured"
+    was, now = before[limit.measure].value, after[limit.measure].value
+    if now >= was:
+        return f"failed: {limit.measure} did not shrink ({now:.6g} of {was:.6g})"
+    if now > limit.absolute(was) * (1.0 + 1e-9):
+        return f"missed: {limit.measure} {now:.6g}, asked for at most {limit.absolute(was):.6g}"
+    return ""
+
+
+# ------------------------------------------------------------------------------------------- the other commands
+
+
+def inspect(model: str | Path | PreTrainedModel, *, batch: int = 1, length: int = 128) -> dict[str, Any]:
+    """What could go in a model, and what that would save.
+
+    Returns {"model": architecture, "cost": measure -> total, "axes": [{"kind", "sites", "units", measure -> share of
+    the whole that goes when every unit of that kind goes, ...}]}.
+    """
+    subject = open_subject(model)
+    units = subject.units(batch=batch, length=length)
+    whole = units.cost()
+    rows = []
+    for kind in dict.fromkeys(site.kind for site in units.sites.values()):
+        sites = [site for site in units.sites.values() if site.kind == kind]
+        without = units.cost({site.name: np.zeros(site.count, bool) for site in sites})
+        shares = {measure: 1.0 - without.get(measure, 0.0) / total for measure, total in whole.items() if total}
+        rows.append({"kind": kind, "sites": len(sites), "units": sum(site.count for site in sites), **shares})
+    return {"model": type(subject.model).__name__, "kind": subject.kind, "cost": whole, "axes": rows}
+
+
+def measure(
+    model: str | Path | PreTrainedModel,
+    against: str | Path | PreTrainedModel | None = None,
+    data: str | Path | Sequence[str] | texts.Corpus | None = None,
+    *,
+    batch: int = BATCH,
+    length: int = LENGTH,
+    threads: int | None = None,
+) -> dict[str, dict[str, Figure]]:
+    """Measure a model, or a model `against` another: {"model": ..., "against": ..., "both": speedup and fidelity}.
+
+    Quality is measured where `data` is given, on all of it.
+    """
+    where = latency.Environment(batch, length, threads or torch.get_num_threads())
+    corpus = None if data is None else texts.read(data)
+    subject = open_subject(model)
+    if against is not None:
+        other = open_subject(against)
+        with _threads(where):
+            before, after, both, notes = compare(other, subject, corpus, where)
+        if "speedup" not in both:
+            raise MeasurementError(notes[0])
+        return {"model": after, "against": before, "both": both}
+    example = subject.example(batch, length)
+    with where.active():
+        row = _sizes(subject, example)
+        row["latency"] = latency.median_time(lambda: subject.forward(example))
+        row["peak_memory"] = memory.peak(partial(subject.forward, example)).figure
+    if corpus is not None:
+        row |= _quality(subject, subject, corpus, length)[0]
+    return {"model": row}
+
+
+def report(run_dir: str | Path) -> Path:
+    """Write the report of a run directory anew from its evidence; returns the page."""
+    root = Path(run_dir)
+    if not (root / "evidence.json").is_file():
+        raise RunError(f"{root} has no evidence.json: give the --out folder of a finished run")
+    _publish_evidence(root, evidence.read_all(root / "evidence.json"))
+    return root / "report.html"
