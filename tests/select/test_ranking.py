@@ -1,0 +1,246 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalError
+from secateur.select import ranking
+from secateur.vocabulary import Budget, Site, Units
+
+
+def one(count, **options) -> Units:
+    options.setdefault("cost", {"units": np.ones(count)})
+    return Units({"site": Site("site", count, **options)})
+
+
+@st.composite
+def problems(draw):
+    """One to three sites with random rules, costs and scores."""
+    sites, scores = {}, {}
+    for number in range(draw(st.integers(1, 3))):
+        name = f"layers.{number}.{draw(st.sampled_from(['a', 'b']))}"
+        groups, size = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+        count = groups * size
+        rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+        sites[name] = Site(
+            name,
+            count,
+            cost={"tokens": rng.integers(0, 9, count)},
+            table={"seconds": np.sort(rng.random(count + 1))},
+            group=rng.permutation(np.arange(count) % groups) if groups > 1 else None,
+            fixed=rng.random(count) < 0.15 if draw(st.booleans()) else None,
+            coupled=np.arange(count) // 2 if groups == 1 and draw(st.booleans()) else None,
+            multiple=draw(st.sampled_from([1, 1, 2, 4])),
+            minimum=draw(st.integers(0, 2)),
+        )
+        scores[name] = rng.integers(0, 5, count) / 4 if draw(st.booleans()) else rng.standard_normal(count)
+    return Units(sites), scores
+
+
+@given(problems(), st.floats(0.05, 1.0), st.sampled_from(["global", "kind", "local"]))
+@settings(max_examples=150, deadline=None)
+def test_never_over_budget_and_every_rule_holds(problem, share, scope):
+    units, scores = problem
+    budget = Budget.parse(f"tokens={share},seconds={share}")
+    whole = units.cost()
+    try:
+        selection = ranking.by_budget(units, scores, budget, scope=scope)
+    except InfeasibleError as error:
+        assert error.reachable > share * min(whole.values()) - 1e-9
+        return
+    cost = units.cost(selection.keep)
+    assert all(cost[m] <= limit for m, limit in budget.absolute(whole).items())
+    assert selection.spent == pytest.approx(cost)
+    for name, site in units.sites.items():
+        keep = selection.keep[name]
+        kept = int(keep.sum())
+        if kept == site.count:
+            continue
+        assert kept % site.multiple == 0
+        assert kept >= site.minimum
+        if site.fixed is not None:
+            assert keep[site.fixed].all()
+        if site.group is not None:
+            assert len({int(keep[site.group == g].sum()) for g in np.unique(site.group)}) == 1
+        if site.coupled is not None:
+            assert all(len(set(keep[site.coupled == c])) == 1 for c in site.coupled)
+
+
+@given(problems(), st.floats(0.05, 1.0), st.floats(0.05, 1.0), st.sampled_from(["global", "kind", "local"]))
+@settings(max_examples=100, deadline=None)
+def test_a_larger_budget_keeps_a_superset(problem, one_share, other_share, scope):
+    units, scores = problem
+    small, large = sorted([one_share, other_share])
+    try:
+        less = ranking.by_budget(units, scores, f"tokens={small}", scope=scope)
+    except InfeasibleError:
+        return
+    more = ranking.by_budget(units, scores, f"tokens={large}", scope=scope)
+    assert all((more.keep[name] | ~less.keep[name]).all() for name in units)
+
+
+@given(problems())
+@settings(max_examples=50, deadline=None)
+def test_a_full_budget_is_the_identity(problem):
+    units, scores = problem
+    assert all(keep.all() for keep in ranking.by_budget(units, scores, "tokens=100%,seconds=100%").keep.values())
+
+
+@given(problems(), st.floats(0.05, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_numpy_and_torch_agree(problem, share):
+    units, scores = problem
+    tensors = {name: torch.as_tensor(np.array(column)) for name, column in scores.items()}
+    try:
+        mine = ranking.by_budget(units, scores, f"seconds={share}")
+    except InfeasibleError as error:
+        with pytest.raises(InfeasibleError) as other:
+            ranking.by_budget(units, tensors, f"seconds={share}")
+        assert other.value.reachable == error.reachable
+        return
+    theirs = ranking.by_budget(units, tensors, f"seconds={share}")
+    for name in units:
+        assert isinstance(mine.keep[name], np.ndarray)
+        assert isinstance(theirs.keep[name], torch.Tensor)
+        assert theirs.keep[name].dtype == torch.bool
+        assert (mine.keep[name] == theirs.keep[name].numpy()).all()
+    assert mine.spent == theirs.spent
+
+
+@given(st.integers(1, 40), st.data())
+@settings(max_examples=80, deadline=None)
+def test_by_counts_is_exact_and_keeps_the_best(count, data):
+    wanted = data.draw(st.integers(0, count))
+    scores = np.array(data.draw(st.lists(st.integers(0, 6), min_size=count, max_size=count)))
+    keep = ranking.by_counts(one(count), {"site": scores}, {"site": wanted}).keep["site"]
+    assert keep.sum() == wanted
+    # Ties keep the lower index: the kept are the first in the order (score down, index up).
+    assert sorted(np.flatnonzero(keep)) == sorted(sorted(range(count), key=lambda i: (-scores[i], i))[:wanted])
+
+
+def test_by_budget_walks_the_ranking_of_by_counts():
+    scores = {"site": torch.tensor([0.3, 0.1, 0.9, 0.1, 0.5])}
+    by_cost = ranking.by_budget(one(5), scores, "units=3")
+    by_count = ranking.by_counts(one(5), scores, {"site": 3})
+    assert by_cost.keep["site"].tolist() == by_count.keep["site"].tolist() == [True, False, True, False, True]
+    assert by_count.spent == {"units": 3.0}
+
+
+def test_counts_by_kind_and_by_name():
+    units = Units({f"layers.{i}.heads": Site(f"layers.{i}.heads", 4) for i in range(3)})
+    scores = {name: np.arange(4.0) for name in units}
+    keep = ranking.by_counts(units, scores, {"heads": 2, "layers.1.heads": 1}).keep
+    assert [int(mask.sum()) for mask in keep.values()] == [2, 1, 2]
+
+
+def test_groups_keep_equally_many_each():
+    group = np.array([0, 0, 0, 1, 1, 1])
+    scores = {"site": np.array([9.0, 8.0, 7.0, 1.0, 3.0, 2.0])}
+    keep = ranking.by_counts(one(6, group=group), scores, {"site": 4}).keep["site"]
+    assert keep.tolist() == [True, True, False, False, True, True]
+    with pytest.raises(InfeasibleError, match="equally many in each of 2 groups") as refused:
+        ranking.by_counts(one(6, group=group), scores, {"site": 3})
+    assert refused.value.reachable in (2, 4)
+
+
+def test_groups_of_unequal_size_are_balanced_by_the_smallest():
+    units = one(5, group=np.array([0, 0, 0, 0, 1]))
+    keep = ranking.by_budget(units, {"site": np.array([1.0, 2, 3, 4, 5])}, "units=4").keep["site"]
+    assert keep.tolist() == [False, False, False, True, True]
+
+
+def test_coupled_units_share_one_fate_by_their_mean():
+    units = one(5, coupled=np.array([0, 1, 0, 1, 2]))
+    scores = {"site": np.array([1.0, 0.4, 0.0, 0.7, 0.52])}
+    assert ranking.by_counts(units, scores, {"site": 2}).keep["site"].tolist() == [False, True, False, True, False]
+    with pytest.raises(InfeasibleError, match="coupled units together"):
+        ranking.by_counts(units, scores, {"site": 1})
+    apart = one(2, coupled=np.array([0, 0]), group=np.array([0, 1]))
+    with pytest.raises(InputError, match="coupled units lie in different groups"):
+        ranking.by_counts(apart, {"site": np.zeros(2)}, {"site": 0})
+
+
+def test_fixed_units_stay_whatever_their_score():
+    fixed = np.array([True, False, False, False])
+    keep = ranking.by_counts(one(4, fixed=fixed), {"site": np.arange(4.0)}, {"site": 2}).keep["site"]
+    assert keep.tolist() == [True, False, False, True]
+    with pytest.raises(InfeasibleError) as refused:
+        ranking.by_counts(one(4, fixed=fixed), {"site": np.arange(4.0)}, {"site": 0})
+    assert refused.value.reachable == 1
+
+
+def test_multiples_count_what_stays():
+    scores = {"site": np.arange(20.0)}
+    assert ranking.by_budget(one(20, multiple=8), scores, "units=19").spent == {"units": 16.0}
+    assert ranking.by_budget(one(20, multiple=8), scores, "units=20").spent == {"units": 20.0}
+    assert ranking.by_budget(one(20, multiple=8), scores, "units=7").spent == {"units": 0.0}
+    with pytest.raises(InfeasibleError) as refused:
+        ranking.by_budget(one(20, multiple=8, minimum=8), scores, "units=7")
+    assert refused.value.reachable == 8
+    assert "units can go down to 8, the limit is 7" in str(refused.value)
+
+
+def test_scopes_and_normalisation():
+    units = Units({name: Site(name, 4, cost={"n": np.ones(4)}) for name in ("0.a", "1.a", "0.b")})
+    scores = {"0.a": np.array([1.0, 2, 3, 4]), "1.a": np.array([10.0, 20, 30, 40]), "0.b": np.array([5.0, 6, 7, 8])}
+
+    def kept(**how):
+        return [int(mask.sum()) for mask in ranking.by_budget(units, scores, "n=6", **how).keep.values()]
+
+    assert kept() == [0, 4, 2]
+    assert kept(scope="local") == [2, 2, 2]
+    assert kept(scope="kind") == [0, 4, 2]
+    assert kept(normalise="max") == [2, 2, 2] or kept(normalise="max") == [1, 1, 4]
+    assert kept(normalise="rank") == [2, 2, 2]
+    for how in ("l2", "mean", "zscore"):  # 1.a is 0.a times ten: no norm may tell them apart
+        a, b, _ = kept(normalise=how)
+        assert abs(a - b) <= 1
+    with pytest.raises(InputError, match="scope 'layer' is not one of global, kind, local"):
+        kept(scope="layer")
+    with pytest.raises(InputError, match="normalise 'l3' is not one of"):
+        kept(normalise="l3")
+
+
+def test_threshold_keeps_all_that_reach_it():
+    scores = {"site": torch.tensor([0.3, 0.1, 0.9, 0.5])}
+    assert ranking.threshold(one(4), scores, 0.3).keep["site"].tolist() == [True, False, True, True]
+    assert ranking.threshold(one(4), scores, 2.0).keep["site"].tolist() == [False] * 4
+    assert ranking.threshold(one(4, minimum=1), scores, 2.0).keep["site"].tolist() == [False, False, True, False]
+    assert ranking.threshold(one(4, multiple=2), scores, 0.5).spent == {"units": 2.0}
+    assert ranking.threshold(one(4, multiple=2), scores, 0.3).spent == {"units": 4.0}
+
+
+def test_bad_scores_are_refused_by_name():
+    for bad in (np.nan, np.inf):
+        with pytest.raises(NumericalError, match="unit 1 of site is"):
+            ranking.by_counts(one(2), {"site": torch.tensor([1.0, bad])}, {"site": 1})
+    with pytest.raises(InputError, match="site has no scores"):
+        ranking.by_budget(one(2), {}, "units=1")
+    with pytest.raises(InputError, match=r"site has 2 units, but scores of shape \(3,\)"):
+        ranking.by_budget(one(2), {"site": np.zeros(3)}, "units=1")
+
+
+def test_bad_requests_are_refused():
+    with pytest.raises(InputError, match="counts name 'neurons'"):
+        ranking.by_counts(one(2), {"site": np.zeros(2)}, {"neurons": 1})
+    with pytest.raises(InputError, match="every site is frozen"):
+        ranking.by_counts(one(2).only("neurons"), {"site": np.zeros(2)}, {"site": 1})
+    with pytest.raises(BudgetError, match="n_of_m"):
+        ranking.by_budget(one(2), {"site": np.zeros(2)}, "pattern=2:4")
+    with pytest.raises(BudgetError, match="latency has no cost here"):
+        ranking.by_budget(one(2), {"site": np.zeros(2)}, "speedup=2x")
+
+
+def test_frozen_sites_stay_whole_and_need_no_scores():
+    units = Units({"a": Site("a", 2, cost={"n": np.ones(2)}), "b": Site("b", 2, cost={"n": np.ones(2)}, frozen=True)})
+    selection = ranking.by_budget(units, {"a": np.array([0.0, 1.0])}, "n=3")
+    assert set(selection.keep) == {"a"}
+    with pytest.raises(InfeasibleError) as refused:
+        ranking.by_budget(units, {"a": np.zeros(2)}, "n=25%")
+    assert refused.value.reachable == 2
+
+
+def test_low_precision_and_gradient_tensors_are_read():
+    scores = {"site": torch.tensor([0.25, 2.0, 1.0], dtype=torch.bfloat16, requires_grad=True)}
+    assert ranking.by_counts(one(3), scores, {"site": 1}).keep["site"].tolist() == [False, True, False]

@@ -1,0 +1,78 @@
+import math
+
+import numpy as np
+import pytest
+
+from secateur.errors import InfeasibleError, InputError, NumericalError
+from secateur.select import knapsack, search
+
+
+def test_the_search_finds_what_unit_coefficients_miss():
+    """The true loss weighs the first module ten times the last; only the search can learn that."""
+    costs, losses = [np.array([0, 1])] * 4, [np.array([1.0 + 0.01 * i, 0.0]) for i in range(4)]
+    truth = np.array([10.0, 3.0, 2.0, 1.0])
+    asked = []
+
+    def solve(c):
+        choice = knapsack.solve(costs, [w * row for w, row in zip(c, losses, strict=True)], 1)
+        return tuple(choice.levels), choice.levels
+
+    def evaluate(levels):
+        asked.append(tuple(levels))
+        return float(sum(t * row[s] for t, row, s in zip(truth, losses, levels, strict=True)))
+
+    found = search.coefficients(solve, evaluate, 4, trials=60, seed=1)
+    assert found.payload == [1, 0, 0, 0]
+    assert found.loss < found.history[0]
+    assert len(found.history) == 61
+    assert found.history == sorted(found.history, reverse=True)
+    assert found.history[-1] == found.loss
+    assert len(asked) == len(set(asked))  # no solution was evaluated twice
+    assert ((found.coefficients >= 0) & (found.coefficients <= 1)).all()
+    again = search.coefficients(solve, evaluate, 4, trials=60, seed=1)
+    assert (again.coefficients == found.coefficients).all()
+    assert again.history == found.history
+
+
+def test_no_trials_is_the_plain_solution_and_progress_wraps_the_trials():
+    seen = []
+
+    def watch(trials):
+        for trial in trials:
+            seen.append(trial)
+            yield trial
+
+    found = search.coefficients(lambda c: (tuple(c), c), lambda c: float(c.sum()), 10, trials=5, progress=watch)
+    assert seen == [0, 1, 2, 3, 4]
+    assert (found.coefficients != 1.0).sum() <= 5  # one of ten changes at a time
+    plain = search.coefficients(lambda c: (tuple(c), c), lambda c: float(c.sum()), 10, trials=0)
+    assert plain.loss == 10.0
+    assert (plain.coefficients == 1.0).all()
+
+
+def test_a_candidate_with_nan_loss_never_wins():
+    found = search.coefficients(lambda c: (tuple(c), c), lambda c: 1.0 if (c == 1).all() else math.nan, 3, trials=9)
+    assert found.loss == 1.0
+    with pytest.raises(NumericalError, match="first candidate is NaN"):
+        search.coefficients(lambda c: (0, c), lambda c: math.nan, 3)
+    with pytest.raises(InputError, match="n >= 1"):
+        search.coefficients(lambda c: (0, c), lambda c: 0.0, 0)
+
+
+def test_shapes_near_the_target_largest_first():
+    axes = {"layers": [4, 5, 6], "width": [64, 96, 128]}
+    found = search.shapes(axes, lambda s: s["layers"] * s["width"] ** 2, 64_000)
+    assert found == [{"layers": 4, "width": 128}]
+    wide = search.shapes(axes, lambda s: s["layers"] * s["width"] ** 2, 64_000, tolerance=0.5)
+    sizes = [s["layers"] * s["width"] ** 2 for s in wide]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(32_000 <= size <= 96_000 for size in sizes)
+    assert search.shapes(axes, lambda s: s["layers"] * s["width"] ** 2, 64_000, tolerance=0.5, top=2) == wide[:2]
+
+
+def test_no_shape_near_the_target_names_the_nearest():
+    with pytest.raises(InfeasibleError, match="the nearest costs 16384") as refused:
+        search.shapes({"width": [64, 128]}, lambda s: s["width"] ** 2, 50_000)
+    assert refused.value.reachable == 128**2
+    with pytest.raises(InputError, match="at least one size"):
+        search.shapes({"width": []}, lambda s: 1.0, 1.0)
