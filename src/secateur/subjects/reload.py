@@ -26,7 +26,7 @@ class Bias(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The bias at every position."""
-        return self.bias.expand(*x.shape[:-1], -1)
+        return self.bias.clone().expand(*x.shape[:-1], -1)  # a view of a parameter would confuse hooks
 
 
 class Removed(nn.Module):

@@ -596,7 +596,7 @@ class Transformer:
         for name, tensor in state.items():
             place = self._place(name)
             final = family.scaled_embedding and tied and place.layer is None
-            if place.axes == ("channels",) and not final:
+            if place.axes == ("channels",) and place.leaf == "weight" and not final:
                 tensor.copy_((tensor.double() + family.norm_offset) * root - family.norm_offset)
             elif place.module in family.qk_norms or (family.scaled_embedding and place.module == "embed_tokens"):
                 tensor.mul_(root)
@@ -723,7 +723,8 @@ class Transformer:
     def _probe(self, width: Widths, block: Block, batch: int, length: int, device: torch.device) -> Callable[[], Any]:
         config = self._config([width], self.hidden_size, [0])
         config.vocab_size = 8
-        config.pad_token_id = config.bos_token_id = config.eos_token_id = None
+        config.bos_token_id = config.eos_token_id = None
+        config.pad_token_id = None if config.pad_token_id is None else 0
         base = saving.architecture(type(self.model.base_model), config, self.family)
         model = base(config).to(device=device, dtype=self.model.dtype).eval()
         layer = model.get_submodule(self.family.layers)[0]
@@ -755,7 +756,8 @@ class Transformer:
                 states = out(states)
             for norm in after:
                 states = norm(states)
-            return hidden + states if before else states
+            output: Tensor = hidden + states if before else states
+            return output
 
         return run
 
