@@ -34,7 +34,7 @@ def test_uniform_counts_are_counts_that_the_sites_allow():
     scores = {site.name: np.arange(float(site.count)) for site in units.free()}
     for share in np.linspace(0, 1, 11):
         ranking.by_counts(units, scores, allocate.uniform(units, share))  # none is refused
-    with pytest.raises(InputError, match="share 1.5"):
+    with pytest.raises(InputError, match=r"share 1\.5"):
         allocate.uniform(units, 1.5)
 
 
