@@ -16,9 +16,20 @@ __all__ = ["Consumer", "build", "stitched"]
 class Consumer(Protocol):
     """A linear whose input columns are units: unit u owns columns [u * block, (u + 1) * block)."""
 
-    module: str
-    block: int
-    conv1d: bool
+    @property
+    def module(self) -> str:
+        """Path of the linear in the model."""
+        ...
+
+    @property
+    def block(self) -> int:
+        """Columns per unit."""
+        ...
+
+    @property
+    def conv1d(self) -> bool:
+        """Whether the weight is stored [d_in, d_out]."""
+        ...
 
 
 def _weight(model: nn.Module, consumer: Consumer) -> Tensor:
@@ -36,7 +47,7 @@ def build(
     levels: Mapping[str, Sequence[int]],
     **options: Any,
 ) -> dict[str, hessian.Sweep]:
-    """Site -> its sweep: the order in which units go, and weight and error when `levels[site]` units are kept.
+    """Site -> its sweep: the order in which units go, and weight and error when `levels[site]` of them are removed.
 
     One pass of `batches` through the dense model collects all Hessians; one `hessian.sweep` per site makes all
     its levels. `options` go to `hessian.sweep` (damp, compensate, one_at_a_time).

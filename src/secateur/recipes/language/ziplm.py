@@ -1,0 +1,252 @@
+"""ZipLM: inference-aware structured pruning of language models.
+
+Kurtic, Frantar and Alistarh, NeurIPS 2023 (arXiv 2302.04089).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from secateur.files import texts
+from secateur.files.rundir import Run
+from secateur.files.texts import Corpus
+from secateur.measure import latency
+from secateur.recover import loop, objectives
+from secateur.score import database, hessian
+from secateur.select import allocate, knapsack, levels, search
+from secateur.subjects import Transformer
+from secateur.vocabulary import Budget, Result, Selection, Units
+
+CARD = {
+    "title": "ZipLM: Inference-Aware Structured Pruning of Language Models",
+    "paper": "https://arxiv.org/abs/2302.04089",
+    "cuts": "attention heads (KV groups), FFN neurons, whole attention and FFN sub-blocks",
+    "recovers": "least-squares compensation, then logit and token-level distillation from the dense model",
+    "extra": "",
+    "family": "language",
+}
+
+
+def ziplm(
+    subject: Transformer,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    batch: int = 32,
+    length: int = 64,
+    seed: int = 0,
+    calibration: int = 256,
+    ratio: float = 0.9,
+    damp: float = 0.01,
+    trials: int = 200,
+    judged: int = 64,
+    gradual: bool = True,
+    steps: int = 1000,
+    train_batch: int = 32,
+    train_length: int = 128,
+    lr: float = 2e-4,
+    weight_decay: float = 0.03,
+    task: float | None = None,
+    logit: float = 1.0,
+    token: float | None = None,
+    temperature: float = 1.0,
+    tolerance: float = 0.02,
+    corrections: int = 4,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Meet each budget, a measured speedup above all, by a second-order layer-wise search, then distil.
+
+    Per budget, the loosest first:
+
+    1. Hessians H = 2 X X^T / N of the inputs of every output projection and second FFN linear (section 3.1);
+    2. one pass of structured OBS per linear: drop the cheapest structure, compensate, repeat; every level is kept;
+    3. the latency of one attention and one FFN block at every level, timed on this machine;
+    4. dynamic programming over levels, min sum_l c_l p_l subject to sum_l t_l <= T - T_fix, with the loss prior
+       p = |W'X - WX|^2 / |WX|^2, and a random search over c that lowers the whole model's calibration loss;
+    5. a real cut, re-timed; where prediction and clock disagree, T_fix is corrected and step 4 repeated;
+    6. distillation: lambda_1 task + lambda_2 logit + lambda_3 token (section 3.3); with `gradual`, the next budget
+       starts from this student and from fresh Hessians.
+
+    Args:
+        subject: a trained encoder or decoder; it stays as it is and teaches.
+        data: texts like those the model will meet.
+        budgets: one student is made for each; relative budgets refer to `subject`.
+        run: where intermediate artefacts go.
+        batch: sequences per batch in the timed environment.
+        length: tokens per sequence in the timed environment.
+        seed: of sampling, search and training.
+        calibration: sequences for the Hessians.
+        ratio: step of the geometric grid of FFN sizes.
+        damp: dampening, as a share of the mean of the Hessian's diagonal.
+        trials: coefficient vectors tried; 0 leaves every c at 1.
+        judged: sequences on which each trial's model is judged.
+        gradual: continue from the last student; otherwise each budget is cut from `subject` (one-shot).
+        steps: distillation steps per budget; 0 stops after compensation (one-shot mode).
+        train_batch: sequences per distillation step.
+        train_length: most tokens per distillation sequence.
+        lr: peak learning rate, re-warmed and decayed linearly for each budget.
+        weight_decay: of AdamW.
+        task: lambda_1; 0 for encoders and 0.5 for decoders unless given.
+        logit: lambda_2.
+        token: lambda_3; 1 for encoders and 0.5 for decoders unless given.
+        temperature: of the logit loss.
+        tolerance: relative gap between target and clock that is left alone.
+        corrections: most re-timings per budget.
+        dry_run: stop after the cut; nothing is trained.
+
+    Departures: the latency of counts between two timed sizes is interpolated; FFN sizes are rounded to multiples of
+    8 since odd widths run slower; for sentence encoders, which have no logits, the logit loss is one minus cosine
+    of the embeddings plus the KL of in-batch similarities. The paper's FFN grid, its 1,000 trials and its lambdas
+    are known at second hand; 200 trials and (0, 1, 1) or (0.5, 1, 0.5) are this project's choice.
+    """
+    decoder = subject.kind == "decoder"
+    task = (0.5 if decoder else 0.0) if task is None else task
+    token = (0.5 if decoder else 1.0) if token is None else token
+    train, _ = data.split(seed=seed)
+    make = partial(texts.batches, train, subject.tokenizer, packed=decoder, length=train_length)
+    samples = make(batch=16, seed=seed).take(max(1, calibration // 16))
+    training = make(batch=train_batch, seed=seed + 1)
+
+    whole = subject.units(batch=batch, length=length)
+    kinds = {site.kind: site.count for site in whole.sites.values()}
+    axis = "kv_groups" if "kv_groups" in kinds else "heads"
+    grid = allocate.grid(kinds["neurons"], ratio=ratio)
+    table = None
+    if any("latency" in budget for budget in budgets):
+        table = run.json("latency", lambda: profile(subject, axis, grid, batch, length))
+    rest = levels.fixed_seconds(table, whole) if table else 0.0
+    dense = levels.with_latency(whole, table, rest).cost()
+    limits = {budget: budget.absolute(dense) for budget in budgets}
+
+    current = subject
+    for budget in sorted(budgets, key=lambda b: -min(limits[b][m] / dense[m] for m in limits[b])):
+        start = current if gradual else subject
+        units = start.units(axis, "neurons", batch=batch, length=length)
+
+        def decide(
+            start: Transformer = start, units: Units = units, limit: Limits = limits[budget]
+        ) -> dict[str, Tensor]:
+            gone = {s.name: [s.count - k for k in grid if k < s.count] + [0] for s in units.free()}
+            gone |= {s.name: list(range(s.count + 1)) for s in units.free() if s.kind == axis}
+            base = database.build(start.forward, start.model, samples, start.consumers(), gone, damp=damp)
+            solve = partial(solution, units, table, base, limit)
+            weights = tune(subject, start, base, partial(solve, rest), samples, judged, 0 if dry_run else trials, seed)
+            fixed, chosen = rest, solve(rest, weights)
+            for _ in range(corrections if "latency" in limit else 0):
+                keep = {site: base[site].keep(level).numpy() for site, level in chosen.items()}
+                seconds = clock(subject, start.cut(Selection(keep))[0], batch, length) * dense["latency"]
+                if abs(seconds / limit["latency"] - 1) <= tolerance:
+                    break
+                fixed += seconds - levels.with_latency(units, table, fixed).cost(keep)["latency"]
+                chosen = solve(fixed, weights)
+            decided = {f"{site}.weight": base[site].weights[level] for site, level in chosen.items()}
+            decided |= {f"{site}.keep": base[site].keep(level) for site, level in chosen.items()}
+            return decided | {"fixed": torch.tensor(fixed, dtype=torch.float64)}
+
+        decided = run.tensors(f"cut-{budget}", decide)
+        keep = {site.name: decided[f"{site.name}.keep"].numpy() for site in units.free()}
+        predicted = levels.with_latency(units, table, float(decided["fixed"])).cost(keep)
+        with database.stitched(start.model, start.consumers(), {s: decided[f"{s}.weight"] for s in keep}):
+            student, cut = start.cut(Selection(keep, predicted, budget))
+        recovery = None
+        if steps and not dry_run:
+            pairs = [(k, k) for k in range(1, 1 + len(student.layers()))]
+            objective = objectives.distil(student.forward, subject.forward, output=subject.output, blocks=pairs,
+                                          task=task, logit=logit, token=token, temperature=temperature)  # fmt: skip
+            recovery = loop.train(student.model, training, objective, steps=steps, lr=lr, schedule="linear", warmup=0.1,
+                                  weight_decay=weight_decay, seed=seed, count=objectives.count,
+                                  checkpoint=run.folder(f"train-{budget}"))  # fmt: skip
+        yield Result(str(budget), student, cut, predicted, recovery)
+        current = student
+
+
+Limits = Mapping[str, float]
+Database = Mapping[str, hessian.Sweep]
+
+
+def profile(subject: Transformer, axis: str, grid: Sequence[int], batch: int, length: int) -> levels.Table:
+    """Seconds of one attention and one FFN block at every level, and of the whole model (0 units take 0 s)."""
+    most = max(site.count for site in subject.units(axis).free())
+    counts = {axis: range(1, most + 1), "neurons": [k for k in grid if k]}
+    probes = {(kind, k): subject.probe(cast(Any, kind), k, batch, length) for kind in counts for k in counts[kind]}
+    example = subject.example(batch, length)
+    probes["model", 1] = lambda: subject.forward(example)
+    times = latency.interleaved(probes, progress=True)
+    table: levels.Table = {"model": {"1": times["model", 1].value}}
+    for kind, row in counts.items():
+        smooth = latency.monotone({k: times[kind, k].value for k in row})
+        table[kind] = {"0": 0.0} | {str(k): seconds for k, seconds in smooth.items()}
+    return table
+
+
+def solution(
+    units: Units,
+    table: levels.Table | None,
+    base: Database,
+    limit: Limits,
+    fixed: float,
+    coefficients: Sequence[float],
+) -> dict[str, int]:
+    """Site -> units removed: min sum_l c_l p_l under every limit, when all that can't go takes `fixed` seconds."""
+    priced = levels.with_latency(units, table, fixed)
+    kept = {site: [units[site].count - level for level in sweep.levels] for site, sweep in base.items()}
+    columns = {measure: levels.costs(priced, kept, measure) for measure in limit}
+    losses = [
+        [c * sweep.errors[level] for level in sweep.levels]
+        for c, sweep in zip(coefficients, base.values(), strict=True)
+    ]
+    costs = {measure: [column[site] for site in base] for measure, (column, _) in columns.items()}
+    spare = {measure: limit[measure] - rest for measure, (_, rest) in columns.items()}
+    if len(limit) == 1:
+        (measure,) = limit
+        choice = knapsack.solve(costs[measure], losses, spare[measure])
+    else:
+        choice = knapsack.solve_many(costs, losses, spare)
+    return {site: base[site].levels[at] for site, at in zip(base, choice.levels, strict=True)}
+
+
+def tune(
+    subject: Transformer,
+    start: Transformer,
+    base: Database,
+    solve: Callable[[Sequence[float]], dict[str, int]],
+    samples: Sequence[Mapping[str, Tensor]],
+    judged: int,
+    trials: int,
+    seed: int,
+) -> Sequence[float]:
+    """The coefficients whose solution loses least on the whole model, against what `subject` says."""
+    items = samples[: max(1, judged // 16)]
+    with torch.no_grad():
+        answers = [subject.forward(item).prediction for item in items]
+
+    def propose(coefficients: Any) -> tuple[Any, dict[str, int]]:
+        chosen = solve(coefficients)
+        return tuple(chosen.items()), chosen
+
+    @torch.no_grad()
+    def evaluate(chosen: dict[str, int]) -> float:
+        weights = {site: base[site].weights[level] for site, level in chosen.items()}
+        with database.stitched(start.model, start.consumers(), weights):
+            losses = [
+                objectives.distance(start.forward(item).prediction, answer, item, output=subject.output)
+                for item, answer in zip(items, answers, strict=True)
+            ]
+        return float(sum(losses)) / len(items)
+
+    bar = partial(track, description="coefficient search", transient=True, disable=not trials)
+    found = search.coefficients(propose, evaluate, len(base), trials=trials, seed=seed, progress=bar)
+    return list(found.coefficients)
+
+
+def clock(subject: Transformer, student: Transformer, batch: int, length: int) -> float:
+    """The student's share of the subject's time, by alternating pairs."""
+    example = subject.example(batch, length)
+    return 1 / latency.compare(lambda: subject.forward(example), lambda: student.forward(example)).speedup.value

@@ -1,0 +1,196 @@
+"""What a student is trained towards: a task, its teacher's predictions, its teacher's hidden states.
+
+`distil` composes the losses of `losses` into the objective that `loop.train` minimises. A model enters as a
+`Forward`: a callable from a batch to something with `prediction` and `hidden` (every `Transformer` subject's
+`forward` is one), so the objective never asks what kind of model it trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import UnsupportedError
+from secateur.recover import balance, losses
+
+__all__ = ["Forward", "Objective", "Prediction", "count", "distance", "distil", "prediction_loss", "task_loss"]
+
+Batch = Mapping[str, Tensor]
+Objective = Callable[[Batch, Mapping[str, int]], tuple[Tensor, dict[str, float]]]
+
+
+class Prediction(Protocol):
+    """What a forward pass gives: `prediction` [B, S, V], [B, C], [B, d] or [B, S, d]; `hidden` of [B, S, d] each."""
+
+    prediction: Tensor
+    hidden: tuple[Tensor, ...]
+
+
+class Forward(Protocol):
+    """A model as the objective sees it."""
+
+    def __call__(self, batch: Batch, *, hidden: bool = False) -> Prediction:
+        """Run the model on `batch`; `hidden` asks for the embedding output and every block's output."""
+        ...
+
+
+def count(batch: Batch) -> dict[str, int]:
+    """What a batch holds, for the divisors of the losses: tokens that are not padding, and sequences."""
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask")
+    tokens = int(mask.sum()) if mask is not None else ids.numel()
+    return {"tokens": tokens, "sequences": ids.shape[0], "targets": tokens - ids.shape[0]}
+
+
+def _mask(batch: Batch) -> Tensor:
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask")
+    return mask.bool() if mask is not None else torch.ones_like(ids, dtype=torch.bool)
+
+
+def prediction_loss(
+    student: Tensor,
+    teacher: Tensor,
+    batch: Batch,
+    totals: Mapping[str, int],
+    *,
+    temperature: float = 1.0,
+    direction: str = "forward",
+) -> Tensor:
+    """How far the student's logits are from the teacher's; a mean over the whole step.
+
+    Per real token of [B, S, V], per sequence of [B, C]. `direction`: "forward" or "reverse" KL, "js"
+    (Jensen-Shannon), "mse" or "cosine".
+    """
+    if student.dim() == 3:
+        divide, mask = totals["tokens"], _mask(batch)
+    else:
+        divide, mask = totals["sequences"], None
+    if direction in ("forward", "reverse"):
+        return losses.kl(student, teacher, mask, temperature=temperature, direction=direction) / divide
+    if direction == "js":
+        return losses.jensen_shannon(student, teacher, mask, temperature=temperature) / divide
+    if direction == "mse":
+        return losses.mse(student, teacher, mask) / divide
+    if direction == "cosine":
+        return losses.cosine(student, teacher, mask) / divide
+    raise UnsupportedError(f"direction {direction!r} is not one of forward, reverse, js, mse, cosine")
+
+
+def distance(
+    student: Tensor,
+    teacher: Tensor,
+    batch: Batch,
+    *,
+    output: str,
+    totals: Mapping[str, int] | None = None,
+    temperature: float = 1.0,
+    direction: str = "forward",
+) -> Tensor:
+    """How far the student's prediction is from the teacher's, whatever `output` it holds; a mean over `totals`.
+
+    - "logits": `prediction_loss`, per real token of [B, S, V] or per sequence of [B, C];
+    - "embedding" [B, d]: one minus cosine, plus the KL of in-batch similarities at temperature 0.05, since what a
+      sentence encoder predicts is which sentences are alike;
+    - "states" [B, S, d]: one minus cosine per real token.
+    """
+    totals = count(batch) if totals is None else totals
+    if output == "embedding":
+        relate = losses.relational(student, teacher) if len(student) > 2 else student.new_zeros(())
+        return (losses.cosine(student, teacher) + relate) / totals["sequences"]
+    if output == "states":
+        return losses.cosine(student, teacher, _mask(batch)) / totals["tokens"]
+    return prediction_loss(student, teacher, batch, totals, temperature=temperature, direction=direction)
+
+
+def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int]) -> Tensor:
+    """Cross-entropy: of the next token for [B, S, V], of `labels` for [B, C]."""
+    if logits.dim() == 3:
+        keep = _mask(batch)
+        target = batch["input_ids"][:, 1:].masked_fill(~(keep[:, 1:] & keep[:, :-1]), -100)
+        return losses.cross_entropy(logits[:, :-1], target) / totals["targets"]
+    return losses.cross_entropy(logits, batch["labels"]) / totals["sequences"]
+
+
+def distil(
+    student: Forward,
+    teacher: Forward | None,
+    *,
+    output: str,
+    task: float = 0.0,
+    logit: float = 1.0,
+    token: float = 0.0,
+    temperature: float = 1.0,
+    direction: str = "forward",
+    blocks: Sequence[tuple[int, int]] = (),
+    hidden: Sequence[tuple[int, int]] = (),
+    projection: nn.Module | None = None,
+    alpha: float | str = "dynamic",
+) -> Objective:
+    """`task` x cross-entropy + `logit` x prediction loss + `token` x L_token + alpha x L_hidden.
+
+    Args:
+        student: the model in training.
+        teacher: the original, or a cache of what it said; None where only the task counts.
+        output: what `prediction` holds: "logits", "embedding" or "states".
+        task: weight of cross-entropy.
+        logit: weight of the prediction loss (`distance`).
+        token: weight of ZipLM's L_token: mean over tokens of the L2 distance of the hidden states, averaged over
+            `blocks`.
+        temperature: of the KL.
+        direction: of the KL, see `prediction_loss`.
+        blocks: (student, teacher) indices into `hidden` for L_token; same width, no projection.
+        hidden: (student, teacher) indices for the projected cosine loss (Minitron's L_is).
+        projection: one learned map student width -> teacher width, shared by all pairs of `hidden`.
+        alpha: weight of L_is; "dynamic" is L_logits / L_is, detached (Minitron, section 3.2).
+
+    Returns a mean over the step's totals and its parts as floats.
+    """
+    wants_hidden = bool((token and blocks) or hidden)
+
+    def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        ours = student(batch, hidden=wants_hidden)
+        theirs: Any = None
+        if teacher is not None:
+            with torch.no_grad():
+                theirs = teacher(batch, hidden=wants_hidden)
+        total = ours.prediction.new_zeros((), dtype=torch.float32)
+        parts: dict[str, float] = {}
+
+        def add(name: str, weight: float | Tensor, value: Tensor) -> None:
+            nonlocal total
+            total = total + weight * value
+            parts[name] = float(value.detach())
+
+        if task:
+            add("task", task, task_loss(ours.prediction, batch, totals))
+        near = None
+        if theirs is not None and logit:
+            near = distance(
+                ours.prediction,
+                theirs.prediction,
+                batch,
+                output=output,
+                totals=totals,
+                temperature=temperature,
+                direction=direction,
+            )
+            add("logit", logit, near)
+        if theirs is not None and token and blocks:
+            mask = _mask(batch)
+            far = sum((losses.token(ours.hidden[i], theirs.hidden[j], mask) for i, j in blocks), total.new_zeros(()))
+            add("token", token, far / (len(blocks) * totals["tokens"]))
+        if theirs is not None and hidden:
+            mask = _mask(batch)
+            apart = total.new_zeros(())
+            for i, j in hidden:
+                mapped = projection(ours.hidden[i]) if projection is not None else ours.hidden[i]
+                apart = apart + losses.cosine(mapped, theirs.hidden[j], mask) / totals["tokens"]
+            weight = balance.dynamic(near, apart) if alpha == "dynamic" and near is not None else float(alpha)
+            add("hidden", weight, apart)
+        return total, parts
+
+    return objective

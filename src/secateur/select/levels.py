@@ -1,0 +1,60 @@
+"""Levels: from units tied in polynomials to the columns a knapsack takes, one choice of kept count per site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from secateur.errors import UnsupportedError
+from secateur.vocabulary import Units
+
+__all__ = ["Table", "costs", "fixed_seconds", "with_latency"]
+
+Table = dict[str, dict[str, float]]
+"""Kind of site -> kept count (as text, for JSON) -> seconds; under "model" the whole model, uncut."""
+
+
+def costs(units: Units, levels: Mapping[str, Sequence[int]], measure: str) -> tuple[dict[str, np.ndarray], float]:
+    """Site -> [levels] cost of keeping that many units there, and the cost of all that no level changes.
+
+    Exact where the sites named don't share a term (heads and neurons at a fixed width); raises
+    `UnsupportedError` where they do, since then no column of costs exists.
+    """
+    nothing = {name: np.zeros(units[name].count, dtype=bool) for name in levels}
+    base = units.cost(nothing)[measure]
+    columns: dict[str, np.ndarray] = {}
+    for name, counts in levels.items():
+        span = np.arange(units[name].count)
+        columns[name] = np.array([units.cost({**nothing, name: span < k})[measure] - base for k in counts])
+    whole = base + sum(
+        float(units.cost({**nothing, name: np.ones(units[name].count, dtype=bool)})[measure] - base) for name in levels
+    )
+    full = units.cost()[measure]
+    if abs(whole - full) > 1e-6 * max(abs(full), 1e-12):
+        raise UnsupportedError(
+            f"the {measure} of {', '.join(levels)} is a product, not a sum, of what is kept at each: "
+            "select one of these axes at a time"
+        )
+    return columns, float(base)
+
+
+def with_latency(units: Units, table: Table | None, fixed: float) -> Units:
+    """`units` with the seconds of `table` as one more cost beside `fixed` seconds that nothing selected changes.
+
+    Counts between two timed ones are interpolated. Without a table, `units` as they are.
+    """
+    if table is None:
+        return units
+    columns: dict[str, np.ndarray] = {}
+    for name, site in units.sites.items():
+        if site.kind in table:
+            counts, seconds = zip(*sorted((int(k), value) for k, value in table[site.kind].items()), strict=True)
+            columns[name] = np.interp(np.arange(site.count + 1), counts, seconds)
+    return units.with_table("latency", columns, fixed)
+
+
+def fixed_seconds(table: Table, units: Units) -> float:
+    """T_fix: what the whole model's time leaves once each block of each layer is paid at full size."""
+    blocks = units["layers"].count * sum(max(row.values()) for kind, row in table.items() if kind != "model")
+    return table["model"]["1"] - blocks
