@@ -41,7 +41,7 @@ def open_subject(
         _check_finite(source)
         return _subject(source, family, tokenizer, None, [])
     folder = Path(source).expanduser()
-    local = folder.is_dir()
+    local = folder.is_dir() and bool(str(source).strip())
     if not local:
         _refuse_missing(str(source), folder)
     root = folder
