@@ -1,0 +1,121 @@
+"""Tiny models made on the spot: random weights, real tokenizers, a few thousand parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaModel,
+)
+
+WORDS = (
+    "the a one two three tree garden gardener cuts prunes grows waters keeps branch branches leaf leaves root bud "
+    "winter spring summer old young small large sharp clean every each often never slowly early late and or but of in "
+    "with from to is was are were it they he she"
+).split()  # noqa: SIM905
+
+
+def sentences(count: int = 400, seed: int = 0) -> list[str]:
+    """Texts of 5 to 14 words."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(5, 15, (count,), generator=draw).tolist()
+    picks = torch.randint(0, len(WORDS), (sum(lengths),), generator=draw).tolist()
+    words = iter(WORDS[pick] for pick in picks)
+    return [" ".join(next(words) for _ in range(length)) for length in lengths]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word of `WORDS`, with the special tokens of both encoders and decoders."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>"]
+    vocabulary = {word: index for index, word in enumerate(special + WORDS)}
+    base = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    base.pre_tokenizer = pre_tokenizers.Whitespace()
+    base.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=base,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=64,
+    )
+
+
+def model(kind: str, seed: int = 0) -> PreTrainedModel:
+    """`bert`, `roberta`, `distilbert`, `gpt2`, `llama` (grouped-query attention) or `qwen3`, in eval mode."""
+    vocabulary = 64
+    torch.manual_seed(seed)
+    common = dict(vocab_size=vocabulary, pad_token_id=0)
+    bert = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
+    llama = bert | dict(num_key_value_heads=2, bos_token_id=5, eos_token_id=6, max_position_embeddings=128)
+    makers: dict[str, Any] = {
+        "bert": lambda: BertModel(BertConfig(**common, **bert, max_position_embeddings=160)),
+        "roberta": lambda: RobertaModel(RobertaConfig(**common, **bert, max_position_embeddings=160)),
+        "distilbert": lambda: DistilBertModel(
+            DistilBertConfig(**common, dim=32, n_layers=3, n_heads=4, hidden_dim=64, max_position_embeddings=160)
+        ),
+        "gpt2": lambda: GPT2LMHeadModel(
+            GPT2Config(**common, n_embd=32, n_layer=3, n_head=4, n_positions=160, bos_token_id=5, eos_token_id=6)
+        ),
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**common, **llama)),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**common, **llama, head_dim=8)),
+    }
+    made: PreTrainedModel = makers[kind]()
+    with torch.no_grad():
+        for parameter in made.parameters():  # biases and norms too, so that a cut which forgets one shows
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return made.eval()
+
+
+def uneven(made: PreTrainedModel, share: float = 0.5, seed: int = 0) -> PreTrainedModel:
+    """The same model with `share` of each layer's neurons nearly silent: worth keeping is easy to tell."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, module in made.named_modules():
+            weight = getattr(module, "weight", None)
+            if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or 64 not in weight.shape:
+                continue
+            out = name.endswith(("output.dense", "lin2", "down_proj", "mlp.c_proj"))
+            inputs = weight.shape[0] if name.endswith("c_proj") else weight.shape[1]
+            if out and inputs == 64:
+                weak = torch.randperm(64, generator=draw)[: int(64 * share)]
+                if name.endswith("c_proj"):
+                    weight[weak] *= 1e-3
+                else:
+                    weight[:, weak] *= 1e-3
+    return made
+
+
+def folder(kind: str, path: Path, *, sentence: bool = False) -> Path:
+    """A checkpoint as people have it: model and tokenizer; with `sentence`, a sentence-transformers folder."""
+    path.mkdir(parents=True, exist_ok=True)
+    uneven(model(kind)).save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    if sentence:
+        from sentence_transformers import SentenceTransformer, models
+
+        word = models.Transformer(str(path), max_seq_length=64)
+        SentenceTransformer(modules=[word, models.Pooling(32), models.Normalize()], device="cpu").save(str(path))
+    return path
