@@ -23,11 +23,11 @@ from transformers import (
     RobertaModel,
 )
 
-WORDS = (
+WORDS = (  # noqa: SIM905
     "the a one two three tree garden gardener cuts prunes grows waters keeps branch branches leaf leaves root bud "
     "winter spring summer old young small large sharp clean every each often never slowly early late and or but of in "
     "with from to is was are were it they he she"
-).split()  # noqa: SIM905
+).split()
 
 
 def sentences(count: int = 400, seed: int = 0) -> list[str]:

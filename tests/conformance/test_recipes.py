@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 
+import tiny
 from secateur import conformance, recipes
 from secateur.files import texts
 from secateur.subjects import open_subject
