@@ -209,7 +209,7 @@ def sweep(
     held = columns_of(live)
     original = W * alive.repeat_interleave(block)
     W = original[:, held].masked_fill(second.diagonal()[held] == 0.0, 0.0)
-    C = _inverse(_damped(second, damp)[held][:, held])
+    C = _damped_inverse(second, damp, held)
     blocks = _diagonal_blocks(C, block)
     rho = _scores(W, blocks)
     gone = torch.zeros_like(live, dtype=torch.bool)
@@ -272,15 +272,26 @@ def _prepare(weight: Tensor, H: Tensor, block: int) -> tuple[Tensor, Tensor, int
     return W, second, d_in // block
 
 
-def _damped(H: Tensor, damp: float) -> Tensor:
-    """H with 1 on the diagonal of dead inputs and `damp` times the live ones' mean added to it."""
+def _damped_inverse(H: Tensor, damp: float, held: Tensor) -> Tensor:
+    """((H + damp * mean(diag H) I)[held, held])^-1, with 1 on the diagonal of dead inputs.
+
+    The dampening is at least the rank tolerance of H's precision, and ten times more while Cholesky still fails.
+    """
     H = H.clone()
-    diagonal = H.diagonal()
+    diagonal = H.diagonal()  # a view
     dead = diagonal == 0.0
-    mean = diagonal[~dead].mean() if not bool(dead.all()) else diagonal.new_zeros(())
+    mean = float(diagonal[~dead].mean()) if not bool(dead.all()) else 0.0
     diagonal[dead] = 1.0
-    diagonal += damp * mean
-    return H
+    H = H[held][:, held]
+    share, added = max(damp, len(diagonal) * torch.finfo(H.dtype).eps), 0.0
+    while True:
+        H.diagonal().add_(share * mean - added)
+        factor, failed = torch.linalg.cholesky_ex(H)
+        if not bool(failed):
+            return torch.cholesky_inverse(factor)
+        if share > 1e3:
+            raise NumericalError("the Hessian is not positive, whatever the dampening: collect it from real inputs")
+        added, share = share * mean, share * 10.0
 
 
 def _inverse(matrix: Tensor) -> Tensor:

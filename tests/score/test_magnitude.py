@@ -1,0 +1,40 @@
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from score.networks import Block, Linear
+from secateur.errors import InputError, NumericalError
+from secateur.score import magnitude
+
+
+def test_norm_of_columns_and_blocks():
+    weight = torch.tensor([[3.0, 0.0, 1.0, 1.0], [4.0, 0.0, 1.0, 1.0]])
+    assert magnitude.norm(weight).tolist() == pytest.approx([5.0, 0.0, 2**0.5, 2**0.5])
+    assert magnitude.norm(weight, p=1).tolist() == [7.0, 0.0, 2.0, 2.0]
+    assert magnitude.norm(weight, block=2).tolist() == pytest.approx([5.0, 2.0])
+    assert magnitude.norm(weight, dim=0, p=1).tolist() == [5.0, 6.0]
+    with pytest.raises(InputError, match="does not divide into blocks of 3"):
+        magnitude.norm(weight, block=3)
+
+
+def test_groups_of_consumers_in_both_layouts():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"linear": nn.Linear(6, 4), "conv": Conv1D(4, 6)})
+    with torch.no_grad():
+        model["conv"].weight.copy_(model["linear"].weight.T)
+    scores = magnitude.groups(model, {"a": Linear("linear", 2), "b": Linear("conv", 2, conv1d=True)})
+    assert scores["a"].shape == (3,)
+    torch.testing.assert_close(scores["a"], scores["b"])
+
+
+def test_what_is_no_linear_or_not_finite_is_named():
+    model = Block()
+    with pytest.raises(InputError, match="no module 'x'"):
+        magnitude.groups(model, {"n": Linear("x")})
+    with pytest.raises(InputError, match="no weight matrix"):
+        magnitude.groups(nn.Sequential(nn.LayerNorm(3)), {"n": Linear("0")})
+    with torch.no_grad():
+        model.down.weight[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match=r"^n: NaN"):
+        magnitude.groups(model, {"n": Linear("down")})

@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from secateur.errors import DataError, InputError, NumericalError
+from secateur.score import similarity
+
+
+def states(batch):
+    """Four hidden states: nothing, a rotation by a right angle, a reversal."""
+    x = batch["x"]
+    turned = torch.stack([-x[..., 1], x[..., 0]], -1)
+    return [x, 2 * x, turned, -turned]
+
+
+def test_block_influence_is_one_minus_cosine():
+    x = torch.randn(2, 3, 2)
+    first, second, third, last = states({"x": x})
+    assert similarity.block_influence(first, second).item() == pytest.approx(0.0, abs=1e-6)
+    assert similarity.block_influence(second, third).item() == pytest.approx(1.0, abs=1e-6)
+    assert similarity.block_influence(third, last).item() == pytest.approx(2.0, abs=1e-6)
+
+
+def test_layers_and_contiguous_blocks():
+    data = [{"x": torch.randn(2, 3, 2)} for _ in range(3)]
+    assert similarity.collect(states, data).tolist() == pytest.approx([0.0, 1.0, 2.0], abs=1e-6)
+    assert similarity.collect(states, data, span=2).tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert similarity.collect(states, data, span=3).shape == (1,)
+    for span in (0, 4):
+        with pytest.raises(InputError, match=f"span {span} does not fit 3 layers"):
+            similarity.collect(states, data, span=span)
+
+
+def test_every_real_token_counts_once_whatever_its_batch():
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0]])
+    x, y = torch.randn(3, 3, 4, generator=draw), torch.randn(3, 3, 4, generator=draw)
+    x[mask == 0] = float("nan")
+    real = mask.bool()
+    expected = 1 - torch.cosine_similarity(x[real], y[real], dim=-1).mean()
+    data = [{"x": x[i : i + 1], "y": y[i : i + 1], "attention_mask": mask[i : i + 1]} for i in range(3)]
+    found = similarity.collect(lambda b: [b["x"], b["y"]], data)
+    torch.testing.assert_close(found, expected[None])
+
+
+def test_bad_data_is_refused():
+    with pytest.raises(DataError, match="at least one batch"):
+        similarity.collect(states, [])
+    with pytest.raises(NumericalError, match="block influence"):
+        similarity.collect(states, [{"x": torch.full((1, 1, 2), float("nan"))}])
