@@ -127,6 +127,8 @@ def train(
         modules = stack.enter_context(_prepared(student, extra, accelerator.device))
         stack.enter_context(_own_randomness(accelerator.device))
         signals = stack.enter_context(_signals())
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise InputError("the student has no parameter with requires_grad: unfreeze what is to be trained")
         optimizer = torch.optim.AdamW(_groups(student, weight_decay), lr=lr, betas=betas)
         if accelerator.distributed_type == "FSDP":
             sharded, optimizer = accelerator.prepare(student, optimizer)
@@ -136,8 +138,6 @@ def train(
             for group in _groups(module, weight_decay):
                 optimizer.add_param_group(group)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if not trained:
-            raise InputError("the student has no parameter with requires_grad: unfreeze what is to be trained")
 
         share = accelerator.num_processes
         settings = {

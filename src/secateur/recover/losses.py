@@ -377,6 +377,7 @@ def topk_kl(
     mask: Tensor | None = None,
     *,
     temperature: float = 1.0,
+    vocabulary: int | None = None,
     chunk: int | None = None,
 ) -> Tensor:
     """Forward KL from a teacher known by its k likeliest tokens and the mass of all others, summed, in nats.
@@ -387,10 +388,15 @@ def topk_kl(
 
     Shapes: student_logits [..., V], log_probabilities and indices [N, k], remaining [N] (log mass outside the k tokens;
     -inf for none), where N counts the tokens with a nonzero mask, in order (all tokens if mask is None). Leading
-    dimensions may also be those of the student: then the mask picks from them. See `teachers.TopK`.
+    dimensions may also be those of the student: then the mask picks from them. `vocabulary`: the student's columns to
+    use, as the cache was made. See `teachers.cache_topk`.
     """
     _check_temperature(temperature)
-    width = student_logits.shape[-1]
+    width = min(student_logits.shape[-1], vocabulary or student_logits.shape[-1])
+    if indices.numel() and int(indices.max()) >= width:
+        raise InputError(
+            f"the cache names token {int(indices.max())}, the student has {width}: make it with vocabulary={width}"
+        )
     targets = (_flat(log_probabilities), _flat(indices), remaining.reshape(-1))
     return _on_logits(_topk_kl(temperature), student_logits, width, mask, chunk, *targets)
 

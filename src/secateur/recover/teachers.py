@@ -1,0 +1,331 @@
+"""The original as teacher: live, or asked once and remembered, after a look whether it speaks the same language.
+
+What a cache holds is tied to the teacher, the tokenizer and the data by the caller's key (see `fingerprint`): another
+key, a damaged file or one cut short is refused, never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.errors import DataError, InputError
+from secateur.recover import storage
+
+__all__ = ["Joined", "Outputs", "TopK", "cache_topk", "check_vocabularies", "fingerprint", "live"]
+
+Batch = Mapping[str, Tensor]
+
+_PROBE = "Two CAFÉS, 3 naïve  crows;\n\tx=42 #fin?  日本 🙂"
+"""A text with what tokenizers treat differently: case, accents, spaces, numbers, signs, other scripts."""
+
+
+# --------------------------------------------------------------------------------------------------- vocabularies
+
+
+def check_vocabularies(student: Any, teacher: Any, student_size: int, teacher_size: int) -> int:
+    """The shared vocabulary size of two tokenizers and their models' logits; refuses what can't be compared.
+
+    Logits may differ in width by padding rows (151,936 and 152,064 for one tokenizer): the losses then use the first
+    min(student_size, teacher_size) columns, which is what is returned. Everything else must agree: each token's id, and
+    how a probe text is split (two tokenizers may share a vocabulary and still differ in case or merges).
+
+    Raises `InputError` naming what differs.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    remedy = "distil with a teacher of the same tokenizer, or on hidden states or embeddings only"
+    for name, one, other in (("teacher", theirs, ours), ("student", ours, theirs)):
+        alone = sorted(one.keys() - other.keys(), key=one.__getitem__)
+        if alone:
+            raise InputError(
+                f"different tokenizers: {len(alone)} tokens are only in the {name}'s, {alone[0]!r} the first: {remedy}"
+            )
+    moved = next((token for token in ours if ours[token] != theirs[token]), None)
+    if moved is not None:
+        raise InputError(
+            f"different tokenizers: {moved!r} is {ours[moved]} for the student and {theirs[moved]} for the teacher: "
+            f"{remedy}"
+        )
+    split, their_split = (tokenizer(_PROBE, add_special_tokens=True)["input_ids"] for tokenizer in (student, teacher))
+    if split != their_split:
+        raise InputError(f"different tokenizers: equal vocabularies split a probe text differently: {remedy}")
+    needed = max(ours.values(), default=-1) + 1
+    for name, size in (("student", student_size), ("teacher", teacher_size)):
+        if size < needed:
+            raise InputError(f"the {name} has logits for {size} tokens, its tokenizer has {needed}: {remedy}")
+    return min(student_size, teacher_size)
+
+
+def fingerprint(thing: Any) -> str:
+    """A short hash that tells tokenizers, modules or plain data apart, for the key of a cache.
+
+    Tokenizer: its vocabulary, special tokens and its split of a probe text. Module: name, shape, type and up to 1,024
+    evenly spaced values of each tensor, so that a large teacher takes a moment only. Else: the value as JSON.
+    """
+    found = hashlib.sha256()
+    if isinstance(thing, nn.Module):
+        for name, tensor in sorted(thing.state_dict().items()):
+            flat = tensor.detach().flatten()
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            found.update(storage.bits(flat[:: max(1, len(flat) // 1024)]))
+    elif hasattr(thing, "get_vocab"):
+        about = [sorted(thing.get_vocab().items()), thing(_PROBE)["input_ids"], str(thing.special_tokens_map)]
+        found.update(json.dumps(about).encode())
+    else:
+        found.update(json.dumps(thing, sort_keys=True, default=str).encode())
+    return found.hexdigest()[:16]
+
+
+# ----------------------------------------------------------------------------------------------------------- live
+
+
+def live(model: nn.Module, forward: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """The teacher as a function of a batch: in eval mode, without gradients, on the device of the batch.
+
+    `forward` is what to call (a subject's `forward`); by default ``model(**batch)``. The mode is set at each call,
+    since a teacher may share modules with what is being trained.
+    """
+
+    def ask(batch: Batch, **options: Any) -> Any:
+        device = next(tensor.device for tensor in batch.values() if isinstance(tensor, Tensor))
+        if next(model.parameters()).device != device:
+            model.to(device)
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            with torch.no_grad():
+                return model(**batch, **options) if forward is None else forward(batch, **options)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    return ask
+
+
+# --------------------------------------------------------------------------------------------------------- shelf
+
+
+@dataclass
+class _Shelf:
+    """Numbered safetensors files in a folder, and an index of their checksums; complete files only, one key only."""
+
+    folder: Path
+    files: list[dict[str, Any]]
+    key: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path, key: Mapping[str, Any]) -> _Shelf:
+        """The shelf at `folder`, new or as far as it got. `DataError` when it is of another key or damaged."""
+        index = folder / "index.json"
+        wanted = {name: value if isinstance(value, int | float) else str(value) for name, value in key.items()}
+        if not index.exists():
+            return cls(folder, [], wanted)
+        try:
+            known = json.loads(index.read_text(encoding="utf-8"))
+            files, stored = list(known["files"]), dict(known["key"])
+            sizes = [(folder / file["name"], int(file["bytes"])) for file in files]
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise DataError(f"{index} is damaged ({problem}): remove the folder and run again") from problem
+        for name in sorted(wanted.keys() | stored.keys()):
+            if wanted.get(name) != stored.get(name):
+                raise DataError(
+                    f"the cache in {folder} is of another {name} ({stored.get(name)}, now {wanted.get(name)}): "
+                    "use another folder or remove this one"
+                )
+        for path, size in sizes:
+            if not path.is_file() or path.stat().st_size != size:
+                raise DataError(f"{path} is missing or cut short: remove the folder and run again")
+        return cls(folder, files, wanted)
+
+    def add(self, tensors: Mapping[str, Tensor], **about: Any) -> None:
+        """Write one more file, then the index that names it: a kill between the two loses that file only."""
+        path = self.folder / f"{len(self.files):06d}.safetensors"
+        storage.write(path, tensors)
+        entry = {"name": path.name, "bytes": path.stat().st_size, "sha256": storage.digest(path), **about}
+        storage.write_text(
+            self.folder / "index.json", json.dumps({"key": self.key, "files": [*self.files, entry]}, indent=1)
+        )
+        self.files.append(entry)
+
+    def read(self, number: int) -> dict[str, Tensor]:
+        """The tensors of one file, after its checksum."""
+        file = self.files[number]
+        path = self.folder / file["name"]
+        if storage.digest(path) != file["sha256"]:
+            raise DataError(f"{path} is damaged, its checksum differs: remove the folder and run again")
+        return storage.read(path)[0]
+
+
+# ----------------------------------------------------------------------------------------------------------- top k
+
+
+class TopK:
+    """A teacher's likeliest tokens, read back by batch: `cache[i]` for i below `len(cache)`.
+
+    Each entry is {"log_probabilities" [n, k] float32, "indices" [n, k], "remaining" [n] float32} over the n counted
+    tokens of batch i, in order: what `losses.topk_kl` takes beside that batch's mask. The rows are renormalised, since
+    half precision moves their sum away from 1 by up to 1e-3.
+    """
+
+    def __init__(self, shelf: _Shelf) -> None:
+        self._shelf = shelf
+        self._number, self._held = -1, dict[str, Tensor]()
+        self._ends = [int(file["end"]) for file in shelf.files]
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise DataError(f"the cache in {self._shelf.folder} holds batches 0 to {len(self) - 1}, not {index}")
+        number = next(number for number, end in enumerate(self._ends) if index < end)
+        if number != self._number:
+            self._held, self._number = self._shelf.read(number), number
+        values = self._held[f"{index}.values"].float()
+        rest = self._held[f"{index}.remaining"]
+        whole = torch.logaddexp(values.logsumexp(-1), rest)
+        return {
+            "log_probabilities": values - whole[:, None],
+            "indices": self._held[f"{index}.indices"].long(),
+            "remaining": rest - whole,
+        }
+
+
+def cache_topk(
+    folder: str | Path,
+    logits: Callable[[Batch], Tensor],
+    batches: Any,
+    count: int,
+    *,
+    key: Mapping[str, Any],
+    k: int = 64,
+    temperature: float = 1.0,
+    vocabulary: int | None = None,
+    shard: int = 32,
+) -> TopK:
+    """Ask the teacher once for batches 0 to `count` - 1, and keep the k likeliest tokens of each position on disk.
+
+    Args:
+        folder: where the cache stands or will stand; one begun before is continued, by one process.
+        logits: batch -> teacher logits [B, S, V] (see `live`).
+        batches: `batches[i]` as for `loop.train`; its "attention_mask" says which tokens are kept.
+        count: batches to have in all.
+        key: what the cache depends on, such as {"teacher": fingerprint(model), "tokenizer": ..., "data": ...}.
+        k: tokens kept per position: about 6 k + 4 bytes each.
+        temperature: of the teacher's softmax; the loss must use the same.
+        vocabulary: columns of the logits to use, where `check_vocabularies` found fewer than the teacher has.
+        shard: batches per file; a kill loses at most that many.
+
+    Log-probabilities are stored in half precision, the log of the remaining mass in float32. Raises `DataError` for a
+    cache of another key or a damaged one, `RunError` when the disk is full.
+    """
+    if k < 1 or count < 1 or shard < 1 or not 0 < temperature < math.inf:
+        raise InputError(f"k={k}, count={count}, shard={shard}, temperature={temperature}: give numbers above 0")
+    shelf = _Shelf.open(Path(folder), {**key, "k": k, "temperature": temperature, "vocabulary": vocabulary or 0})
+    done = int(shelf.files[-1]["end"]) if shelf.files else 0
+    while done < count:
+        end, tensors = min(done + shard, count), dict[str, Tensor]()
+        for index in range(done, end):
+            batch = batches[index]
+            found = logits(batch)
+            mask = batch.get("attention_mask")
+            rows = found.reshape(-1, found.shape[-1])[:, :vocabulary]
+            picked = torch.arange(len(rows)) if mask is None else mask.reshape(-1).bool().nonzero().squeeze(1)
+            values, indices, remaining = _likeliest(rows, picked.to(rows.device), k, temperature)
+            tensors[f"{index}.values"] = values.half()
+            tensors[f"{index}.indices"] = indices.int()
+            tensors[f"{index}.remaining"] = remaining
+        shelf.add(tensors, end=end)
+        done = end
+    return TopK(shelf)
+
+
+def _likeliest(rows: Tensor, picked: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities and indices [n, k] of the k likeliest tokens, and the log mass of the others [n], in chunks."""
+    k, chunk = min(k, rows.shape[-1]), max(1, 2**22 // rows.shape[-1])
+    parts = []
+    for some in picked.split(chunk):
+        log_p = functional.log_softmax(rows[some].float() / temperature, -1)
+        values, indices = log_p.topk(k)
+        parts.append((values, indices, log_p.scatter_(-1, indices, -math.inf).logsumexp(-1)))
+    values, indices, remaining = (torch.cat(part) for part in zip(*parts, strict=True))
+    return values, indices, remaining
+
+
+# ------------------------------------------------------------------------------------------------------- encoders
+
+
+class Outputs:
+    """What a teacher said about each batch, asked once: for several students that learn from the same batches.
+
+    `outputs[i]` is what `forward(batches[i])` gave: a mapping of tensors (hidden states, embeddings), detached, on the
+    CPU. Kept in memory, or in files under `folder`, which a later run with the same key goes on with.
+
+    Args:
+        forward: batch -> mapping of names to tensors.
+        batches: as for `loop.train`.
+        folder: where to keep the outputs; None for memory.
+        half: keep floating-point tensors in float16; they come back in float32.
+        key: see `cache_topk`; needed with a folder.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Batch], Mapping[str, Tensor]],
+        batches: Any,
+        *,
+        folder: str | Path | None = None,
+        half: bool = False,
+        key: Mapping[str, Any] | None = None,
+    ) -> None:
+        if folder is not None and not key:
+            raise InputError("a cache on disk needs key={...}: the fingerprints of teacher, tokenizer and data")
+        self._forward, self._batches, self._half = forward, batches, half
+        self._memory: dict[int, Mapping[str, Tensor]] = {}
+        self._shelf = None if folder is None else _Shelf.open(Path(folder), {**(key or {}), "half": half})
+        self._where = {int(file["batch"]): n for n, file in enumerate(self._shelf.files)} if self._shelf else {}
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if index in self._where and self._shelf is not None:
+            stored: Mapping[str, Tensor] = self._shelf.read(self._where[index])
+        elif index in self._memory:
+            stored = self._memory[index]
+        else:
+            with torch.no_grad():
+                found = self._forward(self._batches[index])
+            stored = {name: self._narrow(tensor.detach().cpu()) for name, tensor in found.items()}
+            if self._shelf is None:
+                self._memory[index] = stored
+            else:
+                self._shelf.add(stored, batch=index)
+                self._where[index] = len(self._shelf.files) - 1
+        wide = self._half
+        return {
+            name: value.float() if wide and value.dtype == torch.float16 else value for name, value in stored.items()
+        }
+
+    def _narrow(self, tensor: Tensor) -> Tensor:
+        return tensor.half() if self._half and tensor.is_floating_point() else tensor
+
+
+class Joined:
+    """Batches with a cache's answers beside them: `Joined(batches, cache)[i]` is batch i plus `teacher_<name>` of it.
+
+    The training loop hands the objective a batch, not its number; this is how a cached answer reaches the objective.
+    """
+
+    def __init__(self, batches: Any, cache: Any, prefix: str = "teacher_") -> None:
+        self._batches, self._cache, self._prefix = batches, cache, prefix
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        answers = {f"{self._prefix}{name}": tensor for name, tensor in self._cache[index].items()}
+        return {**self._batches[index], **answers}

@@ -1,0 +1,249 @@
+"""Vocabularies that may and may not differ; caches equal to the live teacher, resumed, and refused when damaged."""
+
+import json
+
+import pytest
+import torch
+from tokenizers import normalizers
+
+from recover.students import VOCABULARY, Batches, bert, llama
+from secateur.errors import DataError, InputError
+from secateur.recover import loop, losses, teachers
+from tiny import tokenizer
+
+KEY = {"teacher": "a", "tokenizer": "b", "data": "c"}
+
+
+# --------------------------------------------------------------------------------------------------- vocabularies
+
+
+def test_padding_of_the_logits_passes_and_the_shared_size_comes_back():
+    size = len(tokenizer())
+    assert teachers.check_vocabularies(tokenizer(), tokenizer(), size, size + 64) == size
+    assert teachers.check_vocabularies(tokenizer(), tokenizer(), size + 128, size + 64) == size + 64
+
+
+def test_another_tokenizer_is_refused_by_what_differs():
+    size, other = len(tokenizer()), tokenizer()
+    other.add_tokens(["wheelbarrow"])
+    with pytest.raises(InputError, match="1 tokens are only in the teacher's, 'wheelbarrow' the first"):
+        teachers.check_vocabularies(tokenizer(), other, size + 1, size + 1)
+    with pytest.raises(InputError, match="only in the student's"):
+        teachers.check_vocabularies(other, tokenizer(), size + 1, size + 1)
+
+
+def test_tokens_in_another_order_are_refused():
+    one, other = tokenizer(), tokenizer()
+    one.add_tokens(["rake", "hoe"])
+    other.add_tokens(["hoe", "rake"])
+    with pytest.raises(InputError, match=r"is .* for the student and .* for the teacher"):
+        teachers.check_vocabularies(one, other, len(one), len(one))
+
+
+def test_equal_vocabularies_that_split_a_text_differently_are_refused():
+    one, other = tokenizer(), tokenizer()
+    for each in (one, other):
+        each.add_tokens(["two", "Two"])
+    other.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(InputError, match="split a probe text differently"):
+        teachers.check_vocabularies(one, other, len(one), len(one))
+
+
+def test_a_model_with_fewer_logits_than_tokens_is_refused():
+    size = len(tokenizer())
+    with pytest.raises(InputError, match=f"the student has logits for {size - 1} tokens"):
+        teachers.check_vocabularies(tokenizer(), tokenizer(), size - 1, size)
+
+
+def test_fingerprints_tell_things_apart():
+    assert teachers.fingerprint(llama(1)) == teachers.fingerprint(llama(1))
+    assert teachers.fingerprint(llama(1)) != teachers.fingerprint(llama(2))
+    assert teachers.fingerprint(llama(1)) != teachers.fingerprint(llama(1).bfloat16())
+    other = tokenizer()
+    other.add_tokens(["wheelbarrow"])
+    assert teachers.fingerprint(tokenizer()) == teachers.fingerprint(tokenizer())
+    assert teachers.fingerprint(tokenizer()) != teachers.fingerprint(other)
+    assert teachers.fingerprint({"a": 1, "b": 2}) == teachers.fingerprint({"b": 2, "a": 1})
+    assert teachers.fingerprint("one") != teachers.fingerprint("two")
+
+
+# ----------------------------------------------------------------------------------------------------------- live
+
+
+def test_a_live_teacher_gives_no_gradient_and_no_dropout_and_keeps_its_mode():
+    model = bert(1, dropout=0.5).train()
+    ask = teachers.live(model)
+    one, other = ask(Batches()[0]), ask(Batches()[0])
+    assert torch.equal(one.last_hidden_state, other.last_hidden_state)
+    assert not one.last_hidden_state.requires_grad
+    assert model.training
+    seen = teachers.live(model, lambda batch, hidden: (model.training, hidden))(Batches()[0], hidden=True)
+    assert seen == (False, True)
+
+
+# ---------------------------------------------------------------------------------------------------------- top k
+
+
+def logits_of(model):
+    ask = teachers.live(model)
+    return lambda batch: ask(batch).logits
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_cache_of_all_tokens_gives_the_live_loss_and_its_gradient(tmp_path, temperature):
+    teacher, student = llama(1), llama(2)
+    cache = teachers.cache_topk(
+        tmp_path, logits_of(teacher), Batches(), 3, key=KEY, k=VOCABULARY, temperature=temperature, shard=2
+    )
+    assert len(cache) == 3
+    for index in range(3):
+        batch = Batches()[index]
+        found = student(**batch).logits
+        live = losses.kl(found, logits_of(teacher)(batch), batch["attention_mask"], temperature=temperature)
+        entry = cache[index]
+        cached = losses.topk_kl(found, **entry, mask=batch["attention_mask"], temperature=temperature)
+        assert cached.item() == pytest.approx(live.item(), rel=5e-3)
+        one, other = (torch.autograd.grad(loss, found, retain_graph=True)[0] for loss in (cached, live))
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=2e-2)
+        assert (entry["log_probabilities"].exp().sum(-1) + entry["remaining"].exp()).allclose(torch.tensor(1.0))
+
+
+def test_a_cache_of_few_tokens_is_close_below_the_live_loss(tmp_path):
+    teacher, student = llama(1), llama(2)
+    teacher.lm_head.weight.data *= 8  # a trained teacher is sure of itself
+    batch = Batches()[0]
+    found = student(**batch).logits
+    live = losses.kl(found, logits_of(teacher)(batch), batch["attention_mask"]).item()
+    values = []
+    for k in (1, 8, 32):
+        cache = teachers.cache_topk(tmp_path / str(k), logits_of(teacher), Batches(), 1, key=KEY, k=k)
+        values.append(losses.topk_kl(found, **cache[0], mask=batch["attention_mask"]).item())
+    assert values[0] < values[1] < values[2] < live * 1.001
+    assert values[2] > 0.8 * live
+
+
+def test_a_wider_teacher_is_cached_on_the_shared_vocabulary(tmp_path):
+    teacher, student = llama(1, vocabulary=VOCABULARY + 8), llama(2)
+    batch = Batches()[0]
+    found = student(**batch).logits
+    wide = teachers.cache_topk(tmp_path / "wide", logits_of(teacher), Batches(), 1, key=KEY, k=VOCABULARY + 8)
+    with pytest.raises(InputError, match=f"vocabulary={VOCABULARY}"):
+        losses.topk_kl(found, **wide[0], mask=batch["attention_mask"])
+    cache = teachers.cache_topk(
+        tmp_path / "shared", logits_of(teacher), Batches(), 1, key=KEY, k=VOCABULARY, vocabulary=VOCABULARY
+    )
+    live = losses.kl(found, logits_of(teacher)(batch), batch["attention_mask"]).item()
+    cached = losses.topk_kl(found, **cache[0], mask=batch["attention_mask"]).item()
+    assert cached == pytest.approx(live, rel=5e-3)
+
+
+def test_a_cache_is_continued_and_not_asked_again(tmp_path):
+    asked = []
+
+    def logits(batch):
+        asked.append(1)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return logits_of(llama(1))(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        teachers.cache_topk(tmp_path, logits, Batches(), 5, key=KEY, k=4, shard=2)
+    cache = teachers.cache_topk(tmp_path, logits, Batches(), 5, key=KEY, k=4, shard=2)
+    assert len(asked) == 4 + 3
+    whole = teachers.cache_topk(tmp_path / "whole", logits_of(llama(1)), Batches(), 5, key=KEY, k=4, shard=2)
+    for index in range(5):
+        assert all(torch.equal(cache[index][name], whole[index][name]) for name in whole[index])
+    teachers.cache_topk(tmp_path, logits, Batches(), 5, key=KEY, k=4, shard=2)
+    assert len(asked) == 7
+    with pytest.raises(DataError, match="0 to 4, not 5"):
+        cache[5]
+
+
+@pytest.mark.parametrize("name", ["teacher", "tokenizer", "data"])
+def test_a_cache_of_another_key_is_refused_by_its_name(tmp_path, name):
+    teachers.cache_topk(tmp_path, logits_of(llama(1)), Batches(), 1, key=KEY, k=4)
+    with pytest.raises(DataError, match=f"another {name}"):
+        teachers.cache_topk(tmp_path, logits_of(llama(1)), Batches(), 1, key=KEY | {name: "z"}, k=4)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "index"])
+def test_a_damaged_cache_is_refused(tmp_path, damage):
+    teachers.cache_topk(tmp_path, logits_of(llama(1)), Batches(), 2, key=KEY, k=4, shard=1)
+    shard = tmp_path / "000001.safetensors"
+    data = bytearray(shard.read_bytes())
+    if damage == "flip":
+        data[-5] ^= 1
+        shard.write_bytes(data)
+    elif damage == "cut":
+        shard.write_bytes(data[:-5])
+    elif damage == "gone":
+        shard.unlink()
+    else:
+        (tmp_path / "index.json").write_text("{")
+    with pytest.raises(DataError, match="remove the folder") as caught:
+        teachers.cache_topk(tmp_path, logits_of(llama(1)), Batches(), 2, key=KEY, k=4, shard=1)[1]
+    assert "\n" not in str(caught.value)
+
+
+def test_padding_takes_no_room(tmp_path):
+    cache = teachers.cache_topk(tmp_path, logits_of(llama(1)), Batches(), 1, key=KEY, k=4)
+    assert cache[0]["indices"].shape == (int(Batches()[0]["attention_mask"].sum()), 4)
+    assert len(json.loads((tmp_path / "index.json").read_text())["files"]) == 1
+
+
+# ------------------------------------------------------------------------------------------------------- encoders
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("disk", [False, True])
+def test_outputs_are_asked_once_and_equal_the_live_ones(tmp_path, disk, half):
+    model, asked = bert(1), []
+
+    def forward(batch):
+        asked.append(1)
+        return {"hidden": model(**batch).last_hidden_state}
+
+    options = {"folder": tmp_path if disk else None, "half": half, "key": KEY}
+    cache = teachers.Outputs(forward, Batches(), **options)
+    want = model(**Batches()[3]).last_hidden_state
+    for _ in range(2):
+        found = cache[3]["hidden"]
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, want.detach(), rtol=0, atol=2e-3 if half else 0)
+    assert len(asked) == 1
+    again = teachers.Outputs(forward, Batches(), **options)
+    torch.testing.assert_close(again[3]["hidden"], found, rtol=0, atol=0)
+    assert len(asked) == (1 if disk else 2)
+
+
+def test_outputs_on_disk_refuse_another_key_and_none():
+    with pytest.raises(InputError, match="key="):
+        teachers.Outputs(dict, Batches(), folder="anywhere")
+
+
+def test_several_students_learn_from_one_pass_of_the_teacher():
+    teacher, asked = bert(1), []
+
+    def forward(batch):
+        asked.append(1)
+        return {"hidden": teacher(**batch).last_hidden_state}
+
+    batches = teachers.Joined(Batches(), teachers.Outputs(forward, Batches()))
+
+    def distilled(cached):
+        student = bert(2)
+
+        def objective(batch, totals):
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            target = batch["teacher_hidden"] if cached else teacher(**inputs).last_hidden_state
+            ours = student(**inputs).last_hidden_state
+            return losses.token(ours, target, batch["attention_mask"]) / totals["tokens"], {}
+
+        loop.train(student, batches if cached else Batches(), objective, steps=4, lr=1e-3)
+        return student.state_dict()
+
+    first, second, live = distilled(True), distilled(True), distilled(False)
+    assert len(asked) == 4
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name in first:
+        torch.testing.assert_close(first[name], live[name], rtol=0, atol=1e-4)
