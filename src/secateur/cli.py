@@ -13,6 +13,7 @@ import inspect as introspection
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,7 @@ from secateur.errors import InputError, SecateurError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from secateur.vocabulary import Evidence, Figure
+    from secateur.vocabulary import Evidence
 
 __all__ = ["main"]
 
@@ -37,11 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
+    given = [argument for argument in given if argument != "--debug"] or ["--help"]
     # Set before anything imports them: what libraries would print around our one line.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not debug:
+        warnings.simplefilter("ignore")
     try:
         code = typer.main.get_command(_app(given))(args=given, prog_name="secateur", standalone_mode=False)
         return int(code or 0)
@@ -248,20 +252,14 @@ def _run(given: dict[str, Any]) -> None:
 
 
 def _print_evidence(console: Console, row: Evidence) -> None:
-    from secateur.files.card import human
+    from secateur.measure import evidence
 
-    table = _table(f"{row.recipe}  {row.target}", "", "before", "after", "predicted")
-    for name in dict.fromkeys([*row.before, *row.after]):
-        columns = [human(name, part[name]) if name in part else "" for part in (row.before, row.after, row.predicted)]
-        table.add_row(name, *columns)
-    for name, figure in row.measured.items():
-        table.add_row(name, "", human(name, figure), human(name, row.predicted[name]) if name in row.predicted else "")
-    console.print(table)
+    console.print(evidence.rich_table(evidence.table(row), title=f"{row.recipe}, {row.target}"))
     if row.cut:
-        console.print(f"cut: {_cut(row.cut.removed)}", highlight=False)
+        console.print(f"cut: {_cut(row.cut.removed)}", highlight=False, markup=False)
         for note in row.cut.notes:
-            console.print(f"note: {note}", highlight=False)
-    console.print(f"verdict: {row.verdict}", highlight=False)
+            console.print(f"note: {note}", highlight=False, markup=False)
+    console.print(f"verdict: {row.verdict}", highlight=False, markup=False)
 
 
 def _cut(removed: Mapping[str, tuple[int, int]]) -> str:
@@ -285,18 +283,21 @@ def inspect(
 ) -> None:
     """What could go in a model, and what that would save."""
     from secateur import running
-    from secateur.files.card import human
+    from secateur.measure import display, evidence
 
     found = running.inspect(model, batch=batch, length=length)
     if as_json:
         print(json.dumps(found, indent=1))
         return
     costs = found["cost"]
-    table = _table(f"{found['model']} ({found['kind']})", "units", "sites", "count", *(f"{m} share" for m in costs))
+    rows = [["Units", "Sites", "Count", *(display.measure(name).label for name in costs)]]
     for row in found["axes"]:
-        table.add_row(row["kind"], str(row["sites"]), str(row["units"]), *(f"{row.get(m, 0.0):.1%}" for m in costs))
-    table.add_row("whole model", "", "", *(human(m, cost) for m, cost in costs.items()))
-    _console().print(table)
+        shares = [f"{row['share'].get(name, 0.0):.1%}" for name in costs]
+        rows.append([row["kind"], str(row["sites"]), str(row["units"]), *shares])
+    rows.append(["whole model", "", "", *(display.number(name, cost) for name, cost in costs.items())])
+    _console().print(
+        evidence.rich_table(rows, title=f"{found['model']} ({found['kind']}): what all units of a kind cost")
+    )
 
 
 def measure(
@@ -317,10 +318,12 @@ def measure(
 
         print(json.dumps({part: {n: asdict(f) for n, f in row.items()} for part, row in found.items()}, indent=1))
         return
-    table = _table(f"batch {batch} x {length} tokens", "", *found)
-    for name in dict.fromkeys(name for row in found.values() for name in row):
-        table.add_row(name, *(_figure(name, row.get(name)) for row in found.values()))
-    _console().print(table)
+    from secateur.measure import display, evidence
+
+    names = display.order(name for part in found.values() for name in part)
+    rows = [["Measure", *found]]
+    rows += [[display.measure(n).label, *(display.text(n, part.get(n)) for part in found.values())] for n in names]
+    _console().print(evidence.rich_table(rows, title=f"batch {batch} x {length} tokens"))
 
 
 def report(run_dir: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
@@ -341,22 +344,7 @@ def export(
     print(running.export(folder, to, out))
 
 
-def _figure(name: str, figure: Figure | None) -> str:
-    from secateur.files.card import human
-
-    return "" if figure is None else human(name, figure)
-
-
 def _console() -> Console:
     from rich.console import Console
 
     return Console()
-
-
-def _table(title: str, *columns: str) -> Any:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    return table

