@@ -163,6 +163,26 @@ class Transformer:
                 result[f"layers.{index}.neurons"] = Consumer(path, 1, self.family.conv1d)
         return result
 
+    def head_slices(self, layer: int) -> Iterator[tuple[str, int, int, int]]:
+        """Where each whole set of heads stands in the input projections of `layer`: parameter, dim, start, length.
+
+        Query heads; keys and values too where every query head has its own.
+        """
+        width = self.widths()[layer]
+        for name, _ in self.model.named_parameters():
+            place = self._place(name)
+            if place.layer != layer or place.block != "attention" or place.module == self.family.attention.out:
+                continue
+            for dim, axis in enumerate(place.axes or ()):
+                start = 0
+                for part in axis.split("+"):
+                    if not part.endswith("*"):
+                        continue
+                    length = self.head_dim * (width.heads if part == "heads*" else width.kv)
+                    if part == "heads*" or width.kv == width.heads:
+                        yield name, dim, start, length
+                    start += length
+
     def _place(self, name: str) -> _Place:
         """Where a parameter or buffer belongs, and its axes in the order they are stored."""
         family = self.family

@@ -1,0 +1,46 @@
+"""DeciLM / Nemotron-NAS configuration: a Llama whose layers differ, one entry of `block_configs` each.
+
+Written by secateur; licensed under Apache-2.0. An entry is
+
+    {"attention": {"n_heads_in_group": 4, "no_op": false, "replace_with_linear": false},
+     "ffn": {"intermediate_size": 8192, "no_op": false, "replace_with_linear": false}}
+
+A layer has num_attention_heads / n_heads_in_group key/value heads. Its FFN width is `intermediate_size`, or follows
+from `ffn_mult` where that is given: 2/3 ffn_mult hidden_size, rounded up to a multiple of 256.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import LlamaConfig
+
+
+class Part(dict):
+    """A dictionary read by attribute too, as engines expect of an entry of `block_configs`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class DeciLMConfig(LlamaConfig):
+    """`LlamaConfig` with `block_configs`."""
+
+    model_type = "nemotron-nas"
+
+    def __init__(self, block_configs: list[dict[str, Any]] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.block_configs = [Part({name: Part(part) for name, part in entry.items()}) for entry in block_configs or []]
+
+    def validate_architecture(self) -> None:
+        """Any number of heads is fine: head_dim is always stated."""
+
+
+def ffn_width(ffn: Part, hidden_size: int) -> int:
+    """The FFN width of one entry."""
+    if "ffn_mult" not in ffn:
+        return int(ffn.intermediate_size)
+    return -(-int(2 * ffn.ffn_mult * hidden_size / 3) // 256) * 256
