@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from secateur import recipes
 from secateur.errors import DataError, InputError, MeasurementError
@@ -32,9 +33,6 @@ from secateur.files.rundir import Run, guard
 from secateur.measure import environment, evidence, latency, memory, quality, size
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Evidence, Figure, Result
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 __all__ = ["TOLERANCE", "configured", "export", "inspect", "measure", "options", "report", "results", "run"]
 
@@ -45,7 +43,7 @@ BATCH, LENGTH = 32, 64
 """The environment of measurements, for recipes that have none of their own."""
 
 Recipe = Callable[..., Iterator[Result]]
-Model = "str | Path | PreTrainedModel"
+Model = str | Path | PreTrainedModel | Transformer
 
 
 # ----------------------------------------------------------------------------------------------------- running
@@ -53,7 +51,7 @@ Model = "str | Path | PreTrainedModel"
 
 def run(
     recipe: str | Recipe,
-    model: str | Path | PreTrainedModel,
+    model: Model,
     data: str | Path | Sequence[str] | texts.Corpus,
     budget: str | Budget | Sequence[str | Budget],
     out: str | Path,
@@ -72,7 +70,7 @@ def run(
 
     Args:
         recipe: a recipe's name, or a function like one.
-        model: a folder, a Hub id or a model in memory; it stays as it is.
+        model: a folder, a Hub id, or what `open_subject` gives; it stays as it is.
         data: a text file, a folder of them, a Hub data set, or the texts.
         budget: one budget such as "speedup=2x", or several, each giving a model of its own.
         out: the run directory. The model stands there for one budget, in a folder per budget for several.
@@ -99,7 +97,7 @@ def run(
 
 def results(
     recipe: str | Recipe,
-    model: str | Path | PreTrainedModel,
+    model: Model,
     data: str | Path | Sequence[str] | texts.Corpus,
     budget: str | Budget | Sequence[str | Budget],
     out: str | Path,
@@ -117,8 +115,11 @@ def results(
     budgets = _budgets(budget)
     given = {name: value for name, value in (("batch", batch), ("length", length)) if value is not None}
     chosen = _options(function, {**options, **given}, seed, dry_run)
+    _check(seed=(seed, 0), threads=(threads, 1), batch=(batch, 1), length=(length, 1))
     corpus = texts.read(data)
-    subject = open_subject(model)
+    subject = _open(model)
+    if subject.tokenizer is None:
+        raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
     where = latency.Environment(
         chosen.get("batch", BATCH), chosen.get("length", LENGTH), threads or torch.get_num_threads()
     )
@@ -134,7 +135,7 @@ def results(
         "data_sha256": corpus.digest,
     }
     about = {
-        "model": str(model) if isinstance(model, (str, Path)) else type(model).__name__,
+        "model": str(model) if isinstance(model, (str, Path)) else type(subject.model).__name__,
         "data": str(data) if isinstance(data, (str, Path)) else corpus.name,
     }
     if dry_run:
@@ -193,6 +194,16 @@ def _budgets(given: str | Budget | Sequence[str | Budget]) -> list[Budget]:
     if not found:
         raise InputError("no budget was given: say for example budget='speedup=2x'")
     return found
+
+
+def _open(model: Model) -> Transformer:
+    return model if isinstance(model, Transformer) else open_subject(model)
+
+
+def _check(**numbers: tuple[int | None, int]) -> None:
+    for name, (value, least) in numbers.items():
+        if value is not None and not (isinstance(value, int) and value >= least):
+            raise InputError(f"{name}={value!r} is not a whole number of at least {least}")
 
 
 @contextmanager
@@ -479,13 +490,14 @@ def _embed(subject: Transformer, batch: Mapping[str, Tensor]) -> Tensor:
 # ------------------------------------------------------------------------------------------- the other commands
 
 
-def inspect(model: str | Path | PreTrainedModel, *, batch: int = 1, length: int = 128) -> dict[str, Any]:
+def inspect(model: Model, *, batch: int = 1, length: int = 128) -> dict[str, Any]:
     """What could go in a model, and what that would save.
 
     Returns {"model": architecture, "kind": ..., "cost": measure -> total, "axes": [{"kind", "sites", "units", "share":
     measure -> share of the whole that goes when every unit of that kind goes}]}.
     """
-    subject = open_subject(model)
+    _check(batch=(batch, 1), length=(length, 1))
+    subject = _open(model)
     units = subject.units(batch=batch, length=length)
     whole = units.cost()
     rows = []
@@ -498,8 +510,8 @@ def inspect(model: str | Path | PreTrainedModel, *, batch: int = 1, length: int 
 
 
 def measure(
-    model: str | Path | PreTrainedModel,
-    against: str | Path | PreTrainedModel | None = None,
+    model: Model,
+    against: Model | None = None,
     data: str | Path | Sequence[str] | texts.Corpus | None = None,
     *,
     batch: int = BATCH,
@@ -510,11 +522,12 @@ def measure(
 
     Quality is measured where `data` is given, on all of it.
     """
+    _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1))
     where = latency.Environment(batch, length, threads or torch.get_num_threads())
     corpus = None if data is None else texts.read(data)
-    subject = open_subject(model)
+    subject = _open(model)
     if against is not None:
-        other = open_subject(against)
+        other = _open(against)
         with _threads(where):
             before, after, both, notes = compare(other, subject, corpus, where)
         if "speedup" not in both:
@@ -545,7 +558,7 @@ def export(folder: str | Path, to: str, out: str | Path | None = None) -> Path:
     """
     from secateur.subjects import export as forms
 
-    known = {"onnx": forms.onnx, "decilm": forms.decilm}
+    known = {"onnx": forms.to_onnx, "decilm": forms.to_decilm}
     if to not in known:
         raise InputError(f"--to {to!r} is not one of {', '.join(known)}")
     subject = open_subject(folder)
