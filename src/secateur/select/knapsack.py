@@ -152,7 +152,7 @@ def _discretise(extra: Sequence[np.ndarray], spare: float, buckets: int) -> tupl
         if step and spare // step <= buckets:
             return [(row / step).astype(np.int64) for row in extra], int(spare // step)
     # Levels beyond the budget are clipped before they could overflow an integer.
-    return [np.ceil(np.minimum(row / spare, 2.0) * buckets).astype(np.int64) for row in extra], buckets
+    return [np.ceil(np.minimum(row, 2.0 * spare) / spare * buckets).astype(np.int64) for row in extra], buckets
 
 
 def _first_best(loss: np.ndarray, cost: np.ndarray) -> int:
