@@ -78,7 +78,7 @@ lm_eval = evaluate
 
 def _manager(factory: Any, wanted: Sequence[str], include_path: str | Path | None) -> Any:
     """Only the caller's own folder where that has all tasks: reading the harness's thousands takes seconds."""
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what we do on purpose
     if include_path is not None and not Path(include_path).is_dir():
         raise InputError(f"no task folder at {include_path}: give a folder of lm-eval YAML files")
     path = None if include_path is None else str(include_path)

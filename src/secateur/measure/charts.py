@@ -1,0 +1,324 @@
+"""The report's charts: matplotlib drawn to SVG that takes its colours and type from the page around it.
+
+Each chart is drawn for one width, and the page carries a wide and a narrow drawing, so that type keeps its size on a
+phone instead of shrinking with the picture. Text stays text: small, searchable, and set in the page's own face.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from secateur.measure import display
+from secateur.vocabulary import Cut, Evidence, Figure, Recovery
+
+__all__ = ["losses", "quality", "removed"]
+
+WIDE, NARROW = 7.2, 3.5
+"""Inches; at 72 units per inch the page shows them at about 1.45 CSS pixels per unit, wide and narrow alike."""
+
+# Stand-ins that no palette uses; each becomes a variable of the page's style sheet, so one SVG serves light and dark.
+INK, MUTED, GRID, ACCENT, GHOST, BAD, PAPER = (f"#0101{i:02x}" for i in range(1, 8))
+_VARIABLES = {
+    INK: "ink", MUTED: "muted", GRID: "line", ACCENT: "accent", GHOST: "ghost", BAD: "bad", PAPER: "paper",
+}  # fmt: skip
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "secateur",
+    "text.parse_math": False,  # a name with dollar signs is a name
+    "font.family": "DejaVu Sans",
+    "font.size": 8.0,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.unicode_minus": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "hatch.linewidth": 0.6,
+}
+
+_SMALL_RUN = 400
+"""Points of a loss curve that are drawn; more can't be seen."""
+
+
+def _svg(draw: Callable[[Canvas, bool], None], name: str, height: Callable[[bool], float]) -> str:
+    """The wide and the narrow drawing of one chart."""
+    return "".join(_one(draw, f"{name}-{'n' if narrow else 'w'}", height(narrow), narrow) for narrow in (False, True))
+
+
+def _one(draw: Callable[[Canvas, bool], None], name: str, height: float, narrow: bool) -> str:
+    with matplotlib.rc_context(_STYLE):
+        canvas = Canvas(
+            figsize=(NARROW if narrow else WIDE, height), layout=ConstrainedLayoutEngine(hspace=0.09, wspace=0.05)
+        )
+        canvas.patch.set_alpha(0.0)
+        FigureCanvasSVG(canvas)
+        draw(canvas, narrow)
+        out = io.StringIO()
+        canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    # Several drawings share one page: their ids must not meet.
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
+    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
+    head, body = text.split(">", 1)
+    box = re.search(r'viewBox="([^"]+)"', head)
+    assert box is not None
+    kind = "narrow" if narrow else "wide"
+    # Hidden from screen readers: the caption and the table beside each chart say the same in words.
+    start = f'<svg class="chart {kind}" viewBox="{box[1]}" xmlns="http://www.w3.org/2000/svg" '
+    start += 'xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true" focusable="false"'
+    return start + ">" + re.sub(r"\n\s*", "\n", body)
+
+
+def _bare(axes: Axes, *, grid: str | None = "both") -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.patch.set_alpha(0.0)
+    axes.tick_params(length=0, pad=4)
+    axes.set_axisbelow(True)
+    if grid:
+        axes.grid(axis=grid, color=GRID, linewidth=0.7)  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------------- quality against speed and size
+
+
+def quality(results: Sequence[Evidence], name: str) -> str:
+    """Quality against speed and size: the original, each result, each baseline. Empty where quality is not known."""
+    metric = next((m for m in display.order(k for r in results for k in {**r.after, **r.measured})
+                   if display.measure(m).role == "quality"), None)  # fmt: skip
+    if metric is None:
+        return ""
+    panels = [(label, points) for label, points in ((label, _points(results, metric, where)) for label, where in _AXES)
+              if len({p[1].value for p in points}) > 1]  # fmt: skip
+    if not panels:
+        return ""
+
+    def draw(canvas: Canvas, narrow: bool) -> None:
+        shape = (len(panels), 1) if narrow else (1, len(panels))
+        grid = canvas.subplots(*shape, squeeze=False, sharey=not narrow)
+        for index, (axes, (label, points)) in enumerate(zip(grid.flat, panels, strict=True)):
+            _scatter(axes, points, several=len(results) > 1)
+            axes.set_xlabel(label)
+            if index == 0 or narrow:
+                word = display.measure(metric)
+                arrow = {"more": ", higher is better", "less": ", lower is better"}.get(word.better, "")
+                axes.set_title(f"{word.label}{arrow}", loc="left", fontsize=8, color=MUTED, pad=9)
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        columns = 2 if narrow else min(4, len(labels))
+        canvas.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=8,
+                      labelcolor=INK, borderpad=0.2, handletextpad=0.3, columnspacing=1.4)  # fmt: skip
+
+    series = 1 + len({name for result in results for name in result.baselines}) + 1
+    return _svg(draw, name, lambda narrow: 2.5 * len(panels) + 0.09 * series if narrow else 3.1)
+
+
+Point = tuple[str, Figure, Figure, str, str]
+"""Series, x, y, what it is (original, result or baseline), and a short name for it."""
+
+
+def _speedup(figures: Mapping[str, Figure], before: Mapping[str, Figure]) -> Figure | None:
+    if "speedup" in figures:
+        return figures["speedup"]
+    if "latency" in figures and "latency" in before and figures["latency"].value > 0:
+        return Figure(before["latency"].value / figures["latency"].value)
+    return None
+
+
+def _share(figures: Mapping[str, Figure], before: Mapping[str, Figure]) -> Figure | None:
+    for measure in ("params", "bytes", "tokens", "examples"):
+        if measure in figures and measure in before and before[measure].value > 0:
+            return Figure(figures[measure].value / before[measure].value * 100.0)
+    return None
+
+
+_AXES = (("speedup, × the original", _speedup), ("size, % of the original", _share))
+
+
+def _points(results: Sequence[Evidence], metric: str, where: Callable[..., Figure | None]) -> list[Point]:
+    points: list[Point] = []
+    for result in results:
+        rows = [("original", result.before, "original"), (result.recipe, {**result.after, **result.measured}, "result")]
+        rows += [(baseline, figures, "baseline") for baseline, figures in result.baselines.items()]
+        for label, figures, kind in rows:
+            x = where(figures, result.before)
+            if x is None and kind == "original" and result.before:
+                x = Figure(1.0 if where is _speedup else 100.0)
+            y = figures.get(metric) or (_perfect(metric) if kind == "original" else None)
+            if kind == "original" and any(point[3] == "original" for point in points):
+                continue
+            if x is not None and y is not None and math.isfinite(x.value) and math.isfinite(y.value):
+                points.append((_short(label), x, y, kind, _short(result.target.rpartition("=")[2])))
+    return points
+
+
+def _perfect(metric: str) -> Figure | None:
+    """A fidelity to the original is 1 for the original itself, and need not be measured."""
+    return Figure(1.0) if metric in ("spearman", "cosine") else None
+
+
+def _short(text: str, most: int = 26) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _scatter(axes: Axes, points: Sequence[Point], *, several: bool) -> None:
+    """One series per system, each with a marker of its own; a family is joined by a line."""
+    _bare(axes)
+    family = sorted((x.value, y.value) for _, x, y, kind, _ in points if kind != "baseline")
+    axes.plot(*zip(*family, strict=True), color=ACCENT, linewidth=1.0, alpha=0.4, zorder=2)
+    markers = iter("DsvP^X" * len(points))
+    for series in dict.fromkeys(point[0] for point in points):
+        members = [point for point in points if point[0] == series]
+        kind = members[0][3]
+        colour = {"original": INK, "result": ACCENT, "baseline": MUTED}[kind]
+        marker = next(markers) if kind == "baseline" else "o"
+        for _, x, y, _, short in members:
+            for figure, across in ((x, True), (y, False)):
+                if figure.low is not None and figure.high is not None:
+                    ends, still = [figure.low, figure.high], [(y if across else x).value] * 2
+                    place = (ends, still) if across else (still, ends)
+                    axes.plot(*place, color=colour, linewidth=1.0, alpha=0.7, zorder=3, solid_capstyle="butt")
+            if several and kind == "result":
+                axes.annotate(short, (x.value, y.value), xytext=(0, 8), textcoords="offset points", ha="center",
+                              color=ACCENT, fontsize=7.5, fontweight="bold", zorder=5)  # fmt: skip
+        xs, ys = ([figure.value for figure in column] for column in list(zip(*members, strict=True))[1:3])
+        if kind == "baseline" and len(members) > 1:
+            axes.plot(*zip(*sorted(zip(xs, ys, strict=True)), strict=True), color=MUTED, linewidth=0.8, alpha=0.4)
+        axes.scatter(xs, ys, label=series, marker=marker, s=44 if marker == "o" else 32, linewidths=1.2, zorder=4,
+                     facecolors=ACCENT if kind == "result" else PAPER, edgecolors=colour)  # fmt: skip
+    axes.margins(x=0.1, y=0.16)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+# ------------------------------------------------------------------------------------------------ what was cut where
+
+_LAYER = re.compile(r"layers\.(\d+)\.(\w+)$")
+_WORDS = {"heads": "Attention heads kept", "kv_groups": "Key-value groups kept", "neurons": "FFN neurons kept"}
+
+
+def layers(cut: Cut) -> dict[str, list[tuple[int, int] | None]]:
+    """Kind -> per original layer (kept, there were), None where the receipt does not name the layer's site."""
+    found: dict[str, dict[int, tuple[int, int]]] = {}
+    for site, (gone, count) in cut.removed.items():
+        if match := _LAYER.search(site):
+            found.setdefault(match[2], {})[int(match[1])] = (count - gone, count)
+    deepest = max((layer for part in found.values() for layer in part), default=-1)
+    depth = max(deepest + 1, cut.removed.get("layers", (0, 0))[1])
+    return {kind: [part.get(layer) for layer in range(depth)] for kind, part in found.items()}
+
+
+def removed(cut: Cut, name: str) -> str:
+    """What stayed in each layer, one panel per kind of unit; without layers, one bar per site. Empty for a no-op."""
+    if cut.is_noop:
+        return ""
+    kinds = layers(cut)
+    if {"heads", "kv_groups"} <= set(kinds) and not any(row and row[0] < row[1] for row in kinds["kv_groups"]):
+        kinds.pop("kv_groups")  # whole groups stayed: the panel would say nothing
+    if kinds:
+        depth = len(next(iter(kinds.values())))
+        panels = [(_WORDS.get(kind, f"{kind} kept"), rows) for kind, rows in kinds.items()]
+        names = [str(layer) for layer in range(depth)]
+    else:
+        sites = list(cut.removed)
+        panels = [("Kept", [(count - gone, count) for gone, count in cut.removed.values()])]
+        names = [site if len(site) <= 24 else site[:23] + "…" for site in sites]
+        depth = len(sites)
+    gone = [all(rows[i] is not None and rows[i][0] == 0 for _, rows in panels) for i in range(depth)]  # type: ignore[index]
+    pitch = 0.235 if depth <= 16 else 0.16 if depth <= 40 else 0.085
+
+    def draw(canvas: Canvas, narrow: bool) -> None:
+        shape = (len(panels), 1) if narrow else (1, len(panels))
+        grid = canvas.subplots(*shape, squeeze=False, sharey=not narrow)
+        for index, (axes, (title, rows)) in enumerate(zip(grid.flat, panels, strict=True)):
+            _bars(axes, rows, gone, labelled=depth <= 40)
+            axes.set_title(title, loc="left", fontsize=8.5, pad=7)
+            every = 1 if depth <= 16 else 2 if depth <= 40 else 8
+            axes.set_yticks(range(0, depth, every), names[::every])
+            axes.set_ylim(depth - 0.4, -0.6)
+            if kinds and (index == 0 or narrow):
+                axes.set_ylabel("layer")
+
+    def height(narrow: bool) -> float:
+        one = 0.42 + pitch * max(depth, 2)
+        return one * len(panels) if narrow else one
+
+    return _svg(draw, name, height)
+
+
+def _bars(axes: Axes, rows: Sequence[tuple[int, int] | None], gone: Sequence[bool], *, labelled: bool) -> None:
+    _bare(axes, grid=None)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xticks([])
+    axes.set_xlim(0, 1.36 if labelled else 1.0)
+    for index, row in enumerate(rows):
+        kept, count = row if row is not None else (1, 1)
+        share = kept / count if count else 0.0
+        if kept == 0 and row is not None:
+            axes.barh(
+                index, 1.0, height=0.66, facecolor="none", edgecolor=BAD, linewidth=0.7, hatch="/////", alpha=0.55
+            )
+        else:
+            axes.barh(index, 1.0, height=0.66, color=GHOST, linewidth=0)
+            axes.barh(index, share, height=0.66, color=ACCENT, linewidth=0)
+        if labelled:
+            words = "all" if row is None else f"{display.thousands(kept)} / {display.thousands(count)}"
+            if kept == 0 and row is not None:
+                words = "layer removed" if gone[index] and len(rows) > 1 else "removed"
+            axes.text(1.025, index, words, va="center", fontsize=7, color=BAD if kept == 0 else MUTED)
+
+
+# ------------------------------------------------------------------------------------------------------- recovery
+
+
+def losses(recovery: Recovery, name: str) -> str:
+    """The training loss over steps: the raw curve faint, a running median over it. Empty for fewer than two points."""
+    points = [(step, loss) for step, loss in recovery.losses if math.isfinite(loss)]
+    if len(points) < 2:
+        return ""
+    points = points[:: math.ceil(len(points) / _SMALL_RUN)]
+    steps, values = (np.asarray(column, dtype=float) for column in zip(*points, strict=True))
+    window = max(3, len(values) // 24 * 2 + 1)
+    smooth = np.asarray([np.median(values[max(0, i - window // 2) : i + window // 2 + 1]) for i in range(len(values))])
+    noisy = len(values) >= 40
+
+    def draw(canvas: Canvas, narrow: bool) -> None:
+        axes = canvas.subplots()
+        _bare(axes, grid="y")
+        if noisy:
+            axes.plot(steps, values, color=ACCENT, linewidth=0.7, alpha=0.35)
+        axes.plot(steps, smooth if noisy else values, color=ACCENT, linewidth=1.6, solid_joinstyle="round")
+        last = float(smooth[-1] if noisy else values[-1])
+        axes.scatter(steps[-1], last, s=22, color=ACCENT, zorder=4)
+        axes.annotate(f"{last:.3g}", (steps[-1], last), xytext=(0, 7), textcoords="offset points", ha="right",
+                      color=INK, fontsize=8, fontweight="bold")  # fmt: skip
+        if values.min() > 0 and values.max() / values.min() > 30:
+            axes.set_yscale("log")
+        axes.margins(x=0.02, y=0.14)
+        axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 7, integer=True))
+        axes.set_xlabel("step")
+        axes.set_title("training loss", loc="left", fontsize=8, color=MUTED, pad=7)
+
+    return _svg(draw, name, lambda narrow: 1.9 if narrow else 2.2)
