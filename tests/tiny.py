@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def model(kind: str, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     common = dict(vocab_size=vocabulary, pad_token_id=0)
     bert = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
-    llama = bert | dict(num_key_value_heads=2, bos_token_id=5, eos_token_id=6, max_position_embeddings=128)
+    llama = dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=8, intermediate_size=128)
+    llama |= dict(num_key_value_heads=2, bos_token_id=5, eos_token_id=6, max_position_embeddings=128)
     makers: dict[str, Any] = {
         "bert": lambda: BertModel(BertConfig(**common, **bert, max_position_embeddings=160)),
         "roberta": lambda: RobertaModel(RobertaConfig(**common, **bert, max_position_embeddings=160)),
@@ -94,17 +96,12 @@ def uneven(made: PreTrainedModel, share: float = 0.5, seed: int = 0) -> PreTrain
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, module in made.named_modules():
-            weight = getattr(module, "weight", None)
-            if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or 64 not in weight.shape:
+            transposed = name.endswith("mlp.c_proj")  # GPT-2 stores [in, out]
+            if not transposed and not re.search(r"(?<!attention\.)output\.dense$|lin2$|down_proj$", name):
                 continue
-            out = name.endswith(("output.dense", "lin2", "down_proj", "mlp.c_proj"))
-            inputs = weight.shape[0] if name.endswith("c_proj") else weight.shape[1]
-            if out and inputs == 64:
-                weak = torch.randperm(64, generator=draw)[: int(64 * share)]
-                if name.endswith("c_proj"):
-                    weight[weak] *= 1e-3
-                else:
-                    weight[:, weak] *= 1e-3
+            weight = module.weight.T if transposed else module.weight
+            count = weight.shape[1]
+            weight[:, torch.randperm(count, generator=draw)[: int(count * share)]] *= 1e-3
     return made
 
 

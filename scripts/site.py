@@ -1,0 +1,67 @@
+"""MkDocs hooks: the pages that are generated from the package itself, so that they can't fall behind it.
+
+reference/<floor>.md   every module of the floor, from its docstrings
+reference/index.md     the modules above and below the floors
+recipes/index.md       the recipes, from their cards
+guide/extending.md     CONTRIBUTING.md
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+from secateur import recipes
+
+PACKAGE = Path(__file__).parents[1] / "src" / "secateur"
+FLOORS = ("subjects", "score", "select", "recover", "measure", "files")
+TOP = ("vocabulary", "errors", "running", "recipes", "conformance")
+
+
+def on_config(config: Any) -> Any:
+    """Add the recipes' own pages, and the reference, to the navigation."""
+    pages = [f"recipes/{name}.md" for name in recipes.cards()]
+    config.nav.insert(2, {"Recipes": ["recipes/index.md", *pages]})
+    config.nav.append({"Reference": ["reference/index.md", *(f"reference/{floor}.md" for floor in FLOORS)]})
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the generated pages before the navigation is built."""
+    for uri, text in generated().items():
+        files.append(File.generated(config, uri, content=text))
+    return files
+
+
+def generated() -> dict[str, str]:
+    """Page -> its Markdown."""
+    pages = {"recipes/index.md": catalogue()}
+    pages["guide/extending.md"] = (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text("utf-8")
+    pages["reference/index.md"] = reference("secateur", "The package", ["secateur", *(f"secateur.{n}" for n in TOP)])
+    for floor in FLOORS:
+        modules = [f"secateur.{floor}", *(f"secateur.{floor}.{name}" for name in modules_of(floor))]
+        pages[f"reference/{floor}.md"] = reference(floor, floor, modules)
+    return pages
+
+
+def modules_of(floor: str) -> list[str]:
+    """The public modules of a floor, in alphabetical order."""
+    return sorted(file.stem for file in (PACKAGE / floor).glob("*.py") if not file.stem.startswith("_"))
+
+
+def reference(name: str, title: str, modules: list[str]) -> str:
+    """A page that mkdocstrings fills."""
+    parts = [f"# {title}\n", *(f"::: {module}\n" for module in modules)]
+    return "\n".join(parts)
+
+
+def catalogue() -> str:
+    """The table of recipes."""
+    rows = ["| Recipe | Paper | Cuts | Recovers |", "| --- | --- | --- | --- |"]
+    for name, card in recipes.cards().items():
+        rows.append(
+            f"| [`{name}`]({name}.md) | [{card['title']}]({card['paper']}) | {card['cuts']} | {card['recovers']} |"
+        )
+    return "# Recipes\n\nOne published method each. `secateur list` prints this table.\n\n" + "\n".join(rows) + "\n"

@@ -1,0 +1,203 @@
+"""Every code block of the documentation runs, the site builds without a warning, and generated tables are current.
+
+`python` blocks of a page run in one namespace, `bash` blocks through the command line, both in a folder that holds
+tiny stand-ins for the models and texts the pages speak of. A block with a title is a file. What can't run is `text`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+import secateur
+import tiny
+from secateur import cli, recipes, running
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LANGUAGES = {"python", "bash", "yaml", "json", "toml", "text"}
+
+# A tiny model's time is noise, so budgets in time become budgets in size; and toys are trained for a few steps.
+STAND_INS = {"speedup=2x": "params=75%"}
+QUICK: dict[str, dict[str, Any]] = {
+    "ziplm": dict(steps=2, calibration=32, trials=2, judged=16, batch=4, length=16, train_batch=4, train_length=16),
+    "minitron": dict(
+        steps=2, short_steps=1, candidates=2, calibration=32, batch=1, length=16, train_batch=4, train_length=16
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    title: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found, start, opened = [], 0, None
+    lines = page.read_text("utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.lstrip().startswith("```"):
+            continue
+        if opened is None:
+            opened, start = line.strip()[3:], number
+        else:
+            language, _, rest = opened.partition(" ")
+            title = re.search(r'title="([^"]+)"', rest)
+            text = "\n".join(lines[start : number - 1]) + "\n"
+            found.append(Block(page, start, language, title[1] if title else "", text))
+            opened = None
+    assert opened is None, f"{page.name}:{start}: a block without an end"
+    return found
+
+
+def quick(recipe: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that a toy run of `recipe` adds: those it has and was not given."""
+    name = recipe if isinstance(recipe, str) else recipe.__name__
+    if name not in QUICK:
+        return {}
+    known = running.options(name)
+    return {key: value for key, value in QUICK[name].items() if key in known and key not in options}
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stand-ins")
+    tiny.folder("bert", folder / "all-MiniLM-L6-v2", sentence=True)
+    tiny.folder("llama", folder / "llama")
+    (folder / "texts.txt").write_text("\n".join(tiny.sentences(1200)) + "\n", "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_blocks_run(
+    page: Path, stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for thing in stand_ins.iterdir():
+        (shutil.copytree if thing.is_dir() else shutil.copy)(thing, tmp_path / thing.name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    real = running.run
+
+    def run(recipe: Any, *args: Any, **options: Any) -> Any:
+        return real(recipe, *args, **options, **quick(recipe, options))
+
+    monkeypatch.setattr(secateur, "run", run, raising=False)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(page):
+        text = block.text
+        for written, stand_in in STAND_INS.items():
+            text = text.replace(written, stand_in)
+        where = f"{block.page.name}:{block.line}"
+        assert block.language in LANGUAGES, f"{where}: a block in {block.language!r}; what can't run is `text`"
+        if block.title:
+            if block.language == "yaml" and "recipe" in (settings := yaml.safe_load(text)):
+                text = yaml.safe_dump(settings | quick(settings["recipe"], settings))
+            (tmp_path / block.title).write_text(text, "utf-8")
+        if block.language == "python" and not block.title:
+            exec(compile(text, where, "exec"), namespace)
+        elif block.language == "bash":
+            for line in text.replace("\\\n", " ").splitlines():
+                command(line, where, capsys)
+        elif block.language == "json":
+            json.loads(text)
+        elif block.language == "yaml":
+            yaml.safe_load(text)
+
+
+def command(line: str, where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(line, comments=True)
+    if not words:
+        return
+    assert words[0] == "secateur", f"{where}: {words[0]} can't be run here; what can't run is `text`"
+    arguments = words[1:]
+    if arguments[0] == "run" and not arguments[1].startswith("--"):
+        recipe = arguments[1]
+        given = {word[2:].replace("-", "_"): "" for word in arguments if word.startswith("--")}
+        for key, value in quick(recipe, given).items():
+            arguments += [f"--{key.replace('_', '-')}", str(value)]
+    capsys.readouterr()
+    code = cli.main(arguments)
+    printed = capsys.readouterr()
+    assert code == 0, f"{where}: `{line}` ended with {code}: {printed.err or printed.out}"
+    assert printed.out.strip(), f"{where}: `{line}` printed nothing"
+
+
+def test_the_walk_through_of_contributing_is_whole() -> None:
+    """CONTRIBUTING's own blocks are what the test above runs: a score by --score, and a recipe in three files."""
+    found = blocks(ROOT / "CONTRIBUTING.md")
+    assert {block.title for block in found} >= {"my_score.py", "thinner.py"}
+    assert any("--score my_score.py:weight_times_activation" in block.text for block in found)
+    assert any("check_recipe" in block.text for block in found)
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_tables_are_current() -> None:
+    stale = script("tables").stale()
+    assert not stale, f"{[str(file.relative_to(ROOT)) for file in stale]}: run make docs"
+
+
+def test_a_stale_table_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = script("tables")
+    rows = tmp_path / "docs" / "evidence"
+    rows.mkdir(parents=True)
+    (tmp_path / "README.md").write_text(f"before\n{tables.START}\nold\n{tables.END}\nafter\n", "utf-8")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "ROWS", rows)
+    assert tables.stale() == [tmp_path / "README.md", rows / "README.md"]
+    monkeypatch.setattr(sys, "argv", ["tables.py"])
+    assert tables.main() == 0
+    assert tables.stale() == []
+    assert (tmp_path / "README.md").read_text("utf-8").startswith("before\n")
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    build = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert build.returncode == 0, build.stderr[-3000:]
+    for page in ("index", "guide/extending/index", "recipes/ziplm/index", "reference/select/index"):
+        assert (tmp_path / "site" / f"{page}.html").is_file(), f"no page {page}"
+    page = (tmp_path / "site" / "reference" / "select" / "index.html").read_text("utf-8")
+    assert "by_budget" in page, "the reference is empty"
+
+
+def test_recipes_stand_in_the_navigation_without_being_listed() -> None:
+    text = (ROOT / "mkdocs.yml").read_text("utf-8")
+    assert not [name for name in recipes.cards() if name in text]
+
+
+@pytest.mark.parametrize("language", ["sh", "console", ""])
+def test_a_block_that_is_neither_run_nor_text_is_refused(language: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"```{language}\nls\n```\n", "utf-8")
+    assert blocks(page)[0].language not in LANGUAGES
