@@ -341,7 +341,10 @@ def export(
     """Write a model in another form, checked against the original's output."""
     from secateur import running
 
-    print(running.export(folder, to, out))
+    place, notes = running.export(folder, to, out)
+    for note in notes:
+        print(f"note: {note}")
+    print(place)
 
 
 def _console() -> Console:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from secateur import recipes
 from secateur.errors import DataError, InputError, MeasurementError
 from secateur.files import texts
-from secateur.files.rundir import Run, guard
+from secateur.files.rundir import Run, guard, writing
 from secateur.measure import environment, evidence, latency, memory, quality, size
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Evidence, Figure, Result
@@ -43,7 +43,7 @@ BATCH, LENGTH = 32, 64
 """The environment of measurements, for recipes that have none of their own."""
 
 Recipe = Callable[..., Iterator[Result]]
-Model = str | Path | PreTrainedModel | Transformer
+Model: TypeAlias = str | Path | PreTrainedModel | Transformer
 
 
 # ----------------------------------------------------------------------------------------------------- running
@@ -550,19 +550,28 @@ def report(run_dir: str | Path) -> Path:
     return root / "report.html"
 
 
-def export(folder: str | Path, to: str, out: str | Path | None = None) -> Path:
-    """Write the model in `folder` in another form, `onnx` or `decilm`, checked against its output; returns the place.
+def export(folder: str | Path, to: str, out: str | Path | None = None) -> tuple[Path, tuple[str, ...]]:
+    """Write the model in `folder` as `onnx` or `decilm`, checked against its own output.
+
+    Returns the new folder (`out`, or `folder`/`to`) and notes on what the form could not hold as it was.
 
     Raises:
-        UnsupportedError: no such form, or not one for this model.
+        InputError: no such form, or `out` is there already.
+        UnsupportedError: a form that can't hold this model.
+        NumericalError: the export's output differs.
     """
-    from secateur.subjects import export as forms
+    from secateur.subjects import export as forms  # imports more than the other commands need
 
-    known = {"onnx": forms.to_onnx, "decilm": forms.to_decilm}
-    if to not in known:
-        raise InputError(f"--to {to!r} is not one of {', '.join(known)}")
-    subject = open_subject(folder)
+    if to not in ("onnx", "decilm"):
+        raise InputError(f"{to!r} is no form to export to: choose onnx or decilm")
     target = Path(out) if out is not None else Path(folder) / to
-    with guard(target):
-        known[to](subject, target)
-    return target
+    if target.exists():
+        raise InputError(f"{target} is there already: choose another folder, or remove it")
+    subject = open_subject(folder)
+    notes: tuple[str, ...] = ()
+    with writing(target) as temporary:
+        if to == "onnx":
+            forms.to_onnx(subject, temporary)
+        else:
+            notes = forms.to_decilm(subject, temporary)
+    return target, notes

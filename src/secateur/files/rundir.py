@@ -60,9 +60,9 @@ def guard(path: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; at the end flush what was written there and rename it to `path`.
+    """Yield a temporary path beside `path`; at the end flush the file or folder written there and rename it to `path`.
 
-    When the block fails, the temporary file goes and `path` stays as it was.
+    When the block fails, the temporary goes and `path` stays as it was.
     """
     path = Path(path)
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
@@ -70,12 +70,11 @@ def writing(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            _share(temporary)
-            _flush(temporary)
+            _settle(temporary)
             os.replace(temporary, path)
             _flush(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
@@ -207,10 +206,7 @@ class Run:
             try:
                 (staged / name).mkdir(exist_ok=True)
                 builder(staged / name)
-                for path in sorted(staged.rglob("*")):
-                    _share(path)
-                    _flush(path)
-                _flush(staged)
+                _settle(staged)
                 # From this rename on the new result counts: `_roll_forward` finishes the move whatever happens.
                 os.rename(staged, self.root / "work" / "ready")
                 self._roll_forward()
@@ -285,12 +281,16 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _share(path: Path) -> None:
-    """The mode a file made in the ordinary way would have: safetensors writes files that only their owner can read."""
-    if path.is_file():
-        mask = os.umask(0)
-        os.umask(mask)
-        path.chmod(0o666 & ~mask)
+def _settle(path: Path) -> None:
+    """Flush a file or folder to the disk, with the modes that files made in the ordinary way would have.
+
+    safetensors and mkdtemp make theirs for the owner only.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for part in (*path.rglob("*"), path):
+        part.chmod((0o777 if part.is_dir() else 0o666) & ~mask)
+        _flush(part)
 
 
 def _remove(path: Path) -> None:

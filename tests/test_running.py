@@ -1,0 +1,303 @@
+"""From a recipe to evidence, with a small real recipe of the test's own and real tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import secateur
+import tiny
+from secateur import running
+from secateur.errors import (
+    BudgetError,
+    DataError,
+    InfeasibleError,
+    InputError,
+    MeasurementError,
+    ModelError,
+    RunError,
+    UnknownRecipeError,
+)
+from secateur.files.texts import Corpus
+from secateur.score import magnitude
+from secateur.select import ranking
+from secateur.vocabulary import Budget, Recovery, Result, Selection
+
+CALLS: list[str] = []
+
+
+def shears(
+    subject,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    run,
+    *,
+    batch: int = 4,
+    length: int = 16,
+    seed: int = 0,
+    power: float = 2.0,
+    keep_all: bool = False,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Cut FFN neurons by the norm of their output columns.
+
+    Args:
+        power: not used, but checked.
+        keep_all: cut nothing, to see that it is not called a success.
+    """
+    units = subject.units("neurons", batch=batch, length=length)
+    wanted = {site: at for site, at in subject.consumers().items() if site.endswith("neurons")}
+    for budget in budgets:
+        CALLS.append(str(budget))
+        scores = run.tensors("scores", lambda: magnitude.groups(subject.model, wanted))
+        found = ranking.by_budget(units, {site: np.asarray(column) for site, column in scores.items()}, budget)
+        chosen = Selection({}) if keep_all else found
+        student, cut = subject.cut(chosen)
+        recovery = None if dry_run else Recovery(steps=3, losses=((1, 2.0), (3, 1.0)))
+        yield Result(str(budget), student, cut, units.cost(chosen.keep), recovery)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    (root / "texts.txt").write_text("\n".join(tiny.sentences(400)))
+    tiny.folder("bert", root / "bert", sentence=True)
+    tiny.folder("llama", root / "llama")
+    return root
+
+
+def go(places, out, kind="llama", budget="params=80%", **more):
+    return running.run(shears, places / kind, places / "texts.txt", budget, out, **more)
+
+
+def test_one_budget_leaves_a_model_that_loads_its_evidence_and_a_report(places, tmp_path):
+    (row,) = go(places, tmp_path / "small")
+    assert row.verdict == "met"
+    model = secateur.load(tmp_path / "small")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert row.after["params"].value == count == row.predicted["params"] <= 0.8 * row.before["params"].value
+    assert row.after["bytes"].value == sum(
+        t.nbytes for t in load_file(tmp_path / "small" / "model.safetensors").values()
+    )
+    assert row.after["perplexity"].value > 0
+    assert row.after["kv_cache"].value == row.before["kv_cache"].value
+    assert row.recovery.steps == 3
+    card = (tmp_path / "small" / "README.md").read_text()
+    uneven = "per_layer_config" in json.loads((tmp_path / "small" / "config.json").read_text())
+    flag = ", trust_remote_code=True" if uneven else ""
+    assert f'AutoModelForCausalLM.from_pretrained("small"{flag})' in card
+    assert "params=80%" in (tmp_path / "small" / "report.html").read_text()
+    assert str(tmp_path) not in card
+    stored = json.loads((tmp_path / "small" / "evidence.json").read_text())["results"]
+    assert [result["verdict"] for result in stored] == ["met"]
+
+
+def test_a_sentence_encoder_is_measured_by_its_fidelity(places, tmp_path):
+    (row,) = go(places, tmp_path / "small", "bert")
+    assert 0 < row.measured["spearman"].value <= 1
+    assert "SentenceTransformer(" in (tmp_path / "small" / "README.md").read_text()
+
+
+def test_several_budgets_leave_a_folder_each(places, tmp_path):
+    rows = go(places, tmp_path / "out", budget=["params=80%", Budget.parse("params=90%"), "params=80%"])
+    assert [row.target for row in rows] == ["params=80%", "params=90%"]
+    sizes = [sum(p.numel() for p in secateur.load(tmp_path / "out" / row.target).parameters()) for row in rows]
+    assert sizes == [row.after["params"].value for row in rows]
+    assert not (tmp_path / "out" / "config.json").exists()
+    assert len(json.loads((tmp_path / "out" / "evidence.json").read_text())["results"]) == 2
+
+
+def test_the_same_call_again_does_nothing_twice(places, tmp_path):
+    first = go(places, tmp_path / "out", budget=["params=80%", "params=90%"])
+    stamp = (tmp_path / "out" / "params=80%" / "model.safetensors").stat().st_mtime_ns
+    CALLS.clear()
+    assert go(places, tmp_path / "out", budget=["params=80%", "params=90%"]) == first
+    assert CALLS == []
+    (tmp_path / "out" / "work" / "evidence-params=90%.json").unlink()
+    again = go(places, tmp_path / "out", budget=["params=80%", "params=90%"])
+    assert [row.target for row in again] == ["params=80%", "params=90%"]
+    assert (tmp_path / "out" / "params=80%" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_another_seed_model_or_text_is_another_run(places, tmp_path):
+    go(places, tmp_path / "out")
+    with pytest.raises(RunError, match="holds a run with seed=0, not seed=1"):
+        go(places, tmp_path / "out", seed=1)
+    with pytest.raises(RunError, match="model_sha256"):
+        go(places, tmp_path / "out", "bert")
+    with pytest.raises(RunError, match="data_sha256"):
+        running.run(shears, places / "llama", tiny.sentences(200, seed=5), "params=80%", tmp_path / "out")
+    go(places, tmp_path / "out", seed=1, overwrite=True)
+    assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["seed"] == 1
+
+
+def test_a_dry_run_says_what_would_go_and_writes_nothing(places, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (row,) = go(places, tmp_path / "out", dry_run=True)
+    assert row.verdict == "dry run"
+    assert row.recovery is None
+    assert sum(gone for gone, _ in row.cut.removed.values()) > 0
+    assert {"params", "flops", "memory", "peak_memory"} <= set(row.after)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_cut_of_nothing_is_a_failure_and_leaves_no_model(places, tmp_path):
+    (row,) = go(places, tmp_path / "out", keep_all=True)
+    assert row.verdict.startswith("failed")
+    assert not (tmp_path / "out" / "config.json").exists()
+    assert (tmp_path / "out" / "evidence.json").exists()
+
+
+def test_a_clock_too_noisy_to_tell_is_said(places, tmp_path, monkeypatch):
+    def noisy(*_, **__):
+        raise MeasurementError("the clock is too noisy to tell")
+
+    monkeypatch.setattr(running.latency, "compare", noisy)
+    (row,) = go(places, tmp_path / "out")
+    assert "speedup" not in row.measured
+    assert "time: the clock is too noisy to tell" in row.cut.notes
+    assert row.verdict == "met"  # parameters were asked for, and they are met
+    with pytest.raises(MeasurementError, match="too noisy"):
+        running.measure(tmp_path / "out", places / "llama", batch=2, length=8)
+
+
+def test_in_memory_models_and_lists_of_texts(tmp_path):
+    model = tiny.uneven(tiny.model("gpt2"))
+    with pytest.raises(InputError, match=r"open_subject\(model, tokenizer="):
+        running.run(shears, model, tiny.sentences(), "params=80%", tmp_path / "out")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    subject = secateur.open_subject(model, tokenizer=tiny.tokenizer())
+    (row,) = running.run(shears, subject, tiny.sentences(), "params=80%", tmp_path / "out")
+    assert row.verdict == "met"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"powr": 1}, "shears has no option 'powr': did you mean 'power'"),
+        ({"power": "much"}, "option power='much' of shears: input should be a valid number"),
+        ({"batch": 0}, "batch"),
+        ({"length": -1}, "length"),
+        ({"threads": 0}, "threads"),
+    ],
+)
+def test_wrong_options_are_named(places, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        go(places, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_is_refused_before_anything_is_written(places, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UnknownRecipeError, match="did you mean 'ziplm'"):
+        running.run("ziplmm", places / "llama", places / "texts.txt", "params=80%", out)
+    with pytest.raises(BudgetError):
+        go(places, out, budget="params=200%")
+    with pytest.raises(InputError, match="no budget"):
+        go(places, out, budget=[])
+    with pytest.raises(DataError):
+        running.run(shears, places / "llama", places / "no.txt", "params=80%", out)
+    with pytest.raises(ModelError):
+        running.run(shears, places / "none", places / "texts.txt", "params=80%", out)
+    assert not out.exists()
+    with pytest.raises(InfeasibleError):
+        go(places, out, budget="params=1%")
+    assert not (out / "config.json").exists()
+
+
+def test_a_run_yaml_repeats_the_run(places, tmp_path):
+    (first,) = running.run("minitron", places / "llama", places / "texts.txt", "params=80%", tmp_path / "a", steps=2,
+                           short_steps=1, candidates=1, calibration=16, train_batch=4, length=16)  # fmt: skip
+    settings = running.configured(tmp_path / "a" / "run.yaml", {"out": tmp_path / "b"})
+    (again,) = running.run(**settings)
+    assert first.cut.removed == again.cut.removed
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+def test_a_config_with_an_unknown_key_is_refused(tmp_path):
+    path = tmp_path / "run.yaml"
+    for text, message in (
+        ("recipe: ziplm\nstps: 3\n", "unknown key 'stps': did you mean 'steps'"),
+        ("- 1\n", "holds no settings"),
+        ("a: [", "is not YAML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            running.configured(path)
+    with pytest.raises(InputError, match="can't be read"):
+        running.configured(tmp_path / "none.yaml")
+    path.write_text("recipe: ziplm\nsteps: 3\nseed: 4\n")
+    assert running.configured(path, {"seed": 5}) == {"recipe": "ziplm", "steps": 3, "seed": 5}
+
+
+def test_inspect_adds_up(places):
+    found = running.inspect(places / "llama")
+    axes = {row["kind"]: row for row in found["axes"]}
+    assert axes["heads"]["units"] == 12
+    assert axes["attention"]["share"]["params"] + axes["ffn"]["share"]["params"] == pytest.approx(
+        axes["layers"]["share"]["params"], rel=0.1
+    )
+
+
+def test_measure_alone_and_against(places, tmp_path):
+    go(places, tmp_path / "small")
+    alone = running.measure(places / "llama", data=places / "texts.txt", batch=2, length=8)["model"]
+    assert {"params", "latency", "perplexity", "kv_cache", "peak_memory"} <= set(alone)
+    try:
+        both = running.measure(tmp_path / "small", places / "llama", batch=8, length=32)
+    except MeasurementError as error:
+        pytest.skip(str(error))
+    assert both["model"]["params"].value < both["against"]["params"].value
+    assert both["both"]["speedup"].samples >= 20
+
+
+def test_report_is_written_anew(places, tmp_path):
+    go(places, tmp_path / "small")
+    (tmp_path / "small" / "report.html").unlink()
+    assert running.report(tmp_path / "small").read_text().startswith("<!")
+    with pytest.raises(RunError, match="no evidence"):
+        running.report(tmp_path)
+
+
+def test_three_lines_are_enough(places, tmp_path):
+    code = (
+        "import secateur\n"
+        "secateur.run('ziplm', 'bert', budget='params=80%', data='texts.txt', out='{out}', steps=2, trials=0, "
+        "calibration=16, train_batch=8, train_length=16)\n"
+        "model = secateur.load('{out}')\n"
+        "print(sum(p.numel() for p in model.parameters()))"
+    ).format(out=tmp_path / "small")
+    done = subprocess.run([sys.executable, "-c", code], cwd=places, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 0 < int(done.stdout.split()[-1]) < 34_000
+
+
+def test_public_names_are_exact_and_lazy():
+    for name in secateur.__all__:
+        assert getattr(secateur, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'prune'"):
+        _ = secateur.prune
+    assert set(secateur.__all__) == set(secateur._PLACES) | {"__version__"}
+
+
+def test_exports_are_whole_and_never_overwrite(places, tmp_path):
+    go(places, tmp_path / "small")
+    place, notes = secateur.export(tmp_path / "small", "decilm", tmp_path / "deci")
+    assert (place / "config.json").is_file()
+    assert isinstance(notes, tuple)
+    with pytest.raises(InputError, match="is there already"):
+        secateur.export(tmp_path / "small", "decilm", tmp_path / "deci")
+    with pytest.raises(InputError, match="choose onnx or decilm"):
+        secateur.export(tmp_path / "small", "gguf")
+    assert sorted(os.listdir(tmp_path)) == ["deci", "small"]
