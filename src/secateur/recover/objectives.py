@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from secateur.errors import UnsupportedError
 from secateur.recover import balance, losses
 
-__all__ = ["Forward", "Objective", "Prediction", "count", "distance", "distil", "prediction_loss", "task_loss"]
+__all__ = [
+    "Forward",
+    "Objective",
+    "Prediction",
+    "count",
+    "distance",
+    "distil",
+    "held_out",
+    "prediction_loss",
+    "task_loss",
+]
 
 Batch = Mapping[str, Tensor]
 Objective = Callable[[Batch, Mapping[str, int]], tuple[Tensor, dict[str, float]]]
@@ -113,6 +123,19 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int]) -> Tensor
         target = batch["input_ids"][:, 1:].masked_fill(~(keep[:, 1:] & keep[:, :-1]), -100)
         return losses.cross_entropy(logits[:, :-1], target) / totals["targets"]
     return losses.cross_entropy(logits, batch["labels"]) / totals["sequences"]
+
+
+@torch.no_grad()
+def held_out(student: Forward, *, teacher: Forward, output: str, batches: Sequence[Batch]) -> float:
+    """Loss on held-out batches: cross-entropy of a language model, distance to the teacher of any other model."""
+    total = 0.0
+    for batch in batches:
+        prediction = student(batch).prediction
+        if output == "logits" and prediction.dim() == 3:
+            total += float(task_loss(prediction, batch, count(batch)))
+        else:
+            total += float(distance(prediction, teacher(batch).prediction, batch, output=output))
+    return total / len(batches)
 
 
 def distil(

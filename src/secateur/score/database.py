@@ -4,46 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
 from secateur.score import hessian
+from secateur.score.magnitude import Columns, consumer_weight
 
-__all__ = ["Consumer", "build", "stitched"]
-
-
-class Consumer(Protocol):
-    """A linear whose input columns are units: unit u owns columns [u * block, (u + 1) * block)."""
-
-    @property
-    def module(self) -> str:
-        """Path of the linear in the model."""
-        ...
-
-    @property
-    def block(self) -> int:
-        """Columns per unit."""
-        ...
-
-    @property
-    def conv1d(self) -> bool:
-        """Whether the weight is stored [d_in, d_out]."""
-        ...
+__all__ = ["build", "stitched"]
 
 
-def _weight(model: nn.Module, consumer: Consumer) -> Tensor:
+def _weight(model: nn.Module, consumer: Columns) -> Tensor:
     """The weight as [d_out, d_in], a view: GPT-2's Conv1D stores it the other way round."""
-    weight = model.get_submodule(consumer.module).weight
-    assert isinstance(weight, Tensor)
-    return weight.data.T if consumer.conv1d else weight.data
+    weight = consumer_weight(model, consumer).data
+    return weight.T if consumer.conv1d else weight
 
 
 def build(
     forward: Callable[[Any], Any],
     model: nn.Module,
     batches: Iterable[Any],
-    consumers: Mapping[str, Consumer],
+    consumers: Mapping[str, Columns],
     levels: Mapping[str, Sequence[int]],
     **options: Any,
 ) -> dict[str, hessian.Sweep]:
@@ -67,16 +48,15 @@ def build(
 
 
 @contextmanager
-def stitched(model: nn.Module, consumers: Mapping[str, Consumer], weights: Mapping[str, Tensor]) -> Iterator[None]:
+def stitched(model: nn.Module, consumers: Mapping[str, Columns], weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the block, the consumers of `weights` (site -> [d_out, d_in]) hold those weights; after it, their own."""
     own: dict[str, Tensor] = {}
     try:
         for site, weight in weights.items():
-            parameter = model.get_submodule(consumers[site].module).weight
-            assert isinstance(parameter, Tensor)
+            parameter = consumer_weight(model, consumers[site])
             own[site] = parameter.data
             parameter.data = weight.T.contiguous() if consumers[site].conv1d else weight
         yield
     finally:
-        for site, weight in own.items():
-            model.get_submodule(consumers[site].module).weight.data = weight
+        for site, data in own.items():
+            consumer_weight(model, consumers[site]).data = data

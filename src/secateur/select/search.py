@@ -11,7 +11,7 @@ import numpy as np
 
 from secateur.errors import InfeasibleError, InputError, NumericalError
 
-__all__ = ["Found", "coefficients", "shapes"]
+__all__ = ["Found", "coefficients", "shapes", "under"]
 
 P = TypeVar("P")
 
@@ -96,3 +96,29 @@ def shapes(
         )
     close.sort(key=lambda pair: -pair[0])
     return [shape for _, shape in close[:top]]
+
+
+def under(
+    axes: Mapping[str, Sequence[int]],
+    cost: Callable[[dict[str, int]], Mapping[str, float]],
+    limits: Mapping[str, float],
+    *,
+    tolerance: float = 0.05,
+) -> list[dict[str, int]]:
+    """`shapes` that cost between (1 - tolerance) and 1 times the first limit, and no more than any other.
+
+    cost: shape -> its cost in every measure. Raises `InfeasibleError` where no combination qualifies.
+    """
+    measure, limit = next(iter(limits.items()))
+    middle, span = limit * (1.0 - tolerance / 2.0), tolerance / (2.0 - tolerance)
+    close = shapes(axes, lambda shape: cost(shape)[measure], middle, tolerance=span)
+    fits = [shape for shape in close if all(cost(shape)[name] <= limits[name] for name in limits)]
+    if not fits:
+        excess = {name: min(cost(shape)[name] for shape in close) for name in limits}
+        worst = max(limits, key=lambda name: excess[name] / limits[name])
+        raise InfeasibleError(
+            f"shapes near {measure}={limit:.6g} need {worst}={excess[worst]:.6g} or more, "
+            f"the limit is {limits[worst]:.6g}",
+            excess[worst],
+        )
+    return fits
