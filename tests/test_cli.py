@@ -1,0 +1,204 @@
+"""The command line as a user meets it: in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+from secateur import cli, recipes
+
+SMALL = ["--steps", "2", "--calibration", "16", "--trials", "0", "--train-batch", "8", "--train-length", "16"]
+
+
+def secateur(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "secateur", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli")
+    (root / "texts.txt").write_text("\n".join(tiny.sentences(300)))
+    tiny.folder("llama", root / "llama")
+    done = secateur(
+        "run", "ziplm", "llama", "--budget", "params=80%", "--data", "texts.txt", "--out", "small", *SMALL, cwd=root
+    )
+    assert done.returncode == 0, done.stderr
+    (root / "printed").write_text(done.stdout)
+    return root
+
+
+def test_help_lists_the_commands_and_loads_nothing_slow():
+    done = secateur("--help")
+    assert done.returncode == 0
+    for command in ("list", "show", "run", "inspect", "measure", "report", "export"):
+        assert f"\n  {command}" in done.stdout
+    assert secateur().stdout == done.stdout
+    code = (
+        "import sys; from secateur.cli import main; main([{!r}]); "
+        "print([m for m in ('torch', 'numpy', 'rich', 'transformers') if m in sys.modules])"
+    )
+    for command in ("--help", "list"):
+        loaded = subprocess.run(
+            [sys.executable, "-c", code.format(command)], capture_output=True, text=True, check=True
+        )
+        assert loaded.stdout.splitlines()[-1] == "[]", command
+
+
+def test_version():
+    import importlib.metadata
+
+    assert secateur("--version").stdout == f"secateur {importlib.metadata.version('secateur')}\n"
+
+
+def test_list_and_show():
+    cards = json.loads(secateur("list", "--json").stdout)
+    assert cards == recipes.cards()
+    assert {"ziplm", "minitron"} <= set(cards)
+    listed = secateur("list").stdout
+    assert all(any(line.startswith(name) for line in listed.splitlines()) for name in cards)
+    shown = secateur("show", "ziplm").stdout
+    assert cards["ziplm"]["paper"] in shown
+    assert "calibration" in shown
+    assert "default 0.01" in shown
+
+
+@pytest.mark.parametrize("name", sorted(recipes.cards()))
+def test_run_help_shows_every_flag_of_the_recipe(name):
+    done = secateur("run", name, "--help", COLUMNS="200")
+    assert done.returncode == 0
+    for option in recipes.signature(name):
+        assert f"--{option.name.replace('_', '-')}" in done.stdout, option.name
+        if option.name not in cli._SHARED:
+            assert option.help, f"{name} does not explain {option.name}"
+            first = " ".join(option.help.split()[:3])
+            assert first in done.stdout
+
+
+def test_options_are_read_as_text():
+    source = (
+        'def f(a, *, n: int = 3, names: Sequence[str] = ("x",), must: str):\n'
+        '    """Say.\n\n    Args:\n        n: how many,\n            at most.\n        must: given.\n\n'
+        '    More.\n    """\n'
+    )
+    options = recipes.read_options(source, "f")
+    assert [(o.name, o.default, o.annotation, o.help) for o in options[:2]] == [
+        ("n", 3, "int", "how many, at most."),
+        ("names", ("x",), "Sequence[str]", ""),
+    ]
+    assert options[2].help == "given."
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "value"),
+    [
+        ("3", "int", 3),
+        ("2e-4", "float", 2e-4),
+        ("none", "float | None", None),
+        ("1,2", "Sequence[int]", ["1", "2"]),
+        ("[1, 2]", "list[int]", [1, 2]),
+        ("12", "str", "12"),
+        ("no", "Literal['yes', 'no']", "no"),
+        ("word", "int", "word"),
+    ],
+)
+def test_flags_become_values(text, annotation, value):
+    assert cli._value(text, annotation) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe"),
+    [
+        (["run", "ziplm", "m"], "ziplm"),
+        (["run", "--budget", "params=1%", "--dry-run", "ziplm"], "ziplm"),
+        (["run", "--seed=3", "--overwrite", "ziplm"], "ziplm"),
+        (["run"], None),
+        (["show", "ziplm"], None),
+    ],
+)
+def test_the_named_recipe_is_found(words, recipe):
+    assert cli._named_recipe(words) == recipe
+
+
+def test_run_prints_what_it_did(places):
+    printed = (places / "printed").read_text()
+    for words in ("Parameters", "verdict: met", "cut: ", "result  small", "report  small/report.html"):
+        assert words in printed
+    assert {"config.json", "model.safetensors", "run.yaml", "evidence.json", "report.html", "README.md"} <= set(
+        os.listdir(places / "small")
+    )
+
+
+def test_a_config_repeats_a_run_and_flags_win_over_it(places):
+    done = secateur("run", "--config", "small/run.yaml", "--out", "again", cwd=places)
+    assert done.returncode == 0, done.stderr
+    assert (places / "again/model.safetensors").read_bytes() == (places / "small/model.safetensors").read_bytes()
+    done = secateur("run", "ziplm", "--config", "small/run.yaml", "--out", "again", "--steps", "3", cwd=places)
+    assert done.returncode == 2
+    assert "holds a run with steps=2, not steps=3" in done.stderr
+
+
+def test_a_dry_run_writes_nothing(places):
+    before = sorted(os.listdir(places))
+    done = secateur(
+        "run", "ziplm", "llama", "--budget", "params=80%", "--data", "texts.txt", *SMALL, "--dry-run", cwd=places
+    )
+    assert done.returncode == 0, done.stderr
+    assert "verdict: dry run" in done.stdout
+    assert "FLOPs" in done.stdout
+    assert sorted(os.listdir(places)) == before
+
+
+def test_inspect_measure_report_and_export(places):
+    found = json.loads(secateur("inspect", "llama", "--json", cwd=places).stdout)
+    assert {row["kind"] for row in found["axes"]} == {
+        "layers", "attention", "ffn", "heads", "kv_groups", "neurons", "channels",
+    }  # fmt: skip
+    assert "neurons" in secateur("inspect", "llama", cwd=places).stdout
+    measured = json.loads(secateur("measure", "small", "--batch", "2", "--length", "8", "--json", cwd=places).stdout)
+    stored = json.loads((places / "small/evidence.json").read_text())["results"][0]
+    assert measured["model"]["params"]["value"] == stored["after"]["params"]["value"]
+    (places / "small/report.html").unlink()
+    assert secateur("report", "small", cwd=places).stdout == "small/report.html\n"
+    assert (places / "small/report.html").exists()
+    done = secateur("export", "small", "--to", "decilm", "--out", "deci", cwd=places)
+    assert done.returncode == 0, done.stderr
+    assert (places / "deci/config.json").exists()
+
+
+def test_a_missed_budget_ends_with_one(places, capsys, monkeypatch):
+    from secateur import running
+
+    (row,) = running.evidence.read(places / "small")
+    monkeypatch.setattr(running, "results", lambda **_: iter([running.replace(row, verdict="missed: by a mile")]))
+    arguments = ["run", "ziplm", "m", "--budget", "params=80%", "--data", "d", "--out", "o"]
+    assert cli.main(arguments) == 1
+    assert "verdict: missed: by a mile" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m secateur show ziplm | head -1; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("family")
+
+
+def test_debug_shows_where_an_error_came_from():
+    done = secateur("inspect", "./nowhere", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("secateur: no model at './nowhere'")
