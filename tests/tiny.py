@@ -40,6 +40,20 @@ def sentences(count: int = 400, seed: int = 0) -> list[str]:
     return [" ".join(next(words) for _ in range(length)) for length in lengths]
 
 
+def chains(count: int = 400, seed: int = 0) -> list[str]:
+    """Texts of 12 words where the two words before mostly say the next one: something that a model can learn."""
+    draw = torch.Generator().manual_seed(seed)
+    texts = []
+    for _ in range(count):
+        picks = torch.randint(0, len(WORDS), (12,), generator=draw).tolist()
+        surprises = (torch.rand(12, generator=draw) < 0.1).tolist()
+        for place in range(2, 12):
+            if not surprises[place]:
+                picks[place] = (3 * picks[place - 1] + picks[place - 2]) % len(WORDS)
+        texts.append(" ".join(WORDS[pick] for pick in picks))
+    return texts
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per word of `WORDS`, with the special tokens of both encoders and decoders."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -103,6 +117,19 @@ def uneven(made: PreTrainedModel, share: float = 0.5, seed: int = 0) -> PreTrain
             count = weight.shape[1]
             weight[:, torch.randperm(count, generator=draw)[: int(count * share)]] *= 1e-3
     return made
+
+
+def taught(made: PreTrainedModel, steps: int = 200, seed: int = 0) -> PreTrainedModel:
+    """The same decoder after some steps on `chains`: its parts differ in worth."""
+    ids = tokenizer()(chains(1600, seed), return_tensors="pt", padding=True)["input_ids"]
+    optimizer = torch.optim.AdamW(made.parameters(), lr=3e-3)
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        batch = ids[torch.randint(0, len(ids), (32,), generator=draw)]
+        optimizer.zero_grad()
+        made(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+    return made.eval()
 
 
 def folder(kind: str, path: Path, *, sentence: bool = False) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import InfeasibleError, SecateurError
-from secateur.vocabulary import Budget, Result, Selection, Site, Subject, Units
+from secateur.vocabulary import Budget, Limit, Result, Selection, Site, Subject, Units
 
 __all__ = ["check_recipe", "check_selection", "check_subject"]
 
@@ -311,7 +311,7 @@ def check_recipe(
         output: subject -> array, as in `check_subject`.
         recipe: the function; without it, the one that secateur has under `name`.
         card: its card; without it, the one that secateur reads.
-        chances: random selections with the recipe's own counts per site, whose mean quality it must beat.
+        chances: random selections at the same budget, of the kinds of units it cut, whose mean quality it must beat.
 
     Returns the names of the laws checked: `card`, `within budget`, `original untouched`, `repeats`, `resumes`,
     `beats chance`, `refuses`.
@@ -350,28 +350,35 @@ def check_recipe(
         answer = output(result.subject)
         _equal_outputs(output(run(Path(place) / "second").subject), answer, 0.0, "the same run twice")
         _equal_outputs(output(run(Path(place) / "first").subject), answer, 0.0, "the run resumed")
-        _beats_chance(subject, result, quality or fidelity, chances)
+        _beats_chance(subject, result, budget, quality or fidelity, chances)
         measure = budget.limits[0].measure
         refusal = _refusal(lambda: run(Path(place) / "third", Budget.parse(f"{measure}=0.0001%")), name)
         assert measure in str(refusal), f"the refusal does not name the measure: {refusal}"
     return ["card", "within budget", "original untouched", "repeats", "resumes", "beats chance", "refuses"]
 
 
-def _beats_chance(subject: Any, result: Result, quality: Callable[[Any], float], chances: int) -> None:
-    by_counts = importlib.import_module("secateur.select.ranking").by_counts
-    kinds = {name.rsplit(".", 1)[-1] for name in result.cut.removed}
-    units = subject.units(*kinds)
-
-    def follows(site: Site) -> bool:
-        """True where units went because their owner did: chance need not choose them."""
-        return site.owner is not None and (site.owner[0] in result.cut.removed or follows(units[site.owner[0]]))
-
-    counts = {n: all_ - gone for n, (gone, all_) in result.cut.removed.items() if not follows(units[n])}
-    random = [subject.cut(by_counts(units, _scores(units, seed), counts))[0] for seed in range(chances)]
-    for one in random:
-        assert one.units().cost()["params"] >= 0.9 * result.subject.units().cost()["params"], "chance was cut deeper"
+def _beats_chance(subject: Any, result: Result, budget: Budget, quality: Callable[[Any], float], chances: int) -> None:
+    by_budget = importlib.import_module("secateur.select.ranking").by_budget
+    units = subject.units(*_chosen_kinds(subject.units(), result))
+    if any(limit.measure not in units.cost() for limit in budget.limits):
+        # A time, say: what the recipe kept is then the budget of chance.
+        budget = Budget((Limit("params", result.subject.units().cost()["params"]),))
+    random = [subject.cut(by_budget(units, _scores(units, seed), budget, scope="local"))[0] for seed in range(chances)]
     ours, theirs = quality(result.subject), sum(quality(one) for one in random) / chances
-    assert ours > theirs, f"quality is {ours:g}, that of random selections with the same counts {theirs:g}"
+    assert ours > theirs, f"quality is {ours:g}, that of random selections at the same budget {theirs:g}"
+
+
+def _chosen_kinds(units: Units, result: Result) -> list[str]:
+    """The kinds of units that the recipe chose itself: not those that went because their owner did."""
+
+    def share(name: str) -> float:
+        gone, count = result.cut.removed.get(name, (0, 1))
+        return gone / count
+
+    def chosen(site: Site) -> bool:
+        return share(site.name) > (share(site.owner[0]) if site.owner else 0.0)
+
+    return list(dict.fromkeys(site.kind for site in units.sites.values() if chosen(site)))
 
 
 # ------------------------------------------------------------------------------------------------------ comparisons
