@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from secateur.errors import BudgetError
 
 __all__ = [
+    "Array",
     "Budget",
     "Cut",
     "Evidence",
