@@ -34,7 +34,7 @@ claims: $(VENV)/.full  ## the papers' claims on real data; RECIPE=name for one r
 
 docs: $(VENV)/.full  ## the documentation in site/, and the tables generated from docs/evidence
 	@$(BIN)/python scripts/tables.py
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 bench: $(VENV)/.full  ## the benchmarks, one after the other (on a quiet machine)

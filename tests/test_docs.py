@@ -6,6 +6,8 @@ tiny stand-ins for the models and texts the pages speak of. A block with a title
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import importlib.util
 import json
 import re
@@ -148,6 +150,17 @@ def test_the_walk_through_of_contributing_is_whole() -> None:
     assert {block.title for block in found} >= {"my_score.py", "thinner.py"}
     assert any("--score my_score.py:weight_times_activation" in block.text for block in found)
     assert any("check_recipe" in block.text for block in found)
+
+
+def test_examples_in_docstrings_are_true() -> None:
+    sources = sorted((ROOT / "src" / "secateur").rglob("*.py"))
+    modules = [file for file in sources if re.search(r"^ *>>> ", file.read_text("utf-8"), re.MULTILINE)]
+    assert modules
+    for file in modules:
+        name = ".".join(file.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+        result = doctest.testmod(importlib.import_module(name))
+        assert result.attempted, f"{name} has examples that doctest does not find"
+        assert not result.failed, f"{name}: an example in a docstring is not true"
 
 
 def script(name: str) -> ModuleType:

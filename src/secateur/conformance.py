@@ -80,6 +80,7 @@ def check_subject(
     _equal_costs(same.units(*axes).cost(), spent, "the whole selection's cost")
     if output:
         _equal_outputs(output(same), before, 0.0, "the whole selection's output")
+        _equal_outputs(output(subject), before, 0.0, "the original's output after a whole selection")
     laws["identity"] = None
 
     for what, selection in _selections(subject, axes, seed).items():
