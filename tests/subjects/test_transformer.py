@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import InputError, UnsupportedError
-from secateur.subjects import Transformer
+from secateur.subjects import Transformer, cutting
 from secateur.vocabulary import Selection, Subject
 from subjects.tiny import DECODERS, GENERATORS, MODELS, make, without
 
@@ -203,11 +203,11 @@ def test_order_of_units_does_not_matter(name: str) -> None:
     before = run(subject, batch)
     order = torch.randperm(subject.widths()[1].neurons)
     heads = torch.tensor([1, 0, 3, 2])
-    kept = subject._kept({})
+    kept = cutting.kept(subject.layout, {})
     kept.parts[1]["neurons"], kept.parts[1]["heads"] = order, heads
     if subject.widths()[1].kv == subject.widths()[1].heads:
         kept.parts[1]["kv"] = heads
-    subject.model.load_state_dict(subject._sliced(kept))
+    subject.model.load_state_dict(cutting.sliced(subject.layout, kept))
     torch.testing.assert_close(run(subject, batch), before, atol=1e-5, rtol=1e-5)
 
 

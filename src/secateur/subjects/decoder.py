@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from transformers import DynamicCache
 
-from secateur.subjects.transformer import Transformer, Widths
+from secateur.subjects.layout import Layout
+from secateur.subjects.transformer import Transformer
+from secateur.vocabulary import Term
 
 __all__ = ["Decoder"]
 
@@ -17,24 +18,20 @@ class Decoder(Transformer):
 
     kind = "decoder"
 
-    def _cache(
-        self, widths: list[Widths], batch: int, length: int
-    ) -> Iterator[tuple[str, float, list[str], dict[str, Any]]]:
+    def _cache(self, layout: Layout, batch: int, length: int) -> Iterator[Term]:
         """Bytes of keys and values after `length` tokens: 2 B T head_dim per KV head, T at most window - 1.
 
         A layer without attention keeps a mark of 2 B T numbers, by which the cache knows its length.
         """
         layers = DynamicCache(config=self.model.config).layers
-        size = self.model.dtype.itemsize
-        for index, (width, layer) in enumerate(zip(widths, layers, strict=True)):
+        for index, (width, layer) in enumerate(zip(layout.widths, layers, strict=True)):
             window = getattr(layer, "sliding_window", None)
             tokens = min(length, window - 1) if window else length
-            mark = 2.0 * batch * tokens * size
-            with_layer = {"units": (("layers", index),)}
-            yield "kv_cache", mark, [], with_layer
+            mark = 2.0 * batch * tokens * self.model.dtype.itemsize
+            with_layer = (("layers", index),)
+            yield Term("kv_cache", mark, units=with_layer)
             if width.heads:
                 heads = f"layers.{index}.heads"
-                site = f"layers.{index}.kv_groups" if width.kv < width.heads else heads
-                present = with_layer | {"present": (heads,)}
-                yield "kv_cache", -mark, [], present
-                yield "kv_cache", mark * self.head_dim, [site], present
+                site = f"layers.{index}.kv_groups" if width.grouped else heads
+                yield Term("kv_cache", -mark, present=(heads,), units=with_layer)
+                yield Term("kv_cache", mark * layout.head_dim, (site,), (heads,), with_layer)

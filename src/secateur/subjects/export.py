@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
-from secateur.subjects.transformer import Transformer, Widths
+from secateur.subjects.layout import Widths
+from secateur.subjects.transformer import Transformer
 
 __all__ = ["to_decilm", "to_onnx"]
 

@@ -122,7 +122,8 @@ def _reshape(linear: Any, shape: list[int], conv1d: bool) -> None:
     columns, rows = shape if conv1d else shape[::-1]
     if list(linear.weight.shape) == shape:
         return
-    linear.weight = nn.Parameter(linear.weight.new_empty(shape).normal_(std=0.02))
+    linear.weight = nn.Parameter(linear.weight.new_empty(shape))
+    nn.init.normal_(linear.weight, std=0.02)
     if linear.bias is not None:
         linear.bias = nn.Parameter(linear.bias.new_zeros(rows))
     for name, value in (("in_features", columns), ("out_features", rows), ("nx", columns), ("nf", rows)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import pprint
 import shutil
 from pathlib import Path
@@ -32,6 +33,11 @@ _AUTO = (
     "AutoModelForQuestionAnswering",
 )
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+
+# transformers' own validator reads every value of a heterogeneous config, and then warns of it.
+logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(
+    lambda record: not record.getMessage().startswith("Reading global config value")
+)
 
 _resized: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
@@ -64,7 +70,7 @@ def _classes(config: PreTrainedConfig) -> dict[str, type[PreTrainedModel]]:
     return found
 
 
-def mark(config: Any, family: Family) -> Any:
+def mark(config: Any) -> Any:
     """`config` naming the modelling file that has to travel with it."""
     config.auto_map = {auto: f"{_MODULE}.{_PREFIX}{model.__name__}" for auto, model in _classes(config).items()}
     return config
