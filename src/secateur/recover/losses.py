@@ -177,7 +177,7 @@ def _accumulator(tensor: Tensor) -> torch.device:
 def _rows_per_chunk(chunk: int | None, vocabulary: int, device: torch.device, *, head: bool = False) -> int:
     """Rows per chunk: small enough for the cache on a CPU, large enough to fill a GPU or a matrix product."""
     if chunk is None:
-        elements = 2**20 if device.type == "cpu" and not head else 2**25
+        elements = 2**25 if device.type != "cpu" else 2**24 if head else 2**20
         chunk = max(1, elements // vocabulary)
     if chunk < 1:
         raise InputError(f"chunk={chunk}: give at least 1 token per chunk")
