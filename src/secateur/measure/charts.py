@@ -273,21 +273,20 @@ def _bars(axes: Axes, rows: Sequence[tuple[int, int] | None], gone: Sequence[boo
     axes.spines["bottom"].set_visible(False)
     axes.set_xticks([])
     axes.set_xlim(0, 1.36 if labelled else 1.0)
-    for index, row in enumerate(rows):
-        kept, count = row if row is not None else (1, 1)
-        share = kept / count if count else 0.0
-        if kept == 0 and row is not None:
-            axes.barh(
-                index, 1.0, height=0.66, facecolor="none", edgecolor=BAD, linewidth=0.7, hatch="/////", alpha=0.55
-            )
-        else:
-            axes.barh(index, 1.0, height=0.66, color=GHOST, linewidth=0)
-            axes.barh(index, share, height=0.66, color=ACCENT, linewidth=0)
-        if labelled:
-            words = "all" if row is None else f"{display.thousands(kept)} / {display.thousands(count)}"
-            if kept == 0 and row is not None:
-                words = "layer removed" if gone[index] and len(rows) > 1 else "removed"
-            axes.text(1.025, index, words, va="center", fontsize=7, color=BAD if kept == 0 else MUTED)
+    whole = [
+        row if row is not None and row[1] else (1, 1) for row in rows
+    ]  # a site the receipt does not name lost nothing
+    none = [index for index, (kept, _) in enumerate(whole) if kept == 0]
+    some = [index for index, (kept, _) in enumerate(whole) if kept]
+    shares = [whole[index][0] / whole[index][1] for index in some]
+    axes.barh(some, 1.0, height=0.66, color=GHOST, linewidth=0)
+    axes.barh(some, shares, height=0.66, color=ACCENT, linewidth=0)
+    axes.barh(none, 1.0, height=0.66, facecolor="none", edgecolor=BAD, linewidth=0.7, hatch="/////", alpha=0.55)
+    for index, (kept, count) in enumerate(whole if labelled else []):
+        words = f"{display.thousands(kept)} / {display.thousands(count)}" if rows[index] is not None else "all"
+        if kept == 0:
+            words = "layer removed" if gone[index] and len(rows) > 1 else "removed"
+        axes.text(1.025, index, words, va="center", fontsize=7, color=MUTED if kept else BAD)
 
 
 # ------------------------------------------------------------------------------------------------------- recovery

@@ -120,6 +120,8 @@ def number(name: str, value: float) -> str:
 
 def asked(name: str, value: float) -> str:
     """A target as it was asked for: 2×, not 2.00×, which would claim a precision nobody gave it."""
+    if measure(name).kind == "count" and value == int(value) and value < 1e6:
+        return thousands(int(value))
     return re.sub(r"(\.\d*?)0+(?!\d)", r"\1", number(name, value)).replace("." + NO_BREAK, NO_BREAK).replace(".×", "×")
 
 

@@ -18,7 +18,21 @@ from secateur.vocabulary import Budget, Evidence, Figure
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["judge", "markdown", "read", "render", "rich_table", "row", "table", "targets", "write"]
+__all__ = [
+    "judge",
+    "markdown",
+    "measured",
+    "not_faster",
+    "read",
+    "render",
+    "rich_table",
+    "row",
+    "speedup_of",
+    "table",
+    "targets",
+    "write",
+    "write_whole",
+]
 
 FORMAT = 1
 
@@ -31,7 +45,7 @@ def write(path: str | Path, evidence: Evidence | Sequence[Evidence]) -> Path:
     path = path / "evidence.json" if path.is_dir() else path
     results = [evidence] if isinstance(evidence, Evidence) else list(evidence)
     document = {"format": FORMAT, "results": [result.to_dict() for result in results]}
-    _replace(path, json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
@@ -72,7 +86,7 @@ def _lively(value: Any) -> Any:
     return [_lively(part) for part in value] if isinstance(value, list) else value
 
 
-def _replace(path: Path, content: str) -> None:
+def write_whole(path: Path, content: str) -> None:
     """Write beside, flush to the disk, rename over: a kill at any moment leaves the old file or the new one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,16 +132,17 @@ def _before(evidence: Evidence, measure: str) -> float | None:
     return evidence.cut.before.get(measure) if evidence.cut else None
 
 
-def _measured(evidence: Evidence, measure: str) -> Figure | None:
+def measured(evidence: Evidence, measure: str) -> Figure | None:
+    """What was measured on the result, by name: as `measured`, as `after`, or as counted by the cut's receipt."""
     figure = evidence.measured.get(measure) or evidence.after.get(measure)
     if figure is None and evidence.cut and measure in evidence.cut.after:
         return Figure(evidence.cut.after[measure])
     return figure
 
 
-def _faster(evidence: Evidence) -> Figure | None:
+def speedup_of(evidence: Evidence) -> Figure | None:
     """The measured speedup; where only two latencies are known, their ratio, without an interval."""
-    figure = _measured(evidence, "speedup")
+    figure = measured(evidence, "speedup")
     before, after = evidence.before.get("latency"), evidence.after.get("latency") or evidence.measured.get("latency")
     if figure is None and before and after and after.value > 0:
         return Figure(before.value / after.value, unit="x")
@@ -136,7 +151,7 @@ def _faster(evidence: Evidence) -> Figure | None:
 
 def not_faster(evidence: Evidence) -> bool:
     """True when a speedup was measured and its interval does not lie above 1."""
-    speedup = _faster(evidence)
+    speedup = speedup_of(evidence)
     return speedup is not None and (speedup.value if speedup.low is None else speedup.low) <= 1.0
 
 
@@ -151,7 +166,7 @@ def judge(evidence: Evidence, *, tolerance: float = 0.07) -> str:
     if evidence.cut is not None and evidence.cut.is_noop:
         return "failed: nothing was removed"
     limits = targets(evidence)
-    speedup = _faster(evidence)
+    speedup = speedup_of(evidence)
     if {"speedup", "latency"} & set(limits) and speedup is not None and not_faster(evidence):
         spread = f", {display.interval('speedup', speedup)}" if speedup.low is not None else ""
         return f"failed: not measurably faster ({display.number('speedup', speedup.value)}{spread})"
@@ -159,7 +174,7 @@ def judge(evidence: Evidence, *, tolerance: float = 0.07) -> str:
         return evidence.verdict
     checked = 0
     for name, limit in limits.items():
-        figure = speedup if name == "speedup" else _measured(evidence, name)
+        figure = speedup if name == "speedup" else measured(evidence, name)
         if figure is None or (name == "latency" and "speedup" in limits and speedup is not None):
             continue
         checked += 1
@@ -278,7 +293,7 @@ def row(
         "environment": {key: value for key, value in environment.items() if key != "commit"},
     }
     record = _plain(record)
-    _replace(Path(path), json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(Path(path), json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
     return record
 
 
@@ -298,7 +313,7 @@ def render(folder: str | Path, *, output: str | Path | None = None) -> str:
         except (KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{folder / name} is not a whole evidence record: run the claim again") from error
     text = "# Evidence\n\nGenerated from the records in this folder by `make claims`; do not edit.\n\n" + markdown(rows)
-    _replace(Path(output) if output is not None else folder / "README.md", text)
+    write_whole(Path(output) if output is not None else folder / "README.md", text)
     return text
 
 

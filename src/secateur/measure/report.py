@@ -22,7 +22,8 @@ model = secateur.load("path/to/this/folder")"""
 
 _WORDS = {
     "cpu": "Processor", "cores": "Cores", "logical cores": "Usable cores", "threads": "Threads", "system": "System",
-    "memory gb": "Memory, GB", "python": "Python", "gpu": "GPU", "cuda": "CUDA", "commit": "secateur commit",
+    "memory gb": "Memory, GB", "python": "Python", "gpu": "GPU", "cuda": "CUDA",
+    "measured at": "Measured at", "commit": "secateur commit",
 }  # fmt: skip
 """What keys of the environment are called; a package is called by its name."""
 
@@ -45,7 +46,7 @@ def write(
     beside = path.parent / "run.yaml"
     if run_yaml is None:
         run_yaml = beside.read_text(encoding="utf-8") if beside.is_file() else ""
-    evidence._replace(path, render(results, run_yaml=run_yaml, load=load, title=title))
+    evidence.write_whole(path, render(results, run_yaml=run_yaml, load=load, title=title))
     return path
 
 
@@ -121,7 +122,7 @@ def _verdict(result: Evidence) -> dict[str, Any]:
     if result.cut is not None and result.cut.is_noop:
         warnings.append("This is the original again. Do not use it as a smaller one.")
     if state != "failed" and evidence.not_faster(result):
-        warnings.append(f"Not measurably faster: {display.text('speedup', evidence._faster(result))} was measured.")
+        warnings.append(f"Not measurably faster: {display.text('speedup', evidence.speedup_of(result))} was measured.")
     word = {"met": "Target met", "missed": "Target missed", "failed": "Failed", "open": "Not judged"}[state]
     return {"state": state, "word": word, "headline": headline, "warnings": warnings, "lead": _lead(result)}
 
@@ -130,7 +131,7 @@ def _achieved(result: Evidence) -> str:
     """What was reached, in a few words: "2.03× as fast, with 51.6 % of the parameters"."""
     figures = {**result.after, **result.measured}
     parts = []
-    if (speedup := evidence._faster(result)) is not None and not evidence.not_faster(result):
+    if (speedup := evidence.speedup_of(result)) is not None and not evidence.not_faster(result):
         parts.append(f"{display.number('speedup', speedup.value)} as fast")
     for name, words in (("params", "parameters"), ("bytes", "bytes"), ("tokens", "tokens"), ("examples", "examples")):
         if name in figures and name in result.before and result.before[name].value > 0:
@@ -181,7 +182,7 @@ def _cell(name: str, value: Figure | float | None) -> dict[str, str]:
 def _tiles(result: Evidence) -> list[dict[str, str]]:
     """Up to four figures to see first: speed, size, quality."""
     figures = {**result.after, **result.measured}
-    if "speedup" not in figures and (speedup := evidence._faster(result)) is not None:
+    if "speedup" not in figures and (speedup := evidence.speedup_of(result)) is not None:
         figures["speedup"] = speedup
     names = display.order(figures)
     quality = [name for name in names if display.measure(name).role == "quality"]
@@ -216,7 +217,7 @@ def _promise(result: Evidence) -> list[dict[str, Any]]:
     limits = evidence.targets(result)
     rows = []
     for name in display.order([*limits, *result.predicted]):
-        measured = evidence._faster(result) if name == "speedup" else evidence._measured(result, name)
+        measured = evidence.speedup_of(result) if name == "speedup" else evidence.measured(result, name)
         predicted = result.predicted.get(name)
         rows.append(
             {
