@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -45,12 +44,10 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A temporary file in the same folder, which takes the place of `path` once it is complete and on disk."""
-    part: Path | None = None
+    # One name, so that what a kill left behind is overwritten by the next attempt.
+    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        part = Path(name)
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
@@ -59,7 +56,7 @@ def _beside(path: Path) -> Iterator[Path]:
         reason = getattr(problem, "strerror", None) or str(problem)
         raise RunError(f"could not write {path}: {reason}; free some space and run the same command again") from problem
     finally:
-        if part is not None:
+        with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
 
 
