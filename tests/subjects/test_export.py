@@ -41,6 +41,10 @@ CASES = {
     "blocks": ("llama", {"attention": without(3, 1), "ffn": without(3, 2), "layers.0.neurons": without(40, *range(8))}),
     "groups": ("llama", {"layers.1.kv_groups": without(2, 0), "layers.2.heads": without(4, 0, 3)}),
     "biases": ("llama-tied-bias", {"layers.0.neurons": without(40, 1), "layers.1.kv_groups": without(2, 0)}),
+    "heads": (
+        "llama",
+        {f"layers.{index}.heads": without(4, 0, 3) for index in range(3)} | {"channels": without(48, 0)},
+    ),
     "whole": ("llama", {}),
 }
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.subjects import Transformer, open_subject
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+
+BATCH, LENGTH = 2, 9
+
+Keep = dict[str, np.ndarray]
 
 _SIZES = {"vocab_size": 61, "max_position_embeddings": 48, "attn_implementation": "eager"}
 _BERT = _SIZES | {
@@ -124,3 +130,96 @@ def run_without_secateur(code: str, folder: Path, **more: str) -> str:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def random_keep(subject: Transformer, seed: int, *, channels: bool = True) -> Keep:
+    """A mixed selection on all axes which a transformer can take."""
+    random = np.random.default_rng(seed)
+    units = subject.units()
+    keep: Keep = {}
+    for name, site in units.sites.items():
+        if site.kind == "heads" and site.group is not None:
+            per_group = site.count // (site.group.max() + 1)
+            least = int(random.integers(1, per_group + 1))
+            keep[name] = np.concatenate(
+                [
+                    np.isin(np.arange(per_group), random.choice(per_group, least, False))
+                    for _ in range(site.group.max() + 1)
+                ]
+            )
+        elif site.kind == "channels":
+            if channels:
+                keep[name] = np.isin(np.arange(site.count), random.choice(site.count, site.count - 16, False))
+        else:
+            keep[name] = random.random(site.count) < 0.7
+    keep["layers"][int(random.integers(len(keep["layers"])))] = True
+    if not any((keep["attention"] | keep["ffn"]) & keep["layers"]):
+        keep["attention"][:] = keep["ffn"][:] = True
+    return keep
+
+
+def selections(subject: Transformer) -> dict[str, Keep]:
+    """One selection per axis, and mixtures."""
+    sites = subject.units().sites
+    layers = sites["layers"].count
+
+    def everywhere(kind: str, gone: Callable[[int], list[int]]) -> Keep:
+        return {
+            name: without(site.count, *gone(index))
+            for index, (name, site) in enumerate((n, s) for n, s in sites.items() if s.kind == kind)
+        }
+
+    per_group = all(site.group is None for site in sites.values())
+    first = next(site for site in sites.values() if site.kind == "heads")
+    head = [1] if per_group else [1, 1 + first.count // 2]
+    found = {
+        "nothing": {},
+        "neurons": {
+            "layers.1.neurons": without(
+                40 if "layers.1.neurons" not in sites else sites["layers.1.neurons"].count, *range(8)
+            )
+        },
+        "neurons alike": everywhere("neurons", lambda index: list(range(index, index + 8))),
+        "heads": {"layers.1.heads": without(first.count, *head)},
+        "heads alike": everywhere("heads", lambda _: head),
+        "all heads": {"layers.0.heads": np.zeros(first.count, dtype=bool)},
+        "all neurons": {"layers.0.neurons": np.zeros(sites["layers.0.neurons"].count, dtype=bool)},
+        "attention": {"attention": without(layers, 0)},
+        "attention, others": {"attention": without(layers, 1, 2)},
+        "ffn": {"ffn": without(layers, 1)},
+        "both blocks": {"attention": without(layers, 1), "ffn": without(layers, 1)},
+        "a layer": {"layers": without(layers, 1)},
+        "first layer": {"layers": without(layers, 0)},
+        "channels": {"channels": without(48, *range(3, 48, 6))},
+        "channels, odd": {"channels": without(48, 5, 7, 11)},
+        "mixed": random_keep(subject, 0),
+        "mixed again": random_keep(subject, 1),
+    }
+    if "layers.0.kv_groups" in sites:
+        found["kv group"] = {"layers.1.kv_groups": without(2, 0)}
+        found["kv groups alike"] = everywhere("kv_groups", lambda index: [index % 2])
+        found["kv group and head"] = {"layers.1.kv_groups": without(2, 0), "layers.1.heads": without(4, 2)}
+    return found
+
+
+def run(subject: Transformer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        return subject.forward(batch).prediction
+
+
+def flops(subject: Transformer, batch: dict[str, torch.Tensor]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run(subject, batch)
+    return float(counter.get_total_flops())
+
+
+def cached_bytes(subject: Transformer, batch: dict[str, torch.Tensor]) -> float:
+    with torch.no_grad():
+        cache = subject.model(**batch, use_cache=True).cache
+    return float(sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values)))
+
+
+def padded(subject: Transformer) -> dict[str, torch.Tensor]:
+    batch = subject.example(BATCH, LENGTH)
+    batch["attention_mask"][1, 6:] = 0
+    return batch

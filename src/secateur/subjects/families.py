@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["FAMILIES", "Block", "Family", "find"]
+__all__ = ["FAMILIES", "Axes", "Block", "Family", "find"]
 
 Axes = tuple[str, ...]
 

@@ -20,7 +20,7 @@ from secateur.subjects.families import Family
 if TYPE_CHECKING:
     from secateur.subjects.transformer import Transformer
 
-__all__ = ["architecture", "mark", "original", "save", "source"]
+__all__ = ["architecture", "mark", "original", "read_json", "save", "source"]
 
 _MODULE = "modeling_secateur"
 _PREFIX = "Secateur"

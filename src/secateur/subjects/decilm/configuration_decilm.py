@@ -31,12 +31,22 @@ class DeciLMConfig(LlamaConfig):
 
     model_type = "nemotron-nas"
 
-    def __init__(self, block_configs: list[dict[str, Any]] | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        block_configs: list[dict[str, Any]] | None = None,
+        num_attention_heads: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("head_dim") is not None:
+            # A Llama refuses head counts that don't divide hidden_size; with head_dim stated, any number is fine.
+            super().__init__(num_attention_heads=1, **kwargs)
+            self.num_attention_heads = num_attention_heads
+        else:
+            super().__init__(num_attention_heads=num_attention_heads, **kwargs)
         self.block_configs = [Part({name: Part(part) for name, part in entry.items()}) for entry in block_configs or []]
 
-    def validate_architecture(self) -> None:
-        """Any number of heads is fine: head_dim is always stated."""
+    def validate(self) -> None:
+        """Any number of heads is fine here too, when saving."""
 
 
 def ffn_width(ffn: Part, hidden_size: int) -> int:

@@ -1,0 +1,44 @@
+"""Decoders: the cache after a cut, and query heads inside their groups."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from secateur.errors import UnsupportedError
+from secateur.vocabulary import Selection
+from subjects.tiny import (
+    DECODERS,
+    GENERATORS,
+    make,
+    without,
+)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("gone", [(0,), (0, 1), (1, 2), (0, 1, 2)])
+def test_generation_with_the_cache_equals_generation_without(name: str, gone: tuple[int, ...]) -> None:
+    subject, _ = make(name).cut(Selection({"attention": without(3, *gone)}))
+    tokens = subject.example(2, 5)
+    settings_ = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    settings_ |= {"output_logits": True, "return_dict_in_generate": True}
+    cached = subject.model.generate(**tokens, **settings_, use_cache=True)
+    fresh = subject.model.generate(**tokens, **settings_, use_cache=False)
+    assert torch.equal(cached.sequences, fresh.sequences)
+    for one, other in zip(cached.logits, fresh.logits, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in DECODERS if "mha" not in n and "gpt2" not in n])
+def test_heads_go_evenly_from_their_groups(name: str) -> None:
+    subject = make(name)
+    site = subject.units()["layers.0.heads"]
+    assert site.group is not None
+    assert site.group.tolist() == [0, 0, 1, 1]
+    with pytest.raises(UnsupportedError, match=r"\[1, 2\] query heads .* layers\.0\.heads"):
+        subject.cut(Selection({"layers.0.heads": without(4, 0)}))
+    cut, _ = subject.cut(Selection({f"layers.{index}.heads": without(4, 0, 3) for index in range(3)}))
+    config = cut.model.config
+    assert config.num_attention_heads == config.num_key_value_heads == 2
+    assert not config.is_heterogeneous
+    assert cut.head_dim == subject.head_dim
