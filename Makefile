@@ -29,8 +29,8 @@ lint: $(VENV)/.full  ## ruff, mypy --strict on the package, import-linter
 	@$(BIN)/lint-imports
 
 claims: $(VENV)/.full  ## the papers' claims on real data; RECIPE=name for one recipe
-	@$(BIN)/python -m pytest -m claim --timeout=900 $(if $(RECIPE),tests/claims/test_$(RECIPE).py,tests/claims)
-	@$(BIN)/python scripts/tables.py
+	@status=0; $(BIN)/python -m pytest -m claim --timeout=900 $(if $(RECIPE),tests/claims/test_$(RECIPE).py,tests/claims) \
+		|| status=$$?; $(BIN)/python scripts/tables.py; exit $$status
 
 docs: $(VENV)/.full  ## the documentation in site/, and the tables generated from docs/evidence
 	@$(BIN)/python scripts/tables.py
