@@ -47,6 +47,18 @@ def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     refused("nobody/no-such-model-anywhere", ModelError, "'nobody/no-such-model-anywhere' is no folder here")
 
 
+def test_a_hub_id_from_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the Hub's client has cached is used without network; pickles and code are not fetched."""
+    kept = tmp_path / "cache" / "models--someone--tiny"
+    shutil.copytree(folder, kept / "snapshots" / "0123")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert open_subject("someone/tiny").widths() == open_subject(folder).widths()
+    assert load("someone/tiny").config.model_type == "llama"
+
+
 def test_a_folder_without_config(tmp_path: Path) -> None:
     refused(tmp_path, ModelError, "has no config.json")
 
@@ -185,6 +197,13 @@ def test_layer_index_survives_saving_and_cutting_again(tmp_path: Path) -> None:
     second.save(tmp_path / "second")
     assert open_subject(tmp_path / "second").layer_index == (2,)
     assert type(load(tmp_path / "second")) is transformers.Qwen3ForCausalLM
+
+
+def test_damaged_modules_json(tmp_path: Path) -> None:
+    make("bert").save(tmp_path)
+    for text in ("[]", "{}", "[1]", "["):
+        (tmp_path / "modules.json").write_text(text)
+        refused(tmp_path, ModelError, "modules.json is damaged")
 
 
 def test_other_code_in_modules_json_is_not_run(tmp_path: Path) -> None:

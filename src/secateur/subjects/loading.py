@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -20,6 +21,8 @@ from secateur.subjects.transformer import Transformer
 __all__ = ["load", "open_subject"]
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
+_LEFT = ["onnx/*", "openvino/*", "consolidated*"]
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
@@ -40,39 +43,25 @@ def open_subject(
         family = _family(getattr(source.config, "model_type", "?"), type(source).__name__)
         _check_finite(source)
         return _subject(source, family, tokenizer, None, [])
-    folder = Path(source).expanduser()
-    local = folder.is_dir() and bool(str(source).strip())
-    if not local:
-        _refuse_missing(str(source), folder)
-    root = folder
-    modules: list[dict[str, Any]] = []
-    if local:
-        if (folder / "modules.json").is_file():
-            modules = saving.read_json(folder / "modules.json")
-            root = folder / (modules[0].get("path") or "")
-        _check_folder(root, trust_remote_code)
-    place = str(root) if local else str(source)
-    model, family = _read(place, local, trust_remote_code, dtype)
-    _check_finite(model)
-    head = [_module(entry, folder) for entry in modules[1:]]
-    if tokenizer is None and (not local or any((root / name).is_file() for name in _TOKENIZERS)):
+    folder = _local(source)
+    root, modules = _layout(folder)
+    _check_folder(root, trust_remote_code)
+    model, family = _read(root, trust_remote_code, dtype)
+    head = [_module(entry, folder) for entry in modules]
+    _check_finite(model, *head)
+    if tokenizer is None and any((root / name).is_file() for name in _TOKENIZERS):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(place)
+            tokenizer = AutoTokenizer.from_pretrained(root)
         except Exception as error:
-            raise ModelError(f"the tokenizer of {place} can't be read ({_line(error)})") from error
-    return _subject(model, family, tokenizer, folder if local else None, head)
+            raise ModelError(f"the tokenizer of {root} can't be read ({_line(error)})") from error
+    return _subject(model, family, tokenizer, folder, head)
 
 
 def load(path: str | Path) -> PreTrainedModel:
     """A saved model, plain or heterogeneous, without running code from its folder."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        _refuse_missing(str(path), folder)
-    else:
-        if (folder / "modules.json").is_file():
-            folder = folder / (saving.read_json(folder / "modules.json")[0].get("path") or "")
-        _check_folder(folder, trust_remote_code=False)
-    return _read(str(folder) if folder.is_dir() else str(path), folder.is_dir(), False, None)[0]
+    root, _ = _layout(_local(path))
+    _check_folder(root, trust_remote_code=False)
+    return _read(root, False, None)[0]
 
 
 def _subject(
@@ -93,15 +82,32 @@ def _family(model_type: str, place: str) -> Family:
     return family
 
 
-def _refuse_missing(source: str, folder: Path) -> None:
-    """A file, or a path that isn't there; what may be a Hub id passes."""
+def _local(source: str | Path) -> Path:
+    """The folder at `source`, which a Hub id is fetched into; never its pickles or code."""
+    folder, name = Path(source).expanduser(), str(source).strip()
+    if folder.is_dir() and name:
+        return folder
     if folder.is_file():
         raise ModelError(f"{source} is a file: give the folder that holds config.json and model.safetensors")
-    looks_local = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or not source.strip()
+    looks_local = not name or name.startswith((".", "/", "~", "\\")) or name.count("/") > 1
     if looks_local or (folder.parent != Path(".") and folder.parent.exists()):
         raise ModelError(
-            f"no model at {source!r}: expected a folder with config.json and model.safetensors, or a Hub id"
+            f"no model at {str(source)!r}: expected a folder with config.json and model.safetensors, or a Hub id"
         )
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_LEFT))
+    except Exception as error:
+        raise ModelError(f"{name!r} is no folder here, and the Hub gave no model ({_line(error)})") from error
+
+
+def _layout(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """Where the transformer stands, and the sentence-transformers modules after it."""
+    if not (folder / "modules.json").is_file():
+        return folder, []
+    modules = saving.read_json(folder / "modules.json")
+    if not (isinstance(modules, list) and modules and all(isinstance(entry, dict) for entry in modules)):
+        raise ModelError(f"{folder / 'modules.json'} is damaged: it lists no modules")
+    return folder / (modules[0].get("path") or ""), modules[1:]
 
 
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:
@@ -124,7 +130,7 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
                 f"{folder} has its weights only as a pickle ({pickles[0]}), which is never opened: "
                 "save the model again as safetensors"
             )
-        raise ModelError(f"{folder} has no weights: expected model.safetensors")
+        raise ModelError(f"{folder} has no weights: expected model.safetensors (pickles are never opened)")
     for path in files:
         _check_safetensors(path)
 
@@ -139,19 +145,12 @@ def _check_safetensors(path: Path) -> None:
         raise ModelError(f"{path} is damaged or truncated ({_line(error)}): fetch it again") from error
 
 
-def _read(
-    place: str, local: bool, trust_remote_code: bool, dtype: torch.dtype | str | None
-) -> tuple[PreTrainedModel, Family]:
+def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None) -> tuple[PreTrainedModel, Family]:
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
     except Exception as error:
-        what = (
-            f"{Path(place) / 'config.json'} can't be used"
-            if local
-            else f"{place!r} is no folder here, and the Hub gave no model"
-        )
-        raise ModelError(f"{what} ({_line(error)})") from error
-    family = _family(config.model_type, place)
+        raise ModelError(f"{place / 'config.json'} can't be used ({_line(error)})") from error
+    family = _family(config.model_type, str(place))
     named = next((saving.original(name) for name in (config.architectures or []) if saving.original(name)), None)
     if named is None:
         automatic = AutoModel if family.kind == "encoder" else AutoModelForCausalLM
@@ -172,8 +171,8 @@ def _read(
     return model.eval(), family
 
 
-def _check_finite(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
+def _check_finite(*modules: nn.Module) -> None:
+    for name, parameter in (pair for module in modules for pair in module.named_parameters()):
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"{name} holds NaN or infinity: this checkpoint is broken, use an intact one")
 
