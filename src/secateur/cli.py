@@ -22,6 +22,7 @@ import typer
 
 from secateur import __version__, recipes
 from secateur.errors import InputError, SecateurError
+from secateur.vocabulary import Budget
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     try:
         code = typer.main.get_command(_app(given))(args=given, prog_name="secateur", standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         return int(code or 0)
     except typer.Exit as stop:
         return int(stop.exit_code)
@@ -228,6 +231,8 @@ def _value(text: str, annotation: str) -> Any:
 
 
 def _run(given: dict[str, Any]) -> None:
+    for budget in given.get("budget", ()):
+        Budget.parse(budget)  # before torch takes its seconds to load
     from secateur import running
 
     config = given.pop("config", None)

@@ -34,7 +34,18 @@ from secateur.measure import environment, evidence, latency, memory, quality, si
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Evidence, Figure, Result
 
-__all__ = ["TOLERANCE", "configured", "export", "inspect", "measure", "options", "report", "results", "run"]
+__all__ = [
+    "TOLERANCE",
+    "configured",
+    "export",
+    "inspect",
+    "measure",
+    "options",
+    "publish_evidence",
+    "report",
+    "results",
+    "run",
+]
 
 TOLERANCE = 0.07
 """How far below the asked-for speedup a measured one may lie and still count as met."""
@@ -167,9 +178,9 @@ def results(
                 finished[result.name] = row
                 # The record comes after the model it speaks of: what is recorded is in place.
                 evidence.write(_record(directory, result.name), row)
-                _publish_evidence(directory.root, [finished[name] for name in names if name in finished])
+                publish_evidence(directory.root, [finished[name] for name in names if name in finished])
                 yield row
-        _publish_evidence(directory.root, [finished[name] for name in names if name in finished])
+        publish_evidence(directory.root, [finished[name] for name in names if name in finished])
 
 
 def _recipe(
@@ -234,10 +245,11 @@ def _save(subject: Any, row: Evidence, base: str, name: str, folder: Path) -> No
     (folder / "README.md").write_text(_card(row, base, _loading(folder, name)), encoding="utf-8")
 
 
-def _publish_evidence(root: Path, rows: Sequence[Evidence]) -> None:
+def publish_evidence(root: Path, rows: Sequence[Evidence]) -> None:
+    """Write evidence.json and report.html of the run directory `root`."""
     from secateur.measure import report as pages  # draws with matplotlib, slow to import
 
-    places = {row.target: root / row.target for row in rows} if len(rows) > 1 else {row.target: root for row in rows}
+    places = {row.target: root / row.target if (root / row.target).is_dir() else root for row in rows}
     load = {
         target: _loading(place, str(place.relative_to(root.parent)))
         for target, place in places.items()
@@ -546,7 +558,7 @@ def measure(
 def report(run_dir: str | Path) -> Path:
     """Write the report of a run directory anew from its evidence; returns the page."""
     root = Path(run_dir)
-    _publish_evidence(root, evidence.read(root))
+    publish_evidence(root, evidence.read(root))
     return root / "report.html"
 
 

@@ -1,0 +1,322 @@
+"""What bad input gets, through the real command line: one clear line, exit code 2, no half-written result, a way on."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from processes import run, start
+
+QUICK = [
+    "--batch",
+    "2",
+    "--length",
+    "8",
+    "--steps",
+    "2",
+    "--calibration",
+    "16",
+    "--trials",
+    "0",
+    "--train-batch",
+    "8",
+    "--train-length",
+    "16",
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bad")
+    (root / "texts.txt").write_text("\n".join(tiny.sentences(300)))
+    tiny.folder("llama", root / "llama")
+    return root
+
+
+def fresh(places: Path, *arguments: object) -> SimpleNamespace:
+    """In a new interpreter, as from a shell, without network."""
+    done = subprocess.run(
+        [sys.executable, "-m", "secateur", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=places,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+    return SimpleNamespace(code=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+
+def ziplm(places, out, *, model="llama", budget="params=80%", data="texts.txt", more=(), how=run, **kind):
+    arguments = ["run", "ziplm", model, "--budget", budget, "--data", data, "--out", out, *QUICK, *more]
+    return how(places, *arguments, **kind)
+
+
+def refused(done: Any, *words: str, out: Path | None = None, code: int = 2) -> None:
+    """Exactly one line that holds `words`, no traceback, and no result in `out`."""
+    lines = done.stderr.splitlines()
+    assert done.code == code, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("secateur: ")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+    if out is not None and out.exists():
+        left = {path.name for path in out.iterdir()}
+        assert left <= {"run.yaml", "work"}, left
+        assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+
+
+# ----------------------------------------------------------------------------------------------------- models
+
+
+def damaged(places: Path, tmp_path: Path, spoil: Callable[[Path], object]) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(places / "llama", folder)
+    spoil(folder)
+    return folder
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def corrupt(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:])
+
+
+def pickled(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def unknown(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "mamba", "architectures": ["MambaForCausalLM"]})
+    )
+
+
+def not_finite(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (shutil.rmtree, ["no model at", "expected a folder"]),
+        (truncate, ["model.safetensors", "damaged or truncated"]),
+        (corrupt, ["model.safetensors", "damaged or truncated"]),
+        (pickled, ["only as a pickle", "pytorch_model.bin", "safetensors"]),
+        (unknown, ["'mamba'", "llama"]),
+        (not_finite, ["layers.1.mlp.up_proj.weight", "NaN or infinity"]),
+        (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),
+        (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "damaged"]),
+        (lambda folder: (folder / "model.safetensors").unlink(), ["no weights"]),
+    ],
+    ids=["missing", "truncated", "corrupt", "pickle", "unknown", "nan", "no-config", "bad-config", "no-weights"],
+)
+def test_bad_models(places, tmp_path, spoil, words):
+    model = damaged(places, tmp_path, spoil)
+    refused(ziplm(places, tmp_path / "out", model=model), *words, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_model_path_without_a_hub(places, tmp_path):
+    refused(ziplm(places, tmp_path / "out", model="lama", how=fresh), "'lama'", out=tmp_path / "out")
+
+
+# ------------------------------------------------------------------------------------------------------- data
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["data.txt does not exist"]),
+        (b"", ["data.txt holds no text"]),
+        (b"\n \n\n", ["data.txt holds no text"]),
+        (b"one\ntwo\n\xe9t\xe9 is latin-1\n", ["data.txt is not UTF-8 at byte 8"]),
+        (b"one short line\nand one more\n", ["data.txt holds", "less than one batch", "are needed"]),
+        (b"one line only\n", ["data.txt", "at least 2"]),
+    ],
+    ids=["missing", "empty", "blank", "latin-1", "short", "single"],
+)
+def test_bad_data(places, tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "data.txt").write_bytes(content)
+    refused(ziplm(places, tmp_path / "out", data=tmp_path / "data.txt"), *words, out=tmp_path / "out")
+
+
+def test_from_a_shell(places, tmp_path):
+    """The same in interpreters of their own: nothing that libraries print while they load joins the one line."""
+    for words, done in (
+        (["no model at"], ziplm(places, tmp_path / "out", model="./nowhere", how=fresh)),
+        (["does not exist"], ziplm(places, tmp_path / "out", data="no.txt", how=fresh)),
+        (["NaN"], ziplm(places, tmp_path / "out", model=damaged(places, tmp_path, not_finite), how=fresh)),
+    ):
+        refused(done, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder(places, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(ziplm(places, tmp_path / "out", data=tmp_path / "empty"), "holds no .txt", out=tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------------------- budgets and flags
+
+
+@pytest.mark.parametrize(
+    ("budget", "words"),
+    [
+        ("speedup=0.5x", ["'speedup=0.5x'", "above 1"]),
+        ("params=200%", ["'params=200%'", "at most 100%"]),
+        ("faster", ["'faster'", "for example speedup=2x"]),
+        ("speedup=fast", ["'speedup=fast'"]),
+        ("colour=50%", ["colour"]),
+        ("params=1%", ["reachable", "params"]),
+        ("speedup=1000x", ["reachable"]),
+    ],
+)
+def test_bad_budgets(places, tmp_path, budget, words):
+    done = ziplm(places, tmp_path / "out", budget=budget, more=("--batch", "1", "--length", "8"))
+    refused(done, *words, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "zipml"], ["'zipml'", "did you mean 'ziplm'"]),
+        (["show", "minitrn"], ["did you mean 'minitron'"]),
+        (["run", "ziplm", "llama"], ["--budget, --data, --out"]),
+        (["run", "ziplm", "llama", "--bugdet", "params=1%"], ["--bugdet", "--budget"]),
+        (["prune"], ["prune"]),
+        (["measure"], ["model"]),
+        (["run", "ziplm", "llama", "--seed", "one"], ["--seed"]),
+        (["report", "llama"], ["no evidence"]),
+        (["export", "llama", "--to", "gguf"], ["'gguf'", "onnx", "decilm"]),
+        (["run", "ziplm", "--config", "none.yaml"], ["none.yaml"]),
+    ],
+)
+def test_bad_words(places, arguments, words):
+    refused(run(places, *arguments), *words)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--lr", "quick"], ["lr='quick'", "number"]),
+        (["--steps", "1.5"], ["steps=1.5", "integer"]),
+        (["--batch", "0"], ["batch=0", "at least 1"]),
+        (["--threads", "0"], ["threads=0", "at least 1"]),
+        (["--seed", "-1"], ["seed=-1"]),
+    ],
+)
+def test_bad_options(places, tmp_path, more, words):
+    refused(ziplm(places, tmp_path / "out", more=more), *words, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_with_an_unknown_key(places, tmp_path):
+    (tmp_path / "run.yaml").write_text("recipe: ziplm\ncalibartion: 8\n")
+    done = run(places, "run", "--config", tmp_path / "run.yaml")
+    refused(done, "unknown key 'calibartion'", "did you mean 'calibration'")
+
+
+# ------------------------------------------------------------------------------------------------ during a run
+
+
+def test_a_loss_that_is_not_finite(places, tmp_path):
+    done = ziplm(places, tmp_path / "out", more=["--lr", "1e30", "--steps", "20"])
+    refused(done, "step", out=tmp_path / "out")
+    assert "NaN" in done.stderr or "inf" in done.stderr
+
+
+def test_two_runs_in_one_directory(places, tmp_path):
+    arguments = ["run", "ziplm", "llama", "--budget", "params=80%", "--data", "texts.txt", "--out", tmp_path / "out"]
+    long = start(places, *arguments, *QUICK, "--steps", "100000")
+    try:
+        waiting = time.monotonic() + 120
+        while not (tmp_path / "out" / "work" / "lock").exists() or not (tmp_path / "out" / "run.yaml").exists():
+            assert time.monotonic() < waiting
+            assert long.poll() is None, long.stderr
+            time.sleep(0.1)
+        done = run(places, *arguments, *QUICK, "--steps", "100000")
+        refused(done, "in use by another run", str(long.pid), out=tmp_path / "out")
+    finally:
+        long.kill()
+        long.wait()
+
+
+def test_an_output_that_is_no_run_directory(places, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    refused(ziplm(places, tmp_path), "is no run directory")
+    refused(ziplm(places, tmp_path / "thesis.txt"), "is a file")
+    refused(ziplm(places, tmp_path, more=["--overwrite"]), "is no run directory")
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_another_run_in_the_directory(places, tmp_path):
+    assert ziplm(places, tmp_path / "out").code == 0
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    refused(
+        ziplm(places, tmp_path / "out", more=["--lr", "0.5"]), "holds a run with lr=0.0002, not lr=0.5", "--overwrite"
+    )
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+
+
+def test_an_output_that_can_not_be_written(places):
+    if Path("/proc/version").exists():
+        refused(ziplm(places, "/proc/out"), "/proc/out")
+
+
+@pytest.fixture(params=["32k", "96k", "200k", "300k"])
+def small_disk(request, tmp_path):
+    """A real file system of very few bytes; each size runs full at another stage."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "none", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk(places, small_disk):
+    done = ziplm(places, small_disk / "out")
+    refused(done, "free some space", out=small_disk / "out")
+    assert "disk full" in done.stderr or "No space left on device" in done.stderr
+    # Once there is room, the same command goes on.
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    again = ziplm(places, small_disk / "out")
+    assert again.code == 0, again.stderr
+    assert (small_disk / "out" / "model.safetensors").exists()
+
+
+def test_a_limit_on_the_size_of_files(places, tmp_path):
+    """Where nobody may mount: a file that can't grow is treated like a full disk."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    refused(ziplm(places, tmp_path / "out", before=limit), "disk full", out=tmp_path / "out")
+    assert ziplm(places, tmp_path / "out").code == 0
