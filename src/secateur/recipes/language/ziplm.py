@@ -6,13 +6,14 @@ Kurtic, Frantar and Alistarh, NeurIPS 2023 (arXiv 2302.04089).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
+from secateur.errors import MeasurementError
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
@@ -46,7 +47,7 @@ def ziplm(
     ratio: float = 0.9,
     damp: float = 0.01,
     trials: int = 200,
-    judged: int = 64,
+    judged: int = 32,
     gradual: bool = True,
     steps: int = 1000,
     train_batch: int = 32,
@@ -125,6 +126,13 @@ def ziplm(
     dense = levels.with_latency(whole, table, rest).cost()
     limits = {budget: budget.absolute(dense) for budget in budgets}
 
+    @cache
+    def sweeps(start: Transformer) -> Database:
+        sites = start.units(axis, "neurons").free()
+        gone = {s.name: [s.count - k for k in grid if k < s.count] + [0] for s in sites if s.kind == "neurons"}
+        gone |= {s.name: list(range(s.count + 1)) for s in sites if s.kind == axis}
+        return database.build(start.forward, start.model, samples, start.consumers(), gone, damp=damp)
+
     current = subject
     for budget in sorted(budgets, key=lambda b: -min(limits[b][m] / dense[m] for m in limits[b])):
         start = current if gradual else subject
@@ -133,22 +141,24 @@ def ziplm(
         def decide(
             start: Transformer = start, units: Units = units, limit: Limits = limits[budget]
         ) -> dict[str, Tensor]:
-            gone = {s.name: [s.count - k for k in grid if k < s.count] + [0] for s in units.free()}
-            gone |= {s.name: list(range(s.count + 1)) for s in units.free() if s.kind == axis}
-            base = database.build(start.forward, start.model, samples, start.consumers(), gone, damp=damp)
+            base = sweeps(start)
             solve = partial(solution, units, table, base, limit)
             weights = tune(subject, start, base, partial(solve, rest), samples, judged, 0 if dry_run else trials, seed)
-            fixed, chosen = rest, solve(rest, weights)
+            fixed, chosen, noisy = rest, solve(rest, weights), False
             for _ in range(corrections if "latency" in limit else 0):
                 keep = {site: base[site].keep(level).numpy() for site, level in chosen.items()}
-                seconds = clock(subject, start.cut(Selection(keep))[0], batch, length) * dense["latency"]
+                try:
+                    seconds = clock(subject, start.cut(Selection(keep))[0], batch, length) * dense["latency"]
+                except MeasurementError:
+                    noisy = True
+                    break
                 if abs(seconds / limit["latency"] - 1) <= tolerance:
                     break
                 fixed += seconds - levels.with_latency(units, table, fixed).cost(keep)["latency"]
                 chosen = solve(fixed, weights)
             decided = {f"{site}.weight": base[site].weights[level] for site, level in chosen.items()}
             decided |= {f"{site}.keep": base[site].keep(level) for site, level in chosen.items()}
-            return decided | {"fixed": torch.tensor(fixed, dtype=torch.float64)}
+            return decided | {"fixed": torch.tensor(fixed, dtype=torch.float64), "noisy": torch.tensor(noisy)}
 
         decided = run.tensors(f"cut-{budget}", decide)
         keep = {site.name: decided[f"{site.name}.keep"].numpy() for site in units.free()}
@@ -163,7 +173,8 @@ def ziplm(
             recovery = loop.train(student.model, training, objective, steps=steps, lr=lr, schedule="linear", warmup=0.1,
                                   weight_decay=weight_decay, seed=seed, count=objectives.count,
                                   checkpoint=run.folder(f"train-{budget}"))  # fmt: skip
-        yield Result(str(budget), student, cut, predicted, recovery)
+        notes = ("the clock was too noisy to correct the prediction: repeat on a quiet machine",)
+        yield Result(str(budget), student, cut, predicted, recovery, notes if decided["noisy"] else ())
         current = student
 
 

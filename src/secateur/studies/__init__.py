@@ -1,0 +1,1 @@
+"""QUESTIONS over recipes: is it better than what is simple, at equal cost?"""

@@ -1,0 +1,212 @@
+"""What the claims share: real models and texts, cached teachers, short trainings, and the record of what came out."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.files import packages, texts
+from secateur.files.texts import Batches, Corpus
+from secateur.measure import evidence, quality, statistics
+from secateur.recover import loop, objectives
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Figure
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("SECATEUR_CLAIMS_CACHE", ROOT / ".cache" / "claims"))
+LENGTH, BATCH = 64, 8
+
+
+@functools.cache
+def brown(*genres: str) -> Corpus:
+    """Brown sentences of 5 to 40 words, of the genres named or of all."""
+    chosen = [text for genre, text in packages.brown() if not genres or genre in genres]
+    return texts.read([text for text in chosen if 5 <= len(text.split()) <= 40])
+
+
+@functools.cache
+def minilm() -> Transformer:
+    """all-MiniLM-L6-v2, real weights."""
+    return open_subject(packages.minilm())
+
+
+@functools.cache
+def llama(name: str = "llama", steps: int = 600, genres: tuple[str, ...] = ()) -> Transformer:
+    """A Llama with grouped-query attention (6 layers, width 128, 8 query and 2 KV heads), trained on Brown; cached."""
+    folder = CACHE / f"{name}-{steps}"
+    if not (folder / "config.json").exists():
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        tokenizer = _tokenizer()
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=6,
+            head_dim=16,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        torch.manual_seed(0)
+        subject = open_subject(LlamaForCausalLM(config), tokenizer=tokenizer)
+        task(subject, steps, seed=0, genres=genres, batch=16, lr=3e-3)
+        subject.save(folder)
+    return open_subject(folder)
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    base = Tokenizer(models.BPE())
+    base.pre_tokenizer, base.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    base.train_from_iterator(brown().texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=base, eos_token="<|end|>", pad_token="<|end|>")
+
+
+def batches(
+    subject: Transformer, *, seed: int, held: bool = False, batch: int = BATCH, genres: Sequence[str] = ()
+) -> Batches:
+    """Batches of the training part of Brown, or of the held-out part."""
+    part = brown(*genres).split(seed=0)[held]
+    return texts.batches(
+        part, subject.tokenizer, packed=subject.kind == "decoder", batch=batch, length=LENGTH, seed=seed
+    )
+
+
+def held_out(student: Transformer, genres: Sequence[str] = ()) -> float:
+    """Next-token loss on held-out Brown, in nats per token."""
+    items = batches(student, seed=0, held=True, genres=genres).take(24)
+    return objectives.held_out(student.forward, teacher=student.forward, output="logits", batches=items)
+
+
+def task(
+    subject: Transformer, steps: int, *, seed: int, genres: Sequence[str] = (), batch: int = BATCH, lr: float = 2e-3
+) -> None:
+    """Train `subject` in place on the next token alone."""
+    objective = objectives.distil(subject.forward, None, output="logits", task=1.0)
+    loop.train(
+        subject.model,
+        batches(subject, seed=seed, batch=batch, genres=genres),
+        objective,
+        steps=steps,
+        lr=lr,
+        seed=seed,
+        progress=False,
+    )
+
+
+def distil(
+    student: Transformer,
+    teacher: Transformer,
+    steps: int,
+    *,
+    seed: int,
+    genres: Sequence[str] = (),
+    lr: float = 2e-3,
+    extra: Sequence[torch.nn.Module] = (),
+    **what: Any,
+) -> Transformer:
+    """Train `student` in place against `teacher`, and return it."""
+    objective = objectives.distil(student.forward, teacher.forward, output=teacher.output, **what)
+    loop.train(
+        student.model,
+        batches(student, seed=seed, genres=genres),
+        objective,
+        steps=steps,
+        lr=lr,
+        seed=seed,
+        extra=extra,
+        progress=False,
+    )
+    return student
+
+
+def fresh(like: Transformer, seed: int) -> Transformer:
+    """A model of the same shape with random weights."""
+    torch.manual_seed(seed)
+    model = type(like.model)(like.model.config)
+    return open_subject(model, tokenizer=like.tokenizer)
+
+
+@torch.no_grad()
+def spearman(student: Transformer, count: int = 1000) -> float:
+    """Spearman between the pairwise cosines of `count` held-out Brown sentences under MiniLM and under `student`."""
+    items = batches(student, seed=0, held=True, batch=50).take(count // 50)
+    theirs = _reference(count)
+    ours = torch.cat([student.forward(item).prediction for item in items])
+    return quality.fidelity(theirs, ours)["spearman"].value
+
+
+@functools.cache
+@torch.no_grad()
+def _reference(count: int) -> torch.Tensor:
+    items = batches(minilm(), seed=0, held=True, batch=50).take(count // 50)
+    return torch.cat([minilm().forward(item).prediction for item in items])
+
+
+def mean(values: Sequence[float], unit: str = "") -> Figure:
+    """Mean over seeds with its interval."""
+    return statistics.mean_interval(list(values), unit=unit)
+
+
+def record(
+    recipe: str,
+    name: str,
+    claim: str,
+    holds: bool,
+    ours: tuple[str, Sequence[float]],
+    others: dict[str, Sequence[float]] | None = None,
+    *,
+    lower: bool = True,
+    setup: str = "",
+    reason: str = "",
+    seeds: Sequence[int] = (0, 1, 2),
+) -> None:
+    """Write the claim's row, with the best rival paired over seeds, then let the test fail if it does not hold."""
+    label, values = ours
+    rivals = {rival: {label: mean(row)} for rival, row in (others or {}).items()}
+    difference = None
+    if others:
+        pick: Callable[..., str] = min if lower else max
+        best = pick(others, key=lambda rival: sum(others[rival]))
+        difference = statistics.paired_difference(list(values), list(others[best]))
+    evidence.row(
+        ROOT / "docs" / "evidence" / f"{recipe}-{name}.json",
+        recipe=recipe,
+        claim=claim,
+        holds=holds,
+        figures={label: mean(values)},
+        baselines=rivals,
+        difference=difference,
+        seeds=list(seeds),
+        setup=setup,
+        reason="" if holds else reason,
+    )
+    shown = {label: values, **(others or {})}
+    print(
+        f"\n{recipe} {name}: {'holds' if holds else 'does NOT hold'}: "
+        + "; ".join(f"{key} {[round(float(v), 4) for v in row]}" for key, row in shown.items())
+    )
+    assert holds, f"{claim}: {shown}"
+
+
+def less(first: Sequence[float], second: Sequence[float], slack: float = 0.0) -> bool:
+    """Whether the mean of `first` is below that of `second` (plus `slack`)."""
+    return sum(first) / len(first) <= sum(second) / len(second) + slack

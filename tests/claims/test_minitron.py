@@ -1,0 +1,291 @@
+"""Minitron at small scale: a 1.2M-parameter Llama with grouped-query attention, trained on Brown."""
+
+from __future__ import annotations
+
+import functools
+
+import lab
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from secateur.measure import size
+from secateur.recipes.language import minitron
+from secateur.select import ranking
+from secateur.subjects import Transformer, shapes
+from secateur.vocabulary import Selection
+
+pytestmark = [pytest.mark.claim, pytest.mark.timeout(1200)]
+SEEDS = (0, 1, 2)
+WIDTH = {"heads": 4, "neurons": 192, "channels": 96}
+SETUP = "Llama-type, 6 layers, width 128, GQA 8:2, Brown"
+
+
+@functools.cache
+def scores(how: str = "activation", batch: str = "l2", sequence: str = "mean", seed: int = 0):
+    teacher = lab.llama()
+    items = lab.batches(teacher, seed=100 + seed).take(32)
+    return minitron.scores(teacher, items, how=how, batch=batch, sequence=sequence, seed=seed)
+
+
+def narrow(teacher: Transformer, found, width=WIDTH) -> Transformer:
+    units = teacher.units("heads", "neurons", "channels")
+    return teacher.cut(ranking.by_counts(units, found, width))[0]
+
+
+def shallow(teacher: Transformer, gone) -> Transformer:
+    keep = np.ones(len(teacher.layers()), dtype=bool)
+    keep[list(gone)] = False
+    return teacher.cut(Selection({"layers": keep}))[0]
+
+
+def test_activation_ranks_better_than_weights_and_chance():
+    teacher = lab.llama()
+    found = {}
+    for name, options in {
+        "l2, mean": {},
+        "mean, mean": {"batch": "mean"},
+        "magnitude": {"how": "magnitude"},
+        "random": {"how": "random"},
+    }.items():
+        found[name] = [lab.held_out(narrow(teacher, scores(**options, seed=seed))) for seed in SEEDS]
+    ours = found.pop("l2, mean")
+    close = found.pop("mean, mean")
+    lab.record(
+        "minitron",
+        "zero-shot",
+        "(L2, mean) activation importance beats magnitude and random, before any training",
+        all(lab.less(ours, rival) for rival in found.values()) and abs(np.mean(ours) - np.mean(close)) < 0.3,
+        ("loss", ours),
+        found | {"mean, mean": close},
+        setup=SETUP,
+    )
+
+
+def test_distillation_beats_training_and_fresh_weights_at_equal_compute():
+    teacher, steps = lab.llama(), 80
+    item = teacher.example(lab.BATCH, lab.LENGTH)
+    theirs = size.flops(teacher.model, item)
+    found: dict[str, list[float]] = {name: [] for name in ("KD", "CE", "fresh KD", "fresh CE")}
+    for seed in SEEDS:
+        student = narrow(teacher, scores(seed=seed))
+        ours = size.flops(student.model, item)
+        alone = round(steps * size.training_flops(ours, theirs) / size.training_flops(ours))
+        found["KD"].append(lab.held_out(lab.distil(student, teacher, steps, seed=seed)))
+        student = narrow(teacher, scores(seed=seed))
+        lab.task(student, alone, seed=seed)
+        found["CE"].append(lab.held_out(student))
+        found["fresh KD"].append(lab.held_out(lab.distil(lab.fresh(student, seed), teacher, steps, seed=seed)))
+        blank = lab.fresh(student, seed)
+        lab.task(blank, alone, seed=seed)
+        found["fresh CE"].append(lab.held_out(blank))
+    ours = found.pop("KD")
+    holds = lab.less(ours, found["CE"]) and all(lab.less(found["CE"], found[name]) for name in ("fresh KD", "fresh CE"))
+    lab.record(
+        "minitron",
+        "iso-compute",
+        "pruned + KD < pruned + CE < fresh weights, teacher's forward counted",
+        holds,
+        ("loss", ours),
+        found,
+        setup=SETUP,
+    )
+
+
+def test_width_overtakes_depth_with_training():
+    teacher = lab.llama()
+    deep = [shallow(teacher, range(2, 4)) for _ in SEEDS]
+    goal = deep[0].units().cost()["params"]
+    grid = {"layers": [6], "heads": [6, 8], "neurons": list(range(192, 385, 8)), "channels": list(range(96, 129, 8))}
+    units = teacher.units()
+    import itertools
+
+    options = [dict(zip(grid, row, strict=True)) for row in itertools.product(*grid.values())]
+    best = min(options, key=lambda shape: abs(shapes.cost(units, shape)["params"] - goal))
+    wide = [narrow(teacher, scores(seed=seed), {k: v for k, v in best.items() if k != "layers"}) for seed in SEEDS]
+    before = [lab.held_out(student) for student in wide], [lab.held_out(student) for student in deep]
+    after = [
+        [lab.held_out(lab.distil(student, teacher, 120, seed=seed)) for seed, student in zip(SEEDS, row, strict=True)]
+        for row in (wide, deep)
+    ]
+    lab.record(
+        "minitron",
+        "width-depth",
+        "at equal parameters width is not better than depth right after pruning, better after training",
+        not lab.less(before[0], before[1], -0.05) and lab.less(after[0], after[1], 0.02),
+        ("loss", after[0]),
+        {"depth": after[1], "width, untrained": before[0], "depth, untrained": before[1]},
+        setup=f"{SETUP}; width {best}",
+    )
+
+
+def test_forward_kl_alone_is_best():
+    teacher = lab.llama()
+    ways = {
+        "KL": {},
+        "CE + KL": {"task": 1.0},
+        "reverse KL": {"direction": "reverse"},
+        "MSE": {"direction": "mse"},
+        "cosine": {"direction": "cosine"},
+    }
+    found = {
+        name: [lab.held_out(lab.distil(narrow(teacher, scores(seed=s)), teacher, 80, seed=s, **way)) for s in SEEDS]
+        for name, way in ways.items()
+    }
+    ours = found.pop("KL")
+    lab.record(
+        "minitron",
+        "losses",
+        "forward KL alone <= CE + KL, reverse KL, MSE, cosine",
+        all(lab.less(ours, rival, 0.01) for rival in found.values()),
+        ("loss", ours),
+        found,
+        setup=SETUP,
+    )
+
+
+def test_two_steps_beat_one_below_half():
+    teacher = lab.llama()
+    half, quarter = WIDTH, {"heads": 2, "neurons": 96, "channels": 64}
+    one, two = [], []
+    for seed in SEEDS:
+        one.append(lab.held_out(lab.distil(narrow(teacher, scores(seed=seed), quarter), teacher, 120, seed=seed)))
+        middle = lab.distil(narrow(teacher, scores(seed=seed), half), teacher, 60, seed=seed)
+        again = minitron.scores(
+            middle,
+            lab.batches(teacher, seed=100 + seed).take(32),
+            how="activation",
+            batch="l2",
+            sequence="mean",
+            seed=seed,
+        )
+        two.append(lab.held_out(lab.distil(narrow(middle, again, quarter), teacher, 60, seed=seed)))
+    lab.record(
+        "minitron",
+        "stages",
+        "two prune-distil steps to a quarter are no worse than one, at equal tokens",
+        lab.less(two, one),
+        ("loss", two),
+        {"one step": one},
+        setup=SETUP,
+    )
+
+
+def test_short_distillation_tells_the_final_ranking():
+    teacher, zero, short = lab.llama(), [], []
+    options = [
+        {"heads": 8, "neurons": 384, "channels": 72},
+        {"heads": 8, "neurons": 128, "channels": 112},
+        {"heads": 4, "neurons": 256, "channels": 96},
+        {"heads": 2, "neurons": 192, "channels": 112},
+        {"heads": 6, "neurons": 64, "channels": 128},
+        {"heads": 4, "neurons": 376, "channels": 80},
+    ]
+    for seed in SEEDS:
+        rows = []
+        for width in options:
+            student = narrow(teacher, scores(seed=seed), width)
+            rows.append([lab.held_out(student)])
+            rows[-1].append(lab.held_out(lab.distil(student, teacher, 25, seed=seed)))
+            rows[-1].append(lab.held_out(lab.distil(student, teacher, 60, seed=seed + 50)))
+        zero.append(float(spearmanr([r[0] for r in rows], [r[2] for r in rows]).statistic))
+        short.append(float(spearmanr([r[1] for r in rows], [r[2] for r in rows]).statistic))
+    lab.record(
+        "minitron",
+        "candidates",
+        "ranks after a short distillation agree with the final ranks better than zero-shot ranks do",
+        not lab.less(short, zero),
+        ("rank agreement", short),
+        {"zero-shot": zero},
+        lower=False,
+        setup=SETUP,
+    )
+
+
+def test_a_corrected_teacher_teaches_better():
+    old, new = ("news", "editorial", "government", "learned"), ("romance", "adventure", "mystery", "fiction")
+    genres = tuple(g for g in new if len(lab.brown(g)) > 0)
+    teacher = lab.llama("press", 400, old)
+    plain, better = [], []
+    for seed in SEEDS:
+        corrected = teacher.cut(Selection({}))[0]
+        lab.task(corrected, 60, seed=seed, genres=genres, lr=4e-4)
+        for source, row in ((teacher, plain), (corrected, better)):
+            found = minitron.scores(
+                source,
+                lab.batches(source, seed=seed, genres=genres).take(32),
+                how="activation",
+                batch="l2",
+                sequence="mean",
+                seed=seed,
+            )
+            student = lab.distil(narrow(source, found), source, 80, seed=seed, genres=genres)
+            row.append(lab.held_out(student, genres))
+    lab.record(
+        "minitron",
+        "correction",
+        "a teacher first fine-tuned on the distillation texts gives a better student",
+        lab.less(better, plain),
+        ("loss", better),
+        {"as it was": plain},
+        setup=f"{SETUP}; other genres",
+    )
+
+
+def test_hidden_states_help_where_layers_went():
+    teacher = lab.llama()
+    found: dict[str, list[float]] = {name: [] for name in ("deep", "deep, hidden", "wide", "wide, hidden")}
+    for seed in SEEDS:
+        for hidden in ("", ", hidden"):
+            half = shallow(teacher, (1, 3, 5))
+            pairs = minitron.matched(half, teacher) if hidden else []
+            found[f"deep{hidden}"].append(lab.held_out(lab.distil(half, teacher, 60, seed=seed, hidden=pairs)))
+            thin = narrow(teacher, scores(seed=seed))
+            pairs = minitron.matched(thin, teacher) if hidden else []
+            torch.manual_seed(seed)
+            lift = nn.Linear(thin.hidden_size, teacher.hidden_size, bias=False) if hidden else None
+            found[f"wide{hidden}"].append(
+                lab.held_out(
+                    lab.distil(
+                        thin, teacher, 60, seed=seed, hidden=pairs, projection=lift, extra=[lift] if lift else []
+                    )
+                )
+            )
+    ours = found.pop("deep, hidden")
+    gain = np.mean(found["deep"]) - np.mean(ours), np.mean(found["wide"]) - np.mean(found["wide, hidden"])
+    lab.record(
+        "minitron",
+        "hidden",
+        "hidden-state losses help when half the layers go, less when depth is kept",
+        gain[0] > 0 and gain[0] > gain[1],
+        ("loss", ours),
+        found,
+        setup=SETUP,
+    )
+
+
+def test_contiguous_and_scattered_depth():
+    teacher = lab.llama()
+    items = lab.batches(teacher, seed=7).take(8)
+
+    def judge(forward):
+        return minitron.objectives.held_out(forward, teacher=teacher.forward, output="logits", batches=items)
+
+    after: dict[str, list[float]] = {"contiguous": [], "scattered": []}
+    for contiguous, name in ((True, "contiguous"), (False, "scattered")):
+        keep = minitron.kept_layers(teacher, 3, "perplexity", contiguous, judge, items)
+        for seed in SEEDS:
+            student, _ = teacher.cut(Selection({"layers": keep}))
+            after[name].append(lab.held_out(lab.distil(student, teacher, 60, seed=seed)))
+    ours = after.pop("contiguous")
+    lab.record(
+        "minitron",
+        "contiguous",
+        "one block of neighbouring layers is no worse to drop than scattered ones, after training",
+        lab.less(ours, after["scattered"], 0.02),
+        ("loss", ours),
+        after,
+        setup=SETUP,
+    )

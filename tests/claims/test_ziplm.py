@@ -1,0 +1,413 @@
+"""ZipLM at small scale: all-MiniLM-L6-v2 on Brown for cuts and clocks, a small Llama for the training losses."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import lab
+import numpy as np
+import pytest
+import torch
+
+import secateur
+from secateur.errors import InfeasibleError
+from secateur.files.rundir import Run
+from secateur.measure import latency
+from secateur.recipes.language import ziplm
+from secateur.recover import objectives
+from secateur.score import activation, database, magnitude, random
+from secateur.select import allocate, levels, ranking
+from secateur.studies import baselines
+from secateur.subjects import Transformer
+from secateur.vocabulary import Budget, Limit, Selection
+
+pytestmark = [pytest.mark.claim, pytest.mark.timeout(1200)]
+SEEDS = (0, 1, 2)
+PLACES = {"throughput": (32, 64), "latency": (1, 16)}
+MINILM = "all-MiniLM-L6-v2, Brown sentences"
+
+
+def samples(seed: int, count: int = 256):
+    return lab.batches(lab.minilm(), seed=200 + seed, batch=16).take(max(1, count // 16))
+
+
+def every(subject: Transformer) -> dict[str, list[int]]:
+    """Site -> every level of the paper's grid, as units removed."""
+    sites = subject.units("heads", "neurons").free()
+    grid = allocate.grid(max(site.count for site in sites))
+    return {s.name: list(range(s.count + 1)) if s.kind == "heads" else [s.count - k for k in grid] for s in sites}
+
+
+@functools.cache
+def base(seed: int = 0, count: int = 256, **options):
+    subject = lab.minilm()
+    return database.build(
+        subject.forward, subject.model, samples(seed, count), subject.consumers(), every(subject), **options
+    )
+
+
+@functools.cache
+def table(place: str):
+    batch, length = PLACES[place]
+    return ziplm.profile(lab.minilm(), "heads", allocate.grid(1536), batch, length)
+
+
+def solved(place: str, speedup: float, seed: int = 0, measure: str = "latency") -> tuple[dict[str, int], float]:
+    """Site -> level at `speedup`, all coefficients 1, and the predicted time as a share of the dense model's."""
+    subject, (batch, length) = lab.minilm(), PLACES[place]
+    units = subject.units("heads", "neurons", batch=batch, length=length)
+    fixed = levels.fixed_seconds(table(place), units)
+    dense = levels.with_latency(units, table(place), fixed).cost()
+    limit = {measure: dense[measure] / speedup}
+    chosen = ziplm.solution(units, table(place), base(seed), limit, fixed, np.ones(12))
+    keep = {site: base(seed)[site].keep(level).numpy() for site, level in chosen.items()}
+    spent = levels.with_latency(units, table(place), fixed).cost(keep)
+    assert spent[measure] <= limit[measure] * (1 + 1e-9)
+    return chosen, spent["latency"] / dense["latency"]
+
+
+def cut(chosen: dict[str, int], sweeps) -> Transformer:
+    subject = lab.minilm()
+    keep = {site: sweeps[site].keep(level).numpy() for site, level in chosen.items()}
+    weights = {site: sweeps[site].weights[level] for site, level in chosen.items()}
+    with database.stitched(subject.model, subject.consumers(), weights):
+        return subject.cut(Selection(keep))[0]
+
+
+def ranked(scores, chosen: dict[str, int]) -> Transformer:
+    """As many units gone from each site as in `chosen`, by other scores and without compensation."""
+    units = lab.minilm().units("heads", "neurons")
+    counts = {site: units[site].count - level for site, level in chosen.items()}
+    kept = {site: score for site, score in scores.items() if site in counts}
+    free = {name: site for name, site in units.sites.items() if name in counts}
+    masks = {
+        site: torch.argsort(torch.argsort(torch.as_tensor(kept[site]))) >= free[site].count - counts[site]
+        for site in counts
+    }
+    return lab.minilm().cut(Selection({site: mask.numpy() for site, mask in masks.items()}))[0]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_clock_agrees(place, tmp_path):
+    subject, (batch, length), targets = lab.minilm(), PLACES[place], (1.5, 2.0, 3.0)
+    with Run.open(tmp_path / "run", {}) as run:
+        results = list(
+            ziplm.ziplm(
+                subject,
+                lab.brown(),
+                [Budget.parse(f"speedup={t}x") for t in targets],
+                run,
+                batch=batch,
+                length=length,
+                trials=0,
+                steps=0,
+                gradual=False,
+            )
+        )
+    example, found = subject.example(batch, length), []
+    for target, result in zip(targets, results, strict=True):
+        student = result.subject
+        pair = latency.compare(lambda: subject.forward(example), lambda s=student: s.forward(example), pairs=40)
+        found.append(pair.speedup.value / target)
+    lab.record(
+        "ziplm",
+        f"clock-{place}",
+        f"measured speedup within 7 % of 1.5x, 2x and 3x at batch {batch} x {length}",
+        all(abs(value - 1) <= 0.07 for value in found),
+        ("measured / target", found),
+        seeds=(),
+        setup=MINILM,
+    )
+
+
+def test_second_order_beats_first_order_and_chance_at_equal_counts():
+    subject = lab.minilm()
+    taps = activation.inputs(subject.consumers())
+    units = subject.units("heads", "neurons")
+    for target in (1.5, 2.0):
+        found: dict[str, list[float]] = {name: [] for name in ("OBS", "magnitude", "activation", "random")}
+        for seed in SEEDS:
+            chosen, _ = solved("throughput", target, seed)
+            found["OBS"].append(lab.spearman(cut(chosen, base(seed)), 500))
+            active = activation.collect(subject.forward, subject.model, samples(seed), taps)
+            for name, scores in (
+                ("magnitude", magnitude.groups(subject.model, subject.consumers())),
+                ("activation", active),
+                ("random", random.scores(units, seed=seed)),
+            ):
+                found[name].append(lab.spearman(ranked(scores, chosen), 500))
+        ours = found.pop("OBS")
+        lab.record(
+            "ziplm",
+            f"one-shot-{target}x",
+            f"one-shot at {target}x: OBS beats magnitude, activation and random at equal counts per layer",
+            all(not lab.less(ours, rival) for rival in found.values()),
+            ("spearman", ours),
+            found,
+            lower=False,
+            setup=MINILM,
+        )
+
+
+def test_the_latency_table_beats_uniform_shares_and_flops_at_equal_time():
+    subject, (batch, length) = lab.minilm(), PLACES["throughput"]
+    units = subject.units("heads", "neurons", batch=batch, length=length)
+    found: dict[str, list[float]] = {name: [] for name in ("latency", "uniform", "flops")}
+    for seed in SEEDS:
+        chosen, share = solved("throughput", 2.0, seed)
+        found["latency"].append(lab.spearman(cut(chosen, base(seed)), 500))
+        fixed = levels.fixed_seconds(table("throughput"), units)
+        priced = levels.with_latency(units, table("throughput"), fixed)
+        dense = priced.cost()["latency"]
+        order = {
+            s: torch.as_tensor([sweep.order.index(u) for u in range(len(sweep.order))])
+            for s, sweep in base(seed).items()
+        }
+        goal = Budget((Limit("latency", share * dense),))
+        uniform = ranking.by_budget(priced, {s: o.numpy().astype(float) for s, o in order.items()}, goal, scope="local")
+        gone = {s: units[s].count - int(mask.sum()) for s, mask in uniform.keep.items()}
+        near = {s: min(base(seed)[s].levels, key=lambda level, g=g: abs(level - g)) for s, g in gone.items()}
+        found["uniform"].append(lab.spearman(cut(near, base(seed)), 500))
+        speedup = next(x for x in np.arange(1.02, 8, 0.02) if solved("throughput", x, seed, "flops")[1] <= share)
+        found["flops"].append(
+            lab.spearman(cut(solved("throughput", float(speedup), seed, "flops")[0], base(seed)), 500)
+        )
+    ours = found.pop("latency")
+    lab.record(
+        "ziplm",
+        "table",
+        "solving on the measured table beats uniform shares and a FLOP table at equal predicted time",
+        all(not lab.less(ours, rival) for rival in found.values()),
+        ("spearman", ours),
+        found,
+        lower=False,
+        setup=MINILM,
+    )
+
+
+def test_compensation_and_fresh_scores_help():
+    found: dict[str, list[float]] = {"both": [], "no compensation": [], "all at once": []}
+    for seed in SEEDS:
+        chosen, _ = solved("throughput", 2.0, seed)
+        found["both"].append(lab.spearman(cut(chosen, base(seed)), 500))
+        for name, option in (("no compensation", {"compensate": False}), ("all at once", {"one_at_a_time": False})):
+            found[name].append(lab.spearman(cut(chosen, base(seed, **option)), 500))
+    ours = found.pop("both")
+    lab.record(
+        "ziplm",
+        "compensation",
+        "compensation beats none, one structure at a time beats all at once",
+        all(not lab.less(ours, rival) for rival in found.values()),
+        ("spearman", ours),
+        found,
+        lower=False,
+        setup=MINILM,
+    )
+
+
+def test_the_search_lowers_the_whole_models_loss():
+    subject, (batch, length) = lab.minilm(), PLACES["throughput"]
+    units = subject.units("heads", "neurons", batch=batch, length=length)
+    fixed = levels.fixed_seconds(table("throughput"), units)
+    limit = {"latency": levels.with_latency(units, table("throughput"), fixed).cost()["latency"] / 2}
+    items = lab.batches(subject, seed=0, held=True, batch=50).take(4)
+    found: dict[str, list[float]] = {"searched": [], "c = 1": []}
+    for seed in SEEDS:
+        solve = functools.partial(ziplm.solution, units, table("throughput"), base(seed), limit, fixed)
+        tuned = ziplm.tune(subject, subject, base(seed), solve, samples(seed), 64, 100, seed)
+        for name, weights in (("searched", tuned), ("c = 1", np.ones(12))):
+            student = cut(solve(weights), base(seed))
+            found[name].append(
+                objectives.held_out(student.forward, teacher=subject.forward, output="embedding", batches=items)
+            )
+    ours = found.pop("searched")
+    lab.record(
+        "ziplm",
+        "search",
+        "searched coefficients lower the whole model's held-out loss against c = 1",
+        lab.less(ours, found["c = 1"]),
+        ("loss", ours),
+        found,
+        setup=MINILM,
+    )
+
+
+def test_errors_rise_from_0_to_1():
+    found = [[base()[site].errors[level] for level in base()[site].levels] for site in base()]
+    holds = all(row == sorted(row) and row[0] == 0 and abs(row[-1] - 1) < 1e-4 for row in found)
+    lab.record(
+        "ziplm",
+        "monotone",
+        "relative errors never fall with the level: 0 for the uncut linear, 1 for none of it",
+        holds,
+        ("sites", [len(found)]),
+        seeds=(),
+        setup=MINILM,
+    )
+
+
+def test_more_calibration_helps_then_saturates():
+    found: dict[str, list[float]] = {}
+    chosen, _ = solved("throughput", 2.0)
+    for count in (16, 64, 256, 512):
+        found[f"{count}"] = [lab.spearman(cut(chosen, base(seed, count)), 500) for seed in SEEDS]
+    ours = found.pop("512")
+    means = [np.mean(found[name]) for name in ("16", "64", "256")] + [np.mean(ours)]
+    lab.record(
+        "ziplm",
+        "calibration",
+        "more calibration sequences help, ever less (16, 64, 256, 512)",
+        means[0] < means[2] and means[3] - means[2] < means[1] - means[0],
+        ("spearman", ours),
+        found,
+        lower=False,
+        setup=MINILM,
+    )
+
+
+def test_regimes_give_other_shapes_each_best_at_home():
+    subject = lab.minilm()
+    shapes = {place: cut(solved(place, 2.0)[0], base()) for place in PLACES}
+    whole = {
+        place: sum(level == base()[site].levels[-1] for site, level in solved(place, 2.0)[0].items())
+        for place in PLACES
+    }
+    times = {}
+    for (place, (batch, length)), (name, student) in itertools.product(PLACES.items(), shapes.items()):
+        example = subject.example(batch, length)
+        times[place, name] = latency.compare(
+            lambda e=example: subject.forward(e), lambda s=student, e=example: s.forward(e), pairs=40
+        ).speedup.value
+    home = all(abs(times[place, place] - 2.0) <= abs(times[place, other] - 2.0) for place in PLACES for other in PLACES)
+    lab.record(
+        "ziplm",
+        "regimes",
+        "the latency regime removes more whole modules, and each profile is nearer its target in its own environment",
+        whole["latency"] >= whole["throughput"] and home,
+        ("whole modules, latency", [whole["latency"]]),
+        {"whole modules, throughput": [whole["throughput"]]}
+        | {f"speedup of {name} profile at {place}": [value] for (place, name), value in times.items()},
+        seeds=(),
+        setup=MINILM,
+    )
+
+
+def test_an_infeasible_target_says_what_is_reachable(tmp_path):
+    with Run.open(tmp_path / "run", {}) as run, pytest.raises(InfeasibleError) as error:
+        next(
+            ziplm.ziplm(
+                lab.minilm(), lab.brown(), [Budget.parse("speedup=500x")], run, trials=0, steps=0, calibration=32
+            )
+        )
+    lab.record(
+        "ziplm",
+        "infeasible",
+        "a target that can't be met is refused, naming what can",
+        error.value.reachable is not None,
+        ("seconds reachable", [error.value.reachable or 0.0]),
+        seeds=(),
+        setup=MINILM,
+    )
+
+
+def test_fidelity_at_2x_beats_both_baselines(tmp_path):
+    steps, found = 150, {"ZipLM": [], "every second layer": [], "magnitude": []}
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for seed in SEEDS:
+        out = tmp_path / str(seed)
+        shared = {"steps": steps, "seed": seed, "batch": 32, "length": 64}
+        for name, how in (
+            ("ZipLM", "ziplm"),
+            ("every second layer", baselines.every_second_layer),
+            ("magnitude", baselines.magnitude),
+        ):
+            (row,) = secateur.run(how, lab.minilm(), lab.brown(), "speedup=2x", out / name, **shared)
+            found[name].append(lab.spearman(secateur.open_subject(out / name)))
+            times[name].append(row.measured["speedup"].value if "speedup" in row.measured else float("nan"))
+    ours = found.pop("ZipLM")
+    holds = all(not lab.less(ours, rival) for rival in found.values()) and min(ours) >= 0.90
+    print(times)
+    lab.record(
+        "ziplm",
+        "fidelity-2x",
+        f"at 2x and {steps} steps the student keeps Spearman >= 0.90 and beats both baselines",
+        holds,
+        ("spearman", ours),
+        found,
+        lower=False,
+        setup=f"{MINILM}; speedups " + ", ".join(f"{n} {np.mean(t):.2f}x" for n, t in times.items()),
+    )
+
+
+def test_gradual_distillation_with_tokens_beats_its_parts(tmp_path):
+    teacher = lab.llama()
+    budget, shared = (
+        [Budget.parse("params=70%"), Budget.parse("params=45%")],
+        {"trials": 0, "calibration": 64, "length": 64},
+    )
+    ways = {
+        "task + logit + token": {"task": 0.5, "logit": 1.0, "token": 0.5},
+        "logit only": {"task": 0.0, "logit": 1.0, "token": 0.0},
+        "task only": {"task": 1.0, "logit": 0.0, "token": 0.0},
+    }
+    found: dict[str, list[float]] = {name: [] for name in (*ways, "fresh", "half depth")}
+    family: list[list[float]] = []
+    for seed in SEEDS:
+        for name, way in ways.items():
+            with Run.open(tmp_path / f"{name}-{seed}", {}) as run:
+                results = list(
+                    ziplm.ziplm(
+                        teacher,
+                        lab.brown(),
+                        budget,
+                        run,
+                        steps=60,
+                        train_batch=8,
+                        train_length=64,
+                        lr=2e-3,
+                        seed=seed,
+                        **shared,
+                        **way,
+                    )
+                )
+            found[name].append(lab.held_out(results[-1].subject))
+            if name == "task + logit + token":
+                family.append([lab.held_out(result.subject) for result in results])
+                shape = results[-1].subject
+        blank = shape.cut(Selection({}))[0]
+        _blank(blank, seed)
+        found["fresh"].append(lab.held_out(lab.distil(blank, teacher, 120, seed=seed, task=0.5)))
+        half, _ = teacher.cut(Selection({"layers": np.arange(6) % 2 == 0}))
+        found["half depth"].append(lab.held_out(lab.distil(half, teacher, 120, seed=seed, task=0.5)))
+    ours = found.pop("task + logit + token")
+    lab.record(
+        "ziplm",
+        "gradual",
+        "gradual with token distillation <= logit only <= task only; and better than fresh weights "
+        "of its shape and than half the depth, at equal steps",
+        lab.less(ours, found["logit only"], 0.02)
+        and lab.less(found["logit only"], found["task only"], 0.02)
+        and lab.less(ours, found["fresh"])
+        and lab.less(ours, found["half depth"]),
+        ("loss", ours),
+        found,
+        setup="Llama-type, 6 layers, GQA 8:2, Brown; params 70 % then 45 %",
+    )
+    lab.record(
+        "ziplm",
+        "family",
+        "one run makes a family; the loss rises as the models shrink",
+        all(row[0] <= row[1] + 0.02 for row in family),
+        ("loss", [row[1] for row in family]),
+        {"params=70%": [row[0] for row in family]},
+        setup="Llama-type, 6 layers, GQA 8:2, Brown",
+    )
+
+
+def _blank(subject: Transformer, seed: int) -> None:
+    """Random weights, as the model class would draw them, in a model already cut."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in subject.model.parameters():
+            parameter.normal_(0.0, 0.02) if parameter.dim() > 1 else parameter.fill_(1.0)
