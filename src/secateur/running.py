@@ -36,6 +36,7 @@ from secateur.vocabulary import Budget, Evidence, Figure, Result
 
 __all__ = [
     "TOLERANCE",
+    "Model",
     "configured",
     "export",
     "inspect",

@@ -17,7 +17,7 @@ from typing import Any
 
 from secateur.errors import UnknownRecipeError
 
-__all__ = ["Option", "cards", "find", "read_options", "signature"]
+__all__ = ["Option", "cards", "describe", "find", "read_options", "signature"]
 
 _CARD = re.compile(r"^CARD\b[^=]*=\s*(\{.*?^\})", re.MULTILINE | re.DOTALL)
 

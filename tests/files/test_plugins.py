@@ -1,0 +1,28 @@
+import math
+
+import pytest
+
+from secateur.errors import InputError
+from secateur.files import plugins
+
+
+def test_a_function_of_a_file_and_of_a_module(tmp_path):
+    (tmp_path / "mine.py").write_text("def score(subject, batches):\n    return {'a': 1}\n")
+    assert plugins.function(f"{tmp_path}/mine.py:score")(None, None) == {"a": 1}
+    assert plugins.function("math:sqrt") is math.sqrt
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("score", "write file.py:function"),
+        (":score", "write file.py:function"),
+        ("nowhere.py:score", r"no file nowhere\.py"),
+        ("no_such_module:score", "No module named"),
+        ("math:score", "math has no function score"),
+        ("math:pi", "math has no function pi"),
+    ],
+)
+def test_what_is_not_there_is_named(name, message):
+    with pytest.raises(InputError, match=message):
+        plugins.function(name)
