@@ -429,7 +429,7 @@ def compare(
         except MeasurementError as error:
             notes.append(f"time: {error}")
         for row, subject in ((before, original), (after, student)):
-            row["peak_memory"] = memory.peak(partial(subject.forward, example)).figure
+            row["peak_memory"] = memory.peak(torch.no_grad()(partial(subject.forward, example))).figure
     if held_out is not None:
         try:
             first, second, both = _quality(original, student, held_out, where.length)
@@ -550,7 +550,7 @@ def measure(
     with where.active():
         row = _sizes(subject, example)
         row["latency"] = latency.median_time(lambda: subject.forward(example))
-        row["peak_memory"] = memory.peak(partial(subject.forward, example)).figure
+        row["peak_memory"] = memory.peak(torch.no_grad()(partial(subject.forward, example))).figure
     if corpus is not None:
         row |= _quality(subject, subject, corpus, length)[0]
     return {"model": row}

@@ -57,7 +57,7 @@ def solved(place: str, speedup: float, seed: int = 0, measure: str = "latency") 
     """Site -> level at `speedup`, all coefficients 1, and the predicted time as a share of the dense model's."""
     subject, (batch, length) = lab.minilm(), PLACES[place]
     units = subject.units("heads", "neurons", batch=batch, length=length)
-    fixed = levels.fixed_seconds(table(place), units)
+    fixed = table(place)["rest"]["0"]
     dense = levels.with_latency(units, table(place), fixed).cost()
     limit = {measure: dense[measure] / speedup}
     chosen = ziplm.solution(units, table(place), base(seed), limit, fixed, np.ones(12))
@@ -157,7 +157,7 @@ def test_the_latency_table_beats_uniform_shares_and_flops_at_equal_time():
     for seed in SEEDS:
         chosen, share = solved("throughput", 2.0, seed)
         found["latency"].append(lab.spearman(cut(chosen, base(seed)), 500))
-        fixed = levels.fixed_seconds(table("throughput"), units)
+        fixed = table("throughput")["rest"]["0"]
         priced = levels.with_latency(units, table("throughput"), fixed)
         dense = priced.cost()["latency"]
         order = {
@@ -209,7 +209,7 @@ def test_compensation_and_fresh_scores_help():
 def test_the_search_lowers_the_whole_models_loss():
     subject, (batch, length) = lab.minilm(), PLACES["throughput"]
     units = subject.units("heads", "neurons", batch=batch, length=length)
-    fixed = levels.fixed_seconds(table("throughput"), units)
+    fixed = table("throughput")["rest"]["0"]
     limit = {"latency": levels.with_latency(units, table("throughput"), fixed).cost()["latency"] / 2}
     items = lab.batches(subject, seed=0, held=True, batch=50).take(4)
     found: dict[str, list[float]] = {"searched": [], "c = 1": []}

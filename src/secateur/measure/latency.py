@@ -90,12 +90,16 @@ class Comparison:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No garbage collection while the clock runs: a collection in one of the samples would be taken for the model."""
+    """What is timed is inference, undisturbed: no autograd graph, no garbage collection while the clock runs.
+
+    A graph keeps every activation, whose fresh pages cost a small model several times its own time.
+    """
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        yield
+        with torch.no_grad():
+            yield
     finally:
         if enabled:
             gc.enable()

@@ -62,6 +62,7 @@ def train(
     clip: float | None = 1.0,
     precision: str = "auto",
     seed: int = 0,
+    dropout: bool = True,
     extra: Sequence[nn.Module] = (),
     count: Callable[[Batch], Mapping[str, int]] = count_tokens,
     checkpoint: str | Path | None = None,
@@ -93,6 +94,8 @@ def train(
         clip: largest L2 norm of the gradient; None for no limit.
         precision: "bf16" (autocast, weights stay float32), "fp32", or "auto": bf16 on a GPU that has it, else fp32.
         seed: of dropout and all else that is random inside the objective; the caller's generators are left as found.
+        dropout: False trains as the model is used: a short distillation has no time to average dropout's noise away,
+            and a teacher's output is no label to overfit. Batch norms still learn.
         extra: further modules in training (a projection).
         count: batch -> what it holds, for the totals; "tokens" gives tokens/s.
         checkpoint: folder of the training's own checkpoint; a run that finds one there goes on from it.
@@ -124,7 +127,7 @@ def train(
         raise UnsupportedError("FSDP version 1 is not supported: set fsdp_version: 2 in Accelerate's configuration")
 
     with contextlib.ExitStack() as stack:
-        modules = stack.enter_context(_prepared(student, extra, accelerator.device))
+        modules = stack.enter_context(_prepared(student, extra, accelerator.device, dropout))
         stack.enter_context(_own_randomness(accelerator.device))
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
@@ -436,7 +439,9 @@ def _evaluated(evaluate: Callable[[], float], modules: Sequence[nn.Module], acce
 
 
 @contextlib.contextmanager
-def _prepared(student: nn.Module, extra: Sequence[nn.Module], device: torch.device) -> Iterator[list[nn.Module]]:
+def _prepared(
+    student: nn.Module, extra: Sequence[nn.Module], device: torch.device, dropout: bool
+) -> Iterator[list[nn.Module]]:
     """The modules on `device`, in train mode, trained weights in float32; on exit as they came, in eval mode."""
     modules = [student, *extra]
     before = [next((p.device for p in module.parameters()), torch.device("cpu")) for module in modules]
@@ -450,6 +455,8 @@ def _prepared(student: nn.Module, extra: Sequence[nn.Module], device: torch.devi
         parameter.data = parameter.data.float()
     for module in modules:
         module.to(device).train()
+        if not dropout:
+            _without_dropout(module)
     try:
         yield modules
     finally:
@@ -459,6 +466,14 @@ def _prepared(student: nn.Module, extra: Sequence[nn.Module], device: torch.devi
             module.eval()
             if home.type != "meta" and not any(isinstance(p, DTensor) for p in module.parameters()):
                 module.to(home)
+
+
+def _without_dropout(module: nn.Module) -> None:
+    """Eval mode for all but batch norms. Attention reads its own `training` flag, so dropout layers alone won't do."""
+    module.eval()
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.train()
 
 
 def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

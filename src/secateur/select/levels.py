@@ -9,10 +9,10 @@ import numpy as np
 from secateur.errors import UnsupportedError
 from secateur.vocabulary import Units
 
-__all__ = ["Table", "costs", "fixed_seconds", "with_latency"]
+__all__ = ["Table", "costs", "with_latency"]
 
 Table = dict[str, dict[str, float]]
-"""Kind of site -> kept count (as text, for JSON) -> seconds; under "model" the whole model, uncut."""
+"""Kind of site -> kept count (as text, for JSON) -> seconds; under "rest" what no block takes."""
 
 
 def costs(units: Units, levels: Mapping[str, Sequence[int]], measure: str) -> tuple[dict[str, np.ndarray], float]:
@@ -52,9 +52,3 @@ def with_latency(units: Units, table: Table | None, fixed: float) -> Units:
             counts, seconds = zip(*sorted((int(k), value) for k, value in table[site.kind].items()), strict=True)
             columns[name] = np.interp(np.arange(site.count + 1), counts, seconds)
     return units.with_table("latency", columns, fixed)
-
-
-def fixed_seconds(table: Table, units: Units) -> float:
-    """T_fix: what the whole model's time leaves once each block of each layer is paid at full size."""
-    blocks = units["layers"].count * sum(max(row.values()) for kind, row in table.items() if kind != "model")
-    return table["model"]["1"] - blocks

@@ -96,7 +96,7 @@ def magnitude(
     if any("latency" in budget for budget in budgets):
         grid = allocate.grid(kinds["neurons"])
         table = run.json("latency", lambda: ziplm.profile(subject, axis, grid, batch, length))
-    fixed = levels.fixed_seconds(table, whole) if table else 0.0
+    fixed = table["rest"]["0"] if table else 0.0
     columns = norms.groups(subject.model, {s: at for s, at in subject.consumers().items() if not units[s].frozen})
     scores = {site: column.numpy() for site, column in columns.items()}
     for budget in budgets:
@@ -179,5 +179,5 @@ def _recover(
     )  # fmt: skip
     return loop.train(
         student.model, batches, objective, steps=given["steps"], lr=given["lr"], schedule="linear", warmup=0.1,
-        weight_decay=given["weight_decay"], seed=given["seed"], count=objectives.count, checkpoint=run.folder("train"),
+        weight_decay=given["weight_decay"], seed=given["seed"], dropout=False, checkpoint=run.folder("train"),
     )  # fmt: skip

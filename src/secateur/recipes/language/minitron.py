@@ -134,7 +134,7 @@ def minitron(
     judged = make(held, batch=min(16, train_batch), seed=seed).take(16)
 
     teacher = subject
-    fit = partial(loop.train, batches=training, warmup=warmup, min_lr=min_lr, seed=seed, count=objectives.count)
+    fit = partial(loop.train, batches=training, warmup=warmup, min_lr=min_lr, seed=seed, dropout=False)
     if correction_steps and not dry_run:
         teacher = subject.cut(Selection({}))[0]
         correct = objectives.distil(teacher.forward, None, output=teacher.output, task=1.0)

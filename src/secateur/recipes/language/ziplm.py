@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
 
-from secateur.errors import MeasurementError
+from secateur.errors import InfeasibleError, MeasurementError
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
@@ -122,7 +123,7 @@ def ziplm(
     table = None
     if any("latency" in budget for budget in budgets):
         table = run.json("latency", lambda: profile(subject, axis, grid, batch, length))
-    rest = levels.fixed_seconds(table, whole) if table else 0.0
+    rest = table["rest"]["0"] if table else 0.0
     dense = levels.with_latency(whole, table, rest).cost()
     limits = {budget: budget.absolute(dense) for budget in budgets}
 
@@ -149,13 +150,14 @@ def ziplm(
                 keep = {site: base[site].keep(level).numpy() for site, level in chosen.items()}
                 try:
                     seconds = clock(subject, start.cut(Selection(keep))[0], batch, length) * dense["latency"]
-                except MeasurementError:
+                    if abs(seconds / limit["latency"] - 1) <= tolerance:
+                        break
+                    off = seconds - levels.with_latency(units, table, fixed).cost(keep)["latency"]
+                    chosen = solve(fixed + off, weights)
+                    fixed += off
+                except (MeasurementError, InfeasibleError):
                     noisy = True
                     break
-                if abs(seconds / limit["latency"] - 1) <= tolerance:
-                    break
-                fixed += seconds - levels.with_latency(units, table, fixed).cost(keep)["latency"]
-                chosen = solve(fixed, weights)
             decided = {f"{site}.weight": base[site].weights[level] for site, level in chosen.items()}
             decided |= {f"{site}.keep": base[site].keep(level) for site, level in chosen.items()}
             return decided | {"fixed": torch.tensor(fixed, dtype=torch.float64), "noisy": torch.tensor(noisy)}
@@ -171,9 +173,9 @@ def ziplm(
             objective = objectives.distil(student.forward, subject.forward, output=subject.output, blocks=pairs,
                                           task=task, logit=logit, token=token, temperature=temperature)  # fmt: skip
             recovery = loop.train(student.model, training, objective, steps=steps, lr=lr, schedule="linear", warmup=0.1,
-                                  weight_decay=weight_decay, seed=seed, count=objectives.count,
+                                  weight_decay=weight_decay, seed=seed, count=objectives.count, dropout=False,
                                   checkpoint=run.folder(f"train-{budget}"))  # fmt: skip
-        notes = ("the clock was too noisy to correct the prediction: repeat on a quiet machine",)
+        notes = ("the clock disagrees with the latency table or with itself: repeat on a quiet machine",)
         yield Result(str(budget), student, cut, predicted, recovery, notes if decided["noisy"] else ())
         current = student
 
@@ -183,18 +185,28 @@ Database = Mapping[str, hessian.Sweep]
 
 
 def profile(subject: Transformer, axis: str, grid: Sequence[int], batch: int, length: int) -> levels.Table:
-    """Seconds of one attention and one FFN block at every level, and of the whole model (0 units take 0 s)."""
-    most = max(site.count for site in subject.units(axis).free())
-    counts = {axis: range(1, most + 1), "neurons": [k for k in grid if k]}
+    """Seconds of one attention and one FFN block at every level, and of what is left without them ("rest").
+
+    The rest is the time of a model with next to nothing in its blocks: taken as the difference of two large times,
+    it would hold all their noise.
+    """
+    sites = subject.units(axis, "neurons").free()
+    most = {kind: max(site.count for site in sites if site.kind == kind) for kind in (axis, "neurons")}
+    counts = {axis: list(range(1, 1 + most[axis])), "neurons": [k for k in grid if 0 < k <= most["neurons"]]}
     probes = {(kind, k): subject.probe(cast(Any, kind), k, batch, length) for kind in counts for k in counts[kind]}
+    least = counts["neurons"][0]
+    bare, _ = subject.cut(
+        Selection({s.name: np.arange(s.count) < (least if s.kind == "neurons" else 0) for s in sites})
+    )
     example = subject.example(batch, length)
-    probes["model", 1] = lambda: subject.forward(example)
-    times = latency.interleaved(probes, progress=True)
-    table: levels.Table = {"model": {"1": times["model", 1].value}}
+    probes["rest", 0] = lambda: bare.forward(example)
+    times = latency.interleaved(probes, rounds=20, progress=True)
+    table: levels.Table = {}
     for kind, row in counts.items():
         smooth = latency.monotone({k: times[kind, k].value for k in row})
         table[kind] = {"0": 0.0} | {str(k): seconds for k, seconds in smooth.items()}
-    return table
+    blocks = table["neurons"][str(least)] * sum(s.kind == "neurons" for s in sites)
+    return table | {"rest": {"0": max(0.0, times["rest", 0].value - blocks)}}
 
 
 def solution(
@@ -215,6 +227,14 @@ def solution(
     ]
     costs = {measure: [column[site] for site in base] for measure, (column, _) in columns.items()}
     spare = {measure: limit[measure] - rest for measure, (_, rest) in columns.items()}
+    for measure, least in {m: sum(column.min() for column in costs[m]) for m in limit}.items():
+        if least > spare[measure]:
+            whole, reached = priced.cost()[measure], columns[measure][1] + float(least)
+            best = f"speedup={whole / reached:.3g}x" if measure == "latency" else f"{measure}={reached:.6g}"
+            raise InfeasibleError(
+                f"{measure} of {limit[measure]:.4g} can't be met: with no head and no neuron left it is {reached:.4g}; "
+                f"ask for at most {best}", reached,
+            )  # fmt: skip
     if len(limit) == 1:
         (measure,) = limit
         choice = knapsack.solve(costs[measure], losses, spare[measure])
@@ -260,4 +280,5 @@ def tune(
 def clock(subject: Transformer, student: Transformer, batch: int, length: int) -> float:
     """The student's share of the subject's time, by alternating pairs."""
     example = subject.example(batch, length)
-    return 1 / latency.compare(lambda: subject.forward(example), lambda: student.forward(example)).speedup.value
+    times = latency.compare(lambda: subject.forward(example), lambda: student.forward(example), pairs=12, most=48)
+    return 1 / times.speedup.value
