@@ -43,11 +43,12 @@ def test_a_measured_table_is_interpolated_and_the_rest_is_fixed():
     table = {
         "neurons": {"0": 0.0, "4": 1.0, "8": 3.0},
         "heads": {"0": 0.0, "1": 0.5, "2": 1.0},
-        "model": {"1": 10.0},
+        "rest": {"0": 2.0},
     }
-    fixed = levels.fixed_seconds(table, units)
-    assert fixed == 10.0 - 2 * (3.0 + 1.0)
+    fixed = table["rest"]["0"]
     timed = levels.with_latency(units, table, fixed)
-    assert timed.cost()["latency"] == pytest.approx(10.0)
+    assert timed.cost()["latency"] == pytest.approx(2.0 + 2 * (3.0 + 1.0))
     assert timed.cost({"layers.0.neurons": np.arange(8) < 6})["latency"] == pytest.approx(9.0)
+    nothing = {name: np.zeros(site.count, dtype=bool) for name, site in units.sites.items() if not site.frozen}
+    assert timed.cost(nothing)["latency"] == pytest.approx(2.0)
     assert levels.with_latency(units, None, fixed) is units

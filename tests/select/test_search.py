@@ -76,3 +76,35 @@ def test_no_shape_near_the_target_names_the_nearest():
     assert refused.value.reachable == 128**2
     with pytest.raises(InputError, match="at least one size"):
         search.shapes({"width": []}, lambda s: 1.0, 1.0)
+
+
+def test_shapes_under_several_limits_are_close_to_the_first_and_never_above_any():
+    def cost(shape):
+        return {"params": shape["layers"] * shape["width"] ** 2, "kv_cache": shape["layers"] * shape["width"]}
+
+    axes = {"layers": [1, 2, 3, 4], "width": [8, 12, 16]}
+    found = search.under(axes, cost, {"params": 600.0, "kv_cache": 36.0}, tolerance=0.2)
+    assert found == [{"layers": 2, "width": 16}]  # the other within 20 % below, 4 x 12, has a cache of 48
+    assert search.under(axes, cost, {"params": 600.0}, tolerance=0.2) == [{"layers": 4, "width": 12}, *found]
+    everything = search.under(axes, cost, {"params": 600.0}, tolerance=1.0)
+    assert max(cost(shape)["params"] for shape in everything) <= 600
+
+
+def test_a_refusal_names_the_measure_the_limit_and_what_is_reachable():
+    def cost(shape):
+        return {"params": shape["width"] ** 2, "flops": 100.0 / shape["width"]}
+
+    axes = {"width": [64, 128]}
+    with pytest.raises(InfeasibleError, match="params of 12 can't be met: the smallest shape .* has 4096") as refused:
+        search.under(axes, cost, {"params": 12.0})
+    assert refused.value.reachable == 64**2
+    assert search.under(axes, cost, {"params": refused.value.reachable}) == [{"width": 64}]
+    with pytest.raises(InfeasibleError, match="params of 8000 can't be met within 5%: .* has 4096") as refused:
+        search.under(axes, cost, {"params": 8000.0})
+    assert refused.value.reachable == 64**2
+    with pytest.raises(InfeasibleError, match="flops of 0.1 can't be met"):
+        search.under(axes, cost, {"params": 20000.0, "flops": 0.1})
+    with pytest.raises(InfeasibleError, match="params=5000, flops=1 at once"):
+        search.under(axes, cost, {"params": 5000.0, "flops": 1.0})
+    with pytest.raises(InputError, match="at least one size"):
+        search.under({}, cost, {"params": 1.0})

@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from secateur.measure import display
 from secateur.vocabulary import Cut, Evidence, Figure, Recovery
 
-__all__ = ["losses", "quality", "removed"]
+__all__ = ["layers", "losses", "quality", "removed"]
 
 WIDE, NARROW = 7.2, 3.5
 """Inches; at 72 units per inch the page shows them at about 1.45 CSS pixels per unit, wide and narrow alike."""

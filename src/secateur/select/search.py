@@ -84,10 +84,7 @@ def shapes(
     Raises `InfeasibleError` with the nearest cost where no combination is close enough.
     Source: Minitron (arXiv 2407.14679), section 2.3, lightweight architecture search.
     """
-    if not axes or not all(axes.values()):
-        raise InputError("give at least one axis, and at least one size for each")
-    combinations = [dict(zip(axes, sizes, strict=True)) for sizes in itertools.product(*axes.values())]
-    costed = [(float(cost(shape)), shape) for shape in combinations]
+    costed = [(float(cost(shape)), shape) for shape in _combinations(axes)]
     close = [(size, shape) for size, shape in costed if abs(size - target) <= tolerance * target]
     if not close:
         nearest = min((size for size, _ in costed), key=lambda size: abs(size - target))
@@ -107,18 +104,38 @@ def under(
 ) -> list[dict[str, int]]:
     """`shapes` that cost between (1 - tolerance) and 1 times the first limit, and no more than any other.
 
-    cost: shape -> its cost in every measure. Raises `InfeasibleError` where no combination qualifies.
+    cost: shape -> its cost in every measure. Raises `InfeasibleError` where no combination qualifies; it names the
+    measure, its limit and what is reachable: the smallest shape where all are too large, otherwise the largest below.
     """
+    costed = [(cost(shape), shape) for shape in _combinations(axes)]
     measure, limit = next(iter(limits.items()))
-    middle, span = limit * (1.0 - tolerance / 2.0), tolerance / (2.0 - tolerance)
-    close = shapes(axes, lambda shape: cost(shape)[measure], middle, tolerance=span)
-    fits = [shape for shape in close if all(cost(shape)[name] <= limits[name] for name in limits)]
+    for name, most in limits.items():
+        least = min(spent[name] for spent, _ in costed)
+        if least > most:
+            raise InfeasibleError(
+                f"{name} of {most:.4g} can't be met: the smallest shape on this grid has {least:.4g}; "
+                f"ask for at least {name}={math.ceil(least)}",
+                least,
+            )
+    fits = [(spent, shape) for spent, shape in costed if all(spent[name] <= limits[name] for name in limits)]
     if not fits:
-        excess = {name: min(cost(shape)[name] for shape in close) for name in limits}
-        worst = max(limits, key=lambda name: excess[name] / limits[name])
         raise InfeasibleError(
-            f"shapes near {measure}={limit:.6g} need {worst}={excess[worst]:.6g} or more, "
-            f"the limit is {limits[worst]:.6g}",
-            excess[worst],
+            f"no shape on this grid meets {', '.join(f'{name}={most:.4g}' for name, most in limits.items())} at once: "
+            "loosen one of them"
         )
-    return fits
+    close = [(spent, shape) for spent, shape in fits if spent[measure] >= (1.0 - tolerance) * limit]
+    if not close:
+        nearest = max(spent[measure] for spent, _ in fits)
+        raise InfeasibleError(
+            f"{measure} of {limit:.4g} can't be met within {tolerance:.0%}: the largest shape below it on this grid has "
+            f"{nearest:.4g}; ask for {measure}={math.ceil(nearest)} or for more tolerance",
+            nearest,
+        )
+    close.sort(key=lambda pair: -pair[0][measure])
+    return [shape for _, shape in close]
+
+
+def _combinations(axes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:
+    if not axes or not all(axes.values()):
+        raise InputError("give at least one axis, and at least one size for each")
+    return [dict(zip(axes, sizes, strict=True)) for sizes in itertools.product(*axes.values())]

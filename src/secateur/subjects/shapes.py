@@ -10,7 +10,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer import Transformer
 from secateur.vocabulary import Cut, Units
 
-__all__ = ["cost", "grid", "parse", "receipt", "sizes"]
+__all__ = ["cost", "grid", "parse", "receipt", "sizes", "steps"]
 
 
 def sizes(subject: Transformer) -> dict[str, int]:

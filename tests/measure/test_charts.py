@@ -1,0 +1,79 @@
+"""The report's charts, drawn from made-up evidence and read back as XML."""
+
+from __future__ import annotations
+
+import math
+import re
+from xml.etree import ElementTree
+
+from measure import samples
+from secateur.measure import charts
+from secateur.vocabulary import Cut, Evidence, Recovery
+
+SVG = "{http://www.w3.org/2000/svg}"
+CUT = Cut(
+    {
+        "layers.0.heads": (1, 4),
+        "layers.1.heads": (4, 4),
+        "layers.0.neurons": (16, 64),
+        "layers.1.neurons": (64, 64),
+    },
+    {"params": 100.0},
+    {"params": 40.0},
+)
+
+
+def drawings(text: str) -> list[ElementTree.Element]:
+    return list(ElementTree.fromstring(f"<page>{text}</page>"))
+
+
+def words(drawing: ElementTree.Element) -> list[str]:
+    return ["".join(node.itertext()).strip() for node in drawing.iter(f"{SVG}text")]
+
+
+def test_a_chart_is_a_wide_and_a_narrow_drawing_in_the_page_s_own_colours():
+    text = charts.removed(CUT, "cut")
+    wide, narrow = drawings(text)
+    assert (wide.get("class"), narrow.get("class")) == ("chart wide", "chart narrow")
+    assert wide.get("aria-hidden") == "true"
+    assert "var(--accent)" in text
+    assert not re.search("#0101", text)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(set(ids)) == len(ids)  # both stand in one page
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+    assert charts.removed(CUT, "cut") == text  # nothing of the clock or of chance
+
+
+def test_kept_counts_per_layer_are_read_from_the_receipt():
+    assert charts.layers(CUT) == {"heads": [(3, 4), (0, 4)], "neurons": [(48, 64), (0, 64)]}
+    deeper = Cut({"layers": (1, 3), "layers.1.heads": (2, 4)}, {}, {})
+    assert charts.layers(deeper) == {"heads": [None, (2, 4), None]}
+    assert charts.layers(Cut({"channels": (8, 64)}, {}, {})) == {}
+
+
+def test_a_cut_is_drawn_with_its_numbers_and_a_no_op_is_not():
+    (wide, _) = drawings(charts.removed(CUT, "cut"))
+    shown = words(wide)
+    assert {"3 / 4", "48 / 64", "Attention heads kept", "FFN neurons kept"} <= set(shown)
+    assert shown.count("layer removed") == 2
+    assert charts.removed(Cut({"layers.0.heads": (0, 4)}, {}, {}), "cut") == ""
+    (sites, _) = drawings(charts.removed(Cut({"channels": (16, 64)}, {}, {}), "cut"))
+    assert {"channels", "48 / 64"} <= set(words(sites))
+
+
+def test_losses_are_drawn_to_the_last_finite_one():
+    points = ((0, 4.0), (1, 3.0), (2, math.nan), (3, 1.5))
+    (wide, _) = drawings(charts.losses(Recovery(4, losses=points), "loss"))
+    assert "1.5" in words(wide)
+    assert charts.losses(Recovery(1, losses=((0, 4.0), (1, math.nan))), "loss") == ""
+
+
+def test_quality_names_the_original_the_result_and_the_baselines():
+    row: Evidence = samples.result()
+    (wide, narrow) = drawings(charts.quality([row], "quality"))
+    for drawing in (wide, narrow):
+        shown = words(drawing)
+        assert "original" in shown
+        assert row.recipe in shown
+        assert set(row.baselines) <= set(shown)
+    assert charts.quality([], "quality") == ""
