@@ -95,14 +95,14 @@ def test_a_refusal_names_the_measure_the_limit_and_what_is_reachable():
         return {"params": shape["width"] ** 2, "flops": 100.0 / shape["width"]}
 
     axes = {"width": [64, 128]}
-    with pytest.raises(InfeasibleError, match="params of 12 can't be met: the smallest shape .* has 4096") as refused:
+    with pytest.raises(InfeasibleError, match=r"params of 12 can't be met: the smallest shape .* has 4096") as refused:
         search.under(axes, cost, {"params": 12.0})
     assert refused.value.reachable == 64**2
     assert search.under(axes, cost, {"params": refused.value.reachable}) == [{"width": 64}]
-    with pytest.raises(InfeasibleError, match="params of 8000 can't be met within 5%: .* has 4096") as refused:
+    with pytest.raises(InfeasibleError, match=r"params of 8000 can't be met within 5%: .* has 4096") as refused:
         search.under(axes, cost, {"params": 8000.0})
     assert refused.value.reachable == 64**2
-    with pytest.raises(InfeasibleError, match="flops of 0.1 can't be met"):
+    with pytest.raises(InfeasibleError, match=r"flops of 0\.1 can't be met"):
         search.under(axes, cost, {"params": 20000.0, "flops": 0.1})
     with pytest.raises(InfeasibleError, match="params=5000, flops=1 at once"):
         search.under(axes, cost, {"params": 5000.0, "flops": 1.0})

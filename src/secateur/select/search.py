@@ -127,8 +127,8 @@ def under(
     if not close:
         nearest = max(spent[measure] for spent, _ in fits)
         raise InfeasibleError(
-            f"{measure} of {limit:.4g} can't be met within {tolerance:.0%}: the largest shape below it on this grid has "
-            f"{nearest:.4g}; ask for {measure}={math.ceil(nearest)} or for more tolerance",
+            f"{measure} of {limit:.4g} can't be met within {tolerance:.0%}: the largest shape below it on this grid "
+            f"has {nearest:.4g}; ask for {measure}={math.ceil(nearest)} or for more tolerance",
             nearest,
         )
     close.sort(key=lambda pair: -pair[0][measure])
