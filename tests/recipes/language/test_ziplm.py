@@ -1,0 +1,199 @@
+"""ZipLM on models of a few thousand parameters, under budgets of parameters: nothing here hangs on the clock."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from secateur.errors import InfeasibleError
+from secateur.files import texts
+from secateur.files.rundir import Run
+from secateur.recipes.language import ziplm
+from secateur.score import database
+from secateur.select import levels
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Budget, Result
+
+QUICK = {"calibration": 32, "judged": 16, "trials": 3, "steps": 0, "train_batch": 8, "train_length": 16}
+DATA = texts.read(tiny.sentences(200))
+
+
+def subject(kind: str = "bert") -> Transformer:
+    return open_subject(tiny.uneven(tiny.model(kind)), tokenizer=tiny.tokenizer())
+
+
+def results(root, budgets, kind: str = "bert", **options) -> list[Result]:
+    with Run.open(root, {}) as run:
+        return list(ziplm.ziplm(subject(kind), DATA, [Budget.parse(b) for b in budgets], run, **{**QUICK, **options}))
+
+
+def kept(found: Result) -> dict[str, int]:
+    """Site, named by its layer in the original -> units left."""
+    left = {}
+    for site in found.subject.units("heads", "neurons").free():
+        layer, kind = site.name.split(".")[1:]
+        left[f"layers.{found.subject.layer_index[int(layer)]}.{kind}"] = site.count
+    return left
+
+
+def swept(start: Transformer) -> dict:
+    items = texts.batches(DATA, start.tokenizer, packed=False, batch=16, length=16, seed=0).take(2)
+    sites = start.units("heads", "neurons").free()
+    gone = {s.name: list(range(0, s.count + 1, 1 if s.kind == "heads" else 8)) for s in sites}
+    return database.build(start.forward, start.model, items, start.consumers(), gone)
+
+
+@pytest.mark.parametrize(("kind", "budget"), [("bert", "params=80%"), ("llama", "params=70%"), ("gpt2", "params=80%")])
+def test_a_budget_is_kept_and_the_prediction_is_the_count(tmp_path, kind, budget):
+    (found,) = results(tmp_path, [budget], kind)
+    whole = subject(kind).units().cost()["params"]
+    count = sum(parameter.numel() for parameter in found.subject.model.parameters())
+    assert count == found.predicted["params"]
+    assert 0.5 * whole < count <= Budget.parse(budget).absolute({"params": whole})["params"]
+    assert not found.cut.is_noop
+    assert all(count % 8 == 0 for site, count in kept(found).items() if site.endswith("neurons"))
+
+
+def test_what_hardly_speaks_goes_first(tmp_path):
+    """Half of each layer's neurons are nearly silent, so that to cut as much costs next to nothing."""
+    dense = subject()
+    (found,) = results(tmp_path, ["params=82%"])
+    batch = texts.batches(DATA, dense.tokenizer, packed=False, batch=16, length=16, seed=5).take(1)[0]
+    with torch.no_grad():
+        before, after = dense.forward(batch).prediction, found.subject.forward(batch).prediction
+    assert torch.nn.functional.cosine_similarity(before, after, dim=-1).mean() > 0.99
+
+
+def test_two_budgets_are_a_family_that_resumes(tmp_path):
+    first = results(tmp_path / "a", ["params=65%", "params=85%"], steps=2)
+    assert [found.name for found in first] == ["params=85%", "params=65%"]  # the loosest first
+    assert first[1].predicted["params"] < first[0].predicted["params"]
+    assert all(found.recovery is not None and found.recovery.steps == 2 for found in first)
+    looser, tighter = (kept(found) for found in first)
+    assert all(tighter[site] <= looser.get(site, 0) for site in tighter)  # the second is cut from the first
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "work").glob("cut-*")}
+    assert len(stamps) == 2
+    again = results(tmp_path / "a", ["params=65%", "params=85%"], steps=2)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps  # read, not decided anew
+    for one, two in zip(first, again, strict=True):
+        assert one.cut.removed == two.cut.removed
+        for name, tensor in one.subject.model.state_dict().items():
+            assert torch.equal(tensor, two.subject.model.state_dict()[name]), name
+
+
+def test_one_shot_cuts_every_budget_from_the_original(tmp_path):
+    together = results(tmp_path / "a", ["params=65%", "params=85%"], steps=2, gradual=False)
+    (alone,) = results(tmp_path / "b", ["params=65%"], steps=2, gradual=False)
+    assert kept(together[1]) == kept(alone)
+    for name, tensor in alone.subject.model.state_dict().items():
+        assert torch.equal(tensor, together[1].subject.model.state_dict()[name]), name
+
+
+def test_a_dry_run_trains_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(ziplm.loop, "train", None)
+    (found,) = results(tmp_path, ["params=80%"], steps=5, dry_run=True)
+    assert found.recovery is None
+
+
+def test_the_database_rises_from_nothing_to_all():
+    for site, sweep in swept(subject()).items():
+        errors = [sweep.errors[level] for level in sweep.levels]
+        assert errors == sorted(errors), site
+        assert errors[0] == pytest.approx(0.0, abs=1e-6)
+        assert errors[-1] == pytest.approx(1.0, abs=1e-6)
+        masks = [sweep.keep(level) for level in sweep.levels]
+        assert all((fewer <= more).all() for more, fewer in itertools.pairwise(masks)), site
+
+
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.75, 0.95, 1.0])
+def test_levels_never_cost_more_than_the_limit(share):
+    start = subject()
+    units, base = start.units("heads", "neurons"), swept(start)
+    least = units.cost({site.name: np.zeros(site.count, dtype=bool) for site in units.free()})
+    whole = units.cost()
+    limit = {"params": least["params"] + share * (whole["params"] - least["params"])}
+    draw = np.random.default_rng(0)
+    for weights in (np.ones(len(base)), draw.random(len(base))):
+        chosen = ziplm.solution(units, None, base, limit, 0.0, list(weights))
+        keep = {site: base[site].keep(level).numpy() for site, level in chosen.items()}
+        assert units.cost(keep)["params"] <= limit["params"]
+        if share == 1.0:
+            assert set(chosen.values()) == {0}
+
+
+def test_two_measures_are_both_kept():
+    start = subject("llama")
+    units = start.units("kv_groups", "neurons")
+    items = texts.batches(DATA, start.tokenizer, packed=True, batch=16, length=16, seed=0).take(2)
+    gone = {s.name: list(range(0, s.count + 1, 1 if s.kind == "kv_groups" else 16)) for s in units.free()}
+    base = database.build(start.forward, start.model, items, start.consumers(), gone)
+    limit = Budget.parse("params=80%,kv_cache=75%").absolute(units.cost())
+    chosen = ziplm.solution(units, None, base, limit, 0.0, [1.0] * len(base))
+    spent = units.cost({site: base[site].keep(level).numpy() for site, level in chosen.items()})
+    assert all(spent[measure] <= limit[measure] for measure in limit)
+
+
+def test_a_budget_out_of_reach_names_the_measure_and_what_is_reachable(tmp_path):
+    with pytest.raises(InfeasibleError, match=r"params of .* can't be met: .*ask for at most params=") as refused:
+        results(tmp_path / "a", ["params=1%"])
+    whole = subject().units().cost()["params"]
+    assert 0.01 * whole < refused.value.reachable < whole
+    start = subject()
+    table = {"heads": {"0": 0.0, "4": 1.0}, "neurons": {"0": 0.0, "64": 2.0}, "rest": {"0": 1.0}}
+    with pytest.raises(InfeasibleError, match=r"latency of 0\.5 can't be met: .*ask for at most speedup=10x"):
+        ziplm.solution(start.units("heads", "neurons"), table, swept(start), {"latency": 0.5}, 1.0, [1.0] * 6)
+
+
+def test_seconds_of_blocks_and_rest_are_the_knapsack_s_costs():
+    start = subject()
+    units, base = start.units("heads", "neurons"), swept(start)
+    table = {"heads": {"0": 0.0, "4": 1.0}, "neurons": {"0": 0.0, "64": 2.0}, "rest": {"0": 1.0}}
+    for target in (2.0, 5.0, 9.0):
+        chosen = ziplm.solution(units, table, base, {"latency": target}, 1.0, [1.0] * 6)
+        keep = {site: base[site].keep(level).numpy() for site, level in chosen.items()}
+        assert levels.with_latency(units, table, 1.0).cost(keep)["latency"] <= target + 1e-9
+
+
+@pytest.mark.parametrize(("kind", "axis"), [("bert", "heads"), ("llama", "kv_groups")])
+def test_the_latency_table_has_every_level_and_the_rest(kind, axis):
+    start = subject(kind)
+    most = {site.kind: site.count for site in start.units(axis, "neurons").free()}
+    table = ziplm.profile(start, axis, [0, 16, most["neurons"]], 2, 8)
+    assert set(table) == {axis, "neurons", "rest"}
+    assert [int(k) for k in table[axis]] == list(range(most[axis] + 1))
+    assert [int(k) for k in table["neurons"]] == [0, 16, most["neurons"]]
+    assert set(table["rest"]) == {"0"}
+    for row in (table[axis], table["neurons"]):
+        assert row["0"] == 0.0
+        assert list(row.values()) == sorted(row.values())  # more never takes less time
+    whole = levels.with_latency(start.units(), table, table["rest"]["0"]).cost()["latency"]
+    blocks = len(start.layers()) * (table[axis][str(most[axis])] + table["neurons"][str(most["neurons"])])
+    assert whole == pytest.approx(table["rest"]["0"] + blocks)
+    assert table["rest"]["0"] >= 0.0
+
+
+def test_the_search_never_ends_above_its_start():
+    start = subject()
+    units, base = start.units("heads", "neurons"), swept(start)
+    items = texts.batches(DATA, start.tokenizer, packed=False, batch=16, length=16, seed=0).take(1)
+    limit = {"params": 0.7 * units.cost()["params"]}
+    solve = partial(ziplm.solution, units, None, base, limit, 0.0)
+    plain = ziplm.tune(start, start, base, solve, items, 16, 0, 0)
+    assert set(plain) == {1.0}
+    found = ziplm.tune(start, start, base, solve, items, 16, 10, 0)
+    assert found == ziplm.tune(start, start, base, solve, items, 16, 10, 0)
+
+    def loss(weights) -> float:
+        chosen = {site: base[site].weights[level] for site, level in solve(weights).items()}
+        with torch.no_grad(), database.stitched(start.model, start.consumers(), chosen):
+            student = start.forward(items[0]).prediction
+        with torch.no_grad():
+            answer = start.forward(items[0]).prediction
+        return float(ziplm.objectives.distance(student, answer, items[0], output=start.output))
+
+    assert loss(found) <= loss(plain)
