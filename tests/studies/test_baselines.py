@@ -1,0 +1,100 @@
+"""The baselines under budgets of parameters, on models of a few thousand parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from secateur import running
+from secateur.errors import InfeasibleError
+from secateur.files import texts
+from secateur.files.rundir import Run
+from secateur.studies import baselines
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Budget, Result
+
+QUICK = {"steps": 0, "train_batch": 8, "train_length": 16, "batch": 2, "length": 8}
+DATA = texts.read(tiny.sentences(200))
+
+
+def subject(kind: str) -> Transformer:
+    return open_subject(tiny.uneven(tiny.model(kind)), tokenizer=tiny.tokenizer())
+
+
+def results(baseline, root, *budgets, kind="bert", **options) -> list[Result]:
+    with Run.open(root, {}) as run:
+        wanted = [Budget.parse(budget) for budget in budgets]
+        return list(baseline(subject(kind), DATA, wanted, run, **{**QUICK, **options}))
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_every_second_layer_stays_and_is_copied(tmp_path, kind):
+    (found,) = results(baselines.every_second_layer, tmp_path, "params=50%", kind=kind)
+    assert list(found.subject.layer_index) == [0, 2]
+    left, whole = found.subject.model.state_dict(), subject(kind).model.state_dict()
+    for ours, theirs in zip(found.subject.layers(), (subject(kind).layers()[i] for i in (0, 2)), strict=True):
+        for name in [name for name in left if name.startswith(f"{ours}.")]:
+            assert torch.equal(left[name], whole[theirs + name.removeprefix(ours)]), name
+    assert found.recovery is None
+    assert found.predicted["params"] == sum(p.numel() for p in found.subject.model.parameters())
+
+
+@pytest.mark.parametrize(("kind", "axis"), [("bert", "heads"), ("llama", "kv_groups")])
+def test_magnitude_meets_the_budget_with_the_same_share_everywhere(tmp_path, kind, axis):
+    (found,) = results(baselines.magnitude, tmp_path, "params=80%", kind=kind)
+    whole = subject(kind).units().cost()["params"]
+    count = sum(p.numel() for p in found.subject.model.parameters())
+    assert 0.7 * whole < count == found.predicted["params"] <= 0.8 * whole
+    for wanted in (axis, "neurons"):
+        sizes = [site.count for site in found.subject.units(axis, "neurons").free() if site.kind == wanted]
+        assert max(sizes) - min(sizes) <= 8
+
+
+def test_magnitude_keeps_the_largest_norms(tmp_path):
+    (found,) = results(baselines.magnitude, tmp_path, "params=85%")
+    before, after = subject("bert").model.encoder.layer, found.subject.model.encoder.layer
+    for whole, left in zip(before, after, strict=True):
+        norms = whole.output.dense.weight.norm(dim=0)
+        kept = left.output.dense.weight.norm(dim=0)
+        assert torch.allclose(kept.sort().values, norms.sort().values[-len(kept) :])
+
+
+def test_two_budgets_each_start_from_the_original_and_a_run_resumes(tmp_path):
+    first = results(baselines.magnitude, tmp_path, "params=85%", "params=70%")
+    assert [found.name for found in first] == ["params=85%", "params=70%"]
+    (alone,) = results(baselines.magnitude, tmp_path / "alone", "params=70%")
+    assert first[1].cut.removed == alone.cut.removed
+    again = results(baselines.magnitude, tmp_path, "params=85%", "params=70%")
+    assert [found.cut.removed for found in again] == [found.cut.removed for found in first]
+    with pytest.raises(InfeasibleError):
+        results(baselines.magnitude, tmp_path / "small", "params=1%")
+
+
+@pytest.mark.parametrize("baseline", [baselines.every_second_layer, baselines.magnitude])
+def test_recovery_trains_the_student_and_leaves_the_original(tmp_path, baseline):
+    whole = subject("bert")
+    before = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
+    with Run.open(tmp_path / "a", {}) as run:
+        (found,) = baseline(whole, DATA, [Budget.parse("params=80%")], run, **{**QUICK, "steps": 3})
+    assert found.recovery is not None
+    assert found.recovery.steps == 3
+    assert all(torch.equal(before[name], tensor) for name, tensor in whole.model.state_dict().items())
+    (bare,) = results(baseline, tmp_path / "b", "params=80%")
+    left = found.subject.model.state_dict()
+    assert any(not torch.equal(left[name], tensor) for name, tensor in bare.subject.model.state_dict().items())
+    assert all(bool(np.isfinite(loss)) for _, loss in found.recovery.losses)
+
+
+def test_baselines_are_added_to_the_evidence_of_a_run(tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(200)))
+    tiny.folder("bert", tmp_path / "bert", sentence=True)
+    place = (tmp_path / "bert", tmp_path / "texts.txt")
+    running.run("ziplm", place[0], place[1], "params=80%", tmp_path / "out", steps=2, trials=0, calibration=16,
+                train_batch=8, train_length=16, batch=2, length=8)  # fmt: skip
+    (row,) = baselines.add(tmp_path / "out", *place)
+    assert set(row.baselines) == {"every second layer", "magnitude"}
+    assert row.baselines["magnitude"]["params"].value <= 0.8 * row.before["params"].value
+    assert running.evidence.read(tmp_path / "out")[0].baselines.keys() == row.baselines.keys()
+    assert "every second layer" in (tmp_path / "out" / "report.html").read_text()
