@@ -1,0 +1,241 @@
+"""Minitron on models of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from secateur.errors import InfeasibleError, InputError
+from secateur.files import texts
+from secateur.files.rundir import Run
+from secateur.recipes.language import minitron
+from secateur.subjects import Transformer, open_subject, shapes
+from secateur.vocabulary import Budget, Result
+
+QUICK = {"calibration": 32, "candidates": 2, "short_steps": 0, "steps": 0, "train_batch": 8, "length": 16}
+DATA = texts.read(tiny.chains(200))
+
+
+def subject(kind: str = "llama") -> Transformer:
+    return open_subject(tiny.uneven(tiny.model(kind)), tokenizer=tiny.tokenizer())
+
+
+def results(root, *budgets, kind="llama", **options) -> list[Result]:
+    with Run.open(root, {}) as run:
+        wanted = [Budget.parse(budget) for budget in budgets]
+        return list(minitron.minitron(subject(kind), DATA, wanted, run, **{**QUICK, **options}))
+
+
+def weights(found: Result) -> dict[str, torch.Tensor]:
+    return dict(found.subject.model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_shape_that_is_given_is_the_shape_of_the_result(tmp_path, kind):
+    (found,) = results(tmp_path, "params=90%", kind=kind, shape="layers=2,neurons=40,channels=24")
+    whole = shapes.sizes(subject(kind))
+    assert shapes.sizes(found.subject) == {**whole, "layers": 2, "neurons": 40, "channels": 24}
+    assert found.predicted["params"] == sum(p.numel() for p in found.subject.model.parameters())
+    with pytest.raises(InputError, match="'width=3' is not one of layers="):
+        results(tmp_path / "b", "params=90%", kind=kind, shape="width=3")
+
+
+def test_every_candidate_is_within_the_tolerance_below_the_budget(tmp_path):
+    (found,) = results(tmp_path, "params=75%", candidates=4, tolerance=0.1)
+    whole = subject().units().cost()["params"]
+    rows = json.loads((tmp_path / "work" / "shape-params=75%-1.json").read_text())
+    assert len(rows["candidates"]) == 4
+    for row in rows["candidates"]:
+        assert 0.9 * 0.75 * whole <= shapes.cost(subject().units(), row["shape"])["params"] <= 0.75 * whole
+    best = min(rows["candidates"], key=lambda row: row["short"])
+    assert rows["best"] == best["shape"] == shapes.sizes(found.subject)
+    assert found.predicted["params"] <= 0.75 * whole
+
+
+def test_an_encoder_keeps_its_channels_and_loses_the_rest(tmp_path):
+    (found,) = results(tmp_path, "params=90%", kind="bert", shape="layers=2,heads=2,neurons=40")
+    assert shapes.sizes(found.subject) == {"layers": 2, "heads": 2, "neurons": 40, "channels": 32}
+
+
+def test_candidates_are_ranked_by_their_loss_after_a_short_distillation(tmp_path):
+    results(tmp_path, "params=75%", short_steps=3)
+    rows = json.loads((tmp_path / "work" / "shape-params=75%-1.json").read_text())
+    assert len(list((tmp_path / "work").glob("candidate-*"))) == len(rows["candidates"]) == 2
+    assert all(row["short"] != row["zero_shot"] for row in rows["candidates"])
+    assert rows["best"] == min(rows["candidates"], key=lambda row: row["short"])["shape"]
+
+
+def test_axes_not_named_stay_whole(tmp_path):
+    (found,) = results(tmp_path, "params=80%", axes=("neurons",), tolerance=0.2)
+    whole, left = shapes.sizes(subject()), shapes.sizes(found.subject)
+    assert left.pop("neurons") < whole.pop("neurons")
+    assert left == whole
+
+
+def test_silent_neurons_go_first(tmp_path):
+    """Half the neurons of each layer are nearly silent after the down projection; magnitude sees that."""
+    (found,) = results(tmp_path, "params=99%", shape="neurons=64", score="magnitude")
+    for before, after in zip(subject().model.model.layers, found.subject.model.model.layers, strict=True):
+        norms = before.mlp.down_proj.weight.norm(dim=0)
+        assert torch.equal(after.mlp.down_proj.weight, before.mlp.down_proj.weight[:, norms > 0.1])
+
+
+def test_every_option_of_the_cut_runs_and_keeps_the_shape(tmp_path):
+    shape = "layers=3,heads=4,neurons=64,channels=48"
+    wanted = dict(part.split("=") for part in shape.split(","))
+    plain = {}
+    for name, options in {
+        "plain": {},
+        "rounds": {"rounds": 2},
+        "merge": {"merge": True},
+        "influence": {"depth": "influence"},
+        "scattered": {"contiguous": False},
+        "random": {"score": "random"},
+        "var": {"over_batch": "mean", "over_sequence": "var"},
+    }.items():
+        (found,) = results(tmp_path / name, "params=90%", shape=shape, **options)
+        assert {axis: str(size) for axis, size in shapes.sizes(found.subject).items()} == wanted, name
+        assert all(torch.isfinite(tensor).all() for tensor in weights(found).values()), name
+        plain[name] = weights(found)
+    for name in ("merge", "random"):
+        assert any(not torch.equal(plain["plain"][k], plain[name][k]) for k in plain["plain"]), name
+
+
+def test_the_teacher_is_corrected_on_the_texts_and_the_original_untouched(tmp_path):
+    with Run.open(tmp_path / "a", {}) as run:
+        teacher = subject()
+        before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+        options = {**QUICK, "shape": "neurons=64"}
+        (found,) = minitron.minitron(teacher, DATA, [Budget.parse("params=90%")], run, correction_steps=3, **options)
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.model.state_dict().items())
+    (plain,) = results(tmp_path / "b", "params=90%", shape="neurons=64")
+    assert not torch.equal(
+        weights(found)["model.layers.0.self_attn.q_proj.weight"],
+        weights(plain)["model.layers.0.self_attn.q_proj.weight"],
+    )
+
+
+def test_below_half_size_every_stage_learns_from_the_original(tmp_path, monkeypatch):
+    """The teacher of each stage is the whole model, though the second is cut from the first's student."""
+    asked = []
+    real = minitron.objectives.distil
+
+    def watched(student, teacher, **options):
+        asked.append((student.__self__, teacher.__self__))
+        return real(student, teacher, **options)
+
+    monkeypatch.setattr(minitron.objectives, "distil", watched)
+    (found,) = results(tmp_path, "params=35%", steps=2, tolerance=0.2)
+    whole = subject().units().cost()["params"]
+    names = sorted(path.name for path in (tmp_path / "work").glob("train-*"))
+    assert names == ["train-params=35%-1", "train-params=35%-2"]
+    teachers = [teacher for _, teacher in asked]
+    students = [student for student, _ in asked]
+    assert len(asked) == 2
+    assert teachers[0] is teachers[1]
+    assert shapes.sizes(teachers[0]) == shapes.sizes(subject())
+    costs = [student.units().cost()["params"] for student in students]
+    assert whole > costs[0] > costs[1] == found.predicted["params"] <= 0.35 * whole
+    assert found.recovery is not None
+    assert found.recovery.steps == 2
+    assert found.cut.before["params"] == whole  # the receipt spans both stages
+
+
+def test_scores_are_taken_once_for_all_budgets_and_a_run_resumes(tmp_path, monkeypatch):
+    counted = []
+    real = minitron.scores
+
+    def watched(*args, **options):
+        counted.append(1)
+        return real(*args, **options)
+
+    monkeypatch.setattr(minitron, "scores", watched)
+    first = results(tmp_path, "params=90%", "params=75%", steps=2)
+    assert len(counted) == 1
+    assert [found.name for found in first] == ["params=90%", "params=75%"]
+    again = results(tmp_path, "params=90%", "params=75%", steps=2)
+    assert len(counted) == 1
+    for one, two in zip(first, again, strict=True):
+        assert one.cut.removed == two.cut.removed
+        assert all(torch.equal(tensor, weights(two)[name]) for name, tensor in weights(one).items())
+
+
+def test_a_dry_run_cuts_but_neither_trains_nor_judges(tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("a dry run trained")
+
+    monkeypatch.setattr(minitron.loop, "train", never)
+    (found,) = results(tmp_path, "params=75%", steps=5, short_steps=5, correction_steps=5, dry_run=True)
+    assert found.recovery is None
+    assert found.predicted["params"] <= 0.75 * subject().units().cost()["params"]
+    assert not list((tmp_path / "work").glob("shape-*"))
+
+
+def test_what_is_not_known_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match="score 'loudness' is not one of activation, magnitude, random"):
+        results(tmp_path / "a", "params=75%", score="loudness")
+    with pytest.raises(InputError, match="depth 'guess' is not one of perplexity, influence"):
+        results(tmp_path / "b", "params=75%", depth="guess", shape="layers=2")
+    with pytest.raises(InputError, match="there is no file"):
+        results(tmp_path / "c", "params=75%", score=f"{tmp_path}/none.py:worth")
+
+
+def test_a_budget_out_of_reach_names_the_measure_and_what_is_reachable(tmp_path):
+    with pytest.raises(InfeasibleError, match=r"params of .* can't be met: .*ask for at least") as refused:
+        results(tmp_path / "a", "params=1%", stages=1)
+    nearest = refused.value.reachable
+    grid = shapes.grid(subject(), ("layers", "heads", "neurons", "channels"))
+    assert nearest == shapes.cost(subject().units(), {axis: sizes[0] for axis, sizes in grid.items()})["params"]
+    (found,) = results(tmp_path / "b", f"params={nearest:.0f}", stages=1)
+    assert found.predicted["params"] == nearest
+
+
+def test_a_score_of_the_user_decides(tmp_path):
+    """The last neurons of each layer, the first channels, the first heads of each KV group."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def worth(subject, batches):\n"
+        "    assert len(batches) == 2\n"
+        "    found = {}\n"
+        "    for site in subject.units('heads', 'neurons', 'channels').free():\n"
+        "        rising = torch.arange(site.count, dtype=torch.float32)\n"
+        "        found[site.name] = rising if site.kind == 'neurons' else -rising\n"
+        "    return found\n"
+    )
+    (found,) = results(
+        tmp_path / "out", "params=90%", shape="neurons=64,channels=48", score=f"{tmp_path}/mine.py:worth"
+    )
+    before, after = subject().model, found.subject.model
+    assert torch.equal(after.model.embed_tokens.weight, before.model.embed_tokens.weight[:, :48])
+    assert torch.equal(after.model.layers[1].mlp.up_proj.weight, before.model.layers[1].mlp.up_proj.weight[64:, :48])
+
+
+def test_candidates_are_spread_from_the_deepest_to_the_shallowest():
+    found = [{"layers": layers, "neurons": 64 - 8 * layers} for layers in (3, 1, 5, 2, 4)]
+    assert [shape["layers"] for shape in minitron.spread(found, 3)] == [5, 3, 1]
+    assert [shape["layers"] for shape in minitron.spread(found, 9)] == [5, 4, 3, 2, 1]
+    assert len(minitron.spread(found, 1)) == 1
+
+
+def test_layers_that_go_are_the_block_that_is_missed_least():
+    """Layer 2 adds nothing to the residual stream: any ranking drops it first."""
+    model = subject()
+    with torch.no_grad():
+        for linear in (model.model.model.layers[2].self_attn.o_proj, model.model.model.layers[2].mlp.down_proj):
+            linear.weight.zero_()
+    items = texts.batches(DATA, model.tokenizer, packed=True, batch=8, length=16, seed=0).take(2)
+
+    def judge(forward) -> float:
+        with torch.no_grad():
+            gaps = [forward(item).prediction - model.forward(item).prediction for item in items]
+        return float(sum(gap.square().mean() for gap in gaps))
+
+    for depth in ("perplexity", "influence"):
+        for contiguous in (True, False):
+            keep = minitron.kept_layers(model, 3, depth, contiguous, judge, items)
+            assert np.asarray(keep).tolist() == [True, True, False, True], (depth, contiguous)
+    assert minitron.kept_layers(model, 4, "perplexity", True, judge, items).all()
