@@ -165,6 +165,8 @@ def ziplm(
         decided = run.tensors(f"cut-{budget}", decide)
         keep = {site.name: decided[f"{site.name}.keep"].numpy() for site in units.free()}
         predicted = levels.with_latency(units, table, float(decided["fixed"])).cost(keep)
+        if "latency" in predicted:
+            predicted["speedup"] = dense["latency"] / predicted["latency"]
         with database.stitched(start.model, start.consumers(), {s: decided[f"{s}.weight"] for s in keep}):
             student, cut = start.cut(Selection(keep, predicted, budget))
         recovery = None
