@@ -10,7 +10,7 @@ from typing import Literal
 
 from secateur.vocabulary import Figure
 
-__all__ = ["Measure", "asked", "change", "interval", "measure", "number", "order", "text", "thousands"]
+__all__ = ["NO_BREAK", "Measure", "asked", "change", "interval", "measure", "number", "order", "text", "thousands"]
 
 NO_BREAK = "\u00a0"
 
