@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 
-import lab
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 from torch import nn
 
+from claims import lab
 from secateur.measure import size
 from secateur.recipes.language import minitron
 from secateur.select import ranking

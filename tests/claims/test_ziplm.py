@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 
-import lab
 import numpy as np
 import pytest
 import torch
 
 import secateur
+from claims import lab
 from secateur.errors import InfeasibleError
 from secateur.files.rundir import Run
 from secateur.measure import latency

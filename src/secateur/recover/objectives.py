@@ -112,6 +112,11 @@ def distance(
         relate = losses.relational(student, teacher) if len(student) > 2 else student.new_zeros(())
         return (losses.cosine(student, teacher) + relate) / totals["sequences"]
     if output == "states":
+        if student.shape[-1] != teacher.shape[-1]:
+            raise UnsupportedError(
+                f"the model's output is its hidden states: {student.shape[-1]} channels can't be compared with "
+                f"{teacher.shape[-1]}; leave channels out of the axes"
+            )
         return losses.cosine(student, teacher, _mask(batch)) / totals["tokens"]
     return prediction_loss(student, teacher, batch, totals, temperature=temperature, direction=direction)
 

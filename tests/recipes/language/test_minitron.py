@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from secateur.errors import InfeasibleError, InputError
+from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.recipes.language import minitron
@@ -59,6 +59,11 @@ def test_every_candidate_is_within_the_tolerance_below_the_budget(tmp_path):
 def test_an_encoder_keeps_its_channels_and_loses_the_rest(tmp_path):
     (found,) = results(tmp_path, "params=90%", kind="bert", shape="layers=2,heads=2,neurons=40")
     assert shapes.sizes(found.subject) == {"layers": 2, "heads": 2, "neurons": 40, "channels": 32}
+
+
+def test_an_encoder_of_bare_states_is_not_cut_in_width(tmp_path):
+    with pytest.raises(UnsupportedError, match="leave channels out"):
+        results(tmp_path, "params=90%", kind="bert", shape="channels=24")
 
 
 def test_candidates_are_ranked_by_their_loss_after_a_short_distillation(tmp_path):

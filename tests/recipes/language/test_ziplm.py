@@ -197,3 +197,13 @@ def test_the_search_never_ends_above_its_start():
         return float(ziplm.objectives.distance(student, answer, items[0], output=start.output))
 
     assert loss(found) <= loss(plain)
+
+
+def test_the_receipt_of_a_later_budget_counts_from_the_original(tmp_path):
+    first, second = results(tmp_path, ["params=85%", "params=75%"])
+    whole = sum(parameter.numel() for parameter in subject().model.parameters())
+    for found in (first, second):
+        assert found.cut.before["params"] == whole
+        assert found.cut.after["params"] == sum(p.numel() for p in found.subject.model.parameters())
+    gone = [sum(gone for site, (gone, _) in found.cut.removed.items() if "." in site) for found in (first, second)]
+    assert gone[1] > gone[0]

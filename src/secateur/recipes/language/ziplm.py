@@ -6,6 +6,7 @@ Kurtic, Frantar and Alistarh, NeurIPS 2023 (arXiv 2302.04089).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from secateur.measure import latency
 from secateur.recover import loop, objectives
 from secateur.score import database, hessian
 from secateur.select import allocate, knapsack, levels, search
-from secateur.subjects import Transformer
+from secateur.subjects import Transformer, shapes
 from secateur.vocabulary import Budget, Result, Selection, Units
 
 CARD = {
@@ -178,6 +179,7 @@ def ziplm(
                                   weight_decay=weight_decay, seed=seed, count=objectives.count, dropout=False,
                                   checkpoint=run.folder(f"train-{budget}"))  # fmt: skip
         notes = ("the clock disagrees with the latency table or with itself: repeat on a quiet machine",)
+        cut = replace(shapes.receipt(subject, student), notes=cut.notes)  # of the original, not of the last student
         yield Result(str(budget), student, cut, predicted, recovery, notes if decided["noisy"] else ())
         current = student
 

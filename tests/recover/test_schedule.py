@@ -1,12 +1,10 @@
-"""Learning rates at their corners, and weights that follow the losses without a gradient of their own."""
+"""Learning rates at their corners."""
 
 import math
 
 import pytest
-import torch
 
 from secateur.errors import InputError
-from secateur.recover import balance
 from secateur.recover.schedule import learning_rate, warmup_steps
 
 
@@ -38,21 +36,3 @@ def test_warmup_counts_and_bad_schedules():
     for bad in ({"warmup": 200}, {"warmup": -1}, {"schedule": "square"}, {"min_lr": 2.0}):
         with pytest.raises(InputError):
             rates(**bad)
-
-
-def test_dynamic_alpha_makes_both_losses_equal_and_carries_no_gradient():
-    logit, hidden = torch.tensor(6.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)
-    alpha = balance.dynamic(logit, hidden)
-    assert alpha == 3
-    (logit + alpha * hidden).backward()
-    assert (logit.grad, hidden.grad) == (1, 3)
-
-
-def test_rescale_brings_distillation_to_cross_entropy():
-    assert balance.rescale(torch.tensor(0.5), torch.tensor(3.0)) * 0.5 == 3
-
-
-def test_zero_balances_to_zero_and_nan_stays_nan():
-    assert balance.dynamic(torch.tensor(1.0), torch.tensor(0.0)) == 0
-    assert balance.dynamic(torch.tensor(math.nan), torch.tensor(1.0)).isnan()
-    assert balance.dynamic(torch.tensor(1.0), torch.tensor(math.nan)).isnan()

@@ -1,0 +1,95 @@
+"""Objectives: means over the whole step, whatever the model predicts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from secateur.errors import UnsupportedError
+from secateur.recover import objectives
+
+BATCH = {
+    "input_ids": torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+}
+
+
+def model(prediction, hidden=()):
+    answer = SimpleNamespace(prediction=prediction, hidden=tuple(hidden))
+
+    def forward(batch, *, hidden=False):
+        return answer
+
+    return forward
+
+
+def test_count_leaves_padding_out():
+    assert objectives.count(BATCH) == {"tokens": 6, "sequences": 2, "targets": 4}
+
+
+def test_task_loss_is_the_mean_over_real_targets():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 9)
+    rows = torch.cat([logits[0, :3], logits[1, :1]])
+    expected = functional.cross_entropy(rows, torch.tensor([2, 3, 4, 6]))
+    torch.testing.assert_close(objectives.task_loss(logits, BATCH, objectives.count(BATCH)), expected)
+
+
+def test_logit_loss_is_the_mean_kl_over_real_tokens():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 4, 9), torch.randn(2, 4, 9)
+    loss, parts = objectives.distil(model(ours), model(theirs), output="logits")(BATCH, objectives.count(BATCH))
+    mask = BATCH["attention_mask"].bool()
+    expected = (
+        functional.kl_div(ours.log_softmax(-1)[mask], theirs.log_softmax(-1)[mask], log_target=True, reduction="none")
+        .sum(-1)
+        .mean()
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert parts["logit"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_hidden_loss_is_weighted_to_the_logit_loss():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 4, 9), torch.randn(2, 4, 9)
+    near, far = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
+    objective = objectives.distil(model(ours, [near]), model(theirs, [far]), output="logits", hidden=[(0, 0)])
+    loss, parts = objective(BATCH, objectives.count(BATCH))
+    assert float(loss) == pytest.approx(2 * parts["logit"], rel=1e-5)
+
+
+def test_token_loss_averages_over_blocks():
+    near, far = [torch.zeros(2, 4, 6)] * 3, [torch.ones(2, 4, 6)] * 3
+    objective = objectives.distil(
+        model(torch.zeros(2, 4, 9), near), model(torch.zeros(2, 4, 9), far), output="logits", logit=0.0, token=1.0,
+        blocks=[(1, 1), (2, 2)],
+    )  # fmt: skip
+    loss, _ = objective(BATCH, objectives.count(BATCH))
+    assert float(loss) == pytest.approx(6**0.5)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "js", "mse", "cosine"])
+def test_every_direction_is_zero_at_the_teacher(direction):
+    logits = torch.randn(2, 4, 9)
+    loss = objectives.distance(logits, logits.clone(), BATCH, output="logits", direction=direction)
+    assert float(loss) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_embeddings_count_direction_and_neighbours():
+    torch.manual_seed(0)
+    theirs = torch.randn(4, 8)
+    assert float(objectives.distance(theirs, theirs, BATCH, output="embedding")) == pytest.approx(0.0, abs=1e-5)
+    assert float(objectives.distance(-theirs, theirs, BATCH, output="embedding")) > 1.0
+
+
+def test_states_of_another_width_are_refused():
+    with pytest.raises(UnsupportedError, match="leave channels out"):
+        objectives.distance(torch.zeros(2, 4, 6), torch.zeros(2, 4, 8), BATCH, output="states")
+
+
+def test_unknown_direction_is_refused():
+    with pytest.raises(UnsupportedError, match="sideways"):
+        objectives.distance(torch.zeros(2, 4, 6), torch.zeros(2, 4, 6), BATCH, output="logits", direction="sideways")
