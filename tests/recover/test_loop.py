@@ -370,6 +370,16 @@ def test_the_caller_s_generators_are_left_alone():
     assert draws() == want
 
 
+def test_without_dropout_no_seed_matters():
+    """Everything random inside a step is dropout here, the attention's own included."""
+    found = []
+    for seed in (0, 1):
+        student, teacher = bert(1, dropout=0.3), bert(2, dropout=0.0)
+        loop.train(student, Batches(), token_objective(student, teacher), steps=2, lr=1e-3, seed=seed, dropout=False)
+        found.append(weights(student))
+    assert equal(*found)
+
+
 def test_the_seed_decides_the_dropout():
     def once(seed):
         student = bert(1, dropout=0.3)
