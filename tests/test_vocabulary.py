@@ -103,6 +103,11 @@ def test_several_limits_and_a_pattern():
         budget["latency"]
 
 
+def test_a_share_that_means_a_whole_unit_loses_none_to_rounding():
+    for whole in range(2, 2000):
+        assert Budget.parse(f"tokens={1 / whole}").absolute({"tokens": whole})["tokens"] == 1
+
+
 def test_a_relative_budget_becomes_absolute_once():
     assert Budget.parse("speedup=2x,params=10").absolute({"latency": 3.0, "params": 40.0}) == {
         "latency": 1.5,

@@ -64,7 +64,11 @@ class Limit:
 
     def absolute(self, whole: float) -> float:
         """The limit in the measure's own unit, given what the whole subject costs."""
-        return self.value * whole if self.relative else self.value
+        if not self.relative:
+            return self.value
+        value = self.value * whole
+        # A share written as a fraction must not lose a whole unit to rounding: 1/103 of 103 tokens is 1.
+        return float(round(value)) if math.isclose(value, round(value), rel_tol=1e-9) else value
 
     def __str__(self) -> str:
         if self.relative:

@@ -50,6 +50,18 @@ def test_no_trials_is_the_plain_solution_and_progress_wraps_the_trials():
     assert (plain.coefficients == 1.0).all()
 
 
+def test_coefficients_start_at_their_scale_and_stay_below_it():
+    asked = []
+    scale = [2.0, 0.5, 0.0]
+    search.coefficients(lambda c: (tuple(c), asked.append(c)), lambda _: 1.0, 3, trials=50, scale=scale)
+    assert asked[0].tolist() == scale
+    assert (np.array(asked) <= scale).all()
+    assert max(c[0] for c in asked[1:]) > 1
+    for wrong in ([1.0], [1.0, -1.0, 0.0], [1.0, math.nan, 0.0]):
+        with pytest.raises(InputError, match="scale must be 3 finite numbers"):
+            search.coefficients(lambda c: (0, c), lambda c: 0.0, 3, scale=wrong)
+
+
 def test_a_candidate_with_nan_loss_never_wins():
     found = search.coefficients(lambda c: (tuple(c), c), lambda c: 1.0 if (c == 1).all() else math.nan, 3, trials=9)
     assert found.loss == 1.0

@@ -132,7 +132,9 @@ def train(
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise InputError("the student has no parameter with requires_grad: unfreeze what is to be trained")
-        optimizer = torch.optim.AdamW(_groups(student, weight_decay), lr=lr, betas=betas)
+        # On a CPU the plain AdamW takes six times as long, a tenth of a step with a large vocabulary.
+        fused = accelerator.device.type == "cpu" or None
+        optimizer = torch.optim.AdamW(_groups(student, weight_decay), lr=lr, betas=betas, fused=fused)
         if accelerator.distributed_type == "FSDP":
             sharded, optimizer = accelerator.prepare(student, optimizer)
             if sharded is not student:

@@ -103,14 +103,12 @@ def distance(
     """How far the student's prediction is from the teacher's, whatever `output` it holds; a mean over `totals`.
 
     - "logits": `prediction_loss`, per real token of [B, S, V] or per sequence of [B, C];
-    - "embedding" [B, d]: one minus cosine, plus the KL of in-batch similarities at temperature 0.05, since what a
-      sentence encoder predicts is which sentences are alike;
+    - "embedding" [B, d]: one minus cosine per sequence;
     - "states" [B, S, d]: one minus cosine per real token.
     """
     totals = count(batch) if totals is None else totals
     if output == "embedding":
-        relate = losses.relational(student, teacher) if len(student) > 2 else student.new_zeros(())
-        return (losses.cosine(student, teacher) + relate) / totals["sequences"]
+        return losses.cosine(student, teacher) / totals["sequences"]
     if output == "states":
         if student.shape[-1] != teacher.shape[-1]:
             raise UnsupportedError(

@@ -32,24 +32,29 @@ def coefficients(
     *,
     trials: int = 200,
     mutate: float = 0.1,
+    scale: Sequence[float] | None = None,
     seed: int = 0,
     progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
 ) -> Found[P]:
-    """Local search for coefficients c in [0, 1]^n whose solution has the lowest loss on the whole model.
+    """Local search for coefficients c in [0, scale_1] x ... x [0, scale_n] with the lowest loss on the whole model.
 
     solve:    c -> (key, payload). Equal keys mean equal solutions, which are evaluated once
     evaluate: payload -> loss of the whole model
     trials:   how many mutations of the best so far; each draws anew a share `mutate` of its coefficients
+    scale:    the largest value of each coefficient; 1 for all unless given
     progress: wraps the trials, such as tqdm or rich.progress.track
 
-    Starts at c = 1, so the result is never worse than no search. Repeats exactly under a seed.
+    Starts at c = scale, so the result is never worse than no search. Repeats exactly under a seed.
 
     Source: ZipLM (arXiv 2302.04089), after SPDY's local search; ZipLM's 1,000 trials are 200 here.
     """
     if n < 1 or not 0.0 < mutate <= 1.0:
         raise InputError(f"a search needs n >= 1 and 0 < mutate <= 1, not n={n} and mutate={mutate}")
     generator = np.random.default_rng(seed)
-    best = np.ones(n)
+    most = np.ones(n) if scale is None else np.asarray(scale, dtype=float)
+    if most.shape != (n,) or not (np.isfinite(most).all() and (most >= 0).all()):
+        raise InputError(f"scale must be {n} finite numbers, none below 0, not {scale}")
+    best = most.copy()
     key, payload = solve(best)
     loss = float(evaluate(payload))
     if math.isnan(loss):
@@ -58,7 +63,7 @@ def coefficients(
     for _ in progress(range(trials)) if progress else range(trials):
         trial = best.copy()
         changed = generator.choice(n, max(1, round(mutate * n)), replace=False)
-        trial[changed] = generator.random(changed.size)
+        trial[changed] = generator.random(changed.size) * most[changed]
         key, candidate = solve(trial)
         if key not in seen:
             seen.add(key)

@@ -199,6 +199,31 @@ def test_the_search_never_ends_above_its_start():
     assert loss(found) <= loss(plain)
 
 
+def test_the_search_starts_from_each_sites_weight_in_the_whole_loss(monkeypatch):
+    """A site whose cut the whole model does not feel may lose all; the one it feels most has weight 1."""
+    start = subject()
+    consumers = start.consumers()
+    last = [site for site in consumers if site.endswith("neurons")][-1]
+    with torch.no_grad():
+        start.model.get_submodule(consumers[last].module).weight.mul_(
+            1e-4
+        )  # what it adds to the residual stream is next to nothing
+    base, given = swept(start), {}
+    items = texts.batches(DATA, start.tokenizer, packed=False, batch=16, length=16, seed=0).take(1)
+    limit = {"params": 0.7 * start.units().cost()["params"]}
+    solve = partial(ziplm.solution, start.units("heads", "neurons"), None, base, limit, 0.0)
+    search = ziplm.search.coefficients
+
+    def spy(*args, scale, **options):
+        given.update(zip(base, scale, strict=True))
+        return search(*args, scale=scale, **options)
+
+    monkeypatch.setattr(ziplm.search, "coefficients", spy)
+    ziplm.tune(start, start, base, solve, items, 16, 2, 0)
+    assert max(given.values()) == 1
+    assert given[last] == min(given.values()) < 0.01
+
+
 def test_the_receipt_of_a_later_budget_counts_from_the_original(tmp_path):
     first, second = results(tmp_path, ["params=85%", "params=75%"])
     whole = sum(parameter.numel() for parameter in subject().model.parameters())
