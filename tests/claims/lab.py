@@ -36,7 +36,7 @@ def minilm() -> Transformer:
 
 
 @functools.cache
-def llama(name: str = "llama", steps: int = 600, genres: tuple[str, ...] = ()) -> Transformer:
+def llama(name: str = "llama", steps: int = 2000, genres: tuple[str, ...] = ()) -> Transformer:
     """A Llama with grouped-query attention (6 layers, width 128, 8 query and 2 KV heads), trained on Brown; cached."""
     folder = CACHE / f"{name}-{steps}"
     if not (folder / "config.json").exists():
@@ -59,7 +59,7 @@ def llama(name: str = "llama", steps: int = 600, genres: tuple[str, ...] = ()) -
         )
         torch.manual_seed(0)
         subject = open_subject(LlamaForCausalLM(config), tokenizer=tokenizer)
-        task(subject, steps, seed=0, genres=genres, batch=16, lr=3e-3)
+        task(subject, steps, seed=0, genres=genres, batch=32, lr=3e-3)
         subject.save(folder)
     return open_subject(folder)
 

@@ -207,7 +207,7 @@ def test_short_distillation_tells_the_final_ranking():
 def test_a_corrected_teacher_teaches_better():
     old, new = ("news", "editorial", "government", "learned"), ("romance", "adventure", "mystery", "fiction")
     genres = tuple(g for g in new if len(lab.brown(g)) > 0)
-    teacher = lab.llama("press", 400, old)
+    teacher = lab.llama("press", 1000, old)
     plain, better = [], []
     for seed in SEEDS:
         corrected = teacher.cut(Selection({}))[0]
