@@ -429,7 +429,7 @@ def compare(
         except MeasurementError as error:
             notes.append(f"time: {error}")
         for row, subject in ((before, original), (after, student)):
-            row["peak_memory"] = memory.peak(torch.no_grad()(partial(subject.forward, example))).figure
+            row["peak_memory"] = _peak(subject, example)
     if held_out is not None:
         try:
             first, second, both = _quality(original, student, held_out, where.length)
@@ -456,6 +456,10 @@ def _sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Fig
     else:
         row["memory"] = row["bytes"]
     return row
+
+
+def _peak(subject: Transformer, example: Mapping[str, Tensor]) -> Figure:
+    return memory.peak(torch.no_grad()(partial(subject.forward, example)), calls=3).figure
 
 
 def _quality(
@@ -550,7 +554,7 @@ def measure(
     with where.active():
         row = _sizes(subject, example)
         row["latency"] = latency.median_time(lambda: subject.forward(example))
-        row["peak_memory"] = memory.peak(torch.no_grad()(partial(subject.forward, example))).figure
+        row["peak_memory"] = _peak(subject, example)
     if corpus is not None:
         row |= _quality(subject, subject, corpus, length)[0]
     return {"model": row}

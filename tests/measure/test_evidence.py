@@ -128,6 +128,18 @@ def test_a_terminal_table_reads_no_markup():
     assert "[red]x[/red]" in console.export_text()
 
 
+def test_a_narrow_terminal_cuts_no_word():
+    from rich.console import Console
+
+    header = ["Measure", "Target", "Predicted", "Before", "After", "Change", "every second layer", "magnitude"]
+    line = ["Embedding parameters", "139 ms", "152 ms", "277 ms [275 to 279]", "138 ms [136 to 140]", "−50.1 %"]
+    console = Console(width=80, record=True, force_terminal=False)
+    console.print(evidence.rich_table([header, [*line, "136 ms [134 to 139]", "137 ms [135 to 139]"]]))
+    text = console.export_text()
+    assert "…" not in text
+    assert all(word in text for name in [*header, "parameters"] for word in name.split())
+
+
 def write_row(folder, name, recipe, **changes):
     values = {
         "recipe": recipe,

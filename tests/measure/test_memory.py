@@ -26,6 +26,17 @@ def test_a_second_smaller_call_does_not_inherit_the_first_peak():
     assert memory.peak(lambda: torch.ones(1024)).extra < 20 * MIB
 
 
+def test_what_only_the_first_call_holds_does_not_count():
+    calls = []
+
+    def first_is_large():
+        calls.append(1)
+        return spike() if len(calls) == 1 else 0.0
+
+    assert memory.peak(first_is_large, calls=3).extra < 20 * MIB
+    assert len(calls) == 3
+
+
 def test_without_the_kernels_mark_it_samples(monkeypatch):
     monkeypatch.setattr(memory, "_reset_high_water", lambda: False)
 

@@ -24,6 +24,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+def test_no_bars_of_transformers_on_a_short_load_or_save(folder, tmp_path, capfd):
+    before = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.enable_progress_bar()
+    try:
+        capfd.readouterr()
+        open_subject(folder).save(tmp_path / "again")
+        assert capfd.readouterr().err == ""
+        assert transformers.utils.logging.is_progress_bar_enabled()  # the caller's setting is as it was
+    finally:
+        if not before:
+            transformers.utils.logging.disable_progress_bar()
+
+
 def refused(source: object, kind: type[SecateurError], *words: str) -> None:
     with pytest.raises(kind) as caught:
         open_subject(source)  # type: ignore[arg-type]

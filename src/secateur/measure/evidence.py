@@ -243,9 +243,13 @@ def rich_table(rows: Sequence[Sequence[str]], *, title: str | None = None) -> Ta
     from rich.text import Text
 
     header, *body = rows
-    result = Table(title=Text(title) if title else None, box=SIMPLE_HEAD, title_justify="left")
+    heading = Text(title) if title else None
+    result = Table(title=heading, box=SIMPLE_HEAD, title_justify="left", padding=0, pad_edge=False)
     for index, name in enumerate(header):
-        result.add_column(Text(name), justify="left" if index == 0 else "right")
+        # In a narrow terminal names and headings wrap at spaces; no word of them is cut.
+        fixed = [name, *(line[0] for line in body)] if index == 0 else [name]
+        width = max((len(word) for text in fixed for word in text.split()), default=1)
+        result.add_column(Text(name), justify="left" if index == 0 else "right", min_width=width)
     for line in body:
         result.add_row(*(Text(cell) for cell in line))
     return result

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
+from secateur.subjects import saving
 from secateur.subjects.layout import Widths
 from secateur.subjects.transformer import Transformer
 
@@ -151,7 +152,8 @@ def to_decilm(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     if subject.model.generation_config is not None:
         subject.model.generation_config.save_pretrained(folder)
     example = subject.example(2, 9)
-    model = DeciLMForCausalLM.from_pretrained(folder).eval().to(subject.model.device)
+    with saving.quiet(0):
+        model = DeciLMForCausalLM.from_pretrained(folder).eval().to(subject.model.device)
     with torch.no_grad():
         wanted = subject.forward(example).prediction
         error = (model(**example).logits - wanted).abs().max().item()

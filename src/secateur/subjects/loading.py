@@ -158,9 +158,10 @@ def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None)
     kind = saving.architecture(named, config, family)
     options = {} if dtype is None else {"dtype": dtype}
     try:
-        model, report = kind.from_pretrained(
-            place, config=config, use_safetensors=True, output_loading_info=True, **options
-        )
+        with saving.quiet(sum(path.stat().st_size for path in place.glob("*.safetensors"))):
+            model, report = kind.from_pretrained(
+                place, config=config, use_safetensors=True, output_loading_info=True, **options
+            )
     except Exception as error:
         raise ModelError(f"the weights of {place} can't be loaded as {kind.__name__} ({_line(error)})") from error
     missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)

@@ -7,11 +7,15 @@ import json
 import logging
 import pprint
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from secateur.errors import ModelError
 from secateur.subjects import reload
@@ -20,7 +24,7 @@ from secateur.subjects.families import Family
 if TYPE_CHECKING:
     from secateur.subjects.transformer import Transformer
 
-__all__ = ["architecture", "mark", "original", "read_json", "save", "source"]
+__all__ = ["architecture", "mark", "original", "quiet", "read_json", "save", "source"]
 
 _MODULE = "modeling_secateur"
 _PREFIX = "Secateur"
@@ -38,6 +42,23 @@ _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(
     lambda record: not record.getMessage().startswith("Reading global config value")
 )
+
+_LONG = 2 * 2**30
+"""Bytes of weights that take long enough to load or write for a bar."""
+
+
+@contextmanager
+def quiet(size: int) -> Iterator[None]:
+    """Without transformers' progress bars, unless `size` bytes take a while and somebody looks."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    if shown and not (size > _LONG and sys.stderr.isatty()):
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
 
 _resized: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
@@ -104,7 +125,8 @@ def save(subject: Transformer, folder: Path, card: str | None = None) -> None:
     recorded = getattr(config, "secateur", None) or {}
     if list(subject.layer_index) != list(range(config.num_hidden_layers)):
         config.secateur = recorded | {"layer_index": list(subject.layer_index)}
-    model.save_pretrained(folder)
+    with quiet(sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())):
+        model.save_pretrained(folder)
     if config.is_heterogeneous:
         (folder / f"{_MODULE}.py").write_text(source(config, subject.family), encoding="utf-8")
     if subject.tokenizer is not None:
