@@ -178,6 +178,27 @@ def test_inspect_measure_report_and_export(places):
     assert (places / "deci/config.json").exists()
 
 
+def test_measure_asks_lm_eval_with_a_task_of_ones_own(places):
+    pytest.importorskip("lm_eval")
+    (places / "tasks").mkdir()
+    document = {"text": tiny.WORDS[0], "choices": tiny.WORDS[1:3], "label": 0}
+    (places / "words.jsonl").write_text("".join(json.dumps(document) + "\n" for _ in range(4)))
+    (places / "tasks/words.yaml").write_text(
+        f"task: words\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {places / 'words.jsonl'}\n"
+        "test_split: test\noutput_type: multiple_choice\n"
+        'doc_to_text: "{{text}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: label\n'
+        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+    )
+    done = secateur(
+        "measure", "small", "--batch", "2", "--length", "8", "--tasks", "words", "--task-folder", "tasks",
+        "--limit", "3", "--json", cwd=places, HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=str(places / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figure = json.loads(done.stdout)["model"]["words/acc"]
+    assert figure["value"] in (0.0, 1.0)
+    assert figure["samples"] == 3
+
+
 def test_a_missed_budget_ends_with_one(places, capsys, monkeypatch):
     from secateur import running
 
@@ -202,3 +223,10 @@ def test_debug_shows_where_an_error_came_from():
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("secateur: no model at './nowhere'")
+
+
+def test_a_device_that_is_not_there_is_refused(places, capsys):
+    for device in ("nonsense", "cuda:99"):
+        arguments = ["measure", str(places / "small"), "--device", device]
+        assert cli.main(arguments) == 2
+        assert f"device '{device}' can't hold the model" in capsys.readouterr().err

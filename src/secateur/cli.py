@@ -177,6 +177,7 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     flag("overwrite", bool, "Start anew where --out holds another run.", False)
     flag("seed", int | None, "Of everything random.")
     flag("threads", int | None, "Of torch, also while measuring.")
+    flag("device", str | None, "Where to prune and to measure: cpu (the default), cuda, ...")
     flag("batch", int | None, "Sequences per batch of the measured environment.")
     flag("length", int | None, "Tokens per sequence of the measured environment.")
     for option in options:
@@ -309,15 +310,22 @@ def measure(
     model: Annotated[str, typer.Argument(help="A model folder or Hub id.")],
     against: Annotated[str | None, typer.Option(help="Another, usually the original, to compare with.")] = None,
     data: Annotated[str | None, typer.Option(help="Texts to measure quality on.")] = None,
+    tasks: Annotated[str, typer.Option(help="lm-eval tasks to measure quality on, separated by commas.")] = "",
+    task_folder: Annotated[Path | None, typer.Option(help="A folder of lm-eval task files of your own.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Documents per task; all if not given.")] = None,
     batch: Annotated[int, typer.Option(help="Sequences per batch.")] = 32,
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 64,
     threads: Annotated[int | None, typer.Option(help="Of torch.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to measure: cpu (the default), cuda, ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Measure size, time, memory and quality of a model, alone or against another."""
     from secateur import running
 
-    found = running.measure(model, against, data, batch=batch, length=length, threads=threads)
+    found = running.measure(
+        model, against, data, tasks=[name for name in tasks.split(",") if name], task_folder=task_folder, limit=limit,
+        batch=batch, length=length, threads=threads, device=device,
+    )  # fmt: skip
     if as_json:
         from dataclasses import asdict
 

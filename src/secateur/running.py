@@ -30,7 +30,7 @@ from secateur import recipes
 from secateur.errors import DataError, InputError, MeasurementError
 from secateur.files import texts
 from secateur.files.rundir import Run, guard, writing
-from secateur.measure import environment, evidence, latency, memory, quality, size
+from secateur.measure import environment, evidence, generation, latency, memory, quality, size
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Evidence, Figure, Result
 
@@ -72,6 +72,7 @@ def run(
     overwrite: bool = False,
     seed: int = 0,
     threads: int | None = None,
+    device: str | None = None,
     batch: int | None = None,
     length: int | None = None,
     **options: Any,
@@ -90,6 +91,8 @@ def run(
         overwrite: start anew where `out` holds another run.
         seed: of everything random.
         threads: of torch, also while measuring; its own number if None.
+        device: where the model is pruned and timed, such as cuda; where it is if None. Training takes a GPU that is
+            there.
         batch: sequences per batch of the measured environment; the recipe's default if None.
         length: tokens per sequence of the measured environment; the recipe's default if None.
         options: the recipe's own.
@@ -102,7 +105,7 @@ def run(
     return list(
         results(
             recipe, model, data, budget, out, dry_run=dry_run, overwrite=overwrite,
-            seed=seed, threads=threads, batch=batch, length=length, **options,
+            seed=seed, threads=threads, device=device, batch=batch, length=length, **options,
         )
     )  # fmt: skip
 
@@ -118,6 +121,7 @@ def results(
     overwrite: bool = False,
     seed: int = 0,
     threads: int | None = None,
+    device: str | None = None,
     batch: int | None = None,
     length: int | None = None,
     **options: Any,
@@ -129,17 +133,16 @@ def results(
     chosen = _options(function, {**options, **given}, seed, dry_run)
     _check(seed=(seed, 0), threads=(threads, 1), batch=(batch, 1), length=(length, 1))
     corpus = texts.read(data)
-    subject = _open(model)
+    subject = _open(model, device)
     if subject.tokenizer is None:
         raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
-    where = latency.Environment(
-        chosen.get("batch", BATCH), chosen.get("length", LENGTH), threads or torch.get_num_threads()
-    )
+    where = _where(subject, chosen.get("batch", BATCH), chosen.get("length", LENGTH), threads)
     settings = {
         "recipe": function.__name__,
         "budget": [str(budget) for budget in budgets],
         "seed": seed,
         "threads": where.threads,
+        "device": where.device,
         "batch": where.batch,
         "length": where.length,
         **{name: value for name, value in chosen.items() if name != "dry_run"},
@@ -208,8 +211,21 @@ def _budgets(given: str | Budget | Sequence[str | Budget]) -> list[Budget]:
     return found
 
 
-def _open(model: Model) -> Transformer:
-    return model if isinstance(model, Transformer) else open_subject(model)
+def _open(model: Model, device: str | None = None) -> Transformer:
+    subject = model if isinstance(model, Transformer) else open_subject(model)
+    if device is not None:
+        try:
+            for module in (subject.model, *subject.head):
+                module.to(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"device {device!r} can't hold the model: {reason}") from error
+    return subject
+
+
+def _where(subject: Transformer, batch: int, length: int, threads: int | None) -> latency.Environment:
+    kind = str(subject.model.dtype).removeprefix("torch.")
+    return latency.Environment(batch, length, threads or torch.get_num_threads(), str(subject.model.device), kind)
 
 
 def _check(**numbers: tuple[int | None, int]) -> None:
@@ -424,7 +440,9 @@ def compare(
     measured: dict[str, Figure] = {}
     with where.active():
         try:
-            pair = latency.compare(lambda: original.forward(example), lambda: student.forward(example))
+            pair = latency.compare(
+                lambda: original.forward(example), lambda: student.forward(example), device=where.device
+            )
             before["latency"], after["latency"], measured["speedup"] = pair.before, pair.after, pair.speedup
         except MeasurementError as error:
             notes.append(f"time: {error}")
@@ -459,7 +477,8 @@ def _sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Fig
 
 
 def _peak(subject: Transformer, example: Mapping[str, Tensor]) -> Figure:
-    return memory.peak(torch.no_grad()(partial(subject.forward, example)), calls=3).figure
+    run = torch.no_grad()(partial(subject.forward, example))
+    return memory.peak(run, device=str(subject.model.device), calls=3).figure
 
 
 def _quality(
@@ -482,7 +501,7 @@ def _quality(
             {"accuracy": quality.accuracy(student.forward, batches)},
             {},
         )
-    teacher, copy = (torch.cat([_embed(subject, batch) for batch in batches]) for subject in (original, student))
+    teacher, copy = (torch.cat([_embed(subject, batch).cpu() for batch in batches]) for subject in (original, student))
     return {}, {}, quality.fidelity(teacher, copy)
 
 
@@ -531,33 +550,46 @@ def measure(
     against: Model | None = None,
     data: str | Path | Sequence[str] | texts.Corpus | None = None,
     *,
+    tasks: Sequence[str] = (),
+    task_folder: str | Path | None = None,
+    limit: int | None = None,
     batch: int = BATCH,
     length: int = LENGTH,
     threads: int | None = None,
+    device: str | None = None,
 ) -> dict[str, dict[str, Figure]]:
     """Measure a model, or a model `against` another: {"model": ..., "against": ..., "both": speedup and fidelity}.
 
-    Quality is measured where `data` is given, on all of it.
+    Quality is measured where `data` is given, on all of it, and on the lm-eval `tasks` named, of its own or of YAML
+    files in `task_folder`, on the first `limit` documents of each.
     """
-    _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1))
-    where = latency.Environment(batch, length, threads or torch.get_num_threads())
+    _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1), limit=(limit, 1))
     corpus = None if data is None else texts.read(data)
-    subject = _open(model)
+    subject = _open(model, device)
+    where = _where(subject, batch, length, threads)
+
+    def ask(one: Transformer) -> dict[str, Figure]:
+        if not tasks:
+            return {}
+        if one.kind != "decoder" or one.tokenizer is None:
+            raise InputError("lm-eval tasks need a language model with its tokenizer")
+        return generation.evaluate(one.model, one.tokenizer, tasks, include_path=task_folder, limit=limit)
+
     if against is not None:
-        other = _open(against)
+        other = _open(against, device)
         with _threads(where):
             before, after, both, notes = compare(other, subject, corpus, where)
         if "speedup" not in both:
             raise MeasurementError(notes[0])
-        return {"model": after, "against": before, "both": both}
+        return {"model": after | ask(subject), "against": before | ask(other), "both": both}
     example = subject.example(batch, length)
     with where.active():
         row = _sizes(subject, example)
-        row["latency"] = latency.median_time(lambda: subject.forward(example))
+        row["latency"] = latency.median_time(lambda: subject.forward(example), device=where.device)
         row["peak_memory"] = _peak(subject, example)
     if corpus is not None:
         row |= _quality(subject, subject, corpus, length)[0]
-    return {"model": row}
+    return {"model": row | ask(subject)}
 
 
 def report(run_dir: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,6 +95,23 @@ def held_out(student: Transformer, genres: Sequence[str] = ()) -> float:
     """Next-token loss on held-out Brown, in nats per token."""
     items = batches(student, seed=0, held=True, genres=genres).take(24)
     return objectives.held_out(student.forward, teacher=student.forward, output="logits", batches=items)
+
+
+@torch.no_grad()
+def choice(student: Transformer, count: int = 400) -> float:
+    """A small downstream task: which of two endings a held-out sentence has, by log-probability. Chance is 0.5."""
+    rows = student.tokenizer(list(brown().split(seed=0)[1].texts), add_special_tokens=False)["input_ids"]
+    rows = [row[:40] for row in rows if len(row) >= 16][: count + 1]
+    right = 0
+    for own, other in itertools.pairwise(rows):
+        start, length = len(own) // 2, min(len(own) - len(own) // 2, len(other) // 2)
+        begun = own[:start]
+        both = torch.tensor([begun + own[start : start + length], begun + other[-length:]])
+        logits = student.forward({"input_ids": both, "attention_mask": torch.ones_like(both)}).prediction
+        spoken = torch.log_softmax(logits[:, start - 1 : -1].float(), -1).gather(-1, both[:, start:, None])
+        real, false = spoken.sum((1, 2)).tolist()
+        right += real > false
+    return right / (len(rows) - 1)
 
 
 def task(

@@ -267,18 +267,29 @@ def test_hidden_states_help_where_layers_went():
 
 
 def test_contiguous_and_scattered_depth():
+    """Layers to drop are chosen by loss, and contiguous ones by a downstream task too (practice report)."""
     teacher = lab.llama()
     items = lab.batches(teacher, seed=7).take(8)
 
-    def judge(forward):
-        return minitron.objectives.held_out(forward, teacher=teacher.forward, output="logits", batches=items)
+    def loss(student):
+        return minitron.objectives.held_out(student.forward, teacher=teacher.forward, output="logits", batches=items)
 
-    after: dict[str, list[float]] = {"contiguous": [], "scattered": []}
-    for contiguous, name in ((True, "contiguous"), (False, "scattered")):
+    ways = {
+        "contiguous": (True, loss),
+        "contiguous, by task": (True, lambda student: -lab.choice(student, 150)),
+        "scattered": (False, loss),
+    }
+    after: dict[str, list[float]] = {}
+    task: dict[str, list[float]] = {}
+    for name, (contiguous, judge) in ways.items():
         keep = minitron.kept_layers(teacher, 3, "perplexity", contiguous, judge, items)
+        after[name], task[name] = [], []
         for seed in SEEDS:
             student, _ = teacher.cut(Selection({"layers": keep}))
-            after[name].append(lab.held_out(lab.distil(student, teacher, 60, seed=seed)))
+            lab.distil(student, teacher, 60, seed=seed)
+            after[name].append(lab.held_out(student))
+            task[name].append(lab.choice(student))
+    said = ", ".join(f"{name} {np.mean(row):.3f}" for name, row in task.items())
     ours = after.pop("contiguous")
     lab.record(
         "minitron",
@@ -287,5 +298,29 @@ def test_contiguous_and_scattered_depth():
         lab.less(ours, after["scattered"]),
         ("loss", ours),
         after,
+        setup=f"{SETUP}; choice of the right ending (chance 0.5): {said}",
+    )
+
+
+def test_merging_heads_helps():
+    """L = 8 heads to K = 4, two in each KV group, with and without the residual of those that go (section 2.2)."""
+    teacher = lab.llama()
+    found: dict[str, list[float]] = {
+        name: [] for name in ("merged", "dropped", "merged, untrained", "dropped, untrained")
+    }
+    for seed in SEEDS:
+        for name in ("merged", "dropped"):
+            start = minitron.merged(teacher, scores(seed=seed), 4) if name == "merged" else teacher
+            student = narrow(start, scores(seed=seed), {"heads": 4})
+            found[f"{name}, untrained"].append(lab.held_out(student))
+            found[name].append(lab.held_out(lab.distil(student, teacher, 60, seed=seed)))
+    ours = found.pop("merged")
+    lab.record(
+        "minitron",
+        "merge",
+        "heads that take over the residual of those that go are no worse after training than without",
+        lab.less(ours, found["dropped"]),
+        ("loss", ours),
+        found,
         setup=SETUP,
     )

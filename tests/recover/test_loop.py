@@ -433,3 +433,40 @@ def test_a_student_without_trainable_parameters_is_refused():
     with pytest.raises(InputError, match="unfreeze"):
         loop.train(student, Batches(), logit_objective(student, llama(2)), steps=1, lr=1e-3)
     assert student.config.vocab_size == VOCABULARY
+
+
+def test_what_is_frozen_answers_in_eval_mode_and_does_not_change():
+    student, teacher = llama(0), llama(1)
+    teacher.train()
+    before, modes = weights(teacher), []
+
+    def objective(batch, totals):
+        modes.append(teacher.training)
+        return logit_objective(student, teacher)(batch, totals)
+
+    loop.train(student, Batches(), objective, steps=2, lr=1e-3, frozen=[teacher], progress=False)
+    assert modes == [False, False]
+    assert equal(weights(teacher), before)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("", {}),
+        ("accumulate=4, precision=bf16", {"accumulate": 4, "precision": "bf16"}),
+        ("clip=none,patience=3", {"clip": None, "patience": 3}),
+        ("trackers=tensorboard+wandb", {"trackers": ["tensorboard", "wandb"]}),
+        ({"clip": 0.5, "trackers": ["wandb"]}, {"clip": 0.5, "trackers": ["wandb"]}),
+    ],
+)
+def test_settings_left_to_the_user(given, found):
+    assert loop.options(given) == found
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("epochs=3", "no setting 'epochs': it has accumulate"), ("accumulate", "write name=value"), ("every=x", "'x'")],
+)
+def test_settings_that_are_none_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        loop.options(given)

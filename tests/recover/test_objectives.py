@@ -78,11 +78,28 @@ def test_every_direction_is_zero_at_the_teacher(direction):
     assert float(loss) == pytest.approx(0.0, abs=1e-5)
 
 
-def test_embeddings_count_direction_and_neighbours():
+def test_embeddings_count_direction():
     torch.manual_seed(0)
     theirs = torch.randn(4, 8)
     assert float(objectives.distance(theirs, theirs, BATCH, output="embedding")) == pytest.approx(0.0, abs=1e-5)
     assert float(objectives.distance(-theirs, theirs, BATCH, output="embedding")) > 1.0
+
+
+def test_what_the_batch_brings_of_the_teacher_counts_as_its_logits():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 4, 9), torch.randn(2, 4, 9)
+    real = BATCH["attention_mask"].bool()
+    log_p, indices = torch.log_softmax(theirs[real], -1).topk(9)
+    cached = {
+        "teacher_log_probabilities": log_p,
+        "teacher_indices": indices,
+        "teacher_remaining": torch.full((6,), -torch.inf),
+    }
+    totals = objectives.count(BATCH)
+    found, parts = objectives.distil(model(ours), None, output="logits", logit=0.5)({**BATCH, **cached}, totals)
+    live, _ = objectives.distil(model(ours), model(theirs), output="logits", logit=0.5)(BATCH, totals)
+    torch.testing.assert_close(found, live)
+    assert parts["logit"] == pytest.approx(2 * float(live))
 
 
 def test_states_of_another_width_are_refused():

@@ -15,7 +15,8 @@ from secateur.studies import baselines
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Result
 
-QUICK = {"steps": 0, "train_batch": 8, "train_length": 16, "batch": 2, "length": 8}
+QUICK = {"recovery": {"steps": 0, "train_batch": 8, "train_length": 16}, "batch": 2, "length": 8}
+TRAINED = {"steps": 3, "train_batch": 8, "train_length": 16}
 DATA = texts.read(tiny.sentences(200))
 
 
@@ -77,7 +78,7 @@ def test_recovery_trains_the_student_and_leaves_the_original(tmp_path, baseline)
     whole = subject("bert")
     before = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
     with Run.open(tmp_path / "a", {}) as run:
-        (found,) = baseline(whole, DATA, [Budget.parse("params=80%")], run, **{**QUICK, "steps": 3})
+        (found,) = baseline(whole, DATA, [Budget.parse("params=80%")], run, **{**QUICK, "recovery": TRAINED})
     assert found.recovery is not None
     assert found.recovery.steps == 3
     assert all(torch.equal(before[name], tensor) for name, tensor in whole.model.state_dict().items())
@@ -98,3 +99,8 @@ def test_baselines_are_added_to_the_evidence_of_a_run(tmp_path):
     assert row.baselines["magnitude"]["params"].value <= 0.8 * row.before["params"].value
     assert running.evidence.read(tmp_path / "out")[0].baselines.keys() == row.baselines.keys()
     assert "every second layer" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_two_budgets_train_in_folders_of_their_own(tmp_path):
+    found = results(baselines.magnitude, tmp_path, "params=85%", "params=70%", recovery=TRAINED)
+    assert [row.recovery.steps for row in found] == [3, 3]

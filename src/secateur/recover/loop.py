@@ -37,13 +37,41 @@ from secateur.recover.objectives import count as count_tokens
 from secateur.recover.schedule import learning_rate
 from secateur.vocabulary import Recovery
 
-__all__ = ["train"]
+__all__ = ["options", "train"]
 
 Batch = Any
 """What `batches[i]` gives and the objective takes; usually a mapping of tensors."""
 
 _POINTS = 300
 """Loss points kept in a `Recovery`."""
+
+
+def options(given: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `train` that a recipe leaves to its user, from text or a mapping: "accumulate=4,precision=bf16".
+
+    Raises `InputError` for a name that is not among them, or a value of the wrong kind.
+    """
+    pairs = dict(given) if isinstance(given, Mapping) else _pairs(given)
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "accumulate": int, "every": int, "evaluate_every": int, "patience": int, "clip": float, "precision": str,
+        "trackers": lambda value: value.split("+") if isinstance(value, str) else list(value),
+    }  # fmt: skip
+    found = {}
+    for name, value in pairs.items():
+        if name not in kinds:
+            raise InputError(f"training has no setting {name!r}: it has {', '.join(sorted(kinds))}")
+        try:
+            found[name] = None if name == "clip" and str(value).lower() == "none" else kinds[name](value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"training setting {name}={value!r}: give a {kinds[name].__name__}") from error
+    return found
+
+
+def _pairs(text: str) -> dict[str, str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if any("=" not in part for part in parts):
+        raise InputError(f"training {text!r}: write name=value, separated by commas, such as accumulate=4,patience=3")
+    return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parts)}
 
 
 def train(
@@ -64,6 +92,7 @@ def train(
     seed: int = 0,
     dropout: bool = True,
     extra: Sequence[nn.Module] = (),
+    frozen: Sequence[nn.Module] = (),
     count: Callable[[Batch], Mapping[str, int]] = count_tokens,
     checkpoint: str | Path | None = None,
     every: int = 100,
@@ -97,6 +126,7 @@ def train(
         dropout: False trains as the model is used: a short distillation has no time to average dropout's noise away,
             and a teacher's output is no label to overfit. Batch norms still learn.
         extra: further modules in training (a projection).
+        frozen: modules the objective asks (a teacher): on the device meanwhile, in eval mode, untouched.
         count: batch -> what it holds, for the totals; "tokens" gives tokens/s.
         checkpoint: folder of the training's own checkpoint; a run that finds one there goes on from it.
         every: steps between checkpoints.
@@ -127,7 +157,7 @@ def train(
         raise UnsupportedError("FSDP version 1 is not supported: set fsdp_version: 2 in Accelerate's configuration")
 
     with contextlib.ExitStack() as stack:
-        modules = stack.enter_context(_prepared(student, extra, accelerator.device, dropout))
+        modules = stack.enter_context(_prepared(student, extra, frozen, accelerator.device, dropout))
         stack.enter_context(_own_randomness(accelerator.device))
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
@@ -442,11 +472,12 @@ def _evaluated(evaluate: Callable[[], float], modules: Sequence[nn.Module], acce
 
 @contextlib.contextmanager
 def _prepared(
-    student: nn.Module, extra: Sequence[nn.Module], device: torch.device, dropout: bool
+    student: nn.Module, extra: Sequence[nn.Module], frozen: Sequence[nn.Module], device: torch.device, dropout: bool
 ) -> Iterator[list[nn.Module]]:
     """The modules on `device`, in train mode, trained weights in float32; on exit as they came, in eval mode."""
     modules = [student, *extra]
-    before = [next((p.device for p in module.parameters()), torch.device("cpu")) for module in modules]
+    moved = [*modules, *frozen]
+    before = [next((p.device for p in module.parameters()), torch.device("cpu")) for module in moved]
     narrow = {
         parameter: parameter.dtype
         for module in modules
@@ -455,6 +486,8 @@ def _prepared(
     }
     for parameter in narrow:
         parameter.data = parameter.data.float()
+    for module in frozen:
+        module.to(device).eval()
     for module in modules:
         module.to(device).train()
         if not dropout:
@@ -464,7 +497,7 @@ def _prepared(
     finally:
         for parameter, dtype in narrow.items():
             parameter.data = parameter.data.to(dtype)
-        for module, home in zip(modules, before, strict=True):
+        for module, home in zip(moved, before, strict=True):
             module.eval()
             if home.type != "meta" and not any(isinstance(p, DTensor) for p in module.parameters()):
                 module.to(home)

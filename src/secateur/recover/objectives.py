@@ -122,9 +122,8 @@ def distance(
 def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int]) -> Tensor:
     """Cross-entropy: of the next token for [B, S, V], of `labels` for [B, C]."""
     if logits.dim() == 3:
-        keep = _mask(batch)
-        target = batch["input_ids"][:, 1:].masked_fill(~(keep[:, 1:] & keep[:, :-1]), -100)
-        return losses.cross_entropy(logits[:, :-1], target) / totals["targets"]
+        labels = losses.next_tokens(batch["input_ids"], _mask(batch))
+        return losses.cross_entropy(logits, labels) / totals["targets"]
     return losses.cross_entropy(logits, batch["labels"]) / totals["sequences"]
 
 
@@ -134,6 +133,7 @@ def held_out(student: Forward, *, teacher: Forward, output: str, batches: Sequen
     total = 0.0
     for batch in batches:
         prediction = student(batch).prediction
+        batch = {name: tensor.to(prediction.device) for name, tensor in batch.items()}
         if output == "logits" and prediction.dim() == 3:
             total += float(task_loss(prediction, batch, count(batch)))
         else:
@@ -160,7 +160,8 @@ def distil(
 
     Args:
         student: the model in training.
-        teacher: the original, or a cache of what it said; None where only the task counts.
+        teacher: the original; None where only the task counts, or where each batch brings the teacher's likeliest
+            tokens along (`teachers.Joined` with `teachers.cache_topk`).
         output: what `prediction` holds: "logits", "embedding" or "states".
         task: weight of cross-entropy.
         logit: weight of the prediction loss (`distance`).
@@ -194,7 +195,13 @@ def distil(
         if task:
             add("task", task, task_loss(ours.prediction, batch, totals))
         near = None
-        if theirs is not None and logit:
+        if logit and "teacher_indices" in batch:
+            near = losses.topk_kl(
+                ours.prediction, batch["teacher_log_probabilities"], batch["teacher_indices"],
+                batch["teacher_remaining"], _mask(batch), temperature=temperature,
+            ) / totals["tokens"]  # fmt: skip
+            add("logit", logit, near)
+        elif theirs is not None and logit:
             near = distance(
                 ours.prediction,
                 theirs.prediction,

@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 
 from secateur import running
-from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.measure import evidence
 from secateur.recipes.language import ziplm
-from secateur.recover import loop, objectives
 from secateur.score import magnitude as norms
 from secateur.select import allocate, levels, ranking
 from secateur.subjects import Transformer
@@ -27,7 +25,10 @@ from secateur.vocabulary import Budget, Evidence, Limit, Recovery, Result, Selec
 
 __all__ = ["add", "every_second_layer", "magnitude"]
 
-Training = dict[str, Any]
+_RECOVERY = (
+    "steps", "train_batch", "train_length", "lr", "weight_decay", "task", "logit", "token", "temperature", "training",
+)  # fmt: skip
+"""Options of `ziplm.distil` that a run of `ziplm` records."""
 
 
 def every_second_layer(
@@ -39,28 +40,20 @@ def every_second_layer(
     batch: int = 32,
     length: int = 64,
     seed: int = 0,
-    steps: int = 1000,
-    train_batch: int = 32,
-    train_length: int = 128,
-    lr: float = 5e-4,
-    weight_decay: float = 0.03,
-    logit: float = 1.0,
-    token: float | None = None,
+    recovery: dict[str, Any] | None = None,
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Layers 0, 2, 4, ... stay; each learns the output of the pair of layers it stands for. The budget is ignored.
 
     Args:
-        steps: distillation steps; the rest as in `ziplm`.
+        recovery: options of `ziplm.distil`, so that nothing but the cut differs.
     """
     total = len(subject.layers())
     student, cut = subject.cut(Selection({"layers": np.arange(total) % 2 == 0}))
     left = len(student.layers())
     pairs = [(k, min(total, round(k * total / left))) for k in range(1, left + 1)]
-    training = {"steps": 0 if dry_run else steps, "train_batch": train_batch, "train_length": train_length, "lr": lr,
-                "weight_decay": weight_decay, "logit": logit, "token": token, "seed": seed}  # fmt: skip
-    recovery = _recover(subject, student, data, run, pairs, training)
-    yield Result(str(budgets[0]), student, cut, student.units(batch=batch, length=length).cost(), recovery)
+    trained = _recover(subject, student, data, run.folder(f"train-{budgets[0]}"), seed, dry_run, recovery, blocks=pairs)
+    yield Result(str(budgets[0]), student, cut, student.units(batch=batch, length=length).cost(), trained)
 
 
 def magnitude(
@@ -72,13 +65,7 @@ def magnitude(
     batch: int = 32,
     length: int = 64,
     seed: int = 0,
-    steps: int = 1000,
-    train_batch: int = 32,
-    train_length: int = 128,
-    lr: float = 5e-4,
-    weight_decay: float = 0.03,
-    logit: float = 1.0,
-    token: float | None = None,
+    recovery: dict[str, Any] | None = None,
     tolerance: float = 0.02,
     corrections: int = 4,
     dry_run: bool = False,
@@ -86,7 +73,7 @@ def magnitude(
     """Heads and neurons of the smallest norm go, the same share in every layer, until the budget is met on the clock.
 
     Args:
-        steps: distillation steps; the rest as in `ziplm`.
+        recovery: options of `ziplm.distil`, so that nothing but the cut differs.
     """
     whole = subject.units(batch=batch, length=length)
     kinds = {site.kind: site.count for site in whole.sites.values()}
@@ -106,20 +93,15 @@ def magnitude(
 
         keep = {site: np.array(mask) for site, mask in run.json(f"cut-{budget}", decide).items()}
         student, cut = subject.cut(Selection(keep))
-        pairs = [(k, k) for k in range(1, 1 + len(student.layers()))]
-        training = {"steps": 0 if dry_run else steps, "train_batch": train_batch, "train_length": train_length,
-                    "lr": lr, "weight_decay": weight_decay, "logit": logit, "token": token, "seed": seed}  # fmt: skip
-        recovery = _recover(subject, student, data, run, pairs, training)
+        trained = _recover(subject, student, data, run.folder(f"train-{budget}"), seed, dry_run, recovery)
         predicted = levels.with_latency(units, table, fixed).cost(keep)
-        yield Result(str(budget), student, cut, predicted, recovery)
+        yield Result(str(budget), student, cut, predicted, trained)
 
 
 def add(
     out: str | Path,
     model: running.Model,
     data: Any,
-    *,
-    options: Sequence[str] = ("steps", "train_batch", "train_length", "lr", "weight_decay", "logit", "token"),
 ) -> list[Evidence]:
     """Make both baselines for each result in the run directory `out`, with its training, and add them to its evidence.
 
@@ -128,12 +110,12 @@ def add(
     rows = []
     baselines: tuple[Callable[..., Iterator[Result]], ...] = (every_second_layer, magnitude)
     for row in evidence.read(out):
-        shared = {name: row.settings[name] for name in ("seed", "batch", "length", "threads")}
-        training = {name: row.settings[name] for name in options if name in row.settings}
+        shared = {name: row.settings[name] for name in ("seed", "batch", "length", "threads", "device")}
+        recovery = {name: row.settings[name] for name in _RECOVERY if name in row.settings}
         beside = {}
         for baseline in baselines:
             place = Path(out) / "baselines" / f"{baseline.__name__}-{row.target}"
-            (found,) = running.run(baseline, model, data, row.target, place, **shared, **training)
+            (found,) = running.run(baseline, model, data, row.target, place, **shared, recovery=recovery)
             beside[baseline.__name__.replace("_", " ")] = {**found.after, **found.measured}
         rows.append(replace(row, baselines=beside))
     running.publish_evidence(Path(out), rows)
@@ -147,37 +129,19 @@ def _on_the_clock(
     """What stays: by norm, the same share everywhere, until the measured time meets a latency limit."""
     limits = budget.absolute(levels.with_latency(units, table, fixed).cost())
     dense = levels.with_latency(units, table, fixed).cost()
-    for turn in range(1 + corrections):
-        priced = levels.with_latency(units, table, fixed)
-        goal = Budget(tuple(Limit(measure, value) for measure, value in limits.items()))
-        chosen = ranking.by_budget(priced, scores, goal, scope="local")
-        if "latency" not in limits or turn == corrections:
-            break
-        seconds = ziplm.clock(subject, subject.cut(chosen)[0], batch, length) * dense["latency"]
-        if abs(seconds / limits["latency"] - 1) <= tolerance:
-            break
-        fixed += seconds - chosen.spent["latency"]
+    goal = Budget(tuple(Limit(measure, value) for measure, value in limits.items()))
+    chosen, _, _ = ziplm.settle(
+        lambda fixed: ranking.by_budget(levels.with_latency(units, table, fixed), scores, goal, scope="local"),
+        lambda chosen, fixed: levels.with_latency(units, table, fixed).cost(chosen.keep)["latency"],
+        lambda chosen: ziplm.clock(subject, subject.cut(chosen)[0], batch, length) * dense["latency"],
+        limits.get("latency"), fixed, tolerance=tolerance, corrections=corrections,
+    )  # fmt: skip
     return {site: [bool(stays) for stays in mask] for site, mask in chosen.keep.items()}
 
 
 def _recover(
-    subject: Transformer, student: Transformer, data: Corpus, run: Run, pairs: list[tuple[int, int]], given: Training
-) -> Recovery | None:
-    """ZipLM's distillation, so that nothing but the cut differs."""
-    if not given["steps"]:
-        return None
-    decoder = subject.kind == "decoder"
-    train, _ = data.split(seed=given["seed"])
-    batches = texts.batches(
-        train, subject.tokenizer, packed=decoder, batch=given["train_batch"], length=given["train_length"],
-        seed=given["seed"] + 1,
-    )  # fmt: skip
-    token = given["token"] if given["token"] is not None else (0.5 if decoder else 1.0)
-    objective = objectives.distil(
-        student.forward, subject.forward, output=subject.output, blocks=pairs, task=0.5 if decoder else 0.0,
-        logit=given["logit"], token=token,
-    )  # fmt: skip
-    return loop.train(
-        student.model, batches, objective, steps=given["steps"], lr=given["lr"], schedule="linear", warmup=0.1,
-        weight_decay=given["weight_decay"], seed=given["seed"], dropout=False, checkpoint=run.folder("train"),
-    )  # fmt: skip
+    subject: Transformer, student: Transformer, data: Corpus, folder: Path, seed: int, dry_run: bool,
+    recovery: dict[str, Any] | None, **more: Any,
+) -> Recovery | None:  # fmt: skip
+    given = {**(recovery or {}), **({"steps": 0} if dry_run else {}), **more}
+    return ziplm.distil(subject, student, folder, data=data, seed=seed, **given)

@@ -264,7 +264,8 @@ class Transformer:
     def forward(self, batch: Mapping[str, Tensor], *, hidden: bool = False) -> Output:
         """Run the model on a batch with `input_ids` and `attention_mask` [B, S]; other keys are left aside."""
         accepted = inspect.signature(self.model.forward).parameters
-        inputs = {name: batch[name] for name in _INPUTS if name in batch and name in accepted}
+        device = self.model.device
+        inputs = {name: batch[name].to(device) for name in _INPUTS if name in batch and name in accepted}
         if "use_cache" in accepted:
             inputs["use_cache"] = False  # type: ignore[assignment]
         states: list[Tensor] = []
@@ -296,7 +297,7 @@ class Transformer:
         states: Tensor = result.last_hidden_state
         if self.output == "states":
             return states
-        mask = batch.get("attention_mask", torch.ones(states.shape[:2], device=states.device, dtype=torch.long))
+        mask = batch.get("attention_mask", torch.ones(states.shape[:2], dtype=torch.long)).to(states.device)
         features: dict[str, Any] = {"token_embeddings": states, "attention_mask": mask}
         for module in self.head:
             features = module(features)
@@ -318,9 +319,8 @@ class Transformer:
         kept: int,
         batch: int,
         length: int,
-        device: str | torch.device = "cpu",
     ) -> Callable[[], Any]:
-        """A callable that runs one attention or FFN sub-block with `kept` units, for latency tables.
+        """A callable that runs one attention or FFN sub-block with `kept` units where the model is, for latency tables.
 
         It has random weights and input [batch, length, hidden_size]. Norms that serve the sub-block alone, and
         the residual sum, are part of it; the LayerNorm of a post-norm layer stays when the sub-block goes, so it is
@@ -343,10 +343,10 @@ class Transformer:
             raise InputError(f"probe kind {kind!r}: expected heads, neurons, or kv_groups in a grouped model")
         if not 0 <= kept <= whole:
             raise InputError(f"probe of {kept} {kind}: a layer here has {whole}")
-        return self._probe(width, block, batch, length, torch.device(device)) if kept else lambda: None
+        return self._probe(width, block, batch, length) if kept else lambda: None
 
-    def _probe(self, width: Widths, block: Block, batch: int, length: int, device: torch.device) -> Callable[[], Any]:
-        layout = self.layout
+    def _probe(self, width: Widths, block: Block, batch: int, length: int) -> Callable[[], Any]:
+        layout, device = self.layout, self.model.device
         config = cutting.new_config(layout, [width], self.hidden_size, [0], [0])
         config.vocab_size = 8
         config.bos_token_id = config.eos_token_id = None

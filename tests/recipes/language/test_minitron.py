@@ -219,6 +219,31 @@ def test_a_score_of_the_user_decides(tmp_path):
     assert torch.equal(after.model.layers[1].mlp.up_proj.weight, before.model.layers[1].mlp.up_proj.weight[64:, :48])
 
 
+def test_sites_the_user_does_not_score_are_ranked_by_activation(tmp_path):
+    """Only neurons are scored; what that cuts elsewhere is what the default cuts."""
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def worth(subject, batches):\n"
+        "    return {s.name: torch.arange(float(s.count)) for s in subject.units('neurons').free()}\n"
+        "def typo(subject, batches):\n"
+        "    return {'layer.0.neurons': torch.ones(96)}\n"
+        "def short(subject, batches):\n"
+        "    return {'layers.0.neurons': torch.ones(3)}\n"
+    )
+    shape = "neurons=64,channels=48"
+    (mine,) = results(tmp_path / "mine", "params=90%", shape=shape, score=f"{tmp_path}/mine.py:worth")
+    (plain,) = results(tmp_path / "plain", "params=90%", shape=shape)
+    assert torch.equal(weights(mine)["model.embed_tokens.weight"], weights(plain)["model.embed_tokens.weight"])
+    assert not torch.equal(weights(mine)["model.layers.0.mlp.up_proj.weight"],
+                           weights(plain)["model.layers.0.mlp.up_proj.weight"])  # fmt: skip
+    for name, message in (
+        ("typo", r"'layer.0.neurons' .* the sites are .*layers.0.heads"),
+        ("short", r"\[3\]: it has \d+"),
+    ):
+        with pytest.raises(InputError, match=message):
+            results(tmp_path / name, "params=90%", shape=shape, score=f"{tmp_path}/mine.py:{name}")
+
+
 def test_candidates_are_spread_from_the_deepest_to_the_shallowest():
     found = [{"layers": layers, "neurons": 64 - 8 * layers} for layers in (3, 1, 5, 2, 4)]
     assert [shape["layers"] for shape in minitron.spread(found, 3)] == [5, 3, 1]
@@ -234,9 +259,9 @@ def test_layers_that_go_are_the_block_that_is_missed_least():
             linear.weight.zero_()
     items = texts.batches(DATA, model.tokenizer, packed=True, batch=8, length=16, seed=0).take(2)
 
-    def judge(forward) -> float:
+    def judge(student) -> float:
         with torch.no_grad():
-            gaps = [forward(item).prediction - model.forward(item).prediction for item in items]
+            gaps = [student.forward(item).prediction - model.forward(item).prediction for item in items]
         return float(sum(gap.square().mean() for gap in gaps))
 
     for depth in ("perplexity", "influence"):
@@ -244,3 +269,66 @@ def test_layers_that_go_are_the_block_that_is_missed_least():
             keep = minitron.kept_layers(model, 3, depth, contiguous, judge, items)
             assert np.asarray(keep).tolist() == [True, True, False, True], (depth, contiguous)
     assert minitron.kept_layers(model, 4, "perplexity", True, judge, items).all()
+
+
+def test_a_criterion_of_the_user_ranks_layers_and_candidates(tmp_path):
+    """It likes models that still have the last layer's weights, and wide ones."""
+    (tmp_path / "mine.py").write_text(
+        "def verdict(student, batches):\n"
+        "    assert len(batches) >= 1\n"
+        "    return -student.widths()[0].neurons - 1000 * (3 in student.layer_index)\n"
+    )
+    criterion = f"{tmp_path}/mine.py:verdict"
+    (found,) = results(tmp_path / "a", "params=90%", shape="layers=2", criterion=criterion)
+    assert 3 in found.subject.layer_index
+    (found,) = results(tmp_path / "b", "params=75%", candidates=4, criterion=criterion)
+    rows = json.loads((tmp_path / "b" / "work" / "shape-params=75%-1.json").read_text())["candidates"]
+    assert shapes.sizes(found.subject)["neurons"] == max(row["shape"]["neurons"] for row in rows)
+
+
+def test_a_cached_teacher_is_asked_once_per_batch_and_teaches_the_same(tmp_path, monkeypatch):
+    """With every token kept, the cache says what the live teacher says, but for half precision."""
+    options = {"shape": "neurons=40", "short_steps": 0, "steps": 4, "lr": 1e-3}
+    (live,) = results(tmp_path / "live", "params=95%", **options)
+    teacher, asked = subject(), []
+    forward = Transformer.forward
+
+    def watched(self, batch, **more):
+        if self is teacher and torch.is_grad_enabled() is False and not more:
+            asked.append(batch["input_ids"].shape)
+        return forward(self, batch, **more)
+
+    monkeypatch.setattr(Transformer, "forward", watched)
+    vocabulary = len(tiny.tokenizer())
+    with Run.open(tmp_path / "cached", {}) as run:
+        (found,) = minitron.minitron(
+            teacher, DATA, [Budget.parse("params=95%")], run, **{**QUICK, **options}, cache=vocabulary
+        )
+    assert len(list((tmp_path / "cached" / "work" / "predictions").glob("*.safetensors"))) == 1
+    assert asked.count((8, 16)) >= 4
+    (start,) = results(tmp_path / "start", "params=95%", **{**options, "steps": 0})
+
+    def apart(one: Result, other: Result) -> float:
+        return sum(float((tensor - weights(other)[name]).square().sum()) for name, tensor in weights(one).items())
+
+    assert apart(found, live) < 0.05 * apart(live, start)
+    assert found.recovery.losses[0][1] == pytest.approx(live.recovery.losses[0][1], rel=2e-2)
+    before = dict(subject().model.named_parameters())
+    assert any(not torch.equal(p, before[n]) for n, p in teacher.model.named_parameters()) is False
+
+
+@pytest.mark.parametrize("wrong", [{"hidden": True}, {"direction": "reverse"}, {"kind": "bert"}])
+def test_a_cache_that_can_not_serve_is_refused(tmp_path, wrong):
+    with pytest.raises(InputError, match="cache keeps a language model's likeliest tokens"):
+        results(tmp_path, "params=90%", cache=4, **wrong)
+
+
+def test_settings_of_the_training_loop_pass_through(tmp_path):
+    (found,) = results(
+        tmp_path, "params=95%", shape="neurons=40", steps=6, lr=0.0, min_lr=0.0,
+        training="patience=1,evaluate_every=1,accumulate=2",
+    )  # fmt: skip
+    assert found.recovery.settings["micro_batches"] == 2
+    assert found.recovery.steps == 2  # nothing is learnt, so the second evaluation is no better than the first
+    with pytest.raises(InputError, match="no setting 'epochs'"):
+        results(tmp_path / "b", "params=95%", training="epochs=3")

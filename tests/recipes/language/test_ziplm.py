@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import tiny
-from secateur.errors import InfeasibleError
+from secateur.errors import InfeasibleError, MeasurementError
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.recipes.language import ziplm
@@ -177,6 +178,58 @@ def test_the_latency_table_has_every_level_and_the_rest(kind, axis):
     assert table["rest"]["0"] >= 0.0
 
 
+def test_the_latency_table_adds_up_to_the_whole_models_own_time(monkeypatch):
+    """Blocks timed alone are slower than inside the model; all entries shrink alike."""
+    start = subject()
+    slow = {"heads": 3.0, "neurons": 2.0}
+
+    def interleaved(probes, **options):
+        times = {(kind, k): slow.get(kind, 0) * k for kind, k in probes}
+        return {
+            key: SimpleNamespace(value=value) for key, value in (times | {("rest", 0): 200, ("dense", 0): 50}).items()
+        }
+
+    monkeypatch.setattr(ziplm.latency, "interleaved", interleaved)
+    most = {site.kind: site.count for site in start.units("heads", "neurons").free()}
+    table = ziplm.profile(start, "heads", [0, 8, most["neurons"]], 2, 8)
+    whole = levels.with_latency(start.units("heads", "neurons"), table, table["rest"]["0"]).cost()["latency"]
+    assert whole == pytest.approx(50)
+    assert table["neurons"]["8"] / table["heads"]["1"] == pytest.approx(16 / 3)
+
+
+def settled(limit, clocked, **options):
+    """Solve a problem of one number: the largest x with x + fixed <= limit; the clock adds what it adds."""
+    tried = []
+
+    def timed(x):
+        tried.append(x)
+        return clocked(x)
+
+    values = {"tolerance": 0.01, "corrections": 4} | options
+    found = ziplm.settle(lambda fixed: int(limit - fixed), lambda x, fixed: x + fixed, timed, limit, 0.0, **values)
+    return found, tried
+
+
+def test_what_the_clock_adds_is_taken_off_until_the_limit_is_met():
+    (chosen, fixed, failed), tried = settled(100, lambda x: x + 20)
+    assert (chosen, fixed, failed) == (80, 20, False)
+    assert tried == [100, 80]
+
+
+def test_of_several_choices_the_one_nearest_on_the_clock_is_returned():
+    (chosen, _, failed), tried = settled(100, {100: 150, 50: 60, 90: 104, 86: 90, 96: 120}.__getitem__)
+    assert tried == [100, 50, 90, 86, 96]
+    assert (chosen, failed) == (90, False)
+
+
+def test_without_a_clock_or_a_limit_the_first_choice_stands():
+    def broken(x):
+        raise MeasurementError("too noisy")
+
+    assert settled(100, broken)[0] == (100, 0.0, True)
+    assert ziplm.settle(lambda fixed: 7, None, None, None, 0.0, tolerance=0.01, corrections=4) == (7, 0.0, False)
+
+
 def test_the_search_never_ends_above_its_start():
     start = subject()
     units, base = start.units("heads", "neurons"), swept(start)
@@ -232,3 +285,9 @@ def test_the_receipt_of_a_later_budget_counts_from_the_original(tmp_path):
         assert found.cut.after["params"] == sum(p.numel() for p in found.subject.model.parameters())
     gone = [sum(gone for site, (gone, _) in found.cut.removed.items() if "." in site) for found in (first, second)]
     assert gone[1] > gone[0]
+
+
+def test_settings_of_the_training_loop_pass_through(tmp_path):
+    (found,) = results(tmp_path, ["params=85%"], steps=6, lr=0.0, training="patience=1,evaluate_every=1,accumulate=2")
+    assert found.recovery.settings["micro_batches"] == 2
+    assert found.recovery.steps == 2  # nothing is learnt, so the second evaluation is no better than the first

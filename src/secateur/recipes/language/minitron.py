@@ -17,7 +17,7 @@ from secateur.errors import InputError
 from secateur.files import plugins, texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
-from secateur.recover import compensate, loop, objectives
+from secateur.recover import compensate, loop, objectives, teachers
 from secateur.score import ablation, activation, magnitude, random, similarity
 from secateur.select import allocate, ranking, search
 from secateur.subjects import Transformer, shapes
@@ -53,6 +53,7 @@ def minitron(
     over_sequence: Reducer = "mean",
     depth: Literal["perplexity", "influence"] = "perplexity",
     contiguous: bool = True,
+    criterion: str = "loss",
     rounds: int = 1,
     merge: bool = False,
     calibration: int = 1024,
@@ -71,6 +72,8 @@ def minitron(
     hidden: bool | None = None,
     direction: str = "forward",
     temperature: float = 1.0,
+    cache: int = 0,
+    training: str = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Rank every axis by activations, pick the best of a few shapes by short distillation, distil the winner.
@@ -96,11 +99,14 @@ def minitron(
         seed: of sampling and training.
         axes: what may shrink.
         shape: exact shape in place of the search, such as layers=4,neurons=512; axes not named stay whole.
-        score: activation, magnitude, random, or file.py:function with (subject, batches) -> site -> [count] scores.
+        score: activation, magnitude, random, or file.py:function with (subject, batches) -> site -> [count] scores;
+            sites it leaves out are ranked by activation.
         over_batch: reducer over samples.
         over_sequence: reducer over tokens.
         depth: how layers are ranked.
         contiguous: drop one block of neighbouring layers; otherwise the lowest layers wherever they stand.
+        criterion: what ranks layers and candidates: loss on held-out texts, or file.py:function with (student, batches)
+            -> a number, the lower the better, such as minus the accuracy on a task (practice report).
         rounds: rounds of score and cut on the way to the shape.
         merge: head residual merging: heads that stay take over the ones that go.
         calibration: sequences scored.
@@ -119,6 +125,9 @@ def minitron(
         hidden: hidden-state loss; by default where a quarter of the layers or more went.
         direction: forward or reverse KL, js, mse or cosine on the logits.
         temperature: of the KL.
+        cache: tokens per position kept of the teacher's predictions: asked for once, on disk, for all candidates and
+            stages (forward KL only, no hidden states); 0 asks the teacher at every step.
+        training: more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb.
         dry_run: stop after the cut of the largest candidate; nothing is trained.
 
     Departures: shapes lie within `tolerance` below the budget, not on both sides of it; neurons and heads are read
@@ -129,32 +138,61 @@ def minitron(
     decoder = subject.kind == "decoder"
     train, held = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=decoder, length=length)
-    training = make(train, batch=train_batch, seed=seed + 1)
+    stream, further = make(train, batch=train_batch, seed=seed + 1), loop.options(training)
     samples = make(train, batch=16, seed=seed).take(max(1, calibration // 16))
     judged = make(held, batch=min(16, train_batch), seed=seed).take(16)
 
     teacher = subject
-    fit = partial(loop.train, batches=training, warmup=warmup, min_lr=min_lr, seed=seed, dropout=False)
+    fit: Any = partial(loop.train, warmup=warmup, min_lr=min_lr, seed=seed, dropout=False, **further)
     if correction_steps and not dry_run:
         teacher = subject.cut(Selection({}))[0]
         correct = objectives.distil(teacher.forward, None, output=teacher.output, task=1.0)
-        fit(teacher.model, objective=correct, steps=correction_steps, lr=lr / 5, checkpoint=run.folder("teacher"))
+        fit(teacher.model, stream, objective=correct, steps=correction_steps, lr=lr / 5, patience=None,
+            checkpoint=run.folder("teacher"))  # fmt: skip
     rank = partial(scores, how=score, batch=over_batch, sequence=over_sequence, seed=seed)
-    judge = partial(objectives.held_out, teacher=teacher.forward, output=teacher.output, batches=judged)
+    ruling = None if criterion == "loss" else plugins.function(criterion)
+
+    def judge(student: Transformer) -> float:
+        if ruling is not None:
+            return float(ruling(student, judged))
+        return objectives.held_out(student.forward, teacher=teacher.forward, output=teacher.output, batches=judged)
+
     first = run.tensors("scores", lambda: dict(rank(teacher, samples)))
+
+    if cache and (subject.output != "logits" or not decoder or hidden or direction != "forward"):
+        raise InputError("cache keeps a language model's likeliest tokens: it serves forward KL without hidden states")
 
     def distil(student: Transformer, name: str, steps: int) -> Recovery:
         deep = 4 * len(student.layers()) <= 3 * len(teacher.layers()) if hidden is None else hidden
+        deep = deep and not cache
         pairs = matched(student, teacher) if deep else []
         width = (student.hidden_size, teacher.hidden_size)
         torch.manual_seed(seed)
         projection = nn.Linear(*width, bias=False) if deep and width[0] != width[1] else None
         objective = objectives.distil(
-            student.forward, teacher.forward, output=teacher.output, task=task, logit=logit, temperature=temperature,
-            direction=direction, hidden=pairs, projection=projection,
+            student.forward, None if cache else teacher.forward, output=teacher.output, task=task, logit=logit,
+            temperature=temperature, direction=direction, hidden=pairs, projection=projection,
         )  # fmt: skip
-        extra = [projection] if projection is not None else []
-        return fit(student.model, objective=objective, steps=steps, lr=lr, extra=extra, checkpoint=run.folder(name))
+        recovery: Recovery = fit(
+            student.model, remembered(steps), objective=objective, steps=steps, lr=lr,
+            extra=[projection] if projection is not None else [], frozen=[] if cache else [teacher.model],
+            checkpoint=run.folder(name),
+            evaluate=partial(judge, student) if "patience" in further else None,
+        )  # fmt: skip
+        return recovery
+
+    def remembered(steps: int) -> Any:
+        """The training batches; with a cache, each with what the teacher says of it."""
+        if not cache:
+            return stream
+        key = {"teacher": teachers.fingerprint(teacher.model), "tokenizer": teachers.fingerprint(subject.tokenizer),
+               "data": data.digest, "batches": f"{train_batch} x {length}, seed {seed + 1}"}  # fmt: skip
+        ask = teachers.live(teacher.model, teacher.forward)
+        answers = teachers.cache_topk(
+            run.folder("predictions"), lambda item: ask(item).prediction, stream, steps * further.get("accumulate", 1),
+            key=key, k=cache, temperature=temperature,
+        )  # fmt: skip
+        return teachers.Joined(stream, answers)
 
     for budget in budgets:
         whole = subject.units(batch=batch, length=length).cost()
@@ -180,10 +218,10 @@ def minitron(
                 rows: list[dict[str, Any]] = []
                 for number, sizes in enumerate(tries):
                     trial = trim(sizes)
-                    zero_shot = judge(trial.forward)
+                    zero_shot = judge(trial)
                     if short_steps and len(tries) > 1:
                         distil(trial, f"candidate-{name}-{number}", short_steps)
-                    rows.append({"shape": sizes, "zero_shot": zero_shot, "short": judge(trial.forward)})
+                    rows.append({"shape": sizes, "zero_shot": zero_shot, "short": judge(trial)})
                 return {"candidates": rows, "best": rows[int(np.argmin([row["short"] for row in rows]))]["shape"]}
 
             chosen = tries[0] if dry_run else run.json(f"shape-{budget}-{stage}", best)["best"]
@@ -200,12 +238,22 @@ def scores(
     """Site -> [count]: heads, neurons and channels; the channels' score is summed over all norms."""
     if how == "random":
         return random.scores(subject.units("heads", "neurons", "channels"), seed=seed)
-    if ":" in how:
-        return {site: torch.as_tensor(score) for site, score in plugins.function(how)(subject, batches).items()}
     wanted = {site: at for site, at in subject.consumers().items() if not site.endswith("kv_groups")}
     if how == "magnitude":
         table = subject.model.get_input_embeddings().weight
         return magnitude.groups(subject.model, wanted) | {"channels": magnitude.norm(table)}
+    if ":" in how:
+        given = {site: torch.as_tensor(score) for site, score in plugins.function(how)(subject, batches).items()}
+        sites = subject.units("heads", "kv_groups", "neurons", "channels").sites
+        for site, score in given.items():
+            if site not in sites or score.shape != (sites[site].count,):
+                known = f"it has {sites[site].count} units" if site in sites else f"the sites are {', '.join(sites)}"
+                raise InputError(f"{how} scores {site!r} with shape {list(score.shape)}: {known}")
+        # What it leaves out is ranked as the paper does.
+        rest = {} if {*wanted, "channels"} <= given.keys() else scores(
+            subject, batches, how="activation", batch=batch, sequence=sequence, seed=seed
+        )  # fmt: skip
+        return rest | given
     if how != "activation":
         raise InputError(f"score {how!r} is not one of activation, magnitude, random, or file.py:function")
     taps = activation.inputs(wanted) | {norm: activation.Tap(norm, "output") for norm in subject.norms()}
@@ -280,7 +328,7 @@ def kept_layers(student: Transformer, count: int, depth: str, contiguous: bool, 
     elif depth == "perplexity":
         blocks = [(np.arange(total) < i) | (np.arange(total) >= i + span) for i in range(total - span + 1)]
         rest = (Selection({"layers": keep}) for keep in blocks)
-        worth = ablation.without(lambda selection: judge(student.cut(selection)[0].forward), rest).numpy()
+        worth = ablation.without(lambda selection: judge(student.cut(selection)[0]), rest).numpy()
     else:
         raise InputError(f"depth {depth!r} is not one of perplexity, influence")
     if contiguous:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from secateur.recover import loop, objectives
 from secateur.score import database, hessian
 from secateur.select import allocate, knapsack, levels, search
 from secateur.subjects import Transformer, shapes
-from secateur.vocabulary import Budget, Result, Selection, Units
+from secateur.vocabulary import Budget, Recovery, Result, Selection, Units
 
 CARD = {
     "title": "ZipLM: Inference-Aware Structured Pruning of Language Models",
@@ -62,6 +63,7 @@ def ziplm(
     temperature: float = 1.0,
     tolerance: float = 0.02,
     corrections: int = 4,
+    training: str = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Meet each budget, a measured speedup above all, by a second-order layer-wise search, then distil.
@@ -102,6 +104,7 @@ def ziplm(
         temperature: of the logit loss.
         tolerance: relative gap between target and clock that is left alone.
         corrections: most re-timings per budget.
+        training: more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb.
         dry_run: stop after the cut; nothing is trained.
 
     Departures: the latency of counts between two timed sizes is interpolated; FFN sizes are rounded to multiples of
@@ -110,13 +113,15 @@ def ziplm(
     embeddings. The paper's FFN grid, its 1,000 trials, its lambdas and its learning rates (8e-5 for BERT, 1e-3 for
     GPT-2) are known at second hand; 200 trials, (0, 1, 1) or (0.5, 1, 0.5), and 5e-4 are this project's choice.
     """
-    decoder = subject.kind == "decoder"
-    task = (0.5 if decoder else 0.0) if task is None else task
-    token = (0.5 if decoder else 1.0) if token is None else token
+    recover = partial(
+        distil, subject, data=data, seed=seed, steps=0 if dry_run else steps, train_batch=train_batch, lr=lr,
+        train_length=train_length, weight_decay=weight_decay, task=task, logit=logit, token=token,
+        temperature=temperature, training=training,
+    )  # fmt: skip
     train, _ = data.split(seed=seed)
-    make = partial(texts.batches, train, subject.tokenizer, packed=decoder, length=train_length)
-    samples = make(batch=16, seed=seed).take(max(1, calibration // 16))
-    training = make(batch=train_batch, seed=seed + 1)
+    packed = subject.kind == "decoder"
+    feed = texts.batches(train, subject.tokenizer, packed=packed, batch=16, length=train_length, seed=seed)
+    samples = feed.take(max(1, calibration // 16))
 
     whole = subject.units(batch=batch, length=length)
     kinds = {site.kind: site.count for site in whole.sites.values()}
@@ -136,7 +141,7 @@ def ziplm(
         gone |= {s.name: list(range(s.count + 1)) for s in sites if s.kind == axis}
         return database.build(start.forward, start.model, samples, start.consumers(), gone, damp=damp)
 
-    current = subject
+    share, current = partial(clock, subject, batch=batch, length=length), subject
     for budget in sorted(budgets, key=lambda b: -min(limits[b][m] / dense[m] for m in limits[b])):
         start = current if gradual else subject
         units = start.units(axis, "neurons", batch=batch, length=length)
@@ -147,19 +152,12 @@ def ziplm(
             base = sweeps(start)
             solve = partial(solution, units, table, base, limit)
             weights = tune(subject, start, base, partial(solve, rest), samples, judged, 0 if dry_run else trials, seed)
-            fixed, chosen, noisy = rest, solve(rest, weights), False
-            for _ in range(corrections if "latency" in limit else 0):
-                keep = {site: base[site].keep(level).numpy() for site, level in chosen.items()}
-                try:
-                    seconds = clock(subject, start.cut(Selection(keep))[0], batch, length) * dense["latency"]
-                    if abs(seconds / limit["latency"] - 1) <= tolerance:
-                        break
-                    off = seconds - levels.with_latency(units, table, fixed).cost(keep)["latency"]
-                    chosen = solve(fixed + off, weights)
-                    fixed += off
-                except (MeasurementError, InfeasibleError):
-                    noisy = True
-                    break
+            chosen, fixed, noisy = settle(
+                lambda fixed: solve(fixed, weights),
+                lambda chosen, fixed: levels.with_latency(units, table, fixed).cost(kept(base, chosen))["latency"],
+                lambda chosen: share(start.cut(Selection(kept(base, chosen)))[0]) * dense["latency"],
+                limit.get("latency"), rest, tolerance=tolerance, corrections=corrections,
+            )  # fmt: skip
             decided = {f"{site}.weight": base[site].weights[level] for site, level in chosen.items()}
             decided |= {f"{site}.keep": base[site].keep(level) for site, level in chosen.items()}
             return decided | {"fixed": torch.tensor(fixed, dtype=torch.float64), "noisy": torch.tensor(noisy)}
@@ -171,20 +169,62 @@ def ziplm(
             predicted["speedup"] = dense["latency"] / predicted["latency"]
         with database.stitched(start.model, start.consumers(), {s: decided[f"{s}.weight"] for s in keep}):
             student, cut = start.cut(Selection(keep, predicted, budget))
-        recovery = None
-        if steps and not dry_run:
-            pairs = [(k, k) for k in range(1, 1 + len(student.layers()))]
-            objective = objectives.distil(student.forward, subject.forward, output=subject.output, blocks=pairs,
-                                          task=task, logit=logit, token=token, temperature=temperature)  # fmt: skip
-            recovery = loop.train(student.model, training, objective, steps=steps, lr=lr, schedule="linear", warmup=0.1,
-                                  weight_decay=weight_decay, seed=seed, count=objectives.count, dropout=False,
-                                  checkpoint=run.folder(f"train-{budget}"))  # fmt: skip
+        recovery = recover(student, run.folder(f"train-{budget}"))
         notes = ("the clock disagrees with the latency table or with itself: repeat on a quiet machine",)
         cut = replace(shapes.receipt(subject, student), notes=cut.notes)  # of the original, not of the last student
         yield Result(str(budget), student, cut, predicted, recovery, notes if decided["noisy"] else ())
         current = student
 
 
+def distil(
+    subject: Transformer,
+    student: Transformer,
+    folder: Path,
+    *,
+    data: Corpus,
+    blocks: Sequence[tuple[int, int]] | None = None,
+    seed: int = 0,
+    steps: int = 1000,
+    train_batch: int = 32,
+    train_length: int = 128,
+    lr: float = 5e-4,
+    weight_decay: float = 0.03,
+    task: float | None = None,
+    logit: float = 1.0,
+    token: float | None = None,
+    temperature: float = 1.0,
+    training: str = "",
+) -> Recovery | None:
+    """Step 6 of `ziplm`: train `student` in place against `subject`, with checkpoints in `folder`; None for no steps.
+
+    blocks: (student, teacher) blocks whose output L_token compares; those of the same index unless given.
+    """
+    further, decoder = loop.options(training), subject.kind == "decoder"
+    train, held = data.split(seed=seed)
+    make = partial(texts.batches, tokenizer=subject.tokenizer, packed=decoder, length=train_length)
+    batches = make(train, batch=train_batch, seed=seed + 1)
+    if not steps:
+        return None
+    objective = objectives.distil(
+        student.forward, subject.forward, output=subject.output, logit=logit, temperature=temperature,
+        task=(0.5 if decoder else 0.0) if task is None else task,
+        token=(0.5 if decoder else 1.0) if token is None else token,
+        blocks=[(k, k) for k in range(1, 1 + len(student.layers()))] if blocks is None else blocks,
+    )  # fmt: skip
+    evaluate = None
+    if "patience" in further:
+        judged = make(held, batch=min(16, train_batch), seed=seed).take(16)
+        evaluate = partial(
+            objectives.held_out, student.forward, teacher=subject.forward, output=subject.output, batches=judged
+        )
+    return loop.train(
+        student.model, batches, objective, steps=steps, lr=lr, schedule="linear", warmup=0.1, seed=seed,
+        weight_decay=weight_decay, dropout=False, frozen=[subject.model], evaluate=evaluate, checkpoint=folder,
+        **further,
+    )  # fmt: skip
+
+
+T = TypeVar("T")
 Limits = Mapping[str, float]
 Database = Mapping[str, hessian.Sweep]
 
@@ -193,7 +233,8 @@ def profile(subject: Transformer, axis: str, grid: Sequence[int], batch: int, le
     """Seconds of one attention and one FFN block at every level, and of what is left without them ("rest").
 
     The rest is the time of a model with next to nothing in its blocks: taken as the difference of two large times,
-    it would hold all their noise.
+    it would hold all their noise. A block alone is a little slower than inside the model, so that all entries are
+    scaled alike until the whole model's add up to its own time.
     """
     sites = subject.units(axis, "neurons").free()
     most = {kind: max(site.count for site in sites if site.kind == kind) for kind in (axis, "neurons")}
@@ -204,14 +245,17 @@ def profile(subject: Transformer, axis: str, grid: Sequence[int], batch: int, le
         Selection({s.name: np.arange(s.count) < (least if s.kind == "neurons" else 0) for s in sites})
     )
     example = subject.example(batch, length)
-    probes["rest", 0] = lambda: bare.forward(example)
-    times = latency.interleaved(probes, rounds=20, progress=True)
+    probes |= {("rest", 0): partial(bare.forward, example), ("dense", 0): partial(subject.forward, example)}
+    times = latency.interleaved(probes, rounds=20, progress=True, device=str(subject.model.device))
     table: levels.Table = {}
     for kind, row in counts.items():
         smooth = latency.monotone({k: times[kind, k].value for k in row})
         table[kind] = {"0": 0.0} | {str(k): seconds for k, seconds in smooth.items()}
     blocks = table["neurons"][str(least)] * sum(s.kind == "neurons" for s in sites)
-    return table | {"rest": {"0": max(0.0, times["rest", 0].value - blocks)}}
+    table["rest"] = {"0": max(0.0, times["rest", 0].value - blocks)}
+    units = subject.units(axis, "neurons", batch=batch, length=length)
+    scale = times["dense", 0].value / levels.with_latency(units, table, table["rest"]["0"]).cost()["latency"]
+    return {kind: {count: scale * seconds for count, seconds in row.items()} for kind, row in table.items()}
 
 
 def solution(
@@ -246,6 +290,11 @@ def solution(
     else:
         choice = knapsack.solve_many(costs, losses, spare)
     return {site: base[site].levels[at] for site, at in zip(base, choice.levels, strict=True)}
+
+
+def kept(base: Database, chosen: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Site -> which of its units stay at the chosen level."""
+    return {site: base[site].keep(level).numpy() for site, level in chosen.items()}
 
 
 def tune(
@@ -285,7 +334,7 @@ def tune(
 
     uncut, weights = evaluate({}), []
     for site, sweep in base.items():
-        level = min(sweep.levels, key=lambda level, errors=sweep.errors: abs(errors[level] - 0.3))
+        level = min((abs(sweep.errors[level] - 0.3), level) for level in sweep.levels)[1]
         alone = evaluate({site: level}) - uncut
         weights.append(max(0.0, alone) / sweep.errors[level] if sweep.errors[level] else 0.0)
     most = max(weights)
@@ -295,8 +344,42 @@ def tune(
     return list(found.coefficients)
 
 
+def settle(
+    solve: Callable[[float], T],
+    predict: Callable[[T, float], float],
+    timed: Callable[[T], float],
+    limit: float | None,
+    fixed: float,
+    *,
+    tolerance: float,
+    corrections: int,
+) -> tuple[T, float, bool]:
+    """The choice nearest to `limit` seconds on the clock: (choice, fixed seconds it was solved with, clock failed).
+
+    Where the clock disagrees by more than `tolerance`, the difference goes to the fixed seconds and the choice is made
+    anew, at most `corrections` times. What is returned was timed itself, unless the clock failed at once.
+    """
+    chosen, failed = solve(fixed), False
+    found: list[tuple[float, int, T, float]] = []
+    for turn in range(1 + corrections if limit else 0):
+        try:
+            seconds = timed(chosen)
+            found.append((abs(seconds / cast(float, limit) - 1), len(found), chosen, fixed))
+            if found[-1][0] <= tolerance or turn == corrections:
+                break
+            fixed += seconds - predict(chosen, fixed)
+            chosen = solve(fixed)
+        except (MeasurementError, InfeasibleError):
+            failed = True
+            break
+    return (*min(found)[2:], failed) if found else (chosen, fixed, failed)
+
+
 def clock(subject: Transformer, student: Transformer, batch: int, length: int) -> float:
     """The student's share of the subject's time, by alternating pairs."""
     example = subject.example(batch, length)
-    times = latency.compare(lambda: subject.forward(example), lambda: student.forward(example), pairs=12, most=48)
+    times = latency.compare(
+        lambda: subject.forward(example), lambda: student.forward(example), resolution=0.03, most=80,
+        device=str(subject.model.device),
+    )  # fmt: skip
     return 1 / times.speedup.value
