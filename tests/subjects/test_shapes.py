@@ -53,6 +53,17 @@ def test_a_receipt_counts_over_several_cuts(llama):
     assert removed["layers.0.neurons"] == (neurons, neurons)
 
 
+def test_a_receipt_counts_sub_blocks_that_lost_all_their_units(llama):
+    kind = [site.name for site in llama.units().free() if site.name.startswith("layers.1.") and site.kind == "neurons"]
+    first, _ = llama.cut(Selection({kind[0]: np.zeros(llama.widths()[1].neurons, dtype=bool)}))
+    removed = shapes.receipt(llama, first).removed
+    assert removed["ffn"] == (1, 4)
+    assert removed["attention"] == (0, 4)
+    assert removed["layers"] == (0, 4)
+    second, _ = first.cut(Selection({"attention": np.arange(4) != 2}))
+    assert shapes.receipt(llama, second).removed["attention"] == (1, 4)
+
+
 def test_layers_that_differ_have_no_one_shape(llama):
     uneven, _ = llama.cut(Selection({"layers.0.neurons": np.arange(shapes.sizes(llama)["neurons"]) < 8}))
     with pytest.raises(UnsupportedError, match="differ"):
