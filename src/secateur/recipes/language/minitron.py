@@ -136,6 +136,8 @@ def minitron(
     learning rates than the paper's 1e-4 to 2e-4.
     """
     decoder = subject.kind == "decoder"
+    if cache and (subject.output != "logits" or not decoder or hidden or direction != "forward"):
+        raise InputError("cache keeps a language model's likeliest tokens: it serves forward KL without hidden states")
     train, held = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=decoder, length=length)
     stream, further = make(train, batch=train_batch, seed=seed + 1), loop.options(training)
@@ -158,9 +160,6 @@ def minitron(
         return objectives.held_out(student.forward, teacher=teacher.forward, output=teacher.output, batches=judged)
 
     first = run.tensors("scores", lambda: dict(rank(teacher, samples)))
-
-    if cache and (subject.output != "logits" or not decoder or hidden or direction != "forward"):
-        raise InputError("cache keeps a language model's likeliest tokens: it serves forward KL without hidden states")
 
     def distil(student: Transformer, name: str, steps: int) -> Recovery:
         deep = 4 * len(student.layers()) <= 3 * len(teacher.layers()) if hidden is None else hidden
