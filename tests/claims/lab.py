@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 
 from secateur.files import packages, texts
+from secateur.files.rundir import atomic_write
 from secateur.files.texts import Batches, Corpus
 from secateur.measure import evidence, quality, statistics
+from secateur.measure.environment import describe
 from secateur.recover import loop, objectives
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Figure
@@ -177,6 +180,15 @@ def spearman(student: Transformer, count: int = 1000) -> float:
 def _reference(count: int) -> torch.Tensor:
     items = batches(minilm(), seed=0, held=True, batch=50).take(count // 50)
     return torch.cat([minilm().forward(item).prediction for item in items])
+
+
+def remembered(name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `compute` gave for this commit, asked once: a long claim may be split over several tests."""
+    path = CACHE / "parts" / f"{name}-{describe()['commit']}.json"
+    if not path.exists():
+        atomic_write(path, json.dumps(compute()))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def mean(values: Sequence[float], unit: str = "") -> Figure:

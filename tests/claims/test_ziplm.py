@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import secateur
 from claims import lab
 from secateur.errors import InfeasibleError
 from secateur.files.rundir import Run
@@ -347,33 +348,51 @@ def test_an_infeasible_target_says_what_is_reachable(tmp_path):
     )
 
 
-def test_fidelity_at_2x_beats_both_baselines(tmp_path):
-    steps, found = 200, {"ZipLM": [], "every second layer": [], "magnitude": []}
-    times: dict[str, list[float]] = {name: [] for name in found}
-    for seed in SEEDS:
-        out = tmp_path / str(seed)
-        shared = {"seed": seed, "batch": 32, "length": 64}
-        for name, how in (
-            ("ZipLM", "ziplm"),
-            ("every second layer", baselines.every_second_layer),
-            ("magnitude", baselines.magnitude),
-        ):
-            options = {"steps": steps, "trials": 60} if how == "ziplm" else {"recovery": {"steps": steps}}
-            (row,) = secateur.run(how, lab.minilm(), lab.brown(), "speedup=2x", out / name, **shared, **options)
-            found[name].append(lab.spearman(secateur.open_subject(out / name)))
-            times[name].append(row.measured["speedup"].value if "speedup" in row.measured else float("nan"))
-    ours = found.pop("ZipLM")
-    holds = all(not lab.less(ours, rival) for rival in found.values()) and min(ours) >= 0.90
-    print(times)
+STEPS = 200
+RIVALS = {"every second layer": baselines.every_second_layer, "magnitude": baselines.magnitude}
+
+
+def at_2x(seed: int) -> dict[str, list[float]]:
+    """Name -> Spearman and measured speedup, of ZipLM and of both baselines trained as long; about seven minutes."""
+
+    def compute() -> dict[str, list[float]]:
+        found, subject, example = {}, lab.minilm(), lab.minilm().example(32, 64)
+        with tempfile.TemporaryDirectory() as place:
+            for name, how in {"ZipLM": ziplm.ziplm, **RIVALS}.items():
+                options = {"steps": STEPS, "trials": 60} if name == "ZipLM" else {"recovery": {"steps": STEPS}}
+                with Run.open(Path(place) / name, {}) as run:
+                    (result,) = how(subject, lab.brown(), [Budget.parse("speedup=2x")], run, seed=seed, **options)
+                pair = latency.compare(
+                    lambda: subject.forward(example), lambda s=result.subject: s.forward(example), resolution=0.03
+                )
+                found[name] = [lab.spearman(result.subject), pair.speedup.value]
+        return found
+
+    return lab.remembered(f"at-2x-{seed}", compute)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_fidelity_at_2x_beats_both_baselines_for_each_seed(seed):
+    found = at_2x(seed)
+    ours = found.pop("ZipLM")[0]
+    assert ours >= 0.90
+    assert all(ours > spearman for spearman, _ in found.values())
+
+
+def test_fidelity_at_2x_beats_both_baselines():
+    found = [at_2x(seed) for seed in SEEDS]
+    table = {name: [row[name][0] for row in found] for name in found[0]}
+    ours = table.pop("ZipLM")
+    speeds = ", ".join(f"{name} {np.mean([row[name][1] for row in found]):.2f}x" for name in found[0])
     lab.record(
         "ziplm",
         "fidelity-2x",
-        f"at 2x and {steps} steps the student keeps Spearman >= 0.90 and beats both baselines",
-        holds,
+        f"at 2x and {STEPS} steps the student keeps Spearman >= 0.90 and beats both baselines",
+        all(not lab.less(ours, rival) for rival in table.values()) and min(ours) >= 0.90,
         ("spearman", ours),
-        found,
+        table,
         lower=False,
-        setup=f"{MINILM}; speedups " + ", ".join(f"{n} {np.mean(t):.2f}x" for n, t in times.items()),
+        setup=f"{MINILM}; measured speedups {speeds}",
     )
 
 
