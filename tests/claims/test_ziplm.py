@@ -129,7 +129,9 @@ def test_the_clock_agrees(place, tmp_path):
     example, found = subject.example(batch, length), []
     for target, result in zip(targets, results, strict=True):
         student = result.subject
-        pair = latency.compare(lambda: subject.forward(example), lambda s=student: s.forward(example), pairs=40)
+        pair = latency.compare(
+            lambda: subject.forward(example), lambda s=student: s.forward(example), pairs=40, resolution=0.02
+        )
         found.append(pair.speedup.value / target)
     lab.record(
         "ziplm",

@@ -376,10 +376,11 @@ def settle(
 
 
 def clock(subject: Transformer, student: Transformer, batch: int, length: int) -> float:
-    """The student's share of the subject's time, by alternating pairs."""
-    example = subject.example(batch, length)
+    """The student's share of the subject's time, by alternating pairs; short ones get up to half a minute of them."""
+    example, device = subject.example(batch, length), str(subject.model.device)
+    once = latency.median_time(lambda: subject.forward(example), warmup=2, runs=3, device=device).value
     times = latency.compare(
-        lambda: subject.forward(example), lambda: student.forward(example), resolution=0.03, most=80,
-        device=str(subject.model.device),
+        lambda: subject.forward(example), lambda: student.forward(example), resolution=0.03, device=device,
+        most=max(80, min(2000, int(15 / once))),
     )  # fmt: skip
     return 1 / times.speedup.value
