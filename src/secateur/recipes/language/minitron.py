@@ -161,6 +161,11 @@ def minitron(
 
     first = run.tensors("scores", lambda: dict(rank(teacher, samples)))
 
+    remember = partial(
+        remembered, teacher, stream, run, cache=cache, temperature=temperature,
+        key={"data": data.digest, "batches": f"{train_batch} x {length}, seed {seed + 1}"},
+    )  # fmt: skip
+
     def distil(student: Transformer, name: str, steps: int) -> Recovery:
         deep = 4 * len(student.layers()) <= 3 * len(teacher.layers()) if hidden is None else hidden
         deep = deep and not cache
@@ -172,26 +177,14 @@ def minitron(
             student.forward, None if cache else teacher.forward, output=teacher.output, task=task, logit=logit,
             temperature=temperature, direction=direction, hidden=pairs, projection=projection,
         )  # fmt: skip
+        batches = remember(steps * further.get("accumulate", 1)) if cache else stream
         recovery: Recovery = fit(
-            student.model, remembered(steps), objective=objective, steps=steps, lr=lr,
+            student.model, batches, objective=objective, steps=steps, lr=lr,
             extra=[projection] if projection is not None else [], frozen=[] if cache else [teacher.model],
             checkpoint=run.folder(name),
             evaluate=partial(judge, student) if "patience" in further else None,
         )  # fmt: skip
         return recovery
-
-    def remembered(steps: int) -> Any:
-        """The training batches; with a cache, each with what the teacher says of it."""
-        if not cache:
-            return stream
-        key = {"teacher": teachers.fingerprint(teacher.model), "tokenizer": teachers.fingerprint(subject.tokenizer),
-               "data": data.digest, "batches": f"{train_batch} x {length}, seed {seed + 1}"}  # fmt: skip
-        ask = teachers.live(teacher.model, teacher.forward)
-        answers = teachers.cache_topk(
-            run.folder("predictions"), lambda item: ask(item).prediction, stream, steps * further.get("accumulate", 1),
-            key=key, k=cache, temperature=temperature,
-        )  # fmt: skip
-        return teachers.Joined(stream, answers)
 
     for budget in budgets:
         whole = subject.units(batch=batch, length=length).cost()
@@ -259,6 +252,19 @@ def scores(
     found = activation.collect(subject.forward, subject.model, batches, taps, batch=batch, sequence=sequence)
     channels = activation.summed({norm: found.pop(norm) for norm in subject.norms()})
     return found | {"channels": channels}
+
+
+def remembered(
+    teacher: Transformer, batches: Any, run: Run, count: int, *, cache: int, temperature: float, key: dict[str, str]
+) -> Any:
+    """The first `count` batches, each with the `cache` tokens that `teacher` finds likeliest at every position."""
+    key = key | {"teacher": teachers.fingerprint(teacher.model), "tokenizer": teachers.fingerprint(teacher.tokenizer)}
+    ask = teachers.live(teacher.model, teacher.forward)
+    answers = teachers.cache_topk(
+        run.folder("predictions"), lambda item: ask(item).prediction, batches, count, key=key, k=cache,
+        temperature=temperature,
+    )  # fmt: skip
+    return teachers.Joined(batches, answers)
 
 
 def spread(candidates: Shapes, most: int) -> Shapes:
