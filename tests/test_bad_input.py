@@ -277,7 +277,7 @@ def test_another_run_in_the_directory(places, tmp_path):
     assert ziplm(places, tmp_path / "out").code == 0
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
     refused(
-        ziplm(places, tmp_path / "out", more=["--lr", "0.5"]), "holds a run with lr=0.0002, not lr=0.5", "--overwrite"
+        ziplm(places, tmp_path / "out", more=["--lr", "0.5"]), "holds a run with lr=0.0005, not lr=0.5", "--overwrite"
     )
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
 
