@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.claim, pytest.mark.timeout(1200)]
 SEEDS = (0, 1, 2)
 PLACES = {"throughput": (32, 64), "latency": (1, 16)}
 NOISE = (
-    "at ten milliseconds a pass this machine's clock alone moves by 7 %: one and the same 2x model measured 2.01x, 1.88x "
-    "and 2.01x within a minute; of four runs of this claim two held"
+    "at ten milliseconds a pass this machine's clock alone moves by 7 %: one and the same 2x model measured 2.01x, "
+    "1.88x and 2.01x within a minute; of four runs of this claim two held"
 )
 HOMES = (("throughput", "latency"), ("latency", "throughput"))
 MINILM = "all-MiniLM-L6-v2, Brown sentences"
