@@ -302,3 +302,9 @@ def test_exports_are_whole_and_never_overwrite(places, tmp_path):
     with pytest.raises(InputError, match="choose onnx or decilm"):
         secateur.export(tmp_path / "small", "gguf")
     assert sorted(os.listdir(tmp_path)) == ["deci", "small"]
+
+
+def test_tasks_are_refused_for_what_does_not_speak(places, monkeypatch):
+    monkeypatch.setattr(running, "_sizes", None)  # before anything is measured
+    with pytest.raises(InputError, match="lm-eval tasks need a language model"):
+        running.measure(places / "bert", tasks=["arc_easy"])

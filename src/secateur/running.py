@@ -567,12 +567,12 @@ def measure(
     corpus = None if data is None else texts.read(data)
     subject = _open(model, device)
     where = _where(subject, batch, length, threads)
+    if tasks and (subject.kind != "decoder" or subject.tokenizer is None):
+        raise InputError("lm-eval tasks need a language model with its tokenizer")
 
     def ask(one: Transformer) -> dict[str, Figure]:
         if not tasks:
             return {}
-        if one.kind != "decoder" or one.tokenizer is None:
-            raise InputError("lm-eval tasks need a language model with its tokenizer")
         return generation.evaluate(one.model, one.tokenizer, tasks, include_path=task_folder, limit=limit)
 
     if against is not None:
