@@ -212,7 +212,7 @@ def test_bad_input_is_refused_before_anything_is_written(places, tmp_path):
     assert not out.exists()
     with pytest.raises(InfeasibleError):
         go(places, out, budget="params=1%")
-    assert not (out / "config.json").exists()
+    assert not out.exists()  # the corrected command may use the same folder
 
 
 def test_a_run_yaml_repeats_the_run(places, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from secateur.errors import RunError
+from secateur.errors import InfeasibleError, InputError, RunError
 from secateur.files.rundir import Run, atomic_write, guard, is_disk_full, writing
 
 
@@ -225,3 +225,28 @@ def test_settings_survive_time(tmp_path):
     settings = {"a": "no", "b": 1e16, "c": float(3), "d": None, "e": "12:30", "f": 2e-4, "g": "1e-4"}
     for _ in range(2):
         Run.open(tmp_path / "r", settings).close()
+
+
+@pytest.mark.parametrize("error", [InfeasibleError("no"), InputError("no")])
+def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, error):
+    out = tmp_path / "out"
+
+    def refuse():
+        raise error
+
+    with pytest.raises(type(error)), Run.open(out, {"budget": "params=1%"}) as run:
+        run.json("scores", refuse)
+    assert not out.exists()
+    with Run.open(out, {"budget": "params=80%"}) as run:
+        run.json("scores", lambda: [2])
+    # A run that was there before, or that has a result, stays whatever happens.
+    with pytest.raises(type(error)), Run.open(out, {"budget": "params=80%"}):
+        raise error
+    assert json.loads((out / "work" / "scores.json").read_text()) == [2]
+    other = tmp_path / "other"
+    with pytest.raises(type(error)), Run.open(other, {"budget": "params=80%"}) as run:
+        run.json(str(run.publish(lambda folder: (folder / "model").write_text("done")).name), refuse)
+    assert (other / "model").read_text() == "done"
+    with pytest.raises(KeyboardInterrupt), Run.open(tmp_path / "third", {}):
+        raise KeyboardInterrupt
+    assert (tmp_path / "third" / "run.yaml").exists()

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from secateur.errors import RunError
+from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
 __all__ = ["Run", "atomic_write", "guard", "is_disk_full", "writing"]
 
@@ -90,6 +90,7 @@ class Run:
     root: Path
     settings: Mapping[str, Any]
     _lock: int = -1
+    _new: bool = False
 
     @classmethod
     def open(
@@ -127,6 +128,7 @@ class Run:
                 run._check(record)
                 run._roll_forward()
             else:
+                run._new = True
                 atomic_write(record, yaml.safe_dump({**run.settings, **_plain(about or {})}, sort_keys=False))
         except BaseException:
             run.close()
@@ -139,7 +141,15 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._new and isinstance(error, (InputError, InfeasibleError, UnsupportedError)):
+            self._withdraw()
         self.close()
+
+    def _withdraw(self) -> None:
+        """A new run that was refused leaves nothing, so that the corrected command may use the same folder."""
+        if {path.name for path in self.root.iterdir()} <= {"run.yaml", "work"}:
+            for path in (self.root / "run.yaml", self.root / "work", self.root):
+                _remove(path)
 
     def close(self) -> None:
         """Release the directory."""
