@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import tiny
 from secateur import cli, recipes
+from secateur.errors import ModelError
 
 SMALL = ["--steps", "2", "--calibration", "16", "--trials", "0", "--train-batch", "8", "--train-length", "16"]
 
@@ -230,3 +232,17 @@ def test_a_device_that_is_not_there_is_refused(places, capsys):
         arguments = ["measure", str(places / "small"), "--device", device]
         assert cli.main(arguments) == 2
         assert f"device '{device}' can't hold the model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("becomes", [ValueError("could not determine the shape"), ModelError("can't be loaded")])
+def test_ctrl_c_that_compiled_code_turned_into_an_error_is_still_ctrl_c(capsys, monkeypatch, becomes):
+    def list_cards():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise becomes from None
+
+    monkeypatch.setattr(recipes, "cards", list_cards)
+    assert cli.main(["list"]) == 130
+    assert "interrupted; the same command resumes" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

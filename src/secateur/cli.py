@@ -12,10 +12,14 @@ from __future__ import annotations
 import inspect as introspection
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,22 +51,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not debug:
         warnings.simplefilter("ignore")
+    interrupts: list[int] = []
     try:
-        code = typer.main.get_command(_app(given))(args=given, prog_name="secateur", standalone_mode=False)
+        with _noting(interrupts):
+            code = typer.main.get_command(_app(given))(args=given, prog_name="secateur", standalone_mode=False)
         if code == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
         return int(code or 0)
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _stop("interrupted; the same command resumes where it stopped", 130, debug)
+        return _stop(_INTERRUPTED, 130, debug)
     except SecateurError as error:
-        return _stop(str(error), error.exit_code, debug)
+        return _stop(_INTERRUPTED, 130, debug) if interrupts else _stop(str(error), error.exit_code, debug)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return _stop(_explain(error), 2, debug)
+        return _stop(_INTERRUPTED, 130, debug) if interrupts else _stop(_explain(error), 2, debug)
+
+
+_INTERRUPTED = "interrupted; the same command resumes where it stopped"
+
+
+@contextmanager
+def _noting(interrupts: list[int]) -> Iterator[None]:
+    """Note each Ctrl-C: compiled code may turn the KeyboardInterrupt that it raises into an error of its own."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _explain(error: Exception) -> str:
