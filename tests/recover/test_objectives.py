@@ -102,9 +102,28 @@ def test_what_the_batch_brings_of_the_teacher_counts_as_its_logits():
     assert parts["logit"] == pytest.approx(2 * float(live))
 
 
-def test_states_of_another_width_are_refused():
-    with pytest.raises(UnsupportedError, match="leave channels out"):
-        objectives.distance(torch.zeros(2, 4, 6), torch.zeros(2, 4, 8), BATCH, output="states")
+@pytest.mark.parametrize(("output", "shape"), [("states", (2, 4)), ("embedding", (2,))])
+def test_states_and_embeddings_of_another_width_need_a_projection(output, shape):
+    ours, theirs = torch.randn(*shape, 6), torch.randn(*shape, 8)
+    with pytest.raises(UnsupportedError, match="give a projection"):
+        objectives.distance(ours, theirs, BATCH, output=output)
+    lift = torch.nn.Linear(6, 8, bias=False)
+    lifted = objectives.distance(ours, theirs, BATCH, output=output, projection=lift)
+    torch.testing.assert_close(lifted, objectives.distance(lift(ours), theirs, BATCH, output=output))
+
+
+def test_relations_compare_any_widths_and_leave_padding_out():
+    batch = {"input_ids": torch.ones(4, 3, dtype=torch.long), "attention_mask": torch.ones(4, 3, dtype=torch.long)}
+    batch["attention_mask"][1, 2] = 0
+    theirs = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0))
+    ours = torch.cat([theirs, torch.zeros(4, 3, 2)], -1)  # the same angles in a wider space
+    same = objectives.distance(ours, theirs, batch, output="states", relational=True)
+    assert float(same) == pytest.approx(0.0, abs=1e-6)
+    ours[1, 2] = 100.0  # padding
+    padded = objectives.distance(ours, theirs, batch, output="states", relational=True)
+    assert float(padded) == pytest.approx(0.0, abs=1e-6)
+    ours[1, 0] = 100.0
+    assert objectives.distance(ours, theirs, batch, output="states", relational=True) > 0.01
 
 
 def test_unknown_direction_is_refused():

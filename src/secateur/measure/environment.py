@@ -16,6 +16,7 @@ import secateur
 
 __all__ = ["describe"]
 
+CODE = ("src", "tests", "benchmarks", "examples", "pyproject.toml")
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy")
 
 
@@ -69,10 +70,11 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of secateur's own source tree, "+" where tracked files differ; None in an installed package.
+    """The commit of secateur's own source tree, "+" where its code differs; None in an installed package.
 
     Asked only where the package lies in a `src` folder of its own repository: an environment inside someone else's
-    repository must not lend that repository's commit.
+    repository must not lend that repository's commit. Texts and evidence rows are not code: a row that was just
+    written must not make the next one look as if it came from other code.
     """
     source = Path(secateur.__file__).resolve().parents[1]
     if source.name != "src" or not (source.parent / ".git").exists():
@@ -83,6 +85,8 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain", "-uno", "--", *CODE) else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None

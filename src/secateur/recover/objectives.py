@@ -99,24 +99,41 @@ def distance(
     totals: Mapping[str, int] | None = None,
     temperature: float = 1.0,
     direction: str = "forward",
+    projection: nn.Module | None = None,
+    relational: bool = False,
 ) -> Tensor:
     """How far the student's prediction is from the teacher's, whatever `output` it holds; a mean over `totals`.
 
     - "logits": `prediction_loss`, per real token of [B, S, V] or per sequence of [B, C];
     - "embedding" [B, d]: one minus cosine per sequence;
     - "states" [B, S, d]: one minus cosine per real token.
+
+    Embeddings and states of another width than the teacher's are compared through `projection`, a map [student width]
+    -> [teacher width]; or, with `relational`, by the similarities between the sequences of the batch (B >= 3; states
+    enter as their mean over real tokens), which needs no common width.
+    Raises `UnsupportedError` where widths differ and neither is given.
     """
     totals = count(batch) if totals is None else totals
-    if output == "embedding":
-        return losses.cosine(student, teacher) / totals["sequences"]
-    if output == "states":
+    if output in ("embedding", "states"):
+        mask = _mask(batch).to(student.device) if output == "states" else None
+        if relational:
+            return losses.relational(_sequences(student, mask), _sequences(teacher, mask)) / totals["sequences"]
         if student.shape[-1] != teacher.shape[-1]:
-            raise UnsupportedError(
-                f"the model's output is its hidden states: {student.shape[-1]} channels can't be compared with "
-                f"{teacher.shape[-1]}; leave channels out of the axes"
-            )
-        return losses.cosine(student, teacher, _mask(batch)) / totals["tokens"]
+            if projection is None:
+                raise UnsupportedError(
+                    f"{output} of {student.shape[-1]} channels can't be compared with the teacher's of "
+                    f"{teacher.shape[-1]}: give a projection, or leave channels uncut"
+                )
+            student = projection(student)
+        return losses.cosine(student, teacher, mask) / totals["tokens" if output == "states" else "sequences"]
     return prediction_loss(student, teacher, batch, totals, temperature=temperature, direction=direction)
+
+
+def _sequences(states: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, d]: embeddings as they are, states [B, S, d] as their mean over the tokens of `mask` [B, S]."""
+    if mask is None:
+        return states
+    return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int]) -> Tensor:
@@ -128,7 +145,9 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int]) -> Tensor
 
 
 @torch.no_grad()
-def held_out(student: Forward, *, teacher: Forward, output: str, batches: Sequence[Batch]) -> float:
+def held_out(
+    student: Forward, *, teacher: Forward, output: str, batches: Sequence[Batch], relational: bool = False
+) -> float:
     """Loss on held-out batches: cross-entropy of a language model, distance to the teacher of any other model."""
     total = 0.0
     for batch in batches:
@@ -137,7 +156,8 @@ def held_out(student: Forward, *, teacher: Forward, output: str, batches: Sequen
         if output == "logits" and prediction.dim() == 3:
             total += float(task_loss(prediction, batch, count(batch)))
         else:
-            total += float(distance(prediction, teacher(batch).prediction, batch, output=output))
+            theirs = teacher(batch).prediction
+            total += float(distance(prediction, theirs, batch, output=output, relational=relational))
     return total / len(batches)
 
 
@@ -171,7 +191,8 @@ def distil(
         direction: of the KL, see `prediction_loss`.
         blocks: (student, teacher) indices into `hidden` for L_token; same width, no projection.
         hidden: (student, teacher) indices for the projected cosine loss (Minitron's L_is).
-        projection: one learned map student width -> teacher width, shared by all pairs of `hidden`.
+        projection: one learned map student width -> teacher width, shared by all pairs of `hidden`, and by the
+            prediction where that is embeddings or states of another width.
         alpha: weight of L_is; "dynamic" is L_logits / L_is, detached (Minitron, section 3.2).
 
     Returns a mean over the step's totals and its parts as floats.
@@ -210,6 +231,7 @@ def distil(
                 totals=totals,
                 temperature=temperature,
                 direction=direction,
+                projection=projection,
             )
             add("logit", logit, near)
         if theirs is not None and token and blocks:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from secateur.errors import InfeasibleError, InputError, UnsupportedError
+from secateur.errors import InfeasibleError, InputError
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.recipes.language import minitron
@@ -61,9 +61,28 @@ def test_an_encoder_keeps_its_channels_and_loses_the_rest(tmp_path):
     assert shapes.sizes(found.subject) == {"layers": 2, "heads": 2, "neurons": 40, "channels": 32}
 
 
-def test_an_encoder_of_bare_states_is_not_cut_in_width(tmp_path):
-    with pytest.raises(UnsupportedError, match="leave channels out"):
-        results(tmp_path, "params=90%", kind="bert", shape="channels=24")
+def test_an_encoder_of_bare_states_is_cut_in_width_and_learns_through_a_projection(tmp_path):
+    (cut,) = results(tmp_path / "cut", "params=90%", kind="bert", shape="channels=24")
+    (taught,) = results(tmp_path / "taught", "params=90%", kind="bert", shape="channels=24", steps=40, lr=1e-2)
+    assert shapes.sizes(taught.subject)["channels"] == taught.subject.hidden_size == 24
+    losses = [loss for _, loss in taught.recovery.losses]
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]  # a random projection starts at a cosine near 0
+    assert weights(cut).keys() == weights(taught).keys()  # the projection stays behind
+    assert any(not torch.equal(weights(cut)[name], weights(taught)[name]) for name in weights(cut))
+
+
+def test_hidden_states_are_matched_two_blocks_before_the_last():
+    """The paper's pair of blocks 29 and 13 of 32 and 16, counted from 0: states 30 and 14."""
+
+    class Blocks:
+        def __init__(self, count):
+            self.count = count
+
+        def layers(self):
+            return range(self.count)
+
+    assert minitron.matched(Blocks(16), Blocks(32)) == [(0, 0), (14, 30)]
+    assert minitron.matched(Blocks(1), Blocks(2)) == [(0, 0), (1, 1)]
 
 
 def test_candidates_are_ranked_by_their_loss_after_a_short_distillation(tmp_path):

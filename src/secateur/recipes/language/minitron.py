@@ -143,6 +143,8 @@ def minitron(
     stream, further = make(train, batch=train_batch, seed=seed + 1), loop.options(training)
     samples = make(train, batch=16, seed=seed).take(max(1, calibration // 16))
     judged = make(held, batch=min(16, train_batch), seed=seed).take(16)
+    # Embeddings and states may change their width: a projection lifts them in training, their relations judge them.
+    lifted = subject.output != "logits" and ("channels" in axes or "channels" in shape)
 
     teacher = subject
     fit: Any = partial(loop.train, warmup=warmup, min_lr=min_lr, seed=seed, dropout=False, **further)
@@ -157,7 +159,9 @@ def minitron(
     def judge(student: Transformer) -> float:
         if ruling is not None:
             return float(ruling(student, judged))
-        return objectives.held_out(student.forward, teacher=teacher.forward, output=teacher.output, batches=judged)
+        return objectives.held_out(
+            student.forward, teacher=teacher.forward, output=teacher.output, batches=judged, relational=lifted
+        )
 
     first = run.tensors("scores", lambda: dict(rank(teacher, samples)))
 
@@ -167,12 +171,12 @@ def minitron(
     )  # fmt: skip
 
     def distil(student: Transformer, name: str, steps: int) -> Recovery:
-        deep = 4 * len(student.layers()) <= 3 * len(teacher.layers()) if hidden is None else hidden
-        deep = deep and not cache
+        many_gone = 4 * len(student.layers()) <= 3 * len(teacher.layers())
+        deep = (many_gone if hidden is None else hidden) and not cache
         pairs = matched(student, teacher) if deep else []
-        width = (student.hidden_size, teacher.hidden_size)
+        ours, theirs = student.hidden_size, teacher.hidden_size
         torch.manual_seed(seed)
-        projection = nn.Linear(*width, bias=False) if deep and width[0] != width[1] else None
+        projection = nn.Linear(ours, theirs, bias=False) if (deep or lifted) and ours != theirs else None
         objective = objectives.distil(
             student.forward, None if cache else teacher.forward, output=teacher.output, task=task, logit=logit,
             temperature=temperature, direction=direction, hidden=pairs, projection=projection,
@@ -181,8 +185,7 @@ def minitron(
         recovery: Recovery = fit(
             student.model, batches, objective=objective, steps=steps, lr=lr,
             extra=[projection] if projection is not None else [], frozen=[] if cache else [teacher.model],
-            checkpoint=run.folder(name),
-            evaluate=partial(judge, student) if "patience" in further else None,
+            checkpoint=run.folder(name), evaluate=partial(judge, student) if "patience" in further else None,
         )  # fmt: skip
         return recovery
 
@@ -343,6 +346,9 @@ def kept_layers(student: Transformer, count: int, depth: str, contiguous: bool, 
 
 
 def matched(student: Transformer, teacher: Transformer) -> list[tuple[int, int]]:
-    """Pairs of hidden states for L_is: the embedding output, and the block outputs two before the last."""
+    """Pairs of hidden states for L_is: the embedding output, and the output of the block two before the last.
+
+    State k is the output of block k, counted from 1: of 32 and 16 blocks, 30 and 14 (the paper's 29 : 13, from 0).
+    """
     ours, theirs = len(student.layers()), len(teacher.layers())
-    return [(0, 0), (max(1, ours - 1), max(1, theirs - 1))]
+    return [(0, 0), (max(1, ours - 2), max(1, theirs - 2))]
