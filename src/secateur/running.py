@@ -441,8 +441,9 @@ def compare(
     with where.active():
         try:
             pair = latency.compare(
-                lambda: original.forward(example), lambda: student.forward(example), device=where.device
-            )
+                lambda: original.forward(example), lambda: student.forward(example), device=where.device,
+                lasting=10.0, enough=500,
+            )  # fmt: skip
             before["latency"], after["latency"], measured["speedup"] = pair.before, pair.after, pair.speedup
         except MeasurementError as error:
             notes.append(f"time: {error}")

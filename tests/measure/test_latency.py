@@ -135,6 +135,24 @@ def test_more_pairs_are_tried_before_giving_up(busy):
     assert result.speedup.value == pytest.approx(1.0)
 
 
+def test_a_comparison_can_be_asked_to_last(busy):
+    samples = [
+        latency.compare(busy(1e-3), busy(1e-3), warmup=1, **asked).speedup.samples
+        for asked in ({}, {"lasting": 0.2}, {"lasting": 0.2, "enough": 50})
+    ]
+    assert samples == [20, 100, 50]
+
+
+def test_the_interval_covers_states_that_last(busy):
+    """Half the time the first is 3x the second's time, half of it 2x: neighbours agree, and tell little."""
+    calls = itertools.count()
+    state = {"before": lambda: 3e-3 if next(calls) % 400 < 200 else 2e-3}
+    slow, fast = {3e-3: busy(3e-3), 2e-3: busy(2e-3)}, busy(1e-3)
+    result = latency.compare(lambda: slow[state["before"]()](), fast, pairs=1000, warmup=1, resolution=1.0)
+    assert result.speedup.low == pytest.approx(2.0)
+    assert result.speedup.high == pytest.approx(3.0)
+
+
 def test_too_few_pairs_are_refused(busy):
     with pytest.raises(MeasurementError, match="at least 6"):
         latency.compare(busy(1e-4), busy(1e-4), pairs=5)

@@ -6,6 +6,10 @@ runs, depends on the luckiest clock, and says what the machine can do rather tha
 still until half of the runs are disturbed, and has an exact distribution-free interval. What a median does not cure is
 drift, so whatever is compared is timed in turns: in pairs A B, B A, ... for two models (`compare`), in rounds over all
 levels for a table (`table`), and only figures of one turn are set against each other.
+
+A machine's state lasts seconds, and favours one of two models by some percent: twenty pairs of ten milliseconds agree
+with each other and not with the next twenty. So a comparison can be asked to last, and its interval comes from blocks
+of neighbouring pairs, not from pairs as if they were independent.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,6 +34,9 @@ __all__ = ["Comparison", "Environment", "compare", "interleaved", "median_time",
 
 Key = TypeVar("Key", bound=Hashable)
 Run = Callable[[], Any]
+
+BLOCKS = 20
+"""A long comparison is cut into so many blocks, whose medians give its interval."""
 
 SHORTEST = 2e-4
 """Seconds. A shorter sample is repeated inside the clock until it is as long: reading the clock itself costs 1e-7."""
@@ -146,13 +153,17 @@ def compare(
     confidence: float = 0.95,
     resolution: float = 0.05,
     most: int | None = None,
+    lasting: float = 0.0,
+    enough: int = 1000,
 ) -> Comparison:
     """Time two callables in turns and say how much faster the second is, or refuse.
 
     Pairs are timed as A B, B A, A B, ...: the two of a pair stand next to each other, so that drift hits both, and
-    neither is always first. The speedup is the median of the pairs' ratios with its distribution-free interval.
-    While half of that interval is wider than `resolution` of the speedup, the number of pairs is doubled, up to `most`
-    (default 8 x `pairs`); all pairs count, none is thrown away.
+    neither is always first. The speedup is the median of the pairs' ratios with its distribution-free interval; of
+    more than 6 x `BLOCKS` pairs, an interval as wide as that of the medians of `BLOCKS` blocks of neighbours.
+    Pairs are timed until they have taken `lasting` seconds, or are `enough`. While half of the interval is wider than
+    `resolution` of the speedup, the number of pairs is doubled, up to `most` (default 8 x `pairs`) or to what
+    `lasting` asked for; all pairs count, none is thrown away.
 
     Raises `MeasurementError` when the interval is too wide even then: the clock can't tell.
     """
@@ -164,15 +175,16 @@ def compare(
     with _quiet():
         repeats = _warm(before, device, warmup), _warm(after, device, warmup)
         wanted = pairs
+        until = time.perf_counter() + lasting
         while True:
-            while len(a) < wanted:
+            while len(a) < wanted or (len(a) < enough and time.perf_counter() < until):
                 if len(a) % 2:
                     b.append(_seconds(after, device, repeats[1]))
                     a.append(_seconds(before, device, repeats[0]))
                 else:
                     a.append(_seconds(before, device, repeats[0]))
                     b.append(_seconds(after, device, repeats[1]))
-            speedup = median_interval(np.divide(a, b), confidence=confidence, unit="x")
+            speedup = _spread(np.divide(a, b), confidence)
             noise = _half_width(speedup)
             if noise <= resolution:
                 break
@@ -188,6 +200,16 @@ def compare(
         median_interval(b, confidence=confidence, unit="s"),
         speedup,
     )
+
+
+def _spread(ratios: np.ndarray, confidence: float) -> Figure:
+    """The median of ratios in order of time, with an interval that holds for a machine whose state lasts a while."""
+    whole = median_interval(ratios, confidence=confidence, unit="x")
+    if len(ratios) <= 6 * BLOCKS:
+        return whole
+    blocks = median_interval([float(np.median(part)) for part in np.array_split(ratios, BLOCKS)], confidence=confidence)
+    ends = [end for figure in (whole, blocks) for end in (figure.low, figure.high) if end is not None]
+    return replace(whole, low=min(ends), high=max(ends))
 
 
 def _half_width(figure: Figure) -> float:

@@ -376,11 +376,10 @@ def settle(
 
 
 def clock(subject: Transformer, student: Transformer, batch: int, length: int) -> float:
-    """The student's share of the subject's time, by alternating pairs; short ones get up to half a minute of them."""
+    """The student's share of the subject's time, by alternating pairs for a quarter of a minute, or a thousand."""
     example, device = subject.example(batch, length), str(subject.model.device)
-    once = latency.median_time(lambda: subject.forward(example), warmup=2, runs=3, device=device).value
     times = latency.compare(
         lambda: subject.forward(example), lambda: student.forward(example), resolution=0.03, device=device,
-        most=max(80, min(2000, int(15 / once))),
+        lasting=15.0, most=2000,
     )  # fmt: skip
     return 1 / times.speedup.value
