@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="timed runs per process")
     parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--out", type=Path, help="folder for the evidence (at the full size: docs/evidence)")
+    parser.add_argument("--out", type=Path, help="folder for the evidence (at the full size: docs/evidence/benchmarks)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -303,17 +303,20 @@ def main() -> None:
             f"plain ({claims['time_of_plain_at_one_size']:.2f} at one size; target 1.15).",
             "",
         ]
+    from secateur.measure.environment import describe  # children of peers run without secateur
+
+    commit = describe().get("commit", "unknown")
     lines += [
         "Extra memory: beyond both inputs and the student's gradient. Gradient difference: the largest from the plain "
         "formula in float64, as a share of its largest entry. Each figure from processes of its own, in turn.",
         f"{platform.machine()}, {os.cpu_count()} cores, {full.get('threads')} threads, Python "
-        f"{platform.python_version()}, torch {full.get('torch')}.",
+        f"{platform.python_version()}, torch {full.get('torch')}, commit {commit}.",
     ]
     text = "\n".join(lines)
     print(text)
     out = options.out
     if out is None and (options.tokens, options.vocabulary) == (8192, 128_256) and not options.no_peers:
-        out = ROOT / "docs" / "evidence"
+        out = ROOT / "docs" / "evidence" / "benchmarks"
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         found = {
@@ -325,6 +328,7 @@ def main() -> None:
             "plain_at_half": half,
             "from_hidden": hidden,
             "claims": claims,
+            "commit": commit,
         }
         (out / "distillation_loss.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         (out / "distillation_loss.md").write_text(text + "\n", encoding="utf-8")

@@ -41,7 +41,7 @@ def sentences(count: int = 400, seed: int = 0) -> list[str]:
 
 
 def chains(count: int = 400, seed: int = 0) -> list[str]:
-    """Texts of 12 words where the two words before mostly say the next one: something that a model can learn."""
+    """Texts of 12 words where the word before last mostly says the next one: something that a model can learn."""
     draw = torch.Generator().manual_seed(seed)
     texts = []
     for _ in range(count):
@@ -49,7 +49,7 @@ def chains(count: int = 400, seed: int = 0) -> list[str]:
         surprises = (torch.rand(12, generator=draw) < 0.1).tolist()
         for place in range(2, 12):
             if not surprises[place]:
-                picks[place] = (3 * picks[place - 1] + picks[place - 2]) % len(WORDS)
+                picks[place] = (3 * picks[place - 2] + 1) % len(WORDS)
         texts.append(" ".join(WORDS[pick] for pick in picks))
     return texts
 
@@ -120,14 +120,15 @@ def uneven(made: PreTrainedModel, share: float = 0.5, seed: int = 0) -> PreTrain
 
 
 def taught(made: PreTrainedModel, steps: int = 200, seed: int = 0) -> PreTrainedModel:
-    """The same decoder after some steps on `chains`: its parts differ in worth."""
-    ids = tokenizer()(chains(1600, seed), return_tensors="pt", padding=True)["input_ids"]
-    optimizer = torch.optim.AdamW(made.parameters(), lr=3e-3)
-    draw = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        batch = ids[torch.randint(0, len(ids), (32,), generator=draw)]
+    """The same decoder after some steps on `chains`, packed as recipes pack them: its parts differ in worth."""
+    from secateur.files import texts
+
+    items = texts.batches(texts.read(chains(1600, seed)), tokenizer(), packed=True, batch=32, length=16, seed=seed)
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
+    for step, batch in enumerate(items.take(steps)):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
         optimizer.zero_grad()
-        made(input_ids=batch, labels=batch).loss.backward()
+        made(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss.backward()
         optimizer.step()
     return made.eval()
 

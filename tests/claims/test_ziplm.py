@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -17,13 +19,13 @@ from secateur.files.rundir import Run
 from secateur.measure import latency
 from secateur.recipes.language import ziplm
 from secateur.recover import objectives
-from secateur.score import activation, database, magnitude, random
-from secateur.select import allocate, levels, ranking
+from secateur.score import activation, database, hessian, magnitude, random
+from secateur.select import allocate, levels
 from secateur.studies import baselines
 from secateur.subjects import Transformer
-from secateur.vocabulary import Budget, Limit, Selection
+from secateur.vocabulary import Budget, Figure, Selection
 
-pytestmark = [pytest.mark.claim, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]
 SEEDS = (0, 1, 2)
 PLACES = {"throughput": (32, 64), "latency": (1, 16)}
 HOMES = (("throughput", "latency"), ("latency", "throughput"))
@@ -111,17 +113,17 @@ def ranked(scores, chosen: dict[str, int]) -> Transformer:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_the_clock_agrees(place, tmp_path):
-    subject, (batch, length), targets = lab.minilm(), PLACES[place], (1.5, 2.0, 3.0)
+    subject, (batch, length), targets = lab.minilm(), PLACES[place], (1.5, 2.0, 3.0, 4.0)
     with Run.open(tmp_path / "run", {}) as run:
         results = list(
             ziplm.ziplm(
                 subject,
-                lab.brown(),
+                lab.training(),
                 [Budget.parse(f"speedup={t}x") for t in targets],
                 run,
                 batch=batch,
                 length=length,
-                trials=0,
+                trials=30,
                 steps=0,
                 gradual=False,
             )
@@ -133,11 +135,11 @@ def test_the_clock_agrees(place, tmp_path):
             lambda: subject.forward(example), lambda s=student: s.forward(example), pairs=40, lasting=30.0, enough=4000
         )
         found[target] = pair.speedup
-    holds = all(abs(speedup.value / target - 1) <= 0.07 for target, speedup in found.items())
+    holds = all(abs(speedup.value / t - 1) <= (0.1 if t == 4 else 0.07) for t, speedup in found.items())
     lab.singly(
         "ziplm",
         f"clock-{place}",
-        f"measured speedup within 7 % of 1.5x, 2x and 3x at batch {batch} x {length}",
+        f"measured speedup within 7 % of 1.5x, 2x and 3x, and 10 % of 4x, at batch {batch} x {length}",
         holds,
         {f"{target:g}x asked/speedup": speedup for target, speedup in found.items()},
         setup=MINILM,
@@ -175,40 +177,38 @@ def test_second_order_beats_first_order_and_chance_at_equal_counts():
 
 
 def test_the_latency_table_beats_uniform_shares_and_flops_at_equal_time():
-    subject, (batch, length) = lab.minilm(), PLACES["throughput"]
-    units = subject.units("heads", "neurons", batch=batch, length=length)
+    """Rivals get at least as much predicted time: where levels don't fit exactly, they are given the larger ones."""
     found: dict[str, list[float]] = {name: [] for name in ("latency", "uniform", "flops")}
+    excess: dict[str, list[float]] = {name: [] for name in ("uniform", "flops")}
     for seed in SEEDS:
         chosen = solved("throughput", 2.0, seed)
         spent = share("throughput", chosen, seed)
         found["latency"].append(lab.spearman(cut(chosen, base(seed)), 500))
-        fixed = table("throughput")["rest"]["0"]
-        priced = levels.with_latency(units, table("throughput"), fixed)
-        dense = priced.cost()["latency"]
-        order = {
-            s: torch.as_tensor([sweep.order.index(u) for u in range(len(sweep.order))])
-            for s, sweep in base(seed).items()
-        }
-        goal = Budget((Limit("latency", spent * dense),))
-        uniform = ranking.by_budget(priced, {s: o.numpy().astype(float) for s, o in order.items()}, goal, scope="local")
-        gone = {s: units[s].count - int(mask.sum()) for s, mask in uniform.keep.items()}
-        near = {s: min(base(seed)[s].levels, key=lambda level, g=g: abs(level - g)) for s, g in gone.items()}
-        found["uniform"].append(lab.spearman(cut(near, base(seed)), 500))
-        weights = coefficients("throughput", 2.0, seed, "flops")
-        tries = (_solve("throughput", x, seed, "flops", weights) for x in np.arange(1.02, 8, 0.02))
-        by_flops = next(chosen for chosen in tries if share("throughput", chosen, seed) <= spent)
-        found["flops"].append(lab.spearman(cut(by_flops, base(seed)), 500))
+        evenly = (alike(seed, kept) for kept in np.arange(0.02, 1.0, 0.005))
+        by_flops = (solved("throughput", x, seed, "flops") for x in np.arange(3.0, 1.0, -0.05))
+        for name, tries in (("uniform", evenly), ("flops", by_flops)):
+            rival = next(levels for levels in tries if share("throughput", levels, seed) >= spent)
+            found[name].append(lab.spearman(cut(rival, base(seed)), 500))
+            excess[name].append(share("throughput", rival, seed) / spent - 1)
     ours = found.pop("latency")
     lab.record(
         "ziplm",
         "table",
-        "searched on the measured table beats uniform shares and a FLOP table at equal predicted time",
+        "searched on the measured table beats uniform shares and a searched FLOP table at no less predicted time",
         all(not lab.less(ours, rival) for rival in found.values()),
         ("spearman", ours),
         found,
         lower=False,
-        setup=MINILM,
+        setup=f"{MINILM}; the rivals' time is up to {max(map(max, excess.values())):.1%} above ours",
     )
+
+
+def alike(seed: int, kept: float) -> dict[str, int]:
+    """Site -> level: the share `kept` of every site, or the nearest level above it."""
+    return {
+        site: max(level for level in sweep.levels if level <= round((1 - kept) * sweep.levels[-1]))
+        for site, sweep in base(seed).items()
+    }
 
 
 def test_compensation_and_fresh_scores_help():
@@ -237,21 +237,21 @@ def test_the_search_lowers_the_whole_models_loss():
     fixed = table("throughput")["rest"]["0"]
     limit = {"latency": levels.with_latency(units, table("throughput"), fixed).cost()["latency"] / 2}
     items = lab.batches(subject, seed=0, held=True, batch=50).take(4)
-    found: dict[str, list[float]] = {"searched": [], "c = 1": []}
+    found: dict[str, list[float]] = {"100 trials": [], "start": [], "c = 1": []}
     for seed in SEEDS:
         solve = functools.partial(ziplm.solution, units, table("throughput"), base(seed), limit, fixed)
-        tuned = ziplm.tune(subject, subject, base(seed), solve, samples(seed), 64, 100, seed)
-        for name, weights in (("searched", tuned), ("c = 1", np.ones(12))):
+        tune = functools.partial(ziplm.tune, subject, subject, base(seed), solve, samples(seed), 64, seed=seed)
+        for name, weights in (("100 trials", tune(trials=100)), ("start", tune(trials=1)), ("c = 1", np.ones(12))):
             student = cut(solve(weights), base(seed))
             found[name].append(
                 objectives.held_out(student.forward, teacher=subject.forward, output="embedding", batches=items)
             )
-    ours = found.pop("searched")
+    ours = found.pop("100 trials")
     lab.record(
         "ziplm",
         "search",
-        "searched coefficients lower the whole model's held-out loss against c = 1",
-        lab.less(ours, found["c = 1"]),
+        "searched coefficients lower the whole model's held-out loss, against c = 1 and against the search's start",
+        all(lab.less(ours, rival) and ours != rival for rival in found.values()),
         ("loss", ours),
         found,
         setup=MINILM,
@@ -259,30 +259,43 @@ def test_the_search_lowers_the_whole_models_loss():
 
 
 def test_errors_rise_from_0_to_1():
-    found = [[base()[site].errors[level] for level in base()[site].levels] for site in base()]
-    holds = all(row == sorted(row) and row[0] == 0 and abs(row[-1] - 1) < 1e-4 for row in found)
+    """Measured on the stored weights, not taken from the sweep, which lets no error fall."""
+    subject = lab.minilm()
+    consumers = subject.consumers()
+    modules = {site: consumers[site].module for site in base()}
+    moments = hessian.collect(subject.forward, subject.model, samples(0), list(modules.values()))
+    falls, ends = [], []
+    for site, sweep in base().items():
+        weight, H = subject.model.get_submodule(modules[site]).weight.data, moments[modules[site]]
+        changes = [sweep.weights[level] - weight for level in sweep.levels]
+        whole = float(((weight @ H) * weight).sum(dtype=torch.float64))
+        row = [float(((change @ H) * change).sum(dtype=torch.float64)) / whole for change in changes]
+        falls.append(max(first - second for first, second in itertools.pairwise(row)))
+        ends += [row[0], abs(row[-1] - 1)]
     lab.record(
         "ziplm",
         "monotone",
-        "relative errors never fall with the level: 0 for the uncut linear, 1 for none of it",
-        holds,
-        ("sites", [len(found)]),
-        seeds=(),
-        setup=MINILM,
+        "relative errors never fall with the level (by more than 1e-3, which dampening may cost): 0 for the uncut "
+        "linear, 1 for none of it",
+        max(falls) <= 1e-3 and max(ends) < 1e-4,
+        ("largest fall", falls),
+        seeds=(0,),
+        setup=f"{MINILM}; {len(falls)} linears",
     )
 
 
 def test_more_calibration_helps_then_saturates():
     found: dict[str, list[float]] = {}
     chosen = solved("throughput", 2.0)
-    for count in (16, 64, 256, 512):
+    counts = (16, 64, 256, 1024)
+    for count in counts:
         found[f"{count}"] = [lab.spearman(cut(chosen, base(seed, count)), 500) for seed in SEEDS]
-    ours = found.pop("512")
-    means = [np.mean(found[name]) for name in ("16", "64", "256")] + [np.mean(ours)]
+    means = [np.mean(found[f"{count}"]) for count in counts]
+    ours = found.pop("1024")
     lab.record(
         "ziplm",
         "calibration",
-        "more calibration sequences help, ever less (16, 64, 256, 512)",
+        "more calibration sequences help, ever less (16, 64, 256, 1024)",
         means[0] < means[2] and means[3] - means[2] < means[1] - means[0],
         ("spearman", ours),
         found,
@@ -335,21 +348,23 @@ def test_the_latency_regime_removes_more_whole_modules():
 
 
 def test_an_infeasible_target_says_what_is_reachable(tmp_path):
+    budgets = [Budget.parse("speedup=2x"), Budget.parse("speedup=500x")]
     with Run.open(tmp_path / "run", {}) as run, pytest.raises(InfeasibleError) as error:
-        next(
-            ziplm.ziplm(
-                lab.minilm(), lab.brown(), [Budget.parse("speedup=500x")], run, trials=0, steps=0, calibration=32
-            )
-        )
-    lab.record(
+        next(ziplm.ziplm(lab.minilm(), lab.training(), budgets, run, trials=0, steps=0, calibration=32))
+    known = json.loads((tmp_path / "run" / "work" / "latency.json").read_text())
+    dense = sum(6 * max(known[kind].values()) for kind in ("heads", "neurons")) + known["rest"]["0"]
+    reachable = dense / known["rest"]["0"]
+    said = float(re.search(r"at most speedup=([\d.]+)x", str(error.value)).group(1))
+    holds = reachable - 0.01 <= said <= reachable and error.value.reachable == pytest.approx(known["rest"]["0"])
+    lab.singly(
         "ziplm",
         "infeasible",
-        "a target that can't be met is refused, naming what can",
-        error.value.reachable is not None,
-        ("seconds reachable", [error.value.reachable or 0.0]),
-        seeds=(),
+        "a target that can't be met is refused before anything is trained, naming T_dense / (T_fix + sum of min t)",
+        holds,
+        {"named/speedup": Figure(said), "by the table/speedup": Figure(reachable)},
         setup=MINILM,
     )
+    assert holds
 
 
 STEPS = 200
@@ -365,7 +380,7 @@ def at_2x(seed: int) -> dict[str, list[float]]:
             for name, how in {"ZipLM": ziplm.ziplm, **RIVALS}.items():
                 options = {"steps": STEPS, "trials": 60} if name == "ZipLM" else {"recovery": {"steps": STEPS}}
                 with Run.open(Path(place) / name, {}) as run:
-                    (result,) = how(subject, lab.brown(), [Budget.parse("speedup=2x")], run, seed=seed, **options)
+                    (result,) = how(subject, lab.training(), [Budget.parse("speedup=2x")], run, seed=seed, **options)
                 pair = latency.compare(
                     lambda: subject.forward(example),
                     lambda s=result.subject: s.forward(example),
@@ -390,12 +405,14 @@ def test_fidelity_at_2x_beats_both_baselines():
     found = [at_2x(seed) for seed in SEEDS]
     table = {name: [row[name][0] for row in found] for name in found[0]}
     ours = table.pop("ZipLM")
-    speeds = ", ".join(f"{name} {np.mean([row[name][1] for row in found]):.2f}x" for name in found[0])
+    mean_speed = {name: np.mean([row[name][1] for row in found]) for name in found[0]}
+    speeds = ", ".join(f"{name} {speed:.2f}x" for name, speed in mean_speed.items())
+    fair = all(mean_speed["ZipLM"] >= 0.97 * speed for speed in mean_speed.values())
     lab.record(
         "ziplm",
         "fidelity-2x",
         f"at 2x and {STEPS} steps the student keeps Spearman >= 0.90 and beats both baselines",
-        all(not lab.less(ours, rival) for rival in table.values()) and min(ours) >= 0.90,
+        all(not lab.less(ours, rival) for rival in table.values()) and min(ours) >= 0.90 and fair,
         ("spearman", ours),
         table,
         lower=False,
@@ -417,19 +434,33 @@ def gradual(seed: int) -> dict[str, list[float]]:
     def compute() -> dict[str, list[float]]:
         teacher, found = lab.llama(), {}
         budgets = [Budget.parse("params=70%"), Budget.parse("params=45%")]
-        shared = {"trials": 0, "calibration": 64, "length": 64, "steps": 60, "train_batch": 8, "train_length": 64}
+        training = {"steps": 60, "train_batch": 8, "train_length": 64, "lr": 2e-3}
+        shared = {"trials": 0, "calibration": 64, "length": 64, **training}
         with tempfile.TemporaryDirectory() as place:
             for name, way in WAYS.items():
                 with Run.open(Path(place) / name, {}) as run:
-                    results = list(ziplm.ziplm(teacher, lab.brown(), budgets, run, lr=2e-3, seed=seed, **shared, **way))
+                    results = list(
+                        ziplm.ziplm(teacher, lab.training(), budgets, run, lr=2e-3, seed=seed, **shared, **way)
+                    )
                 found[name] = [lab.held_out(result.subject) for result in results]
                 if name == "task + logit + token":
                     shape = results[-1].subject
-        blank = shape.cut(Selection({}))[0]
-        _blank(blank, seed)
-        found["fresh"] = [lab.held_out(lab.distil(blank, teacher, 120, seed=seed, task=0.5))]
-        half, _ = teacher.cut(Selection({"layers": np.arange(6) % 2 == 0}))
-        found["half depth"] = [lab.held_out(lab.distil(half, teacher, 120, seed=seed, task=0.5))]
+            blank = shape.cut(Selection({}))[0]
+            _blank(blank, seed)
+            half, _ = teacher.cut(Selection({"layers": np.arange(6) % 2 == 0}))
+            recover = functools.partial(
+                ziplm.distil,
+                teacher,
+                data=lab.training(),
+                seed=seed,
+                steps=120,
+                train_batch=8,
+                train_length=64,
+                lr=2e-3,
+            )
+            for name, student, blocks in (("fresh", blank, None), ("half depth", half, [(1, 2), (2, 4), (3, 6)])):
+                recover(student, Path(place) / f"train {name}", blocks=blocks)
+                found[name] = [lab.held_out(student)]
         return found
 
     return lab.remembered(f"gradual-{seed}", compute)

@@ -41,6 +41,8 @@ def test_recipes(name: str, decoder: PreTrainedModel) -> None:
 
         def quality(student: Transformer) -> float:
             return -perplexity(student.forward, held_out.take(10)).value
+
+        assert quality(subject) > -20  # of 64 words: the toy has learnt something that a cut can lose
     else:
         subject = open_subject(tiny.uneven(tiny.model(kind)), tokenizer=tiny.tokenizer())
     data = texts.read(tiny.chains(800))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from secateur.errors import InputError
 from secateur.select.arrays import as_numpy
 from secateur.vocabulary import Array, Units
 
-__all__ = ["grid", "proportional", "round_to", "uniform"]
+__all__ = ["between", "grid", "proportional", "round_to", "uniform"]
 
 
 def round_to(
@@ -34,6 +34,20 @@ def round_to(
     result = int(ways[towards](value / multiple + slack)) * multiple
     result = max(result, math.ceil(minimum / multiple) * multiple)
     return result if maximum is None else min(result, maximum)
+
+
+def between(
+    start: Mapping[str, int], end: Mapping[str, int], share: float, multiples: Mapping[str, int]
+) -> dict[str, int]:
+    """Sizes `share` of the way from `start` down to `end`, as multiples of `multiples`, and never below `end`.
+
+    >>> between({"layers": 6, "neurons": 384}, {"layers": 4, "neurons": 192}, 0.5, {"layers": 1, "neurons": 8})
+    {'layers': 5, 'neurons': 288}
+    """
+    return {
+        axis: max(size, round_to(start[axis] - (start[axis] - size) * share, multiples[axis], maximum=start[axis]))
+        for axis, size in end.items()
+    }
 
 
 def uniform(units: Units, share: float) -> dict[str, int]:

@@ -165,7 +165,7 @@ def test_below_half_size_every_stage_learns_from_the_original(tmp_path, monkeypa
     costs = [student.units().cost()["params"] for student in students]
     assert whole > costs[0] > costs[1] == found.predicted["params"] <= 0.35 * whole
     assert found.recovery is not None
-    assert found.recovery.steps == 2
+    assert found.recovery.steps == 2 * 2
     assert found.cut.before["params"] == whole  # the receipt spans both stages
 
 
@@ -351,3 +351,88 @@ def test_settings_of_the_training_loop_pass_through(tmp_path):
     assert found.recovery.steps == 2  # nothing is learnt, so the second evaluation is no better than the first
     with pytest.raises(InputError, match="no setting 'epochs'"):
         results(tmp_path / "b", "params=95%", training="epochs=3")
+
+
+@pytest.mark.parametrize("budget", ["memory=80%", "kv_cache=60%", "flops=75%", "bytes=80%"])
+def test_budgets_of_other_measures_are_kept(tmp_path, budget):
+    (found,) = results(tmp_path, budget, tolerance=0.2)
+    limit = Budget.parse(budget).limits[0]
+    share = found.predicted[limit.measure] / subject().units(length=16).cost()[limit.measure]
+    assert 0.8 * limit.value <= share <= limit.value
+
+
+def test_a_shape_below_half_is_reached_in_stages_without_passing_it(tmp_path):
+    """The first stage stops half-way to the shape: a search of its own could cut an axis below it."""
+    (found,) = results(tmp_path, "params=30%", shape="layers=4,neurons=16,channels=32")
+    assert shapes.sizes(found.subject) == {"layers": 4, "heads": 8, "neurons": 16, "channels": 32}
+    rows = json.loads((tmp_path / "work" / "shape-params=30%-1.json").read_text())
+    assert rows["best"] == {"layers": 4, "heads": 8, "neurons": 72, "channels": 48}
+
+
+def test_rounds_score_the_half_way_student_anew(tmp_path, monkeypatch):
+    seen, real = [], minitron.scores
+    monkeypatch.setattr(
+        minitron, "scores", lambda s, *rest, **how: seen.append(shapes.sizes(s)) or real(s, *rest, **how)
+    )
+    results(tmp_path / "one", "params=90%", shape="neurons=64")
+    assert seen == [shapes.sizes(subject())]
+    seen.clear()
+    results(tmp_path / "two", "params=90%", shape="neurons=64", rounds=2)
+    assert [sizes["neurons"] for sizes in seen] == [128, 96, 96]  # the original; half-way, for the trial and the result
+
+
+def test_hidden_states_count_where_many_layers_go_and_only_there(tmp_path, monkeypatch):
+    asked, real = [], minitron.objectives.distil
+    monkeypatch.setattr(
+        minitron.objectives, "distil", lambda *models, **how: asked.append(how["hidden"]) or real(*models, **how)
+    )
+    results(tmp_path / "deep", "params=90%", shape="layers=2", steps=1)
+    results(tmp_path / "wide", "params=90%", shape="neurons=64", steps=1)
+    assert asked == [[(0, 0), (1, 2)], []]
+
+
+def test_the_papers_reducers_and_the_sum_over_norms_are_the_default(tmp_path, monkeypatch):
+    asked, real = [], minitron.activation.collect
+    monkeypatch.setattr(minitron.activation, "collect", lambda *given, **how: asked.append(how) or real(*given, **how))
+    results(tmp_path, "params=90%", shape="neurons=64")
+    assert asked == [{"batch": "l2", "sequence": "mean"}]
+    model = subject()
+    items = texts.batches(DATA, model.tokenizer, packed=True, batch=8, length=16, seed=0).take(2)
+    taps = {norm: minitron.activation.Tap(norm, "output") for norm in model.norms()}
+    each = real(model.forward, model.model, items, taps, batch="l2", sequence="mean")
+    found = minitron.scores(model, items, how="activation", batch="l2", sequence="mean", seed=0)
+    torch.testing.assert_close(found["channels"], torch.stack(list(each.values())).sum(0))
+    assert len(each) == 9
+
+
+def test_the_teacher_is_corrected_at_a_fifth_of_the_rate(tmp_path, monkeypatch):
+    rates, real = [], minitron.loop.train
+    monkeypatch.setattr(minitron.loop, "train", lambda *given, **how: rates.append(how["lr"]) or real(*given, **how))
+    results(tmp_path, "params=90%", shape="neurons=64", correction_steps=1, steps=1, lr=1e-2)
+    assert rates == pytest.approx([2e-3, 1e-2])
+
+
+def test_what_training_took_counts_candidates_stages_and_the_teachers_correction(tmp_path):
+    options = {"steps": 2, "short_steps": 3, "stages": 2, "tolerance": 0.2, "correction_steps": 4}
+    (found,) = results(tmp_path, "params=35%", **options)
+    took = 8 * 16  # tokens of a step
+    assert found.recovery.steps == 2 * 2
+    assert found.recovery.tokens == took * (4 + 2 * 2 * 3 + 2 * 2)
+    assert [step for step, _ in found.recovery.losses] == [1, 2, 3, 4]
+    whole = subject().units(length=16).cost()["flops"] / 16
+    assert 3 * whole * took * 4 < found.recovery.flops < 4 * whole * found.recovery.tokens
+    (again,) = results(tmp_path, "params=35%", **options)
+    assert again.recovery == found.recovery
+
+
+def test_layers_are_judged_once_for_all_candidates_and_budgets(tmp_path, monkeypatch):
+    counts, real = [], minitron.kept_layers
+    monkeypatch.setattr(minitron, "kept_layers", lambda s, count, **how: counts.append(count) or real(s, count, **how))
+    results(tmp_path, "params=75%", "params=70%", candidates=4, tolerance=0.2)
+    assert len(counts) == len(set(counts))
+
+
+def test_a_cache_is_refused_in_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="filled by one process"):
+        results(tmp_path, "params=90%", cache=4)

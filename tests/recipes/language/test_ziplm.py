@@ -18,7 +18,7 @@ from secateur.recipes.language import ziplm
 from secateur.score import database
 from secateur.select import levels
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget, Result
+from secateur.vocabulary import Budget, Result, Selection
 
 QUICK = {"calibration": 32, "judged": 16, "trials": 3, "steps": 0, "train_batch": 8, "train_length": 16}
 DATA = texts.read(tiny.sentences(200))
@@ -140,7 +140,7 @@ def test_two_measures_are_both_kept():
 
 
 def test_a_budget_out_of_reach_names_the_measure_and_what_is_reachable(tmp_path):
-    with pytest.raises(InfeasibleError, match=r"params of .* can't be met: .*ask for at most params=") as refused:
+    with pytest.raises(InfeasibleError, match=r"params of .* can't be met: .*ask for at least params=") as refused:
         results(tmp_path / "a", ["params=1%"])
     whole = subject().units().cost()["params"]
     assert 0.01 * whole < refused.value.reachable < whole
@@ -291,3 +291,96 @@ def test_settings_of_the_training_loop_pass_through(tmp_path):
     (found,) = results(tmp_path, ["params=85%"], steps=6, lr=0.0, training="patience=1,evaluate_every=1,accumulate=2")
     assert found.recovery.settings["micro_batches"] == 2
     assert found.recovery.steps == 2  # nothing is learnt, so the second evaluation is no better than the first
+
+
+def test_the_student_holds_the_compensated_weights(tmp_path, monkeypatch):
+    made, real = [], database.build
+    monkeypatch.setattr(ziplm.database, "build", lambda *given, **how: made.append(real(*given, **how)) or made[-1])
+    (found,) = results(tmp_path, ["params=80%"])
+    (base,) = made
+    changed, dense = 0, subject()
+    for site, at in found.subject.consumers().items():
+        level = dense.units()[site].count - found.subject.units()[site].count
+        weight = found.subject.model.get_submodule(at.module).weight
+        assert torch.equal(weight, base[site].weights.columns[level]), site
+        columns = base[site].keep(level).repeat_interleave(at.block)
+        changed += not torch.equal(weight, dense.model.get_submodule(at.module).weight[:, columns])
+    assert changed
+
+
+def test_a_later_budget_out_of_reach_is_refused_before_the_first_is_trained(tmp_path, monkeypatch):
+    """And what is reachable refers to the original, though the second student is cut from the first."""
+    monkeypatch.setattr(ziplm.loop, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(InfeasibleError) as alone:
+        results(tmp_path / "a", ["params=1%"])
+    with pytest.raises(InfeasibleError) as later:
+        results(tmp_path / "b", ["params=80%", "params=1%"], steps=2)
+    assert str(later.value) == str(alone.value)
+
+
+def test_an_infeasible_speedup_names_the_originals_multiple():
+    """What would be 2x of the student is 4x of the original."""
+    start = subject()
+    units = start.units("heads", "neurons")
+    table = {kind: {"0": 0.0, "1000": 0.0} for kind in ("heads", "neurons")}
+    with pytest.raises(InfeasibleError, match=r"at most speedup=4x"):
+        ziplm.check(units, table, {"latency": 0.1}, 0.25, {"latency": 1.0})
+    with pytest.raises(InfeasibleError, match=r"at most speedup=3.33x"):  # not 3.34: that could not be met
+        ziplm.check(units, table, {"latency": 0.1}, 0.3, {"latency": 1.0})
+
+
+def test_the_search_starts_from_a_level_that_loses_something(monkeypatch):
+    """With one head a layer, nothing removed is nearer to a relative error of 0.3 than the whole: it tells nothing."""
+    start = subject()
+    base = swept(start)
+    only = {site: SimpleNamespace(levels=[0, 5], errors={0: 0.0, 5: 1.0}, weights=sweep.weights)
+            for site, sweep in base.items() if site.endswith("neurons")}  # fmt: skip
+    for sweep in only.values():
+        sweep.weights = {0: sweep.weights[0], 5: torch.zeros_like(sweep.weights[0])}
+    seen = {}
+    real = ziplm.search.coefficients
+    monkeypatch.setattr(ziplm.search, "coefficients", lambda *given, **how: seen.update(how) or real(*given, **how))
+    items = texts.batches(DATA, start.tokenizer, packed=False, batch=16, length=16, seed=0).take(1)
+    ziplm.tune(start, start, only, lambda _: dict.fromkeys(only, 5), items, 16, 1, 0)
+    assert min(seen["scale"]) > 0.01
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("bert", (0.0, 1.0, 1.0)), ("llama", (0.5, 1.0, 0.5))])
+def test_the_default_losses_and_schedule(tmp_path, monkeypatch, kind, weights):
+    losses, trainings = [], []
+    distil, train = ziplm.objectives.distil, ziplm.loop.train
+    monkeypatch.setattr(ziplm.objectives, "distil", lambda *m, **how: losses.append(how) or distil(*m, **how))
+    monkeypatch.setattr(ziplm.loop, "train", lambda *m, **how: trainings.append(how) or train(*m, **how))
+    results(tmp_path, ["params=80%"], kind, steps=2)
+    (loss,), (training,) = losses, trainings
+    assert (loss["task"], loss["logit"], loss["token"]) == weights
+    assert training["schedule"] == "linear"
+    assert (training["warmup"], training["lr"], training["weight_decay"]) == (0.1, 5e-4, 0.03)
+    assert training["dropout"] is False
+
+
+def test_the_token_loss_leaves_out_layers_that_are_empty(tmp_path, monkeypatch):
+    start, blocks = subject(), []
+    gone = {
+        "layers.1.heads": np.zeros(4, bool),
+        "layers.1.neurons": np.zeros(64, bool),
+        "layers.2.heads": np.zeros(4, bool),
+    }
+    student, _ = start.cut(Selection(gone))
+    distil = ziplm.objectives.distil
+    monkeypatch.setattr(ziplm.objectives, "distil", lambda *m, **how: blocks.extend(how["blocks"]) or distil(*m, **how))
+    found = ziplm.distil(start, student, tmp_path, data=DATA, steps=1, train_batch=8, train_length=16)
+    assert blocks == [(1, 1), (3, 3)]
+    ours, theirs = (model.units(length=16).cost()["flops"] / 16 for model in (student, start))
+    assert found.flops == pytest.approx((3 * ours + theirs) * found.tokens)
+
+
+def test_a_database_that_is_kept_serves_the_next_call(tmp_path, monkeypatch):
+    (plain,) = results(tmp_path / "a", ["params=80%"])
+    (first,) = results(tmp_path / "b", ["params=80%"], keep_database=True)
+    (tmp_path / "b" / "work" / "cut-params=80%.safetensors").unlink()
+    monkeypatch.setattr(ziplm.database, "build", lambda *_, **__: pytest.fail("built anew"))
+    (second,) = results(tmp_path / "b", ["params=80%"], keep_database=True)
+    for name, tensor in plain.subject.model.state_dict().items():
+        assert torch.equal(tensor, first.subject.model.state_dict()[name])
+        assert torch.equal(tensor, second.subject.model.state_dict()[name])

@@ -5,9 +5,10 @@ Muralidharan et al., NeurIPS 2024 (arXiv 2407.14679); practice report: Sreenivas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from secateur.errors import InputError
 from secateur.files import plugins, texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
+from secateur.measure import size
 from secateur.recover import compensate, loop, objectives, teachers
 from secateur.score import ablation, activation, magnitude, random, similarity
 from secateur.select import allocate, ranking, search
@@ -35,6 +37,7 @@ CARD = {
 Reducer = Literal["mean", "l2", "var"]
 Items = Sequence[Mapping[str, Tensor]]
 Shapes = list[dict[str, int]]
+Spent = Mapping[str, float]
 
 
 def minitron(
@@ -128,7 +131,7 @@ def minitron(
         cache: tokens per position kept of the teacher's predictions: asked for once, on disk, for all candidates and
             stages (forward KL only, no hidden states); 0 asks the teacher at every step.
         training: more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb.
-        dry_run: stop after the cut of the largest candidate; nothing is trained.
+        dry_run: stop after the cut of the first candidate, the deepest; nothing is trained.
 
     Departures: shapes lie within `tolerance` below the budget, not on both sides of it; neurons and heads are read
     after the gate, as the official library does; a removed channel's norms are corrected exactly, which the paper does
@@ -138,6 +141,9 @@ def minitron(
     decoder = subject.kind == "decoder"
     if cache and (subject.output != "logits" or not decoder or hidden or direction != "forward"):
         raise InputError("cache keeps a language model's likeliest tokens: it serves forward KL without hidden states")
+    if cache and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("cache is filled by one process: make the run with one first, or leave cache out")
+    wanted = shapes.parse(shape, subject) if shape else None
     train, held = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=decoder, length=length)
     stream, further = make(train, batch=train_batch, seed=seed + 1), loop.options(training)
@@ -146,13 +152,14 @@ def minitron(
     # Embeddings and states may change their width: a projection lifts them in training, their relations judge them.
     lifted = subject.output != "logits" and ("channels" in axes or "channels" in shape)
 
-    teacher = subject
+    teacher, beside = subject, list[Spent]()
     fit: Any = partial(loop.train, warmup=warmup, min_lr=min_lr, seed=seed, dropout=False, **further)
     if correction_steps and not dry_run:
         teacher = subject.cut(Selection({}))[0]
         correct = objectives.distil(teacher.forward, None, output=teacher.output, task=1.0)
-        fit(teacher.model, stream, objective=correct, steps=correction_steps, lr=lr / 5, patience=None,
-            checkpoint=run.folder("teacher"))  # fmt: skip
+        taught = fit(teacher.model, stream, objective=correct, steps=correction_steps, lr=lr / 5, patience=None,
+                     checkpoint=run.folder("teacher"), flops_per_token=flops(teacher, None, length))  # fmt: skip
+        beside.append(spent(taught))
     rank = partial(scores, how=score, batch=over_batch, sequence=over_sequence, seed=seed)
     ruling = None if criterion == "loss" else plugins.function(criterion)
 
@@ -182,49 +189,86 @@ def minitron(
             temperature=temperature, direction=direction, hidden=pairs, projection=projection,
         )  # fmt: skip
         batches = remember(steps * further.get("accumulate", 1)) if cache else stream
-        recovery: Recovery = fit(
+        return cast(Recovery, fit(
             student.model, batches, objective=objective, steps=steps, lr=lr,
             extra=[projection] if projection is not None else [], frozen=[] if cache else [teacher.model],
             checkpoint=run.folder(name), evaluate=partial(judge, student) if "patience" in further else None,
-        )  # fmt: skip
-        return recovery
+            flops_per_token=flops(student, None if cache else teacher, length),
+        ))  # fmt: skip
+
+    keeps = lru_cache(16)(partial(kept_layers, depth=depth, contiguous=contiguous, judge=judge, judged=judged))
 
     for budget in budgets:
         whole = subject.units(batch=batch, length=length).cost()
         limits = budget.absolute(whole)
         share = min((limits[m] / whole[m] for m in limits), default=1.0)
         many = stages or max(1, int(np.ceil(np.log2(1 / share) - 1e-9)))
-        student, recovery, cut = teacher, None, shapes.receipt(subject, teacher)
+        student, cut, counted, recoveries = teacher, shapes.receipt(subject, teacher), list(beside), list[Recovery]()
         for stage in range(1, many + 1):
             goal = {m: whole[m] * (limits[m] / whole[m]) ** (stage / many) for m in limits}
             again = partial(rank, student, samples)
             found = first if stage == 1 else run.tensors(f"scores-{budget}-{stage}", again)
             trim = partial(
-                shrink, student, scores=found, rank=partial(rank, batches=samples), depth=depth, contiguous=contiguous,
-                rounds=rounds, merge=merge, judge=judge, judged=judged,
+                shrink, student, scores=found, rank=partial(rank, batches=samples), keeps=keeps, rounds=rounds,
+                merge=merge,
             )  # fmt: skip
-            if shape and stage == many:
-                tries = [shapes.parse(shape, student)]
+            if wanted:
+                tries = [allocate.between(shapes.sizes(subject), wanted, stage / many, shapes.steps(subject))]
             else:
                 price = partial(shapes.cost, student.units(batch=batch, length=length))
                 tries = spread(search.under(shapes.grid(student, axes), price, goal, tolerance=tolerance), candidates)
-
-            def best(tries: Shapes = tries, trim: Any = trim, name: str = f"{budget}-{stage}") -> dict[str, Any]:
-                rows: list[dict[str, Any]] = []
-                for number, sizes in enumerate(tries):
-                    trial = trim(sizes)
-                    zero_shot = judge(trial)
-                    if short_steps and len(tries) > 1:
-                        distil(trial, f"candidate-{name}-{number}", short_steps)
-                    rows.append({"shape": sizes, "zero_shot": zero_shot, "short": judge(trial)})
-                return {"candidates": rows, "best": rows[int(np.argmin([row["short"] for row in rows]))]["shape"]}
-
-            chosen = tries[0] if dry_run else run.json(f"shape-{budget}-{stage}", best)["best"]
-            student = trim(chosen)
+            name = f"{budget}-{stage}"
+            compare = partial(compared, tries, trim, judge, distil, f"candidate-{name}", short_steps)
+            tried: dict[str, Any] = (
+                {"best": tries[0], "candidates": []} if dry_run else run.json(f"shape-{name}", compare)
+            )
+            student, counted = trim(tried["best"]), counted + [row["spent"] for row in tried["candidates"]]
             cut = shapes.receipt(subject, student)
             if steps and not dry_run:
-                recovery = distil(student, f"train-{budget}-{stage}", steps)
+                recoveries.append(distil(student, f"train-{name}", steps))
+        recovery = together(recoveries, counted) if recoveries else None
         yield Result(str(budget), student, cut, student.units(batch=batch, length=length).cost(), recovery)
+
+
+def compared(
+    tries: Shapes,
+    trim: Callable[[dict[str, int]], Transformer],
+    judge: Callable[[Transformer], float],
+    distil: Callable[[Transformer, str, int], Recovery],
+    name: str,
+    steps: int,
+) -> dict[str, Any]:
+    """Every shape cut and judged, before and after a short distillation (none for a single shape), and the best."""
+    rows: list[dict[str, Any]] = []
+    for number, sizes in enumerate(tries):
+        trial = trim(sizes)
+        zero_shot = judge(trial)
+        short = distil(trial, f"{name}-{number}", steps) if steps and len(tries) > 1 else Recovery()
+        rows.append({"shape": sizes, "zero_shot": zero_shot, "short": judge(trial), "spent": spent(short)})
+    return {"candidates": rows, "best": rows[int(np.argmin([row["short"] for row in rows]))]["shape"]}
+
+
+def flops(student: Transformer, teacher: Transformer | None, length: int) -> float:
+    """FLOPs of training on one token in sequences of `length`, the teacher's forward pass counted."""
+    models = [student] if teacher is None else [student, teacher]
+    return size.training_flops(*(model.units(length=length).cost()["flops"] / length for model in models))
+
+
+def spent(recovery: Recovery) -> Spent:
+    """What a training took, without its curve."""
+    return {"tokens": recovery.tokens, "seconds": recovery.seconds, "flops": recovery.flops}
+
+
+def together(stages: Sequence[Recovery], beside: Sequence[Spent]) -> Recovery:
+    """The stages as one record; what was trained `beside` them (candidates, the teacher) counts in what it all took."""
+    losses: list[tuple[int, float]] = []
+    for done, stage in zip(np.cumsum([0, *(stage.steps for stage in stages)]), stages, strict=False):
+        losses += [(int(done) + step, loss) for step, loss in stage.losses]
+    whole = {key: sum(part[key] for part in [*map(spent, stages), *beside]) for key in spent(stages[0])}
+    return Recovery(
+        sum(stage.steps for stage in stages), int(whole["tokens"]), whole["seconds"], whole["flops"], tuple(losses),
+        stages[-1].settings,
+    )  # fmt: skip
 
 
 def scores(
@@ -281,28 +325,21 @@ def shrink(
     sizes: Mapping[str, int],
     *,
     scores: Scores,
-    rank: Any,
-    depth: str,
-    contiguous: bool,
+    rank: Callable[[Transformer], Scores],
+    keeps: Callable[[Transformer, int], Any],
     rounds: int,
     merge: bool,
-    judge: Any,
-    judged: Items,
 ) -> Transformer:
-    """`student` cut to `sizes` in `rounds` rounds of score and cut."""
+    """`student` cut to `sizes` in `rounds` rounds of score and cut; `keeps` says which layers stay."""
     start, steps = shapes.sizes(student), shapes.steps(student)
     for turn in range(1, rounds + 1):
         scores = scores if turn == 1 else rank(student)
-        now = dict(sizes)
-        if turn < rounds:
-            between = {axis: start[axis] - (start[axis] - size) * turn / rounds for axis, size in sizes.items()}
-            now = {axis: allocate.round_to(between[axis], steps[axis], maximum=start[axis]) for axis in sizes}
+        now = allocate.between(start, sizes, turn / rounds, steps)
         if merge:
             student = merged(student, scores, now["heads"])
         units = student.units("heads", "neurons", "channels")
         keep = dict(ranking.by_counts(units, scores, {axis: now[axis] for axis in now if axis != "layers"}).keep)
-        layers = kept_layers(student, now["layers"], depth, contiguous, judge, judged)
-        student, _ = student.cut(Selection(keep | {"layers": layers}))
+        student, _ = student.cut(Selection(keep | {"layers": keeps(student, now["layers"])}))
     return student
 
 

@@ -20,7 +20,7 @@ from secateur.errors import InfeasibleError, MeasurementError
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
-from secateur.measure import latency
+from secateur.measure import latency, size
 from secateur.recover import loop, objectives
 from secateur.score import database, hessian
 from secateur.select import allocate, knapsack, levels, search
@@ -64,6 +64,7 @@ def ziplm(
     tolerance: float = 0.02,
     corrections: int = 4,
     training: str = "",
+    keep_database: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Meet each budget, a measured speedup above all, by a second-order layer-wise search, then distil.
@@ -105,7 +106,9 @@ def ziplm(
         tolerance: relative gap between target and clock that is left alone.
         corrections: most re-timings per budget.
         training: more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb.
-        dry_run: stop after the cut; nothing is trained.
+        keep_database: store every level of every linear in the run directory (some ten times the pruned weights), so
+            that a run which is killed in its search resumes without a second pass.
+        dry_run: stop after the cut, found without the coefficient search; nothing is trained.
 
     Departures: the latency of counts between two timed sizes is interpolated; FFN sizes are rounded to multiples of
     8 since odd widths run slower; the coefficient search starts from each site's measured weight in the whole
@@ -133,13 +136,16 @@ def ziplm(
     rest = table["rest"]["0"] if table else 0.0
     dense = levels.with_latency(whole, table, rest).cost()
     limits = {budget: budget.absolute(dense) for budget in budgets}
+    for limit in limits.values():  # before the first of them is trained
+        check(subject.units(axis, "neurons", batch=batch, length=length), table, limit, rest, dense)
 
     @cache
-    def sweeps(start: Transformer) -> Database:
+    def sweeps(start: Transformer, name: str) -> Database:
         sites = start.units(axis, "neurons").free()
         gone = {s.name: [s.count - k for k in grid if k < s.count] + [0] for s in sites if s.kind == "neurons"}
         gone |= {s.name: list(range(s.count + 1)) for s in sites if s.kind == axis}
-        return database.build(start.forward, start.model, samples, start.consumers(), gone, damp=damp)
+        build = partial(database.build, start.forward, start.model, samples, start.consumers(), gone, damp=damp)
+        return stored(run, name, build, list(gone)) if keep_database else build()
 
     share, current = partial(clock, subject, batch=batch, length=length), subject
     for budget in sorted(budgets, key=lambda b: -min(limits[b][m] / dense[m] for m in limits[b])):
@@ -147,10 +153,10 @@ def ziplm(
         units = start.units(axis, "neurons", batch=batch, length=length)
 
         def decide(
-            start: Transformer = start, units: Units = units, limit: Limits = limits[budget]
+            start: Transformer = start, units: Units = units, limit: Limits = limits[budget], budget: Budget = budget
         ) -> dict[str, Tensor]:
-            base = sweeps(start)
-            solve = partial(solution, units, table, base, limit)
+            base = sweeps(start, "database" if start is subject else f"database-{budget}")
+            solve = partial(solution, units, table, base, limit, dense=dense)
             weights = tune(subject, start, base, partial(solve, rest), samples, judged, 0 if dry_run else trials, seed)
             chosen, fixed, noisy = settle(
                 lambda fixed: solve(fixed, weights),
@@ -197,7 +203,8 @@ def distil(
 ) -> Recovery | None:
     """Step 6 of `ziplm`: train `student` in place against `subject`, with checkpoints in `folder`; None for no steps.
 
-    blocks: (student, teacher) blocks whose output L_token compares; those of the same index unless given.
+    blocks: (student, teacher) blocks whose output L_token compares; unless given, those of the same index that still
+        have an attention or an FFN.
     """
     further, decoder = loop.options(training), subject.kind == "decoder"
     train, held = data.split(seed=seed)
@@ -205,11 +212,16 @@ def distil(
     batches = make(train, batch=train_batch, seed=seed + 1)
     if not steps:
         return None
+
+    def flops(model: Transformer) -> float:
+        return model.units(length=train_length).cost()["flops"]
+
     objective = objectives.distil(
         student.forward, subject.forward, output=subject.output, logit=logit, temperature=temperature,
         task=(0.5 if decoder else 0.0) if task is None else task,
         token=(0.5 if decoder else 1.0) if token is None else token,
-        blocks=[(k, k) for k in range(1, 1 + len(student.layers()))] if blocks is None else blocks,
+        blocks=[(k, k) for k, width in enumerate(student.widths(), 1) if width.heads or width.neurons]
+        if blocks is None else blocks,
     )  # fmt: skip
     evaluate = None
     if "patience" in further:
@@ -220,7 +232,7 @@ def distil(
     return loop.train(
         student.model, batches, objective, steps=steps, lr=lr, schedule="linear", warmup=0.1, seed=seed,
         weight_decay=weight_decay, dropout=False, frozen=[subject.model], evaluate=evaluate, checkpoint=folder,
-        **further,
+        flops_per_token=size.training_flops(*(flops(s) / train_length for s in (student, subject))), **further,
     )  # fmt: skip
 
 
@@ -258,6 +270,23 @@ def profile(subject: Transformer, axis: str, grid: Sequence[int], batch: int, le
     return {kind: {count: scale * seconds for count, seconds in row.items()} for kind, row in table.items()}
 
 
+def check(units: Units, table: levels.Table | None, limit: Limits, fixed: float, dense: Mapping[str, float]) -> None:
+    """Raise `InfeasibleError`, saying what is reachable, where even a model without heads and neurons costs too much.
+
+    dense: what the original costs, to which a speedup refers.
+    """
+    least = levels.with_latency(units, table, fixed).cost({s.name: np.zeros(s.count, bool) for s in units.free()})
+    for measure, most in limit.items():
+        if least[measure] > most:
+            best = f"at least {measure}={np.ceil(least[measure]):.0f}"
+            if measure == "latency":  # rounded down: rounded up, it could not be met
+                best = f"at most speedup={np.floor(100 * dense[measure] / least[measure]) / 100:g}x"
+            raise InfeasibleError(
+                f"{measure} of {most:.4g} can't be met: with no head and no neuron left it is {least[measure]:.4g}; "
+                f"ask for {best}", least[measure],
+            )  # fmt: skip
+
+
 def solution(
     units: Units,
     table: levels.Table | None,
@@ -265,9 +294,15 @@ def solution(
     limit: Limits,
     fixed: float,
     coefficients: Sequence[float],
+    *,
+    dense: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
-    """Site -> units removed: min sum_l c_l p_l under every limit, when all that can't go takes `fixed` seconds."""
+    """Site -> units removed: min sum_l c_l p_l under every limit, when all that can't go takes `fixed` seconds.
+
+    dense: what the original costs, where `units` are those of a student; for the error that says what is reachable.
+    """
     priced = levels.with_latency(units, table, fixed)
+    check(units, table, limit, fixed, dense or priced.cost())
     kept = {site: [units[site].count - level for level in sweep.levels] for site, sweep in base.items()}
     columns = {measure: levels.costs(priced, kept, measure) for measure in limit}
     losses = [
@@ -276,20 +311,25 @@ def solution(
     ]
     costs = {measure: [column[site] for site in base] for measure, (column, _) in columns.items()}
     spare = {measure: limit[measure] - rest for measure, (_, rest) in columns.items()}
-    for measure, least in {m: sum(column.min() for column in costs[m]) for m in limit}.items():
-        if least > spare[measure]:
-            whole, reached = priced.cost()[measure], columns[measure][1] + float(least)
-            best = f"speedup={whole / reached:.3g}x" if measure == "latency" else f"{measure}={reached:.6g}"
-            raise InfeasibleError(
-                f"{measure} of {limit[measure]:.4g} can't be met: with no head and no neuron left it is {reached:.4g}; "
-                f"ask for at most {best}", reached,
-            )  # fmt: skip
     if len(limit) == 1:
         (measure,) = limit
         choice = knapsack.solve(costs[measure], losses, spare[measure])
     else:
         choice = knapsack.solve_many(costs, losses, spare)
     return {site: base[site].levels[at] for site, at in zip(base, choice.levels, strict=True)}
+
+
+def stored(run: Run, name: str, build: Callable[[], Database], sites: Sequence[str]) -> Database:
+    """The database `name` of the run directory, in the order of `sites`; built and stored the first time."""
+
+    def flat() -> dict[str, Tensor]:
+        return {f"{site}/{part}": t for site, sweep in build().items() for part, t in sweep.to_tensors().items()}
+
+    parts: dict[str, dict[str, Tensor]] = {site: {} for site in sites}
+    for key, tensor in run.tensors(name, flat).items():
+        site, _, part = key.rpartition("/")
+        parts[site][part] = tensor
+    return {site: hessian.Sweep.from_tensors(tensors) for site, tensors in parts.items()}
 
 
 def kept(base: Database, chosen: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -309,8 +349,9 @@ def tune(
 ) -> Sequence[float]:
     """The coefficients whose solution loses least on the whole model, against what `subject` says.
 
-    The search starts from how much each site's error weighs in the whole model's loss, found by cutting it alone:
-    that start is worth some 120 trials from c = 1. Without trials every coefficient is 1.
+    The search starts from how much each site's error weighs in the whole model's loss, found by cutting it alone to
+    where its relative error is nearest 0.3: that start is worth some 120 trials from c = 1. Without trials every
+    coefficient is 1.
     """
     if not trials:
         return [1.0] * len(base)
@@ -334,7 +375,8 @@ def tune(
 
     uncut, weights = evaluate({}), []
     for site, sweep in base.items():
-        level = min((abs(sweep.errors[level] - 0.3), level) for level in sweep.levels)[1]
+        lossy = [(abs(sweep.errors[level] - 0.3), level) for level in sweep.levels if sweep.errors[level] > 0]
+        level = min(lossy, default=(0.0, 0))[1]
         alone = evaluate({site: level}) - uncut
         weights.append(max(0.0, alone) / sweep.errors[level] if sweep.errors[level] else 0.0)
     most = max(weights)
