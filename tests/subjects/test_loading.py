@@ -130,6 +130,37 @@ def test_missing_and_misshapen_tensors(folder: Path) -> None:
     refused(folder, ModelError, "can't be loaded as LlamaForCausalLM")
 
 
+def _without_pooler(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_base_model_saved_without_its_pooler_has_none(tmp_path: Path, name: str) -> None:
+    """A pooler made up on opening would be another model each time."""
+    whole = make(name)
+    whole.save(tmp_path)
+    _without_pooler(tmp_path)
+    subject = open_subject(tmp_path)
+    assert not [key for key in subject.model.state_dict() if "pooler" in key]
+    assert subject.units().cost()["params"] == sum(p.numel() for p in subject.model.parameters())
+    batch = subject.example(2, 5)
+    assert torch.equal(subject.forward(batch).prediction, whole.forward(batch).prediction)
+    for keep in ({"layers": without(3, 1)}, {"layers.0.heads": without(4, 1), "channels": without(48, *range(8))}):
+        cut, receipt = subject.cut(Selection(keep))
+        assert subject.units().cost(keep)["params"] == receipt.after["params"]
+        cut.save(tmp_path / "cut")
+        assert torch.equal(open_subject(tmp_path / "cut").forward(batch).prediction, cut.forward(batch).prediction)
+
+
+def test_a_classifier_without_its_pooler_is_refused(tmp_path: Path) -> None:
+    make("bert-classifier").save(tmp_path)
+    _without_pooler(tmp_path)
+    refused(tmp_path, ModelError, "lack bert.pooler.dense.bias", "2 tensors are missing")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_broken_numbers(folder: Path, value: float) -> None:
     weights = load_file(folder / "model.safetensors")

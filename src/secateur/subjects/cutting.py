@@ -184,6 +184,8 @@ def build(layout: Layout, config: Any, state: Mapping[str, Tensor]) -> PreTraine
     architecture = saving.architecture(type(old), config, layout.family)
     with no_init_weights():
         model: PreTrainedModel = architecture(config)
+    if getattr(old, "pooler", model) is None:  # opened or made without one
+        model.pooler = None
     model.load_state_dict(dict(state), strict=True, assign=True)
     model.tie_weights()
     model.to(old.device)

@@ -164,10 +164,14 @@ def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None)
             )
     except Exception as error:
         raise ModelError(f"the weights of {place} can't be loaded as {kind.__name__} ({_line(error)})") from error
-    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
+    missing = set(report["missing_keys"])
+    unpooled = {name for name in missing if name.startswith("pooler.")}  # of a base model, whose states don't need it
+    if unpooled:
+        model.pooler = None
+        missing -= unpooled
     if missing:
         raise ModelError(
-            f"the weights of {place} lack {missing[0]} ({len(missing)} tensors are missing): fetch them again"
+            f"the weights of {place} lack {min(missing)} ({len(missing)} tensors are missing): fetch them again"
         )
     return model.eval(), family
 
