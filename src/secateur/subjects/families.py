@@ -72,6 +72,8 @@ class Family:
     """Embeddings are multiplied by sqrt(hidden_size)."""
     qk_norms: tuple[str, ...] = ()
     """Projections whose output is RMS-normalised per head, with the config's one epsilon."""
+    checks_ropes: bool = False
+    """The config class measures long-context rope factors by hidden_size / heads, whatever head_dim says (Phi-3)."""
     own_config: bool = False
     """The attention reads head counts from its config in every forward pass (Phi-3)."""
     notes: str = ""
@@ -276,6 +278,7 @@ _PHI3 = Family(
         before=("post_attention_layernorm",),
     ),
     shared=_LLAMA_SHARED,
+    checks_ropes=True,
     own_config=True,
 )
 

@@ -237,7 +237,12 @@ class Transformer:
         }
 
     def _check_channels(self, layout: Layout) -> list[str]:
-        """Refuse a channels cut which would miss a tensor; note what it can't make exact."""
+        """Refuse a channels cut which the config can't say or would miss a tensor; note what it can't make exact."""
+        if layout.fixed_ratio:
+            raise UnsupportedError(
+                f"channels can't be cut: the long-context rope factors of this {self.family.model_type} model are "
+                "checked against hidden_size / heads, which must stay; cut heads, neurons or layers"
+            )
         for name, tensor in self.model.named_parameters():
             if layout.place(name).axes is None and layout.hidden_size in tensor.shape:
                 raise UnsupportedError(
