@@ -119,7 +119,6 @@ _BERT_SHARED = {
     "embeddings.LayerNorm": _CHANNELS,
     "pooler.dense": _SQUARE,
     "classifier": _TABLE,
-    "qa_outputs": _TABLE,
 }
 
 _BERT = Family(
@@ -183,8 +182,7 @@ _DISTILBERT = Family(
         "embeddings.LayerNorm": _CHANNELS,
         "pre_classifier": _SQUARE,
         "classifier": _TABLE,
-        "qa_outputs": _TABLE,
-        "vocab_transform": _SQUARE,
+            "vocab_transform": _SQUARE,
         "vocab_layer_norm": _CHANNELS,
         "vocab_projector": _TABLE,
     },
@@ -212,7 +210,7 @@ _GPT2 = Family(
         tensors={"mlp.c_fc": ("channels", "neurons"), "mlp.c_proj": ("neurons", "channels")},
         before=("ln_2",),
     ),
-    shared={"wte": _TABLE, "wpe": _TABLE, "ln_f": _CHANNELS, "lm_head": _TABLE, "score": _TABLE, "qa_outputs": _TABLE},
+    shared={"wte": _TABLE, "wpe": _TABLE, "ln_f": _CHANNELS, "lm_head": _TABLE, "score": _TABLE},
     neurons="n_inner",
     states_head_dim=False,
     conv1d=True,
@@ -223,7 +221,6 @@ _LLAMA_SHARED = {
     "norm": _CHANNELS,
     "lm_head": _TABLE,
     "score": _TABLE,
-    "qa_outputs": _TABLE,
 }
 _LLAMA_QKVO = {
     "self_attn.q_proj": _HEADS,

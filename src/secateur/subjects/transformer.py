@@ -47,12 +47,14 @@ class Output:
     """What one forward pass gives.
 
     prediction: logits [B, S, V] or [B, C], a sentence embedding [B, d], or the last hidden state [B, S, d].
+    causal: the prediction is logits [B, S, V] of the token after each position.
     hidden: the embedding output and then the output of every layer that exists, before any final norm, [B, S, d]
     each; empty unless asked for.
     """
 
     prediction: Tensor
     hidden: tuple[Tensor, ...] = ()
+    causal: bool = False
 
 
 class Transformer:
@@ -98,6 +100,11 @@ class Transformer:
     def head_dim(self) -> int:
         """Numbers per attention head."""
         return self.layout.head_dim
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is a language model of the next token; a masked one, a classifier and a base model are not."""
+        return self.output == "logits" and self.model.can_generate()
 
     @property
     def hidden_size(self) -> int:
@@ -293,11 +300,11 @@ class Transformer:
         finally:
             for hook in hooks:
                 hook.remove()
-        return Output(self._prediction(result, batch), tuple(states))
+        return Output(self._prediction(result, batch), tuple(states), self.causal)
 
     def _prediction(self, result: Any, batch: Mapping[str, Tensor]) -> Tensor:
         if self.output == "logits":
-            logits: Tensor = result.logits if "logits" in result else result[0]
+            logits: Tensor = result.logits
             return logits
         states: Tensor = result.last_hidden_state
         if self.output == "states":
