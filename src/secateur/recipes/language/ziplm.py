@@ -207,7 +207,7 @@ def distil(
         return None
     objective = objectives.distil(
         student.forward, subject.forward, output=subject.output, logit=logit, temperature=temperature,
-        task=(0.5 if decoder else 0.0) if task is None else task,
+        task=(0.5 if subject.causal else 0.0) if task is None else task,
         token=(0.5 if decoder else 1.0) if token is None else token,
         blocks=[(k, k) for k in range(1, 1 + len(student.layers()))] if blocks is None else blocks,
     )  # fmt: skip
