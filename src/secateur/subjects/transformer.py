@@ -181,6 +181,13 @@ class Transformer:
         whole = Units(sites, terms, base)
         return whole.only(*axes) if axes else whole
 
+    def flops_per_token(self, length: int = 128) -> float:
+        """FLOPs of a forward pass over one sequence of `length` tokens, divided by `length`.
+
+        What training takes per token is `measure.size.training_flops` of the student's and the teacher's.
+        """
+        return self.units(length=length).cost()["flops"] / length
+
     def _cache(self, layout: Layout, batch: int, length: int) -> Iterable[Term]:
         """Terms of what generation caches: nothing here."""
         return ()
