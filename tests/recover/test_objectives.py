@@ -100,7 +100,9 @@ def test_hidden_loss_alone_weighs_one():
     torch.manual_seed(0)
     near, far = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
     logits = torch.zeros(2, 4, 9)
-    objective = objectives.distil(model(logits, [near]), model(logits, [far]), output="logits", logit=0, hidden=[(0, 0)])
+    objective = objectives.distil(
+        model(logits, [near]), model(logits, [far]), output="logits", logit=0, hidden=[(0, 0)]
+    )
     loss, parts = objective(BATCH, objectives.count(BATCH))
     assert float(loss) == pytest.approx(parts["hidden"])
 

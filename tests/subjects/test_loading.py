@@ -219,7 +219,9 @@ def test_tasks_without_one_tensor_of_logits_are_refused(tmp_path: Path, name: st
 
 
 def test_only_language_models_of_the_next_token_are_causal(tmp_path: Path) -> None:
-    causal = {name for name in ("bert", "bert-mlm", "llama-mha", "llama-classifier", "gpt2", "llama") if make(name).causal}
+    causal = {
+        name for name in ("bert", "bert-mlm", "llama-mha", "llama-classifier", "gpt2", "llama") if make(name).causal
+    }
     assert causal == {"gpt2", "llama"}
     subject = make("llama")
     assert subject.forward(subject.example(1, 3)).causal

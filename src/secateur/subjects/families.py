@@ -182,7 +182,7 @@ _DISTILBERT = Family(
         "embeddings.LayerNorm": _CHANNELS,
         "pre_classifier": _SQUARE,
         "classifier": _TABLE,
-            "vocab_transform": _SQUARE,
+        "vocab_transform": _SQUARE,
         "vocab_layer_norm": _CHANNELS,
         "vocab_projector": _TABLE,
     },
