@@ -207,8 +207,14 @@ def test_kinds_and_outputs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["BertForQuestionAnswering", "BertForPreTraining", "BertForMultipleChoice", "LlamaForQuestionAnswering"]
-    + ["GPT2DoubleHeadsModel", "DistilBertForQuestionAnswering"],
+    [
+        "BertForQuestionAnswering",
+        "BertForPreTraining",
+        "BertForMultipleChoice",
+        "LlamaForQuestionAnswering",
+        "GPT2DoubleHeadsModel",
+        "DistilBertForQuestionAnswering",
+    ],
 )
 def test_tasks_without_one_tensor_of_logits_are_refused(tmp_path: Path, name: str) -> None:
     base = next(kind for kind in ("distilbert", "bert", "llama", "gpt2") if name.lower().startswith(kind))

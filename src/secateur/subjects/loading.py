@@ -23,7 +23,7 @@ __all__ = ["load", "open_subject"]
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
 _LEFT = ["onnx/*", "openvino/*", "consolidated*"]
-_TASKS = ("CausalLM", "LMHeadModel", "MaskedLM", "SequenceClassification", "TokenClassification", "SentencePrediction")
+_TASKS = ("CausalLM", "LMHeadModel", "MaskedLM", "Classification", "SentencePrediction")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
@@ -72,8 +72,8 @@ def _subject(
     name = type(model).__name__
     if model.base_model is not model and not name.endswith(_TASKS):
         raise UnsupportedError(
-            f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the checkpoint "
-            "again as its base model (AutoModel), a language model, or a sequence or token classifier"
+            f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
+            "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"
         )
     kind = Encoder if family.kind == "encoder" else Decoder
     return kind(model, family, tokenizer=tokenizer, folder=folder, head=head)
