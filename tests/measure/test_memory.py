@@ -1,5 +1,10 @@
 """Peak memory sees what a call held for a moment."""
 
+import threading
+import time
+from types import SimpleNamespace
+
+import psutil
 import pytest
 import torch
 
@@ -39,13 +44,43 @@ def test_what_only_the_first_call_holds_does_not_count():
 
 def test_without_the_kernels_mark_it_samples(monkeypatch):
     monkeypatch.setattr(memory, "_reset_high_water", lambda: False)
+    looks = []
 
-    def slow_spike():
+    class Counted(psutil.Process):
+        def memory_info(self):
+            found = super().memory_info()
+            looks.append(found)
+            return found
+
+    monkeypatch.setattr(memory.psutil, "Process", Counted)
+
+    def held_until_seen():
         big = torch.ones(64, 1024, 256)
-        for _ in range(20):
-            big.mul_(1.0)
+        enough, latest = len(looks) + 3, time.monotonic() + 60  # the first look may have begun before
+        while len(looks) < enough and time.monotonic() < latest:
+            time.sleep(1e-3)
+        return len(looks) >= enough and float(big[0, 0, 0])
 
-    assert 40 * MIB < memory.peak(slow_spike).extra < 120 * MIB
+    peak = memory.peak(held_until_seen)
+    assert peak.result == 1.0
+    assert 40 * MIB < peak.extra < 120 * MIB
+
+
+def test_a_call_that_ends_while_the_sampler_looks(monkeypatch):
+    looking, ended = threading.Event(), threading.Event()
+
+    class Slow:
+        def memory_info(self):
+            if threading.current_thread() is not threading.main_thread():
+                looking.set()
+                ended.wait(60)
+            elif looking.is_set():
+                ended.set()
+            return SimpleNamespace(rss=7)
+
+    monkeypatch.setattr(memory, "_reset_high_water", lambda: False)
+    monkeypatch.setattr(memory.psutil, "Process", Slow)
+    assert memory.peak(lambda: looking.wait(60)) == memory.Peak(0.0, 7.0, True)
 
 
 def test_an_error_in_the_call_passes_through(monkeypatch):

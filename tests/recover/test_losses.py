@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import InputError
 from secateur.recover import losses
@@ -174,6 +176,48 @@ def test_shapes_with_leading_dimensions(logits):
     mask = torch.rand(4, 5) > 0.4
     want = plain_kl(student, teacher, mask)
     assert losses.kl(student, teacher, mask).item() == pytest.approx(want.item(), rel=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements that any float32 tensor had which was computed meanwhile, backward passes included."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        found = function(*arguments, **(options or {}))
+        made = [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float32]
+        self.elements = max([self.elements, *(tensor.numel() for tensor in made)])
+        return found
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda s, t, labels: losses.kl(s, t),
+        lambda s, t, labels: losses.kl(s, t, labels > 9, direction="reverse"),
+        lambda s, t, labels: losses.jensen_shannon(s, t),
+        lambda s, t, labels: losses.cross_entropy(s, labels),
+        lambda s, t, labels: losses.topk_kl(s, torch.zeros(len(s), 1), labels[:, None], torch.full((len(s),), -9.0)),
+    ],
+    ids=["forward", "reverse", "js", "cross-entropy", "top-k"],
+)
+def test_no_whole_float32_matrix_of_the_vocabulary_is_made(loss):
+    tokens, vocabulary = 256, 2**14
+    student = torch.randn(tokens, vocabulary).bfloat16().requires_grad_()
+    teacher, labels = torch.randn(tokens, vocabulary).bfloat16(), torch.randint(vocabulary, (tokens,))
+    with Largest() as largest:
+        loss(student, teacher, labels).backward()
+    assert 0 < largest.elements <= 2**20 < tokens * vocabulary
+
+
+def test_through_heads_not_even_the_logits_are_whole():
+    tokens, vocabulary = 160, 2**17
+    head, hidden = nn.Linear(2, vocabulary, bias=False), torch.randn(tokens, 2, requires_grad=True)
+    with Largest() as largest:
+        losses.kl_from_hidden(hidden, head, torch.randn(tokens, 2), head.weight.detach().clone()).backward()
+    assert 0 < largest.elements <= 2**24 < tokens * vocabulary
 
 
 # --------------------------------------------------------------------------------------------------- top k

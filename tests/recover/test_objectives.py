@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from secateur.errors import UnsupportedError
+from secateur.errors import InputError, UnsupportedError
 from secateur.recover import objectives
 
 BATCH = {
@@ -17,8 +17,8 @@ BATCH = {
 }
 
 
-def model(prediction, hidden=()):
-    answer = SimpleNamespace(prediction=prediction, hidden=tuple(hidden))
+def model(prediction, hidden=(), causal=False):
+    answer = SimpleNamespace(prediction=prediction, hidden=tuple(hidden), causal=causal)
 
     def forward(batch, *, hidden=False):
         return answer
@@ -35,7 +35,42 @@ def test_task_loss_is_the_mean_over_real_targets():
     logits = torch.randn(2, 4, 9)
     rows = torch.cat([logits[0, :3], logits[1, :1]])
     expected = functional.cross_entropy(rows, torch.tensor([2, 3, 4, 6]))
-    torch.testing.assert_close(objectives.task_loss(logits, BATCH, objectives.count(BATCH)), expected)
+    torch.testing.assert_close(objectives.task_loss(logits, BATCH, objectives.count(BATCH), causal=True), expected)
+
+
+def test_task_loss_of_other_models_is_that_of_their_labels():
+    torch.manual_seed(0)
+    totals = objectives.count(BATCH)
+    logits, labels = torch.randn(2, 3), torch.tensor([2, 0])
+    found = objectives.task_loss(logits, {**BATCH, "labels": labels}, totals, causal=False)
+    torch.testing.assert_close(found, functional.cross_entropy(logits, labels))
+    masked, tokens = torch.randn(2, 4, 9), torch.tensor([[-100, 7, -100, 1], [3, -100, -100, -100]])
+    found = objectives.task_loss(masked, {**BATCH, "labels": tokens}, totals, causal=False)
+    expected = functional.cross_entropy(masked.flatten(0, 1), tokens.flatten(), reduction="sum") / 6
+    torch.testing.assert_close(found, expected)
+    for prediction in (logits, masked):
+        objective = objectives.distil(model(prediction), None, output="logits", task=1.0)
+        with pytest.raises(InputError, match="needs labels"):
+            objective(BATCH, totals)
+
+
+@pytest.mark.parametrize("output", ["states", "embedding"])
+def test_a_task_loss_without_logits_is_refused(output):
+    with pytest.raises(UnsupportedError, match=f"this model gives {output}: set task=0"):
+        objectives.distil(model(torch.zeros(2, 4, 6)), None, output=output, task=1.0)
+
+
+def test_held_out_judges_causal_models_by_the_next_token_and_others_by_their_teacher():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 4, 9), torch.randn(2, 4, 9)
+
+    def judge(output, **what):
+        return objectives.held_out(model(ours, **what), teacher=model(theirs), output=output, batches=[BATCH])
+
+    next_token = objectives.task_loss(ours, BATCH, objectives.count(BATCH), causal=True)
+    assert judge("logits", causal=True) == pytest.approx(float(next_token))
+    assert judge("logits") == pytest.approx(float(objectives.distance(ours, theirs, BATCH, output="logits")))
+    assert judge("states") == pytest.approx(float(objectives.distance(ours, theirs, BATCH, output="states")))
 
 
 def test_logit_loss_is_the_mean_kl_over_real_tokens():
@@ -59,6 +94,39 @@ def test_hidden_loss_is_weighted_to_the_logit_loss():
     objective = objectives.distil(model(ours, [near]), model(theirs, [far]), output="logits", hidden=[(0, 0)])
     loss, parts = objective(BATCH, objectives.count(BATCH))
     assert float(loss) == pytest.approx(2 * parts["logit"], rel=1e-5)
+
+
+def test_hidden_loss_alone_weighs_one():
+    torch.manual_seed(0)
+    near, far = torch.randn(2, 4, 6), torch.randn(2, 4, 6)
+    logits = torch.zeros(2, 4, 9)
+    objective = objectives.distil(
+        model(logits, [near]), model(logits, [far]), output="logits", logit=0, hidden=[(0, 0)]
+    )
+    loss, parts = objective(BATCH, objectives.count(BATCH))
+    assert float(loss) == pytest.approx(parts["hidden"])
+
+
+def test_dynamic_alpha_of_micro_batches_adds_up_to_the_big_batch_but_weighs_each_by_its_own_ratio():
+    torch.manual_seed(0)
+    ours, theirs, far = torch.randn(2, 4, 9), torch.randn(2, 4, 9), torch.randn(2, 4, 6)
+    totals = objectives.count(BATCH)
+
+    def loss_and_gradient(rows):
+        near = start.clone().requires_grad_()
+        loss = torch.zeros(())
+        for row in rows:
+            student, teacher = model(ours[row], [near[row]]), model(theirs[row], [far[row]])
+            batch = {name: tensor[row] for name, tensor in BATCH.items()}
+            loss = loss + objectives.distil(student, teacher, output="logits", hidden=[(0, 0)])(batch, totals)[0]
+        return loss.detach(), torch.autograd.grad(loss, near)[0]
+
+    start = torch.randn(2, 4, 6)
+    (small, gradient), (big, whole) = loss_and_gradient([slice(0, 1), slice(1, 2)]), loss_and_gradient([slice(0, 2)])
+    torch.testing.assert_close(small, big)
+    ratios = [gradient[row].norm() / whole[row].norm() for row in (0, 1)]
+    assert abs(ratios[0] - ratios[1]) > 0.01
+    torch.testing.assert_close(gradient[0] / gradient[0].norm(), whole[0] / whole[0].norm())
 
 
 def test_token_loss_averages_over_blocks():

@@ -79,6 +79,14 @@ def test_a_live_teacher_gives_no_gradient_and_no_dropout_and_keeps_its_mode():
     assert seen == (False, True)
 
 
+def test_a_live_teacher_stays_on_its_device():
+    """The batch comes to the teacher: one that was moved and left there would take memory from the student."""
+    model = torch.nn.Linear(4, 2, device="meta")
+    assert teachers.live(model)({"input": torch.ones(3, 4)}).device.type == "meta"
+    assert teachers.live(model, lambda batch: batch["input"].device.type)({"input": torch.ones(3, 4)}) == "cpu"
+    assert model.weight.device.type == "meta"
+
+
 # ---------------------------------------------------------------------------------------------------------- top k
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from secateur.errors import InputError
-from secateur.subjects import cutting
+from secateur.errors import InputError, UnsupportedError
+from secateur.subjects import cutting, open_subject, shapes
 from secateur.vocabulary import Selection, Subject
 from subjects.tiny import (
     BATCH,
@@ -83,7 +84,7 @@ def test_what_a_cut_gives_can_be_cut_again(name: str) -> None:
     keep = {
         "layers": without(3, 1),
         "layers.2.heads": random_keep(subject, 3)["layers.2.heads"],
-        "channels": without(48, *range(8)),
+        "channels": without(48, *(range(8) if subject.units()["channels"].fixed is None else [])),
     }
     twice, receipt = once.cut(Selection(keep))
     expected = run(once.silence(Selection(keep)), batch)
@@ -175,3 +176,18 @@ def test_without_correction_norms_run_over_what_is_left() -> None:
     bare, _ = subject.cut(selection, norm_correction=False)
     assert bare.model.config.rms_norm_eps == subject.model.config.rms_norm_eps
     torch.testing.assert_close(exact.model.model.norm.weight, bare.model.model.norm.weight * (48 / 40) ** 0.5)
+
+
+def test_longrope_of_phi3_ties_channels_to_heads(tmp_path: Path) -> None:
+    """Its config class measures the factors by hidden_size / heads: other heads are said layer by layer."""
+    subject = make("phi3-longrope")
+    assert subject.units()["channels"].fixed.all()
+    assert shapes.grid(subject, ["channels"])["channels"] == [48]
+    with pytest.raises(UnsupportedError, match="rope factors"):
+        subject.cut(Selection({"channels": without(48, *range(8))}))
+    cut, _ = subject.cut(Selection(selections(subject)["heads alike"]))
+    assert cut.model.config.num_attention_heads == 4
+    assert {width.heads for width in cut.widths()} == {2}
+    cut.save(tmp_path)
+    batch = cut.example(1, 40)  # past the original length, where the long factors serve
+    torch.testing.assert_close(run(open_subject(tmp_path), batch), run(cut, batch), atol=1e-5, rtol=1e-5)

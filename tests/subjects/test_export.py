@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.errors import UnsupportedError
-from secateur.subjects import open_subject
+from secateur.errors import NumericalError, UnsupportedError
+from secateur.subjects import export, open_subject
 from secateur.subjects.export import to_decilm, to_onnx
 from secateur.vocabulary import Selection
 from subjects.test_loading import tokenizer
@@ -85,6 +85,23 @@ def test_decilm_says_widths_of_256_in_both_forms(tmp_path: Path) -> None:
     blocks = json.loads((tmp_path / "config.json").read_text())["block_configs"]
     assert [block["ffn"]["ffn_mult"] for block in blocks] == [24.0, 16.0]
     assert [block["attention"]["n_heads_in_group"] for block in blocks] == [2, 2]
+
+
+def test_decilm_checks_the_files_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a class of this process: what a user loads is what has to give the same logits."""
+    write = export._write_decilm_config
+
+    def wrong(subject, widths, heads, folder):
+        write(subject, widths, heads, folder)
+        path = folder / "modeling_decilm.py"
+        text = path.read_text()
+        assert "(own)\n" in text
+        path.write_text(text.replace("layer.mlp = LlamaMLP(own)\n", "layer.mlp = NoFFN()\n"))
+
+    to_decilm(make("llama"), tmp_path / "right")
+    monkeypatch.setattr(export, "_write_decilm_config", wrong)
+    with pytest.raises(NumericalError, match="DeciLM export differs"):
+        to_decilm(make("llama"), tmp_path / "wrong")
 
 
 def test_decilm_refusals(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,38 @@ def test_missing_and_misshapen_tensors(folder: Path) -> None:
     refused(folder, ModelError, "can't be loaded as LlamaForCausalLM")
 
 
+def _without_pooler(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    assert len(kept) == len(weights) - 2
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_base_model_saved_without_its_pooler_has_none(tmp_path: Path, name: str) -> None:
+    """A pooler made up on opening would be another model each time."""
+    whole = make(name)
+    whole.save(tmp_path)
+    _without_pooler(tmp_path)
+    subject = open_subject(tmp_path)
+    assert not [key for key in subject.model.state_dict() if "pooler" in key]
+    assert subject.units().cost()["params"] == sum(p.numel() for p in subject.model.parameters())
+    batch = subject.example(2, 5)
+    close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
+    close(subject.forward(batch).prediction, whole.forward(batch).prediction)
+    for keep in ({"layers": without(3, 1)}, {"layers.0.heads": without(4, 1), "channels": without(48, *range(8))}):
+        cut, receipt = subject.cut(Selection(keep))
+        assert subject.units().cost(keep)["params"] == receipt.after["params"]
+        cut.save(tmp_path / "cut")
+        close(open_subject(tmp_path / "cut").forward(batch).prediction, cut.forward(batch).prediction)
+
+
+def test_a_classifier_without_its_pooler_is_refused(tmp_path: Path) -> None:
+    make("bert-classifier").save(tmp_path)
+    _without_pooler(tmp_path)
+    refused(tmp_path, ModelError, "lack bert.pooler.dense.bias", "2 tensors are missing")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_broken_numbers(folder: Path, value: float) -> None:
     weights = load_file(folder / "model.safetensors")
@@ -170,6 +203,36 @@ def test_kinds_and_outputs(tmp_path: Path) -> None:
         assert again.output == output
         assert again.kind == kind.kind
         assert again.folder == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BertForQuestionAnswering",
+        "BertForPreTraining",
+        "BertForMultipleChoice",
+        "LlamaForQuestionAnswering",
+        "GPT2DoubleHeadsModel",
+        "DistilBertForQuestionAnswering",
+    ],
+)
+def test_tasks_without_one_tensor_of_logits_are_refused(tmp_path: Path, name: str) -> None:
+    base = next(kind for kind in ("distilbert", "bert", "llama", "gpt2") if name.lower().startswith(kind))
+    model = getattr(transformers, name)(make(base).model.config)
+    refused(model, UnsupportedError, name, "AutoModel", "classifier")
+    model.save_pretrained(tmp_path)
+    refused(tmp_path, UnsupportedError, name)
+
+
+def test_only_language_models_of_the_next_token_are_causal(tmp_path: Path) -> None:
+    causal = {
+        name for name in ("bert", "bert-mlm", "llama-mha", "llama-classifier", "gpt2", "llama") if make(name).causal
+    }
+    assert causal == {"gpt2", "llama"}
+    subject = make("llama")
+    assert subject.forward(subject.example(1, 3)).causal
+    cut, _ = subject.cut(Selection({"layers.0.neurons": without(40, *range(8))}))
+    assert cut.causal
 
 
 def test_dtype(folder: Path) -> None:

@@ -53,7 +53,7 @@ def cuts(subject: Transformer) -> dict[str, Transformer]:
     grouped = "layers.0.kv_groups" in subject.units().sites
     mixed = {"layers": without(3, 1), "layers.0.neurons": without(neurons, *range(8)), "attention": without(3, 0)}
     mixed |= {"layers.2.kv_groups": without(2, 1)} if grouped else {"layers.2.heads": without(4, 1)}
-    mixed |= {"channels": without(48, *range(16))}
+    mixed |= {"channels": without(48, *range(16))} if subject.units()["channels"].fixed is None else {}
     alike = {f"layers.{index}.neurons": without(neurons, *range(16)) for index in range(3)} | {"layers": without(3, 0)}
     return {key: subject.cut(Selection(keep))[0] for key, keep in (("mixed", mixed), ("alike", alike))}
 

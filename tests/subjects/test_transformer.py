@@ -14,6 +14,7 @@ from subjects.tiny import (
     BATCH,
     LENGTH,
     MODELS,
+    flops,
     make,
     padded,
     run,
@@ -95,3 +96,9 @@ def test_noop_is_called_one() -> None:
     assert cut.model is not subject.model
     batch = padded(subject)
     assert torch.equal(run(cut, batch), run(subject, batch))
+
+
+@pytest.mark.parametrize("name", ["bert-classifier", "llama"])
+def test_flops_per_token_are_those_of_a_sequence(name: str) -> None:
+    subject = make(name)
+    assert subject.flops_per_token(LENGTH) * LENGTH == pytest.approx(flops(subject, subject.example(1, LENGTH)))

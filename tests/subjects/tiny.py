@@ -36,6 +36,13 @@ _GEMMA = _LLAMA | {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "query_pre_attn_scalar": 12,
 }
+_PHI3 = {name: value for name, value in _LLAMA.items() if name != "head_dim"}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5],
+}
 
 # name -> (config class, arguments, model class)
 MODELS = {
@@ -83,12 +90,28 @@ MODELS = {
         "Qwen2ForCausalLM",
     ),
     "qwen3": ("Qwen3Config", _LLAMA | {"tie_word_embeddings": True}, "Qwen3ForCausalLM"),
+    "qwen3-sliding": (
+        "Qwen3Config",
+        _LLAMA | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+        "Qwen3ForCausalLM",
+    ),
     "gemma2": ("Gemma2Config", _GEMMA, "Gemma2ForCausalLM"),
+    "gemma2-untied": ("Gemma2Config", _GEMMA | {"tie_word_embeddings": False}, "Gemma2ForCausalLM"),
     "gemma2-bias": ("Gemma2Config", _GEMMA | {"attention_bias": True}, "Gemma2ForCausalLM"),
     "gemma3": ("Gemma3TextConfig", _GEMMA, "Gemma3ForCausalLM"),
     "gemma3-untied": ("Gemma3TextConfig", _GEMMA | {"tie_word_embeddings": False}, "Gemma3ForCausalLM"),
     "gemma3-base": ("Gemma3TextConfig", _GEMMA, "Gemma3TextModel"),
-    "phi3": ("Phi3Config", {k: v for k, v in _LLAMA.items() if k != "head_dim"}, "Phi3ForCausalLM"),
+    "phi3": ("Phi3Config", _PHI3, "Phi3ForCausalLM"),
+    "phi3-partial": (
+        "Phi3Config",
+        _PHI3 | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "Phi3ForCausalLM",
+    ),
+    "phi3-longrope": (
+        "Phi3Config",
+        _PHI3 | {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 32},
+        "Phi3ForCausalLM",
+    ),
 }
 DECODERS = [name for name in MODELS if not name.startswith(("bert", "roberta", "distilbert"))]
 GENERATORS = [name for name in DECODERS if MODELS[name][2].endswith(("CausalLM", "LMHeadModel"))]
@@ -136,6 +159,7 @@ def random_keep(subject: Transformer, seed: int, *, channels: bool = True) -> Ke
     """A mixed selection on all axes which a transformer can take."""
     random = np.random.default_rng(seed)
     units = subject.units()
+    channels = channels and units["channels"].fixed is None
     keep: Keep = {}
     for name, site in units.sites.items():
         if site.kind == "heads" and site.group is not None:
@@ -199,6 +223,8 @@ def selections(subject: Transformer) -> dict[str, Keep]:
         found["kv group"] = {"layers.1.kv_groups": without(2, 0)}
         found["kv groups alike"] = everywhere("kv_groups", lambda index: [index % 2])
         found["kv group and head"] = {"layers.1.kv_groups": without(2, 0), "layers.1.heads": without(4, 2)}
+    if sites["channels"].fixed is not None:
+        found = {label: keep for label, keep in found.items() if "channels" not in keep}
     return found
 
 

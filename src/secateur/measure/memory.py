@@ -85,20 +85,21 @@ def _status(field: str) -> float:
 
 def _sampled(fn: Callable[[], Any], interval: float = 1e-3) -> Peak:
     process = psutil.Process()
-    start = float(process.memory_info().rss)
-    highest = [start]
+    start = highest = float(process.memory_info().rss)
     done = threading.Event()
 
     def watch() -> None:
+        nonlocal highest
         while not done.wait(interval):
-            highest.append(max(highest.pop(), float(process.memory_info().rss)))
+            highest = max(highest, float(process.memory_info().rss))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         result = fn()
-        total = max(highest[-1], float(process.memory_info().rss))
+        end = float(process.memory_info().rss)
     finally:
         done.set()
         watcher.join()
-    return Peak(max(max(total, highest[-1]) - start, 0.0), max(total, highest[-1]), result)
+    total = max(highest, end)
+    return Peak(total - start, total, result)

@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import UnsupportedError
+from secateur.errors import InputError, UnsupportedError
 from secateur.recover import balance, losses
 
 __all__ = [
@@ -33,10 +33,14 @@ Objective = Callable[[Batch, Mapping[str, int]], tuple[Tensor, dict[str, float]]
 
 
 class Prediction(Protocol):
-    """What a forward pass gives: `prediction` [B, S, V], [B, C], [B, d] or [B, S, d]; `hidden` of [B, S, d] each."""
+    """What a forward pass gives: `prediction` [B, S, V], [B, C], [B, d] or [B, S, d]; `hidden` of [B, S, d] each.
+
+    `causal`: the prediction is logits [B, S, V] of the token after each position.
+    """
 
     prediction: Tensor
     hidden: tuple[Tensor, ...]
+    causal: bool
 
 
 class Forward(Protocol):
@@ -136,28 +140,37 @@ def _sequences(states: Tensor, mask: Tensor | None) -> Tensor:
     return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int]) -> Tensor:
-    """Cross-entropy: of the next token for [B, S, V], of `labels` for [B, C]."""
-    if logits.dim() == 3:
-        labels = losses.next_tokens(batch["input_ids"], _mask(batch))
-        return losses.cross_entropy(logits, labels) / totals["targets"]
-    return losses.cross_entropy(logits, batch["labels"]) / totals["sequences"]
+def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal: bool) -> Tensor:
+    """Cross-entropy: of the next token where logits [B, S, V] are `causal`, of the batch's `labels` of any others.
+
+    Labels are [B] for [B, C], and [B, S] for [B, S, V], with -100 where a token has none; the mean is over sequences,
+    or over all real tokens. Raises `InputError` where labels are needed and not there.
+    """
+    if causal:
+        targets = losses.next_tokens(batch["input_ids"], _mask(batch))
+        return losses.cross_entropy(logits, targets) / totals["targets"]
+    if "labels" not in batch:
+        raise InputError(
+            "a task loss needs labels, and these batches have none: give data with labels, or set task=0 and learn "
+            "from the teacher alone"
+        )
+    return losses.cross_entropy(logits, batch["labels"]) / totals["tokens" if logits.dim() == 3 else "sequences"]
 
 
 @torch.no_grad()
 def held_out(
     student: Forward, *, teacher: Forward, output: str, batches: Sequence[Batch], relational: bool = False
 ) -> float:
-    """Loss on held-out batches: cross-entropy of a language model, distance to the teacher of any other model."""
+    """Loss on held-out batches: cross-entropy of a causal model, distance to the teacher of any other (`distance`)."""
     total = 0.0
     for batch in batches:
-        prediction = student(batch).prediction
-        batch = {name: tensor.to(prediction.device) for name, tensor in batch.items()}
-        if output == "logits" and prediction.dim() == 3:
-            total += float(task_loss(prediction, batch, count(batch)))
+        ours = student(batch)
+        batch = {name: tensor.to(ours.prediction.device) for name, tensor in batch.items()}
+        if ours.causal:
+            total += float(task_loss(ours.prediction, batch, count(batch), causal=True))
         else:
             theirs = teacher(batch).prediction
-            total += float(distance(prediction, theirs, batch, output=output, relational=relational))
+            total += float(distance(ours.prediction, theirs, batch, output=output, relational=relational))
     return total / len(batches)
 
 
@@ -174,7 +187,7 @@ def distil(
     blocks: Sequence[tuple[int, int]] = (),
     hidden: Sequence[tuple[int, int]] = (),
     projection: nn.Module | None = None,
-    alpha: float | str = "dynamic",
+    alpha: float | Literal["dynamic"] = "dynamic",
 ) -> Objective:
     """`task` x cross-entropy + `logit` x prediction loss + `token` x L_token + alpha x L_hidden.
 
@@ -183,7 +196,7 @@ def distil(
         teacher: the original; None where only the task counts, or where each batch brings the teacher's likeliest
             tokens along (`teachers.Joined` with `teachers.cache_topk`).
         output: what `prediction` holds: "logits", "embedding" or "states".
-        task: weight of cross-entropy.
+        task: weight of cross-entropy (`task_loss`); only for an output of logits.
         logit: weight of the prediction loss (`distance`).
         token: weight of ZipLM's L_token: mean over tokens of the L2 distance of the hidden states, averaged over
             `blocks`.
@@ -193,10 +206,19 @@ def distil(
         hidden: (student, teacher) indices for the projected cosine loss (Minitron's L_is).
         projection: one learned map student width -> teacher width, shared by all pairs of `hidden`, and by the
             prediction where that is embeddings or states of another width.
-        alpha: weight of L_is; "dynamic" is L_logits / L_is, detached (Minitron, section 3.2).
+        alpha: weight of L_is; "dynamic" is L_logits / L_is, detached (Minitron, section 3.2), and 1 where there is no
+            prediction loss to be as large as. The ratio is taken in each micro-batch: under gradient accumulation, and
+            over several processes, the losses add up to those of one big batch, but a micro-batch's L_is weighs by its
+            own ratio, not by that of their sums, so the gradient differs a little.
 
-    Returns a mean over the step's totals and its parts as floats.
+    Returns a mean over the step's totals and its parts as floats. Raises `UnsupportedError` for a task loss on
+    embeddings or states; the objective raises `InputError` where that needs labels which a batch has not.
     """
+    if task and output != "logits":
+        raise UnsupportedError(
+            f"task={task:g} is cross-entropy, which needs logits, and this model gives {output}: set task=0, or open "
+            "the model with its task's head"
+        )
     wants_hidden = bool((token and blocks) or hidden)
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
@@ -214,7 +236,7 @@ def distil(
             parts[name] = float(value.detach())
 
         if task:
-            add("task", task, task_loss(ours.prediction, batch, totals))
+            add("task", task, task_loss(ours.prediction, batch, totals, causal=ours.causal))
         near = None
         if logit and "teacher_indices" in batch:
             near = losses.topk_kl(
@@ -244,8 +266,10 @@ def distil(
             for i, j in hidden:
                 mapped = projection(ours.hidden[i]) if projection is not None else ours.hidden[i]
                 apart = apart + losses.cosine(mapped, theirs.hidden[j], mask) / totals["tokens"]
-            weight = balance.dynamic(near, apart) if alpha == "dynamic" and near is not None else float(alpha)
-            add("hidden", weight, apart)
+            if alpha != "dynamic":
+                add("hidden", alpha, apart)
+            else:
+                add("hidden", 1.0 if near is None else balance.dynamic(near, apart), apart)
         return total, parts
 
     return objective

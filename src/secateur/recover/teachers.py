@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -89,21 +90,21 @@ def fingerprint(thing: Any) -> str:
 
 
 def live(model: nn.Module, forward: Callable[..., Any] | None = None) -> Callable[..., Any]:
-    """The teacher as a function of a batch: in eval mode, without gradients, on the device of the batch.
+    """The teacher as a function of a batch: in eval mode, without gradients.
 
-    `forward` is what to call (a subject's `forward`); by default ``model(**batch)``. The mode is set at each call,
+    `forward` is what to call (a subject's `forward`, which brings the batch to the model); by default
+    ``model(**batch)`` with the batch on the model's device. The model stays where it is. Its mode is set at each call,
     since a teacher may share modules with what is being trained.
     """
 
     def ask(batch: Batch, **options: Any) -> Any:
-        device = next(tensor.device for tensor in batch.values() if isinstance(tensor, Tensor))
-        if next(model.parameters()).device != device:
-            model.to(device)
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
             with torch.no_grad():
-                return model(**batch, **options) if forward is None else forward(batch, **options)
+                if forward is not None:
+                    return forward(batch, **options)
+                return model(**send_to_device(batch, next(model.parameters()).device), **options)
         finally:
             for module, mode in modes.items():
                 module.training = mode

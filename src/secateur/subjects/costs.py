@@ -39,7 +39,8 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
             owner = ("ffn", np.full(width.neurons, index))
             found[neurons] = Site(neurons, width.neurons, owner=owner, multiple=multiple)
     least = min(multiple, layout.hidden_size)
-    found["channels"] = Site("channels", layout.hidden_size, multiple=multiple, minimum=least)
+    fixed = np.ones(layout.hidden_size, dtype=bool) if layout.fixed_ratio else None
+    found["channels"] = Site("channels", layout.hidden_size, multiple=multiple, minimum=least, fixed=fixed)
     return found
 
 

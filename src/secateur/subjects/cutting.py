@@ -143,12 +143,16 @@ def new_config(layout: Layout, widths: list[Widths], channels: int, layers: list
     heads = max(width.heads for width in widths) or data[heads_name]
     kv = max(width.kv for width in widths) or data.get("num_key_value_heads") or heads
     neurons = max(width.neurons for width in widths) or layout.widths[0].neurons or 4 * channels
-    if family.states_head_dim:
+    if layout.fixed_ratio:
+        expressible = heads == data[heads_name]
+    elif family.states_head_dim:
         expressible = not family.heads_divide or channels % heads == 0
     else:
         expressible = channels == heads * layout.head_dim
     plain = expressible and all(width == Widths(heads, kv, neurons) for width in widths)
-    if not plain and (family.heads_divide or not family.states_head_dim):
+    if layout.fixed_ratio:
+        heads = data[heads_name]  # the class refuses any other count; every layer states its own
+    elif not plain and (family.heads_divide or not family.states_head_dim):
         heads = math.gcd(channels, heads)  # the class refuses other counts; every layer states its own
     data |= {heads_name: heads, family.neurons: neurons}
     if has_kv:
@@ -184,6 +188,8 @@ def build(layout: Layout, config: Any, state: Mapping[str, Tensor]) -> PreTraine
     architecture = saving.architecture(type(old), config, layout.family)
     with no_init_weights():
         model: PreTrainedModel = architecture(config)
+    if getattr(old, "pooler", model) is None:  # opened or made without one
+        model.pooler = None
     model.load_state_dict(dict(state), strict=True, assign=True)
     model.tie_weights()
     model.to(old.device)

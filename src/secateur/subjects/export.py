@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
 from secateur.subjects import saving
@@ -116,12 +117,10 @@ def to_decilm(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     Layers are described by `block_configs` (see `decilm/configuration_decilm.py`), which inference engines read;
     the configuration and modelling files go along for transformers. The form knows one number of query heads and
     whole groups: layers with fewer heads get zero heads, which changes no output but costs their size. The
-    result is loaded again and compared; `NumericalError` if its logits differ.
+    result is loaded again by the files written and compared; `NumericalError` if its logits differ.
     Raises `UnsupportedError` for other models, for layer 0 without attention (engines start the residual there),
     and for biases where a sub-block is gone (a no-op has none).
     """
-    from secateur.subjects.decilm.modeling_decilm import DeciLMForCausalLM
-
     folder = Path(folder)
     config, widths = subject.model.config, subject.widths()
     _check_llama_shaped(subject, widths)
@@ -143,27 +142,32 @@ def to_decilm(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     save_file(
         {name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"}
     )
-    _write_decilm_config(subject, targets, heads, folder)
     for name in ("configuration_decilm.py", "modeling_decilm.py"):
         text = (Path(__file__).parent / "decilm" / name).read_text(encoding="utf-8")
         (folder / name).write_text(text, encoding="utf-8")
+    _write_decilm_config(subject, targets, heads, folder)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     if subject.model.generation_config is not None:
         subject.model.generation_config.save_pretrained(folder)
-    example = subject.example(2, 9)
-    with saving.quiet(0):
-        model = DeciLMForCausalLM.from_pretrained(folder).eval().to(subject.model.device)
-    with torch.no_grad():
-        wanted = subject.forward(example).prediction
-        error = (model(**example).logits - wanted).abs().max().item()
-    if not error <= _TOLERANCE * max(1.0, wanted.abs().max().item()):
-        raise NumericalError(f"the DeciLM export differs from the model by {error:.2g}: it is not usable")
+    _check_decilm(subject, folder)
     if not padded:
         return ()
     return (
         f"layers {', '.join(map(str, padded))} were padded to {heads} query heads, as DeciLM has one number of them",
     )
+
+
+def _check_decilm(subject: Transformer, folder: Path) -> None:
+    """Load `folder` as its users will, by the code that was just written into it, and compare the logits."""
+    example = subject.example(2, 9)
+    with saving.quiet(0):
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval().to(subject.model.device)
+    with torch.no_grad():
+        wanted = subject.forward(example).prediction
+        error = (model(**example).logits - wanted).abs().max().item()
+    if not error <= _TOLERANCE * max(1.0, wanted.abs().max().item()):
+        raise NumericalError(f"the DeciLM export differs from the model by {error:.2g}: it is not usable")
 
 
 def _check_llama_shaped(subject: Transformer, widths: list[Widths]) -> None:

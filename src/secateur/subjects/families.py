@@ -72,6 +72,8 @@ class Family:
     """Embeddings are multiplied by sqrt(hidden_size)."""
     qk_norms: tuple[str, ...] = ()
     """Projections whose output is RMS-normalised per head, with the config's one epsilon."""
+    checks_ropes: bool = False
+    """The config class measures long-context rope factors by hidden_size / heads, whatever head_dim says (Phi-3)."""
     own_config: bool = False
     """The attention reads head counts from its config in every forward pass (Phi-3)."""
     notes: str = ""
@@ -117,7 +119,6 @@ _BERT_SHARED = {
     "embeddings.LayerNorm": _CHANNELS,
     "pooler.dense": _SQUARE,
     "classifier": _TABLE,
-    "qa_outputs": _TABLE,
 }
 
 _BERT = Family(
@@ -181,7 +182,6 @@ _DISTILBERT = Family(
         "embeddings.LayerNorm": _CHANNELS,
         "pre_classifier": _SQUARE,
         "classifier": _TABLE,
-        "qa_outputs": _TABLE,
         "vocab_transform": _SQUARE,
         "vocab_layer_norm": _CHANNELS,
         "vocab_projector": _TABLE,
@@ -210,7 +210,7 @@ _GPT2 = Family(
         tensors={"mlp.c_fc": ("channels", "neurons"), "mlp.c_proj": ("neurons", "channels")},
         before=("ln_2",),
     ),
-    shared={"wte": _TABLE, "wpe": _TABLE, "ln_f": _CHANNELS, "lm_head": _TABLE, "score": _TABLE, "qa_outputs": _TABLE},
+    shared={"wte": _TABLE, "wpe": _TABLE, "ln_f": _CHANNELS, "lm_head": _TABLE, "score": _TABLE},
     neurons="n_inner",
     states_head_dim=False,
     conv1d=True,
@@ -221,7 +221,6 @@ _LLAMA_SHARED = {
     "norm": _CHANNELS,
     "lm_head": _TABLE,
     "score": _TABLE,
-    "qa_outputs": _TABLE,
 }
 _LLAMA_QKVO = {
     "self_attn.q_proj": _HEADS,
@@ -276,6 +275,7 @@ _PHI3 = Family(
         before=("post_attention_layernorm",),
     ),
     shared=_LLAMA_SHARED,
+    checks_ropes=True,
     own_config=True,
 )
 

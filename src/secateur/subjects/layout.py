@@ -52,6 +52,9 @@ class Layout:
         self.prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
         self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.hidden_size = int(config.hidden_size)
+        ropes = getattr(config, "rope_parameters", None) or {}
+        self.fixed_ratio = family.checks_ropes and "short_factor" in ropes
+        """The config class wants hidden_size / heads as they are: channels stay, other heads need a modelling file."""
 
     @cached_property
     def widths(self) -> list[Widths]:

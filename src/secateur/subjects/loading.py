@@ -23,6 +23,7 @@ __all__ = ["load", "open_subject"]
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
 _LEFT = ["onnx/*", "openvino/*", "consolidated*"]
+_TASKS = ("CausalLM", "LMHeadModel", "MaskedLM", "Classification", "SentencePrediction")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
@@ -37,7 +38,8 @@ def open_subject(
 
     source: a folder (plain, sentence-transformers, or an earlier result), a Hub id, or a model in memory (which is
     not copied; cuts copy). dtype: of the weights; as stored if None. Raises `ModelError` for a checkpoint that is
-    missing, damaged, pickled, or holds NaN or infinity, `UnsupportedError` for an architecture secateur doesn't know.
+    missing, damaged, pickled, or holds NaN or infinity, `UnsupportedError` for an architecture secateur doesn't know and
+    for a task whose model does not give one tensor of logits (question answering, pre-training, multiple choice).
     """
     if isinstance(source, PreTrainedModel):
         family = _family(getattr(source.config, "model_type", "?"), type(source).__name__)
@@ -67,6 +69,12 @@ def load(path: str | Path) -> PreTrainedModel:
 def _subject(
     model: PreTrainedModel, family: Family, tokenizer: Any, folder: Path | None, head: list[nn.Module]
 ) -> Transformer:
+    name = type(model).__name__
+    if model.base_model is not model and not name.endswith(_TASKS):
+        raise UnsupportedError(
+            f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
+            "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"
+        )
     kind = Encoder if family.kind == "encoder" else Decoder
     return kind(model, family, tokenizer=tokenizer, folder=folder, head=head)
 
@@ -164,10 +172,14 @@ def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None)
             )
     except Exception as error:
         raise ModelError(f"the weights of {place} can't be loaded as {kind.__name__} ({_line(error)})") from error
-    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
+    missing = set(report["missing_keys"])
+    unpooled = {name for name in missing if name.startswith("pooler.")}  # of a base model, whose states don't need it
+    if unpooled:
+        model.pooler = None
+        missing -= unpooled
     if missing:
         raise ModelError(
-            f"the weights of {place} lack {missing[0]} ({len(missing)} tensors are missing): fetch them again"
+            f"the weights of {place} lack {min(missing)} ({len(missing)} tensors are missing): fetch them again"
         )
     return model.eval(), family
 

@@ -45,9 +45,14 @@ def parse(text: str, subject: Transformer) -> dict[str, int]:
 
 
 def steps(subject: Transformer) -> dict[str, int]:
-    """Axis -> what a size must be a multiple of: whole KV groups keep equally many heads each, widths go by 8."""
+    """Axis -> what a size must be a multiple of: whole KV groups keep equally many heads each, widths go by 8.
+
+    Channels that must stay (see `Layout.fixed_ratio`) go by their whole number.
+    """
     width = subject.widths()[0]
-    return {"layers": 1, "heads": width.kv if width.kv < width.heads else 1, "neurons": 8, "channels": 8}
+    heads = width.kv if width.kv < width.heads else 1
+    channels = subject.hidden_size if subject.layout.fixed_ratio else 8
+    return {"layers": 1, "heads": heads, "neurons": 8, "channels": channels}
 
 
 def grid(subject: Transformer, axes: Sequence[str], *, least: float = 0.25) -> dict[str, list[int]]:

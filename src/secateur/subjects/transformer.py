@@ -47,12 +47,14 @@ class Output:
     """What one forward pass gives.
 
     prediction: logits [B, S, V] or [B, C], a sentence embedding [B, d], or the last hidden state [B, S, d].
+    causal: the prediction is logits [B, S, V] of the token after each position.
     hidden: the embedding output and then the output of every layer that exists, before any final norm, [B, S, d]
     each; empty unless asked for.
     """
 
     prediction: Tensor
     hidden: tuple[Tensor, ...] = ()
+    causal: bool = False
 
 
 class Transformer:
@@ -98,6 +100,11 @@ class Transformer:
     def head_dim(self) -> int:
         """Numbers per attention head."""
         return self.layout.head_dim
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is a language model of the next token; a masked one, a classifier and a base model are not."""
+        return self.output == "logits" and self.model.can_generate()
 
     @property
     def hidden_size(self) -> int:
@@ -174,6 +181,13 @@ class Transformer:
         whole = Units(sites, terms, base)
         return whole.only(*axes) if axes else whole
 
+    def flops_per_token(self, length: int = 128) -> float:
+        """FLOPs of a forward pass over one sequence of `length` tokens, divided by `length`.
+
+        What training takes per token is `measure.size.training_flops` of the student's and the teacher's.
+        """
+        return self.units(length=length).cost()["flops"] / length
+
     def _cache(self, layout: Layout, batch: int, length: int) -> Iterable[Term]:
         """Terms of what generation caches: nothing here."""
         return ()
@@ -237,7 +251,12 @@ class Transformer:
         }
 
     def _check_channels(self, layout: Layout) -> list[str]:
-        """Refuse a channels cut which would miss a tensor; note what it can't make exact."""
+        """Refuse a channels cut which the config can't say or would miss a tensor; note what it can't make exact."""
+        if layout.fixed_ratio:
+            raise UnsupportedError(
+                f"channels can't be cut: the long-context rope factors of this {self.family.model_type} model are "
+                "checked against hidden_size / heads, which must stay; cut heads, neurons or layers"
+            )
         for name, tensor in self.model.named_parameters():
             if layout.place(name).axes is None and layout.hidden_size in tensor.shape:
                 raise UnsupportedError(
@@ -288,11 +307,11 @@ class Transformer:
         finally:
             for hook in hooks:
                 hook.remove()
-        return Output(self._prediction(result, batch), tuple(states))
+        return Output(self._prediction(result, batch), tuple(states), self.causal)
 
     def _prediction(self, result: Any, batch: Mapping[str, Tensor]) -> Tensor:
         if self.output == "logits":
-            logits: Tensor = result.logits if "logits" in result else result[0]
+            logits: Tensor = result.logits
             return logits
         states: Tensor = result.last_hidden_state
         if self.output == "states":

@@ -218,7 +218,7 @@ def distil(
 
     objective = objectives.distil(
         student.forward, subject.forward, output=subject.output, logit=logit, temperature=temperature,
-        task=(0.5 if decoder else 0.0) if task is None else task,
+        task=(0.5 if subject.causal else 0.0) if task is None else task,
         token=(0.5 if decoder else 1.0) if token is None else token,
         blocks=[(k, k) for k, width in enumerate(student.widths(), 1) if width.heads or width.neurons]
         if blocks is None else blocks,
