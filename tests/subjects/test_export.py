@@ -88,17 +88,18 @@ def test_decilm_says_widths_of_256_in_both_forms(tmp_path: Path) -> None:
 
 
 def test_decilm_checks_the_files_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a class of this process: what a user loads is what has to give the same logits."""
+    """Weights and configuration are read back; the code beside them is the code that read them."""
     write = export._write_decilm_config
 
     def wrong(subject, widths, heads, folder):
         write(subject, widths, heads, folder)
-        path = folder / "modeling_decilm.py"
-        text = path.read_text()
-        assert "(own)\n" in text
-        path.write_text(text.replace("layer.mlp = LlamaMLP(own)\n", "layer.mlp = NoFFN()\n"))
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 1.0}))
 
     to_decilm(make("llama"), tmp_path / "right")
+    for name in ("configuration_decilm.py", "modeling_decilm.py"):
+        own = Path(export.__file__).parent / "decilm" / name
+        assert (tmp_path / "right" / name).read_bytes() == own.read_bytes()
     monkeypatch.setattr(export, "_write_decilm_config", wrong)
     with pytest.raises(NumericalError, match="DeciLM export differs"):
         to_decilm(make("llama"), tmp_path / "wrong")

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
 from secateur.subjects import saving
@@ -159,10 +158,12 @@ def to_decilm(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
 
 
 def _check_decilm(subject: Transformer, folder: Path) -> None:
-    """Load `folder` as its users will, by the code that was just written into it, and compare the logits."""
+    """Load `folder` by the class of which it holds a copy, and compare the logits."""
+    from secateur.subjects.decilm.modeling_decilm import DeciLMForCausalLM
+
     example = subject.example(2, 9)
     with saving.quiet(0):
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval().to(subject.model.device)
+        model = DeciLMForCausalLM.from_pretrained(folder).eval().to(subject.model.device)
     with torch.no_grad():
         wanted = subject.forward(example).prediction
         error = (model(**example).logits - wanted).abs().max().item()

@@ -38,8 +38,8 @@ def open_subject(
 
     source: a folder (plain, sentence-transformers, or an earlier result), a Hub id, or a model in memory (which is
     not copied; cuts copy). dtype: of the weights; as stored if None. Raises `ModelError` for a checkpoint that is
-    missing, damaged, pickled, or holds NaN or infinity, `UnsupportedError` for an architecture secateur doesn't know and
-    for a task whose model does not give one tensor of logits (question answering, pre-training, multiple choice).
+    missing, damaged, pickled, or holds NaN or infinity, `UnsupportedError` for an architecture secateur doesn't know
+    and for a task whose model does not give one tensor of logits (question answering, pre-training, multiple choice).
     """
     if isinstance(source, PreTrainedModel):
         family = _family(getattr(source.config, "model_type", "?"), type(source).__name__)

@@ -38,6 +38,7 @@ Reducer = Literal["mean", "l2", "var"]
 Items = Sequence[Mapping[str, Tensor]]
 Shapes = list[dict[str, int]]
 Spent = Mapping[str, float]
+Tried = dict[str, Any]
 
 
 def minitron(
@@ -139,10 +140,8 @@ def minitron(
     learning rates than the paper's 1e-4 to 2e-4.
     """
     decoder = subject.kind == "decoder"
-    if cache and (subject.output != "logits" or not decoder or hidden or direction != "forward"):
-        raise InputError("cache keeps a language model's likeliest tokens: it serves forward KL without hidden states")
-    if cache and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("cache is filled by one process: make the run with one first, or leave cache out")
+    if cache:
+        check_cache(subject, hidden, direction)
     wanted = shapes.parse(shape, subject) if shape else None
     train, held = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=decoder, length=length)
@@ -157,9 +156,10 @@ def minitron(
     if correction_steps and not dry_run:
         teacher = subject.cut(Selection({}))[0]
         correct = objectives.distil(teacher.forward, None, output=teacher.output, task=1.0)
-        taught = fit(teacher.model, stream, objective=correct, steps=correction_steps, lr=lr / 5, patience=None,
-                     checkpoint=run.folder("teacher"), flops_per_token=flops(teacher, None, length))  # fmt: skip
-        beside.append(spent(taught))
+        beside.append(spent(fit(
+            teacher.model, stream, objective=correct, steps=correction_steps, lr=lr / 5, patience=None,
+            checkpoint=run.folder("teacher"), flops_per_token=size.training_flops(teacher.flops_per_token(length)),
+        )))  # fmt: skip
     rank = partial(scores, how=score, batch=over_batch, sequence=over_sequence, seed=seed)
     ruling = None if criterion == "loss" else plugins.function(criterion)
 
@@ -178,12 +178,11 @@ def minitron(
     )  # fmt: skip
 
     def distil(student: Transformer, name: str, steps: int) -> Recovery:
-        many_gone = 4 * len(student.layers()) <= 3 * len(teacher.layers())
-        deep = (many_gone if hidden is None else hidden) and not cache
-        pairs = matched(student, teacher) if deep else []
+        deep = 4 * len(student.layers()) <= 3 * len(teacher.layers()) if hidden is None else hidden
+        pairs = matched(student, teacher) if deep and not cache else []
         ours, theirs = student.hidden_size, teacher.hidden_size
         torch.manual_seed(seed)
-        projection = nn.Linear(ours, theirs, bias=False) if (deep or lifted) and ours != theirs else None
+        projection = nn.Linear(ours, theirs, bias=False) if (pairs or lifted) and ours != theirs else None
         objective = objectives.distil(
             student.forward, None if cache else teacher.forward, output=teacher.output, task=task, logit=logit,
             temperature=temperature, direction=direction, hidden=pairs, projection=projection,
@@ -193,10 +192,13 @@ def minitron(
             student.model, batches, objective=objective, steps=steps, lr=lr,
             extra=[projection] if projection is not None else [], frozen=[] if cache else [teacher.model],
             checkpoint=run.folder(name), evaluate=partial(judge, student) if "patience" in further else None,
-            flops_per_token=flops(student, None if cache else teacher, length),
+            flops_per_token=size.training_flops(
+                student.flops_per_token(length), 0 if cache else teacher.flops_per_token(length)
+            ),
         ))  # fmt: skip
 
     keeps = lru_cache(16)(partial(kept_layers, depth=depth, contiguous=contiguous, judge=judge, judged=judged))
+    to_shape = partial(shrink, rank=partial(rank, batches=samples), keeps=keeps, rounds=rounds, merge=merge)
 
     for budget in budgets:
         whole = subject.units(batch=batch, length=length).cost()
@@ -208,10 +210,7 @@ def minitron(
             goal = {m: whole[m] * (limits[m] / whole[m]) ** (stage / many) for m in limits}
             again = partial(rank, student, samples)
             found = first if stage == 1 else run.tensors(f"scores-{budget}-{stage}", again)
-            trim = partial(
-                shrink, student, scores=found, rank=partial(rank, batches=samples), keeps=keeps, rounds=rounds,
-                merge=merge,
-            )  # fmt: skip
+            trim = partial(to_shape, student, scores=found)
             if wanted:
                 tries = [allocate.between(shapes.sizes(subject), wanted, stage / many, shapes.steps(subject))]
             else:
@@ -219,15 +218,21 @@ def minitron(
                 tries = spread(search.under(shapes.grid(student, axes), price, goal, tolerance=tolerance), candidates)
             name = f"{budget}-{stage}"
             compare = partial(compared, tries, trim, judge, distil, f"candidate-{name}", short_steps)
-            tried: dict[str, Any] = (
-                {"best": tries[0], "candidates": []} if dry_run else run.json(f"shape-{name}", compare)
-            )
+            tried: Tried = {"best": tries[0], "candidates": []} if dry_run else run.json(f"shape-{name}", compare)
             student, counted = trim(tried["best"]), counted + [row["spent"] for row in tried["candidates"]]
             cut = shapes.receipt(subject, student)
             if steps and not dry_run:
                 recoveries.append(distil(student, f"train-{name}", steps))
         recovery = together(recoveries, counted) if recoveries else None
         yield Result(str(budget), student, cut, student.units(batch=batch, length=length).cost(), recovery)
+
+
+def check_cache(subject: Transformer, hidden: bool | None, direction: str) -> None:
+    """Raise `InputError` where top-k predictions on disk can't serve."""
+    if subject.output != "logits" or subject.kind != "decoder" or hidden or direction != "forward":
+        raise InputError("cache keeps a language model's likeliest tokens: it serves forward KL without hidden states")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("cache is filled by one process: make the run with one first, or leave cache out")
 
 
 def compared(
@@ -246,12 +251,6 @@ def compared(
         short = distil(trial, f"{name}-{number}", steps) if steps and len(tries) > 1 else Recovery()
         rows.append({"shape": sizes, "zero_shot": zero_shot, "short": judge(trial), "spent": spent(short)})
     return {"candidates": rows, "best": rows[int(np.argmin([row["short"] for row in rows]))]["shape"]}
-
-
-def flops(student: Transformer, teacher: Transformer | None, length: int) -> float:
-    """FLOPs of training on one token in sequences of `length`, the teacher's forward pass counted."""
-    models = [student] if teacher is None else [student, teacher]
-    return size.training_flops(*(model.units(length=length).cost()["flops"] / length for model in models))
 
 
 def spent(recovery: Recovery) -> Spent:

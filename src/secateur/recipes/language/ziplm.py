@@ -212,10 +212,6 @@ def distil(
     batches = make(train, batch=train_batch, seed=seed + 1)
     if not steps:
         return None
-
-    def flops(model: Transformer) -> float:
-        return model.units(length=train_length).cost()["flops"]
-
     objective = objectives.distil(
         student.forward, subject.forward, output=subject.output, logit=logit, temperature=temperature,
         task=(0.5 if subject.causal else 0.0) if task is None else task,
@@ -232,7 +228,7 @@ def distil(
     return loop.train(
         student.model, batches, objective, steps=steps, lr=lr, schedule="linear", warmup=0.1, seed=seed,
         weight_decay=weight_decay, dropout=False, frozen=[subject.model], evaluate=evaluate, checkpoint=folder,
-        flops_per_token=size.training_flops(*(flops(s) / train_length for s in (student, subject))), **further,
+        flops_per_token=size.training_flops(*(s.flops_per_token(train_length) for s in (student, subject))), **further,
     )  # fmt: skip
 
 
