@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification
 
 import secateur
 import tiny
@@ -27,6 +28,7 @@ from secateur.errors import (
     RunError,
     UnknownRecipeError,
 )
+from secateur.files import texts
 from secateur.files.texts import Corpus
 from secateur.score import magnitude
 from secateur.select import ranking
@@ -179,6 +181,53 @@ def test_in_memory_models_and_lists_of_texts(tmp_path):
     (row,) = running.run(shears, subject, tiny.sentences(), "params=80%", tmp_path / "out")
     assert row.verdict == "met"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A BERT that says "yes" (its class 0) to every text, and data whose classes the alphabet would number otherwise."""
+    place = tmp_path_factory.mktemp("classifier")
+    config = BertConfig(
+        vocab_size=64, pad_token_id=0, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, id2label={0: "yes", 1: "no"}, label2id={"yes": 0, "no": 1},
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([1.0, 0.0]))
+    tiny.uneven(model).save_pretrained(place / "model")
+    tiny.tokenizer().save_pretrained(place / "model")
+    rows = [{"text": text, "label": "yes" if n % 4 else "no"} for n, text in enumerate(tiny.sentences(200))]
+    (place / "named.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, label in (("unknown", "maybe"), ("beyond", 2), ("negative", -1)):
+        (place / f"{name}.jsonl").write_text("\n".join(json.dumps({**row, "label": label}) for row in rows))
+    return place
+
+
+def test_accuracy_counts_by_the_classes_of_the_model(classifier, tmp_path):
+    found = running.measure(classifier / "model", data=classifier / "named.jsonl", batch=2, length=8)
+    assert found["model"]["accuracy"].value == 0.75
+    assert found["model"]["accuracy"].samples == 200 // 16 * 16
+    (row,) = running.run(shears, classifier / "model", classifier / "named.jsonl", "params=90%", tmp_path / "out")
+    held = texts.read(classifier / "named.jsonl").split()[1]
+    share = sum(held.classes[label] == "yes" for label in held.labels) / len(held)
+    assert row.before["accuracy"].value == row.after["accuracy"].value == share
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("unknown", "unknown.jsonl has the class 'maybe', which the model doesn't know: it knows yes, no"),
+        ("beyond", "beyond.jsonl has the label 2: the model has 2 classes, 0 to 1"),
+        ("negative", "negative.jsonl has the label -1"),
+    ],
+)
+def test_labels_that_are_no_classes_of_the_model_are_refused(classifier, tmp_path, data, message):
+    with pytest.raises(DataError, match=message):
+        running.measure(classifier / "model", data=classifier / f"{data}.jsonl", batch=2, length=8)
+    with pytest.raises(DataError, match=message):
+        running.run(shears, classifier / "model", classifier / f"{data}.jsonl", "params=80%", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

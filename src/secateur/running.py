@@ -136,6 +136,7 @@ def results(
     subject = _open(model, device)
     if subject.tokenizer is None:
         raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
+    corpus = _labelled(corpus, subject)
     where = _where(subject, chosen.get("batch", BATCH), chosen.get("length", LENGTH), threads)
     settings = {
         "recipe": function.__name__,
@@ -221,6 +222,16 @@ def _open(model: Model, device: str | None = None) -> Transformer:
             reason = str(error).splitlines()[0]
             raise InputError(f"device {device!r} can't hold the model: {reason}") from error
     return subject
+
+
+def _classifies(subject: Transformer) -> bool:
+    """Whether the model gives one class per text, so that the data's labels are its task."""
+    return type(subject.model).__name__.endswith("ForSequenceClassification")
+
+
+def _labelled(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
+    config = subject.model.config
+    return corpus.labelled(config.label2id, config.num_labels) if _classifies(subject) else corpus
 
 
 def _where(subject: Transformer, batch: int, length: int, threads: int | None) -> latency.Environment:
@@ -496,7 +507,7 @@ def _quality(
             {},
         )
     batches = _held_batches(held_out, original.tokenizer, packed=False, length=length)
-    if original.output == "logits" and "labels" in batches[0]:
+    if _classifies(original) and "labels" in batches[0]:
         return (
             {"accuracy": quality.accuracy(original.forward, batches)},
             {"accuracy": quality.accuracy(student.forward, batches)},
@@ -567,6 +578,7 @@ def measure(
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1), limit=(limit, 1))
     corpus = None if data is None else texts.read(data)
     subject = _open(model, device)
+    corpus = None if corpus is None else _labelled(corpus, subject)
     where = _where(subject, batch, length, threads)
     if tasks and (subject.kind != "decoder" or subject.tokenizer is None):
         raise InputError("lm-eval tasks need a language model with its tokenizer")

@@ -52,6 +52,23 @@ def test_json_lines_with_labels(tmp_path):
         texts.read(path, column="body")
 
 
+def test_labels_take_the_numbers_of_the_model():
+    named = Corpus(["x", "y", "z"], [1, 0, 1], "n", classes=("bad", "good"))
+    labelled = named.labelled({"good": 0, "bad": 2, "fair": 1}, 3)
+    assert labelled.labels == [0, 2, 0]
+    assert labelled.labelled({"good": 0, "bad": 2, "fair": 1}, 3) == labelled
+    assert labelled.digest != named.labelled({"good": 2, "bad": 0, "fair": 1}, 3).digest
+    assert Corpus(["x"]).labelled({"a": 0}, 1).labels is None
+    with pytest.raises(DataError, match="n has the class 'bad', which the model doesn't know: it knows LABEL_0, good"):
+        named.labelled({"LABEL_0": 0, "good": 1}, 2)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_of_the_model_is_refused(label):
+    with pytest.raises(DataError, match=f"n has the label {label}: the model has 3 classes, 0 to 2"):
+        Corpus(["x", "y"], [0, label], "n").labelled({"a": 0, "b": 1, "c": 2}, 3)
+
+
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

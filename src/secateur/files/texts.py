@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -29,7 +29,11 @@ Row = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts in order, their class indices if they have any, a name for people and a digest of the content."""
+    """Texts in order, their class indices if they have any, a name for people and a digest of the content.
+
+    Where the data names its classes, `classes` are the names that the indices count, until `labelled` turns them into a
+    model's numbers.
+    """
 
     texts: Sequence[str]
     labels: Sequence[int] | None = None
@@ -39,6 +43,26 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def labelled(self, numbers: Mapping[str, int], count: int) -> Corpus:
+        """The same texts with the class numbers of a model: names by `numbers` (its label2id), numbers as they are.
+
+        Raises:
+            DataError: a name that is not in `numbers`, or a number that is not one of the model's `count` classes.
+        """
+        if self.labels is None:
+            return self
+        unknown = [name for name in self.classes if name not in numbers]
+        if unknown:
+            raise DataError(
+                f"{self.name} has the class {unknown[0]!r}, which the model doesn't know: it knows {', '.join(numbers)}; "
+                "give those, or their numbers"
+            )
+        labels = [numbers[self.classes[label]] for label in self.labels] if self.classes else list(self.labels)
+        beyond = next((label for label in labels if not 0 <= label < count), None)
+        if beyond is not None:
+            raise DataError(f"{self.name} has the label {beyond}: the model has {count} classes, 0 to {count - 1}")
+        return Corpus(self.texts, labels, self.name, _digest(self.texts, labels))
 
     def split(self, held_out: float = 0.05, seed: int = 0) -> tuple[Corpus, Corpus]:
         """(train, held out): a random share of the texts, at least one, is held out; both keep the original order.
@@ -190,7 +214,7 @@ def _row(row: Any, column: str, label: str, where: str) -> Row:
 
 
 def _index(labels: list[Any]) -> tuple[list[int] | None, tuple[str, ...]]:
-    """Class indices: whole numbers as they are, names in alphabetical order; None unless every text has one."""
+    """Class indices: whole numbers as they are, names counted in alphabetical order; None unless every text has one."""
     if any(value is None for value in labels):
         return None, ()
     if all(isinstance(value, int) for value in labels):
