@@ -55,8 +55,8 @@ class Corpus:
         unknown = [name for name in self.classes if name not in numbers]
         if unknown:
             raise DataError(
-                f"{self.name} has the class {unknown[0]!r}, which the model doesn't know: it knows {', '.join(numbers)}; "
-                "give those, or their numbers"
+                f"{self.name} has the class {unknown[0]!r}, which the model doesn't know: "
+                f"it knows {', '.join(sorted(numbers, key=numbers.__getitem__))}; give those, or their numbers"
             )
         labels = [numbers[self.classes[label]] for label in self.labels] if self.classes else list(self.labels)
         beyond = next((label for label in labels if not 0 <= label < count), None)
@@ -97,7 +97,8 @@ def read(
     otherwise. Blank texts are passed over.
 
     Raises:
-        DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte).
+        DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte)
+            or line).
         MissingExtraError: the hub or Parquet asked for without the `data` extra.
     """
     if isinstance(source, Corpus):
@@ -105,7 +106,7 @@ def read(
     if isinstance(source, (str, Path)):
         name, rows = _open(source, column, label, limit)
     else:
-        name, rows = "texts", ((text, None) for text in source)
+        name, rows = "texts", ((_whole(text, f"text {n} of the list"), None) for n, text in enumerate(source, 1))
     texts: list[str] = []
     labels: list[Any] = []
     for text, value in itertools.islice(((t, v) for t, v in rows if t.strip()), limit):
@@ -210,7 +211,17 @@ def _row(row: Any, column: str, label: str, where: str) -> Row:
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
         known = ", ".join(row) if isinstance(row, dict) else "no fields"
         raise DataError(f"{where} has no text in {column!r}: it has {known}")
-    return row[column], row.get(label)
+    return _whole(row[column], where), row.get(label)
+
+
+def _whole(text: str, where: str) -> str:
+    """`text`, unless half a surrogate pair stands in it: JSON can write one, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise DataError(f"{where} holds {half}, half a surrogate pair and no character: mend or drop it") from error
+    return text
 
 
 def _index(labels: list[Any]) -> tuple[list[int] | None, tuple[str, ...]]:
