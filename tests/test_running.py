@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,86 @@ def test_one_budget_leaves_a_model_that_loads_its_evidence_and_a_report(places, 
     assert [result["verdict"] for result in stored] == ["met"]
 
 
+def test_a_recipe_never_sees_the_texts_that_quality_is_measured_on(places, tmp_path, monkeypatch):
+    seen: list[Corpus] = []
+
+    def curious(subject, data, budgets, run, *, batch: int = 4, length: int = 16, seed: int = 0, dry_run: bool = False):
+        """Remember all texts there are."""
+        seen.append(data)
+        yield from shears(subject, data, budgets, run, batch=batch, length=length)
+
+    measured_on: list[Corpus] = []
+    monkeypatch.setattr(running, "compare", lambda *given: measured_on.append(given[2]) or ({}, {}, {}, []))
+    running.run(curious, places / "llama", places / "texts.txt", "params=80%", tmp_path / "out", seed=3)
+    running.run(curious, places / "llama", places / "texts.txt", "params=80%", tmp_path / "dry", seed=3, dry_run=True)
+    ((held, _), (train, again)) = measured_on, seen
+    assert len(held) == 20
+    assert not set(held.texts) & set(train.texts)
+    assert sorted([*held.texts, *train.texts]) == sorted(texts.read(places / "texts.txt").texts)
+    assert again == train
+
+
+def test_modules_behind_the_transformer_count_in_its_size(places, tmp_path):
+    from sentence_transformers import SentenceTransformer, models
+
+    word = models.Transformer(str(places / "bert"), max_seq_length=64)
+    modules = [word, models.Pooling(32), models.Dense(32, 8)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "dense"))
+    (row,) = go(places, tmp_path / "small", tmp_path / "dense", budget="params=85%")
+    files = (tmp_path / "small").rglob("*.safetensors")
+    weights = [tensor for file in files if "work" not in file.parts for tensor in load_file(file).values()]
+    assert row.after["bytes"].value == sum(tensor.nbytes for tensor in weights)
+    assert row.after["params"].value == sum(tensor.numel() for tensor in weights) == row.cut.after["params"]
+
+
+def test_baselines_that_a_study_added_outlive_the_same_call_again(places, tmp_path):
+    (row,) = go(places, tmp_path / "out")
+    beside = {"chance": {"params": row.after["params"]}}
+    running.publish_evidence(tmp_path / "out", [replace(row, baselines=beside)])
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.is_file()}
+    (again,) = go(places, tmp_path / "out")
+    assert again.baselines == beside
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.is_file()}
+    (tmp_path / "out" / "report.html").unlink()  # as after a kill between the two files
+    go(places, tmp_path / "out")
+    assert "chance" in (tmp_path / "out" / "report.html").read_text()
+    assert running.evidence.read(tmp_path / "out")[0].baselines == beside
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
+def test_lengths_beyond_the_positions_of_the_model_are_refused(tmp_path, kind):
+    subject = secateur.open_subject(tiny.model(kind), tokenizer=tiny.tokenizer())
+    most = 159 if kind == "roberta" else 160  # of RoBERTa, the padding's and those before it serve no text
+    with pytest.raises(InputError, match=f"length=161 is beyond the model's {most} positions: give at most length="):
+        running.measure(subject, length=161)
+    with pytest.raises(InputError, match=f"^length=161 is beyond the model's {most} positions"):
+        running.run(shears, subject, tiny.sentences(), "params=80%", tmp_path / "out", length=161)
+    with pytest.raises(InputError, match=f"train_length=161 is beyond the model's {most} positions"):
+        running.run("ziplm", subject, tiny.sentences(), "params=80%", tmp_path / "out", train_length=161)
+    assert not (tmp_path / "out").exists()
+    running.measure(subject, batch=1, length=most)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "call"),
+    [
+        ("BertModel", "AutoModel"),
+        ("BertForMaskedLM", "AutoModelForMaskedLM"),
+        ("SecateurBertForTokenClassification", "AutoModelForTokenClassification"),
+        ("RobertaForQuestionAnswering", "AutoModelForQuestionAnswering"),
+        ("BertForSequenceClassification", "AutoModelForSequenceClassification"),
+        ("GPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("LlamaForCausalLM", "AutoModelForCausalLM"),
+        ("BertForNothingKnown", "AutoModel"),
+    ],
+)
+def test_the_card_names_the_class_that_loads_the_head(tmp_path, architecture, call):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    assert running._loading(tmp_path, "small") == (
+        f'from transformers import {call}\n\nmodel = {call}.from_pretrained("small")'
+    )
+
+
 def test_a_sentence_encoder_is_measured_by_its_fidelity(places, tmp_path):
     (row,) = go(places, tmp_path / "small", "bert")
     assert 0 < row.measured["spearman"].value <= 1
@@ -185,7 +266,7 @@ def test_in_memory_models_and_lists_of_texts(tmp_path):
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """A BERT that says "yes" (its class 0) to every text, and data whose classes the alphabet would number otherwise."""
+    """A BERT that says "yes" (its class 0) to every text; the alphabet would number its classes otherwise."""
     place = tmp_path_factory.mktemp("classifier")
     config = BertConfig(
         vocab_size=64, pad_token_id=0, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
