@@ -153,10 +153,11 @@ def test_a_wrong_model_path_without_a_hub(places, tmp_path):
         (b"", ["data.txt holds no text"]),
         (b"\n \n\n", ["data.txt holds no text"]),
         (b"one\ntwo\n\xe9t\xe9 is latin-1\n", ["data.txt is not UTF-8 at byte 8"]),
-        (b"one short line\nand one more\n", ["data.txt holds", "less than one batch", "are needed"]),
-        (b"one line only\n", ["data.txt", "at least 2"]),
+        (b"one short line\nand one more\nand a third\n", ["data.txt holds", "less than one batch", "are needed"]),
+        (b"one line\nand one more\n", ["data.txt holds 2 texts", "at least 3"]),
+        (b"one line only\n", ["data.txt", "at least 3"]),
     ],
-    ids=["missing", "empty", "blank", "latin-1", "short", "single"],
+    ids=["missing", "empty", "blank", "latin-1", "short", "two", "single"],
 )
 def test_bad_data(places, tmp_path, content, words):
     if content is not None:

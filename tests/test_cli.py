@@ -126,11 +126,25 @@ def test_flags_become_values(text, annotation, value):
         (["run", "ziplm", "m"], "ziplm"),
         (["run", "--budget", "params=1%", "--dry-run", "ziplm"], "ziplm"),
         (["run", "--seed=3", "--overwrite", "ziplm"], "ziplm"),
+        (["run", "--no-gradual", "ziplm", "m"], "ziplm"),
+        (["run", "--gradual", "ziplm", "m"], "ziplm"),
+        (["run", "--merge", "minitron", "m"], "minitron"),
+        (["run", "--config", "run.yaml", "--steps", "3"], "minitron"),
+        (["run", "--config=run.yaml", "--no-merge"], "minitron"),
+        (["run", "--config", "run.yaml", "ziplm"], "ziplm"),
+        (["run", "--config", "none.yaml"], None),
+        (["run", "--config", "broken.yaml"], None),
+        (["run", "--config", "list.yaml"], None),
+        (["run", "--config"], None),
         (["run"], None),
         (["show", "ziplm"], None),
     ],
 )
-def test_the_named_recipe_is_found(words, recipe):
+def test_the_named_recipe_is_found(words, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("seed: 1\nrecipe: minitron\n")
+    (tmp_path / "broken.yaml").write_text("recipe: [")
+    (tmp_path / "list.yaml").write_text("- recipe\n")
     assert cli._named_recipe(words) == recipe
 
 
@@ -147,9 +161,10 @@ def test_a_config_repeats_a_run_and_flags_win_over_it(places):
     done = secateur("run", "--config", "small/run.yaml", "--out", "again", cwd=places)
     assert done.returncode == 0, done.stderr
     assert (places / "again/model.safetensors").read_bytes() == (places / "small/model.safetensors").read_bytes()
-    done = secateur("run", "ziplm", "--config", "small/run.yaml", "--out", "again", "--steps", "3", cwd=places)
-    assert done.returncode == 2
-    assert "holds a run with steps=2, not steps=3" in done.stderr
+    for named in (["ziplm"], []):
+        done = secateur("run", *named, "--config", "small/run.yaml", "--out", "again", "--steps", "3", cwd=places)
+        assert done.returncode == 2
+        assert "holds a run with steps=2, not steps=3" in done.stderr
 
 
 def test_a_dry_run_writes_nothing(places):
@@ -232,6 +247,15 @@ def test_a_device_that_is_not_there_is_refused(places, capsys):
         arguments = ["measure", str(places / "small"), "--device", device]
         assert cli.main(arguments) == 2
         assert f"device '{device}' can't hold the model" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_command_line_loads_is_one_line_too(tmp_path):
+    (tmp_path / "typer.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = secateur("list", PYTHONPATH=path)
+    assert done.returncode == 130
+    assert done.stderr == "secateur: interrupted before anything was done\n"
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize("becomes", [ValueError("could not determine the shape"), ModelError("can't be loaded")])

@@ -82,7 +82,7 @@ def quick(recipe: Any, options: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stand-ins")
-    tiny.folder("bert", folder / "all-MiniLM-L6-v2", sentence=True)
+    tiny.folder("bert", folder / "sentence-transformers" / "all-MiniLM-L6-v2", sentence=True)
     tiny.folder("llama", folder / "llama")
     (folder / "texts.txt").write_text("\n".join(tiny.sentences(1200)) + "\n", "utf-8")
     return folder

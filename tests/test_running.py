@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification
 
 import secateur
 import tiny
@@ -27,6 +29,7 @@ from secateur.errors import (
     RunError,
     UnknownRecipeError,
 )
+from secateur.files import texts
 from secateur.files.texts import Corpus
 from secateur.score import magnitude
 from secateur.select import ranking
@@ -99,6 +102,86 @@ def test_one_budget_leaves_a_model_that_loads_its_evidence_and_a_report(places, 
     assert str(tmp_path) not in card
     stored = json.loads((tmp_path / "small" / "evidence.json").read_text())["results"]
     assert [result["verdict"] for result in stored] == ["met"]
+
+
+def test_a_recipe_never_sees_the_texts_that_quality_is_measured_on(places, tmp_path, monkeypatch):
+    seen: list[Corpus] = []
+
+    def curious(subject, data, budgets, run, *, batch: int = 4, length: int = 16, seed: int = 0, dry_run: bool = False):
+        """Remember all texts there are."""
+        seen.append(data)
+        yield from shears(subject, data, budgets, run, batch=batch, length=length)
+
+    measured_on: list[Corpus] = []
+    monkeypatch.setattr(running, "compare", lambda *given: measured_on.append(given[2]) or ({}, {}, {}, []))
+    running.run(curious, places / "llama", places / "texts.txt", "params=80%", tmp_path / "out", seed=3)
+    running.run(curious, places / "llama", places / "texts.txt", "params=80%", tmp_path / "dry", seed=3, dry_run=True)
+    ((held, _), (train, again)) = measured_on, seen
+    assert len(held) == 20
+    assert not set(held.texts) & set(train.texts)
+    assert sorted([*held.texts, *train.texts]) == sorted(texts.read(places / "texts.txt").texts)
+    assert again == train
+
+
+def test_modules_behind_the_transformer_count_in_its_size(places, tmp_path):
+    from sentence_transformers import SentenceTransformer, models
+
+    word = models.Transformer(str(places / "bert"), max_seq_length=64)
+    modules = [word, models.Pooling(32), models.Dense(32, 8)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "dense"))
+    (row,) = go(places, tmp_path / "small", tmp_path / "dense", budget="params=85%")
+    files = (tmp_path / "small").rglob("*.safetensors")
+    weights = [tensor for file in files if "work" not in file.parts for tensor in load_file(file).values()]
+    assert row.after["bytes"].value == sum(tensor.nbytes for tensor in weights)
+    assert row.after["params"].value == sum(tensor.numel() for tensor in weights) == row.cut.after["params"]
+
+
+def test_baselines_that_a_study_added_outlive_the_same_call_again(places, tmp_path):
+    (row,) = go(places, tmp_path / "out")
+    beside = {"chance": {"params": row.after["params"]}}
+    running.publish_evidence(tmp_path / "out", [replace(row, baselines=beside)])
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.is_file()}
+    (again,) = go(places, tmp_path / "out")
+    assert again.baselines == beside
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.is_file()}
+    (tmp_path / "out" / "report.html").unlink()  # as after a kill between the two files
+    go(places, tmp_path / "out")
+    assert "chance" in (tmp_path / "out" / "report.html").read_text()
+    assert running.evidence.read(tmp_path / "out")[0].baselines == beside
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
+def test_lengths_beyond_the_positions_of_the_model_are_refused(tmp_path, kind):
+    subject = secateur.open_subject(tiny.model(kind), tokenizer=tiny.tokenizer())
+    most = 159 if kind == "roberta" else 160  # of RoBERTa, the padding's and those before it serve no text
+    with pytest.raises(InputError, match=f"length=161 is beyond the model's {most} positions: give at most length="):
+        running.measure(subject, length=161)
+    with pytest.raises(InputError, match=f"^length=161 is beyond the model's {most} positions"):
+        running.run(shears, subject, tiny.sentences(), "params=80%", tmp_path / "out", length=161)
+    with pytest.raises(InputError, match=f"train_length=161 is beyond the model's {most} positions"):
+        running.run("ziplm", subject, tiny.sentences(), "params=80%", tmp_path / "out", train_length=161)
+    assert not (tmp_path / "out").exists()
+    running.measure(subject, batch=1, length=most)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "call"),
+    [
+        ("BertModel", "AutoModel"),
+        ("BertForMaskedLM", "AutoModelForMaskedLM"),
+        ("SecateurBertForTokenClassification", "AutoModelForTokenClassification"),
+        ("RobertaForQuestionAnswering", "AutoModelForQuestionAnswering"),
+        ("BertForSequenceClassification", "AutoModelForSequenceClassification"),
+        ("GPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("LlamaForCausalLM", "AutoModelForCausalLM"),
+        ("BertForNothingKnown", "AutoModel"),
+    ],
+)
+def test_the_card_names_the_class_that_loads_the_head(tmp_path, architecture, call):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    assert running._loading(tmp_path, "small") == (
+        f'from transformers import {call}\n\nmodel = {call}.from_pretrained("small")'
+    )
 
 
 def test_a_sentence_encoder_is_measured_by_its_fidelity(places, tmp_path):
@@ -179,6 +262,53 @@ def test_in_memory_models_and_lists_of_texts(tmp_path):
     (row,) = running.run(shears, subject, tiny.sentences(), "params=80%", tmp_path / "out")
     assert row.verdict == "met"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A BERT that says "yes" (its class 0) to every text; the alphabet would number its classes otherwise."""
+    place = tmp_path_factory.mktemp("classifier")
+    config = BertConfig(
+        vocab_size=64, pad_token_id=0, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, id2label={0: "yes", 1: "no"}, label2id={"yes": 0, "no": 1},
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([1.0, 0.0]))
+    tiny.uneven(model).save_pretrained(place / "model")
+    tiny.tokenizer().save_pretrained(place / "model")
+    rows = [{"text": text, "label": "yes" if n % 4 else "no"} for n, text in enumerate(tiny.sentences(200))]
+    (place / "named.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, label in (("unknown", "maybe"), ("beyond", 2), ("negative", -1)):
+        (place / f"{name}.jsonl").write_text("\n".join(json.dumps({**row, "label": label}) for row in rows))
+    return place
+
+
+def test_accuracy_counts_by_the_classes_of_the_model(classifier, tmp_path):
+    found = running.measure(classifier / "model", data=classifier / "named.jsonl", batch=2, length=8)
+    assert found["model"]["accuracy"].value == 0.75
+    assert found["model"]["accuracy"].samples == 200 // 16 * 16
+    (row,) = running.run(shears, classifier / "model", classifier / "named.jsonl", "params=90%", tmp_path / "out")
+    held = texts.read(classifier / "named.jsonl").split()[1]
+    share = sum(held.classes[label] == "yes" for label in held.labels) / len(held)
+    assert row.before["accuracy"].value == row.after["accuracy"].value == share
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("unknown", "unknown.jsonl has the class 'maybe', which the model doesn't know: it knows yes, no"),
+        ("beyond", "beyond.jsonl has the label 2: the model has 2 classes, 0 to 1"),
+        ("negative", "negative.jsonl has the label -1"),
+    ],
+)
+def test_labels_that_are_no_classes_of_the_model_are_refused(classifier, tmp_path, data, message):
+    with pytest.raises(DataError, match=message):
+        running.measure(classifier / "model", data=classifier / f"{data}.jsonl", batch=2, length=8)
+    with pytest.raises(DataError, match=message):
+        running.run(shears, classifier / "model", classifier / f"{data}.jsonl", "params=80%", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

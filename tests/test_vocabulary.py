@@ -55,6 +55,34 @@ def test_a_budget_is_read(text, limit):
 
 
 @pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("params=33.3333%", "params=33.3333%"),
+        ("params=33.33%", "params=33.33%"),
+        ("params=0.333", "params=0.333"),
+        ("speedup=1.23456x", "speedup=1.23456x"),
+        ("latency=50%", "speedup=2x"),
+        ("latency=30%", "latency=30%"),
+        ("latency=0.012s", "latency=12ms"),
+        ("latency=1500us", "latency=1.5ms"),
+        ("latency=123456us", "latency=0.123456s"),
+        ("params=123456789012", "params=123456789012"),
+        ("memory=1.5GB", "memory=1500000000B"),
+    ],
+)
+def test_a_budget_is_printed_with_all_its_digits_and_no_more(text, printed):
+    assert str(Budget.parse(text)) == printed
+
+
+@given(st.sampled_from(["params", "latency", "tokens", "memory"]), st.floats(1e-9, 1e12), st.booleans())
+def test_what_is_printed_is_read_as_the_same_limit(measure, value, relative):
+    if not relative and measure in ("params", "tokens") and value <= 1.0:
+        return  # read as a share
+    limit = Limit(measure, 1.0 / (1.0 + value) if relative else value, relative)
+    assert Budget.parse(str(limit)).limits == (limit,)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",

@@ -173,14 +173,42 @@ def show(recipe: Annotated[str, typer.Argument(help="A recipe's name.")]) -> Non
 
 
 def _named_recipe(given: Sequence[str]) -> str | None:
-    """The recipe which a `run` command line names, so that its flags are known: the first word that is no value."""
+    """The recipe which a `run` command line names, so that its flags are known.
+
+    It is the first word that is no value, or else stands in the file that --config names.
+    """
+    config = None
     words = iter(given[1:] if given and given[0] == "run" else ())
     for word in words:
         if not word.startswith("-"):
             return word
-        if "=" not in word and word not in ("--dry-run", "--overwrite", "--help"):
-            next(words, None)
-    return None
+        flag, equals, value = word.partition("=")
+        if not equals and not _is_switch(flag):
+            value = next(words, "")
+        if flag == "--config":
+            config = value
+    return _configured_recipe(config) if config else None
+
+
+def _is_switch(flag: str) -> bool:
+    """Whether `flag` takes no value: one of `run` itself, or one that is on or off in some recipe."""
+    name = flag[2:].replace("-", "_")
+    if name in ("dry_run", "overwrite", "help") or name.startswith("no_"):
+        return True
+    options = (option for recipe in recipes.cards() for option in recipes.signature(recipe))
+    return any(option.name == name and option.annotation == "bool" for option in options)
+
+
+def _configured_recipe(config: str) -> str | None:
+    """The recipe that the YAML file `config` names. What is wrong with the file is said where it is read for good."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    recipe = values.get("recipe") if isinstance(values, dict) else None
+    return recipe if isinstance(recipe, str) else None
 
 
 def _run_command(recipe: str | None) -> Callable[..., None]:
@@ -377,7 +405,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The --out folder of a r
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder of a model, usually a result.")],
     to: Annotated[str, typer.Option(help="onnx (any model) or decilm (Llama-shaped models, for vLLM).")],
-    out: Annotated[Path | None, typer.Option(help="Where to; a folder beside the model if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to; FOLDER/onnx or FOLDER/decilm if not given.")] = None,
 ) -> None:
     """Write a model in another form, checked against the original's output."""
     from secateur import running

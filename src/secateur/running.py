@@ -10,6 +10,7 @@ import hashlib
 import inspect as introspection
 import json
 import random
+import re
 import tempfile
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,13 +22,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import transformers
 import yaml
 from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur import recipes
-from secateur.errors import DataError, InputError, MeasurementError
+from secateur.errors import DataError, InputError, MeasurementError, RunError
 from secateur.files import texts
 from secateur.files.rundir import Run, guard, writing
 from secateur.measure import environment, evidence, generation, latency, memory, quality, size
@@ -136,7 +138,13 @@ def results(
     subject = _open(model, device)
     if subject.tokenizer is None:
         raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
+    corpus = _labelled(corpus, subject)
+    if len(corpus) < 3:
+        raise DataError(f"{corpus.name} holds {len(corpus)} texts: at least 3 are needed, one of them to measure on")
+    # Once, and before the recipe: what quality is measured on, it never sees.
+    train, held_out = corpus.split(seed=seed)
     where = _where(subject, chosen.get("batch", BATCH), chosen.get("length", LENGTH), threads)
+    _check_lengths(subject, {"length": where.length, **chosen})
     settings = {
         "recipe": function.__name__,
         "budget": [str(budget) for budget in budgets],
@@ -155,7 +163,7 @@ def results(
     }
     if dry_run:
         with tempfile.TemporaryDirectory() as folder, Run.open(folder, settings) as directory, _threads(where):
-            for result in _recipe(function, subject, corpus, budgets, directory, chosen, seed):
+            for result in _recipe(function, subject, train, budgets, directory, chosen, seed):
                 yield replace(_evidence(result, subject, None, where, settings, budgets), verdict="dry run")
         return
     with (
@@ -165,13 +173,15 @@ def results(
     ):
         finished: dict[str, Evidence] = {}
         names = [str(budget) for budget in budgets]
+        published = _published(directory.root)
+        added = {row.target: row.baselines for row in published}
         for name in names:
             if _record(directory, name).exists():
-                finished[name] = evidence.read(_record(directory, name))[0]
+                row = evidence.read(_record(directory, name))[0]
+                finished[name] = replace(row, baselines=added.get(name, row.baselines))
         yield from finished.values()
         if len(finished) < len(names):
-            _, held_out = corpus.split(seed=seed)
-            for result in _recipe(function, subject, corpus, budgets, directory, chosen, seed):
+            for result in _recipe(function, subject, train, budgets, directory, chosen, seed):
                 if result.name in finished:
                     continue
                 row = _evidence(result, subject, held_out, where, {**about, **settings}, budgets)
@@ -184,7 +194,9 @@ def results(
                 evidence.write(_record(directory, result.name), row)
                 publish_evidence(directory.root, [finished[name] for name in names if name in finished])
                 yield row
-        publish_evidence(directory.root, [finished[name] for name in names if name in finished])
+        rows = [finished[name] for name in names if name in finished]
+        if rows != published or not (directory.root / "report.html").is_file():
+            publish_evidence(directory.root, rows)
 
 
 def _recipe(
@@ -205,7 +217,7 @@ def _recipe(
 
 def _budgets(given: str | Budget | Sequence[str | Budget]) -> list[Budget]:
     many = [given] if isinstance(given, (str, Budget)) else list(given)
-    found = list(dict.fromkeys(Budget.parse(text) for text in many))
+    found = list({str(budget): budget for budget in map(Budget.parse, many)}.values())
     if not found:
         raise InputError("no budget was given: say for example budget='speedup=2x'")
     return found
@@ -223,9 +235,32 @@ def _open(model: Model, device: str | None = None) -> Transformer:
     return subject
 
 
+def _classifies(subject: Transformer) -> bool:
+    """Whether the model gives one class per text, so that the data's labels are its task."""
+    return type(subject.model).__name__.endswith("ForSequenceClassification")
+
+
+def _labelled(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
+    config = subject.model.config
+    return corpus.labelled(config.label2id, config.num_labels) if _classifies(subject) else corpus
+
+
 def _where(subject: Transformer, batch: int, length: int, threads: int | None) -> latency.Environment:
     kind = str(subject.model.dtype).removeprefix("torch.")
     return latency.Environment(batch, length, threads or torch.get_num_threads(), str(subject.model.device), kind)
+
+
+def _check_lengths(subject: Transformer, options: Mapping[str, Any]) -> None:
+    """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary positions have no end."""
+    tables = [
+        module for name, module in subject.model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+    ]  # fmt: skip
+    # RoBERTa counts its positions from behind the padding's.
+    most = min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
+    for name, value in options.items():
+        if most is not None and name.rpartition("_")[2] == "length" and isinstance(value, int) and value > most:
+            raise InputError(f"{name}={value} is beyond the model's {most} positions: give at most {name}={most}")
 
 
 def _check(**numbers: tuple[int | None, int]) -> None:
@@ -257,6 +292,14 @@ def _record(directory: Run, name: str) -> Path:
     return directory.path(f"evidence-{name}.json")
 
 
+def _published(root: Path) -> list[Evidence]:
+    """What evidence.json holds, with the baselines that studies added; nothing where there is none to be read."""
+    try:
+        return evidence.read(root)
+    except RunError:
+        return []
+
+
 def _save(subject: Any, row: Evidence, base: str, name: str, folder: Path) -> None:
     subject.save(folder)
     (folder / "README.md").write_text(_card(row, base, _loading(folder, name)), encoding="utf-8")
@@ -280,15 +323,14 @@ def _loading(folder: Path, name: str) -> str:
     """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     flag = ", trust_remote_code=True" if "per_layer_config" in config else ""
-    architecture = "".join(config.get("architectures") or [])
+    architecture = "".join(config.get("architectures") or []).replace("LMHeadModel", "ForCausalLM")
     if (folder / "modules.json").exists():
         library, call = "sentence_transformers", "SentenceTransformer"
-    elif architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        library, call = "transformers", "AutoModelForCausalLM.from_pretrained"
-    elif architecture.endswith("ForSequenceClassification"):
-        library, call = "transformers", "AutoModelForSequenceClassification.from_pretrained"
     else:
-        library, call = "transformers", "AutoModel.from_pretrained"
+        task = re.search(r"For[A-Z]\w*$", architecture)
+        automatic = f"AutoModel{task[0]}" if task else "AutoModel"
+        automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
+        library, call = "transformers", f"{automatic}.from_pretrained"
     return f'from {library} import {call.split(".")[0]}\n\nmodel = {call}("{name}"{flag})'
 
 
@@ -459,13 +501,15 @@ def compare(
 
 
 def _sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Figure]:
-    """Parameters, bytes of the weights as saved, FLOPs of `example`, and for decoders the KV cache it fills."""
-    counts = size.parameters(subject.model)
-    weights = {id(p): p.numel() * p.element_size() for p in subject.model.parameters()}
+    """Parameters, bytes of the weights as saved, FLOPs of `example`, and for decoders the KV cache it fills.
+
+    The modules that a sentence-transformers folder has after its transformer count, for they are saved with it.
+    """
+    weights = [p for module in (subject.model, *subject.head) for p in module.parameters()]
     row = {
-        "params": Figure(float(counts["params"])),
-        "embedding_params": Figure(float(counts["embedding_params"])),
-        "bytes": Figure(float(sum(weights.values())), unit="B"),
+        "params": Figure(float(sum(p.numel() for p in weights))),
+        "embedding_params": Figure(float(size.parameters(subject.model)["embedding_params"])),
+        "bytes": Figure(float(sum(p.numel() * p.element_size() for p in weights)), unit="B"),
         "flops": Figure(size.flops(subject.model, example)),
     }
     if subject.kind == "decoder":
@@ -496,7 +540,7 @@ def _quality(
             {},
         )
     batches = _held_batches(held_out, original.tokenizer, packed=False, length=length)
-    if original.output == "logits" and "labels" in batches[0]:
+    if _classifies(original) and "labels" in batches[0]:
         return (
             {"accuracy": quality.accuracy(original.forward, batches)},
             {"accuracy": quality.accuracy(student.forward, batches)},
@@ -567,6 +611,8 @@ def measure(
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1), limit=(limit, 1))
     corpus = None if data is None else texts.read(data)
     subject = _open(model, device)
+    corpus = None if corpus is None else _labelled(corpus, subject)
+    _check_lengths(subject, {"length": length})
     where = _where(subject, batch, length, threads)
     if tasks and (subject.kind != "decoder" or subject.tokenizer is None):
         raise InputError("lm-eval tasks need a language model with its tokenizer")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -71,13 +71,26 @@ class Limit:
         return float(round(value)) if math.isclose(value, round(value), rel_tol=1e-9) else value
 
     def __str__(self) -> str:
+        """The shortest text that `Budget.parse` reads as exactly this limit: other limits never print alike."""
+        name, value = self.measure, self.value
         if self.relative:
-            if self.measure == "latency":
-                return f"speedup={1 / self.value:.4g}x"
-            return f"{self.measure}={self.value * 100:.4g}%"
-        if self.measure == "latency":
-            return f"latency={self.value * 1e3:.4g}ms"
-        return f"{self.measure}={self.value:.10g}{'B' if _UNIT_TABLES.get(self.measure) is _BYTES else ''}"
+            factor = _decimal(1.0 / value, lambda number: 1.0 / number == value) if name == "latency" else ""
+            percent = _decimal(value * 100.0, lambda number: number / 100.0 == value)
+            return f"speedup={factor}x" if factor else f"{name}={percent}%" if percent else f"{name}={value!r}"
+        if name == "latency":
+            milli = _decimal(value * 1e3, lambda number: number * 1e-3 == value)
+            return f"latency={milli}ms" if milli else f"latency={value!r}s"
+        return f"{name}={_plain(value)}{'B' if _UNIT_TABLES.get(name) is _BYTES else ''}"
+
+
+def _decimal(about: float, exact: Callable[[float], bool]) -> str:
+    """The shortest decimal near `about` that is `exact`; empty if it would take more than 12 digits."""
+    numbers = (float(f"{about:.{digits}g}") for digits in range(1, 13))
+    return next((_plain(number) for number in numbers if exact(number)), "")
+
+
+def _plain(number: float) -> str:
+    return repr(number).removesuffix(".0")
 
 
 @dataclass(frozen=True, slots=True)

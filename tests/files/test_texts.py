@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import numpy as np
@@ -52,6 +53,23 @@ def test_json_lines_with_labels(tmp_path):
         texts.read(path, column="body")
 
 
+def test_labels_take_the_numbers_of_the_model():
+    named = Corpus(["x", "y", "z"], [1, 0, 1], "n", classes=("bad", "good"))
+    labelled = named.labelled({"good": 0, "bad": 2, "fair": 1}, 3)
+    assert labelled.labels == [0, 2, 0]
+    assert labelled.labelled({"good": 0, "bad": 2, "fair": 1}, 3) == labelled
+    assert labelled.digest != named.labelled({"good": 2, "bad": 0, "fair": 1}, 3).digest
+    assert Corpus(["x"]).labelled({"a": 0}, 1).labels is None
+    with pytest.raises(DataError, match="n has the class 'bad', which the model doesn't know: it knows LABEL_0, good"):
+        named.labelled({"LABEL_0": 0, "good": 1}, 2)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_that_is_no_class_of_the_model_is_refused(label):
+    with pytest.raises(DataError, match=f"n has the label {label}: the model has 3 classes, 0 to 2"):
+        Corpus(["x", "y"], [0, label], "n").labelled({"a": 0, "b": 1, "c": 2}, 3)
+
+
 def test_parquet(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -85,6 +103,7 @@ def test_a_folder_in_the_order_of_its_paths(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"text"', r"line 2, is not JSON"),
         ("a.jsonl", b"[1]\n", r"line 1, has no text in 'text'"),
         ("a.csv", b"x", "is of no known kind"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "a \\ud83d b"}', r"line 2, holds \\ud83d, half a surrogate pair"),
     ],
 )
 def test_bad_files_are_refused_by_name(tmp_path, name, content, message):
@@ -105,6 +124,52 @@ def test_missing_and_empty_places(tmp_path):
         texts.read(tmp_path)
     with pytest.raises(DataError, match="holds no text"):
         texts.read([])
+    with pytest.raises(DataError, match=r"text 2 of the list holds \\udc00"):
+        texts.read(["fine", "\udc00"])
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("hub:owner/name", (("owner/name", None), "train")),
+        ("owner/name", (("owner/name", None), "train")),
+        ("hub:owner/name:config:test", (("owner/name", "config"), "test")),
+        ("hub:owner/name::test", (("owner/name", None), "test")),
+    ],
+)
+def test_data_sets_of_the_hub_are_streamed(monkeypatch, name, asked):
+    datasets = pytest.importorskip("datasets")
+    calls, taken = [], []
+
+    def load_dataset(*names, split, streaming):
+        calls.append((names, split))
+        assert streaming is True
+        for number in itertools.count():
+            taken.append(number)
+            yield {"text": f"text {number}", "label": number % 2}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    read = texts.read(name, limit=3)
+    assert calls == [asked]
+    assert list(read.texts) == ["text 0", "text 1", "text 2"]
+    assert read.labels == [0, 1, 0]
+    assert len(taken) <= 4  # endless, and only what was asked for was fetched
+    monkeypatch.setattr(texts, "_HUB_LIMIT", 5)
+    assert len(texts.read(name)) == 5
+    with pytest.raises(DataError, match="data set owner/name has no text in 'body': it has text, label"):
+        texts.read(name, column="body")
+
+
+def test_a_data_set_that_the_hub_does_not_give_is_one_line(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError) as caught:
+        texts.read("hub:owner/name")
+    assert str(caught.value) == "data set 'owner/name' could not be read: no route"
 
 
 def test_the_digest_tells_contents_apart():

@@ -66,6 +66,8 @@ def test_missing_or_newer_evidence_is_named(tmp_path):
         evidence.read(tmp_path)
 
 
+PARAMS = {"params": Figure(12.1e6)}
+NO_SPEEDUP = "missed: speedup could not be measured"
 NOOP = Cut({"layers.0.heads": (0, 12)}, {}, {})
 
 
@@ -85,6 +87,19 @@ NOOP = Cut({"layers.0.heads": (0, 12)}, {}, {})
         ({"target": "latency=100ms"}, "met"),
         ({"target": "latency=50ms"}, "missed: 90.6\u00a0ms latency instead of 50\u00a0ms"),
         ({"target": "tokens=4096", "verdict": "", "measured": {}}, ""),
+        ({"target": "params=60%,speedup=2x", "verdict": "", "measured": {}, "after": PARAMS}, NO_SPEEDUP),
+        (
+            {"target": "params=60%,latency=9ms", "verdict": "met", "measured": {}, "after": PARAMS},
+            "missed: latency could not be measured",
+        ),
+        (
+            {"target": "params=60%,flops=50%", "verdict": "", "measured": {}, "after": PARAMS, "cut": None},
+            "missed: flops could not be measured",
+        ),
+        (
+            {"target": "params=10%,speedup=2x", "verdict": "", "measured": {}, "after": PARAMS},
+            "missed: 12.1\u00a0M parameters instead of 2.27\u00a0M",
+        ),
         ({"target": "something else", "verdict": ""}, ""),
     ],
 )

@@ -1,6 +1,4 @@
-"""Sizes are counted on real models: by hand for FLOPs and parameters, on disk, and in a real cache."""
-
-import json
+"""Sizes are counted on real models: by hand for FLOPs and parameters, and in a real cache."""
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from secateur.errors import MeasurementError, ModelError, UnsupportedError
+from secateur.errors import MeasurementError, UnsupportedError
 from secateur.measure import size
 
 V, D, F, L, H, G = 100, 32, 64, 2, 4, 2
@@ -112,35 +110,3 @@ def test_kv_cache_reads_the_older_tuples_and_name(batch):
             return type("Output", (), {"past_key_values": ((keys, keys + 1),)})()
 
     assert size.kv_cache_bytes(Old(), batch) == 2 * 24 * 4
-
-
-def test_bytes_on_disk_count_weights_once_and_nothing_else(llama, tmp_path):
-    llama.save_pretrained(tmp_path)
-    weights = (tmp_path / "model.safetensors").stat().st_size
-    (tmp_path / "tokenizer.json").write_text("x" * 1000)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"y" * 1000)
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "scores.safetensors").write_bytes(b"z" * 1000)
-    assert size.bytes_on_disk(tmp_path) == weights
-    assert weights >= 4 * size.parameters(llama)["params"]
-    assert size.bytes_on_disk(tmp_path / "model.safetensors") == weights
-
-
-def test_bytes_on_disk_follow_modules_and_onnx_weights(tmp_path):
-    (tmp_path / "2_Dense").mkdir()
-    (tmp_path / "model.safetensors").write_bytes(b"a" * 10)
-    (tmp_path / "2_Dense" / "model.safetensors").write_bytes(b"b" * 5)
-    (tmp_path / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]))
-    assert size.bytes_on_disk(tmp_path) == 15
-    onnx = tmp_path / "onnx"
-    onnx.mkdir()
-    (onnx / "model.onnx").write_bytes(b"g" * 3)
-    (onnx / "model.onnx.data").write_bytes(b"w" * 40)
-    assert size.bytes_on_disk(onnx) == 43
-
-
-def test_no_weights_are_an_error(tmp_path):
-    with pytest.raises(ModelError, match="no weight files"):
-        size.bytes_on_disk(tmp_path)
-    with pytest.raises(ModelError, match="no model folder"):
-        size.bytes_on_disk(tmp_path / "missing")

@@ -92,7 +92,7 @@ def test_training_examples_in_proportion_where_classes_differ():
     scores = {name: np.arange(float(site.count)) for name, site in sites.items()}
     selection = ranking.by_counts(Units(sites), scores, counts)
     assert sum(int(keep.sum()) for keep in selection.keep.values()) == 33
-    assert list(counts.values()) == [17, 10, 6] or sum(counts.values()) == 33
+    assert list(counts.values()) == [16, 10, 7]  # of 16.5, 9.9 and 6.6 the largest remainders are rounded up
 
 
 @st.composite

@@ -99,6 +99,12 @@ def test_baselines_are_added_to_the_evidence_of_a_run(tmp_path):
     assert row.baselines["magnitude"]["params"].value <= 0.8 * row.before["params"].value
     assert running.evidence.read(tmp_path / "out")[0].baselines.keys() == row.baselines.keys()
     assert "every second layer" in (tmp_path / "out" / "report.html").read_text()
+    notes = [note for note in row.cut.notes if "every second layer ignores the budget: Parameters" in note]
+    assert len(notes) == 1
+    again = running.run("ziplm", place[0], place[1], "params=80%", tmp_path / "out", steps=2, trials=0, calibration=16,
+                        train_batch=8, train_length=16, batch=2, length=8)  # fmt: skip
+    assert again[0].baselines == row.baselines
+    assert [again_row.cut.notes for again_row in baselines.add(tmp_path / "out", *place)] == [row.cut.notes]
 
 
 def test_two_budgets_train_in_folders_of_their_own(tmp_path):

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -29,7 +29,11 @@ Row = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts in order, their class indices if they have any, a name for people and a digest of the content."""
+    """Texts in order, their class indices if they have any, a name for people and a digest of the content.
+
+    Where the data names its classes, `classes` are the names that the indices count, until `labelled` turns them into a
+    model's numbers.
+    """
 
     texts: Sequence[str]
     labels: Sequence[int] | None = None
@@ -39,6 +43,26 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def labelled(self, numbers: Mapping[str, int], count: int) -> Corpus:
+        """The same texts with the class numbers of a model: names by `numbers` (its label2id), numbers as they are.
+
+        Raises:
+            DataError: a name that is not in `numbers`, or a number that is not one of the model's `count` classes.
+        """
+        if self.labels is None:
+            return self
+        unknown = [name for name in self.classes if name not in numbers]
+        if unknown:
+            raise DataError(
+                f"{self.name} has the class {unknown[0]!r}, which the model doesn't know: "
+                f"it knows {', '.join(sorted(numbers, key=numbers.__getitem__))}; give those, or their numbers"
+            )
+        labels = [numbers[self.classes[label]] for label in self.labels] if self.classes else list(self.labels)
+        beyond = next((label for label in labels if not 0 <= label < count), None)
+        if beyond is not None:
+            raise DataError(f"{self.name} has the label {beyond}: the model has {count} classes, 0 to {count - 1}")
+        return Corpus(self.texts, labels, self.name, _digest(self.texts, labels))
 
     def split(self, held_out: float = 0.05, seed: int = 0) -> tuple[Corpus, Corpus]:
         """(train, held out): a random share of the texts, at least one, is held out; both keep the original order.
@@ -73,7 +97,8 @@ def read(
     otherwise. Blank texts are passed over.
 
     Raises:
-        DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte).
+        DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte)
+            or line).
         MissingExtraError: the hub or Parquet asked for without the `data` extra.
     """
     if isinstance(source, Corpus):
@@ -81,7 +106,7 @@ def read(
     if isinstance(source, (str, Path)):
         name, rows = _open(source, column, label, limit)
     else:
-        name, rows = "texts", ((text, None) for text in source)
+        name, rows = "texts", ((_whole(text, f"text {n} of the list"), None) for n, text in enumerate(source, 1))
     texts: list[str] = []
     labels: list[Any] = []
     for text, value in itertools.islice(((t, v) for t, v in rows if t.strip()), limit):
@@ -186,11 +211,21 @@ def _row(row: Any, column: str, label: str, where: str) -> Row:
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
         known = ", ".join(row) if isinstance(row, dict) else "no fields"
         raise DataError(f"{where} has no text in {column!r}: it has {known}")
-    return row[column], row.get(label)
+    return _whole(row[column], where), row.get(label)
+
+
+def _whole(text: str, where: str) -> str:
+    """`text`, unless half a surrogate pair stands in it: JSON can write one, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise DataError(f"{where} holds {half}, half a surrogate pair and no character: mend or drop it") from error
+    return text
 
 
 def _index(labels: list[Any]) -> tuple[list[int] | None, tuple[str, ...]]:
-    """Class indices: whole numbers as they are, names in alphabetical order; None unless every text has one."""
+    """Class indices: whole numbers as they are, names counted in alphabetical order; None unless every text has one."""
     if any(value is None for value in labels):
         return None, ()
     if all(isinstance(value, int) for value in labels):

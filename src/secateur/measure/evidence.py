@@ -159,8 +159,8 @@ def judge(evidence: Evidence, *, tolerance: float = 0.07) -> str:
     """The verdict: "met", "missed: why", "failed: why", or "" where nothing was measured against the target.
 
     The figures come first, and `evidence.verdict` can't talk them away: a cut that removed nothing has failed, so has a
-    result that is not measurably faster although speed was asked for, and what misses its target is not met. Otherwise
-    a verdict that is given stands.
+    result that is not measurably faster although speed was asked for, and what misses its target, or one of
+    whose limits could not be measured, is not met. Otherwise a verdict that is given stands.
     `tolerance` is the share by which a measured time may miss; counts and bytes are exact and get 0.5 %.
     """
     if evidence.cut is not None and evidence.cut.is_noop:
@@ -172,21 +172,38 @@ def judge(evidence: Evidence, *, tolerance: float = 0.07) -> str:
         return f"failed: not measurably faster ({display.number('speedup', speedup.value)}{spread})"
     if evidence.verdict and not evidence.verdict.startswith("met"):
         return evidence.verdict
-    checked = 0
-    for name, limit in limits.items():
-        figure = speedup if name == "speedup" else measured(evidence, name)
-        if figure is None or (name == "latency" and "speedup" in limits and speedup is not None):
+    figures = {name: speedup if name == "speedup" else measured(evidence, name) for name in limits}
+    known = {name: figure for name, figure in figures.items() if figure is not None}
+    for name, figure in known.items():
+        if name == "latency" and "speedup" in known:
             continue
-        checked += 1
+        limit = limits[name]
         if name == "speedup":
             short = figure.value < limit * (1.0 - tolerance)
         else:
             short = figure.value > limit * (1.0 + (tolerance if name == "latency" else 0.005))
         if short:
             asked, got = display.asked(name, limit), display.number(name, figure.value)
-            label = display.measure(name).label
-            return f"missed: {got} {label if label.isupper() else label.lower()} instead of {asked}"
-    return evidence.verdict or ("met" if checked else "")
+            return f"missed: {got} {_label(name)} instead of {asked}"
+    unknown = [name for name in _asked(evidence.target) if name not in known]
+    if known and unknown:
+        return f"missed: {' and '.join(map(_label, unknown))} could not be measured"
+    return evidence.verdict or ("met" if known else "")
+
+
+def _asked(target: str) -> list[str]:
+    """The measures which the budget `target` limits, a relative latency as a speedup."""
+    try:
+        limits = Budget.parse(target).limits
+    except BudgetError:
+        return []
+    return ["speedup" if limit.measure == "latency" and limit.relative else limit.measure for limit in limits]
+
+
+def _label(name: str) -> str:
+    """The name of a measure inside a sentence."""
+    label = display.measure(name).label
+    return label if label.isupper() else label.lower()
 
 
 # ------------------------------------------------------------------------------------------------------- tables

@@ -1,23 +1,18 @@
-"""How large a model is: parameters, bytes of its weight files, FLOPs of a real batch, bytes of a real KV cache."""
+"""How large a model is: parameters, FLOPs of a real batch, bytes of a real KV cache."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from secateur.errors import MeasurementError, ModelError, UnsupportedError
+from secateur.errors import MeasurementError, UnsupportedError
 
-__all__ = ["bytes_on_disk", "flops", "kv_cache_bytes", "parameters", "training_flops"]
-
-WEIGHTS = (".safetensors", ".gguf", ".onnx", ".pt2", ".bin", ".pt", ".pth")
-"""Weight files by what they end in, the preferred form first: a folder with two forms is counted once."""
+__all__ = ["flops", "kv_cache_bytes", "parameters", "training_flops"]
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
@@ -34,34 +29,6 @@ def parameters(model: nn.Module) -> dict[str, int]:
         for p in m.parameters()
     }
     return {"params": sum(p.numel() for p in model.parameters()), "embedding_params": sum(embedding.values())}
-
-
-def bytes_on_disk(folder: str | Path) -> int:
-    """Bytes of the weight files of a model folder (or of one file); tokenizer, configuration and runs don't count.
-
-    Looks in the folder itself and in the module folders that a sentence-transformers `modules.json` names.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        return folder.stat().st_size
-    if not folder.is_dir():
-        raise ModelError(f"no model folder at {folder}: give the folder that holds the weights")
-    places = [folder]
-    if (folder / "modules.json").is_file():
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        places += [folder / entry["path"] for entry in modules if entry.get("path")]
-    total = 0
-    for place in places:
-        files = [path for path in place.iterdir() if path.is_file()] if place.is_dir() else []
-        forms = [[path for path in files if path.suffix == suffix] for suffix in WEIGHTS]
-        chosen = next((form for form in forms if form), [])
-        # ONNX keeps large weights in a file beside the graph, named after it.
-        graphs = tuple(path.name for path in chosen if path.suffix == ".onnx")
-        beside = [path for path in files if path not in chosen and graphs and path.name.startswith(graphs)]
-        total += sum(path.stat().st_size for path in [*chosen, *beside])
-    if total == 0:
-        raise ModelError(f"no weight files in {folder}: expected one of {', '.join('*' + s for s in WEIGHTS)}")
-    return total
 
 
 def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
