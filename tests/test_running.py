@@ -438,3 +438,15 @@ def test_tasks_are_refused_for_what_does_not_speak(places, monkeypatch):
     monkeypatch.setattr(running, "_sizes", None)  # before anything is measured
     with pytest.raises(InputError, match="lm-eval tasks need a language model"):
         running.measure(places / "bert", tasks=["arc_easy"])
+
+
+def test_models_of_different_tokenizers_are_not_measured_on_each_others_tokens(places, tmp_path):
+    other = tmp_path / "other"
+    tiny.folder("llama", other)
+    path = other / "tokenizer.json"
+    text = json.loads(path.read_text())
+    vocabulary = text["model"]["vocab"]
+    vocabulary["tree"], vocabulary["garden"] = vocabulary["garden"], vocabulary["tree"]
+    path.write_text(json.dumps(text))
+    with pytest.raises(InputError, match="different tokenizers: 'tree' is"):
+        running.measure(tiny.folder("llama", tmp_path / "llama"), other, tiny.sentences(50), batch=2, length=16)

@@ -33,6 +33,7 @@ from secateur.errors import DataError, InputError, MeasurementError, RunError
 from secateur.files import texts
 from secateur.files.rundir import Run, guard, writing
 from secateur.measure import environment, evidence, generation, latency, memory, quality, size
+from secateur.recover import teachers
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Evidence, Figure, Result
 
@@ -529,10 +530,16 @@ def _peak(subject: Transformer, example: Mapping[str, Tensor]) -> Figure:
 def _quality(
     original: Transformer, student: Transformer, held_out: texts.Corpus, length: int
 ) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
-    """Perplexity of decoders, accuracy of classifiers with labels, fidelity of embeddings: (before, after, both)."""
+    """(before, after, both): perplexity of language models, accuracy of labelled classifiers, fidelity of embeddings.
+
+    Raises `InputError` for two models of different tokenizers.
+    """
     if original.tokenizer is None:
         raise DataError("the model has no tokenizer to measure quality with: give one beside it")
-    if original.kind == "decoder":
+    if student.tokenizer not in (None, original.tokenizer):  # both will read the same token ids
+        sizes = (one.model.config.vocab_size for one in (student, original))
+        teachers.check_vocabularies(student.tokenizer, original.tokenizer, *sizes)
+    if original.causal:
         batches = _held_batches(held_out, original.tokenizer, packed=True, length=length)
         return (
             {"perplexity": quality.perplexity(original.forward, batches)},

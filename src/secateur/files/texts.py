@@ -97,7 +97,7 @@ def read(
     otherwise. Blank texts are passed over.
 
     Raises:
-        DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte)
+        DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte,
             or line).
         MissingExtraError: the hub or Parquet asked for without the `data` extra.
     """

@@ -43,7 +43,7 @@ def check_vocabularies(student: Any, teacher: Any, student_size: int, teacher_si
     Raises `InputError` naming what differs.
     """
     ours, theirs = student.get_vocab(), teacher.get_vocab()
-    remedy = "distil with a teacher of the same tokenizer, or on hidden states or embeddings only"
+    remedy = "use models of one tokenizer"
     for name, one, other in (("teacher", theirs, ours), ("student", ours, theirs)):
         alone = sorted(one.keys() - other.keys(), key=one.__getitem__)
         if alone:

@@ -432,6 +432,11 @@ def test_layers_are_judged_once_for_all_candidates_and_budgets(tmp_path, monkeyp
     assert len(counts) == len(set(counts))
 
 
+def test_only_language_models_are_corrected(tmp_path):
+    with pytest.raises(InputError, match="correction_steps trains on the next token"):
+        results(tmp_path, "params=90%", kind="bert", correction_steps=1)
+
+
 def test_a_cache_is_refused_in_several_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="filled by one process"):

@@ -140,8 +140,7 @@ def minitron(
     learning rates than the paper's 1e-4 to 2e-4.
     """
     decoder = subject.kind == "decoder"
-    if cache:
-        check_cache(subject, hidden, direction)
+    check(subject, cache=cache, hidden=hidden, direction=direction, correction_steps=correction_steps)
     wanted = shapes.parse(shape, subject) if shape else None
     train, held = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=decoder, length=length)
@@ -227,11 +226,13 @@ def minitron(
         yield Result(str(budget), student, cut, student.units(batch=batch, length=length).cost(), recovery)
 
 
-def check_cache(subject: Transformer, hidden: bool | None, direction: str) -> None:
-    """Raise `InputError` where top-k predictions on disk can't serve."""
-    if subject.output != "logits" or subject.kind != "decoder" or hidden or direction != "forward":
+def check(subject: Transformer, *, cache: int, hidden: bool | None, direction: str, correction_steps: int) -> None:
+    """Raise `InputError` for options that can't go together, or not with this model."""
+    if correction_steps and not subject.causal:
+        raise InputError("correction_steps trains on the next token: leave it out, this is no language model")
+    if cache and (not subject.causal or hidden or direction != "forward"):
         raise InputError("cache keeps a language model's likeliest tokens: it serves forward KL without hidden states")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if cache and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("cache is filled by one process: make the run with one first, or leave cache out")
 
 
