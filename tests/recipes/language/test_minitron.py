@@ -188,7 +188,7 @@ def test_scores_are_taken_once_for_all_budgets_and_a_run_resumes(tmp_path, monke
         assert all(torch.equal(tensor, weights(two)[name]) for name, tensor in weights(one).items())
 
 
-def test_a_dry_run_cuts_but_neither_trains_nor_judges(tmp_path, monkeypatch):
+def test_a_dry_run_shows_the_best_untrained_candidate(tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a dry run trained")
 
@@ -196,7 +196,9 @@ def test_a_dry_run_cuts_but_neither_trains_nor_judges(tmp_path, monkeypatch):
     (found,) = results(tmp_path, "params=75%", steps=5, short_steps=5, correction_steps=5, dry_run=True)
     assert found.recovery is None
     assert found.predicted["params"] <= 0.75 * subject().units().cost()["params"]
-    assert not list((tmp_path / "work").glob("shape-*"))
+    rows = json.loads((tmp_path / "work" / "shape-params=75%-1.json").read_text())
+    best = min(rows["candidates"], key=lambda row: row["zero_shot"])
+    assert shapes.sizes(found.subject) == best["shape"]
 
 
 def test_what_is_not_known_is_refused_by_name(tmp_path):

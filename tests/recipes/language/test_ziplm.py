@@ -95,10 +95,12 @@ def test_one_shot_cuts_every_budget_from_the_original(tmp_path):
         assert torch.equal(tensor, together[1].subject.model.state_dict()[name]), name
 
 
-def test_a_dry_run_trains_nothing(tmp_path, monkeypatch):
+def test_a_dry_run_trains_nothing_and_cuts_what_the_run_would(tmp_path, monkeypatch):
+    (real,) = results(tmp_path / "a", ["params=80%"], steps=2, trials=20)
     monkeypatch.setattr(ziplm.loop, "train", None)
-    (found,) = results(tmp_path, ["params=80%"], steps=5, dry_run=True)
+    (found,) = results(tmp_path / "b", ["params=80%"], steps=2, trials=20, dry_run=True)
     assert found.recovery is None
+    assert kept(found) == kept(real)
 
 
 def test_the_database_rises_from_nothing_to_all():

@@ -38,7 +38,6 @@ Reducer = Literal["mean", "l2", "var"]
 Items = Sequence[Mapping[str, Tensor]]
 Shapes = list[dict[str, int]]
 Spent = Mapping[str, float]
-Tried = dict[str, Any]
 
 
 def minitron(
@@ -132,7 +131,7 @@ def minitron(
         cache: tokens per position kept of the teacher's predictions: asked for once, on disk, for all candidates and
             stages (forward KL only, no hidden states); 0 asks the teacher at every step.
         training: more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb.
-        dry_run: stop after the cut of the first candidate, the deepest; nothing is trained.
+        dry_run: stop after the cut of the candidate that is best before any training; nothing is trained.
 
     Departures: shapes lie within `tolerance` below the budget, not on both sides of it; neurons and heads are read
     after the gate, as the official library does; a removed channel's norms are corrected exactly, which the paper does
@@ -216,8 +215,9 @@ def minitron(
                 price = partial(shapes.cost, student.units(batch=batch, length=length))
                 tries = spread(search.under(shapes.grid(student, axes), price, goal, tolerance=tolerance), candidates)
             name = f"{budget}-{stage}"
-            compare = partial(compared, tries, trim, judge, distil, f"candidate-{name}", short_steps)
-            tried: Tried = {"best": tries[0], "candidates": []} if dry_run else run.json(f"shape-{name}", compare)
+            short = 0 if dry_run else short_steps
+            compare = partial(compared, tries, trim, judge, distil, f"candidate-{name}", short)
+            tried = run.json(f"shape-{name}", compare)
             student, counted = trim(tried["best"]), counted + [row["spent"] for row in tried["candidates"]]
             cut = shapes.receipt(subject, student)
             if steps and not dry_run:

@@ -108,7 +108,8 @@ def ziplm(
         training: more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb.
         keep_database: store every level of every linear in the run directory (some ten times the pruned weights), so
             that a run which is killed in its search resumes without a second pass.
-        dry_run: stop after the cut, found without the coefficient search; nothing is trained.
+        dry_run: stop after the cut; nothing is trained (so with `gradual`, a later budget starts from a student that is
+            not trained either).
 
     Departures: the latency of counts between two timed sizes is interpolated; FFN sizes are rounded to multiples of
     8 since odd widths run slower; the coefficient search starts from each site's measured weight in the whole
@@ -157,7 +158,7 @@ def ziplm(
         ) -> dict[str, Tensor]:
             base = sweeps(start, "database" if start is subject else f"database-{budget}")
             solve = partial(solution, units, table, base, limit, dense=dense)
-            weights = tune(subject, start, base, partial(solve, rest), samples, judged, 0 if dry_run else trials, seed)
+            weights = tune(subject, start, base, partial(solve, rest), samples, judged, trials, seed)
             chosen, fixed, noisy = settle(
                 lambda fixed: solve(fixed, weights),
                 lambda chosen, fixed: levels.with_latency(units, table, fixed).cost(kept(base, chosen))["latency"],
