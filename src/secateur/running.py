@@ -485,7 +485,7 @@ def compare(
         try:
             pair = latency.compare(
                 lambda: original.forward(example), lambda: student.forward(example), device=where.device,
-                lasting=10.0, enough=500,
+                lasting=5.0, enough=200,
             )  # fmt: skip
             before["latency"], after["latency"], measured["speedup"] = pair.before, pair.after, pair.speedup
         except MeasurementError as error:
