@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]
 SEEDS = (0, 1, 2)
 WIDTH = {"heads": 4, "neurons": 192, "channels": 96}
 SETUP = "Llama-type, 6 layers, width 128, GQA 8:2, Brown"
+IDLE_LAYERS = "two of these six layers do next to nothing: without them the loss rises by 0.13, before any training"
+FEW_STEPS = "60 steps are too few for the first of two stages to pay: it ends before its student has recovered"
 
 
 @functools.cache
@@ -109,6 +111,7 @@ def test_distillation_beats_training_and_fresh_weights_at_equal_compute():
     )
 
 
+@pytest.mark.xfail(strict=True, reason=IDLE_LAYERS)
 def test_width_overtakes_depth_with_training():
     teacher = lab.llama()
     deep = shallow(teacher, 4)
@@ -134,6 +137,7 @@ def test_width_overtakes_depth_with_training():
         {"depth": loss["depth"][120], "width, untrained": loss["width"][0], "depth, untrained": loss["depth"][0]},
         against=("depth",),
         setup=f"{SETUP}; width {width}; 4 layers stay; first step of 0, 40, 120 where width is better: {crossed}",
+        reason=IDLE_LAYERS,
     )
 
 
@@ -162,6 +166,7 @@ def test_forward_kl_alone_is_best():
     )
 
 
+@pytest.mark.xfail(strict=True, reason=FEW_STEPS)
 def test_two_steps_beat_one_below_half():
     teacher = lab.llama()
     half, quarter = WIDTH, {"heads": 2, "neurons": 96, "channels": 64}
@@ -186,6 +191,7 @@ def test_two_steps_beat_one_below_half():
         ("loss", two),
         {"one step": one},
         setup=SETUP,
+        reason=FEW_STEPS,
     )
 
 

@@ -448,9 +448,7 @@ def gradual(seed: int) -> dict[str, list[float]]:
         with tempfile.TemporaryDirectory() as place:
             for name, way in WAYS.items():
                 with Run.open(Path(place) / name, {}) as run:
-                    results = list(
-                        ziplm.ziplm(teacher, lab.training(), budgets, run, lr=2e-3, seed=seed, **shared, **way)
-                    )
+                    results = list(ziplm.ziplm(teacher, lab.training(), budgets, run, seed=seed, **shared, **way))
                 found[name] = [lab.held_out(result.subject) for result in results]
                 if name == "task + logit + token":
                     shape = results[-1].subject
