@@ -96,10 +96,13 @@ class Coupling:
         return [Term(measure, value, sites) for (measure, sites), value in total.items() if sites], base
 
 
-def couple(run: Run, kept: Mapping[int, str] | None = None) -> Coupling:
-    """Join what was recorded, and make of it sites. kept: atoms that must stay beside, with the reason."""
+def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.ndarray] = ()) -> Coupling:
+    """Join what was recorded, and make of it sites.
+
+    kept: atoms that must stay beside, with the reason. bound: pairs [2, n] of atoms that go together beside.
+    """
     atoms = run.flow.atoms
-    more: list[np.ndarray] = []
+    more: list[np.ndarray] = list(bound)
     extra = [(np.array([atom]), reason) for atom, reason in (kept or {}).items()]
     unused = [
         (np.arange(axis.start, axis.start + axis.size), "takes no part in the forward pass")

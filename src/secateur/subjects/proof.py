@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,70 +53,60 @@ def silenced(model: nn.Module, coupling: Coupling, kept: np.ndarray) -> Silenced
 
 
 def compare(small: nn.Module, reference: Silenced, example: Example) -> tuple[float, Fault | None]:
-    """The largest relative difference of outputs, and the fault if it is above the tolerance."""
-    args, kwargs = example.fresh()
-    expected = reference(*args, **kwargs)
+    """The largest relative difference of outputs, and the fault if it is above the tolerance.
+
+    What single modules give is compared as well, by the sum of its absolute values, which zeros that were cut do not
+    change: outputs alone prove little where a network's last weights are zero.
+    """
+    expected, wanted = _watched(reference.model, reference, example)
     where = [""]
     watched = twin(small, share=True).eval()
+    try:
+        found, given = _watched(watched, watched, example, where)
+    except Exception as error:
+        line = str(error).strip().splitlines()
+        return math.inf, Fault(where[0], f"{type(error).__name__}: {line[0][:160] if line else ''}")
+    worst, what = _difference(found, expected)
+    for (path, a), (other, b) in zip(given, wanted, strict=False):
+        if path != other or len(a) != len(b) or not np.allclose(a, b, rtol=1e-3, atol=1e-4):
+            return max(worst, 1.0), Fault(path, what if worst > TOLERANCE else "gives other values inside")
+    return worst, None if worst <= TOLERANCE else Fault("", what)
+
+
+def _watched(
+    model: nn.Module, run: Any, example: Example, where: list[str] | None = None
+) -> tuple[Any, list[tuple[str, list[float]]]]:
+    """The output, and for each module that ran the sums of absolute values of its outputs, in order."""
+    sums: list[tuple[str, list[float]]] = []
 
     def entered(path: str) -> None:
-        where[0] = path
+        if where is not None:
+            where[0] = path
 
-    try:
-        with running(watched, entered):
-            args, kwargs = example.fresh()
-            found = watched(*args, **kwargs)
-    except Exception as error:
-        return float("inf"), Fault(where[0], f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error) else ''}")
-    worst, what = _difference(found, expected)
-    if worst <= TOLERANCE:
-        return worst, None
-    return worst, Fault(_culprit(watched, reference, example), what)
+    def left(path: str, output: Any) -> None:
+        if path:
+            sums.append((path, [float(one.abs().sum()) for one in leaves(output)[0] if one.is_floating_point()]))
+
+    with running(model, entered, left):
+        args, kwargs = example.fresh()
+        return run(*args, **kwargs), sums
 
 
 def _difference(found: Any, expected: Any) -> tuple[float, str]:
     one, other = leaves(found)[0], leaves(expected)[0]
     if len(one) != len(other):
-        return float("inf"), "gives another number of outputs"
+        return math.inf, "gives another number of outputs"
     worst = 0.0
     for a, b in zip(one, other, strict=True):
         if a.shape != b.shape:
-            return float("inf"), f"gives an output of shape {tuple(a.shape)}, not {tuple(b.shape)}"
+            return math.inf, f"gives an output of shape {tuple(a.shape)}, not {tuple(b.shape)}"
         if not a.numel():
             continue
         a, b = (part.to(torch.complex128 if part.is_complex() else torch.float64) for part in (a, b))
         finite = torch.isfinite(b.abs()) & torch.isfinite(a.abs())
         if not torch.equal(torch.isfinite(a.abs()), torch.isfinite(b.abs())):
-            return float("inf"), "gives values that are not finite"
+            return math.inf, "gives values that are not finite"
         scale = float(b[finite].abs().max()) if bool(finite.any()) else 0.0
         gap = float((a - b)[finite].abs().max()) if bool(finite.any()) else 0.0
         worst = max(worst, gap / max(scale, 1e-12) if gap else 0.0)
     return worst, f"differs by {worst:.2g}"
-
-
-def _culprit(small: nn.Module, reference: Silenced, example: Example) -> str:
-    """The first module whose output's sum is another: zeros that were cut do not change a sum."""
-
-    def sums(model: nn.Module, run: Any) -> list[tuple[str, list[float]]]:
-        found: list[tuple[str, list[float]]] = []
-
-        def left(path: str, output: Any) -> None:
-            found.append((path, [float(one.double().sum()) for one in _floats(output)]))
-
-        with running(model, lambda _: None, left):
-            args, kwargs = example.fresh()
-            run(*args, **kwargs)
-        return found
-
-    for (path, a), (other, b) in zip(
-        sums(small, small), sums(reference.model, reference), strict=False
-    ):
-        if path != other or len(a) != len(b) or not np.allclose(a, b, rtol=1e-3, atol=1e-4):
-            return path
-    return ""
-
-
-def _floats(output: Any) -> Iterator[Tensor]:
-    for one in leaves(output)[0]:
-        if one.is_floating_point():
-            yield one

@@ -138,6 +138,14 @@ for _name in _SAME:
     _RULES[_name] = _same
 
 
+@_rule("as_strided")
+def _strided(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
+    if args[0].shape != out.shape:
+        flow.unknown([args[0]], "as_strided reads memory as it lies")
+        return NOTHING
+    return flow.labels(args[0])
+
+
 @_rule("copy")
 def _copy(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
     source = flow.operand(args[1])

@@ -5,6 +5,7 @@ No line of this knows an architecture. What is not understood stays, with the re
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -49,6 +50,7 @@ class Traced:
         self.inputs = example
         self.plans = plans
         self._kept: dict[int, str] = {}
+        self._bound: list[np.ndarray] = []
         self.error = 0.0
         """Largest relative difference of outputs between this cut and the silenced original, as it was proved."""
 
@@ -72,7 +74,7 @@ class Traced:
     @cached_property
     def coupling(self) -> Coupling:
         """What goes together and what stays."""
-        return coupled.couple(self.run, self._kept)
+        return coupled.couple(self.run, self._kept, self._bound)
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -102,35 +104,57 @@ class Traced:
         self._kept.update(dict.fromkeys(atoms.tolist(), reason))
 
     def without(self, fault: Fault, selection: Selection) -> list[str]:
-        """Let the sites at fault stay from now on, in all modules of the kind in which the fault shows.
+        """Take out of the way what a fault shows, in all modules of the kind in which it shows; names of the sites.
 
-        Returns their names: the site that touches least of the network goes first. Raises `ModelError` where no site
-        that was cut explains the fault.
+        Code that computes the size of heads from the number of channels wants both cut in step: sites that meet there
+        are bound to one another first. If the fault comes again, the site that touches least of the network stays.
+        Raises `ModelError` where no site that was cut explains the fault.
         """
         cut = [name for name, keep in selection.keep.items() if not bool(np.asarray(keep).all())]
         modules = dict(self.model.named_modules())
-        path = fault.where
-        found: list[str] = []
+        path, near = fault.where, []
         while True:
             kind = type(modules.get(path, self.model))
-            places = [path] if path == "" else [name for name, module in modules.items() if type(module) is kind]
-            found = [name for place in places for name in self._nearest(place, cut)]
-            if found and self._nearest(path, cut):
-                break
-            if not path:
-                # Nothing near the fault: whatever is left goes, the least first.
-                found = sorted(cut, key=lambda name: len(self.coupling.sites[name].axes))[: max(1, len(cut) // 2)]
+            places = [name for name, module in modules.items() if type(module) is kind] if path else [""]
+            near = self._near(path, cut) if path else []
+            if near or not path:
                 break
             path = path.rpartition(".")[0]
-        if not found:
+        if not near:
+            # Nothing near the fault: half of what was cut stays, what touches least first.
+            near = sorted(cut, key=lambda name: len(self.coupling.sites[name].axes))[: max(1, len(cut) // 2)]
+            places = []
+        if not near:
             raise ModelError(f"the cut can't be proved: {fault.what}")
-        for name in dict.fromkeys(found):
-            self._keep_site(name, f"a cut of it fails: {fault.what}{f' (in {fault.where})' if fault.where else ''}")
+        found: list[str] = []
+        bound = [pairs for place in places for pairs in self._bind(self._near(place, cut))]
+        if bound and len(self._bound) < 512:
+            self._bound += bound
+            found = near
+        else:
+            chosen = [self._near(place, cut)[:1] for place in places] or [near]
+            found = list(dict.fromkeys(name for names in chosen for name in names))
+            place = f" (in {fault.where})" if fault.where else ""
+            for name in found:
+                self._keep_site(name, f"a cut of it fails: {fault.what}{place}")
         self.__dict__.pop("coupling", None)
-        return list(dict.fromkeys(found))
+        return found
 
-    def _nearest(self, path: str, cut: Iterable[str]) -> list[str]:
-        """Of the sites that were cut and touch module `path`, the one that touches least of the network."""
+    def _bind(self, near: list[str]) -> list[np.ndarray]:
+        """Pairs of atoms that let sites go in step: a unit of the smaller with a block of units of the larger."""
+        sites = sorted((self.coupling.sites[name] for name in near), key=lambda site: len(site.classes))
+        found = []
+        of = self.coupling.classes.of
+        for small, large in itertools.pairwise(sites):
+            few, many = len(small.classes), len(large.classes)
+            if many % few == 0:
+                atom = np.zeros(int(of.max()) + 1, np.int64)
+                atom[of] = np.arange(len(of))
+                found.append(np.stack([atom[small.classes[np.arange(many) * few // many]], atom[large.classes]]))
+        return found
+
+    def _near(self, path: str, cut: Iterable[str]) -> list[str]:
+        """The sites that were cut and touch module `path`, what touches least of the network first."""
         sites = self.coupling.sites
         shaped: set[int] = set()
         for one in self.run.flow.shapings:
@@ -142,10 +166,10 @@ class Traced:
             if name not in sites:
                 continue
             site = sites[name]
-            inside = any(axis.tensor.startswith(f"{path}.") for axis, _ in site.axes) if path else False
+            inside = any(axis.tensor.startswith(f"{path}.") for axis, _ in site.axes)
             if inside or not shaped.isdisjoint(site.classes.tolist()):
                 near.append((len(site.axes), name))
-        return [min(near)[1]] if near else []
+        return [name for _, name in sorted(near)]
 
     # ------------------------------------------------------------------------------------------------- units
 
@@ -251,7 +275,7 @@ class Traced:
     def _notes(self) -> list[str]:
         counted: dict[str, list[str]] = {}
         for axis, reason in self.reasons.items():
-            counted.setdefault(reason, []).append(axis)
+            counted.setdefault(reason.partition(" (")[0], []).append(axis)
         return [f"stays: {axes[0]}{f' and {len(axes) - 1} more' if len(axes) > 1 else ''}: {reason}" for reason, axes in counted.items()]
 
     def silence(self, selection: Selection) -> Traced:
