@@ -125,7 +125,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "image",
     ),
     "wav2vec2": ("Wav2Vec2Config", _AUDIO, "Wav2Vec2ForCTC", "audio"),
-    "whisper": ("WhisperConfig", _WHISPER | {"num_mel_bins": 16, "max_source_positions": 32, "max_target_positions": 32}, "WhisperForConditionalGeneration", "mel"),
+    "whisper": ("WhisperConfig", _WHISPER | {"num_mel_bins": 16, "max_source_positions": 32, "max_target_positions": 32, "pad_token_id": 0, "decoder_start_token_id": 1}, "WhisperForConditionalGeneration", "mel"),
 }  # fmt: skip
 
 DIFFUSERS = ["unet2d", "unet2d_condition", "vae", "dit", "sd3", "flux"]
@@ -212,7 +212,7 @@ def build(name: str) -> tuple[Any, Any]:
     )  # fmt: skip
     return model, {
         "hidden_states": torch.rand(1, 16, 16), "encoder_hidden_states": torch.rand(1, 5, 24), "pooled_projections": torch.rand(1, 16),
-        "timestep": torch.tensor([0.5]), "img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(5, 3), "guidance": torch.tensor([1.0]),
+        "timestep": torch.tensor([0.5]), "img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(5, 3),
     }  # fmt: skip
 
 

@@ -157,6 +157,8 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
         np.add.at(signature, owner, mixed)
     members: dict[int, list[int]] = {}
     seen = np.unique(owner)
+    if not len(seen):
+        return {}
     first_atom = np.full(len(stays), 0)
     places, order = np.unique(of[free], return_index=True)
     first_atom[places] = np.flatnonzero(free)[order]

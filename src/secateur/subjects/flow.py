@@ -92,6 +92,14 @@ class Flow:
             if blank or hasattr(value, _BLANK):
                 setattr(value, _BLANK, blank)
 
+    def drop_single(self, value: Tensor) -> None:
+        """A single index that was picked out is used: it must stay."""
+        labels = self.labels(value)
+        single = [label for label in labels if label.numel() == 1]
+        if single:
+            self.keep(single, "one index is picked out")
+            self.mark(value, tuple(label for label in labels if label.numel() > 1))
+
     # ------------------------------------------------------------------------------------------------- the laws
 
     def reason(self, what: str) -> str:

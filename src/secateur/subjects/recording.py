@@ -84,8 +84,9 @@ def record(
         id(module.weight) for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)
     }
     names = {}
+    constants = _constants(model)
     for name, tensor in found.items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or id(tensor) in constants:
             continue
         shown = tensor.detach()
         labels = atoms.colour(name, shown[(..., *([0] * (tensor.dim() - 2)))] if id(tensor) in kernels else shown)
@@ -113,6 +114,16 @@ def record(
     for value in main:
         flow.atoms.keep_all(flow.labels(value), "reaches the output of the network")
     return Run(output, flow, mode.used)
+
+
+def _constants(model: nn.Module) -> set[int]:
+    """Buffers that are no statistics or weights of channels: masks, frequencies, grids."""
+    return {
+        id(buffer)
+        for module in model.modules()
+        for buffer in module.buffers(recurse=False)
+        if not hasattr(module, "running_mean") and not hasattr(module, "weight")
+    }
 
 
 class _Recorder(TorchDispatchMode):

@@ -61,6 +61,9 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
         for value in _outputs(out):
             flow.mark(value, NOTHING)
         return
+    if base not in _PASSING:
+        for value in tensors:
+            flow.drop_single(value)
     labels = rule(flow, func, args, kwargs, out)
     results = _outputs(out)
     if isinstance(labels, list):
@@ -160,12 +163,7 @@ def _copy(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
 
 def _moved(flow: Flow, label: Tensor) -> Tensor | None:
     label = compact(label)
-    if label.numel() == 1:
-        if int(label.reshape(())) == 0:
-            return None
-        flow.keep([label], "one index is picked out")
-        return None
-    return label
+    return None if label.numel() == 1 and int(label.reshape(())) == 0 else label
 
 
 def _all_moved(flow: Flow, labels: Sequence[Tensor]) -> Labels:
@@ -207,6 +205,11 @@ def _move(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
     if name.rstrip("_") in ("repeat",):
         flow.shapings.append(Shaping(flow.where, "view", tuple(out.shape), NOTHING))
     return _all_moved(flow, [func(label.expand(shape), *args[1:], **kwargs) for label in flow.labels(args[0])])
+
+
+_VIEWS = "view _unsafe_view reshape _reshape_alias unflatten flatten expand slice narrow select split split_with_sizes"
+_PASSING = _MOVES | _SAME | frozenset(_VIEWS.split()) | frozenset(("unbind", "chunk"))
+"""Operators through which a single index that was picked out may pass; at any other it must stay."""
 
 
 @_rule("expand")
@@ -443,6 +446,24 @@ def _matmul(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any
         shape = tuple(out.shape)
         labels = flow.meet([Labelled(shape, labels), flow.operand(bias)])
     return labels
+
+
+@_rule("_grouped_mm")
+def _grouped_matmul(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
+    """Rows of [n, k], in groups, with one matrix of [g, k, m] each."""
+    a, b = flow.operand(args[0]), flow.operand(args[1])
+    if len(a.shape) != 2 or len(b.shape) != 3:
+        flow.unknown(args, "_grouped_mm of this shape is not known to the analysis")
+        return NOTHING
+    inner = flow.settled(b.labels, [0], "is one of several experts")
+    right = Labelled((1, *b.shape[1:]), inner, b.blank)
+    left = Labelled((1, *a.shape), tuple(label.unsqueeze(0) for label in a.labels), a.blank)
+    return tuple(label.squeeze(0) for label in flow.contract(left, right))
+
+
+@_rule("_weight_norm_interface _weight_norm")
+def _weight_norm(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
+    return [flow.meet([flow.operand(args[0]), flow.operand(args[1])]), NOTHING]
 
 
 @_rule("convolution _convolution mkldnn_convolution cudnn_convolution")

@@ -113,10 +113,13 @@ def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, shapings: Itera
 # ------------------------------------------------------------------------------------------------------- attributes
 
 _FIXED = frozenset(
-    "training kernel_size stride padding dilation output_padding eps momentum patch_size window_size shift_size "
-    "img_size grid_size num_patches max_position_embeddings dropout p num_layers layer_idx layer_id layer_index "
-    "num_key_value_groups padding_idx vocab_size inplace".split()
+    "training kernel_size stride padding dilation output_padding eps momentum dropout p num_key_value_groups inplace".split()
 )
+_OTHER = (
+    "bucket position window patch img image vocab kernel stride max_ layer depth length resolution seq idx expert top_k "
+    "token label class shift level point grid ratio num_patches chunk area scale"
+).split()
+"""Words in names of numbers that speak of something else than channels."""
 
 
 def _attributes(
@@ -159,6 +162,39 @@ def _attributes(
             for dim, size in enumerate(tensor.shape):
                 own.setdefault(size, set()).add(places[name][dim])
         result += _of_module(path, module, own, sizes.get(path, {}), places, groups.get(path))
+    changed = {(path, name) for path, name, _ in result}
+    return result + [one for one in _checked(model, tensors, shared) if one[:2] not in changed]
+
+
+def _checked(
+    model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], shared: Mapping[int, str]
+) -> list[tuple[str, str, Any]]:
+    """Numbers that a module compares with the widths of the modules in it: channels and out_channels, say."""
+    result = []
+    for path, module in model.named_modules():
+        if not any(True for _ in module.children()):
+            continue
+        names = [
+            name
+            for name, old in vars(module).items()
+            if type(old) is int and any(word in name for word in ("channel", "feature", "planes")) and name not in _FIXED
+        ]
+        if not names:
+            continue
+        filters: dict[int, set[int]] = {}
+        inputs: dict[int, set[int]] = {}
+        for child in module.children():
+            for parameter in child.parameters(recurse=False):
+                cut = tensors.get(shared.get(id(parameter), ""), {})
+                for dim, table in ((0, filters), (1, inputs)):
+                    if parameter.dim() > 1:
+                        size = parameter.shape[dim]
+                        table.setdefault(size, set()).add(len(cut[dim]) if dim in cut else size)
+        for name in names:
+            old = getattr(module, name)
+            table = filters if "out" in name else inputs if old in inputs else filters
+            if len(table.get(old, ())) == 1 and old not in table[old]:
+                result.append((path, name, next(iter(table[old]))))
     return result
 
 
@@ -190,7 +226,7 @@ def _of_module(
     known = _known(module, places, groups)
     result = [(path, name, value) for name, value in known.items() if getattr(module, name) != value]
     for name, old in vars(module).items():
-        if name in known or name.startswith("_") or name in _FIXED:
+        if name in known or name.startswith("_") or name in _FIXED or any(word in name for word in _OTHER):
             continue
         new = _renumbered(name, old, own, shaped)
         if new != old:

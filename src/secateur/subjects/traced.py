@@ -51,6 +51,7 @@ class Traced:
         self.plans = plans
         self._kept: dict[int, str] = {}
         self._bound: list[np.ndarray] = []
+        self._tried: dict[type, int] = {}
         self.error = 0.0
         """Largest relative difference of outputs between this cut and the silenced original, as it was proved."""
 
@@ -127,8 +128,21 @@ class Traced:
         if not near:
             raise ModelError(f"the cut can't be proved: {fault.what}")
         found: list[str] = []
-        bound = [pairs for place in places for pairs in self._bind(self._near(place, cut))]
-        if bound and len(self._bound) < 512:
+        kind = type(modules.get(path, self.model))
+        leaf = not any(True for _ in modules.get(path, self.model).children())
+        if kind in self._tried:
+            # Binding did not help: what was bound for this kind of module is free again.
+            start = self._tried.pop(kind)
+            if start >= 0:
+                del self._bound[start:]
+                self.__dict__.pop("coupling", None)
+                cut = list(self.coupling.sites)
+            bound: list[np.ndarray] = []
+            self._tried[kind] = -1
+        else:
+            bound = [] if leaf else [pairs for place in places for pairs in self._bind(self._near(place, cut))]
+        if bound:
+            self._tried[kind] = len(self._bound)
             self._bound += bound
             found = near
         else:
