@@ -139,7 +139,8 @@ def build(name: str) -> tuple[Any, Any]:
     if library in ("classification", "segmentation", "detection"):
         models = importlib.import_module("torchvision.models")
         if library == "detection":
-            model = models.get_model(rest, weights=None, weights_backbone=None)
+            sizes = {} if rest.startswith("ssd") else {"min_size": 128, "max_size": 160}
+            model = models.get_model(rest, weights=None, weights_backbone=None, **sizes)
             return model, ([torch.rand(3, 128, 128)],)
         more = {"weights_backbone": None, "aux_loss": False} if library == "segmentation" else {}
         if library == "segmentation" and "lraspp" in rest:
@@ -178,7 +179,10 @@ def build(name: str) -> tuple[Any, Any]:
     time_ = torch.tensor([3])
     if rest == "unet2d":
         model = diffusers.UNet2DModel(
-            sample_size=16, down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"), **blocks
+            sample_size=16,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            **blocks,
         )
         return model, (torch.rand(1, 3, 16, 16), time_)
     if rest == "unet2d_condition":
@@ -189,12 +193,21 @@ def build(name: str) -> tuple[Any, Any]:
         return model, (torch.rand(1, 4, 16, 16), time_, torch.rand(1, 5, 24))
     if rest == "vae":
         model = diffusers.AutoencoderKL(
-            block_out_channels=(32, 64), norm_num_groups=8, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2
+            block_out_channels=(32, 64),
+            norm_num_groups=8,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
         )
         return model, (torch.rand(1, 3, 16, 16),)
     if rest == "dit":
         model = diffusers.DiTTransformer2DModel(
-            num_attention_heads=4, attention_head_dim=8, num_layers=2, sample_size=8, in_channels=4, num_embeds_ada_norm=10, norm_num_groups=8
+            num_attention_heads=4,
+            attention_head_dim=8,
+            num_layers=2,
+            sample_size=8,
+            in_channels=4,
+            num_embeds_ada_norm=10,
+            norm_num_groups=8,
         )
         return model, {"hidden_states": torch.rand(1, 4, 8, 8), "timestep": time_, "class_labels": torch.tensor([2])}
     if rest == "sd3":
@@ -250,7 +263,7 @@ def measure(name: str) -> dict[str, Any]:
     traced.Traced.cut = cut
     start = time.perf_counter()
     try:
-        small, receipt = pruning.prune(model, inputs)
+        _, receipt = pruning.prune(model, inputs)
     except Exception as error:
         kind = type(error).__name__
         return row | {"status": "refused", "why": f"{kind}: {str(error)[:300]}", "seconds": time.perf_counter() - start}
@@ -283,7 +296,9 @@ def table(rows: list[dict[str, Any]], about: str) -> str:
     plain = ("reaches the output", "without channels to cut", "kernel of a conv")
     for row in rows:
         if row["status"] != "cut":
-            lines.append(f"| {row['name']} | {row.get('params', 0):,} | {row['status']} |  |  |  | {row.get('seconds', 0):.2f} |  | {row.get('why', '')} |")
+            lines.append(
+                f"| {row['name']} | {row.get('params', 0):,} | {row['status']} |  |  |  | {row.get('seconds', 0):.2f} |  | {row.get('why', '')} |"
+            )
             continue
         stays = [note for note in row["stays"] if not any(one in note for one in plain)]
         shown = "; ".join(one.removeprefix("stays: ").replace("|", "/")[:140] for one in stays[:4])
@@ -323,7 +338,9 @@ def main() -> None:
         rows.append(row)
         print({key: value for key, value in row.items() if key != "stays"}, flush=True)
     torch = importlib.import_module("torch")
-    about = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}."
+    about = (
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}."
+    )
     text = table(rows, about)
     if options.names:
         print(text)

@@ -61,7 +61,7 @@ def coupled(
 ) -> dict[str, Tensor]:
     """Site -> [count]: (sum |w|^p)^(1/p) over all weights that go with a unit, as a share of the site's mean.
 
-    slices: site -> (parameter, dimension, unit of each index of it or -1). Summed over everything that is coupled, as in
+    slices: site -> (parameter, dimension, unit of each index of it or -1). Summed over all that is coupled, as in
     Fang et al., "DepGraph", CVPR 2023.
     """
     rows: dict[tuple[int, int], Tensor] = {}

@@ -9,12 +9,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from secateur.subjects.atoms import Axis, Classes
 from secateur.subjects.recording import Run
 from secateur.vocabulary import Term
 
 __all__ = ["Coupled", "Coupling", "couple"]
+
+_ALIGNED = 8
+"""Some kernels want rows of whole 16 bytes: eight numbers of two bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +29,8 @@ class Coupled:
     name: str
     classes: np.ndarray
     axes: tuple[tuple[Axis, int], ...]
+    step: int = 1
+    """Kept units are multiples of this, whatever the caller wants."""
 
     @property
     def width(self) -> int:
@@ -73,7 +80,9 @@ class Coupling:
             site_of[self.sites[name].classes] = number
         return names, site_of
 
-    def terms(self, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]) -> tuple[list[Term], dict[str, float]]:
+    def terms(
+        self, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
+    ) -> tuple[list[Term], dict[str, float]]:
         """Parameters and bytes as polynomials of kept counts. sizes: bytes per element, of parameters only."""
         by_tensor: dict[str, dict[int, dict[str, int]]] = {}
         for axis in self.axes:
@@ -130,7 +139,7 @@ def _tie(label: np.ndarray, of: np.ndarray, stays: np.ndarray) -> np.ndarray | N
         head = found[tuple(slice(None) if place == dim else slice(0, 1) for place in range(found.ndim))]
         if (found == head).all():
             return None
-    longest = max(dims, key=lambda dim: (found.shape[dim], dim))
+    longest = max(dims, key=lambda dim: (_pieces(found, dim), found.shape[dim], dim))
     head = label[tuple(slice(None) if place == longest else slice(0, 1) for place in range(label.ndim))]
     pairs = np.stack([np.broadcast_to(head, label.shape).reshape(-1), label.reshape(-1)])
     alone = (pairs == 0).any(axis=0)
@@ -139,6 +148,15 @@ def _tie(label: np.ndarray, of: np.ndarray, stays: np.ndarray) -> np.ndarray | N
         return None  # nothing left to join: what is left of it stays, and the cut is checked
     result: np.ndarray = pairs
     return result
+
+
+def _pieces(found: np.ndarray, dim: int) -> int:
+    """How many classes remain when everything goes together that stands at one index of `dim`."""
+    head = found[tuple(slice(None) if place == dim else slice(0, 1) for place in range(found.ndim))]
+    names, index = np.unique(np.stack([np.broadcast_to(head, found.shape), found]), return_inverse=True)
+    a, b = index.reshape(2, -1)
+    graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(len(names), len(names)))
+    return int(connected_components(graph, directed=False)[0])
 
 
 def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
@@ -167,6 +185,9 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
     heads = set()
     for label in run.flow.heads:
         heads.update(np.unique(classes.of[label.numpy()]).tolist())
+    aligned = set()
+    for label in run.flow.aligned:
+        aligned.update(np.unique(classes.of[label.numpy()]).tolist())
     start = np.searchsorted(owner, seen)
     where = dict(zip(seen.tolist(), start.tolist(), strict=True))
     ends = dict(zip(seen.tolist(), [*start[1:].tolist(), len(owner)], strict=True))
@@ -185,15 +206,21 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
         name, number = f"{base}.{kind}", 2
         while name in result:
             name, number = f"{base}.{number}.{kind}", number + 1
-        result[name] = Coupled(name, np.array(group), tuple(touched))
+        result[name] = Coupled(name, np.array(group), tuple(touched), _ALIGNED if one in aligned else 1)
     return result
 
 
 def _rank(axis: Axis, axes: Iterable[Axis]) -> int:
     """What makes channels comes first: rows of a matrix, then other dimensions, then vectors."""
-    return 0 if axis.dim == 0 and axis.tensor.endswith("weight") and any(
-        other.tensor == axis.tensor and other.dim != 0 for other in axes
-    ) else 1 if axis.dim else 2
+    return (
+        0
+        if axis.dim == 0
+        and axis.tensor.endswith("weight")
+        and any(other.tensor == axis.tensor and other.dim != 0 for other in axes)
+        else 1
+        if axis.dim
+        else 2
+    )
 
 
 def _reasons(axes: Iterable[Axis], classes: Classes) -> dict[str, str]:

@@ -64,6 +64,8 @@ class Flow:
         self.joint: list[tuple[Tensor, str]] = []
         """Labels that change along several dimensions of one tensor: what goes must be whole slices of it."""
         self.shapings: list[Shaping] = []
+        self.aligned: list[Tensor] = []
+        """Labels whose number must stay a multiple of some power of two, for the sake of a kernel."""
         self.heads: list[Tensor] = []
         """Labels that were carried on by the batch of a product alone: heads of an attention."""
 
@@ -115,7 +117,10 @@ class Flow:
         """Whatever lies along `dims` goes together; None, and the atoms stay, where nothing else varies."""
         dims = [dim for dim in dims if label.shape[dim] > 1]
         if not dims:
-            return label if label.numel() > 1 else self._single(label)
+            if label.numel() > 1:
+                return label
+            self._single(label)
+            return None
         rest = first(label, dims)
         if rest.numel() == 1:
             self.keep([label], what)

@@ -42,7 +42,8 @@ class Silenced(nn.Module):
 
 def silenced(model: nn.Module, coupling: Coupling, kept: np.ndarray) -> Silenced:
     """`model` with the atoms that go set to zero in its parameters, and in everything that is computed from them."""
-    found, changed = tensors_of(model), {}
+    found = tensors_of(model)
+    changed: dict[str, Tensor] = {}
     for axis in coupling.axes:
         stays = kept[axis.start : axis.start + axis.size]
         if not stays.all():

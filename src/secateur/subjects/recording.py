@@ -1,4 +1,4 @@
-"""One forward pass of a network, recorded at the dispatcher: which atoms meet, which stay and why, and where sizes are used.
+"""One forward pass, recorded at the dispatcher: which atoms meet, which stay and why, and where sizes are used.
 
 The network really runs, on the example inputs, so data-dependent Python is no obstacle; only what happens to tensors
 is looked at. With `kept`, the same pass also silences: results are zero wherever atoms go, and whatever is averaged
@@ -80,16 +80,14 @@ def record(
     atoms = Atoms()
     flow = Flow(atoms)
     found = tensors_of(model)
-    kernels = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)
-    }
+    kernels = {id(module.weight) for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)}
     names = {}
     constants = _constants(model)
     for name, tensor in found.items():
         if not tensor.is_floating_point() or id(tensor) in constants:
             continue
         shown = tensor.detach()
-        labels = atoms.colour(name, shown[(..., *([0] * (tensor.dim() - 2)))] if id(tensor) in kernels else shown)
+        labels = atoms.colour(name, shown.flatten(2)[:, :, 0] if id(tensor) in kernels else shown)
         if id(tensor) in kernels:
             labels = tuple(label.view(*label.shape, *([1] * (tensor.dim() - 2))) for label in labels)
         flow.mark(tensor, labels)
@@ -107,7 +105,7 @@ def record(
             output = model(*args, **kwargs)
     finally:
         for tensor in found.values():
-            for mark in ("_secateur_labels", "_secateur_blank", "_secateur_view"):
+            for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base"):
                 tensor.__dict__.pop(mark, None)
     flow.where, flow.operator = "", "output"
     main, _ = leaves(output)
@@ -122,7 +120,9 @@ def _constants(model: nn.Module) -> set[int]:
         id(buffer)
         for module in model.modules()
         for buffer in module.buffers(recurse=False)
-        if not hasattr(module, "running_mean") and not hasattr(module, "weight")
+        if not hasattr(module, "running_mean")
+        and not hasattr(module, "weight")
+        and not any(True for _ in module.parameters(recurse=False))
     }
 
 
@@ -151,7 +151,9 @@ class _Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def running(model: nn.Module, entered: Callable[[str], None], left: Callable[[str, Any], None] | None = None) -> Iterator[None]:
+def running(
+    model: nn.Module, entered: Callable[[str], None], left: Callable[[str, Any], None] | None = None
+) -> Iterator[None]:
     """Without gradients, with fixed random numbers, and with `entered` told the path of the module that runs.
 
     `left` is told the path of each module that is done, and its output.
@@ -187,8 +189,9 @@ def running(model: nn.Module, entered: Callable[[str], None], left: Callable[[st
 
 def leaves(output: Any) -> tuple[list[Tensor], list[Tensor]]:
     """The tensors of an output: those it is about, and those beside it (hidden states and caches of transformers)."""
-    if isinstance(output, Mapping) and any("logits" in str(key) or "loss" in str(key) for key in output):
-        main, side = [], []
+    if hasattr(output, "to_tuple") and not all(any(name in str(key) for name in _SIDE) for key in output):
+        main: list[Any] = []
+        side: list[Any] = []
         for key, value in output.items():
             (side if any(name in str(key) for name in _SIDE) else main).append(value)
         return _tensors(main), _tensors(side)

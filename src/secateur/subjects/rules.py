@@ -24,8 +24,21 @@ Rule = Callable[[Flow, Any, Given, dict[str, Any], Any], Result]
 _RULES: dict[str, Rule] = {}
 
 BLANKS = frozenset(
-    "zeros ones full empty new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like "
-    "scalar_tensor".split()
+    [
+        "zeros",
+        "ones",
+        "full",
+        "empty",
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "scalar_tensor",
+    ]
 )
 """Operators that make a tensor of one value (or of none yet): it takes on any labels it meets."""
 
@@ -33,6 +46,8 @@ BLANKS = frozenset(
 def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> None:
     """Label what an operator returned."""
     name = func.overloadpacket.__name__
+    if name.endswith("_") and args and isinstance(args[0], Tensor):
+        _written(flow, args)
     if name in BLANKS:
         flow.mark(out, flow.labels(args[0]) if name.endswith("_like") else NOTHING, blank=True)
         return
@@ -50,6 +65,8 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
         if only and (base in _SAME or base in _MOVES or _pointwise(func)):
             for value in _outputs(out):
                 flow.mark(value, NOTHING, blank=True)
+                if base in _PASSING and base not in _SAME:
+                    value.__dict__["_secateur_base"] = args[0]
         elif inplace and tensors and out is tensors[0]:
             flow.mark(out, NOTHING, blank=False)
         return
@@ -76,6 +93,18 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
         flow.mark(results[0], flow.labels(results[0]), blank=False)
 
 
+def _written(flow: Flow, args: Given) -> None:
+    """A part of a tensor of one value is written: the whole is one value no longer, and what is written stays."""
+    whole = args[0].__dict__.get("_secateur_base")
+    if whole is None:
+        return
+    while whole is not None:
+        flow.mark(whole, NOTHING, blank=False)
+        whole = whole.__dict__.get("_secateur_base")
+    flow.mark(args[0], NOTHING, blank=False)
+    flow.unknown(_flat(args[1:]), "is written into a part of another tensor")
+
+
 def _pointwise(func: Any) -> bool:
     return torch.Tag.pointwise in func.tags
 
@@ -93,9 +122,11 @@ def _flat(value: Any) -> list[Any]:
 def _outputs(out: Any) -> list[Any]:
     if isinstance(out, Tensor):
         return [out]
-    return [one for part in out for one in (_outputs(part) if isinstance(part, list | tuple) else [part])] if isinstance(
-        out, list | tuple
-    ) else []
+    return (
+        [one for part in out for one in (_outputs(part) if isinstance(part, list | tuple) else [part])]
+        if isinstance(out, list | tuple)
+        else []
+    )
 
 
 def _rule(names: str) -> Callable[[Rule], Rule]:
@@ -120,16 +151,39 @@ def _dims(value: Any, rank: int) -> list[int]:
 # ---------------------------------------------------------------------------------------------- one element at a time
 
 
-@_rule("where lerp addcmul addcdiv masked_fill _prelu_kernel prelu rsub hardtanh leaky_relu elu softplus threshold "
-       "silu mish gelu hardswish hardsigmoid log_sigmoid_forward fmod remainder floor_divide clamp nan_to_num "
-       "logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not isnan complex polar angle")
+@_rule(
+    "where lerp addcmul addcdiv masked_fill _prelu_kernel prelu rsub hardtanh leaky_relu elu softplus threshold "
+    "silu mish gelu hardswish hardsigmoid log_sigmoid_forward fmod remainder floor_divide clamp nan_to_num "
+    "logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not isnan complex polar angle"
+)
 def _elementwise(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
     return flow.meet([flow.operand(value) for value in _flat((args, kwargs))])
 
 
 _SAME = frozenset(
-    "clone contiguous detach _to_copy alias lift_fresh lift native_dropout dropout bernoulli positive "
-    "_conj conj resolve_conj resolve_neg zero fill alpha_dropout feature_dropout rand_like randn_like".split()
+    [
+        "clone",
+        "contiguous",
+        "detach",
+        "_to_copy",
+        "alias",
+        "lift_fresh",
+        "lift",
+        "native_dropout",
+        "dropout",
+        "bernoulli",
+        "positive",
+        "_conj",
+        "conj",
+        "resolve_conj",
+        "resolve_neg",
+        "zero",
+        "fill",
+        "alpha_dropout",
+        "feature_dropout",
+        "rand_like",
+        "randn_like",
+    ]
 )
 
 
@@ -152,7 +206,7 @@ def _strided(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: An
 @_rule("copy")
 def _copy(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
     source = flow.operand(args[1])
-    if out._is_view() or getattr(out, "_secateur_view", False):
+    if out._is_view():
         return flow.meet([flow.operand(args[0]), source], "is written into a part of another tensor")
     rank = out.dim()
     return tuple(padded(label, rank) for label in source.labels)
@@ -162,6 +216,8 @@ def _copy(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
 
 
 def _moved(flow: Flow, label: Tensor) -> Tensor | None:
+    if not label.numel():
+        return None
     label = compact(label)
     return None if label.numel() == 1 and int(label.reshape(())) == 0 else label
 
@@ -189,14 +245,41 @@ def _view(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
 
 
 _MOVES = frozenset(
-    "permute transpose t unsqueeze squeeze expand slice select roll flip repeat unfold movedim diagonal narrow "
-    "numpy_T mT index_select pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle rot90 take "
-    "slice_copy permute_copy".split()
+    [
+        "permute",
+        "transpose",
+        "t",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "slice",
+        "select",
+        "roll",
+        "flip",
+        "repeat",
+        "unfold",
+        "movedim",
+        "diagonal",
+        "narrow",
+        "numpy_T",
+        "mT",
+        "index_select",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "channel_shuffle",
+        "native_channel_shuffle",
+        "rot90",
+        "take",
+        "slice_copy",
+        "permute_copy",
+    ]
 )
 
 
-@_rule("permute transpose t unsqueeze squeeze movedim diagonal numpy_T mT flip unfold rot90 repeat index_select "
-       "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle permute_copy")
+@_rule(
+    "permute transpose t unsqueeze squeeze movedim diagonal numpy_T mT flip unfold rot90 repeat index_select "
+    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle permute_copy"
+)
 def _move(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
     shape = args[0].shape
     name = func.overloadpacket.__name__
@@ -287,8 +370,8 @@ def _split(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any)
 
 @_rule("cat")
 def _cat(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
-    tensors = [value for value in args[0] if tuple(value.shape) != (0,)]
     dim = _get(args, kwargs, 1, "dim", 0) % out.dim()
+    tensors = [value for value in args[0] if tuple(value.shape) != (0,) and value.shape[dim]]
     return _joined(flow, [flow.operand(value) for value in tensors], dim)
 
 
@@ -323,12 +406,12 @@ def _joined(flow: Flow, operands: list[Labelled], dim: int) -> Labels:
     for one, labels in zip(operands, beside, strict=True):
         for extra in labels[1:]:
             flow.keep([extra], "is joined with others along two kinds of channels")
-        shape = [size if place in shared else 1 for place, size in enumerate(one.shape)]
-        label = labels[0] if labels else torch.zeros([1] * len(shape), dtype=torch.int32)
+        full = [size if place in shared else 1 for place, size in enumerate(one.shape)]
+        label = labels[0] if labels else torch.zeros([1] * len(full), dtype=torch.int32)
         if varying(label) - shared:
             flow.keep([label], "is joined with others across its channels")
-            label = torch.zeros([1] * len(shape), dtype=torch.int32)
-        rows.append(label.expand(shape))
+            label = torch.zeros([1] * len(full), dtype=torch.int32)
+        rows.append(label.expand(full))
     joined = _moved(flow, torch.cat(rows, dim))
     result = list(flow.meet(across)) if across else []
     if joined is not None:
@@ -358,8 +441,10 @@ def _embedding(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: 
     return tuple(on(along(label, 1), out.dim() - 1, out.dim()) for label in flow.labels(args[0]) if label.shape[0] == 1)
 
 
-@_rule("gather index_add index_put scatter scatter_add index_copy scatter_reduce index_fill take_along_dim "
-       "_index_put_impl masked_scatter sort topk cumsum cumprod logcumsumexp argmax argmin argsort kthvalue cummax")
+@_rule(
+    "gather index_add index_put scatter scatter_add index_copy scatter_reduce index_fill take_along_dim "
+    "_index_put_impl masked_scatter sort topk cumsum cumprod logcumsumexp argmax argmin argsort kthvalue cummax"
+)
 def _by_index(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
     """Elements picked or put along some dimensions: labels pass where they vary along others."""
     name = func.overloadpacket.__name__.rstrip("_")
@@ -375,8 +460,11 @@ def _by_index(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: A
         shape = (1,) * len(dims) + values.shape[max(lead, 0) :]
         inner = flow.settled(values.labels, range(max(lead, 0)), "is written by index")
         inner = tuple(padded(label.reshape(label.shape[max(lead, 0) :]), rank) for label in inner)
-        mine = Labelled((1,) * len(dims) + self.shape[len(dims) :], flow.settled(flow.labels(self), dims, "is indexed"),
-                        flow.blank(self))
+        mine = Labelled(
+            (1,) * len(dims) + self.shape[len(dims) :],
+            flow.settled(flow.labels(self), dims, "is indexed"),
+            flow.blank(self),
+        )
         return flow.meet([mine, Labelled(shape, inner, values.blank)])
     if name == "masked_scatter":
         flow.unknown(_flat((args, kwargs)), "masked_scatter writes by mask")
@@ -421,9 +509,7 @@ def _matmul(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any
     if name == "linear":
         lead = left.shape[:-1]
         if len(left.shape) != 2:
-            flow_labels = _all_moved(
-                flow, [label.expand(a.shape).reshape(-1, a.shape[-1]) for label in left.labels]
-            )
+            flow_labels = _all_moved(flow, [label.expand(a.shape).reshape(-1, a.shape[-1]) for label in left.labels])
             left = Labelled((lead.numel() if isinstance(lead, torch.Size) else -1, a.shape[-1]), flow_labels)
         right = Labelled(right.shape[::-1], tuple(label.t() for label in right.labels), right.blank)
         bias = _get(args, kwargs, 2, "bias")
@@ -440,8 +526,11 @@ def _matmul(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any
     if vector:
         labels = tuple(label.squeeze(1) for label in labels)
     if name == "linear":
-        labels = tuple(label.expand(label.shape).reshape((1,) * (out.dim() - 1) + label.shape[1:])
-                       for label in labels if label.shape[0] == 1)
+        labels = tuple(
+            label.expand(label.shape).reshape((1,) * (out.dim() - 1) + label.shape[1:])
+            for label in labels
+            if label.shape[0] == 1
+        )
     if bias is not None:
         shape = tuple(out.shape)
         labels = flow.meet([Labelled(shape, labels), flow.operand(bias)])
@@ -456,6 +545,7 @@ def _grouped_matmul(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], 
         flow.unknown(args, "_grouped_mm of this shape is not known to the analysis")
         return NOTHING
     inner = flow.settled(b.labels, [0], "is one of several experts")
+    flow.aligned += [*a.labels, *inner]
     right = Labelled((1, *b.shape[1:]), inner, b.blank)
     left = Labelled((1, *a.shape), tuple(label.unsqueeze(0) for label in a.labels), a.blank)
     return tuple(label.squeeze(0) for label in flow.contract(left, right))
@@ -502,7 +592,13 @@ def _convolution(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out
 
 
 def _grouped(
-    flow: Flow, rows: Labels, by_dim: dict[int, list[Tensor]], channels: int, filters: int, groups: int, transposed: bool
+    flow: Flow,
+    rows: Labels,
+    by_dim: dict[int, list[Tensor]],
+    channels: int,
+    filters: int,
+    groups: int,
+    transposed: bool,
 ) -> Labels:
     """Many thin groups go as wholes; of few thick ones, the same index of each goes, so that they stay alike."""
     thick, wide = channels // groups, filters // groups
@@ -530,28 +626,31 @@ def _grouped(
     return tuple(row.expand(groups, wide).reshape(-1) for row in outer)
 
 
-@_rule("_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-       "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-       "_scaled_dot_product_attention_math scaled_dot_product_attention _scaled_dot_product_fused_attention_overrideable")
+@_rule(
+    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+    "_scaled_dot_product_attention_math scaled_dot_product_attention _scaled_dot_product_fused_attention_overrideable"
+)
 def _attention(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
     query, key, value = args[:3]
     heads = query.shape[1]
     mask = kwargs.get("attn_mask", args[3] if len(args) > 3 and isinstance(args[3], Tensor) else None)
     what = "is inside attention"
-    head_rows, outer = [], NOTHING
+    head_rows: list[Labelled] = []
+    outer: Labels = NOTHING
     inner: list[Labels] = []
     for place, tensor in enumerate((query, key, value)):
         labels = flow.labels(tensor)
         joint = [label for label in labels if label.shape[1] > 1]
         alone = [label for label in labels if label.shape[1] == 1]
-        rows = []
+        found: list[Tensor] = []
         for label in joint:
-            rest = flow.collapse(label, [dim for dim in (0, 2, 3)], what)
+            rest = flow.collapse(label, (0, 2, 3), what)
             if rest is not None:
                 row = along(rest, 1)
                 flow.heads.append(row)
-                rows.append(row.repeat_interleave(heads // row.numel()) if row.numel() != heads else row)
-        head_rows.append(Labelled((heads,), tuple(rows), flow.blank(tensor)))
+                found.append(row.repeat_interleave(heads // row.numel()) if row.numel() != heads else row)
+        head_rows.append(Labelled((heads,), tuple(found), flow.blank(tensor)))
         if place == 2:
             outer = tuple(label for label in alone if varying(label) == {3})
             flow.keep([label for label in alone if varying(label) != {3}], what)
@@ -560,22 +659,26 @@ def _attention(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: 
         else:
             flow.keep(alone, "sets the scale of attention")
     if inner:
-        flow.meet([Labelled((query.shape[3],), rows) for rows in inner])
+        flow.meet([Labelled((query.shape[3],), one) for one in inner])
     if isinstance(mask, Tensor):
         head_rows.append(
-            Labelled((mask.shape[1] if mask.dim() == 4 else 1,), flow.rows(flow.labels(mask), 1, what)
-                     if mask.dim() == 4 else NOTHING, flow.blank(mask))
+            Labelled(
+                (mask.shape[1] if mask.dim() == 4 else 1,),
+                flow.rows(flow.labels(mask), 1, what) if mask.dim() == 4 else NOTHING,
+                flow.blank(mask),
+            )
         )
-    row = flow.meet(head_rows)
-    labels = (*(on(one, 1, 4) for one in row), *outer)
+    labels = (*(on(one, 1, 4) for one in flow.meet(head_rows)), *outer)
     return [labels, NOTHING, *([NOTHING] * 8)] if not isinstance(out, Tensor) else labels
 
 
 # -------------------------------------------------------------------------------------------------- reductions, norms
 
 
-@_rule("sum mean amax amin max min var std var_mean std_mean prod any all logsumexp linalg_vector_norm norm "
-       "softmax log_softmax _softmax _log_softmax _safe_softmax nansum median aminmax")
+@_rule(
+    "sum mean amax amin max min var std var_mean std_mean prod any all logsumexp linalg_vector_norm norm "
+    "softmax log_softmax _softmax _log_softmax _safe_softmax nansum median aminmax"
+)
 def _reduction(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
     name = func.overloadpacket.__name__.rstrip("_")
     x = args[0]
@@ -623,11 +726,13 @@ def _layer_norm(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out:
     return [result, NOTHING, NOTHING]
 
 
-@_rule("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
-       "_native_batch_norm_legit_functional batch_norm miopen_batch_norm")
+@_rule(
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm "
+    "_native_batch_norm_legit_functional batch_norm miopen_batch_norm"
+)
 def _batch_norm(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
     x = args[0]
-    rank, batch = x.dim(), _statistics_of_batch(func, args)
+    rank = x.dim()
     passing = []
     for label in flow.labels(x):
         dims = varying(label)
@@ -643,24 +748,16 @@ def _batch_norm(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out:
         for value in args[1:5]
         if isinstance(value, Tensor) and value.dim() == 1
     ]
-    del batch
     result = flow.meet([Labelled(shape, tuple(passing)), *affine])
     return [result, *([NOTHING] * 4)]
-
-
-def _statistics_of_batch(func: Any, args: Given) -> bool:
-    return any(value is True for value in args[5:6])
 
 
 @_rule("native_group_norm")
 def _group_norm(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
     x, weight, bias = args[:3]
     rank, channels, groups = x.dim(), x.shape[1], args[6]
-    shape = (1, channels, *([1] * (rank - 2)))
     rows = flow.rows(flow.labels(x), 1, "is normalised in groups")
-    affine = [
-        Labelled((channels,), flow.labels(value), False) for value in (weight, bias) if isinstance(value, Tensor)
-    ]
+    affine = [Labelled((channels,), flow.labels(value), False) for value in (weight, bias) if isinstance(value, Tensor)]
     result = flow.meet([Labelled((channels,), rows), *affine])
     if 1 < groups < channels:
         for row in result:
@@ -670,19 +767,20 @@ def _group_norm(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out:
                 flow.atoms.join(rest, blocks, flow.reason("groups of a norm stay alike"))
             else:
                 flow.keep([row], "each group of a norm has one channel")
-    del shape
     return [tuple(on(row, 1, rank) for row in result), NOTHING, NOTHING]
 
 
 # ------------------------------------------------------------------------------------------------- in space
 
 
-@_rule("avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool2d mkldnn_max_pool2d "
-       "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_avg_pool2d "
-       "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d upsample_bilinear2d "
-       "upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
-       "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d reflection_pad3d "
-       "grid_sampler_2d cudnn_grid_sampler")
+@_rule(
+    "avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool2d mkldnn_max_pool2d "
+    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d adaptive_avg_pool2d "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d upsample_bilinear2d "
+    "upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d reflection_pad3d "
+    "grid_sampler_2d cudnn_grid_sampler"
+)
 def _spatial(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
     x = args[0]
     changed = range(1 if x.dim() == 2 else 2, x.dim())

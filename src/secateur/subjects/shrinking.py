@@ -113,12 +113,53 @@ def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, shapings: Itera
 # ------------------------------------------------------------------------------------------------------- attributes
 
 _FIXED = frozenset(
-    "training kernel_size stride padding dilation output_padding eps momentum dropout p num_key_value_groups inplace".split()
+    [
+        "training",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "output_padding",
+        "eps",
+        "momentum",
+        "dropout",
+        "p",
+        "num_key_value_groups",
+        "inplace",
+    ]
 )
-_OTHER = (
-    "bucket position window patch img image vocab kernel stride max_ layer depth length resolution seq idx expert top_k "
-    "token label class shift level point grid ratio num_patches chunk area scale"
-).split()
+_OTHER = [
+    "bucket",
+    "position",
+    "window",
+    "patch",
+    "img",
+    "image",
+    "vocab",
+    "kernel",
+    "stride",
+    "max_",
+    "layer",
+    "depth",
+    "length",
+    "resolution",
+    "seq",
+    "idx",
+    "expert",
+    "top_k",
+    "token",
+    "label",
+    "class",
+    "shift",
+    "level",
+    "point",
+    "grid",
+    "ratio",
+    "num_patches",
+    "chunk",
+    "area",
+    "scale",
+]
 """Words in names of numbers that speak of something else than channels."""
 
 
@@ -177,7 +218,9 @@ def _checked(
         names = [
             name
             for name, old in vars(module).items()
-            if type(old) is int and any(word in name for word in ("channel", "feature", "planes")) and name not in _FIXED
+            if type(old) is int
+            and any(word in name for word in ("channel", "feature", "planes"))
+            and name not in _FIXED
         ]
         if not names:
             continue
@@ -254,7 +297,10 @@ def _renumbered(name: str, old: Any, own: Mapping[int, set[int]], shaped: Mappin
 
 def _sizes_something(name: str) -> bool:
     """Whether the name of an attribute speaks of what can be cut; asked only where the number alone does not say."""
-    return any(word in name for word in ("head", "dim", "channel", "feature", "embed", "hidden", "group", "split", "planes", "width"))
+    return any(
+        word in name
+        for word in ("head", "dim", "channel", "feature", "embed", "hidden", "group", "split", "planes", "width")
+    )
 
 
 def _known(module: nn.Module, places: Mapping[str, tuple[int, ...]], groups: tuple[int, int] | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def call(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], kwargs: dict[
     return func(*args, **kwargs)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_view(func: Any) -> bool:
     returns = func._schema.returns
     return any(one.alias_info is not None and not one.alias_info.is_write for one in returns)

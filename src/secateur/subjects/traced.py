@@ -199,7 +199,8 @@ class Traced:
             raise UnsupportedError(f"nothing of this {type(self.model).__name__} can be cut: {self._why()}")
         sites = {}
         for name, site in coupling.sites.items():
-            count, step = len(site.classes), multiple // math.gcd(multiple, site.width)
+            count = len(site.classes)
+            step = math.lcm(multiple // math.gcd(multiple, site.width), site.step // math.gcd(site.step, site.width))
             sites[name] = Site(
                 name, count, {"channels": np.full(count, float(site.width))}, multiple=step, minimum=min(step, count)
             )
@@ -224,8 +225,9 @@ class Traced:
 
     def slices(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
         """Site -> (parameter, dimension, unit of each index or -1): every slice that goes with a unit."""
-        found = {name: p for name, p in self.model.named_parameters()}
-        of, result = self.coupling.classes.of, {}
+        found: dict[str, Tensor] = dict(self.model.named_parameters())
+        of = self.coupling.classes.of
+        result: dict[str, list[tuple[Tensor, int, Tensor]]] = {}
         unit = np.full(int(of.max(initial=0)) + 1, -1)
         for name, site in self.coupling.sites.items():
             unit[:] = -1
@@ -290,7 +292,10 @@ class Traced:
         counted: dict[str, list[str]] = {}
         for axis, reason in self.reasons.items():
             counted.setdefault(reason.partition(" (")[0], []).append(axis)
-        return [f"stays: {axes[0]}{f' and {len(axes) - 1} more' if len(axes) > 1 else ''}: {reason}" for reason, axes in counted.items()]
+        return [
+            f"stays: {axes[0]}{f' and {len(axes) - 1} more' if len(axes) > 1 else ''}: {reason}"
+            for reason, axes in counted.items()
+        ]
 
     def silence(self, selection: Selection) -> Traced:
         """The same shapes with the units that go set to zero, norms over what is kept: what a cut must equal."""
@@ -355,9 +360,7 @@ def _write(file: Path, write: Any) -> None:
         Path(place).unlink(missing_ok=True)
 
 
-def open_traced(
-    model: nn.Module, example_inputs: Any, *, protect: Iterable[str] = (), prove: bool = True
-) -> Traced:
+def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str] = (), prove: bool = True) -> Traced:
     """`model` as something to prune; it stays as it is.
 
     example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords). prove: cut half of
@@ -400,7 +403,11 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
     for one in plans:
         small = shrink(small, one)
     found = tensors_of(small)
-    wrong = [name for name in found.keys() | state.keys() if name not in found or name not in state or found[name].shape != state[name].shape]
+    wrong = [
+        name
+        for name in found.keys() | state.keys()
+        if name not in found or name not in state or found[name].shape != state[name].shape
+    ]
     if wrong:
         raise ModelError(f"{folder} is of another architecture than {type(model).__name__}: {sorted(wrong)[0]} differs")
     with torch.no_grad():
@@ -419,7 +426,9 @@ def _check(model: nn.Module) -> None:
         raise UnsupportedError(f"{type(model).__name__} has no parameters: nothing of it can be cut")
     for path, module in model.named_modules():
         if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes"):
-            raise UnsupportedError(f"{path or type(module).__name__} is quantised: prune first, then quantise the result")
+            raise UnsupportedError(
+                f"{path or type(module).__name__} is quantised: prune first, then quantise the result"
+            )
     for name, tensor in found.items():
         if tensor.is_meta:
             raise ModelError(f"{name} has no values (it is on the meta device): load the weights first")
