@@ -1,6 +1,6 @@
 """Networks of torchvision, timm, transformers and diffusers, pruned out of the box: what goes, how exactly, how fast.
 
-Each network has random weights and runs in a process of its own, so that one that hangs or dies is a row of the table.
+Each network has random weights. One that hangs or dies is a row of the table, and the others go on.
 Writes docs/evidence/benchmarks/zoo.{json,md}. `python benchmarks/zoo.py NAME...` looks at some and writes nothing.
 """
 
@@ -11,16 +11,16 @@ import importlib
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 300
+LIMIT = 120
 
 TORCHVISION = {
     "classification": "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 "
@@ -267,6 +267,8 @@ def measure(name: str) -> dict[str, Any]:
     except Exception as error:
         kind = type(error).__name__
         return row | {"status": "refused", "why": f"{kind}: {str(error)[:300]}", "seconds": time.perf_counter() - start}
+    finally:
+        traced.Traced.cut = original
     row["seconds"] = time.perf_counter() - start
     subject, result = opened
     units = subject.units()
@@ -316,27 +318,52 @@ def table(rows: list[dict[str, Any]], about: str) -> str:
     return "\n".join(lines)
 
 
+def several(wanted: list[str]) -> None:
+    """Print a row for each network, in this process."""
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"over {LIMIT} s")
+
+    signal.signal(signal.SIGALRM, late)
+    for name in wanted:
+        signal.alarm(LIMIT)
+        try:
+            row = measure(name)
+        except TimeoutError as error:
+            row = {"name": name, "status": "timeout", "why": str(error)}
+        signal.alarm(0)
+        print("ROW" + json.dumps(row), flush=True)
+
+
+def collect(wanted: list[str]) -> list[dict[str, Any]]:
+    """A row for each network; one process does as many as it can, and another goes on where it died."""
+    rows: list[dict[str, Any]] = []
+    while len(rows) < len(wanted):
+        rest = wanted[len(rows) :]
+        with subprocess.Popen(
+            [sys.executable, __file__, "--here", *rest], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            assert process.stdout is not None
+            found = 0
+            for line in process.stdout:
+                if line.startswith("ROW"):
+                    rows.append(json.loads(line[3:]))
+                    found += 1
+                    print({key: value for key, value in rows[-1].items() if key != "stays"}, flush=True)
+        if found < len(rest):
+            rows.append({"name": rest[found], "status": "died", "why": f"exit code {process.returncode}"})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="of networks, or beginnings of names; all if none")
-    parser.add_argument("--one", help="measure one network and print its row (for the processes that this starts)")
+    parser.add_argument("--here", action="store_true", help="in this process, one row after the other")
     options = parser.parse_args()
-    if options.one:
-        print("ROW" + json.dumps(measure(options.one)))
+    if options.here:
+        several(options.names)
         return
-    wanted: Callable[[str], bool] = lambda name: not options.names or any(name.startswith(one) for one in options.names)  # noqa: E731
-    rows = []
-    for name in filter(wanted, names()):
-        try:
-            done = subprocess.run(
-                [sys.executable, __file__, "--one", name], capture_output=True, text=True, timeout=LIMIT, check=False
-            )
-            found = [line for line in done.stdout.splitlines() if line.startswith("ROW")]
-            row = json.loads(found[-1][3:]) if found else {"name": name, "status": "died", "why": done.stderr[-200:]}
-        except subprocess.TimeoutExpired:
-            row = {"name": name, "status": "timeout", "why": f"over {LIMIT} s"}
-        rows.append(row)
-        print({key: value for key, value in row.items() if key != "stays"}, flush=True)
+    rows = collect([name for name in names() if not options.names or name.startswith(tuple(options.names))])
     torch = importlib.import_module("torch")
     about = (
         f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}."

@@ -120,7 +120,8 @@ def _constants(model: nn.Module) -> set[int]:
         id(buffer)
         for module in model.modules()
         for buffer in module.buffers(recurse=False)
-        if not hasattr(module, "running_mean")
+        if buffer.dim() != 1
+        or not hasattr(module, "running_mean")
         and not hasattr(module, "weight")
         and not any(True for _ in module.parameters(recurse=False))
     }

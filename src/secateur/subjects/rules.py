@@ -759,7 +759,9 @@ def _group_norm(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out:
     rows = flow.rows(flow.labels(x), 1, "is normalised in groups")
     affine = [Labelled((channels,), flow.labels(value), False) for value in (weight, bias) if isinstance(value, Tensor)]
     result = flow.meet([Labelled((channels,), rows), *affine])
-    if 1 < groups < channels:
+    if groups == channels:
+        flow.shapings.append(Shaping(flow.where, "whole", (channels,), result, 0, (groups,)))
+    elif groups > 1:
         for row in result:
             blocks = row.reshape(groups, -1)
             rest = first(blocks, [0])

@@ -320,7 +320,7 @@ def _known(module: nn.Module, places: Mapping[str, tuple[int, ...]], groups: tup
     if isinstance(module, nn.modules.batchnorm._NormBase):
         return {"num_features": shape[0]}
     if isinstance(module, nn.GroupNorm):
-        return {"num_channels": shape[0], "num_groups": module.num_groups}
+        return {"num_channels": shape[0], "num_groups": groups[1] if groups else module.num_groups}
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return {"normalized_shape": shape}
     return {}

@@ -140,7 +140,11 @@ class Traced:
             bound: list[np.ndarray] = []
             self._tried[kind] = -1
         else:
-            bound = [] if leaf else [pairs for place in places for pairs in self._bind(self._near(place, cut))]
+            bound = (
+                []
+                if leaf
+                else [pairs for place in places for pairs in self._bind(self._near(place, self.coupling.sites))]
+            )
         if bound:
             self._tried[kind] = len(self._bound)
             self._bound += bound
@@ -168,7 +172,7 @@ class Traced:
         return found
 
     def _near(self, path: str, cut: Iterable[str]) -> list[str]:
-        """The sites that were cut and touch module `path`, what touches least of the network first."""
+        """The sites of `cut` that touch module `path`: those it gives a shape first, then what touches least of all."""
         sites = self.coupling.sites
         shaped: set[int] = set()
         for one in self.run.flow.shapings:
@@ -182,8 +186,8 @@ class Traced:
             site = sites[name]
             inside = any(axis.tensor.startswith(f"{path}.") for axis, _ in site.axes)
             if inside or not shaped.isdisjoint(site.classes.tolist()):
-                near.append((len(site.axes), name))
-        return [name for _, name in sorted(near)]
+                near.append((shaped.isdisjoint(site.classes.tolist()), len(site.axes), name))
+        return [name for _, _, name in sorted(near)]
 
     # ------------------------------------------------------------------------------------------------- units
 
