@@ -80,7 +80,11 @@ def record(
     atoms = Atoms()
     flow = Flow(atoms)
     found = tensors_of(model)
-    kernels = {id(module.weight) for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)}
+    kernels = {
+        id(module._parameters.get("weight"))
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvNd)
+    }
     names = {}
     constants = _constants(model)
     for name, tensor in found.items():
@@ -121,9 +125,7 @@ def _constants(model: nn.Module) -> set[int]:
         for module in model.modules()
         for buffer in module.buffers(recurse=False)
         if buffer.dim() != 1
-        or not hasattr(module, "running_mean")
-        and not hasattr(module, "weight")
-        and not any(True for _ in module.parameters(recurse=False))
+        or (not module._parameters and "running_mean" not in module._buffers and "weight" not in module._buffers)
     }
 
 

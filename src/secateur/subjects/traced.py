@@ -5,7 +5,6 @@ No line of this knows an architecture. What is not understood stays, with the re
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -159,15 +158,22 @@ class Traced:
         return found
 
     def _bind(self, near: list[str]) -> list[np.ndarray]:
-        """Pairs of atoms that let sites go in step: a unit of the smaller with a block of units of the larger."""
-        sites = sorted((self.coupling.sites[name] for name in near), key=lambda site: len(site.classes))
+        """Pairs of atoms that let heads go in step with the channels that they are computed from.
+
+        The channels are those of the site that touches most of the network; each head takes a block of them along.
+        """
+        sites = [self.coupling.sites[name] for name in near]
+        if len(sites) < 2:
+            return []
+        large = max(sites, key=lambda site: len(site.axes))
+        others = [site for site in sites if site is not large]
         found = []
         of = self.coupling.classes.of
-        for small, large in itertools.pairwise(sites):
+        atom = np.zeros(int(of.max()) + 1, np.int64)
+        atom[of] = np.arange(len(of))
+        for small in [site for site in others if site.name.endswith("heads")] or others:
             few, many = len(small.classes), len(large.classes)
             if many % few == 0:
-                atom = np.zeros(int(of.max()) + 1, np.int64)
-                atom[of] = np.arange(len(of))
                 found.append(np.stack([atom[small.classes[np.arange(many) * few // many]], atom[large.classes]]))
         return found
 
