@@ -184,7 +184,9 @@ def _attributes(
             if one.kind == "whole" and new != old:
                 groups[one.module] = (count, new * count // old)
         elif one.kind == "view":
-            for old, new in zip(one.shape, _remaining(one.shape, one.labels, kept), strict=True):
+            # The first dimension of three is a batch, perhaps times heads: no number of a module.
+            skip = 1 if len(one.shape) > 2 else 0
+            for old, new in zip(one.shape[skip:], _remaining(one.shape, one.labels, kept)[skip:], strict=True):
                 note(one.module, old, new)
         else:
             stays = _stays(one.labels[0], kept, one.dim)
@@ -297,7 +299,7 @@ def _renumbered(name: str, old: Any, own: Mapping[int, set[int]], shaped: Mappin
 
 def _sizes_something(name: str) -> bool:
     """Whether the name of an attribute speaks of what can be cut; asked only where the number alone does not say."""
-    return any(
+    return not name.endswith(("head_dim", "attention_head_size")) and any(
         word in name
         for word in ("head", "dim", "channel", "feature", "embed", "hidden", "group", "split", "planes", "width")
     )
