@@ -144,6 +144,13 @@ def test_what_cannot_be_proved_stays_and_the_rest_goes() -> None:
     assert any("a cut of it fails" in note for note in cut.notes)
 
 
+def test_half_precision_is_proved_in_single_and_stays_half() -> None:
+    model, inputs = nets.make("residual")
+    small, _ = prune(model.bfloat16(), inputs.bfloat16())
+    assert small.stem.weight.dtype == torch.bfloat16
+    assert model.stem.weight.dtype == torch.bfloat16
+
+
 def test_bad_input_is_one_clear_line() -> None:
     model, inputs = nets.make("residual")
     with pytest.raises(ModelError, match=r"can't run on the example inputs in stem: RuntimeError"):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from secateur.subjects import rules, silencing
 from secateur.subjects.atoms import Atoms
@@ -47,8 +48,13 @@ class Example:
         return cls((inputs,))
 
     def fresh(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Copies, so that a forward pass that writes into its inputs leaves ours as they are."""
-        return copy.deepcopy(self.args), copy.deepcopy(dict(self.kwargs))
+        """Copies on the CPU, in float32 where they were in half precision, for a forward pass may write into them."""
+        return tree_map_only(Tensor, _plain, copy.deepcopy((self.args, dict(self.kwargs))))  # type: ignore[no-any-return]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 @dataclass(eq=False)

@@ -56,7 +56,11 @@ class Plan:
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
-    """A copy of `model` with some tensors `changed`; with `share`, all other parameters are those of `model`."""
+    """A copy of `model` with some tensors `changed`.
+
+    With `share`, one to look at: all other parameters are those of `model` where they lie on the CPU in float32 (or
+    float64), and are brought there where not, so that a proof does not drown in the rounding of half precision.
+    """
     memo: dict[int, Any] = {}
     changed = changed or {}
     for name, tensor in tensors_of(model).items():
@@ -72,6 +76,10 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
         raise ModelError(
             f"{type(model).__name__} can't be copied ({error}): give a model whose tensors are parameters or buffers"
         ) from error
+    if share:
+        result.cpu()
+        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors_of(result).values()):
+            result.float()
     return result
 
 

@@ -313,7 +313,7 @@ class Traced:
         return Traced(silenced(self.model, self.coupling, kept), self.inputs, self.plans)
 
     def forward(self, inputs: Any = None) -> Any:
-        """Run the network, in evaluation mode, on the example inputs or others of the same form."""
+        """Run the network, in evaluation mode, on the CPU, on the example inputs or others of the same form."""
         example = self.inputs if inputs is None else Example.of(inputs)
         model = self.model if isinstance(self.model, Silenced) else twin(self.model, share=True).eval()
         with running(model, lambda _: None):
