@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -72,7 +73,7 @@ class Coupling:
             for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
         }
 
-    @property
+    @cached_property
     def _site_of(self) -> tuple[list[str], np.ndarray]:
         names = list(self.sites)
         site_of = np.full(int(self.classes.of.max(initial=0)) + 1, -1)
@@ -185,6 +186,7 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
     heads = set()
     for label in run.flow.heads:
         heads.update(np.unique(classes.of[label.numpy()]).tolist())
+    matrices = {axis.tensor for axis in axes if axis.dim and axis.tensor.endswith("weight")}
     aligned = set()
     for label in run.flow.aligned:
         aligned.update(np.unique(classes.of[label.numpy()]).tolist())
@@ -199,7 +201,7 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
         if len(group) < 2 or any(count * len(group) < 2 for _, count in touched):
             # The last unit always stays.
             continue
-        touched.sort(key=lambda pair: (_rank(pair[0], axes), pair[0].start))
+        touched.sort(key=lambda pair: (_rank(pair[0], matrices), pair[0].start))
         made = touched[0][0].tensor
         base = made.rpartition(".")[0] if "." in made else made
         kind = "heads" if one in heads and touched[0][1] > 1 else "channels"
@@ -210,17 +212,9 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
     return result
 
 
-def _rank(axis: Axis, axes: Iterable[Axis]) -> int:
+def _rank(axis: Axis, matrices: set[str]) -> int:
     """What makes channels comes first: rows of a matrix, then other dimensions, then vectors."""
-    return (
-        0
-        if axis.dim == 0
-        and axis.tensor.endswith("weight")
-        and any(other.tensor == axis.tensor and other.dim != 0 for other in axes)
-        else 1
-        if axis.dim
-        else 2
-    )
+    return 0 if axis.dim == 0 and axis.tensor in matrices else 1 if axis.dim else 2
 
 
 def _reasons(axes: Iterable[Axis], classes: Classes) -> dict[str, str]:
