@@ -5,6 +5,8 @@
     secateur.run("ziplm", "path/to/model", budget="speedup=2x", data="texts.txt", out="small")
     model = secateur.load("small")
 
+    small, cut = secateur.prune(model, example_inputs, budget="channels=50%")  # any PyTorch network, without data
+
 Names are loaded on first use, so that importing secateur costs nothing.
 """
 
@@ -17,6 +19,7 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from secateur.errors import SecateurError as SecateurError
+    from secateur.pruning import prune as prune
     from secateur.running import export as export
     from secateur.running import inspect as inspect
     from secateur.running import report as report
@@ -50,6 +53,7 @@ _PLACES = {
     "inspect": "running",
     "load": "subjects",
     "open_subject": "subjects",
+    "prune": "pruning",
     "report": "running",
     "run": "running",
 }
@@ -71,6 +75,7 @@ __all__ = [
     "inspect",
     "load",
     "open_subject",
+    "prune",
     "report",
     "run",
 ]

@@ -38,3 +38,12 @@ def test_what_is_no_linear_or_not_finite_is_named():
         model.down.weight[0, 0] = float("nan")
     with pytest.raises(NumericalError, match=r"^n: NaN"):
         magnitude.groups(model, {"n": Linear("down")})
+
+
+def test_coupled_slices_are_summed_over_everything_that_goes_with_a_unit():
+    first, second = torch.tensor([[3.0], [0.0], [1.0]]), torch.tensor([[4.0, 2.0, 0.0]])
+    unit = torch.tensor([0, 1, -1])
+    found = magnitude.coupled({"a": [(first, 0, unit), (second, 1, unit)]}, normalise=False)
+    assert found["a"].tolist() == pytest.approx([5.0, 2.0])
+    shared = magnitude.coupled({"a": [(first, 0, unit), (second, 1, unit)]})
+    assert shared["a"].tolist() == pytest.approx([10 / 7, 4 / 7])

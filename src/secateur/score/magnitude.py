@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError
 from secateur.score.hooks import finite, module_at
 
-__all__ = ["Columns", "consumer_weight", "groups", "norm"]
+__all__ = ["Columns", "consumer_weight", "coupled", "groups", "norm"]
 
 
 class Columns(Protocol):
@@ -54,6 +54,33 @@ def groups(model: nn.Module, consumers: Mapping[str, Columns], *, p: float = 2.0
         )
         for site, consumer in consumers.items()
     }
+
+
+def coupled(
+    slices: Mapping[str, Sequence[tuple[Tensor, int, Tensor]]], *, p: float = 2.0, normalise: bool = True
+) -> dict[str, Tensor]:
+    """Site -> [count]: (sum |w|^p)^(1/p) over all weights that go with a unit, as a share of the site's mean.
+
+    slices: site -> (parameter, dimension, unit of each index of it or -1). Summed over all that is coupled, as in
+    Fang et al., "DepGraph", CVPR 2023.
+    """
+    rows: dict[tuple[int, int], Tensor] = {}
+    result = {}
+    for site, parts in slices.items():
+        count = max(int(unit.max()) for _, _, unit in parts) + 1
+        total = torch.zeros(count, dtype=torch.float64)
+        for weight, dim, unit in parts:
+            key = (id(weight), dim)
+            if key not in rows:
+                others = [other for other in range(weight.dim()) if other != dim]
+                shown = weight.detach().float()
+                row = torch.linalg.vector_norm(shown, ord=p, dim=others) if others else shown.abs()
+                rows[key] = row.double().cpu() ** p
+            inside = unit >= 0
+            total.index_add_(0, unit[inside], rows[key][inside])
+        score = total ** (1 / p)
+        result[site] = finite(site, (score / score.mean().clamp(min=1e-30) if normalise else score).float())
+    return result
 
 
 def consumer_weight(model: nn.Module, consumer: Columns) -> nn.Parameter:

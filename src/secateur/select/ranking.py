@@ -18,7 +18,7 @@ from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalE
 from secateur.select.arrays import as_numpy, mask_like
 from secateur.vocabulary import Array, Budget, Scores, Selection, Site, Units
 
-__all__ = ["by_budget", "by_counts", "threshold"]
+__all__ = ["Normalise", "Scope", "by_budget", "by_counts", "threshold"]
 
 Normalise = Literal["l2", "max", "mean", "zscore", "rank"]
 Scope = Literal["global", "kind", "local"]

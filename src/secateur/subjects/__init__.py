@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from secateur.subjects.encoder import Encoder as Encoder
     from secateur.subjects.loading import load as load
     from secateur.subjects.loading import open_subject as open_subject
+    from secateur.subjects.traced import Traced as Traced
+    from secateur.subjects.traced import open_traced as open_traced
+    from secateur.subjects.traced import reload_traced as reload_traced
     from secateur.subjects.transformer import Consumer as Consumer
     from secateur.subjects.transformer import Output as Output
     from secateur.subjects.transformer import Transformer as Transformer
@@ -22,12 +25,26 @@ _PLACES = {
     "Decoder": "decoder",
     "Encoder": "encoder",
     "Output": "transformer",
+    "Traced": "traced",
     "Transformer": "transformer",
     "load": "loading",
     "open_subject": "loading",
+    "open_traced": "traced",
+    "reload_traced": "traced",
 }
 
-__all__ = ["Consumer", "Decoder", "Encoder", "Output", "Transformer", "load", "open_subject"]
+__all__ = [
+    "Consumer",
+    "Decoder",
+    "Encoder",
+    "Output",
+    "Traced",
+    "Transformer",
+    "load",
+    "open_subject",
+    "open_traced",
+    "reload_traced",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,100 @@
+"""Atoms: one index of one dimension of one parameter or buffer, and which of them can only go together.
+
+A recording hands over pairs of atoms that meet in one element of a tensor, and atoms that must stay, with the reason.
+`Atoms.classes` then joins what is connected: a class is the smallest thing that can be cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+__all__ = ["Atoms", "Axis", "Classes"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of one tensor of the model; its index i is atom `start + i`."""
+
+    tensor: str
+    """Name of the parameter or buffer (the first, where it is shared)."""
+    dim: int
+    size: int
+    start: int
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """The atoms, joined: `of[atom]` is the class of an atom (0 is no atom, and no class)."""
+
+    of: np.ndarray
+    reasons: dict[int, str]
+    """Class -> why it must stay. Classes not named here may go."""
+
+
+class Atoms:
+    """All atoms of a model and what was learnt about them. Atom 0 is none."""
+
+    def __init__(self) -> None:
+        self.axes: list[Axis] = []
+        self.count = 1
+        self._pairs: list[np.ndarray] = []
+        self._kept: list[tuple[np.ndarray, str]] = []
+
+    def colour(self, name: str, tensor: Tensor) -> tuple[Tensor, ...]:
+        """One label tensor per dimension of `tensor`, each of size 1 in all other dimensions."""
+        labels = []
+        for dim, size in enumerate(tensor.shape):
+            if size < 2:
+                continue
+            self.axes.append(Axis(name, dim, size, self.count))
+            shape = [1] * tensor.dim()
+            shape[dim] = size
+            labels.append(torch.arange(self.count, self.count + size, dtype=torch.int32).view(shape))
+            self.count += size
+        return tuple(labels)
+
+    def join(self, first: Tensor, second: Tensor, reason: str) -> None:
+        """Atoms that stand at the same place go together; those that meet none (0) stay."""
+        a, b = torch.broadcast_tensors(first, second)
+        unlike = a != b
+        if not bool(unlike.any()):
+            return
+        pairs = torch.stack([a[unlike], b[unlike]]).numpy()
+        alone = (pairs == 0).any(axis=0)
+        if alone.any():
+            self.keep(torch.from_numpy(pairs[:, alone].max(axis=0)), reason)
+            pairs = pairs[:, ~alone]
+        if pairs.shape[1] > 4096:
+            pairs = np.unique(pairs, axis=1)
+        if pairs.size:
+            self._pairs.append(pairs)
+
+    def keep(self, labels: Tensor, reason: str) -> None:
+        """These atoms must stay."""
+        atoms = np.unique(labels.numpy())
+        self._kept.append((atoms[atoms > 0], reason))
+
+    def keep_all(self, labels: Iterable[Tensor], reason: str) -> None:
+        """All these atoms must stay."""
+        for label in labels:
+            self.keep(label, reason)
+
+    def classes(self, more: Iterable[np.ndarray] = (), kept: Iterable[tuple[np.ndarray, str]] = ()) -> Classes:
+        """Join everything learnt so far, `more` pairs [2, n] and further `kept` atoms."""
+        pairs = np.concatenate([np.zeros((2, 0), np.int32), *self._pairs, *more], axis=1)
+        graph = coo_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(self.count, self.count))
+        of = connected_components(graph, directed=False)[1]
+        # Atom 0 is never joined: give its class the number 0.
+        of = np.where(of == 0, of[0], np.where(of == of[0], 0, of)) if of[0] else of
+        reasons: dict[int, str] = {}
+        for atoms, reason in [*self._kept, *kept]:
+            for one in np.unique(of[atoms]).tolist():
+                reasons.setdefault(one, reason)
+        return Classes(of, reasons)

@@ -1,0 +1,227 @@
+"""From a recorded pass to sites: which atoms go together, in units, and units of one kind in a site.
+
+Units that touch the same dimensions of the same tensors, equally often, stand in one site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from secateur.subjects.atoms import Axis, Classes
+from secateur.subjects.recording import Run
+from secateur.vocabulary import Term
+
+__all__ = ["Coupled", "Coupling", "couple"]
+
+_ALIGNED = 8
+"""Some kernels want rows of whole 16 bytes: eight numbers of two bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Coupled:
+    """One site: unit i is class `classes[i]`, and takes `per_unit` indices of each axis."""
+
+    name: str
+    classes: np.ndarray
+    axes: tuple[tuple[Axis, int], ...]
+    step: int = 1
+    """Kept units are multiples of this, whatever the caller wants."""
+
+    @property
+    def width(self) -> int:
+        """Channels of one unit, where they are made."""
+        return self.axes[0][1]
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """Everything of a network that goes together, and what stays."""
+
+    axes: tuple[Axis, ...]
+    classes: Classes
+    sites: Mapping[str, Coupled]
+    reasons: Mapping[str, str]
+    """Axis, as "tensor[dim]" -> why it, or a part of it, stays."""
+
+    def kept(self, keep: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Booleans [atoms]: what stays when `keep` stays of each site."""
+        stays = np.ones(int(self.classes.of.max(initial=0)) + 1, bool)
+        for name, mask in keep.items():
+            stays[self.sites[name].classes[~mask]] = False
+        result: np.ndarray = stays[self.classes.of]
+        return result
+
+    def size(self, axis: Axis) -> dict[str, int]:
+        """Site -> indices of the axis per unit; what no site takes, under the empty name."""
+        of = self.classes.of[axis.start : axis.start + axis.size]
+        return self.count(of)
+
+    def count(self, classes: np.ndarray) -> dict[str, int]:
+        """How many of these classes each site holds per unit; those that stay under the empty name."""
+        place, site_of = self._site_of
+        numbers, counts = np.unique(site_of[classes], return_counts=True)
+        return {
+            (place[number] if number >= 0 else ""): (
+                int(count) // len(self.sites[place[number]].classes) if number >= 0 else int(count)
+            )
+            for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
+        }
+
+    @cached_property
+    def _site_of(self) -> tuple[list[str], np.ndarray]:
+        names = list(self.sites)
+        site_of = np.full(int(self.classes.of.max(initial=0)) + 1, -1)
+        for number, name in enumerate(names):
+            site_of[self.sites[name].classes] = number
+        return names, site_of
+
+    def terms(
+        self, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
+    ) -> tuple[list[Term], dict[str, float]]:
+        """Parameters and bytes as polynomials of kept counts. sizes: bytes per element, of parameters only."""
+        by_tensor: dict[str, dict[int, dict[str, int]]] = {}
+        for axis in self.axes:
+            by_tensor.setdefault(axis.tensor, {})[axis.dim] = self.size(axis)
+        total: dict[tuple[str, tuple[str, ...]], float] = {}
+        for name, element in sizes.items():
+            product: dict[tuple[str, ...], float] = {(): 1.0}
+            for dim, size in enumerate(shapes[name]):
+                parts = by_tensor.get(name, {}).get(dim, {"": size})
+                grown: dict[tuple[str, ...], float] = {}
+                for sites, coefficient in product.items():
+                    for site, count in parts.items():
+                        key = tuple(sorted((*sites, site))) if site else sites
+                        grown[key] = grown.get(key, 0.0) + coefficient * count
+                product = grown
+            for sites, coefficient in product.items():
+                for measure, factor in (("params", 1), ("bytes", element)):
+                    total[measure, sites] = total.get((measure, sites), 0.0) + coefficient * factor
+        base = {measure: value for (measure, sites), value in total.items() if not sites}
+        return [Term(measure, value, sites) for (measure, sites), value in total.items() if sites], base
+
+
+def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.ndarray] = ()) -> Coupling:
+    """Join what was recorded, and make of it sites.
+
+    kept: atoms that must stay beside, with the reason. bound: pairs [2, n] of atoms that go together beside.
+    """
+    atoms = run.flow.atoms
+    more: list[np.ndarray] = list(bound)
+    extra = [(np.array([atom]), reason) for atom, reason in (kept or {}).items()]
+    unused = [
+        (np.arange(axis.start, axis.start + axis.size), "takes no part in the forward pass")
+        for axis in atoms.axes
+        if axis.tensor not in run.used
+    ]
+    joint = {(tuple(label.shape), label.numpy().tobytes()): label for label, _ in run.flow.joint}
+    while True:
+        classes = atoms.classes(more, [*extra, *unused])
+        stays = np.isin(np.arange(int(classes.of.max(initial=0)) + 1), list(classes.reasons))
+        stays[0] = True
+        ties = [tie for label in joint.values() if (tie := _tie(label.numpy(), classes.of, stays)) is not None]
+        if not ties:
+            break
+        more += ties
+    return Coupling(tuple(atoms.axes), classes, _sites(run, classes, stays), _reasons(atoms.axes, classes))
+
+
+def _tie(label: np.ndarray, of: np.ndarray, stays: np.ndarray) -> np.ndarray | None:
+    """What must go together so that whole slices of a tensor go; None if they do."""
+    found = of[label]
+    found = np.where(stays[found], 0, found)
+    dims = [dim for dim, size in enumerate(found.shape) if size > 1]
+    for dim in dims:
+        head = found[tuple(slice(None) if place == dim else slice(0, 1) for place in range(found.ndim))]
+        if (found == head).all():
+            return None
+    longest = max(dims, key=lambda dim: (_pieces(found, dim), found.shape[dim], dim))
+    head = label[tuple(slice(None) if place == longest else slice(0, 1) for place in range(label.ndim))]
+    pairs = np.stack([np.broadcast_to(head, label.shape).reshape(-1), label.reshape(-1)])
+    alone = (pairs == 0).any(axis=0)
+    pairs = np.unique(pairs[:, (pairs[0] != pairs[1]) & ~alone], axis=1)
+    if (of[pairs[0]] == of[pairs[1]]).all():
+        return None  # nothing left to join: what is left of it stays, and the cut is checked
+    result: np.ndarray = pairs
+    return result
+
+
+def _pieces(found: np.ndarray, dim: int) -> int:
+    """How many classes remain when everything goes together that stands at one index of `dim`."""
+    head = found[tuple(slice(None) if place == dim else slice(0, 1) for place in range(found.ndim))]
+    names, index = np.unique(np.stack([np.broadcast_to(head, found.shape), found]), return_inverse=True)
+    a, b = index.reshape(2, -1)
+    graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(len(names), len(names)))
+    return int(connected_components(graph, directed=False)[0])
+
+
+def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
+    axes = run.flow.atoms.axes
+    if not axes:
+        return {}
+    of = classes.of[1:]  # atoms stand in the order of axes
+    axis_of = np.repeat(np.arange(len(axes)), [axis.size for axis in axes])
+    free = ~stays[of]
+    pairs, counts = np.unique(of[free].astype(np.int64) * len(axes) + axis_of[free], return_counts=True)
+    owner, axis = pairs // len(axes), pairs % len(axes)
+    draw = np.random.default_rng(0).integers(1, 2**62, len(axes) + 1, dtype=np.int64)
+    with np.errstate(over="ignore"):
+        mixed = draw[axis] * counts + (draw[axis] >> 7) * counts * counts
+        signature = np.zeros(len(stays), np.int64)
+        np.add.at(signature, owner, mixed)
+    members: dict[int, list[int]] = {}
+    seen = np.unique(owner)
+    if not len(seen):
+        return {}
+    first_atom = np.full(len(stays), 0)
+    places, order = np.unique(of[free], return_index=True)
+    first_atom[places] = np.flatnonzero(free)[order]
+    for one in seen[np.argsort(first_atom[seen], kind="stable")].tolist():
+        members.setdefault(int(signature[one]), []).append(one)
+    heads = set()
+    for label in run.flow.heads:
+        heads.update(np.unique(classes.of[label.numpy()]).tolist())
+    matrices = {axis.tensor for axis in axes if axis.dim and axis.tensor.endswith("weight")}
+    aligned = set()
+    for label in run.flow.aligned:
+        aligned.update(np.unique(classes.of[label.numpy()]).tolist())
+    start = np.searchsorted(owner, seen)
+    where = dict(zip(seen.tolist(), start.tolist(), strict=True))
+    ends = dict(zip(seen.tolist(), [*start[1:].tolist(), len(owner)], strict=True))
+    result: dict[str, Coupled] = {}
+    for group in members.values():
+        one = group[0]
+        span = slice(where[one], ends[one])
+        touched = [(axes[a], int(c)) for a, c in zip(axis[span].tolist(), counts[span].tolist(), strict=True)]
+        if len(group) < 2 or any(count * len(group) < 2 for _, count in touched):
+            # The last unit always stays.
+            continue
+        touched.sort(key=lambda pair: (_rank(pair[0], matrices), pair[0].start))
+        made = touched[0][0].tensor
+        base = made.rpartition(".")[0] if "." in made else made
+        kind = "heads" if one in heads and touched[0][1] > 1 else "channels"
+        name, number = f"{base}.{kind}", 2
+        while name in result:
+            name, number = f"{base}.{number}.{kind}", number + 1
+        result[name] = Coupled(name, np.array(group), tuple(touched), _ALIGNED if one in aligned else 1)
+    return result
+
+
+def _rank(axis: Axis, matrices: set[str]) -> int:
+    """What makes channels comes first: rows of a matrix, then other dimensions, then vectors."""
+    return 0 if axis.dim == 0 and axis.tensor in matrices else 1 if axis.dim else 2
+
+
+def _reasons(axes: Iterable[Axis], classes: Classes) -> dict[str, str]:
+    result = {}
+    for axis in axes:
+        of = classes.of[axis.start : axis.start + axis.size]
+        found = [classes.reasons[one] for one in np.unique(of).tolist() if one in classes.reasons]
+        if found:
+            result[f"{axis.tensor}[{axis.dim}]"] = found[0]
+    return result

@@ -1,0 +1,220 @@
+"""One forward pass, recorded at the dispatcher: which atoms meet, which stay and why, and where sizes are used.
+
+The network really runs, on the example inputs, so data-dependent Python is no obstacle; only what happens to tensors
+is looked at. With `kept`, the same pass also silences: results are zero wherever atoms go, and whatever is averaged
+over channels is averaged over those that are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from secateur.subjects import rules, silencing
+from secateur.subjects.atoms import Atoms
+from secateur.subjects.flow import Flow
+
+__all__ = ["Example", "Run", "leaves", "record", "running", "tensors_of"]
+
+_SIDE = ("hidden_state", "attentions", "past_key_values", "cache", "states", "pooler_output", "mems")
+"""Parts of an output that transformers gives beside the main one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What a network is called with."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, inputs: Any) -> Example:
+        """A tensor (one positional input), a tuple (positional), a mapping (keywords), or an `Example`."""
+        if isinstance(inputs, Example):
+            return inputs
+        if isinstance(inputs, tuple):
+            return cls(inputs)
+        if isinstance(inputs, Mapping) and all(isinstance(key, str) for key in inputs):
+            return cls((), dict(inputs))
+        return cls((inputs,))
+
+    def fresh(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Copies on the CPU, in float32 where they were in half precision, for a forward pass may write into them."""
+        return tree_map_only(Tensor, _plain, copy.deepcopy((self.args, dict(self.kwargs))))  # type: ignore[no-any-return]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@dataclass(eq=False)
+class Run:
+    """What a recorded pass gave."""
+
+    output: Any
+    flow: Flow
+    used: set[str]
+    """Names of the parameters and buffers that took part."""
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def record(
+    model: nn.Module,
+    example: Example,
+    kept: Callable[[Atoms], Tensor] | None = None,
+    entered: list[str] | None = None,
+) -> Run:
+    """Run `model`, which is in evaluation mode and may be written to, and record; silence what `kept` says goes.
+
+    kept: from the atoms, which are the same in every pass, to one boolean per atom. entered: its first element
+    follows the module that runs.
+    """
+    atoms = Atoms()
+    flow = Flow(atoms)
+    found = tensors_of(model)
+    kernels = {
+        id(module._parameters.get("weight"))
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvNd)
+    }
+    names = {}
+    constants = _constants(model)
+    for name, tensor in found.items():
+        if not tensor.is_floating_point() or id(tensor) in constants:
+            continue
+        shown = tensor.detach()
+        labels = atoms.colour(name, shown.flatten(2)[:, :, 0] if id(tensor) in kernels else shown)
+        if id(tensor) in kernels:
+            labels = tuple(label.view(*label.shape, *([1] * (tensor.dim() - 2))) for label in labels)
+        flow.mark(tensor, labels)
+        names[id(tensor)] = name
+    mode = _Recorder(flow, names, kept(atoms) if kept else None)
+
+    def follow(path: str) -> None:
+        flow.where = path
+        if entered is not None:
+            entered[0] = path
+
+    try:
+        with running(model, follow), mode:
+            args, kwargs = example.fresh()
+            output = model(*args, **kwargs)
+    finally:
+        for tensor in found.values():
+            for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base"):
+                tensor.__dict__.pop(mark, None)
+    flow.where, flow.operator = "", "output"
+    main, _ = leaves(output)
+    for value in main:
+        flow.atoms.keep_all(flow.labels(value), "reaches the output of the network")
+    return Run(output, flow, mode.used)
+
+
+def _constants(model: nn.Module) -> set[int]:
+    """Buffers that are no statistics or weights of channels: masks, frequencies, grids."""
+    return {
+        id(buffer)
+        for module in model.modules()
+        for buffer in module.buffers(recurse=False)
+        if buffer.dim() != 1
+        or (not module._parameters and "running_mean" not in module._buffers and "weight" not in module._buffers)
+    }
+
+
+class _Recorder(TorchDispatchMode):
+    """Labels every tensor that an operator returns."""
+
+    def __init__(self, flow: Flow, names: dict[int, str], kept: Tensor | None) -> None:
+        super().__init__()
+        self.flow, self.names, self.kept = flow, names, kept
+        self.used: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for value in args:
+            for one in value if isinstance(value, list | tuple) else (value,):
+                if id(one) in self.names:
+                    self.used.add(self.names[id(one)])
+        if self.kept is None:
+            out = func(*args, **kwargs)
+            rules.apply(self.flow, func, args, kwargs, out)
+            return out
+        out = silencing.call(self.flow, self.kept, func, args, kwargs)
+        rules.apply(self.flow, func, args, kwargs, out)
+        silencing.silence(self.flow, self.kept, func, out)
+        return out
+
+
+@contextmanager
+def running(
+    model: nn.Module, entered: Callable[[str], None], left: Callable[[str, Any], None] | None = None
+) -> Iterator[None]:
+    """Without gradients, with fixed random numbers, and with `entered` told the path of the module that runs.
+
+    `left` is told the path of each module that is done, and its output.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    stack = [""]
+
+    def before(module: nn.Module, _: Any) -> None:
+        stack.append(paths.get(id(module), stack[-1]))
+        entered(stack[-1])
+
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        path = stack.pop() if len(stack) > 1 else ""
+        if left is not None:
+            left(path, output)
+        entered(stack[-1])
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    handles = [
+        module_hooks.register_module_forward_pre_hook(before),
+        module_hooks.register_module_forward_hook(after),
+    ]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for handle in handles:
+            handle.remove()
+
+
+def leaves(output: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors of an output: those it is about, and those beside it (hidden states and caches of transformers)."""
+    if hasattr(output, "to_tuple") and not all(any(name in str(key) for name in _SIDE) for key in output):
+        main: list[Any] = []
+        side: list[Any] = []
+        for key, value in output.items():
+            (side if any(name in str(key) for name in _SIDE) else main).append(value)
+        return _tensors(main), _tensors(side)
+    return _tensors(output), []
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        # A cache beside what the network gives is no result of it.
+        return [one for key, part in value.items() if "past_key_values" not in str(key) for one in _tensors(part)]
+    if isinstance(value, list | tuple | set):
+        return [one for part in value for one in _tensors(part)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [one for part in fields(value) for one in _tensors(getattr(value, part.name))]
+    return []

@@ -1,0 +1,336 @@
+"""Making a network smaller: a plan says which indices of which tensors stay and which numbers of modules change.
+
+A plan is plain data, so a saved result is the original, the plan, and the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ModelError
+from secateur.subjects.coupling import Coupling
+from secateur.subjects.flow import Shaping
+from secateur.subjects.recording import tensors_of
+
+__all__ = ["Plan", "plan", "shrink", "twin"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a cut does to a network."""
+
+    tensors: Mapping[str, Mapping[int, list[int]]] = field(default_factory=dict)
+    """Tensor -> dimension -> indices that stay."""
+    attributes: tuple[tuple[str, str, Any], ...] = ()
+    """(module, attribute, new value)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "tensors": {name: {str(dim): index for dim, index in dims.items()} for name, dims in self.tensors.items()},
+            "attributes": [list(one) for one in self.attributes],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`."""
+        try:
+            tensors = {
+                name: {int(dim): list(map(int, index)) for dim, index in dims.items()}
+                for name, dims in data["tensors"].items()
+            }
+            attributes = tuple(
+                (path, name, tuple(value) if isinstance(value, list) else value)
+                for path, name, value in data["attributes"]
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
+        return cls(tensors, attributes)
+
+
+def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
+    """A copy of `model` with some tensors `changed`.
+
+    With `share`, one to look at: all other parameters are those of `model` where they lie on the CPU in float32 (or
+    float64), and are brought there where not, so that a proof does not drown in the rounding of half precision.
+    """
+    memo: dict[int, Any] = {}
+    changed = changed or {}
+    for name, tensor in tensors_of(model).items():
+        if name in changed:
+            new = changed[name].detach()
+            parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if parameter else new
+        elif share and isinstance(tensor, nn.Parameter):
+            memo[id(tensor)] = nn.Parameter(tensor.detach(), tensor.requires_grad)
+    try:
+        result: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} can't be copied ({error}): give a model whose tensors are parameters or buffers"
+        ) from error
+    if share:
+        result.cpu()
+        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors_of(result).values()):
+            result.float()
+    return result
+
+
+def shrink(model: nn.Module, cut: Plan) -> nn.Module:
+    """A smaller copy of `model`. Raises `ModelError` where the plan is not of this model."""
+    found = tensors_of(model)
+    changed = {}
+    for name, dims in cut.tensors.items():
+        if name not in found:
+            raise ModelError(f"the cut names {name}, which {type(model).__name__} does not have: build the original")
+        tensor = found[name].detach()
+        for dim, index in dims.items():
+            if dim >= tensor.dim() or max(index, default=0) >= tensor.shape[dim]:
+                raise ModelError(f"the cut does not fit {name} {tuple(tensor.shape)}: build the original")
+            tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
+        changed[name] = tensor.contiguous()
+    result = twin(model, changed)
+    modules = dict(result.named_modules())
+    for path, name, value in cut.attributes:
+        if path not in modules:
+            raise ModelError(f"the cut names the module {path}, which is not there: build the original")
+        holder = modules[path]
+        old = getattr(holder, name)
+        holder.__dict__[name] = type(old)(value) if isinstance(old, list | tuple) else value
+    return result
+
+
+def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, shapings: Iterable[Shaping]) -> Plan:
+    """What a cut that keeps the atoms `kept` does."""
+    tensors: dict[str, dict[int, list[int]]] = {}
+    for axis in coupling.axes:
+        stays = kept[axis.start : axis.start + axis.size]
+        if not stays.all():
+            tensors.setdefault(axis.tensor, {})[axis.dim] = np.flatnonzero(stays).tolist()
+    attributes = _attributes(model, tensors, kept, list(shapings))
+    return Plan(tensors, tuple(sorted(attributes, key=lambda one: one[:2])))
+
+
+# ------------------------------------------------------------------------------------------------------- attributes
+
+_FIXED = frozenset(
+    [
+        "training",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "output_padding",
+        "eps",
+        "momentum",
+        "dropout",
+        "p",
+        "num_key_value_groups",
+        "inplace",
+    ]
+)
+_OTHER = [
+    "bucket",
+    "position",
+    "window",
+    "patch",
+    "img",
+    "image",
+    "vocab",
+    "kernel",
+    "stride",
+    "max_",
+    "layer",
+    "depth",
+    "length",
+    "resolution",
+    "seq",
+    "idx",
+    "expert",
+    "top_k",
+    "token",
+    "label",
+    "class",
+    "shift",
+    "level",
+    "point",
+    "grid",
+    "ratio",
+    "num_patches",
+    "chunk",
+    "area",
+    "scale",
+]
+"""Words in names of numbers that speak of something else than channels."""
+
+
+def _attributes(
+    model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], kept: np.ndarray, shapings: list[Shaping]
+) -> list[tuple[str, str, Any]]:
+    sizes: dict[str, dict[int, set[int]]] = {}
+    groups: dict[str, tuple[int, int]] = {}
+
+    def note(path: str, old: int, new: int) -> None:
+        sizes.setdefault(path, {}).setdefault(old, set()).add(new)
+
+    seen = set()
+    for one in shapings:
+        key = (one.module, one.kind, one.shape, one.dim, one.bounds, tuple(map(id, one.labels)))
+        if key in seen:
+            continue
+        seen.add(key)
+        if one.kind in ("whole", "tied"):
+            (count,), old = one.bounds, one.shape[0]
+            new = _remaining(one.shape, one.labels, kept)[0]
+            if one.kind == "whole" and new != old:
+                groups[one.module] = (count, new * count // old)
+        elif one.kind == "view":
+            # The first dimension of three is a batch, perhaps times heads: no number of a module.
+            skip = 1 if len(one.shape) > 2 else 0
+            for old, new in zip(one.shape[skip:], _remaining(one.shape, one.labels, kept)[skip:], strict=True):
+                note(one.module, old, new)
+        else:
+            stays = _stays(one.labels[0], kept, one.dim)
+            start, end = one.bounds
+            for a, b in ((0, start), (0, end), (start, end)):
+                if b > a:
+                    note(one.module, b - a, int(stays[a:b].sum()))
+    shared = {id(tensor): name for name, tensor in tensors_of(model).items()}
+    result = []
+    for path, module in model.named_modules():
+        own: dict[int, set[int]] = {}
+        places: dict[str, tuple[int, ...]] = {}
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            cut = tensors.get(shared.get(id(tensor), ""), {})
+            places[name] = tuple(len(cut[dim]) if dim in cut else size for dim, size in enumerate(tensor.shape))
+            for dim, size in enumerate(tensor.shape):
+                own.setdefault(size, set()).add(places[name][dim])
+        result += _of_module(path, module, own, sizes.get(path, {}), places, groups.get(path))
+    changed = {(path, name) for path, name, _ in result}
+    return result + [one for one in _checked(model, tensors, shared) if one[:2] not in changed]
+
+
+def _checked(
+    model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], shared: Mapping[int, str]
+) -> list[tuple[str, str, Any]]:
+    """Numbers that a module compares with the widths of the modules in it: channels and out_channels, say."""
+    result = []
+    for path, module in model.named_modules():
+        if not any(True for _ in module.children()):
+            continue
+        names = [
+            name
+            for name, old in vars(module).items()
+            if type(old) is int
+            and any(word in name for word in ("channel", "feature", "planes"))
+            and name not in _FIXED
+        ]
+        if not names:
+            continue
+        filters: dict[int, set[int]] = {}
+        inputs: dict[int, set[int]] = {}
+        for child in module.children():
+            for parameter in child.parameters(recurse=False):
+                cut = tensors.get(shared.get(id(parameter), ""), {})
+                for dim, table in ((0, filters), (1, inputs)):
+                    if parameter.dim() > 1:
+                        size = parameter.shape[dim]
+                        table.setdefault(size, set()).add(len(cut[dim]) if dim in cut else size)
+        for name in names:
+            old = getattr(module, name)
+            table = filters if "out" in name else inputs if old in inputs else filters
+            if len(table.get(old, ())) == 1 and old not in table[old]:
+                result.append((path, name, next(iter(table[old]))))
+    return result
+
+
+def _remaining(shape: tuple[int, ...], labels: Iterable[Tensor], kept: np.ndarray) -> list[int]:
+    sizes = list(shape)
+    for label in labels:
+        stays = kept[label.numpy()]
+        dims = [dim for dim, size in enumerate(stays.shape) if size > 1]
+        for dim in dims:
+            left = int(stays.any(axis=tuple(other for other in range(stays.ndim) if other != dim)).sum())
+            sizes[dim] = min(sizes[dim], left)
+    return sizes
+
+
+def _stays(label: Tensor, kept: np.ndarray, dim: int) -> np.ndarray:
+    stays = kept[label.numpy()]
+    result: np.ndarray = stays.any(axis=tuple(other for other in range(stays.ndim) if other != dim))
+    return result
+
+
+def _of_module(
+    path: str,
+    module: nn.Module,
+    own: Mapping[int, set[int]],
+    shaped: Mapping[int, set[int]],
+    places: Mapping[str, tuple[int, ...]],
+    groups: tuple[int, int] | None,
+) -> list[tuple[str, str, Any]]:
+    known = _known(module, places, groups)
+    result = [(path, name, value) for name, value in known.items() if getattr(module, name) != value]
+    for name, old in vars(module).items():
+        if name in known or name.startswith("_") or name in _FIXED or any(word in name for word in _OTHER):
+            continue
+        new = _renumbered(name, old, own, shaped)
+        if new != old:
+            result.append((path, name, new))
+    return result
+
+
+def _renumbered(name: str, old: Any, own: Mapping[int, set[int]], shaped: Mapping[int, set[int]]) -> Any:
+    if isinstance(old, bool):
+        return old
+    if isinstance(old, list | tuple):
+        if old and all(isinstance(one, int) and not isinstance(one, bool) for one in old):
+            return type(old)(_renumbered(name, one, own, shaped) for one in old) if type(old) in (list, tuple) else old
+        return old
+    if not isinstance(old, int):
+        return old
+    for table in (shaped, own):
+        changed = table.get(old, set()) - {old}
+        if len(changed) == 1 and (old not in table[old] or _sizes_something(name)):
+            return next(iter(changed))
+        if changed:
+            return min(changed)
+    return old
+
+
+def _sizes_something(name: str) -> bool:
+    """Whether the name of an attribute speaks of what can be cut; asked only where the number alone does not say."""
+    return not name.endswith(("head_dim", "attention_head_size")) and any(
+        word in name
+        for word in ("head", "dim", "channel", "feature", "embed", "hidden", "group", "split", "planes", "width")
+    )
+
+
+def _known(module: nn.Module, places: Mapping[str, tuple[int, ...]], groups: tuple[int, int] | None) -> dict[str, Any]:
+    """The attributes of PyTorch's own modules, from the shapes of their tensors."""
+    shape = places.get("weight")
+    if shape is None:
+        return {}
+    if isinstance(module, nn.modules.conv._ConvNd):
+        new = groups[1] if groups else module.groups
+        transposed = module.transposed
+        filters, inputs = (shape[1] * new, shape[0]) if transposed else (shape[0], shape[1] * new)
+        return {"out_channels": filters, "in_channels": inputs, "groups": new}
+    if isinstance(module, nn.Linear):
+        return {"out_features": shape[0], "in_features": shape[1]}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return {"num_features": shape[0]}
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": shape[0], "num_groups": groups[1] if groups else module.num_groups}
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return {"normalized_shape": shape}
+    return {}

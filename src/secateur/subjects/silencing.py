@@ -1,0 +1,185 @@
+"""Silencing: a forward pass of the old shapes in which what goes is zero, and counts in no mean, variance or maximum.
+
+It is the reference that a cut must equal, and knows nothing of the cut: labels say where zeros belong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.subjects.flow import Flow
+from secateur.subjects.labels import padded, varying
+
+__all__ = ["call", "silence"]
+
+
+def silence(flow: Flow, kept: Tensor, func: Any, out: Any) -> None:
+    """Zero what goes in the results of an operator; views show what is zero already."""
+    if _is_view(func):
+        return
+    for value in out if isinstance(out, list | tuple) else [out]:
+        mask = _mask(flow, kept, value)
+        if mask is not None:
+            value.masked_fill_(~mask, 0)
+
+
+def call(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The operator itself, or where it looks at many channels at once, what it gives for those that are kept."""
+    special = _SPECIAL.get(func.overloadpacket.__name__)
+    if special is not None and args and isinstance(args[0], Tensor):
+        mask = _mask(flow, kept, args[0])
+        if mask is not None and not bool(mask.all()):
+            result = special(func, mask, args, kwargs)
+            if result is not None:
+                return result
+    return func(*args, **kwargs)
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    returns = func._schema.returns
+    return any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+
+
+def _mask(flow: Flow, kept: Tensor, value: Any) -> Tensor | None:
+    mask: Tensor | None = None
+    for label in flow.labels(value):
+        one = kept[label.long()]
+        mask = one if mask is None else mask & one
+    return mask
+
+
+def _dims(value: Any, rank: int) -> list[int]:
+    if value is None or (isinstance(value, list | tuple) and not value):
+        return list(range(rank))
+    return [dim % rank for dim in ([value] if isinstance(value, int) else value)]
+
+
+def _over(mask: Tensor, dims: Sequence[int]) -> bool:
+    return bool(varying(mask) & set(dims))
+
+
+def _moments(x: Tensor, mask: Tensor, dims: Sequence[int], correction: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Mean and variance over `dims` of the elements that are kept, with `dims` kept at size 1."""
+    full = mask.expand(x.shape).to(x.dtype)
+    count = full.sum(list(dims), keepdim=True)
+    mean = (x * full).sum(list(dims), keepdim=True) / count.clamp(min=1)
+    variance = ((x - mean) ** 2 * full).sum(list(dims), keepdim=True) / (count - correction).clamp(min=1)
+    return mean, variance
+
+
+def _squeezed(x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+    return x if keepdim else x.squeeze(tuple(dims))
+
+
+def _mean(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x = args[0]
+    dims = _dims(args[1] if len(args) > 1 else kwargs.get("dim"), x.dim())
+    if not _over(mask, dims):
+        return None
+    keepdim = bool(args[2]) if len(args) > 2 else kwargs.get("keepdim", False)
+    return _squeezed(_moments(x, mask, dims)[0], dims, keepdim)
+
+
+def _spread(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x, name = args[0], func.overloadpacket.__name__
+    dims = _dims(args[1] if len(args) > 1 and not isinstance(args[1], bool) else kwargs.get("dim"), x.dim())
+    if not _over(mask, dims):
+        return None
+    correction = kwargs.get("correction", 1)
+    if len(args) > 2 and func._overloadname != "correction":
+        correction = int(args[2])
+    correction = 1 if correction is None else correction
+    keepdim = kwargs.get("keepdim", args[3] if len(args) > 3 else False)
+    mean, variance = _moments(x, mask, dims, correction)
+    mean, variance = _squeezed(mean, dims, keepdim), _squeezed(variance, dims, keepdim)
+    if name.startswith("std"):
+        variance = variance.sqrt()
+    return (variance, mean) if name.endswith("_mean") else variance
+
+
+def _filled(fill: float, place: int) -> Callable[..., Any]:
+    def special(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        x = args[0]
+        if func._overloadname == "other" or not x.is_floating_point():
+            return None
+        dims = _dims(args[place] if len(args) > place else kwargs.get("dim"), x.dim())
+        if not _over(mask, dims):
+            return None
+        return func(x.masked_fill(~mask, fill), *args[1:], **kwargs)
+
+    return special
+
+
+def _masked_input(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    return func(args[0].masked_fill(~mask, 0), *args[1:], **kwargs)
+
+
+def _layer_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x, shape, weight, bias, eps = args
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    if not _over(mask, dims):
+        return None
+    mean, variance = _moments(x, mask, dims)
+    scale = (variance + eps).rsqrt()
+    out = (x - mean) * scale
+    out = out * weight if weight is not None else out
+    return (out + bias if bias is not None else out), mean, scale
+
+
+def _rms_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x, shape, weight, eps = args
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    if not _over(mask, dims):
+        return None
+    scale = (_moments(x * x, mask, dims)[0] + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
+    out = x * scale
+    return (out * weight if weight is not None else out), scale
+
+
+def _group_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x, weight, bias = args[:3]
+    groups, eps = args[6], args[7]
+    shape = (x.shape[0], groups, -1)
+    full = padded(mask, x.dim()).expand(x.shape).reshape(shape)
+    mean, variance = _moments(x.reshape(shape), full, [2])
+    out = ((x.reshape(shape) - mean) * (variance + eps).rsqrt()).reshape(x.shape)
+    row = (1, -1, *([1] * (x.dim() - 2)))
+    out = out * weight.view(row) if weight is not None else out
+    return (out + bias.view(row) if bias is not None else out), mean, variance
+
+
+def _batch_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x, weight, bias = args[:3]
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    flags = [value for value in args if isinstance(value, bool)]
+    if "no_training" in func.overloadpacket.__name__ or not any(flags[:1]) or not _over(mask, dims):
+        return None
+    eps = [value for value in args if isinstance(value, float)][-1]
+    mean, variance = _moments(x, mask, dims)
+    row = (1, -1, *([1] * (x.dim() - 2)))
+    out = (x - mean) * (variance + eps).rsqrt()
+    out = out * weight.view(row) if weight is not None else out
+    return (out + bias.view(row) if bias is not None else out), mean, variance
+
+
+_SPECIAL: dict[str, Callable[..., Any]] = {
+    "mean": _mean,
+    "native_layer_norm": _layer_norm,
+    "_fused_rms_norm": _rms_norm,
+    "native_group_norm": _group_norm,
+    "native_batch_norm": _batch_norm,
+    "_native_batch_norm_legit": _batch_norm,
+    "sum": _masked_input,
+    "linalg_vector_norm": _masked_input,
+    "norm": _masked_input,
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _spread),
+    **dict.fromkeys(("amax", "max", "_softmax", "softmax", "_log_softmax", "_safe_softmax"), _filled(-math.inf, 1)),
+    **dict.fromkeys(("amin", "min"), _filled(math.inf, 1)),
+}

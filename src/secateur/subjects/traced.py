@@ -1,0 +1,446 @@
+"""Any PyTorch network as a subject: what could go is found by one recorded forward pass, and every cut is proved.
+
+No line of this knows an architecture. What is not understood stays, with the reason; see `Traced.reasons`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.subjects import coupling as coupled
+from secateur.subjects.coupling import Coupling
+from secateur.subjects.proof import Fault, Silenced, compare, silenced
+from secateur.subjects.recording import Example, Run, record, running, tensors_of
+from secateur.subjects.shrinking import Plan, plan, shrink, twin
+from secateur.vocabulary import Cut, Selection, Site, Units
+
+__all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
+
+_WEIGHTS, _PLAN = "model.safetensors", "cut.json"
+
+
+class CutError(ModelError):
+    """A cut that does not give what silencing gives. `fault` says where; `Traced.without` takes it out."""
+
+    def __init__(self, message: str, fault: Fault) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class Traced:
+    """A network with example inputs, as something to prune. Use `open_traced` to make one."""
+
+    def __init__(self, model: nn.Module, example: Example, plans: tuple[Plan, ...] = ()) -> None:
+        self.model = model
+        self.inputs = example
+        self.plans = plans
+        self._kept: dict[int, str] = {}
+        self._bound: list[np.ndarray] = []
+        self._tried: dict[type, int] = {}
+        self.error = 0.0
+        """Largest relative difference of outputs between this cut and the silenced original, as it was proved."""
+
+    # --------------------------------------------------------------------------------------------- structure
+
+    @cached_property
+    def run(self) -> Run:
+        """The recorded pass."""
+        shadow = twin(self.model, share=True).eval()
+        where = [""]
+        try:
+            return record(shadow, self.inputs, entered=where)
+        except Exception as error:
+            line = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+            place = f" in {where[0]}" if where[0] else ""
+            raise ModelError(
+                f"{type(self.model).__name__} can't run on the example inputs{place}: {type(error).__name__}: {line}; "
+                "give inputs with which model(*args, **kwargs) runs, on the model's device"
+            ) from error
+
+    @cached_property
+    def coupling(self) -> Coupling:
+        """What goes together and what stays."""
+        return coupled.couple(self.run, self._kept, self._bound)
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Dimension of a tensor, as "conv1.weight[0]" -> why it, or a part of it, stays."""
+        return self.coupling.reasons
+
+    def protect(self, names: Iterable[str], reason: str = "is protected by the caller") -> None:
+        """Let nothing of these modules, parameters or sites go. Raises `InputError` for a name that is none."""
+        for name in names:
+            axes = [
+                axis for axis in self.run.flow.atoms.axes if axis.tensor == name or axis.tensor.startswith(f"{name}.")
+            ]
+            sites = self.coupling.sites
+            if not axes and name not in sites:
+                known = name in dict(self.model.named_modules()) or name in tensors_of(self.model)
+                if known:
+                    continue
+                raise InputError(f"protect names {name!r}, which is no module, parameter or site of this model")
+            for axis in axes:
+                self._kept.update(dict.fromkeys(range(axis.start, axis.start + axis.size), reason))
+            if not axes:
+                self._keep_site(name, reason)
+        self.__dict__.pop("coupling", None)
+
+    def _keep_site(self, name: str, reason: str) -> None:
+        atoms = np.flatnonzero(np.isin(self.coupling.classes.of, self.coupling.sites[name].classes))
+        self._kept.update(dict.fromkeys(atoms.tolist(), reason))
+
+    def without(self, fault: Fault, selection: Selection) -> list[str]:
+        """Take out of the way what a fault shows, in all modules of the kind in which it shows; names of the sites.
+
+        Code that computes the size of heads from the number of channels wants both cut in step: sites that meet there
+        are bound to one another first. If the fault comes again, the site that touches least of the network stays.
+        Raises `ModelError` where no site that was cut explains the fault.
+        """
+        cut = [name for name, keep in selection.keep.items() if not bool(np.asarray(keep).all())]
+        modules = dict(self.model.named_modules())
+        path, near = fault.where, []
+        while True:
+            kind = type(modules.get(path, self.model))
+            places = [name for name, module in modules.items() if type(module) is kind] if path else [""]
+            near = self._near(path, cut) if path else []
+            if near or not path:
+                break
+            path = path.rpartition(".")[0]
+        if not near:
+            # Nothing near the fault: half of what was cut stays, what touches least first.
+            near = sorted(cut, key=lambda name: len(self.coupling.sites[name].axes))[: max(1, len(cut) // 2)]
+            places = []
+        if not near:
+            raise ModelError(f"the cut can't be proved: {fault.what}")
+        found: list[str] = []
+        kind = type(modules.get(path, self.model))
+        leaf = not any(True for _ in modules.get(path, self.model).children())
+        if kind in self._tried:
+            # Binding did not help: what was bound for this kind of module is free again.
+            start = self._tried.pop(kind)
+            if start >= 0:
+                del self._bound[start:]
+                self.__dict__.pop("coupling", None)
+                cut = list(self.coupling.sites)
+            bound: list[np.ndarray] = []
+            self._tried[kind] = -1
+        else:
+            bound = (
+                []
+                if leaf
+                else [pairs for place in places for pairs in self._bind(self._near(place, self.coupling.sites))]
+            )
+        if bound:
+            self._tried[kind] = len(self._bound)
+            self._bound += bound
+            found = near
+        else:
+            chosen = [self._near(place, cut)[:1] for place in places] or [near]
+            found = list(dict.fromkeys(name for names in chosen for name in names))
+            place = f" (in {fault.where})" if fault.where else ""
+            for name in found:
+                self._keep_site(name, f"a cut of it fails: {fault.what}{place}")
+        self.__dict__.pop("coupling", None)
+        return found
+
+    def _bind(self, near: list[str]) -> list[np.ndarray]:
+        """Pairs of atoms that let heads go in step with the channels that they are computed from.
+
+        The channels are those of the site that touches most of the network; each head takes a block of them along.
+        """
+        sites = [self.coupling.sites[name] for name in near]
+        if len(sites) < 2:
+            return []
+        large = max(sites, key=lambda site: len(site.axes))
+        others = [site for site in sites if site is not large]
+        found = []
+        of = self.coupling.classes.of
+        atom = np.zeros(int(of.max()) + 1, np.int64)
+        atom[of] = np.arange(len(of))
+        for small in [site for site in others if site.name.endswith("heads")] or others:
+            few, many = len(small.classes), len(large.classes)
+            if many % few == 0:
+                found.append(np.stack([atom[small.classes[np.arange(many) * few // many]], atom[large.classes]]))
+        return found
+
+    def _near(self, path: str, cut: Iterable[str]) -> list[str]:
+        """The sites of `cut` that touch module `path`: those it gives a shape first, then what touches least of all."""
+        sites = self.coupling.sites
+        shaped: set[int] = set()
+        for one in self.run.flow.shapings:
+            if one.module == path:
+                for label in one.labels:
+                    shaped.update(np.unique(self.coupling.classes.of[label.numpy()]).tolist())
+        near = []
+        for name in cut:
+            if name not in sites:
+                continue
+            site = sites[name]
+            inside = any(axis.tensor.startswith(f"{path}.") for axis, _ in site.axes)
+            if inside or not shaped.isdisjoint(site.classes.tolist()):
+                near.append((shaped.isdisjoint(site.classes.tolist()), len(site.axes), name))
+        return [name for _, _, name in sorted(near)]
+
+    # ------------------------------------------------------------------------------------------------- units
+
+    def units(self, *axes: str, multiple: int = 1) -> Units:
+        """What could go, on these axes ("channels", "heads"; all if none is named), with exact costs.
+
+        Measures: channels (as they are made: a head counts all of its own); params and bytes, as polynomials of kept
+        counts. `multiple` rounds channels. At least one unit of each site stays. Raises `UnsupportedError` for a
+        network in which nothing can go, with the reasons.
+        """
+        coupling = self.coupling
+        if not coupling.sites:
+            raise UnsupportedError(f"nothing of this {type(self.model).__name__} can be cut: {self._why()}")
+        sites = {}
+        for name, site in coupling.sites.items():
+            count = len(site.classes)
+            step = math.lcm(multiple // math.gcd(multiple, site.width), site.step // math.gcd(site.step, site.width))
+            sites[name] = Site(
+                name, count, {"channels": np.full(count, float(site.width))}, multiple=step, minimum=min(step, count)
+            )
+        parameters = {name: p.element_size() for name, p in self.model.named_parameters()}
+        shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        terms, base = coupling.terms(shapes, parameters)
+        whole = Units(sites, tuple(terms), base)
+        if not axes:
+            return whole
+        kinds = {site.kind for site in sites.values()}
+        for axis in axes:
+            if axis not in kinds:
+                raise UnsupportedError(f"axis {axis!r} is not one of this network's: {', '.join(sorted(kinds))}")
+        return whole.only(*axes)
+
+    def _why(self) -> str:
+        counted: dict[str, int] = {}
+        for reason in self.reasons.values():
+            counted[reason] = counted.get(reason, 0) + 1
+        most = sorted(counted, key=lambda one: -counted[one])[:3]
+        return "; ".join(most) or "it has no parameter with more than one index"
+
+    def slices(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
+        """Site -> (parameter, dimension, unit of each index or -1): every slice that goes with a unit."""
+        found: dict[str, Tensor] = dict(self.model.named_parameters())
+        of = self.coupling.classes.of
+        result: dict[str, list[tuple[Tensor, int, Tensor]]] = {}
+        unit = np.full(int(of.max(initial=0)) + 1, -1)
+        for name, site in self.coupling.sites.items():
+            unit[:] = -1
+            unit[site.classes] = np.arange(len(site.classes))
+            result[name] = [
+                (found[axis.tensor], axis.dim, torch.from_numpy(unit[of[axis.start : axis.start + axis.size]]))
+                for axis, _ in site.axes
+                if axis.tensor in found
+            ]
+        return result
+
+    # --------------------------------------------------------------------------------------------------- cut
+
+    def _keep(self, selection: Selection) -> dict[str, np.ndarray]:
+        keep = {}
+        for name, given in selection.keep.items():
+            if name not in self.coupling.sites:
+                raise InputError(f"the selection names {name!r}, which is no site of this network: use units()")
+            mask = np.asarray(given.cpu() if isinstance(given, Tensor) else given).astype(bool)
+            count = len(self.coupling.sites[name].classes)
+            if mask.shape != (count,):
+                raise InputError(f"the selection of {name} has shape {mask.shape}, expected ({count},)")
+            if not mask.any():
+                raise InputError(f"the selection keeps nothing of {name}: at least one unit must stay")
+            keep[name] = mask
+        return keep
+
+    def cut(self, selection: Selection, *, prove: bool = True) -> tuple[Traced, Cut]:
+        """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
+
+        With `prove`, both the smaller network and the silenced original run on the example inputs and must agree to
+        1e-5 of the largest output; `CutError` says where they don't.
+        """
+        keep = self._keep(selection)
+        removed = {name: (int((~mask).sum()), len(mask)) for name, mask in keep.items() if not mask.all()}
+        before = self._count(self.model)
+        if not removed:
+            return Traced(twin(self.model), self.inputs, self.plans), Cut({}, before, before)
+        kept = self.coupling.kept(keep)
+        made = plan(self.model, self.coupling, kept, self.run.flow.shapings)
+        small = shrink(self.model, made)
+        result = Traced(small, self.inputs, (*self.plans, made))
+        if prove:
+            result.error, fault = compare(small, silenced(self.model, self.coupling, kept), self.inputs)
+            if fault is not None:
+                raise CutError(
+                    f"a cut of {type(self.model).__name__} can't be proved: {fault.what}"
+                    f"{f' in {fault.where}' if fault.where else ''}",
+                    fault,
+                )
+        channels = sum(float(len(mask) * self.coupling.sites[name].width) for name, mask in self._whole().items())
+        after = self._count(small)
+        gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
+        return result, Cut(
+            removed, {**before, "channels": channels}, {**after, "channels": channels - gone}, tuple(self._notes())
+        )
+
+    def _whole(self) -> dict[str, np.ndarray]:
+        return {name: np.ones(len(site.classes), bool) for name, site in self.coupling.sites.items()}
+
+    def _notes(self) -> list[str]:
+        counted: dict[str, list[str]] = {}
+        for axis, reason in self.reasons.items():
+            counted.setdefault(reason.partition(" (")[0], []).append(axis)
+        return [
+            f"stays: {axes[0]}{f' and {len(axes) - 1} more' if len(axes) > 1 else ''}: {reason}"
+            for reason, axes in counted.items()
+        ]
+
+    def silence(self, selection: Selection) -> Traced:
+        """The same shapes with the units that go set to zero, norms over what is kept: what a cut must equal."""
+        kept = self.coupling.kept(self._keep(selection))
+        return Traced(silenced(self.model, self.coupling, kept), self.inputs, self.plans)
+
+    def forward(self, inputs: Any = None) -> Any:
+        """Run the network, in evaluation mode, on the CPU, on the example inputs or others of the same form."""
+        example = self.inputs if inputs is None else Example.of(inputs)
+        model = self.model if isinstance(self.model, Silenced) else twin(self.model, share=True).eval()
+        with running(model, lambda _: None):
+            args, kwargs = example.fresh()
+            return model(*args, **kwargs)
+
+    def flops(self) -> float:
+        """FLOPs of a forward pass on the example inputs, multiply and add counted as two."""
+        model = twin(self.model, share=True).eval()
+        with running(model, lambda _: None), FlopCounterMode(display=False) as counter:
+            args, kwargs = self.inputs.fresh()
+            model(*args, **kwargs)
+        return float(counter.get_total_flops())
+
+    @staticmethod
+    def _count(model: nn.Module) -> dict[str, float]:
+        parameters = list(model.parameters())
+        return {
+            "params": float(sum(p.numel() for p in parameters)),
+            "bytes": float(sum(p.numel() * p.element_size() for p in parameters)),
+        }
+
+    # -------------------------------------------------------------------------------------------------- files
+
+    def save(self, folder: str | Path, *, program: bool = False) -> None:
+        """Weights (safetensors) and what was cut (JSON), for `reload_traced`; with `program`, a torch.export program.
+
+        Each file is written whole or not at all.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().contiguous() for name, tensor in _state(self.model).items()}
+        _write(folder / _WEIGHTS, lambda place: save_file(state, place))
+        data = {"model": type(self.model).__name__, "plans": [one.to_dict() for one in self.plans]}
+        _write(folder / _PLAN, lambda place: Path(place).write_text(json.dumps(data), encoding="utf-8"))
+        if program:
+            args, kwargs = self.inputs.fresh()
+            exported = torch.export.export(twin(self.model, share=True).eval(), args, kwargs, strict=False)
+            _write(folder / "model.pt2", lambda place: torch.export.save(exported, place))
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor once, also buffers that a state dict leaves out."""
+    return tensors_of(model)
+
+
+def _write(file: Path, write: Any) -> None:
+    handle, place = tempfile.mkstemp(dir=file.parent, suffix=file.suffix)
+    os.close(handle)
+    try:
+        write(place)
+        os.replace(place, file)
+    finally:
+        Path(place).unlink(missing_ok=True)
+
+
+def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str] = (), prove: bool = True) -> Traced:
+    """`model` as something to prune; it stays as it is.
+
+    example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords). prove: cut half of
+    everything once, and let stay what can't be cut, so that `units` promises no more than can be kept; without it, a
+    cut may raise `CutError`. Raises `ModelError` for a model that can't run on the inputs, `UnsupportedError` for
+    compiled, scripted and quantised models, and for one in which nothing can go.
+    """
+    _check(model)
+    subject = Traced(model, Example.of(example_inputs))
+    if protect:
+        subject.protect(protect)
+    subject.units()
+    while prove and subject.coupling.sites:
+        keep = {}
+        for name, site in subject.coupling.sites.items():
+            keep[name] = np.arange(len(site.classes)) % 2 == 0
+        selection = Selection(keep)
+        try:
+            subject.cut(selection)
+            break
+        except CutError as error:
+            subject.without(error.fault, selection)
+    subject.units()
+    return subject
+
+
+def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> Traced:
+    """A saved result again: `model` is the original architecture, with any weights; it stays as it is.
+
+    Raises `ModelError` where files are missing or of another architecture.
+    """
+    folder = Path(folder)
+    try:
+        data = json.loads((folder / _PLAN).read_text("utf-8"))
+        state = load_file(folder / _WEIGHTS)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} holds no saved network ({error}): give the folder that save() wrote") from error
+    plans = tuple(Plan.from_dict(one) for one in data.get("plans", ()))
+    small = twin(model)
+    for one in plans:
+        small = shrink(small, one)
+    found = tensors_of(small)
+    wrong = [
+        name
+        for name in found.keys() | state.keys()
+        if name not in found or name not in state or found[name].shape != state[name].shape
+    ]
+    if wrong:
+        raise ModelError(f"{folder} is of another architecture than {type(model).__name__}: {sorted(wrong)[0]} differs")
+    with torch.no_grad():
+        for name, tensor in found.items():
+            tensor.copy_(state[name])
+    return Traced(small, Example.of(example_inputs), plans)
+
+
+def _check(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{type(model).__name__} is no torch.nn.Module: give the network itself")
+    if isinstance(model, torch.jit.ScriptModule) or type(model).__name__ == "OptimizedModule":
+        raise UnsupportedError(f"{type(model).__name__} is compiled: prune the model first, then compile the result")
+    found = tensors_of(model)
+    if not found:
+        raise UnsupportedError(f"{type(model).__name__} has no parameters: nothing of it can be cut")
+    for path, module in model.named_modules():
+        if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes"):
+            raise UnsupportedError(
+                f"{path or type(module).__name__} is quantised: prune first, then quantise the result"
+            )
+    for name, tensor in found.items():
+        if tensor.is_meta:
+            raise ModelError(f"{name} has no values (it is on the meta device): load the weights first")
+        if type(tensor.data) is not Tensor or tensor.is_quantized:
+            raise UnsupportedError(f"{name} is a {type(tensor.data).__name__}: prune first, then quantise the result")

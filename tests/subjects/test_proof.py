@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from secateur.subjects.coupling import couple
+from secateur.subjects.proof import compare, silenced
+from secateur.subjects.recording import Example, record
+from secateur.subjects.shrinking import plan, shrink
+from subjects import nets
+
+
+def prepared(name: str):
+    model, inputs = nets.make(name)
+    example = Example.of(inputs)
+    run = record(model.eval(), example)
+    coupling = couple(run)
+    kept = coupling.kept({site: np.arange(len(one.classes)) % 2 == 0 for site, one in coupling.sites.items()})
+    return model, example, coupling, kept, shrink(model, plan(model, coupling, kept, run.flow.shapings))
+
+
+def test_a_right_cut_is_proved_and_a_wrong_one_is_found_where_it_is_wrong() -> None:
+    model, example, coupling, kept, small = prepared("residual")
+    worst, fault = compare(small, silenced(model, coupling, kept), example)
+    assert fault is None
+    assert worst <= 1e-5
+    with torch.no_grad():
+        small.inner.weight.mul_(1.5)
+    worst, fault = compare(small, silenced(model, coupling, kept), example)
+    assert fault is not None
+    assert fault.where == "inner"
+    assert worst > 1e-5
+
+
+def test_a_cut_that_cannot_run_is_found_where_it_stops() -> None:
+    model, example, coupling, kept, small = prepared("joined")
+    small.head.weight = torch.nn.Parameter(torch.zeros(5, 3))
+    worst, fault = compare(small, silenced(model, coupling, kept), example)
+    assert worst == float("inf")
+    assert fault is not None
+    assert fault.where == "head"
+    assert "RuntimeError" in fault.what
+
+
+def test_zero_last_weights_prove_nothing_so_the_inside_is_looked_at() -> None:
+    model, example, coupling, kept, small = prepared("mlp")
+    with torch.no_grad():
+        for one in (model, small):
+            one[4].weight.zero_()
+        small[0].weight.mul_(2)
+    worst, fault = compare(small, silenced(model, coupling, kept), example)
+    assert fault is not None
+    assert fault.where == "0"
+    assert worst >= 1

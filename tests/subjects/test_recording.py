@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.subjects.recording import Example, leaves, record, running, tensors_of
+from subjects import nets
+
+
+def test_examples_are_read_as_they_are_given() -> None:
+    x = torch.ones(2)
+    assert Example.of(x).args == (x,)
+    assert Example.of((x, 3)).args == (x, 3)
+    assert Example.of({"a": x}).kwargs == {"a": x}
+    assert Example.of([x]).args == ([x],)
+    args, _ = Example.of(x).fresh()
+    args[0].add_(1)
+    assert x.tolist() == [1, 1]
+
+
+def test_recording_leaves_no_mark_and_repeats() -> None:
+    model, inputs = nets.make("residual")
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    first, second = (record(model, Example.of(inputs)) for _ in range(2))
+    assert torch.equal(first.output, second.output)
+    assert torch.equal(first.output, model(inputs))
+    assert (first.flow.atoms.classes().of == second.flow.atoms.classes().of).all()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any("_secateur_labels" in tensor.__dict__ for tensor in tensors_of(model).values())
+    assert "stem.weight" in first.used
+
+
+def test_hooks_are_gone_even_after_an_error() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(4, 2))
+    seen: list[str] = []
+    with pytest.raises(RuntimeError), running(model, seen.append):
+        model(torch.zeros(1, 2))
+    assert seen[-1] == "1"
+    model[0](torch.zeros(1, 2))
+    assert seen[-1] == "1"
+
+
+def test_outputs_beside_the_main_one_are_told_apart() -> None:
+    from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+    logits, states = torch.zeros(1), torch.ones(1)
+    main, side = leaves(Seq2SeqLMOutput(logits=logits, encoder_last_hidden_state=states))
+    assert main[0] is logits
+    assert side[0] is states
+    assert leaves(BaseModelOutput(last_hidden_state=states))[0][0] is states
+    assert len(leaves({"a": logits, "b": [states, (states,)]})[0]) == 3

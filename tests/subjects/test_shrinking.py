@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import ModelError
+from secateur.subjects.shrinking import Plan, shrink, twin
+from subjects import nets
+
+
+def test_a_plan_survives_json_and_makes_the_network_smaller() -> None:
+    model, _ = nets.make("mlp")
+    plan = Plan({"0.weight": {0: [0, 2]}, "0.bias": {0: [0, 2]}}, (("0", "out_features", 2),))
+    again = Plan.from_dict(plan.to_dict())
+    assert again == plan
+    small = shrink(model, again)
+    assert torch.equal(small[0].weight, model[0].weight[[0, 2]])
+    assert small[0].out_features == 2
+    assert model[0].out_features == 16
+    with pytest.raises(ModelError, match="does not have"):
+        shrink(nn.Linear(2, 2), plan)
+    with pytest.raises(ModelError, match="does not fit"):
+        shrink(nn.Sequential(nn.Linear(2, 2)), plan)
+    with pytest.raises(ModelError, match="damaged"):
+        Plan.from_dict({"tensors": 3})
+
+
+def test_twins_share_or_copy_and_keep_ties() -> None:
+    model, _ = nets.make("fused attention")
+    shared = twin(model, share=True)
+    assert shared.table.weight.data_ptr() == model.table.weight.data_ptr()
+    assert shared.table.weight is shared.head.weight
+    copied = twin(model)
+    assert copied.table.weight.data_ptr() != model.table.weight.data_ptr()
+    changed = twin(model, {"table.weight": torch.zeros(3, 16)})
+    assert changed.head.weight is changed.table.weight
+    assert changed.head.weight.shape == (3, 16)
+
+
+def test_what_cannot_be_copied_is_named() -> None:
+    class Odd(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("not me")
+
+    with pytest.raises(ModelError, match=r"Odd can't be copied \(not me\)"):
+        twin(Odd(2, 2))

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from secateur import conformance
+from secateur.errors import InfeasibleError, InputError, ModelError, UnsupportedError
+from secateur.pruning import prune
+from secateur.select import ranking
+from secateur.subjects.traced import Traced, open_traced, reload_traced
+from secateur.vocabulary import Selection
+from subjects import nets
+
+ZOO = ["resnet18", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "swin_t"]
+TIMM = ["deit_tiny_patch16_224", "mobilevit_xxs", "res2net50_26w_4s", "skresnet18"]
+
+
+def half(subject: Traced) -> Selection:
+    return Selection({site.name: np.arange(site.count) % 2 == 0 for site in subject.units().free()})
+
+
+@pytest.mark.parametrize("name", nets.NETS)
+def test_half_of_everything_goes_and_the_cut_equals_the_silenced(name: str) -> None:
+    model, inputs = nets.make(name)
+    before = copy.deepcopy(model.state_dict())
+    subject = open_traced(model, inputs)
+    small, cut = subject.cut(half(subject))
+    assert small.error <= 1e-5
+    assert cut.after["params"] == sum(p.numel() for p in small.model.parameters()) < cut.before["params"]
+    expected = subject.silence(half(subject)).forward()
+    torch.testing.assert_close(small.forward(), expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(expected, subject.forward(), atol=1e-3), "silencing changed nothing"
+    assert small.flops() < subject.flops()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "joined", "fused attention"])
+def test_the_laws_of_a_subject_hold(name: str) -> None:
+    model, inputs = nets.make(name)
+
+    def reload(small: Traced, folder: Path) -> Traced:
+        small.save(folder)
+        return reload_traced(folder, copy.deepcopy(model), inputs)
+
+    laws = conformance.check_subject(
+        lambda: open_traced(model, inputs), output=lambda subject: subject.forward(), reload=reload, seed=3
+    )
+    assert set(laws) >= {"identity", "predicted = counted", "superset", "cut = silenced", "round trip"}
+
+
+def test_heads_are_units_and_grouped_queries_go_with_their_keys() -> None:
+    model, inputs = nets.make("grouped queries")
+    sites = open_traced(model, inputs).coupling.sites
+    (heads,) = [site for name, site in sites.items() if name.endswith("heads")]
+    touched = {(axis.tensor, axis.dim): count for axis, count in heads.axes}
+    assert len(heads.classes) == 2
+    assert touched["q.weight", 0] == 12  # two query heads of six
+    assert touched["kv_proj.weight", 0] == 12  # one of keys, one of values
+    model, inputs = nets.make("fused attention")
+    (heads,) = [site for name, site in open_traced(model, inputs).coupling.sites.items() if name.endswith("heads")]
+    assert len(heads.classes) == 4
+    small, _ = prune(model, inputs)
+    assert small.heads == 2
+    assert small.head.weight is small.table.weight, "tied weights stay tied"
+
+
+def test_what_stays_says_why() -> None:
+    model, inputs = nets.make("sorted")
+    reasons = open_traced(model, inputs).reasons
+    assert "sort" in reasons["a.weight[0]"]
+    assert "output" in reasons["c.weight[0]"]
+    assert "b.weight[0]" not in reasons
+
+
+def test_attributes_follow_the_tensors() -> None:
+    model, inputs = nets.make("grouped")
+    small, _ = prune(model, inputs)
+    assert small.depth.groups == small.stem.out_channels == small.stem.weight.shape[0] < 16
+    assert small.depth.out_channels == small.thin.in_channels == small.thin.groups * small.thin.weight.shape[1]
+    assert small.thick.groups == 2
+    assert small.back.in_channels == small.back.weight.shape[0]
+    model, inputs = nets.make("normalised")
+    small, _ = prune(model, inputs)
+    assert small.norm.num_groups == 4
+    assert small.norm.num_channels == small.stem.out_channels
+    assert small.layer.normalized_shape == (small.narrow.out_channels,)
+
+
+def test_a_cut_can_be_cut_again_and_reloaded(tmp_path: Path) -> None:
+    model, inputs = nets.make("residual")
+    subject = open_traced(model, inputs)
+    once, _ = subject.cut(half(subject))
+    twice, _ = once.cut(half(once))
+    twice.save(tmp_path, program=True)
+    again = reload_traced(tmp_path, model, inputs)
+    assert torch.equal(again.forward(), twice.forward())
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(program(inputs), twice.forward())
+    with pytest.raises(ModelError, match=r"another architecture|does not have|does not fit"):
+        reload_traced(tmp_path, nets.make("mlp")[0], inputs)
+    with pytest.raises(ModelError, match="no saved network"):
+        reload_traced(tmp_path / "nothing", model, inputs)
+
+
+def test_larger_budgets_multiples_and_protection() -> None:
+    model, inputs = nets.make("mlp")
+    subject = open_traced(model, inputs)
+    units = subject.units(multiple=4)
+    counts = ranking.by_budget(units, {s.name: np.arange(s.count) * 1.0 for s in units.free()}, "channels=60%")
+    assert all(int(np.sum(mask)) % 4 == 0 for mask in counts.keep.values())
+    small, _ = prune(model, inputs, multiple=4)
+    assert small[0].out_features % 4 == small[2].out_features % 4 == 0
+    small, cut = prune(model, inputs, protect=["0"])
+    assert small[0].out_features == 16
+    assert any("protected by the caller" in note for note in cut.notes)
+    with pytest.raises(InputError, match="no module"):
+        prune(model, inputs, protect=["nowhere"])
+
+
+class Careless(nn.Module):
+    """Code that computes with a number which analysis can't see: 4 channels per head, whatever comes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 10), nn.Linear(10, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.c(self.b(x.view(x.shape[0], 2, 4).flatten(1)).relu())
+
+
+def test_what_cannot_be_proved_stays_and_the_rest_goes() -> None:
+    torch.manual_seed(0)
+    model, inputs = Careless(), torch.randn(4, 6)
+    small, cut = prune(model, inputs)
+    assert small.a.out_features == 8
+    assert small.b.out_features == 5
+    assert any("a cut of it fails" in note for note in cut.notes)
+
+
+def test_half_precision_is_proved_in_single_and_stays_half() -> None:
+    model, inputs = nets.make("residual")
+    small, _ = prune(model.bfloat16(), inputs.bfloat16())
+    assert small.stem.weight.dtype == torch.bfloat16
+    assert model.stem.weight.dtype == torch.bfloat16
+
+
+def test_bad_input_is_one_clear_line() -> None:
+    model, inputs = nets.make("residual")
+    with pytest.raises(ModelError, match=r"can't run on the example inputs in stem: RuntimeError"):
+        open_traced(model, torch.randn(1, 5, 8, 8))
+    with pytest.raises(UnsupportedError, match="no parameters"):
+        open_traced(nn.ReLU(), inputs)
+    with pytest.raises(UnsupportedError, match="nothing of this Linear can be cut"):
+        open_traced(nn.Linear(3, 4), torch.randn(2, 3))
+    with pytest.raises(UnsupportedError, match="compiled"):
+        open_traced(torch.compile(model), inputs)
+    with pytest.raises(InputError, match=r"no torch.nn.Module"):
+        open_traced(len, inputs)  # type: ignore[arg-type]
+    with pytest.raises(InfeasibleError, match="change nothing"):
+        prune(model, inputs, "channels=100%")
+    with pytest.raises(InfeasibleError, match="can't be met"):
+        prune(model, inputs, "channels=0.001%")
+    with pytest.raises(InputError, match="no site"):
+        open_traced(model, inputs).cut(Selection({"x.channels": np.ones(3, bool)}))
+    model.train()
+    small, _ = prune(model, inputs[:1])
+    assert model.training, "batch norm with one sample runs in evaluation mode, and the mode returns"
+    assert small.training
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_torchvision_out_of_the_box(name: str) -> None:
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    small, cut = prune(models.get_model(name, weights=None), torch.rand(1, 3, 64, 64))
+    assert cut.after["params"] < 0.5 * cut.before["params"]
+    assert small(torch.rand(2, 3, 64, 64)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_out_of_the_box(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False)
+    _, cut = prune(model, torch.rand(1, *model.default_cfg["input_size"]))
+    assert cut.after["params"] < 0.5 * cut.before["params"]
