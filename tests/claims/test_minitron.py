@@ -24,6 +24,7 @@ SEEDS = (0, 1, 2)
 WIDTH = {"heads": 4, "neurons": 192, "channels": 96}
 SETUP = "Llama-type, 6 layers, width 128, GQA 8:2, Brown"
 IDLE_LAYERS = "two of these six layers do next to nothing: without them the loss rises by 0.13, before any training"
+SAME_LAYERS = "both rules choose the same three neighbouring layers of this model, so nothing is shown"
 FEW_STEPS = "60 steps are too few for the first of two stages to pay: it ends before its student has recovered"
 
 
@@ -289,6 +290,7 @@ def test_hidden_states_help_where_layers_went():
     )
 
 
+@pytest.mark.xfail(strict=True, reason=SAME_LAYERS)
 def test_contiguous_and_scattered_depth():
     """Layers to drop are chosen by loss, and contiguous ones by a downstream task too (practice report)."""
     teacher = lab.llama()
@@ -309,11 +311,12 @@ def test_contiguous_and_scattered_depth():
         "minitron",
         "contiguous",
         "one block of neighbouring layers is no worse to drop than scattered ones, after training",
-        lab.less(ours, after["scattered"]),
+        lab.less(ours, after["scattered"]) and not np.array_equal(kept(3), kept(3, contiguous=False)),
         ("loss", ours),
         after,
         against=("scattered",),
         setup=f"{SETUP}; 3 layers stay; choice of the right ending (chance 0.5): {said}",
+        reason=SAME_LAYERS,
     )
 
 
