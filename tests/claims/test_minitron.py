@@ -24,6 +24,7 @@ SEEDS = (0, 1, 2)
 WIDTH = {"heads": 4, "neurons": 192, "channels": 96}
 SETUP = "Llama-type, 6 layers, width 128, GQA 8:2, Brown"
 IDLE_LAYERS = "two of these six layers do next to nothing: without them the loss rises by 0.13, before any training"
+MERGED = "heads that took over the residual of others start worse and end worse; so merging is off by default"
 SAME_LAYERS = "both rules choose the same three neighbouring layers of this model, so nothing is shown"
 FEW_STEPS = "60 steps are too few for the first of two stages to pay: it ends before its student has recovered"
 
@@ -320,6 +321,7 @@ def test_contiguous_and_scattered_depth():
     )
 
 
+@pytest.mark.xfail(strict=True, reason=MERGED)
 def test_merging_heads_helps():
     """L = 8 heads to K = 4, two in each KV group, with and without the residual of those that go (section 2.2)."""
     teacher = lab.llama()
@@ -342,4 +344,5 @@ def test_merging_heads_helps():
         found,
         against=("dropped",),
         setup=SETUP,
+        reason=MERGED,
     )
