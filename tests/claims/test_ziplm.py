@@ -434,6 +434,10 @@ WAYS = {
     "logit only": {"task": 0.0, "logit": 1.0, "token": 0.0},
     "task only": {"task": 1.0, "logit": 0.0, "token": 0.0},
 }
+GRADUAL = (
+    "better than the task alone and than fresh weights; no better than logits alone in 60 steps a stage; and worse than "
+    "half depth, since half of this model's layers do next to nothing"
+)
 FAMILY = "Llama-type, 6 layers, GQA 8:2, Brown; params 70 % then 45 %"
 
 
@@ -473,6 +477,7 @@ def gradual(seed: int) -> dict[str, list[float]]:
     return lab.remembered(f"gradual-{seed}", compute)
 
 
+@pytest.mark.xfail(strict=True, reason=GRADUAL)
 def test_gradual_distillation_with_tokens_beats_its_parts():
     rows = [gradual(seed) for seed in SEEDS]
     found = {name: [row[name][-1] for row in rows] for name in rows[0]}
@@ -489,6 +494,7 @@ def test_gradual_distillation_with_tokens_beats_its_parts():
         ("loss", ours),
         found,
         setup=FAMILY,
+        reason=GRADUAL,
     )
 
 
