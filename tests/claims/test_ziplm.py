@@ -435,8 +435,8 @@ WAYS = {
     "task only": {"task": 1.0, "logit": 0.0, "token": 0.0},
 }
 GRADUAL = (
-    "better than the task alone and than fresh weights; no better than logits alone in 60 steps a stage; and worse than "
-    "half depth, since half of this model's layers do next to nothing"
+    "better than the task alone and than fresh weights; no better than logits alone in 60 steps a stage; and worse "
+    "than half depth, since half of this model's layers do next to nothing"
 )
 FAMILY = "Llama-type, 6 layers, GQA 8:2, Brown; params 70 % then 45 %"
 
