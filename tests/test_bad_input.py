@@ -192,7 +192,7 @@ def test_an_empty_folder(places, tmp_path):
         ("faster", ["'faster'", "for example speedup=2x"]),
         ("speedup=fast", ["'speedup=fast'"]),
         ("colour=50%", ["colour"]),
-        ("params=1%", ["can't be met", "ask for at most params="]),
+        ("params=1%", ["can't be met", "ask for at least params="]),
         ("speedup=1000x", ["can't be met", "ask for at most speedup="]),
     ],
 )

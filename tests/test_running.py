@@ -417,8 +417,8 @@ def test_three_lines_are_enough(places, tmp_path):
 def test_public_names_are_exact_and_lazy():
     for name in secateur.__all__:
         assert getattr(secateur, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'prune'"):
-        _ = secateur.prune
+    with pytest.raises(AttributeError, match="no attribute 'graft'"):
+        _ = secateur.graft
     assert set(secateur.__all__) == set(secateur._PLACES) | {"__version__"}
 
 
@@ -448,5 +448,5 @@ def test_models_of_different_tokenizers_are_not_measured_on_each_others_tokens(p
     vocabulary = text["model"]["vocab"]
     vocabulary["tree"], vocabulary["garden"] = vocabulary["garden"], vocabulary["tree"]
     path.write_text(json.dumps(text))
-    with pytest.raises(InputError, match="different tokenizers: 'tree' is"):
+    with pytest.raises(InputError, match="different tokenizers: '(tree|garden)' is"):
         running.measure(tiny.folder("llama", tmp_path / "llama"), other, tiny.sentences(50), batch=2, length=16)
