@@ -448,5 +448,5 @@ def test_models_of_different_tokenizers_are_not_measured_on_each_others_tokens(p
     vocabulary = text["model"]["vocab"]
     vocabulary["tree"], vocabulary["garden"] = vocabulary["garden"], vocabulary["tree"]
     path.write_text(json.dumps(text))
-    with pytest.raises(InputError, match="different tokenizers: '(tree|garden)' is"):
+    with pytest.raises(InputError, match=r"different tokenizers: '(tree|garden)' is"):
         running.measure(tiny.folder("llama", tmp_path / "llama"), other, tiny.sentences(50), batch=2, length=16)
