@@ -62,6 +62,7 @@ def whole_or_absent(out: Path) -> None:
             }
 
 
+@pytest.mark.timeout(600)  # two minutes on two quiet cores
 @pytest.mark.parametrize("recipe", COMMANDS)
 def test_killed_at_ten_random_moments(places, uninterrupted, recipe):
     """Ten times SIGKILL in one run, each somewhere in what the run does before it ends."""
