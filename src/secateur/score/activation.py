@@ -119,7 +119,7 @@ def channels(
             if mask is not None and not spatial and x.dim() > 2 and x.shape[:2] == mask.shape:
                 x = x[mask.to(x.device)]
             x = x.movedim(x.dim() - 1 - spatial, 0).flatten(1)
-            row = (x.abs().float() if what == "mean" else (x != 0).float()).sum(1).double().cpu()
+            row = (x.float().abs() if what == "mean" else (x != 0).float()).sum(1).cpu().double()
             sums[place] = sums[place] + row if place in sums else row
             seen[place] = seen.get(place, 0) + x.shape[1]
 
