@@ -28,6 +28,7 @@ def prune(
     protect: Iterable[str] = (),
     scope: ranking.Scope = "local",
     seed: int = 0,
+    offsets: bool = False,
 ) -> tuple[nn.Module, Cut]:
     """A smaller copy of `model`, and the receipt of what went; `model` stays as it is.
 
@@ -41,6 +42,7 @@ def prune(
         protect: modules, parameters or sites that stay whole.
         scope: "local": every site loses the same share; "kind" and "global": the weakest of all go.
         seed: of random scores.
+        offsets: fold the constants that channels leave behind, at a batch norm's scale of 0, into what reads them.
 
     The cut is proved on the example inputs: its outputs equal those of the original with the same units silenced. What
     can't be cut stays, and the receipt's notes say why. Raises `ModelError` for a model that can't run on the inputs,
@@ -56,7 +58,7 @@ def prune(
         if all(bool(mask.all()) for mask in selection.keep.values()):
             raise InfeasibleError(f"budget {budget} would change nothing: every unit fits in it; ask for less")
         try:
-            small, cut = subject.cut(selection)
+            small, cut = subject.cut(selection, offsets=offsets)
         except CutError as error:
             subject.without(error.fault, selection)
             continue

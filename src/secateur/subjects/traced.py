@@ -10,6 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import coupling as coupled
+from secateur.subjects import offsets as offsets_of
+from secateur.subjects import onnxing
 from secateur.subjects.coupling import Coupling
-from secateur.subjects.proof import Fault, Silenced, compare, silenced
+from secateur.subjects.proof import Fault, Silenced, compare, differences, silenced
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
 from secateur.subjects.shrinking import Plan, plan, shrink, twin
 from secateur.vocabulary import Cut, Selection, Site, Units
@@ -277,11 +280,15 @@ class Traced:
             keep[name] = mask
         return keep
 
-    def cut(self, selection: Selection, *, prove: bool = True) -> tuple[Traced, Cut]:
+    def cut(self, selection: Selection, *, prove: bool = True, offsets: bool = False) -> tuple[Traced, Cut]:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
 
         With `prove`, both the smaller network and the silenced original run on the example inputs and must agree to
         1e-5 of the largest output; `CutError` says where they don't.
+
+        With `offsets`, channels that go are not silent but what their batch norms give at a scale of 0: the constants
+        are folded into whatever reads them (see `secateur.subjects.offsets`). A receipt's note says how much nearer
+        that is, on the example inputs, to the original with those scales at 0; where it is not, nothing is folded.
         """
         keep = self._keep(selection)
         removed = {name: (int((~mask).sum()), len(mask)) for name, mask in keep.items() if not mask.all()}
@@ -300,12 +307,34 @@ class Traced:
                     f"{f' in {fault.where}' if fault.where else ''}",
                     fault,
                 )
+        notes = self._fold(result, kept) if offsets else ()
         channels = sum(float(len(mask) * self.coupling.sites[name].width) for name, mask in self._whole().items())
-        after = self._count(small)
+        after = self._count(result.model)
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
         return result, Cut(
-            removed, {**before, "channels": channels}, {**after, "channels": channels - gone}, tuple(self._notes())
+            removed,
+            {**before, "channels": channels},
+            {**after, "channels": channels - gone},
+            (*notes, *self._notes()),
         )
+
+    def _fold(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
+        """Fold into `small`, which was just cut so, the constants of what went; notes for the receipt."""
+        found, lost = offsets_of.offsets(self.model, self.coupling, kept, self.inputs)
+        if not found:
+            return (*lost, "offsets: no constant of what went reaches anything that stays")
+        plans = (*small.plans[:-1], replace(small.plans[-1], biases=tuple(one.module for one in found if one.made)))
+        whole = Traced(shrink(small.model, Plan(biases=plans[-1].biases)), small.inputs, plans)
+        offsets_of.fold(whole.model, found)
+        wanted = Traced(offsets_of.constant(self.model, self.coupling, kept), self.inputs).forward()
+        before, after = (differences(one.forward(), wanted) for one in (small, whole))
+        changed = f"the outputs' difference to scales of 0 changes from {before:.2g} to {after:.2g} of the largest"
+        if after >= before:
+            return (*lost, f"offsets: left out, for {changed}")
+        small.model, small.plans = whole.model, whole.plans
+        means = sum(one.into.endswith("running_mean") for one in found)
+        biases = f"{len(found) - means} biases ({sum(one.made for one in found)} of them new)"
+        return (*lost, f"offsets: folded into {biases} and {means} running means; {changed}")
 
     def _whole(self) -> dict[str, np.ndarray]:
         return {name: np.ones(len(site.classes), bool) for name, site in self.coupling.sites.items()}
@@ -365,6 +394,22 @@ class Traced:
             args, kwargs = self.inputs.fresh()
             exported = torch.export.export(twin(self.model, share=True).eval(), args, kwargs, strict=False)
             _write(folder / "model.pt2", lambda place: torch.export.save(exported, place))
+
+    def export_onnx(self, file: str | Path) -> tuple[str, ...]:
+        """Write the network as an ONNX file, in evaluation mode and float32; returns notes.
+
+        Inputs are named as the arguments of its `forward`. They take any batch where the network lets them; a note
+        says where not. The file is run under onnxruntime beside the network before it is put in place. Raises
+        `MissingExtraError` without the `onnx` extra, `UnsupportedError` for what ONNX can't hold, `NumericalError`
+        where outputs differ by more than 1e-4.
+        """
+        file = Path(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        args, kwargs = self.inputs.fresh()
+        model = twin(self.model, share=True).eval()
+        notes: list[str] = []
+        _write(file, lambda place: notes.extend(onnxing.write_module(model, args, kwargs, Path(place))))
+        return tuple(notes)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
