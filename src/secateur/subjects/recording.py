@@ -28,6 +28,9 @@ __all__ = ["Example", "Run", "leaves", "record", "running", "tensors_of"]
 _SIDE = ("hidden_state", "attentions", "past_key_values", "cache", "states", "pooler_output", "mems")
 """Parts of an output that transformers gives beside the main one."""
 
+_LIVE = "_secateur_live"
+"""Marks tensors that were computed from parameters."""
+
 
 @dataclass(frozen=True, eq=False)
 class Example:
@@ -65,6 +68,8 @@ class Run:
     flow: Flow
     used: set[str]
     """Names of the parameters and buffers that took part."""
+    reads: list[str] = field(default_factory=list)
+    """Modules in which Python read a value that was computed from parameters: code may have chosen by it."""
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -121,7 +126,7 @@ def record(
     main, _ = leaves(output)
     for value in main:
         flow.atoms.keep_all(flow.labels(value), "reaches the output of the network")
-    return Run(output, flow, mode.used)
+    return Run(output, flow, mode.used, mode.reads)
 
 
 def _constants(model: nn.Module) -> set[int]:
@@ -142,21 +147,35 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.flow, self.names, self.kept = flow, names, kept
         self.used: set[str] = set()
+        self.reads: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        live = False
         for value in args:
             for one in value if isinstance(value, list | tuple) else (value,):
                 if id(one) in self.names:
                     self.used.add(self.names[id(one)])
+                    live = True
+                live = live or hasattr(one, _LIVE)
         if self.kept is None:
             out = func(*args, **kwargs)
+            if live:
+                self._follow(func, out)
             rules.apply(self.flow, func, args, kwargs, out)
             return out
         out = silencing.call(self.flow, self.kept, func, args, kwargs)
         rules.apply(self.flow, func, args, kwargs, out)
         silencing.silence(self.flow, self.kept, func, out)
         return out
+
+    def _follow(self, func: Any, out: Any) -> None:
+        """What is computed from parameters is marked; where Python reads a value of it, that is noted."""
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal"):
+            self.reads.append(self.flow.where)
+        for one in out if isinstance(out, list | tuple) else (out,):
+            if isinstance(one, Tensor):
+                setattr(one, _LIVE, True)
 
 
 @contextmanager

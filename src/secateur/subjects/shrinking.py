@@ -78,7 +78,7 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
         result: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
-            f"{type(model).__name__} can't be copied ({error}): give a model whose tensors are parameters or buffers"
+            f"{type(model).__name__} can't be copied ({error}): give a model that copy.deepcopy takes"
         ) from error
     if share:
         result.cpu()

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import InputError, ModelError, UnsupportedError
@@ -432,11 +433,13 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
 
     example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords). prove: cut half of
     everything once, and let stay what can't be cut, so that `units` promises no more than can be kept; without it, a
-    cut may raise `CutError`. Raises `ModelError` for a model that can't run on the inputs, `UnsupportedError` for
-    compiled, scripted and quantised models, and for one in which nothing can go.
+    cut may raise `CutError`. Raises `ModelError` for a model that can't run on the inputs or holds NaN,
+    `UnsupportedError` for compiled, scripted and quantised models, for one in which nothing can go, and for one that
+    chooses by its data what to run, where the inputs leave something out.
     """
-    _check(model)
     subject = Traced(model, Example.of(example_inputs))
+    _check(model, subject.inputs)
+    _check_branches(subject)
     if protect:
         subject.protect(protect)
     subject.units()
@@ -483,21 +486,41 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
     return Traced(small, Example.of(example_inputs), plans)
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: nn.Module, example: Example) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"{type(model).__name__} is no torch.nn.Module: give the network itself")
-    if isinstance(model, torch.jit.ScriptModule) or type(model).__name__ == "OptimizedModule":
-        raise UnsupportedError(f"{type(model).__name__} is compiled: prune the model first, then compile the result")
+    for path, module in model.named_modules():
+        name = f"{path} ({type(module).__name__})" if path else type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
+            raise UnsupportedError(f"{name} is compiled: prune the model first, then compile the result")
+        if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes"):
+            raise UnsupportedError(f"{name} is quantised: prune first, then quantise the result")
     found = tensors_of(model)
     if not found:
         raise UnsupportedError(f"{type(model).__name__} has no parameters: nothing of it can be cut")
-    for path, module in model.named_modules():
-        if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes"):
-            raise UnsupportedError(
-                f"{path or type(module).__name__} is quantised: prune first, then quantise the result"
-            )
     for name, tensor in found.items():
+        if nn.parameter.is_lazy(tensor):
+            raise ModelError(f"{name} has no shape yet: run the model once, so that its lazy modules are made")
         if tensor.is_meta:
             raise ModelError(f"{name} has no values (it is on the meta device): load the weights first")
         if type(tensor.data) is not Tensor or tensor.is_quantized:
             raise UnsupportedError(f"{name} is a {type(tensor.data).__name__}: prune first, then quantise the result")
+        # Infinity is at home in buffers, as a mask.
+        wrong = ~torch.isfinite(tensor).all() if isinstance(tensor, nn.Parameter) else torch.isnan(tensor).any()
+        if tensor.is_floating_point() and bool(wrong):
+            raise ModelError(f"{name} holds NaN or infinity: load the weights again, or train with a lower rate")
+    tensors = [one for one in tree_leaves((example.args, dict(example.kwargs))) if isinstance(one, Tensor)]
+    if tensors and not any(one.numel() for one in tensors):
+        raise InputError(f"the example inputs are empty ({tuple(tensors[0].shape)}): give at least one example")
+
+
+def _check_branches(subject: Traced) -> None:
+    """Refuse a network that chooses by its data what to run, where the example leaves something out."""
+    reads, parameters = subject.run.reads, dict(subject.model.named_parameters())
+    idle = [name for name in parameters if name not in subject.run.used]
+    if reads and idle:
+        raise UnsupportedError(
+            f"{idle[0]} takes no part in the forward pass, which depends on values computed in "
+            f"{reads[0] or type(subject.model).__name__}: other inputs may run it; give example inputs that run all "
+            "of the network"
+        )
