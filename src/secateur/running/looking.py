@@ -72,10 +72,15 @@ def inspect(
 def _opened(model: network.Model, inputs: str | Any) -> Traced:
     if isinstance(model, Traced):
         return model.copy()  # what turns out to stay is noted there
-    if inputs is None:
-        return network.opened(model)
-    module = network.built(str(model))[0] if isinstance(model, str | Path) else model
-    return open_traced(module, _random(inputs) if isinstance(inputs, str) else inputs)
+    module, given = network.built(str(model)) if isinstance(model, str | Path) else (model, None)
+    given = _random(inputs) if isinstance(inputs, str) else given if inputs is None else inputs
+    if given is None:
+        what = model if isinstance(model, str | Path) else type(model).__name__
+        raise InputError(
+            f"{what} comes without example inputs: give their shape, such as --input 1x3x224x224, "
+            "or let its function return (model, inputs)"
+        )
+    return open_traced(module, given)
 
 
 def _random(shape: str) -> torch.Tensor:
