@@ -136,8 +136,8 @@ def _arranged(boxes: Sequence[Box]) -> _Layout:
     for index, box in enumerate(boxes):
         for one in box.before:
             path = [one]
-            for row in range(rank[one] + 1, rank[index]):
-                rows[row].append(fresh)
+            for level in range(rank[one] + 1, rank[index]):
+                rows[level].append(fresh)
                 layout.size[fresh] = (10.0, 0.0)
                 path.append(fresh)
                 fresh += 1

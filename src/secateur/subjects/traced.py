@@ -52,6 +52,8 @@ class Traced:
         self.model = model
         self.inputs = example
         self.plans = plans
+        self._channels = 0.0
+        """How many channels an earlier cut has left; those of sites that are down to one unit are among them."""
         self._kept: dict[int, str] = {}
         self._bound: list[np.ndarray] = []
         self._tried: dict[type, int] = {}
@@ -207,7 +209,7 @@ class Traced:
         coupling, run = self.coupling, self.run
         result = Traced(twin(self.model), self.inputs, self.plans)
         result._kept, result._bound, result._tried = dict(self._kept), list(self._bound), dict(self._tried)
-        result.error = self.error
+        result.error, result._channels = self.error, self._channels
         result.__dict__.update(run=run, coupling=coupling)
         return result
 
@@ -233,7 +235,7 @@ class Traced:
         parameters = {name: p.element_size() for name, p in self.model.named_parameters()}
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         terms, base = coupling.terms(shapes, parameters)
-        whole = Units(sites, tuple(terms), base)
+        whole = Units(sites, tuple(terms), {**base, "channels": self._settled()})
         if not axes:
             return whole
         kinds = {site.kind for site in sites.values()}
@@ -241,6 +243,11 @@ class Traced:
             if axis not in kinds:
                 raise UnsupportedError(f"axis {axis!r} is not one of this network's: {', '.join(sorted(kinds))}")
         return whole.only(*axes)
+
+    def _settled(self) -> float:
+        """Channels of sites that an earlier cut has brought down to one unit, which always stays."""
+        here = sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
+        return max(0.0, self._channels - here)
 
     def _why(self) -> str:
         counted: dict[str, int] = {}
@@ -295,7 +302,9 @@ class Traced:
         removed = {name: (int((~mask).sum()), len(mask)) for name, mask in keep.items() if not mask.all()}
         before = self._count(self.model)
         if not removed:
-            return Traced(twin(self.model), self.inputs, self.plans), Cut({}, before, before)
+            same = Traced(twin(self.model), self.inputs, self.plans)
+            same._channels = self._channels
+            return same, Cut({}, before, before)
         kept = self.coupling.kept(keep)
         made = plan(self.model, self.coupling, kept, self.run.flow.shapings)
         small = shrink(self.model, made)
@@ -309,9 +318,11 @@ class Traced:
                     fault,
                 )
         notes = self._fold(result, kept) if offsets else ()
-        channels = sum(float(len(mask) * self.coupling.sites[name].width) for name, mask in self._whole().items())
+        channels = self._settled()
+        channels += sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
         after = self._count(result.model)
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
+        result._channels = channels - gone
         return result, Cut(
             removed,
             {**before, "channels": channels},
@@ -336,9 +347,6 @@ class Traced:
         means = sum(one.into.endswith("running_mean") for one in found)
         biases = f"{len(found) - means} biases ({sum(one.made for one in found)} of them new)"
         return (*lost, f"offsets: folded into {biases} and {means} running means; {changed}")
-
-    def _whole(self) -> dict[str, np.ndarray]:
-        return {name: np.ones(len(site.classes), bool) for name, site in self.coupling.sites.items()}
 
     def _notes(self) -> list[str]:
         counted: dict[str, list[str]] = {}
@@ -389,7 +397,11 @@ class Traced:
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().contiguous() for name, tensor in _state(self.model).items()}
         _write(folder / _WEIGHTS, lambda place: save_file(state, place))
-        data = {"model": type(self.model).__name__, "plans": [one.to_dict() for one in self.plans]}
+        data = {
+            "model": type(self.model).__name__,
+            "plans": [one.to_dict() for one in self.plans],
+            "channels": self._channels,
+        }
         _write(folder / _PLAN, lambda place: Path(place).write_text(json.dumps(data), encoding="utf-8"))
         if program:
             args, kwargs = self.inputs.fresh()
@@ -483,7 +495,9 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
     with torch.no_grad():
         for name, tensor in found.items():
             tensor.copy_(state[name])
-    return Traced(small, Example.of(example_inputs), plans)
+    result = Traced(small, Example.of(example_inputs), plans)
+    result._channels = float(data.get("channels", 0.0))
+    return result
 
 
 def _check(model: nn.Module, example: Example) -> None:
