@@ -30,12 +30,15 @@ class Plan:
     """Tensor -> dimension -> indices that stay."""
     attributes: tuple[tuple[str, str, Any], ...] = ()
     """(module, attribute, new value)."""
+    biases: tuple[str, ...] = ()
+    """Modules that get a bias, which they did not have: zeros, to be filled with offsets."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
             "tensors": {name: {str(dim): index for dim, index in dims.items()} for name, dims in self.tensors.items()},
             "attributes": [list(one) for one in self.attributes],
+            "biases": list(self.biases),
         }
 
     @classmethod
@@ -50,9 +53,10 @@ class Plan:
                 (path, name, tuple(value) if isinstance(value, list) else value)
                 for path, name, value in data["attributes"]
             )
+            biases = tuple(map(str, data.get("biases", ())))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
-        return cls(tensors, attributes)
+        return cls(tensors, attributes, biases)
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
@@ -74,7 +78,7 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
         result: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
-            f"{type(model).__name__} can't be copied ({error}): give a model whose tensors are parameters or buffers"
+            f"{type(model).__name__} can't be copied ({error}): give a model that copy.deepcopy takes"
         ) from error
     if share:
         result.cpu()
@@ -104,6 +108,13 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
         holder = modules[path]
         old = getattr(holder, name)
         holder.__dict__[name] = type(old)(value) if isinstance(old, list | tuple) else value
+    for path in cut.biases:
+        if path not in modules:
+            raise ModelError(f"the cut names the module {path}, which is not there: build the original")
+        weight = modules[path].weight
+        assert isinstance(weight, Tensor)
+        size = weight.shape[1 if getattr(modules[path], "transposed", False) else 0]
+        modules[path].register_parameter("bias", nn.Parameter(weight.new_zeros(size), weight.requires_grad))
     return result
 
 
