@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
+from secateur.subjects.absent import Absent, Nothing
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.flow import Shaping
 from secateur.subjects.recording import tensors_of
@@ -30,12 +31,21 @@ class Plan:
     """Tensor -> dimension -> indices that stay."""
     attributes: tuple[tuple[str, str, Any], ...] = ()
     """(module, attribute, new value)."""
+    absent: tuple[tuple[str, Any], ...] = ()
+    """(module, the form of what it returned): modules that were erased, see `absent.Absent`."""
+    missing: tuple[str, ...] = ()
+    """Parameters that were erased beside those of modules."""
+    fresh: bool = False
+    """Whether a sum with what was erased is a copy."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
             "tensors": {name: {str(dim): index for dim, index in dims.items()} for name, dims in self.tensors.items()},
             "attributes": [list(one) for one in self.attributes],
+            **({"absent": [list(one) for one in self.absent]} if self.absent else {}),
+            **({"missing": list(self.missing)} if self.missing else {}),
+            **({"fresh": True} if self.fresh else {}),
         }
 
     @classmethod
@@ -50,9 +60,11 @@ class Plan:
                 (path, name, tuple(value) if isinstance(value, list) else value)
                 for path, name, value in data["attributes"]
             )
+            absent = tuple((str(path), form) for path, form in data.get("absent", ()))
+            missing, fresh = tuple(map(str, data.get("missing", ()))), bool(data.get("fresh"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
-        return cls(tensors, attributes)
+        return cls(tensors, attributes, absent, missing, fresh)
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
@@ -104,7 +116,23 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
         holder = modules[path]
         old = getattr(holder, name)
         holder.__dict__[name] = type(old)(value) if isinstance(old, list | tuple) else value
+    _erase(result, cut)
     return result
+
+
+def _erase(model: nn.Module, cut: Plan) -> None:
+    for path, form in cut.absent:
+        if path not in dict(model.named_modules()):
+            raise ModelError(f"the cut names the module {path}, which is not there: build the original")
+        model.set_submodule(path, Absent(model.get_submodule(path), form, cut.fresh))
+    for name in cut.missing:
+        path, _, leaf = name.rpartition(".")
+        parameter = dict(model.named_parameters()).get(name)
+        if parameter is None:
+            raise ModelError(f"the cut names {name}, which {type(model).__name__} does not have: build the original")
+        holder = model.get_submodule(path)
+        del holder._parameters[leaf]
+        holder.__dict__[leaf] = Nothing.like(parameter, cut.fresh)
 
 
 def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, shapings: Iterable[Shaping]) -> Plan:
