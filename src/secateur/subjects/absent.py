@@ -2,7 +2,7 @@
 
 A network with parts erased still runs its own Python. A module that went is an `Absent`, which returns `Nothing`; what
 is computed from it alone is again `Nothing`, at no cost, and a sum with it is the other summand. So an erased branch
-takes neither weights nor multiplications, whoever wrote the network's code, and an exported program holds no trace of it.
+takes neither weights nor multiplications, whoever wrote the network's code; in an exported program nothing is left.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _sum(name: str, args: Sequence[Any], kwargs: dict[str, Any], fresh: bool) ->
         return True, zeros + other.to(zeros.device) * sign
     if sign != 1:
         return True, other * sign
-    written = other is first and name.startswith(("__i", "i")) or name.endswith("_") and other is first
+    written = other is first and (name.startswith(("__i", "i")) or name.endswith("_"))
     return True, other if written or not fresh else other.clone()
 
 
@@ -247,6 +247,6 @@ def form(output: Any) -> Any:
         parts = [form(one) for one in output]
         return "?" if "?" in parts else {"items": parts, "list": type(output) is list}
     if type(output) is dict and all(isinstance(key, str) for key in output):
-        parts = {key: form(one) for key, one in output.items()}
-        return "?" if "?" in parts.values() else {"keys": parts}
+        named = {key: form(one) for key, one in output.items()}
+        return "?" if "?" in named.values() else {"keys": named}
     return "?"

@@ -210,9 +210,7 @@ class Graph:
             if dead is None or any(place in dead for place in self.outputs):
                 return None
             starved = [
-                one
-                for one in self.segments
-                if one.name not in wanted and all(place in dead for place in one.vertices)
+                one for one in self.segments if one.name not in wanted and all(place in dead for place in one.vertices)
             ]
             for one in starved:
                 # Without input it still gives its biases: it can go only if its weights are zero too.

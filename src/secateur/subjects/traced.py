@@ -358,7 +358,7 @@ class Traced:
 
         With `prove`, both the smaller network and the silenced original run on the example inputs and must agree to
         1e-5 of the largest output; `CutError` says where they don't. Segments (see `units`) are erased: then the
-        silenced original has zeros for their weights. Raises `InputError` for segments without which the network breaks.
+        silenced original has zeros for their weights. Raises `InputError` where the network breaks without them.
         """
         if segments.SITE in selection.keep:
             return self._erase(selection, prove)
