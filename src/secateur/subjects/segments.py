@@ -212,14 +212,9 @@ class Graph:
             starved = [
                 one for one in self.segments if one.name not in wanted and all(place in dead for place in one.vertices)
             ]
-            for one in starved:
-                # Without input it still gives its biases: it can go only if its weights are zero too.
-                trained = {n for place in one.vertices for n in self.vertices[place].parameters if n in self.weights}
-                if trained != set(one.parameters) or not self.silent(one.parameters, one.vertices[-1]):
-                    return None
-                if any(name in self.protected for name in one.parameters):
-                    return None
-                wanted[one.name] = None
+            if any(one.reason for one in starved):
+                return None  # without input it would still give its biases, and it may not be erased
+            wanted.update(dict.fromkeys(one.name for one in starved))
             if not starved:
                 break
         live = self._back(self.useful - dead)

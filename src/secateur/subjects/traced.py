@@ -106,8 +106,8 @@ class Traced:
                 self._kept.update(dict.fromkeys(range(axis.start, axis.start + axis.size), reason))
             if not axes:
                 self._keep_site(name, reason)
-        self.__dict__.pop("coupling", None)
-        self.__dict__.pop("graph", None)
+        for name in ("coupling", "graph", "_invariance"):
+            self.__dict__.pop(name, None)
 
     def _keep_site(self, name: str, reason: str) -> None:
         atoms = np.flatnonzero(np.isin(self.coupling.classes.of, self.coupling.sites[name].classes))
@@ -215,6 +215,10 @@ class Traced:
         result._kept, result._bound, result._tried = dict(self._kept), list(self._bound), dict(self._tried)
         result.error = self.error
         result.__dict__.update(run=run, coupling=coupling)
+        result._held = dict(self._held)
+        result.__dict__.update(
+            {name: self.__dict__[name] for name in ("graph", "_invariance") if name in self.__dict__}
+        )
         return result
 
     # ------------------------------------------------------------------------------------------------- units
