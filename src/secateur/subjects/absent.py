@@ -45,6 +45,7 @@ _UNARY = frozenset(
     ]
 )  # fmt: skip
 """Functions of one tensor that give zeros for zeros."""
+_TOGETHER = frozenset(["cat", "concat", "concatenate", "stack"])
 _PARTS = frozenset(["chunk", "split", "unbind", "tensor_split", "split_with_sizes"])
 
 
@@ -93,6 +94,7 @@ class Nothing:
             if done:
                 return value
         zero = name in _PRODUCT or (name in _UNARY and isinstance(args[0], Nothing) and len(given) == 1)
+        zero = zero or (name in _TOGETHER and not any(isinstance(one, Tensor) for one in given))
         if name in _AFFINE:
             weight, bias = (_argument(args, kwargs, place, key) for place, key in zip(_AFFINE[name], _WB, strict=True))
             zero = (isinstance(args[0], Nothing) or isinstance(weight, Nothing)) and not isinstance(bias, Tensor)
@@ -199,8 +201,12 @@ class Absent(nn.Module):
     def __init__(self, was: nn.Module, returns: Any = "*", fresh: bool = False) -> None:
         super().__init__()
         self.returns, self.fresh, self.was = returns, fresh, type(was).__name__
+        shape = copy.deepcopy(was).to("meta").eval()
+        for module in shape.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                module.register_forward_pre_hook(_fit)
         # Beside the registry of modules, so that it has no parameters; its tensors have no memory.
-        self.__dict__["_shape"] = [copy.deepcopy(was).to("meta").eval()]
+        self.__dict__["_shape"] = [shape]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Nothing, in the form that the module gave."""
@@ -232,6 +238,14 @@ class Absent(nn.Module):
     def extra_repr(self) -> str:
         """The name of the class that went."""
         return self.was
+
+
+def _fit(module: Any, args: tuple[Any, ...]) -> None:
+    """Take as many channels as come in: those before it may have been cut since it was erased."""
+    weight, dim = module.weight, -1 if isinstance(module, nn.Linear) else 1
+    size = args[0].shape[dim] if args and isinstance(args[0], Tensor) else weight.shape[1]
+    if getattr(module, "groups", 1) == 1 and size != weight.shape[1]:
+        module.weight = nn.Parameter(torch.empty(weight.shape[0], size, *weight.shape[2:], device="meta"))
 
 
 def form(output: Any) -> Any:

@@ -216,9 +216,7 @@ class Task:
             return cls(units, subject.weights(), sought, budget, even=False)
         units, slices = subject.units(multiple=multiple), subject.producers()
         if not slices:
-            raise UnsupportedError(
-                "no channel of this network is zero when the weights that make it are"
-            )
+            raise UnsupportedError("no channel of this network is zero when the weights that make it are")
         frozen = {name: site if name in slices else replace(site, frozen=True) for name, site in units.sites.items()}
         units = replace(units, sites=frozen)
         stays = [name for name in frozen if name not in slices]
@@ -313,12 +311,8 @@ def compared(trained: Traced, small: Traced, data: Examples, count: int = 256) -
     large, cut = (answer(one, inputs.to(next(one.model.parameters()).device)) for one in (trained, small))
     gap = float((large - cut).abs().max() / large.abs().max().clamp(min=1e-12))
     if not gap <= TOLERANCE:
-        raise ModelError(
-            f"the cut network's outputs differ from the trained one's by {gap:.2g}: report this"
-        )
-    return (
-        f"outputs of the trained and the cut network differ by {gap:.2g} of the largest, on {len(inputs)} examples"
-    )
+        raise ModelError(f"the cut network's outputs differ from the trained one's by {gap:.2g}: report this")
+    return f"outputs of the trained and the cut network differ by {gap:.2g} of the largest, on {len(inputs)} examples"
 
 
 def joined(cuts: Sequence[Cut]) -> Cut:
