@@ -116,9 +116,7 @@ def test_heads_and_what_is_not_exact() -> None:
 
     subject = open_traced(Shifted(), torch.randn(3, 4))
     assert set(subject.units()) == {"a.channels", "b.channels"}
-    assert not subject.producers(), (
-        "0.5 is no zero, and a norm without a scale moves zeros"
-    )
+    assert not subject.producers(), "0.5 is no zero, and a norm without a scale moves zeros"
 
 
 def test_what_reads_and_what_makes() -> None:
