@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
+from secateur.subjects.absent import Absent, Nothing
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.flow import Shaping
 from secateur.subjects.recording import tensors_of
@@ -32,6 +33,12 @@ class Plan:
     """(module, attribute, new value)."""
     biases: tuple[str, ...] = ()
     """Modules that get a bias, which they did not have: zeros, to be filled with offsets."""
+    absent: tuple[tuple[str, Any], ...] = ()
+    """(module, the form of what it returned): modules that were erased, see `absent.Absent`."""
+    missing: tuple[str, ...] = ()
+    """Parameters that were erased beside those of modules."""
+    fresh: bool = False
+    """Whether a sum with what was erased is a copy."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -39,6 +46,9 @@ class Plan:
             "tensors": {name: {str(dim): index for dim, index in dims.items()} for name, dims in self.tensors.items()},
             "attributes": [list(one) for one in self.attributes],
             "biases": list(self.biases),
+            **({"absent": [list(one) for one in self.absent]} if self.absent else {}),
+            **({"missing": list(self.missing)} if self.missing else {}),
+            **({"fresh": True} if self.fresh else {}),
         }
 
     @classmethod
@@ -54,9 +64,11 @@ class Plan:
                 for path, name, value in data["attributes"]
             )
             biases = tuple(map(str, data.get("biases", ())))
+            absent = tuple((str(path), form) for path, form in data.get("absent", ()))
+            missing, fresh = tuple(map(str, data.get("missing", ()))), bool(data.get("fresh"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
-        return cls(tensors, attributes, biases)
+        return cls(tensors, attributes, biases, absent, missing, fresh)
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
@@ -115,7 +127,23 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
         assert isinstance(weight, Tensor)
         size = weight.shape[1 if getattr(modules[path], "transposed", False) else 0]
         modules[path].register_parameter("bias", nn.Parameter(weight.new_zeros(size), weight.requires_grad))
+    _erase(result, cut)
     return result
+
+
+def _erase(model: nn.Module, cut: Plan) -> None:
+    for path, form in cut.absent:
+        if path not in dict(model.named_modules()):
+            raise ModelError(f"the cut names the module {path}, which is not there: build the original")
+        model.set_submodule(path, Absent(model.get_submodule(path), form, cut.fresh))
+    for name in cut.missing:
+        path, _, leaf = name.rpartition(".")
+        parameter = dict(model.named_parameters()).get(name)
+        if parameter is None:
+            raise ModelError(f"the cut names {name}, which {type(model).__name__} does not have: build the original")
+        holder = model.get_submodule(path)
+        del holder._parameters[leaf]
+        holder.__dict__[leaf] = Nothing.like(parameter, cut.fresh)
 
 
 def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, shapings: Iterable[Shaping]) -> Plan:

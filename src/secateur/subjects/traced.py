@@ -23,10 +23,10 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import coupling as coupled
-from secateur.subjects import flops, onnxing
+from secateur.subjects import flops, invariance, onnxing, segments
 from secateur.subjects import offsets as offsets_of
 from secateur.subjects.coupling import Coupling
-from secateur.subjects.proof import Fault, Silenced, compare, differences, silenced
+from secateur.subjects.proof import Fault, Silenced, compare, differences, same, silenced
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
 from secateur.subjects.shrinking import Plan, plan, shrink, twin
 from secateur.vocabulary import Cut, Selection, Site, Units
@@ -56,6 +56,7 @@ class Traced:
         self._kept: dict[int, str] = {}
         self._bound: list[np.ndarray] = []
         self._tried: dict[type, int] = {}
+        self._held: dict[str, str] = {}
         self.error = 0.0
         """Largest relative difference of outputs between this cut and the silenced original, as it was proved."""
 
@@ -81,6 +82,11 @@ class Traced:
         """What goes together and what stays."""
         return coupled.couple(self.run, self._kept, self._bound)
 
+    @cached_property
+    def graph(self) -> segments.Graph:
+        """The recorded pass as a graph of operators, with its segments."""
+        return segments.trace(self.model, self.inputs, self._held)
+
     @property
     def reasons(self) -> Mapping[str, str]:
         """Dimension of a tensor, as "conv1.weight[0]" -> why it, or a part of it, stays."""
@@ -89,6 +95,9 @@ class Traced:
     def protect(self, names: Iterable[str], reason: str = "is protected by the caller") -> None:
         """Let nothing of these modules, parameters or sites go. Raises `InputError` for a name that is none."""
         for name in names:
+            self._held.update(
+                dict.fromkeys((n for n in tensors_of(self.model) if n == name or n.startswith(f"{name}.")), reason)
+            )
             axes = [
                 axis for axis in self.run.flow.atoms.axes if axis.tensor == name or axis.tensor.startswith(f"{name}.")
             ]
@@ -102,7 +111,8 @@ class Traced:
                 self._kept.update(dict.fromkeys(range(axis.start, axis.start + axis.size), reason))
             if not axes:
                 self._keep_site(name, reason)
-        self.__dict__.pop("coupling", None)
+        for name in ("coupling", "graph", "_invariance"):
+            self.__dict__.pop(name, None)
 
     def _keep_site(self, name: str, reason: str) -> None:
         atoms = np.flatnonzero(np.isin(self.coupling.classes.of, self.coupling.sites[name].classes))
@@ -210,6 +220,10 @@ class Traced:
         result._kept, result._bound, result._tried = dict(self._kept), list(self._bound), dict(self._tried)
         result.error, result._channels = self.error, self._channels
         result.__dict__.update(run=run, coupling=coupling)
+        result._held = dict(self._held)
+        result.__dict__.update(
+            {name: self.__dict__[name] for name in ("graph", "_invariance") if name in self.__dict__}
+        )
         return result
 
     # ------------------------------------------------------------------------------------------------- units
@@ -221,7 +235,14 @@ class Traced:
         on the example inputs), as polynomials of kept counts. Where Python code follows the data (routing to experts),
         FLOPs are those of the recorded pass. `multiple` rounds channels. At least one unit of each site stays. Raises
         `UnsupportedError` for a network in which nothing can go, with the reasons.
+
+        `units("segments")` gives the operators that can be erased whole instead, one site. They are cut alone; some
+        selections of them would break the network, which `cut` refuses and `erasure` tells.
         """
+        if segments.SITE in axes:
+            if len(axes) > 1:
+                raise UnsupportedError("segments are cut alone: cut them first, then the channels of the result")
+            return self._segments()
         coupling = self.coupling
         if not coupling.sites:
             raise UnsupportedError(f"nothing of this {type(self.model).__name__} can be cut: {self._why()}")
@@ -266,6 +287,36 @@ class Traced:
         here = sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
         return max(0.0, self._channels - here)
 
+    def _segments(self) -> Units:
+        found = self.graph.removable
+        if not found:
+            reasons = dict.fromkeys(one.reason for one in self.graph.segments)
+            raise UnsupportedError(
+                f"no segment of this {type(self.model).__name__} can be erased: {'; '.join(reasons) or 'it has none'}"
+            )
+        size = dict(self.model.named_parameters())
+        owned = [[size[name] for name in one.parameters] for one in found]
+        own = {
+            "segments": np.ones(len(found)),
+            "params": np.array([float(sum(p.numel() for p in part)) for part in owned]),
+            "bytes": np.array([float(sum(p.numel() * p.element_size() for p in part)) for part in owned]),
+        }
+        whole = self._count()
+        base = {measure: whole[measure] - float(own[measure].sum()) for measure in ("params", "bytes")}
+        return Units({segments.SITE: Site(segments.SITE, len(found), own)}, (), base)
+
+    def erasure(self, selection: Selection) -> segments.Erasure | None:
+        """What goes with the segments that `selection` does not keep; None if the network would break."""
+        return self.graph.erase(self._gone(selection))
+
+    def _gone(self, selection: Selection) -> list[str]:
+        found = self.graph.removable
+        keep = selection.keep[segments.SITE]
+        mask = np.asarray(keep.cpu() if isinstance(keep, Tensor) else keep).astype(bool)
+        if mask.shape != (len(found),):
+            raise InputError(f"the selection of segments has shape {mask.shape}, expected ({len(found)},)")
+        return [one.name for one, stays in zip(found, mask, strict=True) if not stays]
+
     def _why(self) -> str:
         counted: dict[str, int] = {}
         for reason in self.reasons.values():
@@ -292,6 +343,34 @@ class Traced:
             ]
         return {name: parts for name, parts in result.items() if parts}
 
+    def producers(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
+        """As `slices`, but only what makes a unit: where all of it is zero, the unit's values are zero.
+
+        Only sites whose cut then equals the network with the zeros, norms and all, are there: see `invariance`.
+        """
+        reads, exact = self._invariance
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return {
+            name: [part for part in parts if (names[id(part[0])], part[1]) not in reads]
+            for name, parts in self.slices().items()
+            if name in exact
+        }
+
+    @cached_property
+    def _invariance(self) -> tuple[set[tuple[str, int]], set[str]]:
+        return invariance.reads(self.model), invariance.exact(self.model, self.inputs, self.coupling, self.run)
+
+    def weights(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
+        """The weights of the segments that can be erased, in the form of `slices`: site -> (parameter, 0, unit)."""
+        found = dict(self.model.named_parameters())
+        return {
+            segments.SITE: [
+                (found[name], 0, torch.full((len(found[name]) if found[name].dim() else 1,), number))
+                for number, one in enumerate(self.graph.removable)
+                for name in one.parameters
+            ]
+        }
+
     # --------------------------------------------------------------------------------------------------- cut
 
     def _keep(self, selection: Selection) -> dict[str, np.ndarray]:
@@ -312,12 +391,15 @@ class Traced:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
 
         With `prove`, both the smaller network and the silenced original run on the example inputs and must agree to
-        1e-5 of the largest output; `CutError` says where they don't.
+        1e-5 of the largest output; `CutError` says where they don't. Segments (see `units`) are erased: then the
+        silenced original has zeros for their weights. Raises `InputError` where the network breaks without them.
 
         With `offsets`, channels that go are not silent but what their batch norms give at a scale of 0: the constants
         are folded into whatever reads them (see `secateur.subjects.offsets`). A receipt's note says how much nearer
         that is, on the example inputs, to the original with those scales at 0; where it is not, nothing is folded.
         """
+        if segments.SITE in selection.keep:
+            return self._erase(selection, prove)
         keep = self._keep(selection)
         removed = {name: (int((~mask).sum()), len(mask)) for name, mask in keep.items() if not mask.all()}
         before = self._count()
@@ -368,6 +450,34 @@ class Traced:
         biases = f"{len(found) - means} biases ({sum(one.made for one in found)} of them new)"
         return (*lost, f"offsets: folded into {biases} and {means} running means; {changed}")
 
+    def _erase(self, selection: Selection, prove: bool) -> tuple[Traced, Cut]:
+        if len(selection.keep) > 1:
+            raise InputError("the selection names segments and more: cut segments first, then channels of the result")
+        before, count = self._count(), len(self.graph.removable)
+        gone = self._gone(selection)
+        if not gone:
+            return Traced(twin(self.model), self.inputs, self.plans), Cut({}, before, before)
+        erasure = self.graph.erase(gone)
+        if erasure is None:
+            raise InputError(
+                f"without {', '.join(gone)} no way leads from the input to the output of this "
+                f"{type(self.model).__name__}: keep one of them"
+            )
+        made = self.graph.plan(self.model, erasure)
+        result = Traced(shrink(self.model, made), self.inputs, (*self.plans, made))
+        if prove:
+            result.error, fault = same(result.model, self.silence(selection).model, self.inputs)
+            if fault is not None:
+                raise CutError(f"erasing {', '.join(gone)} can't be proved: {fault.what}", fault)
+        after = result._count()
+        removed = {segments.SITE: (len(gone), count)}
+        notes = [f"erased: {', '.join(erasure.removed)}"]
+        if erasure.dead:
+            notes.append(f"erased because only erased parts took their results: {', '.join(erasure.dead)}")
+        notes += [f"stays: {one.name}: {one.reason}" for one in self.graph.segments if one.reason]
+        before["segments"], after["segments"] = float(count), float(count - len(gone))
+        return result, Cut(removed, before, after, tuple(notes))
+
     def _notes(self) -> list[str]:
         counted: dict[str, list[str]] = {}
         for axis, reason in self.reasons.items():
@@ -379,6 +489,16 @@ class Traced:
 
     def silence(self, selection: Selection) -> Traced:
         """The same shapes with the units that go set to zero, norms over what is kept: what a cut must equal."""
+        if segments.SITE in selection.keep:
+            erasure = self.erasure(selection)
+            parameters = dict(self.model.named_parameters())
+            zero = {one.name: one.parameters for one in self.graph.segments}
+            changed = {
+                name: torch.zeros_like(parameters[name])
+                for one in (erasure.removed if erasure else self._gone(selection))
+                for name in zero[one]
+            }
+            return Traced(twin(self.model, changed), self.inputs, self.plans)
         kept = self.coupling.kept(self._keep(selection))
         return Traced(silenced(self.model, self.coupling, kept), self.inputs, self.plans)
 
