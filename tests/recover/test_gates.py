@@ -147,9 +147,10 @@ def test_modules_that_return_tuples_and_take_keywords_can_be_gated():
     doors.fixed = {"a": torch.tensor([0])}
     with doors.on(net):
         assert torch.equal(net(x), x)
-    with pytest.raises(InputError, match="no module 'pear'"), gates.Gates(
-        {"a": gates.Place("pear", 3, 1, {"pair": None})}
-    ).on(net):
+    with (
+        pytest.raises(InputError, match="no module 'pear'"),
+        gates.Gates({"a": gates.Place("pear", 3, 1, {"pair": None})}).on(net),
+    ):
         pass
     with pytest.raises(InputError, match="no place"):
         gates.Gates({})
@@ -223,7 +224,9 @@ print(" ".join(map(str, [*mean.tolist(), float(value), *gradient.flatten().tolis
 
 def test_the_mean_over_processes_and_its_gradient_are_those_of_one_big_batch(tmp_path):
     command = [sys.executable, "-c", PROCESS]
-    both = [subprocess.Popen([*command, str(r), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True) for r in (0, 1)]
+    both = [
+        subprocess.Popen([*command, str(r), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True) for r in (0, 1)
+    ]
     found = [[float(one) for one in process.communicate(timeout=120)[0].split()] for process in both]
     torch.manual_seed(0)
     gate, x = gates.Gate(4, 3, bias=0.5), torch.randn(8, 4)

@@ -88,7 +88,11 @@ def by_hand(model, x, gone):
 def test_identity_blocks_are_found_and_blocks_that_change_the_shape_are_not(branches):
     assert [one.name for one in branches] == ["layers.0", "layers.1", "layers.3"]
     assert branches.branches[0].modules[-1] == "layers.0.bn2"
-    assert (branches.branches[2].source, branches.branches[2].channels, branches.branches[2].dim) == ("layers.3.conv1", 8, 1)
+    assert (branches.branches[2].source, branches.branches[2].channels, branches.branches[2].dim) == (
+        "layers.3.conv1",
+        8,
+        1,
+    )
 
 
 @pytest.mark.parametrize("keep", [(1, 1, 1), (0, 1, 1), (1, 0, 0), (0, 0, 0)])
@@ -149,14 +153,14 @@ def test_a_copy_has_the_same_branches_and_its_own_weights(subject, branches):
 
 def test_some_branches_and_bad_input(subject, branches):
     assert [one.name for one in Branches(subject, ["layers.[13]"])] == ["layers.1", "layers.3"]
-    with pytest.raises(InputError, match="no residual branch is called 'stage.*'"):
+    with pytest.raises(InputError, match=r"no residual branch is called 'stage\.\*'"):
         Branches(subject, ["stage.*"])
     with pytest.raises(InputError, match="shape"):
         branches.cut(Selection({"branches": np.ones(2, bool)}))
     with pytest.raises(InputError, match="conv1"):
         branches.cut(Selection({"layers.0.conv1.channels": np.ones(2, bool)}))
     model, inputs = nets.make("mlp")
-    with pytest.raises(UnsupportedError, match="x \\+ F"):
+    with pytest.raises(UnsupportedError, match=r"x \+ F"):
         Branches(open_traced(model, inputs))
 
 
@@ -183,7 +187,7 @@ def test_what_a_fast_path_needs_is_not_taken_away():
 
 
 def test_a_plan_of_another_network_is_refused():
-    with pytest.raises(ModelError, match="layers.0"):
+    with pytest.raises(ModelError, match=r"layers\.0"):
         shrink(nn.Linear(2, 2), Plan(erased=(("layers.0", "*", True),)))
     assert Plan.from_dict(Plan(erased=(("a", ["*", None], False),)).to_dict()).erased == (("a", ["*", None], False),)
     assert Plan.from_dict({"tensors": {}, "attributes": []}).erased == ()

@@ -115,9 +115,7 @@ class Gates(nn.Module):
     open, so {} opens all.
     """
 
-    def __init__(
-        self, places: Mapping[str, Place], *, hidden: int = 16, bias: float = 1.0, leak: float = 0.01
-    ) -> None:
+    def __init__(self, places: Mapping[str, Place], *, hidden: int = 16, bias: float = 1.0, leak: float = 0.01) -> None:
         super().__init__()
         if not places:
             raise InputError("there is no place for a gate: name other units")

@@ -70,11 +70,13 @@ class Calls:
 
     @cached_property
     def users(self) -> list[list[int]]:
-        """For each node, the nodes that take from it."""
+        """For each node, the nodes that take from it and on which the output depends."""
         found: list[list[int]] = [[] for _ in self.nodes]
-        for place, node in enumerate(self.nodes):
-            for one in node.inputs:
-                found[one].append(place)
+        last = len(self.nodes) - 1
+        for place in range(last, -1, -1):
+            if place == last or found[place]:
+                for one in self.nodes[place].inputs:
+                    found[one].insert(0, place)
         return found
 
     @cached_property
@@ -170,4 +172,3 @@ def channels_along(module: nn.Module, rank: int) -> int:
             maps = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
             return 1 if isinstance(part, maps) or type(part).__name__.endswith("2d") else rank - 1
     return 1 if rank == 4 else rank - 1
-

@@ -8,7 +8,6 @@ tried once, and one that can't be left out so stays, with the reason.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -83,7 +82,9 @@ class Branches:
                 continue
             small = Traced(shrink(subject.model, one.plan()), subject.inputs)
             counted = subject._count(subject.model), subject._count(small.model)
-            self.cost[one.name] = {"flops": whole - small.flops()} | {m: counted[0][m] - counted[1][m] for m in counted[0]}
+            self.cost[one.name] = {"flops": whole - small.flops()} | {
+                m: counted[0][m] - counted[1][m] for m in counted[0]
+            }
             kept.append(one)
         self.branches = tuple(kept)
         if not kept:
@@ -108,9 +109,7 @@ class Branches:
 
     def units(self) -> Units:
         """One site, "branches", with exact costs: params, bytes, FLOPs on the example inputs, and branches."""
-        columns = {
-            measure: np.array([self.cost[one.name][measure] for one in self.branches]) for measure in self.base
-        }
+        columns = {measure: np.array([self.cost[one.name][measure] for one in self.branches]) for measure in self.base}
         base = {measure: value - float(columns[measure].sum()) for measure, value in self.base.items()}
         columns["branches"] = np.ones(len(self.branches))
         return Units({SITE: Site(SITE, len(self.branches), columns)}, (), base)
@@ -241,7 +240,7 @@ def _cuts(path: str) -> list[int]:
 
 def _names(branches: list[list[str]], modules: dict[str, nn.Module]) -> list[str]:
     """What the modules of each branch have in common; where that holds another branch as well, the largest of them."""
-    common = [os.path.commonprefix([f"{path}." for path in paths]).rpartition(".")[0] for paths in branches]
+    common = [_common([path.split(".") for path in paths]) for paths in branches]
     names = []
     for place, (name, paths) in enumerate(zip(common, branches, strict=True)):
         others = [f"{other}." for number, other in enumerate(common) if number != place]
@@ -249,3 +248,10 @@ def _names(branches: list[list[str]], modules: dict[str, nn.Module]) -> list[str
             name = max(paths, key=lambda path: sum(p.numel() for p in modules[path].parameters()))
         names.append(name)
     return names
+
+
+def _common(paths: list[list[str]]) -> str:
+    alike = 0
+    while all(len(path) > alike for path in paths) and len({path[alike] for path in paths}) == 1:
+        alike += 1
+    return ".".join(paths[0][:alike])

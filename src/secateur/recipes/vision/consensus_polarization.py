@@ -162,28 +162,23 @@ def consensus_polarization(
         overruled = sum(int((voted[name] != np.asarray(mask)).sum()) for name, mask in selection.keep.items())
         small, cut = gated.cut(work, replace(selection, budget=budget))
 
-        agreed = statistics.unanimous(often)
-        before = _accuracy(small.model, held, batch)
-        if reestimate and agreed < 1.0:
-            norms.reestimate(small.model, lambda part: small.model(part["inputs"]), feed)
+        accuracy = {"before norms": _accuracy(small.model, held, batch)}
+        if reestimate and statistics.unanimous(often) < 1.0:
+            norms.reestimate(small.model, partial(_run, small.model), feed)
         with doors.on(work.model):
-            doors.fixed = None
-            dynamic = _accuracy(work.model, held, batch)
-        said = {
+            accuracy["dynamic"] = _accuracy(work.model, held, batch)
+        accuracy["static"] = _accuracy(small.model, held, batch)
+        said: dict[str, Any] = {
             "frequency": {name: [round(float(one), 6) for one in row] for name, row in often.items()},
-            "unanimous": agreed,
+            "unanimous": statistics.unanimous(often),
             "agreement": statistics.agreement(decisions),
-            "accuracy": {"dynamic": dynamic, "static": _accuracy(small.model, held, batch), "before norms": before},
+            "accuracy": accuracy,
             "overruled": overruled,
-            "flops": {
-                "dense": per_example,
-                "gates": doors.flops(),
-                "static": small.flops() / rows,
-                "training": recovery.flops if recovery else 0.0,
-            },
+            "flops": {"dense": per_example, "gates": doors.flops(), "static": small.flops() / rows},
+            "training": {"flops": recovery.flops, "seconds": recovery.seconds} if recovery else {},
         }
-        said = run.json(f"gates-{budget}", lambda said=said: said)
-        yield Result(str(budget), small, cut, selection.spent, recovery, _notes(said, len(held), recovery is None))
+        said = run.json(f"gates-{budget}", partial(dict, said))
+        yield Result(str(budget), small, cut, selection.spent, recovery, _notes(said, len(held)))
 
 
 # ---------------------------------------------------------------------------------------------- gates on a network
@@ -208,7 +203,9 @@ class Gated:
         return {name: torch.cat([values[place] for place in self.gates.places]) for name in self.units}
 
 
-def gate(subject: Traced, mode: str = "channel", units: str = "", *, multiple: int = 1, seed: int = 0, **how: Any) -> Gated:
+def gate(
+    subject: Traced, mode: str = "channel", units: str = "", *, multiple: int = 1, seed: int = 0, **how: Any
+) -> Gated:
     """Gates for `subject`, to be trained by any loop: within `gates.on(model)`, add the two losses of `recover.gates`.
 
     mode, units, multiple: as in `consensus_polarization`. how: `hidden`, `bias` and `leak` of the gates.
@@ -295,7 +292,7 @@ def loss(
     open_for: float = 0.0,
     ramp: float = 0.0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """L_task + lambda_act R_act + lambda_polar R_polar of one batch, an objective of `loop.train` but for its first four.
+    """L_task + lambda_act R_act + lambda_polar R_polar of one batch: an objective, once its first four are given.
 
     target: measure -> what may be spent. part: "inputs", "labels", and "progress" from 0 to 1 if gates are forced open
     for the share `open_for` of it, and lambda_polar grows over the share `ramp` that follows.
@@ -319,10 +316,16 @@ def loss(
     grown = min(1.0, (progress - open_for) / ramp) if ramp > 0 else 1.0
     weight = len(part["inputs"]) * int(os.environ.get("WORLD_SIZE", "1")) / totals["examples"]
     further = weight * gates.once(activation * act + polarization * grown * polar)
-    return task + further, {"task": float(task.detach()), "act": weight * float(act.detach()), "polar": weight * float(polar.detach())}
+    return task + further, {
+        "task": float(task.detach()),
+        "act": weight * float(act.detach()),
+        "polar": weight * float(polar.detach()),
+    }
 
 
-def ask(model: nn.Module, doors: gates.Gates, data: Examples, batch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def ask(
+    model: nn.Module, doors: gates.Gates, data: Examples, batch: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(place -> decisions [N, units], place -> mean of what was binarised [units]) for all of `data`, in eval mode."""
     model.eval()
     doors.fixed = None
@@ -347,7 +350,9 @@ def logits(output: Any) -> Tensor:
     if found is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         found = output[0]
     if not isinstance(found, Tensor):
-        raise UnsupportedError(f"the network returns a {type(output).__name__}: expected logits, or an output with them")
+        raise UnsupportedError(
+            f"the network returns a {type(output).__name__}: expected logits, or an output with them"
+        )
     return found
 
 
@@ -360,7 +365,7 @@ def _in_order(data: Examples, batch: int) -> Iterator[dict[str, Any]]:
 def _accuracy(model: nn.Module, data: Examples, batch: int) -> float:
     model.eval()
     with torch.no_grad():
-        return quality.accuracy(lambda part: logits(model(part["inputs"])), _in_order(data, batch)).value
+        return quality.accuracy(partial(_run, model), _in_order(data, batch)).value
 
 
 def _rows(subject: Traced) -> int:
@@ -368,18 +373,29 @@ def _rows(subject: Traced) -> int:
     return len(given[0]) if given and given[0].dim() else 1
 
 
-def _notes(said: Mapping[str, Any], held: int, untrained: bool) -> tuple[str, ...]:
-    accuracy, flops = said["accuracy"], said["flops"]
+def _run(model: nn.Module, part: Mapping[str, Any]) -> Tensor:
+    return logits(model(part["inputs"]))
+
+
+def _notes(said: Mapping[str, Any], held: int) -> tuple[str, ...]:
+    accuracy, flops, training = said["accuracy"], said["flops"], said["training"]
     every = [one for row in said["frequency"].values() for one in row]
     split = sum(0.01 < one < 0.99 for one in every)
     notes = [
-        f"{said['unanimous']:.1%} of {len(every)} gates say the same for at least 99% of the training examples; the masks "
-        f"of two examples agree on {said['agreement']:.1%} of the gates",
-        f"accuracy on {held} examples held out of training: {accuracy['dynamic']:.4f} with gates that look at the input, "
-        f"{accuracy['static']:.4f} without them",
-        f"FLOPs per example: {flops['dense']:.4g} whole, {flops['static']:.4g} now, no gate among them; training took about "
-        f"{flops['training']:.3g} (forward and backward), the gates' share {flops['gates'] / flops['dense']:.2%}",
+        f"{said['unanimous']:.1%} of {len(every)} gates say the same for at least 99% of the training examples; the "
+        f"masks of two examples agree on {said['agreement']:.1%} of the gates",
+        f"accuracy on {held} examples held out of training: {accuracy['dynamic']:.4f} with gates that look at the "
+        f"input, {accuracy['static']:.4f} without them",
+        f"FLOPs per example: {flops['dense']:.4g} whole, {flops['static']:.4g} now, no gate among them",
     ]
+    if training:
+        share = flops["gates"] / flops["dense"]
+        notes.append(
+            f"training took about {training['flops']:.3g} FLOPs, forward and backward, in {training['seconds']:.0f} s; "
+            f"the gates' share is {share:.2%}"
+        )
+    else:
+        notes.append("dry run: nothing was trained, the gates are as they started")
     if accuracy["before norms"] != accuracy["static"]:
         notes.append(f"before batch norms were averaged anew: {accuracy['before norms']:.4f}")
     if split:
@@ -387,8 +403,6 @@ def _notes(said: Mapping[str, Any], held: int, untrained: bool) -> tuple[str, ..
     if said["overruled"]:
         notes.append(f"{said['overruled']} units went against the gates' vote, to meet the budget: raise activation")
     for name, row in said["frequency"].items():
-        if len(row) > 1 and sum(one >= 0.5 for one in row) == 0:
+        if len(row) > 1 and not any(one >= 0.5 for one in row):
             notes.append(f"all gates of {name} are off: the least that may stay was kept")
-    if untrained:
-        notes.append("dry run: nothing was trained, the gates are as they started")
     return tuple(notes)
