@@ -73,7 +73,7 @@ class Branches:
                 known = ", ".join(one.name for one in found) or "none"
                 raise InputError(f"no residual branch is called {pattern!r}: this network has {known}")
         chosen = [one for one in found if not wanted or any(fnmatchcase(one.name, pattern) for pattern in wanted)]
-        whole, kept = subject.flops(), []
+        self.base, kept = subject._count(), []
         self.cost: dict[str, dict[str, float]] = {}
         for one in chosen:
             why = self._tried(one)
@@ -81,10 +81,8 @@ class Branches:
                 self.reasons[one.name] = why
                 continue
             small = Traced(shrink(subject.model, one.plan()), subject.inputs)
-            counted = subject._count(subject.model), subject._count(small.model)
-            self.cost[one.name] = {"flops": whole - small.flops()} | {
-                m: counted[0][m] - counted[1][m] for m in counted[0]
-            }
+            after = small._count()
+            self.cost[one.name] = {measure: value - after[measure] for measure, value in self.base.items()}
             kept.append(one)
         self.branches = tuple(kept)
         if not kept:
@@ -93,7 +91,6 @@ class Branches:
                 f"this {type(subject.model).__name__} has no residual branch that can go"
                 f"{': ' + why if why else ': nothing of it has the form x + F(x)'}"
             )
-        self.base = {"flops": whole, **subject._count(subject.model)}
 
     def of(self, subject: Traced) -> Branches:
         """The same branches of a copy of the network with other weights, without looking for them again."""
@@ -130,7 +127,7 @@ class Branches:
         before = self.base | {"branches": float(len(self))}
         plans = (*self.subject.plans, Plan(erased=erased)) if gone else self.subject.plans
         small = Traced(shrink(self.subject.model, Plan(erased=erased)), self.subject.inputs, plans)
-        after = {"flops": small.flops(), **small._count(small.model), "branches": float(len(self) - len(gone))}
+        after = small._count() | {"branches": float(len(self) - len(gone))}
         notes = [f"{one.name} is gone: x + F(x) is x" for one in gone]
         notes += [f"stays: {name}: {why}" for name, why in self.reasons.items()]
         removed = {SITE: (len(gone), len(self))} if gone else {}
