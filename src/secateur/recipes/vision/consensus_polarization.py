@@ -57,7 +57,7 @@ def consensus_polarization(
     seed: int = 0,
     open_for: float = 0.1,
     ramp: float = 0.5,
-    activation: float = 1.0,
+    activation: float = 4.0,
     polarization: float = 3.0,
     form: str = "hinge",
     slack: float = 0.0,
@@ -96,7 +96,7 @@ def consensus_polarization(
         seed: of gates, order of examples and dropout.
         open_for: share of the steps at the start with all gates forced open.
         ramp: share of the steps after that over which lambda_polar grows to its full value.
-        activation: lambda_act.
+        activation: lambda_act; more than lambda_polar, which pulls a gate that is nearly always on back with that slope.
         polarization: lambda_polar; 0 leaves the gates free to differ from input to input.
         form: "hinge" charges what is above the target; "absolute" also what is below.
         slack: with "absolute", a distance to the target that is free, as a share of the gated cost.
@@ -285,7 +285,7 @@ def loss(
     part: Mapping[str, Any],
     totals: Mapping[str, int],
     *,
-    activation: float = 1.0,
+    activation: float = 4.0,
     polarization: float = 3.0,
     form: str = "hinge",
     slack: float = 0.0,
@@ -401,7 +401,10 @@ def _notes(said: Mapping[str, Any], held: int) -> tuple[str, ...]:
     if split:
         notes.append(f"{split} gates never agreed: raise polarization or train longer")
     if said["overruled"]:
-        notes.append(f"{said['overruled']} units went against the gates' vote, to meet the budget: raise activation")
+        notes.append(
+            f"{said['overruled']} units went against the gates' vote, to meet the budget: raise activation "
+            "above polarization"
+        )
     for name, row in said["frequency"].items():
         if len(row) > 1 and not any(one >= 0.5 for one in row):
             notes.append(f"all gates of {name} are off: the least that may stay was kept")
