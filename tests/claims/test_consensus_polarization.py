@@ -198,8 +198,8 @@ def test_polarization_is_what_makes_the_gates_agree():
     names = {"unanimous": "share of unanimous gates", "drop": "accuracy lost when the gates become constants"}
     lab.singly(
         NAME, "polarization",
-        "with polarization over 95% of the gates are unanimous and nothing is lost when they become constants; without, "
-        "fewer are and something is",
+        "with polarization over 95% of the gates are unanimous and nothing is lost when they become constants; "
+        "without, fewer are and something is",
         holds, {name: lab.mean(columns[key][0]) for key, name in names.items()},
         {"without polarization": {name: lab.mean(columns[key][1]) for key, name in names.items()}},
         setup=NOISY, reason="the gates agree without polarization too", seeds=SEEDS,

@@ -18,7 +18,19 @@ from torch import Tensor, nn
 from secateur.errors import InputError, UnsupportedError
 from secateur.vocabulary import Units
 
-__all__ = ["Gate", "Gates", "Place", "activation", "batch_mean", "binarise", "cost", "once", "polarization", "pool"]
+__all__ = [
+    "Gate",
+    "Gates",
+    "Place",
+    "activation",
+    "batch_mean",
+    "binarise",
+    "cost",
+    "once",
+    "polarization",
+    "pool",
+    "processes",
+]
 
 
 class _Step(torch.autograd.Function):
@@ -228,7 +240,7 @@ def batch_mean(decisions: Tensor) -> Tensor:
     """
     total = decisions.sum(0)
     count = torch.full((1,), float(len(decisions)), device=total.device)
-    if _processes() > 1:
+    if processes() > 1:
         whole = torch.cat([total.detach().float(), count])
         torch.distributed.all_reduce(whole)
         total, count = total + (whole[:-1] - total.detach()).to(total.dtype), whole[-1:]
@@ -240,10 +252,11 @@ def once(loss: Tensor) -> Tensor:
 
     Its gradient stays whole, since each process differentiates only its own decisions.
     """
-    return loss - loss.detach() * (1.0 - 1.0 / _processes())
+    return loss - loss.detach() * (1.0 - 1.0 / processes())
 
 
-def _processes() -> int:
+def processes() -> int:
+    """How many share the training."""
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if there else 1
 

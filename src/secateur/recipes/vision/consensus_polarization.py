@@ -96,7 +96,7 @@ def consensus_polarization(
         seed: of gates, order of examples and dropout.
         open_for: share of the steps at the start with all gates forced open.
         ramp: share of the steps after that over which lambda_polar grows to its full value.
-        activation: lambda_act; more than lambda_polar, which pulls a gate that is nearly always on back with that slope.
+        activation: lambda_act; above lambda_polar, which pulls a gate that is nearly always on back with that slope.
         polarization: lambda_polar; 0 leaves the gates free to differ from input to input.
         form: "hinge" charges what is above the target; "absolute" also what is below.
         slack: with "absolute", a distance to the target that is free, as a share of the gated cost.
@@ -314,7 +314,7 @@ def loss(
         share = (gates.cost(units, by_site, measure) - low) / (high - low)
         act = act + gates.activation(share, max(0.0, (limit - float(low)) / float(high - low)), form, slack).float()
     grown = min(1.0, (progress - open_for) / ramp) if ramp > 0 else 1.0
-    weight = len(part["inputs"]) * int(os.environ.get("WORLD_SIZE", "1")) / totals["examples"]
+    weight = len(part["inputs"]) * gates.processes() / totals["examples"]
     further = weight * gates.once(activation * act + polarization * grown * polar)
     return task + further, {
         "task": float(task.detach()),
