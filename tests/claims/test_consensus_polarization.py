@@ -155,13 +155,20 @@ def test_better_than_cutting_after_training():
     )  # fmt: skip
 
 
-def converted(seed: int, strength: float) -> dict[str, float]:
-    """Gates trained with lambda_polar = `strength`: consensus, and accuracy before and after they become constants."""
+def converted(seed: int, strength: float, blind: bool = False) -> dict[str, float]:
+    """Gates trained with lambda_polar = `strength`: consensus, and accuracy before and after they become constants.
+
+    blind: only the gates' last bias is trained, so that they are a plain learnable mask.
+    """
 
     def compute() -> dict[str, float]:
         torch.set_num_threads(1)
         work, (train, test) = opened("noisy", seed).copy(), data("noisy")
         doors = recipe.gate(work, "channel", seed=seed)
+        for one in doors.gates.each if blind else ():
+            one.decide.weight.detach().zero_()
+            for parameter in (*one.look.parameters(), one.decide.weight):
+                parameter.requires_grad_(False)
         target = {"flops": 0.5 * 0.98 * doors.units.cost()["flops"]}
         feed = examples.batches(train, batch=64, seed=seed)
         objective = partial(recipe.loss, work.model, doors.gates, doors.units, target, polarization=strength)
@@ -180,10 +187,10 @@ def converted(seed: int, strength: float) -> dict[str, float]:
             "unanimous": statistics.unanimous(often),
             "agreement": statistics.agreement(decisions),
             "drop": dynamic - vision.accuracy(small.model, test),
-            "static": dynamic,
+            "accuracy": vision.accuracy(small.model, test),
         }
 
-    return lab.remembered(f"{NAME}-converted-{strength}-{seed}", compute)
+    return lab.remembered(f"{NAME}-converted-{strength}-{seed}{'-blind' if blind else ''}", compute)
 
 
 def test_polarization_is_what_makes_the_gates_agree():
@@ -205,6 +212,15 @@ def test_polarization_is_what_makes_the_gates_agree():
         setup=NOISY, reason="the gates agree without polarization too", seeds=SEEDS,
     )  # fmt: skip
     assert holds, columns
+
+
+def test_gates_that_look_against_a_mask_that_does_not():
+    looking, mask = ([converted(seed, 3.0, blind)["accuracy"] for seed in SEEDS] for blind in (False, True))
+    lab.record(
+        NAME, "mask", "gates that look at the input find a network as good as a plain learnable mask does, within a point",
+        sum(looking) >= sum(mask) - 0.01 * len(SEEDS), ("gates/accuracy", looking), {"mask/accuracy": mask}, lower=False,
+        setup=NOISY, reason="the plain mask is better by more than a point",
+    )  # fmt: skip
 
 
 def test_the_size_follows_the_target():
