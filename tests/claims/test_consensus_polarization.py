@@ -32,6 +32,7 @@ SEEDS = (0, 1, 2)
 EPOCHS = 20
 NAME = "consensus_polarization"
 NOISY = f"ResNet of 3 stages x 3 blocks, 1,000 MNIST digits of 10 x 10 with noise 0.5, {EPOCHS} epochs for each arm"
+CONSTANT = "nothing is lost without polarization either: all but a tenth of its gates agree by themselves"
 DIGITS = f"ResNet of 3 stages x 5 blocks, 1,000 digits of 8 x 8, {EPOCHS} epochs for each arm"
 
 
@@ -194,24 +195,25 @@ def converted(seed: int, strength: float, blind: bool = False) -> dict[str, floa
 
 
 def test_polarization_is_what_makes_the_gates_agree():
-    free, bound = ([converted(seed, strength) for seed in SEEDS] for strength in (0.0, 3.0))
-    columns = {key: ([one[key] for one in bound], [one[key] for one in free]) for key in ("unanimous", "drop")}
-    holds = (
-        min(columns["unanimous"][0]) > 0.95
-        and max(map(abs, columns["drop"][0])) <= 0.002
-        and sum(columns["unanimous"][1]) < sum(columns["unanimous"][0])
-        and sum(columns["drop"][1]) > sum(columns["drop"][0])
-    )
-    names = {"unanimous": "share of unanimous gates", "drop": "accuracy lost when the gates become constants"}
-    lab.singly(
-        NAME, "polarization",
-        "with polarization over 95% of the gates are unanimous and nothing is lost when they become constants; "
-        "without, fewer are and something is",
-        holds, {name: lab.mean(columns[key][0]) for key, name in names.items()},
-        {"without polarization": {name: lab.mean(columns[key][1]) for key, name in names.items()}},
-        setup=NOISY, reason="the gates agree without polarization too", seeds=SEEDS,
+    bound, free = ([converted(seed, strength)["unanimous"] for seed in SEEDS] for strength in (3.0, 0.0))
+    holds = min(bound) > 0.95 and lab.clearly_less(free, bound)
+    lab.record(
+        NAME, "agreement", "with polarization over 95% of the gates say the same for all inputs, and clearly more than "
+        "without",
+        holds, ("polarization/share of unanimous gates", bound), {"none/share of unanimous gates": free}, lower=False,
+        setup=NOISY, reason="the gates agree without polarization too",
     )  # fmt: skip
-    assert holds, columns
+
+
+@pytest.mark.xfail(strict=True, reason=CONSTANT)
+def test_less_is_lost_when_agreeing_gates_become_constants():
+    bound, free = ([converted(seed, strength)["drop"] for seed in SEEDS] for strength in (3.0, 0.0))
+    holds = max(map(abs, bound)) <= 0.005 and lab.clearly_less(bound, free)
+    lab.record(
+        NAME, "conversion", "nothing is lost when gates that agree become constants, and clearly less than without "
+        "polarization",
+        holds, ("polarization/accuracy lost", bound), {"none/accuracy lost": free}, setup=NOISY, reason=CONSTANT,
+    )  # fmt: skip
 
 
 def test_gates_that_look_against_a_mask_that_does_not():
@@ -257,8 +259,10 @@ def test_no_gate_is_left_and_the_clock_sees_it():
             model(x)
 
     against = {
-        "dense": latency.compare(lambda: run(whole), lambda: run(cutted), pairs=30, lasting=15.0, enough=2000),
-        "gated": latency.compare(dynamic, lambda: run(cutted), pairs=30, lasting=15.0, enough=2000),
+        "dense": latency.compare(
+            lambda: run(whole), lambda: run(cutted), pairs=30, lasting=15.0, enough=2000, resolution=0.1
+        ),
+        "gated": latency.compare(dynamic, lambda: run(cutted), pairs=30, lasting=15.0, enough=2000, resolution=0.1),
     }
     holds = all((pair.speedup.low or 0.0) > 1.2 for pair in against.values()) and found["gates"] < 0.02
     lab.singly(

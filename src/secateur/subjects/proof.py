@@ -14,7 +14,7 @@ from secateur.subjects.coupling import Coupling
 from secateur.subjects.recording import Example, leaves, record, running, tensors_of
 from secateur.subjects.shrinking import twin
 
-__all__ = ["Fault", "Silenced", "compare", "silenced"]
+__all__ = ["Fault", "Silenced", "compare", "differences", "silenced"]
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest output."""
@@ -91,6 +91,11 @@ def _watched(
     with running(model, entered, left):
         args, kwargs = example.fresh()
         return run(*args, **kwargs), sums
+
+
+def differences(found: Any, expected: Any) -> float:
+    """The largest difference of two outputs, relative to the largest expected value; infinite where shapes differ."""
+    return _difference(found, expected)[0]
 
 
 def _difference(found: Any, expected: Any) -> tuple[float, str]:

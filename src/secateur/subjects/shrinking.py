@@ -30,6 +30,8 @@ class Plan:
     """Tensor -> dimension -> indices that stay."""
     attributes: tuple[tuple[str, str, Any], ...] = ()
     """(module, attribute, new value)."""
+    biases: tuple[str, ...] = ()
+    """Modules that get a bias, which they did not have: zeros, to be filled with offsets."""
     erased: tuple[tuple[str, Any, bool], ...] = ()
     """(module, what it returns, whether it closes a branch): modules that a stand-in without weights replaces."""
 
@@ -38,6 +40,7 @@ class Plan:
         return {
             "tensors": {name: {str(dim): index for dim, index in dims.items()} for name, dims in self.tensors.items()},
             "attributes": [list(one) for one in self.attributes],
+            "biases": list(self.biases),
             "erased": [list(one) for one in self.erased],
         }
 
@@ -54,9 +57,10 @@ class Plan:
                 for path, name, value in data["attributes"]
             )
             erased = tuple((str(path), form, bool(closes)) for path, form, closes in data.get("erased", ()))
+            biases = tuple(map(str, data.get("biases", ())))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
-        return cls(tensors, attributes, erased)
+        return cls(tensors, attributes, biases, erased)
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
@@ -78,7 +82,7 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
         result: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
-            f"{type(model).__name__} can't be copied ({error}): give a model whose tensors are parameters or buffers"
+            f"{type(model).__name__} can't be copied ({error}): give a model that copy.deepcopy takes"
         ) from error
     if share:
         result.cpu()
@@ -108,6 +112,13 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
         holder = modules[path]
         old = getattr(holder, name)
         holder.__dict__[name] = type(old)(value) if isinstance(old, list | tuple) else value
+    for path in cut.biases:
+        if path not in modules:
+            raise ModelError(f"the cut names the module {path}, which is not there: build the original")
+        weight = modules[path].weight
+        assert isinstance(weight, Tensor)
+        size = weight.shape[1 if getattr(modules[path], "transposed", False) else 0]
+        modules[path].register_parameter("bias", nn.Parameter(weight.new_zeros(size), weight.requires_grad))
     for path, form, closes in cut.erased:
         if path not in modules:
             raise ModelError(f"the cut names the module {path}, which is not there: build the original")

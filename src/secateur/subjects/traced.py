@@ -10,6 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import coupling as coupled
-from secateur.subjects import flops
+from secateur.subjects import flops, onnxing
+from secateur.subjects import offsets as offsets_of
 from secateur.subjects.coupling import Coupling
-from secateur.subjects.proof import Fault, Silenced, compare, silenced
+from secateur.subjects.proof import Fault, Silenced, compare, differences, silenced
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
 from secateur.subjects.shrinking import Plan, plan, shrink, twin
 from secateur.vocabulary import Cut, Selection, Site, Units
@@ -48,6 +51,8 @@ class Traced:
         self.model = model
         self.inputs = example
         self.plans = plans
+        self._channels = 0.0
+        """How many channels an earlier cut has left; those of sites that are down to one unit are among them."""
         self._kept: dict[int, str] = {}
         self._bound: list[np.ndarray] = []
         self._tried: dict[type, int] = {}
@@ -203,7 +208,7 @@ class Traced:
         coupling, run = self.coupling, self.run
         result = Traced(twin(self.model), self.inputs, self.plans)
         result._kept, result._bound, result._tried = dict(self._kept), list(self._bound), dict(self._tried)
-        result.error = self.error
+        result.error, result._channels = self.error, self._channels
         result.__dict__.update(run=run, coupling=coupling)
         return result
 
@@ -230,7 +235,7 @@ class Traced:
         parameters = {name: p.element_size() for name, p in self.model.named_parameters()}
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         terms, base = coupling.terms(shapes, parameters, self.run.products)
-        whole = Units(sites, tuple(terms), base)
+        whole = Units(sites, tuple(terms), {**base, "channels": self._settled()})
         if not axes:
             return whole
         kinds = {site.kind for site in sites.values()}
@@ -255,6 +260,11 @@ class Traced:
             name: ", ".join(sorted(f"{kind(axis.tensor)}[{axis.dim}]" for axis, _ in site.axes))
             for name, site in self.coupling.sites.items()
         }
+
+    def _settled(self) -> float:
+        """Channels of sites that an earlier cut has brought down to one unit, which always stays."""
+        here = sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
+        return max(0.0, self._channels - here)
 
     def _why(self) -> str:
         counted: dict[str, int] = {}
@@ -298,17 +308,23 @@ class Traced:
             keep[name] = mask
         return keep
 
-    def cut(self, selection: Selection, *, prove: bool = True) -> tuple[Traced, Cut]:
+    def cut(self, selection: Selection, *, prove: bool = True, offsets: bool = False) -> tuple[Traced, Cut]:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
 
         With `prove`, both the smaller network and the silenced original run on the example inputs and must agree to
         1e-5 of the largest output; `CutError` says where they don't.
+
+        With `offsets`, channels that go are not silent but what their batch norms give at a scale of 0: the constants
+        are folded into whatever reads them (see `secateur.subjects.offsets`). A receipt's note says how much nearer
+        that is, on the example inputs, to the original with those scales at 0; where it is not, nothing is folded.
         """
         keep = self._keep(selection)
         removed = {name: (int((~mask).sum()), len(mask)) for name, mask in keep.items() if not mask.all()}
         before = self._count()
         if not removed:
-            return Traced(twin(self.model), self.inputs, self.plans), Cut({}, before, before)
+            same = Traced(twin(self.model), self.inputs, self.plans)
+            same._channels = self._channels
+            return same, Cut({}, before, before)
         kept = self.coupling.kept(keep)
         made = plan(self.model, self.coupling, kept, self.run.flow.shapings)
         small = shrink(self.model, made)
@@ -321,15 +337,36 @@ class Traced:
                     f"{f' in {fault.where}' if fault.where else ''}",
                     fault,
                 )
-        channels = sum(float(len(mask) * self.coupling.sites[name].width) for name, mask in self._whole().items())
+        notes = self._fold(result, kept) if offsets else ()
+        channels = self._settled()
+        channels += sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
         after = result._count()
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
+        result._channels = channels - gone
         return result, Cut(
-            removed, {**before, "channels": channels}, {**after, "channels": channels - gone}, tuple(self._notes())
+            removed,
+            {**before, "channels": channels},
+            {**after, "channels": channels - gone},
+            (*notes, *self._notes()),
         )
 
-    def _whole(self) -> dict[str, np.ndarray]:
-        return {name: np.ones(len(site.classes), bool) for name, site in self.coupling.sites.items()}
+    def _fold(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
+        """Fold into `small`, which was just cut so, the constants of what went; notes for the receipt."""
+        found, lost = offsets_of.offsets(self.model, self.coupling, kept, self.inputs)
+        if not found:
+            return (*lost, "offsets: no constant of what went reaches anything that stays")
+        plans = (*small.plans[:-1], replace(small.plans[-1], biases=tuple(one.module for one in found if one.made)))
+        whole = Traced(shrink(small.model, Plan(biases=plans[-1].biases)), small.inputs, plans)
+        offsets_of.fold(whole.model, found)
+        wanted = Traced(offsets_of.constant(self.model, self.coupling, kept), self.inputs).forward()
+        before, after = (differences(one.forward(), wanted) for one in (small, whole))
+        changed = f"the outputs' difference to scales of 0 changes from {before:.2g} to {after:.2g} of the largest"
+        if after >= before:
+            return (*lost, f"offsets: left out, for {changed}")
+        small.model, small.plans = whole.model, whole.plans
+        means = sum(one.into.endswith("running_mean") for one in found)
+        biases = f"{len(found) - means} biases ({sum(one.made for one in found)} of them new)"
+        return (*lost, f"offsets: folded into {biases} and {means} running means; {changed}")
 
     def _notes(self) -> list[str]:
         counted: dict[str, list[str]] = {}
@@ -382,12 +419,32 @@ class Traced:
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().contiguous() for name, tensor in _state(self.model).items()}
         _write(folder / _WEIGHTS, lambda place: save_file(state, place))
-        data = {"model": type(self.model).__name__, "plans": [one.to_dict() for one in self.plans]}
+        data = {
+            "model": type(self.model).__name__,
+            "plans": [one.to_dict() for one in self.plans],
+            "channels": self._channels,
+        }
         _write(folder / _PLAN, lambda place: Path(place).write_text(json.dumps(data), encoding="utf-8"))
         if program:
             args, kwargs = self.inputs.fresh()
             exported = torch.export.export(twin(self.model, share=True).eval(), args, kwargs, strict=False)
             _write(folder / "model.pt2", lambda place: torch.export.save(exported, place))
+
+    def export_onnx(self, file: str | Path) -> tuple[str, ...]:
+        """Write the network as an ONNX file, in evaluation mode and float32; returns notes.
+
+        Inputs are named as the arguments of its `forward`. They take any batch where the network lets them; a note
+        says where not. The file is run under onnxruntime beside the network before it is put in place. Raises
+        `MissingExtraError` without the `onnx` extra, `UnsupportedError` for what ONNX can't hold, `NumericalError`
+        where outputs differ by more than 1e-4.
+        """
+        file = Path(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        args, kwargs = self.inputs.fresh()
+        model = twin(self.model, share=True).eval()
+        notes: list[str] = []
+        _write(file, lambda place: notes.extend(onnxing.write_module(model, args, kwargs, Path(place))))
+        return tuple(notes)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -410,11 +467,13 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
 
     example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords). prove: cut half of
     everything once, and let stay what can't be cut, so that `units` promises no more than can be kept; without it, a
-    cut may raise `CutError`. Raises `ModelError` for a model that can't run on the inputs, `UnsupportedError` for
-    compiled, scripted and quantised models, and for one in which nothing can go.
+    cut may raise `CutError`. Raises `ModelError` for a model that can't run on the inputs or holds NaN,
+    `UnsupportedError` for compiled, scripted and quantised models, for one in which nothing can go, and for one that
+    chooses by its data what to run, where the inputs leave something out.
     """
-    _check(model)
     subject = Traced(model, Example.of(example_inputs))
+    _check(model, subject.inputs)
+    _check_branches(subject)
     if protect:
         subject.protect(protect)
     subject.units()
@@ -458,24 +517,46 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
     with torch.no_grad():
         for name, tensor in found.items():
             tensor.copy_(state[name])
-    return Traced(small, Example.of(example_inputs), plans)
+    result = Traced(small, Example.of(example_inputs), plans)
+    result._channels = float(data.get("channels", 0.0))
+    return result
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: nn.Module, example: Example) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"{type(model).__name__} is no torch.nn.Module: give the network itself")
-    if isinstance(model, torch.jit.ScriptModule) or type(model).__name__ == "OptimizedModule":
-        raise UnsupportedError(f"{type(model).__name__} is compiled: prune the model first, then compile the result")
+    for path, module in model.named_modules():
+        name = f"{path} ({type(module).__name__})" if path else type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
+            raise UnsupportedError(f"{name} is compiled: prune the model first, then compile the result")
+        if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes"):
+            raise UnsupportedError(f"{name} is quantised: prune first, then quantise the result")
     found = tensors_of(model)
     if not found:
         raise UnsupportedError(f"{type(model).__name__} has no parameters: nothing of it can be cut")
-    for path, module in model.named_modules():
-        if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes"):
-            raise UnsupportedError(
-                f"{path or type(module).__name__} is quantised: prune first, then quantise the result"
-            )
     for name, tensor in found.items():
+        if nn.parameter.is_lazy(tensor):
+            raise ModelError(f"{name} has no shape yet: run the model once, so that its lazy modules are made")
         if tensor.is_meta:
             raise ModelError(f"{name} has no values (it is on the meta device): load the weights first")
         if type(tensor.data) is not Tensor or tensor.is_quantized:
             raise UnsupportedError(f"{name} is a {type(tensor.data).__name__}: prune first, then quantise the result")
+        # Infinity is at home in buffers, as a mask.
+        wrong = ~torch.isfinite(tensor).all() if isinstance(tensor, nn.Parameter) else torch.isnan(tensor).any()
+        if tensor.is_floating_point() and bool(wrong):
+            raise ModelError(f"{name} holds NaN or infinity: load the weights again, or train with a lower rate")
+    tensors = [one for one in tree_leaves((example.args, dict(example.kwargs))) if isinstance(one, Tensor)]
+    if tensors and not any(one.numel() for one in tensors):
+        raise InputError(f"the example inputs are empty ({tuple(tensors[0].shape)}): give at least one example")
+
+
+def _check_branches(subject: Traced) -> None:
+    """Refuse a network that chooses by its data what to run, where the example leaves something out."""
+    reads, parameters = subject.run.reads, dict(subject.model.named_parameters())
+    idle = [name for name in parameters if name not in subject.run.used]
+    if reads and idle:
+        raise UnsupportedError(
+            f"{idle[0]} takes no part in the forward pass, which depends on values computed in "
+            f"{reads[0] or type(subject.model).__name__}: other inputs may run it; give example inputs that run all "
+            "of the network"
+        )
