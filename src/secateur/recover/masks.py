@@ -53,7 +53,7 @@ def held(model: nn.Module, masks: Masks) -> Iterator[None]:
 
 def _closing(mask: Tensor) -> Callable[[Tensor], Tensor]:
     def close(gradient: Tensor) -> Tensor:
-        return gradient * mask.to(gradient)
+        return gradient.masked_fill(~mask.to(gradient.device, torch.bool), 0.0)
 
     return close
 

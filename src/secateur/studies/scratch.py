@@ -283,6 +283,8 @@ def _arm(
         if epochs is None or lr is None:
             raise InputError(f"recipe {row.recipe} records no epochs and lr: say what the original was trained with")
         own = {name: settings[name] for name in ("weight_decay", "finetune", "finetune_epochs") if name in settings}
+        # That recipe holds out examples of its own: its arms are to see no more than its student did.
+        own["less"] = row.recipe == "rethinking_pruning_value"
         return fresh_network, {**common, "epochs": int(epochs), "lr": float(lr), **own}
     if epochs is not None:
         raise InputError("language models are trained for the run's own steps: leave epochs out")
@@ -311,6 +313,7 @@ def fresh_network(
     finetune: str = "classic",
     finetune_epochs: int | None = None,
     cap: float | None = None,
+    less: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """A generator like a recipe: one control arm of the network saved in the folder `student`, as its result.
@@ -318,7 +321,10 @@ def fresh_network(
     Args:
         removed: site -> (units that went, units there were), for arm "random units".
         arm: "scratch-E", "scratch-B" or "random units".
+        less: hold out of `data` what `rethinking_pruning_value` does.
     """
+    if less:
+        data, _ = data.split(seed=seed)
     small = reload_traced(student, subject.model, subject.inputs)
     length, how = epochs, dict[str, Any](lr=lr)
     notes: tuple[str, ...] = ()
