@@ -17,7 +17,11 @@ from secateur.score import reconstruction
 def layers():
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 5, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(5, 4, 2, dilation=2), nn.Flatten(), nn.Linear(16, 3)
+        nn.Conv2d(3, 5, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(5, 4, 2, dilation=2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
     )
     return model, [torch.randn(6, 3, 8, 8) for _ in range(2)]
 
@@ -29,7 +33,9 @@ def contributions(model, batches, path, channels):
     for channel in range(channels):
         alone = torch.zeros_like(inputs)
         alone[:, channel] = inputs[:, channel]
-        rows.append(functional.conv2d(alone, module.weight, None, module.stride, module.padding, module.dilation).flatten())
+        rows.append(
+            functional.conv2d(alone, module.weight, None, module.stride, module.padding, module.dilation).flatten()
+        )
     return torch.stack(rows).double()
 
 
@@ -80,7 +86,7 @@ def test_greedy_takes_the_least_growth_each_time():
     order = torch.argsort(reconstruction.greedy(g)).tolist()
     for step in range(len(order)):
         gone = order[:step]
-        losses = {c: float(g[gone + [c]][:, gone + [c]].sum()) for c in range(len(g)) if c not in gone}
+        losses = {c: float(g[[*gone, c]][:, [*gone, c]].sum()) for c in range(len(g)) if c not in gone}
         assert order[step] == min(losses, key=losses.get)
 
 

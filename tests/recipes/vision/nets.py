@@ -36,7 +36,11 @@ def vgg(depth: int = 1, seed: int = 0) -> nn.Module:
 class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.a, self.n, self.b = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.Conv2d(width, width, 1)
+        self.a, self.n, self.b = (
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.Conv2d(width, width, 1),
+        )
 
     def forward(self, x):
         return x + self.b(self.n(self.a(x)).relu())
