@@ -17,7 +17,8 @@ def network() -> nn.Module:
     torch.manual_seed(3)
     model = nn.Sequential(
         nn.Conv2d(8, 48, 3, groups=2), nn.BatchNorm2d(48), nn.ReLU(), nn.ConvTranspose2d(48, 20, 3),
-        nn.GroupNorm(4, 20), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 30), nn.LayerNorm(30), nn.Linear(30, 5),
+        nn.GroupNorm(4, 20), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 30),
+        nn.LayerNorm(30), nn.Linear(30, 5),
     )  # fmt: skip
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):

@@ -549,6 +549,7 @@ def trial(
     chance: bool = False,
     build: Callable[[], nn.Module] | None = None,
     augment: examples.Augment | None = None,
+    watch: bool = True,
     folder: Path | None = None,
     training: str = "",
 ) -> dict[str, Arm]:
@@ -557,12 +558,12 @@ def trial(
     mode: "E", "B", "both" or "none" of the fresh networks. chance: also as many units of each site at random, with
     their inherited weights, fine-tuned alike. build: gives a network of the cut shape; a copy of the student
     otherwise. Its weights are drawn anew either way. The arms share nothing but the order of the batches. `pruned`
-    stays as it is.
+    stays as it is. watch: note the error after each epoch, too, for the best beside the last.
     """
     sparse, count = bool(pruned.masks), len(_leading(pruned.dense))
     dense, cut = (forward_flops(one, sparse) / count for one in (pruned.dense, pruned.student))
-    common = {"batch": batch, "seed": seed, "weight_decay": weight_decay, "judged": judged, "augment": augment,
-              "training": training, "flops": cut}  # fmt: skip
+    common = {"batch": batch, "seed": seed, "weight_decay": weight_decay, "augment": augment, "training": training,
+              "judged": judged if watch else None, "flops": cut}  # fmt: skip
     gentle = {"lr": lr / 100, "schedule": "constant"} if finetune == "classic" else {"lr": lr}
     short = tuning_epochs(epochs, finetune, finetune_epochs)
 
