@@ -7,8 +7,7 @@ contributes, z_c = W[:, c] X[c], and G[c, e] = <z_c, z_e> over all samples and o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import DataError, InputError
-from secateur.score.hooks import Batch, finite, module_at, observe
+from secateur.score.hooks import Batch, evaluating, finite, module_at, observe
 
 __all__ = ["gram", "greedy", "lasso", "moments"]
 
@@ -45,24 +44,13 @@ def moments(
 
         return look
 
-    with _evaluating(model), torch.no_grad(), observe(model, {(path, "input"): reader(path) for path in modules}):
+    with evaluating(model), torch.no_grad(), observe(model, {(path, "input"): reader(path) for path in modules}):
         for batch in batches:
             forward(batch)
     missed = [path for path in modules if path not in sums]
     if missed:
         raise DataError(f"nothing reached {missed[0]}: give at least one batch that runs through it")
     return {path: finite(path, sums[path] / counts[path]) for path in modules}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _unfolded(path: str, module: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -199,7 +199,7 @@ def prune(
         return _prune_weights(dense, budget)
     units, source = sites(dense, inner), dense
     if method == "slimming":
-        scores = _scales(dense)
+        scores = magnitude.batch_norm(dense.model, dense.slices())
         units = _frozen(units, [name for name in units if name not in scores])
         if not units.free():
             raise UnsupportedError("slimming ranks channels by batch norms, and none that may go has one: choose l1")
@@ -256,12 +256,6 @@ def filters(dense: Traced, p: float = 1.0) -> dict[str, Tensor]:
 def _batch_norms(model: nn.Module) -> list[nn.Parameter]:
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     return [norm.weight for norm in norms if norm.weight is not None]
-
-
-def _scales(dense: Traced) -> dict[str, Tensor]:
-    known = {id(weight) for weight in _batch_norms(dense.model)}
-    found = {name: [part for part in parts if id(part[0]) in known] for name, parts in dense.slices().items()}
-    return magnitude.coupled({name: parts for name, parts in found.items() if parts}, p=1.0, normalise=False)
 
 
 def scales_l1(model: nn.Module, strength: float) -> Tensor:
