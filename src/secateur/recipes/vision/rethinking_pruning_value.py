@@ -40,6 +40,9 @@ CARD = {
 
 METHODS = ("l1", "slimming", "soft", "thinet", "regression", "unstructured")
 
+Augment = Callable[[Tensor, np.random.Generator], Tensor]
+"""(inputs [B, ...], generator) -> inputs: drawn anew for each batch and epoch."""
+
 
 def rethinking_pruning_value(
     subject: Traced,
@@ -434,7 +437,7 @@ def fit(
     closed: Masks | None = None,
     epoch_end: Callable[[], None] | None = None,
     judged: Examples | None = None,
-    augment: examples.Augment | None = None,
+    augment: Augment | None = None,
     folder: Path | None = None,
     flops: float = 0.0,
     training: str = "",
@@ -542,7 +545,7 @@ def trial(
     norm: float = 1.0,
     chance: bool = False,
     build: Callable[[], nn.Module] | None = None,
-    augment: examples.Augment | None = None,
+    augment: Augment | None = None,
     watch: bool = True,
     folder: Path | None = None,
     training: str = "",
