@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from secateur.files.examples import Examples
 
 STRIDES = (8, 16, 32)
 
 
 class Conv(nn.Module):
-    def __init__(self, before: int, width: int, kernel: int = 1, stride: int = 1, act: type[nn.Module] = nn.SiLU) -> None:
+    def __init__(
+        self, before: int, width: int, kernel: int = 1, stride: int = 1, act: type[nn.Module] = nn.SiLU
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(before, width, kernel, stride, kernel // 2, bias=False)
         self.bn = nn.BatchNorm2d(width)
@@ -82,7 +87,9 @@ class Yolo(nn.Module):
         self.to4, self.down4 = Conv(w3, w3, 3, 2, act), C2f(w3 + w4, w4, n, act=act)
         self.to5, self.down5 = Conv(w4, w4, 3, 2, act), C2f(w4 + w5, w5, n, act=act)
         tower = max(w3, 16)
-        self.box = nn.ModuleList(nn.Sequential(Conv(w, tower, 3, act=act), nn.Conv2d(tower, 4, 1)) for w in (w3, w4, w5))
+        self.box = nn.ModuleList(
+            nn.Sequential(Conv(w, tower, 3, act=act), nn.Conv2d(tower, 4, 1)) for w in (w3, w4, w5)
+        )
         self.cls = nn.ModuleList(
             nn.Sequential(Conv(w, tower, 3, act=act), nn.Conv2d(tower, classes, 1)) for w in (w3, w4, w5)
         )
@@ -102,9 +109,7 @@ class Yolo(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         maps = self.features(images)
-        return tuple(
-            part for x, box, cls in zip(maps, self.box, self.cls, strict=True) for part in (box(x), cls(x))
-        )
+        return tuple(part for x, box, cls in zip(maps, self.box, self.cls, strict=True) for part in (box(x), cls(x)))
 
     def predictions(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [B, A, 4] in pixels and logits of classes [B, A, K] at all A places."""
@@ -193,7 +198,10 @@ def _giou(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def _suppressed(boxes: Tensor, labels: Tensor, limit: float = 0.5) -> Tensor:
     """Indices that survive non-maximum suppression per class; boxes come best first."""
     apart = boxes + labels[:, None] * 10_000.0
-    low, high = (torch.maximum(apart[:, None, :2], apart[None, :, :2]), torch.minimum(apart[:, None, 2:], apart[None, :, 2:]))
+    low, high = (
+        torch.maximum(apart[:, None, :2], apart[None, :, :2]),
+        torch.minimum(apart[:, None, 2:], apart[None, :, 2:]),
+    )
     shared = (high - low).clamp(min=0).prod(-1)
     area = (apart[:, 2:] - apart[:, :2]).clamp(min=0).prod(-1)
     iou = shared / (area[:, None] + area[None] - shared).clamp(min=1e-6)
@@ -202,3 +210,36 @@ def _suppressed(boxes: Tensor, labels: Tensor, limit: float = 0.5) -> Tensor:
         if alive[number]:
             alive[number + 1 :] &= iou[number, number + 1 :] <= limit
     return alive.nonzero().flatten()
+
+
+def squares(count: int, size: int = 64, seed: int = 0) -> Examples:
+    """Images with one to three bright squares, dark or bright inside (two classes)."""
+    draw = np.random.default_rng(seed)
+    inputs = torch.from_numpy(0.1 * draw.random((count, 3, size, size), np.float32))
+    targets = []
+    for image in inputs:
+        boxes, labels = [], []
+        for place in draw.permutation(4)[: draw.integers(1, 4)]:
+            side = int(draw.integers(10, size // 2 - 4))
+            x, y = (int(place % 2 * size // 2 + draw.integers(0, size // 2 - side)), int(place // 2 * size // 2 + 1))
+            kind = int(draw.integers(0, 2))
+            image[:, y : y + side, x : x + side] = 1.0
+            if kind:
+                image[:, y + 3 : y + side - 3, x + 3 : x + side - 3] = 0.5
+            boxes.append([x, y, x + side, y + side])
+            labels.append(kind)
+        targets.append({"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": torch.tensor(labels)})
+    return Examples(inputs, None, tuple(targets), ("full", "frame"), "squares")
+
+
+def tiny(seed: int = 0) -> Yolo:
+    """Some 20 thousand parameters, two classes, scales of all sizes."""
+    torch.manual_seed(seed)
+    net = Yolo(2, (4, 8, 8, 12, 16))
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.1, 1.0)
+            nn.init.normal_(module.bias, std=0.3)
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return net.eval()

@@ -32,7 +32,9 @@ def data(train: int = 2000, test: int = 400) -> tuple[Examples, Examples]:
     return scenes(train, stop=8000, **how), scenes(test, start=8000, seed=1, **how)
 
 
-def fit(model: Any, steps: int, *, lr: float, seed: int = 0, objective: Any = None, batches: Any = None, **how: Any) -> None:
+def fit(
+    model: Any, steps: int, *, lr: float, seed: int = 0, objective: Any = None, batches: Any = None, **how: Any
+) -> None:
     """Train a detector in place on the scenes."""
     feed = examples.batches(data()[0], batch=BATCH, seed=seed) if batches is None else batches
     loop.train(
@@ -74,5 +76,3 @@ def sizes(detector: Any) -> dict[str, float]:
     """mAP of small, medium and large boxes, and AP50, by pycocotools."""
     found = detection.average_precision(detector.eval().detect, held_out(), sizes=SIDES)
     return {name: figure.value for name, figure in found.items()}
-
-

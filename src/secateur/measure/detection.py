@@ -48,7 +48,9 @@ def average_precision(
             rows.append({"image_id": number, "category_id": label, "bbox": box, "score": score})
     names = ("mAP", "AP50", "AP75", "mAP_small", "mAP_medium", "mAP_large")
     if not rows:
-        values = [0.0] * 3 + [0.0 if any(low <= one["area"] < high for one in truth) else -1.0 for low, high in _ranges(sizes)]
+        values = [0.0] * 3 + [
+            0.0 if any(low <= one["area"] < high for one in truth) else -1.0 for low, high in _ranges(sizes)
+        ]
     else:
         with contextlib.redirect_stdout(io.StringIO()):
             data = coco.COCO()

@@ -22,7 +22,9 @@ Compare = Callable[[list[Tensor], list[Tensor], Mapping[str, Any]], Tensor]
 Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
 
 
-def press(loss: Loss, scales: Sequence[Tensor] = (), rates: Callable[[float], Sequence[Tensor] | float] | None = None) -> Objective:
+def press(
+    loss: Loss, scales: Sequence[Tensor] = (), rates: Callable[[float], Sequence[Tensor] | float] | None = None
+) -> Objective:
     """The loss alone, or with ``sum_c s_c |gamma_c|``: `rates` gives s from the share of training that is over.
 
     That share is the batch's "done" (`sparsify.Numbered`); `rates` is asked at every iteration.
@@ -89,7 +91,9 @@ def together(*parts: Recovery | None) -> Recovery | None:
     for part in done:
         losses += [(before + step, value) for step, value in part.losses]
         before += part.steps
-    settings = {f"{number}. {name}": value for number, part in enumerate(done, 1) for name, value in part.settings.items()}
+    settings = {
+        f"{number}. {name}": value for number, part in enumerate(done, 1) for name, value in part.settings.items()
+    }
     return Recovery(
         steps=before,
         tokens=sum(part.tokens for part in done),

@@ -33,7 +33,9 @@ COCO_SIZES = (32.0, 96.0)
 """Sides of squares: a box of less area than the first is small, of less than the second medium, else large."""
 
 
-def channel_wise(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, weights: Tensor | None = None) -> Tensor:
+def channel_wise(
+    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, weights: Tensor | None = None
+) -> Tensor:
     """Sum over images of ``T^2 / C sum_c sum_i p_ci log(p_ci / q_ci)``, p and q softmaxes over SPACE of each channel.
 
     student, teacher: [N, C, H, W]; p_c = softmax over the H W places of teacher channel c over T, q_c the student's.

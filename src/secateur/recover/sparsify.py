@@ -34,7 +34,13 @@ def rate(done: float, *, initial: float, schedule: Schedule = "decay") -> float:
 
 
 def variable(
-    scales: Sequence[Tensor], done: float, *, initial: float, quantile: float = 0.65, switch: float = 0.4, kept: float = 0.01
+    scales: Sequence[Tensor],
+    done: float,
+    *,
+    initial: float,
+    quantile: float = 0.65,
+    switch: float = 0.4,
+    kept: float = 0.01,
 ) -> list[Tensor]:
     """One rate per scale, [C] like each of `scales`: two levels after the share `switch` of training, one before.
 

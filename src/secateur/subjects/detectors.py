@@ -150,7 +150,9 @@ class Torchvision(nn.Module):
 def regions(height: int, width: int) -> Tensor:
     """[5, 4]: the whole image and its quarters."""
     h, w = height / 2, width / 2
-    return torch.tensor([[0, 0, width, height], [0, 0, w, h], [w, 0, width, h], [0, h, w, height], [w, h, width, height]])
+    return torch.tensor(
+        [[0, 0, width, height], [0, 0, w, h], [w, 0, width, h], [0, h, w, height], [w, h, width, height]]
+    )
 
 
 # --------------------------------------------------------------------------------------------------- Ultralytics
@@ -195,7 +197,9 @@ class Ultralytics(nn.Module):
             "img": images,
             "bboxes": torch.cat([middle, side], 1),
             "cls": torch.cat([one["labels"] for one in targets]).to(images)[:, None],
-            "batch_idx": torch.cat([torch.full((len(one["labels"]),), float(i)) for i, one in enumerate(targets)]).to(images),
+            "batch_idx": torch.cat([torch.full((len(one["labels"]),), float(i)) for i, one in enumerate(targets)]).to(
+                images
+            ),
         }
         with _asked_for_a_loss(self):
             found = self.detector.loss(given)[0]

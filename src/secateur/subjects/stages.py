@@ -56,7 +56,9 @@ def grouped(order: Sequence[Place], starts: Iterable[str] = ()) -> dict[str, str
                 group = str(int(group) + 1) if result else group
             result[one.name] = group
         if left:
-            raise InputError(f"groups name {left[0]!r}, at or behind which no batch norm runs: give modules in the order they run")
+            raise InputError(
+                f"groups name {left[0]!r}, at or behind which no batch norm runs: give modules in the order they run"
+            )
         return result
     phase, before = "backbone", 0.0
     for one in order:
@@ -84,7 +86,11 @@ def feeders(model: nn.Module, images: Tensor) -> set[str]:
             pooled = isinstance(module, nn.MaxPool2d) and module.stride in (1, (1, 1))
             if pooled or isinstance(module, nn.Upsample):
                 found.add(source[id(given)][0])
-            elif isinstance(output, Tensor) and not any(True for _ in module.parameters()) and output.shape == given.shape:
+            elif (
+                isinstance(output, Tensor)
+                and not any(True for _ in module.parameters())
+                and output.shape == given.shape
+            ):
                 source[id(output)] = (source[id(given)][0], output)
 
     _watched(model, images, nn.Module, note)

@@ -7,6 +7,7 @@ Komodakis, ICLR 2017 (arXiv 1612.03928).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -159,12 +160,13 @@ def yolov4_group_sad(
 
         def choose(budget: Budget = budget) -> dict[str, Any]:
             given = proportion(dict(zip(names, fractions, strict=True))) if fractions else tolerance(rises)
-            shares, keep = settle(sparse, lambda level: mask(given(level)), given, budget, offsets)
+            shares, keep = settle(sparse, lambda level: mask(given(level)), given, budget, offsets, seed)
             return {"fractions": shares, "keep": {site: np.flatnonzero(row).tolist() for site, row in keep.items()}}
 
         chosen = run.json(f"keep-{budget}", choose)
         keep = {site: np.isin(np.arange(units[site].count), stays) for site, stays in chosen["keep"].items()}
-        student, cut = sparse.cut(Selection(keep, units.cost(keep), budget), offsets=offsets)
+        with seeded(seed):
+            student, cut = sparse.cut(Selection(keep, units.cost(keep), budget), offsets=offsets)
         spent = {measure: cut.after.get(measure, value) for measure, value in units.cost(keep).items()}
         loss, tuned, taught = cast(Detector, student.model).loss, None, None
         if finetune_epochs and not dry_run:
@@ -174,7 +176,11 @@ def yolov4_group_sad(
             )  # fmt: skip
         if distil_epochs and not dry_run:
             make = attention(student, subject, image, layers, betas, foreground)
-            weight = run.json(f"alpha-{budget}", lambda: detecting.ratio(make(1.0), feed[0], student.model)) if alpha is None else alpha
+            weight = (
+                run.json(f"alpha-{budget}", lambda: detecting.ratio(make(1.0), feed[0], student.model))
+                if alpha is None
+                else alpha
+            )
             objective = answers(make(weight), student, subject, temperature, lambdas) if outputs else make(weight)
             taught = train(
                 student.model, feed, objective, steps=steps(per_epoch, distil_epochs), frozen=[subject.model],
@@ -196,14 +202,19 @@ def free(subject: Traced, spared: set[str]) -> dict[str, dict[str, Tensor]]:
     found = scales.members(subject.model, subject.slices())
     result = {site: row for site, row in found.items() if spared.isdisjoint(row)}
     if not result:
-        raise UnsupportedError("no layer with a batch norm may be cut: build the detector with batch norms that are trained")
+        raise UnsupportedError(
+            "no layer with a batch norm may be cut: build the detector with batch norms that are trained"
+        )
     return result
 
 
 def sites(members: Mapping[str, Mapping[str, Tensor]], groups: Mapping[str, str]) -> dict[str, str]:
     """Site -> group, in the order in which groups run: that of the first of its norms to run."""
     order = list(groups)
-    first = {site: min((norm for norm in row if norm in groups), key=order.index, default="") for site, row in members.items()}
+    first = {
+        site: min((norm for norm in row if norm in groups), key=order.index, default="")
+        for site, row in members.items()
+    }
     ordered = sorted(members, key=lambda site: order.index(first[site]) if first[site] else len(order))
     return {site: groups.get(first[site], "elsewhere") for site in ordered}
 
@@ -266,7 +277,9 @@ def tolerance(rises: Mapping[str, Sequence[float]]) -> Callable[[float], dict[st
     def shares(level: float) -> dict[str, float]:
         limit = float(np.interp(level, np.linspace(0, 1, len(known)), known))
         return {
-            name: GRID[-1] if limit >= curve[-1] else float(np.interp(limit, curve + 1e-9 * np.arange(len(curve)), GRID))
+            name: GRID[-1]
+            if limit >= curve[-1]
+            else float(np.interp(limit, curve + 1e-9 * np.arange(len(curve)), GRID))
             for name, curve in curves.items()
         }
 
@@ -281,12 +294,21 @@ def proportion(given: Mapping[str, float]) -> Callable[[float], dict[str, float]
     return lambda level: {name: min(GRID[-1], one / most * level) for name, one in given.items()}
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What constants are is found with noise: the same each time, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def settle(
     subject: Traced,
     masks: Callable[[float], dict[str, np.ndarray]],
     shares: Callable[[float], dict[str, float]],
     budget: Budget,
     offsets: bool,
+    seed: int,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """The shares of the lowest level that meets the budget, and what stays at it. `InfeasibleError` if none does.
 
@@ -310,7 +332,8 @@ def settle(
             middle = (low + high) / 2
             low, high = (middle, high) if excess(middle) else (low, middle)
         keep = masks(high)
-        after = subject.cut(Selection(keep), offsets=True)[1].after if offsets else {}
+        with seeded(seed):
+            after = subject.cut(Selection(keep), offsets=True)[1].after if offsets else {}
         over = {name: after[name] - units.cost(keep)[name] for name in limits if after.get(name, 0.0) > limits[name]}
         if not over:
             return shares(high), keep

@@ -148,7 +148,11 @@ def yolov8_cwd(
             )  # fmt: skip
         if not dry_run and distil_epochs:
             make, adapters = distillation(student, subject, data, layers, temperature, weights, focus, seed)
-            weight = run.json(f"alpha-{budget}", lambda: detecting.ratio(make(1.0), feed[0], student.model)) if alpha is None else alpha
+            weight = (
+                run.json(f"alpha-{budget}", lambda: detecting.ratio(make(1.0), feed[0], student.model))
+                if alpha is None
+                else alpha
+            )
             taught = train(
                 student.model, feed, make(weight), steps=epochs(distil_epochs), extra=[adapters],
                 frozen=[subject.model], checkpoint=run.folder(f"distil-{budget}"), title="distillation",
@@ -190,7 +194,9 @@ def ranked(units: Units, scores: Mapping[str, Tensor]) -> tuple[Units, tuple[str
     """The units with every site frozen of which no scale speaks, and a note that says so."""
     absent = [site for site in units if site not in scores]
     sites = {name: replace(site, frozen=site.frozen or name in absent) for name, site in units.sites.items()}
-    note = f"stays: {', '.join(absent[:3])}{f' and {len(absent) - 3} more' if len(absent) > 3 else ''}: has no batch norm"
+    note = (
+        f"stays: {', '.join(absent[:3])}{f' and {len(absent) - 3} more' if len(absent) > 3 else ''}: has no batch norm"
+    )
     return replace(units, sites=sites), (note,) if absent else ()
 
 
