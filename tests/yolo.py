@@ -123,7 +123,7 @@ class Yolo(nn.Module):
         return torch.cat(boxes, 1), torch.cat(logits, 1)
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Mean per image: 5 (1 - GIoU) of boxes at positive places, and binary cross-entropy of classes there and elsewhere."""
+        """1 - GIoU of boxes at positive places, twice, and cross-entropy of classes at all; per positive place."""
         images, targets = batch["inputs"], batch["targets"]
         boxes, logits = self.predictions(images)
         wanted = torch.zeros_like(logits)

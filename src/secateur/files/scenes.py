@@ -1,4 +1,4 @@
-"""Scenes for detectors, composed of handwritten digits: several per image, at several sizes, with clutter around them."""
+"""Scenes for detectors, composed of handwritten digits: several per image, at several sizes, with clutter between."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def scenes(
     """
     if not 0 < objects[0] <= objects[1] or not 4 <= sides[0] <= sides[1] < size or not 0 <= start < stop:
         raise InputError(
-            f"objects={objects}, sides={sides}, digits {start} to {stop}: give rising pairs, sides from 4 to below size={size}"
+            f"objects={objects}, sides={sides}, digits {start} to {stop}: give rising pairs, sides below size={size}"
         )
     images, classes = packages.mnist()
     shuffled = np.random.default_rng(0).permutation(len(images))[start:stop]

@@ -39,12 +39,16 @@ def average_precision(
     except ImportError as error:
         raise MissingExtraError("COCO's average precision needs pycocotools: pip install 'secateur[detect]'") from error
     found, true = _collected(detect, batches)
-    truth, rows = [], []
+    truth: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for number, (target, given) in enumerate(zip(true, found, strict=True)):
         for box, label in zip(_corner(target["boxes"]), target["labels"].tolist(), strict=True):
-            area = box[2] * box[3]
-            truth.append({"id": len(truth) + 1, "image_id": number, "category_id": label, "bbox": box, "area": area, "iscrowd": 0})  # fmt: skip
-        for box, label, score in zip(_corner(given["boxes"]), given["labels"].tolist(), given["scores"].tolist(), strict=True):  # fmt: skip
+            truth.append(
+                {"id": len(truth) + 1, "image_id": number, "category_id": label, "bbox": box, "area": box[2] * box[3],
+                 "iscrowd": 0}
+            )  # fmt: skip
+        columns = (_corner(given["boxes"]), given["labels"].tolist(), given["scores"].tolist())
+        for box, label, score in zip(*columns, strict=True):
             rows.append({"image_id": number, "category_id": label, "bbox": box, "score": score})
     names = ("mAP", "AP50", "AP75", "mAP_small", "mAP_medium", "mAP_large")
     if not rows:
@@ -137,7 +141,7 @@ def _ranges(sizes: Sequence[float]) -> list[tuple[float, float]]:
 
 def _corner(boxes: Tensor) -> list[list[float]]:
     """COCO's form: x, y, width, height."""
-    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()  # type: ignore[no-any-return]
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
 
 
 def _overlap(one: Tensor, other: Tensor) -> NDArray[np.float64]:

@@ -60,7 +60,7 @@ def variable(
 
 def penalty(scales: Sequence[Tensor], rates: Sequence[Tensor] | float) -> Tensor:
     """``sum_c s_c |gamma_c|`` over all of `scales`; its gradient is ``s_c sign(gamma_c)``, and 0 at 0."""
-    each = [rates] * len(scales) if isinstance(rates, float) else rates
+    each: Sequence[Tensor | float] = [rates] * len(scales) if isinstance(rates, float) else rates
     total = scales[0].new_zeros(())
     for scale, s in zip(scales, each, strict=True):
         total = total + (s * scale.abs()).sum()

@@ -34,11 +34,12 @@ def merge(masks: Sequence[Array], policy: Policy = "majority") -> np.ndarray:
     """
     stacked = np.stack([as_numpy(mask, bool) for mask in masks])
     if policy == "smallest":
-        return stacked[int(np.argmin(stacked.sum(1)))]
+        fewest: np.ndarray = stacked[int(np.argmin(stacked.sum(1)))]
+        return fewest
     if policy not in ("majority", "union"):
         raise InputError(f"merge={policy!r}: give 'majority', 'union' or 'smallest'")
-    votes = stacked.sum(0)
-    return votes >= (1 if policy == "union" else len(stacked) / 2)  # type: ignore[no-any-return]
+    result: np.ndarray = stacked.sum(0) >= (1 if policy == "union" else len(stacked) / 2)
+    return result
 
 
 def grouped(
@@ -62,7 +63,7 @@ def grouped(
     """
     missing = sorted({groups[site] for site in scores} - set(fractions))
     if missing:
-        raise InputError(f"no fraction for group {missing[0]!r}: give one for each of {', '.join(sorted(set(groups.values())))}")  # fmt: skip
+        raise InputError(f"no fraction for group {missing[0]!r}: give one for each group")
     pools: dict[str, list[np.ndarray]] = {}
     for site, layers in scores.items():
         pools.setdefault(groups[site], []).extend(as_numpy(layer) for layer in layers)

@@ -51,7 +51,7 @@ class Detector(Protocol):
 
 
 def adapt(model: nn.Module) -> nn.Module:
-    """`model` as a `Detector`: itself if it is one, else wrapped. Raises `UnsupportedError` for what is not known."""
+    """`model` as a `Detector`: itself if it is one, else wrapped. Raises `UnsupportedError` for one not known."""
     if isinstance(model, Detector):
         return model
     bases = {f"{kind.__module__}.{kind.__name__}" for kind in type(model).__mro__}
@@ -62,7 +62,7 @@ def adapt(model: nn.Module) -> nn.Module:
     if hasattr(model, "model") and any(base.startswith("ultralytics.") for base in bases):
         return adapt(cast(nn.Module, model.model))
     raise UnsupportedError(
-        f"{type(model).__name__} is no detector that is known here: give one of torchvision or Ultralytics, or a module "
+        f"{type(model).__name__} is no detector that is known here: give torchvision's or Ultralytics', or a module "
         "with taps, loss(batch), detect(images) and features(images)"
     )
 
@@ -125,7 +125,7 @@ class Torchvision(nn.Module):
         targets = [{"boxes": one["boxes"], "labels": one["labels"] + self.first} for one in batch["targets"]]
         with _asked_for_a_loss(self):
             found: Mapping[str, Tensor] = self.detector(list(batch["inputs"]), targets)
-        return torch.stack([part for part in found.values()]).sum()
+        return torch.stack(list(found.values())).sum()
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[dict[str, Tensor]]:
@@ -165,18 +165,18 @@ class Ultralytics(nn.Module):
 
     def __init__(self, detector: nn.Module, confidence: float = 0.001, overlap: float = 0.7) -> None:
         super().__init__()
-        self.detector: Any = detector
+        self.detector = detector
         self.confidence, self.overlap = confidence, overlap
-        self.taps = tuple(f"detector.model.{index}" for index in self.detector.model[-1].f)
-        gains = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
-        given = getattr(detector, "args", None) or {}
-        known = dict(given) if isinstance(given, Mapping) else vars(given)
-        self.detector.args = SimpleNamespace(**(gains | known))
+        self.taps = tuple(f"detector.model.{index}" for index in self._head().f)
+
+    def _head(self) -> Any:
+        inner: Any = self.detector
+        return inner.model[-1]
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The maps that Detect reads."""
         found: list[Tensor] = []
-        hook = self.detector.model[-1].register_forward_pre_hook(lambda module, args: found.extend(args[0]))
+        hook = self._head().register_forward_pre_hook(lambda module, args: found.extend(args[0]))
         try:
             self.detector(images)
         finally:
@@ -201,9 +201,15 @@ class Ultralytics(nn.Module):
                 images
             ),
         }
-        with _asked_for_a_loss(self):
-            found = self.detector.loss(given)[0]
-        total: Tensor = found.sum() / len(images)
+        inner: Any = self.detector
+        settings = getattr(inner, "args", None) or {}
+        known = dict(settings) if isinstance(settings, Mapping) else vars(settings)
+        inner.args = SimpleNamespace(**({"box": 7.5, "cls": 0.5, "dfl": 1.5} | known))
+        try:
+            with _asked_for_a_loss(self):
+                total: Tensor = inner.loss(given)[0].sum() / len(images)
+        finally:
+            inner.args = settings
         return total
 
     @torch.no_grad()
@@ -213,7 +219,7 @@ class Ultralytics(nn.Module):
             suppress = importlib.import_module("ultralytics.utils.nms").non_max_suppression
         except ImportError as error:
             raise MissingExtraError(
-                "detections of an Ultralytics model need ultralytics 8.3.200 or later (AGPL-3.0): pip install ultralytics"
+                "detections of such a model need ultralytics 8.3.200 or later (AGPL-3.0): pip install ultralytics"
             ) from error
         with _evaluating(self):
             found = self.detector(images)

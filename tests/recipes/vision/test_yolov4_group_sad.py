@@ -53,7 +53,7 @@ def test_groups_hold_every_layer_that_may_go_once():
     assert pooled == sum(
         len([s for s in place if place[s] == group for _ in members[s]]) for group in set(place.values())
     )
-    assert list(dict.fromkeys(place.values()))[0] == "stride 2"
+    assert next(iter(place.values())) == "stride 2"
     assert place["down5.cv2.conv.channels"] == "neck down"
     every = recipe.free(dense, set())
     assert len(every) == len(members) + 3, "before the pool, before each upsampling"

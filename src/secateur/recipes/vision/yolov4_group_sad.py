@@ -25,7 +25,7 @@ from secateur.select import thresholds
 from secateur.subjects import detectors, stages
 from secateur.subjects.detectors import Detector
 from secateur.subjects.traced import Traced
-from secateur.vocabulary import Budget, Result, Selection, Units
+from secateur.vocabulary import Budget, Recovery, Result, Selection
 
 CARD = {
     "title": "Group channel pruning and spatial attention distilling for object detection",
@@ -134,7 +134,7 @@ def yolov4_group_sad(
     subject, further = detectors.opened(subject), loop.options(training)
     feed = examples.batches(data, batch=batch, seed=seed)
     per_epoch, image = len(feed) / further.get("accumulate", 1), data.inputs[:1]
-    train = partial(
+    train: Callable[..., Recovery] = partial(
         loop.train, lr=lr, weight_decay=weight_decay, seed=seed, count=examples.count,
         **({"precision": "fp32", "clip": None} | further),
     )  # fmt: skip
@@ -176,11 +176,8 @@ def yolov4_group_sad(
             )  # fmt: skip
         if distil_epochs and not dry_run:
             make = attention(student, subject, image, layers, betas, foreground)
-            weight = (
-                run.json(f"alpha-{budget}", lambda: detecting.ratio(make(1.0), feed[0], student.model))
-                if alpha is None
-                else alpha
-            )
+            asked = partial(detecting.ratio, make(1.0), feed[0], student.model)
+            weight = run.json(f"alpha-{budget}", asked) if alpha is None else alpha
             objective = answers(make(weight), student, subject, temperature, lambdas) if outputs else make(weight)
             taught = train(
                 student.model, feed, objective, steps=steps(per_epoch, distil_epochs), frozen=[subject.model],
@@ -324,8 +321,8 @@ def settle(
     while True:
         for name, least in excess(1.0):
             raise InfeasibleError(
-                f"budget {budget} can't be met: with the floors of layers, {name} can go down to {least:.6g}, the limit "
-                f"is {limits[name]:.6g}; lower layer_keep or least, or allow feeders", least,
+                f"budget {budget} can't be met: with the floors of layers, {name} can go down to {least:.6g}, the "
+                f"limit is {limits[name]:.6g}; lower layer_keep or least, or allow feeders", least,
             )  # fmt: skip
         low, high = 0.0, 1.0
         for _ in range(30):
@@ -362,8 +359,8 @@ def attention(
     area = image.shape[-1] * image.shape[-2] / 416**2
     weights = []
     for tap in taps:
-        for one in seen(teacher, tap, image):
-            deep = image.shape[-1] / one.shape[-1] >= deepest
+        for found in seen(teacher, tap, image):
+            deep = image.shape[-1] / found.shape[-1] >= deepest
             weights.append(area * (betas[1] if deep else betas[0] if tap in blocks else betas[2]))
 
     def compare(ours: list[Tensor], theirs: list[Tensor], batch: Mapping[str, Any]) -> Tensor:

@@ -102,15 +102,15 @@ def yolov8_cwd(
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the cut; nothing is trained.
 
-    Departures: lambda_0, the epochs of sparsity training, tau, w_s, alpha and the tapped layers are not in the text that
-    could be read; the values here are this project's, lambda_0 that of public code. AdamW in place of SGD. Where a
+    Departures: lambda_0, the epochs of sparsity training, tau, w_s, alpha and the tapped layers are not in the text
+    that could be read; the values here are this project's, lambda_0 that of public code. AdamW in place of SGD. Where a
     budget is not in channels, the one share is the smallest that meets it. Layers without a batch norm stay whole. The
     paper's TensorRT step is the export of the result, to a torch.export program or ONNX.
     """
     subject, further = detectors.opened(subject), loop.options(training)
     feed = examples.batches(data, batch=batch, seed=seed)
     epochs = partial(steps, len(feed) / further.get("accumulate", 1))
-    train = partial(
+    train: Callable[..., Recovery] = partial(
         loop.train, lr=lr, weight_decay=weight_decay, seed=seed, count=examples.count,
         **({"precision": "fp32", "clip": None} | further),
     )  # fmt: skip
@@ -148,11 +148,8 @@ def yolov8_cwd(
             )  # fmt: skip
         if not dry_run and distil_epochs:
             make, adapters = distillation(student, subject, data, layers, temperature, weights, focus, seed)
-            weight = (
-                run.json(f"alpha-{budget}", lambda: detecting.ratio(make(1.0), feed[0], student.model))
-                if alpha is None
-                else alpha
-            )
+            asked = partial(detecting.ratio, make(1.0), feed[0], student.model)
+            weight = run.json(f"alpha-{budget}", asked) if alpha is None else alpha
             taught = train(
                 student.model, feed, make(weight), steps=epochs(distil_epochs), extra=[adapters],
                 frozen=[subject.model], checkpoint=run.folder(f"distil-{budget}"), title="distillation",
@@ -171,20 +168,20 @@ def pressure(subject: Traced, rate: float, schedule: sparsify.Schedule, bias_rat
     """Step 2: the detector's loss, and the penalty on the scales that may go (and, at `bias_rate`, on their biases)."""
     found = scales.prunable(subject.model, subject.slices())
     norms = {id(m.weight): m for m in subject.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
-    picked: list[tuple[Tensor, Tensor, float]] = [(gamma, inside, 1.0) for gamma, inside in found]
-    if bias_rate:
-        picked += [(norms[id(gamma)].bias, inside, bias_rate / rate) for gamma, inside in found]
+    biases: list[Tensor] = [norms[id(gamma)].bias for gamma, _ in found] if bias_rate else []
 
     def rates(done: float) -> list[Tensor]:
         now = sparsify.rate(done, initial=rate, schedule=schedule)
-        return [inside.to(scale) * (now if share == 1.0 else rate * share) for scale, inside, share in picked]
+        each = [inside.to(gamma) * now for gamma, inside in found]
+        return each + [inside.to(gamma) * bias_rate for gamma, inside in found] if bias_rate else each
 
-    return detecting.press(cast(Detector, subject.model).loss, [scale for scale, _, _ in picked], rates)
+    return detecting.press(cast(Detector, subject.model).loss, [gamma for gamma, _ in found] + biases, rates)
 
 
 def histogram(subject: Traced) -> dict[str, Any]:
-    """How many scales that may go have which size: 20 bins of |gamma|, and the share below a hundredth of the largest."""
-    found = torch.cat([gamma.detach().abs()[inside].cpu() for gamma, inside in scales.prunable(subject.model, subject.slices())])  # fmt: skip
+    """How many scales that may go have which size: 20 bins of |gamma|, and the share below 1 % of the largest."""
+    free = scales.prunable(subject.model, subject.slices())
+    found = torch.cat([gamma.detach().cpu().abs()[inside] for gamma, inside in free])
     counts, edges = torch.histogram(found.float(), 20)
     near = float((found < 0.01 * found.max()).float().mean())
     return {"counts": counts.tolist(), "edges": edges.tolist(), "near_zero": near, "scales": len(found)}
@@ -223,7 +220,7 @@ def distillation(
     """Step 6: from alpha to the objective, and the 1 x 1 convolutions that it trains along."""
     detector, original = cast(Detector, student.model), cast(Detector, teacher.model)
     taps = tuple(layers) or tuple(original.taps)
-    ask = teacher.model if layers else original.features  # type: Callable[[Tensor], Any]
+    ask: Callable[[Tensor], Any] = teacher.model if layers else original.features
     widths = [[one.shape[1] for one in seen(model, taps, data.inputs[:1])] for model in (student, teacher)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -234,7 +231,7 @@ def distillation(
         for place, (one, other) in enumerate(zip(adapters(ours), theirs, strict=True)):
             near = None
             if focus:
-                shape, image = tuple(other.shape[2:]), tuple(batch["inputs"].shape[2:])
+                shape, image = (other.shape[2], other.shape[3]), (batch["inputs"].shape[2], batch["inputs"].shape[3])
                 near = maps.box_weights(batch["targets"], shape, image).to(other)
             weight = weights[min(place, len(weights) - 1)]
             total = total + weight * maps.channel_wise(one, other, temperature=temperature, weights=near)
