@@ -183,9 +183,11 @@ class Ultralytics(nn.Module):
             hook.remove()
         return found
 
-    def forward(self, images: Tensor) -> Any:
-        """Decoded boxes and classes of all places, and the raw maps."""
-        return self.detector(images)
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 4 + classes, places]: decoded boxes (x, y, w, h) in pixels, and classes; in evaluation mode."""
+        found = self.detector(images)
+        answer: Tensor = found[0] if isinstance(found, list | tuple) else found
+        return answer
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """The model's own loss of boxes, classes and distributions."""
@@ -222,8 +224,7 @@ class Ultralytics(nn.Module):
                 "detections of such a model need ultralytics 8.3.200 or later (AGPL-3.0): pip install ultralytics"
             ) from error
         with _evaluating(self):
-            found = self.detector(images)
-        rows = suppress(found[0] if isinstance(found, list | tuple) else found, self.confidence, self.overlap)
+            rows = suppress(self(images), self.confidence, self.overlap)
         return [{"boxes": row[:, :4], "scores": row[:, 4], "labels": row[:, 5].long()} for row in rows]
 
 

@@ -24,8 +24,8 @@ from secateur.score import scales
 from secateur.select import thresholds
 from secateur.subjects import detectors, stages
 from secateur.subjects.detectors import Detector
-from secateur.subjects.traced import Traced
-from secateur.vocabulary import Budget, Recovery, Result, Selection
+from secateur.subjects.traced import CutError, Traced
+from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection
 
 CARD = {
     "title": "Group channel pruning and spatial attention distilling for object detection",
@@ -38,6 +38,12 @@ CARD = {
 
 GRID = (0.0, 0.2, 0.4, 0.6, 0.75, 0.9, 0.97)
 """Shares of a group's channels that the sensitivity scan takes away."""
+
+Mask = Callable[[Mapping[str, float]], dict[str, np.ndarray]]
+"""Group -> share to take away; gives site -> what stays."""
+
+Shares = Callable[[float], dict[str, float]]
+"""A level from 0 (nothing goes) to 1 (as much as may); gives group -> share to take away."""
 
 
 def yolov4_group_sad(
@@ -147,27 +153,13 @@ def yolov4_group_sad(
             pressure(sparse, spared, rate, quantile, switch, kept_rate), steps=count,
             checkpoint=run.folder("sparse"), title="sparse training",
         )  # fmt: skip
-    members = free(sparse, spared)
-    place = sites(members, stages.grouped(stages.places(sparse.model, image), groups))
-    names = list(dict.fromkeys(place.values()))
-    layered = {site: list(row.values()) for site, row in members.items()}
-    mask = partial(thresholds.grouped, layered, place, share=layer_keep, least=least, policy=merge, multiple=multiple)
-    if fractions and len(fractions) != len(names):
-        raise InputError(f"{len(fractions)} fractions for {len(names)} groups: give one for each of {', '.join(names)}")
-    rises = {} if fractions else run.json("scan", lambda: scan(sparse, mask, names, feed.take(judged)))
-    units = sparse.units()
+    order = stages.grouped(stages.places(sparse.model, image), groups)
+    mask = partial(thresholds.grouped, share=layer_keep, least=least, policy=merge, multiple=multiple)
+    judge = partial(rises, run, feed.take(judged)) if not fractions else partial(given, fractions)
     for budget in budgets:
-
-        def choose(budget: Budget = budget) -> dict[str, Any]:
-            given = proportion(dict(zip(names, fractions, strict=True))) if fractions else tolerance(rises)
-            shares, keep = settle(sparse, lambda level: mask(given(level)), given, budget, offsets, seed)
-            return {"fractions": shares, "keep": {site: np.flatnonzero(row).tolist() for site, row in keep.items()}}
-
-        chosen = run.json(f"keep-{budget}", choose)
-        keep = {site: np.isin(np.arange(units[site].count), stays) for site, stays in chosen["keep"].items()}
-        with seeded(seed):
-            student, cut = sparse.cut(Selection(keep, units.cost(keep), budget), offsets=offsets)
-        spent = {measure: cut.after.get(measure, value) for measure, value in units.cost(keep).items()}
+        student, cut, selection, shares = settled(sparse, spared, order, mask, judge, budget, offsets, seed)
+        run.json(f"keep-{budget}", partial(audit, selection, shares))
+        spent = {measure: cut.after.get(measure, value) for measure, value in selection.spent.items()}
         loss, tuned, taught = cast(Detector, student.model).loss, None, None
         if finetune_epochs and not dry_run:
             tuned = train(
@@ -183,7 +175,7 @@ def yolov4_group_sad(
                 student.model, feed, objective, steps=steps(per_epoch, distil_epochs), frozen=[subject.model],
                 checkpoint=run.folder(f"distil-{budget}"), title="distillation",
             )  # fmt: skip
-        notes = [f"{group}: {share:.0%} to go" for group, share in chosen["fractions"].items()]
+        notes = [f"{group}: {share:.0%} to go" for group, share in shares.items()]
         yield Result(str(budget), student, cut, spent, detecting.together(pressed, tuned, taught), tuple(notes))
 
 
@@ -236,9 +228,7 @@ def pressure(
 
 
 @torch.no_grad()
-def scan(
-    subject: Traced, mask: Callable[[Mapping[str, float]], dict[str, np.ndarray]], names: Sequence[str], batches: Any
-) -> dict[str, list[float]]:
+def scan(subject: Traced, mask: Mask, names: Sequence[str], batches: Any) -> dict[str, list[float]]:
     """Group -> the loss at each share of `GRID`, when the scales of that share of the group alone are 0."""
     probe = subject.copy()
     slices = probe.slices()
@@ -266,7 +256,20 @@ def scan(
     return result
 
 
-def tolerance(rises: Mapping[str, Sequence[float]]) -> Callable[[float], dict[str, float]]:
+def rises(run: Run, batches: Any, subject: Traced, mask: Mask, names: Sequence[str]) -> Shares:
+    """Step 3's shares by a scan: see `scan` and `tolerance`."""
+    found: dict[str, list[float]] = run.json("scan", lambda: scan(subject, mask, names, batches))
+    return tolerance(found)
+
+
+def given(fractions: Sequence[float], subject: Traced, mask: Mask, names: Sequence[str]) -> Shares:
+    """Step 3's shares in the proportions of `fractions`, one for each of `names`."""
+    if len(fractions) != len(names):
+        raise InputError(f"{len(fractions)} fractions for {len(names)} groups: give one for each of {', '.join(names)}")
+    return proportion(dict(zip(names, fractions, strict=True)))
+
+
+def tolerance(rises: Mapping[str, Sequence[float]]) -> Shares:
     """From a level 0 to 1 to shares: the largest of each group whose loss has not risen by more than that level's."""
     curves = {name: np.maximum.accumulate(np.asarray(row) - row[0]).clip(min=0) for name, row in rises.items()}
     known = np.unique(np.concatenate(list(curves.values())))
@@ -283,7 +286,7 @@ def tolerance(rises: Mapping[str, Sequence[float]]) -> Callable[[float], dict[st
     return shares
 
 
-def proportion(given: Mapping[str, float]) -> Callable[[float], dict[str, float]]:
+def proportion(given: Mapping[str, float]) -> Shares:
     """From a level 0 to 1 to shares in the proportions of `given`, the largest up to that of `GRID`."""
     if not all(0 <= one < 1 for one in given.values()) or not any(given.values()):
         raise InputError(f"fractions {list(given.values())}: give shares from 0 to below 1, not all of them 0")
@@ -299,42 +302,74 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def settle(
+def settled(
     subject: Traced,
-    masks: Callable[[float], dict[str, np.ndarray]],
-    shares: Callable[[float], dict[str, float]],
+    spared: set[str],
+    groups: Mapping[str, str],
+    masks: Callable[..., dict[str, np.ndarray]],
+    judge: Callable[[Traced, Mask, Sequence[str]], Shares],
     budget: Budget,
     offsets: bool,
     seed: int,
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """The shares of the lowest level that meets the budget, and what stays at it. `InfeasibleError` if none does.
+) -> tuple[Traced, Cut, Selection, dict[str, float]]:
+    """Steps 3 to 6: the smaller detector, its receipt, what stays, and the share that goes of each group.
 
-    With `offsets` the cut may add a few biases, for which room is made once they are known.
+    What can't be cut after all (see `CutError`) stays whole, and the choice is made anew. With `offsets` the cut may
+    add a few biases, for which room is made once they are known.
     """
-    units, room = subject.units(), dict[str, float]()
-    limits = budget.absolute(units.cost())
+    room = dict[str, float]()
+    while True:
+        members = free(subject, spared)
+        place = sites(members, groups)
+        mask = partial(masks, {site: list(row.values()) for site, row in members.items()}, place)
+        shares = judge(subject, mask, list(dict.fromkeys(place.values())))
+        units = subject.units()
+        limits = budget.absolute(units.cost())
+        level = lowest(lambda level: units.cost(mask(shares(level))), budget, limits, room)  # noqa: B023
+        keep = mask(shares(level))
+        selection = Selection(keep, units.cost(keep), budget)
+        try:
+            with seeded(seed):
+                student, cut = subject.cut(selection, offsets=offsets)
+        except CutError as error:
+            subject.without(error.fault, selection)
+            continue
+        over = {n: cut.after[n] - selection.spent[n] for n, most in limits.items() if cut.after.get(n, 0.0) > most}
+        if not over:
+            return student, cut, selection, shares(level)
+        room |= over
+
+
+def lowest(
+    cost: Callable[[float], Mapping[str, float]],
+    budget: Budget,
+    limits: Mapping[str, float],
+    room: Mapping[str, float],
+) -> float:
+    """The lowest level, 0 to 1, whose cost and the `room` beside it meet the limits; `InfeasibleError` if none does."""
 
     def excess(level: float) -> list[tuple[str, float]]:
-        cost = units.cost(masks(level))
-        return [(name, cost[name]) for name, limit in limits.items() if cost[name] + room.get(name, 0.0) > limit]
+        found = cost(level)
+        return [(name, found[name]) for name, limit in limits.items() if found[name] + room.get(name, 0.0) > limit]
 
-    while True:
-        for name, least in excess(1.0):
-            raise InfeasibleError(
-                f"budget {budget} can't be met: with the floors of layers, {name} can go down to {least:.6g}, the "
-                f"limit is {limits[name]:.6g}; lower layer_keep or least, or allow feeders", least,
-            )  # fmt: skip
-        low, high = 0.0, 1.0
-        for _ in range(30):
-            middle = (low + high) / 2
-            low, high = (middle, high) if excess(middle) else (low, middle)
-        keep = masks(high)
-        with seeded(seed):
-            after = subject.cut(Selection(keep), offsets=True)[1].after if offsets else {}
-        over = {name: after[name] - units.cost(keep)[name] for name in limits if after.get(name, 0.0) > limits[name]}
-        if not over:
-            return shares(high), keep
-        room |= over
+    for name, least in excess(1.0):
+        raise InfeasibleError(
+            f"budget {budget} can't be met: with the floors of layers, {name} can go down to {least:.6g}, the limit is "
+            f"{limits[name]:.6g}; lower layer_keep or least, or allow feeders", least,
+        )  # fmt: skip
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) else (low, middle)
+    return high
+
+
+def audit(selection: Selection, shares: Mapping[str, float]) -> dict[str, Any]:
+    """The share that goes of each group, and site -> indices of the units that stay."""
+    return {
+        "fractions": dict(shares),
+        "keep": {site: np.flatnonzero(mask).tolist() for site, mask in selection.keep.items()},
+    }
 
 
 def attention(

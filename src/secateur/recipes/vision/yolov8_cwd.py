@@ -23,8 +23,8 @@ from secateur.score import scales
 from secateur.select import ranking, thresholds
 from secateur.subjects import detectors
 from secateur.subjects.detectors import Detector
-from secateur.subjects.traced import Traced
-from secateur.vocabulary import Budget, Recovery, Result, Selection, Units
+from secateur.subjects.traced import CutError, Traced
+from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Units
 
 CARD = {
     "title": "A Novel Compression Framework for YOLOv8: sparsity, channel pruning, channel-wise distillation",
@@ -123,23 +123,11 @@ def yolov8_cwd(
             sparse.model, numbered, pressure(sparse, rate, schedule, bias_rate), steps=count,
             checkpoint=run.folder("sparse"), title="sparsity",
         )  # fmt: skip
-    members = scales.members(sparse.model, sparse.slices())
-    scores = {site: torch.stack(list(row.values())).mean(0) for site, row in members.items()}
     run.json("scales", lambda: {"before": histogram(subject), "after": histogram(sparse)})
 
     for budget in budgets:
-        units, notes = ranked(sparse.units(multiple=multiple), scores)
-
-        def choose(units: Units = units, budget: Budget = budget) -> dict[str, Any]:
-            found = select(units, scores, budget, scope, least)
-            return {site: torch.as_tensor(mask).nonzero().flatten().tolist() for site, mask in found.keep.items()}
-
-        keep = {
-            site: torch.isin(torch.arange(units[site].count), torch.tensor(stays))
-            for site, stays in run.json(f"keep-{budget}", choose).items()
-        }
-        spent = units.cost({site: mask.numpy() for site, mask in keep.items()})
-        student, cut = sparse.cut(Selection(keep, spent, budget))
+        student, cut, selection, notes = halve(sparse, budget, scope, least, multiple)
+        run.json(f"keep-{budget}", partial(audit, selection))
         tuned = taught = None
         if not dry_run and finetune_epochs:
             tuned = train(
@@ -154,7 +142,7 @@ def yolov8_cwd(
                 student.model, feed, make(weight), steps=epochs(distil_epochs), extra=[adapters],
                 frozen=[subject.model], checkpoint=run.folder(f"distil-{budget}"), title="distillation",
             )  # fmt: skip
-        yield Result(str(budget), student, cut, spent, detecting.together(pressed, tuned, taught), notes)
+        yield Result(str(budget), student, cut, selection.spent, detecting.together(pressed, tuned, taught), notes)
 
 
 def steps(per_epoch: float, epochs: float) -> int:
@@ -187,14 +175,32 @@ def histogram(subject: Traced) -> dict[str, Any]:
     return {"counts": counts.tolist(), "edges": edges.tolist(), "near_zero": near, "scales": len(found)}
 
 
-def ranked(units: Units, scores: Mapping[str, Tensor]) -> tuple[Units, tuple[str, ...]]:
-    """The units with every site frozen of which no scale speaks, and a note that says so."""
-    absent = [site for site in units if site not in scores]
-    sites = {name: replace(site, frozen=site.frozen or name in absent) for name, site in units.sites.items()}
-    note = (
-        f"stays: {', '.join(absent[:3])}{f' and {len(absent) - 3} more' if len(absent) > 3 else ''}: has no batch norm"
-    )
-    return replace(units, sites=sites), (note,) if absent else ()
+def halve(
+    subject: Traced, budget: Budget, scope: str, least: int, multiple: int
+) -> tuple[Traced, Cut, Selection, tuple[str, ...]]:
+    """Steps 3 and 4: the smaller detector, its receipt, what stays, and a note on layers without a batch norm.
+
+    What can't be cut after all (see `CutError`) stays whole, and the choice is made anew.
+    """
+    while True:
+        members = scales.members(subject.model, subject.slices())
+        scores = {site: torch.stack(list(row.values())).mean(0) for site, row in members.items()}
+        units = subject.units(multiple=multiple)
+        absent = [site for site in units if site not in scores]
+        frozen = {name: replace(site, frozen=site.frozen or name in absent) for name, site in units.sites.items()}
+        selection = select(replace(units, sites=frozen), scores, budget, scope, least)
+        try:
+            student, cut = subject.cut(selection)
+        except CutError as error:
+            subject.without(error.fault, selection)
+            continue
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        return student, cut, selection, (f"stays: {', '.join(absent[:3])}{more}: has no batch norm",) if absent else ()
+
+
+def audit(selection: Selection) -> dict[str, list[int]]:
+    """Site -> indices of the units that stay."""
+    return {site: torch.as_tensor(mask).nonzero().flatten().tolist() for site, mask in selection.keep.items()}
 
 
 def select(units: Units, scores: Mapping[str, Tensor], budget: Budget, scope: str, least: int) -> Selection:
