@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import coupling as coupled
+from secateur.subjects import flops, onnxing
 from secateur.subjects import offsets as offsets_of
-from secateur.subjects import onnxing
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.proof import Fault, Silenced, compare, differences, silenced
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
@@ -215,9 +214,10 @@ class Traced:
     def units(self, *axes: str, multiple: int = 1) -> Units:
         """What could go, on these axes ("channels", "heads"; all if none is named), with exact costs.
 
-        Measures: channels (as they are made: a head counts all of its own); params and bytes, as polynomials of kept
-        counts. `multiple` rounds channels. At least one unit of each site stays. Raises `UnsupportedError` for a
-        network in which nothing can go, with the reasons.
+        Measures: channels (as they are made: a head counts all of its own); params, bytes and flops (of a forward pass
+        on the example inputs), as polynomials of kept counts. Where Python code follows the data (routing to experts),
+        FLOPs are those of the recorded pass. `multiple` rounds channels. At least one unit of each site stays. Raises
+        `UnsupportedError` for a network in which nothing can go, with the reasons.
         """
         coupling = self.coupling
         if not coupling.sites:
@@ -231,7 +231,7 @@ class Traced:
             )
         parameters = {name: p.element_size() for name, p in self.model.named_parameters()}
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
-        terms, base = coupling.terms(shapes, parameters)
+        terms, base = coupling.terms(shapes, parameters, self.run.products)
         whole = Units(sites, tuple(terms), base)
         if not axes:
             return whole
@@ -241,6 +241,23 @@ class Traced:
                 raise UnsupportedError(f"axis {axis!r} is not one of this network's: {', '.join(sorted(kinds))}")
         return whole.only(*axes)
 
+    def topology(self) -> dict[str, str]:
+        """Site -> which kinds of layers its units touch, and in which dimensions: equal for sites of equal structure.
+
+        Widths, counts and names don't matter: the inner channels of all blocks of one make have one topology. It is
+        the multiset of what is touched, which isomorphic structures share; the wiring between is not compared.
+        """
+        modules = dict(self.model.named_modules())
+
+        def kind(tensor: str) -> str:
+            path, _, leaf = tensor.rpartition(".")
+            return f"{type(modules[path]).__name__}.{leaf}" if path in modules else leaf
+
+        return {
+            name: ", ".join(sorted(f"{kind(axis.tensor)}[{axis.dim}]" for axis, _ in site.axes))
+            for name, site in self.coupling.sites.items()
+        }
+
     def _why(self) -> str:
         counted: dict[str, int] = {}
         for reason in self.reasons.values():
@@ -249,7 +266,10 @@ class Traced:
         return "; ".join(most) or "it has no parameter with more than one index"
 
     def slices(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
-        """Site -> (parameter, dimension, unit of each index or -1): every slice that goes with a unit."""
+        """Site -> (parameter, dimension, unit of each index or -1): every slice that goes with a unit.
+
+        A site that holds buffers only has none, and is left out.
+        """
         found: dict[str, Tensor] = dict(self.model.named_parameters())
         of = self.coupling.classes.of
         result: dict[str, list[tuple[Tensor, int, Tensor]]] = {}
@@ -262,7 +282,7 @@ class Traced:
                 for axis, _ in site.axes
                 if axis.tensor in found
             ]
-        return result
+        return {name: parts for name, parts in result.items() if parts}
 
     # --------------------------------------------------------------------------------------------------- cut
 
@@ -292,7 +312,7 @@ class Traced:
         """
         keep = self._keep(selection)
         removed = {name: (int((~mask).sum()), len(mask)) for name, mask in keep.items() if not mask.all()}
-        before = self._count(self.model)
+        before = self._count()
         if not removed:
             return Traced(twin(self.model), self.inputs, self.plans), Cut({}, before, before)
         kept = self.coupling.kept(keep)
@@ -309,7 +329,7 @@ class Traced:
                 )
         notes = self._fold(result, kept) if offsets else ()
         channels = sum(float(len(mask) * self.coupling.sites[name].width) for name, mask in self._whole().items())
-        after = self._count(result.model)
+        after = result._count()
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
         return result, Cut(
             removed,
@@ -364,17 +384,19 @@ class Traced:
     def flops(self) -> float:
         """FLOPs of a forward pass on the example inputs, multiply and add counted as two."""
         model = twin(self.model, share=True).eval()
-        with running(model, lambda _: None), FlopCounterMode(display=False) as counter:
-            args, kwargs = self.inputs.fresh()
-            model(*args, **kwargs)
-        return float(counter.get_total_flops())
+        try:
+            with running(model, lambda _: None):
+                args, kwargs = self.inputs.fresh()
+                return flops.count(model, args, kwargs)
+        except Exception as error:
+            raise ModelError(f"{type(self.model).__name__} can't run on the example inputs: {error}") from error
 
-    @staticmethod
-    def _count(model: nn.Module) -> dict[str, float]:
-        parameters = list(model.parameters())
+    def _count(self) -> dict[str, float]:
+        parameters = list(self.model.parameters())
         return {
             "params": float(sum(p.numel() for p in parameters)),
             "bytes": float(sum(p.numel() * p.element_size() for p in parameters)),
+            "flops": self.flops(),
         }
 
     # -------------------------------------------------------------------------------------------------- files
