@@ -6,18 +6,14 @@ caller may merge masks as well as scores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import UnsupportedError
 from secateur.score.hooks import finite
+from secateur.score.slices import Slices
 
 __all__ = ["members", "prunable"]
-
-Slices = Mapping[str, Sequence[tuple[Tensor, int, Tensor]]]
-"""Site -> (parameter, dimension, unit of each index of it or -1)."""
 
 
 def members(model: nn.Module, slices: Slices) -> dict[str, dict[str, Tensor]]:
