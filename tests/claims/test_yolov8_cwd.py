@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from claims import detection, lab
+from secateur.files import examples
 from secateur.files.rundir import Run
 from secateur.measure import latency
 from secateur.recipes.vision import yolov8_cwd as recipe
-from secateur.score import magnitude, random
+from secateur.recover import sparsify
+from secateur.score import magnitude, random, scales
 from secateur.subjects import onnxing
-from secateur.subjects.traced import Traced
+from secateur.subjects.traced import Traced, reload_traced
 from secateur.vocabulary import Budget, Figure
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(1200)]
@@ -107,8 +109,76 @@ def test_latency_falls_and_onnx_is_equal(tmp_path):
     assert speedup.value > 1.0
 
 
-def results_again() -> torch.nn.Module:
-    from secateur.subjects.traced import reload_traced
+@functools.cache
+def pressed(seed: int, pushed: bool) -> Traced:
+    """The detector after four epochs, with or without the penalty on scales, at a rate high enough to move them."""
+    subject, steps = detection.taught().copy(), 250
+    feed = sparsify.Numbered(examples.batches(detection.data()[0], batch=detection.BATCH, seed=seed), steps)
+    objective = recipe.pressure(subject, 3e-2, "decay", 0.0) if pushed else None
+    detection.fit(subject.model, steps, lr=1e-2, seed=seed, objective=objective, batches=feed)
+    return subject
 
+
+def near_zero(subject: Traced) -> float:
+    """Share of scales below a tenth of the largest."""
+    free = scales.prunable(subject.model, subject.slices())
+    found = torch.cat([gamma.detach().abs()[inside] for gamma, inside in free])
+    return float((found < 0.1 * found.max()).float().mean())
+
+
+def test_sparsity_training_empties_scales_at_little_cost():
+    pushed, plain = ([near_zero(pressed(seed, how)) for seed in SEEDS] for how in (True, False))
+    scores, others = ([detection.ap50(pressed(seed, how).model) for seed in SEEDS] for how in (True, False))
+    cost = [other - score for score, other in zip(scores, others, strict=True)]
+    lab.record(
+        "yolov8_cwd", "sparsity", "sparsity training brings scales near zero, for at most 3 points of AP50",
+        all(a > b for a, b in zip(pushed, plain, strict=True)) and max(cost) <= 0.03,
+        ("share of scales near zero", pushed),
+        {"the same training without the penalty": plain, "AP50 that it costs": cost},
+        lower=False, against=["the same training without the penalty"], setup=f"{SETUP}; 250 steps",
+    )  # fmt: skip
+
+
+def test_scales_after_sparsity_training_rank_best_before_fine_tuning():
+    rows: dict[str, list[float]] = {}
+    for seed in SEEDS:
+        for name, how, score in (
+            ("scales after sparsity training", True, None),
+            ("scales without it", False, None),
+            ("L1 norms", False, "l1"),
+            ("random channels", False, "random"),
+        ):
+            subject, budget = pressed(seed, how), Budget.parse("channels=80%")
+            units = subject.units()
+            if score is None:
+                selection = recipe.halve(subject, budget, "local", 4, 1)[2]
+            else:
+                given = magnitude.coupled(subject.slices(), p=1) if score == "l1" else random.scores(units, seed)
+                selection = recipe.select(units, given, budget, "local", 4)
+            student, _ = subject.cut(selection)
+            rows.setdefault(name, []).append(detection.ap50(student.model))
+    ours = rows.pop("scales after sparsity training")
+    lab.record(
+        "yolov8_cwd", "ranking", "scales after sparsity training rank channels best: AP50 right after the cut",
+        all(lab.less(row, ours) for row in rows.values()), ("scales after sparsity training", ours), rows, lower=False,
+        setup=f"{SETUP}; 80 % of every layer's channels stay, nothing is trained after the cut",
+    )  # fmt: skip
+
+
+def test_half_of_every_layer_is_a_quarter_of_the_parameters():
+    with tempfile.TemporaryDirectory() as folder, Run.open(folder, {}) as run:
+        made = recipe.yolov8_cwd(
+            detection.taught(), detection.data()[0], [Budget.parse("channels=50%")], run, least=1, dry_run=True
+        )
+        (found,) = list(made)
+    fewer = 1 - found.cut.after["params"] / found.cut.before["params"]
+    lab.singly(
+        "yolov8_cwd", "quarter", "half of every layer's channels is 70 to 77 % of the parameters", 0.70 <= fewer <= 0.77,
+        {"fewer parameters": Figure(fewer)}, setup=SETUP,
+    )  # fmt: skip
+    assert 0.70 <= fewer <= 0.77
+
+
+def results_again() -> torch.nn.Module:
     dense = detection.taught()
     return reload_traced(detection.CACHE / "yolov8_cwd-0", dense.model, dense.inputs.fresh()[0][0]).model

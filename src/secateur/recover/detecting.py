@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.recover import maps, sparsify
 from secateur.vocabulary import Recovery
 
-__all__ = ["Compare", "follow", "press", "ratio", "together"]
+__all__ = ["Compare", "Objective", "follow", "press", "ratio", "together"]
 
 Loss = Callable[[Mapping[str, Any]], Tensor]
 """Batch -> mean loss per image."""
