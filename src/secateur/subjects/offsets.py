@@ -197,7 +197,9 @@ class _Seen:
             path = paths.get(id(module), "")
             if path in self.readers and isinstance(output, Tensor):
                 made[id(output)] = (output, path, output._version)
-                counter.uses.pop(id(output), None)  # what another tensor was used for, that is gone
+                # What another tensor was used for, that is gone and whose place this one took.
+                counter.uses.pop(id(output), None)
+                takers.pop(id(output), None)
 
         counter = _Counter()
         handles = [h for module in self.model.modules() for h in (
