@@ -12,6 +12,7 @@ from secateur import conformance
 from secateur.errors import InfeasibleError, InputError, ModelError, UnsupportedError
 from secateur.pruning import prune
 from secateur.select import ranking
+from secateur.subjects import traced
 from secateur.subjects.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Selection
 from subjects import nets
@@ -106,6 +107,33 @@ def test_a_cut_can_be_cut_again_and_reloaded(tmp_path: Path) -> None:
         reload_traced(tmp_path, nets.make("mlp")[0], inputs)
     with pytest.raises(ModelError, match="no saved network"):
         reload_traced(tmp_path / "nothing", model, inputs)
+
+
+def test_a_copy_shares_the_analysis_and_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = nets.make("residual")
+    subject = open_traced(model, inputs, protect=["inner.bias"])
+    before = copy.deepcopy(model.state_dict())
+    monkeypatch.setattr(traced, "record", lambda *args, **kwargs: pytest.fail("the copy was recorded again"))
+    other = subject.copy()
+    selection = half(other)
+    assert other.reasons == subject.reasons
+    assert other.units().cost() == subject.units().cost()
+    assert selection.keep.keys() == half(subject).keep.keys()
+    shared = {p.data_ptr() for p in subject.model.parameters()} & {p.data_ptr() for p in other.model.parameters()}
+    assert not shared
+    other.model.train()
+    optimizer = torch.optim.SGD(other.model.parameters(), lr=0.1)
+    other.model(inputs).square().sum().backward()
+    optimizer.step()
+    small, cut = other.cut(selection)
+    assert small.error <= 1e-5
+    assert cut.removed.keys() == selection.keep.keys()
+    assert torch.equal(small.model.head.bias, other.model.head.bias), "the cut is of the trained weights"
+    assert not torch.equal(small.model.head.bias, model.head.bias)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    other.protect(["stem"])
+    assert "stem.channels" in subject.coupling.sites, "what is protected in the copy stays free in the original"
+    assert "stem.channels" not in other.coupling.sites
 
 
 def test_larger_budgets_multiples_and_protection() -> None:

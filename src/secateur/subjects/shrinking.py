@@ -19,7 +19,7 @@ from secateur.subjects.coupling import Coupling
 from secateur.subjects.flow import Shaping
 from secateur.subjects.recording import tensors_of
 
-__all__ = ["Plan", "plan", "shrink", "twin"]
+__all__ = ["Erased", "Plan", "plan", "shrink", "twin"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,15 @@ class Plan:
     """Tensor -> dimension -> indices that stay."""
     attributes: tuple[tuple[str, str, Any], ...] = ()
     """(module, attribute, new value)."""
+    erased: tuple[tuple[str, Any, bool], ...] = ()
+    """(module, what it returns, whether it closes a branch): modules that a stand-in without weights replaces."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
             "tensors": {name: {str(dim): index for dim, index in dims.items()} for name, dims in self.tensors.items()},
             "attributes": [list(one) for one in self.attributes],
+            "erased": [list(one) for one in self.erased],
         }
 
     @classmethod
@@ -50,9 +53,10 @@ class Plan:
                 (path, name, tuple(value) if isinstance(value, list) else value)
                 for path, name, value in data["attributes"]
             )
+            erased = tuple((str(path), form, bool(closes)) for path, form, closes in data.get("erased", ()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
-        return cls(tensors, attributes)
+        return cls(tensors, attributes, erased)
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
@@ -104,7 +108,25 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
         holder = modules[path]
         old = getattr(holder, name)
         holder.__dict__[name] = type(old)(value) if isinstance(old, list | tuple) else value
+    for path, form, closes in cut.erased:
+        if path not in modules:
+            raise ModelError(f"the cut names the module {path}, which is not there: build the original")
+        result.set_submodule(path, Erased(form, closes))
     return result
+
+
+class Erased(nn.Module):
+    """Stands where a module was: hands its first tensor on, or zeros of that shape where it closes a branch."""
+
+    def __init__(self, form: Any, closes: bool) -> None:
+        super().__init__()
+        self.form, self.closes = form, closes
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module returned before: a tensor, or a tuple with None for what is gone."""
+        x = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+        x = torch.zeros_like(x) if self.closes else x
+        return x if self.form == "*" else tuple(x if one == "*" else None for one in self.form)
 
 
 def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, shapings: Iterable[Shaping]) -> Plan:

@@ -195,6 +195,18 @@ class Traced:
                 near.append((shaped.isdisjoint(site.classes.tolist()), len(site.axes), name))
         return [name for _, _, name in sorted(near)]
 
+    def copy(self) -> Traced:
+        """The same analysed subject on a deep copy of the weights: what was found out is shared, not done again.
+
+        For a recipe that trains before it cuts: the copy's `model` may be trained in place, this one stays.
+        """
+        coupling, run = self.coupling, self.run
+        result = Traced(twin(self.model), self.inputs, self.plans)
+        result._kept, result._bound, result._tried = dict(self._kept), list(self._bound), dict(self._tried)
+        result.error = self.error
+        result.__dict__.update(run=run, coupling=coupling)
+        return result
+
     # ------------------------------------------------------------------------------------------------- units
 
     def units(self, *axes: str, multiple: int = 1) -> Units:
