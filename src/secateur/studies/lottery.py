@@ -13,9 +13,10 @@ from functools import partial
 from torch import Tensor
 
 from secateur.errors import InputError
-from secateur.files.examples import Augment, Examples
+from secateur.files.examples import Examples
 from secateur.measure import statistics
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
+from secateur.recipes.vision.rethinking_pruning_value import Augment
 from secateur.recover import initialise
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Figure

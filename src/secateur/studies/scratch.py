@@ -17,13 +17,13 @@ from torch import nn
 
 from secateur import running
 from secateur.errors import DataError, InfeasibleError, InputError, SecateurError
-from secateur.files.examples import Augment, Examples
+from secateur.files.examples import Examples
 from secateur.files.rundir import Run, atomic_write
 from secateur.files.texts import Corpus
 from secateur.measure import evidence, statistics
 from secateur.recipes.language import ziplm
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
-from secateur.recipes.vision.rethinking_pruning_value import Arm, Pruned
+from secateur.recipes.vision.rethinking_pruning_value import Arm, Augment, Pruned
 from secateur.recover import initialise, masks
 from secateur.score import random
 from secateur.select import ranking

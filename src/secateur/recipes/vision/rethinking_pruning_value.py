@@ -41,6 +41,9 @@ CARD = {
 
 METHODS = ("l1", "slimming", "soft", "thinet", "regression", "blocks", "unstructured")
 
+Augment = Callable[[Tensor, np.random.Generator], Tensor]
+"""(inputs [B, ...], generator) -> inputs: drawn anew for each batch and epoch."""
+
 
 def rethinking_pruning_value(
     subject: Traced,
@@ -510,7 +513,7 @@ def fit(
     step_end: Callable[[torch.optim.Optimizer], None] | None = None,
     extra: Sequence[nn.Module] = (),
     judged: Examples | None = None,
-    augment: examples.Augment | None = None,
+    augment: Augment | None = None,
     folder: Path | None = None,
     flops: float = 0.0,
     training: str = "",
@@ -621,7 +624,7 @@ def trial(
     norm: float = 1.0,
     chance: bool = False,
     build: Callable[[], nn.Module] | None = None,
-    augment: examples.Augment | None = None,
+    augment: Augment | None = None,
     watch: bool = True,
     folder: Path | None = None,
     training: str = "",
