@@ -22,7 +22,7 @@ from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import size, statistics
-from secateur.recover import compensate, initialise, loop, losses, masks
+from secateur.recover import compensate, initialise, loop, losses, masks, slimming
 from secateur.recover.masks import Masks
 from secateur.score import magnitude, random, reconstruction
 from secateur.select import ranking
@@ -129,12 +129,12 @@ def rethinking_pruning_value(
     )  # fmt: skip
     large = subject
     if untrained:
-        large = duplicate(subject)
+        large = subject.copy()
         fitting(large.model, epochs=longest, folder=run.folder("train-large"))
     if method == "blocks":
         large = scaled(large, sparsity, partial(fitting, epochs=longest, folder=run.folder("train-blocks")))
     if method == "slimming":
-        large = duplicate(large)
+        large = large.copy()
         penalty = partial(scales_l1, large.model, sparsity)
         fitting(large.model, epochs=longest, penalty=penalty, folder=run.folder("train-slimming"))
     calibrating = examples.batches(train, batch=batch, seed=seed).take(max(1, calibration // batch))
@@ -142,7 +142,7 @@ def rethinking_pruning_value(
     for budget in budgets:
         start = large
         if method == "soft":
-            start = duplicate(large)
+            start = large.copy()
             zero = partial(soften, start, budget, inner)
             fitting(start.model, epochs=longest, epoch_end=zero, folder=run.folder(f"train-soft-{budget}"))
         pruned = prune(start, budget, method, widths=widths, inner=inner, batches=calibrating)
@@ -274,7 +274,7 @@ def scales_l1(model: nn.Module, strength: float) -> Tensor:
     scales = _batch_norms(model)
     if not scales:
         raise UnsupportedError(f"{type(model).__name__} has no batch norm with a scale: slimming needs one; choose l1")
-    return strength * torch.stack([scale.abs().sum() for scale in scales]).sum()
+    return slimming.penalty(scales, strength)
 
 
 def soften(dense: Traced, budget: Budget, inner: bool = True) -> None:
@@ -448,7 +448,7 @@ def _reconstructed(
 
 def _refitted(dense: Traced, selection: Selection, hessians: Mapping[str, Tensor]) -> Traced:
     """A copy whose layers behind the cut give, on the units that stay, what they gave: W H[:, R] H[R, R]^-1."""
-    source = duplicate(dense)
+    source = dense.copy()
     for path, columns in _readers(dense, dense.units()).items():
         stays = torch.ones(len(next(iter(columns.values()))), dtype=torch.bool)
         for site, unit in columns.items():
@@ -468,7 +468,7 @@ def _refitted(dense: Traced, selection: Selection, hessians: Mapping[str, Tensor
 
 
 def duplicate(subject: Traced) -> Traced:
-    """The same network in memory of its own."""
+    """The same network in memory of its own, not analysed: for what is trained and not cut again."""
     return Traced(copy.deepcopy(subject.model), subject.inputs, subject.plans)
 
 
