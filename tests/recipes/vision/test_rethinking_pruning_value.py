@@ -277,6 +277,19 @@ def test_examples_without_classes_are_refused(dense, tmp_path):
         list(rethinking.rethinking_pruning_value(dense, Examples(DATA.inputs), [HALF], run))
 
 
+def test_epochs_are_epochs_when_gradients_are_accumulated(dense):
+    model = rethinking.duplicate(dense).model
+    seen = []
+    found = rethinking.fit(
+        model, DATA, epochs=3, lr=0.05, batch=24, training="accumulate=2,clip=1", epoch_end=lambda: seen.append(1)
+    )
+    assert found.steps == 15
+    assert found.tokens == 3 * len(DATA)
+    assert len(seen) == 3
+    with pytest.raises(DataError, match="classes"):
+        rethinking.fit(model, Examples(DATA.inputs), epochs=1, lr=0.05)
+
+
 def test_verdicts_follow_the_interval():
     assert "inherited" in rethinking.judge(Figure(1.0, 0.2, 1.8))
     assert "scratch" in rethinking.judge(Figure(-1.0, -1.8, -0.2))

@@ -448,8 +448,11 @@ def fit(
     loss. closed: masks, held at 0. epoch_end: called after each epoch. judged: examples whose error is noted after
     each epoch, for the best beside the last. folder: of checkpoints. flops: of one forward pass of one example.
     """
-    feed = examples.batches(data, batch=batch, seed=seed, augment=augment)
-    steps = round(epochs * len(feed))
+    if data.labels is None:
+        raise DataError(f"{data.name} has no classes: give labels, for networks are trained on them here")
+    feed, further = examples.batches(data, batch=batch, seed=seed, augment=augment), loop.options(training)
+    epoch = len(feed) / further.get("accumulate", 1)  # in steps
+    steps, once = round(epochs * epoch), max(1, round(epoch))
     if not steps:
         masks.apply(model, closed or {})
         return None
@@ -462,14 +465,14 @@ def fit(
 
     optimizer: Any = "sgd"
     if epoch_end is not None:
-        optimizer = partial(_Periodic, then=epoch_end, every=len(feed))
+        optimizer = partial(_Periodic, then=epoch_end, every=once)
     evaluate = None if judged is None else (lambda: 1.0 - float(right(model, judged).mean()))
     with masks.held(model, closed or {}):
         return loop.train(
-            model, feed, objective, steps=steps, lr=lr, schedule=schedule, warmup=0, optimizer=optimizer, clip=None,
+            model, feed, objective, steps=steps, lr=lr, schedule=schedule, warmup=0, optimizer=optimizer,
             weight_decay=weight_decay, seed=seed, count=examples.count, checkpoint=folder, evaluate=evaluate,
-            evaluate_every=len(feed), flops_per_token=3.0 * flops, every=max(100, len(feed)),
-            **loop.options(training),
+            flops_per_token=3.0 * flops,
+            **{"clip": None, "evaluate_every": once, "every": max(100, once), **further},
         )  # fmt: skip
 
 
