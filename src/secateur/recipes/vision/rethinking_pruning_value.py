@@ -32,7 +32,7 @@ from secateur.vocabulary import Budget, Cut, Figure, Recovery, Result, Selection
 CARD = {
     "title": "Rethinking the Value of Network Pruning",
     "paper": "https://arxiv.org/abs/1810.05270",
-    "cuts": "channels of any network by six published rules, or single weights of its convolutions",
+    "cuts": "channels of any network by five published rules, or single weights of its convolutions",
     "recovers": "fine-tuning, beside fresh networks of the same shape trained for as long and for as many FLOPs",
     "extra": "",
     "family": "vision",
