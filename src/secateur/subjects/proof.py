@@ -14,7 +14,7 @@ from secateur.subjects.coupling import Coupling
 from secateur.subjects.recording import Example, leaves, record, running, tensors_of
 from secateur.subjects.shrinking import twin
 
-__all__ = ["Fault", "Silenced", "compare", "silenced"]
+__all__ = ["Fault", "Silenced", "compare", "differences", "same", "silenced"]
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest output."""
@@ -74,6 +74,20 @@ def compare(small: nn.Module, reference: Silenced, example: Example) -> tuple[fl
     return worst, None if worst <= TOLERANCE else Fault("", what)
 
 
+def same(small: nn.Module, large: nn.Module, example: Example) -> tuple[float, Fault | None]:
+    """The largest relative difference of the outputs of two networks, and the fault if it is above the tolerance."""
+    expected, _ = _watched(shadow := twin(large, share=True).eval(), shadow, example)
+    where = [""]
+    watched = twin(small, share=True).eval()
+    try:
+        found, _ = _watched(watched, watched, example, where)
+    except Exception as error:
+        line = str(error).strip().splitlines()
+        return math.inf, Fault(where[0], f"{type(error).__name__}: {line[0][:160] if line else ''}")
+    worst, what = _difference(found, expected)
+    return worst, None if worst <= TOLERANCE else Fault("", what)
+
+
 def _watched(
     model: nn.Module, run: Any, example: Example, where: list[str] | None = None
 ) -> tuple[Any, list[tuple[str, list[float]]]]:
@@ -91,6 +105,11 @@ def _watched(
     with running(model, entered, left):
         args, kwargs = example.fresh()
         return run(*args, **kwargs), sums
+
+
+def differences(found: Any, expected: Any) -> float:
+    """The largest difference of two outputs, relative to the largest expected value; infinite where shapes differ."""
+    return _difference(found, expected)[0]
 
 
 def _difference(found: Any, expected: Any) -> tuple[float, str]:
