@@ -72,15 +72,35 @@ def coupled(
         for weight, dim, unit in parts:
             key = (id(weight), dim)
             if key not in rows:
-                others = [other for other in range(weight.dim()) if other != dim]
-                shown = weight.detach().float()
-                row = torch.linalg.vector_norm(shown, ord=p, dim=others) if others else shown.abs()
-                rows[key] = row.double().cpu() ** p
+                rows[key] = _powers(weight.detach(), dim, p)
             inside = unit >= 0
             total.index_add_(0, unit[inside], rows[key][inside])
         score = total ** (1 / p)
         result[site] = finite(site, (score / score.mean().clamp(min=1e-30) if normalise else score).float())
     return result
+
+
+def _powers(weight: Tensor, dim: int, p: float) -> Tensor:
+    """Float64 [size of dim]: sum |w|^p of each index, as memory lies and a cache-full at a time."""
+    if dim > 1 or weight.dim() < 2:
+        others = [other for other in range(weight.dim()) if other != dim]
+        row = torch.linalg.vector_norm(weight.float(), ord=p, dim=others) if others else weight.float().abs()
+        return row.double().cpu() ** p
+    flat = weight.flatten(1) if dim == 0 else weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
+    parts = flat.split(max(1, _CACHED // max(1, flat[0].numel())))
+    if dim == 0:
+        norms = [torch.linalg.vector_norm(part.float(), ord=p, dim=1) for part in parts]
+        return torch.cat(norms).double().cpu() ** p
+    total = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
+    for part in parts:
+        shown = part.float()
+        power = torch.einsum("oik,oik->oi", shown, shown) if p == 2 else (shown.abs() ** p).sum(2)
+        total += power.sum(0)
+    return total.cpu()
+
+
+_CACHED = 1 << 18
+"""Numbers that are looked at together."""
 
 
 def consumer_weight(model: nn.Module, consumer: Columns) -> nn.Parameter:

@@ -44,6 +44,8 @@ class Atoms:
     def __init__(self) -> None:
         self.axes: list[Axis] = []
         self.count = 1
+        self.deaf = False
+        """Whether nothing more is learnt: only labels are wanted."""
         self._pairs: list[np.ndarray] = []
         self._kept: list[tuple[np.ndarray, str]] = []
 
@@ -62,22 +64,28 @@ class Atoms:
 
     def join(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Atoms that stand at the same place go together; those that meet none (0) stay."""
-        a, b = torch.broadcast_tensors(first, second)
-        unlike = a != b
-        if not bool(unlike.any()):
+        if self.deaf or first is second:
             return
-        pairs = torch.stack([a[unlike], b[unlike]]).numpy()
+        a, b = first.numpy(), second.numpy()
+        unlike = a != b
+        if not unlike.any():
+            return
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
+        pairs = np.stack([a[unlike], b[unlike]])
         alone = (pairs == 0).any(axis=0)
         if alone.any():
             self.keep(torch.from_numpy(pairs[:, alone].max(axis=0)), reason)
             pairs = pairs[:, ~alone]
         if pairs.shape[1] > 4096:
-            pairs = np.unique(pairs, axis=1)
+            pairs = _distinct(pairs)
         if pairs.size:
             self._pairs.append(pairs)
 
     def keep(self, labels: Tensor, reason: str) -> None:
         """These atoms must stay."""
+        if self.deaf:
+            return
         atoms = np.unique(labels.numpy())
         self._kept.append((atoms[atoms > 0], reason))
 
@@ -98,3 +106,9 @@ class Atoms:
             for one in np.unique(of[atoms]).tolist():
                 reasons.setdefault(one, reason)
         return Classes(of, reasons)
+
+
+def _distinct(pairs: np.ndarray) -> np.ndarray:
+    """Each pair [2, n] once."""
+    mixed = np.unique(pairs[0].astype(np.int64) << 32 | pairs[1].astype(np.int64))
+    return np.stack([mixed >> 32, mixed & 0xFFFFFFFF]).astype(np.int32)

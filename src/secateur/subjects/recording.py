@@ -84,6 +84,7 @@ def record(
     follows the module that runs.
     """
     atoms = Atoms()
+    atoms.deaf = kept is not None
     flow = Flow(atoms)
     found = tensors_of(model)
     kernels = {
@@ -101,6 +102,8 @@ def record(
         if id(tensor) in kernels:
             labels = tuple(label.view(*label.shape, *([1] * (tensor.dim() - 2))) for label in labels)
         flow.mark(tensor, labels)
+        if kept is not None:
+            silencing.leave_raw(tensor)
         names[id(tensor)] = name
     mode = _Recorder(flow, names, kept(atoms) if kept else None)
 
@@ -115,7 +118,7 @@ def record(
             output = model(*args, **kwargs)
     finally:
         for tensor in found.values():
-            for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base"):
+            for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base", "_secateur_raw"):
                 tensor.__dict__.pop(mark, None)
     flow.where, flow.operator = "", "output"
     main, _ = leaves(output)
@@ -142,6 +145,12 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.flow, self.names, self.kept = flow, names, kept
         self.used: set[str] = set()
+        self.own: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing here is compiled, and to say so takes longer than most operators."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -149,13 +158,17 @@ class _Recorder(TorchDispatchMode):
             for one in value if isinstance(value, list | tuple) else (value,):
                 if id(one) in self.names:
                     self.used.add(self.names[id(one)])
+        if func.overloadpacket.__name__.endswith("_") and args and id(args[0]) in self.names.keys() - self.own:
+            # The pass writes into a parameter, which is shared with the model that must stay as it is.
+            self.own.add(id(args[0]))
+            args[0].data = args[0].data.clone()
         if self.kept is None:
             out = func(*args, **kwargs)
             rules.apply(self.flow, func, args, kwargs, out)
             return out
         out = silencing.call(self.flow, self.kept, func, args, kwargs)
         rules.apply(self.flow, func, args, kwargs, out)
-        silencing.silence(self.flow, self.kept, func, out)
+        silencing.silence(self.flow, self.kept, func, args, out)
         return out
 
 

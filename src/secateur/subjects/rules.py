@@ -7,7 +7,7 @@ of them for an operator of several results. Operators that only move elements ru
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,21 +45,23 @@ BLANKS = frozenset(
 
 def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> None:
     """Label what an operator returned."""
-    name = func.overloadpacket.__name__
-    if name.endswith("_") and args and isinstance(args[0], Tensor):
+    known = _FACTS.get(id(func))
+    if known is None:
+        known = _FACTS[id(func)] = _facts(func)
+    name, base, inplace, rule = known.name, known.base, known.inplace, known.rule
+    if known.written and args and isinstance(args[0], Tensor):
         _written(flow, args)
-    if name in BLANKS:
+    if known.blank:
         flow.mark(out, flow.labels(args[0]) if name.endswith("_like") else NOTHING, blank=True)
         return
-    tensors = [value for value in _flat((args, kwargs)) if isinstance(value, Tensor)]
-    labelled = any(flow.labels(value) for value in tensors)
-    blank = any(flow.blank(value) for value in tensors)
-    if not labelled and not blank:
-        return
-    flow.operator = name
-    inplace = name.endswith("_") and not name.endswith("__")
-    base = name[:-1] if inplace else name
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    if kwargs or any(isinstance(value, list | tuple) for value in args):
+        tensors = [value for value in _flat((args, kwargs)) if isinstance(value, Tensor)]
+    labelled = any([flow.labels(value) for value in tensors])
     if not labelled:
+        if not any([flow.blank(value) for value in tensors]):
+            return
+        flow.operator = name
         # One value all over stays one value through anything that looks at one element at a time, and through views.
         only = all(flow.blank(value) for value in tensors)
         if only and (base in _SAME or base in _MOVES or _pointwise(func)):
@@ -70,9 +72,7 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
         elif inplace and tensors and out is tensors[0]:
             flow.mark(out, NOTHING, blank=False)
         return
-    rule = _RULES.get(base)
-    if rule is None and _pointwise(func):
-        rule = _elementwise
+    flow.operator = name
     if rule is None:
         flow.unknown(tensors, f"{name} is not known to the analysis")
         for value in _outputs(out):
@@ -91,6 +91,29 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
             flow.mark(value, labels if isinstance(value, Tensor) else NOTHING)
     if inplace and results and flow.blank(results[0]):
         flow.mark(results[0], flow.labels(results[0]), blank=False)
+
+
+class _Facts(NamedTuple):
+    """What is asked of an operator each time it runs."""
+
+    func: Any
+    name: str
+    base: str
+    inplace: bool
+    written: bool
+    blank: bool
+    rule: Rule | None
+
+
+_FACTS: dict[int, _Facts] = {}
+
+
+def _facts(func: Any) -> _Facts:
+    name = func.overloadpacket.__name__
+    inplace = name.endswith("_") and not name.endswith("__")
+    base = name[:-1] if inplace else name
+    rule = _RULES.get(base) or (_elementwise if _pointwise(func) else None)
+    return _Facts(func, name, base, inplace, name.endswith("_"), name in BLANKS, rule)
 
 
 def _written(flow: Flow, args: Given) -> None:

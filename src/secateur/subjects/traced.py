@@ -393,7 +393,8 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
             break
         except CutError as error:
             subject.without(error.fault, selection)
-    subject.units()
+    if prove:
+        subject.units()
     return subject
 
 
