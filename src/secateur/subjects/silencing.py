@@ -64,7 +64,7 @@ def silence(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], out: Any) 
                 setattr(value, _RAW, True)
         return
     name = func.overloadpacket.__name__
-    if (name in _QUIET or _sum(flow, name, args, out)) and not any(raw(value) for value in _tensors(args)):
+    if (name in _QUIET or _sum(flow, name, args, out) or _clips(name, args)) and not any(raw(value) for value in _tensors(args)):
         return
     for value in out if isinstance(out, list | tuple) else [out]:
         mask = _mask(flow, kept, value)
@@ -101,6 +101,11 @@ def _sum(flow: Flow, name: str, args: Sequence[Any], out: Any) -> bool:
         return False
     dims = [sorted(sorted(varying(label)) for label in flow.labels(value)) for value in (args[0], args[1], out)]
     return dims[0] == dims[1] == dims[2]
+
+
+def _clips(name: str, args: Sequence[Any]) -> bool:
+    """Whether values are brought into a range in which zero lies."""
+    return name in ("hardtanh", "hardtanh_") and (len(args) < 3 or args[1] <= 0 <= args[2])
 
 
 def call(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
