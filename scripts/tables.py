@@ -1,10 +1,12 @@
-"""Write the table of measured results into README.md and docs/evidence/README.md; with --check, only compare.
+"""Write the tables of measured results into README.md and docs/evidence/README.md; with --check, only compare.
 
-The rows are docs/evidence/*.json, which `make claims` writes.
+The rows are docs/evidence/*.json, which `make claims` writes. README has one row per recipe, of the claim that the
+recipe's page names in a line `<!-- headline: name -->`.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,12 +25,18 @@ def pages() -> dict[Path, str]:
     lines = [line for line in page.splitlines() if line.startswith("|")]
     none = "No claim has been run yet: `make claims` runs them all."
     table = "\n".join(lines) if len(lines) > 2 else none
+    headlines = {}
+    for file in sorted((ROOT / "docs" / "recipes").glob("*.md")):
+        named = re.search(r"<!-- headline: ([\w.-]+) -->", file.read_text("utf-8"))
+        if named:
+            headlines[file.stem] = named[1]
+    short = evidence.summary(ROWS, headlines).strip() if len(lines) > 2 else none
     readme = (ROOT / "README.md").read_text("utf-8")
     before, rest = readme.split(START, 1)
     after = rest.split(END, 1)[1]
     head = "# Evidence\n\nWritten by `make claims` from the records in this folder.\n\n"
     return {
-        ROOT / "README.md": f"{before}{START}\n{table}\n{END}{after}",
+        ROOT / "README.md": f"{before}{START}\n{short}\n{END}{after}",
         ROWS / "README.md": f"{head}{table}\n",
     }
 

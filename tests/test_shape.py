@@ -336,6 +336,7 @@ def test_imports_are_declared() -> None:
         "tokenizers": "transformers",
         "click": "typer",
         "markupsafe": "jinja2",
+        "PIL": "pillow",
     }
     for file in SOURCES:
         for node in ast.walk(tree_of(file)):

@@ -369,8 +369,8 @@ def measure(
     tasks: Annotated[str, typer.Option(help="lm-eval tasks to measure quality on, separated by commas.")] = "",
     task_folder: Annotated[Path | None, typer.Option(help="A folder of lm-eval task files of your own.")] = None,
     limit: Annotated[int | None, typer.Option(help="Documents per task; all if not given.")] = None,
-    batch: Annotated[int, typer.Option(help="Sequences per batch.")] = 32,
-    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 64,
+    batch: Annotated[int | None, typer.Option(help="Rows per batch; 32 if not given.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per sequence; 64 if not given.")] = None,
     threads: Annotated[int | None, typer.Option(help="Of torch.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to measure: cpu (the default), cuda, ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -388,11 +388,15 @@ def measure(
         print(json.dumps({part: {n: asdict(f) for n, f in row.items()} for part, row in found.items()}, indent=1))
         return
     from secateur.measure import display, evidence
+    from secateur.running import trades
 
     names = display.order(name for part in found.values() for name in part)
     rows = [["Measure", *found]]
     rows += [[display.measure(n).label, *(display.text(n, part.get(n)) for part in found.values())] for n in names]
-    _console().print(evidence.rich_table(rows, title=f"batch {batch} x {length} tokens"))
+    usual = trades.of_model(model if against is None else against)
+    length = length or usual.LENGTH
+    title = f"batch {batch or usual.BATCH}" + (f" x {length} tokens" if length else "")
+    _console().print(evidence.rich_table(rows, title=title))
 
 
 def report(run_dir: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:

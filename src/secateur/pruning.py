@@ -1,21 +1,47 @@
-"""`secateur.prune`: any PyTorch network made smaller in one call, without data and without training."""
+"""`secateur.prune`: any PyTorch network made smaller in one call, without training, and without data if need be."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from secateur.errors import InfeasibleError, InputError
-from secateur.score import magnitude, random
+from secateur.errors import InfeasibleError, InputError, UnsupportedError
+from secateur.files import plugins
+from secateur.score import activation, gradient, magnitude, random, similarity
 from secateur.select import ranking
+from secateur.subjects.recording import Example
 from secateur.subjects.traced import CutError, Traced, open_traced
-from secateur.vocabulary import Budget, Cut
+from secateur.vocabulary import Budget, Cut, Units
 
 __all__ = ["prune"]
 
-Score = Callable[[Traced], Mapping[str, Tensor]]
+Score = Callable[..., Mapping[str, Tensor]]
+Loss = Callable[[nn.Module, Any], Tensor]
+Scope = Literal["local", "kind", "global", "isomorphic"] | Mapping[str, str]
+
+_OF_WEIGHTS: dict[str, Callable[[Traced], Mapping[str, Tensor]]] = {
+    "magnitude": lambda subject: magnitude.coupled(subject.slices()),
+    "l1": lambda subject: magnitude.coupled(subject.slices(), p=1, normalise=False),
+    "l2": lambda subject: magnitude.coupled(subject.slices(), normalise=False),
+    "batch_norm": lambda subject: magnitude.batch_norm(subject.model, subject.slices()),
+    "geometric_median": lambda subject: similarity.geometric_median(subject.slices()),
+}
+_OF_ACTIVATIONS: dict[str, Callable[..., Mapping[str, Tensor]]] = {
+    "activation": activation.channels,
+    "nonzero": partial(activation.channels, what="nonzero"),
+}
+_OF_GRADIENTS: dict[str, Callable[..., Mapping[str, Tensor]]] = {
+    "taylor": gradient.taylor,
+    "taylor2": partial(gradient.taylor, order=2),
+    "fisher": gradient.fisher,
+    "cosine": lambda *given: gradient.cosine(given[-1], gradient.mean(*given)),
+    "dhspg": lambda *given: gradient.dhspg(given[-1], gradient.mean(*given)),
+    "hesso": lambda *given: gradient.hesso(given[-1], gradient.mean(*given)),
+}
 
 
 def prune(
@@ -24,9 +50,12 @@ def prune(
     budget: Budget | str = "channels=50%",
     score: str | Score = "magnitude",
     *,
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
     multiple: int = 1,
     protect: Iterable[str] = (),
-    scope: ranking.Scope = "local",
+    scope: Scope = "local",
+    normalise: ranking.Normalise | None = None,
     seed: int = 0,
 ) -> tuple[nn.Module, Cut]:
     """A smaller copy of `model`, and the receipt of what went; `model` stays as it is.
@@ -34,25 +63,44 @@ def prune(
     Args:
         model: any network that runs on the inputs.
         example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords).
-        budget: how much may stay, in channels, params or bytes.
-        score: "magnitude" (the norm of all weights that go with a unit, as a share of its site's mean), "random", or
-            a function from the opened subject to one score per unit of each site; higher means keep.
+        budget: how much may stay, in channels, params, bytes or flops.
+        score: how much a unit is worth keeping. From weights alone: "magnitude" (the norm of all weights that go with
+            a unit, as a share of its site's mean), "l1", "l2" (norms as they are), "batch_norm", "geometric_median",
+            "random". From `batches`: "activation", "nonzero". From `batches` and `loss`: "taylor", "taylor2",
+            "fisher", "cosine", "dhspg", "hesso". Or a function, also as "file.py:function", from the opened subject
+            (and `batches`, if they are given) to one score per unit of each site; higher means keep.
+        batches: what to measure scores on; anything that `loss` takes. Without `loss`, a batch is called as the
+            example inputs are.
+        loss: (model, batch) -> mean loss of the batch.
         multiple: kept channels are multiples of this.
         protect: modules, parameters or sites that stay whole.
-        scope: "local": every site loses the same share; "kind" and "global": the weakest of all go.
+        scope: which sites share one ranking. "local": every site loses the same share; "kind", "global": the weakest
+            of a kind, or of all, go; "isomorphic": the weakest among sites of equal structure go; or a mapping from
+            sites to names of pools, sites not named standing alone.
+        normalise: make scores of different sites comparable first, by the site's norm ("l2"), "max", "mean",
+            "zscore" or "rank".
         seed: of random scores.
 
     The cut is proved on the example inputs: its outputs equal those of the original with the same units silenced. What
-    can't be cut stays, and the receipt's notes say why. Raises `ModelError` for a model that can't run on the inputs,
-    `UnsupportedError` where nothing can go, `InfeasibleError` for a budget below the floor or a cut that would change
-    nothing.
+    can't be cut, or has no score of this kind, stays, and the receipt's notes say why. Raises `ModelError` for a model
+    that can't run on the inputs, `UnsupportedError` where nothing can go, `InfeasibleError` for a budget below the
+    floor or a cut that would change nothing, `InputError` for a score that lacks what it needs.
     """
     budget = Budget.parse(budget)
-    subject = open_traced(model, example_inputs, protect=protect, prove=False)
+    rate = _scorer(score, batches, loss, seed)
+    # What costs passes over data is not to be done again and again for cuts that fail: try them first.
+    subject = open_traced(model, example_inputs, protect=protect, prove=batches is not None)
+    if isinstance(scope, Mapping):
+        unknown = sorted(set(scope) - set(subject.coupling.sites))
+        if unknown:
+            raise InputError(f"scope names {unknown[0]!r}, which is no site: {', '.join(subject.coupling.sites)} are")
     while True:
+        scores = rate(subject)
         units = subject.units(multiple=multiple)
-        scores = _scores(subject, score, seed)
-        selection = ranking.by_budget(units, scores, budget, scope=scope)
+        notes: tuple[str, ...] = ()
+        if isinstance(score, str) and ":" not in score:
+            units, notes = _scored(units, scores, score)
+        selection = ranking.by_budget(units, scores, budget, scope=_pools(subject, scope), normalise=normalise)
         if all(bool(mask.all()) for mask in selection.keep.values()):
             raise InfeasibleError(f"budget {budget} would change nothing: every unit fits in it; ask for less")
         try:
@@ -60,14 +108,57 @@ def prune(
         except CutError as error:
             subject.without(error.fault, selection)
             continue
-        return small.model, cut
+        return small.model, replace(cut, notes=(*cut.notes, *notes))
 
 
-def _scores(subject: Traced, score: str | Score, seed: int) -> Mapping[str, Tensor]:
+def _scorer(
+    score: str | Score, batches: Iterable[Any] | None, loss: Loss | None, seed: int
+) -> Callable[[Traced], Mapping[str, Tensor]]:
+    """From a subject to its scores, with all that the score needs at hand."""
+    given = list(batches) if batches is not None and not isinstance(batches, Sequence) else batches
+    if isinstance(score, str) and ":" in score:
+        score = plugins.function(score)
     if callable(score):
-        return score(subject)
-    if score == "magnitude":
-        return magnitude.coupled(subject.slices())
+        own = score
+        return own if given is None else lambda subject: own(subject, given)
     if score == "random":
-        return random.scores(subject.units(), seed)
-    raise InputError(f"score {score!r} is not one of magnitude, random: name one, or give a function")
+        return lambda subject: random.scores(subject.units(), seed)
+    if score in _OF_WEIGHTS:
+        return _OF_WEIGHTS[score]
+    if score not in _OF_GRADIENTS and score not in _OF_ACTIVATIONS:
+        names = ", ".join([*_OF_WEIGHTS, "random", *_OF_ACTIVATIONS, *_OF_GRADIENTS])
+        raise InputError(f"score {score!r} is not one of {names}: name one, or give a function")
+    if given is None:
+        raise InputError(f"score {score!r} is measured on data: give batches=[...]")
+    if score in _OF_ACTIVATIONS:
+        return lambda subject: _OF_ACTIVATIONS[score](
+            partial(loss, subject.model) if loss else partial(_called, subject.model),
+            subject.model,
+            given,
+            subject.slices(),
+        )
+    if loss is None:
+        raise InputError(f"score {score!r} needs gradients: give loss=, a function (model, batch) -> mean loss")
+    return lambda subject: _OF_GRADIENTS[score](partial(loss, subject.model), subject.model, given, subject.slices())
+
+
+def _called(model: nn.Module, batch: Any) -> Any:
+    example = Example.of(batch)
+    return model(*example.args, **example.kwargs)
+
+
+def _scored(units: Units, scores: Mapping[str, Tensor], score: str) -> tuple[Units, tuple[str, ...]]:
+    """Sites of which a score has nothing to say stay whole, and the notes tell."""
+    absent = [site.name for site in units.free() if site.name not in scores]
+    if len(absent) == len(units.free()):
+        raise UnsupportedError(f"score {score!r} has nothing to say of any site of this network: use another")
+    sites = {name: replace(site, frozen=site.frozen or name in absent) for name, site in units.sites.items()}
+    return replace(units, sites=sites), tuple(f"stays: {name}: has no score {score!r}" for name in absent)
+
+
+def _pools(subject: Traced, scope: Scope) -> ranking.Scope:
+    if isinstance(scope, Mapping):
+        return {name: pool for name, pool in scope.items() if name in subject.coupling.sites}
+    if scope == "isomorphic":
+        return subject.topology()
+    return scope

@@ -368,6 +368,7 @@ class Recovery:
 
     steps: int = 0
     tokens: int = 0
+    """Tokens seen, or examples where there are no tokens."""
     seconds: float = 0.0
     flops: float = 0.0
     """Training FLOPs with the teacher's forward passes counted."""

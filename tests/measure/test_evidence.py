@@ -189,6 +189,19 @@ def test_rows_render_in_one_order_whatever_was_written_first(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
 
 
+def test_the_summary_has_a_row_per_recipe_of_its_headline(tmp_path):
+    write_row(tmp_path, "ziplm-a", "ziplm", baselines=None)
+    write_row(tmp_path, "ziplm-b", "ziplm", claim="the one with a baseline")
+    write_row(tmp_path, "ziplm-c", "ziplm", claim="the one that fails", holds=False)
+    write_row(tmp_path, "minitron-a", "minitron")
+    lines = evidence.summary(tmp_path, {}).splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| minitron", "| ziplm"]
+    assert "the one with a baseline" in lines[1]
+    assert lines[1].endswith("2 of 3 |")
+    lines = evidence.summary(tmp_path, {"ziplm": "c"}).splitlines()[2:]
+    assert "the one that fails (2x, MiniLM): does not hold" in lines[1]
+
+
 def test_a_row_takes_this_machine_where_none_is_given(tmp_path):
     record = write_row(tmp_path, "a", "ziplm", environment=None)
     assert record["environment"]["python"]

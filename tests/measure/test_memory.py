@@ -26,6 +26,32 @@ def test_a_short_spike_is_seen():
     assert peak.figure.unit == "B"
 
 
+def held_for_a_moment():
+    one = torch.ones(1024, 256)
+    two = one * 2
+    del one
+    return float((two * 3)[0, 0])
+
+
+def test_the_book_of_allocations_is_exact_and_repeats():
+    found = {memory.allocated(held_for_a_moment).value for _ in range(3)}
+    assert len(found) == 1
+    assert 2 * MIB <= found.pop() < 2 * MIB + 4096  # two of the three tensors at a time
+    assert memory.allocated(lambda: None).value == 0.0
+
+
+def test_a_narrower_network_needs_less():
+    rows = torch.rand(64, 32)
+
+    def need(width):
+        net = torch.nn.Sequential(torch.nn.Linear(32, width), torch.nn.ReLU(), torch.nn.Linear(width, 32))
+        with torch.no_grad():
+            return memory.allocated(lambda: net(rows)).value
+
+    assert need(256) == 2 * 64 * 256 * 4
+    assert need(128) == 2 * 64 * 128 * 4
+
+
 def test_a_second_smaller_call_does_not_inherit_the_first_peak():
     memory.peak(spike)
     assert memory.peak(lambda: torch.ones(1024)).extra < 20 * MIB

@@ -15,10 +15,6 @@ def test_dynamic_alpha_makes_both_losses_equal_and_carries_no_gradient():
     assert (logit.grad, hidden.grad) == (1, 3)
 
 
-def test_rescale_brings_distillation_to_cross_entropy():
-    assert balance.rescale(torch.tensor(0.5), torch.tensor(3.0)) * 0.5 == 3
-
-
 def test_zero_balances_to_zero_and_nan_stays_nan():
     assert balance.dynamic(torch.tensor(1.0), torch.tensor(0.0)) == 0
     assert balance.dynamic(torch.tensor(math.nan), torch.tensor(1.0)).isnan()

@@ -21,6 +21,7 @@ from torch import nn
 from recover.job import run
 from recover.students import VOCABULARY, Batches, bert, llama, logit_objective, token_objective
 from secateur.errors import InputError, NumericalError, RunError, UnsupportedError
+from secateur.files import examples
 from secateur.recover import loop, losses, storage
 
 JOB = Path(__file__).with_name("job.py")
@@ -470,3 +471,76 @@ def test_settings_left_to_the_user(given, found):
 def test_settings_that_are_none_are_refused(given, message):
     with pytest.raises(InputError, match=message):
         loop.options(given)
+
+
+def _network_objective(net):
+    def objective(batch, totals):
+        loss = nn.functional.cross_entropy(net(batch["inputs"]), batch["labels"], reduction="sum")
+        return loss / totals["examples"], {}
+
+    return objective
+
+
+def _network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def _feed():
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.rand(64, 6, generator=draw)
+    return examples.batches(examples.Examples(inputs, inputs[:, :3].argmax(1)), batch=16, seed=1)
+
+
+def test_examples_train_with_sgd_as_torch_does():
+    net, other = _network(), _network()
+    done = loop.train(
+        net, _feed(), _network_objective(net), steps=10, lr=0.1, warmup=0, schedule="constant", optimizer="sgd",
+        weight_decay=0.0, clip=None, count=examples.count,
+    )  # fmt: skip
+    assert done.tokens == 160
+    assert done.settings["optimizer"] == "sgd"
+    sgd = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    other.train()
+    for index in range(10):
+        sgd.zero_grad()
+        _network_objective(other)(_feed()[index], {"examples": 16})[0].backward()
+        sgd.step()
+    for one, two in zip(net.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "own"])
+def test_other_optimisers_resume_with_the_same_bytes(tmp_path, optimizer):
+    def own(groups):
+        return torch.optim.RMSprop(groups, lr=1.0, momentum=0.5)
+
+    def go(folder, until):
+        net = _network()
+        objective = _network_objective(net)
+        seen = []
+
+        def stopping(batch, totals):
+            seen.append(1)
+            if len(seen) > until:
+                raise KeyboardInterrupt
+            return objective(batch, totals)
+
+        settings = {"optimizer": own if optimizer == "own" else optimizer, "momentum": 0.5}
+        try:
+            loop.train(
+                net, _feed(), stopping, steps=12, lr=0.01, checkpoint=folder, every=4, count=examples.count, **settings
+            )
+        except KeyboardInterrupt:
+            assert until == 6
+        return net
+
+    whole = go(tmp_path / "whole", 100)
+    go(tmp_path / "parts", 6)
+    assert equal(weights(go(tmp_path / "parts", 100)), weights(whole))
+
+
+def test_an_unknown_optimiser_is_refused():
+    net = _network()
+    with pytest.raises(InputError, match="optimizer='lion': give 'adamw', 'sgd' or a function"):
+        loop.train(net, _feed(), _network_objective(net), steps=1, lr=0.1, optimizer="lion", count=examples.count)

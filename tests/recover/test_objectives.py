@@ -197,3 +197,51 @@ def test_relations_compare_any_widths_and_leave_padding_out():
 def test_unknown_direction_is_refused():
     with pytest.raises(UnsupportedError, match="sideways"):
         objectives.distance(torch.zeros(2, 4, 6), torch.zeros(2, 4, 6), BATCH, output="logits", direction="sideways")
+
+
+class Fused:
+    """A toy causal model that can stop before its head; the largest tensor it ever gave is remembered."""
+
+    def __init__(self, seed, vocabulary=9, softcap=None):
+        torch.manual_seed(seed)
+        self.body, self.head = torch.nn.Embedding(9, 5), torch.nn.Linear(5, vocabulary, bias=False)
+        self.softcap, self.widths = softcap, set()
+
+    def __call__(self, batch, *, hidden=False, head=True):
+        states = self.body(batch["input_ids"])
+        found = self.head(states) if head else states
+        if head and self.softcap:
+            found = self.softcap * torch.tanh(found / self.softcap)
+        self.widths.add(found.shape[-1])
+        return SimpleNamespace(
+            prediction=found, hidden=(states,), causal=True, head=None if head else self.head, softcap=self.softcap
+        )
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_fused_with_the_heads_it_is_the_same_objective_without_logits(direction, softcap):
+    student, teacher = Fused(0, 9, softcap), Fused(1, 12, softcap)  # vocabularies differ by padding
+    totals, found = objectives.count(BATCH), []
+    for fused in (False, True):
+        student.widths.clear()
+        teacher.widths.clear()
+        objective = objectives.distil(
+            student, teacher, output="logits", task=0.5, temperature=2.0, direction=direction, fused=fused
+        )
+        loss, parts = objective(BATCH, totals)
+        parameters = [student.body.weight, student.head.weight]
+        found.append((loss, *torch.autograd.grad(loss, parameters), *map(torch.tensor, parts.values())))
+        assert student.widths == ({5} if fused else {9})
+        assert teacher.widths == ({5} if fused else {12})
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
+
+
+def test_what_has_no_fused_form_keeps_its_logits():
+    student, teacher = Fused(0), Fused(1)
+    objectives.distil(student, teacher, output="logits", direction="js", fused=True)(BATCH, objectives.count(BATCH))
+    assert student.widths == teacher.widths == {9}
+    sharded = model(torch.randn(2, 4, 9), causal=True)  # gives logits whatever it is asked
+    kept = lambda batch, *, hidden=False, head=True: sharded(batch)  # noqa: E731
+    loss, _ = objectives.distil(kept, teacher, output="logits", fused=True)(BATCH, objectives.count(BATCH))
+    assert torch.isfinite(loss)

@@ -36,3 +36,10 @@ def test_warmup_counts_and_bad_schedules():
     for bad in ({"warmup": 200}, {"warmup": -1}, {"schedule": "square"}, {"min_lr": 2.0}):
         with pytest.raises(InputError):
             rates(**bad)
+
+
+def test_milestones_divide_by_ten_at_half_and_at_three_quarters():
+    found = rates(schedule="milestones", warmup=0)
+    assert found[49:51] == [1.0, 0.1]
+    assert found[74:76] == pytest.approx([0.1, 0.01])
+    assert rates(schedule="milestones", warmup=0, min_lr=0.05)[99] == 0.05

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from score.networks import Block, Linear, batches, hooks
+from score.networks import Block, Linear, batches, hooks, images, residual, same, slices, state
 from secateur.errors import DataError, InputError, NumericalError
 from secateur.score import activation
 from secateur.score.activation import Tap
@@ -185,3 +185,46 @@ def test_scores_of_one_axis_are_summed_over_layers():
 
 def test_taps_of_consumers():
     assert activation.inputs({"h": Linear("down", 3)}) == {"h": Tap("down", "input", 3)}
+
+
+def test_channels_are_read_where_they_are_taken_in():
+    model, data = residual().train(), images()
+    given, before = slices(model), state(model)
+    mean = activation.channels(run(model), model, data, given)
+    nonzero = activation.channels(run(model), model, data, given, what="nonzero")
+    assert same(before, state(model)), "scoring left something behind"
+    model.eval()
+    x = torch.cat([batch["x"] for batch in data])
+    with torch.no_grad():
+        inner_in = model.bn(model.stem(x)).relu()
+        outer_in = model.bn2(model.inner(inner_in)).relu()
+        head_in = (inner_in + model.outer(outer_in)).relu().mean((2, 3))
+    torch.testing.assert_close(mean["inner"], outer_in.mean((0, 2, 3)))
+    torch.testing.assert_close(nonzero["inner"], (outer_in > 0).float().mean((0, 2, 3)))
+    expected = (inner_in.mean((0, 2, 3)) + head_in.abs().mean(0)) / 2
+    torch.testing.assert_close(mean["wide"], expected)
+
+
+def test_channels_that_nothing_takes_in_are_read_as_they_come_out():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 6, 1, groups=2), nn.Conv1d(6, 6, 1, groups=6))
+    data, unit = [torch.randn(2, 4, 5)], torch.arange(6)
+    given = {"a": [(model[0].weight, 0, unit), (model[1].weight, 0, unit)], "b": [(model[0].weight, 1, unit[:2])]}
+    found = activation.channels(model, model, data, given)
+    with torch.no_grad():
+        first = model[0](data[0])
+        expected = (first.abs().mean((0, 2)) + model[1](first).abs().mean((0, 2))) / 2
+    torch.testing.assert_close(found["a"], expected)
+    assert set(found) == {"a"}, "an index inside a group is no channel"
+
+
+def test_channels_leave_padding_out_and_average_the_columns_of_a_unit():
+    model, data = Block(), batches()
+    given = {"n": [(model.down.weight, 1, torch.tensor([0, 0, 1, 1, 2, -1]))]}
+    found = activation.channels(run(model), model, data, given)["n"]
+    tokens = torch.cat(samples(model, data)).abs().mean(0)
+    torch.testing.assert_close(found, torch.stack([tokens[:2].mean(), tokens[2:4].mean(), tokens[4]]))
+    with pytest.raises(DataError, match="no batches"):
+        activation.channels(run(model), model, [], given)
+    with pytest.raises(InputError, match="what 'l2'"):
+        activation.channels(run(model), model, data, given, what="l2")

@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from score.networks import Block, Linear, batches
+from score.networks import Block, Linear, batches, images, residual, same, slices, state, unit_of
 from secateur.errors import DataError, InputError
 from secateur.score import gradient
 
@@ -71,3 +73,125 @@ def test_bad_requests_are_refused():
             score(loss_of(model), model, [], {"n": Linear("down")})
     with pytest.raises(InputError, match="within 'head'"):
         gradient.taylor(loss_of(model), model, batches(), {"n": Linear("down")}, within="head")
+
+
+def criterion(model):
+    return lambda batch: nn.functional.cross_entropy(model(batch["x"]), batch["labels"])
+
+
+def plain_gradients(model, data):
+    """Parameter -> its gradient for each batch, by backward() on a copy."""
+    other = copy.deepcopy(model).eval()
+    result = {own: [] for own in model.parameters()}
+    for batch in data:
+        other.zero_grad()
+        criterion(other)(batch).backward()
+        for own, theirs in zip(model.parameters(), other.parameters(), strict=True):
+            result[own].append(theirs.grad.clone())
+    return result
+
+
+SLOW = {
+    "taylor": lambda x, g: (x * g.mean(0)).sum().abs(),
+    "weight": lambda x, g: (x * g.mean(0)).abs().sum(),
+    "taylor2": lambda x, g: (x * g.mean(0) - 0.5 * (x * g).square().mean(0)).sum().abs(),
+    "fisher": lambda x, g: (x * g).sum(1).square().mean(),
+    "cosine": lambda x, g: nn.functional.cosine_similarity(x, -g.mean(0), dim=0),
+}
+
+
+def measured(model, data, given, loss=None):
+    loss = loss or criterion(model)
+    gradients = gradient.mean(loss, model, data, given)
+    return {
+        "taylor": gradient.taylor(loss, model, data, given),
+        "weight": gradient.taylor(loss, model, data, given, within="weight"),
+        "taylor2": gradient.taylor(loss, model, data, given, order=2),
+        "fisher": gradient.fisher(loss, model, data, given),
+        "cosine": gradient.cosine(given, gradients),
+        "dhspg": gradient.dhspg(given, gradients),
+        "hesso": gradient.hesso(given, gradients),
+    }
+
+
+def test_scores_of_slices_are_the_plain_formulas():
+    model, data = residual().train(), images()
+    given = slices(model)
+    model.stem.weight.grad = torch.ones_like(model.stem.weight)
+    model.head.weight.requires_grad_(False)
+    before = state(model)
+    found = measured(model, data, given)
+    assert same(before, state(model)), "scoring left something behind"
+    plain = plain_gradients(model.requires_grad_(), data)
+    vectors = {
+        site: [
+            (unit_of(parts, unit), torch.stack([unit_of(parts, unit, lambda w: plain[w][n]) for n in range(len(data))]))  # noqa: B023
+            for unit in range(len(found["taylor"][site]))
+        ]
+        for site, parts in given.items()
+    }
+    for name, formula in SLOW.items():
+        for site, units in vectors.items():
+            expected = torch.stack([formula(x, g) for x, g in units])
+            torch.testing.assert_close(found[name][site], expected, rtol=1e-4, atol=1e-7, msg=f"{name} of {site}")
+    every = [(x, g.mean(0)) for units in vectors.values() for x, g in units]
+    over_all = lambda rows: torch.stack(rows) / torch.stack(rows).norm()  # noqa: E731
+    cosines = [torch.dot(x, g) / (x.norm() * g.norm()) for x, g in every]
+    dhspg = -0.5 * over_all(cosines) - 0.5 * over_all([1 / (x.norm() / len(x) + 1e-6) for x, _ in every])
+    torch.testing.assert_close(torch.cat(list(found["dhspg"].values())), dhspg, rtol=1e-4, atol=1e-6)
+    criteria = (
+        [x.norm() for x, _ in every],
+        [x.norm() / len(x) for x, _ in every],
+        [one + 1 for one in cosines],
+        [torch.dot(x, g).abs() for x, g in every],
+        [0.5 * torch.dot(x, g) ** 2 for x, g in every],
+    )
+    hesso = sum(0.2 * over_all(rows) for rows in criteria)
+    torch.testing.assert_close(torch.cat(list(found["hesso"].values())), hesso, rtol=1e-4, atol=1e-6)
+
+
+def test_scores_follow_the_scale_of_the_loss_as_they_should():
+    model, data = residual(), images()
+    given = slices(model)
+    once, thrice = measured(model, data, given), measured(model, data, given, lambda b: 3 * criterion(model)(b))
+    for name, power in {"taylor": 3, "weight": 3, "fisher": 9, "cosine": 1, "dhspg": 1, "hesso": 1}.items():
+        for site in given:
+            torch.testing.assert_close(thrice[name][site], power * once[name][site], rtol=1e-3, atol=1e-6)
+
+
+def test_a_planted_channel_without_weights_scores_least():
+    model, data = residual(), images()
+    with torch.no_grad():
+        for weight, dim, units in slices(model)["inner"]:
+            weight.index_fill_(dim, torch.nonzero(units == 5).flatten(), 0.0)
+    for name, scores in measured(model, data, slices(model)).items():
+        assert name == "cosine" or int(scores["inner"].argmin()) == 5, name
+        if name in ("taylor", "taylor2", "weight", "fisher", "cosine"):
+            assert scores["inner"][5] == 0
+
+
+def test_consumers_are_slices_of_their_columns():
+    torch.manual_seed(0)
+    model, data = Block(), batches()
+    given = {"n": [(model.down.weight, 1, torch.arange(6) // 2)]}
+    for score in (gradient.taylor, gradient.fisher):
+        consumers = score(loss_of(model), model, data, {"n": Linear("down", 2)})
+        assert torch.equal(score(loss_of(model), model, data, given)["n"], consumers["n"])
+
+
+def test_what_the_loss_does_not_use_has_no_gradient_and_bad_losses_are_refused():
+    model, data = residual(), images()
+    given = slices(model)
+    found = gradient.mean(lambda b: model.stem(b["x"]).square().mean(), model, data, given)
+    assert found[model.head.weight].abs().sum() == 0
+    assert found[model.stem.weight].abs().sum() > 0
+    for loss in (lambda b: model(b["x"]), lambda b: torch.zeros(()), lambda b: 0.0):
+        with pytest.raises(InputError, match="one number with gradients"):
+            gradient.mean(loss, model, data, given)
+    assert not [p for p in model.parameters() if not p.requires_grad]
+    with pytest.raises(InputError, match="order 3"):
+        gradient.taylor(criterion(model), model, data, given, order=3)
+    with pytest.raises(InputError, match="has no gradient"):
+        gradient.hesso(given, {model.stem.weight: torch.zeros_like(model.stem.weight)})
+    with pytest.raises(InputError, match="do not divide into blocks of 4"):
+        gradient.taylor(loss_of(Block()), Block(), batches(), {"n": Linear("down", 4)})

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from score.networks import Block, Linear
+from score.networks import Block, Linear, residual, slices, unit_of
 from secateur.errors import InputError, NumericalError
 from secateur.score import magnitude
 
@@ -47,3 +47,39 @@ def test_coupled_slices_are_summed_over_everything_that_goes_with_a_unit():
     assert found["a"].tolist() == pytest.approx([5.0, 2.0])
     shared = magnitude.coupled({"a": [(first, 0, unit), (second, 1, unit)]})
     assert shared["a"].tolist() == pytest.approx([10 / 7, 4 / 7])
+
+
+def test_norms_of_coupled_weights_are_the_plain_formula_and_scale():
+    model = residual()
+    given = slices(model)
+    for p in (1.0, 2.0):
+        found = magnitude.coupled(given, p=p, normalise=False)
+        for site, parts in given.items():
+            expected = torch.stack([unit_of(parts, unit).norm(p) for unit in range(len(found[site]))])
+            torch.testing.assert_close(found[site], expected)
+    before, shares = magnitude.coupled(given, normalise=False), magnitude.coupled(given)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    after, same_shares = magnitude.coupled(given, normalise=False), magnitude.coupled(given)
+    for site in given:
+        torch.testing.assert_close(after[site], 3 * before[site])
+        torch.testing.assert_close(same_shares[site], shares[site])
+
+
+def test_batch_norm_reads_scales_alone_and_leaves_out_sites_without():
+    model = residual()
+    with torch.no_grad():
+        model.bn2.weight[3] = -0.01
+    given = slices(model)
+    found = magnitude.batch_norm(model, given)
+    torch.testing.assert_close(found["wide"], model.bn.weight.detach())
+    torch.testing.assert_close(found["inner"], model.bn2.weight.detach().abs())
+    assert int(found["inner"].argmin()) == 3
+    other = torch.full_like(model.bn.weight, 2.0)
+    second = nn.BatchNorm2d(6)
+    second.weight = nn.Parameter(other)
+    model.second = second
+    given["wide"].append((second.weight, 0, torch.arange(6)))
+    torch.testing.assert_close(magnitude.batch_norm(model, given)["wide"], (model.bn.weight.detach() + 2) / 2)
+    assert magnitude.batch_norm(model, {"plain": [(model.head.weight, 1, torch.arange(6))]}) == {}

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from score.networks import residual, slices, unit_of
 from secateur.errors import DataError, InputError, NumericalError
 from secateur.score import similarity
 
@@ -47,3 +48,29 @@ def test_bad_data_is_refused():
         similarity.collect(states, [])
     with pytest.raises(NumericalError, match="block influence"):
         similarity.collect(states, [{"x": torch.full((1, 1, 2), float("nan"))}])
+
+
+def test_geometric_median_is_the_sum_of_distances_and_finds_the_unit_in_the_middle():
+    model = residual()
+    given = slices(model)
+    with torch.no_grad():
+        for weight, dim, _ in given["inner"]:
+            weight.select(dim, 2).copy_(weight.mean(dim))
+    found = similarity.geometric_median(given)
+    for site, parts in given.items():
+        vectors = torch.stack([unit_of(parts, unit) for unit in range(len(found[site]))])
+        expected = torch.stack([sum((x - y).norm() for y in vectors) for x in vectors])
+        torch.testing.assert_close(found[site], expected, rtol=1e-5, atol=1e-5)
+    assert int(found["inner"].argmin()) == 2
+    before = similarity.geometric_median(given)["wide"]
+    with torch.no_grad():
+        for weight, dim, _ in given["wide"]:
+            if dim == 0:
+                weight.add_(1.0)  # moving all units by the same vector changes no distance
+    torch.testing.assert_close(similarity.geometric_median(given)["wide"], before, rtol=1e-4, atol=1e-4)
+
+
+def test_units_of_several_indices_are_compared_index_by_index():
+    weight = torch.tensor([[0.0, 5.0, 0.0, 9.0, 3.0, 9.0]])
+    found = similarity.geometric_median({"a": [(weight, 1, torch.tensor([0, 1, 0, 1, -1, -1]))]})
+    assert found["a"].tolist() == pytest.approx([(25 + 81) ** 0.5] * 2)

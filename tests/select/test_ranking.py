@@ -247,3 +247,42 @@ def test_frozen_sites_stay_whole_and_need_no_scores():
 def test_low_precision_and_gradient_tensors_are_read():
     scores = {"site": torch.tensor([0.25, 2.0, 1.0], dtype=torch.bfloat16, requires_grad=True)}
     assert ranking.by_counts(one(3), scores, {"site": 1}).keep["site"].tolist() == [False, True, False]
+
+
+@given(problems(), st.floats(0.05, 1.0), st.sampled_from(["global", "kind", "local"]))
+@settings(max_examples=60, deadline=None)
+def test_named_scopes_are_mappings_to_pools(problem, share, scope):
+    units, scores = problem
+    pools = {
+        name: {"global": "all", "kind": f"kind {site.kind}", "local": name}[scope] for name, site in units.sites.items()
+    }
+    try:
+        named = ranking.by_budget(units, scores, f"tokens={share}", scope=scope)
+    except InfeasibleError:
+        return
+    mapped = ranking.by_budget(units, scores, f"tokens={share}", scope=pools)
+    assert all((mapped.keep[name] == named.keep[name]).all() for name in units)
+
+
+def test_a_pool_ranks_its_sites_together_and_the_others_stand_alone():
+    units = Units({name: Site(name, 4, cost={"n": np.ones(4)}) for name in ("0.a", "1.a", "2.a", "3.a")})
+    scores = {name: 10.0**i * np.arange(1.0, 5) for i, name in enumerate(units)}
+
+    def kept(scope):
+        return [int(mask.sum()) for mask in ranking.by_budget(units, scores, "n=8", scope=scope).keep.values()]
+
+    assert kept("global") == [0, 0, 4, 4]
+    assert kept({"0.a": "early", "1.a": "early", "2.a": "late", "3.a": "late"}) == [0, 4, 0, 4]
+    assert kept({"0.a": "early", "1.a": "early"}) == [0, 4, 2, 2]
+    assert kept({}) == [2, 2, 2, 2]
+    with pytest.raises(InputError, match=r"scope names '9\.a', which is no site"):
+        kept({"9.a": "early"})
+
+
+def test_thresholds_may_differ_from_site_to_site():
+    units = Units({name: Site(name, 3, cost={"n": np.ones(3)}) for name in ("a", "b", "c")})
+    scores = {name: np.array([1.0, 2.0, 3.0]) for name in units}
+    keep = ranking.threshold(units, scores, {"a": 2.0, "b": 3.0}).keep
+    assert [int(keep[name].sum()) for name in units] == [2, 1, 3]
+    with pytest.raises(InputError, match="value names 'd'"):
+        ranking.threshold(units, scores, {"d": 2.0})

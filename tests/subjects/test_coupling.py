@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from secateur.subjects.coupling import couple
+from secateur.subjects.flops import Size
 from secateur.subjects.recording import Example, record
 from subjects import nets
 
@@ -64,3 +66,19 @@ def test_kept_and_bound_atoms() -> None:
     )
     bound = couple(run, None, [np.stack([first, second])])
     assert sorted(len(site.classes) for site in bound.sites.values()) == [4, 12]
+
+
+def test_a_dimension_of_what_flows_is_a_sum_of_sites_and_of_what_stays() -> None:
+    model, inputs = nets.make("mlp")
+    run = record(model.eval(), Example.of(inputs))
+    first = next(axis for axis in run.flow.atoms.axes if axis.tensor == "0.weight" and axis.dim == 0)
+    atoms = torch.arange(first.start, first.start + 16)
+    coupling = couple(run, {first.start + 14: "asked", first.start + 15: "asked"})
+    row = atoms.view(1, 16)
+    assert coupling.along(Size(16, ((row, 1),))) == {"0.channels": 1, "": 2}
+    assert coupling.along(Size(32, ((row.repeat(1, 2), 1),))) == {"0.channels": 2, "": 4}
+    assert coupling.along(Size(5)) == {"": 5}
+    # Heads of two channels, reshaped: one dimension has the heads, the other none, whatever stays at the last of them.
+    heads = torch.cat([atoms[:14].repeat_interleave(2), atoms[14:]]).view(15, 2)
+    assert coupling.along(Size(15, ((heads, 0),))) == {"0.channels": 1, "": 1}
+    assert coupling.along(Size(2, ((heads, 1),))) == {"": 2}

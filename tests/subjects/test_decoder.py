@@ -29,6 +29,23 @@ def test_generation_with_the_cache_equals_generation_without(name: str, gone: tu
         torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.parametrize("name", GENERATORS)
+def test_without_its_head_a_model_gives_what_goes_into_it(name: str) -> None:
+    subject, _ = make(name).cut(
+        Selection({"layers.0.neurons": without(make(name).units()["layers.0.neurons"].count, 0)})
+    )
+    batch = subject.example(2, 5)
+    with torch.no_grad():
+        whole, bare = subject.forward(batch, hidden=True), subject.forward(batch, hidden=True, head=False)
+        logits = bare.head(bare.prediction)
+    if bare.softcap is not None:
+        logits = bare.softcap * torch.tanh(logits / bare.softcap)
+    torch.testing.assert_close(logits, whole.prediction)
+    assert len(bare.hidden) == len(whole.hidden)
+    assert whole.head is None
+    assert bare.prediction.shape[-1] == subject.hidden_size
+
+
 @pytest.mark.parametrize("name", [n for n in DECODERS if not {"mha", "gpt2", "longrope"} & {*n.split("-")}])
 def test_heads_go_evenly_from_their_groups(name: str) -> None:
     subject = make(name)

@@ -101,4 +101,6 @@ def test_noop_is_called_one() -> None:
 @pytest.mark.parametrize("name", ["bert-classifier", "llama"])
 def test_flops_per_token_are_those_of_a_sequence(name: str) -> None:
     subject = make(name)
-    assert subject.flops_per_token(LENGTH) * LENGTH == pytest.approx(flops(subject, subject.example(1, LENGTH)))
+    counted = flops(subject, subject.example(1, LENGTH))
+    # transformers 5.15 makes the angles of rotary positions by a matrix product, which is counted.
+    assert subject.flops_per_token(LENGTH) * LENGTH == pytest.approx(counted, rel=2e-4)

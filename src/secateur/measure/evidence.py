@@ -28,6 +28,7 @@ __all__ = [
     "rich_table",
     "row",
     "speedup_of",
+    "summary",
     "table",
     "targets",
     "write",
@@ -321,21 +322,45 @@ def row(
 def render(folder: str | Path, *, output: str | Path | None = None) -> str:
     """The table of all records `folder`/*.json by recipe and file name, written to README.md there (or `output`)."""
     folder = Path(folder)
-    records = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            records.append((path.name, _lively(json.loads(path.read_text(encoding="utf-8")))))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} is not a readable evidence record: run the claim again") from error
     rows = [["Recipe", "Claim", "Measured", "Baselines", "Difference", "Seeds", "Holds", "Commit"]]
-    for name, record in sorted(records, key=lambda pair: (str(pair[1].get("recipe")), pair[0])):
-        try:
-            rows.append(_cells(record))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{folder / name} is not a whole evidence record: run the claim again") from error
+    rows += [cells for _, cells in _records(folder)]
     text = "# Evidence\n\nGenerated from the records in this folder by `make claims`; do not edit.\n\n" + markdown(rows)
     write_whole(Path(output) if output is not None else folder / "README.md", text)
     return text
+
+
+def summary(folder: str | Path, headlines: Mapping[str, str]) -> str:
+    """A table of one row per recipe: its headline claim beside the baselines, and how many of its claims hold.
+
+    headlines: recipe -> name of the record `folder`/<recipe>-<name>.json to show; else the first that holds and has
+    baselines.
+    """
+    grouped: dict[str, list[tuple[str, list[str]]]] = {}
+    for name, cells in _records(Path(folder)):
+        grouped.setdefault(cells[0], []).append((name, cells))
+    rows = [["Recipe", "Headline claim", "Measured", "Baselines", "Claims that hold"]]
+    for recipe, found in grouped.items():
+        wanted = f"{recipe}-{headlines.get(recipe)}.json"
+        first = max(found, key=lambda one: (one[0] == wanted, one[1][6] == "yes", one[1][3] != "–"))[1]
+        holding = sum(cells[6] == "yes" for _, cells in found)
+        claim = first[1] if first[6] == "yes" else f"{first[1]}: does not hold"
+        rows.append([recipe, claim, first[2], first[3], f"{holding} of {len(found)}"])
+    return markdown(rows)
+
+
+def _records(folder: Path) -> list[tuple[str, list[str]]]:
+    """(file name, cells of its row) of every record, by recipe and file name."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = _lively(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} is not a readable evidence record: run the claim again") from error
+        try:
+            found.append((path.name, _cells(record)))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is not a whole evidence record: run the claim again") from error
+    return sorted(found, key=lambda pair: (pair[1][0], pair[0]))
 
 
 def _cells(record: Mapping[str, Any]) -> list[str]:

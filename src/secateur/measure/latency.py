@@ -52,7 +52,8 @@ class Environment:
     """
 
     batch: int = 1
-    length: int = 128
+    length: int | None = 128
+    """Tokens per sequence; None where rows are no sequences."""
     threads: int | None = None
     """Threads of one operation; None leaves torch's own number."""
     device: str = "cpu"
@@ -78,7 +79,8 @@ class Environment:
 
     def __str__(self) -> str:
         described = self.describe()
-        return f"batch {self.batch} x {self.length} tokens, {described['threads']} threads, {self.device}, {self.dtype}"
+        rows = f"batch {self.batch}" + ("" if self.length is None else f" x {self.length} tokens")
+        return f"{rows}, {described['threads']} threads, {self.device}, {self.dtype}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import torch
 
 from secateur.vocabulary import Figure
 
-__all__ = ["Peak", "peak"]
+__all__ = ["Peak", "allocated", "peak"]
 
 _PROC = Path("/proc/self")
 
@@ -65,6 +65,26 @@ def peak(fn: Callable[[], Any], *, device: str = "cpu", calls: int = 1) -> Peak:
         total = _status("VmHWM")
         return Peak(max(total - start, 0.0), total, result)
     return _sampled(fn)
+
+
+def allocated(fn: Callable[[], Any], *, device: str = "cpu") -> Figure:
+    """Bytes that `fn()` holds at its highest point beyond what is there already, by torch's own book of allocations.
+
+    Exact and the same every time, where `peak` sees the whole process and what its allocator happens to reuse: two
+    models are compared by this. What libraries take outside of torch's allocators is not in it.
+    """
+    if torch.device(device).type == "cuda":
+        return peak(fn, device=device).figure
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        fn()
+    assert seen.profiler is not None
+    assert seen.profiler.kineto_results is not None
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    return Figure(float(highest), unit="B")
 
 
 def _reset_high_water() -> bool:

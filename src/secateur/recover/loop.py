@@ -86,6 +86,8 @@ def train(
     min_lr: float = 0.0,
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.999),
+    momentum: float = 0.9,
+    optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = "adamw",
     accumulate: int = 1,
     clip: float | None = 1.0,
     precision: str = "auto",
@@ -104,7 +106,7 @@ def train(
     title: str = "training",
     flops_per_token: float = 0.0,
 ) -> Recovery:
-    """Train `student` in place for `steps` optimiser steps of AdamW; returns what it took and gave.
+    """Train `student` in place for `steps` optimiser steps; returns what it took and gave.
 
     Args:
         student: the module in training; parameters with `requires_grad` are trained. It is moved to Accelerate's device
@@ -119,6 +121,9 @@ def train(
         lr, warmup, schedule, min_lr: see `schedule.learning_rate`.
         weight_decay: on matrices only; norms and biases are spared.
         betas: of AdamW.
+        momentum: of SGD, in Nesterov's form.
+        optimizer: "adamw", "sgd", or a function from parameter groups to any optimiser of torch's; its tensors per
+            parameter are checkpointed, and its groups' "lr" follows the schedule.
         accumulate: micro-batches per process and step.
         clip: largest L2 norm of the gradient; None for no limit.
         precision: "bf16" (autocast, weights stay float32), "fp32", or "auto": bf16 on a GPU that has it, else fp32.
@@ -127,7 +132,8 @@ def train(
             and a teacher's output is no label to overfit. Batch norms still learn.
         extra: further modules in training (a projection).
         frozen: modules the objective asks (a teacher): on the device meanwhile, in eval mode, untouched.
-        count: batch -> what it holds, for the totals; "tokens" gives tokens/s.
+        count: batch -> what it holds, for the totals; "tokens", or else "examples", gives the speed, and adds up to
+            `Recovery.tokens`.
         checkpoint: folder of the training's own checkpoint; a run that finds one there goes on from it.
         every: steps between checkpoints.
         evaluate, evaluate_every, patience: lower is better; training stops after `patience` evaluations without a new
@@ -162,17 +168,16 @@ def train(
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise InputError("the student has no parameter with requires_grad: unfreeze what is to be trained")
-        # On a CPU the plain AdamW takes six times as long, a tenth of a step with a large vocabulary.
-        fused = accelerator.device.type == "cpu" or None
-        optimizer = torch.optim.AdamW(_groups(student, weight_decay), lr=lr, betas=betas, fused=fused)
+        groups = _groups(student, weight_decay)
+        updater = _optimizer(optimizer, groups, accelerator.device, lr=lr, betas=betas, momentum=momentum)
         if accelerator.distributed_type == "FSDP":
-            sharded, optimizer = accelerator.prepare(student, optimizer)
+            sharded, updater = accelerator.prepare(student, updater)
             if sharded is not student:
                 raise UnsupportedError("FSDP2 replaced the student: turn off compilation in Accelerate's configuration")
         for module in extra:
             for group in _groups(module, weight_decay):
-                optimizer.add_param_group(group)
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+                updater.add_param_group(group)
+        trained = [parameter for group in updater.param_groups for parameter in group["params"]]
 
         share = accelerator.num_processes
         settings = {
@@ -182,7 +187,8 @@ def train(
             "schedule": schedule,
             "min_lr": min_lr,
             "weight_decay": weight_decay,
-            "betas": list(betas),
+            **({"betas": list(betas)} if optimizer == "adamw" else {"optimizer": _name(optimizer)}),
+            **({"momentum": momentum} if optimizer == "sgd" else {}),
             "clip": clip,
             "seed": seed,
             "precision": _precision(precision, accelerator.device),
@@ -191,7 +197,7 @@ def train(
         state = _State()
         path = None if checkpoint is None else Path(checkpoint) / "training.safetensors"
         if path is not None and path.exists():
-            state = _resume(path, modules, optimizer, settings)
+            state = _resume(path, modules, updater, settings)
         if trackers:
             accelerator.init_trackers(
                 title, config={k: v for k, v in settings.items() if isinstance(v, int | float | str)}
@@ -201,7 +207,7 @@ def train(
 
         def save() -> None:
             if path is not None and state.saved != state.step:
-                _save(path, modules, optimizer, settings, state, main=accelerator.is_main_process)
+                _save(path, modules, updater, settings, state, main=accelerator.is_main_process)
                 state.saved = state.step
 
         while state.step < steps and not state.stopped:
@@ -214,6 +220,8 @@ def train(
                 save()
                 accelerator.wait_for_everyone()
                 _leave(signalled)
+
+            unit = "tokens" if "tokens" in totals else "examples"
 
             values, parts = [], dict[str, float]()
             for index, batch in zip(indices, micro, strict=True):
@@ -232,24 +240,24 @@ def train(
             norm = _clip(trained, clip)
             _must_be_finite("norm of the gradient", norm, state.step, path)
             rate = learning_rate(state.step, steps=steps, lr=lr, warmup=warmup, schedule=schedule, min_lr=min_lr)
-            for group in optimizer.param_groups:
+            for group in updater.param_groups:
                 group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            updater.step()
+            updater.zero_grad(set_to_none=True)
 
             elapsed = time.perf_counter() - began
-            tokens = totals.get("tokens", 0)
+            tokens = totals.get(unit, 0)
             state.advance(loss, tokens, elapsed, stride=max(1, math.ceil(steps / _POINTS)), last=steps)
             if trackers:
                 shown = {
                     "loss": loss,
                     "lr": rate,
                     "gradient_norm": norm,
-                    "tokens_per_second": tokens / elapsed,
+                    f"{unit}_per_second": tokens / elapsed,
                     **parts,
                 }
                 accelerator.log(shown, step=state.step)
-            bar(loss, tokens / elapsed)
+            bar(loss, f"{tokens / elapsed:,.0f} {unit}/s")
             if evaluate is not None and (state.step % evaluate_every == 0 or state.step == steps):
                 state.judge(_evaluated(evaluate, modules, accelerator), patience)
             if state.step % every == 0 or state.step == steps or state.stopped:
@@ -315,6 +323,8 @@ def _save(
     tensors = {name: _whole(tensor) for name, tensor in _tensors(modules).items()}
     for index, parameter in enumerate(_parameters(optimizer)):
         for key, value in optimizer.state.get(parameter, {}).items():
+            if value is None:  # a momentum that is not there yet
+                continue
             tensors[f"optimizer.{index}.{key}"] = _whole(torch.as_tensor(value))
     if main:
         storage.write(path, tensors, json.dumps({"settings": settings, "state": asdict(state)}))
@@ -520,6 +530,30 @@ def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def _optimizer(
+    wanted: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+    groups: list[dict[str, Any]],
+    device: torch.device,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    momentum: float,
+) -> torch.optim.Optimizer:
+    if callable(wanted):
+        return wanted(groups)
+    # On a CPU the plain AdamW takes six times as long, a tenth of a step with a large vocabulary.
+    fused = device.type == "cpu" or None
+    if wanted == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    if wanted == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    raise InputError(f"optimizer={wanted!r}: give 'adamw', 'sgd' or a function that makes one")
+
+
+def _name(optimizer: Any) -> str:
+    return str(optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", type(optimizer).__name__))
+
+
 def _precision(wanted: str, device: torch.device) -> str:
     if wanted == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -593,7 +627,7 @@ def _leave(number: int) -> None:
 
 
 @contextlib.contextmanager
-def _bar(wanted: bool, title: str, steps: int, done: int) -> Iterator[Callable[[float, float], None]]:
+def _bar(wanted: bool, title: str, steps: int, done: int) -> Iterator[Callable[[float, str], None]]:
     """A progress bar on stderr; nothing at all when that is no terminal."""
     if not wanted or not sys.stderr.isatty():
         yield lambda loss, speed: None
@@ -602,9 +636,9 @@ def _bar(wanted: bool, title: str, steps: int, done: int) -> Iterator[Callable[[
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]:,.0f} tokens/s"),
+        TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(title, total=steps, completed=done, loss=math.nan, speed=0.0)
+        task = shown.add_task(title, total=steps, completed=done, loss=math.nan, speed="")
         yield lambda loss, speed: shown.update(task, advance=1, loss=loss, speed=speed)

@@ -35,7 +35,8 @@ Objective = Callable[[Batch, Mapping[str, int]], tuple[Tensor, dict[str, float]]
 class Prediction(Protocol):
     """What a forward pass gives: `prediction` [B, S, V], [B, C], [B, d] or [B, S, d]; `hidden` of [B, S, d] each.
 
-    `causal`: the prediction is logits [B, S, V] of the token after each position.
+    `causal`: the prediction is logits [B, S, V] of the token after each position. Where `head` is there, the prediction
+    is what goes into it, [B, S, d], and logits are `head` of that, capped by `softcap`.
     """
 
     prediction: Tensor
@@ -47,7 +48,10 @@ class Forward(Protocol):
     """A model as the objective sees it."""
 
     def __call__(self, batch: Batch, *, hidden: bool = False) -> Prediction:
-        """Run the model on `batch`; `hidden` asks for the embedding output and every block's output."""
+        """Run the model on `batch`; `hidden` asks for the embedding output and every block's output.
+
+        Asked with `head=False` by objectives that are `fused`, a causal model stops before its head.
+        """
         ...
 
 
@@ -188,6 +192,7 @@ def distil(
     hidden: Sequence[tuple[int, int]] = (),
     projection: nn.Module | None = None,
     alpha: float | Literal["dynamic"] = "dynamic",
+    fused: bool = False,
 ) -> Objective:
     """`task` x cross-entropy + `logit` x prediction loss + `token` x L_token + alpha x L_hidden.
 
@@ -210,6 +215,8 @@ def distil(
             prediction loss to be as large as. The ratio is taken in each micro-batch: under gradient accumulation, and
             over several processes, the losses add up to those of one big batch, but a micro-batch's L_is weighs by its
             own ratio, not by that of their sums, so the gradient differs a little.
+        fused: let causal models stop before their heads, and take cross-entropy and KL through the heads in pieces, so
+            that no matrix of logits [tokens, V] is ever held; where a loss has no such form, this changes nothing.
 
     Returns a mean over the step's totals and its parts as floats. Raises `UnsupportedError` for a task loss on
     embeddings or states; the objective raises `InputError` where that needs labels which a batch has not.
@@ -220,13 +227,20 @@ def distil(
             "the model with its task's head"
         )
     wants_hidden = bool((token and blocks) or hidden)
+    fused = fused and output == "logits" and direction in ("forward", "reverse")
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        ours = student(batch, hidden=wants_hidden)
+        how: dict[str, bool] = {"hidden": wants_hidden}
+        if fused and "teacher_indices" not in batch:
+            how["head"] = False
+        ours: Any = student(batch, **how)
+        through = getattr(ours, "head", None)
         theirs: Any = None
         if teacher is not None:
+            if "head" in how:
+                how["head"] = through is None  # a student that is sharded keeps its head; so does the teacher then
             with torch.no_grad():
-                theirs = teacher(batch, hidden=wants_hidden)
+                theirs = teacher(batch, **how)
         total = ours.prediction.new_zeros((), dtype=torch.float32)
         parts: dict[str, float] = {}
 
@@ -235,13 +249,23 @@ def distil(
             total = total + weight * value
             parts[name] = float(value.detach())
 
-        if task:
+        if task and through is not None:
+            targets = losses.next_tokens(batch["input_ids"], _mask(batch))
+            value = losses.cross_entropy_from_hidden(ours.prediction, through, targets, softcap=ours.softcap)
+            add("task", task, value / totals["targets"])
+        elif task:
             add("task", task, task_loss(ours.prediction, batch, totals, causal=ours.causal))
         near = None
         if logit and "teacher_indices" in batch:
             near = losses.topk_kl(
                 ours.prediction, batch["teacher_log_probabilities"], batch["teacher_indices"],
                 batch["teacher_remaining"], _mask(batch), temperature=temperature,
+            ) / totals["tokens"]  # fmt: skip
+            add("logit", logit, near)
+        elif theirs is not None and logit and through is not None:
+            near = losses.kl_from_hidden(
+                ours.prediction, through, theirs.prediction, theirs.head, _mask(batch), temperature=temperature,
+                direction=direction, softcap=ours.softcap,
             ) / totals["tokens"]  # fmt: skip
             add("logit", logit, near)
         elif theirs is not None and logit:

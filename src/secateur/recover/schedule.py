@@ -1,4 +1,4 @@
-"""Learning rates: a linear warm-up, then cosine, linear or constant, down to a floor."""
+"""Learning rates: a linear warm-up, then cosine, linear, constant or in steps, down to a floor."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ def learning_rate(
     - cosine: ``min_lr + (lr - min_lr) (1 + cos(pi x)) / 2`` (Loshchilov and Hutter, arXiv 1608.03983, without restarts)
     - linear: ``lr + (min_lr - lr) x``
     - constant: ``lr``
+    - milestones: ``lr / 10`` from x = 1/2, ``lr / 100`` from x = 3/4, at least `min_lr` (He et al., arXiv 1512.03385)
 
     `warmup` below 1 is a share of all steps, otherwise a number of steps. Raises `InputError` for an unknown schedule
     or a floor above `lr`.
     """
-    if schedule not in ("cosine", "linear", "constant"):
-        raise InputError(f"schedule={schedule!r}: give 'cosine', 'linear' or 'constant'")
+    if schedule not in ("cosine", "linear", "constant", "milestones"):
+        raise InputError(f"schedule={schedule!r}: give 'cosine', 'linear', 'constant' or 'milestones'")
     if not 0 <= min_lr <= lr:
         raise InputError(f"min_lr={min_lr}: give a floor between 0 and lr={lr}")
     first = warmup_steps(steps, warmup)
@@ -39,6 +40,8 @@ def learning_rate(
     done = (step - first) / max(1, steps - first)
     if schedule == "cosine":
         return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * done)) / 2
+    if schedule == "milestones":
+        return max(min_lr, lr if done < 0.5 else lr / 10 if done < 0.75 else lr / 100)
     return lr + (min_lr - lr) * done if schedule == "linear" else lr
 
 

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import InputError
-from secateur.score.hooks import Batch, Side, finite, stream
+from secateur.errors import DataError, InputError
+from secateur.score.hooks import Batch, Side, evaluating, finite, observe, real_tokens, stream
 from secateur.score.magnitude import Columns
+from secateur.score.slices import Slices
 
-__all__ = ["Reducer", "Tap", "collect", "inputs", "reduce_sequence", "summed"]
+__all__ = ["Reducer", "Tap", "channels", "collect", "inputs", "reduce_sequence", "summed"]
 
 Reducer = Literal["mean", "l2", "var"]
 
@@ -82,6 +83,89 @@ def collect(
             score = _block_norm(score, taps[site].block, site)
         scores[site] = finite(site, score)
     return scores
+
+
+def channels(
+    forward: Callable[[Batch], Any],
+    model: nn.Module,
+    batches: Iterable[Batch],
+    slices: Slices,
+    *,
+    what: Literal["mean", "nonzero"] = "mean",
+) -> dict[str, Tensor]:
+    """Site -> float32 [count]: mean |a| over samples, positions and channels a of a unit, or the share of a != 0.
+
+    Channels are read where convolutions and linears take them in (after norm and activation), averaged over all that
+    do; where none does, as they come out of the module that makes them. Sites without either are left out: there is
+    nothing to read. Padding (0 in batch["attention_mask"]) is left out of what linears take in.
+
+    what: "nonzero" is 1 - APoZ, the average percentage of zeros
+
+    Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017
+    (mean activation); Hu et al., "Network Trimming" (arXiv 1607.03250), equation 1 (APoZ).
+    """
+    if what not in ("mean", "nonzero"):
+        raise InputError(f"what {what!r} is neither 'mean' nor 'nonzero'")
+    readers = _readers(model, slices)
+    sums: dict[tuple[str, Side], Tensor] = {}
+    seen: dict[tuple[str, Side], int] = {}
+    mask: Tensor | None = None
+
+    def looker(place: tuple[str, Side]) -> Callable[[Tensor], None]:
+        module = model.get_submodule(place[0])
+        spatial = len(module.kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else 0
+
+        def look(x: Tensor) -> None:
+            if mask is not None and not spatial and x.dim() > 2 and x.shape[:2] == mask.shape:
+                x = x[mask.to(x.device)]
+            x = x.movedim(x.dim() - 1 - spatial, 0).flatten(1)
+            row = (x.float().abs() if what == "mean" else (x != 0).float()).sum(1).cpu().double()
+            sums[place] = sums[place] + row if place in sums else row
+            seen[place] = seen.get(place, 0) + x.shape[1]
+
+        return look
+
+    places = dict.fromkeys((path, side) for found in readers.values() for path, side, _ in found)
+    ran = 0
+    with evaluating(model), torch.no_grad(), observe(model, {place: looker(place) for place in places}):
+        for batch in batches:
+            mask = real_tokens(batch)
+            forward(batch)
+            ran += 1
+    if not ran:
+        raise DataError("there are no batches to score with: give at least one")
+    scores = {}
+    for site, found in readers.items():
+        for side in ("input", "output"):
+            parts = [
+                (sums[path, at] / seen[path, at], u) for path, at, u in found if at == side and seen.get((path, at))
+            ]
+            if parts:
+                unit = torch.cat([u for _, u in parts])
+                row, unit = torch.cat([row for row, _ in parts])[unit >= 0], unit[unit >= 0]
+                count = torch.bincount(unit)
+                total = torch.zeros(len(count), dtype=torch.float64).index_add_(0, unit, row)
+                scores[site] = finite(site, (total / count).float())
+                break
+    return scores
+
+
+def _readers(model: nn.Module, slices: Slices) -> dict[str, list[tuple[str, Side, Tensor]]]:
+    """Site -> (module, side, unit of each of its channels there or -1): where units enter and leave linears."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or type(module).__name__ == "Conv1D":
+            owners.setdefault(id(module.weight), []).append((path, module))
+    result: dict[str, list[tuple[str, Side, Tensor]]] = {}
+    for site, parts in slices.items():
+        for weight, dim, unit in parts:
+            for path, module in owners.get(id(weight), ()):
+                turned = getattr(module, "transposed", type(module).__name__ == "Conv1D")
+                enters, grouped = dim == (0 if turned else 1), getattr(module, "groups", 1) > 1
+                if dim > 1 or (grouped and (enters or turned)):
+                    continue  # inside a group, an index is no channel
+                result.setdefault(site, []).append((path, "input" if enters else "output", unit))
+    return result
 
 
 def reduce_sequence(x: Tensor, mask: Tensor | None, how: Reducer) -> Tensor:

@@ -1,61 +1,76 @@
-"""Gradient: how much the loss would change, to first order, if a unit's weights were zero."""
+"""Gradient: how much the loss would change if a unit's weights were zero, and where descent would take them.
+
+Weights are given as slices (site -> everything that goes with a unit) or as consumers (site -> the linear whose input
+columns are the units). Gradients are taken in evaluation mode; `.grad`, modes, statistics and `requires_grad` stay as
+they were.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError, InputError
-from secateur.score.hooks import Batch, finite
+from secateur.score.hooks import Batch, evaluating, finite
 from secateur.score.magnitude import Columns, consumer_weight
+from secateur.score.slices import Slices, total
 
-__all__ = ["fisher", "taylor"]
+__all__ = ["Gradients", "Loss", "cosine", "dhspg", "fisher", "hesso", "mean", "taylor"]
+
+Loss = Callable[[Batch], Tensor]
+"""Batch -> scalar mean loss, with gradients."""
+
+Gradients = Mapping[Tensor, Tensor]
+"""Parameter (the very tensor) -> gradient of its shape: of the loss, or what an optimiser makes of it."""
+
+
+def mean(loss: Loss, model: nn.Module, batches: Iterable[Batch], slices: Slices) -> dict[Tensor, Tensor]:
+    """Parameter of the slices -> gradient of the mean loss over batches, float32; zero where the loss has no part."""
+    return _moments(loss, model, batches, slices)[0]
 
 
 def taylor(
-    loss: Callable[[Batch], Tensor],
+    loss: Loss,
     model: nn.Module,
     batches: Iterable[Batch],
-    consumers: Mapping[str, Columns],
+    weights: Mapping[str, Columns] | Slices,
     *,
     within: Literal["unit", "weight"] = "unit",
+    order: Literal[1, 2] = 1,
 ) -> dict[str, Tensor]:
-    """Site -> float32 [count]: |sum_w w g| over a unit's weights, g the gradient of the mean loss over batches.
+    """Site -> float32 [count]: |sum_w d_w| over a unit's weights, d_w the change of the loss as w becomes zero.
 
-    loss:      batch -> scalar mean loss, with gradients
-    consumers: site -> linear whose input columns [d_out, block] are the unit's weights
-    within:    "unit" sums w g with its sign before the absolute value (removing the unit as a whole);
-               "weight" takes sum |w g| (each weight on its own)
+        order 1: d_w = w g                                  g = mean of g_n, one gradient g_n per batch
+        order 2: d_w = w g - 1/2 w^2 h,   h = mean of g_n^2 the diagonal of the Fisher matrix stands for the Hessian
+
+    within: "unit" sums with signs before the absolute value (removing the unit as a whole); "weight" takes sum |d_w|
+            (each weight on its own)
 
     Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, equation 8;
-    LLM-Pruner (arXiv 2305.11627), its vector- and element-wise first-order forms.
+    LLM-Pruner (arXiv 2305.11627), its vector- and element-wise forms of both orders.
     """
     if within not in ("unit", "weight"):
         raise InputError(f"within {within!r} is neither 'unit' nor 'weight'")
-    gradients: dict[str, Tensor] = {}
-    count = 0
-    for found in _gradients(loss, model, batches, consumers):
-        gradients = {site: gradients[site] + g if count else g for site, g in found.items()}
-        count += 1
-    if not count:
-        raise DataError("there are no batches to score with: give at least one")
-    scores: dict[str, Tensor] = {}
-    for site, consumer in consumers.items():
-        product = consumer_weight(model, consumer).detach().float() * gradients[site] / count
-        if within == "weight":
-            product = product.abs()
-        scores[site] = finite(site, _per_unit(product, consumer).abs())
-    return scores
+    if order not in (1, 2):
+        raise InputError(f"order {order!r} is neither 1 nor 2")
+    slices = _slices(model, weights)
+    gradients, squares = _moments(loss, model, batches, slices, squares=order == 2)
+
+    def change(weight: Tensor) -> Tensor:
+        w = weight.detach().float()
+        result = w * gradients[weight]
+        if order == 2:
+            result = result - 0.5 * w.square() * squares[weight]
+        return result.abs() if within == "weight" else result
+
+    return {site: finite(site, summed.abs().float()) for site, summed in total(slices, change).items()}
 
 
 def fisher(
-    loss: Callable[[Batch], Tensor],
-    model: nn.Module,
-    batches: Iterable[Batch],
-    consumers: Mapping[str, Columns],
+    loss: Loss, model: nn.Module, batches: Iterable[Batch], weights: Mapping[str, Columns] | Slices
 ) -> dict[str, Tensor]:
     """Site -> float32 [count]: (1/N) sum_n (sum_w w g_n)^2, the diagonal Fisher estimate of the loss increase.
 
@@ -63,37 +78,134 @@ def fisher(
     Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018, equation 9 (up to
     the factor 1/2).
     """
-    totals: dict[str, Tensor] = {}
+    slices = _slices(model, weights)
+    sums: dict[str, Tensor] = {}
     count = 0
-    for found in _gradients(loss, model, batches, consumers):
-        for site, consumer in consumers.items():
-            square = _per_unit(consumer_weight(model, consumer).detach().float() * found[site], consumer).square()
-            totals[site] = totals[site] + square if count else square
+    for found in _each(loss, model, batches, slices):
+        for site, inner in total(slices, lambda w: w.detach().float() * found[w]).items():  # noqa: B023
+            sums[site] = sums[site] + inner.square() if count else inner.square()
         count += 1
+    return {site: finite(site, (summed / count).float()) for site, summed in sums.items()}
+
+
+def cosine(slices: Slices, gradients: Gradients) -> dict[str, Tensor]:
+    """Site -> float32 [count]: cos(x_u, -g_u) over all weights x_u of a unit; 0 where either is zero.
+
+    A unit that descent lengthens has 1, one that descent shrinks has -1: what is on its way to zero goes first. That
+    is DHSPG's reading (`dhspg`); `hesso` reads the sign the other way round.
+    """
+    parts = _parts(slices, gradients)
+    return {site: finite(site, (-_cosine(*part[:3])).float()) for site, part in parts.items()}
+
+
+def dhspg(slices: Slices, gradients: Gradients) -> dict[str, Tensor]:
+    """Site -> float32 [count]: the saliency of DHSPG, with its sign turned so that higher means keep.
+
+        -( 1/2 N(cos(-x_u, -g_u)) + 1/2 N(1 / (|x_u| / n_u + 1e-6)) )
+
+    x_u: the n_u weights of a unit; g_u: their gradients (with momentum, in its training); N divides by the L2 norm
+    over all units of all sites.
+    Source: OTOv2 (arXiv 2303.06862) and its released code; see also OTOv3 (arXiv 2312.09411).
+    """
+    parts = _parts(slices, gradients)
+    angles = _shared({site: _cosine(dot, x, g) for site, (dot, x, g, _) in parts.items()})
+    small = _shared({site: 1 / (x / size + 1e-6) for site, (_, x, _, size) in parts.items()})
+    return {site: finite(site, (-0.5 * angles[site] - 0.5 * small[site]).float()) for site in parts}
+
+
+def hesso(slices: Slices, gradients: Gradients) -> dict[str, Tensor]:
+    """Site -> float32 [count]: the saliency of HESSO.
+
+        1/5 ( N(|x_u|) + N(|x_u| / n_u) + N(cos(x_u, g_u) + 1) + N(|<x_u, g_u>|) + N(<x_u, g_u>^2 / 2) )
+
+    x_u, g_u, n_u, N as in `dhspg`. A high cosine keeps a unit here, and lets it go there: both as released.
+    Source: the released code of OTOv3 (arXiv 2312.09411), `only_train_once` 3.0.
+    """
+    parts = _parts(slices, gradients)
+    criteria = (
+        {site: x for site, (_, x, _, _) in parts.items()},
+        {site: x / size for site, (_, x, _, size) in parts.items()},
+        {site: _cosine(dot, x, g) + 1 for site, (dot, x, g, _) in parts.items()},
+        {site: dot.abs() for site, (dot, _, _, _) in parts.items()},
+        {site: 0.5 * dot.square() for site, (dot, _, _, _) in parts.items()},
+    )
+    normed = [_shared(one) for one in criteria]
+    return {site: finite(site, torch.stack([one[site] for one in normed]).mean(0).float()) for site in parts}
+
+
+def _parts(slices: Slices, gradients: Gradients) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Site -> <x, g>, |x|, |g| and the number of weights, [count] each."""
+    absent = [tuple(w.shape) for parts in slices.values() for w, _, _ in parts if w not in gradients]
+    if absent:
+        raise InputError(
+            f"a parameter of shape {absent[0]} has no gradient: give one for every parameter of the slices"
+        )
+    dot = total(slices, lambda w: w.detach().float() * gradients[w].float())
+    x = total(slices, lambda w: w.detach().float().square())
+    g = total(slices, lambda w: gradients[w].float().square())
+    size = total(slices, torch.ones_like)
+    return {site: (dot[site], x[site].sqrt(), g[site].sqrt(), size[site]) for site in slices}
+
+
+def _cosine(dot: Tensor, x: Tensor, g: Tensor) -> Tensor:
+    return dot / (x * g).clamp(min=1e-30)
+
+
+def _shared(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Divided by the L2 norm over all units of all sites."""
+    norm = torch.cat(list(scores.values())).norm().clamp(min=1e-30)
+    return {site: score / norm for site, score in scores.items()}
+
+
+def _slices(model: nn.Module, weights: Mapping[str, Columns] | Slices) -> Slices:
+    """Slices as they are; of a consumer, `block` neighbouring input columns for each unit."""
+    result = {}
+    for site, given in weights.items():
+        if isinstance(given, Sequence):
+            result[site] = given
+            continue
+        weight, dim = consumer_weight(model, given), 0 if given.conv1d else 1
+        if weight.shape[dim] % given.block:
+            raise InputError(f"{site}: {weight.shape[dim]} columns do not divide into blocks of {given.block}")
+        result[site] = [(weight, dim, torch.arange(weight.shape[dim]) // given.block)]
+    return result
+
+
+def _moments(
+    loss: Loss, model: nn.Module, batches: Iterable[Batch], slices: Slices, *, squares: bool = False
+) -> tuple[dict[Tensor, Tensor], dict[Tensor, Tensor]]:
+    """Mean over batches of gradients and, if asked for, of their squares."""
+    sums: list[dict[Tensor, Tensor]] = [{}, {}]
+    count = 0
+    for found in _each(loss, model, batches, slices):
+        for weight, gradient in found.items():
+            sums[0][weight] = sums[0][weight] + gradient if count else gradient
+            if squares:
+                sums[1][weight] = sums[1][weight] + gradient.square() if count else gradient.square()
+        count += 1
+    first, second = ({weight: summed / count for weight, summed in part.items()} for part in sums)
+    return first, second
+
+
+def _each(loss: Loss, model: nn.Module, batches: Iterable[Batch], slices: Slices) -> Iterator[dict[Tensor, Tensor]]:
+    """Per batch, parameter -> gradient as stored, float32. Leaves everything as it was."""
+    weights = list(dict.fromkeys(weight for parts in slices.values() for weight, _, _ in parts))
+    frozen = [weight.requires_grad for weight in weights]
+    count = 0
+    try:
+        with evaluating(model):
+            for weight in weights:
+                weight.requires_grad_(True)
+            for batch in batches:
+                with torch.enable_grad():
+                    value = loss(batch)
+                if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+                    raise InputError("the loss must give one number with gradients: return the mean loss of the batch")
+                found = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
+                count += 1
+                yield {weight: gradient.float() for weight, gradient in zip(weights, found, strict=True)}
+    finally:
+        for weight, flag in zip(weights, frozen, strict=True):
+            weight.requires_grad_(flag)
     if not count:
         raise DataError("there are no batches to score with: give at least one")
-    return {site: finite(site, total / count) for site, total in totals.items()}
-
-
-def _gradients(
-    loss: Callable[[Batch], Tensor], model: nn.Module, batches: Iterable[Batch], consumers: Mapping[str, Columns]
-) -> Iterable[dict[str, Tensor]]:
-    """Per batch, site -> gradient as stored, float32. Leaves `.grad` and `requires_grad` as they were."""
-    weights = {site: consumer_weight(model, consumer) for site, consumer in consumers.items()}
-    frozen = {site: weight.requires_grad for site, weight in weights.items()}
-    try:
-        for weight in weights.values():
-            weight.requires_grad_(True)
-        for batch in batches:
-            with torch.enable_grad():
-                found = torch.autograd.grad(loss(batch), list(weights.values()))
-            yield {site: gradient.float() for site, gradient in zip(weights, found, strict=True)}
-    finally:
-        for site, weight in weights.items():
-            weight.requires_grad_(frozen[site])
-
-
-def _per_unit(product: Tensor, consumer: Columns) -> Tensor:
-    """Sum a [d_out, d_in] product (stored [d_in, d_out] for Conv1D) over each unit's columns."""
-    columns = product.sum(1 if consumer.conv1d else 0)
-    return columns.reshape(-1, consumer.block).sum(1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import DataError, InputError, NumericalError
 
-__all__ = ["Batch", "Side", "finite", "module_at", "observe", "real_tokens", "stream"]
+__all__ = ["Batch", "Side", "evaluating", "finite", "module_at", "observe", "real_tokens", "stream"]
 
 Batch = Any
 """Whatever the caller's forward takes; a mapping may hold "attention_mask" [B, S], 0 where padding."""
@@ -51,6 +51,18 @@ def observe(model: nn.Module, places: Mapping[tuple[str, Side], Callable[[Tensor
         yield
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is in evaluation mode, so that no statistics change; then each module is as it was."""
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
 def stream(
     forward: Callable[[Batch], Any],
     model: nn.Module,
@@ -72,18 +84,12 @@ def stream(
 
         return look
 
-    training = {module: module.training for module in model.modules()}
     count = 0
-    try:
-        model.eval()
-        with torch.no_grad(), observe(model, {place: looker(place) for place in places}):
-            for batch in batches:
-                mask = real_tokens(batch)
-                forward(batch)
-                count += 1
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad(), observe(model, {place: looker(place) for place in places}):
+        for batch in batches:
+            mask = real_tokens(batch)
+            forward(batch)
+            count += 1
     if not count:
         raise DataError("there are no batches to score with: give at least one")
     missed = [path for path, side in places if (path, side) not in reached]

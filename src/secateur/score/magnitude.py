@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 from secateur.score.hooks import finite, module_at
+from secateur.score.slices import Slices, gathered, total
 
-__all__ = ["Columns", "consumer_weight", "coupled", "groups", "norm"]
+__all__ = ["Columns", "batch_norm", "consumer_weight", "coupled", "groups", "norm"]
 
 
 class Columns(Protocol):
@@ -56,28 +57,32 @@ def groups(model: nn.Module, consumers: Mapping[str, Columns], *, p: float = 2.0
     }
 
 
-def coupled(
-    slices: Mapping[str, Sequence[tuple[Tensor, int, Tensor]]], *, p: float = 2.0, normalise: bool = True
-) -> dict[str, Tensor]:
-    """Site -> [count]: (sum |w|^p)^(1/p) over all weights that go with a unit, as a share of the site's mean.
+def coupled(slices: Slices, *, p: float = 2.0, normalise: bool = True) -> dict[str, Tensor]:
+    """Site -> float32 [count]: (sum |w|^p)^(1/p) over all weights that go with a unit, as a share of the site's mean.
 
-    slices: site -> (parameter, dimension, unit of each index of it or -1). Summed over all that is coupled, as in
-    Fang et al., "DepGraph", CVPR 2023.
+    normalise: False gives the norm as it is. Source: Fang et al., "DepGraph", CVPR 2023: norms of all that is coupled.
     """
-    rows: dict[tuple[int, int], Tensor] = {}
     result = {}
-    for site, parts in slices.items():
-        count = max(int(unit.max()) for _, _, unit in parts) + 1
-        total = torch.zeros(count, dtype=torch.float64)
-        for weight, dim, unit in parts:
-            key = (id(weight), dim)
-            if key not in rows:
-                rows[key] = _powers(weight.detach(), dim, p)
-            inside = unit >= 0
-            total.index_add_(0, unit[inside], rows[key][inside])
-        score = total ** (1 / p)
+    for site, summed in gathered(slices, lambda weight, dim: _powers(weight.detach(), dim, p)).items():
+        score = summed ** (1 / p)
         result[site] = finite(site, (score / score.mean().clamp(min=1e-30) if normalise else score).float())
     return result
+
+
+def batch_norm(model: nn.Module, slices: Slices) -> dict[str, Tensor]:
+    """Site -> float32 [count]: mean |gamma| over the scales of batch norms that go with a unit.
+
+    Sites without a batch norm are left out: this score has nothing to say of them.
+    Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017. There every
+    channel has one scale; those that a residual sum ties take the mean of theirs here.
+    """
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+    scales = {id(module.weight) for module in model.modules() if isinstance(module, kinds)}
+    slices = {site: [part for part in parts if id(part[0]) in scales] for site, parts in slices.items()}
+    slices = {site: parts for site, parts in slices.items() if parts}
+    sums = total(slices, lambda scale: scale.detach().float().abs())
+    counts = total(slices, torch.ones_like)
+    return {site: finite(site, (sums[site] / counts[site]).float()) for site in slices}
 
 
 def _powers(weight: Tensor, dim: int, p: float) -> Tensor:
@@ -91,12 +96,12 @@ def _powers(weight: Tensor, dim: int, p: float) -> Tensor:
     if dim == 0:
         norms = [torch.linalg.vector_norm(part.float(), ord=p, dim=1) for part in parts]
         return torch.cat(norms).double().cpu() ** p
-    total = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
+    sums = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
     for part in parts:
         shown = part.float()
         power = torch.einsum("oik,oik->oi", shown, shown) if p == 2 else (shown.abs() ** p).sum(2)
-        total += power.sum(0)
-    return total.cpu()
+        sums += power.sum(0)
+    return sums.cpu()
 
 
 _CACHED = 1 << 18

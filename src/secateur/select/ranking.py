@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from secateur.vocabulary import Array, Budget, Scores, Selection, Site, Units
 __all__ = ["Normalise", "Scope", "by_budget", "by_counts", "threshold"]
 
 Normalise = Literal["l2", "max", "mean", "zscore", "rank"]
-Scope = Literal["global", "kind", "local"]
+Scope = Literal["global", "kind", "local"] | Mapping[str, str]
 
 
 def by_counts(units: Units, scores: Scores, counts: Mapping[str, int]) -> Selection:
@@ -66,8 +66,9 @@ def by_budget(
     budget keeps a superset. A unit that would still fit is not taken once a better one did not: use
     `knapsack` for the exact optimum.
 
-    scope:     "global": one ranking over all free sites; "kind": one per kind of site, all kinds losing the same
-               share of their units; "local": one per site, all sites losing the same share
+    scope:     which sites share one ranking, a pool; all pools lose the same share of their units. "global": all free
+               sites; "kind": those of one kind; "local": each site alone; or a mapping, site -> name of its pool
+               (sites that it does not name are alone)
     normalise: make scores of different sites comparable, by the site's l2 norm, largest or mean absolute score,
                to mean 0 and deviation 1 ("zscore"), or to ranks from 0 to 1
 
@@ -80,6 +81,8 @@ def by_budget(
     limits = budget.absolute(plain.cost())
     sites = units.free()
     chains = [_chain(site, _normalised(_scores_of(site, scores), normalise)) for site in sites]
+    if isinstance(scope, Mapping):
+        _known(units, scope, "scope")
     order = _removal_order(sites, chains, scope)
 
     def masks(removals: int) -> dict[str, np.ndarray]:
@@ -103,13 +106,19 @@ def by_budget(
     return Selection({name: mask_like(keep[name], scores[name]) for name in keep}, plain.cost(keep), budget)
 
 
-def threshold(units: Units, scores: Scores, value: float) -> Selection:
-    """Keep every unit that scores at least `value`, and as few others as the sites' rules demand."""
+def threshold(units: Units, scores: Scores, value: float | Mapping[str, float]) -> Selection:
+    """Keep every unit that scores at least `value`, and as few others as the sites' rules demand.
+
+    value: one for all, or site -> its own (a threshold per group of layers); sites not named stay whole.
+    """
+    if isinstance(value, Mapping):
+        _known(units, value, "value")
     keep: dict[str, Array] = {}
     for site in units.free():
+        least = value.get(site.name, -np.inf) if isinstance(value, Mapping) else value
         column = _scores_of(site, scores)
         chain = _chain(site, column)
-        state = min(chain.step[column >= value].min(initial=len(chain.value)), len(chain.value))
+        state = min(chain.step[column >= least].min(initial=len(chain.value)), len(chain.value))
         keep[site.name] = mask_like(chain.step >= state, scores[site.name])
     return Selection(keep, _in_numpy(units).cost({name: as_numpy(mask, bool) for name, mask in keep.items()}))
 
@@ -166,9 +175,12 @@ def _removal_order(sites: Sequence[Site], chains: Sequence[_Chain], scope: Scope
     value = np.concatenate([chain.value for chain in chains])
     leaving = np.concatenate([-np.diff(chain.kept) for chain in chains])
     pools = {"global": lambda site: "", "kind": lambda site: site.kind, "local": lambda site: site.name}
-    if scope not in pools:
-        raise InputError(f"scope {scope!r} is not one of {', '.join(pools)}")
-    names = [pools[scope](site) for site in sites]
+    if isinstance(scope, Mapping):
+        names = [f"pool {scope[site.name]}" if site.name in scope else f"site {site.name}" for site in sites]
+    elif scope in pools:
+        names = [pools[scope](site) for site in sites]
+    else:
+        raise InputError(f"scope {scope!r} is not one of {', '.join(pools)}, nor a mapping from sites to pools")
     pool = np.unique(names, return_inverse=True)[1][owner]
     # Later sites go first among equals, so that the lower index stays; a stable sort keeps each site's own order.
     rank = np.lexsort((-owner, value, pool))
@@ -177,6 +189,12 @@ def _removal_order(sites: Sequence[Site], chains: Sequence[_Chain], scope: Scope
         members = rank[pool[rank] == p]
         share[members] = np.cumsum(leaving[members]) / leaving[members].sum()
     return owner[rank[np.argsort(share[rank], kind="stable")]]
+
+
+def _known(units: Units, named: Mapping[str, Any], what: str) -> None:
+    unknown = sorted(set(named) - set(units.sites))
+    if unknown:
+        raise InputError(f"{what} names {unknown[0]!r}, which is no site: use the names of units()")
 
 
 def _scores_of(site: Site, scores: Scores) -> np.ndarray:

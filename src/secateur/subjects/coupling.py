@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from secateur.subjects.atoms import Axis, Classes
+from secateur.subjects.flops import Product, Size
 from secateur.subjects.recording import Run
 from secateur.vocabulary import Term
 
@@ -95,29 +96,66 @@ class Coupling:
             site_of[self.sites[name].classes] = number
         return names, site_of
 
+    def along(self, size: Size) -> dict[str, int]:
+        """Site -> indices of a dimension of what flows per unit; what no site takes, under the empty name."""
+        for label, dim in size.labels:
+            key = (id(label), dim)
+            if key not in self._along:
+                self._along[key] = label, self._counted(label, dim)
+            if self._along[key][1]:
+                return self._along[key][1]
+        return {"": size.length}
+
+    @cached_property
+    def _along(self) -> dict[tuple[int, int], tuple[Tensor, dict[str, int]]]:
+        return {}
+
+    def _counted(self, label: Tensor, dim: int) -> dict[str, int]:
+        """Site -> labels along `dim` per unit, if they change along it alone; else nothing."""
+        _, site_of = self._site_of
+        of = self.classes.of[label.numpy()]
+        of = np.where(site_of[of] < 0, 0, of)
+        row = np.moveaxis(of, dim, 0).reshape(of.shape[dim], -1)
+        alone = (row[:, :1] == row).all() and (row[0, 0] != row).any()
+        return self.count(row[:, 0]) if alone else {}
+
     def terms(
-        self, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
+        self, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int], products: Iterable[Product] = ()
     ) -> tuple[list[Term], dict[str, float]]:
-        """Parameters and bytes as polynomials of kept counts. sizes: bytes per element, of parameters only."""
+        """Parameters, bytes and FLOPs as polynomials of kept counts, and what of them can't go.
+
+        sizes: bytes per element, of parameters only; products: what each operator costs.
+        """
         by_tensor: dict[str, dict[int, dict[str, int]]] = {}
         for axis in self.axes:
             by_tensor.setdefault(axis.tensor, {})[axis.dim] = self.size(axis)
-        total: dict[tuple[str, tuple[str, ...]], float] = {}
-        for name, element in sizes.items():
-            product: dict[tuple[str, ...], float] = {(): 1.0}
-            for dim, size in enumerate(shapes[name]):
-                parts = by_tensor.get(name, {}).get(dim, {"": size})
-                grown: dict[tuple[str, ...], float] = {}
-                for sites, coefficient in product.items():
-                    for site, count in parts.items():
-                        key = tuple(sorted((*sites, site))) if site else sites
-                        grown[key] = grown.get(key, 0.0) + coefficient * count
-                product = grown
+        total: dict[tuple[str, tuple[str, ...]], float] = {("flops", ()): 0.0}
+
+        def add(measure: str, factor: float, product: Mapping[tuple[str, ...], float]) -> None:
             for sites, coefficient in product.items():
-                for measure, factor in (("params", 1), ("bytes", element)):
-                    total[measure, sites] = total.get((measure, sites), 0.0) + coefficient * factor
+                total[measure, sites] = total.get((measure, sites), 0.0) + factor * coefficient
+
+        for name, element in sizes.items():
+            product = _product(by_tensor.get(name, {}).get(dim, {"": size}) for dim, size in enumerate(shapes[name]))
+            add("params", 1, product)
+            add("bytes", element, product)
+        for one in products:
+            add("flops", one.factor, _product(self.along(size) for size in one.sizes))
         base = {measure: value for (measure, sites), value in total.items() if not sites}
         return [Term(measure, value, sites) for (measure, sites), value in total.items() if sites], base
+
+
+def _product(sums: Iterable[Mapping[str, int]]) -> dict[tuple[str, ...], float]:
+    """The product of sums of multiples of sites, multiplied out: sites, sorted -> coefficient."""
+    product: dict[tuple[str, ...], float] = {(): 1.0}
+    for parts in sums:
+        grown: dict[tuple[str, ...], float] = {}
+        for sites, coefficient in product.items():
+            for site, count in parts.items():
+                key = tuple(sorted((*sites, site))) if site else sites
+                grown[key] = grown.get(key, 0.0) + coefficient * count
+        product = grown
+    return product
 
 
 def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.ndarray] = ()) -> Coupling:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from secateur.subjects import silencing
 from secateur.subjects.coupling import Coupling
+from secateur.subjects.flops import Counter
 from secateur.subjects.recording import Example, leaves, record, running
 from secateur.subjects.shrinking import twin
 
@@ -47,8 +49,12 @@ def silenced(model: nn.Module, coupling: Coupling, kept: np.ndarray) -> Silenced
     return Silenced(twin(model, share=True).eval(), torch.from_numpy(kept))
 
 
-def compare(small: nn.Module, reference: Silenced, example: Example) -> tuple[float, Fault | None]:
+def compare(
+    small: nn.Module, reference: Silenced, example: Example, counter: Counter | None = None
+) -> tuple[float, Fault | None]:
     """The largest relative difference of outputs, and the fault if it is above the tolerance.
+
+    counter: counts the FLOPs of `small`.
 
     What single modules give is compared as well, by the sum of its absolute values, which zeros that were cut do not
     change: outputs alone prove little where a network's last weights are zero.
@@ -56,7 +62,8 @@ def compare(small: nn.Module, reference: Silenced, example: Example) -> tuple[fl
     where = [""]
     watched = twin(small, share=True).eval()
     try:
-        found, given = _watched(watched, watched, example, where)
+        with counter or nullcontext():
+            found, given = _watched(watched, watched, example, where)
     except Exception as error:
         line = str(error).strip().splitlines()
         return math.inf, Fault(where[0], f"{type(error).__name__}: {line[0][:160] if line else ''}")

@@ -19,7 +19,7 @@ from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from secateur.subjects import rules, silencing
+from secateur.subjects import flops, rules, silencing
 from secateur.subjects.atoms import Atoms
 from secateur.subjects.flow import Flow
 
@@ -65,6 +65,8 @@ class Run:
     flow: Flow
     used: set[str]
     """Names of the parameters and buffers that took part."""
+    products: list[flops.Product]
+    """What each operator costs."""
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -124,7 +126,7 @@ def record(
     main, _ = leaves(output)
     for value in main:
         flow.atoms.keep_all(flow.labels(value), "reaches the output of the network")
-    return Run(output, flow, mode.used)
+    return Run(output, flow, mode.used, mode.products)
 
 
 def _constants(model: nn.Module) -> set[int]:
@@ -145,6 +147,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.flow, self.names, self.kept = flow, names, kept
         self.used: set[str] = set()
+        self.products: list[flops.Product] = []
         self.own: set[int] = set()
 
     @classmethod
@@ -164,6 +167,7 @@ class _Recorder(TorchDispatchMode):
             args[0].data = args[0].data.clone()
         if self.kept is None:
             out = func(*args, **kwargs)
+            self.products += flops.products(self.flow, func, args, kwargs, out)
             rules.apply(self.flow, func, args, kwargs, out)
             return out
         out = silencing.call(self.flow, self.kept, func, args, kwargs)

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import coupling as coupled
+from secateur.subjects import flops
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.proof import Fault, Silenced, compare, silenced
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
 from secateur.subjects.shrinking import Plan, plan, shrink, twin
-from secateur.vocabulary import Cut, Selection, Site, Units
+from secateur.vocabulary import Cut, Selection, Site, Term, Units
 
 __all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
 
@@ -51,6 +51,7 @@ class Traced:
         self._kept: dict[int, str] = {}
         self._bound: list[np.ndarray] = []
         self._tried: dict[type, int] = {}
+        self._priced: tuple[Coupling, Any, tuple[list[Term], dict[str, float]]] | None = None
         self.error = 0.0
         """Largest relative difference of outputs between this cut and the silenced original, as it was proved."""
 
@@ -200,9 +201,10 @@ class Traced:
     def units(self, *axes: str, multiple: int = 1) -> Units:
         """What could go, on these axes ("channels", "heads"; all if none is named), with exact costs.
 
-        Measures: channels (as they are made: a head counts all of its own); params and bytes, as polynomials of kept
-        counts. `multiple` rounds channels. At least one unit of each site stays. Raises `UnsupportedError` for a
-        network in which nothing can go, with the reasons.
+        Measures: channels (as they are made: a head counts all of its own); params, bytes and flops (of a forward pass
+        on the example inputs), as polynomials of kept counts. Where Python code follows the data (routing to experts),
+        FLOPs are those of the recorded pass. `multiple` rounds channels. At least one unit of each site stays. Raises
+        `UnsupportedError` for a network in which nothing can go, with the reasons.
         """
         coupling = self.coupling
         if not coupling.sites:
@@ -216,8 +218,8 @@ class Traced:
             )
         parameters = {name: p.element_size() for name, p in self.model.named_parameters()}
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
-        terms, base = coupling.terms(shapes, parameters)
-        whole = Units(sites, tuple(terms), base)
+        terms, base = self._terms(shapes, parameters)
+        whole = Units(sites, tuple(terms), dict(base))
         if not axes:
             return whole
         kinds = {site.kind for site in sites.values()}
@@ -225,6 +227,31 @@ class Traced:
             if axis not in kinds:
                 raise UnsupportedError(f"axis {axis!r} is not one of this network's: {', '.join(sorted(kinds))}")
         return whole.only(*axes)
+
+    def _terms(
+        self, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
+    ) -> tuple[list[Term], dict[str, float]]:
+        """Those of the coupling, which are asked for again and again."""
+        if self._priced is None or self._priced[0] is not self.coupling or self._priced[1] != (shapes, sizes):
+            self._priced = self.coupling, (shapes, sizes), self.coupling.terms(shapes, sizes, self.run.products)
+        return self._priced[2]
+
+    def topology(self) -> dict[str, str]:
+        """Site -> which kinds of layers its units touch, and in which dimensions: equal for sites of equal structure.
+
+        Widths, counts and names don't matter: the inner channels of all blocks of one make have one topology. It is
+        the multiset of what is touched, which isomorphic structures share; the wiring between is not compared.
+        """
+        modules = dict(self.model.named_modules())
+
+        def kind(tensor: str) -> str:
+            path, _, leaf = tensor.rpartition(".")
+            return f"{type(modules[path]).__name__}.{leaf}" if path in modules else leaf
+
+        return {
+            name: ", ".join(sorted(f"{kind(axis.tensor)}[{axis.dim}]" for axis, _ in site.axes))
+            for name, site in self.coupling.sites.items()
+        }
 
     def _why(self) -> str:
         counted: dict[str, int] = {}
@@ -234,7 +261,10 @@ class Traced:
         return "; ".join(most) or "it has no parameter with more than one index"
 
     def slices(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
-        """Site -> (parameter, dimension, unit of each index or -1): every slice that goes with a unit."""
+        """Site -> (parameter, dimension, unit of each index or -1): every slice that goes with a unit.
+
+        A site that holds buffers only has none, and is left out.
+        """
         found: dict[str, Tensor] = dict(self.model.named_parameters())
         of = self.coupling.classes.of
         result: dict[str, list[tuple[Tensor, int, Tensor]]] = {}
@@ -247,7 +277,7 @@ class Traced:
                 for axis, _ in site.axes
                 if axis.tensor in found
             ]
-        return result
+        return {name: parts for name, parts in result.items() if parts}
 
     # --------------------------------------------------------------------------------------------------- cut
 
@@ -273,15 +303,16 @@ class Traced:
         """
         keep = self._keep(selection)
         removed = {name: (int((~mask).sum()), len(mask)) for name, mask in keep.items() if not mask.all()}
-        before = self._count(self.model)
+        before = self._count(sum(one.whole for one in self.run.products))
         if not removed:
             return Traced(twin(self.model), self.inputs, self.plans), Cut({}, before, before)
         kept = self.coupling.kept(keep)
         made = plan(self.model, self.coupling, kept, self.run.flow.shapings)
         small = shrink(self.model, made)
         result = Traced(small, self.inputs, (*self.plans, made))
-        if prove:
-            result.error, fault = compare(small, silenced(self.model, self.coupling, kept), self.inputs)
+        counter = flops.Counter() if prove else None
+        if counter:
+            result.error, fault = compare(small, silenced(self.model, self.coupling, kept), self.inputs, counter)
             if fault is not None:
                 raise CutError(
                     f"a cut of {type(self.model).__name__} can't be proved: {fault.what}"
@@ -289,7 +320,7 @@ class Traced:
                     fault,
                 )
         channels = sum(float(len(mask) * self.coupling.sites[name].width) for name, mask in self._whole().items())
-        after = self._count(small)
+        after = result._count(counter.total if counter else result.flops())
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
         return result, Cut(
             removed, {**before, "channels": channels}, {**after, "channels": channels - gone}, tuple(self._notes())
@@ -323,17 +354,19 @@ class Traced:
     def flops(self) -> float:
         """FLOPs of a forward pass on the example inputs, multiply and add counted as two."""
         model = twin(self.model, share=True).eval()
-        with running(model, lambda _: None), FlopCounterMode(display=False) as counter:
-            args, kwargs = self.inputs.fresh()
-            model(*args, **kwargs)
-        return float(counter.get_total_flops())
+        try:
+            with running(model, lambda _: None):
+                args, kwargs = self.inputs.fresh()
+                return flops.count(model, args, kwargs)
+        except Exception as error:
+            raise ModelError(f"{type(self.model).__name__} can't run on the example inputs: {error}") from error
 
-    @staticmethod
-    def _count(model: nn.Module) -> dict[str, float]:
-        parameters = list(model.parameters())
+    def _count(self, flops: float) -> dict[str, float]:
+        parameters = list(self.model.parameters())
         return {
             "params": float(sum(p.numel() for p in parameters)),
             "bytes": float(sum(p.numel() * p.element_size() for p in parameters)),
+            "flops": float(flops),
         }
 
     # -------------------------------------------------------------------------------------------------- files

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from secateur.errors import InputError, UnsupportedError
@@ -50,11 +51,15 @@ class Output:
     causal: the prediction is logits [B, S, V] of the token after each position.
     hidden: the embedding output and then the output of every layer that exists, before any final norm, [B, S, d]
     each; empty unless asked for.
+    head: where the language-model head was left out, the head; the prediction then is what would go into it, [B, S, d].
+    softcap: the logits are ``c tanh(head(x) / c)`` with this c (Gemma 2); None for the plain ones.
     """
 
     prediction: Tensor
     hidden: tuple[Tensor, ...] = ()
     causal: bool = False
+    head: nn.Module | None = None
+    softcap: float | None = None
 
 
 class Transformer:
@@ -280,8 +285,12 @@ class Transformer:
 
     # ------------------------------------------------------------------------------------------------- run
 
-    def forward(self, batch: Mapping[str, Tensor], *, hidden: bool = False) -> Output:
-        """Run the model on a batch with `input_ids` and `attention_mask` [B, S]; other keys are left aside."""
+    def forward(self, batch: Mapping[str, Tensor], *, hidden: bool = False, head: bool = True) -> Output:
+        """Run the model on a batch with `input_ids` and `attention_mask` [B, S]; other keys are left aside.
+
+        Without `head`, a causal model stops before its language-model head, for losses that are fused with it; one that
+        is sharded runs as a whole all the same, since its shards are gathered by its own forward pass.
+        """
         accepted = inspect.signature(self.model.forward).parameters
         device = self.model.device
         inputs = {name: batch[name].to(device) for name in _INPUTS if name in batch and name in accepted}
@@ -302,12 +311,18 @@ class Transformer:
                 )
                 for layer in layers
             ]
+        last = None if head or not self.causal else self.model.get_output_embeddings()
+        if last is not None and any(isinstance(parameter, DTensor) for parameter in last.parameters()):
+            last = None
         try:
-            result = self.model(**inputs)
+            result = self.model(**inputs) if last is None else self.model.base_model(**inputs)
         finally:
             for hook in hooks:
                 hook.remove()
-        return Output(self._prediction(result, batch), tuple(states), self.causal)
+        if last is None:
+            return Output(self._prediction(result, batch), tuple(states), self.causal)
+        softcap = getattr(self.model.config, "final_logit_softcapping", None)
+        return Output(result.last_hidden_state, tuple(states), True, last, softcap)
 
     def _prediction(self, result: Any, batch: Mapping[str, Tensor]) -> Tensor:
         if self.output == "logits":

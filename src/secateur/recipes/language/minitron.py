@@ -153,7 +153,7 @@ def minitron(
     fit: Any = partial(loop.train, warmup=warmup, min_lr=min_lr, seed=seed, dropout=False, **further)
     if correction_steps and not dry_run:
         teacher = subject.cut(Selection({}))[0]
-        correct = objectives.distil(teacher.forward, None, output=teacher.output, task=1.0)
+        correct = objectives.distil(teacher.forward, None, output=teacher.output, task=1.0, fused=True)
         beside.append(spent(fit(
             teacher.model, stream, objective=correct, steps=correction_steps, lr=lr / 5, patience=None,
             checkpoint=run.folder("teacher"), flops_per_token=size.training_flops(teacher.flops_per_token(length)),
@@ -183,7 +183,7 @@ def minitron(
         projection = nn.Linear(ours, theirs, bias=False) if (pairs or lifted) and ours != theirs else None
         objective = objectives.distil(
             student.forward, None if cache else teacher.forward, output=teacher.output, task=task, logit=logit,
-            temperature=temperature, direction=direction, hidden=pairs, projection=projection,
+            temperature=temperature, direction=direction, hidden=pairs, projection=projection, fused=True,
         )  # fmt: skip
         batches = remember(steps * further.get("accumulate", 1)) if cache else stream
         return cast(Recovery, fit(

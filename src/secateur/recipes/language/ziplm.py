@@ -214,7 +214,7 @@ def distil(
     if not steps:
         return None
     objective = objectives.distil(
-        student.forward, subject.forward, output=subject.output, logit=logit, temperature=temperature,
+        student.forward, subject.forward, output=subject.output, logit=logit, temperature=temperature, fused=True,
         task=(0.5 if subject.causal else 0.0) if task is None else task,
         token=(0.5 if decoder else 1.0) if token is None else token,
         blocks=[(k, k) for k, width in enumerate(student.widths(), 1) if width.heads or width.neurons]

@@ -6,11 +6,8 @@ A recipe is a generator that yields one `Result` per budget; this module does wh
 from __future__ import annotations
 
 import difflib
-import hashlib
 import inspect as introspection
-import json
 import random
-import re
 import tempfile
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,19 +19,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import transformers
 import yaml
 from pydantic import ConfigDict, ValidationError, create_model
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import nn
 
 from secateur import recipes
 from secateur.errors import DataError, InputError, MeasurementError, RunError
 from secateur.files import texts
+from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard, writing
-from secateur.measure import environment, evidence, generation, latency, memory, quality, size
-from secateur.recover import teachers
-from secateur.subjects import Transformer, open_subject
+from secateur.measure import environment, evidence, generation, latency, memory
+from secateur.running import language, trades
+from secateur.running.trades import Trade
+from secateur.subjects import Traced, Transformer, open_subject
 from secateur.vocabulary import Budget, Evidence, Figure, Result
 
 __all__ = [
@@ -54,11 +51,9 @@ __all__ = [
 TOLERANCE = 0.07
 """How far below the asked-for speedup a measured one may lie and still count as met."""
 
-BATCH, LENGTH = 32, 64
-"""The environment of measurements, for recipes that have none of their own."""
-
 Recipe = Callable[..., Iterator[Result]]
-Model: TypeAlias = str | Path | PreTrainedModel | Transformer
+Model: TypeAlias = str | Path | nn.Module | Transformer | Traced
+Data: TypeAlias = str | Path | Sequence[str] | texts.Corpus | Examples
 
 
 # ----------------------------------------------------------------------------------------------------- running
@@ -67,7 +62,7 @@ Model: TypeAlias = str | Path | PreTrainedModel | Transformer
 def run(
     recipe: str | Recipe,
     model: Model,
-    data: str | Path | Sequence[str] | texts.Corpus,
+    data: Data,
     budget: str | Budget | Sequence[str | Budget],
     out: str | Path,
     *,
@@ -86,8 +81,9 @@ def run(
 
     Args:
         recipe: a recipe's name, or a function like one.
-        model: a folder, a Hub id, or what `open_subject` gives; it stays as it is.
-        data: a text file, a folder of them, a Hub data set, or the texts.
+        model: a folder, a Hub id, or what `open_subject` gives; for recipes on networks a module, or the name of a
+            function that builds one, as "file.py:build". It stays as it is.
+        data: a text file, a folder of them, a Hub data set, or the texts; for networks what `examples.read` takes.
         budget: one budget such as "speedup=2x", or several, each giving a model of its own.
         out: the run directory. The model stands there for one budget, in a folder per budget for several.
         dry_run: say what would be cut and what that saves; nothing is trained or written.
@@ -97,7 +93,7 @@ def run(
         device: where the model is pruned and timed, such as cuda; where it is if None. Training takes a GPU that is
             there.
         batch: sequences per batch of the measured environment; the recipe's default if None.
-        length: tokens per sequence of the measured environment; the recipe's default if None.
+        length: tokens per sequence of the measured environment; the recipe's default if None. Networks have none.
         options: the recipe's own.
 
     Raises:
@@ -116,7 +112,7 @@ def run(
 def results(
     recipe: str | Recipe,
     model: Model,
-    data: str | Path | Sequence[str] | texts.Corpus,
+    data: Data,
     budget: str | Budget | Sequence[str | Budget],
     out: str | Path,
     *,
@@ -135,17 +131,17 @@ def results(
     given = {name: value for name, value in (("batch", batch), ("length", length)) if value is not None}
     chosen = _options(function, {**options, **given}, seed, dry_run)
     _check(seed=(seed, 0), threads=(threads, 1), batch=(batch, 1), length=(length, 1))
-    corpus = texts.read(data)
-    subject = _open(model, device)
-    if subject.tokenizer is None:
-        raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
-    corpus = _labelled(corpus, subject)
+    trade = trades.of_recipe(function)
+    corpus = trade.read(data)
+    subject = trade.opened(model, device, corpus)
+    corpus = trade.fitted(corpus, subject)
     if len(corpus) < 3:
-        raise DataError(f"{corpus.name} holds {len(corpus)} texts: at least 3 are needed, one of them to measure on")
+        few = f"{corpus.name} holds {len(corpus)} {trade.NOUN}"
+        raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
     # Once, and before the recipe: what quality is measured on, it never sees.
     train, held_out = corpus.split(seed=seed)
-    where = _where(subject, chosen.get("batch", BATCH), chosen.get("length", LENGTH), threads)
-    _check_lengths(subject, {"length": where.length, **chosen})
+    where = trade.where(subject, chosen.get("batch"), chosen.get("length"), threads)
+    trade.check(subject, {"length": where.length, **chosen})
     settings = {
         "recipe": function.__name__,
         "budget": [str(budget) for budget in budgets],
@@ -153,9 +149,9 @@ def results(
         "threads": where.threads,
         "device": where.device,
         "batch": where.batch,
-        "length": where.length,
+        **({} if where.length is None else {"length": where.length}),
         **{name: value for name, value in chosen.items() if name != "dry_run"},
-        "model_sha256": _digest(subject),
+        "model_sha256": trade.digest(subject),
         "data_sha256": corpus.digest,
     }
     about = {
@@ -165,7 +161,7 @@ def results(
     if dry_run:
         with tempfile.TemporaryDirectory() as folder, Run.open(folder, settings) as directory, _threads(where):
             for result in _recipe(function, subject, train, budgets, directory, chosen, seed):
-                yield replace(_evidence(result, subject, None, where, settings, budgets), verdict="dry run")
+                yield replace(_evidence(trade, result, subject, None, where, settings, budgets), verdict="dry run")
         return
     with (
         guard(Path(out)),
@@ -185,11 +181,11 @@ def results(
             for result in _recipe(function, subject, train, budgets, directory, chosen, seed):
                 if result.name in finished:
                     continue
-                row = _evidence(result, subject, held_out, where, {**about, **settings}, budgets)
+                row = _evidence(trade, result, subject, held_out, where, {**about, **settings}, budgets)
                 if not result.cut.is_noop:
                     place = result.name if len(names) > 1 else ""
                     base, name = Path(about["model"]).name, str(Path(directory.root.resolve().name, place))
-                    directory.publish(partial(_save, result.subject, row, base, name), place)
+                    directory.publish(partial(_save, trade, result.subject, row, base, name), place)
                 finished[result.name] = row
                 # The record comes after the model it speaks of: what is recorded is in place.
                 evidence.write(_record(directory, result.name), row)
@@ -202,8 +198,8 @@ def results(
 
 def _recipe(
     function: Recipe,
-    subject: Transformer,
-    corpus: texts.Corpus,
+    subject: Any,
+    corpus: Any,
     budgets: Sequence[Budget],
     directory: Run,
     chosen: Mapping[str, Any],
@@ -224,46 +220,6 @@ def _budgets(given: str | Budget | Sequence[str | Budget]) -> list[Budget]:
     return found
 
 
-def _open(model: Model, device: str | None = None) -> Transformer:
-    subject = model if isinstance(model, Transformer) else open_subject(model)
-    if device is not None:
-        try:
-            for module in (subject.model, *subject.head):
-                module.to(device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"device {device!r} can't hold the model: {reason}") from error
-    return subject
-
-
-def _classifies(subject: Transformer) -> bool:
-    """Whether the model gives one class per text, so that the data's labels are its task."""
-    return type(subject.model).__name__.endswith("ForSequenceClassification")
-
-
-def _labelled(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
-    config = subject.model.config
-    return corpus.labelled(config.label2id, config.num_labels) if _classifies(subject) else corpus
-
-
-def _where(subject: Transformer, batch: int, length: int, threads: int | None) -> latency.Environment:
-    kind = str(subject.model.dtype).removeprefix("torch.")
-    return latency.Environment(batch, length, threads or torch.get_num_threads(), str(subject.model.device), kind)
-
-
-def _check_lengths(subject: Transformer, options: Mapping[str, Any]) -> None:
-    """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary positions have no end."""
-    tables = [
-        module for name, module in subject.model.named_modules()
-        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
-    ]  # fmt: skip
-    # RoBERTa counts its positions from behind the padding's.
-    most = min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
-    for name, value in options.items():
-        if most is not None and name.rpartition("_")[2] == "length" and isinstance(value, int) and value > most:
-            raise InputError(f"{name}={value} is beyond the model's {most} positions: give at most {name}={most}")
-
-
 def _check(**numbers: tuple[int | None, int]) -> None:
     for name, (value, least) in numbers.items():
         if value is not None and not (isinstance(value, int) and value >= least):
@@ -280,15 +236,6 @@ def _threads(where: latency.Environment) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _digest(subject: Transformer) -> str:
-    """sha256 of the configuration and of every tensor: the same model is the same run wherever it lies."""
-    digest = hashlib.sha256(subject.model.config.to_json_string(use_diff=True).encode())
-    for name, tensor in sorted(subject.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _record(directory: Run, name: str) -> Path:
     return directory.path(f"evidence-{name}.json")
 
@@ -301,9 +248,9 @@ def _published(root: Path) -> list[Evidence]:
         return []
 
 
-def _save(subject: Any, row: Evidence, base: str, name: str, folder: Path) -> None:
-    subject.save(folder)
-    (folder / "README.md").write_text(_card(row, base, _loading(folder, name)), encoding="utf-8")
+def _save(trade: Trade, subject: Any, row: Evidence, base: str, name: str, folder: Path) -> None:
+    trade.save(subject, folder)
+    (folder / "README.md").write_text(_card(row, base, trade.loading(folder, name)), encoding="utf-8")
 
 
 def publish_evidence(root: Path, rows: Sequence[Evidence]) -> None:
@@ -311,28 +258,13 @@ def publish_evidence(root: Path, rows: Sequence[Evidence]) -> None:
     from secateur.measure import report as pages  # draws with matplotlib, slow to import
 
     places = {row.target: root / row.target if (root / row.target).is_dir() else root for row in rows}
-    load = {
-        target: _loading(place, str(place.relative_to(root.parent)))
-        for target, place in places.items()
-        if (place / "config.json").is_file()
-    }
+    load = {}
+    for target, place in places.items():
+        trade = trades.of_folder(place)
+        if trade is not None:
+            load[target] = trade.loading(place, str(place.relative_to(root.parent)))
     evidence.write(root / "evidence.json", rows)
     pages.write(root / "report.html", rows, load=load)
-
-
-def _loading(folder: Path, name: str) -> str:
-    """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    flag = ", trust_remote_code=True" if "per_layer_config" in config else ""
-    architecture = "".join(config.get("architectures") or []).replace("LMHeadModel", "ForCausalLM")
-    if (folder / "modules.json").exists():
-        library, call = "sentence_transformers", "SentenceTransformer"
-    else:
-        task = re.search(r"For[A-Z]\w*$", architecture)
-        automatic = f"AutoModel{task[0]}" if task else "AutoModel"
-        automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
-        library, call = "transformers", f"{automatic}.from_pretrained"
-    return f'from {library} import {call.split(".")[0]}\n\nmodel = {call}("{name}"{flag})'
 
 
 def _card(row: Evidence, base: str, load: str) -> str:
@@ -442,16 +374,16 @@ _RECORDED = ("model_sha256", "data_sha256", "versions")
 
 
 def _evidence(
+    trade: Trade,
     result: Result,
-    original: Transformer,
-    held_out: texts.Corpus | None,
+    original: Any,
+    held_out: Any,
     where: latency.Environment,
     settings: Mapping[str, Any],
     budgets: Sequence[Budget],
 ) -> Evidence:
     """Measure `result` beside the `original`: sizes, time in alternating pairs, and quality on `held_out` texts."""
-    student = typing.cast(Transformer, result.subject)
-    before, after, measured, notes = compare(original, student, held_out, where)
+    before, after, measured, notes = compare(original, result.subject, held_out, where, trade)
     predicted = dict(result.predicted)
     if "latency" in predicted and "latency" in before:
         predicted.setdefault("speedup", before["latency"].value / predicted["latency"])
@@ -474,105 +406,35 @@ def _evidence(
 
 
 def compare(
-    original: Transformer, student: Transformer, held_out: texts.Corpus | None, where: latency.Environment
+    original: Any, student: Any, held_out: Any, where: latency.Environment, trade: Trade
 ) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure], list[str]]:
     """(before, after, what the two give together, notes): both models measured in the environment `where`."""
     notes: list[str] = []
-    example = original.example(where.batch, where.length)
-    before, after = _sizes(original, example), _sizes(student, example)
+    example = trade.example(original, where)
+    before, after = trade.sizes(original, example), trade.sizes(student, example)
     measured: dict[str, Figure] = {}
     with where.active():
         try:
             pair = latency.compare(
-                lambda: original.forward(example), lambda: student.forward(example), device=where.device,
-                lasting=5.0, enough=200,
+                lambda: trade.forward(original, example), lambda: trade.forward(student, example),
+                device=where.device, lasting=5.0, enough=200,
             )  # fmt: skip
             before["latency"], after["latency"], measured["speedup"] = pair.before, pair.after, pair.speedup
         except MeasurementError as error:
             notes.append(f"time: {error}")
         for row, subject in ((before, original), (after, student)):
-            row["peak_memory"] = _peak(subject, example)
+            row["peak_memory"] = _peak(trade, subject, example, where)
     if held_out is not None:
         try:
-            first, second, both = _quality(original, student, held_out, where.length)
+            first, second, both = trade.compared(original, student, held_out, where)
             before, after, measured = {**before, **first}, {**after, **second}, {**measured, **both}
         except (DataError, MeasurementError) as error:
             notes.append(f"quality: {error}")
     return before, after, measured, notes
 
 
-def _sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Figure]:
-    """Parameters, bytes of the weights as saved, FLOPs of `example`, and for decoders the KV cache it fills.
-
-    The modules that a sentence-transformers folder has after its transformer count, for they are saved with it.
-    """
-    weights = [p for module in (subject.model, *subject.head) for p in module.parameters()]
-    row = {
-        "params": Figure(float(sum(p.numel() for p in weights))),
-        "embedding_params": Figure(float(size.parameters(subject.model)["embedding_params"])),
-        "bytes": Figure(float(sum(p.numel() * p.element_size() for p in weights)), unit="B"),
-        "flops": Figure(size.flops(subject.model, example)),
-    }
-    if subject.kind == "decoder":
-        cache = size.kv_cache_bytes(subject.model, example)
-        row["kv_cache"] = Figure(cache, unit="B")
-        row["memory"] = Figure(row["bytes"].value + cache, unit="B")
-    else:
-        row["memory"] = row["bytes"]
-    return row
-
-
-def _peak(subject: Transformer, example: Mapping[str, Tensor]) -> Figure:
-    run = torch.no_grad()(partial(subject.forward, example))
-    return memory.peak(run, device=str(subject.model.device), calls=3).figure
-
-
-def _quality(
-    original: Transformer, student: Transformer, held_out: texts.Corpus, length: int
-) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
-    """(before, after, both): perplexity of language models, accuracy of labelled classifiers, fidelity of embeddings.
-
-    Raises `InputError` for two models of different tokenizers.
-    """
-    if original.tokenizer is None:
-        raise DataError("the model has no tokenizer to measure quality with: give one beside it")
-    if student.tokenizer not in (None, original.tokenizer):  # both will read the same token ids
-        sizes = (one.model.config.vocab_size for one in (student, original))
-        teachers.check_vocabularies(student.tokenizer, original.tokenizer, *sizes)
-    if original.causal:
-        batches = _held_batches(held_out, original.tokenizer, packed=True, length=length)
-        return (
-            {"perplexity": quality.perplexity(original.forward, batches)},
-            {"perplexity": quality.perplexity(student.forward, batches)},
-            {},
-        )
-    batches = _held_batches(held_out, original.tokenizer, packed=False, length=length)
-    if _classifies(original) and "labels" in batches[0]:
-        return (
-            {"accuracy": quality.accuracy(original.forward, batches)},
-            {"accuracy": quality.accuracy(student.forward, batches)},
-            {},
-        )
-    teacher, copy = (torch.cat([_embed(subject, batch).cpu() for batch in batches]) for subject in (original, student))
-    return {}, {}, quality.fidelity(teacher, copy)
-
-
-def _held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
-    """At most a thousand held-out sequences, in batches of up to 16, or one by one where there are fewer."""
-    try:
-        return texts.batches(held_out, tokenizer, packed=packed, batch=16, length=length).take(64)
-    except DataError:
-        return texts.batches(held_out, tokenizer, packed=packed, batch=1, length=length).take(1024)
-
-
-@torch.inference_mode()
-def _embed(subject: Transformer, batch: Mapping[str, Tensor]) -> Tensor:
-    """[B, d]: the model's own sentence embedding, or the mean of its last hidden states over real tokens."""
-    if subject.output == "embedding":
-        return subject.forward(batch).prediction
-    states = subject.forward(batch, hidden=True).hidden[-1].float()
-    mask = batch["attention_mask"][..., None].to(states)
-    return (states * mask).sum(1) / mask.sum(1)
+def _peak(trade: Trade, subject: Any, example: Any, where: latency.Environment) -> Figure:
+    return memory.allocated(torch.no_grad()(partial(trade.forward, subject, example)), device=where.device)
 
 
 # ------------------------------------------------------------------------------------------- the other commands
@@ -585,7 +447,7 @@ def inspect(model: Model, *, batch: int = 1, length: int = 128) -> dict[str, Any
     measure -> share of the whole that goes when every unit of that kind goes}]}.
     """
     _check(batch=(batch, 1), length=(length, 1))
-    subject = _open(model)
+    subject = language.opened(typing.cast(Any, model))
     units = subject.units(batch=batch, length=length)
     whole = units.cost()
     rows = []
@@ -600,49 +462,51 @@ def inspect(model: Model, *, batch: int = 1, length: int = 128) -> dict[str, Any
 def measure(
     model: Model,
     against: Model | None = None,
-    data: str | Path | Sequence[str] | texts.Corpus | None = None,
+    data: Data | None = None,
     *,
     tasks: Sequence[str] = (),
     task_folder: str | Path | None = None,
     limit: int | None = None,
-    batch: int = BATCH,
-    length: int = LENGTH,
+    batch: int | None = None,
+    length: int | None = None,
     threads: int | None = None,
     device: str | None = None,
 ) -> dict[str, dict[str, Figure]]:
     """Measure a model, or a model `against` another: {"model": ..., "against": ..., "both": speedup and fidelity}.
 
     Quality is measured where `data` is given, on all of it, and on the lm-eval `tasks` named, of its own or of YAML
-    files in `task_folder`, on the first `limit` documents of each.
+    files in `task_folder`, on the first `limit` documents of each. A network that was cut stands in the folder of its
+    run; its original, `against`, says what it was made of.
     """
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1), limit=(limit, 1))
-    corpus = None if data is None else texts.read(data)
-    subject = _open(model, device)
-    corpus = None if corpus is None else _labelled(corpus, subject)
-    _check_lengths(subject, {"length": length})
-    where = _where(subject, batch, length, threads)
-    if tasks and (subject.kind != "decoder" or subject.tokenizer is None):
+    trade = trades.of_model(model if against is None else against)
+    corpus = None if data is None else trade.read(data)
+    other = None if against is None else trade.opened(against, device, corpus)
+    subject = trade.opened(model, device, corpus) if other is None else trade.again(model, other, device)
+    corpus = None if corpus is None else trade.fitted(corpus, subject)
+    where = trade.where(subject, batch, length, threads)
+    trade.check(subject, {"length": where.length})
+    if tasks and (getattr(subject, "kind", "") != "decoder" or subject.tokenizer is None):
         raise InputError("lm-eval tasks need a language model with its tokenizer")
 
-    def ask(one: Transformer) -> dict[str, Figure]:
+    def ask(one: Any) -> dict[str, Figure]:
         if not tasks:
             return {}
         return generation.evaluate(one.model, one.tokenizer, tasks, include_path=task_folder, limit=limit)
 
-    if against is not None:
-        other = _open(against, device)
+    if other is not None:
         with _threads(where):
-            before, after, both, notes = compare(other, subject, corpus, where)
+            before, after, both, notes = compare(other, subject, corpus, where, trade)
         if "speedup" not in both:
             raise MeasurementError(notes[0])
         return {"model": after | ask(subject), "against": before | ask(other), "both": both}
-    example = subject.example(batch, length)
+    example = trade.example(subject, where)
     with where.active():
-        row = _sizes(subject, example)
-        row["latency"] = latency.median_time(lambda: subject.forward(example), device=where.device)
-        row["peak_memory"] = _peak(subject, example)
+        row = trade.sizes(subject, example)
+        row["latency"] = latency.median_time(lambda: trade.forward(subject, example), device=where.device)
+        row["peak_memory"] = _peak(trade, subject, example, where)
     if corpus is not None:
-        row |= _quality(subject, subject, corpus, length)[0]
+        row |= trade.compared(subject, subject, corpus, where)[0]
     return {"model": row | ask(subject)}
 
 

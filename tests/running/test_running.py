@@ -150,40 +150,6 @@ def test_baselines_that_a_study_added_outlive_the_same_call_again(places, tmp_pa
     assert running.evidence.read(tmp_path / "out")[0].baselines == beside
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
-def test_lengths_beyond_the_positions_of_the_model_are_refused(tmp_path, kind):
-    subject = secateur.open_subject(tiny.model(kind), tokenizer=tiny.tokenizer())
-    most = 159 if kind == "roberta" else 160  # of RoBERTa, the padding's and those before it serve no text
-    with pytest.raises(InputError, match=f"length=161 is beyond the model's {most} positions: give at most length="):
-        running.measure(subject, length=161)
-    with pytest.raises(InputError, match=f"^length=161 is beyond the model's {most} positions"):
-        running.run(shears, subject, tiny.sentences(), "params=80%", tmp_path / "out", length=161)
-    with pytest.raises(InputError, match=f"train_length=161 is beyond the model's {most} positions"):
-        running.run("ziplm", subject, tiny.sentences(), "params=80%", tmp_path / "out", train_length=161)
-    assert not (tmp_path / "out").exists()
-    running.measure(subject, batch=1, length=most)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "call"),
-    [
-        ("BertModel", "AutoModel"),
-        ("BertForMaskedLM", "AutoModelForMaskedLM"),
-        ("SecateurBertForTokenClassification", "AutoModelForTokenClassification"),
-        ("RobertaForQuestionAnswering", "AutoModelForQuestionAnswering"),
-        ("BertForSequenceClassification", "AutoModelForSequenceClassification"),
-        ("GPT2LMHeadModel", "AutoModelForCausalLM"),
-        ("LlamaForCausalLM", "AutoModelForCausalLM"),
-        ("BertForNothingKnown", "AutoModel"),
-    ],
-)
-def test_the_card_names_the_class_that_loads_the_head(tmp_path, architecture, call):
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
-    assert running._loading(tmp_path, "small") == (
-        f'from transformers import {call}\n\nmodel = {call}.from_pretrained("small")'
-    )
-
-
 def test_a_sentence_encoder_is_measured_by_its_fidelity(places, tmp_path):
     (row,) = go(places, tmp_path / "small", "bert")
     assert 0 < row.measured["spearman"].value <= 1
@@ -435,7 +401,7 @@ def test_exports_are_whole_and_never_overwrite(places, tmp_path):
 
 
 def test_tasks_are_refused_for_what_does_not_speak(places, monkeypatch):
-    monkeypatch.setattr(running, "_sizes", None)  # before anything is measured
+    monkeypatch.setattr(running.language, "sizes", None)  # before anything is measured
     with pytest.raises(InputError, match="lm-eval tasks need a language model"):
         running.measure(places / "bert", tasks=["arc_easy"])
 

@@ -1,0 +1,304 @@
+"""Examples for networks: arrays with classes or boxes, read from files, folders of images or a user's own function."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from secateur.errors import DataError
+from secateur.files import plugins
+
+__all__ = ["Batches", "Examples", "batches", "count", "read"]
+
+_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs in order, and what each of them should give.
+
+    inputs:  [N, ...]; images are float32 [N, C, H, W] between 0 and 1
+    labels:  [N] int64 classes, or None
+    targets: per input {"boxes": [n, 4] float32 (x1, y1, x2, y2) in pixels, "labels": [n] int64 from 0}, or nothing
+    classes: their names, where the data has them
+    """
+
+    inputs: Tensor
+    labels: Tensor | None = None
+    targets: tuple[Mapping[str, Tensor], ...] = ()
+    classes: tuple[str, ...] = ()
+    name: str = "examples"
+
+    def __post_init__(self) -> None:
+        count = len(self.inputs)
+        if not count:
+            raise DataError(f"{self.name} holds no example: give at least one")
+        if self.labels is not None and self.labels.shape != (count,):
+            raise DataError(f"{self.name} has {count} inputs and labels of shape {tuple(self.labels.shape)}: one each")
+        if self.targets and len(self.targets) != count:
+            raise DataError(f"{self.name} has {count} inputs and boxes for {len(self.targets)}: give them for each")
+        if self.inputs.is_floating_point() and not bool(torch.isfinite(self.inputs).all()):
+            raise DataError(f"{self.name} holds NaN or infinity: clean the inputs")
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of inputs, classes and boxes."""
+        digest = hashlib.sha256(str((tuple(self.inputs.shape), self.inputs.dtype)).encode())
+        parts = [self.inputs, *([] if self.labels is None else [self.labels])]
+        parts += [target[key] for target in self.targets for key in ("boxes", "labels")]
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Examples:
+        """The examples at `indices`, in that order."""
+        chosen = torch.as_tensor(indices, dtype=torch.long)
+        return replace(
+            self,
+            inputs=self.inputs[chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            targets=tuple(self.targets[index] for index in chosen.tolist()) if self.targets else (),
+        )
+
+    def split(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[Examples, Examples]:
+        """(train, held out): a random share, at least one example, is held out; both keep the original order.
+
+        Raises:
+            DataError: fewer than two examples.
+        """
+        if len(self) < 2:
+            raise DataError(f"{self.name} holds {len(self)} example, too few to hold any out: give at least 2")
+        amount = min(max(1, round(len(self) * held_out)), len(self) - 1)
+        order = np.random.default_rng([seed, len(self)]).permutation(len(self))
+        return self.take(np.sort(order[amount:])), self.take(np.sort(order[:amount]))
+
+
+# ----------------------------------------------------------------------------------------------------- reading
+
+
+def read(source: str | Path | Examples) -> Examples:
+    """Read examples.
+
+    - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
+      (x1, y1, x2, y2), `box_labels` [M] and `box_image` [M], the index of the input each belongs to;
+    - a folder with one folder of images per class, or a folder in COCO's form: images and a .json of annotations;
+    - `file.py:function` or `package.module:function`, which gives `Examples` or (inputs, labels).
+
+    Bytes become float32 between 0 and 1. Raises `DataError` for what is missing, empty, damaged, or of another form.
+    """
+    if isinstance(source, Examples):
+        return source
+    path = Path(source)
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".npz" and path.is_file():
+        return _arrays(path)
+    if ":" in str(source) and path.suffix != ".npz":
+        return _made(str(source))
+    raise DataError(
+        f"data {source} is no .npz file, no folder of images and no function: give one of them"
+        if path.exists()
+        else f"there is no data at {source}: give an .npz file, a folder of images, or file.py:function"
+    )
+
+
+def _made(source: str) -> Examples:
+    found = plugins.function(source)()
+    if isinstance(found, Examples):
+        return found
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise DataError(f"{source} gave {type(found).__name__}: expected Examples, or a tuple (inputs, labels)")
+    inputs, labels = found
+    return Examples(_number(inputs), torch.as_tensor(labels, dtype=torch.long), name=source)
+
+
+def _number(values: Any) -> Tensor:
+    inputs = torch.as_tensor(values)
+    if inputs.dtype == torch.uint8:
+        return inputs.float() / 255.0
+    return inputs.float() if inputs.is_floating_point() else inputs.long()
+
+
+def _arrays(path: Path) -> Examples:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} can't be read as .npz without unpickling: write it with numpy.savez") from error
+    if "inputs" not in found:
+        raise DataError(f"{path} has no array `inputs` (it has {', '.join(found) or 'none'}): call it that")
+    inputs = _number(found["inputs"])
+    labels = torch.from_numpy(found["labels"].astype(np.int64)) if "labels" in found else None
+    targets: tuple[Mapping[str, Tensor], ...] = ()
+    if "boxes" in found:
+        try:
+            boxes = torch.from_numpy(found["boxes"].astype(np.float32)).reshape(-1, 4)
+            kinds = torch.from_numpy(found["box_labels"].astype(np.int64))
+            owner = torch.from_numpy(found["box_image"].astype(np.int64))
+        except (KeyError, RuntimeError) as error:
+            raise DataError(f"{path} has boxes that can't be used ({error}): see `examples.read`") from error
+        if not len(boxes) == len(kinds) == len(owner):
+            raise DataError(f"{path} has {len(boxes)} boxes, {len(kinds)} labels, {len(owner)} images: one each")
+        targets = tuple({"boxes": boxes[owner == i], "labels": kinds[owner == i]} for i in range(len(inputs)))
+    return Examples(inputs, labels, targets, name=path.name)
+
+
+def _folder(path: Path) -> Examples:
+    annotations = sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json"))
+    if annotations:
+        return _coco(path, annotations[0])
+    kinds = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    files = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.iterdir()) if _is_image(file)]
+    if not files:
+        raise DataError(f"{path} holds no images in folders named by class: give path/class/image.png")
+    inputs = _images([file for file, _ in files])
+    return Examples(inputs, torch.tensor([n for _, n in files]), (), tuple(kind.name for kind in kinds), path.name)
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in _IMAGES and not file.name.startswith(".")
+
+
+def _images(files: Sequence[Path]) -> Tensor:
+    """[N, 3, H, W]; all of one size."""
+    found, size = [], None
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise DataError(f"{file} is no image that can be read ({error}): remove it") from error
+        size = size or pixels.shape
+        if pixels.shape != size:
+            raise DataError(
+                f"{file} is {pixels.shape[1]}x{pixels.shape[0]}, {files[0].name} is {size[1]}x{size[0]}: "
+                "bring all images to one size"
+            )
+        found.append(pixels)
+    return _number(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+
+
+def _coco(path: Path, annotations: Path) -> Examples:
+    """Annotations in COCO's form: images, annotations with bbox (x, y, width, height), categories."""
+    try:
+        data = json.loads(annotations.read_text("utf-8"))
+        kinds = {int(one["id"]): str(one["name"]) for one in data["categories"]}
+        pictures = {int(one["id"]): str(one["file_name"]) for one in data["images"]}
+        rows: dict[int, list[tuple[list[float], int]]] = {one: [] for one in pictures}
+        for one in data["annotations"]:
+            if not one.get("iscrowd"):
+                x, y, w, h = map(float, one["bbox"])
+                rows[int(one["image_id"])].append(([x, y, x + w, y + h], int(one["category_id"])))
+        number = {kind: index for index, kind in enumerate(sorted(kinds))}
+        targets = tuple(
+            {
+                "boxes": torch.tensor([box for box, _ in found], dtype=torch.float32).reshape(-1, 4),
+                "labels": torch.tensor([number[kind] for _, kind in found], dtype=torch.long),
+            }
+            for found in rows.values()
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{annotations} is not in COCO's form ({type(error).__name__}: {error}): "
+            "it needs images, annotations and categories"
+        ) from error
+    if not pictures:
+        raise DataError(f"{annotations} names no image: give at least one")
+    root = path.resolve()
+    files = []
+    for name in pictures.values():
+        places = [path / name, path / "images" / name]
+        file = next((place for place in places if place.is_file()), places[0])
+        if root not in file.resolve().parents:
+            raise DataError(f"{annotations} names the image {name!r}, which is outside of {path}: not read")
+        files.append(file)
+    return Examples(_images(files), None, targets, tuple(kinds[one] for one in sorted(kinds)), path.name)
+
+
+# ----------------------------------------------------------------------------------------------------- batches
+
+
+Augment = Callable[[Tensor, np.random.Generator], Tensor]
+
+
+class Batches(Sequence["dict[str, Any]"]):
+    """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the examples, the seed and i.
+
+    `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch. What is
+    left of an epoch after its last whole batch is passed over, unless it is all there is.
+    """
+
+    def __init__(self, data: Examples, *, batch: int, seed: int, augment: Augment | None = None) -> None:
+        self.data, self.batch, self.seed, self.augment = data, min(batch, len(data)), seed, augment
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.data) // self.batch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """One batch: "inputs" [B, ...], and "labels" [B] or "targets" (a list of B) where the examples have them."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index < 0:
+            raise IndexError(f"batch {index}: batches are counted from 0 without end")
+        epoch, place = divmod(index, len(self))
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
+            self._epoch = epoch
+        part = self.data.take(self._order[place * self.batch : (place + 1) * self.batch])
+        inputs = part.inputs
+        if self.augment is not None:
+            inputs = self.augment(inputs, np.random.default_rng([self.seed, epoch, place]))
+        return _batch(part, inputs)
+
+    def take(self, count: int) -> list[dict[str, Any]]:
+        """The first `count` batches, or one epoch if that is fewer: no example twice."""
+        return self[:count]
+
+
+def _batch(part: Examples, inputs: Tensor) -> dict[str, Any]:
+    found: dict[str, Any] = {"inputs": inputs}
+    if part.labels is not None:
+        found["labels"] = part.labels
+    if part.targets:
+        found["targets"] = [dict(target) for target in part.targets]
+    return found
+
+
+def batches(data: Examples, *, batch: int, seed: int = 0, augment: Augment | None = None) -> Batches:
+    """Batches of `batch` examples each, or of all where there are fewer.
+
+    augment: (inputs [B, ...], generator) -> inputs, drawn anew for each batch and epoch; boxes are not moved by it.
+    """
+    if augment is not None and data.targets:
+        raise DataError(f"{data.name} has boxes, which an augmentation of inputs would leave behind: give none")
+    return Batches(data, batch=batch, seed=seed, augment=augment)
+
+
+def count(batch: Mapping[str, Any]) -> dict[str, int]:
+    """What a batch holds, for the divisors of losses."""
+    return {"examples": len(batch["inputs"])}

@@ -1,0 +1,216 @@
+"""Language models and texts, as things to run a recipe on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from secateur.errors import DataError, InputError
+from secateur.files import texts
+from secateur.measure import latency, quality, size
+from secateur.recover import teachers
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Figure
+
+__all__ = [
+    "BATCH",
+    "LENGTH",
+    "NOUN",
+    "Model",
+    "again",
+    "check",
+    "compared",
+    "digest",
+    "example",
+    "fitted",
+    "forward",
+    "loading",
+    "opened",
+    "read",
+    "save",
+    "sizes",
+    "where",
+]
+
+_TOKENS = 64
+BATCH: int = 32
+LENGTH: int | None = _TOKENS
+"""The environment of measurements, for recipes that have none of their own."""
+
+NOUN: str = "texts"
+"""What the data holds, in messages."""
+
+Model: TypeAlias = str | Path | PreTrainedModel | Transformer
+
+
+def read(data: str | Path | Sequence[str] | texts.Corpus) -> texts.Corpus:
+    """The texts in `data`."""
+    return texts.read(data)
+
+
+def opened(model: Model, device: str | None = None, data: texts.Corpus | None = None) -> Transformer:
+    """`model` as a subject, on `device`."""
+    subject = model if isinstance(model, Transformer) else open_subject(model)
+    if device is not None:
+        try:
+            for module in (subject.model, *subject.head):
+                module.to(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"device {device!r} can't hold the model: {reason}") from error
+    return subject
+
+
+def again(model: Model, original: Transformer, device: str | None = None) -> Transformer:
+    """Another model, to be compared with `original`."""
+    return opened(model, device)
+
+
+def _classifies(subject: Transformer) -> bool:
+    """Whether the model gives one class per text, so that the data's labels are its task."""
+    return type(subject.model).__name__.endswith("ForSequenceClassification")
+
+
+def fitted(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
+    """The texts with the model's own numbers of classes."""
+    if subject.tokenizer is None:
+        raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
+    config = subject.model.config
+    return corpus.labelled(config.label2id, config.num_labels) if _classifies(subject) else corpus
+
+
+def where(subject: Transformer, batch: int | None, length: int | None, threads: int | None) -> latency.Environment:
+    """Where the subject's time is measured."""
+    kind = str(subject.model.dtype).removeprefix("torch.")
+    device = str(subject.model.device)
+    return latency.Environment(batch or BATCH, length or _TOKENS, threads or torch.get_num_threads(), device, kind)
+
+
+def check(subject: Transformer, options: Mapping[str, Any]) -> None:
+    """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary positions have no end."""
+    tables = [
+        module for name, module in subject.model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+    ]  # fmt: skip
+    # RoBERTa counts its positions from behind the padding's.
+    most = min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
+    for name, value in options.items():
+        if most is not None and name.rpartition("_")[2] == "length" and isinstance(value, int) and value > most:
+            raise InputError(f"{name}={value} is beyond the model's {most} positions: give at most {name}={most}")
+
+
+def digest(subject: Transformer) -> str:
+    """sha256 of the configuration and of every tensor: the same model is the same run wherever it lies."""
+    found = hashlib.sha256(subject.model.config.to_json_string(use_diff=True).encode())
+    for name, tensor in sorted(subject.model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def example(subject: Transformer, place: latency.Environment) -> dict[str, Tensor]:
+    """A batch of the size that is timed."""
+    return subject.example(place.batch, place.length or _TOKENS)
+
+
+def forward(subject: Transformer, batch: Mapping[str, Tensor]) -> Any:
+    """What is timed."""
+    return subject.forward(batch)
+
+
+def save(subject: Transformer, folder: Path) -> None:
+    """The model and all that travels with it."""
+    subject.save(folder)
+
+
+def loading(folder: Path, name: str) -> str:
+    """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    flag = ", trust_remote_code=True" if "per_layer_config" in config else ""
+    architecture = "".join(config.get("architectures") or []).replace("LMHeadModel", "ForCausalLM")
+    if (folder / "modules.json").exists():
+        library, call = "sentence_transformers", "SentenceTransformer"
+    else:
+        task = re.search(r"For[A-Z]\w*$", architecture)
+        automatic = f"AutoModel{task[0]}" if task else "AutoModel"
+        automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
+        library, call = "transformers", f"{automatic}.from_pretrained"
+    return f'from {library} import {call.split(".")[0]}\n\nmodel = {call}("{name}"{flag})'
+
+
+def sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Figure]:
+    """Parameters, bytes of the weights as saved, FLOPs of `example`, and for decoders the KV cache it fills.
+
+    The modules that a sentence-transformers folder has after its transformer count, for they are saved with it.
+    """
+    weights = [p for module in (subject.model, *subject.head) for p in module.parameters()]
+    row = {
+        "params": Figure(float(sum(p.numel() for p in weights))),
+        "embedding_params": Figure(float(size.parameters(subject.model)["embedding_params"])),
+        "bytes": Figure(float(sum(p.numel() * p.element_size() for p in weights)), unit="B"),
+        "flops": Figure(size.flops(subject.model, example)),
+    }
+    if subject.kind == "decoder":
+        cache = size.kv_cache_bytes(subject.model, example)
+        row["kv_cache"] = Figure(cache, unit="B")
+        row["memory"] = Figure(row["bytes"].value + cache, unit="B")
+    else:
+        row["memory"] = row["bytes"]
+    return row
+
+
+def compared(
+    original: Transformer, student: Transformer, held_out: texts.Corpus, place: latency.Environment
+) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
+    """(before, after, both): perplexity of language models, accuracy of labelled classifiers, fidelity of embeddings.
+
+    Raises `InputError` for two models of different tokenizers.
+    """
+    if original.tokenizer is None:
+        raise DataError("the model has no tokenizer to measure quality with: give one beside it")
+    if student.tokenizer not in (None, original.tokenizer):  # both will read the same token ids
+        sizes = (one.model.config.vocab_size for one in (student, original))
+        teachers.check_vocabularies(student.tokenizer, original.tokenizer, *sizes)
+    if original.causal:
+        batches = _held_batches(held_out, original.tokenizer, packed=True, length=place.length or _TOKENS)
+        return (
+            {"perplexity": quality.perplexity(original.forward, batches)},
+            {"perplexity": quality.perplexity(student.forward, batches)},
+            {},
+        )
+    batches = _held_batches(held_out, original.tokenizer, packed=False, length=place.length or _TOKENS)
+    if _classifies(original) and "labels" in batches[0]:
+        return (
+            {"accuracy": quality.accuracy(original.forward, batches)},
+            {"accuracy": quality.accuracy(student.forward, batches)},
+            {},
+        )
+    teacher, copy = (torch.cat([_embed(subject, batch).cpu() for batch in batches]) for subject in (original, student))
+    return {}, {}, quality.fidelity(teacher, copy)
+
+
+def _held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
+    """At most a thousand held-out sequences, in batches of up to 16, or one by one where there are fewer."""
+    try:
+        return texts.batches(held_out, tokenizer, packed=packed, batch=16, length=length).take(64)
+    except DataError:
+        return texts.batches(held_out, tokenizer, packed=packed, batch=1, length=length).take(1024)
+
+
+@torch.inference_mode()
+def _embed(subject: Transformer, batch: Mapping[str, Tensor]) -> Tensor:
+    """[B, d]: the model's own sentence embedding, or the mean of its last hidden states over real tokens."""
+    if subject.output == "embedding":
+        return subject.forward(batch).prediction
+    states = subject.forward(batch, hidden=True).hidden[-1].float()
+    mask = batch["attention_mask"][..., None].to(states)
+    return (states * mask).sum(1) / mask.sum(1)

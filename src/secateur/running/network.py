@@ -1,0 +1,212 @@
+"""Networks of any kind and examples, as things to run a recipe on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from secateur.errors import DataError, InputError, UnsupportedError
+from secateur.files import examples, plugins
+from secateur.files.examples import Examples
+from secateur.measure import latency, quality, size
+from secateur.subjects.traced import Traced, open_traced, reload_traced
+from secateur.vocabulary import Figure
+
+__all__ = [
+    "BATCH",
+    "LENGTH",
+    "NOUN",
+    "Model",
+    "again",
+    "built",
+    "check",
+    "compared",
+    "digest",
+    "example",
+    "fitted",
+    "forward",
+    "loading",
+    "opened",
+    "read",
+    "save",
+    "sizes",
+    "where",
+]
+
+BATCH: int = 32
+LENGTH: int | None = None
+"""The environment of measurements, for recipes that have none of their own; inputs have no length of their own."""
+
+NOUN: str = "examples"
+"""What the data holds, in messages."""
+
+Model: TypeAlias = str | Path | nn.Module | Traced
+
+
+def read(data: str | Path | Examples) -> Examples:
+    """The examples in `data`."""
+    return examples.read(data)
+
+
+def built(name: str) -> tuple[nn.Module, Any]:
+    """What the user's function `name`, "file.py:function" or "package.module:function", gives: (model, example inputs).
+
+    The function returns the model, or the model and the inputs to call it with; without them the inputs are None.
+    Raises `InputError` for a function that is not there, fails, or returns something else.
+    """
+    function = plugins.function(name)
+    try:
+        found = function()
+    except Exception as error:
+        raise InputError(f"{name} failed to build a model: {type(error).__name__}: {error}") from error
+    model, inputs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} returned {type(found).__name__}: expected a torch.nn.Module, or (module, inputs)")
+    return model, inputs
+
+
+def opened(model: Model, device: str | None = None, data: Examples | None = None) -> Traced:
+    """`model` as a subject: a module, a `Traced`, or the name of a function that builds a module.
+
+    Its example inputs are those that the function gives, or the first of the data.
+    """
+    if device not in (None, "cpu"):
+        raise UnsupportedError(f"device {device!r}: networks are pruned and timed on the CPU for now")
+    if isinstance(model, Traced):
+        return model
+    module, inputs = (model, None) if isinstance(model, nn.Module) else built(str(model))
+    if inputs is None:
+        if data is None:
+            raise InputError(f"{model} comes without example inputs: let its function return (model, inputs)")
+        inputs = data.inputs[:1]
+    return open_traced(module, inputs)
+
+
+def again(model: Model, original: Traced, device: str | None = None) -> Traced:
+    """Another network on the inputs of `original`, or the folder of one that was cut from it."""
+    if isinstance(model, str | Path) and Path(model).is_dir():
+        return reload_traced(model, original.model, original.inputs)
+    module = model if isinstance(model, nn.Module | Traced) else built(str(model))[0]
+    return module if isinstance(module, Traced) else Traced(module, original.inputs)
+
+
+def fitted(data: Examples, subject: Traced) -> Examples:
+    """The examples, if the subject takes them. Raises `DataError` where it doesn't."""
+    taken = tree_leaves((subject.inputs.args, dict(subject.inputs.kwargs)))
+    first = next((one for one in taken if isinstance(one, Tensor)), None)
+    if first is not None and first.shape[1:] != data.inputs.shape[1:]:
+        raise DataError(
+            f"{data.name} holds inputs of shape {tuple(data.inputs.shape[1:])}, the model was built for "
+            f"{tuple(first.shape[1:])}: give inputs of that shape"
+        )
+    if data.labels is not None:
+        with torch.inference_mode():
+            output = forward(subject, data.inputs[:2])
+        logits = getattr(output, "logits", output)
+        if isinstance(logits, Tensor) and logits.dim() == 2:
+            count, low, high = logits.shape[1], int(data.labels.min()), int(data.labels.max())
+            if low < 0 or high >= count:
+                wrong = low if low < 0 else high
+                raise DataError(f"{data.name} has the label {wrong}: the model has {count} classes, 0 to {count - 1}")
+    return data
+
+
+def where(subject: Traced, batch: int | None, length: int | None, threads: int | None) -> latency.Environment:
+    """Where the subject's time is measured; networks have no `length`."""
+    if length is not None:
+        raise InputError(f"length={length}: a network takes inputs as they are; leave it out")
+    kind = next((str(p.dtype).removeprefix("torch.") for p in subject.model.parameters()), "float32")
+    return latency.Environment(batch or BATCH, None, threads or torch.get_num_threads(), "cpu", kind)
+
+
+def check(subject: Traced, options: Mapping[str, Any]) -> None:
+    """Nothing: there is no option which a network could make wrong."""
+
+
+def digest(subject: Traced) -> str:
+    """sha256 of the structure as it prints, and of every tensor."""
+    found = hashlib.sha256(repr(subject.model).encode())
+    for name, tensor in sorted(subject.model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def example(subject: Traced, place: latency.Environment) -> Any:
+    """A batch of the size that is timed: the subject's example inputs, repeated: (args, kwargs)."""
+    args, kwargs = subject.inputs.fresh()
+    rows = next(len(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim())
+
+    def repeated(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or len(tensor) != rows:
+            return tensor
+        return tensor.repeat(-(-place.batch // rows), *[1] * (tensor.dim() - 1))[: place.batch]
+
+    return tree_map_only(Tensor, repeated, (args, kwargs))
+
+
+def forward(subject: Traced, batch: Any) -> Any:
+    """The network in eval mode on `batch`: (args, kwargs), a batch of examples, or one tensor."""
+    model = subject.model.eval()
+    if isinstance(batch, tuple):
+        args, kwargs = batch
+        return model(*args, **kwargs)
+    inputs = batch["inputs"] if isinstance(batch, Mapping) else batch
+    if not subject.inputs.args:
+        return model(**{next(iter(subject.inputs.kwargs)): inputs})
+    return model(inputs)
+
+
+def loading(folder: Path, name: str) -> str:
+    """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
+    return f'import torch\n\nmodel = torch.export.load("{name}/model.pt2").module()'
+
+
+def save(subject: Traced, folder: Path) -> None:
+    """Weights, what was cut, and a torch.export program that needs nothing of ours."""
+    subject.save(folder, program=True)
+
+
+def sizes(subject: Traced, batch: Any) -> dict[str, Figure]:
+    """Parameters, bytes of the weights, and FLOPs of the example inputs."""
+    weights = list(subject.model.parameters())
+    args, kwargs = subject.inputs.fresh()
+    return {
+        "params": Figure(float(sum(p.numel() for p in weights))),
+        "bytes": Figure(float(sum(p.numel() * p.element_size() for p in weights)), unit="B"),
+        "flops": Figure(size.flops(partial(subject.model.eval(), *args), kwargs)),
+    }
+
+
+Row = dict[str, Figure]
+
+
+def compared(original: Traced, student: Traced, held_out: Examples, place: latency.Environment) -> tuple[Row, Row, Row]:
+    """(before, after, both): accuracy where the examples have classes, else how alike the outputs [N, d] are."""
+    batches = list(_in_order(held_out, place.batch))
+    if held_out.labels is not None:
+        rows = [{"accuracy": quality.accuracy(partial(forward, one), batches)} for one in (original, student)]
+        return rows[0], rows[1], {}
+    with torch.inference_mode():
+        outputs = [torch.cat([_flat(forward(one, batch)) for batch in batches]) for one in (original, student)]
+    return {}, {}, quality.fidelity(outputs[0], outputs[1])
+
+
+def _in_order(data: Examples, batch: int) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(data), batch):
+        part = data.take(range(start, min(start + batch, len(data))))
+        yield {"inputs": part.inputs} | ({} if part.labels is None else {"labels": part.labels})
+
+
+def _flat(output: Any) -> Tensor:
+    first = next((one for one in tree_leaves(output) if isinstance(one, Tensor)), None)
+    if first is None or first.dim() < 2:
+        raise DataError("the outputs can't be compared without classes: give examples with labels")
+    return first.flatten(1)

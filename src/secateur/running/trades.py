@@ -1,0 +1,115 @@
+"""What is special to one kind of thing: how it is opened, given data, run, measured and saved.
+
+A recipe says by the annotation of its first parameter what it works on; a model says it by its name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from secateur.measure.latency import Environment
+from secateur.running import language
+from secateur.subjects import Traced
+from secateur.vocabulary import Figure
+
+__all__ = ["Trade", "of_folder", "of_model", "of_recipe"]
+
+Row = dict[str, Figure]
+
+
+class Trade(Protocol):
+    """The functions of `language` and `network`; see there."""
+
+    BATCH: int
+    LENGTH: int | None
+    NOUN: str
+
+    def read(self, data: Any) -> Any:
+        """The data, from wherever the caller has it."""
+        ...
+
+    def opened(self, model: Any, device: str | None = None, data: Any = None) -> Any:
+        """The model as a subject."""
+        ...
+
+    def again(self, model: Any, original: Any, device: str | None = None) -> Any:
+        """Another model, to be compared with `original`."""
+        ...
+
+    def fitted(self, corpus: Any, subject: Any) -> Any:
+        """The data as the subject takes it."""
+        ...
+
+    def where(self, subject: Any, batch: int | None, length: int | None, threads: int | None) -> Environment:
+        """Where time is measured."""
+        ...
+
+    def check(self, subject: Any, options: Mapping[str, Any]) -> None:
+        """Refuse options that the subject can't follow."""
+        ...
+
+    def digest(self, subject: Any) -> str:
+        """What tells this model from another."""
+        ...
+
+    def example(self, subject: Any, place: Environment) -> Any:
+        """A batch of the size that is timed."""
+        ...
+
+    def forward(self, subject: Any, batch: Any) -> Any:
+        """What is timed."""
+        ...
+
+    def sizes(self, subject: Any, batch: Any) -> Row:
+        """What can be counted on the subject."""
+        ...
+
+    def compared(self, original: Any, student: Any, held_out: Any, place: Environment) -> tuple[Row, Row, Row]:
+        """Quality of each, and of the two together."""
+        ...
+
+    def save(self, subject: Any, folder: Path) -> None:
+        """Write the subject."""
+        ...
+
+    def loading(self, folder: Path, name: str) -> str:
+        """The lines of Python that load it again."""
+        ...
+
+
+def of_recipe(function: Callable[..., Any]) -> Trade:
+    """The trade of the subject that a recipe takes first."""
+    hints = typing.get_type_hints(function)
+    first = next(iter(inspect.signature(function).parameters), "")
+    return _network() if hints.get(first) is Traced else _language()
+
+
+def of_model(model: Any) -> Trade:
+    """The trade of a model: networks are modules, `Traced`, or functions that build one ("file.py:function")."""
+    named = isinstance(model, str) and ":" in model and not Path(model).exists()
+    module = isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel)
+    return _network() if named or module or isinstance(model, Traced) else _language()
+
+
+def of_folder(folder: Path) -> Trade | None:
+    """The trade of a model that was saved in `folder`; None where there is none."""
+    if (folder / "config.json").is_file():
+        return _language()
+    return _network() if (folder / "cut.json").is_file() else None
+
+
+def _language() -> Trade:
+    return language
+
+
+def _network() -> Trade:
+    from secateur.running import network  # text recipes do without
+
+    return network

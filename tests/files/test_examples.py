@@ -1,0 +1,174 @@
+"""Examples: each form they come in, what is refused, and batches that are functions of the seed and their number."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from secateur.errors import DataError
+from secateur.files import examples
+from secateur.files.examples import Examples
+
+
+def picture(path, value, size=(6, 4)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 0, 0)).save(path)
+
+
+def test_arrays(tmp_path):
+    file = tmp_path / "data.npz"
+    np.savez(file, inputs=np.full((3, 1, 2, 2), 255, np.uint8), labels=np.array([0, 2, 1], np.int8))
+    data = examples.read(file)
+    assert data.inputs.shape == (3, 1, 2, 2)
+    assert data.inputs.dtype == torch.float32
+    assert float(data.inputs.max()) == 1.0
+    assert data.labels.tolist() == [0, 2, 1]
+    assert data.labels.dtype == torch.int64
+    assert data.digest == examples.read(file).digest
+    assert data.digest != data.take([1, 0, 2]).digest
+
+
+def test_boxes_in_arrays(tmp_path):
+    np.savez(
+        tmp_path / "scenes.npz", inputs=np.zeros((3, 3, 8, 8), np.float32), boxes=[[0, 0, 2, 2], [1, 1, 3, 4]],
+        box_labels=[4, 5], box_image=[2, 0],
+    )  # fmt: skip
+    data = examples.read(tmp_path / "scenes.npz")
+    assert [len(target["boxes"]) for target in data.targets] == [1, 0, 1]
+    assert data.targets[0]["boxes"].tolist() == [[1, 1, 3, 4]]
+    assert data.targets[1]["boxes"].shape == (0, 4)
+    batch = examples.batches(data, batch=3)[0]
+    assert len(batch["targets"]) == 3
+    assert examples.count(batch) == {"examples": 3}
+    with pytest.raises(DataError, match="augmentation"):
+        examples.batches(data, batch=3, augment=lambda inputs, draw: inputs)
+
+
+def test_a_folder_of_classes(tmp_path):
+    for name, value in (("cat/b.png", 51), ("cat/a.jpg", 0), ("dog/c.png", 255)):
+        picture(tmp_path / "pets" / name, value)
+    (tmp_path / "pets" / "cat" / "notes.txt").write_text("not an image")
+    data = examples.read(tmp_path / "pets")
+    assert data.inputs.shape == (3, 3, 4, 6)
+    assert data.classes == ("cat", "dog")
+    assert data.labels.tolist() == [0, 0, 1]
+    assert data.inputs[1, 0, 0, 0] == pytest.approx(0.2)
+
+
+def test_a_folder_in_the_form_of_coco(tmp_path):
+    picture(tmp_path / "images" / "one.png", 9)
+    picture(tmp_path / "images" / "two.png", 9)
+    boxes = [
+        {"image_id": 7, "bbox": [1, 1, 2, 2], "category_id": 30, "iscrowd": 0},
+        {"image_id": 7, "bbox": [0, 0, 6, 4], "category_id": 20, "iscrowd": 1},
+    ]
+    data = {
+        "images": [{"id": 7, "file_name": "one.png"}, {"id": 8, "file_name": "two.png"}],
+        "annotations": boxes,
+        "categories": [{"id": 30, "name": "bird"}, {"id": 20, "name": "cow"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(data))
+    found = examples.read(tmp_path)
+    assert found.classes == ("cow", "bird")
+    assert found.targets[0]["boxes"].tolist() == [[1, 1, 3, 3]]
+    assert found.targets[0]["labels"].tolist() == [1]
+    assert len(found.targets[1]["boxes"]) == 0
+    data["images"][0]["file_name"] = "../../secret.png"
+    (tmp_path / "annotations.json").write_text(json.dumps(data))
+    with pytest.raises(DataError, match="outside of"):
+        examples.read(tmp_path)
+
+
+def test_a_function_of_the_users(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def data():\n    return [[0.5, 1.0], [2.0, 3.0]], [1, 0]\n\ndef bad():\n    return 3\n"
+    )
+    data = examples.read(f"{tmp_path}/mine.py:data")
+    assert data.inputs.tolist() == [[0.5, 1.0], [2.0, 3.0]]
+    assert data.labels.tolist() == [1, 0]
+    with pytest.raises(DataError, match="gave int: expected Examples"):
+        examples.read(f"{tmp_path}/mine.py:bad")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("data.npz", b"PK\x03\x04 cut off", "can't be read as .npz"),
+        ("data.npz", None, "no array `inputs`"),
+        ("data.csv", b"1,2", "no .npz file, no folder of images and no function"),
+        ("none.npz", b"", "there is no data at"),
+        ("pets/cat/a.png", b"not an image", "is no image that can be read"),
+        ("pets", None, "holds no images in folders"),
+        ("coco/a.json", b'{"images": []}', "is not in COCO's form"),
+        ("objects.npz", None, "without unpickling"),
+        ("nan.npz", None, "holds NaN or infinity"),
+        ("empty.npz", None, "holds no example"),
+        ("uneven.npz", None, "one each"),
+    ],
+)
+def test_what_can_not_be_used_is_refused_in_a_line(tmp_path, name, content, words):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if name == "pets":
+        file.mkdir()
+    elif content is not None and name != "none.npz":
+        file.write_bytes(content)
+    elif name == "data.npz":
+        np.savez(file, pictures=np.zeros(3))
+    elif name == "objects.npz":
+        np.savez(file, inputs=np.array([{}, {}], object))
+    elif name == "nan.npz":
+        np.savez(file, inputs=np.full((2, 2), np.nan, np.float32))
+    elif name == "empty.npz":
+        np.savez(file, inputs=np.zeros((0, 2), np.float32))
+    elif name == "uneven.npz":
+        np.savez(file, inputs=np.zeros((3, 2), np.float32), labels=np.zeros(2, int))
+    with pytest.raises(DataError, match=words):
+        examples.read(tmp_path / name.split("/")[0] if "/" in name else file)
+
+
+def test_images_of_two_sizes_are_refused(tmp_path):
+    picture(tmp_path / "a" / "1.png", 0)
+    picture(tmp_path / "a" / "2.png", 0, size=(5, 4))
+    with pytest.raises(DataError, match=r"is 5x4, 1\.png is 6x4: bring all images to one size"):
+        examples.read(tmp_path)
+
+
+def test_split_is_disjoint_complete_and_repeats():
+    data = Examples(torch.arange(20.0)[:, None], torch.arange(20))
+    train, held = data.split(0.25, seed=3)
+    assert (len(train), len(held)) == (15, 5)
+    assert sorted([*train.labels.tolist(), *held.labels.tolist()]) == list(range(20))
+    assert data.split(0.25, seed=3)[1].labels.tolist() == held.labels.tolist()
+    assert data.split(0.25, seed=4)[1].labels.tolist() != held.labels.tolist()
+    with pytest.raises(DataError, match="too few to hold any out"):
+        data.take([0]).split()
+
+
+def test_batches_are_a_function_of_seed_and_number():
+    data = Examples(torch.arange(10.0)[:, None], torch.arange(10))
+    feed = examples.batches(data, batch=4, seed=1)
+    assert len(feed) == 2
+    assert examples.batches(data, batch=4, seed=1)[5]["labels"].tolist() == feed[5]["labels"].tolist()
+    first = [label for batch in feed for label in batch["labels"].tolist()]
+    assert len(set(first)) == 8
+    assert first != [label for batch in (feed[2], feed[3]) for label in batch["labels"].tolist()]
+    assert feed[0]["inputs"].shape == (4, 1)
+    assert len(examples.batches(data, batch=64)[3]["labels"]) == 10  # all there is
+    with pytest.raises(IndexError):
+        feed[-1]
+
+
+def test_augmentation_is_drawn_anew_and_repeats():
+    data = Examples(torch.zeros(8, 2))
+
+    def noise(inputs, draw):
+        return inputs + torch.from_numpy(draw.random(inputs.shape, np.float32))
+
+    feed = examples.batches(data, batch=4, augment=noise)
+    assert not torch.equal(feed[0]["inputs"], feed[1]["inputs"])
+    assert torch.equal(feed[3]["inputs"], examples.batches(data, batch=4, augment=noise)[3]["inputs"])

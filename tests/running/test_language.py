@@ -1,0 +1,47 @@
+"""Language models as things to run a recipe on: what they refuse, and the lines that load them again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import secateur
+import tiny
+from secateur import running
+from secateur.errors import InputError
+from secateur.running import language
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
+def test_lengths_beyond_the_positions_of_the_model_are_refused(tmp_path, kind):
+    subject = secateur.open_subject(tiny.model(kind), tokenizer=tiny.tokenizer())
+    most = 159 if kind == "roberta" else 160  # of RoBERTa, the padding's and those before it serve no text
+    with pytest.raises(InputError, match=f"length=161 is beyond the model's {most} positions: give at most length="):
+        running.measure(subject, length=161)
+    with pytest.raises(InputError, match=f"^length=161 is beyond the model's {most} positions"):
+        running.run("ziplm", subject, tiny.sentences(), "params=80%", tmp_path / "out", length=161)
+    with pytest.raises(InputError, match=f"train_length=161 is beyond the model's {most} positions"):
+        running.run("ziplm", subject, tiny.sentences(), "params=80%", tmp_path / "out", train_length=161)
+    assert not (tmp_path / "out").exists()
+    running.measure(subject, batch=1, length=most)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "call"),
+    [
+        ("BertModel", "AutoModel"),
+        ("BertForMaskedLM", "AutoModelForMaskedLM"),
+        ("SecateurBertForTokenClassification", "AutoModelForTokenClassification"),
+        ("RobertaForQuestionAnswering", "AutoModelForQuestionAnswering"),
+        ("BertForSequenceClassification", "AutoModelForSequenceClassification"),
+        ("GPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("LlamaForCausalLM", "AutoModelForCausalLM"),
+        ("BertForNothingKnown", "AutoModel"),
+    ],
+)
+def test_the_card_names_the_class_that_loads_the_head(tmp_path, architecture, call):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    assert language.loading(tmp_path, "small") == (
+        f'from transformers import {call}\n\nmodel = {call}.from_pretrained("small")'
+    )

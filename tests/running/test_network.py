@@ -1,0 +1,147 @@
+"""Recipes on networks, from the name of a function that builds one to a folder that loads without secateur."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from secateur import running
+from secateur.errors import DataError, InputError, UnsupportedError
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run
+from secateur.score import magnitude
+from secateur.select import ranking
+from secateur.subjects import Traced
+from secateur.vocabulary import Budget, Result
+
+BUILD = """
+import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )
+
+
+def with_inputs():
+    return build(), torch.zeros(1, 1, 8, 8)
+
+
+def failing():
+    raise ValueError("no weights here")
+
+
+def nothing():
+    return None
+"""
+
+
+def snips(
+    subject: Traced,
+    data: Examples,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    batch: int = 4,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Cut channels by magnitude."""
+    units = subject.units()
+    for budget in budgets:
+        found = ranking.by_budget(units, magnitude.coupled(subject.slices()), budget, scope="local")
+        student, cut = subject.cut(found)
+        yield Result(str(budget), student, cut, units.cost(found.keep))
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "model.py").write_text(BUILD)
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", inputs=draw.random((40, 1, 8, 8), np.float32), labels=draw.integers(0, 3, 40))
+    return tmp_path
+
+
+def test_a_network_is_cut_measured_saved_and_loads_without_secateur(place):
+    out = place / "small"
+    (row,) = running.run(snips, f"{place}/model.py:build", place / "data.npz", "channels=50%", out)
+    assert row.verdict == "met"
+    assert row.predicted["params"] == row.after["params"].value < row.before["params"].value / 2
+    assert row.after["flops"].value < row.before["flops"].value
+    assert 0 <= row.after["accuracy"].value <= 1
+    assert row.before["accuracy"].samples == 4
+    assert "speedup" in row.measured
+    assert "tokens" not in row.environment["measured_at"]
+    card = (out / "README.md").read_text()
+    assert 'torch.export.load("small/model.pt2").module()' in card
+    (again,) = running.run(snips, f"{place}/model.py:build", place / "data.npz", "channels=50%", out)
+    assert again == row
+    found = running.measure(str(out), f"{place}/model.py:build", place / "data.npz", batch=2)
+    assert found["model"]["params"].value == row.after["params"].value
+    code = (
+        "import sys; sys.modules['secateur'] = None; import torch\n"
+        f"model = torch.export.load({str(out / 'model.pt2')!r}).module()\n"
+        "print(tuple(model(torch.zeros(1, 1, 8, 8)).shape))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "(1, 3)"
+
+
+def test_a_recipe_on_networks_never_sees_what_is_held_out(place):
+    seen = []
+
+    def curious(
+        subject: Traced, data: Examples, budgets: Sequence[Budget], run: Run, *, batch: int = 4
+    ) -> Iterator[Result]:
+        """Remember all examples there are."""
+        seen.append(data)
+        yield from snips(subject, data, budgets, run, batch=batch)
+
+    running.run(curious, f"{place}/model.py:build", place / "data.npz", "channels=50%", place / "out")
+    assert len(seen[0]) == 36
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "error", "words"),
+    [
+        ("model.py:none", "data.npz", InputError, "has no function none"),
+        ("model.py:failing", "data.npz", InputError, "failed to build a model: ValueError: no weights here"),
+        ("model.py:nothing", "data.npz", InputError, "returned NoneType: expected a torch.nn.Module"),
+        ("other.py:build", "data.npz", InputError, "there is no file"),
+        ("model.py:build", "none.npz", DataError, "there is no data at"),
+        ("model.py:with_inputs", "wide.npz", DataError, r"inputs of shape \(1, 9, 9\), the model was built for"),
+        ("model.py:build", "classes.npz", DataError, "has the label 7: the model has 3 classes, 0 to 2"),
+    ],
+)
+def test_what_can_not_be_used_is_refused_in_a_line(place, model, data, error, words):
+    np.savez(place / "wide.npz", inputs=np.zeros((9, 1, 9, 9), np.float32))
+    np.savez(place / "classes.npz", inputs=np.zeros((9, 1, 8, 8), np.float32), labels=np.full(9, 7))
+    with pytest.raises(error, match=words):
+        running.run(snips, f"{place}/{model}", place / data, "channels=50%", place / "out")
+    assert not (place / "out").exists()
+
+
+def test_lengths_and_other_devices_are_refused(place):
+    with pytest.raises(InputError, match="length=8: a network takes inputs as they are"):
+        running.measure(f"{place}/model.py:with_inputs", length=8)
+    with pytest.raises(UnsupportedError, match="device 'cuda'"):
+        running.measure(f"{place}/model.py:with_inputs", device="cuda")
+    with pytest.raises(InputError, match="comes without example inputs"):
+        running.measure(f"{place}/model.py:build")
+
+
+def test_modules_are_measured_as_they_are(place):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    found = running.measure(module, data=Examples(torch.rand(10, 4), torch.randint(0, 3, (10,))), batch=4)
+    assert found["model"]["params"].value == 4 * 16 + 16 + 16 * 3 + 3
+    assert found["model"]["flops"].value == 2 * (4 * 16 + 16 * 3)

@@ -1,0 +1,38 @@
+"""What a recipe works on is told by its first annotation, a model by its name, a folder by its files."""
+
+from __future__ import annotations
+
+import torch
+
+import tiny
+from secateur.running import language, network, trades
+from secateur.subjects import Traced, Transformer
+
+
+def test_a_recipe_says_by_its_first_annotation_what_it_takes():
+    def on_networks(subject: Traced, data):
+        """Nothing."""
+
+    def on_text(subject: Transformer, data):
+        """Nothing."""
+
+    def silent(subject, data):
+        """Nothing."""
+
+    assert trades.of_recipe(on_networks) is network
+    assert trades.of_recipe(on_text) is trades.of_recipe(silent) is language
+
+
+def test_a_model_says_it_by_its_name(tmp_path):
+    assert trades.of_model("nets.py:build") is trades.of_model(torch.nn.Linear(2, 2)) is network
+    assert (
+        trades.of_model(tmp_path) is trades.of_model("owner/model") is trades.of_model(tiny.model("bert")) is language
+    )
+
+
+def test_a_folder_says_it_by_its_files(tmp_path):
+    assert trades.of_folder(tmp_path) is None
+    (tmp_path / "cut.json").touch()
+    assert trades.of_folder(tmp_path) is network
+    (tmp_path / "config.json").touch()
+    assert trades.of_folder(tmp_path) is language
