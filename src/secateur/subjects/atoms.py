@@ -101,10 +101,11 @@ class Atoms:
         of = connected_components(graph, directed=False)[1]
         # Atom 0 is never joined: give its class the number 0.
         of = np.where(of == 0, of[0], np.where(of == of[0], 0, of)) if of[0] else of
-        reasons: dict[int, str] = {}
-        for atoms, reason in [*self._kept, *kept]:
-            for one in np.unique(of[atoms]).tolist():
-                reasons.setdefault(one, reason)
+        found = [*self._kept, *kept]
+        first = np.full(int(of.max()) + 1, -1)
+        for place in range(len(found) - 1, -1, -1):
+            first[of[found[place][0]]] = place
+        reasons = {one: found[first[one]][1] for one in np.flatnonzero(first >= 0).tolist()}
         return Classes(of, reasons)
 
 

@@ -165,7 +165,10 @@ def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.n
     """
     atoms = run.flow.atoms
     more: list[np.ndarray] = list(bound)
-    extra = [(np.array([atom]), reason) for atom, reason in (kept or {}).items()]
+    by_reason: dict[str, list[int]] = {}
+    for atom, reason in (kept or {}).items():
+        by_reason.setdefault(reason, []).append(atom)
+    extra = [(np.array(some), reason) for reason, some in by_reason.items()]
     unused = [
         (np.arange(axis.start, axis.start + axis.size), "takes no part in the forward pass")
         for axis in atoms.axes
