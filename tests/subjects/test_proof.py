@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from secateur.subjects.coupling import couple
-from secateur.subjects.proof import compare, silenced
+from secateur.subjects.proof import compare, silenced, stirred
 from secateur.subjects.recording import Example, record
 from secateur.subjects.shrinking import plan, shrink
 from subjects import nets
@@ -52,3 +54,25 @@ def test_zero_last_weights_prove_nothing_so_the_inside_is_looked_at() -> None:
     assert fault is not None
     assert fault.where == "0"
     assert worst >= 1
+
+
+def test_where_outputs_tell_nothing_the_cut_is_proved_under_weights_drawn_anew() -> None:
+    model, inputs = nets.make("mlp")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e-6)
+        model[4].weight.zero_()
+    example = Example.of(inputs)
+    run = record(model.eval(), example)
+    coupling = couple(run)
+    kept = coupling.kept({site: np.arange(len(one.classes)) % 2 == 0 for site, one in coupling.sites.items()})
+    made = plan(model, coupling, kept, run.flow.shapings)
+    other = {name: {dim: [*index[1:], index[0]] for dim, index in dims.items()} for name, dims in made.tensors.items()}
+    wrong = replace(made, tensors={**made.tensors, "2.weight": other["2.weight"]})
+    assert compare(shrink(model, wrong), silenced(model, coupling, kept), example) == (0.0, None)
+    worst, fault = stirred(model, wrong, coupling, kept, example)
+    assert fault is not None
+    assert worst > 1e-2
+    worst, fault = stirred(model, made, coupling, kept, example)
+    assert fault is None
+    assert worst <= 1e-5

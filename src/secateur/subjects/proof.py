@@ -16,12 +16,14 @@ from secateur.subjects import silencing
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.flops import Counter
 from secateur.subjects.recording import Example, leaves, record, running
-from secateur.subjects.shrinking import twin
+from secateur.subjects.shrinking import Plan, shrink, twin
 
-__all__ = ["Fault", "Silenced", "compare", "silenced"]
+__all__ = ["FAINT", "Fault", "Silenced", "compare", "silenced", "stirred"]
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest output."""
+FAINT = 1e-8
+"""A difference below what rounding makes of two ways to compute the same: outputs that tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,39 @@ def compare(
         if path != other or len(a) != len(b) or not np.allclose(np.where(np.isnan(b), b, a), b, 1e-3, 1e-4, True):
             return max(worst, 1.0), Fault(path, what if worst > TOLERANCE else "gives other values inside")
     return worst, None if worst <= TOLERANCE else Fault("", what)
+
+
+def stirred(
+    model: nn.Module, cut: Plan, coupling: Coupling, kept: np.ndarray, example: Example
+) -> tuple[float, Fault | None]:
+    """`compare` for a model whose outputs tell nothing, with weights drawn anew in the same shapes, cut by the same plan.
+
+    Weights of zero, and signals that fade on their way through untrained layers, make any two networks agree. Rounding
+    grows more under such weights: ten times the tolerance is let pass, and an output whose very shape depends on values
+    (boxes that are found) is no verdict.
+    """
+    lively = twin(model, _drawn(model), share=True)
+    worst, fault = compare(shrink(lively, cut), silenced(lively, coupling, kept), example)
+    if worst <= 10 * TOLERANCE or not math.isfinite(worst):
+        return (worst if math.isfinite(worst) else 0.0), None
+    return worst, fault
+
+
+def _drawn(model: nn.Module) -> dict[str, Tensor]:
+    """Matrices and kernels that keep the size of what flows; vectors and scales that are almost nothing, made something.
+
+    Numbers are drawn once and repeated with a period that divides no width.
+    """
+    drawn = torch.empty(65521).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    result = {}
+    for name, old in model.named_parameters():
+        if not old.is_floating_point():
+            continue
+        size = math.sqrt(6 / max(1, old[0].numel())) if old.dim() > 1 else 0.5
+        if old.dim() > 1 or float(old.detach().abs().max()) < 0.01:
+            new = drawn.repeat(-(-old.numel() // len(drawn)))[: old.numel()].view(old.shape) * size
+            result[name] = new.to(old.dtype).to(old.device)
+    return result
 
 
 def _watched(

@@ -23,7 +23,7 @@ from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import coupling as coupled
 from secateur.subjects import flops
 from secateur.subjects.coupling import Coupling
-from secateur.subjects.proof import Fault, Silenced, compare, silenced
+from secateur.subjects.proof import FAINT, Fault, Silenced, compare, silenced, stirred
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
 from secateur.subjects.shrinking import Plan, plan, shrink, twin
 from secateur.vocabulary import Cut, Selection, Site, Term, Units
@@ -53,7 +53,10 @@ class Traced:
         self._tried: dict[type, int] = {}
         self._priced: tuple[Coupling, Any, tuple[list[Term], dict[str, float]]] | None = None
         self.error = 0.0
-        """Largest relative difference of outputs between this cut and the silenced original, as it was proved."""
+        """Largest relative difference of outputs between this cut and the silenced original, as it was proved.
+
+        Where outputs tell nothing (last weights of zero), that of the same cut under weights drawn anew.
+        """
 
     # --------------------------------------------------------------------------------------------- structure
 
@@ -313,6 +316,8 @@ class Traced:
         counter = flops.Counter() if prove else None
         if counter:
             result.error, fault = compare(small, silenced(self.model, self.coupling, kept), self.inputs, counter)
+            if fault is None and result.error < FAINT:
+                result.error, fault = stirred(self.model, made, self.coupling, kept, self.inputs)
             if fault is not None:
                 raise CutError(
                     f"a cut of {type(self.model).__name__} can't be proved: {fault.what}"
