@@ -355,16 +355,14 @@ def _renumbered(name: str, old: Any, own: Mapping[int, set[int]], shaped: Mappin
         return old
     for table in (shaped, own):
         changed = table.get(old, set()) - {old}
-        if len(changed) == 1 and (old not in table[old] or _sizes_something(name)):
-            return next(iter(changed))
-        if changed:
+        if changed and (old not in table[old] or _sizes_something(name)):
             return min(changed)
     return old
 
 
 def _sizes_something(name: str) -> bool:
     """Whether the name of an attribute speaks of what can be cut; asked only where the number alone does not say."""
-    return not name.endswith(("head_dim", "attention_head_size")) and any(
+    return not name.endswith(("head_dim", "key_dim", "val_dim", "value_dim", "attention_head_size")) and any(
         word in name
         for word in ("head", "dim", "channel", "feature", "embed", "hidden", "group", "split", "planes", "width")
     )

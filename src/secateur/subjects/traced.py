@@ -118,8 +118,7 @@ class Traced:
         modules = dict(self.model.named_modules())
         path, near = fault.where, []
         while True:
-            kind = type(modules.get(path, self.model))
-            places = [name for name, module in modules.items() if type(module) is kind] if path else [""]
+            places = _alike(path, modules) if path else [""]
             near = self._near(path, cut) if path else []
             if near or not path:
                 break
@@ -391,6 +390,22 @@ class Traced:
             args, kwargs = self.inputs.fresh()
             exported = torch.export.export(twin(self.model, share=True).eval(), args, kwargs, strict=False)
             _write(folder / "model.pt2", lambda place: torch.export.save(exported, place))
+
+
+def _alike(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
+    """The modules of the kind of the one at `path`; of layers, only those that stand in like places."""
+    kind = type(modules[path])
+    found = [name for name, module in modules.items() if type(module) is kind]
+    if any(True for _ in modules[path].children()):
+        return found
+    parent, _, tail = path.rpartition(".")
+    above = (tail, type(modules[parent]), parent.rpartition(".")[2].strip("0123456789"))
+    result = []
+    for name in found:
+        other, _, end = name.rpartition(".")
+        if (end, type(modules[other]), other.rpartition(".")[2].strip("0123456789")) == above:
+            result.append(name)
+    return result
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
