@@ -306,7 +306,9 @@ def peer(name: str, tell: Tell) -> dict[str, Any]:
     pruning = importlib.import_module("torch_pruning")
     model, inputs = build(name)
     model.eval()
-    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    args, kwargs = (
+        ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    )
     row: dict[str, Any] = {"params": _size(model)}
     tell(row)
     smaller: Any = None
@@ -371,7 +373,9 @@ def _leaves(value: Any) -> list[Any]:
     """The tensors of an output."""
     if isinstance(value, importlib.import_module("torch").Tensor):
         return [value]
-    values: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    values: Iterable[Any] = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    )
     return [one for part in values for one in _leaves(part)]
 
 
@@ -390,7 +394,9 @@ def _last(model: Any, args: Any, kwargs: Any) -> list[Any]:
     for handle in handles:
         handle.remove()
     shown = {one.data_ptr() for one in _leaves(output)}
-    return list({id(module): module for module, place in made if place in shown or (module, place) == made[-1]}.values())
+    return list(
+        {id(module): module for module, place in made if place in shown or (module, place) == made[-1]}.values()
+    )
 
 
 def _heads(model: Any) -> dict[Any, int]:
@@ -547,7 +553,9 @@ def summary(rows: list[dict[str, Any]], about: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="of networks, or beginnings of names; all if none")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch; as many as cores if not given")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch; as many as cores if not given"
+    )
     parser.add_argument("--only", choices=list(TOOLS), help="one of the two tools; writes nothing")
     options = parser.parse_args()
     tools = [options.only] if options.only else list(TOOLS)
@@ -561,7 +569,9 @@ def main() -> None:
         [name for name in names() if not options.names or name.startswith(tuple(options.names))], tools, options.threads
     )
     torch = importlib.import_module("torch")
-    about = f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; {PEER}."
+    about = (
+        f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; {PEER}."
+    )
     text = table(rows, about)
     if options.names or options.only:
         print(text)

@@ -57,9 +57,9 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
     tensors = [value for value in args if isinstance(value, Tensor)]
     if kwargs or any(isinstance(value, list | tuple) for value in args):
         tensors = [value for value in _flat((args, kwargs)) if isinstance(value, Tensor)]
-    labelled = any([flow.labels(value) for value in tensors])
+    labelled = any(flow.labels(value) for value in tensors)
     if not labelled:
-        if not any([flow.blank(value) for value in tensors]):
+        if not any(flow.blank(value) for value in tensors):
             return
         flow.operator = name
         # One value all over stays one value through anything that looks at one element at a time, and through views.

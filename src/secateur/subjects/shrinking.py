@@ -102,7 +102,7 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 @cache
-def _ordinary(kind: type[nn.Module]) -> bool:
+def _ordinary(kind: Any) -> bool:
     """Whether a copy of such a module is a module with copies of its attributes."""
     return (
         not hasattr(kind, "__deepcopy__")

@@ -49,9 +49,35 @@ _FINITE = frozenset([*_PRODUCTS, *_AFFINE])
 """Operators of whose results no infinity is expected: a product silences them fastest."""
 
 _QUIET = frozenset(
-    "relu gelu silu mish hardswish leaky_relu tanh neg abs mul max_pool2d_with_indices avg_pool2d avg_pool1d "
-    "_adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d cat stack clone _to_copy contiguous _unsafe_view "
-    "native_dropout dropout relu_ silu_ hardswish_ leaky_relu_ mul_ repeat roll flip".split()
+    [
+        "relu",
+        "gelu",
+        "silu",
+        "mish",
+        "hardswish",
+        "leaky_relu",
+        "tanh",
+        "neg",
+        "abs",
+        "mul",
+        "max_pool2d_with_indices",
+        "avg_pool2d",
+        "avg_pool1d",
+        "_adaptive_avg_pool2d",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+        "cat",
+        "stack",
+        "clone",
+        "_to_copy",
+        "contiguous",
+        "_unsafe_view",
+        "native_dropout",
+        "dropout",
+        "repeat",
+        "roll",
+        "flip",
+    ]
 )
 """Operators that give zero where labelled operands are zero."""
 
@@ -64,7 +90,8 @@ def silence(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], out: Any) 
                 setattr(value, _RAW, True)
         return
     name = func.overloadpacket.__name__
-    if (name in _QUIET or _sum(flow, name, args, out) or _clips(name, args)) and not any(raw(value) for value in _tensors(args)):
+    quiet = name.removesuffix("_") in _QUIET or _sum(flow, name, args, out) or _clips(name, args)
+    if quiet and not any(raw(value) for value in _tensors(args)):
         return
     for value in out if isinstance(out, list | tuple) else [out]:
         mask = _mask(flow, kept, value)
