@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 PEER = "torch-pruning==1.6.1"
 LIMIT = 30
 """Seconds that one step may take: building a network, or analysing and cutting it once."""
-ROUNDS, ENOUGH = int(os.environ.get("ROUNDS", "3")), 10
+ROUNDS, ENOUGH = 3, 10
 """Times are medians of so many runs; no more are made once so many seconds are spent."""
 
 TORCHVISION = {
