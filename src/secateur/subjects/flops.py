@@ -59,10 +59,7 @@ class Product:
 def products(flow: Flow, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> list[Product]:
     """What an operator costs. An operator whose formula is not known to be a product of sizes gets none."""
     packet = func.overloadpacket
-    formula = _MORE.get(packet, flop_registry.get(packet))
-    if formula is None:
-        return []
-    total = float(formula(*args, **kwargs, out_val=out))
+    total = _cost(packet, args, kwargs, out)
     if not total:
         return []
     if packet not in _FACTORS:
@@ -70,6 +67,18 @@ def products(flow: Flow, func: Any, args: Sequence[Any], kwargs: Mapping[str, An
     summands = [tuple(_size(flow, places) for places in factors) for factors in _FACTORS[packet](*args)]
     share = total / sum(math.prod(size.length for size in sizes) for sizes in summands)
     return [Product(share, sizes) for sizes in summands]
+
+
+def _cost(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
+    """FLOPs of one operator. The formulas of the most frequent are written out, for torch's take longer."""
+    if packet is _aten.convolution:
+        (x, weight), transposed = args[:2], args[6]
+        return 2.0 * x.shape[0] * math.prod((x if transposed else out).shape[2:]) * weight.numel()
+    if packet is _aten.mm or packet is _aten.addmm:
+        a, b = args[-2:]
+        return 2.0 * a.numel() * b.shape[1]
+    formula = _MORE.get(packet, flop_registry.get(packet))
+    return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=out))
 
 
 def count(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
@@ -93,10 +102,7 @@ class Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        packet = func.overloadpacket
-        formula = _MORE.get(packet, flop_registry.get(packet))
-        if formula is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        self.total += _cost(func.overloadpacket, args, kwargs or {}, out)
         return out
 
 

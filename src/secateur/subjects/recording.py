@@ -71,7 +71,15 @@ class Run:
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, shared ones once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for mine, given in zip(found, (module._parameters, module._buffers), strict=True):
+            for name, tensor in given.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    mine[f"{path}.{name}" if path else name] = tensor
+    return {**found[0], **found[1]}
 
 
 def record(

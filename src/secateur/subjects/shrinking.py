@@ -65,7 +65,8 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
     """
     memo: dict[int, Any] = {}
     changed = changed or {}
-    for name, tensor in tensors_of(model).items():
+    found = tensors_of(model)
+    for name, tensor in found.items():
         if name in changed:
             new = changed[name].detach()
             parameter = isinstance(tensor, nn.Parameter)
@@ -79,9 +80,9 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
             f"{type(model).__name__} can't be copied ({error}): give a model whose tensors are parameters or buffers"
         ) from error
     if share:
-        if any(not tensor.is_cpu for tensor in tensors_of(result).values()):
+        if not all(tensor.is_cpu for tensor in found.values()):
             result.cpu()
-        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors_of(result).values()):
+        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in found.values()):
             result.float()
     return result
 
@@ -96,7 +97,9 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             copies.append((vars(module), vars(new)))
     for old, state in copies:
         for name, value in old.items():
-            if name != "_compiled_call_impl":
+            if type(value) in _ATOMIC:
+                state[name] = value
+            elif name != "_compiled_call_impl":
                 state[name] = _value(value, memo)
     return copy.deepcopy(model, memo)
 
@@ -127,7 +130,9 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     if kind in (dict, OrderedDict):
         memo[id(value)] = new = kind()
         for key, one in value.items():
-            new[_value(key, memo)] = _value(one, memo)
+            new[key if type(key) is str else _value(key, memo)] = (
+                memo[id(one)] if id(one) in memo else _value(one, memo)
+            )
         return new
     if kind is Tensor and not value.requires_grad and not vars(value) and value.is_contiguous() and _whole(value):
         memo[id(value)] = copied = value.clone()
