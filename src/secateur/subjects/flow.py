@@ -61,6 +61,8 @@ class Flow:
         self.atoms = atoms
         self.where = ""
         self.operator = ""
+        self.masks: dict[int, tuple[Labels, Tensor | None]] = {}
+        """What a silenced pass keeps of tensors with these very labels, by their identity; None is all."""
         self.joint: list[tuple[Tensor, str]] = []
         """Labels that change along several dimensions of one tensor: what goes must be whole slices of it."""
         self.shapings: list[Shaping] = []

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from secateur.subjects import silencing
-from secateur.subjects.coupling import Coupling
 from secateur.subjects.flops import Counter
-from secateur.subjects.recording import Example, leaves, record, running
+from secateur.subjects.recording import Example, Run, leaves, record, running
 from secateur.subjects.shrinking import Plan, shrink, twin
 
 __all__ = ["FAINT", "Fault", "Silenced", "compare", "silenced", "stirred"]
@@ -37,18 +36,21 @@ class Fault:
 class Silenced(nn.Module):
     """A network of the old shapes in which some atoms do nothing."""
 
-    def __init__(self, model: nn.Module, kept: Tensor) -> None:
+    def __init__(self, model: nn.Module, kept: Tensor, run: Run | None = None) -> None:
         super().__init__()
-        self.model, self.kept = model, kept
+        self.model, self.kept, self.run = model, kept, run
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own, with what goes silenced."""
-        return record(self.model, Example(args, kwargs), lambda _: self.kept).output
+        return record(self.model, Example(args, kwargs), lambda _: self.kept, again=self.run).output
 
 
-def silenced(model: nn.Module, coupling: Coupling, kept: np.ndarray) -> Silenced:
-    """`model` with the atoms that go set to zero in everything that is computed of them."""
-    return Silenced(twin(model, share=True).eval(), torch.from_numpy(kept))
+def silenced(model: nn.Module, kept: np.ndarray, run: Run | None = None) -> Silenced:
+    """`model` with the atoms that go set to zero in everything that is computed of them.
+
+    run: the recorded pass, if there was one, so that less has to be found out again.
+    """
+    return Silenced(twin(model, share=True).eval(), torch.from_numpy(kept), run)
 
 
 def compare(
@@ -86,7 +88,7 @@ def _verdict(one: Watched, other: Watched) -> tuple[float, Fault | None]:
 
 
 def stirred(
-    model: nn.Module, cut: Plan, coupling: Coupling, kept: np.ndarray, example: Example
+    model: nn.Module, cut: Plan, kept: np.ndarray, example: Example, run: Run | None = None
 ) -> tuple[float, Fault | None]:
     """`compare` where outputs tell nothing: the same cut under weights drawn anew.
 
@@ -96,7 +98,7 @@ def stirred(
     """
     lively = twin(model, _drawn(model), share=True).eval()
     small = twin(shrink(lively, cut), share=True).eval()
-    worst, fault = compare(small, silenced(lively, coupling, kept), example)
+    worst, fault = compare(small, silenced(lively, kept, run), example)
     if worst <= 10 * TOLERANCE:
         return worst, None
     noise = torch.Generator().manual_seed(1)

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from secateur.subjects import flops, rules, silencing
 from secateur.subjects.atoms import Atoms
-from secateur.subjects.flow import Flow
+from secateur.subjects.flow import Flow, Labels
 
 __all__ = ["Example", "Run", "leaves", "record", "running", "tensors_of"]
 
@@ -67,6 +67,10 @@ class Run:
     """Names of the parameters and buffers that took part."""
     products: list[flops.Product]
     """What each operator costs."""
+    steps: list[rules.Step]
+    """Every operator, in order."""
+    labels: dict[str, Labels]
+    """Of parameters and buffers."""
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -87,11 +91,12 @@ def record(
     example: Example,
     kept: Callable[[Atoms], Tensor] | None = None,
     entered: list[str] | None = None,
+    again: Run | None = None,
 ) -> Run:
     """Run `model`, which is in evaluation mode and may be written to, and record; silence what `kept` says goes.
 
     kept: from the atoms, which are the same in every pass, to one boolean per atom. entered: its first element
-    follows the module that runs.
+    follows the module that runs. again: an earlier pass; what is the same as in it need not be thought about anew.
     """
     atoms = Atoms()
     atoms.deaf = kept is not None
@@ -103,6 +108,7 @@ def record(
         if isinstance(module, nn.modules.conv._ConvNd)
     }
     names = {}
+    given: dict[str, Labels] = {}
     constants = _constants(model)
     for name, tensor in found.items():
         if not tensor.is_floating_point() or id(tensor) in constants:
@@ -111,11 +117,12 @@ def record(
         labels = atoms.colour(name, shown.flatten(2)[:, :, 0] if id(tensor) in kernels else shown)
         if id(tensor) in kernels:
             labels = tuple(label.view(*label.shape, *([1] * (tensor.dim() - 2))) for label in labels)
+        given[name] = labels = again.labels.get(name, labels) if again else labels
         flow.mark(tensor, labels)
         if kept is not None:
             silencing.leave_raw(tensor)
         names[id(tensor)] = name
-    mode = _Recorder(flow, names, kept(atoms) if kept else None)
+    mode = _Recorder(flow, names, kept(atoms) if kept else None, again.steps if again else [])
 
     def follow(path: str) -> None:
         flow.where = path
@@ -134,7 +141,7 @@ def record(
     main, _ = leaves(output)
     for value in main:
         flow.atoms.keep_all(flow.labels(value), "reaches the output of the network")
-    return Run(output, flow, mode.used, mode.products)
+    return Run(output, flow, mode.used, mode.products, mode.steps, given)
 
 
 def _constants(model: nn.Module) -> set[int]:
@@ -151,9 +158,11 @@ def _constants(model: nn.Module) -> set[int]:
 class _Recorder(TorchDispatchMode):
     """Labels every tensor that an operator returns."""
 
-    def __init__(self, flow: Flow, names: dict[int, str], kept: Tensor | None) -> None:
+    def __init__(self, flow: Flow, names: dict[int, str], kept: Tensor | None, before: list[rules.Step]) -> None:
         super().__init__()
         self.flow, self.names, self.kept = flow, names, kept
+        self.before = iter(before)
+        self.steps: list[rules.Step] = []
         self.used: set[str] = set()
         self.products: list[flops.Product] = []
         self.own: set[int] = set()
@@ -174,12 +183,21 @@ class _Recorder(TorchDispatchMode):
             self.own.add(id(args[0]))
             args[0].data = args[0].data.clone()
         if self.kept is None:
+            given, plain, values = rules.look(self.flow, args, kwargs)
             out = func(*args, **kwargs)
             self.products += flops.products(self.flow, func, args, kwargs, out)
             rules.apply(self.flow, func, args, kwargs, out)
+            made, whole = rules.marks(self.flow, out)
+            self.steps.append(rules.Step(func, given, plain, made, whole and not values))
             return out
         out = silencing.call(self.flow, self.kept, func, args, kwargs)
-        rules.apply(self.flow, func, args, kwargs, out)
+        step = next(self.before, None)
+        if step is None or step.func is not func:
+            self.before = iter(())
+            rules.apply(self.flow, func, args, kwargs, out)
+        elif not rules.repeat(self.flow, step, func, args, kwargs, out):
+            rules.apply(self.flow, func, args, kwargs, out)
+            rules.adopt(self.flow, step, out)
         silencing.silence(self.flow, self.kept, func, args, out)
         return out
 

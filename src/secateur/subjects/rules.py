@@ -15,7 +15,7 @@ from torch import Tensor
 from secateur.subjects.flow import NOTHING, Flow, Labelled, Labels, Shaping
 from secateur.subjects.labels import along, compact, first, on, padded, varying
 
-__all__ = ["BLANKS", "apply"]
+__all__ = ["BLANKS", "Step", "adopt", "apply", "look", "marks", "repeat"]
 
 Given = Sequence[Any]
 Result = Labels | list[Labels]
@@ -91,6 +91,65 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
             flow.mark(value, labels if isinstance(value, Tensor) else NOTHING)
     if inplace and results and flow.blank(results[0]):
         flow.mark(results[0], flow.labels(results[0]), blank=False)
+
+
+class Step(NamedTuple):
+    """An operator of a recorded pass: what entered it and what came of it, (labels, blank) of each tensor."""
+
+    func: Any
+    given: list[tuple[Labels, bool]]
+    plain: list[Any]
+    made: list[tuple[Labels, bool]]
+    again: bool
+    """Whether the same comes of it whenever the same enters, whatever the values are."""
+
+
+def look(flow: Flow, args: Given, kwargs: dict[str, Any]) -> tuple[list[tuple[Labels, bool]], list[Any], bool]:
+    """What enters an operator: labels of tensors, all else, and whether values may matter (numbers that are whole)."""
+    given, plain, values = [], [], False
+    for value in (*args, *kwargs.values()):
+        parts = value if isinstance(value, list | tuple) else (value,)
+        if parts and isinstance(parts[0], Tensor):
+            for one in parts:
+                given.append((flow.labels(one), flow.blank(one)))
+                values = values or not (isinstance(one, Tensor) and one.is_floating_point())
+        else:
+            plain.append(value)
+            values = values or any(isinstance(one, Tensor) for one in parts)
+    return given, plain, values
+
+
+def repeat(flow: Flow, step: Step, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> bool:
+    """Label what an operator returned as a step of a recorded pass says, where the same entered it."""
+    if not step.again:
+        return False
+    given, plain, values = look(flow, args, kwargs)
+    if values or len(given) != len(step.given) or plain != step.plain:
+        return False
+    for (labels, blank), (old, before) in zip(given, step.given, strict=True):
+        if labels is not old or blank != before:
+            return False
+    results = _outputs(out)
+    if len(results) != len(step.made):
+        return False
+    for value, (labels, blank) in zip(results, step.made, strict=True):
+        flow.mark(value, labels, blank)
+    return True
+
+
+def marks(flow: Flow, out: Any) -> tuple[list[tuple[Labels, bool]], bool]:
+    """What came of an operator, and whether it is marked as no part of something else."""
+    results = _outputs(out)
+    made = [(flow.labels(value), flow.blank(value)) for value in results]
+    return made, not any("_secateur_base" in getattr(value, "__dict__", ()) for value in results)
+
+
+def adopt(flow: Flow, step: Step, out: Any) -> None:
+    """Give what an operator returned the very labels of a recorded pass, where they are equal to its own."""
+    for value, (labels, _) in zip(_outputs(out), step.made, strict=False):
+        mine = flow.labels(value)
+        if len(mine) == len(labels) and all(torch.equal(one, other) for one, other in zip(mine, labels, strict=True)):
+            flow.mark(value, labels, flow.blank(value))
 
 
 class _Facts(NamedTuple):

@@ -134,6 +134,10 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
                 memo[id(one)] if id(one) in memo else _value(one, memo)
             )
         return new
+    if kind in (tuple, set, list) and all(type(one) in _ATOMIC for one in value):
+        if kind is not tuple:
+            memo[id(value)] = value = kind(value)
+        return value
     if kind is Tensor and not value.requires_grad and not vars(value) and value.is_contiguous() and _whole(value):
         memo[id(value)] = copied = value.clone()
         return copied

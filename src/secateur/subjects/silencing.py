@@ -143,7 +143,7 @@ def call(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], kwargs: dict[
     special = _SPECIAL.get(name)
     if special is not None and args and isinstance(args[0], Tensor):
         mask = _mask(flow, kept, args[0])
-        if mask is not None and not bool(mask.all()):
+        if mask is not None:
             result = special(func, mask, args, kwargs)
             if result is not None:
                 return result
@@ -183,11 +183,18 @@ def _is_view(func: Any) -> bool:
 
 
 def _mask(flow: Flow, kept: Tensor, value: Any) -> Tensor | None:
-    mask: Tensor | None = None
-    for label in flow.labels(value):
-        one = kept[label]
-        mask = one if mask is None else mask & one
-    return mask
+    """What stays of a tensor; None if all of it does."""
+    labels = flow.labels(value)
+    if not labels:
+        return None
+    known = flow.masks.get(id(labels))
+    if known is None:
+        mask: Tensor | None = None
+        for label in labels:
+            one = kept[label]
+            mask = one if mask is None else mask & one
+        known = flow.masks[id(labels)] = labels, None if mask is None or bool(mask.all()) else mask
+    return known[1]
 
 
 def _dims(value: Any, rank: int) -> list[int]:

@@ -218,8 +218,9 @@ class Traced:
             sites[name] = Site(
                 name, count, {"channels": np.full(count, float(site.width))}, multiple=step, minimum=min(step, count)
             )
-        parameters = {name: p.element_size() for name, p in self.model.named_parameters()}
-        shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        found = dict(self.model.named_parameters())
+        parameters = {name: p.element_size() for name, p in found.items()}
+        shapes = {name: tuple(p.shape) for name, p in found.items()}
         terms, base = self._terms(shapes, parameters)
         whole = Units(sites, tuple(terms), dict(base))
         if not axes:
@@ -314,9 +315,9 @@ class Traced:
         result = Traced(small, self.inputs, (*self.plans, made))
         counter = flops.Counter() if prove else None
         if counter:
-            result.error, fault = compare(small, silenced(self.model, self.coupling, kept), self.inputs, counter)
+            result.error, fault = compare(small, silenced(self.model, kept, self.run), self.inputs, counter)
             if fault is None and result.error < FAINT:
-                result.error, fault = stirred(self.model, made, self.coupling, kept, self.inputs)
+                result.error, fault = stirred(self.model, made, kept, self.inputs, self.run)
             if fault is not None:
                 raise CutError(
                     f"a cut of {type(self.model).__name__} can't be proved: {fault.what}"
@@ -345,7 +346,7 @@ class Traced:
     def silence(self, selection: Selection) -> Traced:
         """The same shapes with the units that go set to zero, norms over what is kept: what a cut must equal."""
         kept = self.coupling.kept(self._keep(selection))
-        return Traced(silenced(self.model, self.coupling, kept), self.inputs, self.plans)
+        return Traced(silenced(self.model, kept, self.run), self.inputs, self.plans)
 
     def forward(self, inputs: Any = None) -> Any:
         """Run the network, in evaluation mode, on the CPU, on the example inputs or others of the same form."""
