@@ -46,6 +46,7 @@ class Atoms:
         self.count = 1
         self.deaf = False
         """Whether nothing more is learnt: only labels are wanted."""
+        self._met: list[tuple[np.ndarray, np.ndarray, str]] = []
         self._pairs: list[np.ndarray] = []
         self._kept: list[tuple[np.ndarray, str]] = []
 
@@ -67,20 +68,30 @@ class Atoms:
         if self.deaf or first is second:
             return
         a, b = first.numpy(), second.numpy()
-        unlike = a != b
-        if not unlike.any():
-            return
         if a.shape != b.shape:
             a, b = np.broadcast_arrays(a, b)
-        pairs = np.stack([a[unlike], b[unlike]])
-        alone = (pairs == 0).any(axis=0)
+        self._met.append((a.reshape(-1), b.reshape(-1), reason))
+        if a.size > _MANY:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Make pairs, and atoms that stay, of what has met."""
+        if not self._met:
+            return
+        a, b = (np.concatenate([one[side] for one in self._met]) for side in (0, 1))
+        unlike = a != b
+        alone = unlike & ((a == 0) | (b == 0))
         if alone.any():
-            self.keep(torch.from_numpy(pairs[:, alone].max(axis=0)), reason)
-            pairs = pairs[:, ~alone]
-        if pairs.shape[1] > 4096:
-            pairs = _distinct(pairs)
-        if pairs.size:
-            self._pairs.append(pairs)
+            ends = np.cumsum([len(one[0]) for one in self._met])
+            places = np.flatnonzero(alone)
+            owner = np.searchsorted(ends, places, side="right")
+            atoms = np.maximum(a[places], b[places])
+            for one in np.unique(owner).tolist():
+                self._kept.append((np.unique(atoms[owner == one]), self._met[one][2]))
+        both = unlike & ~alone
+        pairs = np.stack([a[both], b[both]])
+        self._pairs.append(_distinct(pairs) if pairs.shape[1] > _MANY else pairs)
+        self._met.clear()
 
     def keep(self, labels: Tensor, reason: str) -> None:
         """These atoms must stay."""
@@ -96,6 +107,7 @@ class Atoms:
 
     def classes(self, more: Iterable[np.ndarray] = (), kept: Iterable[tuple[np.ndarray, str]] = ()) -> Classes:
         """Join everything learnt so far, `more` pairs [2, n] and further `kept` atoms."""
+        self._settle()
         pairs = np.concatenate([np.zeros((2, 0), np.int32), *self._pairs, *more], axis=1)
         graph = coo_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(self.count, self.count))
         of = connected_components(graph, directed=False)[1]
@@ -107,6 +119,10 @@ class Atoms:
             first[of[found[place][0]]] = place
         reasons = {one: found[first[one]][1] for one in np.flatnonzero(first >= 0).tolist()}
         return Classes(of, reasons)
+
+
+_MANY = 4096
+"""Pairs of which each is kept once."""
 
 
 def _distinct(pairs: np.ndarray) -> np.ndarray:

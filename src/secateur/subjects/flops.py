@@ -73,10 +73,10 @@ def _cost(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any)
     """FLOPs of one operator. The formulas of the most frequent are written out, for torch's take longer."""
     if packet is _aten.convolution:
         (x, weight), transposed = args[:2], args[6]
-        return 2.0 * x.shape[0] * math.prod((x if transposed else out).shape[2:]) * weight.numel()
+        return float(2 * x.shape[0] * math.prod((x if transposed else out).shape[2:]) * weight.numel())
     if packet is _aten.mm or packet is _aten.addmm:
         a, b = args[-2:]
-        return 2.0 * a.numel() * b.shape[1]
+        return float(2 * a.numel() * b.shape[1])
     formula = _MORE.get(packet, flop_registry.get(packet))
     return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=out))
 

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from secateur.subjects import silencing
 from secateur.subjects.flops import Counter
-from secateur.subjects.recording import Example, Run, leaves, record, running
+from secateur.subjects.recording import Example, Run, leaves, record, resting, running
 from secateur.subjects.shrinking import Plan, shrink, twin
 
 __all__ = ["FAINT", "Fault", "Silenced", "compare", "silenced", "stirred"]
@@ -144,7 +143,7 @@ def _watched(model: nn.Module, run: Any, example: Example, where: list[str] | No
             return math.nan
         # What a module gives is most often what the last module in it gave.
         if last is None or last[0] is not value or last[1] != value._version:
-            with _disable_current_modes():
+            with resting():
                 last = value, value._version, float(value.abs().sum())
         return last[2]
 

@@ -23,7 +23,7 @@ from secateur.subjects import flops, rules, silencing
 from secateur.subjects.atoms import Atoms
 from secateur.subjects.flow import Flow, Labels
 
-__all__ = ["Example", "Run", "leaves", "record", "running", "tensors_of"]
+__all__ = ["Example", "Run", "leaves", "record", "resting", "running", "tensors_of"]
 
 _SIDE = ("hidden_state", "attentions", "past_key_values", "cache", "states", "pooler_output", "mems")
 """Parts of an output that transformers gives beside the main one."""
@@ -158,6 +158,8 @@ def _constants(model: nn.Module) -> set[int]:
 class _Recorder(TorchDispatchMode):
     """Labels every tensor that an operator returns."""
 
+    resting = False
+
     def __init__(self, flow: Flow, names: dict[int, str], kept: Tensor | None, before: list[rules.Step]) -> None:
         super().__init__()
         self.flow, self.names, self.kept = flow, names, kept
@@ -174,6 +176,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if _Recorder.resting:
+            return func(*args, **kwargs)
         for value in args:
             for one in value if isinstance(value, list | tuple) else (value,):
                 if id(one) in self.names:
@@ -200,6 +204,16 @@ class _Recorder(TorchDispatchMode):
             rules.adopt(self.flow, step, out)
         silencing.silence(self.flow, self.kept, func, args, out)
         return out
+
+
+@contextmanager
+def resting() -> Iterator[None]:
+    """Nothing that is computed here is part of a pass."""
+    _Recorder.resting = True
+    try:
+        yield
+    finally:
+        _Recorder.resting = False
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """As `copy.deepcopy` does, which takes its time over the many small dictionaries of modules."""
     copies = []
     for module in model.modules():
-        kind = type(module)
+        kind: Any = type(module)
         if id(module) not in memo and _ordinary(kind):
             memo[id(module)] = new = kind.__new__(kind)
             copies.append((vars(module), vars(new)))
