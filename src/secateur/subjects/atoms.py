@@ -90,7 +90,7 @@ class Atoms:
                 self._kept.append((np.unique(atoms[owner == one]), self._met[one][2]))
         both = unlike & ~alone
         pairs = np.stack([a[both], b[both]])
-        self._pairs.append(_distinct(pairs) if pairs.shape[1] > _MANY else pairs)
+        self._pairs.append(_distinct(pairs) if pairs.shape[1] > 16 * _MANY else pairs)
         self._met.clear()
 
     def keep(self, labels: Tensor, reason: str) -> None:
@@ -122,7 +122,7 @@ class Atoms:
 
 
 _MANY = 4096
-"""Pairs of which each is kept once."""
+"""Labels that are not put off; of many more pairs, each is kept once."""
 
 
 def _distinct(pairs: np.ndarray) -> np.ndarray:
