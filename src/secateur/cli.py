@@ -236,6 +236,8 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     flag("device", str | None, "Where to prune and to measure: cpu (the default), cuda, ...")
     flag("batch", int | None, "Sequences per batch of the measured environment.")
     flag("length", int | None, "Tokens per sequence of the measured environment.")
+    fresh = "Also train networks of the cut shape from scratch, for as long (E), for as many FLOPs (B), or both."
+    flag("scratch-baseline", str | None, fresh, metavar="E|B|both")
     for option in options:
         name, panel = option.name.replace("_", "-"), f"Options of {recipe}"
         help = f"{option.help} (default {option.default})".replace("[", r"\[")
@@ -292,7 +294,9 @@ def _run(given: dict[str, Any]) -> None:
         Budget.parse(budget)  # before torch takes its seconds to load
     from secateur import running
 
-    config = given.pop("config", None)
+    config, fresh = given.pop("config", None), given.pop("scratch_baseline", None)
+    if fresh not in (None, "E", "B", "both"):
+        raise InputError(f"--scratch-baseline {fresh} is not one of E, B, both")
     if config is not None:
         given = running.configured(config, given)
     dry_run = bool(given.get("dry_run"))
@@ -307,6 +311,11 @@ def _run(given: dict[str, Any]) -> None:
     for row in running.results(**given):
         _print_evidence(console, row)
         rows.append(row)
+    if fresh and not dry_run:
+        from secateur.studies import scratch
+
+        rows = scratch.add(given["out"], given["model"], given["data"], fresh)
+        console.print((Path(given["out"]) / "scratch.md").read_text("utf-8"), highlight=False, markup=False)
     if not dry_run:
         console.print(f"\nresult  {given['out']}\nreport  {Path(given['out']) / 'report.html'}", highlight=False)
         if any(row.verdict != "met" for row in rows):
@@ -338,18 +347,27 @@ def _cut(removed: Mapping[str, tuple[int, int]]) -> str:
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A model folder or Hub id.")],
+    model: Annotated[str, typer.Argument(help="A model folder or Hub id, or file.py:function for any network.")],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     batch: Annotated[int, typer.Option(help="Sequences, for FLOPs and the KV cache.")] = 1,
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    shape: Annotated[str | None, typer.Option("--input", help="Shape of a network's input, 1x3x224x224 say.")] = None,
+    budget: Annotated[str | None, typer.Option(help="What may stay of a network, channels=50% say.")] = None,
+    multiple: Annotated[int | None, typer.Option(help="A network's kept channels are multiples of this.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw a network, and what would go: an .svg or .html.")] = None,
 ) -> None:
     """What could go in a model, and what that would save."""
     from secateur import running
     from secateur.measure import display, evidence
 
-    found = running.inspect(model, batch=batch, length=length)
+    given = {"inputs": shape, "budget": budget, "multiple": multiple, "picture": picture}
+    asked = {name: value for name, value in given.items() if value is not None}
+    found = running.inspect(model, batch=batch, length=length, **asked)
     if as_json:
         print(json.dumps(found, indent=1))
+        return
+    if found["kind"] == "network":
+        _print_network(found, picture)
         return
     costs = found["cost"]
     rows = [["Units", "Sites", "Count", *(display.measure(name).label for name in costs)]]
@@ -360,6 +378,32 @@ def inspect(
     _console().print(
         evidence.rich_table(rows, title=f"{found['model']} ({found['kind']}): what all units of a kind cost")
     )
+
+
+def _print_network(found: Mapping[str, Any], picture: Path | None) -> None:
+    """Sites with their members and shares, what stays and why, and the costs."""
+    from secateur.measure import display, evidence
+
+    kept, after = found.get("kept", {}), found.get("after")
+    rows = [["Site", "Units", "Channels each", *(["Kept"] if after else []), "Params"]]
+    for site in found["sites"]:
+        stay = [str(kept.get(site["name"], site["units"]))] if after else []
+        share = f"{site['share'].get('params', 0.0):.1%}"
+        rows.append([site["name"], str(site["units"]), str(site["width"]), *stay, share])
+    title = f"{found['model']}: what goes together" + (f", at {found['budget']}" if after else "")
+    console = _console()
+    console.print(evidence.rich_table(rows, title=title))
+    for site in found["sites"]:
+        members = ", ".join(site["members"])
+        console.print(f"{site['name']}: {members}", highlight=False, markup=False)
+    for row in found["stays"]:
+        more = f" and {len(row['axes']) - 4} more" if len(row["axes"]) > 4 else ""
+        console.print(f"stays: {', '.join(row['axes'][:4])}{more}: {row['reason']}", highlight=False, markup=False)
+    for name, cost in found["cost"].items():
+        number = display.number(name, cost) + (f" -> {display.number(name, after[name])}" if after else "")
+        console.print(f"{display.measure(name).label}: {number}", highlight=False, markup=False)
+    if picture is not None:
+        console.print(f"picture: {picture}", highlight=False, markup=False)
 
 
 def measure(

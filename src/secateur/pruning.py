@@ -57,6 +57,7 @@ def prune(
     scope: Scope = "local",
     normalise: ranking.Normalise | None = None,
     seed: int = 0,
+    offsets: bool = False,
 ) -> tuple[nn.Module, Cut]:
     """A smaller copy of `model`, and the receipt of what went; `model` stays as it is.
 
@@ -80,6 +81,7 @@ def prune(
         normalise: make scores of different sites comparable first, by the site's norm ("l2"), "max", "mean",
             "zscore" or "rank".
         seed: of random scores.
+        offsets: fold the constants that channels leave behind, at a batch norm's scale of 0, into what reads them.
 
     The cut is proved on the example inputs: its outputs equal those of the original with the same units silenced. What
     can't be cut, or has no score of this kind, stays, and the receipt's notes say why. Raises `ModelError` for a model
@@ -104,7 +106,7 @@ def prune(
         if all(bool(mask.all()) for mask in selection.keep.values()):
             raise InfeasibleError(f"budget {budget} would change nothing: every unit fits in it; ask for less")
         try:
-            small, cut = subject.cut(selection)
+            small, cut = subject.cut(selection, offsets=offsets)
         except CutError as error:
             subject.without(error.fault, selection)
             continue

@@ -241,7 +241,9 @@ def flops(subject: Transformer, batch: dict[str, torch.Tensor]) -> float:
 
 def cached_bytes(subject: Transformer, batch: dict[str, torch.Tensor]) -> float:
     with torch.no_grad():
-        cache = subject.model(**batch, use_cache=True).cache
+        outputs = subject.model(**batch, use_cache=True)
+        # transformers 5.20 renamed `past_key_values`
+        cache = outputs.cache if hasattr(outputs, "cache") else outputs.past_key_values
     return float(sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values)))
 
 

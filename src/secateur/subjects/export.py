@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
-from secateur.subjects import saving
+from secateur.errors import NumericalError, UnsupportedError
+from secateur.subjects import onnxing, saving
 from secateur.subjects.layout import Widths
 from secateur.subjects.transformer import Transformer
 
 __all__ = ["to_decilm", "to_onnx"]
-
-_TOLERANCE = 1e-4
 
 
 class _Runnable(nn.Module):
@@ -55,9 +51,7 @@ def to_onnx(subject: Transformer, folder: str | Path) -> Path:
     exported without cache. The file is run under onnxruntime on inputs of other sizes than the traced ones, with
     padding; `NumericalError` if any output is off by more than 1e-4 of its largest value.
     """
-    for library in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(library) is None:
-            raise MissingExtraError(f"ONNX export needs {library}: pip install 'secateur[onnx]'")
+    onnxing.need()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = {
@@ -72,42 +66,32 @@ def to_onnx(subject: Transformer, folder: str | Path) -> Path:
     example["attention_mask"][1, 7:] = 0  # a mask of ones would be folded away
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     path = folder / "model.onnx"
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            runnable,
-            (example["input_ids"], example["attention_mask"]),
-            dynamo=True,
-            dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-            input_names=["input_ids", "attention_mask"],
-            output_names=names,
-            verbose=False,
-        )
-    assert program is not None
-    program.save(str(path))
-    _check_onnx(path, whole, runnable, names)
+    onnxing.write(
+        runnable,
+        path,
+        (example["input_ids"], example["attention_mask"]),
+        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+        input_names=["input_ids", "attention_mask"],
+        output_names=names,
+    )
+    _check_onnx(path, whole, runnable)
     subject.model.config.save_pretrained(folder)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     return path
 
 
-def _check_onnx(path: Path, subject: Transformer, runnable: nn.Module, names: list[str]) -> None:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def _check_onnx(path: Path, subject: Transformer, runnable: nn.Module) -> None:
+    batches = []
     for batch, length in ((1, 5), (4, 17)):
         example = subject.example(batch, length)
         example["attention_mask"][-1, length - 2 :] = 0
-        inputs = {name: tensor.numpy() for name, tensor in example.items()}
         with torch.no_grad():
             expected = runnable(example["input_ids"], example["attention_mask"])
-        for name, wanted, given in zip(names, expected, session.run(names, inputs), strict=True):
-            # What stands at padded positions is never used, and runtimes fill masks differently.
-            kept = example["attention_mask"].bool() if wanted.shape[:2] == (batch, length) else slice(None)
-            error = (torch.from_numpy(given)[kept] - wanted[kept]).abs().max().item()
-            if not error <= _TOLERANCE * max(1.0, wanted[kept].abs().max().item()):
-                raise NumericalError(f"the ONNX export differs from PyTorch by {error:.2g} in {name}: it is not usable")
+        # What stands at padded positions is never used, and runtimes fill masks differently.
+        real = example["attention_mask"].bool()
+        batches.append((example, [(one, real if one.shape[:2] == (batch, length) else ...) for one in expected]))
+    onnxing.check(path, batches)
 
 
 def to_decilm(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
@@ -167,7 +151,7 @@ def _check_decilm(subject: Transformer, folder: Path) -> None:
     with torch.no_grad():
         wanted = subject.forward(example).prediction
         error = (model(**example).logits - wanted).abs().max().item()
-    if not error <= _TOLERANCE * max(1.0, wanted.abs().max().item()):
+    if not error <= onnxing.TOLERANCE * max(1.0, wanted.abs().max().item()):
         raise NumericalError(f"the DeciLM export differs from the model by {error:.2g}: it is not usable")
 
 

@@ -16,7 +16,7 @@ from secateur.subjects.flops import Counter
 from secateur.subjects.recording import Example, Run, leaves, record, resting, running
 from secateur.subjects.shrinking import Plan, shrink, twin
 
-__all__ = ["FAINT", "Fault", "Silenced", "compare", "silenced", "stirred"]
+__all__ = ["FAINT", "Fault", "Silenced", "compare", "differences", "same", "silenced", "stirred"]
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest output."""
@@ -131,6 +131,20 @@ def _drawn(model: nn.Module) -> dict[str, Tensor]:
     return result
 
 
+def same(small: nn.Module, large: nn.Module, example: Example) -> tuple[float, Fault | None]:
+    """The largest relative difference of the outputs of two networks, and the fault if it is above the tolerance."""
+    expected, _ = _watched(shadow := twin(large, share=True).eval(), shadow, example)
+    where = [""]
+    watched = twin(small, share=True).eval()
+    try:
+        found, _ = _watched(watched, watched, example, where)
+    except Exception as error:
+        line = str(error).strip().splitlines()
+        return math.inf, Fault(where[0], f"{type(error).__name__}: {line[0][:160] if line else ''}")
+    worst, what = _difference(found, expected)
+    return worst, None if worst <= TOLERANCE else Fault("", what)
+
+
 def _watched(model: nn.Module, run: Any, example: Example, where: list[str] | None = None) -> Watched:
     """The output, and for each module that ran the sums of absolute values of its outputs, in order."""
     sums: list[tuple[str, list[float]]] = []
@@ -160,11 +174,16 @@ def _watched(model: nn.Module, run: Any, example: Example, where: list[str] | No
         return run(*args, **kwargs), sums
 
 
+def differences(found: Any, expected: Any) -> float:
+    """The largest difference of two outputs, relative to the largest expected value; infinite where shapes differ."""
+    return _difference(found, expected)[0]
+
+
 def _difference(found: Any, expected: Any) -> tuple[float, str]:
     one, other = leaves(found)[0], leaves(expected)[0]
     if len(one) != len(other):
         return math.inf, "gives another number of outputs"
-    worst = 0.0
+    worst, some, none = 0.0, False, False
     for a, b in zip(one, other, strict=True):
         if a.shape != b.shape:
             return math.inf, f"gives an output of shape {tuple(a.shape)}, not {tuple(b.shape)}"
@@ -174,7 +193,11 @@ def _difference(found: Any, expected: Any) -> tuple[float, str]:
         finite = torch.isfinite(b.abs()) & torch.isfinite(a.abs())
         if not torch.equal(torch.isfinite(a.abs()), torch.isfinite(b.abs())):
             return math.inf, "gives values that are not finite"
+        some = some or bool(finite.any())
+        none = none or not bool(finite.any())
         scale = float(b[finite].abs().max()) if bool(finite.any()) else 0.0
         gap = float((a - b)[finite].abs().max()) if bool(finite.any()) else 0.0
         worst = max(worst, gap / max(scale, 1e-12) if gap else 0.0)
+    if none and not some:
+        return math.inf, "gives nothing finite"
     return worst, f"differs by {worst:.2g}"

@@ -1,0 +1,1 @@
+"""Recipes for vision models and other networks."""

@@ -1,0 +1,104 @@
+"""What a detector is trained towards: its own loss, with pressure on scales, or with its teacher's maps to follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.recover import maps, slimming
+from secateur.vocabulary import Recovery
+
+__all__ = ["Compare", "Objective", "follow", "press", "ratio", "together"]
+
+Loss = Callable[[Mapping[str, Any]], Tensor]
+"""Batch -> mean loss per image."""
+
+Compare = Callable[[list[Tensor], list[Tensor], Mapping[str, Any]], Tensor]
+"""(student's maps, teacher's maps, batch) -> a sum over the images of the batch."""
+
+Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
+
+
+def press(
+    loss: Loss, scales: Sequence[Tensor] = (), rates: Callable[[float], Sequence[Tensor] | float] | None = None
+) -> Objective:
+    """The loss alone, or with ``sum_c s_c |gamma_c|``: `rates` gives s from the share of training that is over.
+
+    That share is the batch's "done" (`slimming.Numbered`); `rates` is asked at every iteration.
+    """
+
+    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        share = len(batch["inputs"]) / totals["examples"]
+        total = loss(batch) * share
+        parts = {"task": float(total.detach())}
+        if rates is not None:
+            pushed = slimming.penalty(scales, rates(batch["done"])) * share
+            total, parts["scales"] = total + pushed, float(pushed.detach())
+        return total, parts
+
+    return objective
+
+
+def follow(
+    student: nn.Module, loss: Loss, teacher: Callable[[Tensor], Any], teaching: nn.Module, taps: Sequence[str],
+    compare: Compare, *, weight: float = 1.0,
+) -> Objective:  # fmt: skip
+    """``L_task + weight L_maps``: the maps that the modules `taps` give, in the student and in its teacher.
+
+    teacher: images -> anything, a pass of `teaching` in which the taps run; it gets no gradient. compare may see the
+    batch, for the sizes of boxes.
+    """
+
+    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        with maps.tapped(student, taps) as ours:
+            task = loss(batch) * (len(batch["inputs"]) / totals["examples"])
+        with torch.no_grad(), maps.tapped(teaching, taps) as theirs:
+            teacher(batch["inputs"])
+        near = compare(list(ours), list(theirs), batch) / totals["examples"]
+        return task + weight * near, {"task": float(task.detach()), "maps": float(near.detach())}
+
+    return objective
+
+
+@torch.no_grad()
+def ratio(objective: Objective, batch: Mapping[str, Any], student: nn.Module) -> float:
+    """The weight that makes the maps' loss of `follow` as large as the task's at the first step; 0 where there is none.
+
+    `student` is asked in training mode, as that step will, and is left as it was, running statistics included.
+    """
+    modes = {module: module.training for module in student.modules()}
+    before = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    try:
+        student.train()
+        _, parts = objective(batch, {"examples": len(batch["inputs"])})
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, buffer in student.named_buffers():
+            buffer.copy_(before[name])
+    return parts["task"] / parts["maps"] if parts["maps"] > 0 else 0.0
+
+
+def together(*parts: Recovery | None) -> Recovery | None:
+    """One record of trainings that followed one another; None if there was none."""
+    done = [part for part in parts if part is not None]
+    if not done:
+        return None
+    losses, before = [], 0
+    for part in done:
+        losses += [(before + step, value) for step, value in part.losses]
+        before += part.steps
+    settings = {
+        f"{number}. {name}": value for number, part in enumerate(done, 1) for name, value in part.settings.items()
+    }
+    return Recovery(
+        steps=before,
+        tokens=sum(part.tokens for part in done),
+        seconds=sum(part.seconds for part in done),
+        flops=sum(part.flops for part in done),
+        losses=tuple(losses),
+        settings=settings if len(done) > 1 else dict(done[0].settings),
+    )

@@ -1,0 +1,190 @@
+"""Losses between feature maps [N, C, H, W], and between what two detectors predict.
+
+As everywhere in `recover`, a loss is a SUM over the images of a batch, and the caller divides by totals; teachers get
+no gradient. Maps of a pair have one height and width; where they have other numbers of channels, `Adapters` or a loss
+that sums the channels out is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.errors import InputError
+
+__all__ = [
+    "Adapters",
+    "attention",
+    "box_weights",
+    "boxes",
+    "channel_wise",
+    "classes",
+    "flat",
+    "spatial_attention",
+    "tapped",
+]
+
+COCO_SIZES = (32.0, 96.0)
+"""Sides of squares: a box of less area than the first is small, of less than the second medium, else large."""
+
+
+def channel_wise(
+    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, weights: Tensor | None = None
+) -> Tensor:
+    """Sum over images of ``T^2 / C sum_c sum_i p_ci log(p_ci / q_ci)``, p and q softmaxes over SPACE of each channel.
+
+    student, teacher: [N, C, H, W]; p_c = softmax over the H W places of teacher channel c over T, q_c the student's.
+    weights: [N, H, W], how much each place counts; then the summand is ``w_i (p log(p / q) - p + q)``, which is the
+    same for w = 1 and never negative for any other w >= 0.
+    Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021 (arXiv 2011.13256).
+    """
+    _alike(student, teacher, channels=True)
+    if not temperature > 0:
+        raise InputError(f"temperature={temperature}: give a number above 0")
+    ours = functional.log_softmax(student.float().flatten(2) / temperature, -1)
+    theirs = functional.log_softmax(teacher.detach().float().flatten(2) / temperature, -1)
+    p = theirs.exp()
+    summand = p * (theirs - ours)
+    if weights is not None:
+        summand = weights.flatten(1)[:, None] * (summand - p + ours.exp())
+    return summand.sum() * (temperature**2 / student.shape[1])
+
+
+def attention(maps: Tensor, mask: Tensor | None = None) -> Tensor:
+    """[N, H W] of length 1 per image: ``vec(mean_c F_c^2)`` over its L2 norm, times `mask` [N, H, W] before that.
+
+    Any number of channels gives the same shape, and F times any positive number the same result.
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017 (arXiv 1612.03928).
+    """
+    found = maps.float().square().mean(1)
+    if mask is not None:
+        found = found * mask
+    return functional.normalize(found.flatten(1), dim=1, eps=1e-12)
+
+
+def spatial_attention(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Sum over images of the mean over places of ``(A_t - A_s)^2``, A the `attention` of each; channels may differ.
+
+    student: [N, C_s, H, W]; teacher: [N, C_t, H, W]. Source: group channel pruning and spatial attention distilling
+    (arXiv 2306.01526).
+    """
+    _alike(student, teacher, channels=False)
+    return (attention(teacher.detach(), mask) - attention(student, mask)).square().mean(1).sum()
+
+
+def classes(student: Tensor, teacher: Tensor, *, temperature: float = 3.0) -> Tensor:
+    """Sum over images of ``T^2 sum_a KL(softmax(t_a / T) || softmax(s_a / T))`` over all places a.
+
+    student, teacher: [N, A, K] logits of classes (and of objectness). Source: as `spatial_attention`, output KD.
+    """
+    if student.shape != teacher.shape:
+        raise InputError(f"logits of shape {tuple(student.shape)} and {tuple(teacher.shape)}: they have to be alike")
+    ours = functional.log_softmax(student.float() / temperature, -1)
+    theirs = functional.log_softmax(teacher.detach().float() / temperature, -1)
+    return (theirs.exp() * (theirs - ours)).sum() * temperature**2
+
+
+def boxes(student: Tensor, teacher: Tensor, positive: Tensor) -> Tensor:
+    """Sum over images of the squared L2 distance of decoded boxes [N, A, 4], at the places `positive` [N, A]."""
+    return ((student - teacher.detach()).float().square().sum(-1) * positive).sum()
+
+
+def box_weights(
+    targets: Sequence[Mapping[str, Tensor]],
+    shape: tuple[int, int],
+    image: tuple[int, int],
+    *,
+    gains: Sequence[float] = (2.0, 1.5, 1.0),
+    sizes: Sequence[float] = COCO_SIZES,
+    background: float = 1.0,
+) -> Tensor:
+    """[N, h, w]: how much each cell of a map counts, by the size of the boxes that touch it, the largest if several.
+
+    targets: per image {"boxes": [n, 4] (x1, y1, x2, y2) in pixels}; shape: (h, w) of the map; image: (H, W) in pixels;
+    gains: of small, medium and large boxes, by area below sizes[0]^2, below sizes[1]^2 and above. With a background of
+    0 and equal gains it is the mask of cells near boxes.
+    """
+    result = torch.full((len(targets), *shape), float(background))
+    for found, target in zip(result, targets, strict=True):
+        area = (target["boxes"][:, 2:] - target["boxes"][:, :2]).clamp(min=0).prod(1)
+        for box, size in zip(target["boxes"].tolist(), area.tolist(), strict=True):
+            gain = gains[0] if size < sizes[0] ** 2 else gains[1] if size < sizes[1] ** 2 else gains[2]
+            x1, x2 = (int(value / image[1] * shape[1]) for value in (box[0], box[2]))
+            y1, y2 = (int(value / image[0] * shape[0]) for value in (box[1], box[3]))
+            part = found[max(0, y1) : y2 + 1, max(0, x1) : x2 + 1]
+            part.clamp_(min=float(gain))
+    return result
+
+
+class Adapters(nn.Module):
+    """A 1 x 1 convolution C_s -> C_t for each pair of maps of other numbers of channels, nothing for the others.
+
+    They belong to training alone: hand them to `loop.train` as `extra`, and they are in the optimiser; the student
+    never holds them, so that they are absent from what is saved.
+    """
+
+    def __init__(self, student: Sequence[int], teacher: Sequence[int]) -> None:
+        super().__init__()
+        if len(student) != len(teacher):
+            raise InputError(f"{len(student)} maps of the student and {len(teacher)} of the teacher: tap equally many")
+        self.convs = nn.ModuleList(
+            nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1)
+            for ours, theirs in zip(student, teacher, strict=True)
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The student's maps in the teacher's channels."""
+        return [conv(one) for conv, one in zip(self.convs, maps, strict=True)]
+
+
+@contextlib.contextmanager
+def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
+    """A list that holds, after a forward pass inside, the maps which the modules `names` gave, in the order of names.
+
+    A module that gives several (a pyramid) adds them all; of a module that runs several times, the first pass counts.
+    Raises `InputError` for a name that is no module.
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules:
+            raise InputError(f"{name!r} is no module of {type(model).__name__}: name one whose output is a feature map")
+    found: dict[str, list[Tensor]] = {}
+    maps: list[Tensor] = []
+
+    def note(name: str, output: Any) -> None:
+        if name not in found:
+            found[name] = flat(output)
+            if len(found) == len(names):
+                maps[:] = [one for tap in names for one in found[tap]]
+
+    hooks = [
+        modules[name].register_forward_hook(lambda module, args, output, name=name: note(name, output))
+        for name in names
+    ]
+    try:
+        yield maps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def flat(output: Any) -> list[Tensor]:
+    """The maps [N, C, H, W] in what a module gave: a tensor, or mappings and sequences of such."""
+    if isinstance(output, Tensor):
+        return [output] if output.dim() == 4 else []
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    return [one for part in parts for one in flat(part)]
+
+
+def _alike(student: Tensor, teacher: Tensor, *, channels: bool) -> None:
+    wrong = student.dim() != 4 or teacher.dim() != 4 or student.shape[0] != teacher.shape[0]
+    if wrong or student.shape[2:] != teacher.shape[2:] or (channels and student.shape[1] != teacher.shape[1]):
+        raise InputError(
+            f"maps of shape {tuple(student.shape)} and {tuple(teacher.shape)}: they are [N, C, H, W] of one size"
+            + (" and one number of channels (see Adapters)" if channels else "")
+        )

@@ -1,0 +1,126 @@
+"""One share for all layers, or one threshold per group of them, with floors; and masks that agree, merged into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from secateur.errors import InfeasibleError, InputError
+from secateur.select import ranking
+from secateur.select.arrays import as_numpy
+from secateur.vocabulary import Array, Budget, Scores, Selection, Units
+
+__all__ = ["Policy", "grouped", "merge", "quantile", "uniform"]
+
+Policy = Literal["majority", "union", "smallest"]
+
+
+def quantile(values: Array, fraction: float) -> float:
+    """``sorted(values)[int(n fraction)]``: what is below it is that share of the n values. Minus infinity for 0."""
+    if not 0 <= fraction < 1:
+        raise InputError(f"fraction={fraction}: give a share of channels to take away, from 0 to below 1")
+    column = np.sort(as_numpy(values))
+    cut = int(len(column) * fraction)
+    return float(column[cut]) if cut else -np.inf
+
+
+def merge(masks: Sequence[Array], policy: Policy = "majority") -> np.ndarray:
+    """One mask [count] from those of layers that have to agree.
+
+    majority: what at least half of them keep; union: what any keeps; smallest: the mask with the fewest kept, the first
+    among equals.
+    """
+    stacked = np.stack([as_numpy(mask, bool) for mask in masks])
+    if policy == "smallest":
+        fewest: np.ndarray = stacked[int(np.argmin(stacked.sum(1)))]
+        return fewest
+    if policy not in ("majority", "union"):
+        raise InputError(f"merge={policy!r}: give 'majority', 'union' or 'smallest'")
+    result: np.ndarray = stacked.sum(0) >= (1 if policy == "union" else len(stacked) / 2)
+    return result
+
+
+def grouped(
+    scores: Mapping[str, Sequence[Array]],
+    groups: Mapping[str, str],
+    fractions: Mapping[str, float],
+    *,
+    share: float = 0.01,
+    least: int = 16,
+    policy: Policy = "majority",
+    multiple: int = 1,
+) -> dict[str, np.ndarray]:
+    """Site -> [count] booleans: what stays when each group loses about its fraction.
+
+    A group's threshold is the `quantile` of all scores of all layers in it, and a layer keeps what is at least that.
+    A layer keeps at least int(count share) units, or `least` if that is 0, or all of fewer: its best. Then the layers
+    of a site agree (`merge`), and the site's count is brought up to the floor and to a multiple by mean score.
+
+    scores: site -> one array [count] per layer of the site; groups: site -> group; fractions: group -> share to take.
+    Source: group channel pruning (arXiv 2306.01526).
+    """
+    missing = sorted({groups[site] for site in scores} - set(fractions))
+    if missing:
+        raise InputError(f"no fraction for group {missing[0]!r}: give one for each group")
+    pools: dict[str, list[np.ndarray]] = {}
+    for site, layers in scores.items():
+        pools.setdefault(groups[site], []).extend(as_numpy(layer) for layer in layers)
+    theta = {group: quantile(np.concatenate(pool), fractions[group]) for group, pool in pools.items()}
+    keep = {}
+    for site, layers in scores.items():
+        columns = [as_numpy(layer) for layer in layers]
+        count = len(columns[0])
+        floor = min(count, int(count * share) or least)
+        masks = [_filled(column >= theta[groups[site]], column, floor, 1) for column in columns]
+        keep[site] = _filled(merge(masks, policy), np.mean(columns, axis=0), floor, multiple)
+    return keep
+
+
+def _filled(mask: np.ndarray, scores: np.ndarray, floor: int, multiple: int) -> np.ndarray:
+    """`mask` and the best of what it drops, up to `floor` units and a multiple, or up to all."""
+    wanted = max(int(mask.sum()), floor)
+    wanted = min(len(mask), -(-wanted // multiple) * multiple)
+    order = np.lexsort((np.arange(len(mask)), -scores, ~mask))
+    result = np.zeros(len(mask), bool)
+    result[order[:wanted]] = True
+    return result
+
+
+def uniform(units: Units, scores: Scores, budget: Budget | str, *, least: int = 1) -> Selection:
+    """Every free site loses one share p of its units, its worst: k = count - floor(p count), the smallest p that fits.
+
+    k is brought up to the site's multiple, and to `least` units, or all of fewer. Raises `InfeasibleError`
+    (`reachable` in the measure's own unit) where not even the largest p fits.
+    """
+    budget = Budget.parse(budget)
+    limits = budget.absolute(units.cost())
+    free = units.free()
+
+    def counts(p: float) -> dict[str, int]:
+        result = {}
+        for site in free:
+            step = max(1, site.multiple)
+            kept = max(site.count - int(p * site.count + 1e-9), min(least, site.count), site.minimum, 1)
+            result[site.name] = min(site.count, -(-kept // step) * step)
+        return result
+
+    shares = sorted({taken / site.count for site in free for taken in range(site.count)})
+    low, high, best = 0, len(shares), None
+    while low < high:
+        middle = (low + high) // 2
+        found = ranking.by_counts(units, scores, counts(shares[middle]))
+        if all(found.spent[measure] <= limit for measure, limit in limits.items()):
+            best, high = found, middle
+        else:
+            low = middle + 1
+    if best is None:
+        found = ranking.by_counts(units, scores, counts(shares[-1] if shares else 0.0))
+        measure = next(name for name, limit in limits.items() if found.spent[name] > limit)
+        raise InfeasibleError(
+            f"budget {budget} can't be met: with at least {least} units per site, {measure} can go down to "
+            f"{found.spent[measure]:.6g}, the limit is {limits[measure]:.6g}",
+            found.spent[measure],
+        )
+    return Selection(best.keep, best.spent, budget)

@@ -1,0 +1,285 @@
+"""Detectors as one thing, whoever wrote them: a loss, detections, feature maps, and a forward pass that can be traced.
+
+A detector is a module with four names: `taps`, `loss`, `detect` and `features` (see `Detector`). A module of your own
+that has them is one. torchvision's and Ultralytics' models are wrapped (`adapt`). Of these, `forward` gives the raw
+answers of the heads, without suppression of overlapping boxes: that part has no weights, and follows the data.
+
+Ultralytics is under the AGPL-3.0: this module reads the model that you built with it, and imports it only to suppress
+boxes and to train with its own trainer. What you make with it may fall under its licence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError, MissingExtraError, UnsupportedError
+from secateur.subjects.traced import Traced, open_traced
+
+__all__ = ["Detector", "Torchvision", "Ultralytics", "adapt", "opened", "regions", "trainer"]
+
+Target = Mapping[str, Tensor]
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """What the recipes ask of a detector; the object is an `nn.Module` too."""
+
+    taps: Sequence[str]
+    """Names of the modules that give the maps of `features`, finest first."""
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Mean loss per image of {"inputs" [B, C, H, W], "targets": per image {"boxes" [n, 4], "labels" [n]}}.
+
+        In training mode batch norms learn from it; in evaluation mode they don't.
+        """
+        ...
+
+    def detect(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """Per image {"boxes" [n, 4] in pixels, "scores" [n], "labels" [n] from 0}, without gradients."""
+        ...
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The maps [B, C_s, H_s, W_s] that the heads read, finest first."""
+        ...
+
+
+def adapt(model: nn.Module) -> nn.Module:
+    """`model` as a `Detector`: itself if it is one, else wrapped. Raises `UnsupportedError` for one not known."""
+    if isinstance(model, Detector):
+        return model
+    bases = {f"{kind.__module__}.{kind.__name__}" for kind in type(model).__mro__}
+    if any(base.startswith("torchvision.models.detection.") for base in bases):
+        return Torchvision(model)
+    if "ultralytics.nn.tasks.DetectionModel" in bases:
+        return Ultralytics(model)
+    if hasattr(model, "model") and any(base.startswith("ultralytics.") for base in bases):
+        return adapt(cast(nn.Module, model.model))
+    raise UnsupportedError(
+        f"{type(model).__name__} is no detector that is known here: give torchvision's or Ultralytics', or a module "
+        "with taps, loss(batch), detect(images) and features(images)"
+    )
+
+
+def opened(model: nn.Module | Traced, images: Tensor | None = None) -> Traced:
+    """The detector in `model` as something to prune, traced on `images` [B, C, H, W]; a `Traced` of one stays itself.
+
+    Raises as `adapt` and `open_traced`.
+    """
+    if isinstance(model, Traced):
+        if isinstance(model.model, Detector):
+            return model
+        inputs = images if images is not None else next(iter(model.inputs.fresh()[0]), None)
+        if isinstance(inputs, Sequence):
+            inputs = torch.stack(list(inputs))
+        return open_traced(adapt(model.model), inputs)
+    if images is None:
+        raise InputError("a detector is traced on images: give some")
+    return open_traced(adapt(model), images)
+
+
+# --------------------------------------------------------------------------------------------------- torchvision
+
+
+class Torchvision(nn.Module):
+    """A detector of torchvision: Faster R-CNN and its kin, SSD, RetinaNet, FCOS.
+
+    first: the number that the model has for class 0 of the data: 1 where 0 is the background (R-CNN, SSD), else 0.
+    In a forward pass, two-stage models look at fixed regions in place of their own proposals, so that no shape follows
+    the data; `detect` is the whole model.
+    """
+
+    taps: Sequence[str] = ("detector.backbone",)
+
+    def __init__(self, detector: nn.Module, first: int | None = None) -> None:
+        super().__init__()
+        self.detector: Any = detector
+        self.staged = hasattr(detector, "roi_heads")
+        background = self.staged or type(detector).__name__.startswith("SSD")
+        self.first = (1 if background else 0) if first is None else first
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The maps of the backbone."""
+        return list(self._maps(self._prepared(images).tensors).values())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What the heads say, before boxes are decoded."""
+        prepared = self._prepared(images)
+        maps = self._maps(prepared.tensors)
+        if not self.staged:
+            return tuple(_tensors(self.detector.head(list(maps.values()))))
+        found = self.detector.rpn.head(list(maps.values()))
+        boxes = [regions(height, width).to(images) for height, width in prepared.image_sizes]
+        heads = self.detector.roi_heads
+        pooled = heads.box_head(heads.box_roi_pool(maps, boxes, prepared.image_sizes))
+        return (*_tensors(found), *_tensors(heads.box_predictor(pooled)))
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """The sum of the model's own losses."""
+        targets = [{"boxes": one["boxes"], "labels": one["labels"] + self.first} for one in batch["targets"]]
+        with _asked_for_a_loss(self):
+            found: Mapping[str, Tensor] = self.detector(list(batch["inputs"]), targets)
+        return torch.stack(list(found.values())).sum()
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """The model's own detections, with classes from 0."""
+        with _evaluating(self):
+            found = self.detector(list(images))
+        result = []
+        for one in found:
+            labels = one["labels"] - self.first
+            stays = labels >= 0
+            result.append({"boxes": one["boxes"][stays], "scores": one["scores"][stays], "labels": labels[stays]})
+        return result
+
+    def _prepared(self, images: Tensor) -> Any:
+        return self.detector.transform(list(images))[0]
+
+    def _maps(self, images: Tensor) -> dict[str, Tensor]:
+        found = self.detector.backbone(images)
+        return {"0": found} if isinstance(found, Tensor) else dict(found)
+
+
+def regions(height: int, width: int) -> Tensor:
+    """[5, 4]: the whole image and its quarters."""
+    h, w = height / 2, width / 2
+    return torch.tensor(
+        [[0, 0, width, height], [0, 0, w, h], [w, 0, width, h], [0, h, w, height], [w, h, width, height]]
+    )
+
+
+# --------------------------------------------------------------------------------------------------- Ultralytics
+
+
+class Ultralytics(nn.Module):
+    """A DetectionModel of Ultralytics (YOLOv5 to YOLO11 with the usual heads); AGPL-3.0, see the top of this module."""
+
+    taps: Sequence[str]
+
+    def __init__(self, detector: nn.Module, confidence: float = 0.001, overlap: float = 0.7) -> None:
+        super().__init__()
+        self.detector = detector
+        self.confidence, self.overlap = confidence, overlap
+        self.taps = tuple(f"detector.model.{index}" for index in self._head().f)
+
+    def _head(self) -> Any:
+        inner: Any = self.detector
+        return inner.model[-1]
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The maps that Detect reads."""
+        found: list[Tensor] = []
+        hook = self._head().register_forward_pre_hook(lambda module, args: found.extend(args[0]))
+        try:
+            self.detector(images)
+        finally:
+            hook.remove()
+        return found
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 4 + classes, places]: decoded boxes (x, y, w, h) in pixels, and classes; in evaluation mode."""
+        found = self.detector(images)
+        answer: Tensor = found[0] if isinstance(found, list | tuple) else found
+        return answer
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """The model's own loss of boxes, classes and distributions."""
+        images, targets = batch["inputs"], batch["targets"]
+        scale = torch.tensor([images.shape[3], images.shape[2]] * 2, device=images.device)
+        corners = torch.cat([one["boxes"] for one in targets]).to(images) / scale
+        middle, side = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
+        given = {
+            "img": images,
+            "bboxes": torch.cat([middle, side], 1),
+            "cls": torch.cat([one["labels"] for one in targets]).to(images)[:, None],
+            "batch_idx": torch.cat([torch.full((len(one["labels"]),), float(i)) for i, one in enumerate(targets)]).to(
+                images
+            ),
+        }
+        inner: Any = self.detector
+        settings = getattr(inner, "args", None) or {}
+        known = dict(settings) if isinstance(settings, Mapping) else vars(settings)
+        inner.args = SimpleNamespace(**({"box": 7.5, "cls": 0.5, "dfl": 1.5} | known))
+        try:
+            with _asked_for_a_loss(self):
+                total: Tensor = inner.loss(given)[0].sum() / len(images)
+        finally:
+            inner.args = settings
+        return total
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """Detections after the library's own suppression."""
+        try:
+            suppress = importlib.import_module("ultralytics.utils.nms").non_max_suppression
+        except ImportError as error:
+            raise MissingExtraError(
+                "detections of such a model need ultralytics 8.3.200 or later (AGPL-3.0): pip install ultralytics"
+            ) from error
+        with _evaluating(self):
+            rows = suppress(self(images), self.confidence, self.overlap)
+        return [{"boxes": row[:, :4], "scores": row[:, 4], "labels": row[:, 5].long()} for row in rows]
+
+
+def trainer(model: nn.Module) -> type:
+    """A trainer class of Ultralytics that trains `model`, cut as it is, where its own would build the YAML's again.
+
+    `YOLO("yolov8n.yaml").train(data=..., trainer=trainer(small.model))`. Needs ultralytics (AGPL-3.0).
+    """
+    try:
+        base = importlib.import_module("ultralytics.models.yolo.detect").DetectionTrainer
+    except ImportError as error:
+        raise MissingExtraError("Ultralytics' trainer needs ultralytics (AGPL-3.0): pip install ultralytics") from error
+    inner = model.detector if isinstance(model, Ultralytics) else model
+
+    def get_model(self: Any, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+        return inner
+
+    return type("CutTrainer", (base,), {"get_model": get_model, "__doc__": "Trains a cut model as it is."})
+
+
+# --------------------------------------------------------------------------------------------------------- modes
+
+
+@contextlib.contextmanager
+def _modes(model: nn.Module) -> Iterator[None]:
+    before = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    with _modes(model):
+        model.eval()
+        yield
+
+
+@contextlib.contextmanager
+def _asked_for_a_loss(model: nn.Module) -> Iterator[None]:
+    """These models give a loss in training mode only: in evaluation mode, norms and dropout stay in theirs."""
+    if model.training:
+        yield
+        return
+    still = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    with _modes(model):
+        for module in model.modules():
+            module.training = not isinstance(module, still)
+        yield
+
+
+def _tensors(found: Any) -> list[Tensor]:
+    if isinstance(found, Tensor):
+        return [found]
+    parts = found.values() if isinstance(found, Mapping) else found
+    return [one for part in parts for one in _tensors(part)]

@@ -1,0 +1,190 @@
+"""ONNX files of any module: written, and run beside it before they are handed over."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from secateur.errors import MissingExtraError, ModelError, NumericalError, UnsupportedError
+from secateur.subjects.recording import leaves
+
+__all__ = ["TOLERANCE", "check", "need", "saved", "write", "write_module", "write_program"]
+
+TOLERANCE = 1e-4
+"""Largest difference to PyTorch, relative to the largest output or 1."""
+
+_ONE_SHAPE = "the ONNX file takes inputs of the shapes of the example only"
+
+
+def need() -> None:
+    """Raise `MissingExtraError` where a library of the `onnx` extra is not installed."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(library) is None:
+            raise MissingExtraError(f"ONNX export needs {library}: pip install 'secateur[onnx]'")
+
+
+def write(
+    module: nn.Module | ExportedProgram,
+    path: Path,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Export to `path`; `options` are those of torch.onnx.export."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(module, args, kwargs=dict(kwargs or {}), dynamo=True, verbose=False, **options)
+    assert program is not None
+    program.save(str(path))
+
+
+def check(
+    path: Path,
+    batches: Sequence[tuple[Mapping[str, Tensor], Sequence[tuple[Tensor, Any]]]],
+) -> None:
+    """Run the file on batches of (inputs by name, expected outputs each with the index of what of it counts).
+
+    Raises `NumericalError` where an output is off by more than `TOLERANCE`.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_outputs()]
+    taken = {one.name for one in session.get_inputs()}
+    for inputs, expected in batches:
+        given = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items() if name in taken})
+        for name, (wanted, counts), found in zip(names, expected, given, strict=True):
+            a, b = torch.from_numpy(found)[counts].double(), wanted[counts].double()
+            error = float((a - b).abs().max()) if a.shape == b.shape and a.numel() else float(a.numel() != b.numel())
+            if not error <= TOLERANCE * max(1.0, float(b.abs().max()) if b.numel() else 0.0):
+                raise NumericalError(f"the ONNX export differs from PyTorch by {error:.2g} in {name}: it is not usable")
+
+
+# ------------------------------------------------------------------------------------------------------ any module
+
+
+class _Flat(nn.Module):
+    """A module from tensors to tensors: what goes in beside them is as in the example."""
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.parts, self.form = tree_flatten((args, dict(kwargs)))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The example's tensors, in order."""
+        return [one for one in self.parts if isinstance(one, Tensor)]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that the model's output is about, without states and caches beside them."""
+        rest = iter(tensors)
+        args, kwargs = tree_unflatten([next(rest) if isinstance(one, Tensor) else one for one in self.parts], self.form)
+        return tuple(leaves(self.model(*args, **kwargs))[0])
+
+
+def write_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Export a module on the CPU in evaluation mode, and check it; returns notes.
+
+    Inputs are named as the arguments of `forward`, outputs output, output_1, ... The first dimension of all inputs is
+    a batch of any size where the module runs and exports so; where not, a note says so.
+    """
+    need()
+    flat = _Flat(model, args, kwargs).eval()
+    one, names = flat.tensors, _names(model, args, kwargs)
+    with torch.no_grad():
+        outputs = flat(*one)
+    options: dict[str, Any] = {"input_names": names, "output_names": _outputs(len(outputs))}
+    many = _several(flat, one, outputs)
+    if many is not None:
+        shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in many)
+        try:
+            write(flat, path, tuple(many), dynamic_shapes={"tensors": shapes}, **options)
+            _check_module(path, flat, names, [one, many])
+            return ()
+        except Exception:
+            path.unlink(missing_ok=True)  # it holds for one size only: try that
+    try:
+        write(flat, path, tuple(one), **options)
+    except Exception as error:
+        line = next(iter(str(error).strip().splitlines()), "")[:200]
+        raise UnsupportedError(
+            f"{type(model).__name__} can't be exported to ONNX ({type(error).__name__}: {line}): change what it names"
+        ) from error
+    _check_module(path, flat, names, [one])
+    return (_ONE_SHAPE,)
+
+
+def write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
+    """Export a torch.export program, with the inputs it was made with, and check it; returns notes."""
+    need()
+    args, kwargs = program.example_inputs
+    flat = _Flat(program.module(), args, kwargs)
+    names = _names(flat.model, args, kwargs)
+    with torch.no_grad():
+        outputs = flat(*flat.tensors)
+    write(program, path, input_names=names, output_names=_outputs(len(outputs)))
+    _check_module(path, flat, names, [flat.tensors])
+    return (_ONE_SHAPE,)
+
+
+def saved(folder: str | Path) -> ExportedProgram:
+    """The program that `Traced.save(folder, program=True)` wrote. Raises `ModelError` where there is none."""
+    file = Path(folder) / "model.pt2"
+    if not file.is_file():
+        raise ModelError(f"{folder} holds a network without its program: save it with program=True")
+    try:
+        return torch.export.load(file)
+    except Exception as error:
+        raise ModelError(f"{file} is damaged ({type(error).__name__}): save the network again") from error
+
+
+def _check_module(path: Path, flat: nn.Module, names: list[str], calls: Sequence[list[Tensor]]) -> None:
+    batches = []
+    for tensors in calls:
+        with torch.no_grad():
+            batches.append((dict(zip(names, tensors, strict=True)), [(one, ...) for one in flat(*tensors)]))
+    check(path, batches)
+
+
+def _outputs(count: int) -> list[str]:
+    return ["output", *(f"output_{index}" for index in range(1, count))]
+
+
+def _names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    """One name per tensor that goes in, after the arguments of `forward`."""
+    try:
+        bound: Mapping[str, Any] = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        bound = {}
+    places = [*bound][: len(args)] if len(bound) >= len(args) else []
+    places = [*places, *(f"input_{index}" for index in range(len(places), len(args)))]
+    names: list[str] = []
+    for place, value in [*zip(places, args, strict=True), *kwargs.items()]:
+        count = sum(isinstance(one, Tensor) for one in tree_leaves(value))
+        names += [place if count == 1 else f"{place}_{index}" for index in range(count)]
+    return names
+
+
+def _several(flat: nn.Module, tensors: list[Tensor], outputs: Sequence[Tensor]) -> list[Tensor] | None:
+    """The inputs three times over in their first dimension, if that is a batch."""
+    if len({one.shape[0] if one.dim() else 0 for one in tensors}) != 1 or not tensors[0].dim():
+        return None
+    many = [torch.cat([one] * 3) for one in tensors]
+    try:
+        with torch.no_grad():
+            found = flat(*many)
+    except Exception:
+        return None
+    size = tensors[0].shape[0]
+    whole = all(a.dim() and b.shape[0] == size and a.shape[0] == 3 * size for a, b in zip(found, outputs, strict=True))
+    return many if whole else None

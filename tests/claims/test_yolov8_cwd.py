@@ -1,0 +1,186 @@
+"""YOLOv8 CWD at small scale: a YOLO of 0.3 million parameters on scenes of MNIST digits."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from claims import detection, lab
+from secateur.files import examples
+from secateur.files.rundir import Run
+from secateur.measure import latency
+from secateur.recipes.vision import yolov8_cwd as recipe
+from secateur.recover import slimming
+from secateur.score import magnitude, random, scales
+from secateur.subjects import onnxing
+from secateur.subjects.traced import Traced, reload_traced
+from secateur.vocabulary import Budget, Figure
+
+pytestmark = [pytest.mark.claim, pytest.mark.timeout(1200)]
+SEEDS = (0, 1, 2)
+BUDGET = "flops=50%"
+SETUP = "a YOLO of 0.31 M parameters (C2f, SPPF, neck, three scales), scenes of 1 to 4 MNIST digits on 64 x 64 pixels"
+EPOCHS = {"sparse_epochs": 3.0, "finetune_epochs": 1.5, "distil_epochs": 4.0}
+HOW = {"batch": detection.BATCH, "lr": 3e-3, "rate": 1e-2, "least": 4}
+
+
+def results(root: Path, seed: int, **options) -> Traced:
+    with Run.open(root, {}) as run:
+        made = recipe.yolov8_cwd(
+            detection.taught(),
+            detection.data()[0],
+            [Budget.parse(BUDGET)],
+            run,
+            seed=seed,
+            **{**HOW, **EPOCHS, **options},
+        )
+        (found,) = list(made)
+        return found.subject
+
+
+@functools.cache
+def stages(seed: int) -> dict[str, float]:
+    """AP50 after each stage, of the distilled detector and of one that trained as long without its teacher."""
+
+    def compute() -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            root, other = Path(folder, "run"), Path(folder, "other")
+            cut = results(root, seed, finetune_epochs=0, distil_epochs=0)
+            tuned = results(root, seed, distil_epochs=0)
+            shutil.copytree(root, other)
+            taught, alone = results(root, seed), results(other, seed, alpha=0.0)
+            taught.save(detection.CACHE / f"yolov8_cwd-{seed}")
+            sizes = {f"{name} {size}": value for name, one in (("taught", taught), ("alone", alone))
+                     for size, value in detection.sizes(one.model).items()}  # fmt: skip
+            near = json.loads((root / "work" / "scales.json").read_text())
+            return {
+                "cut": detection.ap50(cut.model), "tuned": detection.ap50(tuned.model),
+                "taught": detection.ap50(taught.model), "alone": detection.ap50(alone.model),
+                "flops": taught.flops() / detection.taught().flops(), "before": near["before"]["near_zero"],
+                "after": near["after"]["near_zero"], **sizes,
+            }  # fmt: skip
+
+    return lab.remembered(f"yolov8_cwd-{seed}", compute)
+
+
+def test_ap50_stays_within_three_points_at_half_the_flops():
+    dense = detection.ap50(detection.taught().model)
+    rows = [stages(seed) for seed in SEEDS]
+    assert all(row["flops"] <= 0.5 for row in rows)
+    lab.record(
+        "yolov8_cwd", "half", "AP50 stays within 3 points of the original at half the FLOPs",
+        all(dense - row["taught"] <= 0.03 for row in rows),
+        ("AP50, pruned and distilled", [row["taught"] for row in rows]), {"AP50, original": [dense] * 3}, lower=False,
+        setup=SETUP,
+    )  # fmt: skip
+
+
+def test_distillation_beats_fine_tuning_alone():
+    rows = [stages(seed) for seed in SEEDS]
+    lab.record(
+        "yolov8_cwd", "distillation", "channel-wise distillation beats as many epochs of fine-tuning alone",
+        all(row["taught"] > row["alone"] for row in rows),
+        ("AP50, distilled", [row["taught"] for row in rows]),
+        {"AP50, fine-tuned alone": [row["alone"] for row in rows]},
+        lower=False, setup=f"{SETUP}; {BUDGET}, same cut, same batches, same rates",
+    )  # fmt: skip
+
+
+def test_latency_falls_and_onnx_is_equal(tmp_path):
+    stages(0)
+    dense = detection.taught()
+    small = Traced(results_again(), dense.inputs)
+    images = detection.data()[1].inputs[:32]
+    dense.model.eval(), small.model.eval()
+    with torch.inference_mode():
+        times = latency.compare(lambda: dense.model(images), lambda: small.model(images), lasting=15.0)
+    onnxing.write_module(small.model, (images,), {}, tmp_path / "model.onnx")
+    speedup = times.speedup
+    lab.singly(
+        "yolov8_cwd", "latency", "measured latency falls", speedup.value > 1.0 and (speedup.low or 0) > 1.0,
+        {"speedup, batch 32": Figure(speedup.value, speedup.low, speedup.high, "x")}, seeds=[0],
+        setup=f"{SETUP}; {BUDGET}, one thread, alternating pairs; the ONNX file gives the same outputs",
+    )  # fmt: skip
+    assert speedup.value > 1.0
+
+
+@functools.cache
+def pressed(seed: int, pushed: bool) -> Traced:
+    """The detector after four epochs, with or without the penalty on scales, at a rate high enough to move them."""
+    subject, steps = detection.taught().copy(), 250
+    feed = slimming.Numbered(examples.batches(detection.data()[0], batch=detection.BATCH, seed=seed), steps)
+    objective = recipe.pressure(subject, 3e-2, "decay", 0.0) if pushed else None
+    detection.fit(subject.model, steps, lr=1e-2, seed=seed, objective=objective, batches=feed)
+    return subject
+
+
+def near_zero(subject: Traced) -> float:
+    """Share of scales below a tenth of the largest."""
+    free = scales.prunable(subject.model, subject.slices())
+    found = torch.cat([gamma.detach().abs()[inside] for gamma, inside in free])
+    return float((found < 0.1 * found.max()).float().mean())
+
+
+def test_sparsity_training_empties_scales_at_little_cost():
+    pushed, plain = ([near_zero(pressed(seed, how)) for seed in SEEDS] for how in (True, False))
+    scores, others = ([detection.ap50(pressed(seed, how).model) for seed in SEEDS] for how in (True, False))
+    cost = [other - score for score, other in zip(scores, others, strict=True)]
+    lab.record(
+        "yolov8_cwd", "sparsity", "sparsity training brings scales near zero, for at most 3 points of AP50",
+        all(a > b for a, b in zip(pushed, plain, strict=True)) and max(cost) <= 0.03,
+        ("share of scales near zero", pushed),
+        {"the same training without the penalty": plain, "AP50 that it costs": cost},
+        lower=False, against=["the same training without the penalty"], setup=f"{SETUP}; 250 steps",
+    )  # fmt: skip
+
+
+def test_scales_after_sparsity_training_rank_best_before_fine_tuning():
+    rows: dict[str, list[float]] = {}
+    for seed in SEEDS:
+        for name, how, score in (
+            ("scales after sparsity training", True, None),
+            ("scales without it", False, None),
+            ("L1 norms", False, "l1"),
+            ("random channels", False, "random"),
+        ):
+            subject, budget = pressed(seed, how), Budget.parse("channels=80%")
+            units = subject.units()
+            if score is None:
+                selection = recipe.halve(subject, budget, "local", 4, 1)[2]
+            else:
+                given = magnitude.coupled(subject.slices(), p=1) if score == "l1" else random.scores(units, seed)
+                selection = recipe.select(units, given, budget, "local", 4)
+            student, _ = subject.cut(selection)
+            rows.setdefault(name, []).append(detection.ap50(student.model))
+    ours = rows.pop("scales after sparsity training")
+    lab.record(
+        "yolov8_cwd", "ranking", "scales after sparsity training rank channels best: AP50 right after the cut",
+        all(lab.less(row, ours) for row in rows.values()), ("scales after sparsity training", ours), rows, lower=False,
+        setup=f"{SETUP}; 80 % of every layer's channels stay, nothing is trained after the cut",
+    )  # fmt: skip
+
+
+def test_half_of_every_layer_is_a_quarter_of_the_parameters():
+    with tempfile.TemporaryDirectory() as folder, Run.open(folder, {}) as run:
+        made = recipe.yolov8_cwd(
+            detection.taught(), detection.data()[0], [Budget.parse("channels=50%")], run, least=1, dry_run=True
+        )
+        (found,) = list(made)
+    fewer = 1 - found.cut.after["params"] / found.cut.before["params"]
+    lab.singly(
+        "yolov8_cwd", "quarter", "half of every layer's channels is 70 to 77 % of the parameters",
+        0.70 <= fewer <= 0.77,
+        {"fewer parameters": Figure(fewer)}, setup=SETUP,
+    )  # fmt: skip
+    assert 0.70 <= fewer <= 0.77
+
+
+def results_again() -> torch.nn.Module:
+    dense = detection.taught()
+    return reload_traced(detection.CACHE / "yolov8_cwd-0", dense.model, dense.inputs.fresh()[0][0]).model

@@ -1,0 +1,156 @@
+"""YOLOv8 CWD on a detector of 20 thousand parameters and images of squares."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import yolo
+from secateur.errors import InfeasibleError, InputError
+from secateur.files.rundir import Run
+from secateur.recipes.vision.yolov8_cwd import histogram, steps, yolov8_cwd
+from secateur.subjects import detectors
+from secateur.vocabulary import Budget, Selection
+
+DATA = yolo.squares(16)
+QUICK = {"batch": 8, "least": 2, "sparse_epochs": 1, "finetune_epochs": 1, "distil_epochs": 1}
+
+
+def subject():
+    return detectors.opened(yolo.tiny(), DATA.inputs[:1])
+
+
+def results(root, budgets=("channels=50%",), start=None, **options):
+    with Run.open(root, {}) as run:
+        return list(
+            yolov8_cwd(start or subject(), DATA, [Budget.parse(b) for b in budgets], run, **{**QUICK, **options})
+        )
+
+
+def test_every_layer_keeps_its_half(tmp_path):
+    dense = subject()
+    (found,) = results(tmp_path, start=dense, dry_run=True)
+    units = dense.units()
+    assert set(found.cut.removed) == set(units), "every layer was cut"
+    for site, (gone, count) in found.cut.removed.items():
+        assert count - gone == count - count // 2, site
+    assert found.cut.after["params"] == found.predicted["params"]
+    assert found.predicted["channels"] == 0.5 * units.cost()["channels"]
+    assert not found.recovery
+    boxes, logits = found.subject.model.predictions(DATA.inputs)
+    assert boxes.shape[-1] == 4
+    assert logits.shape[-1] == 2, "the heads' outputs stay"
+
+
+def test_both_halves_of_a_split_and_members_of_a_shortcut_stay_valid(tmp_path):
+    (found,) = results(tmp_path, dry_run=True)
+    for name, block in found.subject.model.named_modules():
+        if not isinstance(block, yolo.C2f):
+            continue
+        half, rest = divmod(block.cv1.conv.out_channels, 2)
+        assert rest == 0
+        inner = block.m[0]
+        assert inner.cv1.conv.in_channels == half, name
+        if inner.add:
+            assert inner.cv2.conv.out_channels == half, "a shortcut's members have one mask"
+        assert block.cv2.conv.in_channels == 2 * half + inner.cv2.conv.out_channels
+    pool = found.subject.model.stage5[2]
+    assert pool.cv2.conv.in_channels == 4 * pool.cv1.conv.out_channels
+
+
+def test_the_smallest_scales_go(tmp_path):
+    dense = subject()
+    (found,) = results(tmp_path, start=dense, dry_run=True)
+    gamma = dense.model.stem.bn.weight.detach().abs()
+    kept = json.loads((tmp_path / "work" / "keep-channels=50%.json").read_text())["stem.conv.channels"]
+    assert kept == sorted(gamma.topk(2).indices.tolist())
+    assert torch.equal(found.subject.model.stem.bn.weight, dense.model.stem.bn.weight[kept])
+
+
+def test_cut_equals_masked_where_removed_biases_are_zero(tmp_path):
+    dense = subject()
+    keep = {name: np.arange(site.count) % 2 == 0 for name, site in dense.units().sites.items()}
+    slices = dense.slices()
+    for name, module in dense.model.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for site, parts in slices.items():
+                for weight, _, unit in parts:
+                    if weight is module.weight:
+                        gone = (unit >= 0) & ~torch.from_numpy(keep[site])[unit.clamp(min=0)]
+                        with torch.no_grad():
+                            module.weight[gone] = 0
+                            module.bias[gone] = 0
+            assert name
+    small, _ = dense.cut(Selection(keep))
+    with torch.no_grad():
+        for ours, theirs in zip(small.model.eval()(DATA.inputs), dense.model.eval()(DATA.inputs), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_nothing_to_take_gives_identical_outputs():
+    dense = subject()
+    keep = {name: np.ones(site.count, bool) for name, site in dense.units().sites.items()}
+    same, cut = dense.cut(Selection(keep))
+    assert cut.is_noop
+    assert all(torch.equal(a, b) for a, b in zip(same.forward(), dense.forward(), strict=True))
+
+
+def test_all_stages_run_and_resume(tmp_path):
+    dense = subject()
+    before = copy.deepcopy(dense.model.state_dict())
+    first = results(tmp_path / "a", ("channels=50%", "params=60%"), start=dense)
+    assert all(torch.equal(before[key], value) for key, value in dense.model.state_dict().items())
+    assert [found.name for found in first] == ["channels=50%", "params=60%"]
+    assert first[1].predicted["params"] <= 0.6 * dense.units().cost()["params"]
+    assert all(found.recovery.steps == 6 for found in first)
+    assert all("convs" not in name for name, _ in first[0].subject.model.named_parameters())
+    again = results(tmp_path / "a", ("channels=50%", "params=60%"))
+    fresh = results(tmp_path / "b", ("channels=50%", "params=60%"))
+    for one, two, three in zip(first, again, fresh, strict=True):
+        for key, value in one.subject.model.state_dict().items():
+            assert torch.equal(value, two.subject.model.state_dict()[key])
+            assert torch.equal(value, three.subject.model.state_dict()[key])
+    written = {path.name for path in (tmp_path / "a" / "work").iterdir()}
+    assert {"scales.json", "sparse", "keep-channels=50%.json", "alpha-channels=50%.json"} <= written
+
+
+def test_pressure_empties_scales(tmp_path):
+    dense = subject()
+    results(
+        tmp_path,
+        start=dense,
+        sparse_epochs=15,
+        rate=1.0,
+        lr=0.02,
+        finetune_epochs=0,
+        distil_epochs=0,
+        schedule="constant",
+    )
+    found = json.loads((tmp_path / "work" / "scales.json").read_text())
+    assert found["before"] == histogram(dense)
+    assert found["after"]["near_zero"] > found["before"]["near_zero"] + 0.05
+
+
+def test_widths_of_eight_a_global_baseline_and_a_reach(tmp_path):
+    wide = detectors.opened(yolo.Yolo(2, (16, 32, 32, 32, 32)), DATA.inputs[:1])
+    (found,) = results(tmp_path / "a", start=wide, multiple=8, least=8, dry_run=True)
+    convs = [m for m in found.subject.model.modules() if isinstance(m, yolo.Conv)]
+    assert all(m.conv.out_channels % 8 == 0 for m in convs)
+    (found,) = results(tmp_path / "b", start=wide, least=4, scope="global", dry_run=True)
+    assert min(count - gone for gone, count in found.cut.removed.values()) >= 4
+    assert found.predicted["channels"] <= 0.5 * wide.units().cost()["channels"]
+    with pytest.raises(InfeasibleError, match="channels can go down to"):
+        results(tmp_path / "c", ("channels=5%",), start=wide, least=8, dry_run=True)
+    with pytest.raises(InputError, match="epochs=-1"):
+        steps(4, -1)
+
+
+def test_small_boxes_and_other_layers(tmp_path):
+    (found,) = results(tmp_path, focus=True, layers=["up4", "down5"], weights=[2.0], alpha=0.1, bias_rate=1e-3)
+    assert found.recovery.steps == 6
+    with pytest.raises(InputError, match="'nose'"):
+        results(tmp_path / "b", layers=["nose"])

@@ -1,0 +1,127 @@
+"""Detectors of three makes behind four names: own ones, torchvision's, and Ultralytics' where it is installed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import yolo
+from secateur.errors import InputError, UnsupportedError
+from secateur.score import magnitude
+from secateur.select import ranking
+from secateur.subjects import detectors
+from secateur.subjects.detectors import Detector, Torchvision
+
+BATCH = {
+    "inputs": torch.rand(2, 3, 96, 96),
+    "targets": [
+        {"boxes": torch.tensor([[8.0, 8, 40, 56]]), "labels": torch.tensor([0])},
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)},
+    ],
+}
+
+
+def build(name: str) -> nn.Module:
+    models = pytest.importorskip("torchvision.models.detection")
+    torch.manual_seed(0)
+    plain = {"weights": None, "weights_backbone": None, "num_classes": 4}
+    if name == "ssdlite320_mobilenet_v3_large":
+        return models.ssdlite320_mobilenet_v3_large(**plain)
+    from torchvision.models import resnet18
+    from torchvision.models.detection.backbone_utils import BackboneWithFPN
+
+    if name == "fasterrcnn_mobilenet_v3_large_320_fpn":
+        return models.fasterrcnn_mobilenet_v3_large_320_fpn(**plain, min_size=96, max_size=96)
+    layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
+    backbone = BackboneWithFPN(resnet18(weights=None), layers, [128, 256, 512], 32)
+    generator = models.anchor_utils.AnchorGenerator(tuple((size,) for size in (16, 32, 64, 128)), ((1.0,),) * 4)
+    return getattr(models, name)(backbone, 4, min_size=96, max_size=96, anchor_generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("ssdlite320_mobilenet_v3_large", 1), ("fasterrcnn_mobilenet_v3_large_320_fpn", 1), ("RetinaNet", 0), ("FCOS", 0)],
+)
+def test_torchvision_detectors_are_traced_cut_and_trained(name, first):
+    net = build(name)
+    before = copy.deepcopy(net.state_dict())
+    subject = detectors.opened(net, BATCH["inputs"][:1])
+    assert subject.model.first == first
+    small, cut = subject.cut(
+        ranking.by_budget(subject.units(), magnitude.coupled(subject.slices()), "channels=50%", scope="local")
+    )
+    assert cut.after["params"] < 0.5 * cut.before["params"]
+    assert small.error <= 1e-5
+    model = small.model
+    assert isinstance(model, Detector)
+    means = {key: value.clone() for key, value in model.named_buffers() if "running" in key}
+    quiet = model.eval().loss(BATCH)
+    assert not model.training
+    assert all(torch.equal(means[key], value) for key, value in model.named_buffers() if "running" in key)
+    model.train().loss(BATCH).backward()
+    assert torch.isfinite(quiet)
+    assert sum(float(p.grad.abs().sum()) for p in model.parameters() if p.grad is not None) > 0
+    found = model.detect(BATCH["inputs"])
+    assert model.training, "asking for detections leaves the mode as it was"
+    assert len(found) == 2
+    assert all(0 <= label < 4 for one in found for label in one["labels"].tolist())
+    assert all(one.dim() == 4 and len(one) == 2 for one in model.features(BATCH["inputs"]))
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_the_loss_and_the_detections_are_the_models_own():
+    net = build("ssdlite320_mobilenet_v3_large")
+    wrapped = detectors.adapt(net)
+    assert isinstance(wrapped, Torchvision)
+    wrapped.train()
+    targets = [{"boxes": one["boxes"], "labels": one["labels"] + 1} for one in BATCH["targets"]]
+    state = copy.deepcopy(net.state_dict())
+    wanted = sum(net(list(BATCH["inputs"]), targets).values())
+    net.load_state_dict(state)
+    assert wrapped.loss(BATCH).item() == pytest.approx(wanted.item(), rel=1e-5)
+    net.eval()
+    with torch.no_grad():
+        theirs = net(list(BATCH["inputs"]))
+    ours = wrapped.detect(BATCH["inputs"])
+    for one, other in zip(ours, theirs, strict=True):
+        kept = other["labels"] > 0
+        assert torch.equal(one["boxes"], other["boxes"][kept])
+        assert torch.equal(one["labels"], other["labels"][kept] - 1)
+
+
+def test_a_module_with_the_four_names_is_a_detector():
+    net = yolo.tiny()
+    assert detectors.adapt(net) is net
+    subject = detectors.opened(net, torch.rand(1, 3, 64, 64))
+    assert detectors.opened(subject) is subject
+    with pytest.raises(UnsupportedError, match="features"):
+        detectors.adapt(nn.Linear(2, 2))
+    with pytest.raises(InputError, match="images"):
+        detectors.opened(net)
+
+
+def test_regions_are_the_image_and_its_quarters():
+    found = detectors.regions(8, 4)
+    assert found[0].tolist() == [0, 0, 4, 8]
+    area = (found[:, 2:] - found[:, :2]).prod(1)
+    assert area[1:].sum() == area[0]
+
+
+def test_ultralytics_models_are_traced_cut_and_trained():
+    tasks = pytest.importorskip("ultralytics.nn.tasks")
+    torch.manual_seed(0)
+    net = tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False)
+    subject = detectors.opened(net, BATCH["inputs"][:1])
+    small, cut = subject.cut(
+        ranking.by_budget(subject.units(), magnitude.coupled(subject.slices()), "channels=50%", scope="local")
+    )
+    assert cut.after["params"] < 0.4 * cut.before["params"]
+    model = small.model
+    model.train().loss(BATCH).backward()
+    assert len(model.features(BATCH["inputs"])) == 3
+    assert len(model.eval().detect(BATCH["inputs"])) == 2
+    made = detectors.trainer(model)
+    assert made.get_model(None, cfg="yolov8n.yaml") is model.detector, "what is trained is the cut module itself"
