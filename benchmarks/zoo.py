@@ -551,13 +551,16 @@ def summary(rows: list[dict[str, Any]], about: str) -> list[str]:
 
 
 def main() -> None:
+    global LIMIT
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="of networks, or beginnings of names; all if none")
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch; as many as cores if not given"
     )
     parser.add_argument("--only", choices=list(TOOLS), help="one of the two tools; writes nothing")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="seconds that one step may take")
     options = parser.parse_args()
+    LIMIT = options.limit
     tools = [options.only] if options.only else list(TOOLS)
     if "torch_pruning" in tools:
         install()
