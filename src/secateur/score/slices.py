@@ -28,8 +28,8 @@ def total(slices: Slices, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor
             for weight, dim, unit in parts:
                 key = (id(weight), dim)
                 if key not in rows:
-                    others = [other for other in range(weight.dim()) if other != dim]
-                    found = value(weight)
+                    found = value(weight).reshape(weight.shape or (1,))
+                    others = [other for other in range(found.dim()) if other != dim]
                     rows[key] = (found.sum(others) if others else found).cpu().double()
                 inside = unit >= 0
                 result[site].index_add_(0, unit[inside], rows[key][inside])

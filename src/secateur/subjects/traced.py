@@ -537,7 +537,7 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
     subject = Traced(model, Example.of(example_inputs))
     if protect:
         subject.protect(protect)
-    subject.units()
+    _something(subject)
     while prove and subject.coupling.sites:
         keep = {}
         for name, site in subject.coupling.sites.items():
@@ -548,8 +548,14 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
             break
         except CutError as error:
             subject.without(error.fault, selection)
-    subject.units()
+    _something(subject)
     return subject
+
+
+def _something(subject: Traced) -> None:
+    """Raise `UnsupportedError` where neither a channel nor a segment can go."""
+    if subject.coupling.sites or not subject.graph.removable:
+        subject.units()
 
 
 def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> Traced:
