@@ -21,8 +21,8 @@ def total(slices: Slices, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor
     """
 
     def row(weight: Tensor, dim: int) -> Tensor:
-        others = [other for other in range(weight.dim()) if other != dim]
-        found = value(weight)
+        found = value(weight).reshape(weight.shape or (1,))
+        others = [other for other in range(found.dim()) if other != dim]
         return (found.sum(others) if others else found).cpu().double()
 
     return gathered(slices, row)

@@ -627,7 +627,7 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
     _check_branches(subject)
     if protect:
         subject.protect(protect)
-    subject.units()
+    _something(subject)
     while prove and subject.coupling.sites:
         keep = {}
         for name, site in subject.coupling.sites.items():
@@ -639,8 +639,14 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
         except CutError as error:
             subject.without(error.fault, selection)
     if prove:
-        subject.units()
+        _something(subject)
     return subject
+
+
+def _something(subject: Traced) -> None:
+    """Raise `UnsupportedError` where neither a channel nor a segment can go."""
+    if subject.coupling.sites or not subject.graph.removable:
+        subject.units()
 
 
 def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> Traced:
