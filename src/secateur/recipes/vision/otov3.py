@@ -24,7 +24,7 @@ from secateur.recover.sparsify import GroupSparse
 from secateur.score import gradient, magnitude
 from secateur.select import ranking
 from secateur.subjects.recording import leaves
-from secateur.subjects.segments import SITE, Graph
+from secateur.subjects.segments import SITE, Segments
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Units
 
@@ -246,7 +246,7 @@ class Task:
         return {site: ~torch.as_tensor(keep[site]).bool() for site in self.slices}
 
 
-def erase(graph: Graph, scores: Tensor, count: int, budget: Budget, *, hierarchical: bool = True) -> Tensor:
+def erase(graph: Segments, scores: Tensor, count: int, budget: Budget, *, hierarchical: bool = True) -> Tensor:
     """Booleans [segments], what stays: the `count` segments with the lowest scores go, as far as the network holds.
 
     Walks from the lowest score on, tentatively erases a segment with all that gets no input any more, and passes it
