@@ -188,6 +188,30 @@ def test_what_a_fast_path_needs_is_not_taken_away():
 
 def test_a_plan_of_another_network_is_refused():
     with pytest.raises(ModelError, match=r"layers\.0"):
-        shrink(nn.Linear(2, 2), Plan(erased=(("layers.0", "*", True),)))
-    assert Plan.from_dict(Plan(erased=(("a", ["*", None], False),)).to_dict()).erased == (("a", ["*", None], False),)
-    assert Plan.from_dict({"tensors": {}, "attributes": []}).erased == ()
+        shrink(nn.Linear(2, 2), Plan(absent=(("layers.0", "*"),)))
+
+
+def test_what_returns_an_object_of_its_own_stays():
+    class Output:
+        def __init__(self, value):
+            self.value = value
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return Output(self.a(x))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.inner, self.head = nn.Linear(4, 6), Inner(), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(x + self.inner(x).value)
+
+    with pytest.raises(UnsupportedError, match="inner returns what can't be imitated"):
+        Branches(open_traced(Net(), torch.randn(2, 4)))
