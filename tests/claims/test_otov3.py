@@ -469,6 +469,13 @@ def test_dhspg_reaches_its_target_and_without_the_projection_nothing_is_zero():
     )
 
 
+PROXIMAL = (
+    "on the VGG proximal steps bring more to zero, 40 % of the groups against 35 %: they shrink every group from "
+    "the start, and stop at the target only here, as DHSPG does"
+)
+
+
+@pytest.mark.xfail(strict=True, reason=PROXIMAL)
 def test_proximal_steps_give_fewer_zeros_at_the_same_lambda():
     shares = {
         f"{kind}, lambda {p}": [zeros(f"{kind}, lambda {p}", seed) for seed in SEEDS]
@@ -490,7 +497,7 @@ def test_proximal_steps_give_fewer_zeros_at_the_same_lambda():
         lower=False,
         against=["proximal"],
         setup=f"digits, small VGG, {EPOCHS} epochs, target 50 %, lambdas {SWEEP}; both stop at the target",
-        reason="on this net the proximal steps bring as many to zero",
+        reason=PROXIMAL,
         seeds=SEEDS,
     )
 
