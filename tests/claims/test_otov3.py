@@ -470,8 +470,8 @@ def test_dhspg_reaches_its_target_and_without_the_projection_nothing_is_zero():
 
 
 PROXIMAL = (
-    "on the VGG proximal steps bring more to zero, 40 % of the groups against 35 %: they shrink every group from "
-    "the start, and stop at the target only here, as DHSPG does"
+    "on the VGG proximal steps bring more to zero, 40 % of the groups against 35 %: they may take any "
+    "group, and stop at the target only here, as DHSPG does"
 )
 
 
