@@ -179,11 +179,17 @@ def test_a_branch_whose_inside_is_used_elsewhere_stays():
         Branches(open_traced(Used(), torch.randn(2, 4)))
 
 
-def test_what_a_fast_path_needs_is_not_taken_away():
-    """PyTorch's own encoder layer reads weights of its linears when it is run for inference."""
+def test_an_encoder_layer_whose_fast_path_asks_for_weights_that_went():
+    """PyTorch's own encoder layer reads weights and settings of its parts when it is run for inference."""
+    torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    with pytest.raises(UnsupportedError, match="can't be left out"):
-        Branches(open_traced(nn.Sequential(nn.Linear(5, 8), layer, nn.Linear(8, 3)), torch.randn(2, 4, 5)))
+    first, last, x = nn.Linear(5, 8), nn.Linear(8, 3), torch.randn(2, 4, 5)
+    branches = Branches(open_traced(nn.Sequential(first, layer, last).eval(), x))
+    assert [one.modules for one in branches] == [("1.self_attn",), ("1.linear1", "1.linear2")]
+    small, _ = branches.cut(Selection({"branches": np.zeros(2, bool)}))
+    with torch.inference_mode():
+        expected = last(layer.norm2(layer.norm1(first(x))))
+        assert torch.allclose(small.model.eval()(x), expected, atol=1e-6)
 
 
 def test_a_plan_of_another_network_is_refused():
