@@ -90,10 +90,10 @@ def test_a_network_is_cut_measured_saved_and_loads_without_secateur(place):
     code = (
         "import sys; sys.modules['secateur'] = None; import torch\n"
         f"model = torch.export.load({str(out / 'model.pt2')!r}).module()\n"
-        "print(tuple(model(torch.zeros(1, 1, 8, 8)).shape))"
+        "print(tuple(model(torch.zeros(5, 1, 8, 8)).shape), tuple(model(torch.zeros(1, 1, 8, 8)).shape))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "(1, 3)"
+    assert shown.stdout.strip() == "(5, 3) (1, 3)"
 
 
 def test_a_recipe_on_networks_never_sees_what_is_held_out(place):

@@ -125,7 +125,7 @@ def test_a_saved_program_becomes_an_onnx_file_from_the_command_line(
     small.save(tmp_path / "saved", program=True)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["export", "saved", "--to", "onnx"]) == 0
-    assert "shapes of the example" in capsys.readouterr().out
+    assert "shapes of the example" not in capsys.readouterr().out  # any batch
     (tmp_path / "saved" / "onnx" / "model.onnx").rename(tmp_path / "small.onnx")
     (x,) = small.inputs.args
     np.savez(tmp_path / "given.npz", in_x=x.numpy(), out_0=small.forward().numpy())

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from secateur.errors import MissingExtraError, ModelError, NumericalError, UnsupportedError
 from secateur.subjects.recording import leaves
 
-__all__ = ["TOLERANCE", "check", "need", "saved", "write", "write_module", "write_program"]
+__all__ = ["TOLERANCE", "check", "need", "program", "saved", "write", "write_module", "write_program"]
 
 TOLERANCE = 1e-4
 """Largest difference to PyTorch, relative to the largest output or 1."""
@@ -124,6 +124,27 @@ def write_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return (_ONE_SHAPE,)
 
 
+def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
+    """A torch.export program of a module in evaluation mode, for a batch of any size where the module lets it."""
+    flat = _Flat(model, args, kwargs).eval()
+    with torch.no_grad():
+        many = _several(flat, flat.tensors, flat(*flat.tensors))
+    if many is not None:
+        rest = iter(many)
+        larger = [next(rest) if isinstance(one, Tensor) else one for one in flat.parts]
+        wide, named = tree_unflatten(larger, flat.form)
+        try:
+            given = inspect.signature(model.forward).bind(*wide, **named).arguments
+            free = tree_map_only(Tensor, lambda _: {0: torch.export.Dim.DYNAMIC}, dict(given))
+            found = torch.export.export(model, wide, named, dynamic_shapes=free, strict=False)
+            with torch.no_grad():
+                found.module()(*args, **kwargs)
+            return found
+        except Exception:  # noqa: S110 - it holds for one size only: try that
+            pass
+    return torch.export.export(model, args, dict(kwargs), strict=False)
+
+
 def write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
     """Export a torch.export program, with the inputs it was made with, and check it; returns notes."""
     need()
@@ -133,8 +154,10 @@ def write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
     with torch.no_grad():
         outputs = flat(*flat.tensors)
     write(program, path, input_names=names, output_names=_outputs(len(outputs)))
-    _check_module(path, flat, names, [flat.tensors])
-    return (_ONE_SHAPE,)
+    free = bool(program.range_constraints)
+    calls = [flat.tensors, [torch.cat([one] * 2) for one in flat.tensors]] if free else [flat.tensors]
+    _check_module(path, flat, names, calls)
+    return () if free else (_ONE_SHAPE,)
 
 
 def saved(folder: str | Path) -> ExportedProgram:

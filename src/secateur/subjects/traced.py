@@ -548,7 +548,7 @@ class Traced:
     def save(self, folder: str | Path, *, program: bool = False) -> None:
         """Weights (safetensors) and what was cut (JSON), for `reload_traced`; with `program`, a torch.export program.
 
-        Each file is written whole or not at all.
+        The program takes a batch of any size where the network lets it, else that of the example inputs. Each file is written whole or not at all.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -562,7 +562,7 @@ class Traced:
         _write(folder / _PLAN, lambda place: Path(place).write_text(json.dumps(data), encoding="utf-8"))
         if program:
             args, kwargs = self.inputs.fresh()
-            exported = torch.export.export(twin(self.model, share=True).eval(), args, kwargs, strict=False)
+            exported = onnxing.program(twin(self.model, share=True).eval(), args, kwargs)
             _write(folder / "model.pt2", lambda place: torch.export.save(exported, place))
 
     def export_onnx(self, file: str | Path) -> tuple[str, ...]:
