@@ -338,18 +338,27 @@ def _cut(removed: Mapping[str, tuple[int, int]]) -> str:
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A model folder or Hub id.")],
+    model: Annotated[str, typer.Argument(help="A model folder or Hub id, or file.py:function for any network.")],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     batch: Annotated[int, typer.Option(help="Sequences, for FLOPs and the KV cache.")] = 1,
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    shape: Annotated[str | None, typer.Option("--input", help="Shape of a network's input, 1x3x224x224 say.")] = None,
+    budget: Annotated[str | None, typer.Option(help="What may stay of a network, channels=50% say.")] = None,
+    multiple: Annotated[int | None, typer.Option(help="A network's kept channels are multiples of this.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw a network, and what would go: an .svg or .html.")] = None,
 ) -> None:
     """What could go in a model, and what that would save."""
     from secateur import running
     from secateur.measure import display, evidence
 
-    found = running.inspect(model, batch=batch, length=length)
+    given = {"inputs": shape, "budget": budget, "multiple": multiple, "picture": picture}
+    asked = {name: value for name, value in given.items() if value is not None}
+    found = running.inspect(model, batch=batch, length=length, **asked)
     if as_json:
         print(json.dumps(found, indent=1))
+        return
+    if found["kind"] == "network":
+        _print_network(found, picture)
         return
     costs = found["cost"]
     rows = [["Units", "Sites", "Count", *(display.measure(name).label for name in costs)]]
@@ -360,6 +369,32 @@ def inspect(
     _console().print(
         evidence.rich_table(rows, title=f"{found['model']} ({found['kind']}): what all units of a kind cost")
     )
+
+
+def _print_network(found: Mapping[str, Any], picture: Path | None) -> None:
+    """Sites with their members and shares, what stays and why, and the costs."""
+    from secateur.measure import display, evidence
+
+    kept, after = found.get("kept", {}), found.get("after")
+    rows = [["Site", "Units", "Channels each", *(["Kept"] if after else []), "Params"]]
+    for site in found["sites"]:
+        stay = [str(kept.get(site["name"], site["units"]))] if after else []
+        share = f"{site['share'].get('params', 0.0):.1%}"
+        rows.append([site["name"], str(site["units"]), str(site["width"]), *stay, share])
+    title = f"{found['model']}: what goes together" + (f", at {found['budget']}" if after else "")
+    console = _console()
+    console.print(evidence.rich_table(rows, title=title))
+    for site in found["sites"]:
+        members = ", ".join(site["members"])
+        console.print(f"{site['name']}: {members}", highlight=False, markup=False)
+    for row in found["stays"]:
+        more = f" and {len(row['axes']) - 4} more" if len(row["axes"]) > 4 else ""
+        console.print(f"stays: {', '.join(row['axes'][:4])}{more}: {row['reason']}", highlight=False, markup=False)
+    for name, cost in found["cost"].items():
+        number = display.number(name, cost) + (f" -> {display.number(name, after[name])}" if after else "")
+        console.print(f"{display.measure(name).label}: {number}", highlight=False, markup=False)
+    if picture is not None:
+        console.print(f"picture: {picture}", highlight=False, markup=False)
 
 
 def measure(

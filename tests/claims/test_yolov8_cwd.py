@@ -16,7 +16,7 @@ from secateur.files import examples
 from secateur.files.rundir import Run
 from secateur.measure import latency
 from secateur.recipes.vision import yolov8_cwd as recipe
-from secateur.recover import sparsify
+from secateur.recover import slimming
 from secateur.score import magnitude, random, scales
 from secateur.subjects import onnxing
 from secateur.subjects.traced import Traced, reload_traced
@@ -114,7 +114,7 @@ def test_latency_falls_and_onnx_is_equal(tmp_path):
 def pressed(seed: int, pushed: bool) -> Traced:
     """The detector after four epochs, with or without the penalty on scales, at a rate high enough to move them."""
     subject, steps = detection.taught().copy(), 250
-    feed = sparsify.Numbered(examples.batches(detection.data()[0], batch=detection.BATCH, seed=seed), steps)
+    feed = slimming.Numbered(examples.batches(detection.data()[0], batch=detection.BATCH, seed=seed), steps)
     objective = recipe.pressure(subject, 3e-2, "decay", 0.0) if pushed else None
     detection.fit(subject.model, steps, lr=1e-2, seed=seed, objective=objective, batches=feed)
     return subject
@@ -175,7 +175,8 @@ def test_half_of_every_layer_is_a_quarter_of_the_parameters():
     fewer = 1 - found.cut.after["params"] / found.cut.before["params"]
     lab.singly(
         "yolov8_cwd", "quarter", "half of every layer's channels is 70 to 77 % of the parameters",
-        0.70 <= fewer <= 0.77, {"fewer parameters": Figure(fewer)}, setup=SETUP,
+        0.70 <= fewer <= 0.77,
+        {"fewer parameters": Figure(fewer)}, setup=SETUP,
     )  # fmt: skip
     assert 0.70 <= fewer <= 0.77
 

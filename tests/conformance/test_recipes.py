@@ -1,17 +1,23 @@
-"""Every recipe obeys the laws of `secateur.conformance` on a toy."""
+"""Every recipe obeys the laws of `secateur.conformance` on a toy: a language model, a classifier or a detector."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 import tiny
+import yolo
+from claims import vision
+from recipes.vision import nets
 from secateur import conformance, recipes
 from secateur.files import texts
 from secateur.measure.quality import perplexity
-from secateur.subjects import Transformer, open_subject
+from secateur.running import network, trades
+from secateur.subjects import Traced, Transformer, detectors, open_subject, open_traced
 
 # Recipe -> the toy: kind of model, budget, and options that make it quick. Others run as they are on the default.
 DEFAULT = ("llama", "params=75%", {})
@@ -31,7 +37,52 @@ def decoder() -> PreTrainedModel:
     return tiny.taught(tiny.model("llama"))
 
 
-@pytest.mark.parametrize("name", recipes.cards())
+# The same for recipes on networks: kind of network, budget, options.
+DEFAULT_NETWORK = ("classifier", "channels=60%", {"epochs": 6, "batch": 24})
+NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "rethinking_pruning_value": ("classifier", "channels=60%", {"epochs": 4, "batch": 24, "scratch": "E"}),
+    "yolov4_group_sad": (
+        "detector",
+        "channels=60%",
+        {"batch": 8, "layer_keep": 0.0, "least": 2, "sparse_epochs": 4, "finetune_epochs": 8, "distil_epochs": 8},
+    ),
+    "yolov8_cwd": (
+        "detector",
+        "channels=60%",
+        {"batch": 8, "least": 2, "sparse_epochs": 4, "finetune_epochs": 8, "distil_epochs": 8},
+    ),
+}
+ON_NETWORKS = [name for name in recipes.cards() if trades.of_recipe(recipes.find(name)) is network]
+
+
+@pytest.mark.parametrize("name", ON_NETWORKS)
+def test_recipes_on_networks(name: str) -> None:
+    kind, budget, options = NETWORKS.get(name, DEFAULT_NETWORK)
+    if kind == "classifier":
+        data, held_out = nets.data(240), nets.data(200, seed=5)
+        model = nets.vgg()
+        vision.fit(model, data, epochs=12, batch=24)
+        subject = open_traced(model, data.inputs[:2])
+
+        def quality(one: Traced) -> float:
+            return vision.accuracy(one.model, held_out)
+    else:
+        data, held_out = yolo.squares(32), yolo.squares(32, seed=5)
+        subject = detectors.opened(yolo.tiny(), data.inputs[:1])
+
+        def quality(one: Traced) -> float:
+            with torch.no_grad():
+                return -float(one.model.eval().loss(held_out.batch()))
+
+    def output(one: Traced) -> torch.Tensor:
+        found = one.forward(data.inputs[:8])
+        return torch.cat([part.detach().flatten() for part in tree_leaves(found)])
+
+    laws = conformance.check_recipe(name, subject, data, budget, options=options, quality=quality, output=output)
+    assert set(laws) == LAWS
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.cards() if name not in ON_NETWORKS])
 def test_recipes(name: str, decoder: PreTrainedModel) -> None:
     kind, budget, options = TOYS.get(name, DEFAULT)
     quality = None

@@ -26,3 +26,9 @@ def test_a_function_of_a_file_and_of_a_module(tmp_path):
 def test_what_is_not_there_is_named(name, message):
     with pytest.raises(InputError, match=message):
         plugins.function(name)
+
+
+def test_a_file_that_fails_is_refused_with_its_error(tmp_path):
+    (tmp_path / "broken.py").write_text("def build(:\n")
+    with pytest.raises(InputError, match=r"broken.py can't be run: SyntaxError"):
+        plugins.function(f"{tmp_path}/broken.py:build")

@@ -110,3 +110,39 @@ def test_kv_cache_reads_the_older_tuples_and_name(batch):
             return type("Output", (), {"past_key_values": ((keys, keys + 1),)})()
 
     assert size.kv_cache_bytes(Old(), batch) == 2 * 24 * 4
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.b, self.up = nn.Conv2d(8, 4, 1, bias=False), nn.ConvTranspose2d(4, 2, 2, stride=2)
+        self.head = nn.Linear(2, 5)
+
+    def forward(self, x):
+        x = torch.nn.functional.max_pool2d(torch.relu(self.bn(self.a(x))), 2)
+        return self.head(self.up(self.b(x)).mean((2, 3)))
+
+
+def test_every_flop_is_counted_as_the_paper_counts():
+    model, x = Small().eval(), torch.randn(2, 3, 6, 6)
+    expected = {
+        "a": 2 * 36 * 8 * 27 + 36 * 8,
+        "bn": 2 * 36 * 8,
+        "relu": 36 * 8,
+        "pool": 9 * 8 * 4,
+        "b": 2 * 9 * 4 * 8,
+        "up": 2 * 9 * 4 * 2 * 4 + 36 * 2,
+        "mean": 36 * 2,
+        "head": 2 * 10 + 5,
+    }
+    assert size.every_flop(lambda: model(x)) == 2 * sum(expected.values())
+    with torch.no_grad():
+        model.a.weight[:4] = 0
+    assert size.every_flop(lambda: model(x)) == 2 * sum(expected.values())
+    assert size.every_flop(lambda: model(x), sparse=True) == 2 * (sum(expected.values()) - 36 * 8 * 27)
+
+
+def test_every_flop_is_above_what_flops_counts_and_close_to_it():
+    model, x = Small().eval(), torch.randn(2, 3, 6, 6)
+    assert size.flops(lambda x: model(x), {"x": x}) < size.every_flop(lambda: model(x))

@@ -9,7 +9,7 @@ import torch
 
 import yolo
 from secateur.files import examples
-from secateur.recover import detecting, loop, maps, sparsify
+from secateur.recover import detecting, loop, maps, slimming
 from secateur.vocabulary import Recovery
 
 DATA = yolo.squares(12)
@@ -37,10 +37,10 @@ def test_micro_batches_add_up_to_one_batch():
 def test_pressure_shrinks_scales_and_no_others():
     net = yolo.tiny()
     pushed, spared = net.stage3[0].bn.weight, net.stage4[0].bn.weight
-    objective = detecting.press(net.loss, [pushed], lambda done: sparsify.rate(done, initial=0.5))
+    objective = detecting.press(net.loss, [pushed], lambda done: slimming.rate(done, initial=0.5))
     before = pushed.detach().clone(), spared.detach().clone()
     loop.train(
-        net, sparsify.Numbered(FEED, 12), objective, steps=12, lr=0.02, count=examples.count, clip=None, warmup=0
+        net, slimming.Numbered(FEED, 12), objective, steps=12, lr=0.02, count=examples.count, clip=None, warmup=0
     )
     assert (pushed.abs() < before[0].abs()).float().mean() > 0.9
     assert pushed.detach().abs().mean() < 0.8 * before[0].abs().mean()

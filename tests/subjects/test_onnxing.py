@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from secateur import cli
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
 from secateur.subjects import onnxing
 from secateur.subjects.traced import Traced, open_traced
@@ -116,12 +117,25 @@ def test_a_program_runs_without_secateur(tmp_path: Path, name: str) -> None:
     run_without_secateur(PROGRAM, tmp_path)
 
 
-def test_a_saved_program_becomes_an_onnx_file(tmp_path: Path) -> None:
+def test_a_saved_program_becomes_an_onnx_file_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("onnxruntime")
     small = halved(*nets.make("joined"))
     small.save(tmp_path / "saved", program=True)
-    program = torch.export.load(tmp_path / "saved" / "model.pt2")
-    assert onnxing.write_program(program, tmp_path / "small.onnx")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", "saved", "--to", "onnx"]) == 0
+    assert "shapes of the example" in capsys.readouterr().out
+    (tmp_path / "saved" / "onnx" / "model.onnx").rename(tmp_path / "small.onnx")
     (x,) = small.inputs.args
     np.savez(tmp_path / "given.npz", in_x=x.numpy(), out_0=small.forward().numpy())
     run_without_secateur(CODE, tmp_path)
+    assert cli.main(["export", "saved", "--to", "decilm"]) == 2
+    assert "can't hold: choose onnx" in capsys.readouterr().err
+    (tmp_path / "saved" / "model.pt2").write_bytes(b"?")
+    assert cli.main(["export", "saved", "--to", "onnx", "--out", "other"]) == 2
+    assert "damaged" in capsys.readouterr().err
+    (tmp_path / "saved" / "model.pt2").unlink()
+    assert cli.main(["export", "saved", "--to", "onnx", "--out", "other"]) == 2
+    assert "program=True" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

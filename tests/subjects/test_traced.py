@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,184 @@ def test_timm_out_of_the_box(name: str) -> None:
     model = timm.create_model(name, pretrained=False)
     _, cut = prune(model, torch.rand(1, *model.default_cfg["input_size"]))
     assert cut.after["params"] < 0.5 * cut.before["params"]
+
+
+# ------------------------------------------------------------------------------------------- what is not understood
+
+
+class Chain(nn.Module):
+    """Three linears with something between the first and the second."""
+
+    def __init__(self, kind: str = "") -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 10), nn.Linear(10, 3)
+        self.kind = kind
+
+    def forward(self, x):
+        x = BETWEEN[self.kind](self.a(x))
+        return self.c(self.b(x).relu())
+
+
+class Mirrored(torch.autograd.Function):
+    """Channels change places in code that autograd can't look into."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.flip(1) * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.flip(1) * 2
+
+
+class Outside(torch.autograd.Function):
+    """A detour through NumPy."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.from_numpy(x.numpy()[:, ::-1].copy())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.flip(1)
+
+
+@torch.library.custom_op("secateur_tests::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+BETWEEN = {
+    "": lambda x: x,
+    "function": Mirrored.apply,
+    "operator": doubled,
+    "fourier": lambda x: torch.fft.rfft(x).abs().repeat(1, 2)[:, :8],
+    "numpy": Outside.apply,
+    "nothing finite": lambda x: x / 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("operator", "doubled is not known to the analysis"),
+        ("fourier", "is Fourier-transformed"),
+        ("numpy", "leaves what is recorded"),
+    ],
+)
+def test_an_unknown_operator_keeps_what_enters_it_and_is_named(kind: str, reason: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = Chain(kind), torch.randn(4, 6)
+    small, cut = prune(model, inputs)
+    assert (small.a.out_features, small.b.in_features, small.b.out_features) == (8, 8, 5)
+    assert any(reason in note and note.startswith("stays: a.weight[0]") for note in cut.notes), cut.notes
+
+
+def test_a_function_of_its_own_is_followed_inside() -> None:
+    torch.manual_seed(0)
+    model, inputs = Chain("function"), torch.randn(4, 6)
+    small, _ = prune(model, inputs)
+    assert small.a.out_features == small.b.in_features == 4
+
+
+class Branching(nn.Module):
+    """Which linear runs depends on what the first one gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.left(x) if x.sum() > 0 else self.right(x)
+
+
+class Looping(nn.Module):
+    """How often a linear runs depends on the data; all of the network runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        for _ in range(1 + int(x.abs().max())):
+            x = self.again(x).tanh()
+        return self.last(x)
+
+
+def test_a_branch_that_the_inputs_leave_out_is_refused_and_a_loop_is_not() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(UnsupportedError, match=r"\w+\.weight takes no part .* computed in Branching: other inputs may"):
+        prune(Branching(), torch.randn(4, 6))
+    small, _ = prune(Looping(), torch.randn(4, 6))
+    assert small.again.out_features == small.again.in_features == small.first.out_features == 4
+
+
+class Shared(nn.Module):
+    """One weight makes channels inside, and the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)
+        self.head.weight = self.body.weight
+
+    def forward(self, x):
+        return self.head(self.body(self.first(x)).relu())
+
+
+def test_a_shared_weight_stays_where_one_use_of_it_must() -> None:
+    with pytest.raises(UnsupportedError, match=r"nothing of this Shared can be cut: .*reaches the output"):
+        prune(Shared(), torch.randn(2, 4))
+
+
+def quantised() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(nets.make("mlp")[0].eval(), {nn.Linear}, dtype=torch.qint8)
+
+
+def inner(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    model = nets.make("mlp")[0]
+    model[2] = wrap(model[2])
+    return model
+
+
+def spoilt(name: str, value: float) -> nn.Module:
+    model = nets.make("mlp")[0]
+    model.get_parameter(name).data.view(-1)[0] = value
+    return model
+
+
+MLP = torch.zeros(4, 6)
+REFUSED = {
+    "scripted": (lambda: torch.jit.script(nets.make("mlp")[0]), MLP, UnsupportedError, "is compiled: prune the model"),
+    "traced": (lambda: torch.jit.trace(nets.make("mlp")[0], MLP), MLP, UnsupportedError, "is compiled"),
+    "scripted inside": (lambda: inner(torch.jit.script), MLP, UnsupportedError, r"2 \(RecursiveScriptModule\) is comp"),
+    "compiled inside": (lambda: inner(torch.compile), MLP, UnsupportedError, r"2 \(OptimizedModule\) is compiled"),
+    "quantised": (quantised, MLP, UnsupportedError, r"0 \(Linear\) is quantised: prune first"),
+    "NaN": (lambda: spoilt("2.weight", float("nan")), MLP, ModelError, "2.weight holds NaN or infinity"),
+    "infinity": (lambda: spoilt("0.bias", float("inf")), MLP, ModelError, "0.bias holds NaN or infinity"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), MLP, ModelError, "0.weight has no shape yet"),
+    "meta": (lambda: nets.make("mlp")[0].to("meta"), MLP, ModelError, "0.weight has no values"),
+    "no inputs": (lambda: nets.make("mlp")[0], None, ModelError, "can't run on the example inputs in 0: TypeError"),
+    "text": (lambda: nets.make("mlp")[0], "hello", ModelError, "can't run on the example inputs in 0: TypeError"),
+    "too few": (lambda: nets.make("mlp")[0], (), ModelError, "missing 1 required positional argument"),
+    "shape": (lambda: nets.make("mlp")[0], torch.zeros(4, 5), ModelError, "can't run on the example inputs in 0"),
+    "kind": (lambda: nets.make("mlp")[0], MLP.long(), ModelError, "must have the same dtype"),
+    "device": (lambda: nets.make("mlp")[0], MLP.to("meta"), ModelError, "can't run on the example inputs"),
+    "empty": (lambda: nets.make("mlp")[0], MLP[:0], InputError, r"the example inputs are empty \(\(0, 6\)\)"),
+    "not finite": (lambda: Chain("nothing finite"), MLP + 1, UnsupportedError, "nothing of this Chain can be cut"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_are_one_line_and_leave_the_model_as_it_was(name: str) -> None:
+    torch.manual_seed(0)
+    make, inputs, error, words = REFUSED[name]
+    model = make()
+    before = {key: repr(value) for key, value in model.state_dict().items()}
+    mode = model.training
+    with pytest.raises(error, match=words) as caught:
+        prune(model, inputs)
+    assert "\n" not in str(caught.value)
+    assert {key: repr(value) for key, value in model.state_dict().items()} == before
+    assert model.training == mode

@@ -76,6 +76,15 @@ class Examples:
             targets=tuple(self.targets[index] for index in chosen.tolist()) if self.targets else (),
         )
 
+    def batch(self) -> dict[str, Any]:
+        """All of them as one batch: "inputs", and "labels" or "targets" where there are any."""
+        found: dict[str, Any] = {"inputs": self.inputs}
+        if self.labels is not None:
+            found["labels"] = self.labels
+        if self.targets:
+            found["targets"] = [dict(target) for target in self.targets]
+        return found
+
     def split(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[Examples, Examples]:
         """(train, held out): a random share, at least one example, is held out; both keep the original order.
 
@@ -273,20 +282,11 @@ class Batches(Sequence["dict[str, Any]"]):
         inputs = part.inputs
         if self.augment is not None:
             inputs = self.augment(inputs, np.random.default_rng([self.seed, epoch, place]))
-        return _batch(part, inputs)
+        return part.batch() | {"inputs": inputs}
 
     def take(self, count: int) -> list[dict[str, Any]]:
         """The first `count` batches, or one epoch if that is fewer: no example twice."""
         return self[:count]
-
-
-def _batch(part: Examples, inputs: Tensor) -> dict[str, Any]:
-    found: dict[str, Any] = {"inputs": inputs}
-    if part.labels is not None:
-        found["labels"] = part.labels
-    if part.targets:
-        found["targets"] = [dict(target) for target in part.targets]
-    return found
 
 
 def batches(data: Examples, *, batch: int, seed: int = 0, augment: Augment | None = None) -> Batches:

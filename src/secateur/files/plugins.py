@@ -16,7 +16,7 @@ __all__ = ["function"]
 def function(name: str) -> Callable[..., Any]:
     """The function `name` points to. It runs the user's own code, so only a name the user gave may come here.
 
-    Raises `InputError` when the file, the module or the function is not there.
+    Raises `InputError` when the file, the module or the function is not there, or the file fails.
     """
     where, colon, what = name.rpartition(":")
     if not colon or not where or not what:
@@ -29,7 +29,10 @@ def function(name: str) -> Callable[..., Any]:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise InputError(f"{name!r}: {where} can't be run: {type(error).__name__}: {error}") from error
     else:
         try:
             module = importlib.import_module(where)

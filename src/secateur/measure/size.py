@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import MeasurementError, UnsupportedError
 
-__all__ = ["flops", "kv_cache_bytes", "parameters", "training_flops"]
+__all__ = ["every_flop", "flops", "kv_cache_bytes", "parameters", "training_flops"]
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
@@ -53,6 +54,57 @@ def flops(model: Callable[..., Any], batch: Mapping[str, Tensor]) -> float:
     if total == 0:
         raise MeasurementError("the forward pass did no matrix product or convolution: pass the model and a real batch")
     return total
+
+
+def every_flop(call: Callable[[], Any], *, sparse: bool = False) -> float:
+    """FLOPs of `call()` with what `flops` leaves out: what networks of different widths are compared by.
+
+    Multiply and add count as two in convolutions and matrix products, their biases as one per output; batch norm two
+    per element, other norms and activations one, pooling one per element of each window. `sparse` leaves out the
+    multiplications of convolutions with weights that are exactly 0, as if each unstructured zero saved its time.
+
+    Source of the rules: the counter of arXiv 1810.05270. The caller sees to evaluation mode.
+    """
+    aten = torch.ops.aten
+
+    def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, out_val: Tensor, **_: Any) -> int:
+        # Each weight is used once for each position: of the output, or of the input of a transposed convolution.
+        places = (x if rest[3] else out_val).shape
+        used = int(torch.count_nonzero(weight)) if sparse else weight.numel()
+        return 2 * used * places[0] * math.prod(places[2:]) + (0 if bias is None else out_val.numel())
+
+    def addmm(bias: Tensor, first: Tensor, second: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
+        return 2 * first.shape[0] * first.shape[1] * second.shape[1] + out_val.numel()
+
+    def windows(x: Tensor, kernel: Any, *_: Any, out_val: Any, **__: Any) -> int:
+        out = out_val[0] if isinstance(out_val, tuple) else out_val
+        sides = [kernel] if isinstance(kernel, int) else list(kernel)
+        size = sides * (x.dim() - 2) if len(sides) == 1 else sides
+        return int(out.numel()) * math.prod(size)
+
+    def per_element(times: int) -> Callable[..., int]:
+        def count(x: Tensor, *_: Any, **__: Any) -> int:
+            return times * x.numel()
+
+        return count
+
+    formulas: dict[Callable[..., int], tuple[str, ...]] = {
+        convolution: ("convolution",),
+        addmm: ("addmm",),
+        windows: ("max_pool2d_with_indices", "avg_pool2d", "max_pool3d_with_indices", "avg_pool3d", "avg_pool1d"),
+        per_element(2): ("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit",
+                         "cudnn_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update"),
+        per_element(1): ("relu", "relu_", "hardtanh", "hardtanh_", "silu", "silu_", "gelu", "sigmoid", "tanh",
+                         "hardswish", "hardswish_", "leaky_relu", "leaky_relu_", "mean", "_adaptive_avg_pool2d",
+                         "native_layer_norm", "native_group_norm"),
+    }  # fmt: skip
+    mapping = dict(_CPU_ATTENTION)
+    for formula, names in formulas.items():
+        formula._get_raw = True  # type: ignore[attr-defined]  # asks for tensors in place of shapes
+        mapping |= {getattr(aten, name): formula for name in names if hasattr(aten, name)}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        call()
+    return float(counter.get_total_flops())
 
 
 def training_flops(student: float, teacher: float = 0.0, *, steps: int = 1) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.recover import maps, sparsify
+from secateur.recover import maps, slimming
 from secateur.vocabulary import Recovery
 
 __all__ = ["Compare", "Objective", "follow", "press", "ratio", "together"]
@@ -27,7 +27,7 @@ def press(
 ) -> Objective:
     """The loss alone, or with ``sum_c s_c |gamma_c|``: `rates` gives s from the share of training that is over.
 
-    That share is the batch's "done" (`sparsify.Numbered`); `rates` is asked at every iteration.
+    That share is the batch's "done" (`slimming.Numbered`); `rates` is asked at every iteration.
     """
 
     def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
@@ -35,7 +35,7 @@ def press(
         total = loss(batch) * share
         parts = {"task": float(total.detach())}
         if rates is not None:
-            pushed = sparsify.penalty(scales, rates(batch["done"])) * share
+            pushed = slimming.penalty(scales, rates(batch["done"])) * share
             total, parts["scales"] = total + pushed, float(pushed.detach())
         return total, parts
 

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import nn
 
 from secateur import recipes
-from secateur.errors import DataError, InputError, MeasurementError, RunError
+from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.files import texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard, writing
@@ -440,13 +440,19 @@ def _peak(trade: Trade, subject: Any, example: Any, where: latency.Environment) 
 # ------------------------------------------------------------------------------------------- the other commands
 
 
-def inspect(model: Model, *, batch: int = 1, length: int = 128) -> dict[str, Any]:
-    """What could go in a model, and what that would save.
+def inspect(model: Model, *, batch: int = 1, length: int = 128, **options: Any) -> dict[str, Any]:
+    """What could go in a model, and what that would save. Networks: see `secateur.running.looking.inspect`.
 
     Returns {"model": architecture, "kind": ..., "cost": measure -> total, "axes": [{"kind", "sites", "units", "share":
     measure -> share of the whole that goes when every unit of that kind goes}]}.
     """
     _check(batch=(batch, 1), length=(length, 1))
+    if trades.of_model(model) is not language:
+        from secateur.running import looking  # draws
+
+        return looking.inspect(typing.cast(Any, model), **options)
+    if any(value is not None for value in options.values()):
+        raise UnsupportedError(f"{', '.join(options)}: only for networks, given as file.py:function or as a module")
     subject = language.opened(typing.cast(Any, model))
     units = subject.units(batch=batch, length=length)
     whole = units.cost()
@@ -518,7 +524,7 @@ def report(run_dir: str | Path) -> Path:
 
 
 def export(folder: str | Path, to: str, out: str | Path | None = None) -> tuple[Path, tuple[str, ...]]:
-    """Write the model in `folder` as `onnx` or `decilm`, checked against its own output.
+    """Write the model or network in `folder` as `onnx` or `decilm`, checked against its own output.
 
     Returns the new folder (`out`, or `folder`/`to`) and notes on what the form could not hold as it was.
 
@@ -528,16 +534,23 @@ def export(folder: str | Path, to: str, out: str | Path | None = None) -> tuple[
         NumericalError: the export's output differs.
     """
     from secateur.subjects import export as forms  # imports more than the other commands need
+    from secateur.subjects import onnxing
 
     if to not in ("onnx", "decilm"):
         raise InputError(f"{to!r} is no form to export to: choose onnx or decilm")
     target = Path(out) if out is not None else Path(folder) / to
     if target.exists():
         raise InputError(f"{target} is there already: choose another folder, or remove it")
-    subject = open_subject(folder)
+    network = (Path(folder) / "cut.json").is_file()
+    if network and to != "onnx":
+        raise UnsupportedError(f"{folder} holds a network, which {to} can't hold: choose onnx")
+    subject: Any = onnxing.saved(folder) if network else open_subject(folder)
     notes: tuple[str, ...] = ()
     with writing(target) as temporary:
-        if to == "onnx":
+        if network:
+            temporary.mkdir()
+            notes = onnxing.write_program(subject, temporary / "model.onnx")
+        elif to == "onnx":
             forms.to_onnx(subject, temporary)
         else:
             notes = forms.to_decilm(subject, temporary)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from secateur.errors import DataError, InputError, UnsupportedError
+from secateur.errors import DataError, InputError, MissingExtraError, UnsupportedError
 from secateur.files import examples, plugins
 from secateur.files.examples import Examples
-from secateur.measure import latency, quality, size
+from secateur.measure import detection, latency, quality, size
+from secateur.subjects import detectors
+from secateur.subjects.detectors import Detector
 from secateur.subjects.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Figure
 
@@ -80,8 +82,10 @@ def opened(model: Model, device: str | None = None, data: Examples | None = None
     if device not in (None, "cpu"):
         raise UnsupportedError(f"device {device!r}: networks are pruned and timed on the CPU for now")
     if isinstance(model, Traced):
-        return model
+        return detectors.opened(model) if data is not None and data.targets else model
     module, inputs = (model, None) if isinstance(model, nn.Module) else built(str(model))
+    if data is not None and data.targets:
+        return detectors.opened(module, data.inputs[:1] if inputs is None else inputs)
     if inputs is None:
         if data is None:
             raise InputError(f"{model} comes without example inputs: let its function return (model, inputs)")
@@ -189,8 +193,11 @@ Row = dict[str, Figure]
 
 
 def compared(original: Traced, student: Traced, held_out: Examples, place: latency.Environment) -> tuple[Row, Row, Row]:
-    """(before, after, both): accuracy where the examples have classes, else how alike the outputs [N, d] are."""
+    """(before, after, both): average precision of boxes, accuracy of classes, else how alike the outputs [N, d] are."""
     batches = list(_in_order(held_out, place.batch))
+    if held_out.targets:
+        before, after = (_precision(one, batches) for one in (original, student))
+        return before, after, {}
     if held_out.labels is not None:
         rows = [{"accuracy": quality.accuracy(partial(forward, one), batches)} for one in (original, student)]
         return rows[0], rows[1], {}
@@ -199,10 +206,18 @@ def compared(original: Traced, student: Traced, held_out: Examples, place: laten
     return {}, {}, quality.fidelity(outputs[0], outputs[1])
 
 
+def _precision(subject: Traced, batches: Sequence[Mapping[str, Any]]) -> Row:
+    detect = cast(Detector, subject.model.eval()).detect
+    try:
+        return detection.average_precision(detect, batches)
+    except MissingExtraError:
+        return {"AP50": detection.all_point(detect, batches)}
+
+
 def _in_order(data: Examples, batch: int) -> Iterator[dict[str, Any]]:
     for start in range(0, len(data), batch):
         part = data.take(range(start, min(start + batch, len(data))))
-        yield {"inputs": part.inputs} | ({} if part.labels is None else {"labels": part.labels})
+        yield part.batch()
 
 
 def _flat(output: Any) -> Tensor:

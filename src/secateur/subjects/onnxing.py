@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
+from secateur.errors import MissingExtraError, ModelError, NumericalError, UnsupportedError
 from secateur.subjects.recording import leaves
 
-__all__ = ["TOLERANCE", "check", "need", "write", "write_module", "write_program"]
+__all__ = ["TOLERANCE", "check", "need", "saved", "write", "write_module", "write_program"]
 
 TOLERANCE = 1e-4
 """Largest difference to PyTorch, relative to the largest output or 1."""
@@ -135,6 +135,17 @@ def write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
     write(program, path, input_names=names, output_names=_outputs(len(outputs)))
     _check_module(path, flat, names, [flat.tensors])
     return (_ONE_SHAPE,)
+
+
+def saved(folder: str | Path) -> ExportedProgram:
+    """The program that `Traced.save(folder, program=True)` wrote. Raises `ModelError` where there is none."""
+    file = Path(folder) / "model.pt2"
+    if not file.is_file():
+        raise ModelError(f"{folder} holds a network without its program: save it with program=True")
+    try:
+        return torch.export.load(file)
+    except Exception as error:
+        raise ModelError(f"{file} is damaged ({type(error).__name__}): save the network again") from error
 
 
 def _check_module(path: Path, flat: nn.Module, names: list[str], calls: Sequence[list[Tensor]]) -> None:

@@ -14,7 +14,7 @@ from secateur.subjects.coupling import Coupling
 from secateur.subjects.recording import Example, leaves, record, running, tensors_of
 from secateur.subjects.shrinking import twin
 
-__all__ = ["Fault", "Silenced", "compare", "differences", "silenced"]
+__all__ = ["Fault", "Silenced", "compare", "differences", "same", "silenced"]
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest output."""
@@ -71,6 +71,20 @@ def compare(small: nn.Module, reference: Silenced, example: Example) -> tuple[fl
     for (path, a), (other, b) in zip(given, wanted, strict=False):
         if path != other or len(a) != len(b) or not np.allclose(a, b, rtol=1e-3, atol=1e-4):
             return max(worst, 1.0), Fault(path, what if worst > TOLERANCE else "gives other values inside")
+    return worst, None if worst <= TOLERANCE else Fault("", what)
+
+
+def same(small: nn.Module, large: nn.Module, example: Example) -> tuple[float, Fault | None]:
+    """The largest relative difference of the outputs of two networks, and the fault if it is above the tolerance."""
+    expected, _ = _watched(shadow := twin(large, share=True).eval(), shadow, example)
+    where = [""]
+    watched = twin(small, share=True).eval()
+    try:
+        found, _ = _watched(watched, watched, example, where)
+    except Exception as error:
+        line = str(error).strip().splitlines()
+        return math.inf, Fault(where[0], f"{type(error).__name__}: {line[0][:160] if line else ''}")
+    worst, what = _difference(found, expected)
     return worst, None if worst <= TOLERANCE else Fault("", what)
 
 

@@ -8,7 +8,7 @@ over channels is averaged over those that are kept.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -17,16 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateur.subjects import flops, rules, silencing
 from secateur.subjects.atoms import Atoms
-from secateur.subjects.flow import Flow
+from secateur.subjects.flow import Flow, Labels
 
 __all__ = ["Example", "Run", "leaves", "record", "running", "tensors_of"]
 
 _SIDE = ("hidden_state", "attentions", "past_key_values", "cache", "states", "pooler_output", "mems")
 """Parts of an output that transformers gives beside the main one."""
+
+_LIVE = "_secateur_live"
+"""Marks tensors that an operator made: True where they were computed from parameters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +70,8 @@ class Run:
     """Names of the parameters and buffers that took part."""
     products: list[flops.Product]
     """What each operator costs."""
+    reads: list[str] = field(default_factory=list)
+    """Modules in which Python read a value that was computed from parameters: code may have chosen by it."""
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -111,10 +116,12 @@ def record(
         if entered is not None:
             entered[0] = path
 
+    args, kwargs = example.fresh()
     try:
         with running(model, follow), mode:
-            args, kwargs = example.fresh()
+            mode.known = {id(one) for one in (*found.values(), *tree_leaves((args, kwargs)))} | _loose(model)
             output = model(*args, **kwargs)
+        mode.settle(output)
     finally:
         for tensor in found.values():
             for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base"):
@@ -123,7 +130,12 @@ def record(
     main, _ = leaves(output)
     for value in main:
         flow.atoms.keep_all(flow.labels(value), "reaches the output of the network")
-    return Run(output, flow, mode.used, mode.products)
+    return Run(output, flow, mode.used, mode.products, mode.reads)
+
+
+def _loose(model: nn.Module) -> set[int]:
+    """Ids of tensors that modules hold as plain attributes."""
+    return {id(one) for module in model.modules() for one in tree_leaves(vars(module)) if isinstance(one, Tensor)}
 
 
 def _constants(model: nn.Module) -> set[int]:
@@ -145,22 +157,65 @@ class _Recorder(TorchDispatchMode):
         self.flow, self.names, self.kept = flow, names, kept
         self.used: set[str] = set()
         self.products: list[flops.Product] = []
+        self.reads: list[str] = []
+        self.known: set[int] = set()
+        """Ids of tensors that were there before the pass."""
+        self.foreign = False
+        """Whether numbers came in that no operator made."""
+        self._unused: dict[int, tuple[Labels, str]] = {}
+        self._lost: list[tuple[Labels, str]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        live = False
         for value in args:
             for one in value if isinstance(value, list | tuple) else (value,):
                 if id(one) in self.names:
                     self.used.add(self.names[id(one)])
+                    live = True
+                live = live or getattr(one, _LIVE, False)
         if self.kept is None:
+            self._take((*args, *kwargs.values()))
             out = func(*args, **kwargs)
             self.products += flops.products(self.flow, func, args, kwargs, out)
+            if live and func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal"):
+                self.reads.append(self.flow.where)
             rules.apply(self.flow, func, args, kwargs, out)
+            self._give(out, live)
             return out
         out = silencing.call(self.flow, self.kept, func, args, kwargs)
         rules.apply(self.flow, func, args, kwargs, out)
         silencing.silence(self.flow, self.kept, func, out)
         return out
+
+    def _take(self, values: Sequence[Any]) -> None:
+        for value in values:
+            for one in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(one, Tensor):
+                    left, made = self._unused.pop(id(one), None), hasattr(one, _LIVE)
+                    if left is not None and not made:  # that of a tensor which is gone
+                        self._lost.append(left)
+                    self.foreign = self.foreign or not (made or id(one) in self.known or one.numel() < 2)
+
+    def _give(self, out: Any, live: bool) -> None:
+        for one in out if isinstance(out, list | tuple) else (out,):
+            if isinstance(one, Tensor):
+                setattr(one, _LIVE, live or getattr(one, _LIVE, False))
+                if id(one) in self._unused:  # that of a tensor which is gone
+                    self._lost.append(self._unused.pop(id(one)))
+                if labels := self.flow.labels(one):
+                    self._unused[id(one)] = (labels, self.flow.reason("leaves what is recorded"))
+
+    def settle(self, output: Any) -> None:
+        """Where numbers came in from outside, they may be those of labelled tensors that no operator took: keep them.
+
+        What NumPy or another library does in between, nobody sees.
+        """
+        for one in (*leaves(output)[0], *leaves(output)[1]):
+            self._unused.pop(id(one), None)
+        if self.foreign:
+            for labels, reason in (*self._lost, *self._unused.values()):
+                self.flow.atoms.keep_all(labels, reason)
 
 
 @contextmanager

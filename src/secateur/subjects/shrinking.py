@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
+from secateur.subjects.absent import Absent, Nothing
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.flow import Shaping
 from secateur.subjects.recording import tensors_of
 
-__all__ = ["Plan", "plan", "shrink", "twin"]
+__all__ = ["Erased", "Plan", "plan", "shrink", "twin"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,14 @@ class Plan:
     """(module, attribute, new value)."""
     biases: tuple[str, ...] = ()
     """Modules that get a bias, which they did not have: zeros, to be filled with offsets."""
+    absent: tuple[tuple[str, Any], ...] = ()
+    """(module, the form of what it returned): modules that were erased, see `absent.Absent`."""
+    missing: tuple[str, ...] = ()
+    """Parameters that were erased beside those of modules."""
+    fresh: bool = False
+    """Whether a sum with what was erased is a copy."""
+    erased: tuple[tuple[str, Any, bool], ...] = ()
+    """(module, what it returns, whether it closes a branch): modules that a stand-in without weights replaces."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -39,6 +48,10 @@ class Plan:
             "tensors": {name: {str(dim): index for dim, index in dims.items()} for name, dims in self.tensors.items()},
             "attributes": [list(one) for one in self.attributes],
             "biases": list(self.biases),
+            **({"absent": [list(one) for one in self.absent]} if self.absent else {}),
+            **({"missing": list(self.missing)} if self.missing else {}),
+            **({"fresh": True} if self.fresh else {}),
+            "erased": [list(one) for one in self.erased],
         }
 
     @classmethod
@@ -53,10 +66,13 @@ class Plan:
                 (path, name, tuple(value) if isinstance(value, list) else value)
                 for path, name, value in data["attributes"]
             )
+            erased = tuple((str(path), form, bool(closes)) for path, form, closes in data.get("erased", ()))
             biases = tuple(map(str, data.get("biases", ())))
+            absent = tuple((str(path), form) for path, form in data.get("absent", ()))
+            missing, fresh = tuple(map(str, data.get("missing", ()))), bool(data.get("fresh"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
-        return cls(tensors, attributes, biases)
+        return cls(tensors, attributes, biases, absent, missing, fresh, erased)
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
@@ -78,7 +94,7 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
         result: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
-            f"{type(model).__name__} can't be copied ({error}): give a model whose tensors are parameters or buffers"
+            f"{type(model).__name__} can't be copied ({error}): give a model that copy.deepcopy takes"
         ) from error
     if share:
         result.cpu()
@@ -115,7 +131,41 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
         assert isinstance(weight, Tensor)
         size = weight.shape[1 if getattr(modules[path], "transposed", False) else 0]
         modules[path].register_parameter("bias", nn.Parameter(weight.new_zeros(size), weight.requires_grad))
+    _erase(result, cut)
+    for path, form, closes in cut.erased:
+        if path not in modules:
+            raise ModelError(f"the cut names the module {path}, which is not there: build the original")
+        result.set_submodule(path, Erased(form, closes))
     return result
+
+
+def _erase(model: nn.Module, cut: Plan) -> None:
+    for path, form in cut.absent:
+        if path not in dict(model.named_modules()):
+            raise ModelError(f"the cut names the module {path}, which is not there: build the original")
+        model.set_submodule(path, Absent(model.get_submodule(path), form, cut.fresh))
+    for name in cut.missing:
+        path, _, leaf = name.rpartition(".")
+        parameter = dict(model.named_parameters()).get(name)
+        if parameter is None:
+            raise ModelError(f"the cut names {name}, which {type(model).__name__} does not have: build the original")
+        holder = model.get_submodule(path)
+        del holder._parameters[leaf]
+        holder.__dict__[leaf] = Nothing.like(parameter, cut.fresh)
+
+
+class Erased(nn.Module):
+    """Stands where a module was: hands its first tensor on, or zeros of that shape where it closes a branch."""
+
+    def __init__(self, form: Any, closes: bool) -> None:
+        super().__init__()
+        self.form, self.closes = form, closes
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module returned before: a tensor, or a tuple with None for what is gone."""
+        x = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+        x = torch.zeros_like(x) if self.closes else x
+        return x if self.form == "*" else tuple(x if one == "*" else None for one in self.form)
 
 
 def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, shapings: Iterable[Shaping]) -> Plan:

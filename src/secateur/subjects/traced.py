@@ -19,13 +19,14 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import coupling as coupled
-from secateur.subjects import flops, onnxing
+from secateur.subjects import flops, invariance, onnxing, segments
 from secateur.subjects import offsets as offsets_of
 from secateur.subjects.coupling import Coupling
-from secateur.subjects.proof import Fault, Silenced, compare, differences, silenced
+from secateur.subjects.proof import Fault, Silenced, compare, differences, same, silenced
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
 from secateur.subjects.shrinking import Plan, plan, shrink, twin
 from secateur.vocabulary import Cut, Selection, Site, Units
@@ -50,9 +51,12 @@ class Traced:
         self.model = model
         self.inputs = example
         self.plans = plans
+        self._channels = 0.0
+        """How many channels an earlier cut has left; those of sites that are down to one unit are among them."""
         self._kept: dict[int, str] = {}
         self._bound: list[np.ndarray] = []
         self._tried: dict[type, int] = {}
+        self._held: dict[str, str] = {}
         self.error = 0.0
         """Largest relative difference of outputs between this cut and the silenced original, as it was proved."""
 
@@ -78,6 +82,11 @@ class Traced:
         """What goes together and what stays."""
         return coupled.couple(self.run, self._kept, self._bound)
 
+    @cached_property
+    def graph(self) -> segments.Graph:
+        """The recorded pass as a graph of operators, with its segments."""
+        return segments.trace(self.model, self.inputs, self._held)
+
     @property
     def reasons(self) -> Mapping[str, str]:
         """Dimension of a tensor, as "conv1.weight[0]" -> why it, or a part of it, stays."""
@@ -86,6 +95,9 @@ class Traced:
     def protect(self, names: Iterable[str], reason: str = "is protected by the caller") -> None:
         """Let nothing of these modules, parameters or sites go. Raises `InputError` for a name that is none."""
         for name in names:
+            self._held.update(
+                dict.fromkeys((n for n in tensors_of(self.model) if n == name or n.startswith(f"{name}.")), reason)
+            )
             axes = [
                 axis for axis in self.run.flow.atoms.axes if axis.tensor == name or axis.tensor.startswith(f"{name}.")
             ]
@@ -99,7 +111,8 @@ class Traced:
                 self._kept.update(dict.fromkeys(range(axis.start, axis.start + axis.size), reason))
             if not axes:
                 self._keep_site(name, reason)
-        self.__dict__.pop("coupling", None)
+        for name in ("coupling", "graph", "_invariance"):
+            self.__dict__.pop(name, None)
 
     def _keep_site(self, name: str, reason: str) -> None:
         atoms = np.flatnonzero(np.isin(self.coupling.classes.of, self.coupling.sites[name].classes))
@@ -205,8 +218,12 @@ class Traced:
         coupling, run = self.coupling, self.run
         result = Traced(twin(self.model), self.inputs, self.plans)
         result._kept, result._bound, result._tried = dict(self._kept), list(self._bound), dict(self._tried)
-        result.error = self.error
+        result.error, result._channels = self.error, self._channels
         result.__dict__.update(run=run, coupling=coupling)
+        result._held = dict(self._held)
+        result.__dict__.update(
+            {name: self.__dict__[name] for name in ("graph", "_invariance") if name in self.__dict__}
+        )
         return result
 
     # ------------------------------------------------------------------------------------------------- units
@@ -218,7 +235,14 @@ class Traced:
         on the example inputs), as polynomials of kept counts. Where Python code follows the data (routing to experts),
         FLOPs are those of the recorded pass. `multiple` rounds channels. At least one unit of each site stays. Raises
         `UnsupportedError` for a network in which nothing can go, with the reasons.
+
+        `units("segments")` gives the operators that can be erased whole instead, one site. They are cut alone; some
+        selections of them would break the network, which `cut` refuses and `erasure` tells.
         """
+        if segments.SITE in axes:
+            if len(axes) > 1:
+                raise UnsupportedError("segments are cut alone: cut them first, then the channels of the result")
+            return self._segments()
         coupling = self.coupling
         if not coupling.sites:
             raise UnsupportedError(f"nothing of this {type(self.model).__name__} can be cut: {self._why()}")
@@ -232,7 +256,7 @@ class Traced:
         parameters = {name: p.element_size() for name, p in self.model.named_parameters()}
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         terms, base = coupling.terms(shapes, parameters, self.run.products)
-        whole = Units(sites, tuple(terms), base)
+        whole = Units(sites, tuple(terms), {**base, "channels": self._settled()})
         if not axes:
             return whole
         kinds = {site.kind for site in sites.values()}
@@ -257,6 +281,41 @@ class Traced:
             name: ", ".join(sorted(f"{kind(axis.tensor)}[{axis.dim}]" for axis, _ in site.axes))
             for name, site in self.coupling.sites.items()
         }
+
+    def _settled(self) -> float:
+        """Channels of sites that an earlier cut has brought down to one unit, which always stays."""
+        here = sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
+        return max(0.0, self._channels - here)
+
+    def _segments(self) -> Units:
+        found = self.graph.removable
+        if not found:
+            reasons = dict.fromkeys(one.reason for one in self.graph.segments)
+            raise UnsupportedError(
+                f"no segment of this {type(self.model).__name__} can be erased: {'; '.join(reasons) or 'it has none'}"
+            )
+        size = dict(self.model.named_parameters())
+        owned = [[size[name] for name in one.parameters] for one in found]
+        own = {
+            "segments": np.ones(len(found)),
+            "params": np.array([float(sum(p.numel() for p in part)) for part in owned]),
+            "bytes": np.array([float(sum(p.numel() * p.element_size() for p in part)) for part in owned]),
+        }
+        whole = self._count()
+        base = {measure: whole[measure] - float(own[measure].sum()) for measure in ("params", "bytes")}
+        return Units({segments.SITE: Site(segments.SITE, len(found), own)}, (), base)
+
+    def erasure(self, selection: Selection) -> segments.Erasure | None:
+        """What goes with the segments that `selection` does not keep; None if the network would break."""
+        return self.graph.erase(self._gone(selection))
+
+    def _gone(self, selection: Selection) -> list[str]:
+        found = self.graph.removable
+        keep = selection.keep[segments.SITE]
+        mask = np.asarray(keep.cpu() if isinstance(keep, Tensor) else keep).astype(bool)
+        if mask.shape != (len(found),):
+            raise InputError(f"the selection of segments has shape {mask.shape}, expected ({len(found)},)")
+        return [one.name for one, stays in zip(found, mask, strict=True) if not stays]
 
     def _why(self) -> str:
         counted: dict[str, int] = {}
@@ -284,6 +343,34 @@ class Traced:
             ]
         return {name: parts for name, parts in result.items() if parts}
 
+    def producers(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
+        """As `slices`, but only what makes a unit: where all of it is zero, the unit's values are zero.
+
+        Only sites whose cut then equals the network with the zeros, norms and all, are there: see `invariance`.
+        """
+        reads, exact = self._invariance
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return {
+            name: [part for part in parts if (names[id(part[0])], part[1]) not in reads]
+            for name, parts in self.slices().items()
+            if name in exact
+        }
+
+    @cached_property
+    def _invariance(self) -> tuple[set[tuple[str, int]], set[str]]:
+        return invariance.reads(self.model), invariance.exact(self.model, self.inputs, self.coupling, self.run)
+
+    def weights(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
+        """The weights of the segments that can be erased, in the form of `slices`: site -> (parameter, 0, unit)."""
+        found = dict(self.model.named_parameters())
+        return {
+            segments.SITE: [
+                (found[name], 0, torch.full((len(found[name]) if found[name].dim() else 1,), number))
+                for number, one in enumerate(self.graph.removable)
+                for name in one.parameters
+            ]
+        }
+
     # --------------------------------------------------------------------------------------------------- cut
 
     def _keep(self, selection: Selection) -> dict[str, np.ndarray]:
@@ -304,17 +391,22 @@ class Traced:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
 
         With `prove`, both the smaller network and the silenced original run on the example inputs and must agree to
-        1e-5 of the largest output; `CutError` says where they don't.
+        1e-5 of the largest output; `CutError` says where they don't. Segments (see `units`) are erased: then the
+        silenced original has zeros for their weights. Raises `InputError` where the network breaks without them.
 
         With `offsets`, channels that go are not silent but what their batch norms give at a scale of 0: the constants
         are folded into whatever reads them (see `secateur.subjects.offsets`). A receipt's note says how much nearer
         that is, on the example inputs, to the original with those scales at 0; where it is not, nothing is folded.
         """
+        if segments.SITE in selection.keep:
+            return self._erase(selection, prove)
         keep = self._keep(selection)
         removed = {name: (int((~mask).sum()), len(mask)) for name, mask in keep.items() if not mask.all()}
         before = self._count()
         if not removed:
-            return Traced(twin(self.model), self.inputs, self.plans), Cut({}, before, before)
+            same = Traced(twin(self.model), self.inputs, self.plans)
+            same._channels = self._channels
+            return same, Cut({}, before, before)
         kept = self.coupling.kept(keep)
         made = plan(self.model, self.coupling, kept, self.run.flow.shapings)
         small = shrink(self.model, made)
@@ -328,9 +420,11 @@ class Traced:
                     fault,
                 )
         notes = self._fold(result, kept) if offsets else ()
-        channels = sum(float(len(mask) * self.coupling.sites[name].width) for name, mask in self._whole().items())
+        channels = self._settled()
+        channels += sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
         after = result._count()
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
+        result._channels = channels - gone
         return result, Cut(
             removed,
             {**before, "channels": channels},
@@ -356,8 +450,33 @@ class Traced:
         biases = f"{len(found) - means} biases ({sum(one.made for one in found)} of them new)"
         return (*lost, f"offsets: folded into {biases} and {means} running means; {changed}")
 
-    def _whole(self) -> dict[str, np.ndarray]:
-        return {name: np.ones(len(site.classes), bool) for name, site in self.coupling.sites.items()}
+    def _erase(self, selection: Selection, prove: bool) -> tuple[Traced, Cut]:
+        if len(selection.keep) > 1:
+            raise InputError("the selection names segments and more: cut segments first, then channels of the result")
+        before, count = self._count(), len(self.graph.removable)
+        gone = self._gone(selection)
+        if not gone:
+            return Traced(twin(self.model), self.inputs, self.plans), Cut({}, before, before)
+        erasure = self.graph.erase(gone)
+        if erasure is None:
+            raise InputError(
+                f"without {', '.join(gone)} no way leads from the input to the output of this "
+                f"{type(self.model).__name__}: keep one of them"
+            )
+        made = self.graph.plan(self.model, erasure)
+        result = Traced(shrink(self.model, made), self.inputs, (*self.plans, made))
+        if prove:
+            result.error, fault = same(result.model, self.silence(selection).model, self.inputs)
+            if fault is not None:
+                raise CutError(f"erasing {', '.join(gone)} can't be proved: {fault.what}", fault)
+        after = result._count()
+        removed = {segments.SITE: (len(gone), count)}
+        notes = [f"erased: {', '.join(erasure.removed)}"]
+        if erasure.dead:
+            notes.append(f"erased because only erased parts took their results: {', '.join(erasure.dead)}")
+        notes += [f"stays: {one.name}: {one.reason}" for one in self.graph.segments if one.reason]
+        before["segments"], after["segments"] = float(count), float(count - len(gone))
+        return result, Cut(removed, before, after, tuple(notes))
 
     def _notes(self) -> list[str]:
         counted: dict[str, list[str]] = {}
@@ -370,6 +489,16 @@ class Traced:
 
     def silence(self, selection: Selection) -> Traced:
         """The same shapes with the units that go set to zero, norms over what is kept: what a cut must equal."""
+        if segments.SITE in selection.keep:
+            erasure = self.erasure(selection)
+            parameters = dict(self.model.named_parameters())
+            zero = {one.name: one.parameters for one in self.graph.segments}
+            changed = {
+                name: torch.zeros_like(parameters[name])
+                for one in (erasure.removed if erasure else self._gone(selection))
+                for name in zero[one]
+            }
+            return Traced(twin(self.model, changed), self.inputs, self.plans)
         kept = self.coupling.kept(self._keep(selection))
         return Traced(silenced(self.model, self.coupling, kept), self.inputs, self.plans)
 
@@ -410,7 +539,11 @@ class Traced:
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().contiguous() for name, tensor in _state(self.model).items()}
         _write(folder / _WEIGHTS, lambda place: save_file(state, place))
-        data = {"model": type(self.model).__name__, "plans": [one.to_dict() for one in self.plans]}
+        data = {
+            "model": type(self.model).__name__,
+            "plans": [one.to_dict() for one in self.plans],
+            "channels": self._channels,
+        }
         _write(folder / _PLAN, lambda place: Path(place).write_text(json.dumps(data), encoding="utf-8"))
         if program:
             args, kwargs = self.inputs.fresh()
@@ -454,11 +587,13 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
 
     example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords). prove: cut half of
     everything once, and let stay what can't be cut, so that `units` promises no more than can be kept; without it, a
-    cut may raise `CutError`. Raises `ModelError` for a model that can't run on the inputs, `UnsupportedError` for
-    compiled, scripted and quantised models, and for one in which nothing can go.
+    cut may raise `CutError`. Raises `ModelError` for a model that can't run on the inputs or holds NaN,
+    `UnsupportedError` for compiled, scripted and quantised models, for one in which nothing can go, and for one that
+    chooses by its data what to run, where the inputs leave something out.
     """
-    _check(model)
     subject = Traced(model, Example.of(example_inputs))
+    _check(model, subject.inputs)
+    _check_branches(subject)
     if protect:
         subject.protect(protect)
     subject.units()
@@ -502,24 +637,46 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
     with torch.no_grad():
         for name, tensor in found.items():
             tensor.copy_(state[name])
-    return Traced(small, Example.of(example_inputs), plans)
+    result = Traced(small, Example.of(example_inputs), plans)
+    result._channels = float(data.get("channels", 0.0))
+    return result
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: nn.Module, example: Example) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"{type(model).__name__} is no torch.nn.Module: give the network itself")
-    if isinstance(model, torch.jit.ScriptModule) or type(model).__name__ == "OptimizedModule":
-        raise UnsupportedError(f"{type(model).__name__} is compiled: prune the model first, then compile the result")
+    for path, module in model.named_modules():
+        name = f"{path} ({type(module).__name__})" if path else type(module).__name__
+        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
+            raise UnsupportedError(f"{name} is compiled: prune the model first, then compile the result")
+        if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes"):
+            raise UnsupportedError(f"{name} is quantised: prune first, then quantise the result")
     found = tensors_of(model)
     if not found:
         raise UnsupportedError(f"{type(model).__name__} has no parameters: nothing of it can be cut")
-    for path, module in model.named_modules():
-        if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes"):
-            raise UnsupportedError(
-                f"{path or type(module).__name__} is quantised: prune first, then quantise the result"
-            )
     for name, tensor in found.items():
+        if nn.parameter.is_lazy(tensor):
+            raise ModelError(f"{name} has no shape yet: run the model once, so that its lazy modules are made")
         if tensor.is_meta:
             raise ModelError(f"{name} has no values (it is on the meta device): load the weights first")
         if type(tensor.data) is not Tensor or tensor.is_quantized:
             raise UnsupportedError(f"{name} is a {type(tensor.data).__name__}: prune first, then quantise the result")
+        # Infinity is at home in buffers, as a mask.
+        wrong = ~torch.isfinite(tensor).all() if isinstance(tensor, nn.Parameter) else torch.isnan(tensor).any()
+        if tensor.is_floating_point() and bool(wrong):
+            raise ModelError(f"{name} holds NaN or infinity: load the weights again, or train with a lower rate")
+    tensors = [one for one in tree_leaves((example.args, dict(example.kwargs))) if isinstance(one, Tensor)]
+    if tensors and not any(one.numel() for one in tensors):
+        raise InputError(f"the example inputs are empty ({tuple(tensors[0].shape)}): give at least one example")
+
+
+def _check_branches(subject: Traced) -> None:
+    """Refuse a network that chooses by its data what to run, where the example leaves something out."""
+    reads, parameters = subject.run.reads, dict(subject.model.named_parameters())
+    idle = [name for name in parameters if name not in subject.run.used]
+    if reads and idle:
+        raise UnsupportedError(
+            f"{idle[0]} takes no part in the forward pass, which depends on values computed in "
+            f"{reads[0] or type(subject.model).__name__}: other inputs may run it; give example inputs that run all "
+            "of the network"
+        )

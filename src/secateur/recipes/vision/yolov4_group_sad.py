@@ -19,7 +19,7 @@ from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
-from secateur.recover import detecting, loop, maps, sparsify
+from secateur.recover import detecting, loop, maps, slimming
 from secateur.score import scales
 from secateur.select import thresholds
 from secateur.subjects import detectors, stages
@@ -149,7 +149,7 @@ def yolov4_group_sad(
     if sparse_epochs and not dry_run:
         count = steps(per_epoch, sparse_epochs)
         pressed = train(
-            sparse.model, sparsify.Numbered(feed, count * further.get("accumulate", 1)),
+            sparse.model, slimming.Numbered(feed, count * further.get("accumulate", 1)),
             pressure(sparse, spared, rate, quantile, switch, kept_rate), steps=count,
             checkpoint=run.folder("sparse"), title="sparse training",
         )  # fmt: skip
@@ -218,7 +218,7 @@ def pressure(
 
     def rates(done: float) -> list[Tensor]:
         picked = [gamma.detach()[inside.to(gamma.device)] for gamma, inside in found]
-        levels = sparsify.variable(picked, done, initial=rate, quantile=quantile, switch=switch, kept=kept)
+        levels = slimming.variable(picked, done, initial=rate, quantile=quantile, switch=switch, kept=kept)
         return [
             torch.zeros_like(gamma).masked_scatter(inside.to(gamma.device), level)
             for (gamma, inside), level in zip(found, levels, strict=True)

@@ -18,7 +18,7 @@ from secateur.errors import InputError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
-from secateur.recover import detecting, loop, maps, sparsify
+from secateur.recover import detecting, loop, maps, slimming
 from secateur.score import scales
 from secateur.select import ranking, thresholds
 from secateur.subjects import detectors
@@ -118,7 +118,7 @@ def yolov8_cwd(
     sparse, pressed = subject.copy(), None
     if sparse_epochs and not dry_run:
         count = epochs(sparse_epochs)
-        numbered = sparsify.Numbered(feed, count * further.get("accumulate", 1))
+        numbered = slimming.Numbered(feed, count * further.get("accumulate", 1))
         pressed = train(
             sparse.model, numbered, pressure(sparse, rate, schedule, bias_rate), steps=count,
             checkpoint=run.folder("sparse"), title="sparsity",
@@ -152,14 +152,14 @@ def steps(per_epoch: float, epochs: float) -> int:
     return max(1, round(per_epoch * epochs)) if epochs else 0
 
 
-def pressure(subject: Traced, rate: float, schedule: sparsify.Schedule, bias_rate: float) -> detecting.Objective:
+def pressure(subject: Traced, rate: float, schedule: slimming.Schedule, bias_rate: float) -> detecting.Objective:
     """Step 2: the detector's loss, and the penalty on the scales that may go (and, at `bias_rate`, on their biases)."""
     found = scales.prunable(subject.model, subject.slices())
     norms = {id(m.weight): m for m in subject.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
     biases: list[Tensor] = [norms[id(gamma)].bias for gamma, _ in found] if bias_rate else []
 
     def rates(done: float) -> list[Tensor]:
-        now = sparsify.rate(done, initial=rate, schedule=schedule)
+        now = slimming.rate(done, initial=rate, schedule=schedule)
         each = [inside.to(gamma) * now for gamma, inside in found]
         return each + [inside.to(gamma) * bias_rate for gamma, inside in found] if bias_rate else each
 

@@ -1,0 +1,411 @@
+"""Consensus sub-networks: gates that look at the input are trained to say the same for all inputs, then are gone.
+
+Zhi et al., Learning a Consensus Sub-Network with Polarization Regularization and One Pass Training (arXiv 2302.10798).
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.errors import DataError, InputError, UnsupportedError
+from secateur.files import examples
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run
+from secateur.measure import quality
+from secateur.recover import gates, loop, norms
+from secateur.score import gates as statistics
+from secateur.select import ranking
+from secateur.subjects.readers import inner
+from secateur.subjects.residual import Branches
+from secateur.subjects.traced import Traced
+from secateur.vocabulary import Budget, Cut, Result, Selection, Units
+
+CARD = {
+    "title": "Learning a Consensus Sub-Network with Polarization Regularization and One Pass Training",
+    "paper": "https://arxiv.org/abs/2302.10798",
+    "cuts": "channels and heads inside blocks, or whole residual branches",
+    "recovers": "nothing afterwards: network and gates are trained once, together",
+    "extra": "",
+    "family": "vision",
+}
+
+
+def consensus_polarization(
+    subject: Traced,
+    data: Examples,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    mode: str = "channel",
+    units: str = "",
+    multiple: int = 1,
+    batch: int = 64,
+    epochs: float = 30.0,
+    lr: float = 0.05,
+    weight_decay: float = 5e-4,
+    optimizer: str = "sgd",
+    seed: int = 0,
+    open_for: float = 0.1,
+    ramp: float = 0.5,
+    activation: float = 4.0,
+    polarization: float = 3.0,
+    form: str = "hinge",
+    slack: float = 0.0,
+    margin: float = 0.02,
+    hidden: int = 16,
+    bias: float = 1.0,
+    leak: float = 0.01,
+    threshold: float = 0.5,
+    reestimate: bool = True,
+    training: str = "",
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Train network and gates once, until the gates agree on one sub-network of the size asked for; keep that one.
+
+    Per budget, from the weights as given (trained or not):
+
+    1. a gate before every unit: g(x) = 1[ReLU1(MLP(pool(x))) > 1/2], straight-through gradient; off is exactly zero;
+    2. one training on L = L_task + lambda_act R_act + lambda_polar R_polar, with gbar the mean decision over a batch,
+       R_polar = mean gbar (1 - gbar), and R_act = max(0, share - target), share being the part of the gated cost that
+       is on, in the budget's own measure (FLOPs, parameters, ...);
+    3. one pass over the training examples: f_u, how often unit u is on. Those with f < 1/2 are cut, the gates go.
+
+    Args:
+        subject: any network that gives one row of logits per input; it stays as it is.
+        data: inputs with classes.
+        budgets: one network is trained for each.
+        run: where checkpoints and the gates' statistics go.
+        mode: "channel" gates channels and heads inside blocks, "layer" whole residual branches F of x + F(x).
+        units: patterns of sites or branches to gate, separated by commas; all of the mode unless given.
+        multiple: kept channels are multiples of this.
+        batch: examples per step; gbar is their mean, over all processes.
+        epochs: of training in all.
+        lr: peak learning rate, decayed by a cosine.
+        weight_decay: on matrices; biases, those of gates included, are spared.
+        optimizer: "sgd" (momentum 0.9) or "adamw".
+        seed: of gates, order of examples and dropout.
+        open_for: share of the steps at the start with all gates forced open.
+        ramp: share of the steps after that over which lambda_polar grows to its full value.
+        activation: lambda_act; above lambda_polar, which pulls a gate that is nearly always on back with that slope.
+        polarization: lambda_polar; 0 leaves the gates free to differ from input to input.
+        form: "hinge" charges what is above the target; "absolute" also what is below.
+        slack: with "absolute", a distance to the target that is free, as a share of the gated cost.
+        margin: the training aims this share below the budget, so that a last wrong gate does not overrun it.
+        hidden: width of a gate's MLP.
+        bias: of a gate's last layer at the start; 1 is open.
+        leak: slope of the straight-through gradient outside of (0, 1), so that no gate is dead for ever.
+        threshold: least f that stays.
+        reestimate: batch norms are averaged anew, without training, if some gates did not agree.
+        training: more settings of the training loop, such as accumulate=2,precision=bf16.
+        dry_run: no training: the gates are as they start.
+
+    Departures: only the paper's abstract could be read, so the equations are a reconstruction that agrees with it. The
+    lambdas, the hinge, the margin, the leak, the start with open gates and the ramp are choices of this project. A
+    budget is never overrun: where the gates' vote costs more, the least frequent units go as well, and the result
+    says how many. A gate in channel mode looks at what its convolution or linear reads, and multiplies what the next
+    one reads. Blocks that change the shape of their input keep their branches. With `accumulate`, gates agree within
+    each micro-batch.
+    """
+    if data.labels is None:
+        raise DataError(f"{data.name} has no classes: this recipe trains a classifier; give labels")
+    gated = gate(subject, mode, units, multiple=multiple, seed=seed, hidden=hidden, bias=bias, leak=leak)
+    whole = gated.units.cost()
+    flat = {site.name: np.zeros(site.count) for site in gated.units.free()}
+    for budget in budgets:  # what can't be met is said before anything is trained
+        ranking.by_budget(gated.units, flat, budget)
+    train, held = data.split(seed=seed)
+    further = loop.options(training)
+    feed = examples.batches(train, batch=batch, seed=seed)
+    steps = 0 if dry_run else max(1, round(epochs * len(feed) / further.get("accumulate", 1)))
+    pace = _Paced(feed, max(1, steps) * further.get("accumulate", 1) * int(os.environ.get("WORLD_SIZE", "1")))
+    rows = _rows(subject)
+    per_example = subject.flops() / rows
+
+    for budget in budgets:
+        limits = budget.absolute(whole)
+        work, doors = subject.copy(), copy.deepcopy(gated.gates)
+        target = {m: limit * (1.0 - margin) for m, limit in limits.items()}
+        objective = partial(
+            loss, work.model, doors, gated.units, target, activation=activation, polarization=polarization,
+            form=form, slack=slack, open_for=open_for, ramp=ramp,
+        )  # fmt: skip
+        recovery = None
+        if steps:
+            with doors.on(work.model):
+                recovery = loop.train(
+                    work.model, pace, objective, steps=steps, lr=lr, weight_decay=weight_decay, optimizer=optimizer,
+                    warmup=0.0, clip=None, seed=seed, extra=[doors], count=examples.count,
+                    checkpoint=run.folder(f"train-{budget}"), title=f"consensus {budget}",
+                    flops_per_token=3.0 * (per_example + doors.flops()), **further,
+                )  # fmt: skip
+
+        work.model.eval()
+        decisions, sure = ask(work.model, doors, train, batch)
+        often = statistics.frequency(decisions)
+        count = len(next(iter(decisions.values())))
+        often, sure = gated.gathered(often), gated.gathered(sure)
+        scores = {n: f.numpy() + torch.sigmoid(sure[n]).numpy() / (2.0 * count) for n, f in often.items()}
+        selection = ranking.threshold(gated.units, scores, threshold)
+        voted = {name: np.asarray(mask) for name, mask in selection.keep.items()}
+        if any(selection.spent[measure] > limit for measure, limit in limits.items()):
+            selection = ranking.by_budget(gated.units, scores, budget)
+        overruled = sum(int((voted[name] != np.asarray(mask)).sum()) for name, mask in selection.keep.items())
+        small, cut = gated.cut(work, replace(selection, budget=budget))
+
+        accuracy = {"before norms": _accuracy(small.model, held, batch)}
+        if reestimate and statistics.unanimous(often) < 1.0:
+            norms.reestimate(small.model, partial(_run, small.model), feed)
+        with doors.on(work.model):
+            accuracy["dynamic"] = _accuracy(work.model, held, batch)
+        accuracy["static"] = _accuracy(small.model, held, batch)
+        said: dict[str, Any] = {
+            "frequency": {name: [round(float(one), 6) for one in row] for name, row in often.items()},
+            "unanimous": statistics.unanimous(often),
+            "agreement": statistics.agreement(decisions),
+            "accuracy": accuracy,
+            "overruled": overruled,
+            "flops": {"dense": per_example, "gates": doors.flops(), "static": small.flops() / rows},
+            "training": {"flops": recovery.flops, "seconds": recovery.seconds} if recovery else {},
+        }
+        said = run.json(f"gates-{budget}", partial(dict, said))
+        yield Result(str(budget), small, cut, selection.spent, recovery, _notes(said, len(held)))
+
+
+# ---------------------------------------------------------------------------------------------- gates on a network
+
+
+@dataclass(frozen=True, eq=False)
+class Gated:
+    """What `gate` gives: the gates, and what they decide about."""
+
+    gates: gates.Gates
+    units: Units
+    cut: Callable[[Traced, Selection], tuple[Traced, Cut]]
+    """(subject, selection) -> the static network and the receipt; the subject is the one that was gated, or a copy."""
+    reasons: Mapping[str, str]
+    """What has no gate, and why."""
+    layers: bool = False
+
+    def gathered(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is known of each place, by site of `units`."""
+        if not self.layers:
+            return dict(values)
+        return {name: torch.cat([values[place] for place in self.gates.places]) for name in self.units}
+
+
+def gate(
+    subject: Traced, mode: str = "channel", units: str = "", *, multiple: int = 1, seed: int = 0, **how: Any
+) -> Gated:
+    """Gates for `subject`, to be trained by any loop: within `gates.on(model)`, add the two losses of `recover.gates`.
+
+    mode, units, multiple: as in `consensus_polarization`. how: `hidden`, `bias` and `leak` of the gates.
+
+    Raises `InputError` for another mode or a pattern that fits nothing, `UnsupportedError` where nothing can be gated.
+    """
+    names = tuple(name.strip() for name in units.split(",") if name.strip())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if mode == "layer":
+            branches = Branches(subject, names)
+            places = {
+                one.name: gates.Place(one.source, one.channels, 1, {one.modules[-1]: None}, one.dim) for one in branches
+            }
+            return Gated(
+                gates.Gates(places, **how), branches.units(), lambda work, selection: branches.of(work).cut(selection),
+                branches.reasons, layers=True,
+            )  # fmt: skip
+        if mode != "channel":
+            raise InputError(f"mode {mode!r} is neither 'channel' nor 'layer'")
+        sites, reasons = inner(subject, names)
+        places = {
+            one.name: gates.Place(one.source, one.channels, one.units, one.readers, one.dim, one.dims) for one in sites
+        }
+        reasons |= dict.fromkeys(_unequal(subject, places), "a gate that is off does not do there what a cut does")
+        places = {name: place for name, place in places.items() if name not in reasons}
+        if not places:
+            why = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:3])
+            raise UnsupportedError(f"no channels of this {type(subject.model).__name__} can be gated: {why or 'none'}")
+        known = subject.units(multiple=multiple)
+        free = {name: replace(site, frozen=name not in places) for name, site in known.sites.items()}
+        return Gated(gates.Gates(places, **how), replace(known, sites=free), Traced.cut, reasons)
+
+
+def _unequal(subject: Traced, places: Mapping[str, gates.Place]) -> list[str]:
+    """The places where half of the gates at zero do not give what a cut gives: where a mean runs over channels."""
+    if not places:
+        return []
+
+    def gap(names: Sequence[str]) -> float:
+        some = gates.Gates({name: places[name] for name in names})
+        some.fixed = {name: (torch.arange(places[name].units) + 1) % 2 for name in names}
+        model = copy.deepcopy(subject.model).eval()
+        try:
+            small = subject.cut(Selection({name: some.fixed[name].bool().numpy() for name in names}), prove=False)[0]
+            expected = logits(small.forward())
+            with torch.no_grad(), some.on(model):
+                args, kwargs = subject.inputs.fresh()
+                given = logits(model(*args, **kwargs))
+            return float((given - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+        except (RuntimeError, InputError, IndexError):
+            return float("inf")
+
+    if gap(list(places)) <= 1e-4:
+        return []
+    return [name for name in places if not gap([name]) <= 1e-4]
+
+
+# ------------------------------------------------------------------------------------------------ training and after
+
+
+class _Paced:
+    """Batches that know how far the training is, so that a resumed run goes on where it was."""
+
+    def __init__(self, feed: Any, total: int) -> None:
+        self.feed, self.total = feed, total
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.feed[index], "progress": index / self.total}
+
+
+def loss(
+    model: nn.Module,
+    doors: gates.Gates,
+    units: Units,
+    target: Mapping[str, float],
+    part: Mapping[str, Any],
+    totals: Mapping[str, int],
+    *,
+    activation: float = 4.0,
+    polarization: float = 3.0,
+    form: str = "hinge",
+    slack: float = 0.0,
+    open_for: float = 0.0,
+    ramp: float = 0.0,
+) -> tuple[Tensor, dict[str, float]]:
+    """L_task + lambda_act R_act + lambda_polar R_polar of one batch: an objective, once its first four are given.
+
+    target: measure -> what may be spent. part: "inputs", "labels", and "progress" from 0 to 1 if gates are forced open
+    for the share `open_for` of it, and lambda_polar grows over the share `ramp` that follows.
+    """
+    progress = float(part.get("progress", 1.0))
+    doors.fixed = {} if progress < open_for else None
+    scores = logits(model(part["inputs"]))
+    task = functional.cross_entropy(scores.float(), part["labels"], reduction="sum") / totals["examples"]
+    if doors.fixed is not None:
+        return task, {"task": float(task.detach())}
+    means = doors.means()
+    polar = gates.polarization(means.values())
+    by_site = means
+    if not set(means) <= set(units):
+        by_site = {name: torch.cat(list(means.values())) for name in units}
+    act = torch.zeros((), device=scores.device)
+    for measure, limit in target.items():
+        low, high = (gates.cost(units, {n: torch.full_like(v, s) for n, v in by_site.items()}, measure) for s in (0, 1))
+        share = (gates.cost(units, by_site, measure) - low) / (high - low)
+        act = act + gates.activation(share, max(0.0, (limit - float(low)) / float(high - low)), form, slack).float()
+    grown = min(1.0, (progress - open_for) / ramp) if ramp > 0 else 1.0
+    weight = len(part["inputs"]) * gates.processes() / totals["examples"]
+    further = weight * gates.once(activation * act + polarization * grown * polar)
+    return task + further, {
+        "task": float(task.detach()),
+        "act": weight * float(act.detach()),
+        "polar": weight * float(polar.detach()),
+    }
+
+
+def ask(
+    model: nn.Module, doors: gates.Gates, data: Examples, batch: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(place -> decisions [N, units], place -> mean of what was binarised [units]) for all of `data`, in eval mode."""
+    model.eval()
+    doors.fixed = None
+    total: dict[str, Tensor] = {}
+
+    def decide(part: Mapping[str, Any]) -> dict[str, Tensor]:
+        model(part["inputs"])
+        for name, value in doors.sure().items():
+            total[name] = total.get(name, torch.zeros(())) + value.double().sum(0).cpu()
+        return doors.values
+
+    with doors.on(model):
+        decisions = statistics.collect(decide, _in_order(data, batch))
+    return decisions, {name: value / len(data) for name, value in total.items()}
+
+
+def logits(output: Any) -> Tensor:
+    """The logits of an output: itself, its `logits`, or the first of a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    found = getattr(output, "logits", None)
+    if found is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        found = output[0]
+    if not isinstance(found, Tensor):
+        raise UnsupportedError(
+            f"the network returns a {type(output).__name__}: expected logits, or an output with them"
+        )
+    return found
+
+
+def _in_order(data: Examples, batch: int) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(data), batch):
+        part = data.take(range(start, min(start + batch, len(data))))
+        yield {"inputs": part.inputs, "labels": part.labels}
+
+
+def _accuracy(model: nn.Module, data: Examples, batch: int) -> float:
+    model.eval()
+    with torch.no_grad():
+        return quality.accuracy(partial(_run, model), _in_order(data, batch)).value
+
+
+def _rows(subject: Traced) -> int:
+    given = [one for one in (*subject.inputs.args, *subject.inputs.kwargs.values()) if isinstance(one, Tensor)]
+    return len(given[0]) if given and given[0].dim() else 1
+
+
+def _run(model: nn.Module, part: Mapping[str, Any]) -> Tensor:
+    return logits(model(part["inputs"]))
+
+
+def _notes(said: Mapping[str, Any], held: int) -> tuple[str, ...]:
+    accuracy, flops, training = said["accuracy"], said["flops"], said["training"]
+    every = [one for row in said["frequency"].values() for one in row]
+    split = sum(0.01 < one < 0.99 for one in every)
+    notes = [
+        f"{said['unanimous']:.1%} of {len(every)} gates say the same for at least 99% of the training examples; the "
+        f"masks of two examples agree on {said['agreement']:.1%} of the gates",
+        f"accuracy on {held} examples held out of training: {accuracy['dynamic']:.4f} with gates that look at the "
+        f"input, {accuracy['static']:.4f} without them",
+        f"FLOPs per example: {flops['dense']:.4g} whole, {flops['static']:.4g} now, no gate among them",
+    ]
+    if training:
+        share = flops["gates"] / flops["dense"]
+        notes.append(
+            f"training took about {training['flops']:.3g} FLOPs, forward and backward, in {training['seconds']:.0f} s; "
+            f"the gates' share is {share:.2%}"
+        )
+    else:
+        notes.append("dry run: nothing was trained, the gates are as they started")
+    if accuracy["before norms"] != accuracy["static"]:
+        notes.append(f"before batch norms were averaged anew: {accuracy['before norms']:.4f}")
+    if split:
+        notes.append(f"{split} gates never agreed: raise polarization or train longer")
+    if said["overruled"]:
+        notes.append(
+            f"{said['overruled']} units went against the gates' vote, to meet the budget: raise activation "
+            "above polarization"
+        )
+    for name, row in said["frequency"].items():
+        if len(row) > 1 and not any(one >= 0.5 for one in row):
+            notes.append(f"all gates of {name} are off: the least that may stay was kept")
+    return tuple(notes)

@@ -1,0 +1,337 @@
+"""OTOv3: train once, and what is redundant becomes zero and is cut: channels, heads, or whole operators.
+
+Chen, Ding, Chen, Liang, Zharkov et al., 2023 (arXiv 2312.09411); the optimisers are those of OTOv2 (arXiv 2303.06862)
+and of the released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from secateur.errors import DataError, InfeasibleError, InputError, ModelError, UnsupportedError
+from secateur.files import examples
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run
+from secateur.recover import loop
+from secateur.recover.sparsify import GroupSparse
+from secateur.score import gradient, magnitude
+from secateur.select import ranking
+from secateur.subjects.recording import leaves
+from secateur.subjects.segments import SITE, Graph
+from secateur.subjects.traced import Traced
+from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Units
+
+CARD = {
+    "title": "OTOv3: Automatic Architecture-Agnostic Neural Network Training and Compression",
+    "paper": "https://arxiv.org/abs/2312.09411",
+    "cuts": "channels and heads of any network, or whole operators and blocks",
+    "recovers": "nothing is fine-tuned: one training makes the network and its zeros",
+    "extra": "",
+    "family": "vision",
+}
+
+TOLERANCE = 1e-4
+"""Largest difference between the outputs of the trained and of the cut network, relative to the largest output."""
+
+
+def otov3(
+    subject: Traced,
+    data: Examples,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    batch: int = 64,
+    seed: int = 0,
+    epochs: int = 40,
+    lr: float = 0.05,
+    variant: Literal["sgd", "adam", "adamw"] = "sgd",
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    schedule: str = "cosine",
+    method: Literal["dhspg", "hesso"] = "dhspg",
+    saliency: Literal["dhspg", "hesso"] | None = None,
+    scope: Literal["global", "kind", "local"] = "local",
+    warm: float = 0.25,
+    span: float = 0.4,
+    periods: int = 10,
+    penalty: float | None = None,
+    epsilon: float = 0.95,
+    tolerance: float = 0.05,
+    finish: float = 0.3,
+    multiple: int = 1,
+    protect: str = "",
+    hierarchical: bool = True,
+    training: str = "",
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Train once with an optimiser that drives the redundant groups to zero; then cut the zeros, and nothing more.
+
+    Per budget, each from the subject's weights:
+
+    1. the groups. Pruning mode, for any measure of channels: all that makes a channel or head, where zeros make its
+       values zero (sections on zero-invariant groups). Erasing mode, for `segments=`: the weights of an operator or
+       chain of operators that feeds a sum which has another summand;
+    2. plain training for the share `warm` of all steps;
+    3. every group gets a saliency from its weights and the direction of descent; the lowest may go. In erasing mode a
+       search walks the segments from the most redundant on and passes over those without which no way would lead from
+       input to output (H2SPG);
+    4. training goes on. DHSPG shrinks the chosen groups with a penalty whose lambda lies in an interval in which they
+       shrink and the loss descends, and projects to zero what turns away; HESSO shrinks them linearly by a schedule.
+       Zero groups stay zero, the others are trained plainly to the end;
+    5. the zero groups are cut, together with what only they fed. The smaller network's outputs are compared with the
+       trained one's, and must agree to 1e-4.
+
+    With both `segments=` and another measure, half of the steps erase, and the other half prune the erased network.
+
+    Args:
+        subject: a network, trained or not; it stays as it is.
+        data: examples with classes; without, the outputs of `subject` are learnt.
+        budgets: channels=, params=, bytes= or flops= of channels; or segments=; or both.
+        run: where checkpoints go.
+        batch: examples per step.
+        seed: of sampling and training.
+        epochs: of the one training.
+        lr: peak learning rate.
+        variant: the optimiser that the method goes on: sgd, adam or adamw.
+        momentum: of sgd.
+        weight_decay: of matrices and kernels.
+        schedule: of the learning rate.
+        method: "dhspg", or "hesso", which the released packages have.
+        saliency: "dhspg" or "hesso"; that of the method unless given. Their readings of the angle between weights and
+            gradient are opposite, both as released.
+        scope: which channels are ranked together: all ("global"), those of one kind, or each site for itself.
+        warm: share of the steps before groups are chosen.
+        span: share of the steps in which they become zero.
+        periods: of hesso: how many times groups are chosen.
+        penalty: lambda; a scale that suits norms, learning rate and span unless given. The paper's 1e-3 (sgd) and 1e-2
+            (adam) need hundreds of epochs.
+        epsilon: of the half-space projection, in [0, 1); larger is more aggressive.
+        tolerance: of dhspg, for channels=: how much more than the target may be chosen.
+        finish: of dhspg: share of `span` at whose end missing groups are shrunk linearly; 0 may miss the budget.
+        multiple: kept channels are multiples of this.
+        protect: modules, parameters or sites that stay whole, separated by commas.
+        hierarchical: False erases without step 3's search, for comparison: the network may break, which is refused.
+        training: more settings of the training loop, such as accumulate=4,precision=bf16,trackers=wandb.
+        dry_run: say what would be cut by the weights as they are; nothing is trained.
+
+    Departures: the paper's body was not to be had: segments and their search follow its abstract, its predecessors and
+    the released pictures. Channels are ranked site by site; the paper ranks all together, which empties the site with
+    the smallest weights in small networks (`scope`). lambda is scaled to the run (`penalty`), and what DHSPG leaves
+    missing is shrunk by HESSO's schedule at the end (`finish`), so that the budget is met. Cut networks are traced by
+    their recorded forward pass, not as an operator graph that the user's code leaves behind.
+    """
+    if data.targets and data.labels is None:
+        raise DataError(f"{data.name} has boxes: otov3 trains on classes, or on the outputs of the original")
+    start = subject
+    if protect:
+        start = subject.copy()
+        start.protect([name.strip() for name in protect.split(",") if name.strip()])
+    feed = examples.batches(data, batch=batch, seed=seed)
+    further: dict[str, Any] = {"clip": None} | loop.options(training)
+    for budget in budgets:
+        stages = split(budget)
+        steps = epochs * len(feed) // len(stages)
+        optimise = partial(
+            GroupSparse, lr=lr, variant=variant, method=method, start=round(warm * steps), momentum=momentum,
+            span=max(1, round(span * steps)), periods=periods, penalty=penalty, epsilon=epsilon, tolerance=tolerance,
+            finish=finish, saliency=getattr(gradient, saliency or method),
+        )  # fmt: skip
+        current, predicted = start, dict[str, float]()
+        cuts: list[Cut] = []
+        recoveries: list[Recovery] = []
+        notes: list[str] = []
+        for number, part in enumerate(stages):
+            work = current.copy()
+            task = Task.of(work, part, multiple=multiple, scope=scope, hierarchical=hierarchical)
+            gone = task.lowest(magnitude.coupled(task.slices))  # refuses what can't be met before anything is trained
+            if not dry_run:
+                made: list[GroupSparse] = []
+
+                def optimiser(
+                    weights: list[dict[str, Any]],
+                    task: Task = task,
+                    optimise: Callable[..., GroupSparse] = optimise,
+                    made: list[GroupSparse] = made,
+                ) -> GroupSparse:
+                    made.append(optimise(weights, task.slices, choose=task.lowest))
+                    return made[0]
+
+                recovery = loop.train(
+                    work.model, feed, objective(work, subject, data), steps=steps, lr=lr, schedule=schedule, warmup=0.0,
+                    weight_decay=weight_decay, seed=seed + number, optimizer=optimiser, count=examples.count,
+                    frozen=[] if data.labels is not None else [subject.model],
+                    checkpoint=run.folder(f"train-{budget}-{number}"), **further,
+                )  # fmt: skip
+                recoveries.append(recovery)
+                gone = made[0].zero
+            selection = Selection({site: ~row.bool() for site, row in gone.items()}, {}, part)
+            current, cut = work.cut(selection)
+            cuts.append(cut)
+            predicted |= task.units.cost(selection.keep)
+            notes += task.notes if dry_run else [*task.notes, compared(work, current, data)]
+        yield Result(str(budget), current, joined(cuts), predicted, total(recoveries), tuple(notes))
+
+
+def split(budget: Budget) -> list[Budget]:
+    """What erases, then what prunes: the budget of segments and that of the rest, those of them that there are."""
+    erased = tuple(limit for limit in budget.limits if limit.measure == SITE)
+    rest = tuple(limit for limit in budget.limits if limit.measure != SITE)
+    if budget.pattern:
+        raise InputError(f"otov3 can't meet {budget}: give channels=, params=, bytes=, flops= or segments=")
+    return [replace(budget, limits=limits) for limits in (erased, rest) if limits]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to go from a network: its units, the weights that make them, and how the lowest are chosen."""
+
+    units: Units
+    slices: Mapping[str, Sequence[tuple[Tensor, int, Tensor]]]
+    choose: Callable[[Mapping[str, Tensor], Budget], Mapping[str, Any]]
+    """(scores, budget) -> site -> what stays."""
+    budget: Budget
+    even: bool
+    """Whether all groups cost the same, so that any as many groups meet the budget."""
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, subject: Traced, budget: Budget, *, multiple: int, scope: ranking.Scope, hierarchical: bool) -> Task:
+        """The task that a budget sets. Raises `UnsupportedError` where nothing of the network can become zero."""
+        if SITE in budget:
+            units = subject.units(SITE)
+            count = units[SITE].count
+            search = partial(erase, subject.graph, hierarchical=hierarchical)
+
+            def sought(scores: Mapping[str, Tensor], budget: Budget) -> Mapping[str, Any]:
+                most = int(budget.absolute(units.cost())[SITE])
+                return {SITE: search(torch.as_tensor(scores[SITE]), count - most, budget)}
+
+            return cls(units, subject.weights(), sought, budget, even=False)
+        units, slices = subject.units(multiple=multiple), subject.producers()
+        if not slices:
+            raise UnsupportedError("no channel of this network is zero when the weights that make it are")
+        frozen = {name: site if name in slices else replace(site, frozen=True) for name, site in units.sites.items()}
+        units = replace(units, sites=frozen)
+        stays = [name for name in frozen if name not in slices]
+        notes = (f"stays whole, since zeros there do not equal a cut: {', '.join(stays)}",) if stays else ()
+        widths = {float(value) for name in slices for value in units[name].cost["channels"]}
+        even = len(widths) == 1 and multiple == 1 and [limit.measure for limit in budget.limits] == ["channels"]
+
+        def ranked(scores: Mapping[str, Tensor], budget: Budget) -> Mapping[str, Any]:
+            return ranking.by_budget(units, scores, budget, scope=scope).keep
+
+        return cls(units, slices, ranked, budget, even, notes)
+
+    def lowest(self, scores: Mapping[str, Tensor], extra: float = 0.0) -> dict[str, Tensor]:
+        """Site -> the units that go: those that the budget does not keep, and a share `extra` of all more."""
+        budget = self.budget
+        if extra and self.even:
+            (limit,) = budget.limits
+            whole = self.units.cost()[limit.measure]
+            less = max(limit.absolute(whole) / whole - extra, 1e-6)
+            budget = replace(budget, limits=(replace(limit, value=less, relative=True),))
+        try:
+            keep = self.choose(scores, budget)
+        except InfeasibleError:
+            if budget is self.budget:
+                raise
+            keep = self.choose(scores, self.budget)
+        return {site: ~torch.as_tensor(keep[site]).bool() for site in self.slices}
+
+
+def erase(graph: Graph, scores: Tensor, count: int, budget: Budget, *, hierarchical: bool = True) -> Tensor:
+    """Booleans [segments], what stays: the `count` segments with the lowest scores go, as far as the network holds.
+
+    Walks from the lowest score on, tentatively erases a segment with all that gets no input any more, and passes it
+    over where no way would be left from input to output (H2SPG's search). Without `hierarchical`, the lowest go as they
+    come. Raises `InfeasibleError` where fewer can go.
+    """
+    names = [one.name for one in graph.removable]
+    order = [names[place] for place in scores.argsort(stable=True).tolist()]
+    if not hierarchical:
+        gone = set(order[:count])
+    else:
+        gone = set[str]()
+        for name in order:
+            found = graph.erase([*gone, name]) if name not in gone and len(gone) < count else None
+            if found is not None and len(found.removed) <= count:
+                gone = set(found.removed)
+    if len(gone) < count:
+        least = len(names) - len(gone)
+        raise InfeasibleError(
+            f"budget {budget} can't be met: {len(gone)} of {len(names)} segments can go before no way leads from the "
+            f"input to the output; ask for at least segments={least}", float(least),
+        )  # fmt: skip
+    return torch.tensor([name not in gone for name in names])
+
+
+def objective(
+    work: Traced, original: Traced, data: Examples
+) -> Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]:
+    """Cross-entropy with the classes; without classes, half the squared distance to the original's outputs."""
+
+    def loss(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        found = answer(work, batch["inputs"])
+        if data.labels is not None:
+            value = functional.cross_entropy(found, batch["labels"], reduction="sum")
+        else:
+            with torch.no_grad():
+                wanted = answer(original, batch["inputs"])
+            value = 0.5 * (found - wanted).square().sum()
+        return value / totals["examples"], {}
+
+    return loss
+
+
+def answer(subject: Traced, inputs: Tensor) -> Tensor:
+    """The network's first output tensor, in the mode in which it is."""
+    if subject.inputs.args:
+        output = subject.model(inputs)
+    else:
+        output = subject.model(**{next(iter(subject.inputs.kwargs)): inputs})
+    first = leaves(output)[0][0]
+    if first.dim() < 2:
+        raise DataError(f"the network gives outputs of shape {tuple(first.shape)}: expected [examples, classes]")
+    return first
+
+
+@torch.no_grad()
+def compared(trained: Traced, small: Traced, data: Examples, count: int = 256) -> str:
+    """A note with the largest difference between the outputs of two networks. Raises `ModelError` for a real one."""
+    inputs = data.inputs[:count]
+    for one in (trained, small):
+        one.model.eval()
+    large, cut = (answer(one, inputs.to(next(one.model.parameters()).device)) for one in (trained, small))
+    gap = float((large - cut).abs().max() / large.abs().max().clamp(min=1e-12))
+    if not gap <= TOLERANCE:
+        raise ModelError(f"the cut network's outputs differ from the trained one's by {gap:.2g}: report this")
+    return f"outputs of the trained and the cut network differ by {gap:.2g} of the largest, on {len(inputs)} examples"
+
+
+def joined(cuts: Sequence[Cut]) -> Cut:
+    """One receipt of cuts that followed one another."""
+    removed = {site: counts for cut in cuts for site, counts in cut.removed.items()}
+    before = {measure: value for cut in reversed(cuts) for measure, value in cut.before.items()}
+    after = {measure: value for cut in cuts for measure, value in cut.after.items()}
+    return Cut(removed, before, after, tuple(note for cut in cuts for note in cut.notes))
+
+
+def total(recoveries: Sequence[Recovery]) -> Recovery | None:
+    """One account of trainings that followed one another."""
+    if len(recoveries) < 2:
+        return recoveries[0] if recoveries else None
+    first, *rest = recoveries
+    for one in rest:
+        losses = (*first.losses, *((step + first.steps, value) for step, value in one.losses))
+        first = replace(
+            first, steps=first.steps + one.steps, tokens=first.tokens + one.tokens, losses=losses,
+            seconds=first.seconds + one.seconds, flops=first.flops + one.flops,
+        )  # fmt: skip
+    return first

@@ -1,0 +1,38 @@
+"""Statistics of batch norms after a cut: what was averaged over the larger network need not fit the smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["reestimate"]
+
+
+def reestimate(model: nn.Module, forward: Callable[[Any], Any], batches: Iterable[Any]) -> int:
+    """Set the running means and variances of all batch norms to their plain averages over `batches`.
+
+    forward: runs one batch through `model`. No weight changes, and all else runs in evaluation mode; the model comes
+    back in evaluation mode. Returns the number of norms; where it is 0 nothing has run.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    model.eval()
+    if not norms:
+        return 0
+    before = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        with torch.no_grad():
+            for batch in batches:
+                forward(batch)
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+        model.eval()
+    return len(norms)

@@ -1,0 +1,442 @@
+"""Is it worth inheriting? The control experiment for any cut: the same shape, trained from scratch.
+
+Liu et al., "Rethinking the Value of Network Pruning" (arXiv 1810.05270). `scratch_control` does it for a network over
+several seeds; `add` does it for each result of a finished run, of networks and of language models alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateur import running
+from secateur.errors import DataError, InfeasibleError, InputError, SecateurError, UnsupportedError
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run, atomic_write
+from secateur.files.texts import Corpus
+from secateur.measure import evidence, statistics
+from secateur.recipes.language import ziplm
+from secateur.recipes.vision import rethinking_pruning_value as rethinking
+from secateur.recipes.vision.rethinking_pruning_value import Arm, Augment, Pruned
+from secateur.recover import initialise, masks
+from secateur.score import random
+from secateur.select import ranking
+from secateur.subjects import Transformer, open_subject, reload_traced
+from secateur.subjects.traced import Traced
+from secateur.vocabulary import Budget, Cut, Evidence, Figure, Result, Selection
+
+__all__ = ["LACKS", "Control", "add", "describe", "fresh_language", "fresh_network", "scratch_control"]
+
+LACKS = (
+    "scratch lacks the compute of the original's training before this run, which is not counted: where the original "
+    "was pretrained on more data, a fresh network that loses says that inheriting helps, not which units"
+)
+
+
+# ------------------------------------------------------------------------------------------- over several seeds
+
+
+@dataclass(frozen=True, eq=False)
+class Control:
+    """What the arms gave, over seeds."""
+
+    arms: Mapping[str, tuple[Arm, ...]]
+    """Name -> one per seed, in the order of `seeds`."""
+    seeds: tuple[int, ...]
+    finetune: str
+    dense_flops: float
+    """Of training the large network for the recipe's epochs."""
+    widths: Mapping[str, float]
+    """The cut architecture of the first seed, see `describe`."""
+    notes: tuple[str, ...] = ()
+
+    def accuracies(self, arm: str) -> tuple[float, ...]:
+        """Held-out accuracy of each seed's last weights."""
+        return tuple(one.accuracy for one in self.arms[arm])
+
+    def difference(self, arm: str) -> Figure:
+        """Fine-tuned minus `arm` in percentage points, paired: over seeds, or over examples where there is one seed."""
+        if len(self.seeds) > 1:
+            return rethinking.in_points(
+                statistics.paired_difference(self.accuracies("fine-tuned"), self.accuracies(arm))
+            )
+        ours, theirs = (self.arms[name][0].right.astype(float) for name in ("fine-tuned", arm))
+        return rethinking.in_points(statistics.paired_difference(ours, theirs))
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Arm -> whether the inherited weights are better than it, worse, or neither."""
+        found = {}
+        for name in self.arms:
+            if name.startswith("scratch"):
+                found[name] = rethinking.judge(self.difference(name))
+            elif name == "random units":
+                words = rethinking.judge(self.difference(name))
+                found[name] = words.replace("the inherited weights are", "the chosen units are").replace(
+                    "training from scratch is", "random units are"
+                )
+        return found
+
+    def markdown(self) -> str:
+        """The report: all arms, what each cost, a plain verdict, the architecture."""
+        rows = [("Arm", "Accuracy", "Best epoch", "Epochs", "Training FLOPs", "With the large network's")]
+        for name, arms in self.arms.items():
+            accuracy = rethinking.in_points(statistics.mean_interval(self.accuracies(name)))
+            best = [one for one in map(_best, arms) if one is not None]
+            inherits = not name.startswith("scratch")
+            rows.append(
+                (
+                    f"{name} ({self.finetune})" if name == "fine-tuned" else name,
+                    str(accuracy),
+                    f"{100 * float(np.mean(best)):.4g}" if best else "-",
+                    f"{arms[0].epochs}",
+                    f"{np.mean([arm.flops for arm in arms]):.3g}",
+                    f"{np.mean([arm.flops for arm in arms]) + self.dense_flops * inherits:.3g}",
+                )
+            )
+        over = "seeds" if len(self.seeds) > 1 else "held-out examples of one training each"
+        lines = [
+            "# Is it worth inheriting?",
+            f"Held-out accuracy in percent, mean over seeds {', '.join(map(str, self.seeds))} with its interval.",
+            evidence.markdown(rows),
+            *(
+                f"- fine-tuned minus {name}: {self.difference(name)} points over {over}: {verdict}."
+                for name, verdict in self.verdicts.items()
+            ),
+            *(f"- {note}." for note in self.notes),
+            "## The architecture",
+            evidence.markdown([("Layer", "Outputs"), *((name, f"{width:g}") for name, width in self.widths.items())]),
+        ]
+        return "\n\n".join(lines) + "\n"
+
+
+def _best(arm: Arm) -> float | None:
+    found = (arm.recovery.settings.get("evaluations") if arm.recovery else None) or []
+    return 1.0 - min(error for _, error in found) if found else None
+
+
+def scratch_control(
+    pruned: Pruned | Callable[[int], Pruned],
+    data: Examples,
+    *,
+    judged: Examples | None = None,
+    mode: str = "both",
+    seeds: Sequence[int] = (0, 1, 2),
+    epochs: int = 160,
+    lr: float = 0.1,
+    batch: int = 64,
+    weight_decay: float = 1e-4,
+    finetune: str = "classic",
+    finetune_epochs: int | None = None,
+    cap: float | None = None,
+    norm: float = 1.0,
+    chance: bool = True,
+    pretrained: bool = False,
+    build: Callable[[], nn.Module] | None = None,
+    augment: Augment | None = None,
+    out: str | Path | None = None,
+) -> Control:
+    """Fine-tuned, Scratch-E, Scratch-B and random units with inherited weights, over `seeds`, in one shape.
+
+    Args:
+        pruned: a cut (see `rethinking_pruning_value.prune`), or seed -> one, so that the large network is another for
+            each seed: then the interval is that of the whole experiment, otherwise of its last part.
+        data: what all arms train on, in the same order.
+        judged: what they are judged on; a tenth of `data` is held out unless given.
+        mode: "E", "B" or "both".
+        seeds: of initialisation and order; all arms of a seed share it.
+        epochs: E, what the large network was trained for.
+        lr: its first learning rate.
+        batch: examples per step.
+        weight_decay: of matrices and kernels, in all arms.
+        finetune: "classic" or "rewind"; see `rethinking_pruning_value`.
+        finetune_epochs: a quarter of `epochs` for classic and all of them for rewind, unless given.
+        cap: Scratch-B trains for at most this many times `epochs`.
+        norm: first weights of batch norms in fresh networks.
+        chance: whether to train random units with inherited weights, too.
+        pretrained: the large network has seen more than `data`: the report says that scratch lacks that.
+        build: gives a network of the cut shape; otherwise the cut network is copied. Weights are drawn anew.
+        augment: see `examples.batches`; the same in all arms.
+        out: where report.md goes; nowhere unless given.
+    """
+    if mode not in ("E", "B", "both"):
+        raise InputError(f"mode={mode!r} is not one of E, B, both")
+    if not seeds:
+        raise InputError("no seed was given: give at least one, and three for a verdict")
+    if data.labels is None:
+        raise DataError(f"{data.name} has no classes: give labels, for all arms are judged by accuracy")
+    if judged is None:
+        data, judged = data.split(seed=seeds[0])
+    found: dict[str, list[Arm]] = {}
+    costs, widths, notes = [], dict[str, float](), dict[str, None]()
+    for seed in seeds:
+        one = pruned(seed) if callable(pruned) else pruned
+        arms = rethinking.trial(
+            one, data, judged, mode=mode, epochs=epochs, lr=lr, batch=batch, seed=seed, weight_decay=weight_decay,
+            finetune=finetune, finetune_epochs=finetune_epochs, cap=cap, norm=norm, chance=chance, build=build,
+            augment=augment,
+        )  # fmt: skip
+        for name, arm in arms.items():
+            found.setdefault(name, []).append(arm)
+            notes |= dict.fromkeys(arm.notes)
+        first = arms["scratch-E" if "scratch-E" in arms else "scratch-B"]
+        ratio = rethinking.forward_flops(one.dense) / rethinking.forward_flops(one.student, bool(one.masks))
+        costs.append(first.flops / max(first.epochs, 1) * ratio * epochs)
+        widths = widths or describe(one.student.model, one.masks)
+    if pretrained:
+        notes[LACKS] = None
+    result = Control(
+        {name: tuple(arms) for name, arms in found.items()}, tuple(seeds), finetune, float(np.mean(costs)), widths,
+        tuple(notes),
+    )  # fmt: skip
+    if out is not None:
+        atomic_write(Path(out) / "report.md", result.markdown())
+    return result
+
+
+def describe(model: nn.Module, closed: masks.Masks | None = None) -> dict[str, float]:
+    """The architecture in numbers: layer -> outputs of each convolution and linear; kept share where masked."""
+    closed, found = closed or {}, dict[str, float]()
+    for path, module in model.named_modules():
+        weight = f"{path}.weight" if path else "weight"
+        if weight in closed:
+            found[path] = masks.share({weight: closed[weight]})
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            found[path] = float(module.out_channels)
+        elif isinstance(module, nn.Linear):
+            found[path] = float(module.out_features)
+    return found
+
+
+# ----------------------------------------------------------------------------------------------- of a finished run
+
+
+def add(
+    out: str | Path,
+    model: Any,
+    data: Any,
+    mode: str = "both",
+    *,
+    chance: bool = True,
+    epochs: int | None = None,
+    lr: float | None = None,
+    cap: float | None = None,
+) -> list[Evidence]:
+    """Train the control arms of each result in the run directory `out`, and add them to its evidence.
+
+    The arms are "scratch-E" and "scratch-B" as `mode` says, and with `chance` "random units": as many units of each
+    site, at random, with their inherited weights. Networks are trained as `rethinking_pruning_value.fit` does, for
+    `epochs` from `lr` (the run's own options unless given); language models just as the run's students were, by
+    distillation from the original, for the run's steps and for steps F(dense) / F(cut). Their models stay in
+    `out/scratch`; `evidence.json` and `report.html` are written anew, and `out/scratch.md` has the verdicts.
+
+    Returns the rows; their notes say that scratch lacks the original's own training (`LACKS`).
+    """
+    if mode not in ("E", "B", "both"):
+        raise InputError(f"mode={mode!r} is not one of E, B, both")
+    rows = []
+    published = evidence.read(out)
+    for row in published:
+        names = ("seed", "batch", "length", "threads", "device")
+        shared = {name: row.settings[name] for name in names if name in row.settings}
+        place = Path(out) / row.target if (Path(out) / row.target).is_dir() else Path(out)
+        recipe, options = _arm(row, place, epochs, lr, cap)
+        beside, notes = dict(row.baselines), [LACKS]
+        wanted = [f"scratch-{letter}" for letter in ("E", "B") if mode in (letter, "both")]
+        for name in [*wanted, *(["random units"] if chance else [])]:
+            try:
+                (found,) = running.run(
+                    recipe, model, data, row.target, Path(out) / "scratch" / f"{name}-{row.target}",
+                    **shared, arm=name, **options,
+                )  # fmt: skip
+            except SecateurError as error:
+                if name != "random units":
+                    raise
+                notes.append(f"random units could not be trained: {error}")
+                continue
+            beside[name] = {**found.after, **found.measured}
+        assert row.cut is not None
+        kept = [note for note in row.cut.notes if note not in notes]
+        rows.append(replace(row, baselines=beside, cut=replace(row.cut, notes=(*kept, *notes))))
+    running.publish_evidence(Path(out), rows)
+    atomic_write(Path(out) / "scratch.md", "\n".join(_verdict(row) for row in rows) + "\n")
+    return rows
+
+
+def _arm(
+    row: Evidence, place: Path, epochs: int | None, lr: float | None, cap: float | None
+) -> tuple[Callable[..., Iterator[Result]], dict[str, Any]]:
+    """The generator that makes a row's arms, and its options as the run recorded them."""
+    assert row.cut is not None
+    counts = {site: [int(gone), int(count)] for site, (gone, count) in row.cut.removed.items()}
+    common = {"student": str(place), "removed": counts, "cap": cap}
+    settings = row.settings
+    if (place / "cut.json").is_file():
+        epochs = settings.get("epochs") if epochs is None else epochs
+        lr = settings.get("lr") if lr is None else lr
+        if epochs is None or lr is None:
+            raise InputError(f"recipe {row.recipe} records no epochs and lr: say what the original was trained with")
+        own = {name: settings[name] for name in ("weight_decay", "finetune", "finetune_epochs") if name in settings}
+        # That recipe holds out examples of its own: its arms are to see no more than its student did.
+        own["less"] = row.recipe == "rethinking_pruning_value"
+        return fresh_network, {**common, "epochs": int(epochs), "lr": float(lr), **own}
+    if epochs is not None:
+        raise InputError("language models are trained for the run's own steps: leave epochs out")
+    steps = row.recovery.steps if row.recovery else 0
+    if not steps:
+        raise InputError(f"the result {row.target} was not trained: its control would not be either; run it with steps")
+    known = [name for name in signature(ziplm.distil).parameters if name not in ("data", "blocks", "seed", "steps")]
+    recovery = {name: settings[name] for name in known if name in settings}
+    return fresh_language, {**common, "steps": steps, "recovery": {**recovery, **({} if lr is None else {"lr": lr})}}
+
+
+def fresh_network(
+    subject: Traced,
+    data: Examples,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    student: str,
+    removed: dict[str, list[int]],
+    arm: str = "scratch-E",
+    batch: int = 64,
+    seed: int = 0,
+    epochs: int = 160,
+    lr: float = 0.1,
+    weight_decay: float = 1e-4,
+    finetune: str = "classic",
+    finetune_epochs: int | None = None,
+    cap: float | None = None,
+    less: bool = False,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """A generator like a recipe: one control arm of the network saved in the folder `student`, as its result.
+
+    Args:
+        removed: site -> (units that went, units there were), for arm "random units".
+        arm: "scratch-E", "scratch-B" or "random units".
+        less: hold out of `data` what `rethinking_pruning_value` does.
+    """
+    if less:
+        data, _ = data.split(seed=seed)
+    small = reload_traced(student, subject.model, subject.inputs)
+    length, how = epochs, dict[str, Any](lr=lr)
+    notes: tuple[str, ...] = ()
+    found = masks.convolutions(small.model)
+    closed = {name: found[name] != 0 for name in removed} if removed and set(removed) <= set(found) else {}
+    if arm == "random units":
+        if closed:
+            small = rethinking.duplicate(subject)
+            closed = masks.shuffled(closed, seed=seed)
+        else:
+            small = _at_random(subject, small, removed, seed)
+        length = rethinking.tuning_epochs(epochs, finetune, finetune_epochs)
+        how = {"lr": lr / 100, "schedule": "constant"} if finetune == "classic" else {"lr": lr}
+    else:
+        if arm == "scratch-B":
+            dense, cut = (rethinking.forward_flops(one, bool(closed)) for one in (subject, small))
+            length = rethinking.epochs_for(epochs, dense, cut, cap)
+        fresh, notes = initialise.fresh(small.model, seed=seed, masks=closed)
+        small = Traced(fresh, small.inputs, small.plans)
+    recovery = rethinking.fit(
+        small.model, data, epochs=0 if dry_run else length, batch=batch, seed=seed, weight_decay=weight_decay,
+        closed=closed, folder=run.folder(f"train-{budgets[0]}"), **how,
+    )  # fmt: skip
+    yield Result(str(budgets[0]), small, _receipt(removed), {}, recovery, notes)
+
+
+def fresh_language(
+    subject: Transformer,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    student: str,
+    removed: dict[str, list[int]],
+    arm: str = "scratch-E",
+    batch: int = 32,
+    length: int = 64,
+    seed: int = 0,
+    steps: int = 1000,
+    recovery: dict[str, Any] | None = None,
+    cap: float | None = None,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """A generator like a recipe: one control arm of the language model saved in the folder `student`, as its result.
+
+    Args:
+        removed: site -> (units that went, units there were), for arm "random units".
+        arm: "scratch-E", "scratch-B" or "random units".
+        steps: of the student's own training.
+        recovery: further options of `ziplm.distil`, so that nothing but the weights differs.
+    """
+    settings = dict(recovery or {})
+    small = open_subject(student)
+    if arm == "random units":
+        small = _at_random(subject, small, removed, seed)
+    else:
+        drawn, _ = initialise.fresh(small.model, seed=seed)
+        small.model.load_state_dict(drawn.state_dict())
+        if arm == "scratch-B":
+            tokens = int(settings.get("train_length", 128))
+            dense, cut = (one.flops_per_token(tokens) for one in (subject, small))
+            steps = rethinking.epochs_for(steps, dense, cut, cap)
+    total, left = len(subject.layers()), len(small.layers())
+    pairs = [(k, min(total, round(k * total / left))) for k in range(1, left + 1)]
+    if small.model.config.hidden_size != subject.model.config.hidden_size:
+        settings["token"] = 0.0  # hidden states of two widths have no distance
+    trained = ziplm.distil(
+        subject, small, run.folder(f"train-{budgets[0]}"), data=data, blocks=pairs, seed=seed,
+        steps=0 if dry_run else steps, **settings,
+    )  # fmt: skip
+    yield Result(str(budgets[0]), small, _receipt(removed), {}, trained)
+
+
+def _receipt(removed: Mapping[str, Sequence[int]]) -> Cut:
+    return Cut({site: (gone, count) for site, (gone, count) in removed.items()}, {}, {})
+
+
+def _at_random(subject: Any, small: Any, removed: Mapping[str, Sequence[int]], seed: int) -> Any:
+    """`subject` with as many units of each site as `small` has, at random. Raises where that is another shape."""
+    units = subject.units()
+    unknown = [site for site in removed if site not in units.sites]
+    if unknown:
+        raise InputError(f"the result was not cut from the original at once: {unknown[0]!r} is no site of it")
+    counts = {site: count - gone for site, (gone, count) in removed.items() if not units[site].frozen}
+    try:
+        keep = ranking.by_counts(units, random.scores(units, seed), counts).keep
+    except InfeasibleError as error:
+        raise InfeasibleError(f"random units can't have the result's shape: {error}", error.reachable) from error
+    found = subject.cut(Selection(keep))[0]
+    theirs, ours = (sorted(tuple(p.shape) for p in one.model.parameters()) for one in (small, found))
+    if ours != theirs:  # layers that went as a whole take their heads along: other layers, other shapes
+        raise UnsupportedError("random units do not give the result's shape: whole blocks of it are gone")
+    return found
+
+
+def _verdict(row: Evidence) -> str:
+    """Per result: what is better by how much, from intervals over held-out examples."""
+    lines = [f"## {row.target}", ""]
+    quality = next((name for name in ("accuracy", "map", "perplexity", "spearman") if name in row.after), None)
+    quality = quality or next((name for name in ("spearman", "cosine") if name in row.measured), None)
+    ours = evidence.measured(row, quality) if quality else None
+    for name in ("scratch-E", "scratch-B", "random units"):
+        theirs = row.baselines.get(name, {}).get(quality or "")
+        if ours is None or theirs is None:
+            continue
+        gap = (theirs.value - ours.value) if quality == "perplexity" else (ours.value - theirs.value)
+        apart = None not in (ours.low, ours.high, theirs.low, theirs.high) and (
+            ours.low > theirs.high or theirs.low > ours.high  # type: ignore[operator]
+        )
+        better = "the pruned and trained model" if gap > 0 else name
+        words = f"{better} is better" if apart else "the intervals overlap: no verdict from one training of each"
+        lines.append(f"- {quality}: {ours} beside {name} {theirs}: {words}.")
+    if len(lines) == 2:
+        lines.append("- no quality was measured for both: give held-out data.")
+    return "\n".join([*lines, f"- {LACKS}."])

@@ -1,0 +1,266 @@
+"""What stands where operators were erased: zeros that nobody computes.
+
+A network with parts erased still runs its own Python. A module that went is an `Absent`, which returns `Nothing`; what
+is computed from it alone is again `Nothing`, at no cost, and a sum with it is the other summand. So an erased branch
+takes neither weights nor multiplications, whoever wrote the network's code; in an exported program nothing is left.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+
+__all__ = ["Absent", "Nothing", "form"]
+
+_SUM = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__", "iadd"])
+_DIFFERENCE = frozenset(["sub", "sub_", "subtract", "__sub__", "__isub__", "isub", "rsub", "__rsub__"])
+_PRODUCT = frozenset(
+    ["mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__", "matmul", "__matmul__", "bmm", "mm", "einsum"]
+)
+_AFFINE = {
+    "linear": (1, 2), "conv1d": (1, 2), "conv2d": (1, 2), "conv3d": (1, 2), "conv_transpose1d": (1, 2),
+    "conv_transpose2d": (1, 2), "conv_transpose3d": (1, 2), "batch_norm": (3, 4), "instance_norm": (3, 4),
+    "layer_norm": (2, 3), "group_norm": (2, 3), "rms_norm": (2, 99),
+}  # fmt: skip
+"""Function -> places of weight and bias: zero where the input or the weight is, if there is no bias."""
+_UNARY = frozenset(
+    [
+        "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "gelu", "silu", "tanh", "elu", "selu", "celu",
+        "mish", "hardswish", "softsign", "tanhshrink", "sin", "abs", "neg", "__neg__", "square", "sqrt",
+        "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "max_pool1d",
+        "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+        "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
+        "adaptive_max_pool2d", "interpolate", "upsample", "view", "view_as", "reshape", "flatten", "unflatten",
+        "permute", "transpose", "swapaxes", "movedim", "t", "squeeze", "unsqueeze", "mean", "sum", "contiguous",
+        "clone", "detach", "to", "float", "half", "bfloat16", "double", "type_as", "expand", "expand_as", "repeat",
+        "roll", "flip", "narrow", "select", "index_select", "__getitem__", "unfold", "fold", "pixel_shuffle",
+        "pixel_unshuffle", "channel_shuffle", "normalize",
+    ]
+)  # fmt: skip
+"""Functions of one tensor that give zeros for zeros."""
+_TOGETHER = frozenset(["cat", "concat", "concatenate", "stack"])
+_PARTS = frozenset(["chunk", "split", "unbind", "tensor_split", "split_with_sizes"])
+
+
+class Nothing:
+    """A tensor of zeros that is never computed; its shape is worked out only when somebody asks for it.
+
+    like: gives a meta tensor of its shape. device: where the zeros would lie. fresh: a sum with it is a copy, since
+    what follows writes into the sum.
+    """
+
+    def __init__(self, like: Callable[[], Tensor], device: torch.device | None = None, fresh: bool = False) -> None:
+        self._like, self._device, self._fresh = like, device, fresh
+        self._meta: Tensor | None = None
+
+    @classmethod
+    def like(cls, tensor: Tensor, fresh: bool = False) -> Nothing:
+        """Of the shape, number type and place of `tensor`."""
+        return cls(partial(_same, torch.empty_like(tensor, device="meta")), tensor.device, fresh)
+
+    @property
+    def meta(self) -> Tensor:
+        """A meta tensor of its shape and number type."""
+        if self._meta is None:
+            with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
+                self._meta = self._like()
+        return self._meta
+
+    @property
+    def device(self) -> torch.device:
+        """Where the zeros would lie."""
+        return self._device or torch.device("cpu")
+
+    def zeros(self) -> Tensor:
+        """The zeros themselves."""
+        return torch.zeros(tuple(self.meta.shape), dtype=self.meta.dtype, device=self.device)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Nothing | Tensor)]
+        device = next((one.device for one in given if isinstance(one, Tensor)), given[0].device)
+        fresh = any(one._fresh for one in given if isinstance(one, Nothing))
+        if name in _SUM or name in _DIFFERENCE:
+            done, value = _sum(name, args, kwargs, fresh)
+            if done:
+                return value
+        zero = name in _PRODUCT or (name in _UNARY and isinstance(args[0], Nothing) and len(given) == 1)
+        zero = zero or (name in _TOGETHER and not any(isinstance(one, Tensor) for one in given))
+        if name in _AFFINE:
+            weight, bias = (_argument(args, kwargs, place, key) for place, key in zip(_AFFINE[name], _WB, strict=True))
+            zero = (isinstance(args[0], Nothing) or isinstance(weight, Nothing)) and not isinstance(bias, Tensor)
+        if name in _PARTS and isinstance(args[0], Nothing):
+            with _disable_current_modes(), torch._C.DisableTorchFunction():
+                parts = func(*_metas(args), **_metas(kwargs))
+            return tuple(Nothing(partial(_same, part), device, fresh) for part in parts)
+        if zero or (name in _SUM | _DIFFERENCE):
+            return Nothing(lambda: func(*_metas(args), **_metas(kwargs)), device, fresh)
+        args, kwargs = tree_map(_zeros, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or not hasattr(Tensor, name):
+            raise AttributeError(f"{name!r}: this tensor was erased")
+        method = getattr(Tensor, name)
+        if callable(method):
+            if name in ("size", "dim", "numel", "stride", "element_size", "is_floating_point", "is_contiguous"):
+                return getattr(self.meta, name)
+            return lambda *args, **kwargs: Nothing.__torch_function__(method, (Nothing,), (self, *args), kwargs)
+        return getattr(self.meta, name)
+
+    def __deepcopy__(self, memo: Any) -> Nothing:
+        return self
+
+    def __len__(self) -> int:
+        return len(self.meta)
+
+    def __iter__(self) -> Iterator[Nothing]:
+        return iter(self.unbind(0))
+
+    def __repr__(self) -> str:
+        return "Nothing()"
+
+
+_WB = ("weight", "bias")
+
+
+def _dunder(name: str) -> Callable[..., Any]:
+    def method(self: Nothing, *args: Any) -> Any:
+        return Nothing.__torch_function__(getattr(Tensor, name), (Nothing,), (self, *args))
+
+    return method
+
+
+for _name in (
+    "add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "matmul", "truediv", "rtruediv", "pow", "neg",
+    "getitem", "lt", "gt", "le", "ge",
+):  # fmt: skip
+    setattr(Nothing, f"__{_name}__", _dunder(f"__{_name}__"))
+
+
+def _argument(args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name)
+
+
+def _sum(name: str, args: Sequence[Any], kwargs: dict[str, Any], fresh: bool) -> tuple[bool, Any]:
+    """(whether it is settled, the sum or difference)."""
+    first, second, factor = args[0], _argument(args, kwargs, 1, "other"), kwargs.get("alpha", 1)
+    if isinstance(first, Nothing) and isinstance(second, Nothing):
+        return False, None
+    if name in ("rsub", "__rsub__"):
+        first, second = second, first
+    if isinstance(second, Nothing):
+        other, sign = first, 1
+    else:
+        other, sign = second, -factor if name in _DIFFERENCE else factor
+    if not isinstance(other, Tensor):
+        if other == 0:
+            return False, None
+        other = torch.full((), other, dtype=(first if isinstance(first, Nothing) else second).meta.dtype)
+    if other.dim() == 0:  # a number added to zeros: they are no longer nothing
+        zeros = (first if isinstance(first, Nothing) else second).zeros()
+        return True, zeros + other.to(zeros.device) * sign
+    if sign != 1:
+        return True, other * sign
+    written = other is first and (name.startswith(("__i", "i")) or name.endswith("_"))
+    return True, other if written or not fresh else other.clone()
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _zeros(value: Any) -> Any:
+    return value.zeros() if isinstance(value, Nothing) else value
+
+
+def _metas(value: Any) -> Any:
+    def meta(one: Any) -> Any:
+        if isinstance(one, Nothing):
+            return one.meta
+        return torch.empty_like(one, device="meta") if isinstance(one, Tensor) else one
+
+    return tree_map(meta, value)
+
+
+class Absent(nn.Module):
+    """Stands where a module was, without its weights: returns `Nothing` wherever that returned a tensor.
+
+    was: the module. returns: the form of what it returned, see `form`. fresh: see `Nothing`.
+    """
+
+    def __init__(self, was: nn.Module, returns: Any = "*", fresh: bool = False) -> None:
+        super().__init__()
+        self.returns, self.fresh, self.was = returns, fresh, type(was).__name__
+        shape = copy.deepcopy(was).to("meta").eval()
+        for module in shape.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                module.register_forward_pre_hook(_fit)
+        # Beside the registry of modules, so that it has no parameters; its tensors have no memory.
+        self.__dict__["_shape"] = [shape]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Nothing, in the form that the module gave."""
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Nothing | Tensor)]
+        device = given[0].device if given else None
+        cache: list[Any] = []
+
+        def like(path: tuple[Any, ...]) -> Tensor:
+            if not cache:
+                cache.append(self.__dict__["_shape"][0](*_metas(args), **_metas(kwargs)))
+            value = cache[0]
+            for step in path:
+                value = value[step]
+            result: Tensor = value
+            return result
+
+        def made(returned: Any, path: tuple[Any, ...]) -> Any:
+            if returned == "*":
+                return Nothing(lambda: like(path), device, self.fresh)
+            if isinstance(returned, dict) and "items" in returned:
+                parts = [made(one, (*path, place)) for place, one in enumerate(returned["items"])]
+                return parts if returned["list"] else tuple(parts)
+            if isinstance(returned, dict) and "keys" in returned:
+                return {key: made(one, (*path, key)) for key, one in returned["keys"].items()}
+            return None
+
+        return made(self.returns, ())
+
+    def extra_repr(self) -> str:
+        """The name of the class that went."""
+        return self.was
+
+
+def _fit(module: Any, args: tuple[Any, ...]) -> None:
+    """Take as many channels as come in: those before it may have been cut since it was erased."""
+    weight, dim = module.weight, -1 if isinstance(module, nn.Linear) else 1
+    size = args[0].shape[dim] if args and isinstance(args[0], Tensor) else weight.shape[1]
+    if getattr(module, "groups", 1) == 1 and size != weight.shape[1]:
+        module.weight = nn.Parameter(torch.empty(weight.shape[0], size, *weight.shape[2:], device="meta"))
+
+
+def form(output: Any) -> Any:
+    """What a module returned, as plain data: "*" for a tensor, tuples, lists and dicts of such, null for None.
+
+    Anything else can't be imitated: "?".
+    """
+    if isinstance(output, Tensor):
+        return "*"
+    if output is None:
+        return None
+    if type(output) in (tuple, list):
+        parts = [form(one) for one in output]
+        return "?" if "?" in parts else {"items": parts, "list": type(output) is list}
+    if type(output) is dict and all(isinstance(key, str) for key in output):
+        named = {key: form(one) for key, one in output.items()}
+        return "?" if "?" in named.values() else {"keys": named}
+    return "?"

@@ -1,0 +1,64 @@
+"""Small classifiers and examples that they learn in seconds."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from secateur.files.examples import Examples
+from secateur.subjects import Traced, open_traced
+
+
+def data(count: int = 240, seed: int = 0) -> Examples:
+    """Four classes of 8 x 8 images: where the bright quarter is, with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (count,), generator=generator)
+    images = 0.5 * torch.rand(count, 1, 8, 8, generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = divmod(label, 2)
+        image[0, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 0.5
+    return Examples(images, labels, name="quarters")
+
+
+def vgg(depth: int = 1, seed: int = 0) -> nn.Module:
+    """Two stages of `depth` + 1 convolutions with batch norm."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    before = 1
+    for width in (8, 12):
+        for _ in range(depth + 1):
+            layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            before = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * 4, 4))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.n, self.b = (
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.Conv2d(width, width, 1),
+        )
+
+    def forward(self, x):
+        return x + self.b(self.n(self.a(x)).relu())
+
+
+def residual(seed: int = 0) -> nn.Module:
+    """A stem and two residual blocks."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), Block(6), Block(6), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4)
+    )
+
+
+def opened(model: nn.Module) -> Traced:
+    """`model` on two examples, with statistics that differ from channel to channel."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dim() == 1 and tensor.is_floating_point():
+                tensor.copy_(torch.rand_like(tensor) + 0.5)
+    return open_traced(model, data().inputs[:2])

@@ -1,0 +1,333 @@
+"""Consensus sub-networks on a net of a few thousand parameters: what is left is what the gates said."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+
+from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
+from secateur.files import examples
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run
+from secateur.recipes.vision import consensus_polarization as recipe
+from secateur.recover import loop
+from secateur.subjects.traced import Traced, open_traced
+from secateur.vocabulary import Budget, Result, Selection
+
+QUICK = {"batch": 32, "epochs": 12.0, "lr": 0.05}
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, 10, 3, padding=1, bias=False), nn.BatchNorm2d(10)
+        self.conv2, self.bn2 = nn.Conv2d(10, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), *(Block(8) for _ in range(4)),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4),
+    )  # fmt: skip
+
+
+@cache
+def data(count: int = 256) -> Examples:
+    """Which quarter of the picture is the brightest."""
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.rand(count, 1, 6, 6, generator=draw)
+    labels = torch.randint(0, 4, (count,), generator=draw)
+    for image, label in zip(inputs, labels.tolist(), strict=True):
+        row, column = 3 * (label // 2), 3 * (label % 2)
+        image[0, row : row + 3, column : column + 3] += 0.5
+    return Examples(inputs, labels, name="quarters")
+
+
+def subject() -> Traced:
+    return open_traced(net(), data().inputs[:1])
+
+
+def results(root, budgets, **options) -> list[Result]:
+    with Run.open(root, {}) as run:
+        wanted = [Budget.parse(one) for one in budgets]
+        return list(recipe.consensus_polarization(subject(), data(), wanted, run, **{**QUICK, **options}))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Mode -> (result, what the run noted of its gates)."""
+    made = {}
+    for mode in ("layer", "channel"):
+        root = tmp_path_factory.mktemp(mode) / "run"
+        (one,) = results(root, ["params=60%"], mode=mode)
+        (file,) = root.rglob("gates-*.json")
+        made[mode] = one, json.loads(file.read_text())
+    return made
+
+
+@pytest.mark.parametrize("mode", ["layer", "channel"])
+def test_the_budget_is_kept_and_the_prediction_is_the_count(found, mode):
+    one, said = found[mode]
+    count = sum(p.numel() for p in one.subject.model.parameters())
+    whole = sum(p.numel() for p in net().parameters())
+    assert count == one.predicted["params"] == one.cut.after["params"]
+    assert count <= 0.6 * whole
+    assert not one.cut.is_noop
+    assert not any("gate" in name or "decide" in name for name in one.subject.model.state_dict())
+    assert one.recovery.steps == 12 * (231 // 32)
+    assert one.recovery.flops == pytest.approx(said["training"]["flops"])
+    assert said["flops"]["static"] < said["flops"]["dense"]
+
+
+@pytest.mark.parametrize("mode", ["layer", "channel"])
+def test_it_has_learnt_and_kept_what_the_gates_say(found, mode):
+    one, said = found[mode]
+    model, held = one.subject.model.eval(), data()
+    right = (model(held.inputs).argmax(1) == held.labels).float().mean()
+    assert right > 0.7, "chance is 0.25"
+    often = np.concatenate([np.array(row) for row in said["frequency"].values()])
+    kept = sum(total - gone for gone, total in one.cut.removed.values())
+    total = sum(total for _, total in one.cut.removed.values())
+    assert total == len(often) or mode == "channel"
+    assert said["unanimous"] == pytest.approx(((often <= 0.01) | (often >= 0.99)).mean())
+    if not said["overruled"] and total == len(often):
+        assert kept == (often >= 0.5).sum()
+    assert f"{said['unanimous']:.1%} of {len(often)} gates" in one.notes[0]
+
+
+@pytest.mark.parametrize("mode", ["layer", "channel"])
+def test_the_static_network_is_the_gated_one_where_its_masks_are_the_consensus(mode):
+    work = subject().copy()
+    gated = recipe.gate(work, mode, bias=0.5)
+    for name, one in zip(gated.gates.places, gated.gates.each, strict=True):  # each gate on for about half the inputs
+        _, mean = recipe.ask(work.model, gated.gates, data(), 64)
+        with torch.no_grad():
+            one.decide.bias += 0.5 - mean[name].float()
+    decisions, _ = recipe.ask(work.model, gated.gates, data(), 64)
+    per_site = gated.gathered({name: value.T.double() for name, value in decisions.items()})
+    masks = {name: value.T.bool() for name, value in per_site.items()}
+    chosen = torch.cat(list(masks.values()), 1)
+    patterns, count = torch.unique(chosen, dim=0, return_counts=True)
+    enough = [row for row in patterns if mode == "layer" or all(bool(part.any()) for part in row.split(10))]
+    consensus = max(enough, key=lambda row: int(count[(patterns == row).all(1)]))
+    same = (chosen == consensus).all(1)
+    assert 0 < int(same.sum()) < len(same), "some inputs must agree and some not"
+    parts = consensus.split([value.shape[1] for value in masks.values()])
+    keep = {name: part.numpy() for name, part in zip(masks, parts, strict=True)}
+    assert not all(part.all() for part in keep.values())
+    small, _ = gated.cut(work, Selection(keep))
+    with torch.no_grad(), gated.gates.on(work.model):
+        dynamic = work.model.eval()(data().inputs)
+    with torch.no_grad():
+        static = small.model.eval()(data().inputs)
+    assert torch.allclose(static[same], dynamic[same], atol=1e-5)
+    assert not torch.allclose(static[~same], dynamic[~same], atol=1e-3)
+
+
+def test_polarization_makes_the_gates_agree(tmp_path):
+    share = {}
+    for strength in (0.0, 3.0):
+        root = tmp_path / str(strength)
+        results(root, ["params=60%"], mode="channel", polarization=strength, seed=1)
+        share[strength] = json.loads(next(root.rglob("gates-*.json")).read_text())["unanimous"]
+    assert share[3.0] > share[0.0]
+    assert share[3.0] > 0.9
+
+
+def test_gates_forced_open_train_the_network_alone():
+    work = subject().copy()
+    gated = recipe.gate(work, "layer")
+    part = {**examples.batches(data(), batch=32)[0], "progress": 0.05}
+    target = {"params": 2000.0}
+    totals = {"examples": 32}
+    with gated.gates.on(work.model):
+        closed, _ = recipe.loss(work.model, gated.gates, gated.units, target, part, totals, open_for=0.1)
+        closed.backward()
+    task = nn.functional.cross_entropy(work.model(part["inputs"]), part["labels"])
+    assert float(closed.detach()) == pytest.approx(float(task.detach()), rel=1e-5)
+    assert all(p.grad is None for p in gated.gates.parameters())
+
+
+def test_the_parts_of_the_loss_and_their_ramp():
+    work = subject().copy()
+    gated = recipe.gate(work, "layer")
+    with torch.no_grad():
+        for index, one in enumerate(gated.gates.each):
+            one.decide.weight.zero_()
+            one.decide.bias.fill_(1.0 if index else 0.0)
+    part, totals = examples.batches(data(), batch=32)[0], {"examples": 32}
+    whole = gated.units.cost()["params"]
+    per_branch = gated.units["branches"].cost["params"][0]
+    half = {"params": whole - 2 * per_branch}  # one branch of four is off, two are to be
+
+    def value(progress, **how):
+        with gated.gates.on(work.model), torch.no_grad():
+            given = {**part, "progress": progress}
+            return recipe.loss(work.model, gated.gates, gated.units, half, given, totals, ramp=0.5, **how)
+
+    loss, parts = value(1.0, activation=2.0)
+    assert parts["act"] == pytest.approx(0.25, abs=1e-6)
+    assert parts["polar"] == pytest.approx(0.0)
+    assert float(loss) == pytest.approx(parts["task"] + 0.5, rel=1e-5)
+    with torch.no_grad():
+        one = gated.gates.each[1]
+        one.decide.weight.normal_(generator=torch.Generator().manual_seed(0))
+        _, mean = recipe.ask(work.model, gated.gates, data(), 64)
+        one.decide.bias += 0.5 - mean[list(gated.gates.places)[1]].float()
+        work.model.train()
+    _, parts = value(1.0, activation=0.0)
+    assert parts["polar"] > 0
+    early, late = (value(at, activation=0.0, polarization=4.0)[0] for at in (0.25, 1.0))
+    task = parts["task"]
+    assert float(late) - task == pytest.approx(4.0 * parts["polar"], rel=1e-4)
+    assert float(early) - task == pytest.approx(2.0 * parts["polar"], rel=1e-4)
+
+
+def test_two_micro_batches_weigh_as_their_mean():
+    work = subject().copy()
+    gated = recipe.gate(work, "layer", bias=0.5)
+    feed, target = examples.batches(data(), batch=16), {"params": 1000.0}
+    with gated.gates.on(work.model.eval()), torch.no_grad():
+        alone = [
+            recipe.loss(work.model, gated.gates, gated.units, target, feed[i], {"examples": 16})[0] for i in (0, 1)
+        ]
+        joint = [
+            recipe.loss(work.model, gated.gates, gated.units, target, feed[i], {"examples": 32})[0] for i in (0, 1)
+        ]
+    assert float(sum(joint)) == pytest.approx(float(sum(alone)) / 2, rel=1e-6)
+
+
+def test_a_budget_the_vote_overruns_is_kept_all_the_same(tmp_path):
+    (one,) = results(tmp_path, ["channels=50%"], mode="channel", dry_run=True)
+    assert one.cut.after["channels"] <= 0.5 * one.cut.before["channels"]
+    assert any("against the gates' vote" in note for note in one.notes)
+    assert any("dry run" in note for note in one.notes)
+    assert one.recovery is None
+
+
+def test_a_tie_stays_and_one_channel_stays_where_all_gates_are_off():
+    from secateur.select import ranking
+
+    gated = recipe.gate(subject(), "channel")
+    scores = {name: np.zeros(10) for name in gated.gates.places}
+    first = next(iter(scores))
+    scores[first][3:5] = 0.5
+    keep = ranking.threshold(gated.units, scores, 0.5).keep
+    assert np.flatnonzero(keep[first]).tolist() == [3, 4]
+    assert all(int(mask.sum()) == 1 for name, mask in keep.items() if name != first)
+
+
+def test_the_original_stays_and_a_run_repeats_and_resumes(tmp_path):
+    original = subject()
+    before = copy.deepcopy(original.model.state_dict())
+    weights = []
+    for root in ("a", "b", "a"):
+        with Run.open(tmp_path / root, {}) as run:
+            (one,) = recipe.consensus_polarization(
+                original, data(), [Budget.parse("params=70%")], run, **{**QUICK, "epochs": 2.0}
+            )
+        weights.append(one.subject.model.state_dict())
+    for other in weights[1:]:
+        assert weights[0].keys() == other.keys()
+        assert all(torch.equal(weights[0][name], other[name]) for name in other)
+    assert all(torch.equal(before[name], value) for name, value in original.model.state_dict().items())
+
+
+def tiny_vit() -> tuple[nn.Module, Tensor]:
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, image_size=6, patch_size=3,
+        num_channels=1, num_labels=4,
+    )  # fmt: skip
+    return ViTForImageClassification(config), data().inputs[:2]
+
+
+def tiny_bert() -> tuple[nn.Module, dict[str, Tensor]]:
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, vocab_size=30, num_labels=4
+    )
+    ids = torch.randint(0, 30, (2, 7), generator=torch.Generator().manual_seed(0))
+    return BertForSequenceClassification(config), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.mark.parametrize("make", [tiny_vit, tiny_bert])
+def test_attention_and_feed_forward_of_token_models_have_gates(make):
+    torch.manual_seed(0)
+    model, inputs = make()
+    opened = open_traced(model.eval(), inputs)
+    layers = recipe.gate(opened, "layer", bias=5.0)
+    assert len(layers.gates.places) == 4
+    channels = recipe.gate(opened, "channel", bias=5.0)
+    assert sum(name.endswith("heads") for name in channels.gates.places) == 2
+    assert sum(place.units == 24 for place in channels.gates.places.values()) == 2
+    for gated in (layers, channels):
+        for doors, expected in (({}, opened.model), (None, opened.model)):
+            gated.gates.fixed = doors
+            args, kwargs = opened.inputs.fresh()
+            with torch.no_grad(), gated.gates.on(opened.model):
+                given = opened.model(*args, **kwargs).logits
+            with torch.no_grad():
+                assert torch.equal(given, expected(*args, **kwargs).logits)
+            shape = {value.shape[0] for value in gated.gates.values.values()}
+            assert not shape, "values go with the hooks"
+
+
+def test_a_transformer_is_trained_with_gates_on_its_sub_layers(tmp_path):
+    torch.manual_seed(0)
+    opened = open_traced(*(tiny_vit()[0], data().inputs[:1]))
+    with Run.open(tmp_path, {}) as run:
+        (one,) = recipe.consensus_polarization(
+            opened,
+            data(),
+            [Budget.parse("flops=70%")],
+            run,
+            mode="layer",
+            optimizer="adamw",
+            lr=3e-3,
+            epochs=3,
+            batch=32,
+        )
+    assert one.subject.flops() == one.predicted["flops"] <= 0.7 * opened.flops()
+
+
+def test_gates_in_a_loop_of_ones_own():
+    """The losses are plain functions: any loop can add them."""
+    work = subject().copy()
+    gated = recipe.gate(work, "channel", units="2.conv1.*")
+    assert set(gated.gates.places) == {"2.conv1.channels"}
+    feed = examples.batches(data(), batch=32)
+
+    def objective(part, totals):
+        return recipe.loss(work.model, gated.gates, gated.units, {"params": 1.0}, part, totals, activation=5.0)
+
+    with gated.gates.on(work.model):
+        loop.train(
+            work.model, feed, objective, steps=40, lr=0.05, optimizer="sgd", extra=[gated.gates], count=examples.count
+        )
+    decisions, _ = recipe.ask(work.model, gated.gates, data(), 64)
+    assert float(decisions["2.conv1.channels"].float().mean()) < 0.5
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(InputError, match="neither 'channel' nor 'layer'"):
+        recipe.gate(subject(), "block")
+    with pytest.raises(InputError, match="no site is called"):
+        recipe.gate(subject(), "channel", units="stage*")
+    with pytest.raises(InfeasibleError):
+        results(tmp_path / "a", ["params=1%"])
+    with pytest.raises(UnsupportedError, match="can be gated"):
+        recipe.gate(open_traced(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 9), nn.LayerNorm(9), nn.Linear(9, 3)),
+                                torch.randn(4, 6)))  # fmt: skip
+    unlabelled = Examples(data().inputs, None, name="pictures")
+    with Run.open(tmp_path / "b", {}) as run, pytest.raises(DataError, match="pictures has no classes"):
+        next(recipe.consensus_polarization(subject(), unlabelled, [Budget.parse("params=60%")], run))

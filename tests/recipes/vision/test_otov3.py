@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from secateur import conformance, running
+from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run
+from secateur.recipes.vision import otov3 as recipe
+from secateur.recipes.vision.otov3 import otov3
+from secateur.recover import loop
+from secateur.subjects.recording import Example
+from secateur.subjects.traced import Traced, open_traced
+from secateur.vocabulary import Budget, Result
+
+
+class Blocks(nn.Module):
+    """A stem, three residual steps of which one has two branches, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        conv = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o))  # noqa: E731
+        self.stem = conv(1, 8)
+        self.one = nn.Sequential(conv(8, 12), nn.ReLU(), conv(12, 8))
+        self.left, self.right = conv(8, 8), conv(8, 8)
+        self.two = nn.Sequential(conv(8, 12), nn.ReLU(), conv(12, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = x + self.one(x)
+        x = (self.left(x) + self.right(x)).relu()
+        x = x + self.two(x)
+        return self.head(x.mean((2, 3)))
+
+
+def bars(count: int = 96, seed: int = 0) -> Examples:
+    """6 x 6 pictures of a row, a column or a diagonal."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 3, count)
+    images = 0.3 * draw.random((count, 1, 6, 6), np.float32)
+    for image, label, place in zip(images, labels, draw.integers(0, 6, count), strict=True):
+        if label == 2:
+            image[0][np.arange(6), (np.arange(6) + place) % 6] += 1
+        else:
+            (image[0] if label else image[0].T)[place] += 1
+    return Examples(torch.from_numpy(images), torch.from_numpy(labels), name="bars")
+
+
+def subject() -> Traced:
+    return open_traced(Blocks(), bars().inputs[:2])
+
+
+def quick(
+    folder: Path, budget: str, data: Examples | None = None, start: Traced | None = None, **options: Any
+) -> Result:
+    with Run.open(folder, {}) as run:
+        (result,) = otov3(
+            start or subject(), data or bars(), [Budget.parse(budget)], run, **{"epochs": 6, "batch": 16, **options}
+        )
+    return result
+
+
+def accuracy(one: Traced, data: Examples) -> float:
+    with torch.no_grad():
+        return float((one.model.eval()(data.inputs).argmax(1) == data.labels).float().mean())
+
+
+@pytest.mark.parametrize(
+    ("budget", "options"),
+    [
+        ("channels=50%", {}),
+        ("channels=50%", {"method": "hesso", "saliency": "dhspg", "scope": "global"}),
+        ("params=60%", {"variant": "adamw", "lr": 0.01}),
+        ("flops=60%", {"method": "hesso", "variant": "adam", "lr": 0.01}),
+        ("channels=60%", {"multiple": 4}),
+    ],
+)
+def test_pruning_mode_meets_the_budget_and_cuts_what_is_zero(budget: str, options: dict[str, Any], tmp_path) -> None:
+    start = subject()
+    before = {name: value.clone() for name, value in start.model.state_dict().items()}
+    result = quick(tmp_path, budget, start=start, **options)
+    limits = Budget.parse(budget).absolute(start.units().cost())
+    for measure, limit in limits.items():
+        assert result.predicted[measure] <= limit
+        assert result.subject.units().cost()[measure] == result.cut.after[measure] == result.predicted[measure]
+    assert float(result.notes[-1].split("differ by ")[1].split()[0]) <= 1e-5
+    step = options.get("multiple", 1)
+    for site in result.subject.units().free():
+        assert site.count >= 1
+        assert site.count % step == 0 or site.count < step
+    for module in result.subject.model.modules():
+        if isinstance(module, nn.Conv2d):
+            norms = module.weight.detach().flatten(1).norm(dim=1)
+            assert bool((norms > 0).all()), "the cut network still holds a zero group"
+    assert all(torch.equal(value, before[name]) for name, value in start.model.state_dict().items())
+    assert result.recovery is not None
+    assert result.recovery.steps == 36
+
+
+def test_it_learns(tmp_path) -> None:
+    result = quick(tmp_path, "channels=60%", epochs=20)
+    assert accuracy(result.subject, bars(200, seed=1)) > 0.8
+
+
+@pytest.mark.parametrize("method", ["dhspg", "hesso"])
+def test_erasing_mode_never_breaks_the_network(method: str, tmp_path) -> None:
+    result = quick(tmp_path, "segments=25%", method=method)
+    assert result.cut.removed == {"segments": (3, 4)}
+    assert result.predicted["segments"] == 1
+    assert result.cut.after["params"] == result.predicted["params"]
+    graph = result.subject.graph
+    assert graph.useful | {0} == set(range(len(graph.vertices)))
+    assert ("left" in str(result.subject.model)) == ("left" in dict(result.subject.model.named_modules()))
+    assert result.subject.flops() < 0.7 * subject().flops()
+    with pytest.raises(InfeasibleError, match=r"3 of 4 segments can go .* at least segments=1"):
+        quick(tmp_path / "more", "segments=10%", method=method)
+
+
+def test_the_search_passes_over_what_the_network_needs_and_free_selection_breaks_it(tmp_path) -> None:
+    start = subject()
+    graph, names = start.graph, [one.name for one in start.graph.removable]
+    assert [name[:4] for name in names] == ["one.", "left", "righ", "two."]
+    lowest = torch.tensor([2.0, 0.0, 1.0, 3.0])
+    budget = Budget.parse("segments=50%")
+    assert recipe.erase(graph, lowest, 2, budget).tolist() == [False, False, True, True]
+    assert recipe.erase(graph, lowest, 2, budget, hierarchical=False).tolist() == [True, False, False, True]
+    with torch.no_grad():
+        for name in ("left", "right"):
+            for parameter in start.model.get_submodule(name).parameters():
+                parameter.mul_(1e-3)
+    with pytest.raises(InputError, match="no way leads from the input to the output"):
+        quick(tmp_path, "segments=50%", start=start, hierarchical=False, dry_run=True)
+    assert quick(tmp_path, "segments=50%", start=start, dry_run=True).cut.removed == {"segments": (2, 4)}
+
+
+def test_erasing_and_pruning_share_one_training(tmp_path) -> None:
+    result = quick(tmp_path, "segments=50%,channels=60%")
+    assert result.cut.removed["segments"] == (2, 4)
+    assert any(site.endswith("channels") for site in result.cut.removed)
+    assert result.recovery is not None
+    assert result.recovery.steps == 36
+    steps = [step for step, _ in result.recovery.losses]
+    assert steps == sorted(set(steps))
+    assert len(result.notes) == 2
+    assert result.predicted["segments"] == 2
+    assert result.subject.flops() < 0.5 * subject().flops()
+
+
+def test_a_dry_run_says_what_would_go_and_trains_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("a dry run trained"))
+    for budget in ("channels=50%", "segments=50%"):
+        result = quick(tmp_path / budget, budget, dry_run=True)
+        assert not result.cut.is_noop
+        assert result.recovery is None
+    assert "erased: " in result.cut.notes[0]
+
+
+def test_a_killed_run_resumes_and_repeats(tmp_path, monkeypatch) -> None:
+    budget = "segments=50%,channels=60%"
+    whole = quick(tmp_path / "whole", budget)
+    real, calls = loop.train, []
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quick(tmp_path / "again", budget)
+    monkeypatch.setattr(loop, "train", real)
+    again = quick(tmp_path / "again", budget)
+    assert torch.equal(again.subject.forward(), whole.subject.forward())
+    assert torch.equal(quick(tmp_path / "again", budget).subject.forward(), whole.subject.forward())
+
+
+def test_without_classes_the_original_teaches_and_what_is_protected_stays(tmp_path) -> None:
+    data = Examples(bars().inputs)
+    start = subject()
+    result = quick(tmp_path, "channels=70%", data, start, protect="one, stem", lr=0.01, epochs=10)
+    assert not any(site.startswith(("one", "stem")) for site, (gone, _) in result.cut.removed.items() if gone)
+    gap = (result.subject.forward() - start.forward()).norm() / start.forward().norm()
+    assert gap < 1.0
+    boxes = Examples(data.inputs[:1], None, ({"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)},))
+    with pytest.raises(DataError, match="has boxes"):
+        quick(tmp_path / "boxes", "channels=50%", boxes)
+
+
+def test_what_can_not_be_met_is_refused_before_training(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    with pytest.raises(InfeasibleError, match="channels"):
+        quick(tmp_path / "a", "channels=0.001%")
+    with pytest.raises(InputError, match="give channels="):
+        quick(tmp_path / "b", "pattern=2:4")
+    flat = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3))
+    data = Examples(torch.randn(20, 6), torch.arange(20) % 3)
+    with pytest.raises(UnsupportedError, match="no channel of this network is zero"):
+        quick(tmp_path / "c", "channels=50%", data, Traced(flat, Example.of(data.inputs[:2])))
+    with pytest.raises(UnsupportedError, match="no segment"):
+        quick(tmp_path / "d", "segments=50%", data, Traced(flat, Example.of(data.inputs[:2])))
+
+
+def test_sites_that_are_not_exact_stay_whole_and_are_named(tmp_path) -> None:
+    torch.manual_seed(0)
+    mixed = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    data = Examples(torch.randn(40, 6), torch.arange(40) % 3)
+    result = quick(tmp_path, "channels=75%", data, open_traced(mixed, data.inputs[:2]))
+    assert result.subject.model[0].out_features == 8
+    assert result.subject.model[2].out_features == 4
+    assert result.notes[0] == "stays whole, since zeros there do not equal a cut: 0.channels"
+
+
+def test_the_laws_of_a_recipe_hold() -> None:
+    torch.manual_seed(0)
+    start = subject()
+    with Run.open(Path(_folder()), {}) as run:
+        (taught,) = otov3(start, bars(), [Budget.parse("channels=95%")], run, epochs=20, batch=16)
+    data = Examples(bars().inputs, name="bars")
+    laws = conformance.check_recipe(
+        "otov3", taught.subject, data, "channels=60%", recipe=otov3, card=recipe.CARD,
+        options={"epochs": 10, "batch": 16, "lr": 0.01}, output=lambda one: one.forward(data.inputs).detach(),
+    )  # fmt: skip
+    assert set(laws) >= {"within budget", "original untouched", "repeats", "resumes", "beats chance", "refuses"}
+
+
+def _folder() -> str:
+    import tempfile
+
+    return tempfile.mkdtemp()
+
+
+BUILD = """
+import sys
+sys.path.insert(0, {place!r})
+from recipes.vision.test_otov3 import Blocks as build
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "model.py").write_text(BUILD.format(place=str(Path(__file__).parents[2])))
+    data = bars()
+    np.savez(tmp_path / "data.npz", inputs=data.inputs.numpy(), labels=data.labels.numpy())
+    return tmp_path
+
+
+@pytest.mark.parametrize("budget", ["channels=50%", "segments=50%"])
+def test_a_run_ends_with_a_program_that_needs_nothing_of_ours(place: Path, budget: str) -> None:
+    out = place / "small"
+    (row,) = running.run("otov3", f"{place}/model.py:build", place / "data.npz", budget, out, epochs=2, batch=16)
+    assert row.after["flops"].value < row.before["flops"].value
+    assert row.after["params"].value == row.predicted["params"]
+    program = torch.export.load(out / "model.pt2")
+    assert sum(p.numel() for p in program.parameters()) == row.predicted["params"]
+    assert row.verdict == "met"

@@ -1,0 +1,129 @@
+"""Looking at a network before pruning it: from Python, and through the command line with good and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from secateur import cli, running
+from secateur.errors import UnsupportedError
+from secateur.running import looking
+from secateur.subjects.traced import open_traced
+from subjects import nets
+
+CODE = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(4, 6)
+
+def bare():
+    return build()[0]
+
+def fails():
+    raise RuntimeError("no\\nweights")
+
+def number():
+    return 3
+
+value = 3
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "net.py").write_text(CODE)
+    (tmp_path / "broken.py").write_text("def build(:\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_sites_members_shares_and_reasons() -> None:
+    model, inputs = nets.make("residual")
+    found = looking.inspect(model, inputs=inputs)
+    assert found["kind"] == "network"
+    sites = {site["name"]: site for site in found["sites"]}
+    assert sites["stem.channels"]["units"] == 12
+    assert {"outer.weight[0]", "scale[0]", "bn.running_mean[0]"} <= set(sites["stem.channels"]["members"])
+    assert 0 < sites["inner.channels"]["share"]["params"] < 1
+    assert any(row["axes"][0] == "head.weight[0]" and "output" in row["reason"] for row in found["stays"])
+    assert found["cost"]["params"] == sum(p.numel() for p in model.parameters())
+    assert found["cost"]["flops"] > 0
+    assert json.dumps(found)
+
+
+def test_a_budget_says_what_would_go_and_leaves_the_subject_alone() -> None:
+    subject = open_traced(*nets.make("residual"))
+    found = looking.inspect(subject, budget="channels=50%")
+    assert sum(found["kept"].values()) == 14
+    assert found["after"]["channels"] == 14
+    assert found["after"]["params"] < 0.6 * found["cost"]["params"]
+    assert found["after"]["flops"] < found["cost"]["flops"]
+    assert subject.units().cost()["channels"] == 28
+
+
+def test_pictures_are_files_of_their_own(tmp_path: Path) -> None:
+    subject = open_traced(*nets.make("grouped queries"))
+    looking.inspect(subject, budget="channels=50%", picture=tmp_path / "deep" / "net.svg")
+    text = (tmp_path / "deep" / "net.svg").read_text("utf-8")
+    ElementTree.fromstring(text)
+    assert "channels=50%" in text
+    assert "q.heads" in text
+    looking.inspect(subject, picture=tmp_path / "net.html")
+    assert (tmp_path / "net.html").read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_from_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["inspect", "net.py:build", "--budget", "channels=50%", "--picture", "net.svg"]
+    assert cli.main(asked) == 0
+    shown = capsys.readouterr().out
+    assert "0.channels: 0.weight[0], 2.weight[1], 0.bias[0]" in shown
+    assert "stays: 2.weight[0], 2.bias[0]: reaches the output" in shown
+    assert "channels: 16.0 -> 8.00" in shown
+    assert (place / "net.svg").is_file()
+    assert cli.main(["inspect", "net.py:bare", "--input", "2x6", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sites"][0]["units"] == 16
+
+
+BAD = {
+    "missing.py:build": "there is no file missing.py",
+    "net.py:missing": "net.py has no function missing",
+    "net.py:value": "net.py has no function value",
+    "net.py:fails": "failed to build a model: RuntimeError: no weights",
+    "net.py:number": "returned int: expected a torch.nn.Module",
+    "net.py:bare": "comes without example inputs: give their shape, such as --input 1x3x224x224",
+    "broken.py:build": "broken.py can't be run: SyntaxError",
+    "no.such.module:build": "No module named 'no'",
+    "net.py:build --input 4x5": "can't run on the example inputs in 0",
+    "net.py:build --input 4xx": "input '4xx' is no shape",
+    "net.py:build --budget channels=0.1%": "can't be met",
+    "net.py:build --budget channels=100%": "would change nothing",
+    "net.py:build --budget speedup=2x": "costs known",
+    "net.py:build --budget half": "half",
+    "net.py:build --picture net.png": "neither .svg nor .html",
+}
+
+
+@pytest.mark.parametrize("asked", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(asked: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(place.iterdir())
+    assert cli.main(["inspect", *asked.split()]) == 2
+    out, err = capsys.readouterr()
+    assert BAD[asked] in err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+    assert "unexpected" not in err
+    assert not out
+    assert sorted(path for path in place.iterdir() if path.name != "__pycache__") == before
+
+
+def test_a_transformer_has_no_picture_yet(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="only for networks"):
+        running.inspect("some/folder", picture=tmp_path / "x.svg")
+    assert torch.is_grad_enabled()

@@ -1,0 +1,83 @@
+"""Tickets start from the first draw, rivals from another, both in one shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from recipes.vision import nets
+from secateur.errors import InputError
+from secateur.recipes.vision import rethinking_pruning_value as rethinking
+from secateur.recover import masks
+from secateur.studies import lottery
+
+QUICK = {"epochs": 1, "batch": 24, "seeds": (0, 1)}
+
+
+@pytest.fixture(scope="module")
+def network():
+    return nets.opened(nets.vgg())
+
+
+def started(monkeypatch):
+    """Every training: weights before it and masks."""
+    seen = []
+    fit = rethinking.fit
+
+    def spy(model, data, **how):
+        seen.append(({n: p.detach().clone() for n, p in model.named_parameters()}, how.get("closed") or {}, how["lr"]))
+        return fit(model, data, **how)
+
+    monkeypatch.setattr(rethinking, "fit", spy)
+    return seen
+
+
+def test_ticket_and_rival_at_both_rates(network, monkeypatch):
+    seen = started(monkeypatch)
+    large, small = lottery.lottery(network, nets.data(), nets.data(seed=1), kept=0.3, **QUICK)
+    assert (large.lr, small.lr) == (0.1, 0.01)
+    assert len(large.ticket) == len(large.drawn) == len(large.dense) == 2
+    assert large.difference.samples == 2
+    first, ticket, rival = seen[:3]
+    assert [one[2] for one in seen] == [0.1] * 6 + [0.01] * 6
+    closed = ticket[1]
+    assert 0.29 < masks.share(closed) <= 0.3
+    assert all(torch.equal(closed[name], rival[1][name]) for name in closed)
+    for name, mask in closed.items():
+        assert torch.equal(ticket[0][name][mask], first[0][name][mask])
+        assert not torch.isin(rival[0][name][mask], first[0][name]).any()
+
+
+def test_iterative_pruning_goes_in_equal_steps_of_what_is_left(network, monkeypatch):
+    seen = started(monkeypatch)
+    lottery.lottery(network, nets.data(), nets.data(), kept=0.25, rounds=2, lrs=(0.05,), **{**QUICK, "seeds": (0,)})
+    shares = [masks.share(closed) if closed else 1.0 for _, closed, _ in seen]
+    assert shares == [1.0, pytest.approx(0.5, abs=0.01), pytest.approx(0.25, abs=0.01), pytest.approx(0.25, abs=0.01)]
+    inner, outer = seen[1][1], seen[2][1]
+    assert all(bool((inner[name] | ~outer[name]).all()) for name in outer)
+
+
+def test_filters_make_smaller_tickets(network, monkeypatch):
+    seen = started(monkeypatch)
+    lottery.lottery(network, nets.data(), nets.data(), kept=0.5, method="l1", lrs=(0.05,), **{**QUICK, "seeds": (0,)})
+    first, ticket, rival = (one[0] for one in seen)
+    assert ticket["0.weight"].shape == rival["0.weight"].shape == (4, 1, 3, 3)
+    assert torch.isin(ticket["0.weight"], first["0.weight"]).all()
+    assert not torch.isin(rival["0.weight"], first["0.weight"]).any()
+
+
+@pytest.mark.parametrize("options", [{"method": "soft"}, {"rounds": 0}, {"rounds": 2, "method": "l1"}, {"kept": 1.0}])
+def test_what_does_not_fit_is_refused(network, options):
+    with pytest.raises(InputError):
+        lottery.lottery(network, nets.data(), nets.data(), **options)
+
+
+def test_the_networks_own_weights_do_not_matter():
+    other = nets.opened(nets.vgg(seed=7))
+    assert isinstance(other.model[0], nn.Conv2d)
+    results = [
+        lottery.lottery(one, nets.data(), nets.data(), lrs=(0.05,), **{**QUICK, "seeds": (0,)})
+        for one in (other, nets.opened(nets.vgg(seed=8)))
+    ]
+    assert results[0] == results[1]
