@@ -134,8 +134,8 @@ def yolov4_group_sad(
     Departures: the paper's body could not be read, so formulas are those of the official code, without its defects (a
     group collector with one running index for three groups; a variable rate on one GPU only). The paper chooses
     fractions by hand. A share of channels is exactly what goes (the code takes one more). beta is scaled by the images'
-    area over 416^2, since it undoes a mean over places; and the whole is a tenth of L_det at first: as large as L_det, it
-    did harm here. A shared mask is brought up to the floor by the mean scale.
+    area over 416^2, since it undoes a mean over places; and the whole is a tenth of L_det at first: as large as L_det,
+    it did harm here. A shared mask is brought up to the floor by the mean scale.
     Positive places of the output option are those where the teacher is sure. AdamW in place of SGD.
     """
     subject, further = detectors.opened(subject), loop.options(training)
