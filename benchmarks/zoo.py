@@ -1,26 +1,37 @@
 """Networks of torchvision, timm, transformers and diffusers, pruned out of the box: what goes, how exactly, how fast.
 
-Each network has random weights. One that hangs or dies is a row of the table, and the others go on.
-Writes docs/evidence/benchmarks/zoo.{json,md}. `python benchmarks/zoo.py NAME...` looks at some and writes nothing.
+Beside secateur stands Torch-Pruning, on the same networks and inputs, at the same share of channels, by magnitude. Each
+network has random weights, and each tool looks at it in a process of its own. One that hangs or dies is a row of the
+table, and the others go on. Writes docs/evidence/benchmarks/zoo.{json,md}. `python benchmarks/zoo.py NAME...` looks at
+some and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import platform
+import select
 import signal
 import statistics
 import subprocess
 import sys
 import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 120
+PEER = "torch-pruning==1.6.1"
+LIMIT = 30
+"""Seconds that one step may take: building a network, or analysing and cutting it once."""
+ROUNDS, ENOUGH = 3, 10
+"""Times are medians of so many runs; no more are made once so many seconds are spent."""
 
 TORCHVISION = {
     "classification": "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 "
@@ -83,6 +94,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     ),
     "bloom": ("BloomConfig", {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "BloomForCausalLM", "text"),
     "llama": ("LlamaConfig", _LLAMA, "LlamaForCausalLM", "text"),
+    "llama_one_layer": ("LlamaConfig", _LLAMA | {"num_hidden_layers": 1}, "LlamaForCausalLM", "text"),
     "llama_eager": ("LlamaConfig", _LLAMA | {"attn_implementation": "eager"}, "LlamaForCausalLM", "text"),
     "mistral": ("MistralConfig", _LLAMA, "MistralForCausalLM", "text"),
     "qwen2": ("Qwen2Config", _LLAMA, "Qwen2ForCausalLM", "text"),
@@ -239,16 +251,16 @@ def names() -> list[str]:
     ]
 
 
-def measure(name: str) -> dict[str, Any]:
-    """One row: prune at 50 % of channels, and what that took."""
+Tell = Callable[[dict[str, Any]], None]
+
+
+def measure(name: str, tell: Tell) -> dict[str, Any]:
+    """What secateur makes of a network at 50 % of channels."""
     pruning = importlib.import_module("secateur.pruning")
     traced = importlib.import_module("secateur.subjects.traced")
-    row: dict[str, Any] = {"name": name}
-    try:
-        model, inputs = build(name)
-    except Exception as error:
-        return row | {"status": "not built", "why": f"{type(error).__name__}: {str(error)[:200]}"}
-    row["params"] = sum(p.numel() for p in model.parameters())
+    model, inputs = build(name)
+    row: dict[str, Any] = {"params": _size(model)}
+    tell(row)
     opened: list[Any] = []
     tries = 0
     original = traced.Traced.cut
@@ -261,19 +273,23 @@ def measure(name: str) -> dict[str, Any]:
         return result
 
     traced.Traced.cut = cut
-    start = time.perf_counter()
+    receipt: Any = None
+
+    def once() -> None:
+        nonlocal receipt, tries
+        tries = 0
+        receipt = pruning.prune(model, inputs)[1]
+
     try:
-        _, receipt = pruning.prune(model, inputs)
+        row |= _timed(once, lambda: None, tell)
     except Exception as error:
-        kind = type(error).__name__
-        return row | {"status": "refused", "why": f"{kind}: {str(error)[:300]}", "seconds": time.perf_counter() - start}
+        return row | {"status": "refused", "why": _line(error)}
     finally:
         traced.Traced.cut = original
-    row["seconds"] = time.perf_counter() - start
     subject, result = opened
     units = subject.units()
     least = units.cost({site: _one(units[site].count) for site in units})["params"]
-    row |= {
+    return row | {
         "status": "cut",
         "left": receipt.after["params"] / receipt.before["params"],
         "prunable": 1 - least / receipt.before["params"],
@@ -282,101 +298,292 @@ def measure(name: str) -> dict[str, Any]:
         "sites": len(subject.coupling.sites),
         "stays": list(receipt.notes),
     }
-    return row
+
+
+def peer(name: str, tell: Tell) -> dict[str, Any]:
+    """What Torch-Pruning makes of it, told what any network tells of itself: its last layers, and its heads."""
+    torch, copy = importlib.import_module("torch"), importlib.import_module("copy")
+    pruning = importlib.import_module("torch_pruning")
+    model, inputs = build(name)
+    model.eval()
+    args, kwargs = (
+        ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    )
+    row: dict[str, Any] = {"params": _size(model)}
+    tell(row)
+    smaller: Any = None
+
+    def fresh() -> None:
+        nonlocal smaller
+        smaller = copy.deepcopy(model)
+
+    def once() -> None:
+        pruner = pruning.pruner.BasePruner(
+            smaller,
+            kwargs or args,
+            importance=pruning.importance.MagnitudeImportance(p=2),
+            pruning_ratio=0.5,
+            ignored_layers=_last(smaller, args, kwargs),
+            num_heads=_heads(smaller),
+            in_channel_groups={},
+            out_channel_groups={},
+            output_transform=lambda output: [one for one in _leaves(output) if one.grad_fn is not None],
+        )
+        pruner.step()
+
+    try:
+        row |= _timed(once, fresh, tell)
+    except Exception as error:
+        return row | {"status": "refused", "why": _line(error)}
+    row["left"] = _size(smaller) / row["params"]
+    try:
+        with torch.no_grad():
+            smaller(*args, **kwargs)
+    except Exception as error:
+        return row | {"status": "does not run after the cut", "why": _line(error)}
+    return row | {"status": "cut" if row["left"] < 1 else "nothing cut"}
+
+
+def _timed(once: Callable[[], None], before: Callable[[], None], tell: Tell) -> dict[str, Any]:
+    runs: list[float] = []
+    used: list[float] = []
+    while len(runs) < ROUNDS and sum(runs) < ENOUGH:
+        before()
+        start, cpu = time.perf_counter(), time.process_time()
+        once()
+        runs.append(time.perf_counter() - start)
+        used.append(time.process_time() - cpu)
+        tell({})
+    return {"seconds": statistics.median(runs), "cpu_seconds": statistics.median(used), "runs": len(runs)}
+
+
+def _size(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _one(count: int) -> Any:
     return importlib.import_module("numpy").arange(count) < 1
 
 
-def table(rows: list[dict[str, Any]], about: str) -> str:
-    """The rows as Markdown."""
-    lines = [
-        "| network | params | cut to | prunable | sites | cut against silenced | seconds | tries | what stays, beside inputs and outputs |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    plain = ("reaches the output", "without channels to cut", "kernel of a conv")
-    for row in rows:
-        if row["status"] != "cut":
-            lines.append(
-                f"| {row['name']} | {row.get('params', 0):,} | {row['status']} |  |  |  | {row.get('seconds', 0):.2f} |  | {row.get('why', '')} |"
-            )
-            continue
-        stays = [note for note in row["stays"] if not any(one in note for one in plain)]
-        shown = "; ".join(one.removeprefix("stays: ").replace("|", "/")[:140] for one in stays[:4])
-        lines.append(
-            f"| {row['name']} | {row['params']:,} | {row['left']:.1%} | {row['prunable']:.1%} | {row['sites']} | "
-            f"{row['error']:.1e} | {row['seconds']:.2f} | {row['tries']} | {shown} |"
-        )
-    done = [row for row in rows if row["status"] == "cut"]
-    if done:
-        lines += [
-            "",
-            f"{len(done)} of {len(rows)} cut; median {statistics.median(row['seconds'] for row in done):.2f} s, slowest "
-            f"{max(row['seconds'] for row in done):.2f} s; largest difference {max(row['error'] for row in done):.1e}. {about}",
-        ]
-    return "\n".join(lines)
+def _leaves(value: Any) -> list[Any]:
+    """The tensors of an output."""
+    if isinstance(value, importlib.import_module("torch").Tensor):
+        return [value]
+    values: Iterable[Any] = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    )
+    return [one for part in values for one in _leaves(part)]
 
 
-def several(wanted: list[str]) -> None:
-    """Print a row for each network, in this process."""
+def _last(model: Any, args: Any, kwargs: Any) -> list[Any]:
+    """The layers that make what the network gives, and the one that runs last of all."""
+    torch = importlib.import_module("torch")
+    made: list[tuple[Any, int]] = []
 
-    def late(*_: Any) -> None:
-        raise TimeoutError(f"over {LIMIT} s")
+    def after(module: Any, _: Any, output: Any) -> None:
+        made.append((module, output.data_ptr()))
 
-    signal.signal(signal.SIGALRM, late)
-    for name in wanted:
-        signal.alarm(LIMIT)
+    kinds = (torch.nn.modules.conv._ConvNd, torch.nn.Linear)
+    handles = [module.register_forward_hook(after) for module in model.modules() if isinstance(module, kinds)]
+    with torch.no_grad():
+        output = model(*args, **kwargs)
+    for handle in handles:
+        handle.remove()
+    shown = {one.data_ptr() for one in _leaves(output)}
+    return list(
+        {id(module): module for module, place in made if place in shown or (module, place) == made[-1]}.values()
+    )
+
+
+def _heads(model: Any) -> dict[Any, int]:
+    """Projections of attentions -> how many heads they have, where a module tells it."""
+    linear = importlib.import_module("torch").nn.Linear
+    found = {}
+    for module in model.modules():
+        heads = next((value for key in HEADS if isinstance(value := getattr(module, key, None), int)), None)
+        for name, child in module.named_children():
+            if heads and isinstance(child, linear) and name in PROJECTIONS:
+                found[child] = heads
+    return found
+
+
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "heads")
+PROJECTIONS = frozenset(
+    "qkv q k v kv query key value q_proj k_proj v_proj to_q to_k to_v q_lin k_lin v_lin in_proj query_key_value".split()
+)
+
+TOOLS: dict[str, Callable[[str, Tell], dict[str, Any]]] = {"secateur": measure, "torch_pruning": peer}
+
+
+def apart(tool: str, name: str, threads: int) -> dict[str, Any]:
+    """A tool's row, made in a process of its own, which dies when a step takes too long."""
+    out, into = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
         try:
-            row = measure(name)
-        except TimeoutError as error:
-            row = {"name": name, "status": "timeout", "why": str(error)}
-        signal.alarm(0)
-        print("ROW" + json.dumps(row), flush=True)
+            os.close(out)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if not os.environ.get("ZOO_SHOW"):
+                os.dup2(1, 2)
+            warnings.simplefilter("ignore")
+            importlib.import_module("torch").set_num_threads(threads)
+
+            def tell(row: dict[str, Any]) -> None:
+                os.write(into, json.dumps(row).encode() + b"\n")
+
+            try:
+                tell(TOOLS[tool](name, tell))
+            except Exception as error:
+                traceback.print_exc()
+                tell({"status": "not built", "why": _line(error)})
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(into)
+    last, text = time.monotonic(), b""
+    late = False
+    while True:
+        if not select.select([out], [], [], max(0.0, last + LIMIT - time.monotonic()))[0]:
+            late = True
+            os.kill(child, signal.SIGKILL)
+            break
+        part = os.read(out, 1 << 16)
+        if not part:
+            break
+        last, text = time.monotonic(), text + part
+    os.close(out)
+    code = os.waitpid(child, 0)[1]
+    row: dict[str, Any] = {}
+    for line in text.splitlines():
+        row |= json.loads(line)
+    if late:
+        return row | {"status": "timeout", "why": f"over {LIMIT} s"}
+    return row | ({"status": "died", "why": f"the process ended with {code}"} if code else {})
 
 
-def collect(wanted: list[str]) -> list[dict[str, Any]]:
-    """A row for each network; one process does as many as it can, and another goes on where it died."""
-    rows: list[dict[str, Any]] = []
-    while len(rows) < len(wanted):
-        rest = wanted[len(rows) :]
-        with subprocess.Popen(
-            [sys.executable, __file__, "--here", *rest], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as process:
-            assert process.stdout is not None
-            found = 0
-            for line in process.stdout:
-                if line.startswith("ROW"):
-                    rows.append(json.loads(line[3:]))
-                    found += 1
-                    print({key: value for key, value in rows[-1].items() if key != "stays"}, flush=True)
-        if found < len(rest):
-            rows.append({"name": rest[found], "status": "died", "why": f"exit code {process.returncode}"})
+def collect(wanted: list[str], tools: list[str], threads: int) -> list[dict[str, Any]]:
+    """A row for each network, with what each tool makes of it."""
+    rows = []
+    for name in wanted:
+        made = {tool: apart(tool, name, threads) for tool in tools}
+        row = {"name": name, **made.get("secateur", {})}
+        if "torch_pruning" in made:
+            row["torch_pruning"] = {key: value for key, value in made["torch_pruning"].items() if key != "params"}
+        rows.append(row)
+        print({key: value for key, value in row.items() if key != "stays"}, flush=True)
     return rows
 
 
+def install() -> None:
+    """Torch-Pruning, in a folder of its own beside the libraries that are here."""
+    folder = ROOT / ".cache" / "bench" / "torch-pruning"
+    if not (folder / "torch_pruning").is_dir():
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), PEER], check=True
+        )
+    sys.path.append(str(folder))
+
+
+PLAIN = ("reaches the output", "without channels to cut", "kernel of a conv")
+
+
+def table(rows: list[dict[str, Any]], about: str) -> str:
+    """The rows as Markdown."""
+    lines = [
+        "| network | params | cut to | prunable | sites | cut against silenced | seconds | tries | Torch-Pruning cuts to | "
+        "seconds | what stays in secateur's, beside inputs and outputs |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        other = row.get("torch_pruning", {})
+        told = {"cut": f"{other.get('left', 0):.1%}"}.get(other.get("status", ""), other.get("status", ""))
+        took = f"{other['seconds']:.2f}" if "seconds" in other else f"> {LIMIT}" if told == "timeout" else ""
+        if row["status"] != "cut":
+            lines.append(
+                f"| {row['name']} | {row.get('params', 0):,} | {row['status']} |  |  |  |  |  | {told} | {took} | {row.get('why', '')} |"
+            )
+            continue
+        stays = [note for note in row["stays"] if not any(one in note for one in PLAIN)]
+        shown = "; ".join(one.removeprefix("stays: ").replace("|", "/")[:140] for one in stays[:4])
+        lines.append(
+            f"| {row['name']} | {row['params']:,} | {row['left']:.1%} | {row['prunable']:.1%} | {row['sites']} | "
+            f"{row['error']:.1e} | {row['seconds']:.2f} | {row['tries']} | {told} | {took} | {shown} |"
+        )
+    return "\n".join([*lines, "", *summary(rows, about)])
+
+
+def summary(rows: list[dict[str, Any]], about: str) -> list[str]:
+    """What all rows together say."""
+    done = [row for row in rows if row["status"] == "cut"]
+    if not done:
+        return [about]
+    seconds = [row["seconds"] for row in done]
+    said = [
+        f"secateur: {len(done)} of {len(rows)} cut and proved; median {statistics.median(seconds):.2f} s, slowest "
+        f"{max(seconds):.2f} s; largest difference {max(row['error'] for row in done):.1e}; median of parameters left "
+        f"{statistics.median(row['left'] for row in done):.1%}."
+    ]
+    others = [row for row in rows if row.get("torch_pruning", {}).get("status") == "cut"]
+    if others:
+        seconds = [row["torch_pruning"]["seconds"] for row in others]
+        late = sum(row.get("torch_pruning", {}).get("status") == "timeout" for row in rows)
+        said.append(
+            f"Torch-Pruning: {len(others)} of {len(rows)} run after the cut, {late} took over {LIMIT} s; median "
+            f"{statistics.median(seconds):.2f} s, slowest {max(seconds):.2f} s. It is told the last layers and, where a "
+            "module says how many it has, the heads; it proves nothing."
+        )
+    both = [row for row in others if row["status"] == "cut"]
+    if both:
+        mine = statistics.median(row["seconds"] for row in both)
+        theirs = statistics.median(row["torch_pruning"]["seconds"] for row in both)
+        ratio = statistics.median(row["seconds"] / row["torch_pruning"]["seconds"] for row in both)
+        said.append(
+            f"On the {len(both)} that both can do: median {mine:.2f} s against {theirs:.2f} s, median of ratios {ratio:.2f}; "
+            f"parameters left {statistics.median(row['left'] for row in both):.1%} against "
+            f"{statistics.median(row['torch_pruning']['left'] for row in both):.1%}."
+        )
+    return [*said, about]
+
+
 def main() -> None:
+    global LIMIT
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="of networks, or beginnings of names; all if none")
-    parser.add_argument("--here", action="store_true", help="in this process, one row after the other")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch; as many as cores if not given"
+    )
+    parser.add_argument("--only", choices=list(TOOLS), help="one of the two tools; writes nothing")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="seconds that one step may take")
     options = parser.parse_args()
-    if options.here:
-        several(options.names)
-        return
-    rows = collect([name for name in names() if not options.names or name.startswith(tuple(options.names))])
+    LIMIT = options.limit
+    tools = [options.only] if options.only else list(TOOLS)
+    if "torch_pruning" in tools:
+        install()
+    # What is loaded here need not be loaded again for each network. Nothing is computed here: threads do not survive.
+    for module in ("torchvision.models", "timm", "transformers", "diffusers", "secateur.pruning", "torch_pruning"):
+        if importlib.util.find_spec(module.partition(".")[0]):
+            importlib.import_module(module)
+    rows = collect(
+        [name for name in names() if not options.names or name.startswith(tuple(options.names))], tools, options.threads
+    )
     torch = importlib.import_module("torch")
     about = (
-        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}."
+        f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; {PEER}."
     )
     text = table(rows, about)
-    if options.names:
+    if options.names or options.only:
         print(text)
         return
     out = ROOT / "docs" / "evidence" / "benchmarks"
     out.mkdir(parents=True, exist_ok=True)
     (out / "zoo.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (out / "zoo.md").write_text(text + "\n", encoding="utf-8")
-    print(text.splitlines()[-1])
+    print("\n".join(summary(rows, about)))
 
 
 if __name__ == "__main__":

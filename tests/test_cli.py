@@ -270,3 +270,15 @@ def test_ctrl_c_that_compiled_code_turned_into_an_error_is_still_ctrl_c(capsys, 
     assert cli.main(["list"]) == 130
     assert "interrupted; the same command resumes" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_can_add_networks_trained_from_scratch(places):
+    command = ["run", "ziplm", "llama", "--budget", "params=80%", "--data", "texts.txt", "--out", "beside", *SMALL]
+    refused = secateur(*command, "--scratch-baseline", "F", cwd=places)
+    assert refused.returncode == 2
+    assert "E, B, both" in refused.stderr
+    done = secateur(*command, "--scratch-baseline", "E", cwd=places)
+    assert done.returncode == 0, done.stderr
+    assert "scratch lacks the compute" in done.stdout
+    (row,) = json.loads((places / "beside" / "evidence.json").read_text())["results"]
+    assert set(row["baselines"]) == {"scratch-E", "random units"}

@@ -236,6 +236,8 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     flag("device", str | None, "Where to prune and to measure: cpu (the default), cuda, ...")
     flag("batch", int | None, "Sequences per batch of the measured environment.")
     flag("length", int | None, "Tokens per sequence of the measured environment.")
+    fresh = "Also train networks of the cut shape from scratch, for as long (E), for as many FLOPs (B), or both."
+    flag("scratch-baseline", str | None, fresh, metavar="E|B|both")
     for option in options:
         name, panel = option.name.replace("_", "-"), f"Options of {recipe}"
         help = f"{option.help} (default {option.default})".replace("[", r"\[")
@@ -292,7 +294,9 @@ def _run(given: dict[str, Any]) -> None:
         Budget.parse(budget)  # before torch takes its seconds to load
     from secateur import running
 
-    config = given.pop("config", None)
+    config, fresh = given.pop("config", None), given.pop("scratch_baseline", None)
+    if fresh not in (None, "E", "B", "both"):
+        raise InputError(f"--scratch-baseline {fresh} is not one of E, B, both")
     if config is not None:
         given = running.configured(config, given)
     dry_run = bool(given.get("dry_run"))
@@ -307,6 +311,11 @@ def _run(given: dict[str, Any]) -> None:
     for row in running.results(**given):
         _print_evidence(console, row)
         rows.append(row)
+    if fresh and not dry_run:
+        from secateur.studies import scratch
+
+        rows = scratch.add(given["out"], given["model"], given["data"], fresh)
+        console.print((Path(given["out"]) / "scratch.md").read_text("utf-8"), highlight=False, markup=False)
     if not dry_run:
         console.print(f"\nresult  {given['out']}\nreport  {Path(given['out']) / 'report.html'}", highlight=False)
         if any(row.verdict != "met" for row in rows):

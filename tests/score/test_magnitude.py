@@ -83,3 +83,16 @@ def test_batch_norm_reads_scales_alone_and_leaves_out_sites_without():
     given["wide"].append((second.weight, 0, torch.arange(6)))
     torch.testing.assert_close(magnitude.batch_norm(model, given)["wide"], (model.bn.weight.detach() + 2) / 2)
     assert magnitude.batch_norm(model, {"plain": [(model.head.weight, 1, torch.arange(6))]}) == {}
+
+
+def test_norms_of_weights_that_are_looked_at_in_parts_are_those_of_the_whole():
+    torch.manual_seed(0)
+    for shape in ((700, 512), (512, 96, 3, 3)):
+        weight = torch.randn(shape)
+        for dim in (0, 1):
+            unit = torch.arange(shape[dim])
+            others = [other for other in range(len(shape)) if other != dim]
+            for p in (1.0, 2.0):
+                found = magnitude.coupled({"a": [(weight, dim, unit)]}, p=p, normalise=False)["a"]
+                expected = torch.linalg.vector_norm(weight.double(), ord=p, dim=others).float()
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)

@@ -123,6 +123,14 @@ def test_a_shape_follows_what_was_cut_before_it() -> None:
     assert absent(torch.randn(2, 2, 5, 6)).shape == (2, 8, 5)
 
 
+def test_code_may_ask_a_module_that_went_for_its_sizes() -> None:
+    absent = Absent(nn.Conv2d(3, 8, 3, stride=2))
+    assert (absent.in_channels, absent.stride, absent.weight.shape) == (3, (2, 2), (8, 3, 3, 3))
+    assert not list(absent.parameters())
+    with pytest.raises(AttributeError):
+        absent.nothing_of_the_kind  # noqa: B018
+
+
 def test_a_module_returns_what_it_returned() -> None:
     class Two(nn.Module):
         def forward(self, x):

@@ -111,3 +111,10 @@ def test_an_operator_that_does_not_shrink_counts_as_it_is() -> None:
     assert subject.units().base["flops"] == 2 * 5 * 6 * 7
     half = {"a.channels": np.arange(8) < 4}
     assert subject.units().cost(half)["flops"] == 2 * 5 * 6 * 7 + 2 * 2 * (4 * 4 + 4 * 3)
+
+
+def test_a_counter_counts_what_count_counts() -> None:
+    model, x = Fused(2).eval(), torch.randn(2, 5, 8)
+    with torch.no_grad(), flops.Counter() as counter:
+        model(x)
+    assert counter.total == flops.count(model, (x,), {}) > 0

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from secateur.subjects.recording import Example, leaves, record, running, tensors_of
+from secateur.subjects.shrinking import twin
 from subjects import nets
 
 
@@ -53,3 +54,20 @@ def test_outputs_beside_the_main_one_are_told_apart() -> None:
     assert side[0] is states
     assert leaves(BaseModelOutput(last_hidden_state=states))[0][0] is states
     assert len(leaves({"a": logits, "b": [states, (states,)]})[0]) == 3
+
+
+class Writer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((4,), 2.0))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        self.scale.mul_(0.5)
+        return self.head(x * self.scale)
+
+
+def test_a_pass_that_writes_into_a_parameter_leaves_the_model_as_it_is() -> None:
+    model = Writer().eval()
+    record(twin(model, share=True).eval(), Example.of(torch.randn(3, 4)))
+    assert model.scale.tolist() == [2.0] * 4

@@ -268,3 +268,17 @@ def test_torchvision_out_of_the_box(name: str) -> None:
     assert small.error <= 1e-5
     assert cut.after["params"] < 0.9 * cut.before["params"]
     assert small.flops() < subject.flops()
+
+
+def test_the_receipt_says_what_was_predicted_and_what_is_left_can_be_cut_again() -> None:
+    subject = made(Branches())
+    selection = without(subject, "a1.0..a1.1")
+    small, receipt = subject.cut(selection)
+    predicted = subject.units(SITE).cost(selection.keep)
+    for measure in ("segments", "params", "bytes"):
+        assert receipt.after[measure] == predicted[measure], measure
+    names = [one.name for one in small.graph.removable]
+    assert sorted(names) == ["a2.0.0..a2.2.1", "up.0..up.1"], "the other branch is now the only way"
+    twice, _ = small.cut(without(small, "up.0..up.1"))
+    torch.testing.assert_close(twice.forward(), small.silence(without(small, "up.0..up.1")).forward())
+    assert len(twice.plans) == 2

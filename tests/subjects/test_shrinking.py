@@ -45,3 +45,41 @@ def test_what_cannot_be_copied_is_named() -> None:
 
     with pytest.raises(ModelError, match=r"Odd can't be copied \(not me\)"):
         twin(Odd(2, 2))
+
+
+class Odd(nn.Module):
+    """Attributes of many kinds: aliases, hooks, modules in lists, a buffer that is part of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tied = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.tied.weight = self.first.weight
+        self.again, self.listed = self.first, [self.first, nn.ReLU()]
+        self.register_buffer("table", torch.arange(6.0).view(2, 3))
+        self.register_buffer("row", self.table[0])
+        self.register_buffer("none", None)
+        self.sizes, self.names = {"a": [1, 2], 3: (4,)}, {"x", "y"}
+        self.first.register_forward_hook(lambda *_: None)
+        self.lstm = nn.LSTM(3, 3)
+
+
+def test_a_twin_is_what_a_deep_copy_is() -> None:
+    model = Odd()
+    one = twin(model)
+    assert one.tied.weight is one.first.weight
+    assert one.again is one.first
+    assert one.listed[0] is one.first
+    assert one.sizes == model.sizes
+    assert one.sizes["a"] is not model.sizes["a"]
+    assert one.names == model.names
+    assert one.none is None
+    assert len(one.first._forward_hooks) == 1
+    assert one.first._forward_hooks is not model.first._forward_hooks
+    assert repr(one) == repr(model)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        other = one.state_dict(keep_vars=True)[name]
+        assert torch.equal(tensor, other)
+        assert tensor.data_ptr() != other.data_ptr()
+        assert type(tensor) is type(other)
+    x = torch.randn(2, 1, 3)
+    assert torch.equal(one.lstm(x)[0], model.lstm(x)[0])

@@ -56,3 +56,40 @@ def test_only_what_is_kept_counts(step: Callable[[Tensor], Tensor]) -> None:
 
     found = record(model, Example(), kept).output
     torch.testing.assert_close(found, step(model.weight.detach()[:, KEPT]))
+
+
+class Pair(nn.Module):
+    def __init__(self, step: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.step = nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.randn(8, 3)), step
+
+    def forward(self) -> Tensor:
+        return self.step(self.a, self.b)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda a, b: a @ b,
+        lambda a, b: torch.ones(5, len(b)) @ b + a.sum(1, keepdim=True),
+        lambda a, b: (a * 2 + 1) @ b,
+        lambda a, b: torch.cat([a, a + 1]) @ b,
+        lambda a, b: a.t().contiguous().t() @ b,
+        lambda a, b: F.linear(a.exp(), b.t()),
+    ],
+)
+def test_parameters_that_are_not_zero_where_they_go_do_not_count_there(step) -> None:
+    torch.manual_seed(0)
+    model = Pair(step).eval()
+    before = [parameter.clone() for parameter in model.parameters()]
+
+    def kept(atoms):
+        mask = torch.ones(atoms.count, dtype=torch.bool)
+        for axis in atoms.axes:
+            if axis.size == 8:
+                mask[axis.start : axis.start + axis.size] = KEPT
+        return mask
+
+    found = record(model, Example(), kept).output
+    torch.testing.assert_close(found, step(model.a.detach()[:, KEPT], model.b.detach()[KEPT]))
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))

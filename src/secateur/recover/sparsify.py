@@ -97,13 +97,14 @@ def interval(
 
     dot: <x, d>, d the direction of descent; size: |x|; slope: |d|. Where <x, d> >= 0, lambda is `penalty` and the
     interval is [0, inf). Elsewhere it is clip(amplify lambda_min, penalty, penalty coefficient), or the middle of the
-    interval if that lies outside of it.
+    interval where that is lambda_max or more; a clip whose upper end lies under lambda_min does not clip.
     """
     low = torch.where(dot < 0, -dot / size.clamp(min=1e-30), 0.0)
     high = torch.where(dot < 0, -slope.square() * size / dot.clamp(max=-1e-300), math.inf)
     chosen = (amplify * low).clamp(penalty, penalty * coefficient)
     middle = torch.where(high.isinf(), chosen, (low + high) / 2)
-    chosen = torch.where((chosen >= high) | (chosen <= low), middle, chosen)
+    chosen = torch.where(chosen <= low, amplify * low, chosen)
+    chosen = torch.where(chosen >= high, middle, chosen)
     return torch.where(dot < 0, chosen, torch.full_like(dot, penalty)), low, high
 
 
@@ -141,8 +142,8 @@ class GroupSparse(torch.optim.Optimizer):
     lies in `state`, tensors per parameter, so that `state_dict` and checkpoints of tensors hold it.
 
     Source: DHSPG of OTOv2 (arXiv 2303.06862) and OTOv3 (arXiv 2312.09411), HESSO of its released code. Departures:
-    lambda is put into its interval also where the clip's upper end lies under it; of groups that cross the half-space
-    in one step no more become zero than the target asks for.
+    lambda lies in its interval also where the clip's upper end would put it under that; of groups that cross the
+    half-space in one step no more become zero than the target asks for.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 from secateur.score.hooks import finite, module_at
-from secateur.score.slices import Slices, total
+from secateur.score.slices import Slices, gathered, total
 
 __all__ = ["Columns", "batch_norm", "consumer_weight", "coupled", "groups", "norm"]
 
@@ -63,7 +63,7 @@ def coupled(slices: Slices, *, p: float = 2.0, normalise: bool = True) -> dict[s
     normalise: False gives the norm as it is. Source: Fang et al., "DepGraph", CVPR 2023: norms of all that is coupled.
     """
     result = {}
-    for site, summed in total(slices, lambda weight: weight.detach().float().abs() ** p).items():
+    for site, summed in gathered(slices, lambda weight, dim: _powers(weight.detach(), dim, p)).items():
         score = summed ** (1 / p)
         result[site] = finite(site, (score / score.mean().clamp(min=1e-30) if normalise else score).float())
     return result
@@ -83,6 +83,29 @@ def batch_norm(model: nn.Module, slices: Slices) -> dict[str, Tensor]:
     sums = total(slices, lambda scale: scale.detach().float().abs())
     counts = total(slices, torch.ones_like)
     return {site: finite(site, (sums[site] / counts[site]).float()) for site in slices}
+
+
+def _powers(weight: Tensor, dim: int, p: float) -> Tensor:
+    """Float64 [size of dim]: sum |w|^p of each index, as memory lies and a cache-full at a time."""
+    if dim > 1 or weight.dim() < 2:
+        others = [other for other in range(weight.dim()) if other != dim]
+        row = torch.linalg.vector_norm(weight.float(), ord=p, dim=others) if others else weight.float().abs()
+        return row.double().cpu() ** p
+    flat = weight.flatten(1) if dim == 0 else weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
+    parts = flat.split(max(1, _CACHED // max(1, flat[0].numel())))
+    if dim == 0:
+        norms = [torch.linalg.vector_norm(part.float(), ord=p, dim=1) for part in parts]
+        return torch.cat(norms).double().cpu() ** p
+    sums = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
+    for part in parts:
+        shown = part.float()
+        power = torch.einsum("oik,oik->oi", shown, shown) if p == 2 else (shown.abs() ** p).sum(2)
+        sums += power.sum(0)
+    return sums.cpu()
+
+
+_CACHED = 1 << 18
+"""Numbers that are looked at together."""
 
 
 def consumer_weight(model: nn.Module, consumer: Columns) -> nn.Parameter:

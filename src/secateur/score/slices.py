@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Slices", "total"]
+__all__ = ["Slices", "gathered", "total"]
 
 Slices = Mapping[str, Sequence[tuple[Tensor, int, Tensor]]]
 """Site -> (parameter, dimension, unit of each index of it or -1), for every parameter that a unit takes a part of."""
@@ -19,6 +19,20 @@ def total(slices: Slices, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor
     value: parameter -> a number for each of its weights, in its shape. A weight that lies in two slices of a unit (a
     row and a column of one matrix) counts in both.
     """
+
+    def row(weight: Tensor, dim: int) -> Tensor:
+        found = value(weight).reshape(weight.shape or (1,))
+        others = [other for other in range(found.dim()) if other != dim]
+        return (found.sum(others) if others else found).cpu().double()
+
+    return gathered(slices, row)
+
+
+def gathered(slices: Slices, row: Callable[[Tensor, int], Tensor]) -> dict[str, Tensor]:
+    """Site -> float64 [count]: what `row` says of the indices of each unit, summed.
+
+    row: parameter and dimension -> float64 [indices of the dimension], on the CPU; asked once of each.
+    """
     rows: dict[tuple[int, int], Tensor] = {}
     result = {}
     with torch.no_grad():
@@ -28,9 +42,7 @@ def total(slices: Slices, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor
             for weight, dim, unit in parts:
                 key = (id(weight), dim)
                 if key not in rows:
-                    others = [other for other in range(weight.dim()) if other != dim]
-                    found = value(weight)
-                    rows[key] = (found.sum(others) if others else found).cpu().double()
+                    rows[key] = row(weight, dim)
                 inside = unit >= 0
                 result[site].index_add_(0, unit[inside], rows[key][inside])
     return result

@@ -79,6 +79,7 @@ def by_budget(
         raise BudgetError(f"budget {budget} limits no cost: n:m patterns are made by pattern.n_of_m")
     plain = _in_numpy(units)
     limits = budget.absolute(plain.cost())
+    asked = replace(plain, terms=tuple(term for term in plain.terms if term.measure in limits))
     sites = units.free()
     chains = [_chain(site, _normalised(_scores_of(site, scores), normalise)) for site in sites]
     if isinstance(scope, Mapping):
@@ -90,7 +91,7 @@ def by_budget(
         return {s.name: chain.step >= state for s, chain, state in zip(sites, chains, states, strict=True)}
 
     def excess(removals: int) -> list[tuple[str, float]]:
-        cost = plain.cost(masks(removals))
+        cost = asked.cost(masks(removals))
         return [(measure, cost[measure]) for measure, limit in limits.items() if cost[measure] > limit]
 
     low, high = 0, len(order)  # fewest and most steps that may be needed

@@ -208,6 +208,15 @@ class Absent(nn.Module):
         # Beside the registry of modules, so that it has no parameters; its tensors have no memory.
         self.__dict__["_shape"] = [shape]
 
+    def __getattr__(self, name: str) -> Any:
+        """Sizes and settings that the network's code asks of the module that went."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_shape" not in self.__dict__ or name.startswith("__"):
+                raise
+            return getattr(self.__dict__["_shape"][0], name)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Nothing, in the form that the module gave."""
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Nothing | Tensor)]

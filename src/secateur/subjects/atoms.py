@@ -44,6 +44,9 @@ class Atoms:
     def __init__(self) -> None:
         self.axes: list[Axis] = []
         self.count = 1
+        self.deaf = False
+        """Whether nothing more is learnt: only labels are wanted."""
+        self._met: list[tuple[np.ndarray, np.ndarray, str]] = []
         self._pairs: list[np.ndarray] = []
         self._kept: list[tuple[np.ndarray, str]] = []
 
@@ -62,22 +65,38 @@ class Atoms:
 
     def join(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Atoms that stand at the same place go together; those that meet none (0) stay."""
-        a, b = torch.broadcast_tensors(first, second)
-        unlike = a != b
-        if not bool(unlike.any()):
+        if self.deaf or first is second:
             return
-        pairs = torch.stack([a[unlike], b[unlike]]).numpy()
-        alone = (pairs == 0).any(axis=0)
+        a, b = first.numpy(), second.numpy()
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
+        self._met.append((a.reshape(-1), b.reshape(-1), reason))
+        if a.size > _MANY:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Make pairs, and atoms that stay, of what has met."""
+        if not self._met:
+            return
+        a, b = (np.concatenate([one[side] for one in self._met]) for side in (0, 1))
+        unlike = a != b
+        alone = unlike & ((a == 0) | (b == 0))
         if alone.any():
-            self.keep(torch.from_numpy(pairs[:, alone].max(axis=0)), reason)
-            pairs = pairs[:, ~alone]
-        if pairs.shape[1] > 4096:
-            pairs = np.unique(pairs, axis=1)
-        if pairs.size:
-            self._pairs.append(pairs)
+            ends = np.cumsum([len(one[0]) for one in self._met])
+            places = np.flatnonzero(alone)
+            owner = np.searchsorted(ends, places, side="right")
+            atoms = np.maximum(a[places], b[places])
+            for one in np.unique(owner).tolist():
+                self._kept.append((np.unique(atoms[owner == one]), self._met[one][2]))
+        both = unlike & ~alone
+        pairs = np.stack([a[both], b[both]])
+        self._pairs.append(_distinct(pairs) if pairs.shape[1] > 16 * _MANY else pairs)
+        self._met.clear()
 
     def keep(self, labels: Tensor, reason: str) -> None:
         """These atoms must stay."""
+        if self.deaf:
+            return
         atoms = np.unique(labels.numpy())
         self._kept.append((atoms[atoms > 0], reason))
 
@@ -88,13 +107,25 @@ class Atoms:
 
     def classes(self, more: Iterable[np.ndarray] = (), kept: Iterable[tuple[np.ndarray, str]] = ()) -> Classes:
         """Join everything learnt so far, `more` pairs [2, n] and further `kept` atoms."""
+        self._settle()
         pairs = np.concatenate([np.zeros((2, 0), np.int32), *self._pairs, *more], axis=1)
         graph = coo_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(self.count, self.count))
         of = connected_components(graph, directed=False)[1]
         # Atom 0 is never joined: give its class the number 0.
         of = np.where(of == 0, of[0], np.where(of == of[0], 0, of)) if of[0] else of
-        reasons: dict[int, str] = {}
-        for atoms, reason in [*self._kept, *kept]:
-            for one in np.unique(of[atoms]).tolist():
-                reasons.setdefault(one, reason)
+        found = [*self._kept, *kept]
+        first = np.full(int(of.max()) + 1, -1)
+        for place in range(len(found) - 1, -1, -1):
+            first[of[found[place][0]]] = place
+        reasons = {one: found[first[one]][1] for one in np.flatnonzero(first >= 0).tolist()}
         return Classes(of, reasons)
+
+
+_MANY = 4096
+"""Labels that are not put off; of many more pairs, each is kept once."""
+
+
+def _distinct(pairs: np.ndarray) -> np.ndarray:
+    """Each pair [2, n] once."""
+    mixed = np.unique(pairs[0].astype(np.int64) << 32 | pairs[1].astype(np.int64))
+    return np.stack([mixed >> 32, mixed & 0xFFFFFFFF]).astype(np.int32)

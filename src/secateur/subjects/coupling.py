@@ -5,13 +5,14 @@ Units that touch the same dimensions of the same tensors, equally often, stand i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from torch import Tensor
 
 from secateur.subjects.atoms import Axis, Classes
 from secateur.subjects.flops import Product, Size
@@ -60,8 +61,21 @@ class Coupling:
 
     def size(self, axis: Axis) -> dict[str, int]:
         """Site -> indices of the axis per unit; what no site takes, under the empty name."""
-        of = self.classes.of[axis.start : axis.start + axis.size]
-        return self.count(of)
+        return self._sizes[axis]
+
+    @cached_property
+    def _sizes(self) -> dict[Axis, dict[str, int]]:
+        places, site_of = self._site_of
+        owner = _owners(self.axes)
+        kinds = len(places) + 1
+        found, counts = np.unique(owner * kinds + site_of[self.classes.of[1:]] + 1, return_counts=True)
+        result: dict[Axis, dict[str, int]] = {axis: {} for axis in self.axes}
+        for axis, place, count in zip(
+            (found // kinds).tolist(), (found % kinds).tolist(), counts.tolist(), strict=True
+        ):
+            name = places[place - 1] if place else ""
+            result[self.axes[axis]][name] = count // len(self.sites[name].classes) if place else count
+        return result
 
     def count(self, classes: np.ndarray) -> dict[str, int]:
         """How many of these classes each site holds per unit; those that stay under the empty name."""
@@ -84,14 +98,26 @@ class Coupling:
 
     def along(self, size: Size) -> dict[str, int]:
         """Site -> indices of a dimension of what flows per unit; what no site takes, under the empty name."""
-        _, site_of = self._site_of
         for label, dim in size.labels:
-            of = self.classes.of[label.numpy()]
-            of = np.where(site_of[of] < 0, 0, of)
-            row = np.moveaxis(of, dim, 0).reshape(of.shape[dim], -1)
-            if (row[:, :1] == row).all() and (row[0, 0] != row).any():
-                return self.count(row[:, 0])
+            key = (id(label), dim)
+            if key not in self._along:
+                self._along[key] = label, self._counted(label, dim)
+            if self._along[key][1]:
+                return self._along[key][1]
         return {"": size.length}
+
+    @cached_property
+    def _along(self) -> dict[tuple[int, int], tuple[Tensor, dict[str, int]]]:
+        return {}
+
+    def _counted(self, label: Tensor, dim: int) -> dict[str, int]:
+        """Site -> labels along `dim` per unit, if they change along it alone; else nothing."""
+        _, site_of = self._site_of
+        of = self.classes.of[label.numpy()]
+        of = np.where(site_of[of] < 0, 0, of)
+        row = np.moveaxis(of, dim, 0).reshape(of.shape[dim], -1)
+        alone = (row[:, :1] == row).all() and (row[0, 0] != row).any()
+        return self.count(row[:, 0]) if alone else {}
 
     def terms(
         self, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int], products: Iterable[Product] = ()
@@ -139,7 +165,10 @@ def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.n
     """
     atoms = run.flow.atoms
     more: list[np.ndarray] = list(bound)
-    extra = [(np.array([atom]), reason) for atom, reason in (kept or {}).items()]
+    by_reason: dict[str, list[int]] = {}
+    for atom, reason in (kept or {}).items():
+        by_reason.setdefault(reason, []).append(atom)
+    extra = [(np.array(some), reason) for reason, some in by_reason.items()]
     unused = [
         (np.arange(axis.start, axis.start + axis.size), "takes no part in the forward pass")
         for axis in atoms.axes
@@ -148,13 +177,13 @@ def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.n
     joint = {(tuple(label.shape), label.numpy().tobytes()): label for label, _ in run.flow.joint}
     while True:
         classes = atoms.classes(more, [*extra, *unused])
-        stays = np.isin(np.arange(int(classes.of.max(initial=0)) + 1), list(classes.reasons))
-        stays[0] = True
+        stays = np.zeros(int(classes.of.max(initial=0)) + 1, bool)
+        stays[[0, *classes.reasons]] = True
         ties = [tie for label in joint.values() if (tie := _tie(label.numpy(), classes.of, stays)) is not None]
         if not ties:
             break
         more += ties
-    return Coupling(tuple(atoms.axes), classes, _sites(run, classes, stays), _reasons(atoms.axes, classes))
+    return Coupling(tuple(atoms.axes), classes, _sites(run, classes, stays), _reasons(atoms.axes, classes, stays))
 
 
 def _tie(label: np.ndarray, of: np.ndarray, stays: np.ndarray) -> np.ndarray | None:
@@ -191,50 +220,55 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
     if not axes:
         return {}
     of = classes.of[1:]  # atoms stand in the order of axes
-    axis_of = np.repeat(np.arange(len(axes)), [axis.size for axis in axes])
     free = ~stays[of]
-    pairs, counts = np.unique(of[free].astype(np.int64) * len(axes) + axis_of[free], return_counts=True)
+    pairs, counts = np.unique(of[free].astype(np.int64) * len(axes) + _owners(axes)[free], return_counts=True)
     owner, axis = pairs // len(axes), pairs % len(axes)
     draw = np.random.default_rng(0).integers(1, 2**62, len(axes) + 1, dtype=np.int64)
     with np.errstate(over="ignore"):
         mixed = draw[axis] * counts + (draw[axis] >> 7) * counts * counts
         signature = np.zeros(len(stays), np.int64)
         np.add.at(signature, owner, mixed)
-    members: dict[int, list[int]] = {}
-    seen = np.unique(owner)
+    seen, start = np.unique(owner, return_index=True)
     if not len(seen):
         return {}
-    first_atom = np.full(len(stays), 0)
-    places, order = np.unique(of[free], return_index=True)
-    first_atom[places] = np.flatnonzero(free)[order]
-    for one in seen[np.argsort(first_atom[seen], kind="stable")].tolist():
-        members.setdefault(int(signature[one]), []).append(one)
-    heads = set()
-    for label in run.flow.heads:
-        heads.update(np.unique(classes.of[label.numpy()]).tolist())
+    ends = np.append(start[1:], len(owner))
+    first_atom = np.full(len(stays), len(of))
+    np.minimum.at(first_atom, of, np.arange(len(of)))
+    in_order = np.argsort(first_atom[seen], kind="stable")
+    _, first, kind = np.unique(signature[seen[in_order]], return_index=True, return_inverse=True)
+    sizes = np.bincount(kind)
+    groups = np.split(in_order[np.argsort(kind, kind="stable")], np.cumsum(sizes)[:-1])
+    heads, aligned = _among(run.flow.heads, classes), _among(run.flow.aligned, classes)
     matrices = {axis.tensor for axis in axes if axis.dim and axis.tensor.endswith("weight")}
-    aligned = set()
-    for label in run.flow.aligned:
-        aligned.update(np.unique(classes.of[label.numpy()]).tolist())
-    start = np.searchsorted(owner, seen)
-    where = dict(zip(seen.tolist(), start.tolist(), strict=True))
-    ends = dict(zip(seen.tolist(), [*start[1:].tolist(), len(owner)], strict=True))
     result: dict[str, Coupled] = {}
-    for group in members.values():
-        one = group[0]
-        span = slice(where[one], ends[one])
-        touched = [(axes[a], int(c)) for a, c in zip(axis[span].tolist(), counts[span].tolist(), strict=True)]
+    for group in [groups[place] for place in np.argsort(first)]:
+        one = int(group[0])
+        span = slice(start[one], ends[one])
+        touched = [(axes[a], c) for a, c in zip(axis[span].tolist(), counts[span].tolist(), strict=True)]
         if len(group) < 2 or any(count * len(group) < 2 for _, count in touched):
             # The last unit always stays.
             continue
         touched.sort(key=lambda pair: (_rank(pair[0], matrices), pair[0].start))
         made = touched[0][0].tensor
         base = made.rpartition(".")[0] if "." in made else made
-        kind = "heads" if one in heads and touched[0][1] > 1 else "channels"
-        name, number = f"{base}.{kind}", 2
+        kind_of = "heads" if heads[seen[one]] and touched[0][1] > 1 else "channels"
+        name, number = f"{base}.{kind_of}", 2
         while name in result:
-            name, number = f"{base}.{number}.{kind}", number + 1
-        result[name] = Coupled(name, np.array(group), tuple(touched), _ALIGNED if one in aligned else 1)
+            name, number = f"{base}.{number}.{kind_of}", number + 1
+        result[name] = Coupled(name, seen[group], tuple(touched), _ALIGNED if aligned[seen[one]] else 1)
+    return result
+
+
+def _owners(axes: Sequence[Axis]) -> np.ndarray:
+    """The number of the axis of each atom but the first, which is none."""
+    return np.repeat(np.arange(len(axes)), [axis.size for axis in axes])
+
+
+def _among(labels: Iterable[Tensor], classes: Classes) -> np.ndarray:
+    """Booleans [classes]: those that these labels name."""
+    result = np.zeros(int(classes.of.max(initial=0)) + 1, bool)
+    for label in labels:
+        result[classes.of[label.numpy()]] = True
     return result
 
 
@@ -243,11 +277,12 @@ def _rank(axis: Axis, matrices: set[str]) -> int:
     return 0 if axis.dim == 0 and axis.tensor in matrices else 1 if axis.dim else 2
 
 
-def _reasons(axes: Iterable[Axis], classes: Classes) -> dict[str, str]:
-    result = {}
-    for axis in axes:
+def _reasons(axes: Sequence[Axis], classes: Classes, stays: np.ndarray) -> dict[str, str]:
+    result: dict[str, str] = {}
+    for place in np.unique(_owners(axes)[stays[classes.of[1:]]]).tolist():
+        axis = axes[place]
         of = classes.of[axis.start : axis.start + axis.size]
-        found = [classes.reasons[one] for one in np.unique(of).tolist() if one in classes.reasons]
-        if found:
-            result[f"{axis.tensor}[{axis.dim}]"] = found[0]
+        one = int(of[stays[of]].min())
+        if one in classes.reasons:
+            result[f"{axis.tensor}[{axis.dim}]"] = classes.reasons[one]
     return result

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
 from secateur.subjects.flow import Flow
 
-__all__ = ["Product", "Size", "count", "products"]
+__all__ = ["Counter", "Product", "Size", "count", "products"]
 
 _aten = torch.ops.aten
 
@@ -58,10 +59,7 @@ class Product:
 def products(flow: Flow, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> list[Product]:
     """What an operator costs. An operator whose formula is not known to be a product of sizes gets none."""
     packet = func.overloadpacket
-    formula = _MORE.get(packet, flop_registry.get(packet))
-    if formula is None:
-        return []
-    total = float(formula(*args, **kwargs, out_val=out))
+    total = _cost(packet, args, kwargs, out)
     if not total:
         return []
     if packet not in _FACTORS:
@@ -71,11 +69,41 @@ def products(flow: Flow, func: Any, args: Sequence[Any], kwargs: Mapping[str, An
     return [Product(share, sizes) for sizes in summands]
 
 
+def _cost(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
+    """FLOPs of one operator. The formulas of the most frequent are written out, for torch's take longer."""
+    if packet is _aten.convolution:
+        (x, weight), transposed = args[:2], args[6]
+        return float(2 * x.shape[0] * math.prod((x if transposed else out).shape[2:]) * weight.numel())
+    if packet is _aten.mm or packet is _aten.addmm:
+        a, b = args[-2:]
+        return float(2 * a.numel() * b.shape[1])
+    formula = _MORE.get(packet, flop_registry.get(packet))
+    return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=out))
+
+
 def count(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
     """FLOPs of `model(*args, **kwargs)`, by `FlopCounterMode`."""
     with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
         model(*args, **kwargs)
     return float(counter.get_total_flops())
+
+
+class Counter(TorchDispatchMode):
+    """Adds up in `total` the FLOPs of what runs, as `count` does and with less ado."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing here is compiled."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.total += _cost(func.overloadpacket, args, kwargs or {}, out)
+        return out
 
 
 def _size(flow: Flow, places: Sequence[Dimension]) -> Size:

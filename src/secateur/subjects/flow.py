@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from secateur.subjects.atoms import Atoms
-from secateur.subjects.labels import along, first, on, padded, varying
+from secateur.subjects.labels import along, first, on, padded, varying, wide
 
 __all__ = ["NOTHING", "Flow", "Labelled", "Labels", "Shaping"]
 
@@ -61,6 +61,8 @@ class Flow:
         self.atoms = atoms
         self.where = ""
         self.operator = ""
+        self.masks: dict[int, tuple[Labels, Tensor | None]] = {}
+        """What a silenced pass keeps of tensors with these very labels, by their identity; None is all."""
         self.joint: list[tuple[Tensor, str]] = []
         """Labels that change along several dimensions of one tensor: what goes must be whole slices of it."""
         self.shapings: list[Shaping] = []
@@ -145,10 +147,17 @@ class Flow:
             return NOTHING
         shapes = [(1,) * (rank - len(one.shape)) + one.shape for one in operands]
         if len(items) == 1 and all(
-            place == items[0][0] or operands[place].blank or not varying_shape(shape) & varying(items[0][1])
+            place == items[0][0] or operands[place].blank or not wide(shape) & varying(items[0][1])
             for place, shape in enumerate(shapes)
         ):
             return (items[0][1],)
+        if len(items) == len(operands) and len({place for place, _ in items}) == len(items):
+            head = items[0][1]
+            if all(label.shape == head.shape for _, label in items) and head.numel() > 1:
+                for _, other in items[1:]:
+                    if other is not head and not self.atoms.deaf:
+                        self.atoms.join(head, other, self.reason(what))
+                return (head,)
         result: list[Tensor] = []
         for component in _components(items):
             allowed = frozenset.intersection(*(varying(label) for _, label in component))
@@ -156,7 +165,7 @@ class Flow:
             labelled = {place for place, _ in component}
             for place, shape in enumerate(shapes):
                 if place not in labelled and not operands[place].blank:
-                    allowed -= varying_shape(shape)
+                    allowed -= wide(shape)
             if len(labelled) < len(component):
                 # Two kinds of channels along one dimension: they pass, or stay.
                 if len(labelled) == 1 and allowed == everywhere:
@@ -232,11 +241,6 @@ class Flow:
         """An operator without a rule: all that enters it stays."""
         for value in values:
             self.keep(self.labels(value), what)
-
-
-def varying_shape(shape: Sequence[int]) -> frozenset[int]:
-    """The dimensions of size above 1."""
-    return frozenset(dim for dim, size in enumerate(shape) if size > 1)
 
 
 def _components(items: list[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:

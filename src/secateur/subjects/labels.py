@@ -7,16 +7,23 @@ those of a feature map are a handful of numbers. Functions here know tensors onl
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["along", "compact", "first", "on", "padded", "varying"]
+__all__ = ["along", "compact", "first", "on", "padded", "varying", "wide"]
 
 
 def varying(label: Tensor) -> frozenset[int]:
     """The dimensions along which the labels change."""
-    return frozenset(dim for dim, size in enumerate(label.shape) if size > 1)
+    return wide(label.shape)
+
+
+@lru_cache(4096)
+def wide(shape: tuple[int, ...]) -> frozenset[int]:
+    """The dimensions of size above 1."""
+    return frozenset(dim for dim, size in enumerate(shape) if size > 1)
 
 
 def first(label: Tensor, dims: Iterable[int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.subjects.coupling import Coupling
-from secateur.subjects.recording import Example, leaves, record, running, tensors_of
-from secateur.subjects.shrinking import twin
+from secateur.subjects import silencing
+from secateur.subjects.flops import Counter
+from secateur.subjects.recording import Example, Run, leaves, record, resting, running
+from secateur.subjects.shrinking import Plan, shrink, twin
 
-__all__ = ["Fault", "Silenced", "compare", "differences", "same", "silenced"]
+__all__ = ["FAINT", "Fault", "Silenced", "compare", "differences", "same", "silenced", "stirred"]
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest output."""
+FAINT = 1e-8
+"""A difference below what rounding makes of two ways to compute the same: outputs that tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,47 +35,100 @@ class Fault:
 class Silenced(nn.Module):
     """A network of the old shapes in which some atoms do nothing."""
 
-    def __init__(self, model: nn.Module, kept: Tensor) -> None:
+    def __init__(self, model: nn.Module, kept: Tensor, run: Run | None = None) -> None:
         super().__init__()
-        self.model, self.kept = model, kept
+        self.model, self.kept, self.run = model, kept, run
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own, with what goes silenced."""
-        return record(self.model, Example(args, kwargs), lambda _: self.kept).output
+        return record(self.model, Example(args, kwargs), lambda _: self.kept, again=self.run).output
 
 
-def silenced(model: nn.Module, coupling: Coupling, kept: np.ndarray) -> Silenced:
-    """`model` with the atoms that go set to zero in its parameters, and in everything that is computed from them."""
-    found = tensors_of(model)
-    changed: dict[str, Tensor] = {}
-    for axis in coupling.axes:
-        stays = kept[axis.start : axis.start + axis.size]
-        if not stays.all():
-            old = changed[axis.tensor] if axis.tensor in changed else found[axis.tensor].detach().clone()
-            gone = torch.from_numpy(np.flatnonzero(~stays)).to(old.device)
-            changed[axis.tensor] = old.index_fill_(axis.dim, gone, 0)
-    return Silenced(twin(model, changed, share=True).eval(), torch.from_numpy(kept))
+def silenced(model: nn.Module, kept: np.ndarray, run: Run | None = None) -> Silenced:
+    """`model` with the atoms that go set to zero in everything that is computed of them.
+
+    run: the recorded pass, if there was one, so that less has to be found out again.
+    """
+    return Silenced(twin(model, share=True).eval(), torch.from_numpy(kept), run)
 
 
-def compare(small: nn.Module, reference: Silenced, example: Example) -> tuple[float, Fault | None]:
+def compare(
+    small: nn.Module, reference: Silenced, example: Example, counter: Counter | None = None
+) -> tuple[float, Fault | None]:
     """The largest relative difference of outputs, and the fault if it is above the tolerance.
+
+    counter: counts the FLOPs of `small`.
 
     What single modules give is compared as well, by the sum of its absolute values, which zeros that were cut do not
     change: outputs alone prove little where a network's last weights are zero.
     """
-    expected, wanted = _watched(reference.model, reference, example)
     where = [""]
     watched = twin(small, share=True).eval()
     try:
-        found, given = _watched(watched, watched, example, where)
+        with counter or nullcontext():
+            found, given = _watched(watched, watched, example, where)
     except Exception as error:
         line = str(error).strip().splitlines()
         return math.inf, Fault(where[0], f"{type(error).__name__}: {line[0][:160] if line else ''}")
-    worst, what = _difference(found, expected)
-    for (path, a), (other, b) in zip(given, wanted, strict=False):
-        if path != other or len(a) != len(b) or not np.allclose(a, b, rtol=1e-3, atol=1e-4):
+    # What can't run needs no reference.
+    expected, wanted = _watched(reference.model, reference, example)
+    return _verdict((found, given), (expected, wanted))
+
+
+Watched = tuple[Any, list[tuple[str, list[float]]]]
+
+
+def _verdict(one: Watched, other: Watched) -> tuple[float, Fault | None]:
+    worst, what = _difference(one[0], other[0])
+    for (path, a), (place, b) in zip(one[1], other[1], strict=False):
+        if path != place or len(a) != len(b) or not np.allclose(np.where(np.isnan(b), b, a), b, 1e-3, 1e-4, True):
             return max(worst, 1.0), Fault(path, what if worst > TOLERANCE else "gives other values inside")
     return worst, None if worst <= TOLERANCE else Fault("", what)
+
+
+def stirred(
+    model: nn.Module, cut: Plan, kept: np.ndarray, example: Example, run: Run | None = None
+) -> tuple[float, Fault | None]:
+    """`compare` where outputs tell nothing: the same cut under weights drawn anew.
+
+    Weights of zero, and signals that fade on their way through untrained layers, make any two networks agree. Rounding
+    grows more under such weights, so ten times the tolerance is let pass; and a network that chooses by its values
+    (the best boxes) may choose otherwise for a rounding: where it does, there is no verdict, and the difference is 0.
+    """
+    lively = twin(model, _drawn(model), share=True).eval()
+    small = twin(shrink(lively, cut), share=True).eval()
+    worst, fault = compare(small, silenced(lively, kept, run), example)
+    if worst <= 10 * TOLERANCE:
+        return worst, None
+    noise = torch.Generator().manual_seed(1)
+    rounded = {
+        name: old * (1 + 3e-6 * torch.empty(old.shape, dtype=old.dtype).uniform_(-1, 1, generator=noise))
+        for name, old in small.named_parameters()
+        if old.is_floating_point()
+    }
+    other = twin(small, {name: new.detach() for name, new in rounded.items()}, share=True)
+    try:
+        steady, _ = _verdict(_watched(other, other, example), _watched(small, small, example))
+    except Exception:
+        return worst, fault
+    return (worst, fault) if steady <= 100 * TOLERANCE else (0.0, None)
+
+
+def _drawn(model: nn.Module) -> dict[str, Tensor]:
+    """Matrices and kernels that keep the size of what flows, and vectors and scales in place of almost nothing.
+
+    Numbers are drawn once and repeated with a period that divides no width.
+    """
+    drawn = torch.empty(65521).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+    result = {}
+    for name, old in model.named_parameters():
+        if not old.is_floating_point():
+            continue
+        size = math.sqrt(6 / max(1, old[0].numel())) if old.dim() > 1 else 0.5
+        if old.dim() > 1 or float(old.detach().abs().max()) < 0.01:
+            new = drawn.repeat(-(-old.numel() // len(drawn)))[: old.numel()].view(old.shape) * size
+            result[name] = new.to(old.dtype).to(old.device)
+    return result
 
 
 def same(small: nn.Module, large: nn.Module, example: Example) -> tuple[float, Fault | None]:
@@ -88,11 +145,21 @@ def same(small: nn.Module, large: nn.Module, example: Example) -> tuple[float, F
     return worst, None if worst <= TOLERANCE else Fault("", what)
 
 
-def _watched(
-    model: nn.Module, run: Any, example: Example, where: list[str] | None = None
-) -> tuple[Any, list[tuple[str, list[float]]]]:
+def _watched(model: nn.Module, run: Any, example: Example, where: list[str] | None = None) -> Watched:
     """The output, and for each module that ran the sums of absolute values of its outputs, in order."""
     sums: list[tuple[str, list[float]]] = []
+    last: tuple[Tensor, int, float] | None = None
+
+    def total(value: Tensor) -> float:
+        """The sum of absolute values; not a number for a parameter that a module gives as it is."""
+        nonlocal last
+        if silencing.raw(value):
+            return math.nan
+        # What a module gives is most often what the last module in it gave.
+        if last is None or last[0] is not value or last[1] != value._version:
+            with resting():
+                last = value, value._version, float(value.abs().sum())
+        return last[2]
 
     def entered(path: str) -> None:
         if where is not None:
@@ -100,7 +167,7 @@ def _watched(
 
     def left(path: str, output: Any) -> None:
         if path:
-            sums.append((path, [float(one.abs().sum()) for one in leaves(output)[0] if one.is_floating_point()]))
+            sums.append((path, [total(one) for one in leaves(output)[0] if one.is_floating_point()]))
 
     with running(model, entered, left):
         args, kwargs = example.fresh()
@@ -116,7 +183,7 @@ def _difference(found: Any, expected: Any) -> tuple[float, str]:
     one, other = leaves(found)[0], leaves(expected)[0]
     if len(one) != len(other):
         return math.inf, "gives another number of outputs"
-    worst = 0.0
+    worst, some, none = 0.0, False, False
     for a, b in zip(one, other, strict=True):
         if a.shape != b.shape:
             return math.inf, f"gives an output of shape {tuple(a.shape)}, not {tuple(b.shape)}"
@@ -126,7 +193,11 @@ def _difference(found: Any, expected: Any) -> tuple[float, str]:
         finite = torch.isfinite(b.abs()) & torch.isfinite(a.abs())
         if not torch.equal(torch.isfinite(a.abs()), torch.isfinite(b.abs())):
             return math.inf, "gives values that are not finite"
+        some = some or bool(finite.any())
+        none = none or not bool(finite.any())
         scale = float(b[finite].abs().max()) if bool(finite.any()) else 0.0
         gap = float((a - b)[finite].abs().max()) if bool(finite.any()) else 0.0
         worst = max(worst, gap / max(scale, 1e-12) if gap else 0.0)
+    if none and not some:
+        return math.inf, "gives nothing finite"
     return worst, f"differs by {worst:.2g}"

@@ -23,7 +23,7 @@ from secateur.subjects import flops, rules, silencing
 from secateur.subjects.atoms import Atoms
 from secateur.subjects.flow import Flow, Labels
 
-__all__ = ["Example", "Run", "leaves", "record", "running", "tensors_of"]
+__all__ = ["Example", "Run", "leaves", "record", "resting", "running", "tensors_of"]
 
 _SIDE = ("hidden_state", "attentions", "past_key_values", "cache", "states", "pooler_output", "mems")
 """Parts of an output that transformers gives beside the main one."""
@@ -70,13 +70,25 @@ class Run:
     """Names of the parameters and buffers that took part."""
     products: list[flops.Product]
     """What each operator costs."""
+    steps: list[rules.Step]
+    """Every operator, in order."""
+    labels: dict[str, Labels]
+    """Of parameters and buffers."""
     reads: list[str] = field(default_factory=list)
     """Modules in which Python read a value that was computed from parameters: code may have chosen by it."""
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, shared ones once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for mine, given in zip(found, (module._parameters, module._buffers), strict=True):
+            for name, tensor in given.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    mine[f"{path}.{name}" if path else name] = tensor
+    return {**found[0], **found[1]}
 
 
 def record(
@@ -84,13 +96,15 @@ def record(
     example: Example,
     kept: Callable[[Atoms], Tensor] | None = None,
     entered: list[str] | None = None,
+    again: Run | None = None,
 ) -> Run:
     """Run `model`, which is in evaluation mode and may be written to, and record; silence what `kept` says goes.
 
     kept: from the atoms, which are the same in every pass, to one boolean per atom. entered: its first element
-    follows the module that runs.
+    follows the module that runs. again: an earlier pass; what is the same as in it need not be thought about anew.
     """
     atoms = Atoms()
+    atoms.deaf = kept is not None
     flow = Flow(atoms)
     found = tensors_of(model)
     kernels = {
@@ -99,6 +113,7 @@ def record(
         if isinstance(module, nn.modules.conv._ConvNd)
     }
     names = {}
+    given: dict[str, Labels] = {}
     constants = _constants(model)
     for name, tensor in found.items():
         if not tensor.is_floating_point() or id(tensor) in constants:
@@ -107,9 +122,12 @@ def record(
         labels = atoms.colour(name, shown.flatten(2)[:, :, 0] if id(tensor) in kernels else shown)
         if id(tensor) in kernels:
             labels = tuple(label.view(*label.shape, *([1] * (tensor.dim() - 2))) for label in labels)
+        given[name] = labels = again.labels.get(name, labels) if again else labels
         flow.mark(tensor, labels)
+        if kept is not None:
+            silencing.leave_raw(tensor)
         names[id(tensor)] = name
-    mode = _Recorder(flow, names, kept(atoms) if kept else None)
+    mode = _Recorder(flow, names, kept(atoms) if kept else None, again.steps if again else [])
 
     def follow(path: str) -> None:
         flow.where = path
@@ -124,18 +142,28 @@ def record(
         mode.settle(output)
     finally:
         for tensor in found.values():
-            for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base"):
+            for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base", "_secateur_raw"):
                 tensor.__dict__.pop(mark, None)
     flow.where, flow.operator = "", "output"
     main, _ = leaves(output)
     for value in main:
         flow.atoms.keep_all(flow.labels(value), "reaches the output of the network")
-    return Run(output, flow, mode.used, mode.products, mode.reads)
+    return Run(output, flow, mode.used, mode.products, mode.steps, given, mode.reads)
 
 
 def _loose(model: nn.Module) -> set[int]:
     """Ids of tensors that modules hold as plain attributes."""
-    return {id(one) for module in model.modules() for one in tree_leaves(vars(module)) if isinstance(one, Tensor)}
+    found = set()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                found.add(id(value))
+            elif value and name not in _OWN and isinstance(value, dict | list | tuple | set):
+                found |= {id(one) for one in tree_leaves(value) if isinstance(one, Tensor)}
+    return found
+
+
+_OWN = frozenset(["_parameters", "_buffers", "_modules"])
 
 
 def _constants(model: nn.Module) -> set[int]:
@@ -152,11 +180,16 @@ def _constants(model: nn.Module) -> set[int]:
 class _Recorder(TorchDispatchMode):
     """Labels every tensor that an operator returns."""
 
-    def __init__(self, flow: Flow, names: dict[int, str], kept: Tensor | None) -> None:
+    resting = False
+
+    def __init__(self, flow: Flow, names: dict[int, str], kept: Tensor | None, before: list[rules.Step]) -> None:
         super().__init__()
         self.flow, self.names, self.kept = flow, names, kept
+        self.before = iter(before)
+        self.steps: list[rules.Step] = []
         self.used: set[str] = set()
         self.products: list[flops.Product] = []
+        self.own: set[int] = set()
         self.reads: list[str] = []
         self.known: set[int] = set()
         """Ids of tensors that were there before the pass."""
@@ -165,8 +198,15 @@ class _Recorder(TorchDispatchMode):
         self._unused: dict[int, tuple[Labels, str]] = {}
         self._lost: list[tuple[Labels, str]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing here is compiled, and to say so takes longer than most operators."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if _Recorder.resting:
+            return func(*args, **kwargs)
         live = False
         for value in args:
             for one in value if isinstance(value, list | tuple) else (value,):
@@ -174,18 +214,31 @@ class _Recorder(TorchDispatchMode):
                     self.used.add(self.names[id(one)])
                     live = True
                 live = live or getattr(one, _LIVE, False)
+        if func.overloadpacket.__name__.endswith("_") and args and id(args[0]) in self.names.keys() - self.own:
+            # The pass writes into a parameter, which is shared with the model that must stay as it is.
+            self.own.add(id(args[0]))
+            args[0].data = args[0].data.clone()
         if self.kept is None:
             self._take((*args, *kwargs.values()))
+            given, plain, values = rules.look(self.flow, args, kwargs)
             out = func(*args, **kwargs)
             self.products += flops.products(self.flow, func, args, kwargs, out)
             if live and func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal"):
                 self.reads.append(self.flow.where)
             rules.apply(self.flow, func, args, kwargs, out)
+            made, whole = rules.marks(self.flow, out)
+            self.steps.append(rules.Step(func, given, plain, made, whole and not values))
             self._give(out, live)
             return out
         out = silencing.call(self.flow, self.kept, func, args, kwargs)
-        rules.apply(self.flow, func, args, kwargs, out)
-        silencing.silence(self.flow, self.kept, func, out)
+        step = next(self.before, None)
+        if step is None or step.func is not func:
+            self.before = iter(())
+            rules.apply(self.flow, func, args, kwargs, out)
+        elif not rules.repeat(self.flow, step, func, args, kwargs, out):
+            rules.apply(self.flow, func, args, kwargs, out)
+            rules.adopt(self.flow, step, out)
+        silencing.silence(self.flow, self.kept, func, args, out)
         return out
 
     def _take(self, values: Sequence[Any]) -> None:
@@ -216,6 +269,16 @@ class _Recorder(TorchDispatchMode):
         if self.foreign:
             for labels, reason in (*self._lost, *self._unused.values()):
                 self.flow.atoms.keep_all(labels, reason)
+
+
+@contextmanager
+def resting() -> Iterator[None]:
+    """Nothing that is computed here is part of a pass."""
+    _Recorder.resting = True
+    try:
+        yield
+    finally:
+        _Recorder.resting = False
 
 
 @contextmanager

@@ -7,7 +7,7 @@ of them for an operator of several results. Operators that only move elements ru
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from secateur.subjects.flow import NOTHING, Flow, Labelled, Labels, Shaping
 from secateur.subjects.labels import along, compact, first, on, padded, varying
 
-__all__ = ["BLANKS", "apply"]
+__all__ = ["BLANKS", "Step", "adopt", "apply", "look", "marks", "repeat"]
 
 Given = Sequence[Any]
 Result = Labels | list[Labels]
@@ -45,21 +45,23 @@ BLANKS = frozenset(
 
 def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> None:
     """Label what an operator returned."""
-    name = func.overloadpacket.__name__
-    if name.endswith("_") and args and isinstance(args[0], Tensor):
+    known = _FACTS.get(id(func))
+    if known is None:
+        known = _FACTS[id(func)] = _facts(func)
+    name, base, inplace, rule = known.name, known.base, known.inplace, known.rule
+    if known.written and args and isinstance(args[0], Tensor):
         _written(flow, args)
-    if name in BLANKS:
+    if known.blank:
         flow.mark(out, flow.labels(args[0]) if name.endswith("_like") else NOTHING, blank=True)
         return
-    tensors = [value for value in _flat((args, kwargs)) if isinstance(value, Tensor)]
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    if kwargs or any(isinstance(value, list | tuple) for value in args):
+        tensors = [value for value in _flat((args, kwargs)) if isinstance(value, Tensor)]
     labelled = any(flow.labels(value) for value in tensors)
-    blank = any(flow.blank(value) for value in tensors)
-    if not labelled and not blank:
-        return
-    flow.operator = name
-    inplace = name.endswith("_") and not name.endswith("__")
-    base = name[:-1] if inplace else name
     if not labelled:
+        if not any(flow.blank(value) for value in tensors):
+            return
+        flow.operator = name
         # One value all over stays one value through anything that looks at one element at a time, and through views.
         only = all(flow.blank(value) for value in tensors)
         if only and (base in _SAME or base in _MOVES or _pointwise(func)):
@@ -70,9 +72,7 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
         elif inplace and tensors and out is tensors[0]:
             flow.mark(out, NOTHING, blank=False)
         return
-    rule = _RULES.get(base)
-    if rule is None and _pointwise(func):
-        rule = _elementwise
+    flow.operator = name
     if rule is None:
         flow.unknown(tensors, f"{name} is not known to the analysis")
         for value in _outputs(out):
@@ -91,6 +91,88 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
             flow.mark(value, labels if isinstance(value, Tensor) else NOTHING)
     if inplace and results and flow.blank(results[0]):
         flow.mark(results[0], flow.labels(results[0]), blank=False)
+
+
+class Step(NamedTuple):
+    """An operator of a recorded pass: what entered it and what came of it, (labels, blank) of each tensor."""
+
+    func: Any
+    given: list[tuple[Labels, bool]]
+    plain: list[Any]
+    made: list[tuple[Labels, bool]]
+    again: bool
+    """Whether the same comes of it whenever the same enters, whatever the values are."""
+
+
+def look(flow: Flow, args: Given, kwargs: dict[str, Any]) -> tuple[list[tuple[Labels, bool]], list[Any], bool]:
+    """What enters an operator: labels of tensors, all else, and whether values may matter (numbers that are whole)."""
+    given, plain, values = [], [], False
+    for value in (*args, *kwargs.values()):
+        parts = value if isinstance(value, list | tuple) else (value,)
+        if parts and isinstance(parts[0], Tensor):
+            for one in parts:
+                given.append((flow.labels(one), flow.blank(one)))
+                values = values or not (isinstance(one, Tensor) and one.is_floating_point())
+        else:
+            plain.append(value)
+            values = values or any(isinstance(one, Tensor) for one in parts)
+    return given, plain, values
+
+
+def repeat(flow: Flow, step: Step, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> bool:
+    """Label what an operator returned as a step of a recorded pass says, where the same entered it."""
+    if not step.again:
+        return False
+    given, plain, values = look(flow, args, kwargs)
+    if values or len(given) != len(step.given) or plain != step.plain:
+        return False
+    for (labels, blank), (old, before) in zip(given, step.given, strict=True):
+        if labels is not old or blank != before:
+            return False
+    results = _outputs(out)
+    if len(results) != len(step.made):
+        return False
+    for value, (labels, blank) in zip(results, step.made, strict=True):
+        flow.mark(value, labels, blank)
+    return True
+
+
+def marks(flow: Flow, out: Any) -> tuple[list[tuple[Labels, bool]], bool]:
+    """What came of an operator, and whether it is marked as no part of something else."""
+    results = _outputs(out)
+    made = [(flow.labels(value), flow.blank(value)) for value in results]
+    return made, not any("_secateur_base" in getattr(value, "__dict__", ()) for value in results)
+
+
+def adopt(flow: Flow, step: Step, out: Any) -> None:
+    """Give what an operator returned the very labels of a recorded pass, where they are equal to its own."""
+    for value, (labels, _) in zip(_outputs(out), step.made, strict=False):
+        mine = flow.labels(value)
+        if len(mine) == len(labels) and all(torch.equal(one, other) for one, other in zip(mine, labels, strict=True)):
+            flow.mark(value, labels, flow.blank(value))
+
+
+class _Facts(NamedTuple):
+    """What is asked of an operator each time it runs."""
+
+    func: Any
+    name: str
+    base: str
+    inplace: bool
+    written: bool
+    blank: bool
+    rule: Rule | None
+
+
+_FACTS: dict[int, _Facts] = {}
+
+
+def _facts(func: Any) -> _Facts:
+    name = func.overloadpacket.__name__
+    inplace = name.endswith("_") and not name.endswith("__")
+    base = name[:-1] if inplace else name
+    rule = _RULES.get(base) or (_elementwise if _pointwise(func) else None)
+    return _Facts(func, name, base, inplace, name.endswith("_"), name in BLANKS, rule)
 
 
 def _written(flow: Flow, args: Given) -> None:

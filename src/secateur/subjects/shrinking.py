@@ -6,8 +6,10 @@ A plan is plain data, so a saved result is the original, the plan, and the weigh
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -83,7 +85,8 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
     """
     memo: dict[int, Any] = {}
     changed = changed or {}
-    for name, tensor in tensors_of(model).items():
+    found = tensors_of(model)
+    for name, tensor in found.items():
         if name in changed:
             new = changed[name].detach()
             parameter = isinstance(tensor, nn.Parameter)
@@ -91,16 +94,79 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
         elif share and isinstance(tensor, nn.Parameter):
             memo[id(tensor)] = nn.Parameter(tensor.detach(), tensor.requires_grad)
     try:
-        result: nn.Module = copy.deepcopy(model, memo)
+        result = _copied(model, memo)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} can't be copied ({error}): give a model that copy.deepcopy takes"
         ) from error
     if share:
-        result.cpu()
-        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in tensors_of(result).values()):
+        if not all(tensor.is_cpu for tensor in found.values()):
+            result.cpu()
+        if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in found.values()):
             result.float()
     return result
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """As `copy.deepcopy` does, which takes its time over the many small dictionaries of modules."""
+    copies = []
+    for module in model.modules():
+        kind: Any = type(module)
+        if id(module) not in memo and _ordinary(kind):
+            memo[id(module)] = new = kind.__new__(kind)
+            copies.append((vars(module), vars(new)))
+    for old, state in copies:
+        for name, value in old.items():
+            if type(value) in _ATOMIC:
+                state[name] = value
+            elif name != "_compiled_call_impl":
+                state[name] = _value(value, memo)
+    return copy.deepcopy(model, memo)
+
+
+@cache
+def _ordinary(kind: Any) -> bool:
+    """Whether a copy of such a module is a module with copies of its attributes."""
+    return (
+        not hasattr(kind, "__deepcopy__")
+        and kind.__new__ is object.__new__
+        and kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
+        and getattr(kind, "__getstate__", None) is getattr(nn.Module, "__getstate__", None)
+        and str(kind.__setstate__.__module__).startswith("torch.nn.")
+        and not any("__slots__" in vars(one) for one in kind.__mro__)
+    )
+
+
+_ATOMIC = frozenset([int, float, bool, str, type(None)])
+
+
+def _value(value: Any, memo: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _ATOMIC:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind in (dict, OrderedDict):
+        memo[id(value)] = new = kind()
+        for key, one in value.items():
+            new[key if type(key) is str else _value(key, memo)] = (
+                memo[id(one)] if id(one) in memo else _value(one, memo)
+            )
+        return new
+    if kind in (tuple, set, list) and all(type(one) in _ATOMIC for one in value):
+        if kind is not tuple:
+            memo[id(value)] = value = kind(value)
+        return value
+    if kind is Tensor and not value.requires_grad and not vars(value) and value.is_contiguous() and _whole(value):
+        memo[id(value)] = copied = value.clone()
+        return copied
+    return copy.deepcopy(value, memo)
+
+
+def _whole(value: Tensor) -> bool:
+    """Whether a tensor is all of its memory."""
+    return value.layout == torch.strided and value.untyped_storage().nbytes() == value.numel() * value.element_size()
 
 
 def shrink(model: nn.Module, cut: Plan) -> nn.Module:
@@ -359,16 +425,14 @@ def _renumbered(name: str, old: Any, own: Mapping[int, set[int]], shaped: Mappin
         return old
     for table in (shaped, own):
         changed = table.get(old, set()) - {old}
-        if len(changed) == 1 and (old not in table[old] or _sizes_something(name)):
-            return next(iter(changed))
-        if changed:
+        if changed and (old not in table[old] or _sizes_something(name)):
             return min(changed)
     return old
 
 
 def _sizes_something(name: str) -> bool:
     """Whether the name of an attribute speaks of what can be cut; asked only where the number alone does not say."""
-    return not name.endswith(("head_dim", "attention_head_size")) and any(
+    return not name.endswith(("head_dim", "key_dim", "val_dim", "value_dim", "attention_head_size")) and any(
         word in name
         for word in ("head", "dim", "channel", "feature", "embed", "hidden", "group", "split", "planes", "width")
     )

@@ -1,6 +1,8 @@
 """Silencing: a forward pass of the old shapes in which what goes is zero, and counts in no mean, variance or maximum.
 
-It is the reference that a cut must equal, and knows nothing of the cut: labels say where zeros belong.
+It is the reference that a cut must equal, and knows nothing of the cut: labels say where zeros belong. Parameters are
+`raw`: they are not zero where they go, and need not be where they meet only zeros, or where zeros are put into what
+comes of them. Any other operator is given a copy with zeros.
 """
 
 from __future__ import annotations
@@ -16,29 +18,162 @@ from torch import Tensor
 from secateur.subjects.flow import Flow
 from secateur.subjects.labels import padded, varying
 
-__all__ = ["call", "silence"]
+__all__ = ["call", "leave_raw", "raw", "silence"]
+
+_RAW = "_secateur_raw"
+
+_PRODUCTS: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
+    "convolution": ((0, 1), (2,)),
+    "_convolution": ((0, 1), (2,)),
+    "mm": ((0, 1), ()),
+    "bmm": ((0, 1), ()),
+    "addmm": ((1, 2), (0,)),
+    "baddbmm": ((1, 2), (0,)),
+}
+"""Operator -> places of the two factors, and of what is added."""
+
+_AFFINE = frozenset(
+    [
+        "native_batch_norm",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_no_training",
+        "native_layer_norm",
+        "_fused_rms_norm",
+        "native_group_norm",
+        "embedding",
+    ]
+)
+"""Operators whose results are silenced by channel, so that their parameters need not be."""
+
+_FINITE = frozenset([*_PRODUCTS, *_AFFINE])
+"""Operators of whose results no infinity is expected: a product silences them fastest."""
+
+_QUIET = frozenset(
+    [
+        "relu",
+        "gelu",
+        "silu",
+        "mish",
+        "hardswish",
+        "leaky_relu",
+        "tanh",
+        "neg",
+        "abs",
+        "mul",
+        "max_pool2d_with_indices",
+        "avg_pool2d",
+        "avg_pool1d",
+        "_adaptive_avg_pool2d",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+        "cat",
+        "stack",
+        "clone",
+        "_to_copy",
+        "contiguous",
+        "_unsafe_view",
+        "native_dropout",
+        "dropout",
+        "repeat",
+        "roll",
+        "flip",
+    ]
+)
+"""Operators that give zero where labelled operands are zero."""
 
 
-def silence(flow: Flow, kept: Tensor, func: Any, out: Any) -> None:
+def silence(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], out: Any) -> None:
     """Zero what goes in the results of an operator; views show what is zero already."""
     if _is_view(func):
+        for value in out if isinstance(out, list | tuple) else [out]:
+            if raw(args[0]):
+                setattr(value, _RAW, True)
+        return
+    name = func.overloadpacket.__name__
+    quiet = name.removesuffix("_") in _QUIET or _sum(flow, name, args, out) or _clips(name, args)
+    if quiet and not any(raw(value) for value in _tensors(args)):
         return
     for value in out if isinstance(out, list | tuple) else [out]:
         mask = _mask(flow, kept, value)
-        if mask is not None:
+        if mask is None:
+            continue
+        if name in _FINITE:
+            value.mul_(mask)
+        else:
             value.masked_fill_(~mask, 0)
+
+
+def leave_raw(parameter: Tensor) -> None:
+    """Let a parameter be as it is, though some of it goes."""
+    setattr(parameter, _RAW, True)
+
+
+def raw(value: Any) -> bool:
+    """Whether a tensor is a parameter, or a view of one, that is not zero where it goes."""
+    return getattr(value, _RAW, False)
+
+
+def _tensors(args: Sequence[Any]) -> list[Tensor]:
+    return [
+        one
+        for value in args
+        for one in (value if isinstance(value, list | tuple) else (value,))
+        if isinstance(one, Tensor)
+    ]
+
+
+def _sum(flow: Flow, name: str, args: Sequence[Any], out: Any) -> bool:
+    """Whether two tensors are added that go at the same places."""
+    if name not in ("add", "add_", "sub", "sub_") or not isinstance(args[1], Tensor) or args[1].dim() != args[0].dim():
+        return False
+    dims = [sorted(sorted(varying(label)) for label in flow.labels(value)) for value in (args[0], args[1], out)]
+    return dims[0] == dims[1] == dims[2]
+
+
+def _clips(name: str, args: Sequence[Any]) -> bool:
+    """Whether values are brought into a range in which zero lies."""
+    return name in ("hardtanh", "hardtanh_") and (len(args) < 3 or args[1] <= 0 <= args[2])
 
 
 def call(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The operator itself, or where it looks at many channels at once, what it gives for those that are kept."""
-    special = _SPECIAL.get(func.overloadpacket.__name__)
+    name = func.overloadpacket.__name__
+    if not _is_view(func) and any(raw(value) for value in _tensors(args)):
+        args = _settled(flow, kept, func, name, args)
+    special = _SPECIAL.get(name)
     if special is not None and args and isinstance(args[0], Tensor):
         mask = _mask(flow, kept, args[0])
-        if mask is not None and not bool(mask.all()):
+        if mask is not None:
             result = special(func, mask, args, kwargs)
             if result is not None:
                 return result
     return func(*args, **kwargs)
+
+
+def _settled(flow: Flow, kept: Tensor, func: Any, name: str, args: Sequence[Any]) -> Sequence[Any]:
+    """The arguments with zeros where raw ones go, if it matters."""
+    if name in _AFFINE and not raw(args[0]):
+        return args
+    if name == "embedding" or torch.Tag.pointwise in func.tags:
+        return args
+    spared: tuple[int, ...] = ()
+    if name in _PRODUCTS:
+        (one, other), spared = _PRODUCTS[name]
+        for mine, partner in ((one, other), (other, one)):
+            if raw(args[mine]) and not raw(args[partner]) and not flow.blank(args[partner]):
+                spared = (*spared, mine)
+    return [value if place in spared else _zeroed(flow, kept, value) for place, value in enumerate(args)]
+
+
+def _zeroed(flow: Flow, kept: Tensor, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_zeroed(flow, kept, one) for one in value]
+    mask = _mask(flow, kept, value) if raw(value) else None
+    if mask is None:
+        return value
+    result = value.masked_fill(~mask, 0)
+    flow.mark(result, flow.labels(value))
+    return result
 
 
 @cache
@@ -48,11 +183,18 @@ def _is_view(func: Any) -> bool:
 
 
 def _mask(flow: Flow, kept: Tensor, value: Any) -> Tensor | None:
-    mask: Tensor | None = None
-    for label in flow.labels(value):
-        one = kept[label.long()]
-        mask = one if mask is None else mask & one
-    return mask
+    """What stays of a tensor; None if all of it does."""
+    labels = flow.labels(value)
+    if not labels:
+        return None
+    known = flow.masks.get(id(labels))
+    if known is None:
+        mask: Tensor | None = None
+        for label in labels:
+            one = kept[label]
+            mask = one if mask is None else mask & one
+        known = flow.masks[id(labels)] = labels, None if mask is None or bool(mask.all()) else mask
+    return known[1]
 
 
 def _dims(value: Any, rank: int) -> list[int]:

@@ -26,10 +26,10 @@ from secateur.subjects import coupling as coupled
 from secateur.subjects import flops, invariance, onnxing, segments
 from secateur.subjects import offsets as offsets_of
 from secateur.subjects.coupling import Coupling
-from secateur.subjects.proof import Fault, Silenced, compare, differences, same, silenced
+from secateur.subjects.proof import FAINT, Fault, Silenced, compare, differences, same, silenced, stirred
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
 from secateur.subjects.shrinking import Plan, plan, shrink, twin
-from secateur.vocabulary import Cut, Selection, Site, Units
+from secateur.vocabulary import Cut, Selection, Site, Term, Units
 
 __all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
 
@@ -56,9 +56,13 @@ class Traced:
         self._kept: dict[int, str] = {}
         self._bound: list[np.ndarray] = []
         self._tried: dict[type, int] = {}
+        self._priced: tuple[Coupling, Any, tuple[list[Term], dict[str, float]]] | None = None
         self._held: dict[str, str] = {}
         self.error = 0.0
-        """Largest relative difference of outputs between this cut and the silenced original, as it was proved."""
+        """Largest relative difference of outputs between this cut and the silenced original, as it was proved.
+
+        Where outputs tell nothing (last weights of zero), that of the same cut under weights drawn anew.
+        """
 
     # --------------------------------------------------------------------------------------------- structure
 
@@ -129,8 +133,7 @@ class Traced:
         modules = dict(self.model.named_modules())
         path, near = fault.where, []
         while True:
-            kind = type(modules.get(path, self.model))
-            places = [name for name, module in modules.items() if type(module) is kind] if path else [""]
+            places = _alike(path, modules) if path else [""]
             near = self._near(path, cut) if path else []
             if near or not path:
                 break
@@ -253,9 +256,10 @@ class Traced:
             sites[name] = Site(
                 name, count, {"channels": np.full(count, float(site.width))}, multiple=step, minimum=min(step, count)
             )
-        parameters = {name: p.element_size() for name, p in self.model.named_parameters()}
-        shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
-        terms, base = coupling.terms(shapes, parameters, self.run.products)
+        found = dict(self.model.named_parameters())
+        parameters = {name: p.element_size() for name, p in found.items()}
+        shapes = {name: tuple(p.shape) for name, p in found.items()}
+        terms, base = self._terms(shapes, parameters)
         whole = Units(sites, tuple(terms), {**base, "channels": self._settled()})
         if not axes:
             return whole
@@ -264,6 +268,14 @@ class Traced:
             if axis not in kinds:
                 raise UnsupportedError(f"axis {axis!r} is not one of this network's: {', '.join(sorted(kinds))}")
         return whole.only(*axes)
+
+    def _terms(
+        self, shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int]
+    ) -> tuple[list[Term], dict[str, float]]:
+        """Those of the coupling, which are asked for again and again."""
+        if self._priced is None or self._priced[0] is not self.coupling or self._priced[1] != (shapes, sizes):
+            self._priced = self.coupling, (shapes, sizes), self.coupling.terms(shapes, sizes, self.run.products)
+        return self._priced[2]
 
     def topology(self) -> dict[str, str]:
         """Site -> which kinds of layers its units touch, and in which dimensions: equal for sites of equal structure.
@@ -402,7 +414,7 @@ class Traced:
             return self._erase(selection, prove)
         keep = self._keep(selection)
         removed = {name: (int((~mask).sum()), len(mask)) for name, mask in keep.items() if not mask.all()}
-        before = self._count()
+        before = self._count(sum(one.whole for one in self.run.products))
         if not removed:
             same = Traced(twin(self.model), self.inputs, self.plans)
             same._channels = self._channels
@@ -411,8 +423,11 @@ class Traced:
         made = plan(self.model, self.coupling, kept, self.run.flow.shapings)
         small = shrink(self.model, made)
         result = Traced(small, self.inputs, (*self.plans, made))
-        if prove:
-            result.error, fault = compare(small, silenced(self.model, self.coupling, kept), self.inputs)
+        counter = flops.Counter() if prove else None
+        if counter:
+            result.error, fault = compare(small, silenced(self.model, kept, self.run), self.inputs, counter)
+            if fault is None and result.error < FAINT:
+                result.error, fault = stirred(self.model, made, kept, self.inputs, self.run)
             if fault is not None:
                 raise CutError(
                     f"a cut of {type(self.model).__name__} can't be proved: {fault.what}"
@@ -422,7 +437,7 @@ class Traced:
         notes = self._fold(result, kept) if offsets else ()
         channels = self._settled()
         channels += sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
-        after = result._count()
+        after = result._count(counter.total if counter and not offsets else None)
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
         result._channels = channels - gone
         return result, Cut(
@@ -500,7 +515,7 @@ class Traced:
             }
             return Traced(twin(self.model, changed), self.inputs, self.plans)
         kept = self.coupling.kept(self._keep(selection))
-        return Traced(silenced(self.model, self.coupling, kept), self.inputs, self.plans)
+        return Traced(silenced(self.model, kept, self.run), self.inputs, self.plans)
 
     def forward(self, inputs: Any = None) -> Any:
         """Run the network, in evaluation mode, on the CPU, on the example inputs or others of the same form."""
@@ -520,12 +535,12 @@ class Traced:
         except Exception as error:
             raise ModelError(f"{type(self.model).__name__} can't run on the example inputs: {error}") from error
 
-    def _count(self) -> dict[str, float]:
+    def _count(self, flops: float | None = None) -> dict[str, float]:
         parameters = list(self.model.parameters())
         return {
             "params": float(sum(p.numel() for p in parameters)),
             "bytes": float(sum(p.numel() * p.element_size() for p in parameters)),
-            "flops": self.flops(),
+            "flops": self.flops() if flops is None else float(flops),
         }
 
     # -------------------------------------------------------------------------------------------------- files
@@ -567,6 +582,22 @@ class Traced:
         return tuple(notes)
 
 
+def _alike(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
+    """The modules of the kind of the one at `path`; of layers, only those that stand in like places."""
+    kind = type(modules[path])
+    found = [name for name, module in modules.items() if type(module) is kind]
+    if any(True for _ in modules[path].children()):
+        return found
+    parent, _, tail = path.rpartition(".")
+    above = (tail, type(modules[parent]), parent.rpartition(".")[2].strip("0123456789"))
+    result = []
+    for name in found:
+        other, _, end = name.rpartition(".")
+        if (end, type(modules[other]), other.rpartition(".")[2].strip("0123456789")) == above:
+            result.append(name)
+    return result
+
+
 def _state(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor once, also buffers that a state dict leaves out."""
     return tensors_of(model)
@@ -596,7 +627,7 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
     _check_branches(subject)
     if protect:
         subject.protect(protect)
-    subject.units()
+    _something(subject)
     while prove and subject.coupling.sites:
         keep = {}
         for name, site in subject.coupling.sites.items():
@@ -607,8 +638,15 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
             break
         except CutError as error:
             subject.without(error.fault, selection)
-    subject.units()
+    if prove:
+        _something(subject)
     return subject
+
+
+def _something(subject: Traced) -> None:
+    """Raise `UnsupportedError` where neither a channel nor a segment can go."""
+    if subject.coupling.sites or not subject.graph.removable:
+        subject.units()
 
 
 def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> Traced:

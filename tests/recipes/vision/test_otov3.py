@@ -216,7 +216,32 @@ def test_sites_that_are_not_exact_stay_whole_and_are_named(tmp_path) -> None:
     result = quick(tmp_path, "channels=75%", data, open_traced(mixed, data.inputs[:2]))
     assert result.subject.model[0].out_features == 8
     assert result.subject.model[2].out_features == 4
-    assert result.notes[0] == "stays whole, since zeros there do not equal a cut: 0.channels"
+    assert result.notes[0].startswith("stays whole, since zeros there do not equal a cut")
+    assert result.notes[0].endswith(": 0.channels")
+    mixed[2].weight.requires_grad_(False)
+    with pytest.raises(UnsupportedError, match="no channel of this network is zero"):
+        quick(tmp_path / "frozen", "channels=75%", data, open_traced(mixed, data.inputs[:2]))
+
+
+class Scaled(nn.Module):
+    """A branch with a weight of no dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        x = x + self.scale * self.a(x).relu()
+        return self.c(x + self.b(x))
+
+
+@pytest.mark.parametrize("method", ["dhspg", "hesso"])
+def test_weights_of_any_shape_become_zero_with_their_segment(method: str, tmp_path) -> None:
+    data = Examples(torch.randn(40, 6), torch.arange(40) % 3)
+    start = open_traced(Scaled(), data.inputs[:2])
+    result = quick(tmp_path, "segments=50%", data, start, method=method)
+    assert result.cut.removed == {"segments": (1, 2)}
 
 
 def test_the_laws_of_a_recipe_hold() -> None:

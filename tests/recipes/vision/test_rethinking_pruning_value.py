@@ -88,8 +88,7 @@ def test_the_cut_equals_the_silenced_network(dense, method):
     assert torch.allclose(pruned.student.forward(inputs), silent.forward(inputs), atol=1e-5)
 
 
-def test_channels_that_a_sum_ties_stay_unless_asked_for():
-    tied = nets.opened(nets.residual())
+def test_channels_that_a_sum_ties_stay_unless_asked_for(tied):
     free = [site.name for site in rethinking.sites(tied).free()]
     assert len(free) == 2
     assert len(rethinking.sites(tied, inner=False).free()) == 3
@@ -224,7 +223,53 @@ def test_a_network_from_a_constructor_must_have_the_cut_shape(dense):
         rethinking.trial(pruned, DATA, DATA, mode="E", epochs=1, batch=24, build=nets.vgg)
 
 
-@pytest.mark.parametrize("method", rethinking.METHODS)
+@pytest.fixture(scope="module")
+def tied():
+    return nets.opened(nets.residual())
+
+
+def test_scales_of_blocks_are_brought_to_zero_and_folded_in(tied):
+    seen = []
+
+    def fitting(model, extra, step_end):
+        rethinking.fit(model, DATA, epochs=2, lr=0.05, batch=24, extra=extra, step_end=step_end)
+        seen.append(extra[0].lambda_.detach().clone())
+        model.eval()
+        with torch.no_grad():
+            seen.append(model(DATA.inputs[:8]))
+
+    found = rethinking.scaled(tied, 0.5, fitting)
+    assert bool((seen[0] < 0.9).all())
+    assert list(found.scales.values()) == seen[0].abs().tolist()
+    with torch.no_grad():
+        assert torch.allclose(found.model.eval()(DATA.inputs[:8]), seen[1], atol=1e-5)
+    gone = rethinking.scaled(tied, 100.0, fitting)  # a strength at which no branch survives
+    assert list(gone.scales.values()) == [0.0, 0.0]
+    assert bool((gone.model[1].b.weight == 0).all())
+
+
+def test_the_block_of_the_smallest_scale_goes(tied):
+    copied = rethinking.duplicate(tied)
+    subject = rethinking.Scaled(copied.model, copied.inputs)
+    names = [branch.name for branch in rethinking.Branches(tied)]
+    subject.scales = dict(zip(names, (0.1, 0.7), strict=True))
+    pruned = rethinking.prune(subject, Budget.parse("branches=50%"), "blocks")
+    with torch.no_grad():
+        x = DATA.inputs[:4]
+        expected = tied.model.eval()[3:](tied.model[2](tied.model[0](x)))
+        assert torch.allclose(pruned.student.model.eval()(x), expected, atol=1e-5)
+    assert pruned.cut.removed == {"branches": (1, 2)}
+    others = {tuple(pruned.chance(seed)[0].model.state_dict()) for seed in range(6)}
+    assert len(others) == 2
+
+
+def test_blocks_have_their_arms(tied, tmp_path):
+    (found,) = results(tmp_path, tied, Budget.parse("branches=50%"), method="blocks", epochs=2)
+    assert "scratch-B" in found.notes[-1]
+    assert found.cut.removed == {"branches": (1, 2)}
+
+
+@pytest.mark.parametrize("method", [method for method in rethinking.METHODS if method != "blocks"])
 def test_every_method_runs_and_tells_its_arms(dense, tmp_path, method):
     budget = Budget.parse("weights=30%") if method == "unstructured" else HALF
     (found,) = results(tmp_path, dense, budget, method=method, epochs=2)

@@ -214,13 +214,15 @@ class Task:
                 return {SITE: search(torch.as_tensor(scores[SITE]), count - most, budget)}
 
             return cls(units, subject.weights(), sought, budget, even=False)
-        units, slices = subject.units(multiple=multiple), subject.producers()
+        units, found = subject.units(multiple=multiple), subject.producers()
+        slices = {site: parts for site, parts in found.items() if all(weight.requires_grad for weight, _, _ in parts)}
         if not slices:
-            raise UnsupportedError("no channel of this network is zero when the weights that make it are")
+            raise UnsupportedError("no channel of this network is zero when the weights that make it, and learn, are")
         frozen = {name: site if name in slices else replace(site, frozen=True) for name, site in units.sites.items()}
         units = replace(units, sites=frozen)
         stays = [name for name in frozen if name not in slices]
-        notes = (f"stays whole, since zeros there do not equal a cut: {', '.join(stays)}",) if stays else ()
+        why = "stays whole, since zeros there do not equal a cut, or its weights do not learn"
+        notes = (f"{why}: {', '.join(stays)}",) if stays else ()
         widths = {float(value) for name in slices for value in units[name].cost["channels"]}
         even = len(widths) == 1 and multiple == 1 and [limit.measure for limit in budget.limits] == ["channels"]
 

@@ -22,23 +22,24 @@ from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import size, statistics
-from secateur.recover import compensate, initialise, loop, losses, masks
+from secateur.recover import compensate, initialise, loop, losses, masks, slimming
 from secateur.recover.masks import Masks
 from secateur.score import magnitude, random, reconstruction
 from secateur.select import ranking
+from secateur.subjects.residual import Branches
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Cut, Figure, Recovery, Result, Selection, Site, Units
 
 CARD = {
     "title": "Rethinking the Value of Network Pruning",
     "paper": "https://arxiv.org/abs/1810.05270",
-    "cuts": "channels of any network by five published rules, or single weights of its convolutions",
+    "cuts": "channels or residual branches of any network by six published rules, or single weights of convolutions",
     "recovers": "fine-tuning, beside fresh networks of the same shape trained for as long and for as many FLOPs",
     "extra": "",
     "family": "vision",
 }
 
-METHODS = ("l1", "slimming", "soft", "thinet", "regression", "unstructured")
+METHODS = ("l1", "slimming", "soft", "thinet", "regression", "blocks", "unstructured")
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
 """(inputs [B, ...], generator) -> inputs: drawn anew for each batch and epoch."""
@@ -73,11 +74,12 @@ def rethinking_pruning_value(
 
     Per budget, each from the original:
 
-    1. the large network; slimming and soft filters train it on, with their sparsity, for `epochs`;
+    1. the large network; slimming, soft filters and blocks train it on, with their sparsity, for `epochs`;
     2. what goes. Predefined, the same share in every layer: "l1" (smallest sum |W| of a filter), "soft" (smallest L2,
        zeroed after every epoch and still learning), "thinet" (greedy) and "regression" (LASSO) by what the next layer
-       loses, which is then refitted by least squares. Automatic, the network's own widths: "slimming" (smallest
-       |gamma| of all batch norms), "unstructured" (smallest |w| of all convolutions, held at 0);
+       loses, which is then refitted by least squares. Automatic, the network's own shape: "slimming" (smallest
+       |gamma| of all batch norms), "blocks" (smallest scale of a residual branch: sparse structure selection),
+       "unstructured" (smallest |w| of all convolutions, held at 0);
     3. the inherited weights are fine-tuned;
     4. Scratch-E: new weights in the same shape, trained for `epochs`, decays at 50 % and 75 %;
     5. Scratch-B: the same for int(epochs F(dense) / F(cut)) epochs, so that it costs what the large network cost.
@@ -89,11 +91,12 @@ def rethinking_pruning_value(
     Args:
         subject: the large network; it stays as it is.
         data: examples with classes.
-        budgets: channels=, params= or bytes= of channels; weights= (of convolutions) for "unstructured".
+        budgets: channels=, params=, bytes= or flops=; branches= for "blocks"; weights= (of convolutions) for
+            "unstructured".
         run: where checkpoints go.
         batch: examples per step.
         seed: of sampling, initialisation and training.
-        method: l1, slimming, soft, thinet, regression or unstructured.
+        method: l1, slimming, soft, thinet, regression, blocks or unstructured.
         widths: units to keep at each site that may shrink, in the network's order, such as 32,64,128; the share of
             the budget in every layer unless given. Only for predefined methods.
         inner: let channels that several layers write (those of residual sums) stay, as the paper does.
@@ -101,7 +104,7 @@ def rethinking_pruning_value(
         lr: the large network's first learning rate, of SGD.
         weight_decay: of matrices and kernels.
         untrained: the subject comes with its first weights: train it for `epochs` before anything else.
-        sparsity: s of slimming's s |gamma|.
+        sparsity: s of slimming's s |gamma|, and of the scales of blocks.
         calibration: examples on which thinet and regression reconstruct.
         finetune: "classic", constant lr / 100; or "rewind", the whole schedule again from `lr`.
         finetune_epochs: a quarter of `epochs` for classic and all of them for rewind, unless given.
@@ -111,11 +114,12 @@ def rethinking_pruning_value(
         training: more settings of the training loop, such as accumulate=4,precision=bf16,trackers=wandb.
         dry_run: stop after the cut; nothing is trained.
 
-    Departures: weight decay spares norms and biases; SGD's momentum is Nesterov's; soft filters and slimming train on
-    from the subject's weights unless it comes `untrained`; ThiNet and regression go over all layers at once, with
-    moments of the original network; slimming leaves channels of residual sums whole where the paper puts a
-    channel selection before them, unless `inner` is off, which cuts what all their readers share; the schedules of
-    ImageNet in thirds, and other tasks than classification, are not here. The rewinding recipe is later work.
+    Departures: weight decay spares norms and biases; SGD's momentum is Nesterov's; soft filters, slimming and blocks
+    train on from the subject's weights unless it comes `untrained`; scales of blocks take plain proximal steps where
+    sparse structure selection accelerates them; ThiNet and regression go over all layers at once, with moments of the
+    original network; slimming leaves channels of residual sums whole where the paper puts a channel selection before
+    them, unless `inner` is off, which cuts what all their readers share; the schedules of ImageNet in thirds, and
+    other tasks than classification, are not here. The rewinding recipe is later work.
     """
     _check(method, finetune, scratch, budgets, widths, data)
     train, judged = data.split(seed=seed)
@@ -125,10 +129,12 @@ def rethinking_pruning_value(
     )  # fmt: skip
     large = subject
     if untrained:
-        large = duplicate(subject)
+        large = subject.copy()
         fitting(large.model, epochs=longest, folder=run.folder("train-large"))
+    if method == "blocks":
+        large = scaled(large, sparsity, partial(fitting, epochs=longest, folder=run.folder("train-blocks")))
     if method == "slimming":
-        large = duplicate(large)
+        large = large.copy()
         penalty = partial(scales_l1, large.model, sparsity)
         fitting(large.model, epochs=longest, penalty=penalty, folder=run.folder("train-slimming"))
     calibrating = examples.batches(train, batch=batch, seed=seed).take(max(1, calibration // batch))
@@ -136,7 +142,7 @@ def rethinking_pruning_value(
     for budget in budgets:
         start = large
         if method == "soft":
-            start = duplicate(large)
+            start = large.copy()
             zero = partial(soften, start, budget, inner)
             fitting(start.model, epochs=longest, epoch_end=zero, folder=run.folder(f"train-soft-{budget}"))
         pruned = prune(start, budget, method, widths=widths, inner=inner, batches=calibrating)
@@ -158,7 +164,7 @@ def _check(method: str, finetune: str, scratch: str, budgets: Sequence[Budget], 
     for name, value, known in choices:
         if value not in known:
             raise InputError(f"{name}={value!r} is not one of {', '.join(known)}")
-    if widths and method in ("slimming", "unstructured"):
+    if widths and method in ("slimming", "blocks", "unstructured"):
         raise InputError(f"widths are predefined, and {method} finds its own: leave one of the two out")
     if data.labels is None:
         raise DataError(f"{data.name} has no classes: give labels, for all arms are judged by accuracy")
@@ -200,6 +206,8 @@ def prune(
     """Step 2 of `rethinking_pruning_value`: cut `dense`, which stays as it is. batches: for thinet and regression."""
     if method == "unstructured":
         return _prune_weights(dense, budget)
+    if method == "blocks":
+        return _prune_branches(dense, budget)
     units, source = sites(dense, inner), dense
     if method == "slimming":
         scores = magnitude.batch_norm(dense.model, dense.slices())
@@ -266,7 +274,7 @@ def scales_l1(model: nn.Module, strength: float) -> Tensor:
     scales = _batch_norms(model)
     if not scales:
         raise UnsupportedError(f"{type(model).__name__} has no batch norm with a scale: slimming needs one; choose l1")
-    return strength * torch.stack([scale.abs().sum() for scale in scales]).sum()
+    return slimming.penalty(scales, strength)
 
 
 def soften(dense: Traced, budget: Budget, inner: bool = True) -> None:
@@ -278,6 +286,72 @@ def soften(dense: Traced, budget: Budget, inner: bool = True) -> None:
                 if dim == 0 and weight.dim() > 1:
                     stays = torch.as_tensor(keep)[unit.clamp(min=0)] | (unit < 0)
                     weight.mul_(stays.to(weight).view(-1, *([1] * (weight.dim() - 1))))
+
+
+class Scaled(Traced):
+    """A network with what sparse training has made of the scales of its residual branches; they are folded in."""
+
+    scales: Mapping[str, float]
+
+
+def scaled(dense: Traced, strength: float, fitting: Callable[..., Any]) -> Scaled:
+    """A copy trained with a factor on the output of each residual branch, x + lambda F(x), and lambda folded into F.
+
+    After each step lambda is brought towards 0 by `strength` times the learning rate, and stops there: the proximal
+    step of sparse structure selection (arXiv 1707.01213). fitting: trains a model with `fit`'s options.
+    """
+    copied = duplicate(dense)
+    factors = nn.Module()
+    found = list(Branches(dense))
+    factors.register_parameter("lambda_", nn.Parameter(torch.ones(len(found))))
+    scale = factors.get_parameter("lambda_")
+
+    def shrink(optimizer: torch.optim.Optimizer) -> None:
+        with torch.no_grad():
+            scale.copy_(scale.sign() * (scale.abs() - strength * optimizer.param_groups[0]["lr"]).clamp(min=0.0))
+
+    def times(place: int) -> Callable[[nn.Module, Any, Any], Any]:
+        return lambda module, args, output: output * scale[place].to(output.device)
+
+    handles = [
+        copied.model.get_submodule(branch.modules[-1]).register_forward_hook(times(place))
+        for place, branch in enumerate(found)
+    ]
+    try:
+        fitting(copied.model, extra=[factors], step_end=shrink)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for branch, value in zip(found, scale.tolist(), strict=True):
+        last = copied.model.get_submodule(branch.modules[-1])
+        own = dict(last.named_parameters(recurse=False))
+        if not own or set(own) - {"weight", "bias"} or any(True for _ in last.children()):
+            raise UnsupportedError(
+                f"a scale can't be folded into {branch.modules[-1]}: its branch must end in one layer"
+            )
+        with torch.no_grad():
+            for parameter in own.values():
+                parameter.mul_(value)
+    result = Scaled(copied.model, copied.inputs, copied.plans)
+    result.scales = {branch.name: abs(value) for branch, value in zip(found, scale.tolist(), strict=True)}
+    return result
+
+
+def _prune_branches(dense: Traced, budget: Budget) -> Pruned:
+    """The branches of the smallest scale go; without sparse training all scales are 1, and the first ones stay."""
+    found = Branches(dense)
+    units = found.units()
+    (site,) = units
+    known = dense.scales if isinstance(dense, Scaled) else {}
+    scores = {site: np.array([known.get(branch.name, 1.0) for branch in found])}
+    selection = replace(ranking.by_budget(units, scores, budget, scope="global"), budget=budget)
+    student, cut = found.cut(selection)
+    kept = {site: selection.kept(site, units[site].count)}
+
+    def chance(seed: int) -> tuple[Traced, Masks]:
+        return found.cut(ranking.by_counts(units, random.scores(units, seed), kept))[0], {}
+
+    return Pruned(dense, student, cut, dict(selection.spent), {}, None, chance)
 
 
 def _widths(units: Units, text: str) -> dict[str, int]:
@@ -374,7 +448,7 @@ def _reconstructed(
 
 def _refitted(dense: Traced, selection: Selection, hessians: Mapping[str, Tensor]) -> Traced:
     """A copy whose layers behind the cut give, on the units that stay, what they gave: W H[:, R] H[R, R]^-1."""
-    source = duplicate(dense)
+    source = dense.copy()
     for path, columns in _readers(dense, dense.units()).items():
         stays = torch.ones(len(next(iter(columns.values()))), dtype=torch.bool)
         for site, unit in columns.items():
@@ -394,7 +468,7 @@ def _refitted(dense: Traced, selection: Selection, hessians: Mapping[str, Tensor
 
 
 def duplicate(subject: Traced) -> Traced:
-    """The same network in memory of its own."""
+    """The same network in memory of its own, not analysed: for what is trained and not cut again."""
     return Traced(copy.deepcopy(subject.model), subject.inputs, subject.plans)
 
 
@@ -406,9 +480,9 @@ def predict(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 
 class _Periodic(torch.optim.SGD):
-    """SGD with momentum 0.9 that calls `then` after every `every` steps; the count is part of its state."""
+    """SGD with momentum 0.9 that calls `then` with itself after every `every` steps; the count is part of its state."""
 
-    def __init__(self, groups: Any, then: Callable[[], None], every: int) -> None:
+    def __init__(self, groups: Any, then: Callable[[torch.optim.Optimizer], None], every: int) -> None:
         super().__init__(groups, lr=0.1, momentum=0.9, nesterov=True)
         self.then, self.every = then, every
 
@@ -419,7 +493,7 @@ class _Periodic(torch.optim.SGD):
         done = int(state.get("done", 0)) + 1
         state["done"] = torch.tensor(float(done))
         if done % self.every == 0:
-            self.then()
+            self.then(self)
         return value
 
 
@@ -436,6 +510,8 @@ def fit(
     penalty: Callable[[], Tensor] | None = None,
     closed: Masks | None = None,
     epoch_end: Callable[[], None] | None = None,
+    step_end: Callable[[torch.optim.Optimizer], None] | None = None,
+    extra: Sequence[nn.Module] = (),
     judged: Examples | None = None,
     augment: Augment | None = None,
     folder: Path | None = None,
@@ -445,8 +521,9 @@ def fit(
     """Train `model` in place on the classes of `data` by SGD with momentum 0.9; None for no epochs.
 
     schedule: "milestones", decays at 50 % and 75 % whatever the epochs; or "constant". penalty: is added to the mean
-    loss. closed: masks, held at 0. epoch_end: called after each epoch. judged: examples whose error is noted after
-    each epoch, for the best beside the last. folder: of checkpoints. flops: of one forward pass of one example.
+    loss. closed: masks, held at 0. epoch_end: called after each epoch. step_end: called with the optimizer after each
+    step. extra: trained along. judged: examples whose error is noted after each epoch, for the best beside the last.
+    folder: of checkpoints. flops: of one forward pass of one example.
     """
     if data.labels is None:
         raise DataError(f"{data.name} has no classes: give labels, for networks are trained on them here")
@@ -465,13 +542,15 @@ def fit(
 
     optimizer: Any = "sgd"
     if epoch_end is not None:
-        optimizer = partial(_Periodic, then=epoch_end, every=once)
+        optimizer = partial(_Periodic, then=lambda _: epoch_end(), every=once)
+    if step_end is not None:
+        optimizer = partial(_Periodic, then=step_end, every=1)
     evaluate = None if judged is None else (lambda: 1.0 - float(right(model, judged).mean()))
     with masks.held(model, closed or {}):
         return loop.train(
             model, feed, objective, steps=steps, lr=lr, schedule=schedule, warmup=0, optimizer=optimizer,
             weight_decay=weight_decay, seed=seed, count=examples.count, checkpoint=folder, evaluate=evaluate,
-            flops_per_token=3.0 * flops,
+            extra=extra, flops_per_token=3.0 * flops,
             **{"clip": None, "evaluate_every": once, "every": max(100, once), **further},
         )  # fmt: skip
 
