@@ -431,13 +431,14 @@ def test_it_beats_the_group_lasso(net):
 # ------------------------------------------------------------------------------------------- claim 3: exact zeros
 
 
+SWEEP = (0.4, 0.6, 0.8, 1.0)
 ARMS: dict[str, dict[str, Any]] = {
     "dhspg": {},
     "without the projection": {"project": False},
     "dhspg, the paper's lambda": {"penalty": 1e-3},
     "proximal": {"proximal": True},
-    "dhspg, lambda 0.3": {"penalty": 0.3},
-    "proximal, lambda 0.3": {"penalty": 0.3, "proximal": True},
+    **{f"dhspg, lambda {p}": {"penalty": p} for p in SWEEP},
+    **{f"proximal, lambda {p}": {"penalty": p, "proximal": True} for p in SWEEP},
 }
 
 
@@ -468,19 +469,35 @@ def test_dhspg_reaches_its_target_and_without_the_projection_nothing_is_zero():
     )
 
 
-def test_proximal_steps_with_a_small_lambda_give_fewer_zeros():
-    found = {name: [zeros(name, seed) for seed in SEEDS] for name in list(ARMS)[4:]}
-    ours, theirs = found["dhspg, lambda 0.3"], found["proximal, lambda 0.3"]
+PROXIMAL = (
+    "on the VGG proximal steps bring more to zero, 40 % of the groups against 35 %: they may take any "
+    "group, and stop at the target only here, as DHSPG does"
+)
+
+
+@pytest.mark.xfail(strict=True, reason=PROXIMAL)
+def test_proximal_steps_give_fewer_zeros_at_the_same_lambda():
+    shares = {
+        f"{kind}, lambda {p}": [zeros(f"{kind}, lambda {p}", seed) for seed in SEEDS]
+        for kind in ("dhspg", "proximal")
+        for p in SWEEP
+    }
+    ours, theirs = (
+        [float(np.mean([shares[f"{kind}, lambda {p}"][at] for p in SWEEP])) for at in range(len(SEEDS))]
+        for kind in ("dhspg", "proximal")
+    )
     lab.record(
         "otov3",
         "proximal",
-        "with a lambda too small for the run, proximal steps on all groups bring fewer groups to zero than DHSPG",
+        "at the same lambda, proximal steps on all groups bring fewer groups to zero than DHSPG on its chosen ones, on "
+        "the mean over lambdas from too small to enough",
         lab.clearly_less(theirs, ours),
         ("share of groups at zero", ours),
-        {"proximal": theirs},
+        {"proximal": theirs, **shares},
         lower=False,
-        setup=f"digits, small VGG, {EPOCHS} epochs, lambda 0.3; with the scaled lambda both reach the target",
-        reason="on this net the proximal steps bring as many to zero",
+        against=["proximal"],
+        setup=f"digits, small VGG, {EPOCHS} epochs, target 50 %, lambdas {SWEEP}; both stop at the target",
+        reason=PROXIMAL,
         seeds=SEEDS,
     )
 

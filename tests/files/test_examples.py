@@ -172,3 +172,10 @@ def test_augmentation_is_drawn_anew_and_repeats():
     feed = examples.batches(data, batch=4, augment=noise)
     assert not torch.equal(feed[0]["inputs"], feed[1]["inputs"])
     assert torch.equal(feed[3]["inputs"], examples.batches(data, batch=4, augment=noise)[3]["inputs"])
+
+
+def test_batches_in_order_hold_each_example_once():
+    data = Examples(torch.arange(5.0)[:, None], labels=torch.arange(5))
+    parts = list(data.in_order(2))
+    assert [part["labels"].tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+    assert torch.equal(torch.cat([part["inputs"] for part in parts]), data.inputs)

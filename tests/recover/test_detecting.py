@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import yolo
+from secateur.errors import InputError
 from secateur.files import examples
 from secateur.recover import detecting, loop, maps, slimming
-from secateur.vocabulary import Recovery
 
 DATA = yolo.squares(12)
 FEED = examples.batches(DATA, batch=4, seed=0)
@@ -98,15 +98,7 @@ def test_the_weight_makes_both_losses_equal():
     assert total.item() == pytest.approx(2 * parts["task"], rel=1e-3)
 
 
-def test_records_are_joined():
-    one, other = (
-        Recovery(2, 8, 1.0, 0.0, ((1, 3.0), (2, 2.0)), {"lr": 1}),
-        Recovery(3, 12, 2.0, 0.0, ((3, 1.0),), {"lr": 2}),
-    )
-    both = detecting.together(one, None, other)
-    assert both is not None
-    assert (both.steps, both.tokens, both.seconds) == (5, 20, 3.0)
-    assert both.losses == ((1, 3.0), (2, 2.0), (5, 1.0))
-    assert both.settings == {"1. lr": 1, "2. lr": 2}
-    assert detecting.together(None, None) is None
-    assert detecting.together(None, one).settings == {"lr": 1}
+def test_steps_of_epochs():
+    assert [detecting.steps(4, epochs) for epochs in (0, 0.1, 2.5)] == [0, 1, 10]
+    with pytest.raises(InputError, match="epochs=-1"):
+        detecting.steps(4, -1)

@@ -138,3 +138,12 @@ def test_maps_of_other_sizes_are_refused():
         maps.spatial_attention(ours, theirs[..., :4])
     with pytest.raises(InputError, match="temperature"):
         maps.channel_wise(ours, ours, temperature=0.0)
+
+
+def test_maps_are_seen_in_evaluation_mode():
+    net = nn.Sequential(nn.Dropout(0.9), nn.Conv2d(1, 2, 1), nn.Flatten())
+    x = torch.ones(1, 1, 4, 4)
+    (found,) = maps.seen(net.train(), ["1"], x)
+    assert torch.equal(found, net[1](x))
+    with pytest.raises(InputError, match="2 gives no feature map"):
+        maps.seen(net, ["2"], x)

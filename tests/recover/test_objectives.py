@@ -245,3 +245,10 @@ def test_what_has_no_fused_form_keeps_its_logits():
     kept = lambda batch, *, hidden=False, head=True: sharded(batch)  # noqa: E731
     loss, _ = objectives.distil(kept, teacher, output="logits", fused=True)(BATCH, objectives.count(BATCH))
     assert torch.isfinite(loss)
+
+
+def test_logits_of_outputs():
+    x = torch.zeros(2, 3)
+    assert all(objectives.logits(one) is x for one in (x, SimpleNamespace(logits=x), (x, None)))
+    with pytest.raises(UnsupportedError, match="returns a dict"):
+        objectives.logits({})

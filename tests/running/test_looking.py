@@ -85,7 +85,7 @@ def test_from_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().out
     assert "0.channels: 0.weight[0], 2.weight[1], 0.bias[0]" in shown
     assert "stays: 2.weight[0], 2.bias[0]: reaches the output" in shown
-    assert "channels: 16.0 -> 8.00" in shown
+    assert "Channels: 16 -> 8" in shown
     assert (place / "net.svg").is_file()
     assert cli.main(["inspect", "net.py:bare", "--input", "2x6", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sites"][0]["units"] == 16

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from secateur.subjects.outline import Node, outline
-from secateur.subjects.traced import open_traced
+from secateur.subjects.recording import Example
+from secateur.subjects.traced import Traced, open_traced
 from subjects import nets
 
 
@@ -61,3 +62,36 @@ def test_every_network_has_one_input_and_one_output(name: str) -> None:
     assert nodes[0].kind == "input"
     assert nodes[-1].before
     assert sum(node.kind == "module" for node in nodes) >= 3
+
+
+def test_modules_that_pass_their_input_on_or_take_none() -> None:
+    class Pass(nn.Module):
+        def forward(self, x):
+            return x
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner, self.skip = nn.Linear(4, 6), nn.Linear(6, 6), Pass()
+            self.place, self.head = nn.Embedding(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x, y):
+            x = self.stem(x) + self.place(torch.arange(3))
+            return self.head(x + self.skip(self.inner(x)) + y)
+
+    nodes = outline(Traced(Net(), Example.of((torch.randn(2, 3, 4), torch.randn(2, 3, 6)))))
+    found = [(node.name, [nodes[one].name for one in node.before]) for node in nodes]
+    assert sorted(found) == sorted(
+        [
+            ("input", []),
+            ("input", []),
+            ("stem", ["input"]),
+            ("place", []),
+            ("+", ["stem", "place"]),
+            ("inner", ["+"]),
+            ("+", ["+", "inner"]),
+            ("+", ["+", "input"]),
+            ("head", ["+"]),
+            ("output", ["head"]),
+        ]
+    )

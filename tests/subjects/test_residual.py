@@ -179,15 +179,45 @@ def test_a_branch_whose_inside_is_used_elsewhere_stays():
         Branches(open_traced(Used(), torch.randn(2, 4)))
 
 
-def test_what_a_fast_path_needs_is_not_taken_away():
-    """PyTorch's own encoder layer reads weights of its linears when it is run for inference."""
+def test_an_encoder_layer_whose_fast_path_asks_for_weights_that_went():
+    """PyTorch's own encoder layer reads weights and settings of its parts when it is run for inference."""
+    torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    with pytest.raises(UnsupportedError, match="can't be left out"):
-        Branches(open_traced(nn.Sequential(nn.Linear(5, 8), layer, nn.Linear(8, 3)), torch.randn(2, 4, 5)))
+    first, last, x = nn.Linear(5, 8), nn.Linear(8, 3), torch.randn(2, 4, 5)
+    branches = Branches(open_traced(nn.Sequential(first, layer, last).eval(), x))
+    assert [one.modules for one in branches] == [("1.self_attn",), ("1.linear1", "1.linear2")]
+    small, _ = branches.cut(Selection({"branches": np.zeros(2, bool)}))
+    with torch.inference_mode():
+        expected = last(layer.norm2(layer.norm1(first(x))))
+        assert torch.allclose(small.model.eval()(x), expected, atol=1e-6)
 
 
 def test_a_plan_of_another_network_is_refused():
     with pytest.raises(ModelError, match=r"layers\.0"):
-        shrink(nn.Linear(2, 2), Plan(erased=(("layers.0", "*", True),)))
-    assert Plan.from_dict(Plan(erased=(("a", ["*", None], False),)).to_dict()).erased == (("a", ["*", None], False),)
-    assert Plan.from_dict({"tensors": {}, "attributes": []}).erased == ()
+        shrink(nn.Linear(2, 2), Plan(absent=(("layers.0", "*"),)))
+
+
+def test_what_returns_an_object_of_its_own_stays():
+    class Output:
+        def __init__(self, value):
+            self.value = value
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return Output(self.a(x))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.inner, self.head = nn.Linear(4, 6), Inner(), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(x + self.inner(x).value)
+
+    with pytest.raises(UnsupportedError, match="inner returns what can't be imitated"):
+        Branches(open_traced(Net(), torch.randn(2, 4)))

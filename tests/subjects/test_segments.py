@@ -282,3 +282,35 @@ def test_the_receipt_says_what_was_predicted_and_what_is_left_can_be_cut_again()
     twice, _ = small.cut(without(small, "up.0..up.1"))
     torch.testing.assert_close(twice.forward(), small.silence(without(small, "up.0..up.1")).forward())
     assert len(twice.plans) == 2
+
+
+def test_a_starved_part_that_may_not_go_forbids_the_erasure() -> None:
+    """Without both branches what follows them would still give its biases: here it may not be erased itself."""
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.skip, self.a, self.b, self.after, self.head = (nn.Linear(6, 6) for _ in range(5))
+
+        def forward(self, x):
+            return self.head(self.skip(x) + self.after((self.a(x) + self.b(x)).relu()).sigmoid())
+
+    subject = made(Fixed(), torch.randn(4, 6))
+    assert [one.name for one in subject.graph.removable] == ["skip", "a", "b"]
+    assert subject.erasure(without(subject, "a")) is not None
+    assert subject.erasure(without(subject, "a", "b")) is None
+
+
+def test_silence_is_not_believed_from_first_statistics() -> None:
+    """A norm without a scale leaves zero at zero only as long as its running mean is still zero."""
+
+    class Fresh(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.head = nn.Linear(6, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(x + self.norm(self.a(x)))
+
+    graph = Traced(Fresh(), segments.Example.of(torch.randn(4, 6))).graph
+    assert {one.name: one.reason for one in graph.segments}["a"] == "gives more than zeros when its weights are zero"

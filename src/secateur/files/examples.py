@@ -85,6 +85,11 @@ class Examples:
             found["targets"] = [dict(target) for target in self.targets]
         return found
 
+    def in_order(self, batch: int) -> Iterator[dict[str, Any]]:
+        """All of them once, in batches of `batch` in their order; the last may be smaller."""
+        for start in range(0, len(self), batch):
+            yield self.take(range(start, min(start + batch, len(self)))).batch()
+
     def split(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[Examples, Examples]:
         """(train, held out): a random share, at least one example, is held out; both keep the original order.
 

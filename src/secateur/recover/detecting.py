@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import InputError
 from secateur.recover import maps, slimming
-from secateur.vocabulary import Recovery
 
-__all__ = ["Compare", "Objective", "follow", "press", "ratio", "together"]
+__all__ = ["Compare", "Objective", "follow", "press", "ratio", "steps"]
 
 Loss = Callable[[Mapping[str, Any]], Tensor]
 """Batch -> mean loss per image."""
@@ -82,23 +82,8 @@ def ratio(objective: Objective, batch: Mapping[str, Any], student: nn.Module) ->
     return parts["task"] / parts["maps"] if parts["maps"] > 0 else 0.0
 
 
-def together(*parts: Recovery | None) -> Recovery | None:
-    """One record of trainings that followed one another; None if there was none."""
-    done = [part for part in parts if part is not None]
-    if not done:
-        return None
-    losses, before = [], 0
-    for part in done:
-        losses += [(before + step, value) for step, value in part.losses]
-        before += part.steps
-    settings = {
-        f"{number}. {name}": value for number, part in enumerate(done, 1) for name, value in part.settings.items()
-    }
-    return Recovery(
-        steps=before,
-        tokens=sum(part.tokens for part in done),
-        seconds=sum(part.seconds for part in done),
-        flops=sum(part.flops for part in done),
-        losses=tuple(losses),
-        settings=settings if len(done) > 1 else dict(done[0].settings),
-    )
+def steps(per_epoch: float, epochs: float) -> int:
+    """Optimiser steps of so many epochs: at least one, unless there are none."""
+    if epochs < 0:
+        raise InputError(f"epochs={epochs}: give 0 or more")
+    return max(1, round(per_epoch * epochs)) if epochs else 0

@@ -25,6 +25,7 @@ __all__ = [
     "channel_wise",
     "classes",
     "flat",
+    "seen",
     "spatial_attention",
     "tapped",
 ]
@@ -171,6 +172,16 @@ def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@torch.no_grad()
+def seen(model: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:
+    """The maps that the modules `names` give on `images`, in evaluation mode; `InputError` where there is none."""
+    with tapped(model.eval(), names) as found:
+        model(images)
+    if not found:
+        raise InputError(f"{', '.join(names)} gives no feature map: name modules whose output is one")
+    return list(found)
 
 
 def flat(output: Any) -> list[Tensor]:

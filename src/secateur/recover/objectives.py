@@ -24,6 +24,7 @@ __all__ = [
     "distance",
     "distil",
     "held_out",
+    "logits",
     "prediction_loss",
     "task_loss",
 ]
@@ -142,6 +143,20 @@ def _sequences(states: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return states
     return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+def logits(output: Any) -> Tensor:
+    """The logits of a network's output: itself, its `logits`, or the first of a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    found = getattr(output, "logits", None)
+    if found is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        found = output[0]
+    if not isinstance(found, Tensor):
+        raise UnsupportedError(
+            f"the network returns a {type(output).__name__}: expected logits, or an output with them"
+        )
+    return found
 
 
 def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal: bool) -> Tensor:

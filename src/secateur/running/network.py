@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -194,7 +194,7 @@ Row = dict[str, Figure]
 
 def compared(original: Traced, student: Traced, held_out: Examples, place: latency.Environment) -> tuple[Row, Row, Row]:
     """(before, after, both): average precision of boxes, accuracy of classes, else how alike the outputs [N, d] are."""
-    batches = list(_in_order(held_out, place.batch))
+    batches = list(held_out.in_order(place.batch))
     if held_out.targets:
         before, after = (_precision(one, batches) for one in (original, student))
         return before, after, {}
@@ -212,12 +212,6 @@ def _precision(subject: Traced, batches: Sequence[Mapping[str, Any]]) -> Row:
         return detection.average_precision(detect, batches)
     except MissingExtraError:
         return {"AP50": detection.all_point(detect, batches)}
-
-
-def _in_order(data: Examples, batch: int) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(data), batch):
-        part = data.take(range(start, min(start + batch, len(data))))
-        yield part.batch()
 
 
 def _flat(output: Any) -> Tensor:

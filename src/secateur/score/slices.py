@@ -42,7 +42,7 @@ def gathered(slices: Slices, row: Callable[[Tensor, int], Tensor]) -> dict[str, 
             for weight, dim, unit in parts:
                 key = (id(weight), dim)
                 if key not in rows:
-                    rows[key] = row(weight, dim)
+                    rows[key] = row(weight, dim).reshape(-1)  # a weight of no dimension is one row
                 inside = unit >= 0
                 result[site].index_add_(0, unit[inside], rows[key][inside])
     return result

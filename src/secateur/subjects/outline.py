@@ -7,21 +7,14 @@ it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from secateur.subjects.recording import leaves, running
-from secateur.subjects.shrinking import twin
 from secateur.subjects.traced import Traced
 
 __all__ = ["Node", "outline"]
 
-_MARK = "_secateur_source"
-_PARAMETER = "_secateur_parameter"
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "convolution", "embedding", "mv", "addmv", "matmul")
 _WORDS = {
     "add": "+",
@@ -70,113 +63,82 @@ class Node:
 
 def outline(subject: Traced) -> list[Node]:
     """The boxes of the subject's network, each after those it reads from."""
-    model = twin(subject.model, share=True).eval()
-    tracer = _Tracer(model)
-    args, kwargs = subject.inputs.fresh()
-    for tensor in tree_leaves((args, kwargs)):
-        if isinstance(tensor, Tensor):
-            setattr(tensor, _MARK, tracer.add(Node("input", "input", shape=tuple(tensor.shape))))
-    with running(model, lambda _: None), tracer.following(), tracer:
-        output = model(*args, **kwargs)
-    ends = {getattr(one, _MARK, None) for one in leaves(output)[0]} - {None}
-    shape = next((tuple(one.shape) for one in leaves(output)[0]), ())
-    tracer.add(Node("output", "output", shape=shape, before=sorted(one for one in ends if one is not None)))
-    return _merged(tracer.nodes)
+    graph, modules = subject.graph, dict(subject.model.named_modules())
+    parameters = dict(subject.model.named_parameters())
+    nodes: list[Node] = []
+    of: list[int] = []
+    """Vertex -> its box."""
+    boxes = {number: -1 for number, call in enumerate(graph.calls) if _is_box(modules[call.path])}
+    bare: dict[str, int] = {}
+    """Parameter -> the box of a module that gives it without being given anything."""
 
+    def add(node: Node) -> int:
+        nodes.append(node)
+        return len(nodes) - 1
 
-class _Tracer(TorchDispatchMode):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.nodes: list[Node] = []
-        self.paths = {id(module): path for path, module in model.named_modules()}
-        self.parameters = {id(parameter): name for name, parameter in model.named_parameters()}
-        self.inside: list[int] = []
-        """Nodes of the modules that run, the innermost last; none within containers."""
+    def box(number: int, before: list[int]) -> int:
+        if boxes[number] < 0:
+            path = graph.calls[number].path
+            boxes[number] = add(_boxed(path, modules[path]))
+        node = nodes[boxes[number]]
+        node.before += [one for one in before if one != boxes[number] and one not in node.before]
+        return boxes[number]
 
-    def add(self, node: Node) -> int:
-        self.nodes.append(node)
-        return len(self.nodes) - 1
-
-    def following(self) -> _Hooks:
-        return _Hooks(self)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        sources = list(dict.fromkeys(one for t in tensors if (one := getattr(t, _MARK, None)) is not None))
-        own = [one for t in tensors if (one := self.parameters.get(id(t)) or getattr(t, _PARAMETER, None))]
-        out = func(*args, **kwargs)
-        name = func.overloadpacket.__name__.rstrip("_")
-        results = [one for one in tree_leaves(out) if isinstance(one, Tensor)]
-        shape = tuple(results[0].shape) if results else ()
-        place: int | None = None
-        if self.inside:
-            place = self.inside[-1]
-            node = self.nodes[place]
-            node.before += [one for one in sources if one != place and one not in node.before]
-        elif name in _PRODUCTS and own and sources:
-            weight = max(own, key=lambda one: self.model.get_parameter(one).dim())
+    for number in boxes:
+        call = graph.calls[number]
+        if call.start == call.end and modules[call.path]._parameters:
+            bare |= dict.fromkeys((f"{call.path}.{name}" for name in modules[call.path]._parameters), number)
+    for vertex in graph.vertices:
+        shape, name = next(iter(vertex.sizes), ()), vertex.operator.rstrip("_")
+        sources = list(dict.fromkeys([of[one] for one in vertex.inputs]))
+        sources += dict.fromkeys(box(bare[one], []) for one in sorted(vertex.parameters) if one in bare)
+        own = sorted(one for one in vertex.parameters if one in parameters)
+        inside = next((one for one in reversed(vertex.calls) if one in boxes), None)
+        if not vertex.inputs:
+            of.append(add(Node("input", "input", shape=shape)))
+        elif inside is not None:
+            of.append(box(inside, sources))
+        elif name in _PRODUCTS and own:
+            weight = max(own, key=lambda one: parameters[one].dim())
             word = "Linear" if "mm" in name or "mv" in name else name.capitalize()
-            place = self.add(
-                Node("module", weight.removesuffix(".weight"), [word], weight, shape=shape, before=sources)
-            )
+            node = Node("module", weight.removesuffix(".weight"), [word], weight, shape=shape, before=sources)
+            of.append(add(node))
         elif len(sources) > 1:
             word = "attention" if "attention" in name else _WORDS.get(name, name)
-            place = self.add(Node("join", word, shape=shape, before=sources))
-        elif sources:
-            place = sources[0]
-        for one in results:
-            if place is not None:
-                setattr(one, _MARK, place)
-            elif own:
-                setattr(one, _PARAMETER, own[0])
-        return out
+            of.append(add(Node("join", word, shape=shape, before=sources)))
+        else:
+            of.append(sources[0])
+    for call in sorted(graph.calls, key=lambda one: one.end):
+        if call.made and call.made[0] >= 0:
+            node, module = nodes[of[call.made[0]]], modules[call.path]
+            if _is_activation(module):
+                node.details.append(type(module).__name__)
+            elif _is_box(module) and call.start < call.end:
+                node.shape = node.shape or graph.vertices[call.made[0]].sizes[0]
+    made = [one for one in graph.of[""][0].made if one >= 0]
+    ends = sorted({of[one] for one in made})
+    shape = graph.vertices[made[0]].sizes[0] if made else ()
+    add(Node("output", "output", shape=shape, before=ends))
+    return _merged(nodes)
 
 
-class _Hooks:
-    """Tells the tracer which module runs."""
+def _is_activation(module: nn.Module) -> bool:
+    return (
+        type(module).__module__ == "torch.nn.modules.activation"
+        and not module._parameters
+        and not any(True for _ in module.children())
+    )
 
-    def __init__(self, tracer: _Tracer) -> None:
-        self.tracer = tracer
-        self.handles: list[Any] = []
 
-    def __enter__(self) -> _Hooks:
-        for module in self.tracer.model.modules():
-            if any(True for _ in module.children()):
-                continue
-            merged = type(module).__module__ == "torch.nn.modules.activation" and not module._parameters
-            if merged or isinstance(module, _QUIET):
-                self.handles.append(module.register_forward_hook(self._passed))
-            else:
-                self.handles.append(module.register_forward_pre_hook(self._entered))
-                self.handles.append(module.register_forward_hook(self._left))
-        return self
+def _is_box(module: nn.Module) -> bool:
+    """Whether it has a box of its own: containers have none, and what belongs to what it follows."""
+    return not (any(True for _ in module.children()) or isinstance(module, _QUIET) or _is_activation(module))
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
 
-    def _entered(self, module: nn.Module, args: Any) -> None:
-        tracer = self.tracer
-        path = tracer.paths[id(module)]
-        weight, dim = _main(module)
-        kind = "module" if weight else "plain"
-        name = f"{path}.{weight}" if path else weight
-        tracer.inside.append(tracer.add(Node(kind, path, [_described(module)], name if weight else "", dim)))
-
-    def _left(self, module: nn.Module, args: Any, output: Any) -> None:
-        place = self.tracer.inside.pop()
-        for one in tree_leaves(output):
-            if isinstance(one, Tensor):
-                self.tracer.nodes[place].shape = self.tracer.nodes[place].shape or tuple(one.shape)
-                # A module that returned what it was given, or a view: it is its output all the same.
-                setattr(one, _MARK, place)
-
-    def _passed(self, module: nn.Module, args: Any, output: Any) -> None:
-        source = getattr(output, _MARK, None)
-        if source is not None and not isinstance(module, _QUIET):
-            self.tracer.nodes[source].details.append(type(module).__name__)
+def _boxed(path: str, module: nn.Module) -> Node:
+    weight, dim = _main(module)
+    name = f"{path}.{weight}" if path else weight
+    return Node("module" if weight else "plain", path, [_described(module)], name if weight else "", dim)
 
 
 def _main(module: nn.Module) -> tuple[str, int]:

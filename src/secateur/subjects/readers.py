@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from secateur.errors import InputError
-from secateur.subjects.calls import Calls, calls, channels_along
+from secateur.subjects.graph import Graph, channels_along
 from secateur.subjects.traced import Traced
 
 __all__ = ["Inner", "inner"]
@@ -49,7 +49,7 @@ def inner(subject: Traced, names: Iterable[str] = ()) -> tuple[tuple[Inner, ...]
     Raises `InputError` for a pattern that fits no site.
     """
     wanted = tuple(names)
-    run = calls(subject.model, subject.inputs)
+    run = subject.graph
     slices = subject.slices()
     for pattern in wanted:
         if not any(fnmatchcase(name, pattern) for name in slices):
@@ -72,7 +72,7 @@ def inner(subject: Traced, names: Iterable[str] = ()) -> tuple[tuple[Inner, ...]
 
 
 def _inner(
-    name: str, touched: list[tuple[str, nn.Module, str, int, Tensor]], run: Calls, subject: Traced, named: bool
+    name: str, touched: list[tuple[str, nn.Module, str, int, Tensor]], run: Graph, subject: Traced, named: bool
 ) -> Inner | str:
     """One site, or why it has no gate."""
     makers: dict[str, nn.Module] = {}
@@ -95,7 +95,7 @@ def _inner(
         return "no module makes it" if not makers else "no module reads it"
     order = sorted(makers, key=lambda path: run.of[path][0].start)
     first, last = run.of[order[0]][0], run.of[order[-1]][0]
-    if not named and first.output >= 0 and last.source >= 0 and run.after(last.source, first.output):
+    if not named and last.source >= 0 and any(run.after(last.source, one) for one in first.made if one >= 0):
         return "its channels are added to along the network"
     for path in (order[0], *readers):
         call = run.of[path][0]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, UnsupportedError
-from secateur.subjects.calls import Call, Calls, calls, channels_along
+from secateur.subjects.graph import Call, Graph, channels_along
 from secateur.subjects.proof import Silenced
 from secateur.subjects.recording import leaves, running
 from secateur.subjects.shrinking import Plan, shrink, twin
@@ -37,20 +37,15 @@ class Branch:
 
     name: str
     modules: tuple[str, ...]
-    """The outermost modules of which it is made, in the order in which they run; the last one closes it."""
+    """The outermost modules of which it is made, in the order in which they run; the last one gives F."""
     forms: tuple[Any, ...]
-    """What each returns, see `calls.Call`."""
+    """What each returns, see `absent.form`."""
     source: str
     """The module whose input is x."""
     channels: int
     """Of x."""
     dim: int
     """Where they lie."""
-
-    def plan(self) -> Plan:
-        """What leaves it out."""
-        last = self.modules[-1]
-        return Plan(erased=tuple((p, form, p == last) for p, form in zip(self.modules, self.forms, strict=True)))
 
 
 class Branches:
@@ -67,7 +62,7 @@ class Branches:
         self.reasons: dict[str, str] = {}
         """Branch -> why it can't go."""
         wanted = tuple(names)
-        found = _find(calls(subject.model, subject.inputs), dict(subject.model.named_modules()))
+        found = _find(subject.graph, dict(subject.model.named_modules()))
         for pattern in wanted:
             if not any(fnmatchcase(one.name, pattern) for one in found):
                 known = ", ".join(one.name for one in found) or "none"
@@ -80,7 +75,7 @@ class Branches:
             if why:
                 self.reasons[one.name] = why
                 continue
-            small = Traced(shrink(subject.model, one.plan()), subject.inputs)
+            small = Traced(shrink(subject.model, self._plan([one])), subject.inputs)
             after = small._count()
             self.cost[one.name] = {measure: value - after[measure] for measure, value in self.base.items()}
             kept.append(one)
@@ -123,20 +118,28 @@ class Branches:
         if keep.shape != (len(self),):
             raise InputError(f"the selection of {SITE} has shape {keep.shape}, expected ({len(self)},)")
         gone = [one for one, stays in zip(self.branches, keep, strict=True) if not stays]
-        erased = tuple(part for one in gone for part in one.plan().erased)
+        made = self._plan(gone)
         before = self.base | {"branches": float(len(self))}
-        plans = (*self.subject.plans, Plan(erased=erased)) if gone else self.subject.plans
-        small = Traced(shrink(self.subject.model, Plan(erased=erased)), self.subject.inputs, plans)
+        plans = (*self.subject.plans, made) if gone else self.subject.plans
+        small = Traced(shrink(self.subject.model, made), self.subject.inputs, plans)
         after = small._count() | {"branches": float(len(self) - len(gone))}
         notes = [f"{one.name} is gone: x + F(x) is x" for one in gone]
         notes += [f"stays: {name}: {why}" for name, why in self.reasons.items()]
         removed = {SITE: (len(gone), len(self))} if gone else {}
         return small, Cut(removed, before, after, tuple(notes))
 
+    def _plan(self, gone: Iterable[Branch]) -> Plan:
+        """What leaves these out."""
+        parts = tuple(part for one in gone for part in zip(one.modules, one.forms, strict=True))
+        return Plan(absent=parts, fresh=self.subject.graph.overwritten)
+
     def _tried(self, branch: Branch) -> str:
         """Why the branch can't be left out; empty if the network without it equals the one with its output zeroed."""
+        if "?" in branch.forms:
+            path = branch.modules[branch.forms.index("?")]
+            return f"can't be left out: {path} returns what can't be imitated"
         try:
-            small = shrink(self.subject.model, branch.plan())
+            small = shrink(self.subject.model, self._plan([branch]))
             given = leaves(Traced(small, self.subject.inputs).forward())[0]
             with torch.no_grad():  # as its user calls it, on whatever fast path it has
                 args, kwargs = self.subject.inputs.fresh()
@@ -169,13 +172,13 @@ class Branches:
 # ------------------------------------------------------------------------------------------------------ finding
 
 
-def _find(run: Calls, modules: dict[str, nn.Module]) -> list[Branch]:
+def _find(run: Graph, modules: dict[str, nn.Module]) -> list[Branch]:
     spans: list[tuple[int, int, set[int]]] = []
-    for place, node in enumerate(run.nodes):
-        if node.name not in ("add", "add_") or len(node.inputs) != 2:
+    for place, vertex in enumerate(run.vertices):
+        if vertex.operator not in ("add", "add_") or len(vertex.inputs) != 2 or len(set(vertex.shapes)) != 1:
             continue
-        for x, f in (node.inputs, node.inputs[::-1]):
-            if run.after(f, x) and run.nodes[x].shape == run.nodes[f].shape:
+        for x, f in (vertex.inputs, vertex.inputs[::-1]):
+            if run.after(f, x):
                 span = _span(run, x, f, place)
                 if span:
                     spans.append((x, place, span))
@@ -198,32 +201,26 @@ def _find(run: Calls, modules: dict[str, nn.Module]) -> list[Branch]:
     return [branch for _, branch in sorted(result, key=lambda pair: pair[0])]
 
 
-def _span(run: Calls, x: int, f: int, total: int) -> set[int]:
-    """The nodes that only F is made of; empty where something of F is used elsewhere."""
-    if run.users[f] != [total]:
+def _span(run: Graph, x: int, f: int, total: int) -> set[int]:
+    """The vertices that only F is made of; empty where something of F is used elsewhere."""
+    if run.takers[f] != [total]:
         return set()
     span = {f}
-    for node in range(f - 1, -1, -1):
-        users = run.users[node]
-        if (
-            node != x
-            and users
-            and span.issuperset(users)
-            and not run.after(x, node)
-            and run.nodes[node].name != "input"
-        ):
-            span.add(node)
-    between = {n for n in range(x + 1, f) if run.after(n, x) and run.after(f, n)}
+    for place in range(f - 1, -1, -1):
+        takers, given = run.takers[place], run.vertices[place].inputs
+        if place != x and given and takers and span.issuperset(takers) and not run.after(x, place):
+            span.add(place)
+    between = {one for one in range(x + 1, f) if run.after(one, x) and run.after(f, one)}
     return span if between <= span else set()
 
 
-def _modules(run: Calls, span: set[int], modules: dict[str, nn.Module]) -> list[Call]:
+def _modules(run: Graph, span: set[int], modules: dict[str, nn.Module]) -> list[Call]:
     """The outermost modules that work for this branch alone, in the order in which they run."""
 
     def inside(call: Call) -> bool:
         own = range(call.start, call.end)
         loose = set(own) - span
-        return bool(loose != set(own)) and all(set(run.users[node]) <= set(own) for node in loose)
+        return bool(loose != set(own)) and all(set(run.takers[place]) <= set(own) for place in loose)
 
     whole = [path for path, made in run.of.items() if path and len(made) == 1 and inside(made[0])]
     chosen = set(whole)

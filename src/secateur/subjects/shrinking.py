@@ -22,7 +22,7 @@ from secateur.subjects.coupling import Coupling
 from secateur.subjects.flow import Shaping
 from secateur.subjects.recording import tensors_of
 
-__all__ = ["Erased", "Plan", "plan", "shrink", "twin"]
+__all__ = ["Plan", "plan", "shrink", "twin"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,6 @@ class Plan:
     """Parameters that were erased beside those of modules."""
     fresh: bool = False
     """Whether a sum with what was erased is a copy."""
-    erased: tuple[tuple[str, Any, bool], ...] = ()
-    """(module, what it returns, whether it closes a branch): modules that a stand-in without weights replaces."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -53,7 +51,6 @@ class Plan:
             **({"absent": [list(one) for one in self.absent]} if self.absent else {}),
             **({"missing": list(self.missing)} if self.missing else {}),
             **({"fresh": True} if self.fresh else {}),
-            "erased": [list(one) for one in self.erased],
         }
 
     @classmethod
@@ -68,13 +65,12 @@ class Plan:
                 (path, name, tuple(value) if isinstance(value, list) else value)
                 for path, name, value in data["attributes"]
             )
-            erased = tuple((str(path), form, bool(closes)) for path, form, closes in data.get("erased", ()))
             biases = tuple(map(str, data.get("biases", ())))
             absent = tuple((str(path), form) for path, form in data.get("absent", ()))
             missing, fresh = tuple(map(str, data.get("missing", ()))), bool(data.get("fresh"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
-        return cls(tensors, attributes, biases, absent, missing, fresh, erased)
+        return cls(tensors, attributes, biases, absent, missing, fresh)
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
@@ -198,10 +194,6 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
         size = weight.shape[1 if getattr(modules[path], "transposed", False) else 0]
         modules[path].register_parameter("bias", nn.Parameter(weight.new_zeros(size), weight.requires_grad))
     _erase(result, cut)
-    for path, form, closes in cut.erased:
-        if path not in modules:
-            raise ModelError(f"the cut names the module {path}, which is not there: build the original")
-        result.set_submodule(path, Erased(form, closes))
     return result
 
 
@@ -218,20 +210,6 @@ def _erase(model: nn.Module, cut: Plan) -> None:
         holder = model.get_submodule(path)
         del holder._parameters[leaf]
         holder.__dict__[leaf] = Nothing.like(parameter, cut.fresh)
-
-
-class Erased(nn.Module):
-    """Stands where a module was: hands its first tensor on, or zeros of that shape where it closes a branch."""
-
-    def __init__(self, form: Any, closes: bool) -> None:
-        super().__init__()
-        self.form, self.closes = form, closes
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module returned before: a tensor, or a tuple with None for what is gone."""
-        x = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
-        x = torch.zeros_like(x) if self.closes else x
-        return x if self.form == "*" else tuple(x if one == "*" else None for one in self.form)
 
 
 def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, shapings: Iterable[Shaping]) -> Plan:

@@ -87,7 +87,7 @@ class Traced:
         return coupled.couple(self.run, self._kept, self._bound)
 
     @cached_property
-    def graph(self) -> segments.Graph:
+    def graph(self) -> segments.Segments:
         """The recorded pass as a graph of operators, with its segments."""
         return segments.trace(self.model, self.inputs, self._held)
 

@@ -12,7 +12,7 @@ import torch
 import yolo
 from secateur.errors import InfeasibleError, InputError
 from secateur.files.rundir import Run
-from secateur.recipes.vision.yolov8_cwd import histogram, steps, yolov8_cwd
+from secateur.recipes.vision.yolov8_cwd import histogram, yolov8_cwd
 from secateur.subjects import detectors
 from secateur.vocabulary import Budget, Selection
 
@@ -146,7 +146,7 @@ def test_widths_of_eight_a_global_baseline_and_a_reach(tmp_path):
     with pytest.raises(InfeasibleError, match="channels can go down to"):
         results(tmp_path / "c", ("channels=5%",), start=wide, least=8, dry_run=True)
     with pytest.raises(InputError, match="epochs=-1"):
-        steps(4, -1)
+        results(tmp_path / "d", start=wide, sparse_epochs=-1)
 
 
 def test_small_boxes_and_other_layers(tmp_path):

@@ -22,7 +22,7 @@ from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import quality
-from secateur.recover import gates, loop, norms
+from secateur.recover import gates, loop, norms, objectives
 from secateur.score import gates as statistics
 from secateur.select import ranking
 from secateur.subjects.readers import inner
@@ -251,10 +251,10 @@ def _unequal(subject: Traced, places: Mapping[str, gates.Place]) -> list[str]:
         model = copy.deepcopy(subject.model).eval()
         try:
             small = subject.cut(Selection({name: some.fixed[name].bool().numpy() for name in names}), prove=False)[0]
-            expected = logits(small.forward())
+            expected = objectives.logits(small.forward())
             with torch.no_grad(), some.on(model):
                 args, kwargs = subject.inputs.fresh()
-                given = logits(model(*args, **kwargs))
+                given = objectives.logits(model(*args, **kwargs))
             return float((given - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
         except (RuntimeError, InputError, IndexError):
             return float("inf")
@@ -299,7 +299,7 @@ def loss(
     """
     progress = float(part.get("progress", 1.0))
     doors.fixed = {} if progress < open_for else None
-    scores = logits(model(part["inputs"]))
+    scores = objectives.logits(model(part["inputs"]))
     task = functional.cross_entropy(scores.float(), part["labels"], reduction="sum") / totals["examples"]
     if doors.fixed is not None:
         return task, {"task": float(task.detach())}
@@ -338,34 +338,14 @@ def ask(
         return doors.values
 
     with doors.on(model):
-        decisions = statistics.collect(decide, _in_order(data, batch))
+        decisions = statistics.collect(decide, data.in_order(batch))
     return decisions, {name: value / len(data) for name, value in total.items()}
-
-
-def logits(output: Any) -> Tensor:
-    """The logits of an output: itself, its `logits`, or the first of a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    found = getattr(output, "logits", None)
-    if found is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        found = output[0]
-    if not isinstance(found, Tensor):
-        raise UnsupportedError(
-            f"the network returns a {type(output).__name__}: expected logits, or an output with them"
-        )
-    return found
-
-
-def _in_order(data: Examples, batch: int) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(data), batch):
-        part = data.take(range(start, min(start + batch, len(data))))
-        yield {"inputs": part.inputs, "labels": part.labels}
 
 
 def _accuracy(model: nn.Module, data: Examples, batch: int) -> float:
     model.eval()
     with torch.no_grad():
-        return quality.accuracy(partial(_run, model), _in_order(data, batch)).value
+        return quality.accuracy(partial(_run, model), data.in_order(batch)).value
 
 
 def _rows(subject: Traced) -> int:
@@ -374,7 +354,7 @@ def _rows(subject: Traced) -> int:
 
 
 def _run(model: nn.Module, part: Mapping[str, Any]) -> Tensor:
-    return logits(model(part["inputs"]))
+    return objectives.logits(model(part["inputs"]))
 
 
 def _notes(said: Mapping[str, Any], held: int) -> tuple[str, ...]:

@@ -19,12 +19,12 @@ from secateur.errors import DataError, InfeasibleError, InputError, ModelError, 
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
-from secateur.recover import loop
+from secateur.recover import loop, records
 from secateur.recover.sparsify import GroupSparse
 from secateur.score import gradient, magnitude
 from secateur.select import ranking
 from secateur.subjects.recording import leaves
-from secateur.subjects.segments import SITE, Graph
+from secateur.subjects.segments import SITE, Segments
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Units
 
@@ -176,7 +176,7 @@ def otov3(
             cuts.append(cut)
             predicted |= task.units.cost(selection.keep)
             notes += task.notes if dry_run else [*task.notes, compared(work, current, data)]
-        yield Result(str(budget), current, joined(cuts), predicted, total(recoveries), tuple(notes))
+        yield Result(str(budget), current, joined(cuts), predicted, records.together(*recoveries), tuple(notes))
 
 
 def split(budget: Budget) -> list[Budget]:
@@ -248,7 +248,7 @@ class Task:
         return {site: ~torch.as_tensor(keep[site]).bool() for site in self.slices}
 
 
-def erase(graph: Graph, scores: Tensor, count: int, budget: Budget, *, hierarchical: bool = True) -> Tensor:
+def erase(graph: Segments, scores: Tensor, count: int, budget: Budget, *, hierarchical: bool = True) -> Tensor:
     """Booleans [segments], what stays: the `count` segments with the lowest scores go, as far as the network holds.
 
     Walks from the lowest score on, tentatively erases a segment with all that gets no input any more, and passes it
@@ -323,17 +323,3 @@ def joined(cuts: Sequence[Cut]) -> Cut:
     before = {measure: value for cut in reversed(cuts) for measure, value in cut.before.items()}
     after = {measure: value for cut in cuts for measure, value in cut.after.items()}
     return Cut(removed, before, after, tuple(note for cut in cuts for note in cut.notes))
-
-
-def total(recoveries: Sequence[Recovery]) -> Recovery | None:
-    """One account of trainings that followed one another."""
-    if len(recoveries) < 2:
-        return recoveries[0] if recoveries else None
-    first, *rest = recoveries
-    for one in rest:
-        losses = (*first.losses, *((step + first.steps, value) for step, value in one.losses))
-        first = replace(
-            first, steps=first.steps + one.steps, tokens=first.tokens + one.tokens, losses=losses,
-            seconds=first.seconds + one.seconds, flops=first.flops + one.flops,
-        )  # fmt: skip
-    return first

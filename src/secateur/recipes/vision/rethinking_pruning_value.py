@@ -22,7 +22,7 @@ from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import size, statistics
-from secateur.recover import compensate, initialise, loop, losses, masks, slimming
+from secateur.recover import compensate, initialise, loop, losses, masks, objectives, slimming
 from secateur.recover.masks import Masks
 from secateur.score import magnitude, random, reconstruction
 from secateur.select import ranking
@@ -474,9 +474,7 @@ def duplicate(subject: Traced) -> Traced:
 
 def predict(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Logits [B, C] of a batch of examples."""
-    found = model(batch["inputs"])
-    logits: Tensor = found if isinstance(found, Tensor) else found.logits
-    return logits
+    return objectives.logits(model(batch["inputs"]))
 
 
 class _Periodic(torch.optim.SGD):
@@ -562,11 +560,9 @@ def right(model: nn.Module, data: Examples, batch: int = 256) -> NDArray[np.bool
     with torch.inference_mode():
         modes = {module: module.training for module in model.modules()}
         model.eval()
-        for start in range(0, len(data), batch):
-            part = data.take(range(start, min(start + batch, len(data))))
-            assert part.labels is not None
-            logits = predict(model, {"inputs": part.inputs.to(device)})
-            found.append((logits.argmax(-1).cpu() == part.labels).numpy())
+        for part in data.in_order(batch):
+            logits = predict(model, {"inputs": part["inputs"].to(device)})
+            found.append((logits.argmax(-1).cpu() == part["labels"]).numpy())
         for module, mode in modes.items():
             module.training = mode
     return np.concatenate(found)

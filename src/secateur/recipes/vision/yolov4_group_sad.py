@@ -19,7 +19,7 @@ from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
-from secateur.recover import detecting, loop, maps, slimming
+from secateur.recover import detecting, loop, maps, records, slimming
 from secateur.score import scales
 from secateur.select import thresholds
 from secateur.subjects import detectors, stages
@@ -148,7 +148,7 @@ def yolov4_group_sad(
     sparse, pressed = subject.copy(), None
     spared = set() if feeders else stages.feeders(subject.model, image)
     if sparse_epochs and not dry_run:
-        count = steps(per_epoch, sparse_epochs)
+        count = detecting.steps(per_epoch, sparse_epochs)
         pressed = train(
             sparse.model, slimming.Numbered(feed, count * further.get("accumulate", 1)),
             pressure(sparse, spared, rate, quantile, switch, kept_rate), steps=count,
@@ -164,7 +164,7 @@ def yolov4_group_sad(
         loss, tuned, taught = cast(Detector, student.model).loss, None, None
         if finetune_epochs and not dry_run:
             tuned = train(
-                student.model, feed, detecting.press(loss), steps=steps(per_epoch, finetune_epochs),
+                student.model, feed, detecting.press(loss), steps=detecting.steps(per_epoch, finetune_epochs),
                 checkpoint=run.folder(f"finetune-{budget}"), title="fine-tuning",
             )  # fmt: skip
         if distil_epochs and not dry_run:
@@ -173,18 +173,11 @@ def yolov4_group_sad(
             weight = 0.1 * run.json(f"alpha-{budget}", asked) if alpha is None else alpha
             objective = answers(make(weight), student, subject, temperature, lambdas) if outputs else make(weight)
             taught = train(
-                student.model, feed, objective, steps=steps(per_epoch, distil_epochs), frozen=[subject.model],
+                student.model, feed, objective, steps=detecting.steps(per_epoch, distil_epochs), frozen=[subject.model],
                 checkpoint=run.folder(f"distil-{budget}"), title="distillation",
             )  # fmt: skip
         notes = [f"{group}: {share:.0%} to go" for group, share in shares.items()]
-        yield Result(str(budget), student, cut, spent, detecting.together(pressed, tuned, taught), tuple(notes))
-
-
-def steps(per_epoch: float, epochs: float) -> int:
-    """Optimiser steps of so many epochs: at least one, unless there are none."""
-    if epochs < 0:
-        raise InputError(f"epochs={epochs}: give 0 or more")
-    return max(1, round(per_epoch * epochs)) if epochs else 0
+        yield Result(str(budget), student, cut, spent, records.together(pressed, tuned, taught), tuple(notes))
 
 
 def free(subject: Traced, spared: set[str]) -> dict[str, dict[str, Tensor]]:
@@ -395,7 +388,7 @@ def attention(
     area = image.shape[-1] * image.shape[-2] / 416**2
     weights = []
     for tap in taps:
-        for found in seen(teacher, tap, image):
+        for found in maps.seen(teacher.model, [tap], image):
             deep = image.shape[-1] / found.shape[-1] >= deepest
             weights.append(area * (betas[1] if deep else betas[0] if tap in blocks else betas[2]))
 
@@ -413,16 +406,6 @@ def attention(
     return lambda alpha: detecting.follow(
         student.model, loss, teacher.model, teacher.model, taps, compare, weight=alpha
     )
-
-
-@torch.no_grad()
-def seen(subject: Traced, tap: str, image: Tensor) -> list[Tensor]:
-    """The maps that module `tap` gives on `image`, in evaluation mode."""
-    with maps.tapped(subject.model.eval(), [tap]) as found:
-        subject.model(image)
-    if not found:
-        raise InputError(f"{tap!r} gives no feature map: name modules whose output is one")
-    return list(found)
 
 
 def answers(

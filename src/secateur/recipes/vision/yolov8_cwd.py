@@ -14,11 +14,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from secateur.errors import InputError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
-from secateur.recover import detecting, loop, maps, slimming
+from secateur.recover import detecting, loop, maps, records, slimming
 from secateur.score import scales
 from secateur.select import ranking, thresholds
 from secateur.subjects import detectors
@@ -109,7 +108,7 @@ def yolov8_cwd(
     """
     subject, further = detectors.opened(subject), loop.options(training)
     feed = examples.batches(data, batch=batch, seed=seed)
-    epochs = partial(steps, len(feed) / further.get("accumulate", 1))
+    epochs = partial(detecting.steps, len(feed) / further.get("accumulate", 1))
     train: Callable[..., Recovery] = partial(
         loop.train, lr=lr, weight_decay=weight_decay, seed=seed, count=examples.count,
         **({"precision": "fp32", "clip": None} | further),
@@ -142,14 +141,7 @@ def yolov8_cwd(
                 student.model, feed, make(weight), steps=epochs(distil_epochs), extra=[adapters],
                 frozen=[subject.model], checkpoint=run.folder(f"distil-{budget}"), title="distillation",
             )  # fmt: skip
-        yield Result(str(budget), student, cut, selection.spent, detecting.together(pressed, tuned, taught), notes)
-
-
-def steps(per_epoch: float, epochs: float) -> int:
-    """Optimiser steps of so many epochs: at least one, unless there are none."""
-    if epochs < 0:
-        raise InputError(f"epochs={epochs}: give 0 or more")
-    return max(1, round(per_epoch * epochs)) if epochs else 0
+        yield Result(str(budget), student, cut, selection.spent, records.together(pressed, tuned, taught), notes)
 
 
 def pressure(subject: Traced, rate: float, schedule: slimming.Schedule, bias_rate: float) -> detecting.Objective:
@@ -227,7 +219,7 @@ def distillation(
     detector, original = cast(Detector, student.model), cast(Detector, teacher.model)
     taps = tuple(layers) or tuple(original.taps)
     ask: Callable[[Tensor], Any] = teacher.model if layers else original.features
-    widths = [[one.shape[1] for one in seen(model, taps, data.inputs[:1])] for model in (student, teacher)]
+    widths = [[found.shape[1] for found in maps.seen(one.model, taps, data.inputs[:1])] for one in (student, teacher)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapters = maps.Adapters(*widths)
@@ -247,11 +239,3 @@ def distillation(
         return detecting.follow(student.model, detector.loss, ask, teacher.model, taps, compare, weight=alpha)
 
     return make, adapters
-
-
-@torch.no_grad()
-def seen(subject: Traced, taps: Sequence[str], images: Tensor) -> list[Tensor]:
-    """The maps that `taps` give on `images`, in evaluation mode."""
-    with maps.tapped(subject.model.eval(), taps) as found:
-        subject.model(images)
-    return list(found)
