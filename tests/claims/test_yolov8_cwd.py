@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.claim, pytest.mark.timeout(1200)]
 SEEDS = (0, 1, 2)
 BUDGET = "flops=50%"
 SETUP = "a YOLO of 0.31 M parameters (C2f, SPPF, neck, three scales), scenes of 1 to 4 MNIST digits on 64 x 64 pixels"
-EPOCHS = {"sparse_epochs": 3.0, "finetune_epochs": 1.5, "distil_epochs": 4.0}
-HOW = {"batch": detection.BATCH, "lr": 3e-3, "rate": 1e-2, "least": 4}
+EPOCHS = {"sparse_epochs": 3.0, "finetune_epochs": 1.5, "distil_epochs": 4.5}
+HOW = {"batch": detection.BATCH, "lr": 6e-3, "rate": 1e-2, "least": 4}
 
 
 def results(root: Path, seed: int, **options) -> Traced:
@@ -51,7 +51,6 @@ def stages(seed: int) -> dict[str, float]:
     def compute() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             root, other = Path(folder, "run"), Path(folder, "other")
-            cut = results(root, seed, finetune_epochs=0, distil_epochs=0)
             tuned = results(root, seed, distil_epochs=0)
             shutil.copytree(root, other)
             taught, alone = results(root, seed), results(other, seed, alpha=0.0)
@@ -60,7 +59,7 @@ def stages(seed: int) -> dict[str, float]:
                      for size, value in detection.sizes(one.model).items()}  # fmt: skip
             near = json.loads((root / "work" / "scales.json").read_text())
             return {
-                "cut": detection.ap50(cut.model), "tuned": detection.ap50(tuned.model),
+                "tuned": detection.ap50(tuned.model),
                 "taught": detection.ap50(taught.model), "alone": detection.ap50(alone.model),
                 "flops": taught.flops() / detection.taught().flops(), "before": near["before"]["near_zero"],
                 "after": near["after"]["near_zero"], **sizes,
@@ -83,12 +82,14 @@ def test_ap50_stays_within_three_points_at_half_the_flops():
 
 def test_distillation_beats_fine_tuning_alone():
     rows = [stages(seed) for seed in SEEDS]
+    values = {name: [row[name] for row in rows] for name in ("taught mAP", "alone mAP", "taught AP50", "alone AP50")}
     lab.record(
-        "yolov8_cwd", "distillation", "channel-wise distillation beats as many epochs of fine-tuning alone",
-        all(row["taught"] > row["alone"] for row in rows),
-        ("AP50, distilled", [row["taught"] for row in rows]),
-        {"AP50, fine-tuned alone": [row["alone"] for row in rows]},
-        lower=False, setup=f"{SETUP}; {BUDGET}, same cut, same batches, same rates",
+        "yolov8_cwd", "distillation", "channel-wise distillation beats as many epochs of fine-tuning alone, by mAP",
+        all(row["taught mAP"] > row["alone mAP"] for row in rows),
+        ("mAP, distilled", values["taught mAP"]),
+        {"mAP, fine-tuned alone": values["alone mAP"], "AP50, distilled": values["taught AP50"],
+         "AP50, fine-tuned alone": values["alone AP50"]},
+        lower=False, against=["mAP, fine-tuned alone"], setup=f"{SETUP}; {BUDGET}, same cut, same batches, same rates",
     )  # fmt: skip
 
 

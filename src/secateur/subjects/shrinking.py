@@ -387,7 +387,7 @@ def _of_module(
         if name in known or name.startswith("_") or name in _FIXED or any(word in name for word in _OTHER):
             continue
         new = _renumbered(name, old, own, shaped)
-        if new != old:
+        if new is not old and new != old:  # what is kept may be a tensor, which has no truth
             result.append((path, name, new))
     return result
 

@@ -122,7 +122,7 @@ def yolov4_group_sad(
         lr: peak learning rate of all trainings, each with a cosine.
         weight_decay: of AdamW.
         betas: of the backbone's groups, of the deepest scale, and of the neck; for images of 416 x 416.
-        alpha: weight of it all; by default what makes it as large as L_det at its first step, 1 is as published.
+        alpha: weight of it all; by default what makes it a tenth of L_det at its first step, 1 is as published.
         layers: modules whose maps are distilled; by default the ends of the backbone's groups and the neck's maps.
         foreground: look only at cells near boxes.
         outputs: learn from the teacher's classes and boxes too.
@@ -134,7 +134,8 @@ def yolov4_group_sad(
     Departures: the paper's body could not be read, so formulas are those of the official code, without its defects (a
     group collector with one running index for three groups; a variable rate on one GPU only). The paper chooses
     fractions by hand. A share of channels is exactly what goes (the code takes one more). beta is scaled by the images'
-    area over 416^2, since it undoes a mean over places. A shared mask is brought up to the floor by the mean scale.
+    area over 416^2, since it undoes a mean over places; and the whole is a tenth of L_det at first: as large as L_det,
+    it did harm here. A shared mask is brought up to the floor by the mean scale.
     Positive places of the output option are those where the teacher is sure. AdamW in place of SGD.
     """
     subject, further = detectors.opened(subject), loop.options(training)
@@ -169,7 +170,7 @@ def yolov4_group_sad(
         if distil_epochs and not dry_run:
             make = attention(student, subject, image, layers, betas, foreground)
             asked = partial(detecting.ratio, make(1.0), feed[0], student.model)
-            weight = run.json(f"alpha-{budget}", asked) if alpha is None else alpha
+            weight = 0.1 * run.json(f"alpha-{budget}", asked) if alpha is None else alpha
             objective = answers(make(weight), student, subject, temperature, lambdas) if outputs else make(weight)
             taught = train(
                 student.model, feed, objective, steps=detecting.steps(per_epoch, distil_epochs), frozen=[subject.model],
