@@ -94,10 +94,14 @@ def batches(
     subject: Transformer, *, seed: int, held: bool = False, batch: int = BATCH, genres: Sequence[str] = ()
 ) -> Batches:
     """Batches of the training part of Brown, or of the held-out part."""
+    return _fed(subject.tokenizer, subject.kind == "decoder", seed, held, batch, tuple(genres))
+
+
+@functools.cache
+def _fed(tokenizer: Any, packed: bool, seed: int, held: bool, batch: int, genres: tuple[str, ...]) -> Batches:
+    """Made once for each tokenizer: reading all of Brown takes longer than a short training."""
     part = brown(*genres).split(seed=0)[held]
-    return texts.batches(
-        part, subject.tokenizer, packed=subject.kind == "decoder", batch=batch, length=LENGTH, seed=seed
-    )
+    return texts.batches(part, tokenizer, packed=packed, batch=batch, length=LENGTH, seed=seed)
 
 
 def held_out(student: Transformer, genres: Sequence[str] = ()) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import warnings
@@ -129,19 +130,18 @@ def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     flat = _Flat(model, args, kwargs).eval()
     with torch.no_grad():
         many = _several(flat, flat.tensors, flat(*flat.tensors))
+    # The shapes of the example are what is left where something holds for one size only.
     if many is not None:
         rest = iter(many)
         larger = [next(rest) if isinstance(one, Tensor) else one for one in flat.parts]
         wide, named = tree_unflatten(larger, flat.form)
-        try:
+        with contextlib.suppress(Exception):
             given = inspect.signature(model.forward).bind(*wide, **named).arguments
             free = tree_map_only(Tensor, lambda _: {0: torch.export.Dim.DYNAMIC}, dict(given))
             found = torch.export.export(model, wide, named, dynamic_shapes=free, strict=False)
             with torch.no_grad():
                 found.module()(*args, **kwargs)
             return found
-        except Exception:  # noqa: S110 - it holds for one size only: try that
-            pass
     return torch.export.export(model, args, dict(kwargs), strict=False)
 
 

@@ -548,7 +548,8 @@ class Traced:
     def save(self, folder: str | Path, *, program: bool = False) -> None:
         """Weights (safetensors) and what was cut (JSON), for `reload_traced`; with `program`, a torch.export program.
 
-        The program takes a batch of any size where the network lets it, else that of the example inputs. Each file is written whole or not at all.
+        The program takes a batch of any size where the network lets it, else that of the example inputs. Each file is
+        written whole or not at all.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
