@@ -1,5 +1,7 @@
 """Peak memory sees what a call held for a moment."""
 
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -38,6 +40,12 @@ def test_the_book_of_allocations_is_exact_and_repeats():
     assert len(found) == 1
     assert 2 * MIB <= found.pop() < 2 * MIB + 4096  # two of the three tensors at a time
     assert memory.allocated(lambda: None).value == 0.0
+
+
+def test_the_book_of_allocations_is_read_in_silence():
+    code = "import torch; from secateur.measure import memory; memory.allocated(lambda: torch.ones(9))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_narrower_network_needs_less():

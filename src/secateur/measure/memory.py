@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -75,6 +76,7 @@ def allocated(fn: Callable[[], Any], *, device: str = "cpu") -> Figure:
     """
     if torch.device(device).type == "cuda":
         return peak(fn, device=device).figure
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes to stderr that it starts and stops
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
         fn()
     assert seen.profiler is not None
