@@ -5,15 +5,22 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from claims import detection, lab
+from secateur.files import examples
 from secateur.files.rundir import Run
 from secateur.measure import latency
 from secateur.recipes.vision import yolov4_group_sad as recipe
+from secateur.recover import slimming
+from secateur.score import magnitude, random, scales
+from secateur.select import ranking, thresholds
+from secateur.subjects import stages
 from secateur.subjects.traced import Traced, reload_traced
 from secateur.vocabulary import Budget, Figure
 
@@ -119,3 +126,78 @@ def test_latency_falls():
         setup=f"{SETUP}; {BUDGET}, one thread, alternating pairs",
     )  # fmt: skip
     assert (speedup.low or 0) > 1.0
+
+
+@functools.cache
+def sparse(seed: int, switch: float) -> Traced:
+    """The detector after 250 steps of sparse training, at a rate that changes after the share `switch` of them."""
+    subject, steps = detection.taught().copy(), 250
+    feed = slimming.Numbered(examples.batches(detection.data()[0], batch=detection.BATCH, seed=seed), steps)
+    objective = recipe.pressure(subject, set(), 3e-2, 0.65, switch, 0.01)
+    detection.fit(subject.model, steps, lr=1e-2, seed=seed, objective=objective, batches=feed)
+    return subject
+
+
+def faint(subject: Traced) -> float:
+    """Share of scales below a hundredth of the median of the best third, which the variable rate would keep."""
+    free = scales.prunable(subject.model, subject.slices())
+    found = torch.cat([gamma.detach().abs()[inside] for gamma, inside in free]).sort().values
+    return float((found < 0.01 * found[int(0.65 * len(found)) :].median()).float().mean())
+
+
+def test_the_variable_rate_costs_less_than_a_constant_one():
+    variable, constant = ([detection.ap50(sparse(seed, switch).model) for seed in SEEDS] for switch in (0.4, 1.0))
+    shares, others = ([faint(sparse(seed, switch)) for seed in SEEDS] for switch in (0.4, 1.0))
+    lab.record(
+        "yolov4_group_sad", "variable", "the variable rate leaves a better detector than a constant one, with as many "
+        "scales near zero",
+        all(a >= b for a, b in zip(variable, constant, strict=True))
+        and all(a >= b - 0.02 for a, b in zip(shares, others, strict=True)),
+        ("AP50, variable rate", variable),
+        {"AP50, constant rate": constant, "share near zero, variable rate": shares,
+         "share near zero, constant rate": others},
+        lower=False, against=["AP50, constant rate"], setup=f"{SETUP}; 250 steps",
+    )  # fmt: skip
+
+
+def test_a_threshold_per_group_loses_less_than_a_tuned_global_one():
+    """No training after the cut. The global threshold has as many trials (its layer floor) as the scan of groups."""
+    budget, rows = Budget.parse("params=70%"), dict[str, list[float]]()
+    judged = examples.batches(detection.data()[0], batch=detection.BATCH, seed=7).take(4)
+    for seed in SEEDS:
+        subject = sparse(seed, 0.4)
+        places = stages.places(subject.model, detection.data()[0].inputs[:1])
+        groups = stages.grouped(places)
+
+        def cut(groups, judge, share, subject=subject, seed=seed):
+            masks = partial(thresholds.grouped, share=share, least=4)
+            return recipe.settled(subject.copy(), set(), groups, masks, judge, budget, True, seed)[0]
+
+        with tempfile.TemporaryDirectory() as folder, Run.open(folder, {}) as run:
+            ours = cut(groups, partial(recipe.rises, run, judged), 0.12)
+        trials = len(set(groups.values())) * (len(recipe.GRID) - 1)
+        tuned = min(
+            (cut(dict.fromkeys(groups, "all"), partial(recipe.given, [0.9]), share)
+             for share in np.linspace(0.02, 0.5, trials)),
+            key=lambda student: loss(student, judged),
+        )  # fmt: skip
+        found = {"one per group, by a scan": ours, f"one for all, the best of {trials} layer floors": tuned}
+        for name, scores in (
+            ("L1 norms", magnitude.coupled(subject.slices(), p=1)),
+            ("random channels", random.scores(subject.units(), seed)),
+        ):
+            found[name] = subject.copy().cut(ranking.by_budget(subject.units(), scores, budget), offsets=True)[0]
+        for name, student in found.items():
+            rows.setdefault(name, []).append(detection.ap50(student.model))
+    ours = rows.pop("one per group, by a scan")
+    lab.record(
+        "yolov4_group_sad", "groups", "a threshold per group loses less AP50 than a tuned global one, L1 norms or chance",
+        all(lab.less(row, ours) for row in rows.values()), ("one per group, by a scan", ours), rows, lower=False,
+        setup=f"{SETUP}; {budget} after sparse training, constants folded, nothing is trained after the cut",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def loss(student: Traced, batches) -> float:
+    student.model.eval()
+    return float(torch.stack([student.model.loss(batch) for batch in batches]).mean())

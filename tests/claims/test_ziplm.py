@@ -112,6 +112,14 @@ def ranked(scores, chosen: dict[str, int]) -> Transformer:
     return lab.minilm().cut(Selection({site: mask.numpy() for site, mask in masks.items()}))[0]
 
 
+def together(windows: list[Figure]) -> Figure:
+    """The median of several windows, with the interval that holds all of theirs."""
+    lows, highs = ([end for one in windows if (end := getattr(one, side)) is not None] for side in ("low", "high"))
+    return Figure(
+        float(np.median([one.value for one in windows])), min(lows), max(highs), "x", sum(one.samples for one in windows)
+    )
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("targets", "within"), [((1.5, 2.0, 3.0), 0.07), ((4.0,), 0.1)], ids=["to 3x", "4x"])
 def test_the_clock_agrees(place, targets, within, tmp_path):
@@ -130,13 +138,15 @@ def test_the_clock_agrees(place, targets, within, tmp_path):
                 gradual=False,
             )
         )
-    example, found = subject.example(batch, length), {}
-    for target, result in zip(targets, results, strict=True):
-        student = result.subject
-        pair = latency.compare(
-            lambda: subject.forward(example), lambda s=student: s.forward(example), pairs=40, lasting=30.0, enough=4000
-        )
-        found[target] = pair.speedup
+    example, windows = subject.example(batch, length), {target: [] for target in targets}
+    # The machine's state lasts half a minute: each student is timed in several windows, which lie apart.
+    for _ in range(4):
+        for target, result in zip(targets, results, strict=True):
+            pair = latency.compare(
+                lambda: subject.forward(example), lambda s=result.subject: s.forward(example), lasting=12.0, enough=4000
+            )
+            windows[target].append(pair.speedup)
+    found = {target: together(row) for target, row in windows.items()}
     holds = all(abs(speedup.value / target - 1) <= within for target, speedup in found.items())
     names = " and ".join(f"{target:g}x" for target in targets)
     lab.singly(
