@@ -47,7 +47,7 @@ def results(root: Path, seed: int, **options) -> Traced:
 
 
 @functools.cache
-def stages(seed: int) -> dict[str, float]:
+def trained(seed: int) -> dict[str, float]:
     """AP50 after each stage, of the distilled detector and of one that trained as long without its teacher."""
 
     def compute() -> dict[str, float]:
@@ -72,7 +72,7 @@ def stages(seed: int) -> dict[str, float]:
 
 def test_ap50_stays_within_three_points_at_half_the_flops():
     dense = detection.ap50(detection.taught().model)
-    rows = [stages(seed) for seed in SEEDS]
+    rows = [trained(seed) for seed in SEEDS]
     assert all(row["flops"] <= 0.5 for row in rows)
     lab.record(
         "yolov4_group_sad", "half", "AP50 stays within 3 points of the original at half the FLOPs",
@@ -83,7 +83,7 @@ def test_ap50_stays_within_three_points_at_half_the_flops():
 
 
 def test_distilling_beats_fine_tuning_alone():
-    rows = [stages(seed) for seed in SEEDS]
+    rows = [trained(seed) for seed in SEEDS]
     lab.record(
         "yolov4_group_sad", "distilling", "spatial attention distilling beats as many epochs of fine-tuning alone",
         all(row["taught"] > row["alone"] for row in rows),
@@ -112,7 +112,7 @@ def test_parameters_fall_more_than_flops_where_deep_groups_lose_most():
 
 
 def test_latency_falls():
-    stages(0)
+    trained(0)
     dense = detection.taught()
     small = reload_traced(detection.CACHE / "yolov4_group_sad-0", dense.model, dense.inputs.fresh()[0][0])
     images = detection.data()[1].inputs[:32]
@@ -191,7 +191,7 @@ def test_a_threshold_per_group_loses_less_than_a_tuned_global_one():
             rows.setdefault(name, []).append(detection.ap50(student.model))
     ours = rows.pop("one per group, by a scan")
     lab.record(
-        "yolov4_group_sad", "groups", "a threshold per group loses less AP50 than a tuned global one, L1 norms or chance",
+        "yolov4_group_sad", "groups", "a threshold per group loses less AP50 than a tuned global one, norms or chance",
         all(lab.less(row, ours) for row in rows.values()), ("one per group, by a scan", ours), rows, lower=False,
         setup=f"{SETUP}; {budget} after sparse training, constants folded, nothing is trained after the cut",
     )  # fmt: skip

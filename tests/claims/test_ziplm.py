@@ -115,9 +115,8 @@ def ranked(scores, chosen: dict[str, int]) -> Transformer:
 def together(windows: list[Figure]) -> Figure:
     """The median of several windows, with the interval that holds all of theirs."""
     lows, highs = ([end for one in windows if (end := getattr(one, side)) is not None] for side in ("low", "high"))
-    return Figure(
-        float(np.median([one.value for one in windows])), min(lows), max(highs), "x", sum(one.samples for one in windows)
-    )
+    value, samples = np.median([one.value for one in windows]), sum(one.samples for one in windows)
+    return Figure(float(value), min(lows), max(highs), "x", samples)
 
 
 @pytest.mark.parametrize("place", PLACES)
