@@ -9,6 +9,7 @@ some and writes nothing.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import importlib.util
 import json
@@ -591,6 +592,7 @@ def main() -> None:
     for module in ("torchvision.models", "timm", "transformers", "diffusers", "secateur.pruning", "torch_pruning"):
         if importlib.util.find_spec(module.partition(".")[0]):
             importlib.import_module(module)
+    gc.freeze()  # nor looked through by each child's garbage collector, which would write to all of it
     rows = collect(
         [name for name in names() if not options.names or name.startswith(tuple(options.names))], tools, options.threads
     )

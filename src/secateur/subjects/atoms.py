@@ -90,7 +90,7 @@ class Atoms:
                 self._kept.append((np.unique(atoms[owner == one]), self._met[one][2]))
         both = unlike & ~alone
         pairs = np.stack([a[both], b[both]])
-        self._pairs.append(_distinct(pairs) if pairs.shape[1] > 16 * _MANY else pairs)
+        self._pairs.append(_distinct(pairs) if pairs.shape[1] > _TOO_MANY else pairs)
         self._met.clear()
 
     def keep(self, labels: Tensor, reason: str) -> None:
@@ -121,8 +121,8 @@ class Atoms:
         return Classes(of, reasons)
 
 
-_MANY = 4096
-"""Labels that are not put off; of many more pairs, each is kept once."""
+_MANY, _TOO_MANY = 4096, 1 << 20
+"""Labels that are not put off, and pairs of which each is kept once: to sort fewer takes longer than to join them."""
 
 
 def _distinct(pairs: np.ndarray) -> np.ndarray:

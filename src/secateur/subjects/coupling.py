@@ -68,7 +68,9 @@ class Coupling:
         places, site_of = self._site_of
         owner = _owners(self.axes)
         kinds = len(places) + 1
-        found, counts = np.unique(owner * kinds + site_of[self.classes.of[1:]] + 1, return_counts=True)
+        every = np.bincount(owner * kinds + site_of[self.classes.of[1:]] + 1)
+        found = np.flatnonzero(every)
+        counts = every[found]
         result: dict[Axis, dict[str, int]] = {axis: {} for axis in self.axes}
         for axis, place, count in zip(
             (found // kinds).tolist(), (found % kinds).tolist(), counts.tolist(), strict=True
@@ -221,17 +223,21 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
         return {}
     of = classes.of[1:]  # atoms stand in the order of axes
     free = ~stays[of]
-    pairs, counts = np.unique(of[free].astype(np.int64) * len(axes) + _owners(axes)[free], return_counts=True)
-    owner, axis = pairs // len(axes), pairs % len(axes)
+    table = coo_array(
+        (np.ones(int(free.sum()), np.int64), (of[free], _owners(axes)[free])), shape=(len(stays), len(axes))
+    ).tocsr()
+    table.sort_indices()
+    axis, counts, rows = table.indices, table.data, np.diff(table.indptr)
+    owner = np.repeat(np.arange(len(stays)), rows)
     draw = np.random.default_rng(0).integers(1, 2**62, len(axes) + 1, dtype=np.int64)
     with np.errstate(over="ignore"):
         mixed = draw[axis] * counts + (draw[axis] >> 7) * counts * counts
         signature = np.zeros(len(stays), np.int64)
         np.add.at(signature, owner, mixed)
-    seen, start = np.unique(owner, return_index=True)
+    seen = np.flatnonzero(rows)
     if not len(seen):
         return {}
-    ends = np.append(start[1:], len(owner))
+    start, ends = table.indptr[seen], table.indptr[seen + 1]
     first_atom = np.full(len(stays), len(of))
     np.minimum.at(first_atom, of, np.arange(len(of)))
     in_order = np.argsort(first_atom[seen], kind="stable")

@@ -156,14 +156,17 @@ def _loose(model: nn.Module) -> set[int]:
     found = set()
     for module in model.modules():
         for name, value in vars(module).items():
+            if type(value) in _NO_TENSOR or name in _OWN:
+                continue
             if isinstance(value, Tensor):
                 found.add(id(value))
-            elif value and name not in _OWN and isinstance(value, dict | list | tuple | set):
+            elif value and isinstance(value, dict | list | tuple | set):
                 found |= {id(one) for one in tree_leaves(value) if isinstance(one, Tensor)}
     return found
 
 
 _OWN = frozenset(["_parameters", "_buffers", "_modules"])
+_NO_TENSOR = frozenset([int, float, bool, str, type(None)])
 
 
 def _constants(model: nn.Module) -> set[int]:

@@ -113,8 +113,11 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             copies.append((vars(module), vars(new)))
     for old, state in copies:
         for name, value in old.items():
-            if type(value) in _ATOMIC:
+            kind = type(value)
+            if kind in _ATOMIC:
                 state[name] = value
+            elif kind is OrderedDict and not value and id(value) not in memo:  # hooks, of which most modules have none
+                memo[id(value)] = state[name] = OrderedDict()
             elif name != "_compiled_call_impl":
                 state[name] = _value(value, memo)
     return copy.deepcopy(model, memo)
@@ -173,10 +176,11 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
         if name not in found:
             raise ModelError(f"the cut names {name}, which {type(model).__name__} does not have: build the original")
         tensor = found[name].detach()
-        for dim, index in dims.items():
-            if dim >= tensor.dim() or max(index, default=0) >= tensor.shape[dim]:
+        for dim, stays in dims.items():
+            index = np.asarray(stays, np.int64)
+            if dim >= tensor.dim() or index.max(initial=0) >= tensor.shape[dim]:
                 raise ModelError(f"the cut does not fit {name} {tuple(tensor.shape)}: build the original")
-            tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
+            tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
         changed[name] = tensor.contiguous()
     result = twin(model, changed)
     modules = dict(result.named_modules())
