@@ -116,7 +116,7 @@ def pressed(seed: int, pushed: bool) -> Traced:
     """The detector after four epochs, with or without the penalty on scales, at a rate high enough to move them."""
     subject, steps = detection.taught().copy(), 250
     feed = slimming.Numbered(examples.batches(detection.data()[0], batch=detection.BATCH, seed=seed), steps)
-    objective = recipe.pressure(subject, 3e-2, "decay", 0.0) if pushed else None
+    objective = recipe.pressure(subject, HOW["rate"], "decay", 0.0) if pushed else None
     detection.fit(subject.model, steps, lr=1e-2, seed=seed, objective=objective, batches=feed)
     return subject
 
