@@ -365,6 +365,32 @@ def peer(name: str, tell: Tell) -> dict[str, Any]:
     return row | {"status": "cut" if row["left"] < 1 else "nothing cut"}
 
 
+def laws(name: str, tell: Tell) -> dict[str, Any]:
+    """Which laws of subjects hold of it: whole, one-axis and mixed selections of random units, see `conformance`."""
+    check = importlib.import_module("secateur.conformance").check_subject
+    traced = importlib.import_module("secateur.subjects.traced")
+    recording = importlib.import_module("secateur.subjects.recording")
+    numpy = importlib.import_module("numpy")
+    model, inputs = build(name)
+    row: dict[str, Any] = {"params": _size(model)}
+    tell(row)
+
+    def output(subject: Any) -> Any:
+        parts = [one.detach().double().flatten() for one in recording.leaves(subject.forward())[0]]
+        return numpy.concatenate([part.numpy() for part in parts])
+
+    def reload(small: Any, folder: Path) -> Any:
+        small.save(folder)
+        return traced.reload_traced(folder, model, inputs)
+
+    try:
+        start = time.perf_counter()
+        found = check(lambda: traced.open_traced(model, inputs), output=output, reload=reload)
+    except (AssertionError, Exception) as error:
+        return row | {"status": "does not conform", "why": _line(error)}
+    return row | {"status": "conforms", "laws": sorted(found), "seconds": time.perf_counter() - start}
+
+
 def _timed(once: Callable[[], None], before: Callable[[], None], tell: Tell) -> dict[str, Any]:
     runs: list[float] = []
     used: list[float] = []
@@ -437,7 +463,7 @@ PROJECTIONS = frozenset(
     "qkv q k v kv query key value q_proj k_proj v_proj to_q to_k to_v q_lin k_lin v_lin in_proj query_key_value".split()
 )
 
-TOOLS: dict[str, Callable[[str, Tell], dict[str, Any]]] = {"secateur": measure, "torch_pruning": peer}
+TOOLS: dict[str, Callable[[str, Tell], dict[str, Any]]] = {"secateur": measure, "torch_pruning": peer, "laws": laws}
 
 
 def apart(tool: str, name: str, threads: int) -> dict[str, Any]:
@@ -492,7 +518,7 @@ def collect(wanted: list[str], tools: list[str], threads: int) -> list[dict[str,
     rows = []
     for name in wanted:
         made = {tool: apart(tool, name, threads) for tool in tools}
-        row = {"name": name, **made.get("secateur", {})}
+        row = {"name": name, **made.get("secateur", made.get("laws", {}))}
         if "torch_pruning" in made:
             row["torch_pruning"] = {key: value for key, value in made["torch_pruning"].items() if key != "params"}
         rows.append(row)
@@ -538,6 +564,25 @@ def table(rows: list[dict[str, Any]], about: str) -> str:
     return "\n".join([*lines, "", *summary(rows, about)])
 
 
+def lawful(rows: list[dict[str, Any]], about: str) -> str:
+    """What the suite of laws says of each network, as Markdown."""
+    held = [row for row in rows if row["status"] == "conforms"]
+    lines = [
+        f"- {row['name']}: {row['status']}: {row.get('why', '')}" for row in rows if row["status"] != "conforms"
+    ]
+    laws = sorted({law for row in held for law in row["laws"]})
+    return "\n".join(
+        [
+            f"{len(held)} of {len(rows)} networks conform, on whole, one-axis and mixed selections of random units, to: "
+            f"{', '.join(laws)}.",
+            "",
+            *lines,
+            "",
+            f"`python benchmarks/zoo.py --only laws`; {about}",
+        ]
+    )
+
+
 def summary(rows: list[dict[str, Any]], about: str) -> list[str]:
     """What all rows together say."""
     done = [row for row in rows if row["status"] == "cut"]
@@ -581,11 +626,11 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch; as many as cores if not given"
     )
-    parser.add_argument("--only", choices=list(TOOLS), help="one of the two tools; writes nothing")
+    parser.add_argument("--only", choices=list(TOOLS), help="one tool; writes nothing, but for the laws of all")
     parser.add_argument("--limit", type=int, default=LIMIT, help="seconds that one step may take")
     options = parser.parse_args()
     LIMIT = options.limit
-    tools = [options.only] if options.only else list(TOOLS)
+    tools = [options.only] if options.only else ["secateur", "torch_pruning"]
     if "torch_pruning" in tools:
         install()
     # What is loaded here need not be loaded again for each network. Nothing is computed here: threads do not survive.
@@ -600,15 +645,16 @@ def main() -> None:
     about = (
         f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; {PEER}."
     )
-    text = table(rows, about)
-    if options.names or options.only:
+    by_law = options.only == "laws"
+    text = lawful(rows, about) if by_law else table(rows, about)
+    if options.names or (options.only and not by_law):
         print(text)
         return
-    out = ROOT / "docs" / "evidence" / "benchmarks"
+    out, name = ROOT / "docs" / "evidence" / "benchmarks", "zoo-laws" if by_law else "zoo"
     out.mkdir(parents=True, exist_ok=True)
-    (out / "zoo.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (out / "zoo.md").write_text(text + "\n", encoding="utf-8")
-    print("\n".join(summary(rows, about)))
+    (out / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    print(text if by_law else "\n".join(summary(rows, about)))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def fit(
 
 
 @functools.cache
-def taught(steps: int = 3000, lr: float = 6e-3, seed: int = 0) -> Traced:
+def taught(steps: int = 1250, lr: float = 6e-3, seed: int = 0) -> Traced:
     """The small YOLO, trained on the scenes; kept in the cache of the claims."""
     torch.manual_seed(seed)
     net = Yolo()

@@ -149,8 +149,8 @@ def test_the_variable_rate_costs_less_than_a_constant_one():
     variable, constant = ([detection.ap50(sparse(seed, switch).model) for seed in SEEDS] for switch in (0.4, 1.0))
     shares, others = ([faint(sparse(seed, switch)) for seed in SEEDS] for switch in (0.4, 1.0))
     lab.record(
-        "yolov4_group_sad", "variable", "the variable rate brings 60 % of scales near zero and leaves a better detector "
-        "than a constant one",
+        "yolov4_group_sad", "variable", "the variable rate brings 60 % of scales near zero, and leaves a better "
+        "detector than a constant one",
         all(a >= b for a, b in zip(variable, constant, strict=True)) and min(shares) >= 0.6,
         ("AP50, variable rate", variable),
         {"AP50, constant rate": constant, "share near zero, variable rate": shares,

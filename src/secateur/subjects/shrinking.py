@@ -440,4 +440,6 @@ def _known(module: nn.Module, places: Mapping[str, tuple[int, ...]], groups: tup
         return {"num_channels": shape[0], "num_groups": groups[1] if groups else module.num_groups}
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return {"normalized_shape": shape}
+    if type(module).__name__ == "Conv1D" and len(shape) == 2:  # transformers' linear layer, with its weight transposed
+        return {name: size for name, size in (("nx", shape[0]), ("nf", shape[1])) if hasattr(module, name)}
     return {}

@@ -51,8 +51,8 @@ class Traced:
         self.model = model
         self.inputs = example
         self.plans = plans
-        self._channels = 0.0
-        """How many channels an earlier cut has left; those of sites that are down to one unit are among them."""
+        self._channels: float | None = None
+        """How many channels an earlier cut has left, as it counted them."""
         self._kept: dict[int, str] = {}
         self._bound: list[np.ndarray] = []
         self._tried: dict[type, int] = {}
@@ -295,9 +295,15 @@ class Traced:
         }
 
     def _settled(self) -> float:
-        """Channels of sites that an earlier cut has brought down to one unit, which always stays."""
-        here = sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
-        return max(0.0, self._channels - here)
+        """What an earlier cut has left beside the sites of now, so that all of it is what that cut said.
+
+        Channels of sites that are down to one unit, which always stays. Below zero where more can go than before, and
+        is counted twice: the queries and values of an attention of one head.
+        """
+        return 0.0 if self._channels is None else self._channels - self._own_channels()
+
+    def _own_channels(self) -> float:
+        return sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
 
     def _segments(self) -> Units:
         found = self.graph.removable
@@ -417,7 +423,7 @@ class Traced:
         before = self._count(sum(one.whole for one in self.run.products))
         if not removed:
             same = Traced(twin(self.model), self.inputs, self.plans)
-            same._channels = self._channels
+            same._channels = self._settled() + self._own_channels()
             return same, Cut({}, before, before)
         kept = self.coupling.kept(keep)
         made = plan(self.model, self.coupling, kept, self.run.flow.shapings)
@@ -435,8 +441,7 @@ class Traced:
                     fault,
                 )
         notes = self._fold(result, kept) if offsets else ()
-        channels = self._settled()
-        channels += sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
+        channels = self._settled() + self._own_channels()
         after = result._count(counter.total if counter and not offsets else None)
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
         result._channels = channels - gone
@@ -618,10 +623,10 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
     """`model` as something to prune; it stays as it is.
 
     example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords). prove: cut half of
-    everything once, and let stay what can't be cut, so that `units` promises no more than can be kept; without it, a
-    cut may raise `CutError`. Raises `ModelError` for a model that can't run on the inputs or holds NaN,
-    `UnsupportedError` for compiled, scripted and quantised models, for one in which nothing can go, and for one that
-    chooses by its data what to run, where the inputs leave something out.
+    everything once, then unequal shares, and let stay what can't be cut, so that `units` promises no more than can be
+    kept; without it, a cut may raise `CutError`. Raises `ModelError` for a model that can't run on the inputs or holds
+    NaN, `UnsupportedError` for compiled, scripted and quantised models, for one in which nothing can go, and for one
+    that chooses by its data what to run, where the inputs leave something out.
     """
     subject = Traced(model, Example.of(example_inputs))
     _check(model, subject.inputs)
@@ -629,19 +634,33 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
     if protect:
         subject.protect(protect)
     _something(subject)
-    while prove and subject.coupling.sites:
+    if prove:
+        for turn in (None, 0.0, 0.5):
+            _try(subject, turn)
+        _something(subject)
+    return subject
+
+
+def _try(subject: Traced, turn: float | None) -> None:
+    """Cut once, half of everything or in unequal shares that begin at `turn`, and let stay what can't be cut so.
+
+    Where one site loses more than another, code shows that computes the width of one from that of the other.
+    """
+    while subject.coupling.sites:
         keep = {}
-        for name, site in subject.coupling.sites.items():
-            keep[name] = np.arange(len(site.classes)) % 2 == 0
+        for number, (name, site) in enumerate(subject.coupling.sites.items()):
+            index, count = np.arange(len(site.classes)), len(site.classes)
+            if turn is None:
+                keep[name] = index % 2 == 0
+            else:
+                # Multiples of the golden ratio: no two sites lose the same share, and some lose nothing.
+                keep[name] = index < 1 + int(count * (1.2 * (0.618 * number + turn) % 1.2))
         selection = Selection(keep)
         try:
             subject.cut(selection)
-            break
+            return
         except CutError as error:
             subject.without(error.fault, selection)
-    if prove:
-        _something(subject)
-    return subject
 
 
 def _something(subject: Traced) -> None:
@@ -677,7 +696,7 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
         for name, tensor in found.items():
             tensor.copy_(state[name])
     result = Traced(small, Example.of(example_inputs), plans)
-    result._channels = float(data.get("channels", 0.0))
+    result._channels = float(data["channels"]) if data.get("channels") else None
     return result
 
 
