@@ -159,9 +159,13 @@ def test_the_variable_rate_costs_less_than_a_constant_one():
     )  # fmt: skip
 
 
+GLOBAL = "sparse training has made the scales of all layers comparable: one threshold finds what is zero"
+
+
+@pytest.mark.xfail(strict=True, reason=GLOBAL)
 def test_a_threshold_per_group_loses_less_than_a_tuned_global_one():
     """No training after the cut. The global threshold has as many trials (its layer floor) as the scan of groups."""
-    budget, rows = Budget.parse("params=70%"), dict[str, list[float]]()
+    budget, rows = Budget.parse("params=20%"), dict[str, list[float]]()
     judged = examples.batches(detection.data()[0], batch=detection.BATCH, seed=7).take(4)
     for seed in SEEDS:
         subject = sparse(seed, 0.4)
@@ -193,6 +197,7 @@ def test_a_threshold_per_group_loses_less_than_a_tuned_global_one():
         "yolov4_group_sad", "groups", "a threshold per group loses less AP50 than a tuned global one, norms or chance",
         all(lab.less(row, ours) for row in rows.values()), ("one per group, by a scan", ours), rows, lower=False,
         setup=f"{SETUP}; {budget} after sparse training, constants folded, nothing is trained after the cut",
+        reason=GLOBAL,
     )  # fmt: skip
 
 

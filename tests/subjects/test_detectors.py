@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,3 +127,30 @@ def test_ultralytics_models_are_traced_cut_and_trained():
     assert len(model.eval().detect(BATCH["inputs"])) == 2
     made = detectors.trainer(model)
     assert made.get_model(None, cfg="yolov8n.yaml") is model.detector, "what is trained is the cut module itself"
+
+
+def test_ultralytics_own_trainer_trains_what_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = pytest.importorskip("ultralytics.nn.tasks")
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path))
+    from PIL import Image
+    from ultralytics import YOLO
+
+    for part in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / part).mkdir(parents=True)
+        for number in range(4):
+            picture = torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8)
+            Image.fromarray(picture.numpy()).save(tmp_path / "images" / part / f"{number}.png")
+            (tmp_path / "labels" / part / f"{number}.txt").write_text("1 0.5 0.5 0.4 0.4\n")
+    names = {"path": str(tmp_path), "train": "images/train", "val": "images/val", "names": {0: "a", 1: "b", 2: "c"}}
+    (tmp_path / "data.yaml").write_text(json.dumps(names))
+    torch.manual_seed(0)
+    subject = detectors.opened(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), BATCH["inputs"][:1])
+    scores = magnitude.coupled(subject.slices())
+    small, cut = subject.cut(ranking.by_budget(subject.units(), scores, "channels=50%", scope="local"))
+    user = YOLO("yolov8n.yaml", verbose=False)
+    user.train(
+        data=str(tmp_path / "data.yaml"), trainer=detectors.trainer(small.model), epochs=1, imgsz=64, batch=4,
+        workers=0, device="cpu", project=str(tmp_path / "runs"), plots=False, verbose=False,
+    )  # fmt: skip
+    assert sum(p.numel() for p in user.model.parameters()) == cut.after["params"]
