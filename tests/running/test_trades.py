@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
 import tiny
+from secateur.errors import InputError
 from secateur.running import language, network, trades
 from secateur.subjects import Traced, Transformer
 
@@ -36,3 +40,13 @@ def test_a_folder_says_it_by_its_files(tmp_path):
     assert trades.of_folder(tmp_path) is network
     (tmp_path / "config.json").touch()
     assert trades.of_folder(tmp_path) is language
+
+
+def test_a_model_of_another_trade_is_refused_by_name():
+    trades.match(network, "net.py:build", "otov3")
+    trades.match(language, "some/hub-id", "ziplm")
+    trades.match(network, torch.nn.Linear(2, 2), "otov3")
+    with pytest.raises(InputError, match="ziplm works on language models, and 'net.py:build' names a function"):
+        trades.match(language, "net.py:build", "ziplm")
+    with pytest.raises(InputError, match=r"otov3 works on networks, and 'folder' names none: .*net.py:build"):
+        trades.match(network, Path("folder"), "otov3")

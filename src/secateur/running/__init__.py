@@ -132,6 +132,7 @@ def results(
     chosen = _options(function, {**options, **given}, seed, dry_run)
     _check(seed=(seed, 0), threads=(threads, 1), batch=(batch, 1), length=(length, 1))
     trade = trades.of_recipe(function)
+    trades.match(trade, model, function.__name__)
     corpus = trade.read(data)
     subject = trade.opened(model, device, corpus)
     corpus = trade.fitted(corpus, subject)

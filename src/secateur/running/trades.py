@@ -14,12 +14,13 @@ from typing import Any, Protocol
 from torch import nn
 from transformers import PreTrainedModel
 
+from secateur.errors import InputError
 from secateur.measure.latency import Environment
 from secateur.running import language
 from secateur.subjects import Traced
 from secateur.vocabulary import Figure
 
-__all__ = ["Trade", "of_folder", "of_model", "of_recipe"]
+__all__ = ["Trade", "match", "of_folder", "of_model", "of_recipe"]
 
 Row = dict[str, Figure]
 
@@ -96,6 +97,21 @@ def of_model(model: Any) -> Trade:
     named = isinstance(model, str) and ":" in model and not Path(model).exists()
     module = isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel)
     return _network() if named or module or isinstance(model, Traced) else _language()
+
+
+def match(trade: Trade, model: Any, recipe: str) -> None:
+    """Raise `InputError` for a name of a model that is not of the recipe's trade."""
+    if not isinstance(model, str | Path) or of_model(model) is trade:
+        return
+    if trade is language:
+        raise InputError(
+            f"{recipe} works on language models, and {str(model)!r} names a function that builds a network: give a "
+            "folder or a Hub id, or use a recipe on networks or secateur.prune"
+        )
+    raise InputError(
+        f"{recipe} works on networks, and {str(model)!r} names none: give a function that builds one, such as "
+        "net.py:build"
+    )
 
 
 def of_folder(folder: Path) -> Trade | None:
