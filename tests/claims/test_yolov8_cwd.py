@@ -150,6 +150,10 @@ def near_zero(subject: Traced) -> float:
     return float((found < 0.1 * found.max()).float().mean())
 
 
+COST = "one seed of three loses more than 3 points: 250 steps are few to push 65 % of the scales to zero"
+
+
+@pytest.mark.xfail(strict=True, reason=COST)
 def test_sparsity_training_empties_scales_at_little_cost():
     pushed, plain = ([near_zero(pressed(seed, how)) for seed in SEEDS] for how in (True, False))
     scores, others = ([detection.ap50(pressed(seed, how).model) for seed in SEEDS] for how in (True, False))
@@ -159,7 +163,7 @@ def test_sparsity_training_empties_scales_at_little_cost():
         all(a > b for a, b in zip(pushed, plain, strict=True)) and max(cost) <= 0.03,
         ("share of scales near zero", pushed),
         {"the same training without the penalty": plain, "AP50 that it costs": cost},
-        lower=False, against=["the same training without the penalty"], setup=f"{SETUP}; 250 steps",
+        lower=False, against=["the same training without the penalty"], setup=f"{SETUP}; 250 steps", reason=COST,
     )  # fmt: skip
 
 

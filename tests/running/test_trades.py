@@ -46,7 +46,7 @@ def test_a_model_of_another_trade_is_refused_by_name():
     trades.match(network, "net.py:build", "otov3")
     trades.match(language, "some/hub-id", "ziplm")
     trades.match(network, torch.nn.Linear(2, 2), "otov3")
-    with pytest.raises(InputError, match="ziplm works on language models, and 'net.py:build' names a function"):
+    with pytest.raises(InputError, match=r"ziplm works on language models, and 'net\.py:build' names a function"):
         trades.match(language, "net.py:build", "ziplm")
-    with pytest.raises(InputError, match=r"otov3 works on networks, and 'folder' names none: .*net.py:build"):
+    with pytest.raises(InputError, match=r"otov3 works on networks, and 'folder' names none: .*net\.py:build"):
         trades.match(network, Path("folder"), "otov3")
