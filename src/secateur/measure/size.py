@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import MeasurementError, UnsupportedError
+from secateur.modes import evaluating
 
 __all__ = ["every_flop", "flops", "kv_cache_bytes", "parameters", "training_flops"]
 
@@ -155,12 +156,5 @@ def _tensors(cache: Any) -> Iterator[Tensor]:
 @contextmanager
 def _evaluation(model: Any) -> Iterator[None]:
     """A module in eval mode, each submodule back in its own mode at the end; plain callables pass through."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
+    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
         yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError
+from secateur.modes import restored
 from secateur.recover import maps, slimming
 
 __all__ = ["Compare", "Objective", "follow", "press", "ratio", "steps"]
@@ -69,14 +70,12 @@ def ratio(objective: Objective, batch: Mapping[str, Any], student: nn.Module) ->
 
     `student` is asked in training mode, as that step will, and is left as it was, running statistics included.
     """
-    modes = {module: module.training for module in student.modules()}
     before = {name: buffer.clone() for name, buffer in student.named_buffers()}
     try:
-        student.train()
-        _, parts = objective(batch, {"examples": len(batch["inputs"])})
+        with restored(student):
+            student.train()
+            _, parts = objective(batch, {"examples": len(batch["inputs"])})
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for name, buffer in student.named_buffers():
             buffer.copy_(before[name])
     return parts["task"] / parts["maps"] if parts["maps"] > 0 else 0.0

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from secateur.errors import DataError, InputError, NumericalError, RunError, UnsupportedError
+from secateur.modes import evaluating
 from secateur.recover import storage
 from secateur.recover.objectives import count as count_tokens
 from secateur.recover.schedule import learning_rate
@@ -465,13 +466,8 @@ def _must_be_finite(what: str, value: float, step: int, path: Path | None) -> No
 
 def _evaluated(evaluate: Callable[[], float], modules: Sequence[nn.Module], accelerator: Accelerator) -> float:
     """The evaluation in eval mode, the mean over processes."""
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    with torch.no_grad():
+    with evaluating(*modules), torch.no_grad():
         value = float(evaluate())
-    for module, mode in zip(modules, modes, strict=True):
-        module.train(mode)
     if accelerator.num_processes > 1:
         value = float(accelerator.reduce(torch.tensor(value, device=accelerator.device), "mean"))
     return value

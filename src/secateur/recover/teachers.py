@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import DataError, InputError
+from secateur.modes import evaluating
 from secateur.recover import storage
 
 __all__ = ["Joined", "Outputs", "TopK", "cache_topk", "check_vocabularies", "fingerprint", "live"]
@@ -98,16 +99,10 @@ def live(model: nn.Module, forward: Callable[..., Any] | None = None) -> Callabl
     """
 
     def ask(batch: Batch, **options: Any) -> Any:
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with torch.no_grad():
-                if forward is not None:
-                    return forward(batch, **options)
-                return model(**send_to_device(batch, next(model.parameters()).device), **options)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with evaluating(model), torch.no_grad():
+            if forward is not None:
+                return forward(batch, **options)
+            return model(**send_to_device(batch, next(model.parameters()).device), **options)
 
     return ask
 

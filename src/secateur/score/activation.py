@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError, InputError
-from secateur.score.hooks import Batch, Side, evaluating, finite, observe, real_tokens, stream
+from secateur.modes import evaluating
+from secateur.score.hooks import Batch, Side, finite, observe, real_tokens, stream
 from secateur.score.magnitude import Columns
 from secateur.score.slices import Slices
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError, InputError
-from secateur.score.hooks import Batch, evaluating, finite
+from secateur.modes import evaluating
+from secateur.score.hooks import Batch, finite
 from secateur.score.magnitude import Columns, consumer_weight
 from secateur.score.slices import Slices, total
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError, InputError, NumericalError
+from secateur.modes import evaluating
 
-__all__ = ["Batch", "Side", "evaluating", "finite", "module_at", "observe", "real_tokens", "stream"]
+__all__ = ["Batch", "Side", "finite", "module_at", "observe", "real_tokens", "stream"]
 
 Batch = Any
 """Whatever the caller's forward takes; a mapping may hold "attention_mask" [B, S], 0 where padding."""
@@ -49,18 +50,6 @@ def observe(model: nn.Module, places: Mapping[tuple[str, Side], Callable[[Tensor
             )
             stack.callback(handle.remove)
         yield
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is in evaluation mode, so that no statistics change; then each module is as it was."""
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def stream(

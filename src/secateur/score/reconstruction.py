@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import DataError, InputError
-from secateur.score.hooks import Batch, evaluating, finite, module_at, observe
+from secateur.modes import evaluating
+from secateur.score.hooks import Batch, finite, module_at, observe
 
 __all__ = ["gram", "greedy", "lasso", "moments"]
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, MissingExtraError, UnsupportedError
+from secateur.modes import evaluating, restored
 from secateur.subjects.traced import Traced, open_traced
 
 __all__ = ["Detector", "Torchvision", "Ultralytics", "adapt", "opened", "regions", "trainer"]
@@ -130,7 +131,7 @@ class Torchvision(nn.Module):
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[dict[str, Tensor]]:
         """The model's own detections, with classes from 0."""
-        with _evaluating(self):
+        with evaluating(self):
             found = self.detector(list(images))
         result = []
         for one in found:
@@ -223,7 +224,7 @@ class Ultralytics(nn.Module):
             raise MissingExtraError(
                 "detections of such a model need ultralytics 8.3.200 or later (AGPL-3.0): pip install ultralytics"
             ) from error
-        with _evaluating(self):
+        with evaluating(self):
             rows = suppress(self(images), self.confidence, self.overlap)
         return [{"boxes": row[:, :4], "scores": row[:, 4], "labels": row[:, 5].long()} for row in rows]
 
@@ -249,30 +250,13 @@ def trainer(model: nn.Module) -> type:
 
 
 @contextlib.contextmanager
-def _modes(model: nn.Module) -> Iterator[None]:
-    before = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    with _modes(model):
-        model.eval()
-        yield
-
-
-@contextlib.contextmanager
 def _asked_for_a_loss(model: nn.Module) -> Iterator[None]:
     """These models give a loss in training mode only: in evaluation mode, norms and dropout stay in theirs."""
     if model.training:
         yield
         return
     still = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    with _modes(model):
+    with restored(model):
         for module in model.modules():
             module.training = not isinstance(module, still)
         yield

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError
+from secateur.modes import evaluating
 
 __all__ = ["Place", "feeders", "grouped", "places"]
 
@@ -98,12 +99,10 @@ def feeders(model: nn.Module, images: Tensor) -> set[str]:
 
 
 def _watched(model: nn.Module, images: Tensor, kind: type[nn.Module], note: Any) -> None:
-    modes = {module: module.training for module in model.modules()}
     hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kind)]
     try:
-        model.eval()(images)
+        with evaluating(model):
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode

@@ -22,6 +22,7 @@ from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import size, statistics
+from secateur.modes import evaluating
 from secateur.recover import compensate, initialise, loop, losses, masks, objectives, slimming
 from secateur.recover.masks import Masks
 from secateur.score import magnitude, random, reconstruction
@@ -557,14 +558,10 @@ def right(model: nn.Module, data: Examples, batch: int = 256) -> NDArray[np.bool
     """[N]: whether the largest logit is that of the class."""
     found = []
     device = next(model.parameters()).device
-    with torch.inference_mode():
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
+    with evaluating(model), torch.inference_mode():
         for part in data.in_order(batch):
             logits = predict(model, {"inputs": part["inputs"].to(device)})
             found.append((logits.argmax(-1).cpu() == part["labels"]).numpy())
-        for module, mode in modes.items():
-            module.training = mode
     return np.concatenate(found)
 
 
