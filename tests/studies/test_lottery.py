@@ -67,7 +67,16 @@ def test_filters_make_smaller_tickets(network, monkeypatch):
     assert not torch.isin(rival["0.weight"], first["0.weight"]).any()
 
 
-@pytest.mark.parametrize("options", [{"method": "soft"}, {"rounds": 0}, {"rounds": 2, "method": "l1"}, {"kept": 1.0}])
+def test_adam_trains_tickets_otherwise(network):
+    how = {"kept": 0.3, "lrs": (0.003,), **QUICK, "seeds": (0,)}
+    (adam,), (sgd,) = (lottery.lottery(network, nets.data(), nets.data(), optimizer=o, **how) for o in ("adamw", "sgd"))
+    assert (adam.dense, adam.ticket) != (sgd.dense, sgd.ticket)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"method": "soft"}, {"optimizer": "adagrad"}, {"rounds": 0}, {"rounds": 2, "method": "l1"}, {"kept": 1.0}],
+)
 def test_what_does_not_fit_is_refused(network, options):
     with pytest.raises(InputError):
         lottery.lottery(network, nets.data(), nets.data(), **options)

@@ -54,6 +54,7 @@ def lottery(
     seeds: Sequence[int] = (0, 1, 2),
     norm: float = 1.0,
     augment: Augment | None = None,
+    optimizer: str = "sgd",
 ) -> tuple[Tickets, ...]:
     """Train, prune, start again: per learning rate, the ticket beside a new draw in the same shape.
 
@@ -66,9 +67,12 @@ def lottery(
         lrs: first learning rates; the claim is about the large one beside the small one.
         epochs: of every training.
         seeds: of draws and order; a ticket and its rival share the order.
+        optimizer: "sgd", or "adamw" in place of the paper's Adam, for which give rates of 0.001 and below.
     """
     if method not in ("unstructured", "l1"):
         raise InputError(f"method={method!r} is not one of unstructured, l1")
+    if optimizer not in ("sgd", "adamw"):
+        raise InputError(f"optimizer={optimizer!r} is not one of sgd, adamw")
     if rounds < 1 or (rounds > 1 and method == "l1"):
         raise InputError(f"rounds={rounds}: give 1, or more for unstructured pruning")
     if not 0 < kept < 1:
@@ -76,7 +80,14 @@ def lottery(
     found = []
     for lr in lrs:
         fit = partial(
-            rethinking.fit, data=data, epochs=epochs, lr=lr, batch=batch, weight_decay=weight_decay, augment=augment
+            rethinking.fit,
+            data=data,
+            epochs=epochs,
+            lr=lr,
+            batch=batch,
+            weight_decay=weight_decay,
+            augment=augment,
+            optimizer=optimizer,
         )
         accuracies: list[tuple[float, float, float]] = []
         for seed in seeds:

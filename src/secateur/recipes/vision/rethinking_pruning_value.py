@@ -516,8 +516,9 @@ def fit(
     folder: Path | None = None,
     flops: float = 0.0,
     training: str = "",
+    optimizer: str = "sgd",
 ) -> Recovery | None:
-    """Train `model` in place on the classes of `data` by SGD with momentum 0.9; None for no epochs.
+    """Train `model` in place on the classes of `data`, by SGD with momentum 0.9 or by "adamw"; None for no epochs.
 
     schedule: "milestones", decays at 50 % and 75 % whatever the epochs; or "constant". penalty: is added to the mean
     loss. closed: masks, held at 0. epoch_end: called after each epoch. step_end: called with the optimizer after each
@@ -539,15 +540,15 @@ def fit(
             loss = loss + penalty() * (len(part["inputs"]) / totals["examples"])
         return loss, {}
 
-    optimizer: Any = "sgd"
+    stepper: Any = optimizer
     if epoch_end is not None:
-        optimizer = partial(_Periodic, then=lambda _: epoch_end(), every=once)
+        stepper = partial(_Periodic, then=lambda _: epoch_end(), every=once)
     if step_end is not None:
-        optimizer = partial(_Periodic, then=step_end, every=1)
+        stepper = partial(_Periodic, then=step_end, every=1)
     evaluate = None if judged is None else (lambda: 1.0 - float(right(model, judged).mean()))
     with masks.held(model, closed or {}):
         return loop.train(
-            model, feed, objective, steps=steps, lr=lr, schedule=schedule, warmup=0, optimizer=optimizer,
+            model, feed, objective, steps=steps, lr=lr, schedule=schedule, warmup=0, optimizer=stepper,
             weight_decay=weight_decay, seed=seed, count=examples.count, checkpoint=folder, evaluate=evaluate,
             extra=extra, flops_per_token=3.0 * flops,
             **{"clip": None, "evaluate_every": once, "every": max(100, once), **further},
