@@ -578,6 +578,8 @@ def lawful(rows: list[dict[str, Any]], about: str) -> str:
             "",
             *lines,
             "",
+            "FLOPs of networks that choose by their data what to run (boxes, experts) are not compared.",
+            "",
             f"`python benchmarks/zoo.py --only laws`; {about}",
         ]
     )

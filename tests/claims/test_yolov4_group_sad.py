@@ -147,17 +147,24 @@ def faint(subject: Traced) -> float:
     return float((found < 0.01 * found[int(0.65 * len(found)) :].median()).float().mean())
 
 
+SPARSE = (
+    "AP50 is far better under every seed; of the 65 % of scales that feel the full rate, all but one in a hundred go"
+)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=SPARSE)
 def test_the_variable_rate_costs_less_than_a_constant_one():
     variable, constant = ([detection.ap50(sparse(seed, switch).model) for seed in SEEDS] for switch in (0.4, 1.0))
     shares, others = ([faint(sparse(seed, switch)) for seed in SEEDS] for switch in (0.4, 1.0))
     lab.record(
-        "yolov4_group_sad", "variable", "the variable rate brings 60 % of scales near zero, and leaves a better "
-        "detector than a constant one",
-        all(a >= b for a, b in zip(variable, constant, strict=True)) and min(shares) >= 0.6,
+        "yolov4_group_sad", "variable", "the variable rate leaves a better detector than a constant one, with as many "
+        "scales near zero",
+        all(a >= b for a, b in zip(variable, constant, strict=True))
+        and all(a >= b - 0.02 for a, b in zip(shares, others, strict=True)),
         ("AP50, variable rate", variable),
         {"AP50, constant rate": constant, "share near zero, variable rate": shares,
          "share near zero, constant rate": others},
-        lower=False, against=["AP50, constant rate"], setup=f"{SETUP}; 250 steps",
+        lower=False, against=["AP50, constant rate"], setup=f"{SETUP}; 250 steps, rate 0.03", reason=SPARSE,
     )  # fmt: skip
 
 

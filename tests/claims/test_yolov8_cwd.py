@@ -57,20 +57,23 @@ def distilled(seed: int) -> dict[str, float]:
 
 
 @functools.cache
-def arms(seed: int) -> dict[str, dict[str, float]]:
-    """Average precision at a quarter of the FLOPs: same cut, same fine-tuning, and then as many epochs of each way."""
+def arms(seed: int, budget: str = QUARTER) -> dict[str, dict[str, float]]:
+    """Average precision at a budget: same cut, same fine-tuning, and then as many epochs of each way."""
+    ways = [("distilled", {}), ("alone", {"alpha": 0.0})]
+    if budget == QUARTER:
+        ways.append(("evenly", {"weights": [1.0, 1.0, 1.0]}))
 
     def compute() -> dict[str, dict[str, float]]:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder, "cut")
-            results(root, seed, QUARTER, distil_epochs=0)
+            results(root, seed, budget, distil_epochs=0)
             found = {}
-            for name, how in (("distilled", {}), ("evenly", {"weights": [1.0, 1.0, 1.0]}), ("alone", {"alpha": 0.0})):
+            for name, how in ways:
                 shutil.copytree(root, Path(folder, name))
-                found[name] = detection.sizes(results(Path(folder, name), seed, QUARTER, **how).model)
+                found[name] = detection.sizes(results(Path(folder, name), seed, budget, **how).model)
             return found
 
-    return lab.remembered(f"yolov8_cwd-arms-{seed}", compute)
+    return lab.remembered(f"yolov8_cwd-arms-{budget}-{seed}", compute)
 
 
 def test_ap50_stays_within_three_points_at_half_the_flops():
@@ -85,16 +88,29 @@ def test_ap50_stays_within_three_points_at_half_the_flops():
     )  # fmt: skip
 
 
-def test_distillation_beats_fine_tuning_alone():
-    ours, others = ([arms(seed)[name] for seed in SEEDS] for name in ("distilled", "alone"))
+FREE = "at half the FLOPs nothing is lost that could be won back: one seed of three gains nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        pytest.param(
+            "distillation-half", HALF, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=FREE)
+        ),
+        ("distillation", QUARTER),
+    ],
+)
+def test_distillation_beats_fine_tuning_alone(name, budget):
+    """First asked at half the FLOPs, where it does not hold; then at a quarter."""
+    ours, others = ([arms(seed, budget)[way] for seed in SEEDS] for way in ("distilled", "alone"))
     lab.record(
-        "yolov8_cwd", "distillation", "channel-wise distillation beats as many epochs of fine-tuning alone, by mAP",
+        "yolov8_cwd", name, "channel-wise distillation beats as many epochs of fine-tuning alone, by mAP",
         all(one["mAP"] > other["mAP"] for one, other in zip(ours, others, strict=True)),
         ("mAP, distilled", [row["mAP"] for row in ours]),
         {"mAP, fine-tuned alone": [row["mAP"] for row in others], "AP50, distilled": [row["AP50"] for row in ours],
          "AP50, fine-tuned alone": [row["AP50"] for row in others]},
-        lower=False, against=["mAP, fine-tuned alone"],
-        setup=f"{SETUP}; {QUARTER}, same cut, same batches, same rates",
+        lower=False, against=["mAP, fine-tuned alone"], reason=FREE,
+        setup=f"{SETUP}; {budget}, same cut, same batches, same rates",
     )  # fmt: skip
 
 
@@ -163,7 +179,8 @@ def test_sparsity_training_empties_scales_at_little_cost():
         all(a > b for a, b in zip(pushed, plain, strict=True)) and max(cost) <= 0.03,
         ("share of scales near zero", pushed),
         {"the same training without the penalty": plain, "AP50 that it costs": cost},
-        lower=False, against=["the same training without the penalty"], setup=f"{SETUP}; 250 steps", reason=COST,
+        lower=False, against=["the same training without the penalty"], reason=COST,
+        setup=f"{SETUP}; 250 steps, rate 0.01",
     )  # fmt: skip
 
 
@@ -189,7 +206,7 @@ def test_scales_after_sparsity_training_rank_best_before_fine_tuning():
     lab.record(
         "yolov8_cwd", "ranking", "scales after sparsity training rank channels best: AP50 right after the cut",
         all(lab.less(row, ours) for row in rows.values()), ("scales after sparsity training", ours), rows, lower=False,
-        setup=f"{SETUP}; 80 % of every layer's channels stay, nothing is trained after the cut",
+        setup=f"{SETUP}; 250 steps, rate 0.01; 80 % of every layer's channels stay, nothing is trained after the cut",
     )  # fmt: skip
 
 
