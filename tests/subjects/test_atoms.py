@@ -32,3 +32,14 @@ def test_more_pairs_and_more_reasons_can_be_given_later() -> None:
     classes = atoms.classes([np.array([[1, 3], [2, 4]])], [(np.array([3]), "later")])
     assert classes.of[1] == classes.of[2] != classes.of[3] == classes.of[4]
     assert set(classes.reasons.values()) == {"later"}
+
+
+def test_what_meets_very_often_still_meets() -> None:
+    """256 times is 0 in numbers of eight bits."""
+    atoms = Atoms()
+    (a,), (b,) = atoms.colour("a", torch.zeros(2)), atoms.colour("b", torch.zeros(2))
+    for _ in range(256):
+        atoms.join(a, b, "added")
+    of = atoms.classes().of
+    assert (of[1:3] == of[3:5]).all()
+    assert of[1] != of[2]

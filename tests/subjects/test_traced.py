@@ -351,6 +351,14 @@ def test_a_shared_weight_stays_where_one_use_of_it_must() -> None:
         prune(Shared(), torch.randn(2, 4))
 
 
+def eight_bits() -> nn.Module:
+    model = nets.make("mlp")[0]
+    weight = model.get_parameter("2.weight")
+    weight.requires_grad_(False)
+    weight.data = weight.data.to(torch.float8_e4m3fn)
+    return model
+
+
 def quantised() -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(nets.make("mlp")[0].eval(), {nn.Linear}, dtype=torch.qint8)
 
@@ -374,6 +382,7 @@ REFUSED = {
     "scripted inside": (lambda: inner(torch.jit.script), MLP, UnsupportedError, r"2 \(RecursiveScriptModule\) is comp"),
     "compiled inside": (lambda: inner(torch.compile), MLP, UnsupportedError, r"2 \(OptimizedModule\) is compiled"),
     "quantised": (quantised, MLP, UnsupportedError, r"0 \(Linear\) is quantised: prune first"),
+    "eight bits": (eight_bits, MLP, UnsupportedError, "2.weight is in torch.float8_e4m3fn: prune in a wider type"),
     "NaN": (lambda: spoilt("2.weight", float("nan")), MLP, ModelError, "2.weight holds NaN or infinity"),
     "infinity": (lambda: spoilt("0.bias", float("inf")), MLP, ModelError, "0.bias holds NaN or infinity"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), MLP, ModelError, "0.weight has no shape yet"),

@@ -109,7 +109,7 @@ class Atoms:
         """Join everything learnt so far, `more` pairs [2, n] and further `kept` atoms."""
         self._settle()
         pairs = np.concatenate([np.zeros((2, 0), np.int32), *self._pairs, *more], axis=1)
-        graph = coo_array((np.ones(pairs.shape[1], np.int8), (pairs[0], pairs[1])), shape=(self.count, self.count))
+        graph = coo_array((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(self.count, self.count))
         of = connected_components(graph, directed=False)[1]
         # Atom 0 is never joined: give its class the number 0.
         of = np.where(of == 0, of[0], np.where(of == of[0], 0, of)) if of[0] else of

@@ -213,7 +213,7 @@ def _pieces(found: np.ndarray, dim: int) -> int:
     head = found[tuple(slice(None) if place == dim else slice(0, 1) for place in range(found.ndim))]
     names, index = np.unique(np.stack([np.broadcast_to(head, found.shape), found]), return_inverse=True)
     a, b = index.reshape(2, -1)
-    graph = coo_array((np.ones(a.size, np.int8), (a, b)), shape=(len(names), len(names)))
+    graph = coo_array((np.ones(a.size, bool), (a, b)), shape=(len(names), len(names)))
     return int(connected_components(graph, directed=False)[0])
 
 

@@ -719,6 +719,10 @@ def _check(model: nn.Module, example: Example) -> None:
             raise ModelError(f"{name} has no values (it is on the meta device): load the weights first")
         if type(tensor.data) is not Tensor or tensor.is_quantized:
             raise UnsupportedError(f"{name} is a {type(tensor.data).__name__}: prune first, then quantise the result")
+        if tensor.is_floating_point() and tensor.element_size() == 1:
+            raise UnsupportedError(
+                f"{name} is in {tensor.dtype}: prune in a wider type first, then quantise the result"
+            )
         # A sum is the fastest look at all numbers. Infinity is at home in buffers, as a mask.
         if not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach().sum())):
             continue
