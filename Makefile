@@ -37,8 +37,9 @@ docs: $(VENV)/.full  ## the documentation in site/, and the tables generated fro
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-bench: $(VENV)/.full  ## the benchmarks, one after the other (on a quiet machine)
+bench: $(VENV)/.bench  ## the benchmarks, one after the other (on a quiet machine)
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "== $$file"; $(BIN)/python "$$file"; done
+	@echo "== the laws of every network"; $(BIN)/python benchmarks/zoo.py --only laws --limit 240
 
 changelog: $(VENV)/.full  ## gather changes/ into CHANGELOG.md for the version in pyproject.toml
 	@$(BIN)/towncrier build --yes --version "$$($(BIN)/python -c 'import secateur; print(secateur.__version__)')"
@@ -62,5 +63,9 @@ $(VENV)/.full: pyproject.toml | $(BIN)/pip
 	@echo "Installing secateur with its test and documentation tools into $(VENV) (the first time takes some minutes)"
 	@$(PIP) --editable '.[all,test,docs]'
 	@touch $(VENV)/.base $@
+
+$(VENV)/.bench: $(VENV)/.full
+	@$(PIP) --editable '.[bench]'
+	@touch $@
 
 .PHONY: help demo test lint claims docs bench changelog clean

@@ -580,7 +580,7 @@ def lawful(rows: list[dict[str, Any]], about: str) -> str:
             "",
             "FLOPs of networks that choose by their data what to run (boxes, experts) are not compared.",
             "",
-            f"`python benchmarks/zoo.py --only laws`; {about}",
+            about.replace("zoo.py", "zoo.py --only laws"),
         ]
     )
 
@@ -644,9 +644,7 @@ def main() -> None:
         [name for name in names() if not options.names or name.startswith(tuple(options.names))], tools, options.threads
     )
     torch = importlib.import_module("torch")
-    about = (
-        f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; {PEER}."
-    )
+    about = f"`python benchmarks/zoo.py --threads {options.threads} --limit {LIMIT}`; {platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}; {PEER}."
     by_law = options.only == "laws"
     text = lawful(rows, about) if by_law else table(rows, about)
     if options.names or (options.only and not by_law):
