@@ -1,0 +1,95 @@
+"""Masks over single weights: exact counts, ties, every scope, NumPy = torch, and no sort for the global threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secateur.errors import InputError, NumericalError
+from secateur.select import weights
+
+shares = st.floats(0, 1)
+numbers = st.lists(
+    st.one_of(st.integers(-3, 3).map(float), st.floats(-(2.0**90), 2.0**90, width=32)), min_size=1, max_size=60
+)
+
+
+def by_sorting(scores: np.ndarray, wanted: int) -> np.ndarray:
+    order = np.lexsort((np.arange(scores.size), -scores))
+    mask = np.zeros(scores.size, bool)
+    mask[order[:wanted]] = True
+    return mask
+
+
+@settings(max_examples=200, deadline=None)
+@given(numbers, shares, st.booleans())
+def test_a_matrix_keeps_exactly_the_best(values, share, wide):
+    scores = np.array(values, np.float64 if wide else np.float32).reshape(1, -1)
+    expected = by_sorting(scores[0], int(scores.size * share + 1e-9))
+    assert (weights.best(scores, share, "matrix")[0] == expected).all()
+    assert (weights.best(torch.from_numpy(scores), share, "matrix")[0].numpy() == expected).all()
+    halves = {"first": scores[0, : scores.size // 2], "second": torch.from_numpy(scores[0, scores.size // 2 :])}
+    found = weights.everywhere(halves, share)
+    assert (np.concatenate([np.asarray(mask) for mask in found.values()]) == expected).all()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 40), shares)
+@settings(max_examples=50, deadline=None)
+def test_rows_and_blocks_have_exact_counts(seed, rows, columns, share):
+    scores = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    assert (weights.best(scores, share, "row").sum(1) == int(columns * share + 1e-9)).all()
+    mask = weights.best(scores, share, "block", block=8)
+    for start in range(0, columns, 8):
+        part = mask[:, start : start + 8]
+        assert part.sum() == int(part.numel() * share + 1e-9)
+
+
+def test_a_smaller_share_keeps_a_subset():
+    scores = torch.randint(0, 4, (16, 32)).float()  # full of ties
+    for scope in ("row", "block", "matrix"):
+        masks = [weights.best(scores, share, scope) for share in (0.2, 0.5, 0.7)]
+        assert not (masks[0] & ~masks[1]).any()
+        assert not (masks[1] & ~masks[2]).any()
+
+
+def test_nothing_and_everything_can_stay():
+    scores = torch.randn(4, 6)
+    for scope in ("row", "block", "matrix"):
+        assert not weights.best(scores, 0.0, scope).any()
+        assert weights.best(scores, 1.0, scope).all()
+    assert weights.everywhere({"a": scores}, 1.0)["a"].all()
+    assert not weights.everywhere({"a": scores}, 0.0)["a"].any()
+
+
+def test_half_precision_is_compared_as_it_is():
+    scores = torch.randn(8, 16).bfloat16()
+    assert (weights.best(scores, 0.5, "row") == weights.best(scores.float(), 0.5, "row")).all()
+    assert (weights.everywhere({"a": scores}, 0.5)["a"] == weights.best(scores.float(), 0.5, "matrix")).all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_threshold_is_the_kth_largest(kind):
+    draw = np.random.default_rng(0)
+    columns = [draw.standard_normal(n).astype(kind) for n in (1, 300, 5000)]
+    whole = np.sort(np.concatenate(columns))[::-1]
+    for k in (1, 2, 777, 5301):
+        assert weights.threshold(columns, k) == whole[k - 1]
+
+
+def test_bad_shares_scopes_and_nan_are_refused():
+    scores = torch.randn(2, 4)
+    for share in (-0.1, 1.1):
+        with pytest.raises(InputError, match="from 0 to 1"):
+            weights.best(scores, share)
+    with pytest.raises(InputError, match="everywhere"):
+        weights.best(scores, 0.5, "global")
+    with pytest.raises(InputError, match="row, block, matrix, global"):
+        weights.best(scores, 0.5, "column")
+    scores[0, 0] = torch.nan
+    with pytest.raises(NumericalError, match="NaN"):
+        weights.best(scores, 0.5)
+    with pytest.raises(NumericalError, match="layer 3"):
+        weights.everywhere({"layer 3": scores}, 0.5)
