@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secateur.subjects.loading import load as load
     from secateur.subjects.loading import open_streamed as open_streamed
     from secateur.subjects.loading import open_subject as open_subject
+    from secateur.subjects.moe import Moe as Moe
     from secateur.subjects.streamed import Streamed as Streamed
     from secateur.subjects.traced import Traced as Traced
     from secateur.subjects.traced import open_traced as open_traced
@@ -26,6 +27,7 @@ _PLACES = {
     "Consumer": "transformer",
     "Decoder": "decoder",
     "Encoder": "encoder",
+    "Moe": "moe",
     "Output": "transformer",
     "Streamed": "streamed",
     "Traced": "traced",
@@ -41,6 +43,7 @@ __all__ = [
     "Consumer",
     "Decoder",
     "Encoder",
+    "Moe",
     "Output",
     "Streamed",
     "Traced",
