@@ -137,7 +137,7 @@ def save(subject: Transformer, folder: Path) -> None:
 def loading(folder: Path, name: str) -> str:
     """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    flag = ", trust_remote_code=True" if "per_layer_config" in config else ""
+    flag = ", trust_remote_code=True" if "auto_map" in config else ""
     architecture = "".join(config.get("architectures") or []).replace("LMHeadModel", "ForCausalLM")
     if (folder / "modules.json").exists():
         library, call = "sentence_transformers", "SentenceTransformer"

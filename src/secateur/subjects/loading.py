@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from secateur.errors import MissingExtraError, ModelError, UnsupportedError
-from secateur.subjects import saving
+from secateur.subjects import packing, saving, unpacking
 from secateur.subjects.decoder import Decoder
 from secateur.subjects.encoder import Encoder
 from secateur.subjects.families import FAMILIES, Family, find
@@ -124,7 +131,8 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     data = saving.read_json(folder / "config.json")
     if not isinstance(data, dict) or "model_type" not in data:
         raise ModelError(f"{folder / 'config.json'} is damaged: it names no model_type")
-    if "auto_map" in data and "per_layer_config" not in data and not trust_remote_code:
+    own = "per_layer_config" in data or packing.is_packed(data)  # code of ours, which is not run but done again here
+    if "auto_map" in data and not own and not trust_remote_code:
         raise ModelError(
             f"{folder} carries modelling code of its own, which is not run unasked: "
             "pass trust_remote_code=True if you trust it"
@@ -163,15 +171,21 @@ def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None)
     if named is None:
         automatic = AutoModel if family.kind == "encoder" else AutoModelForCausalLM
         named = automatic._model_mapping[type(config)]
-    kind = saving.architecture(named, config, family)
-    options = {} if dtype is None else {"dtype": dtype}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    source: Path | None = place
     try:
+        if packing.is_packed(config.to_dict()):
+            config, source = unpacking.plain(config), None
+            options["state_dict"] = dict(unpacking.tensors(place))
+        kind = saving.architecture(named, config, family)
         with saving.quiet(sum(path.stat().st_size for path in place.glob("*.safetensors"))):
             model, report = kind.from_pretrained(
-                place, config=config, use_safetensors=True, output_loading_info=True, **options
+                source, config=config, use_safetensors=True, output_loading_info=True, **options
             )
     except Exception as error:
-        raise ModelError(f"the weights of {place} can't be loaded as {kind.__name__} ({_line(error)})") from error
+        raise ModelError(f"the weights of {place} can't be loaded as {named.__name__} ({_line(error)})") from error
+    if source is None and model.can_generate() and (place / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(place)
     missing = set(report["missing_keys"])
     unpooled = {name for name in missing if name.startswith("pooler.")}  # of a base model, whose states don't need it
     if unpooled:

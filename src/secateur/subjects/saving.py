@@ -24,7 +24,7 @@ from secateur.subjects.families import Family
 if TYPE_CHECKING:
     from secateur.subjects.transformer import Transformer
 
-__all__ = ["architecture", "mark", "original", "quiet", "read_json", "save", "source"]
+__all__ = ["architecture", "classes", "mark", "original", "quiet", "read_json", "save", "source"]
 
 _MODULE = "modeling_secateur"
 _PREFIX = "Secateur"
@@ -81,7 +81,7 @@ def original(name: str) -> type[PreTrainedModel] | None:
     return getattr(transformers, name.removeprefix(_PREFIX), None)
 
 
-def _classes(config: PreTrainedConfig) -> dict[str, type[PreTrainedModel]]:
+def classes(config: PreTrainedConfig) -> dict[str, type[PreTrainedModel]]:
     """Auto class -> transformers' class for this config, where there is one."""
     found = {}
     for auto in _AUTO:
@@ -93,13 +93,13 @@ def _classes(config: PreTrainedConfig) -> dict[str, type[PreTrainedModel]]:
 
 def mark(config: Any) -> Any:
     """`config` naming the modelling file that has to travel with it."""
-    config.auto_map = {auto: f"{_MODULE}.{_PREFIX}{model.__name__}" for auto, model in _classes(config).items()}
+    config.auto_map = {auto: f"{_MODULE}.{_PREFIX}{model.__name__}" for auto, model in classes(config).items()}
     return config
 
 
 def source(config: PreTrainedConfig, family: Family) -> str:
     """The modelling file: `reload.py`, the family's table, and one class per task."""
-    models = {model.__name__: model for model in _classes(config).values()}
+    models = {model.__name__: model for model in classes(config).values()}
     parts = [
         "# Written by secateur beside a pruned model; licensed under Apache-2.0.\n"
         + inspect.getsource(reload).rstrip(),
