@@ -28,12 +28,13 @@ def zeros(matrices: Mapping[str, Tensor]) -> float:
     return 1.0 - weights(matrices) / whole if whole else 0.0
 
 
-def figures(matrices: Mapping[str, Tensor], stored: float) -> dict[str, Figure]:
+def figures(matrices: Mapping[str, Tensor], stored: float, bits: int | None = None) -> dict[str, Figure]:
     """{"weights", "zeros", "packed_bytes"} of a model whose weights take `stored` bytes, these matrices among them.
 
-    Packed are the matrices, each in its smallest form (`packed_bytes`); everything else stays as it is.
+    Packed are the matrices, each in its smallest form (`packed_bytes`) with `bits` for each weight; everything else
+    stays as it is.
     """
-    saved = sum(m.numel() * m.element_size() - packed_bytes(m) for m in matrices.values())
+    saved = sum(m.numel() * (bits or 8 * m.element_size()) // 8 - packed_bytes(m, bits) for m in matrices.values())
     return {
         "weights": Figure(float(weights(matrices))),
         "zeros": Figure(zeros(matrices)),

@@ -26,6 +26,8 @@ BITS = (8, 4)
 GROUP = 32
 """Inputs that share a scale in 4 bits; in 8 bits a row shares one."""
 
+_INT4 = getattr(torch, "int4", None)  # known to torch, not to its stubs
+
 _HELD = ("torchao", "torch.sparse", "compressed_tensors")
 """Where the classes of tensors live that hold quantised or packed weights."""
 
@@ -70,7 +72,7 @@ def linears(model: nn.Module, bits: int, within: Iterable[str] | None = None) ->
         else:
             chosen.append(name)
     if not chosen:
-        why = f": {next(iter(left.values()))}" if left else ""
+        why = next((f" ({name}: {reason})" for name, reason in left.items()), "")
         raise InputError(f"the model has no linear to quantise in {bits} bits{why}")
     return chosen, left
 
@@ -81,7 +83,7 @@ def config(bits: int) -> Any:
     if bits == 8:
         row = quantization.PerRow()
         return quantization.Int8WeightOnlyConfig(granularity=row, set_inductor_config=False, version=2)
-    return quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=quantization.PerGroup(GROUP))
+    return quantization.IntxWeightOnlyConfig(weight_dtype=_INT4, granularity=quantization.PerGroup(GROUP))
 
 
 def weight_only(
@@ -115,9 +117,7 @@ def prepare(
     check(model)
     chosen, left = linears(model, bits, within)
     ao, names = _torchao(), set(chosen)
-    kind, grain = (
-        (torch.int8, ao.quantization.PerAxis(0)) if bits == 8 else (torch.int4, ao.quantization.PerGroup(GROUP))
-    )
+    kind, grain = (torch.int8, ao.quantization.PerAxis(0)) if bits == 8 else (_INT4, ao.quantization.PerGroup(GROUP))
     weights = ao.qat.IntxFakeQuantizeConfig(kind, grain)
     flowing = ao.qat.IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False) if activations else None
     step = ao.qat.QATConfig(activation_config=flowing, weight_config=weights, step="prepare")

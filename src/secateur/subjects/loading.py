@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -23,9 +26,11 @@ from secateur.subjects import packing, saving, unpacking
 from secateur.subjects.decoder import Decoder
 from secateur.subjects.encoder import Encoder
 from secateur.subjects.families import FAMILIES, Family, find
-from secateur.subjects.transformer import Transformer
+from secateur.subjects.moe import Moe
+from secateur.subjects.streamed import Streamed
+from secateur.subjects.transformer import Stored, Transformer
 
-__all__ = ["load", "open_subject"]
+__all__ = ["load", "open_streamed", "open_subject"]
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
@@ -40,6 +45,7 @@ def open_subject(
     tokenizer: Any = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype | str | None = None,
+    quantised: bool = False,
 ) -> Transformer:
     """The model at `source` as something to prune.
 
@@ -47,6 +53,8 @@ def open_subject(
     not copied; cuts copy). dtype: of the weights; as stored if None. Raises `ModelError` for a checkpoint that is
     missing, damaged, pickled, or holds NaN or infinity, `UnsupportedError` for an architecture secateur doesn't know
     and for a task whose model does not give one tensor of logits (question answering, pre-training, multiple choice).
+
+    Quantised weights can't be pruned and are refused, unless the model is to be measured only: `quantised`.
     """
     if isinstance(source, PreTrainedModel):
         family = _family(getattr(source.config, "model_type", "?"), type(source).__name__)
@@ -55,22 +63,55 @@ def open_subject(
     folder = _local(source)
     root, modules = _layout(folder)
     _check_folder(root, trust_remote_code)
-    model, family = _read(root, trust_remote_code, dtype)
+    model, family = _read(root, trust_remote_code, dtype, "dense" if quantised else "refused")
     head = [_module(entry, folder) for entry in modules]
     _check_finite(model, *head)
-    if tokenizer is None and any((root / name).is_file() for name in _TOKENIZERS):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(root)
-        except Exception as error:
-            raise ModelError(f"the tokenizer of {root} can't be read ({_line(error)})") from error
-    return _subject(model, family, tokenizer, folder, head)
+    subject = _subject(model, family, tokenizer or _tokenizer(root), folder, head)
+    method = saving.read_json(root / "config.json").get("quantization_config")
+    if method is not None:
+        stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
+        subject.stored = Stored(_bits(method), float(stored))
+    return subject
+
+
+def open_streamed(source: str | Path, *, tokenizer: Any = None) -> Streamed:
+    """The causal language model at `source`, a folder or a Hub id, left on the disk: blocks are read one at a time.
+
+    Raises as `open_subject` does, and `UnsupportedError` for encoders, models with layers of their own widths, and
+    models with weights in eight bits or fewer.
+    """
+    folder = _local(source)
+    root, modules = _layout(folder)
+    _check_folder(root, trust_remote_code=False)
+    config, family, named = _config(root, trust_remote_code=False)
+    _refuse_quantised(root, config)
+    if packing.is_packed(config.to_dict()):
+        raise UnsupportedError(
+            f"{source} holds packed weights, which can't be streamed: open it whole and save it again"
+        )
+    model = saving.architecture(named, config, family)
+    if family.kind != "decoder" or modules or not model.can_generate():
+        raise UnsupportedError(f"{source} is no causal language model: only those can be streamed from the disk")
+    if config.is_heterogeneous:
+        raise UnsupportedError(f"{source} has layers of their own widths, which can't be streamed yet: open it whole")
+    return Streamed(root, model, config, family, tokenizer or _tokenizer(root))
 
 
 def load(path: str | Path) -> PreTrainedModel:
     """A saved model, plain or heterogeneous, without running code from its folder."""
     root, _ = _layout(_local(path))
     _check_folder(root, trust_remote_code=False)
-    return _read(root, False, None)[0]
+    return _read(root, False, None, "as stored")[0]
+
+
+def _tokenizer(root: Path) -> Any:
+    """The tokenizer that lies beside the weights; None where there is none."""
+    if not any((root / name).is_file() for name in _TOKENIZERS):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(root)
+    except Exception as error:
+        raise ModelError(f"the tokenizer of {root} can't be read ({_line(error)})") from error
 
 
 def _subject(
@@ -82,7 +123,7 @@ def _subject(
             f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
             "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"
         )
-    kind = Encoder if family.kind == "encoder" else Decoder
+    kind = Encoder if family.kind == "encoder" else Moe if family.experts else Decoder
     return kind(model, family, tokenizer=tokenizer, folder=folder, head=head)
 
 
@@ -161,7 +202,8 @@ def _check_safetensors(path: Path) -> None:
         raise ModelError(f"{path} is damaged or truncated ({_line(error)}): fetch it again") from error
 
 
-def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None) -> tuple[PreTrainedModel, Family]:
+def _config(place: Path, trust_remote_code: bool) -> tuple[Any, Family, type[PreTrainedModel]]:
+    """The configuration at `place`, its family, and transformers' class for it."""
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -171,7 +213,22 @@ def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None)
     if named is None:
         automatic = AutoModel if family.kind == "encoder" else AutoModelForCausalLM
         named = automatic._model_mapping[type(config)]
+    return config, family, named
+
+
+def _read(
+    place: Path,
+    trust_remote_code: bool,
+    dtype: torch.dtype | str | None,
+    quantised: Literal["refused", "dense", "as stored"],
+) -> tuple[PreTrainedModel, Family]:
+    """The model; quantised weights are refused, kept as they are stored, or made dense where a library packs them."""
+    config, family, named = _config(place, trust_remote_code)
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if quantised == "refused":
+        _refuse_quantised(place, config)
+    else:
+        _ready(place, config, dense=quantised == "dense")
     source: Path | None = place
     try:
         if packing.is_packed(config.to_dict()):
@@ -198,8 +255,42 @@ def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None)
     return model.eval(), family
 
 
+def _refuse_quantised(place: Path, config: Any) -> None:
+    method = getattr(config, "quantization_config", None)
+    if method is not None:
+        raise ModelError(
+            f"the weights of {place} are already quantised ({_method(method)}): give the model as it was before, with "
+            "weights in floating point"
+        )
+
+
+def _ready(place: Path, config: Any, *, dense: bool) -> None:
+    """Whether the library of quantised weights is there; if `dense`, packed ones will be unpacked at once."""
+    method = getattr(config, "quantization_config", None)
+    if method is None:
+        return
+    for name in ("torchao", "compressed-tensors"):
+        if _method(method) == name and importlib.util.find_spec(name.replace("-", "_")) is None:
+            raise MissingExtraError(f"the weights of {place} need {name}: pip install 'secateur[quantise]'")
+    if dense and _method(method) == "compressed-tensors":
+        config.quantization_config = {**method, "dequantize": True}
+
+
+def _method(config: Any) -> str:
+    found = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", "")
+    return str(getattr(found, "value", found))
+
+
+def _bits(config: Any) -> int:
+    """Bits of each weight by what a config.json says of its quantisation; 8 where it does not say."""
+    found = re.search(r"int(\d)_?weight|\"num_bits\": (\d)|\"int(\d)\"", json.dumps(config).lower())
+    return int(next(filter(None, found.groups()))) if found else 8
+
+
 def _check_finite(*modules: nn.Module) -> None:
     for name, parameter in (pair for module in modules for pair in module.named_parameters()):
+        if type(parameter).__module__.startswith("torchao"):
+            continue  # integers
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"{name} holds NaN or infinity: this checkpoint is broken, use an intact one")
 

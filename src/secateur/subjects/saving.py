@@ -114,11 +114,12 @@ def source(config: PreTrainedConfig, family: Family) -> str:
     return "\n\n\n".join(parts) + "\n"
 
 
-def save(subject: Transformer, folder: Path, card: str | None = None) -> None:
+def save(subject: Transformer, folder: Path, card: str | None = None, state: dict[str, Any] | None = None) -> None:
     """Write model, tokenizer, generation config, licence, model card and sentence-transformers modules.
 
     Everything lands in `folder`, which is made if need be. Weights are safetensors. The transformer stands at the
-    folder's root, whatever the original's layout was, so that `from_pretrained(folder)` works.
+    folder's root, whatever the original's layout was, so that `from_pretrained(folder)` works. `state` takes the place
+    of the model's own tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model, config = subject.model, subject.model.config
@@ -126,7 +127,7 @@ def save(subject: Transformer, folder: Path, card: str | None = None) -> None:
     if list(subject.layer_index) != list(range(config.num_hidden_layers)):
         config.secateur = recorded | {"layer_index": list(subject.layer_index)}
     with quiet(sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
     if config.is_heterogeneous:
         (folder / f"{_MODULE}.py").write_text(source(config, subject.family), encoding="utf-8")
     if subject.tokenizer is not None:
