@@ -34,10 +34,14 @@ def figures(matrices: Mapping[str, Tensor], stored: float, bits: int | None = No
     Packed are the matrices, each in its smallest form (`packed_bytes`) with `bits` for each weight; everything else
     stays as it is.
     """
-    saved = sum(m.numel() * (bits or 8 * m.element_size()) // 8 - packed_bytes(m, bits) for m in matrices.values())
+    whole = kept = saved = 0
+    for matrix in matrices.values():  # once each: they may be read from the disk
+        whole += matrix.numel()
+        kept += int(torch.count_nonzero(matrix))
+        saved += matrix.numel() * (bits or 8 * matrix.element_size()) // 8 - packed_bytes(matrix, bits)
     return {
-        "weights": Figure(float(weights(matrices))),
-        "zeros": Figure(zeros(matrices)),
+        "weights": Figure(float(kept)),
+        "zeros": Figure(1.0 - kept / whole if whole else 0.0),
         "packed_bytes": Figure(stored - saved, unit="B"),
     }
 
