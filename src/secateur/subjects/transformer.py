@@ -56,6 +56,14 @@ class Consumer:
     """The weight is stored [in, out], so that columns are rows of the stored tensor (GPT-2)."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Quantised weights, as they stand in their files: bits of each weight, and bytes of all."""
+
+    bits: int
+    bytes: float
+
+
 @dataclass
 class Output:
     """What one forward pass gives.
@@ -94,6 +102,7 @@ class Transformer:
         self.tokenizer = tokenizer
         self.folder = folder
         self.head: list[nn.Module] = head or []
+        self.stored: Stored | None = None  # of a quantised model, which can be measured only
         recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
         self.layer_index: tuple[int, ...] = tuple(recorded or range(model.config.num_hidden_layers))
         self.output: Literal["logits", "embedding", "states"] = (
