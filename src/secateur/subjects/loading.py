@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from secateur.errors import MissingExtraError, ModelError, UnsupportedError
-from secateur.subjects import saving
+from secateur.subjects import saving, sides
 from secateur.subjects.decoder import Decoder
 from secateur.subjects.encoder import Encoder
 from secateur.subjects.families import FAMILIES, Family, find
@@ -56,14 +56,18 @@ def open_subject(
             tokenizer = AutoTokenizer.from_pretrained(root)
         except Exception as error:
             raise ModelError(f"the tokenizer of {root} can't be read ({_line(error)})") from error
-    return _subject(model, family, tokenizer, folder, head)
+    subject = _subject(model, family, tokenizer, folder, head)
+    sides.restore(subject.model, root / sides.FOLDER)
+    return subject
 
 
 def load(path: str | Path) -> PreTrainedModel:
     """A saved model, plain or heterogeneous, without running code from its folder."""
     root, _ = _layout(_local(path))
     _check_folder(root, trust_remote_code=False)
-    return _read(root, False, None)[0]
+    model = _read(root, False, None)[0]
+    sides.restore(model, root / sides.FOLDER)
+    return model
 
 
 def _subject(
