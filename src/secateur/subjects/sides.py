@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from secateur.errors import InputError, ModelError
 
-__all__ = ["FOLDER", "Branch", "attach", "of", "restore", "save", "without"]
+__all__ = ["FOLDER", "Branch", "attach", "of", "restore", "save", "there", "without"]
 
 FOLDER = "side"
 """Where the branches of a saved model lie, inside its folder."""
@@ -126,12 +126,17 @@ def save(branches: Mapping[str, Branch], folder: Path, *, conv1d: bool = False) 
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
+def there(folder: Path) -> bool:
+    """Whether branches lie in `folder`."""
+    return any((folder / name).exists() for name in (_CONFIG, _WEIGHTS))
+
+
 def restore(model: nn.Module, folder: Path) -> None:
     """Attach the branches that `save` wrote into `folder`, if there is one.
 
     Raises `ModelError` for a folder that is damaged or of another model.
     """
-    if not any((folder / name).exists() for name in (_CONFIG, _WEIGHTS)):
+    if not there(folder):
         return
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))

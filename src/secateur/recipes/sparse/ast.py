@@ -20,11 +20,11 @@ from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.measure import size
 from secateur.recover import adaptive, loop, objectives
-from secateur.score import hessian
+from secateur.score import hessian, wanda
 from secateur.select import pattern
 from secateur.subjects import Transformer, sides
 from secateur.subjects.matrices import Matrix, matrices, receipt
-from secateur.vocabulary import Budget, Pattern, Recovery, Result, Selection
+from secateur.vocabulary import Budget, Pattern, Recovery, Result
 
 CARD = {
     "title": "Pruning Large Language Models with Semi-Structural Adaptive Sparse Training",
@@ -115,9 +115,9 @@ def ast(
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
     stream, further = make(train, batch=train_batch, seed=seed + 1), loop.options(training)
     dense = matrices(subject.model, paths)
-    norms = dict[str, Tensor]()
+    norms, told = dict[str, Tensor](), tuple[str, ...]()
     if score == "wanda":
-        samples = make(train, batch=1, seed=seed).take(calibration)
+        samples, told = texts.windows(train, subject.tokenizer, calibration, length, seed=seed)
         modules = [matrix.module for matrix in alone(dense, "score=wanda reads").values()]
         measure = partial(hessian.diagonal, subject.forward, subject.model, samples, modules)
         norms = run.tensors("norms", measure)
@@ -125,7 +125,7 @@ def ast(
 
     for budget in budgets:
         asked = follow(budget, dense, slorb)
-        student = subject.cut(Selection({}))[0]
+        student = subject.copy()
         found = matrices(student.model, paths)
         choose = choosers(found, asked, norms)
         ours = theirs
@@ -160,7 +160,7 @@ def ast(
                     flops_per_token=size.training_flops(ours, theirs if teaching else 0.0), **further,
                 )  # fmt: skip
                 record = masks.record()
-        cut = receipt(dense, matrices(student.model, paths))
+        cut = receipt(dense, matrices(student.model, paths), told)
         if recovery is not None:
             recovery = replace(recovery, settings={**recovery.settings, "kd": kd, "flips": record})
         notes = (*flips(recovery, record), *extra(student, found, slorb))
@@ -211,9 +211,8 @@ def choosers(found: Mapping[str, Matrix], asked: Pattern, norms: Mapping[str, Te
     def choose(weight: Tensor, held: Sequence[Matrix]) -> Tensor:
         keep = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
         for matrix in held:
-            scores = matrix.view(weight).abs()
-            if matrix.module in norms:
-                scores = scores * norms[matrix.module].sqrt().to(scores)
+            seen, squares = matrix.view(weight), norms.get(matrix.module)
+            scores = seen.abs() if squares is None else wanda.scores(seen, squares)
             matrix.view(keep).copy_(pattern.n_of_m(scores, asked.n, asked.m))
         return keep
 
