@@ -22,6 +22,7 @@ from secateur.subjects import Traced, Transformer, detectors, open_subject, open
 # Recipe -> the toy: kind of model, budget, and options that make it quick. Others run as they are on the default.
 DEFAULT = ("llama", "params=75%", {})
 TOYS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ast": ("llama", "pattern=2:4", {"steps": 20, "refresh": 5, "length": 16, "train_batch": 8, "slorb": 8}),
     "minitron": (
         "llama",
         "params=75%",

@@ -18,7 +18,7 @@ from secateur.errors import DataError, InputError
 from secateur.files import texts
 from secateur.measure import latency, quality, size, sparsity
 from secateur.recover import quantise, teachers
-from secateur.subjects import Transformer, open_subject
+from secateur.subjects import Transformer, open_subject, sides
 from secateur.subjects import matrices as blocks
 from secateur.vocabulary import Figure
 
@@ -148,7 +148,11 @@ def loading(folder: Path, name: str) -> str:
         automatic = f"AutoModel{task[0]}" if task else "AutoModel"
         automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
         library, call = "transformers", f"{automatic}.from_pretrained"
-    return f'from {library} import {call.split(".")[0]}\n\nmodel = {call}("{name}"{flag})'
+    imports, model = f"from {library} import {call.split('.')[0]}", f'{call}("{name}"{flag})'
+    if sides.there(folder / sides.FOLDER):
+        imports += "\nfrom peft import PeftModel"
+        model += f'\nmodel = PeftModel.from_pretrained(model, "{name}/{sides.FOLDER}")'
+    return f"{imports}\n\nmodel = {model}"
 
 
 def matrices(subject: Transformer) -> dict[str, Tensor]:

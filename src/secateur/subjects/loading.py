@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from secateur.errors import MissingExtraError, ModelError, UnsupportedError
-from secateur.subjects import packing, saving, unpacking
+from secateur.subjects import packing, saving, sides, unpacking
 from secateur.subjects.decoder import Decoder
 from secateur.subjects.encoder import Encoder
 from secateur.subjects.families import FAMILIES, Family, find
@@ -71,6 +71,7 @@ def open_subject(
     if method is not None:
         stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
         subject.stored = Stored(_bits(method), float(stored))
+    sides.restore(subject.model, root / sides.FOLDER)
     return subject
 
 
@@ -94,6 +95,8 @@ def open_streamed(source: str | Path, *, tokenizer: Any = None) -> Streamed:
         raise UnsupportedError(f"{source} is no causal language model: only those can be streamed from the disk")
     if config.is_heterogeneous:
         raise UnsupportedError(f"{source} has layers of their own widths, which can't be streamed yet: open it whole")
+    if sides.there(root / sides.FOLDER):
+        raise UnsupportedError(f"{source} has branches in {sides.FOLDER}/, which can't be streamed: open it whole")
     return Streamed(root, model, config, family, tokenizer or _tokenizer(root))
 
 
@@ -101,7 +104,9 @@ def load(path: str | Path) -> PreTrainedModel:
     """A saved model, plain or heterogeneous, without running code from its folder."""
     root, _ = _layout(_local(path))
     _check_folder(root, trust_remote_code=False)
-    return _read(root, False, None, "as stored")[0]
+    model = _read(root, False, None, "as stored")[0]
+    sides.restore(model, root / sides.FOLDER)
+    return model
 
 
 def _tokenizer(root: Path) -> Any:

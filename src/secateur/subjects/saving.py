@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from secateur.errors import ModelError
-from secateur.subjects import reload
+from secateur.subjects import reload, sides
 from secateur.subjects.families import Family
 
 if TYPE_CHECKING:
@@ -118,16 +118,18 @@ def save(subject: Transformer, folder: Path, card: str | None = None, state: dic
     """Write model, tokenizer, generation config, licence, model card and sentence-transformers modules.
 
     Everything lands in `folder`, which is made if need be. Weights are safetensors. The transformer stands at the
-    folder's root, whatever the original's layout was, so that `from_pretrained(folder)` works. `state` takes the place
-    of the model's own tensors.
+    folder's root, whatever the original's layout was, so that `from_pretrained(folder)` works. Branches beside its
+    linears lie in a folder of their own (`sides`). `state` takes the place of the model's own tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model, config = subject.model, subject.model.config
     recorded = getattr(config, "secateur", None) or {}
     if list(subject.layer_index) != list(range(config.num_hidden_layers)):
         config.secateur = recorded | {"layer_index": list(subject.layer_index)}
-    with quiet(sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())):
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    with quiet(size), sides.without(model) as branches:
         model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
+    sides.save(branches, folder / sides.FOLDER, conv1d=subject.family.conv1d)
     if config.is_heterogeneous:
         (folder / f"{_MODULE}.py").write_text(source(config, subject.family), encoding="utf-8")
     if subject.tokenizer is not None:
