@@ -38,6 +38,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "minitron": dict(
         steps=2, short_steps=1, candidates=2, calibration=32, batch=1, length=16, train_batch=4, train_length=16
     ),
+    "d_pruner": dict(general_samples=8, samples=8, train_batch=4, train_length=16),
     "yolov8_cwd": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2),
     "yolov4_group_sad": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2, judged=1),
 }
@@ -87,6 +88,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.folder("bert", folder / "sentence-transformers" / "all-MiniLM-L6-v2", sentence=True)
     tiny.folder("llama", folder / "llama")
     (folder / "texts.txt").write_text("\n".join(tiny.sentences(1200)) + "\n", "utf-8")
+    (folder / "general.txt").write_text("\n".join(tiny.chains(400)) + "\n", "utf-8")
     return folder
 
 

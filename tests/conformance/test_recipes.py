@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,11 @@ TOYS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "llama",
         "params=75%",
         {"steps": 0, "short_steps": 0, "calibration": 64, "length": 16, "train_batch": 8, "candidates": 3},
+    ),
+    "d_pruner": (
+        "llama",
+        "weights=50%",
+        {"general": "general.txt", "general_samples": 16, "samples": 64, "train_batch": 8, "train_length": 16},
     ),
     "ziplm": ("bert", "params=75%", {"steps": 0, "calibration": 32, "trials": 4, "judged": 16}),
 }
@@ -83,8 +89,12 @@ def test_recipes_on_networks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.cards() if name not in ON_NETWORKS])
-def test_recipes(name: str, decoder: PreTrainedModel) -> None:
+def test_recipes(name: str, decoder: PreTrainedModel, tmp_path: Path) -> None:
     kind, budget, options = TOYS.get(name, DEFAULT)
+    if "general" in options:  # the name of a second file of texts
+        file = tmp_path / options["general"]
+        file.write_text("\n".join(tiny.sentences(400)), "utf-8")
+        options = {**options, "general": str(file)}
     quality = None
     if kind == "llama":
         subject = open_subject(decoder, tokenizer=tiny.tokenizer())

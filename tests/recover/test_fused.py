@@ -54,9 +54,7 @@ def by_hand(model, items, steps, lr, clip):
 def test_it_is_sgd_with_clipping_by_the_norm_of_all_gradients(clip):
     ours, theirs = network(), network()
     before = [parameter.detach().clone() for parameter in ours.parameters()]
-    found = fused.descend(
-        ours, batches(), objective(ours), steps=12, lr=0.05, clip=clip, count=examples
-    )
+    found = fused.descend(ours, batches(), objective(ours), steps=12, lr=0.05, clip=clip, count=examples)
     norms = by_hand(theirs, batches(), 12, 0.05, clip)
     assert max(norms) > 1.0  # clipping by 1 bites
     for a, b, c in zip(ours.parameters(), theirs.parameters(), before, strict=True):

@@ -17,7 +17,9 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_the_released_form_by_hand():
     g, G = torch.tensor([[2.0, -3.0]]), torch.tensor([[5.0, 7.0]])
     found = dual.penalised(g, G, 0.1, rate=0.5, samples=10)
-    assert torch.allclose(found, torch.tensor([[2.0 + 0.1 * 2 * 0.25 * 5 * 4 / 10, -3.0 + 0.1 * 2 * 0.25 * 7 * 9 / 10]]))
+    assert torch.allclose(
+        found, torch.tensor([[2.0 + 0.1 * 2 * 0.25 * 5 * 4 / 10, -3.0 + 0.1 * 2 * 0.25 * 7 * 9 / 10]])
+    )
 
 
 def test_without_weight_the_gradient_is_the_gradient_to_the_bit():
@@ -63,6 +65,7 @@ def test_importance_by_hand():
 
 def test_the_cubic_term_makes_it_a_score_of_magnitude():
     w, g = draw(16, 16), 1e-4 * draw(16, 16, seed=1)
+
     def alike(a, b):
         return spearmanr(a.flatten(), b.flatten()).statistic
 

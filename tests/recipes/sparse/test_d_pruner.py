@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 import tiny
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
@@ -14,9 +15,9 @@ from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.recipes.sparse import d_pruner
 from secateur.recover import objectives
-from secateur.score import dual, hessian, obs
+from secateur.score import hessian, obs
 from secateur.select import weights
-from secateur.subjects import Transformer, blocks, open_subject
+from secateur.subjects import Transformer, blocks, open_streamed, open_subject
 from secateur.subjects.matrices import matrices
 from secateur.vocabulary import Budget, Result
 
@@ -77,9 +78,7 @@ def test_what_stays_is_the_original_to_the_bit_and_the_original_stays(tmp_path, 
 
 @pytest.mark.parametrize("scope", ["row", "block", "matrix", "layer", "global"])
 def test_every_scope_keeps_exactly_its_share(tmp_path, general, scope):
-    less, more = results(
-        tmp_path / "a", "weights=40%", "weights=60%", general=general, scope=scope, block=24
-    )
+    less, more = results(tmp_path / "a", "weights=40%", "weights=60%", general=general, scope=scope, block=24)
     whole = sum(mask.numel() for mask in stays(less).values())
     for found, share in ((less, 0.4), (more, 0.6)):
         masks = stays(found)
@@ -200,7 +199,7 @@ def test_the_general_term_pulls_towards_general_importance(tmp_path, published):
     draw = torch.Generator().manual_seed(0)
     G = {name: torch.rand(weight.shape, generator=draw) ** 4 for name, weight in views(model).items()}
     name = next(iter(G))
-    overlap, changes = [], []
+    overlap, changes, tops = [], [], []
     many = 10**12  # N, so that the second order is nothing
     scales = [0.0, 0.3, 3.0, 1e6] if not published else [0.0, 1e5 * many, 1e6 * many, 1e12 * many]
     for number, scale in enumerate(scales):
@@ -208,9 +207,8 @@ def test_the_general_term_pulls_towards_general_importance(tmp_path, published):
             tmp_path, [item], general=G.__getitem__, name=str(number), weight=scale, published=published, lr=0.01,
             samples=many,
         )  # fmt: skip
-        top = found[name].flatten().topk(found[name].numel() // 2).indices
-        first = set(top.tolist()) if number == 0 else first
-        overlap.append(len(first & set(top.tolist())) / len(first))
+        tops.append(set(found[name].flatten().topk(found[name].numel() // 2).indices.tolist()))
+        overlap.append(len(tops[0] & tops[-1]) / len(tops[0]))
         changes.append(told["change"])
     assert overlap == sorted(overlap, reverse=True)
     assert overlap[0] == 1.0
@@ -220,7 +218,7 @@ def test_the_general_term_pulls_towards_general_importance(tmp_path, published):
     matrix = matrices(model.model, model.layers())[name]
     (g,) = torch.autograd.grad(objective(item, objectives.count(item))[0], [matrix.parameter.requires_grad_(True)])
     wanted = (G[name] * g.square() * matrix.weight.abs()).flatten().topk(g.numel() // 2).indices
-    assert len(set(wanted.tolist()) & set(top.tolist())) / len(first) > 0.99
+    assert len(set(wanted.tolist()) & tops[-1]) / len(tops[0]) > 0.99
 
 
 def test_recomputed_layers_and_padded_prompts_score_alike(tmp_path):
@@ -300,6 +298,48 @@ def test_half_precision_is_scored_in_float32_and_comes_back_in_its_own(tmp_path,
         assert weight.dtype == torch.bfloat16
         assert bool(((weight == views(model)[name]) | (weight == 0)).all())
     assert all(score.dtype == torch.float32 for score in kept_scores(tmp_path / "a").values())
+
+
+def test_a_streamed_model_is_pruned_by_the_general_map_alone(tmp_path, general):
+    subject().save(tmp_path / "model")
+    options = {"general": general, "by": "general"}
+    for scope in ("matrix", "global"):
+        (inside,) = results(tmp_path / f"in-{scope}", "weights=50%", scope=scope, **options)
+        streamed = open_streamed(tmp_path / "model")
+        (outside,) = results(tmp_path / f"out-{scope}", "weights=50%", model=streamed, scope=scope, **options)
+        outside.subject.save(tmp_path / f"saved-{scope}")
+        assert same(views(open_subject(tmp_path / f"saved-{scope}")), views(inside.subject))
+    with pytest.raises(UnsupportedError, match="trains a copy of the whole model"):
+        results(tmp_path / "dual", "weights=50%", model=open_streamed(tmp_path / "model"), general=general)
+
+
+def test_packed_experts_are_scored_one_by_one(tmp_path, general):
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=len(tiny.tokenizer()), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+        )
+    ).eval()  # fmt: skip
+    model = open_subject(model, tokenizer=tiny.tokenizer())
+    (found,) = results(tmp_path / "a", "weights=50%", model=model, general=general)
+    experts = {name: mask for name, mask in stays(found).items() if "experts" in name}
+    assert len(experts) == 16
+    assert all(int(mask.sum()) == mask.numel() // 2 for mask in experts.values())
+    read = d_pruner.stored(tmp_path / "a" / "work" / "dual", model.layers())
+    assert all(bool(read(name).any()) for name in experts)
+
+
+def test_experts_that_the_domain_never_reaches_rank_by_magnitude(tmp_path):
+    model = subject()
+    name = f"{model.layers()[0]}.mlp.up_proj.weight"
+    with torch.no_grad():
+        matrices(model.model)[f"{model.layers()[0]}.mlp.down_proj.weight"].weight.zero_()
+    found, told = scored(tmp_path, batches(1), model=model)
+    weight = views(model)[name]
+    assert torch.allclose(found[name], 1e-30 * weight.abs())
+    assert told["unseen"] == 3  # nothing comes back to gate and up, and a weight of zero is worth zero
+    assert any("3 matrices got no gradient" in note for note in d_pruner.described(told, "texts", 16))
 
 
 def test_a_dry_run_scores_nothing(tmp_path):

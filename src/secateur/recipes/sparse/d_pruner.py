@@ -181,9 +181,7 @@ def check(
 # ----------------------------------------------------------------------------------------------------- masks
 
 
-def enough(
-    subject: Transformer | Streamed, share: float, pattern: Pattern | None, *, scope: Scope, block: int
-) -> None:
+def enough(subject: Transformer | Streamed, share: float, pattern: Pattern | None, *, scope: Scope, block: int) -> None:
     """Raise `InfeasibleError`, before anything is scored, for a share that leaves nothing of what is compared."""
     if pattern is not None:
         return
@@ -246,7 +244,7 @@ def prune(
 def scored(
     run: Run, name: str, key: Mapping[str, str], compute: Callable[[Path, Path], Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Fill the run's folder `name` by `compute` (that folder, one for what is unfinished) once; what it told, and `key`.
+    """Fill the run's folder `name` by `compute` (that folder, one for what is unfinished), once; what it told.
 
     Raises `InputError` where the folder was filled under another key.
     """
