@@ -211,9 +211,10 @@ def _hub(name: str, column: str, label: str, limit: int | None) -> Iterator[Row]
 
 
 def _row(row: Any, column: str, label: str, where: str) -> Row:
-    parts = [row.get(name) for name in _PROMPTED] if isinstance(row, dict) and column not in row else []
-    if parts and all(isinstance(part, str) for part in parts):
-        row = {**row, column: "\n".join(parts).strip()}
+    if isinstance(row, dict) and column not in row:
+        parts = [part for part in map(row.get, _PROMPTED) if isinstance(part, str)]
+        if len(parts) == len(_PROMPTED):
+            row = {**row, column: "\n".join(parts).strip()}
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
         known = ", ".join(row) if isinstance(row, dict) else "no fields"
         raise DataError(f"{where} has no text in {column!r}: it has {known}")
