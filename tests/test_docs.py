@@ -42,6 +42,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "owl": dict(samples=16, length=16, batch=1),
     "sparsegpt": dict(samples=16, length=16, batch=1),
     "wanda": dict(samples=16, length=16, batch=1),
+    "d_pruner": dict(general_samples=8, samples=8, train_batch=4, train_length=16),
     "yolov8_cwd": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2),
     "yolov4_group_sad": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2, judged=1),
 }
@@ -91,6 +92,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.folder("bert", folder / "sentence-transformers" / "all-MiniLM-L6-v2", sentence=True)
     tiny.folder("llama", folder / "llama")
     (folder / "texts.txt").write_text("\n".join(tiny.sentences(1200)) + "\n", "utf-8")
+    (folder / "general.txt").write_text("\n".join(tiny.chains(400)) + "\n", "utf-8")
     return folder
 
 
