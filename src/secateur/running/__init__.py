@@ -11,7 +11,7 @@ import random
 import tempfile
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +73,7 @@ def run(
     device: str | None = None,
     batch: int | None = None,
     length: int | None = None,
+    stream: bool = False,
     **options: Any,
 ) -> list[Evidence]:
     """Run a recipe, and leave the smaller model, its evidence and a report in `out`.
@@ -94,6 +95,8 @@ def run(
             there.
         batch: sequences per batch of the measured environment; the recipe's default if None.
         length: tokens per sequence of the measured environment; the recipe's default if None. Networks have none.
+        stream: leave a language model on the disk and read it block by block, for models larger than memory; time is
+            not measured then. Only some recipes can.
         options: the recipe's own.
 
     Raises:
@@ -104,7 +107,7 @@ def run(
     return list(
         results(
             recipe, model, data, budget, out, dry_run=dry_run, overwrite=overwrite,
-            seed=seed, threads=threads, device=device, batch=batch, length=length, **options,
+            seed=seed, threads=threads, device=device, batch=batch, length=length, stream=stream, **options,
         )
     )  # fmt: skip
 
@@ -123,6 +126,7 @@ def results(
     device: str | None = None,
     batch: int | None = None,
     length: int | None = None,
+    stream: bool = False,
     **options: Any,
 ) -> Iterator[Evidence]:
     """As `run`, yielding each budget's evidence as soon as its model is in place."""
@@ -133,6 +137,7 @@ def results(
     _check(seed=(seed, 0), threads=(threads, 1), batch=(batch, 1), length=(length, 1))
     trade = trades.of_recipe(function)
     trades.match(trade, model, function.__name__)
+    trade = trades.streaming(function) if stream else trade
     corpus = trade.read(data)
     subject = trade.opened(model, device, corpus)
     corpus = trade.fitted(corpus, subject)
@@ -151,6 +156,7 @@ def results(
         "device": where.device,
         "batch": where.batch,
         **({} if where.length is None else {"length": where.length}),
+        **({"stream": True} if stream else {}),
         **{name: value for name, value in chosen.items() if name != "dry_run"},
         "model_sha256": trade.digest(subject),
         "data_sha256": corpus.digest,
@@ -388,7 +394,7 @@ def _evidence(
     budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
     if budget.pattern is not None:
         measured["off_pattern"], found = _pattern(
-            trade.matrices(result.subject), budget.pattern, every=trade is language
+            trade.matrices(result.subject), budget.pattern, every=not isinstance(result.subject, Traced)
         )
         notes += found
     notes += _worth(before, after, measured)
@@ -429,8 +435,9 @@ def compare(
             before["latency"], after["latency"], measured["speedup"] = pair.before, pair.after, pair.speedup
         except MeasurementError as error:
             notes.append(f"time: {error}")
-        for row, subject in ((before, original), (after, student)):
-            row["peak_memory"] = _peak(trade, subject, example, where)
+        with suppress(MeasurementError):
+            for row, subject in ((before, original), (after, student)):
+                row["peak_memory"] = _peak(trade, subject, example, where)
     if held_out is not None:
         try:
             first, second, both = trade.compared(original, student, held_out, where)

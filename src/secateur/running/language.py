@@ -34,6 +34,7 @@ __all__ = [
     "example",
     "fitted",
     "forward",
+    "held_batches",
     "loading",
     "matrices",
     "opened",
@@ -190,13 +191,13 @@ def compared(
         sizes = (one.model.config.vocab_size for one in (student, original))
         teachers.check_vocabularies(student.tokenizer, original.tokenizer, *sizes)
     if original.causal:
-        batches = _held_batches(held_out, original.tokenizer, packed=True, length=place.length or _TOKENS)
+        batches = held_batches(held_out, original.tokenizer, packed=True, length=place.length or _TOKENS)
         return (
             {"perplexity": quality.perplexity(original.forward, batches)},
             {"perplexity": quality.perplexity(student.forward, batches)},
             {},
         )
-    batches = _held_batches(held_out, original.tokenizer, packed=False, length=place.length or _TOKENS)
+    batches = held_batches(held_out, original.tokenizer, packed=False, length=place.length or _TOKENS)
     if _classifies(original) and "labels" in batches[0]:
         return (
             {"accuracy": quality.accuracy(original.forward, batches)},
@@ -207,7 +208,7 @@ def compared(
     return {}, {}, quality.fidelity(teacher, copy)
 
 
-def _held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
+def held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
     """At most a thousand held-out sequences, in batches of up to 16, or one by one where there are fewer."""
     try:
         return texts.batches(held_out, tokenizer, packed=packed, batch=16, length=length).take(64)
