@@ -193,7 +193,7 @@ def _named_recipe(given: Sequence[str]) -> str | None:
 def _is_switch(flag: str) -> bool:
     """Whether `flag` takes no value: one of `run` itself, or one that is on or off in some recipe."""
     name = flag[2:].replace("-", "_")
-    if name in ("dry_run", "overwrite", "help") or name.startswith("no_"):
+    if name in ("dry_run", "overwrite", "stream", "help") or name.startswith("no_"):
         return True
     options = (option for recipe in recipes.cards() for option in recipes.signature(recipe))
     return any(option.name == name and option.annotation == "bool" for option in options)
@@ -237,6 +237,7 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     flag("batch", int | None, "Sequences per batch of the measured environment.")
     flag("length", int | None, "Tokens per sequence of the measured environment.")
     fresh = "Also train networks of the cut shape from scratch, for as long (E), for as many FLOPs (B), or both."
+    flag("stream", bool, "Read the model block by block from the disk: for models larger than memory.", False)
     flag("scratch-baseline", str | None, fresh, metavar="E|B|both")
     for option in options:
         name, panel = option.name.replace("_", "-"), f"Options of {recipe}"

@@ -27,6 +27,10 @@ TOYS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "params=75%",
         {"steps": 0, "short_steps": 0, "calibration": 64, "length": 16, "train_batch": 8, "candidates": 3},
     ),
+    "magnitude": ("llama", "weights=50%", {}),
+    "owl": ("llama", "weights=40%", {"samples": 24, "length": 16, "times": 2.0}),
+    "sparsegpt": ("llama", "weights=50%", {"samples": 24, "length": 16}),
+    "wanda": ("llama", "weights=50%", {"samples": 24, "length": 16}),
     "ziplm": ("bert", "params=75%", {"steps": 0, "calibration": 32, "trials": 4, "judged": 16}),
 }
 LAWS = {"card", "within budget", "original untouched", "repeats", "resumes", "beats chance", "refuses"}
