@@ -486,7 +486,9 @@ class Transformer:
 
 
 def _odd_widths(layout: Layout, widths: list[Widths], channels: int) -> list[str]:
-    odd = {width.neurons for width in widths if width.neurons % 8} - {width.neurons for width in layout.widths}
+    names = ("neurons", "expert_neurons", "shared_neurons")
+    sizes, before = ({getattr(width, name) for width in some for name in names} for some in (widths, layout.widths))
+    odd = {size for size in sizes if size % 8} - before
     odd |= {channels} if channels % 8 and channels != layout.hidden_size else set()
     return [f"widths that are no multiple of 8 run slower: {', '.join(map(str, sorted(odd)))}"] if odd else []
 
