@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from secateur.subjects.encoder import Encoder as Encoder
     from secateur.subjects.loading import load as load
     from secateur.subjects.loading import open_subject as open_subject
+    from secateur.subjects.moe import Moe as Moe
     from secateur.subjects.traced import Traced as Traced
     from secateur.subjects.traced import open_traced as open_traced
     from secateur.subjects.traced import reload_traced as reload_traced
@@ -24,6 +25,7 @@ _PLACES = {
     "Consumer": "transformer",
     "Decoder": "decoder",
     "Encoder": "encoder",
+    "Moe": "moe",
     "Output": "transformer",
     "Traced": "traced",
     "Transformer": "transformer",
@@ -37,6 +39,7 @@ __all__ = [
     "Consumer",
     "Decoder",
     "Encoder",
+    "Moe",
     "Output",
     "Traced",
     "Transformer",

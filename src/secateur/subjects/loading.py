@@ -16,6 +16,7 @@ from secateur.subjects import saving
 from secateur.subjects.decoder import Decoder
 from secateur.subjects.encoder import Encoder
 from secateur.subjects.families import FAMILIES, Family, find
+from secateur.subjects.moe import Moe
 from secateur.subjects.transformer import Transformer
 
 __all__ = ["load", "open_subject"]
@@ -75,7 +76,7 @@ def _subject(
             f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
             "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"
         )
-    kind = Encoder if family.kind == "encoder" else Decoder
+    kind = Encoder if family.kind == "encoder" else Moe if family.experts else Decoder
     return kind(model, family, tokenizer=tokenizer, folder=folder, head=head)
 
 
