@@ -58,7 +58,7 @@ def shared_threshold(
     """One threshold for all layers, such that their clusters number `target` in all; found by bisection.
 
     distances: one [n_l, n_l] per layer, on one scale; no layer goes below `least` clusters (or its own n_l).
-    exact: False takes the count nearest to `target` where it can't be met: the smaller of two that are equally near.
+    exact: False takes the next count above `target` where it can't be met.
 
     A clustering changes only where the threshold passes one of the distances, so those are what is bisected: pairs
     strictly below the threshold may merge. The count need not fall at every step, as a larger threshold may close other
@@ -102,16 +102,15 @@ def shared_threshold(
             if found is None and 0 <= step < len(steps) and count(step) == target:
                 found = step
     if found is None:
-        # Equally near ones: fewer clusters, and of those the smaller threshold.
-        found = min(counts, key=lambda step: (abs(counts[step] - target), counts[step], step))
+        below = max((n for n in counts.values() if n < target), default=lowest)
+        above = min((n for n in counts.values() if n > target), default=whole)
         if exact:
-            below = max((n for n in counts.values() if n < target), default=lowest)
-            above = min((n for n in counts.values() if n > target), default=whole)
             raise InfeasibleError(
                 f"{target} clusters can't be had: one threshold for all layers gives {below} or {above}; "
                 "ask for one of these",
-                float(counts[found]),
+                float(below if target - below < above - target else above),
             )
+        found = max(step for step, number in counts.items() if number == above)
     threshold = float(steps[found])
     return threshold, [layer.clustered(threshold, least) for layer in layers]
 
