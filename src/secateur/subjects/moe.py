@@ -71,6 +71,10 @@ class Moe(Decoder):
                 )
         return found
 
+    def routers(self) -> list[nn.Module]:
+        """The modules that give each token its experts, layer by layer."""
+        return [mixture.router for mixture in self.mixtures().values()]
+
     def _count(self) -> dict[str, float]:
         """With `active_params`: what one token passes, top k of the experts of each layer and all the rest."""
         counts = super()._count()

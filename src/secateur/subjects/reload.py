@@ -128,7 +128,7 @@ def _mixture(layer: Any, experts: dict[str, Any], config: Any) -> dict[str, int]
 
 def _remove(layer: Any, block: dict[str, Any], index: int | None) -> None:
     out: Any = dict(layer.named_modules()).get(block["out"])  # a layer with experts has none
-    bias = None if out is None else out.bias
+    bias: Any = None if out is None else out.bias
     inside = block["out"].startswith(block["module"] + ".")
     inner = block["out"][len(block["module"]) + 1 :] if inside else ""
     layer.set_submodule(block["module"], Removed(inner, bias, index))
