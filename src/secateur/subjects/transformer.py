@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -234,7 +236,7 @@ class Transformer:
         removed = {name: (int((~stays).sum()), sites[name].count) for name, stays in keep.items() if not stays.all()}
         before = self._count()
         if not removed:
-            return self._copy(copy.deepcopy(self.model), self.layer_index), Cut({}, before, before)
+            return self.copy(), Cut({}, before, before)
         widths, channels = kept.widths(), layout.hidden_size if kept.channels is None else len(kept.channels)
         layer_index = [self.layer_index[index] for index in kept.layers]
         notes = _odd_widths(layout, widths, channels)
@@ -260,6 +262,26 @@ class Transformer:
         if kept.channels is not None:
             self._check_channels(layout)
         return self._copy(cutting.silenced(layout, kept), self.layer_index)
+
+    def copy(self) -> Transformer:
+        """The same subject with weights of its own."""
+        return self._copy(copy.deepcopy(self.model), self.layer_index)
+
+    @contextmanager
+    def resident(self, *paths: str) -> Iterator[None]:
+        """For `blocks.visit`: all weights are in memory as it is."""
+        yield
+
+    def store(self, path: str, file: Path) -> None:
+        """Write the block at `path` to `file`: whole, or not at all."""
+        state = {name: tensor.contiguous() for name, tensor in self.model.get_submodule(path).state_dict().items()}
+        aside = file.with_name(f".tmp-{file.name}")
+        save_file(state, aside)
+        aside.replace(file)
+
+    def recall(self, path: str, file: Path) -> None:
+        """Take the block at `path` from a `file` that `store` wrote."""
+        self.model.get_submodule(path).load_state_dict(load_file(file))
 
     def _copy(self, model: PreTrainedModel, layer_index: tuple[int, ...]) -> Transformer:
         result = copy.copy(self)
