@@ -157,8 +157,7 @@ def stun(
             f"{sum(map(len, groups.values()))} of {sum(sizes.values())} experts stay, by layer: {counts}",
         ]
         told.append(f"total sparsity {1 - after['weights'] / whole:.4f}, of it {1 - left / whole:.4f} by experts")
-        shape = {name: kurtosis(one) for name, one in (("before", subject), ("experts", slim), ("weights", student))}
-        run.json(f"kurtosis-{budget}", partial(dict, shape))
+        shape = run.json(f"kurtosis-{budget}", partial(shapes, before=subject, experts=slim, weights=student))
         told.append(
             "kurtosis of experts: " + ", ".join(f"{k} {np.mean(list(v.values())):.3f}" for k, v in shape.items())
         )
@@ -324,6 +323,11 @@ def read(block: blocks.Block, floor: int) -> tuple[dict[str, hessian.Moments], l
 
 
 def kurtosis(subject: Moe) -> dict[str, float]:
-    """Layer -> kurtosis of the weights of all its experts that are not zero; the proxy of the paper for the order."""
+    """Layer -> kurtosis of the weights of all its experts that are not zero: how well they bear to lose more."""
     found = {index: list(mixture.experts.parameters()) for index, mixture in subject.mixtures().items()}
     return {str(index): distribution.kurtosis(parts) for index, parts in found.items()}
+
+
+def shapes(**stages: Moe) -> dict[str, dict[str, float]]:
+    """Stage -> layer -> kurtosis; the paper's reason for the order of the stages."""
+    return {name: kurtosis(one) for name, one in stages.items()}
