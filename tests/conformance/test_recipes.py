@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,8 +96,7 @@ def test_recipes_on_networks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.cards() if name not in ON_NETWORKS])
-def test_recipes(name: str, decoder: PreTrainedModel, tmp_path: Path) -> None:
-def test_recipes(name: str) -> None:
+def test_recipes(name: str, tmp_path: Path) -> None:
     kind, budget, options = TOYS.get(name, DEFAULT)
     if "general" in options:  # the name of a second file of texts
         file = tmp_path / options["general"]
