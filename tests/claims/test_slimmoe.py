@@ -20,6 +20,10 @@ SEEDS = (0, 1, 2)
 STEPS = 300
 """Distillation steps of an arm, all its stages together, of 8 sequences of 64 tokens."""
 SETUP = "Mixtral-type, 4 layers, width 96, 8 experts of 128, two per token, GQA 8:4, Brown"
+LARGE_WEIGHTS = (
+    "KD-Taylor beats weights and chance, but weight norms are below chance here: neurons with large weights are not those "
+    "that count; and mean activations, which need no gradient, are better still"
+)
 PLAN = {"kv_groups": 0, "shared": 1.0, "dense": 1.0, "divisor": 4, "slim": "neurons", "batch": 1, "length": lab.LENGTH}
 
 
@@ -58,6 +62,7 @@ def staged(shares: Sequence[float], tokens: Sequence[float], seed: int, total: i
     return student
 
 
+@pytest.mark.xfail(strict=True, reason=LARGE_WEIGHTS)
 def test_kd_taylor_ranks_better_than_weights_and_chance():
     found = {
         name: [lab.held_out(cut(lab.mixtral(), 0.5, seed, how=name)) for seed in SEEDS]
@@ -73,6 +78,7 @@ def test_kd_taylor_ranks_better_than_weights_and_chance():
         found,
         against=("weight", "random"),
         setup=SETUP,
+        reason=LARGE_WEIGHTS,
     )
 
 
