@@ -35,6 +35,7 @@ LANGUAGES = {"python", "bash", "yaml", "json", "toml", "text"}
 STAND_INS = {"speedup=2x": "params=75%"}
 QUICK: dict[str, dict[str, Any]] = {
     "ziplm": dict(steps=2, calibration=32, trials=2, judged=16, batch=4, length=16, train_batch=4, train_length=16),
+    "slimmoe": dict(steps=2, calibration=16, length=16, train_batch=4),
     "ast": dict(steps=12, refresh=2, calibration=8, length=16, train_batch=4),
     "stun": dict(seen=16, samples=8, length=16),
     "minitron": dict(

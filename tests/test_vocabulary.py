@@ -264,3 +264,14 @@ def test_a_figure_shows_its_interval():
 def test_the_vocabulary_loads_no_array_library():
     code = "import sys, secateur.vocabulary; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_term_may_be_divided_by_what_is_kept():
+    """What a token passes of the experts of a layer: k of E, each as wide as the neurons kept over the experts kept."""
+    owner = np.repeat(np.arange(4), 3)
+    sites = {"experts": Site("experts", 4), "neurons": Site("neurons", 12, group=owner, owner=("experts", owner))}
+    units = Units(sites, (Term("active", 2 * 5.0, ("neurons",), per=("experts",)),))
+    assert units.cost() == {"active": 2 * 5.0 * 3}
+    assert units.cost({"experts": np.array([True, True, False, True])}) == {"active": 2 * 5.0 * 3}
+    assert units.cost({"neurons": np.arange(12) % 3 < 1}) == {"active": 2 * 5.0}
+    assert units.cost({"experts": np.zeros(4, dtype=bool)}) == {"active": 0.0}

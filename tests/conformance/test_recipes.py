@@ -32,6 +32,7 @@ TOYS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "magnitude": ("llama", "weights=50%", {}),
     "owl": ("llama", "weights=40%", {"samples": 24, "length": 16, "times": 2.0}),
+    "slimmoe": ("mixtral", "params=70%", {"steps": 0, "calibration": 64, "length": 16}),
     "sparsegpt": ("llama", "weights=50%", {"samples": 24, "length": 16}),
     "wanda": ("llama", "weights=50%", {"samples": 24, "length": 16}),
     "d_pruner": (

@@ -12,6 +12,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
 )
 
 from secateur.errors import MeasurementError, UnsupportedError
@@ -146,3 +148,20 @@ def test_every_flop_is_counted_as_the_paper_counts():
 def test_every_flop_is_above_what_flops_counts_and_close_to_it():
     model, x = Small().eval(), torch.randn(2, 3, 6, 6)
     assert size.flops(lambda x: model(x), {"x": x}) < size.every_flop(lambda: model(x))
+
+
+def test_the_products_of_experts_are_counted():
+    """A token passes two of the four experts: three products of 32 by 24 each, the router, and attention."""
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config)
+    batch = {"input_ids": torch.randint(0, 64, (2, 8))}
+    attention = 2 * (2 * 32 * 32 + 2 * 32 * 16) * 16 + 4 * 2 * 8 * 8 * 32
+    expected = attention + 2 * 16 * (2 * 3 * 32 * 24 + 32 * 4) + 2 * 16 * 32 * 64
+    counts = {}
+    for kind in ("grouped_mm", "eager"):
+        model.set_experts_implementation(kind)
+        counts[kind] = size.flops(model, batch)
+    assert counts == {"grouped_mm": expected, "eager": expected}

@@ -253,3 +253,26 @@ def test_several_students_learn_from_one_pass_of_the_teacher():
     assert all(torch.equal(first[name], second[name]) for name in first)
     for name in first:
         torch.testing.assert_close(first[name], live[name], rtol=0, atol=1e-4)
+
+
+def test_a_remembered_teacher_stands_beside_its_batches(tmp_path):
+    class Said:
+        def __init__(self, prediction):
+            self.prediction = prediction
+
+    teacher, batches = llama(1), Batches()
+    asked = []
+
+    def forward(batch, **_):
+        asked.append(batch)
+        return Said(teacher(**batch).logits)
+
+    how = {"k": 4, "temperature": 1.0, "key": {"data": "d"}}
+    joined = teachers.remembered(tmp_path, teacher, forward, tokenizer(), batches, 2, **how)
+    assert torch.equal(joined[1]["input_ids"], batches[1]["input_ids"])
+    assert joined[1]["teacher_indices"].shape[-1] == 4
+    assert len(asked) == 2
+    teachers.remembered(tmp_path, teacher, forward, tokenizer(), batches, 2, **how)
+    assert len(asked) == 2
+    with pytest.raises(DataError, match="another teacher"):
+        teachers.remembered(tmp_path, llama(2), forward, tokenizer(), batches, 2, **how)

@@ -211,6 +211,7 @@ def test_experts_listed_one_by_one_round_trip(tmp_path: Path) -> None:
     assert tensors["model.layers.0.block_sparse_moe.experts.3.w1.weight"].shape == (20, 48)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_many_widths_loads_without_secateur(tmp_path: Path) -> None:
     subject = mixture("qwen2-moe")
     found = selections(subject)

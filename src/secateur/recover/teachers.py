@@ -23,7 +23,7 @@ from secateur.errors import DataError, InputError
 from secateur.modes import evaluating
 from secateur.recover import storage
 
-__all__ = ["Joined", "Outputs", "TopK", "cache_topk", "check_vocabularies", "fingerprint", "live"]
+__all__ = ["Joined", "Outputs", "TopK", "cache_topk", "check_vocabularies", "fingerprint", "live", "remembered"]
 
 Batch = Mapping[str, Tensor]
 
@@ -325,3 +325,28 @@ class Joined:
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         answers = {f"{self._prefix}{name}": tensor for name, tensor in self._cache[index].items()}
         return {**self._batches[index], **answers}
+
+
+def remembered(
+    folder: str | Path,
+    model: nn.Module,
+    forward: Callable[..., Any],
+    tokenizer: Any,
+    batches: Any,
+    count: int,
+    *,
+    k: int,
+    temperature: float,
+    key: Mapping[str, Any],
+) -> Joined:
+    """The first `count` batches, each with the `k` tokens that the teacher finds likeliest at every position, on disk.
+
+    forward: batch -> something with the teacher's logits as `prediction`. key: of data and batches; the teacher's and
+    the tokenizer's fingerprints are added. See `cache_topk`.
+    """
+    key = {**key, "teacher": fingerprint(model), "tokenizer": fingerprint(tokenizer)}
+    ask = live(model, forward)
+    answers = cache_topk(
+        folder, lambda item: ask(item).prediction, batches, count, key=key, k=k, temperature=temperature
+    )
+    return Joined(batches, answers)

@@ -18,7 +18,7 @@ from secateur.errors import DataError, InputError
 from secateur.files import texts
 from secateur.measure import latency, quality, size, sparsity
 from secateur.recover import quantise, teachers
-from secateur.subjects import Transformer, open_subject, sides
+from secateur.subjects import Moe, Transformer, open_subject, sides
 from secateur.subjects import matrices as blocks
 from secateur.vocabulary import Figure
 
@@ -185,6 +185,8 @@ def sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Figu
         "flops": Figure(size.flops(subject.model, example)),
         **sparsity.figures(matrices(subject), stored(subject), bits),
     }
+    if isinstance(subject, Moe):
+        row["active_params"] = Figure(subject.active_params())
     if subject.kind == "decoder":
         cache = size.kv_cache_bytes(subject.model, example)
         row["kv_cache"] = Figure(cache, unit="B")

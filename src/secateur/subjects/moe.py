@@ -75,11 +75,13 @@ class Moe(Decoder):
         """The modules that give each token its experts, layer by layer."""
         return [mixture.router for mixture in self.mixtures().values()]
 
-    def _count(self) -> dict[str, float]:
-        """With `active_params`: what one token passes, top k of the experts of each layer and all the rest."""
-        counts = super()._count()
+    def active_params(self) -> float:
+        """Parameters that one token passes: top k of the experts of each layer, and all the rest."""
         idle = sum(
             sum(p.numel() for p in mixture.experts.parameters()) * (1 - self.top_k / mixture.count)
             for mixture in self.mixtures().values()
         )
-        return counts | {"active_params": float(round(counts["params"] - idle))}
+        return float(round(sum(p.numel() for p in self.model.parameters()) - idle))
+
+    def _count(self) -> dict[str, float]:
+        return super()._count() | {"active_params": self.active_params()}

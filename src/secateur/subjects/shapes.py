@@ -80,6 +80,6 @@ def receipt(before: Transformer, after: Transformer) -> Cut:
         left[f"layers.{after.layer_index[int(layer)]}.{rest}" if rest else name] = site.count
     # A sub-block without units is gone, though its layer stays.
     left |= {"attention": sum(width.heads > 0 for width in after.widths())}
-    left |= {"ffn": sum(width.neurons > 0 for width in after.widths())}
+    left |= {"ffn": sum(width.ffn for width in after.widths())}
     gone = {name: (site.count - left.get(name, 0), site.count) for name, site in before.units().sites.items()}
     return Cut(gone, before.units().cost(), after.units().cost())

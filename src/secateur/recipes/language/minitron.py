@@ -171,10 +171,12 @@ def minitron(
 
     first = run.tensors("scores", lambda: dict(rank(teacher, samples)))
 
-    remember = partial(
-        remembered, teacher, stream, run, cache=cache, temperature=temperature,
-        key={"data": data.digest, "batches": f"{train_batch} x {length}, seed {seed + 1}"},
-    )  # fmt: skip
+    def remember(count: int) -> Any:
+        return teachers.remembered(
+            run.folder("predictions"), teacher.model, teacher.forward, teacher.tokenizer, stream, count,
+            k=cache, temperature=temperature,
+            key={"data": data.digest, "batches": f"{train_batch} x {length}, seed {seed + 1}"},
+        )  # fmt: skip
 
     def distil(student: Transformer, name: str, steps: int) -> Recovery:
         deep = 4 * len(student.layers()) <= 3 * len(teacher.layers()) if hidden is None else hidden
@@ -300,19 +302,6 @@ def scores(
     found = activation.collect(subject.forward, subject.model, batches, taps, batch=batch, sequence=sequence)
     channels = activation.summed({norm: found.pop(norm) for norm in subject.norms()})
     return found | {"channels": channels}
-
-
-def remembered(
-    teacher: Transformer, batches: Any, run: Run, count: int, *, cache: int, temperature: float, key: dict[str, str]
-) -> Any:
-    """The first `count` batches, each with the `cache` tokens that `teacher` finds likeliest at every position."""
-    key = key | {"teacher": teachers.fingerprint(teacher.model), "tokenizer": teachers.fingerprint(teacher.tokenizer)}
-    ask = teachers.live(teacher.model, teacher.forward)
-    answers = teachers.cache_topk(
-        run.folder("predictions"), lambda item: ask(item).prediction, batches, count, key=key, k=cache,
-        temperature=temperature,
-    )  # fmt: skip
-    return teachers.Joined(batches, answers)
 
 
 def spread(candidates: Shapes, most: int) -> Shapes:

@@ -1,0 +1,145 @@
+"""Neurons inside the experts of a mixture: what a gate on each would do to the loss, how active they are, how large.
+
+Layers are given as site -> packed experts: a module with gate_up_proj [E, 2 I, d] (rows of the gate first) and
+down_proj [E, d, I], called with (states [T, d], chosen experts [T, k], shares [T, k]). Neuron j of expert e has the
+intermediate activation h_j = act(W1 x)_j (W3 x)_j; it is unit e I + j of its site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.errors import DataError, InputError
+from secateur.modes import evaluating
+from secateur.score import gradient
+from secateur.score.hooks import Batch, finite, real_tokens
+
+__all__ = ["activation", "alike", "likeliest", "taylor", "truncated", "vanishes", "weight"]
+
+Layers = Mapping[str, Any]
+
+
+def taylor(
+    loss: Callable[[Batch], Tensor], model: nn.Module, layers: Layers, batches: Iterable[Batch]
+) -> dict[str, Tensor]:
+    """Site -> float32 [E I]: |sum over tokens of h_j dL/dh_j|, the gradient of a gate of 1 on each neuron.
+
+    It is |sum_i W2_ij dL/dW2_ij|, for dL/dW2 sums g h^T over the tokens that the expert got, so that only down_proj
+    needs a gradient. The share that a token gives its expert is inside: experts that are hardly used score low.
+
+    Source: Molchanov et al., CVPR 2019, equation 8, with gates; SlimMoE (arXiv 2506.18349) takes it of its KD loss.
+    """
+    weights = {site: module.down_proj for site, module in layers.items()}
+    slices = {site: [(one, 0, torch.arange(len(one)))] for site, one in weights.items()}
+    found = gradient.mean(loss, model, batches, slices)
+    products = {site: (one.detach().float() * found[one]).sum(1) for site, one in weights.items()}
+    return {site: finite(site, value.abs().flatten().cpu()) for site, value in products.items()}
+
+
+def activation(
+    forward: Callable[[Batch], Any], model: nn.Module, layers: Layers, batches: Iterable[Batch]
+) -> dict[str, Tensor]:
+    """Site -> float32 [E I]: mean |h_j| over the tokens routed to the expert; 0 where it got none.
+
+    Raises `DataError` without batches, `InputError` for a layer that the forward pass never reached.
+    """
+    sums = {site: torch.zeros(module.down_proj.shape[::2], dtype=torch.float64) for site, module in layers.items()}
+    counts = {site: torch.zeros(len(module.down_proj), dtype=torch.float64) for site, module in layers.items()}
+    mask: Tensor | None = None
+    reached: set[str] = set()
+
+    def look(site: str, module: Any, states: Tensor, chosen: Tensor) -> None:
+        reached.add(site)
+        real = None if mask is None else mask.flatten().to(chosen.device)
+        for expert, rows in enumerate(module.gate_up_proj):
+            mine = (chosen == expert).any(-1)
+            given = states[mine if real is None else mine & real]
+            gate, up = functional.linear(given, rows).chunk(2, -1)
+            sums[site][expert] += (module.act_fn(gate) * up).abs().double().sum(0).cpu()
+            counts[site][expert] += len(given)
+
+    hooks, ran = [], 0
+    for site, module in layers.items():
+
+        def note(one: nn.Module, args: Any, kwargs: Any, site: str = site) -> None:
+            states, chosen = (*args, *kwargs.values())[:2]
+            look(site, one, states, chosen)
+
+        hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        with evaluating(model), torch.no_grad():
+            for batch in batches:
+                mask = real_tokens(batch)
+                forward(batch)
+                ran += 1
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not ran:
+        raise DataError("there are no batches to score with: give at least one")
+    missed = sorted(set(layers) - reached)
+    if missed:
+        raise InputError(f"the experts of {missed[0]} were never run by the forward pass: they can't be scored from it")
+    means = {site: sums[site] / counts[site].clamp(min=1)[:, None] for site in layers}
+    return {site: finite(site, value.flatten().float()) for site, value in means.items()}
+
+
+def weight(layers: Layers) -> dict[str, Tensor]:
+    """Site -> float32 [E I]: the norm of all weights of a neuron, its rows of W1 and W3 and its column of W2."""
+    found = {}
+    for site, module in layers.items():
+        rows = module.gate_up_proj.detach().float().square().sum(-1).unflatten(1, (2, -1)).sum(1)
+        columns = module.down_proj.detach().float().square().sum(1)
+        found[site] = finite(site, (rows + columns).sqrt().flatten().cpu())
+    return found
+
+
+def alike(scores: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:
+    """The scores with those of neuron j the same in every expert of a layer: the mean of its shares of each expert.
+
+    So all experts keep one set of indices: what per-expert sets are compared with.
+    """
+    found = dict(scores)
+    for site, module in layers.items():
+        rows = scores[site].reshape(len(module.down_proj), -1)
+        shares = rows / rows.sum(1, keepdim=True).clamp(min=1e-30)
+        found[site] = shares.mean(0).repeat(len(rows))
+    return found
+
+
+# ------------------------------------------------------------------------------------- a loss that has a gradient
+
+
+def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and indices [..., count] of the likeliest tokens under logits [..., V]."""
+    found = torch.log_softmax(logits.detach().float(), -1).topk(min(count, logits.shape[-1]), -1)
+    return found.values, found.indices
+
+
+def truncated(logits: Tensor, log_probabilities: Tensor, indices: Tensor, mask: Tensor | None = None) -> Tensor:
+    """- sum_k p_k log q_k over the teacher's likeliest tokens k, p not renormalised; mean over tokens, in nats.
+
+    Where q is the teacher's own distribution, KL over all tokens has no gradient, nor has any form with both sides
+    renormalised or the rest kept as one event. This has: (S - 1) q_k at the k of mass S, and S q_v elsewhere.
+
+    Shapes: logits [..., V], log_probabilities and indices [..., k] of `likeliest`, mask [...], True where one counts.
+    """
+    log_q = torch.log_softmax(logits.float(), -1).gather(-1, indices)
+    loss = -(log_probabilities.exp() * log_q).sum(-1)
+    return loss.mean() if mask is None else (loss * mask).sum() / mask.sum()
+
+
+def vanishes(loss: Callable[[Tensor], Tensor], logits: Tensor, least: float = 1e-4) -> bool:
+    """Whether a mean loss has next to no gradient at `logits` [..., V]: sum |dL/dz| below `least`.
+
+    Cross-entropy has one of 2 (1 - q) per token. Without it first-order scores are noise, whatever the model.
+    """
+    at = logits.detach().float().requires_grad_(True)
+    with torch.enable_grad():
+        (found,) = torch.autograd.grad(loss(at), at)
+    return float(found.abs().sum()) < least

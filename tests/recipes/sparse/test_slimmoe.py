@@ -1,0 +1,221 @@
+"""SlimMoE: thin experts in stages, each scored and distilled anew against the original."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import tiny
+from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
+from secateur.files import texts
+from secateur.files.rundir import Run
+from secateur.recipes.sparse import slimmoe as recipe
+from secateur.recipes.sparse.slimmoe import slimmoe
+from secateur.recover import loop
+from secateur.subjects import Moe, open_subject
+from secateur.vocabulary import Budget, Result
+from subjects.tiny import make
+
+QUICK: dict[str, Any] = {"calibration": 16, "length": 16, "train_batch": 4, "steps": 0}
+
+
+@pytest.fixture(scope="module")
+def data() -> texts.Corpus:
+    return texts.read(tiny.chains(300))
+
+
+@pytest.fixture(scope="module")
+def subject() -> Moe:
+    found = open_subject(tiny.model("mixtral"), tokenizer=tiny.tokenizer())
+    assert isinstance(found, Moe)
+    return found
+
+
+def run(subject: Moe, data: texts.Corpus, folder: Path, budget: str = "params=70%", **options: Any) -> Result:
+    options = QUICK | options
+    with Run.open(folder, {"budget": budget, **options}) as opened:
+        (result,) = slimmoe(subject, data, [Budget.parse(budget)], opened, **options)
+    return result
+
+
+def widths(result: Result) -> set[int]:
+    return {mixture.width for mixture in result.subject.mixtures().values()}  # type: ignore[attr-defined]
+
+
+def test_experts_and_router_stay_and_only_their_width_goes(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    result = run(subject, data, tmp_path)
+    small = result.subject
+    assert isinstance(small, Moe)
+    assert not small.model.config.is_heterogeneous
+    assert len(widths(result)) == 1
+    for layer, mixture in small.mixtures().items():
+        assert mixture.count == subject.mixtures()[layer].count
+        assert torch.equal(mixture.router.weight, subject.mixtures()[layer].router.weight)
+    assert small.model.config.num_experts_per_tok == subject.top_k
+    left = small.units().cost()
+    assert left["params"] <= 0.7 * subject.units().cost()["params"]
+    assert result.predicted["active_params"] == left["active_params"] == small.active_params()
+    assert {name.rpartition(".")[2] for name in result.cut.removed if result.cut.removed[name][0]} == {"expert_neurons"}
+
+
+def test_a_dead_neuron_goes_first(data: texts.Corpus, tmp_path: Path) -> None:
+    model = tiny.model("mixtral")
+    dead = {(layer, expert): (5 * layer + 7 * expert) % 24 for layer in range(3) for expert in range(8)}
+    with torch.no_grad():
+        for (layer, expert), neuron in dead.items():
+            model.model.layers[layer].mlp.experts.gate_up_proj[expert, neuron] = 0.0
+    found = open_subject(model, tokenizer=tiny.tokenizer())
+    result = run(found, data, tmp_path, "params=90%", divisor=4, stages="1")
+    for (layer, expert), neuron in dead.items():
+        before = found.mixtures()[layer].experts.down_proj[expert, :, neuron]
+        after = result.subject.mixtures()[layer].experts.down_proj[expert]
+        assert not (before == after.T).all(1).any()
+
+
+def test_each_stage_is_scored_anew_and_learns_from_the_original(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[int, int, Any]] = []
+    real = loop.train
+
+    def train(model: Any, batches: Any, objective: Any, **options: Any) -> Any:
+        trained.append((model.config.intermediate_size, options["steps"], options["frozen"]))
+        return real(model, batches, objective, **options)
+
+    monkeypatch.setattr(loop, "train", train)
+    options = {"stages": "66%,34%", "tokens": "25%,75%", "steps": 8}
+    result = run(subject, data, tmp_path, "params=80%", **options)
+    assert [(width, steps) for width, steps, _ in trained] == [(16, 2), (8, 6)]
+    assert all(frozen == [subject.model] for _, _, frozen in trained)
+    assert result.recovery is not None
+    assert result.recovery.steps == 8
+    assert result.recovery.tokens == 8 * 4 * 16
+    assert [note.split(":")[0] for note in result.notes] == ["stage 1", "stage 2"]
+    assert "of the student and" in result.notes[0]
+    stored = {path.name for path in (tmp_path / "work").iterdir()}
+    assert {"scores-params=80%-1.safetensors", "scores-params=80%-2.safetensors"} <= stored
+    again = run(subject, data, tmp_path, "params=80%", **options)
+    for one, other in zip(again.subject.model.parameters(), result.subject.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    trained.clear()
+    cached = run(subject, data, tmp_path / "cached", "params=80%", **options, cache=8)
+    assert all(frozen == [] for _, _, frozen in trained)
+    assert " and 0 of the original" in cached.notes[0]
+
+
+def test_the_router_can_be_left_alone(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    frozen = run(subject, data, tmp_path / "a", steps=4, freeze_router=True).subject
+    moved = run(subject, data, tmp_path / "b", steps=4, balance=0.1).subject
+    assert isinstance(frozen, Moe)
+    assert isinstance(moved, Moe)
+    router = subject.mixtures()[0].router.weight
+    assert torch.equal(frozen.mixtures()[0].router.weight, router)
+    assert not torch.equal(moved.mixtures()[0].router.weight, router)
+    assert all(parameter.requires_grad for parameter in frozen.model.parameters())
+
+
+def test_full_kl_has_no_gradient_at_first_and_says_so(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    result = run(subject, data, tmp_path / "full", loss="full", stages="2")
+    assert [note for note in result.notes if "no gradient" in note] == [
+        "stage 1: full loss has no gradient here, scored by the next token's"
+    ]
+    assert not run(subject, data, tmp_path / "truncated").notes
+    assert not run(subject, data, tmp_path / "task", loss="task").notes
+
+
+@pytest.mark.parametrize("score", ["weight", "activation", "random"])
+def test_other_scores_choose_otherwise(subject: Moe, data: texts.Corpus, tmp_path: Path, score: str) -> None:
+    ours, theirs = run(subject, data, tmp_path / "a"), run(subject, data, tmp_path / "b", score=score)
+    assert widths(ours) == widths(theirs)
+    one, other = (r.subject.model.model.layers[0].mlp.experts.down_proj for r in (ours, theirs))
+    assert one.shape == other.shape
+    assert not torch.equal(one, other)
+
+
+def test_a_score_of_ones_own(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import torch\n"
+        "def first(subject, batches):\n"
+        "    found = subject.mixtures()\n"
+        "    return {f'layers.{n}.expert_neurons': -torch.arange(m.count * m.width) for n, m in found.items()}\n"
+    )
+    result = run(subject, data, tmp_path / "run", score=f"{file}:first", stages="1")
+    (width,) = widths(result)
+    before, after = (one.mixtures()[1].experts.down_proj for one in (subject, result.subject))
+    assert torch.equal(after, before[:, :, :width])
+
+
+def test_one_set_of_indices_for_all_experts(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    result = run(subject, data, tmp_path, alike=True, stages="1")
+    before, after = (one.mixtures()[0].experts.down_proj for one in (subject, result.subject))
+    sets = {tuple(int((column == before[e].T).all(1).nonzero()) for column in after[e].T) for e in range(len(before))}
+    assert len(sets) == 1
+
+
+def test_whole_experts_go_by_how_often_they_are_used(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    result = run(subject, data, tmp_path, slim="experts", stages="1")
+    counts = {mixture.count for mixture in result.subject.mixtures().values()}
+    assert len(counts) == 1
+    assert counts < {2, 3, 4, 5, 6, 7}
+    assert widths(result) == {24}
+    assert result.subject.units().cost()["params"] <= 0.7 * subject.units().cost()["params"]
+    with pytest.raises(InputError, match="slim='layers'"):
+        run(subject, data, tmp_path / "other", slim="layers")
+
+
+def test_kv_groups_shared_and_dense_neurons_go_with_the_last_stage(data: texts.Corpus, tmp_path: Path) -> None:
+    subject = make("qwen2-moe")
+    subject.tokenizer = tiny.tokenizer()
+    subject.model.resize_token_embeddings(64)
+    result = run(subject, data, tmp_path, "params=95%", kv_groups=1, shared=0.4, dense=0.6)
+    config = result.subject.model.config
+    assert config.num_key_value_heads == 1
+    assert config.num_attention_heads == 2
+    assert config.shared_expert_intermediate_size == 16
+    assert config.intermediate_size == 24
+    assert not config.is_heterogeneous
+    deep = make("deepseek3")
+    deep.tokenizer = tiny.tokenizer()
+    with pytest.raises(UnsupportedError, match="axis 'kv_groups'"):
+        run(deep, data, tmp_path / "deep", kv_groups=1)
+
+
+def test_what_can_not_be_is_refused_in_one_line(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    places = iter(range(100))
+
+    def refused(kind: type[Exception], match: str, budget: str = "params=70%", **options: Any) -> None:
+        with pytest.raises(kind, match=match) as caught:
+            run(subject, data, tmp_path / str(next(places)), budget, **options)
+        assert "\n" not in str(caught.value)
+
+    refused(InfeasibleError, "can't be met by thinner experts: params can go down to", "params=5%")
+    refused(InfeasibleError, "the last of the stages, 90.0% of the width, leaves .* params", stages="95%,90%")
+    refused(InputError, "stages='half' is neither", stages="half")
+    refused(InputError, "each must be below the one before", stages="20%,50%")
+    refused(InputError, "has not a share for each of 2 stages", tokens="100%")
+    refused(InputError, "score='size' is not one of taylor", score="size")
+    refused(InputError, "loss='kl' is not one of truncated", loss="kl")
+    refused(BudgetError, "slimmoe makes widths", "pattern=2:4")
+    refused(BudgetError, "weights has no cost here", "weights=50%")
+    with pytest.raises(UnsupportedError, match="llama has none"):
+        run(open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer()), data, tmp_path / "llama")  # type: ignore[arg-type]
+
+
+def test_steps_are_dealt_out_whole() -> None:
+    assert recipe.dealt("", 100, 2) == [33, 67]
+    assert recipe.dealt("", 7, 3) == [1, 2, 4]
+    assert recipe.dealt("34%,66%", 1000, 2) == [340, 660]
+    assert sum(recipe.dealt("", 1001, 4)) == 1001
+
+
+def test_active_parameters_are_a_budget(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    result = run(subject, data, tmp_path, "active_params=85%")
+    assert result.subject.active_params() <= 0.85 * subject.active_params()
+    result.subject.save(tmp_path / "saved")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert again.config.intermediate_size == next(iter(widths(result)))
