@@ -56,6 +56,14 @@ class Consumer:
     """The weight is stored [in, out], so that columns are rows of the stored tensor (GPT-2)."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Quantised weights, as they stand in their files: bits of each weight, and bytes of all."""
+
+    bits: int
+    bytes: float
+
+
 @dataclass
 class Output:
     """What one forward pass gives.
@@ -94,6 +102,7 @@ class Transformer:
         self.tokenizer = tokenizer
         self.folder = folder
         self.head: list[nn.Module] = head or []
+        self.stored: Stored | None = None  # of a quantised model, which can be measured only
         recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
         self.layer_index: tuple[int, ...] = tuple(recorded or range(model.config.num_hidden_layers))
         self.output: Literal["logits", "embedding", "states"] = (
@@ -477,7 +486,9 @@ class Transformer:
 
 
 def _odd_widths(layout: Layout, widths: list[Widths], channels: int) -> list[str]:
-    odd = {width.neurons for width in widths if width.neurons % 8} - {width.neurons for width in layout.widths}
+    names = ("neurons", "expert_neurons", "shared_neurons")
+    sizes, before = ({getattr(width, name) for width in some for name in names} for some in (widths, layout.widths))
+    odd = {size for size in sizes if size % 8} - before
     odd |= {channels} if channels % 8 and channels != layout.hidden_size else set()
     return [f"widths that are no multiple of 8 run slower: {', '.join(map(str, sorted(odd)))}"] if odd else []
 
