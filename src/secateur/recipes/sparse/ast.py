@@ -106,8 +106,9 @@ def ast(
 
     Departures: open weights get plain AdamW, where the released code scales them by the moment of m^2 (the two agree on
     closed ones); the mask is not chosen after the very last step, whose weights no step would have seen; the official
-    LLaMA code lets the decay into the gradient, the decoupled form of the paper is used for all. The default number of
-    steps suits small models; the paper's runs take 40,000 and 15,000.
+    LLaMA code lets the decay into the gradient, the decoupled form of the paper is used for all; quantisation after
+    training is `secateur export`. The default number of steps suits small models; the paper's runs take 40,000 and
+    15,000.
     """
     check(subject, kd=kd, refresh=refresh, decay=decay, ramp=ramp)
     paths, teaching = subject.layers(), kd > 0 or hidden > 0
@@ -199,7 +200,7 @@ def alone(found: Mapping[str, Matrix], what: str) -> Mapping[str, Matrix]:
     packed = next((matrix.name for matrix in found.values() if matrix.expert is not None), None)
     if packed is not None:
         raise UnsupportedError(
-            f"{what} needs a module for each matrix, and {packed} is packed with other experts: leave it out"
+            f"{what} needs a module per matrix, and {packed} is packed with other experts: leave it out"
         )
     return found
 
