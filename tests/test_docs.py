@@ -39,6 +39,9 @@ QUICK: dict[str, dict[str, Any]] = {
         steps=2, short_steps=1, candidates=2, calibration=32, batch=1, length=16, train_batch=4, train_length=16
     ),
     "d_pruner": dict(general_samples=8, samples=8, train_batch=4, train_length=16),
+    "owl": dict(samples=16, length=16, batch=1),
+    "sparsegpt": dict(samples=16, length=16, batch=1),
+    "wanda": dict(samples=16, length=16, batch=1),
     "yolov8_cwd": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2),
     "yolov4_group_sad": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2, judged=1),
 }

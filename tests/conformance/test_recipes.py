@@ -33,6 +33,10 @@ TOYS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "weights=50%",
         {"general": "general.txt", "general_samples": 16, "samples": 64, "train_batch": 8, "train_length": 16},
     ),
+    "magnitude": ("llama", "weights=50%", {}),
+    "owl": ("llama", "weights=40%", {"samples": 24, "length": 16, "times": 2.0}),
+    "sparsegpt": ("llama", "weights=50%", {"samples": 24, "length": 16}),
+    "wanda": ("llama", "weights=50%", {"samples": 24, "length": 16}),
     "ziplm": ("bert", "params=75%", {"steps": 0, "calibration": 32, "trials": 4, "judged": 16}),
 }
 LAWS = {"card", "within budget", "original untouched", "repeats", "resumes", "beats chance", "refuses"}
