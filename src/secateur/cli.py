@@ -453,13 +453,14 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The --out folder of a r
 
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder of a model, usually a result.")],
-    to: Annotated[str, typer.Option(help="onnx (any model) or decilm (Llama-shaped models, for vLLM).")],
-    out: Annotated[Path | None, typer.Option(help="Where to; FOLDER/onnx or FOLDER/decilm if not given.")] = None,
+    to: Annotated[str, typer.Option(help="onnx, decilm (for vLLM), packed, masks, int8 or int4.")],
+    out: Annotated[Path | None, typer.Option(help="Where to; FOLDER/onnx and so on if not given.")] = None,
+    data: Annotated[str | None, typer.Option(help="Texts to measure the quality of int8 and int4 on.")] = None,
 ) -> None:
     """Write a model in another form, checked against the original's output."""
     from secateur import running
 
-    place, notes = running.export(folder, to, out)
+    place, notes = running.export(folder, to, out, data=data)
     for note in notes:
         print(f"note: {note}")
     print(place)

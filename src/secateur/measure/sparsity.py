@@ -28,15 +28,20 @@ def zeros(matrices: Mapping[str, Tensor]) -> float:
     return 1.0 - weights(matrices) / whole if whole else 0.0
 
 
-def figures(matrices: Mapping[str, Tensor], stored: float) -> dict[str, Figure]:
+def figures(matrices: Mapping[str, Tensor], stored: float, bits: int | None = None) -> dict[str, Figure]:
     """{"weights", "zeros", "packed_bytes"} of a model whose weights take `stored` bytes, these matrices among them.
 
-    Packed are the matrices, each in its smallest form (`packed_bytes`); everything else stays as it is.
+    Packed are the matrices, each in its smallest form (`packed_bytes`) with `bits` for each weight; everything else
+    stays as it is.
     """
-    saved = sum(m.numel() * m.element_size() - packed_bytes(m) for m in matrices.values())
+    whole = kept = saved = 0
+    for matrix in matrices.values():  # once each: they may be read from the disk
+        whole += matrix.numel()
+        kept += int(torch.count_nonzero(matrix))
+        saved += matrix.numel() * (bits or 8 * matrix.element_size()) // 8 - packed_bytes(matrix, bits)
     return {
-        "weights": Figure(float(weights(matrices))),
-        "zeros": Figure(zeros(matrices)),
+        "weights": Figure(float(kept)),
+        "zeros": Figure(1.0 - kept / whole if whole else 0.0),
         "packed_bytes": Figure(stored - saved, unit="B"),
     }
 

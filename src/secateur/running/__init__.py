@@ -546,6 +546,8 @@ def measure(
     """
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1), limit=(limit, 1))
     trade = trades.of_model(model if against is None else against)
+    if trade is language:  # quantised models can be measured, though not pruned
+        model, against = _any_weights(model), None if against is None else _any_weights(against)
     corpus = None if data is None else trade.read(data)
     other = None if against is None else trade.opened(against, device, corpus)
     subject = trade.opened(model, device, corpus) if other is None else trade.again(model, other, device)
@@ -576,6 +578,10 @@ def measure(
     return {"model": row | ask(subject)}
 
 
+def _any_weights(model: Model) -> Model:
+    return open_subject(model, quantised=True) if isinstance(model, str | Path) else model
+
+
 def report(run_dir: str | Path) -> Path:
     """Write the report of a run directory anew from its evidence; returns the page."""
     root = Path(run_dir)
@@ -583,35 +589,38 @@ def report(run_dir: str | Path) -> Path:
     return root / "report.html"
 
 
-def export(folder: str | Path, to: str, out: str | Path | None = None) -> tuple[Path, tuple[str, ...]]:
-    """Write the model or network in `folder` as `onnx` or `decilm`, checked against its own output.
+FORMS = ("onnx", "decilm", "packed", "masks", "int8", "int4")
+"""What `export` writes."""
+
+
+def export(
+    folder: str | Path, to: str, out: str | Path | None = None, *, data: Data | None = None
+) -> tuple[Path, tuple[str, ...]]:
+    """Write the model or network in `folder` in another form, checked against its own output.
+
+    - onnx: any model or network; decilm: Llama-shaped models, for inference engines
+    - packed: without the zeros of its matrices, equal bit for bit; masks: what is not zero, one bit for each weight
+    - int8, int4: weights of linears quantised, zeros kept; `exporting.QUANTISED` says how near outputs have to be, and
+      with `data` quality is measured before and after
 
     Returns the new folder (`out`, or `folder`/`to`) and notes on what the form could not hold as it was.
 
     Raises:
-        InputError: no such form, or `out` is there already.
+        InputError: no such form, `out` is there already, or nothing would get smaller.
         UnsupportedError: a form that can't hold this model.
+        MissingExtraError: a library that writes this form is not installed.
         NumericalError: the export's output differs.
     """
-    from secateur.subjects import export as forms  # imports more than the other commands need
-    from secateur.subjects import onnxing
-
-    if to not in ("onnx", "decilm"):
-        raise InputError(f"{to!r} is no form to export to: choose onnx or decilm")
+    if to not in FORMS:
+        raise InputError(f"{to!r} is no form to export to: choose {', '.join(FORMS[:-1])} or {FORMS[-1]}")
+    if data is not None and not to.startswith("int"):
+        raise InputError(f"--data goes with int8 and int4: {to} changes no quality")
     target = Path(out) if out is not None else Path(folder) / to
     if target.exists():
         raise InputError(f"{target} is there already: choose another folder, or remove it")
-    network = (Path(folder) / "cut.json").is_file()
-    if network and to != "onnx":
-        raise UnsupportedError(f"{folder} holds a network, which {to} can't hold: choose onnx")
-    subject: Any = onnxing.saved(folder) if network else open_subject(folder)
-    notes: tuple[str, ...] = ()
+    from secateur.running import exporting  # imports more than the other commands need
+
+    subject = exporting.opened(folder, to)
     with writing(target) as temporary:
-        if network:
-            temporary.mkdir()
-            notes = onnxing.write_program(subject, temporary / "model.onnx")
-        elif to == "onnx":
-            forms.to_onnx(subject, temporary)
-        else:
-            notes = forms.to_decilm(subject, temporary)
+        notes = exporting.write(subject, temporary, to, data)
     return target, notes
