@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from secateur.errors import MissingExtraError
+from secateur.errors import MissingExtraError, ModelError
 from secateur.recover import quantise
-from secateur.subjects import open_subject, quantised
+from secateur.subjects import open_streamed, open_subject, quantised
 from subjects.tiny import make, padded, run
 
 pytest.importorskip("torchao", reason="the extra `quantise`")
@@ -79,6 +79,14 @@ def test_the_original_is_untouched(tmp_path):
     quantised.save_int8(student, tmp_path, quantise.config(8), left)
     assert not hasattr(subject.model.config, "quantization_config")
     assert type(subject.model.model.layers[0].self_attn.q_proj.weight) is torch.nn.Parameter
+
+
+def test_quantised_weights_are_neither_pruned_nor_streamed(tmp_path):
+    subject, _, left = quantise_copy(make("llama"), 8)
+    quantised.save_int8(subject, tmp_path, quantise.config(8), left)
+    for opened in (open_subject, open_streamed):
+        with pytest.raises(ModelError, match=r"already quantised \(torchao\)"):
+            opened(tmp_path)
 
 
 def test_without_compressed_tensors_the_extra_is_named(tmp_path, monkeypatch):
