@@ -170,20 +170,3 @@ def test_starved_experts_get_the_moments_of_their_pool():
         torch.testing.assert_close(result[name].value(name), 2 * rows.T @ rows / 25)
     assert result["a[1]"] is found["a[1]"]
     assert result["b[0]"] is found["b[0]"]
-
-
-def test_wanda_is_invariant_under_rescaled_inputs_and_magnitude_is_not():
-    weight, _, H = problem()
-    scale = torch.rand(40) * 10 + 0.1
-    keep = weights.best(wanda.scores(weight, H.diagonal()), 0.5, "row")
-    rescaled = wanda.scores(weight / scale, H.diagonal() * scale.square())
-    assert torch.equal(weights.best(rescaled, 0.5, "row"), keep)
-    assert not torch.equal(weights.best((weight / scale).abs(), 0.5, "row"), keep)
-    assert torch.equal(weights.best(wanda.scores(weight * 3.0, H.diagonal()), 0.5, "row"), keep)
-
-
-def test_outliers_are_counted_over_all_matrices_of_a_block():
-    first, second = torch.ones(4, 5), torch.ones(2, 5)
-    second[0, 0] = 100.0
-    assert wanda.outliers([first, second], 5.0) == pytest.approx(100 / 30)
-    assert wanda.outliers([first], 5.0) == 0.0

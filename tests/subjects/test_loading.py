@@ -92,7 +92,12 @@ def test_a_config_of_nonsense(folder: Path) -> None:
 def test_an_unknown_architecture(folder: Path) -> None:
     data = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(data | {"model_type": "mamba"}))
-    refused(folder, UnsupportedError, "'mamba'", "bert, distilbert, gemma2, gemma3_text, gpt2, llama")
+    refused(
+        folder,
+        UnsupportedError,
+        "'mamba'",
+        "bert, deepseek_v2, deepseek_v3, distilbert, gemma2, gemma3_text, gpt2, llama",
+    )
     model = transformers.T5EncoderModel(
         transformers.T5Config(vocab_size=8, d_model=8, d_ff=8, num_layers=1, num_heads=1)
     )

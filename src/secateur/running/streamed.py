@@ -16,7 +16,11 @@ from secateur.errors import DataError, InputError, MeasurementError
 from secateur.files import texts
 from secateur.measure import latency, quality, size, sparsity
 from secateur.running import language
-from secateur.running.language import BATCH, LENGTH, NOUN, check, fitted, loading, read
+from secateur.running.language import BATCH, LENGTH, NOUN
+from secateur.running.language import check as check
+from secateur.running.language import fitted as fitted
+from secateur.running.language import loading as loading
+from secateur.running.language import read as read
 from secateur.subjects import Streamed, blocks, open_streamed
 from secateur.subjects.matrices import matrices as of_model
 from secateur.vocabulary import Figure
@@ -27,16 +31,12 @@ __all__ = [
     "NOUN",
     "Model",
     "again",
-    "check",
     "compared",
     "digest",
     "example",
-    "fitted",
     "forward",
-    "loading",
     "matrices",
     "opened",
-    "read",
     "save",
     "sizes",
     "where",

@@ -1,0 +1,53 @@
+"""SparseGPT: corrections, reading anew, rounding, streaming."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recipes.sparse.oneshot import quality, run, taught
+from secateur.errors import InputError
+from secateur.subjects import open_streamed, open_subject
+from secateur.subjects.matrices import matrices
+
+
+def test_sparsegpt_corrects_what_stays_and_the_others_do_not(tmp_path):
+    before = {name: m.weight for name, m in matrices(taught().model, taught().layers()).items()}
+    for name in ("magnitude", "wanda", "owl"):
+        found = matrices(run(name, tmp_path).subject.model, taught().layers())
+        assert all(torch.equal(m.weight, before[key] * (m.weight != 0)) for key, m in found.items())
+    found = matrices(run("sparsegpt", tmp_path).subject.model, taught().layers())
+    assert all(not torch.equal(m.weight, before[key] * (m.weight != 0)) for key, m in found.items())
+
+
+def test_corrections_are_worth_more_than_any_score(tmp_path):
+    row = {name: quality(run(name, tmp_path, "weights=40%").subject) for name in ("sparsegpt", "wanda", "magnitude")}
+    assert row["sparsegpt"] < 0.97 * min(row["wanda"], row["magnitude"])
+
+
+def test_true_sequential_reads_anew_and_gives_another_result(tmp_path):
+    plain, fresh = (run("sparsegpt", tmp_path / str(flag), true_sequential=flag) for flag in (False, True))
+    first, second = (one.subject.model.model.layers[0].mlp for one in (plain, fresh))
+    assert not torch.equal(first.down_proj.weight, second.down_proj.weight)
+    attention = [one.subject.model.model.layers[0].self_attn.q_proj.weight for one in (plain, fresh)]
+    assert torch.equal(*attention)  # nothing of the first block is pruned before its queries
+
+
+def test_joint_rounding_leaves_few_levels(tmp_path):
+    result = run("sparsegpt", tmp_path, bits=4)
+    for matrix in matrices(result.subject.model, result.subject.layers()).values():
+        assert max(len(row.unique()) for row in matrix.weight) <= 16
+    with pytest.raises(InputError, match="2 to 8"):
+        run("sparsegpt", tmp_path, bits=1)
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+def test_streamed_gives_the_same_weights(name, tmp_path):
+    taught().save(tmp_path / "model")
+    inside = run(name, tmp_path / "a")
+    outside = run(name, tmp_path / "b", subject=open_streamed(tmp_path / "model"))
+    assert outside.cut == inside.cut
+    outside.subject.save(tmp_path / "out")
+    again = open_subject(tmp_path / "out")
+    for key, tensor in inside.subject.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], tensor)
