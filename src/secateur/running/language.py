@@ -18,7 +18,7 @@ from secateur.errors import DataError, InputError
 from secateur.files import texts
 from secateur.measure import latency, quality, size, sparsity
 from secateur.recover import quantise, teachers
-from secateur.subjects import Moe, Transformer, open_subject, sides
+from secateur.subjects import Moe, Streamed, Transformer, open_subject, sides
 from secateur.subjects import matrices as blocks
 from secateur.vocabulary import Figure
 
@@ -99,7 +99,7 @@ def where(subject: Transformer, batch: int | None, length: int | None, threads: 
     return latency.Environment(batch or BATCH, length or _TOKENS, threads or torch.get_num_threads(), device, kind)
 
 
-def check(subject: Transformer, options: Mapping[str, Any]) -> None:
+def check(subject: Transformer | Streamed, options: Mapping[str, Any]) -> None:
     """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary positions have no end."""
     tables = [
         module for name, module in subject.model.named_modules()

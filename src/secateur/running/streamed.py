@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,10 +17,6 @@ from secateur.files import texts
 from secateur.measure import latency, quality, size, sparsity
 from secateur.running import language
 from secateur.running.language import BATCH, LENGTH, NOUN
-from secateur.running.language import check as check
-from secateur.running.language import fitted as fitted
-from secateur.running.language import loading as loading
-from secateur.running.language import read as read
 from secateur.subjects import Streamed, blocks, open_streamed
 from secateur.subjects.matrices import matrices as of_model
 from secateur.vocabulary import Figure
@@ -31,19 +27,46 @@ __all__ = [
     "NOUN",
     "Model",
     "again",
+    "check",
     "compared",
     "digest",
     "example",
+    "fitted",
     "forward",
+    "loading",
     "matrices",
     "opened",
+    "read",
     "save",
     "sizes",
     "where",
 ]
 
 Model: TypeAlias = str | Path | Streamed
+Data: TypeAlias = str | Path | Sequence[str] | texts.Corpus
 _CHUNK = 2**22
+
+
+def read(data: Data) -> texts.Corpus:
+    """The texts in `data`."""
+    return language.read(data)
+
+
+def fitted(corpus: texts.Corpus, subject: Streamed) -> texts.Corpus:
+    """The texts, if the model has a tokenizer to read them with."""
+    if subject.tokenizer is None:
+        raise InputError("the model has no tokenizer: put its files beside the weights")
+    return corpus
+
+
+def check(subject: Streamed, options: Mapping[str, Any]) -> None:
+    """Refuse options that the model can't follow; see `language.check`."""
+    language.check(subject, options)
+
+
+def loading(folder: Path, name: str) -> str:
+    """The lines of Python that load the model in `folder`."""
+    return language.loading(folder, name)
 
 
 def opened(model: Model, device: str | None = None, data: texts.Corpus | None = None) -> Streamed:
