@@ -192,7 +192,13 @@ def test_inspect_measure_report_and_export(places):
     assert (places / "small/report.html").exists()
     done = secateur("export", "small", "--to", "decilm", "--out", "deci", cwd=places)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     assert (places / "deci/config.json").exists()
+    done = secateur("export", "small", "--to", "packed", cwd=places)
+    assert done.returncode == 2
+    assert done.stderr.startswith("secateur: nothing gets smaller without its zeros")
+    done = secateur("export", "small", "--to", "packed", "--data", "texts.txt", cwd=places)
+    assert done.stderr == "secateur: --data goes with int8 and int4: packed changes no quality\n"
 
 
 def test_measure_asks_lm_eval_with_a_task_of_ones_own(places):

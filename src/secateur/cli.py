@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect as introspection
 import json
+import logging
 import os
 import signal
 import sys
@@ -39,6 +40,14 @@ _SHARED = ("seed", "batch", "length", "dry_run")
 """Options of recipes for which `run` has flags of its own."""
 
 
+_CHATTY = ("torchao", "torch.utils._pytree")
+"""transformers imports torchao wherever it is installed, and that warns of kernels for other devices than ours."""
+
+
+def _serious(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -51,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not debug:
         warnings.simplefilter("ignore")
+        for name in _CHATTY:
+            logging.getLogger(name).addFilter(_serious)
     interrupts: list[int] = []
     try:
         with _noting(interrupts):

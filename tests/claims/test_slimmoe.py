@@ -21,8 +21,8 @@ STEPS = 300
 """Distillation steps of an arm, all its stages together, of 8 sequences of 64 tokens."""
 SETUP = "Mixtral-type, 4 layers, width 96, 8 experts of 128, two per token, GQA 8:4, Brown"
 LARGE_WEIGHTS = (
-    "KD-Taylor beats weights and chance, but weight norms are below chance here: large neurons are not what counts; "
-    "mean activations, which need no gradient, are better still"
+    "KD-Taylor beats weights and chance, but weight norms are below chance here: neurons with large weights are not "
+    "those that count; and mean activations, which need no gradient, are better still"
 )
 PLAN = {"kv_groups": 0, "shared": 1.0, "dense": 1.0, "divisor": 4, "slim": "neurons", "batch": 1, "length": lab.LENGTH}
 

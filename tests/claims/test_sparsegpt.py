@@ -71,11 +71,15 @@ def test_each_matrix_keeps_its_output_better():
     )  # fmt: skip
 
 
+ANEW = "at this size it makes no difference: 4.079 against 4.077 nats, one way or the other from seed to seed"
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=ANEW)
 def test_reading_anew_inside_a_block_is_no_worse():
     ours, others = ([loss("sparsegpt", "pattern=2:4", s, true_sequential=how) for s in SEEDS] for how in (True, False))
     lab.record(
         "sparsegpt", "sequential", "at 2:4, reading anew inside a block loses no more than one reading for all",
-        lab.less(ours, others), ("loss", ours), {"one reading": others}, setup=SETUP,
+        lab.less(ours, others), ("loss", ours), {"one reading": others}, setup=SETUP, reason=ANEW,
     )  # fmt: skip
 
 

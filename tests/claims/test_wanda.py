@@ -43,6 +43,10 @@ def test_channels_of_unequal_scale_do_not_touch_wanda(name, budget):
     )  # fmt: skip
 
 
+ROWS = "the paper finds rows best for models of billions of weights; here comparing within matrices loses less"
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=ROWS)
 def test_rows_are_the_right_scope():
     ours = [loss("wanda", "weights=50%", seed) for seed in SEEDS]
     others = {
@@ -51,7 +55,7 @@ def test_rows_are_the_right_scope():
     others["cumulative"] = [loss("wanda", "weights=50%", seed, cumulative=True) for seed in SEEDS]
     lab.record(
         "wanda", "scope", "comparing within rows loses no more than comparing within matrices",
-        lab.less(ours, others["matrix"]), ("loss", ours), others, against=["matrix"], setup=SETUP,
+        lab.less(ours, others["matrix"]), ("loss", ours), others, against=["matrix"], setup=SETUP, reason=ROWS,
     )  # fmt: skip
 
 

@@ -363,10 +363,13 @@ def test_a_sparse_result_speaks_of_its_weights_and_not_of_its_parameters():
     speed = {"speedup": Figure(1.0, 0.98, 1.02), "off_pattern": Figure(0.0)}
     told = "50.0 % of the weights in its matrices are zero, stored and multiplied like the others"
     row = samples.result("pattern=2:4", before=before, after=after, measured=speed, predicted={"weights": 400.0},
-                 baselines={}, cut=Cut({"layers.0.mlp": (400, 800)}, {}, {}, (told,)))  # fmt: skip
+                 baselines={}, cut=Cut({"layers.0.mlp_up_proj": (300, 600), "layers.0.mlp_down_proj": (100, 200)},
+                                        {"weights": 800.0}, {"weights": 400.0}, (told,)))  # fmt: skip
     page = report.render(row).replace("\u00a0", " ")
     assert "50.0% of the weights" in page.replace(" %", "%")
     assert "of the parameters" not in page
     assert told in page
     assert "Not measurably faster" in page
+    assert "400 of 800 weights in the blocks&#39; matrices stay." in page
+    assert "mlp down proj" in page
     assert "weights that are not zero, % of the original" in page

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
+from recover import sharded
 from recover.students import Batches, llama, logit_objective
 from secateur.errors import InputError
 from secateur.recover import adaptive, loop
@@ -280,6 +286,21 @@ def test_half_precision_weights_come_back_in_half_precision():
     weight = student.model.layers[0].mlp.up_proj.weight
     assert weight.dtype == torch.bfloat16
     assert bool(((weight != 0).unflatten(1, (-1, 4)).sum(-1) <= 2).all())
+
+
+@pytest.mark.slow
+def test_masks_follow_the_shards_of_two_processes(tmp_path):
+    job = Path(__file__).with_name("sharded.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(job), str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    two, one = load_file(tmp_path / "two"), sharded.run()
+    assert torch.equal(two["flips"], one["flips"])
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-12)
 
 
 # --------------------------------------------------------------------------------------------------- side branches

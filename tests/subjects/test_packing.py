@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateur
-from secateur.errors import InputError, ModelError
+from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.select.pattern import n_of_m
-from secateur.subjects import open_subject, packing, unpacking
+from secateur.subjects import open_streamed, open_subject, packing, unpacking
 from secateur.subjects.matrices import masks_of, matrices
 from secateur.subjects.packing import load_masks, save_masks, save_packed, semi_structured
 from secateur.vocabulary import Selection
@@ -242,3 +242,9 @@ def test_on_a_cuda_device_the_swapped_model_gives_the_same_outputs():
     wanted = net.good(x)
     assert semi_structured(net)[0] == ("good",)
     torch.testing.assert_close(net.good(x), wanted, atol=2e-2, rtol=2e-2)
+
+
+def test_packed_weights_are_not_streamed(tmp_path):
+    save_packed(two_four(make("llama")), tmp_path / "packed")
+    with pytest.raises(UnsupportedError, match="holds packed weights, which can't be streamed"):
+        open_streamed(tmp_path / "packed")

@@ -14,7 +14,8 @@ import secateur
 import tiny
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.running import language
-from secateur.subjects import export, open_streamed, open_subject, sides
+from secateur.select.pattern import n_of_m
+from secateur.subjects import export, matrices, open_streamed, open_subject, sides
 from secateur.vocabulary import Selection
 
 PATHS = {
@@ -152,6 +153,25 @@ def test_damaged_branches_are_refused_by_name(tmp_path):
     weights.unlink()
     with pytest.raises(ModelError, match="delete the folder to open it without"):
         open_subject(tmp_path)
+
+
+@pytest.mark.parametrize("to", ["packed", "int8", "int4"])
+def test_other_forms_keep_the_branches(to, tmp_path):
+    if to != "packed":
+        pytest.importorskip("torchao")
+        pytest.importorskip("compressed_tensors")
+    subject = beside()
+    for matrix in matrices.matrices(subject.model, subject.layers()).values():
+        matrix.weight.mul_(n_of_m(matrix.weight.abs(), 2, 4))
+    subject.save(tmp_path / "small")
+    secateur.export(tmp_path / "small", to, tmp_path / to)
+    expected = output(subject.model)
+    with sides.without(subject.model):
+        gap = float((output(subject.model) - expected).norm())
+    for again in (open_subject(tmp_path / to, quantised=True).model, secateur.load(tmp_path / to)):
+        assert float((output(again) - expected).norm()) <= (0.0 if to == "packed" else 0.3 * gap)
+        for path, branch in sides.of(again).items():
+            assert torch.equal(branch.S, sides.of(subject.model)[path].S)
 
 
 def test_what_can_not_have_a_branch_is_refused():

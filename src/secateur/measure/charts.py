@@ -251,7 +251,9 @@ def removed(cut: Cut, name: str) -> str:
         kinds.pop("kv_groups")  # whole groups stayed: the panel would say nothing
     if kinds:
         depth = len(next(iter(kinds.values())))
-        panels = [(_WORDS.get(kind, f"{kind} kept"), rows) for kind, rows in kinds.items()]
+        # Matrices of single weights are named as they are: "self attn q proj".
+        titles = {kind: f"{kind} kept" if "_" not in kind else kind.replace("_", " ") for kind in kinds}
+        panels = [(_WORDS.get(kind, titles[kind]), rows) for kind, rows in kinds.items()]
         names = [str(layer) for layer in range(depth)]
     else:
         sites = list(cut.removed)
@@ -262,22 +264,29 @@ def removed(cut: Cut, name: str) -> str:
     pitch = 0.235 if depth <= 16 else 0.16 if depth <= 40 else 0.085
 
     def draw(canvas: Canvas, narrow: bool) -> None:
-        shape = (len(panels), 1) if narrow else (1, len(panels))
-        grid = canvas.subplots(*shape, squeeze=False, sharey=not narrow)
-        for index, (axes, (title, rows)) in enumerate(zip(grid.flat, panels, strict=True)):
+        grid = canvas.subplots(*_grid(len(panels), narrow), squeeze=False, sharey=not narrow)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for index, (axes, (title, rows)) in enumerate(zip(grid.flat, panels, strict=False)):
             _bars(axes, rows, gone, labelled=depth <= 40)
             axes.set_title(title, loc="left", fontsize=8.5, pad=7)
             every = 1 if depth <= 16 else 2 if depth <= 40 else 8
             axes.set_yticks(range(0, depth, every), names[::every])
             axes.set_ylim(depth - 0.4, -0.6)
-            if kinds and (index == 0 or narrow):
+            if kinds and (index % grid.shape[1] == 0 or narrow):
                 axes.set_ylabel("layer")
 
     def height(narrow: bool) -> float:
         one = 0.42 + pitch * max(depth, 2)
-        return one * len(panels) if narrow else one
+        return one * _grid(len(panels), narrow)[0]
 
     return _svg(draw, name, height)
+
+
+def _grid(count: int, narrow: bool) -> tuple[int, int]:
+    """Rows and columns of `count` panels: one below the other, or at most four side by side."""
+    columns = 1 if narrow else count if count <= 4 else 4
+    return -(-count // columns), columns
 
 
 def _bars(axes: Axes, rows: Sequence[tuple[int, int] | None], gone: Sequence[bool], *, labelled: bool) -> None:
@@ -295,7 +304,8 @@ def _bars(axes: Axes, rows: Sequence[tuple[int, int] | None], gone: Sequence[boo
     axes.barh(some, shares, height=0.66, color=ACCENT, linewidth=0)
     axes.barh(none, 1.0, height=0.66, facecolor="none", edgecolor=BAD, linewidth=0.7, hatch="/////", alpha=0.55)
     for index, (kept, count) in enumerate(whole if labelled else []):
-        words = f"{display.thousands(kept)} / {display.thousands(count)}" if rows[index] is not None else "all"
+        words = f"{display.thousands(kept)} / {display.thousands(count)}" if count < 1e5 else f"{kept / count:.1%}"
+        words = "all" if rows[index] is None else words
         if kept == 0:
             words = "layer removed" if gone[index] and len(rows) > 1 else "removed"
         axes.text(1.025, index, words, va="center", fontsize=7, color=MUTED if kept else BAD)

@@ -299,10 +299,15 @@ def _cut_words(cut: Cut) -> str:
         gone, count = cut.removed.get(site, (0, 0))
         if gone:
             parts.append(f"{thousands(gone)} of {thousands(count)} {noun} removed")
+    single = [0, 0]  # single weights, whatever matrix of a block they stand in
     for kind, rows in charts.layers(cut).items():
         kept, count = sum(row[0] for row in rows if row), sum(row[1] for row in rows if row)
-        if kept < count and count:
+        if "weights" in cut.before and "_" in kind and kind != "kv_groups":
+            single = [single[0] + kept, single[1] + count]
+        elif kept < count and count:
             parts.append(f"{thousands(kept)} of {thousands(count)} {kind.replace('_', ' ').replace('kv', 'KV')} stay")
+    if single[1]:
+        parts.append(f"{thousands(single[0])} of {thousands(single[1])} weights in the blocks' matrices stay")
     if not parts:
         parts = [
             f"{thousands(gone)} of {thousands(count)} units of {site} removed"

@@ -161,12 +161,13 @@ class Adaptive(nn.Module):
             closed = _sharded(~mask.keep.to(weight.device), weight)
             with torch.no_grad():
                 weight.masked_fill_(closed, 0)
-            for module, leaf, order in self._places[name]:
+            for module, leaf, _ in self._places[name]:
                 parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
-                for other in order[order.index(leaf) + 1 :]:
-                    parameter = getattr(module, other)
-                    delattr(module, other)
-                    module.register_parameter(other, parameter)
+        for module, _, order in (place for places in self._places.values() for place in places):
+            for leaf in order:
+                parameter = getattr(module, leaf)
+                delattr(module, leaf)
+                module.register_parameter(leaf, parameter)
         self._masks, self._closed = {}, {}
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, MissingExtraError
 
-__all__ = ["BITS", "GROUP", "check", "config", "finish", "linears", "prepare", "weight_only"]
+__all__ = ["BITS", "GROUP", "check", "config", "dense", "finish", "linears", "prepare", "weight_only"]
 
 BITS = (8, 4)
 GROUP = 32

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TorchAoConfig
 from transformers.quantizers import AutoHfQuantizer
 
 from secateur.errors import MissingExtraError
-from secateur.subjects import saving
+from secateur.subjects import saving, sides
 from secateur.subjects.transformer import Transformer
 
 __all__ = ["save_int4", "save_int8", "with_model"]
@@ -45,7 +45,9 @@ def save_int4(subject: Transformer, folder: Path, names: Sequence[str], left: Se
     """
     pack, described = _compressed_tensors()
     state: dict[str, Tensor] = {}
-    for name, tensor in subject.model.state_dict().items():
+    with sides.without(subject.model):
+        stored = subject.model.state_dict()
+    for name, tensor in stored.items():
         stem = name.removesuffix(".weight")
         if stem not in names or stem == name:
             state[name] = tensor

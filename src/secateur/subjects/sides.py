@@ -64,10 +64,11 @@ def attach(model: nn.Module, branches: Mapping[str, tuple[Tensor, Tensor]]) -> N
             module = model.get_submodule(path)
         except AttributeError:
             module = nn.Module()
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.dim() != 2 or hasattr(module, _NAME):
+        # Not by the weight, which may be packed or quantised.
+        names = ("nf", "nx") if type(module).__name__ == "Conv1D" else ("out_features", "in_features")
+        d_out, d_in = (getattr(module, name, 0) for name in names)
+        if not d_out or hasattr(module, _NAME):
             raise InputError(f"{path} is no linear without a branch: give the path of one")
-        d_out, d_in = tuple(weight.shape)[:: -1 if type(module).__name__ == "Conv1D" else 1]
         if X.dim() != 2 or S.dim() != 2 or X.shape[1] != d_in or S.shape[0] != d_out or len(X) != S.shape[1]:
             raise InputError(
                 f"a branch X {tuple(X.shape)}, S {tuple(S.shape)} beside {path} [{d_out}, {d_in}]: give [r, {d_in}] "
@@ -141,12 +142,12 @@ def restore(model: nn.Module, folder: Path) -> None:
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / _WEIGHTS)
+        like: Any = model
         found = {}
         for path in config["target_modules"]:
             X, S = (tensors.pop(f"{_PREFIX}{path}.lora_{which}.weight") for which in "AB")
             scale = config["alpha_pattern"].get(path, config["lora_alpha"]) / len(X)
-            weight: Any = model.get_submodule(path).weight
-            found[path] = tuple(part.to(weight) for part in (X, S if scale == 1 else S * scale))
+            found[path] = tuple(part.to(like.device, like.dtype) for part in (X, S if scale == 1 else S * scale))
         if tensors:
             raise ModelError(f"{folder} holds {min(tensors)}, which its adapter_config.json does not name")
         attach(model, found)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from secateur.subjects.families import Block, Family
 from secateur.subjects.layout import Layout, Widths
 from secateur.vocabulary import Cut, Selection, Term, Units
 
-__all__ = ["AXES", "Consumer", "Output", "Transformer"]
+__all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer"]
 
 AXES = (
     "layers",

@@ -22,6 +22,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
+__all__ = ["KEY", "PACKED", "Unpacking", "bits", "dense", "held", "plain", "tensors"]
+
 PACKED = "packed*.safetensors"
 """The files of packed weights: named so that no other loader takes them for plain ones and fills in random weights."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 import tiny
 from secateur.errors import BudgetError, InputError, UnsupportedError
@@ -129,6 +130,24 @@ def test_branches_train_as_they_are_told_to(tmp_path):
     (plain,) = results(tmp_path / "d", "pattern=2:4", steps=1)
     added = sum(p.numel() for branch in sides.of(both.subject.model).values() for p in branch.parameters())
     assert extra == pytest.approx(plain.recovery.flops / plain.recovery.tokens + 3 * 2 * added)
+
+
+def test_packed_experts_have_masks_and_no_branches(tmp_path):
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4)
+    experts = dict(num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, pad_token_id=0)
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **experts, bos_token_id=5, eos_token_id=6)).eval()
+    one = open_subject(model, tokenizer=tiny.tokenizer())
+    (found,) = results(tmp_path / "a", "pattern=2:4", on=one)
+    whole = held(one)
+    assert sum("experts" in name for name in whole) == 2 * 2 * 4
+    for name, stays in held(found.subject).items():
+        assert bool((stays.unflatten(1, (-1, 4)).sum(2) == 2).all()), name
+    assert weights(found).keys() == one.model.state_dict().keys()
+    with pytest.raises(UnsupportedError, match=r"slorb needs a module .*experts\.gate_up_proj\[0\] is packed"):
+        results(tmp_path / "b", "pattern=2:4", on=one, slorb=8)
+    with pytest.raises(UnsupportedError, match="score=wanda needs a module"):
+        results(tmp_path / "c", "pattern=2:4", on=one, score="wanda")
 
 
 def test_the_teacher_stays_as_it_is(tmp_path):

@@ -106,8 +106,9 @@ def ast(
 
     Departures: open weights get plain AdamW, where the released code scales them by the moment of m^2 (the two agree on
     closed ones); the mask is not chosen after the very last step, whose weights no step would have seen; the official
-    LLaMA code lets the decay into the gradient, the decoupled form of the paper is used for all. The default number of
-    steps suits small models; the paper's runs take 40,000 and 15,000.
+    LLaMA code lets the decay into the gradient, the decoupled form of the paper is used for all; quantisation after
+    training is `secateur export`. The default number of steps suits small models; the paper's runs take 40,000 and
+    15,000.
     """
     check(subject, kd=kd, refresh=refresh, decay=decay, ramp=ramp)
     paths, teaching = subject.layers(), kd > 0 or hidden > 0
@@ -118,7 +119,7 @@ def ast(
     norms, told = dict[str, Tensor](), tuple[str, ...]()
     if score == "wanda":
         samples, told = texts.windows(train, subject.tokenizer, calibration, length, seed=seed)
-        modules = [matrix.module for matrix in alone(dense, "score=wanda reads").values()]
+        modules = [matrix.module for matrix in alone(dense, "score=wanda").values()]
         measure = partial(hessian.diagonal, subject.forward, subject.model, samples, modules)
         norms = run.tensors("norms", measure)
     theirs = subject.flops_per_token(length)
@@ -185,7 +186,7 @@ def follow(budget: Budget, found: Mapping[str, Matrix], k: int) -> Pattern:
         raise BudgetError(f"ast can't follow budget {budget}, which limits {what}: give a pattern such as pattern=2:4")
     if asked.n == asked.m:
         raise BudgetError(f"budget {budget} lets every weight stay, so that nothing would change: ask for less")
-    for matrix in (found if not k else alone(found, "slorb stands beside")).values():
+    for matrix in (found if not k else alone(found, "slorb")).values():
         width = matrix.weight.shape[1]
         if width % asked.m:
             raise UnsupportedError(f"{matrix.name} has {width} inputs, no multiple of {asked.m}: {asked} can't be kept")
@@ -198,7 +199,9 @@ def alone(found: Mapping[str, Matrix], what: str) -> Mapping[str, Matrix]:
     """`found`; raises `UnsupportedError` where there are packed experts, which no module of their own runs."""
     packed = next((matrix.name for matrix in found.values() if matrix.expert is not None), None)
     if packed is not None:
-        raise UnsupportedError(f"{what} modules, and {packed} is packed with other experts: leave that option out")
+        raise UnsupportedError(
+            f"{what} needs a module per matrix, and {packed} is packed with other experts: leave it out"
+        )
     return found
 
 
