@@ -221,19 +221,19 @@ def _switched(layers: Mapping[str, Any], off: bool) -> Iterator[None]:
             part.enabled, part.note = True, None
 
 
-def frozen(model: nn.Module, still: bool) -> None:
-    """Hold all scales as they are, or let those of inputs follow their batches and those of weights the weights."""
+def frozen(model: nn.Module, *, inputs: bool, weights: bool) -> None:
+    """Hold the scales of inputs, or of weights, as they are, or let them follow the batches and the weights."""
     for layer in prepared(model).values():
-        layer.activation_fake_quantizer.observing = not still
-        layer.weight_fake_quantizer.config.is_dynamic = not still
+        layer.activation_fake_quantizer.observing = not inputs
+        layer.weight_fake_quantizer.config.is_dynamic = not weights
 
 
 @torch.no_grad()
 def convert(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Take the fake quantisers out, in place; returns path -> (scale of inputs [], scales of weights [d_out]).
 
-    Weights stay as they were trained, in floats. Scales are those that the weights were last rounded by; a layer whose
-    weights were not rounded yet gets them here.
+    Weights stay as they were trained, in floats. Scales that are held (`frozen`) are those that weights were trained
+    under; others are taken from the weights as they are.
     """
     qat, api = _torchao("quantization.qat"), _torchao("quantization")
     found = {}
