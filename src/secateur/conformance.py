@@ -347,30 +347,78 @@ def check_recipe(
         result = run(Path(place) / "first")
         assert result.name == str(budget), f"the result is called {result.name}, the budget {budget}"
         assert not result.cut.is_noop, f"{name} removed nothing at {budget}"
-        limits = budget.absolute({**result.cut.before, **subject.units().cost()}) if "latency" not in budget else {}
+        whole = dict(result.cut.before) if _sparse(budget) else {**result.cut.before, **subject.units().cost()}
+        limits = budget.absolute(whole) if "latency" not in budget else {}
+        counted = _nonzero(result, budget) if _sparse(budget) else result.subject.units().cost()
         for measure, limit in limits.items():
-            for what, cost in (("predicted", result.predicted), ("counted", result.subject.units().cost())):
+            for what, cost in (("predicted", result.predicted), ("counted", counted)):
                 assert cost[measure] <= limit * (1 + 1e-9), f"{what} {measure} is {cost[measure]:g}, over {limit:g}"
         _equal_outputs(output(subject), before, 0.0, "the original's output afterwards")
         answer = output(result.subject)
         _equal_outputs(output(run(Path(place) / "second").subject), answer, 0.0, "the same run twice")
         _equal_outputs(output(run(Path(place) / "first").subject), answer, 0.0, "the run resumed")
         _beats_chance(subject, result, budget, quality or fidelity, chances)
-        measure = budget.limits[0].measure
-        refusal = _refusal(lambda: run(Path(place) / "third", Budget.parse(f"{measure}=0.0001%")), name)
+        measure = budget.limits[0].measure if budget.limits else "pattern"
+        least = f"{measure}=0.0001%" if budget.limits else "pattern=4:4"  # a pattern that takes nothing
+        refusal = _refusal(lambda: run(Path(place) / "third", Budget.parse(least)), name)
         assert measure in str(refusal), f"the refusal does not name the measure: {refusal}"
     return ["card", "within budget", "original untouched", "repeats", "resumes", "beats chance", "refuses"]
 
 
 def _beats_chance(subject: Any, result: Result, budget: Budget, quality: Callable[[Any], float], chances: int) -> None:
-    by_budget = importlib.import_module("secateur.select.ranking").by_budget
-    units = subject.units(*_chosen_kinds(subject.units(), result))
-    if any(limit.measure not in units.cost() for limit in budget.limits):
-        # A time, say: what the recipe kept is then the budget of chance.
-        budget = Budget((Limit("params", result.subject.units().cost()["params"]),))
-    random = [subject.cut(by_budget(units, _scores(units, seed), budget, scope="local"))[0] for seed in range(chances)]
+    if _sparse(budget):
+        random = [_zeroed(subject, result, budget, seed) for seed in range(chances)]
+    else:
+        by_budget = importlib.import_module("secateur.select.ranking").by_budget
+        units = subject.units(*_chosen_kinds(subject.units(), result))
+        if any(limit.measure not in units.cost() for limit in budget.limits):
+            # A time, say: what the recipe kept is then the budget of chance.
+            budget = Budget((Limit("params", result.subject.units().cost()["params"]),))
+        random = [
+            subject.cut(by_budget(units, _scores(units, seed), budget, scope="local"))[0] for seed in range(chances)
+        ]
     ours, theirs = quality(result.subject), sum(quality(one) for one in random) / chances
     assert ours > theirs, f"quality is {ours:g}, that of random selections at the same budget {theirs:g}"
+
+
+def _sparse(budget: Budget) -> bool:
+    """Whether single weights go: the result has zeros in place of smaller tensors."""
+    return budget.pattern is not None or "weights" in budget
+
+
+def _matrices(subject: Any) -> dict[str, Any]:
+    within = subject.layers() if hasattr(subject, "layers") else None
+    found: dict[str, Any] = importlib.import_module("secateur.subjects.matrices").matrices(subject.model, within)
+    return found
+
+
+def _nonzero(result: Result, budget: Budget) -> dict[str, float]:
+    """Weights that are not zero, counted on the result; its pattern is checked on the way."""
+    count = 0
+    for name, matrix in _matrices(result.subject).items():
+        stays = _array(matrix.weight) != 0
+        count += int(stays.sum())
+        if budget.pattern is not None and not stays.all():
+            m = budget.pattern.m
+            runs = stays[:, : stays.shape[1] // m * m].reshape(-1, m)
+            assert runs.sum(1).max(initial=0) <= budget.pattern.n, f"{name} does not keep to {budget.pattern}"
+    return {"weights": float(count)}
+
+
+def _zeroed(subject: Any, result: Result, budget: Budget, seed: int) -> Any:
+    """A copy of the subject with as many zeros as the result in each of its matrices, at random places."""
+    draw = importlib.import_module("numpy").random.default_rng(seed)
+    weights, pattern = (importlib.import_module(f"secateur.select.{name}") for name in ("weights", "pattern"))
+    chance, found = subject.copy(), _matrices(result.subject)
+    for name, matrix in _matrices(chance).items():
+        stays = _array(found[name].weight) != 0
+        if stays.all():
+            continue
+        scores = draw.random(stays.shape)
+        runs = (budget.pattern.n, budget.pattern.m) if budget.pattern is not None else None
+        mask = pattern.n_of_m(scores, *runs) if runs else weights.best(scores, stays.mean(), "matrix")
+        matrix.weight.mul_(matrix.weight.new_tensor(mask))
+    return chance
 
 
 def _chosen_kinds(units: Units, result: Result) -> list[str]:

@@ -244,7 +244,8 @@ class Term:
 
     A weight matrix of a network costs rows x columns, and both may shrink: a product of two sites.
     A site may stand twice (a square matrix). The term vanishes when a site in `present` keeps nothing,
-    or when one of `units`, (site, index) pairs, goes: a layer's norm leaves with the layer.
+    or when one of `units`, (site, index) pairs, goes: a layer's norm leaves with the layer. It is divided by the kept
+    counts of the sites in `per` (0 where one keeps nothing): what a token passes of the experts of a layer.
     """
 
     measure: str
@@ -252,6 +253,7 @@ class Term:
     sites: tuple[str, ...] = ()
     present: tuple[str, ...] = ()
     units: tuple[tuple[str, int], ...] = ()
+    per: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -314,6 +316,7 @@ class Units:
                 total[measure] = total.get(measure, 0.0) + float(table[kept[name]])
         for term in self.terms:
             value = term.coefficient * math.prod(kept[name] for name in term.sites)
+            value = value / math.prod(kept[name] or math.inf for name in term.per) if term.per else value
             if not all(kept[name] for name in term.present):
                 value = 0.0
             if not all(stays[name][index] for name, index in term.units if name in stays):

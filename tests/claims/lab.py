@@ -18,8 +18,8 @@ from secateur.files.rundir import atomic_write
 from secateur.files.texts import Batches, Corpus
 from secateur.measure import evidence, quality, statistics
 from secateur.measure.environment import describe
-from secateur.recover import loop, objectives
-from secateur.subjects import Transformer, open_subject
+from secateur.recover import loop, objectives, routing
+from secateur.subjects import Moe, Transformer, open_subject
 from secateur.vocabulary import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +35,20 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
+
+EXPERTS: dict[str, Any] = {
+    "hidden_size": 96,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+BALANCE = 0.01
+"""Weight of the load-balancing loss of whatever has experts."""
 
 
 @functools.cache
@@ -58,17 +72,33 @@ def minilm() -> Transformer:
 @functools.cache
 def llama(name: str = "llama", steps: int = 2000, genres: tuple[str, ...] = ()) -> Transformer:
     """A Llama with grouped-query attention (6 layers, width 128, 8 query and 2 KV heads), trained on Brown; cached."""
+    return _taught("Llama", SHAPE, name, steps, genres)
+
+
+@functools.cache
+def mixtral(name: str = "mixtral", steps: int = 1500, genres: tuple[str, ...] = ()) -> Moe:
+    """A Mixtral (4 layers, width 96, 8 experts of width 128, two per token, 8 query and 4 KV heads), trained on Brown.
+
+    With the load-balancing loss; cached.
+    """
+    found = _taught("Mixtral", EXPERTS, name, steps, genres)
+    assert isinstance(found, Moe)
+    return found
+
+
+def _taught(family: str, shape: dict[str, Any], name: str, steps: int, genres: tuple[str, ...]) -> Transformer:
+    """A language model trained on Brown from fresh weights, or the one that was."""
     how = {"seed": 0, "genres": genres, "batch": 32, "lr": 3e-3}
-    key = hashlib.sha256(repr((SHAPE, how, LENGTH, brown(*genres).digest)).encode()).hexdigest()[:8]
+    key = hashlib.sha256(repr((shape, how, LENGTH, brown(*genres).digest)).encode()).hexdigest()[:8]
     folder = CACHE / f"{name}-{steps}-{key}"
     if not (folder / "config.json").exists():
-        from transformers import LlamaConfig, LlamaForCausalLM
+        import transformers
 
         tokenizer = _tokenizer()
         end = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        config = LlamaConfig(vocab_size=len(tokenizer), **SHAPE, **end)
+        config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **shape, **end)
         torch.manual_seed(0)
-        subject = open_subject(LlamaForCausalLM(config), tokenizer=tokenizer)
+        subject = open_subject(getattr(transformers, f"{family}ForCausalLM")(config), tokenizer=tokenizer)
         task(subject, steps, **how)
         subject.save(folder)
     return open_subject(folder)
@@ -133,8 +163,8 @@ def choice(student: Transformer, count: int = 400, start: int = 0) -> float:
 def task(
     subject: Transformer, steps: int, *, seed: int, genres: Sequence[str] = (), batch: int = BATCH, lr: float = 2e-3
 ) -> None:
-    """Train `subject` in place on the next token alone."""
-    objective = objectives.distil(subject.forward, None, output="logits", task=1.0)
+    """Train `subject` in place on the next token alone, its experts evenly loaded."""
+    objective = balanced(objectives.distil(subject.forward, None, output="logits", task=1.0), subject)
     loop.train(
         subject.model,
         batches(subject, seed=seed, batch=batch, genres=genres),
@@ -158,7 +188,7 @@ def distil(
     **what: Any,
 ) -> Transformer:
     """Train `student` in place against `teacher`, and return it."""
-    objective = objectives.distil(student.forward, teacher.forward, output=teacher.output, **what)
+    objective = balanced(objectives.distil(student.forward, teacher.forward, output=teacher.output, **what), student)
     loop.train(
         student.model,
         batches(student, seed=seed, genres=genres),
@@ -170,6 +200,11 @@ def distil(
         progress=False,
     )
     return student
+
+
+def balanced(objective: objectives.Objective, subject: Transformer) -> objectives.Objective:
+    """The objective with the load-balancing loss, where there are experts."""
+    return routing.balanced(objective, subject.routers() if isinstance(subject, Moe) else [], BALANCE)
 
 
 def fresh(like: Transformer, seed: int) -> Transformer:

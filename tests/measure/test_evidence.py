@@ -219,3 +219,29 @@ def test_a_damaged_row_is_named(tmp_path):
 def test_an_empty_evidence_still_makes_a_table():
     assert evidence.table(Evidence("r", "t"))[0][0] == "Measure"
     assert evidence.judge(Evidence("r", "t")) == ""
+
+
+def sparse(target="pattern=2:4", off=0.0, **changes):
+    before = {"params": Figure(1000.0), "weights": Figure(800.0), "zeros": Figure(0.0), "bytes": Figure(4000.0)}
+    after = {**before, "weights": Figure(400.0), "zeros": Figure(0.5), "packed_bytes": Figure(2500.0)}
+    given = {"before": before, "after": after, "measured": {"off_pattern": Figure(off)}, "verdict": ""}
+    return samples.result(target, **{**given, **changes})
+
+
+def test_a_pattern_is_judged_by_the_weights_and_not_by_the_promise():
+    assert evidence.judge(sparse()) == "met"
+    assert evidence.judge(sparse(off=3.0)) == "missed: 3 runs off the pattern instead of 0"
+    assert evidence.judge(sparse(off=3.0, verdict="met")) == "missed: 3 runs off the pattern instead of 0"
+    assert "could not be measured" in evidence.judge(sparse("weights=50%,pattern=2:4", measured={}))
+
+
+def test_a_share_of_weights_is_judged_by_those_that_are_not_zero():
+    assert evidence.judge(sparse("weights=50%")) == "met"
+    assert evidence.judge(sparse("weights=40%")) == "missed: 400 non-zero weights instead of 320"
+
+
+def test_zeros_and_packed_bytes_are_in_the_tables():
+    rows = {row[0]: row for row in evidence.table(sparse())}
+    assert rows["Zeros"][4].replace("\u00a0", " ") == "50.0 %"
+    assert rows["Size packed"][4].replace("\u00a0", " ") == "2.50 kB"
+    assert rows["Runs off the pattern"][1] == "0"

@@ -354,3 +354,19 @@ def test_light_and_dark_are_drawn(browser, tmp_path, single, dark):
     corner = "".join(f"{round(float(c) * 255):02x}" for c in pixels[5, 5])
     assert corner == paper
     assert pixels.std() > 0.03, "the page is blank"
+
+
+def test_a_sparse_result_speaks_of_its_weights_and_not_of_its_parameters():
+    before = {"params": Figure(1000.0), "weights": Figure(800.0), "bytes": Figure(4000.0), "perplexity": Figure(9.0)}
+    after = {**before, "weights": Figure(400.0), "zeros": Figure(0.5), "packed_bytes": Figure(2500.0),
+             "perplexity": Figure(9.9)}  # fmt: skip
+    speed = {"speedup": Figure(1.0, 0.98, 1.02), "off_pattern": Figure(0.0)}
+    told = "50.0 % of the weights in its matrices are zero, stored and multiplied like the others"
+    row = samples.result("pattern=2:4", before=before, after=after, measured=speed, predicted={"weights": 400.0},
+                 baselines={}, cut=Cut({"layers.0.mlp": (400, 800)}, {}, {}, (told,)))  # fmt: skip
+    page = report.render(row).replace("\u00a0", " ")
+    assert "50.0% of the weights" in page.replace(" %", "%")
+    assert "of the parameters" not in page
+    assert told in page
+    assert "Not measurably faster" in page
+    assert "weights that are not zero, % of the original" in page

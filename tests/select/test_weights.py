@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.errors import InputError, NumericalError
+from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalError
 from secateur.select import weights
+from secateur.vocabulary import Budget, Pattern
 
 shares = st.floats(0, 1)
 numbers = st.lists(
@@ -76,7 +77,32 @@ def test_the_threshold_is_the_kth_largest(kind):
     columns = [draw.standard_normal(n).astype(kind) for n in (1, 300, 5000)]
     whole = np.sort(np.concatenate(columns))[::-1]
     for k in (1, 2, 777, 5301):
-        assert weights.threshold(columns, k) == whole[k - 1]
+        edge, ties = weights.threshold(lambda: enumerate(columns), k)
+        assert edge == whole[k - 1]
+        assert ties == k - int((whole > edge).sum())
+
+
+def test_minus_zero_is_zero():
+    scores = {"a": np.array([-0.0, 1.0], np.float32), "b": np.array([0.0, 0.0], np.float32)}
+    masks = weights.everywhere(scores, 0.5)
+    assert masks["a"].tolist() == [True, True]
+    assert masks["b"].tolist() == [False, False]
+
+
+def test_budgets_over_weights():
+    share, pattern = weights.asked(Budget.parse("weights=30%"), 1000, "it")
+    assert (share, pattern) == (0.3, None)
+    assert weights.asked(Budget.parse("weights=300"), 1000, "it")[0] == 0.3
+    share, pattern = weights.asked(Budget.parse("pattern=2:4"), 1000, "it")
+    assert share == 0.5
+    assert pattern == Pattern(2, 4)
+    for bad in ("params=50%", "weights=50%,pattern=2:4", "weights=100%", "pattern=4:4", "weights=2000"):
+        with pytest.raises(BudgetError, match="budget"):
+            weights.asked(Budget.parse(bad), 1000, "it")
+    assert weights.chooser(0.5, Pattern(1, 4))(torch.randn(2, 8)).sum() == 4
+    assert weights.chooser(0.5)(torch.randn(2, 8)).sum() == 8
+    with pytest.raises(InfeasibleError, match="leaves nothing of a row of 8"):
+        weights.chooser(0.1)(torch.randn(2, 8))
 
 
 def test_bad_shares_scopes_and_nan_are_refused():

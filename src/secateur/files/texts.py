@@ -19,7 +19,7 @@ from secateur.errors import DataError, MissingExtraError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Batches", "Corpus", "batches", "read"]
+__all__ = ["Batches", "Corpus", "batches", "read", "windows"]
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _HUB_LIMIT = 100_000
@@ -324,6 +324,25 @@ class Batches(Sequence["dict[str, Tensor]"]):
             self._order = draw.permutation(rows) if self.bucketed else rows
             self._epoch = epoch
         return self._order
+
+
+def windows(
+    corpus: Corpus, tokenizer: Any, count: int, length: int, *, seed: int = 0
+) -> tuple[list[dict[str, Tensor]], tuple[str, ...]]:
+    """`count` calibration windows of exactly `length` tokens, one per batch, drawn at random without repeats.
+
+    Where the texts hold fewer, all there are, and a note that says so. Source of the default elsewhere, 128 windows of
+    the full length from general text: SparseGPT, Wanda.
+
+    Raises:
+        DataError: less than one window.
+    """
+    if count < 1:
+        raise DataError(f"{count} calibration windows: give at least 1")
+    found = batches(corpus, tokenizer, packed=True, batch=1, length=length, seed=seed).take(count)
+    if len(found) == count:
+        return found, ()
+    return found, (f"{corpus.name} holds {len(found)} windows of {length} tokens, fewer than the {count} asked for",)
 
 
 def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length: int, seed: int = 0) -> Batches:

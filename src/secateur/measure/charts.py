@@ -113,6 +113,8 @@ def quality(results: Sequence[Evidence], name: str) -> str:
         return ""
     panels = [(label, points) for label, points in ((label, _points(results, metric, where)) for label, where in _AXES)
               if len({p[1].value for p in points}) > 1]  # fmt: skip
+    if {label for label, _ in _AXES[1:]} <= {label for label, _ in panels}:
+        panels.pop()  # what became physically smaller is told by its size
     if not panels:
         return ""
 
@@ -154,7 +156,17 @@ def _share(figures: Mapping[str, Figure], before: Mapping[str, Figure]) -> Figur
     return None
 
 
-_AXES = (("speedup, × the original", _speedup), ("size, % of the original", _share))
+def _weights(figures: Mapping[str, Figure], before: Mapping[str, Figure]) -> Figure | None:
+    if "weights" in figures and "weights" in before and before["weights"].value > 0:
+        return Figure(figures["weights"].value / before["weights"].value * 100.0)
+    return None
+
+
+_AXES = (
+    ("speedup, × the original", _speedup),
+    ("size, % of the original", _share),
+    ("weights that are not zero, % of the original", _weights),
+)
 
 
 def _points(results: Sequence[Evidence], metric: str, where: Callable[..., Figure | None]) -> list[Point]:

@@ -14,7 +14,7 @@ __all__ = ["NO_BREAK", "Measure", "asked", "change", "interval", "measure", "num
 
 NO_BREAK = "\u00a0"
 
-Kind = Literal["count", "bytes", "seconds", "factor", "plain"]
+Kind = Literal["count", "bytes", "seconds", "factor", "share", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,11 @@ _MEASURES = {
     "latency": Measure("Latency", "seconds", "speed", "less"),
     "params": Measure("Parameters", "count", "size", "less"),
     "embedding_params": Measure("Embedding parameters", "count", "size", "less"),
+    "weights": Measure("Non-zero weights", "count", "size", "less"),
+    "zeros": Measure("Zeros", "share", "size", "more"),
+    "off_pattern": Measure("Runs off the pattern", "count", "size", "less"),
     "bytes": Measure("Size on disk", "bytes", "size", "less"),
+    "packed_bytes": Measure("Size packed", "bytes", "size", "less"),
     "flops": Measure("FLOPs", "count", "speed", "less"),
     "memory": Measure("Memory", "bytes", "size", "less"),
     "peak_memory": Measure("Peak memory", "bytes", "size", "less"),
@@ -88,6 +92,7 @@ _SCALES: dict[Kind, tuple[tuple[float, str], ...]] = {
     "bytes": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
     "seconds": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")),
     "factor": ((1.0, "×"),),
+    "share": ((0.01, "%"),),
     "plain": ((1.0, ""),),
 }
 

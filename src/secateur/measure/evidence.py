@@ -112,7 +112,10 @@ def write_whole(path: Path, content: str) -> None:
 
 
 def targets(evidence: Evidence) -> dict[str, float]:
-    """Measure -> absolute limit, as far as the target and the figures before the cut tell; speedup as a factor."""
+    """Measure -> absolute limit, as far as the target and the figures before the cut tell; speedup as a factor.
+
+    A pattern is the measure "off_pattern": how many runs of weights may break it, none.
+    """
     try:
         budget = Budget.parse(evidence.target)
     except BudgetError:
@@ -124,6 +127,8 @@ def targets(evidence: Evidence) -> dict[str, float]:
             limits["speedup"] = 1.0 / limit.value
         if before is not None or not limit.relative:
             limits[limit.measure] = limit.absolute(before or 0.0)
+    if budget.pattern is not None:
+        limits["off_pattern"] = 0.0
     return limits
 
 
@@ -195,10 +200,11 @@ def judge(evidence: Evidence, *, tolerance: float = 0.07) -> str:
 def _asked(target: str) -> list[str]:
     """The measures which the budget `target` limits, a relative latency as a speedup."""
     try:
-        limits = Budget.parse(target).limits
+        budget = Budget.parse(target)
     except BudgetError:
         return []
-    return ["speedup" if limit.measure == "latency" and limit.relative else limit.measure for limit in limits]
+    limits = ["speedup" if limit.measure == "latency" and limit.relative else limit.measure for limit in budget.limits]
+    return [*limits, *(["off_pattern"] if budget.pattern else [])]
 
 
 def _label(name: str) -> str:

@@ -133,13 +133,24 @@ def _achieved(result: Evidence) -> str:
     parts = []
     if (speedup := evidence.speedup_of(result)) is not None and not evidence.not_faster(result):
         parts.append(f"{display.number('speedup', speedup.value)} as fast")
-    for name, words in (("params", "parameters"), ("bytes", "bytes"), ("tokens", "tokens"), ("examples", "examples")):
+    for name, words in (("params", "parameters"), ("weights", "weights"), ("bytes", "bytes"), ("tokens", "tokens"),
+                        ("examples", "examples")):  # fmt: skip
         if name in figures and name in result.before and result.before[name].value > 0:
+            if name == "params" and _sparse(result):
+                continue
             parts.append(
                 f"{figures[name].value / result.before[name].value * 100:.1f}{display.NO_BREAK}% of the {words}"
             )
             break
     return ", with ".join(parts) if parts else f"Target met: {result.target}"
+
+
+def _sparse(result: Evidence) -> bool:
+    """Whether the result is smaller by zeros alone: as many parameters as before, fewer that are not zero."""
+    before, after = result.before, result.after
+    if not all(name in row for name in ("params", "weights") for row in (before, after)):
+        return False
+    return after["params"].value >= before["params"].value and after["weights"].value < before["weights"].value
 
 
 def _lead(result: Evidence) -> str:
@@ -186,7 +197,8 @@ def _tiles(result: Evidence) -> list[dict[str, str]]:
         figures["speedup"] = speedup
     names = display.order(figures)
     quality = [name for name in names if display.measure(name).role == "quality"]
-    wanted = [*(name for name in ("speedup", "params", "bytes", "tokens", "examples") if name in figures), *quality]
+    sizes = ("weights", "packed_bytes") if _sparse(result) else ("params", "bytes")
+    wanted = [*(name for name in ("speedup", *sizes, "tokens", "examples") if name in figures), *quality]
     tiles = []
     for name in wanted[:4] if len(quality) < 2 else [*wanted[: max(1, 4 - len(quality))], *quality][:4]:
         before = result.before.get(name)
@@ -249,7 +261,8 @@ def _measures(result: Evidence) -> list[dict[str, Any]]:
 
 def _overview(results: Sequence[Evidence], views: Sequence[dict[str, Any]]) -> dict[str, Any]:
     names = display.order(name for result in results for name in [*result.after, *result.measured])
-    chosen = [n for n in names if display.measure(n).role == "quality" or n in ("speedup", "params", "tokens")][:5]
+    size = "weights" if all(map(_sparse, results)) else "params"
+    chosen = [n for n in names if display.measure(n).role == "quality" or n in ("speedup", size, "tokens")][:5]
     rows = [
         {
             "target": result.target,

@@ -299,6 +299,8 @@ def cost(units: Units, means: Mapping[str, Tensor], measure: str) -> Tensor:
         value = torch.full((), float(term.coefficient), device=some.device, dtype=torch.float64)
         for name in term.sites:
             value = value * kept[name]
+        for name in term.per:
+            value = value / kept[name]
         total = total + value
     if not known:
         raise InputError(f"these units have no cost in {measure}: give a budget in another measure")

@@ -21,18 +21,18 @@ import numpy as np
 import torch
 import yaml
 from pydantic import ConfigDict, ValidationError, create_model
-from torch import nn
+from torch import Tensor, nn
 
 from secateur import recipes
 from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.files import texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard, writing
-from secateur.measure import environment, evidence, generation, latency, memory
+from secateur.measure import display, environment, evidence, generation, latency, memory, sparsity
 from secateur.running import language, trades
 from secateur.running.trades import Trade
 from secateur.subjects import Traced, Transformer, open_subject
-from secateur.vocabulary import Budget, Evidence, Figure, Result
+from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result
 
 __all__ = [
     "TOLERANCE",
@@ -385,10 +385,16 @@ def _evidence(
 ) -> Evidence:
     """Measure `result` beside the `original`: sizes, time in alternating pairs, and quality on `held_out` texts."""
     before, after, measured, notes = compare(original, result.subject, held_out, where, trade)
+    budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
+    if budget.pattern is not None:
+        measured["off_pattern"], found = _pattern(
+            trade.matrices(result.subject), budget.pattern, every=trade is language
+        )
+        notes += found
+    notes += _worth(before, after, measured)
     predicted = dict(result.predicted)
     if "latency" in predicted and "latency" in before:
         predicted.setdefault("speedup", before["latency"].value / predicted["latency"])
-    budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
     row = Evidence(
         recipe=str(settings["recipe"]),
         target=str(budget),
@@ -432,6 +438,52 @@ def compare(
         except (DataError, MeasurementError) as error:
             notes.append(f"quality: {error}")
     return before, after, measured, notes
+
+
+def _pattern(matrices: Mapping[str, Tensor], pattern: Pattern, every: bool) -> tuple[Figure, list[str]]:
+    """How many runs of weights of the result break the pattern, and the first matrix that does.
+
+    A matrix may be left dense where its inputs are no multiple of m, and in a network of any kind, where `every` is
+    False, if the recipe chose to (first convolutions, small heads); which ones is said.
+    """
+    off = sparsity.broken(matrices, pattern.n, pattern.m)
+    spared = [
+        name
+        for name in off
+        if (not every or matrices[name].shape[1] % pattern.m)
+        and torch.count_nonzero(matrices[name]) == matrices[name].numel()
+    ]
+    if len(spared) == len(matrices):
+        spared = []
+    wrong = {name: count for name, count in off.items() if name not in spared}
+    notes = [f"left dense by {pattern}: {_listed(spared)}"] if spared else []
+    if wrong:
+        runs = display.thousands(next(iter(wrong.values())))
+        notes.append(
+            f"{pattern} does not hold in {_listed(list(wrong))}: {runs} runs of {pattern.m} weights of the first have "
+            f"more than {pattern.n} that are not zero"
+        )
+    return Figure(float(sum(wrong.values()))), notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _worth(before: Mapping[str, Figure], after: Mapping[str, Figure], measured: Mapping[str, Figure]) -> list[str]:
+    """What zeros brought where they brought nothing: weights that are zero are stored and multiplied like others."""
+    zeros, speedup = after.get("zeros"), measured.get("speedup")
+    if zeros is None or zeros.value <= sparsity.WORTH or after["bytes"].value < before["bytes"].value:
+        return []
+    if speedup is not None and (speedup.value if speedup.low is None else speedup.low) > 1.0:
+        return []
+    time = "" if speedup is None else f" and it is not measurably faster ({display.text('speedup', speedup)})"
+    return [
+        f"{display.number('zeros', zeros.value)} of the weights in its matrices are zero, stored and multiplied like "
+        f"the others: the file is no smaller{time}; packed it would take "
+        f"{display.number('bytes', after['packed_bytes'].value)} in place of "
+        f"{display.number('bytes', after['bytes'].value)}"
+    ]
 
 
 def _peak(trade: Trade, subject: Any, example: Any, where: latency.Environment) -> Figure:

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from secateur.errors import DataError, InputError
 from secateur.files import texts
-from secateur.measure import latency, quality, size
+from secateur.measure import latency, quality, size, sparsity
 from secateur.recover import teachers
 from secateur.subjects import Transformer, open_subject
+from secateur.subjects import matrices as blocks
 from secateur.vocabulary import Figure
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "fitted",
     "forward",
     "loading",
+    "matrices",
     "opened",
     "read",
     "save",
@@ -147,17 +149,24 @@ def loading(folder: Path, name: str) -> str:
     return f'from {library} import {call.split(".")[0]}\n\nmodel = {call}("{name}"{flag})'
 
 
+def matrices(subject: Transformer) -> dict[str, Tensor]:
+    """Name -> weights [d_out, d_in] of the blocks' matrices."""
+    return {name: matrix.weight for name, matrix in blocks.matrices(subject.model, subject.layers()).items()}
+
+
 def sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Figure]:
-    """Parameters, bytes of the weights as saved, FLOPs of `example`, and for decoders the KV cache it fills.
+    """Parameters, zeros, bytes of the weights as saved and as packed, FLOPs of `example`, a decoder's KV cache.
 
     The modules that a sentence-transformers folder has after its transformer count, for they are saved with it.
     """
     weights = [p for module in (subject.model, *subject.head) for p in module.parameters()]
+    stored = float(sum(p.numel() * p.element_size() for p in weights))
     row = {
         "params": Figure(float(sum(p.numel() for p in weights))),
         "embedding_params": Figure(float(size.parameters(subject.model)["embedding_params"])),
-        "bytes": Figure(float(sum(p.numel() * p.element_size() for p in weights)), unit="B"),
+        "bytes": Figure(stored, unit="B"),
         "flops": Figure(size.flops(subject.model, example)),
+        **sparsity.figures(matrices(subject), stored),
     }
     if subject.kind == "decoder":
         cache = size.kv_cache_bytes(subject.model, example)

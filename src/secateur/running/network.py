@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from secateur.errors import DataError, InputError, MissingExtraError, UnsupportedError
 from secateur.files import examples, plugins
 from secateur.files.examples import Examples
-from secateur.measure import detection, latency, quality, size
+from secateur.measure import detection, latency, quality, size, sparsity
 from secateur.subjects import detectors
+from secateur.subjects import matrices as every
 from secateur.subjects.detectors import Detector
 from secateur.subjects.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Figure
@@ -35,6 +36,7 @@ __all__ = [
     "fitted",
     "forward",
     "loading",
+    "matrices",
     "opened",
     "read",
     "save",
@@ -178,14 +180,21 @@ def save(subject: Traced, folder: Path) -> None:
     subject.save(folder, program=True)
 
 
+def matrices(subject: Traced) -> dict[str, Tensor]:
+    """Name -> weights [d_out, d_in] of its linears and convolutions."""
+    return {name: matrix.weight for name, matrix in every.matrices(subject.model).items()}
+
+
 def sizes(subject: Traced, batch: Any) -> dict[str, Figure]:
-    """Parameters, bytes of the weights, and FLOPs of the example inputs."""
+    """Parameters, zeros, bytes of the weights as they are and as packed, and FLOPs of the example inputs."""
     weights = list(subject.model.parameters())
     args, kwargs = subject.inputs.fresh()
+    stored = float(sum(p.numel() * p.element_size() for p in weights))
     return {
         "params": Figure(float(sum(p.numel() for p in weights))),
-        "bytes": Figure(float(sum(p.numel() * p.element_size() for p in weights)), unit="B"),
+        "bytes": Figure(stored, unit="B"),
         "flops": Figure(size.flops(partial(subject.model.eval(), *args), kwargs)),
+        **sparsity.figures(matrices(subject), stored),
     }
 
 

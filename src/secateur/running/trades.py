@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from secateur.errors import InputError
@@ -66,6 +66,10 @@ class Trade(Protocol):
 
     def forward(self, subject: Any, batch: Any) -> Any:
         """What is timed."""
+        ...
+
+    def matrices(self, subject: Any) -> Mapping[str, Tensor]:
+        """Its weight matrices that may be pruned weight by weight, each [d_out, d_in]."""
         ...
 
     def sizes(self, subject: Any, batch: Any) -> Row:

@@ -17,13 +17,92 @@ from torch import Tensor, nn
 from secateur.errors import InputError, NumericalError
 from secateur.score.hooks import Batch, finite, stream
 
-__all__ = ["Snapshots", "Sweep", "collect", "diagonal", "sweep"]
+__all__ = ["Moments", "Snapshots", "Sweep", "collect", "damped", "diagonal", "pooled", "sweep"]
 
 LAZY = 32
 """Columns of pending inverse updates before they are applied as one matrix product."""
 
 
 # -------------------------------------------------------------------------------------------------- collecting
+
+
+class Moments:
+    """A running H = 2 X X^T / N of rows X^T [N, d_in] that come in parts, or its diagonal alone; float32.
+
+    A running mean, not a sum: a long calibration set must not run out of float32's digits. How the rows are split
+    into parts does not matter beyond rounding.
+    """
+
+    def __init__(self, *, diagonal: bool = False) -> None:
+        self.diagonal, self.rows = diagonal, 0
+        self.sum: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Count rows [N, d_in] in."""
+        if not len(rows):
+            return
+        rows, seen = rows.detach().float(), self.rows
+        self.rows = seen + len(rows)
+        kept, share = seen / self.rows, 2.0 / self.rows
+        if self.sum is None:
+            self.sum = rows.new_zeros(rows.shape[1]) if self.diagonal else rows.new_zeros(rows.shape[1], rows.shape[1])
+        if self.diagonal:
+            self.sum.mul_(kept).add_(rows.square().sum(0), alpha=share)
+        else:
+            self.sum.addmm_(rows.T, rows, beta=kept, alpha=share)
+
+    def merge(self, *others: Moments) -> Moments:
+        """The moments of all rows of these and of `others`."""
+        result = Moments(diagonal=self.diagonal)
+        parts = [part for part in (self, *others) if part.rows and part.sum is not None]
+        result.rows = sum(part.rows for part in parts)
+        for part in parts:
+            assert part.sum is not None
+            scaled = part.sum * (part.rows / result.rows)
+            result.sum = scaled if result.sum is None else result.sum.add_(scaled)
+        return result
+
+    def share(self, width: int) -> None:
+        """Under several processes: become the moments of the rows of all of them; `width` is d_in."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        shape = (width,) if self.diagonal else (width, width)
+        whole = torch.zeros(shape) if self.sum is None else self.sum * self.rows
+        rows = torch.tensor([self.rows], dtype=torch.int64, device=whole.device)
+        torch.distributed.all_reduce(whole)
+        torch.distributed.all_reduce(rows)
+        self.rows = int(rows)
+        self.sum = whole / self.rows if self.rows else None
+
+    def value(self, name: str) -> Tensor:
+        """H [d_in, d_in], or its diagonal [d_in].
+
+        Raises `NumericalError` naming `name` for NaN or infinity, `InputError` where there was no row.
+        """
+        if self.sum is None:
+            raise InputError(
+                f"{name} saw no token: every token was padding (check the attention mask), or none came by"
+            )
+        return finite(name, self.sum)
+
+
+def pooled(
+    found: Mapping[str, Moments], pools: Mapping[str, str], floor: int = 1
+) -> tuple[dict[str, Moments], list[str]]:
+    """`found`, where those with fewer than `floor` rows get the moments of all in their pool; and who those are.
+
+    An expert that no token was sent to has no statistics of its own; those of its layer stand in. pools: name -> pool.
+    """
+    starved = [name for name, moments in found.items() if moments.rows < floor]
+    result = dict(found)
+    whole: dict[str, Moments] = {}
+    for name in starved:
+        pool = pools[name]
+        if pool not in whole:
+            first, *others = [moments for other, moments in found.items() if pools[other] == pool]
+            whole[pool] = first.merge(*others)
+        result[name] = whole[pool]
+    return result, starved
 
 
 def collect(
@@ -34,7 +113,7 @@ def collect(
     Raises `NumericalError` naming the module whose inputs hold NaN or infinity.
     Source: ZipLM (arXiv 2302.04089), section 3.1; SparseGPT (arXiv 2301.00774).
     """
-    return _moments(forward, model, batches, modules, lambda rows: rows.T @ rows)
+    return _streamed(forward, model, batches, {name: Moments() for name in modules})
 
 
 def diagonal(
@@ -44,38 +123,19 @@ def diagonal(
 
     Source: Wanda (arXiv 2306.11695), ||X_j||_2, up to a constant factor.
     """
-    return _moments(forward, model, batches, modules, lambda rows: rows.square().sum(0))
+    return _streamed(forward, model, batches, {name: Moments(diagonal=True) for name in modules})
 
 
-def _moments(
-    forward: Callable[[Batch], Any],
-    model: nn.Module,
-    batches: Iterable[Batch],
-    modules: Sequence[str],
-    moment: Callable[[Tensor], Tensor],
+def _streamed(
+    forward: Callable[[Batch], Any], model: nn.Module, batches: Iterable[Batch], found: Mapping[str, Moments]
 ) -> dict[str, Tensor]:
-    sums: dict[str, Tensor] = {}
-    counts = dict.fromkeys(modules, 0)
-
-    def reader(name: str) -> Callable[[Tensor, Tensor | None], None]:
-        def read(x: Tensor, mask: Tensor | None) -> None:
-            rows = (x.flatten(0, 1) if mask is None else x[mask]).float()
-            if not len(rows):
-                return
-            # A running mean, not a sum: a long calibration set must not run out of float32's digits.
-            seen = counts[name]
-            counts[name] = seen + len(rows)
-            new = moment(rows) * (2.0 / counts[name])
-            sums[name] = sums[name].mul_(seen / counts[name]).add_(new) if name in sums else new
-
-        return read
+    def reader(moments: Moments) -> Callable[[Tensor, Tensor | None], None]:
+        return lambda x, mask: moments.add(x.flatten(0, 1) if mask is None else x[mask])
 
     places: dict[tuple[str, Literal["input", "output"]], Callable[[Tensor, Tensor | None], None]]
-    places = {(name, "input"): reader(name) for name in modules}
+    places = {(name, "input"): reader(moments) for name, moments in found.items()}
     stream(forward, model, batches, places)
-    if set(modules) - set(sums):
-        raise InputError("every token was padding: check the attention mask")
-    return {name: finite(name, sums[name]) for name in modules}
+    return {name: moments.value(name) for name, moments in found.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- sweeping
@@ -273,22 +333,30 @@ def _prepare(weight: Tensor, H: Tensor, block: int) -> tuple[Tensor, Tensor, int
 
 
 def _damped_inverse(H: Tensor, damp: float, held: Tensor) -> Tensor:
-    """((H + damp * mean(diag H) I)[held, held])^-1, with 1 on the diagonal of dead inputs.
+    """((H + damp * mean(diag H) I)[held, held])^-1; see `damped`."""
+    return torch.cholesky_inverse(damped(H, damp, held))
 
-    The dampening is at least the rank tolerance of H's precision, and ten times more while Cholesky still fails.
+
+def damped(H: Tensor, damp: float, held: Tensor | None = None) -> Tensor:
+    """L with L L^T = (H + damp mean(diag H) I)[held, held], lower triangular, and 1 on the diagonal of dead inputs.
+
+    Dead inputs do not enter the mean. The dampening is at least the rank tolerance of H's precision, and ten times more
+    while Cholesky still fails; `NumericalError` where it never succeeds. `H` is not changed.
     """
     H = H.clone()
     diagonal = H.diagonal()  # a view
     dead = diagonal == 0.0
     mean = float(diagonal[~dead].mean()) if not bool(dead.all()) else 0.0
     diagonal[dead] = 1.0
-    H = H[held][:, held]
+    if held is not None:
+        H = H[held][:, held]
     share, added = max(damp, len(diagonal) * torch.finfo(H.dtype).eps), 0.0
     while True:
         H.diagonal().add_(share * mean - added)
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(H)
         if not bool(failed):
-            return torch.cholesky_inverse(factor)
+            return factor
         if share > 1e3:
             raise NumericalError("the Hessian is not positive, whatever the dampening: collect it from real inputs")
         added, share = share * mean, share * 10.0

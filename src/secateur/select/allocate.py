@@ -12,7 +12,7 @@ from secateur.errors import InputError
 from secateur.select.arrays import as_numpy
 from secateur.vocabulary import Array, Units
 
-__all__ = ["between", "grid", "proportional", "round_to", "uniform"]
+__all__ = ["between", "grid", "proportional", "round_to", "rounded", "spread", "uniform"]
 
 
 def round_to(
@@ -73,6 +73,57 @@ def grid(full: int, ratio: float = 0.9, steps: int = 42, multiple: int = 8) -> l
         raise InputError(f"a grid needs full >= 1 and 0 < ratio < 1, not full={full} and ratio={ratio}")
     sizes = {round_to(full * ratio**i, multiple, maximum=full) for i in range(steps + 1)}
     return sorted(sizes | {0, full})
+
+
+def spread(
+    worth: Sequence[float],
+    mean: float,
+    half: float,
+    *,
+    sizes: Sequence[float] | None = None,
+    whole: float = 1.0,
+) -> list[float]:
+    """Densities that grow with `worth` linearly over a range of 2 `half`; their mean, weighted by `sizes`, is `mean`.
+
+        d_l = 2 half (D_l - min D) / (max D - min D) - const,    kept between 1 % and all of `whole`
+
+    Where that clips some, the others are shifted so that the mean is met all the same. Equal worths get `mean` each.
+
+    Source: OWL (arXiv 2310.05175), section 3.3; its lambda is `half`.
+    """
+    found = as_numpy(worth)
+    weight = np.ones(len(found)) if sizes is None else as_numpy(sizes)
+    low, high = min(0.01 * whole, mean), whole
+    if not 0.0 < mean <= whole or half < 0.0 or not len(found):
+        raise InputError(f"mean={mean}, half={half}: give a mean in (0, {whole:g}] and a range that is not negative")
+    reach = float(found.max() - found.min())
+    steps = 2.0 * half * (found - found.min()) / reach if reach > 0 else np.zeros(len(found))
+
+    def average(shift: float) -> float:
+        return float(np.average(np.clip(steps + shift, low, high), weights=weight))
+
+    shift = mean - float(np.average(steps, weights=weight))
+    if not np.isclose(average(shift), mean, rtol=1e-12, atol=0):
+        below, above = low - steps.max(), high - steps.min()
+        for _ in range(200):
+            shift = (below + above) / 2
+            below, above = (shift, above) if average(shift) < mean else (below, shift)
+    return [float(value) for value in np.clip(steps + shift, low, high)]
+
+
+def rounded(values: Sequence[float], sizes: Sequence[float], *, most: int) -> list[int]:
+    """Whole numbers from 1 to `most` near `values`, whose sum weighted by `sizes` is not above that of `values`.
+
+    By largest remainder; ties go to the lower index.
+    """
+    given, weight = as_numpy(values), as_numpy(sizes)
+    result = np.clip(np.floor(given + 1e-9).astype(np.int64), 1, most)
+    left = float((given * weight).sum() - (result * weight).sum())
+    for index in np.argsort(-(given - result), kind="stable"):
+        if result[index] < most and given[index] > result[index] and weight[index] <= left + 1e-6:
+            result[index] += 1
+            left -= float(weight[index])
+    return [int(value) for value in result]
 
 
 def proportional(sizes: Sequence[int] | Array, total: int) -> list[int]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from secateur.errors import InputError, NumericalError
+from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalError
 from secateur.select.arrays import mask_like
+from secateur.select.pattern import n_of_m
+from secateur.vocabulary import Budget, Pattern
 
-__all__ = ["Scope", "best", "everywhere", "threshold"]
+__all__ = ["Choose", "Scope", "above", "asked", "best", "by_sums", "chooser", "everywhere", "threshold"]
+
+Choose: TypeAlias = Callable[[Any], Any]
+"""Scores [d_out, d_in] -> booleans, True where the weight stays."""
 
 Scope = Literal["row", "block", "matrix", "global"]
 """What is compared with what: weights of one output, of `block` columns of a matrix, of a matrix, of all of them."""
@@ -44,54 +51,86 @@ def best(scores: Any, share: float, scope: Scope = "row", *, block: int = 128) -
     raise InputError(f"scope={scope!r}: give one of {', '.join(get_args(Scope))}")
 
 
+def by_sums(scores: Any, share: float, *, tolerance: float = 1e-3) -> Any:
+    """A mask [d_out, d_in]: each row loses its lowest scores, up to one share alpha of the row's sum.
+
+    alpha, the same for all rows, is found by bisection so that at most `share` of the matrix stays, and at least
+    `share - tolerance` where ties allow it.
+
+    Source: Wanda (arXiv 2306.11695), official code's variant (from 0.4 in [0, 0.8], until 1e-3).
+    """
+    _check(share)
+    values = _numbers("", scores).reshape(np.shape(scores)).astype(np.float64)
+    order = np.argsort(values, axis=1, kind="stable")
+    sums = np.cumsum(np.take_along_axis(values, order, 1), axis=1)
+    goes = np.empty_like(values)  # the share of its row's sum up to and with each entry
+    np.put_along_axis(goes, order, sums / np.maximum(sums[:, -1:], np.finfo(float).tiny), 1)
+    low, high, alpha = 0.0, 1.0, 0.4
+    for _ in range(60):
+        kept = float((goes > alpha).mean())
+        if share - tolerance <= kept <= share:
+            break
+        low, high = (alpha, high) if kept > share else (low, alpha)
+        alpha = (low + high) / 2
+    else:
+        alpha = high
+    return mask_like(goes > alpha, scores)
+
+
 def everywhere(scores: Mapping[str, Any], share: float) -> dict[str, Any]:
     """Name -> mask: the best int(n share) of the n entries of all arrays, whatever array they stand in.
 
-    Ties go to the earlier array, then to the lower index. The arrays are counted into a histogram, never sorted or
-    laid side by side, so that billions of entries take two passes and no further memory (see `threshold`).
+    Ties go to the earlier array, then to the lower index. The arrays are counted into a histogram, never sorted or laid
+    side by side; where not even the arrays fit in memory at once, use `threshold` and `above`.
     """
     _check(share)
-    columns = {name: _numbers(name, array) for name, array in scores.items()}
-    wanted = _count(sum(column.size for column in columns.values()), share)
+    wanted = _count(sum(math.prod(np.shape(array)) for array in scores.values()), share)
     if not wanted:
         return {name: mask_like(np.zeros(np.shape(array), bool), array) for name, array in scores.items()}
-    edge = threshold(list(columns.values()), wanted)
-    left = wanted - sum(int((column > edge).sum()) for column in columns.values())
+    edge, ties = threshold(lambda: scores.items(), wanted)
     masks = {}
-    for name, column in columns.items():
-        mask = column > edge
-        ties = np.flatnonzero(column == edge)[:left]
-        left -= len(ties)
-        mask[ties] = True
-        masks[name] = mask_like(mask.reshape(np.shape(scores[name])), scores[name])
+    for name, array in scores.items():
+        masks[name], ties = above(array, edge, ties)
     return masks
 
 
-def threshold(columns: Sequence[np.ndarray], k: int) -> float:
-    """The k-th largest number of all `columns` together (float32 or float64, one-dimensional), exactly.
+def above(scores: Any, edge: float, ties: int) -> tuple[Any, int]:
+    """A mask of what is greater than `edge`, and of the first `ties` that equal it; and how many ties are left."""
+    column = _numbers("", scores)
+    mask = column > edge
+    equal = np.flatnonzero(column == edge)[:ties]
+    mask[equal] = True
+    return mask_like(mask.reshape(np.shape(scores)), scores), ties - len(equal)
 
-    A histogram over the leading 16 bits of a number's rank tells which bin holds it, a second one over the next 16 bits
-    of what is in that bin, and so on: two passes for float32, four for float64.
+
+def threshold(arrays: Callable[[], Iterable[tuple[str, Any]]], k: int) -> tuple[float, int]:
+    """(the k-th largest number of all arrays together, how many of its equals are among the k largest), exactly.
+
+    `arrays` gives (name, array) pairs, the same each time it is called; each is seen and let go. A histogram over the
+    leading 16 bits of a number's rank tells which bin holds the one that is sought, a second one over the next 16 bits
+    of what is in that bin, and so on: one pass to learn the number type, two for float32 or less, four for float64.
     """
-    total = sum(column.size for column in columns)
+    total, wide = 0, False
+    for name, array in arrays():
+        column = _numbers(name, array)
+        total, wide = total + column.size, wide or column.dtype == np.float64
     if not 1 <= k <= total:
         raise InputError(f"k={k}: give a number between 1 and {total}")
-    wide = any(column.dtype == np.float64 for column in columns)
     bits = 64 if wide else 32
     left, prefix = k, 0
     for shift in range(bits - 16, -1, -16):
         counts = np.zeros(_BINS, np.int64)
-        for column in columns:
-            rank = _ranks(column, wide)
+        for name, array in arrays():
+            rank = _ranks(_numbers(name, array), wide)
             if shift + 16 < bits:
                 rank = rank[rank >> np.uint64(shift + 16) == prefix]
             digits = ((rank >> np.uint64(shift)) & np.uint64(_BINS - 1)).astype(np.int64)
             counts += np.bincount(digits, minlength=_BINS)
-        above = np.cumsum(counts[::-1])[::-1]  # how many are in this bin or in one above it
-        digit = int(np.flatnonzero(above >= left)[-1])
-        left -= int(above[digit + 1]) if digit + 1 < _BINS else 0
+        beyond = np.cumsum(counts[::-1])[::-1]  # how many are in this bin or in one above it
+        digit = int(np.flatnonzero(beyond >= left)[-1])
+        left -= int(beyond[digit + 1]) if digit + 1 < _BINS else 0
         prefix = (prefix << 16) | digit
-    return _number(prefix, wide)
+    return _number(prefix, wide), left
 
 
 def _ranks(column: np.ndarray, wide: bool) -> np.ndarray:
@@ -110,6 +149,47 @@ def _number(rank: int, wide: bool) -> float:
     raw = rank ^ top if rank & top else rank ^ ((1 << size) - 1)
     kind, whole = (np.float64, np.uint64) if wide else (np.float32, np.uint32)
     return float(np.array(raw, whole).view(kind))
+
+
+def asked(budget: Budget, whole: float, recipe: str) -> tuple[float, Pattern | None]:
+    """(share of the `whole` weights that may stay, pattern or None) of a budget over single weights.
+
+    Raises `BudgetError` for a budget that limits anything else or both, and for one under which nothing would go.
+    """
+    others = [limit.measure for limit in budget.limits if limit.measure != "weights"]
+    if others or bool(budget.limits) == (budget.pattern is not None):
+        what = others[0] if others else "both weights and a pattern" if budget.limits else "nothing"
+        raise BudgetError(
+            f"{recipe} can't follow budget {budget}, which limits {what}: give weights=50% or pattern=2:4"
+        )
+    if budget.pattern is not None:
+        share = budget.pattern.n / budget.pattern.m
+    else:
+        share = min(1.0, budget["weights"].absolute(whole) / whole)
+    if share >= 1.0:
+        raise BudgetError(f"budget {budget} lets every weight stay, so that nothing would change: ask for less")
+    return share, budget.pattern
+
+
+def chooser(share: float, pattern: Pattern | None = None, scope: Scope = "row", *, block: int = 128) -> Choose:
+    """Scores [d_out, d_in] -> mask, by the pattern or by the share.
+
+    Raises `InfeasibleError` when asked for a mask of a row, block or matrix in which not one weight would stay.
+    """
+    if pattern is not None:
+        return partial(n_of_m, n=pattern.n, m=pattern.m)
+
+    def choose(scores: Any) -> Any:
+        rows, columns = scores.shape
+        size = {"row": columns, "block": rows * min(block, columns)}.get(scope, rows * columns)
+        if _count(size, share) < 1:
+            raise InfeasibleError(
+                f"weights={share:.3g} leaves nothing of a {scope} of {size} weights: keep at least {1 / size:.3g}",
+                1 / size,
+            )
+        return best(scores, share, scope, block=block)
+
+    return choose
 
 
 def _rows(scores: Any, share: float) -> Any:
@@ -149,7 +229,9 @@ def _numbers(name: str, array: Any) -> np.ndarray:
         array = array.detach().cpu()
         array = (array if str(array.dtype) in ("torch.float32", "torch.float64") else array.float()).numpy()
     column = np.ascontiguousarray(array).reshape(-1)
+    # Adding zero makes -0.0 and 0.0 one number, as comparisons have it.
+    column = column + (np.float64(0) if column.dtype == np.float64 else np.float32(0))
     column = column if column.dtype == np.float64 else column.astype(np.float32, copy=False)
     if bool(np.isnan(column).any()):
-        raise NumericalError(f"the scores of {name} hold NaN: give finite ones")
+        raise NumericalError(f"the scores{f' of {name}' if name else ''} hold NaN: give finite ones")
     return column

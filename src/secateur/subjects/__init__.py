@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from secateur.subjects.decoder import Decoder as Decoder
     from secateur.subjects.encoder import Encoder as Encoder
     from secateur.subjects.loading import load as load
+    from secateur.subjects.loading import open_streamed as open_streamed
     from secateur.subjects.loading import open_subject as open_subject
+    from secateur.subjects.moe import Moe as Moe
+    from secateur.subjects.streamed import Streamed as Streamed
     from secateur.subjects.traced import Traced as Traced
     from secateur.subjects.traced import open_traced as open_traced
     from secateur.subjects.traced import reload_traced as reload_traced
@@ -24,10 +27,13 @@ _PLACES = {
     "Consumer": "transformer",
     "Decoder": "decoder",
     "Encoder": "encoder",
+    "Moe": "moe",
     "Output": "transformer",
+    "Streamed": "streamed",
     "Traced": "traced",
     "Transformer": "transformer",
     "load": "loading",
+    "open_streamed": "loading",
     "open_subject": "loading",
     "open_traced": "traced",
     "reload_traced": "traced",
@@ -37,10 +43,13 @@ __all__ = [
     "Consumer",
     "Decoder",
     "Encoder",
+    "Moe",
     "Output",
+    "Streamed",
     "Traced",
     "Transformer",
     "load",
+    "open_streamed",
     "open_subject",
     "open_traced",
     "reload_traced",

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects import saving
+from secateur.subjects.families import Family
 from secateur.subjects.layout import Layout, Place, Widths
 from secateur.vocabulary import Selection, Site, Units
 
-__all__ = ["Kept", "build", "correct_norms", "fold_layer_scale", "kept", "new_config", "resolve", "silenced", "sliced"]
+__all__ = [
+    "Kept",
+    "build",
+    "correct_norms",
+    "fold_layer_scale",
+    "kept",
+    "layer_norms",
+    "new_config",
+    "resolve",
+    "silenced",
+    "sliced",
+]
 
 
 @dataclass
@@ -29,11 +42,12 @@ class Kept:
     layers: list[int]
     channels: Tensor | None
     parts: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    """Layer -> indices of its "heads", "kv" and "neurons"."""
+    """Layer -> indices of its "heads", "kv", "neurons", "experts", "shared_neurons"; of its "expert_neurons" one row
+    for each expert that stays, counted inside that expert."""
 
     def widths(self) -> list[Widths]:
         """The widths of the result, layer by layer."""
-        return [Widths(*(len(self.parts[index][name]) for name in ("heads", "kv", "neurons"))) for index in self.layers]
+        return [Widths(**{name: part.shape[-1] for name, part in self.parts[index].items()}) for index in self.layers]
 
 
 def resolve(selection: Selection, sites: Mapping[str, Site]) -> dict[str, np.ndarray]:
@@ -71,7 +85,12 @@ def kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
                     "needs equally many in each; rank inside the groups"
                 )
         result.parts[index] = {"heads": heads, "kv": kv, "neurons": indices(f"{name}.neurons", width.neurons)}
-    if not layers or not len(channels) or not any(width.heads or width.neurons for width in result.widths()):
+        if width.experts:
+            result.parts[index] |= _mixture(layout, index, indices)
+    for kind, why in layout.whole.items():
+        if any(name.rpartition(".")[2] == kind and 0 < stays.sum() < len(stays) for name, stays in keep.items()):
+            raise UnsupportedError(f"{kind} of this {layout.family.model_type} model can't be cut: {why}")
+    if not layers or not len(channels) or not any(width.heads or width.ffn for width in result.widths()):
         what = (
             "no layer" if not layers else "no channel" if not len(channels) else "no attention and no FFN in any layer"
         )
@@ -79,8 +98,40 @@ def kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
     return result
 
 
+def _mixture(layout: Layout, index: int, indices: Callable[[str, int], Tensor]) -> dict[str, Tensor]:
+    """What stays of the experts of a layer. Refuses fewer experts than the router gives a token, and unequal widths."""
+    width, name = layout.widths[index], f"layers.{index}"
+    experts = indices(f"{name}.experts", width.experts)
+    shared = indices(f"{name}.shared_neurons", width.shared_neurons)
+    if not len(experts):
+        return {"experts": experts, "expert_neurons": experts.reshape(0, 0), "shared_neurons": shared}
+    if len(experts) < layout.fewest_experts:
+        raise UnsupportedError(
+            f"selection keeps {len(experts)} experts in {name}.experts: the router gives each token "
+            f"{layout.chosen} of them, so at least {layout.fewest_experts} stay (or drop {index} of ffn)"
+        )
+    groups = layout.expert_groups
+    counts = torch.bincount(experts // (width.experts // groups), minlength=groups).tolist()
+    if len(set(counts)) > 1:
+        raise UnsupportedError(
+            f"selection keeps {counts} experts in the groups of {name}.experts, among which the router chooses: "
+            "it needs equally many in each; rank inside the groups"
+        )
+    flat = indices(f"{name}.expert_neurons", width.experts * width.expert_neurons)
+    counts = torch.bincount(flat // width.expert_neurons, minlength=width.experts)[experts].tolist()
+    if len(set(counts)) > 1 or not counts[0]:
+        raise UnsupportedError(
+            f"selection keeps {counts} neurons in the experts of {name}.expert_neurons: the experts of a layer are "
+            "equally wide and not empty; rank inside each expert"
+        )
+    if width.shared_neurons and not len(shared):
+        raise UnsupportedError(f"selection keeps no neuron of {name}.shared_neurons: keep at least one")
+    inside = (flat % width.expert_neurons).reshape(len(experts), counts[0])
+    return {"experts": experts, "expert_neurons": inside, "shared_neurons": shared}
+
+
 def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Tensor | None:
-    """Positions along one stored axis that stay; None: all of them."""
+    """Positions along one stored axis that stay, for each expert where that is its neurons; None: all of them."""
     if axis in ("", "channels"):
         return stays.channels if axis else None
     assert layer is not None
@@ -89,9 +140,9 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
     for part in axis.split("+"):
         name = part.removesuffix("*")
         block = layout.head_dim if part.endswith("*") else 1
-        pieces.append(offset + (parts[name][:, None] * block + torch.arange(block)).flatten())
+        pieces.append(offset + (parts[name][..., None] * block + torch.arange(block)).flatten(-2))
         offset += getattr(width, name) * block
-    return torch.cat(pieces)
+    return torch.cat(pieces, -1)
 
 
 def sliced(layout: Layout, stays: Kept) -> dict[str, Tensor]:
@@ -107,15 +158,20 @@ def sliced(layout: Layout, stays: Kept) -> dict[str, Tensor]:
         result = tensor.detach()
         for dim, axis in enumerate(place.axes or ()):
             index = _positions(layout, axis, place.layer, stays)
-            if index is not None:
-                result = result.index_select(dim, index.to(tensor.device))
+            if index is None:
+                continue
+            index = index.to(tensor.device)
+            if index.dim() == 1:
+                result = result.index_select(dim, index)
+            else:  # experts along dim 0, which have been chosen by now; each has its own neurons
+                result = result.take_along_dim(index[:, None] if dim == 2 else index[..., None], dim)
         state[new_name] = result.clone() if result.data_ptr() == tensor.data_ptr() else result
     return state
 
 
 def _goes(layout: Layout, place: Place, stays: Kept) -> bool:
     parts = stays.parts[place.layer or 0]
-    emptied = {"attention": not len(parts["heads"]), "ffn": not len(parts["neurons"])}
+    emptied = {"attention": not len(parts["heads"]), "ffn": not len(parts["neurons"]) + len(parts.get("experts", ()))}
     return emptied.get(place.block, False) and layout.leaves_with_block(place)
 
 
@@ -129,10 +185,7 @@ def new_config(layout: Layout, widths: list[Widths], channels: int, layers: list
     data = old.to_dict()
     for name in ("per_layer_config", "allow_global_per_layer_attribute_access", "auto_map", "architectures"):
         data.pop(name, None)
-    native = {
-        name: type(old).attribute_map.get(name, name)
-        for name in ("num_attention_heads", "num_hidden_layers", "hidden_size")
-    }
+    native = _Native(type(old).attribute_map)
     heads_name = native["num_attention_heads"]
     data[native["num_hidden_layers"]], data[native["hidden_size"]] = len(widths), channels
     if data.get("layer_types"):
@@ -142,19 +195,22 @@ def new_config(layout: Layout, widths: list[Widths], channels: int, layers: list
     has_kv = "num_key_value_heads" in data
     heads = max(width.heads for width in widths) or data[heads_name]
     kv = max(width.kv for width in widths) or data.get("num_key_value_heads") or heads
-    neurons = max(width.neurons for width in widths) or layout.widths[0].neurons or 4 * channels
+    neurons = max(width.neurons for width in widths) or layout.widths[0].neurons or data.get(family.neurons) or 1
+    mixture = _widest(layout, widths)
     if layout.fixed_ratio:
         expressible = heads == data[heads_name]
     elif family.states_head_dim:
         expressible = not family.heads_divide or channels % heads == 0
     else:
         expressible = channels == heads * layout.head_dim
-    plain = expressible and all(width == Widths(heads, kv, neurons) for width in widths)
+    alike = [Widths(heads, kv, neurons), *([replace(mixture, heads=heads, kv=kv)] if mixture.experts else [])]
+    plain = expressible and all(width in alike for width in widths)
     if layout.fixed_ratio:
         heads = data[heads_name]  # the class refuses any other count; every layer states its own
     elif not plain and (family.heads_divide or not family.states_head_dim):
         heads = math.gcd(channels, heads)  # the class refuses other counts; every layer states its own
     data |= {heads_name: heads, family.neurons: neurons}
+    plain = _say_mixture(layout, widths, mixture, data, plain)
     if has_kv:
         data["num_key_value_heads"] = min(kv, heads)
     if family.states_head_dim or not plain:
@@ -162,14 +218,52 @@ def new_config(layout: Layout, widths: list[Widths], channels: int, layers: list
     if not plain:
         data["allow_global_per_layer_attribute_access"] = True
         data["per_layer_config"] = {
-            index: _overrides(width, has_kv, family.neurons) for index, width in enumerate(widths)
+            index: _overrides(width, has_kv, family, native) for index, width in enumerate(widths)
         }
     config = type(old).from_dict(data)
     config._attn_implementation = old._attn_implementation
+    config._experts_implementation = getattr(old, "_experts_implementation", None)
     return config if plain else saving.mark(config)
 
 
-def _overrides(width: Widths, has_kv: bool, neurons: str) -> dict[str, Any]:
+class _Native(dict[str, str]):
+    """A config's common names -> the names it writes."""
+
+    def __missing__(self, name: str) -> str:
+        return name
+
+
+def _widest(layout: Layout, widths: list[Widths]) -> Widths:
+    """The widths of the layers with experts: of all of them where they are alike, else the largest."""
+    mixtures = [width for width in widths if width.experts] or [Widths(0, 0, 0)]
+    names = ("experts", "expert_neurons", "shared_neurons")
+    return Widths(0, 0, 0, *(max(getattr(width, name) for width in mixtures) for name in names))
+
+
+def _say_mixture(layout: Layout, widths: list[Widths], mixture: Widths, data: dict[str, Any], plain: bool) -> bool:
+    """Write what the config says of experts into `data`; whether the config class still can say all that there is."""
+    experts = layout.family.experts
+    if experts is None or not mixture.experts:
+        return plain
+    native = _Native(type(layout.model.config).attribute_map)
+    data |= {native[experts.count]: mixture.experts, experts.neurons: mixture.expert_neurons}
+    if experts.shared_count:
+        times, rest = divmod(mixture.shared_neurons, mixture.expert_neurons)
+        data[experts.shared_count], plain = max(times, 1), plain and not rest
+        data.pop(experts.shared_neurons, None)
+    if experts.shared and not (experts.shared_count and plain):
+        data[experts.shared_neurons] = mixture.shared_neurons
+    dense = [index for index, width in enumerate(widths) if width.neurons]
+    if experts.dense == "mlp_only_layers":
+        data |= {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+    elif experts.dense:
+        data[experts.dense] = max(dense, default=-1) + 1
+    if len({width.experts for width in widths if width.experts}) > 1:
+        data["output_router_logits"] = False  # the class stacks those of all layers, which are of many widths
+    return plain
+
+
+def _overrides(width: Widths, has_kv: bool, family: Family, native: Mapping[str, str]) -> dict[str, Any]:
     """One layer's entry of `per_layer_config`."""
     own: dict[str, Any] = {}
     if width.heads:
@@ -177,8 +271,12 @@ def _overrides(width: Widths, has_kv: bool, neurons: str) -> dict[str, Any]:
         if has_kv:
             own["num_key_value_heads"] = width.kv
     if width.neurons:
-        own[neurons] = width.neurons
-    skip = [kind for kind, count in (("attention", width.heads), ("ffn", width.neurons)) if not count]
+        own[family.neurons] = width.neurons
+    if width.experts and family.experts:
+        own |= {native[family.experts.count]: width.experts, family.experts.neurons: width.expert_neurons}
+        if family.experts.shared:
+            own[family.experts.shared_neurons] = width.shared_neurons
+    skip = [kind for kind, there in (("attention", width.heads), ("ffn", width.ffn)) if not there]
     return own | ({"skip": skip} if skip else {})
 
 
@@ -211,7 +309,7 @@ def correct_norms(layout: Layout, state: dict[str, Tensor], config: Any, channel
     the same table, the final norm drops its factor. Returns notes.
     """
     family = layout.family
-    if not hasattr(config, "rms_norm_eps"):
+    if not hasattr(config, "rms_norm_eps") or layer_norms(layout):
         return []
     ratio = layout.hidden_size / channels
     root = math.sqrt(ratio)
@@ -229,6 +327,11 @@ def correct_norms(layout: Layout, state: dict[str, Tensor], config: Any, channel
     if not folded:
         return []
     return ["sqrt(hidden_size) was folded into the tied embeddings: logits are exact, the final hidden state is scaled"]
+
+
+def layer_norms(layout: Layout) -> list[str]:
+    """Module paths of the norms over the channels that subtract a mean."""
+    return [name for name in layout.norms() if isinstance(layout.model.get_submodule(name), nn.LayerNorm)]
 
 
 def fold_layer_scale(layout: Layout, state: dict[str, Tensor], config: Any, layers: list[int]) -> None:
@@ -257,12 +360,23 @@ def silenced(layout: Layout, stays: Kept) -> PreTrainedModel:
             place = layout.place(name)
             if place.layer is not None and place.layer not in stays.parts:
                 continue
+            if place.layer is not None and _goes(layout, place, stays):
+                tensor.zero_()
+                continue
             for dim, axis in enumerate(place.axes or ()):
                 index = _positions(layout, axis, place.layer, stays)
-                if index is not None:
-                    gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+                if index is None:
+                    continue
+                gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+                if index.dim() == 1:
                     gone[index] = False
                     tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0.0)
+                    continue
+                mine, experts = gone.repeat(len(tensor), 1), stays.parts[place.layer or 0]["experts"]
+                mine[experts] = mine[experts].scatter(-1, index, False)
+                tensor.masked_fill_((mine[:, None] if dim == 2 else mine[..., None]).to(tensor.device), 0.0)
+    for number in stays.parts:
+        _bar(layout, model, number, stays.parts[number].get("experts"))
     for path in layout.norms() if stays.channels is not None else ():
         norm = model.get_submodule(path)
         if isinstance(norm, nn.LayerNorm) and stays.channels is not None:
@@ -271,6 +385,45 @@ def silenced(layout: Layout, stays: Kept) -> PreTrainedModel:
         if number not in stays.parts:
             model.set_submodule(path, _Bypass())
     return model
+
+
+def _bar(layout: Layout, model: PreTrainedModel, layer: int, experts: Tensor | None) -> None:
+    """Keep the router of a layer from the experts that go."""
+    family, count = layout.family, layout.widths[layer].experts
+    if experts is None or family.experts is None or not 0 < len(experts) < count:
+        return
+    gone = torch.ones(count, dtype=torch.bool)
+    gone[experts] = False
+    path = f"{layout.layers()[layer]}.{family.experts.router}"
+    model.set_submodule(path, _BarredRouter(model.get_submodule(path), gone))
+
+
+class _Barring(TorchFunctionMode):
+    """The products of a router with its weight, minus infinity for experts that go."""
+
+    def __init__(self, gone: Tensor) -> None:
+        super().__init__()
+        self.gone = gone
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return out.masked_fill(self.gone.to(out.device), -torch.inf) if func is nn.functional.linear else out
+
+
+class _BarredRouter(nn.Module):
+    """A router that gives no token to some experts."""
+
+    def __init__(self, router: nn.Module, gone: Tensor) -> None:
+        super().__init__()
+        self.router, self.gone = router, gone
+        for name, bias in router.named_buffers():  # DeepSeek-V3 adds it to the scores it chooses by
+            setattr(router, name, bias.masked_fill(gone.to(bias.device), -torch.inf))
+
+    def forward(self, hidden_states: Tensor) -> Any:
+        with _Barring(self.gone):
+            return self.router(hidden_states)
 
 
 class _Bypass(nn.Module):

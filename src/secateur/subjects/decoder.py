@@ -21,7 +21,8 @@ class Decoder(Transformer):
     def _cache(self, layout: Layout, batch: int, length: int) -> Iterator[Term]:
         """Bytes of keys and values after `length` tokens: 2 B T head_dim per KV head, T at most window - 1.
 
-        A layer without attention keeps a mark of 2 B T numbers, by which the cache knows its length.
+        Where all heads share one latent, its numbers are cached instead. A layer without attention keeps a mark of
+        2 B T numbers, by which the cache knows its length.
         """
         layers = DynamicCache(config=self.model.config).layers
         for index, (width, layer) in enumerate(zip(layout.widths, layers, strict=True)):
@@ -34,4 +35,7 @@ class Decoder(Transformer):
                 heads = f"layers.{index}.heads"
                 site = f"layers.{index}.kv_groups" if width.grouped else heads
                 yield Term("kv_cache", -mark, present=(heads,), units=with_layer)
-                yield Term("kv_cache", mark * layout.head_dim, (site,), (heads,), with_layer)
+                if layout.latent:
+                    yield Term("kv_cache", mark / 2 * layout.latent, (), (heads,), with_layer)
+                else:
+                    yield Term("kv_cache", mark * layout.head_dim, (site,), (heads,), with_layer)

@@ -11,18 +11,20 @@ An axis is written as
     "neurons"    FFN neurons
     "heads*"     query heads, `head_dim` rows each
     "kv*"        key/value heads, `head_dim` rows each (the query heads themselves where there are no groups)
+    "experts"    the experts of a mixture
+    "expert_neurons", "shared_neurons"  the FFN neurons of each expert, and of the expert that every token passes
     "a+b"        the parts one after the other, as in a fused projection
 
-A bias follows the output axis of its weight.
+A bias follows the output axis of its weight. A tensor that is no weight of a module stands under its own name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-__all__ = ["FAMILIES", "Axes", "Block", "Family", "find"]
+__all__ = ["FAMILIES", "Axes", "Block", "Experts", "Family", "find"]
 
 Axes = tuple[str, ...]
 
@@ -41,6 +43,33 @@ class Block:
     tensors: Mapping[str, Axes]
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What stands in place of the FFN of a layer with experts; names are relative to the layer, others the config's.
+
+    tensors: module or tensor -> axes. packed: the module of all experts, gate_up_proj [E, 2 I, d] (rows of the gate
+    first) and down_proj [E, d, I]. router: gives each token its experts. shared: the expert that every token passes,
+    "" where there is none.
+    """
+
+    tensors: Mapping[str, Axes]
+    packed: str
+    router: str
+    shared: str
+    count: str
+    """The config's number of experts."""
+    neurons: str
+    """The config's width of an expert."""
+    shared_neurons: str = "shared_expert_intermediate_size"
+    """The config's width of the shared expert; one of our own where the class knows a number of experts only."""
+    shared_count: str = ""
+    """The config's number of experts that the shared one is as wide as (DeepSeek)."""
+    least: int = 1
+    """Experts by which a group of experts is chosen, so that each group holds as many."""
+    dense: Literal["", "mlp_only_layers", "first_k_dense_replace"] = ""
+    """Where the config says which layers have a plain FFN."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +105,17 @@ class Family:
     """The config class measures long-context rope factors by hidden_size / heads, whatever head_dim says (Phi-3)."""
     own_config: bool = False
     """The attention reads head counts from its config in every forward pass (Phi-3)."""
+    experts: Experts | None = None
+    """The mixture of experts that all layers have, or all but some."""
+    whole: Mapping[str, str] = field(default_factory=dict)
+    """Axis that stays whole -> why."""
     notes: str = ""
 
     def plain(self) -> dict[str, Any]:
         """What the travelling modelling file needs, as a literal."""
         data = asdict(self)
-        return {name: data[name] for name in ("layers", "attention", "ffn", "neurons", "conv1d", "own_config")}
+        names = ("layers", "attention", "ffn", "neurons", "conv1d", "own_config", "experts", "whole")
+        return {name: data[name] for name in names}
 
 
 _CHANNELS: Axes = ("channels",)
@@ -279,6 +313,104 @@ _PHI3 = Family(
     own_config=True,
 )
 
+
+# ---------------------------------------------------------------------------------------------- mixtures of experts
+
+
+def _experts(router: str, shared: str = "", *, bias: bool = False, gate: bool = False, **names: Any) -> Experts:
+    """Packed experts with a router; `bias` of the choice alone (DeepSeek-V3), `gate` of the shared expert (Qwen2)."""
+    tensors: dict[str, Axes] = {
+        f"mlp.{router}": ("experts", "channels"),
+        "mlp.experts.gate_up_proj": ("experts", "expert_neurons+expert_neurons", "channels"),
+        "mlp.experts.down_proj": ("experts", "channels", "expert_neurons"),
+    }
+    if bias:
+        tensors[f"mlp.{router}.e_score_correction_bias"] = ("experts",)
+    if shared:
+        into: Axes = ("shared_neurons", "channels")
+        tensors |= {f"mlp.{shared}.{name}": into for name in ("gate_proj", "up_proj")}
+        tensors[f"mlp.{shared}.down_proj"] = ("channels", "shared_neurons")
+    if gate:
+        tensors[f"mlp.{shared}_gate"] = _TABLE
+    return Experts(tensors, "mlp.experts", f"mlp.{router}", f"mlp.{shared}" if shared else "", **names)
+
+
+_LATENT_WHOLE = {"heads": "its heads share one latent of keys and values, with widths of their own"}
+
+
+def _latent(model_type: str, experts: Experts, **more: Any) -> Family:
+    """A decoder whose keys and values of all heads come from one latent vector (DeepSeek)."""
+    fixed: Axes = ("",)
+    tensors: dict[str, Axes] = {
+        "self_attn.q_proj": _TABLE,
+        "self_attn.q_a_proj": _TABLE,
+        "self_attn.q_a_layernorm": fixed,
+        "self_attn.q_b_proj": ("", ""),
+        "self_attn.kv_a_proj_with_mqa": _TABLE,
+        "self_attn.kv_a_layernorm": fixed,
+        "self_attn.kv_b_proj": ("", ""),
+        "self_attn.o_proj": ("channels", ""),
+    }
+    plain = _llama(model_type, experts=experts, **more)
+    return replace(plain, attention=replace(plain.attention, tensors=tensors))
+
+
+_MIXTURES = (
+    _llama("mixtral", experts=_experts("gate", count="num_local_experts", neurons="intermediate_size")),
+    _llama(
+        "qwen2_moe",
+        experts=_experts(
+            "gate",
+            "shared_expert",
+            gate=True,
+            count="num_experts",
+            neurons="moe_intermediate_size",
+            dense="mlp_only_layers",
+        ),
+    ),
+    _llama(
+        "qwen3_moe",
+        qk_norms=True,
+        experts=_experts("gate", count="num_experts", neurons="moe_intermediate_size", dense="mlp_only_layers"),
+    ),
+    _llama(
+        "olmoe",
+        qk_norms=True,
+        experts=_experts("gate", count="num_experts", neurons="intermediate_size"),
+        whole={
+            "heads": "its query and key norms run over all heads at once",
+            "channels": "its query norm is as wide as the hidden size",
+        },
+    ),
+    _llama("phimoe", experts=_experts("router", count="num_local_experts", neurons="intermediate_size")),
+    _latent(
+        "deepseek_v2",
+        _experts(
+            "gate",
+            "shared_experts",
+            count="n_routed_experts",
+            neurons="moe_intermediate_size",
+            shared_count="n_shared_experts",
+            dense="first_k_dense_replace",
+        ),
+        whole=_LATENT_WHOLE | {"channels": "its config class wants a hidden size that the heads divide"},
+    ),
+    _latent(
+        "deepseek_v3",
+        _experts(
+            "gate",
+            "shared_experts",
+            bias=True,
+            least=2,
+            count="n_routed_experts",
+            neurons="moe_intermediate_size",
+            shared_count="n_shared_experts",
+            dense="first_k_dense_replace",
+        ),
+        whole=_LATENT_WHOLE,
+    ),
+)
+
 _GEMMA: dict[str, Any] = {"sandwich": True, "norm_offset": 1.0, "scaled_embedding": True, "heads_divide": True}
 
 FAMILIES: dict[str, Family] = {
@@ -295,6 +427,7 @@ FAMILIES: dict[str, Family] = {
         _llama("gemma2", **_GEMMA),
         _llama("gemma3_text", qk_norms=True, **_GEMMA),
         _PHI3,
+        *_MIXTURES,
     )
 }
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from secateur.subjects.families import Axes, Block, Family
@@ -17,11 +16,21 @@ __all__ = ["Layout", "Place", "Widths"]
 
 @dataclass(frozen=True)
 class Widths:
-    """How many units a layer has; 0 heads: no attention, 0 neurons: no FFN."""
+    """How many units a layer has; 0 heads: no attention, neither neurons nor experts: no FFN."""
 
     heads: int
     kv: int
     neurons: int
+    experts: int = 0
+    expert_neurons: int = 0
+    """Of each expert."""
+    shared_neurons: int = 0
+    """Of the expert that every token passes."""
+
+    @property
+    def ffn(self) -> bool:
+        """Whether there is an FFN, plain or of experts."""
+        return bool(self.neurons or self.experts)
 
     @property
     def grouped(self) -> bool:
@@ -59,14 +68,64 @@ class Layout:
     @cached_property
     def widths(self) -> list[Widths]:
         """Heads, key/value heads and neurons of every layer that exists."""
-        result = []
+        result: list[Widths] = []
         for config in self.model.config.per_layer_config:
             skip = getattr(config, "skip", [])
             heads = 0 if "attention" in skip else config.num_attention_heads
             kv = 0 if "attention" in skip else getattr(config, "num_key_value_heads", None) or heads
             neurons = getattr(config, self.family.neurons, None) or 4 * config.hidden_size
-            result.append(Widths(heads, kv, 0 if "ffn" in skip else neurons))
+            mixture = self._mixture(len(result))
+            result.append(Widths(heads, kv, 0 if "ffn" in skip or mixture[0] else neurons, *mixture))
         return result
+
+    def _mixture(self, layer: int) -> tuple[int, int, int]:
+        """Experts, neurons of each, neurons of the shared one, as the layer's tensors have them."""
+        experts = self.family.experts
+        parts = dict(self.model.get_submodule(f"{self.prefix}{self.family.layers}.{layer}").named_modules())
+        if experts is None or experts.packed not in parts:
+            return 0, 0, 0
+        count, _, neurons = parts[experts.packed].down_proj.shape
+        shared = parts[f"{experts.shared}.gate_proj"].weight.shape[0] if experts.shared else 0
+        return int(count), int(neurons), int(shared)
+
+    @cached_property
+    def chosen(self) -> int:
+        """Experts that each token passes."""
+        return int(getattr(self.model.config, "num_experts_per_tok", None) or 0)
+
+    @cached_property
+    def expert_groups(self) -> int:
+        """Groups of experts of which a router first chooses some; 1 where it chooses among all."""
+        config = self.model.config
+        grouped = getattr(config, "topk_method", "group_limited_greedy") == "group_limited_greedy"
+        return int(getattr(config, "n_group", None) or 1) if grouped else 1
+
+    @cached_property
+    def fewest_experts(self) -> int:
+        """Experts that must stay in a layer: those of one token, or, in groups, what the chosen groups must hold."""
+        if self.family.experts is None:
+            return 0
+        among = int(getattr(self.model.config, "topk_group", None) or 1) if self.expert_groups > 1 else 1
+        return self.expert_groups * max(self.family.experts.least, -(-self.chosen // among))
+
+    @cached_property
+    def whole(self) -> dict[str, str]:
+        """Axis that stays whole -> why."""
+        reasons = dict(self.family.whole)
+        return reasons | ({"kv_groups": reasons["heads"]} if "heads" in reasons else {})
+
+    @cached_property
+    def latent(self) -> int:
+        """Numbers that are cached per token where keys and values of all heads come from one latent; else 0."""
+        config = self.model.config
+        rank = getattr(config, "kv_lora_rank", None)
+        return int(rank + config.qk_rope_head_dim) if rank else 0
+
+    @cached_property
+    def attended(self) -> float:
+        """Numbers per head of a query and of a value, on average."""
+        config = self.model.config
+        return (config.qk_head_dim + config.v_head_dim) / 2 if self.latent else float(self.head_dim)
 
     def layers(self) -> list[str]:
         """Module paths of the layers."""
@@ -77,11 +136,14 @@ class Layout:
         weights = (name for name, _ in self.model.named_parameters() if name.endswith(".weight"))
         return [name.removesuffix(".weight") for name in weights if self.place(name).axes == ("channels",)]
 
-    def linears(self) -> Iterator[tuple[str, Any]]:
-        """Every matrix product, by module path."""
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
-                yield name, module
+    def products(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight that is multiplied with, by name: of linears, routers and experts."""
+        for path, module in self.model.named_modules():
+            linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+            for leaf, parameter in module.named_parameters(recurse=False):
+                name = f"{path}.{leaf}"
+                if (linear and leaf == "weight") or "experts" in (self.place(name).axes or ()):
+                    yield name, parameter
 
     def block(self, kind: str) -> Block | None:
         """The sub-block of that kind ("attention" or "ffn")."""
@@ -92,7 +154,8 @@ class Layout:
         tables: dict[str, dict[str, Axes]] = {"": dict(self.family.layer)}
         for kind, block in (("attention", self.family.attention), ("ffn", self.family.ffn)):
             norms: dict[str, Axes] = dict.fromkeys((*block.before, *block.after), ("channels",))
-            tables[kind] = {**block.tensors, **norms}
+            mixture = self.family.experts.tensors if self.family.experts and kind == "ffn" else {}
+            tables[kind] = {**block.tensors, **mixture, **norms}
         return tables
 
     def place(self, name: str) -> Place:
@@ -106,6 +169,8 @@ class Layout:
             number, _, module = module.removeprefix(f"{family.layers}.").partition(".")
             layer, tables = int(number), self._layer_tables
         for kind, table in tables.items():
+            if f"{module}.{leaf}" in table:
+                return Place(layer, kind, module, leaf, table[f"{module}.{leaf}"])
             if module in table:
                 axes = table[module]
                 if leaf == "bias":
@@ -119,7 +184,7 @@ class Layout:
         if block is None or place.layer is None:
             return False
         width = self.widths[place.layer]
-        if not (width.heads if place.block == "attention" else width.neurons):
+        if not (width.heads if place.block == "attention" else width.ffn):
             return False  # what an earlier cut has left
         if place.module == block.out:
             return place.leaf != "bias"

@@ -16,9 +16,11 @@ from secateur.subjects import saving
 from secateur.subjects.decoder import Decoder
 from secateur.subjects.encoder import Encoder
 from secateur.subjects.families import FAMILIES, Family, find
+from secateur.subjects.moe import Moe
+from secateur.subjects.streamed import Streamed
 from secateur.subjects.transformer import Transformer
 
-__all__ = ["load", "open_subject"]
+__all__ = ["load", "open_streamed", "open_subject"]
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
@@ -51,12 +53,25 @@ def open_subject(
     model, family = _read(root, trust_remote_code, dtype)
     head = [_module(entry, folder) for entry in modules]
     _check_finite(model, *head)
-    if tokenizer is None and any((root / name).is_file() for name in _TOKENIZERS):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(root)
-        except Exception as error:
-            raise ModelError(f"the tokenizer of {root} can't be read ({_line(error)})") from error
-    return _subject(model, family, tokenizer, folder, head)
+    return _subject(model, family, tokenizer or _tokenizer(root), folder, head)
+
+
+def open_streamed(source: str | Path, *, tokenizer: Any = None) -> Streamed:
+    """The causal language model at `source`, a folder or a Hub id, left on the disk: blocks are read one at a time.
+
+    Raises as `open_subject` does, and `UnsupportedError` for encoders, models with layers of their own widths, and
+    models with weights in eight bits or fewer.
+    """
+    folder = _local(source)
+    root, modules = _layout(folder)
+    _check_folder(root, trust_remote_code=False)
+    config, family, named = _config(root, trust_remote_code=False)
+    model = saving.architecture(named, config, family)
+    if family.kind != "decoder" or modules or not model.can_generate():
+        raise UnsupportedError(f"{source} is no causal language model: only those can be streamed from the disk")
+    if config.is_heterogeneous:
+        raise UnsupportedError(f"{source} has layers of their own widths, which can't be streamed yet: open it whole")
+    return Streamed(root, model, config, family, tokenizer or _tokenizer(root))
 
 
 def load(path: str | Path) -> PreTrainedModel:
@@ -64,6 +79,16 @@ def load(path: str | Path) -> PreTrainedModel:
     root, _ = _layout(_local(path))
     _check_folder(root, trust_remote_code=False)
     return _read(root, False, None)[0]
+
+
+def _tokenizer(root: Path) -> Any:
+    """The tokenizer that lies beside the weights; None where there is none."""
+    if not any((root / name).is_file() for name in _TOKENIZERS):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(root)
+    except Exception as error:
+        raise ModelError(f"the tokenizer of {root} can't be read ({_line(error)})") from error
 
 
 def _subject(
@@ -75,7 +100,7 @@ def _subject(
             f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
             "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"
         )
-    kind = Encoder if family.kind == "encoder" else Decoder
+    kind = Encoder if family.kind == "encoder" else Moe if family.experts else Decoder
     return kind(model, family, tokenizer=tokenizer, folder=folder, head=head)
 
 
@@ -153,7 +178,8 @@ def _check_safetensors(path: Path) -> None:
         raise ModelError(f"{path} is damaged or truncated ({_line(error)}): fetch it again") from error
 
 
-def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None) -> tuple[PreTrainedModel, Family]:
+def _config(place: Path, trust_remote_code: bool) -> tuple[Any, Family, type[PreTrainedModel]]:
+    """The configuration at `place`, its family, and transformers' class for it."""
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -163,6 +189,11 @@ def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None)
     if named is None:
         automatic = AutoModel if family.kind == "encoder" else AutoModelForCausalLM
         named = automatic._model_mapping[type(config)]
+    return config, family, named
+
+
+def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None) -> tuple[PreTrainedModel, Family]:
+    config, family, named = _config(place, trust_remote_code)
     kind = saving.architecture(named, config, family)
     options = {} if dtype is None else {"dtype": dtype}
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError
 from secateur.vocabulary import Cut
 
-__all__ = ["Matrix", "expert_layers", "masks_of", "matrices", "nonzero", "receipt"]
+__all__ = ["Matrix", "expert_layers", "masks_of", "matrices", "nonzero", "receipt", "site"]
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.(.+)$")
 _ROUTERS = ("gate", "router", "shared_expert_gate")
@@ -130,14 +130,14 @@ def receipt(before: Mapping[str, Matrix], after: Mapping[str, Matrix], notes: tu
     removed: dict[str, tuple[int, int]] = {}
     for name, matrix in before.items():
         lost = int(torch.count_nonzero(matrix.weight)) - int(torch.count_nonzero(after[name].weight))
-        site = _site(matrix)
-        gone, whole = removed.get(site, (0, 0))
-        removed[site] = (gone + max(lost, 0), whole + matrix.weight.numel())
+        place = site(matrix)
+        gone, whole = removed.get(place, (0, 0))
+        removed[place] = (gone + max(lost, 0), whole + matrix.weight.numel())
     gone_only = {name: pair for name, pair in removed.items() if pair[0]}
     return Cut(gone_only, {"weights": float(nonzero(before))}, {"weights": float(nonzero(after))}, notes)
 
 
-def _site(matrix: Matrix) -> str:
+def site(matrix: Matrix) -> str:
     """The site of a matrix's weights: "layers.3.self_attn_q_proj" whatever the model calls its blocks."""
     name = matrix.leaf.removesuffix(".weight")
     block = _BLOCK.search(name)

@@ -76,8 +76,10 @@ def resize(model: Any, family: dict[str, Any]) -> None:
     """Give each layer of `model` the widths of `model.config.per_layer_config`, in place.
 
     `family` is a table of module -> axes of its weight; an axis is "", "channels", "neurons", "heads*" (head_dim
-    numbers per query head), "kv*" (the same per key/value head), or several of them joined by "+".
+    numbers per query head), "kv*" (the same per key/value head), "experts", "expert_neurons" and "shared_neurons" of
+    a mixture, or several of them joined by "+".
     """
+    experts = family["experts"]
     for index, layer in enumerate(model.base_model.get_submodule(family["layers"])):
         config = model.config.per_layer_config[index]
         heads = config.num_attention_heads
@@ -95,19 +97,38 @@ def resize(model: Any, family: dict[str, Any]) -> None:
             if kind in skip:
                 _remove(layer, block, index if kind == "attention" else None)
                 continue
-            for name, axes in block["tensors"].items():
-                if any(axes):
+            tensors = block["tensors"]
+            if kind == "ffn" and experts and experts["packed"] in dict(layer.named_modules()):
+                tensors = experts["tensors"]
+                sizes |= _mixture(layer, experts, config)
+            for name, axes in tensors.items():
+                if any(axes) and "" not in axes:
                     shape = [sum(sizes[part] for part in axis.split("+")) for axis in axes]
-                    _reshape(layer.get_submodule(name), shape, family["conv1d"])
-        if "attention" not in skip:
+                    _reshape(layer, name, shape, family["conv1d"])
+        if "attention" not in skip and "heads" not in family["whole"]:
             attention = layer.get_submodule(family["attention"]["module"])
             _recount(attention, heads, kv, head_dim)
             if family["own_config"]:
                 attention.config = LayerConfig(model.config, num_attention_heads=heads, num_key_value_heads=kv)
 
 
+def _mixture(layer: Any, experts: dict[str, Any], config: Any) -> dict[str, int]:
+    """The sizes of a layer with experts, which its modules are told."""
+    count, neurons = getattr(config, experts["count"]), getattr(config, experts["neurons"])
+    shared = getattr(config, experts["shared_neurons"], None) or 0
+    if not shared and experts["shared_count"]:
+        shared = neurons * getattr(config, experts["shared_count"])
+    for name in (experts["packed"], experts["router"], experts["packed"].rpartition(".")[0]):
+        module = layer.get_submodule(name)
+        for key, value in (("num_experts", count), ("intermediate_dim", neurons), ("ffn_dim", neurons)):
+            if hasattr(module, key):
+                setattr(module, key, value)
+    return {"experts": count, "expert_neurons": neurons, "shared_neurons": shared}
+
+
 def _remove(layer: Any, block: dict[str, Any], index: int | None) -> None:
-    bias = layer.get_submodule(block["out"]).bias
+    out: Any = dict(layer.named_modules()).get(block["out"])  # a layer with experts has none
+    bias: Any = None if out is None else out.bias
     inside = block["out"].startswith(block["module"] + ".")
     inner = block["out"][len(block["module"]) + 1 :] if inside else ""
     layer.set_submodule(block["module"], Removed(inner, bias, index))
@@ -117,14 +138,23 @@ def _remove(layer: Any, block: dict[str, Any], index: int | None) -> None:
         layer.set_submodule(norm, nn.Identity())
 
 
-def _reshape(linear: Any, shape: list[int], conv1d: bool) -> None:
-    """Fresh parameters of `shape`, which is [out, in], or [in, out] for GPT-2's Conv1D."""
-    columns, rows = shape if conv1d else shape[::-1]
-    if list(linear.weight.shape) == shape:
+def _reshape(layer: Any, name: str, shape: list[int], conv1d: bool) -> None:
+    """Fresh numbers of `shape`, which is [out, in], or [in, out] for GPT-2's Conv1D, for a module or a tensor."""
+    linear = dict(layer.named_modules()).get(name)
+    owner, leaf = (linear, "weight") if linear is not None else (layer.get_submodule(name.rpartition(".")[0]), name)
+    leaf = leaf.rpartition(".")[2]
+    old = getattr(owner, leaf)
+    if list(old.shape) == shape:
         return
-    linear.weight = nn.Parameter(linear.weight.new_empty(shape))
-    nn.init.normal_(linear.weight, std=0.02)
-    if linear.bias is not None:
+    fresh = old.new_zeros(shape)
+    if isinstance(old, nn.Parameter):
+        fresh = nn.Parameter(fresh)
+        nn.init.normal_(fresh, std=0.02)
+    setattr(owner, leaf, fresh)
+    if linear is None or len(shape) != 2:
+        return
+    columns, rows = shape if conv1d else shape[::-1]
+    if getattr(linear, "bias", None) is not None:
         linear.bias = nn.Parameter(linear.bias.new_zeros(rows))
     for name, value in (("in_features", columns), ("out_features", rows), ("nx", columns), ("nf", rows)):
         if hasattr(linear, name):

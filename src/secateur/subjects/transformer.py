@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -27,7 +29,18 @@ from secateur.vocabulary import Cut, Selection, Term, Units
 
 __all__ = ["AXES", "Consumer", "Output", "Transformer"]
 
-AXES = ("layers", "attention", "ffn", "heads", "kv_groups", "neurons", "channels")
+AXES = (
+    "layers",
+    "attention",
+    "ffn",
+    "heads",
+    "kv_groups",
+    "neurons",
+    "experts",
+    "expert_neurons",
+    "shared_neurons",
+    "channels",
+)
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
@@ -141,6 +154,9 @@ class Transformer:
                 result[f"layers.{index}.kv_groups"] = Consumer(out, block, conv1d)
             if width.neurons:
                 result[f"layers.{index}.neurons"] = Consumer(f"{path}.{self.family.ffn.out}", 1, conv1d)
+            if width.shared_neurons and self.family.experts:
+                out = f"{path}.{self.family.experts.shared}.down_proj"
+                result[f"layers.{index}.shared_neurons"] = Consumer(out, 1, conv1d)
         return result
 
     def head_slices(self, layer: int) -> Iterator[tuple[str, int, int, int]]:
@@ -172,7 +188,8 @@ class Transformer:
         Measures: params; bytes (weights as saved); flops (one forward pass of `batch` x `length` tokens, as
         `torch.utils.flop_counter` counts: 2 per multiply-add of the matrix products, attention as two full
         [length, length] products per head without a discount for causality or sliding windows); kv_cache
-        (decoders: bytes of keys and values after `length` tokens); memory = bytes + kv_cache.
+        (decoders: bytes of keys and values after `length` tokens); memory = bytes + kv_cache; with experts also
+        active_params, those which one token passes.
         `multiple` rounds neurons and channels. Raises `UnsupportedError` for an axis that isn't there.
         """
         layout = self.layout
@@ -180,8 +197,11 @@ class Transformer:
         kinds = {site.kind for site in sites.values()}
         for axis in axes:
             if axis not in kinds:
-                there = ", ".join(name for name in AXES if name in kinds)
+                there = ", ".join(name for name in AXES if name in kinds - set(layout.whole))
                 raise UnsupportedError(f"axis {axis!r} is not one of this {self.family.model_type} model's: {there}")
+            if axis in layout.whole:
+                why = layout.whole[axis]
+                raise UnsupportedError(f"axis {axis!r} of this {self.family.model_type} model can't be cut: {why}")
         terms, base = costs.terms(layout, batch, length, self._cache(layout, batch, length))
         whole = Units(sites, terms, base)
         return whole.only(*axes) if axes else whole
@@ -216,7 +236,7 @@ class Transformer:
         removed = {name: (int((~stays).sum()), sites[name].count) for name, stays in keep.items() if not stays.all()}
         before = self._count()
         if not removed:
-            return self._copy(copy.deepcopy(self.model), self.layer_index), Cut({}, before, before)
+            return self.copy(), Cut({}, before, before)
         widths, channels = kept.widths(), layout.hidden_size if kept.channels is None else len(kept.channels)
         layer_index = [self.layer_index[index] for index in kept.layers]
         notes = _odd_widths(layout, widths, channels)
@@ -242,6 +262,26 @@ class Transformer:
         if kept.channels is not None:
             self._check_channels(layout)
         return self._copy(cutting.silenced(layout, kept), self.layer_index)
+
+    def copy(self) -> Transformer:
+        """The same subject with weights of its own."""
+        return self._copy(copy.deepcopy(self.model), self.layer_index)
+
+    @contextmanager
+    def resident(self, *paths: str) -> Iterator[None]:
+        """For `blocks.visit`: all weights are in memory as it is."""
+        yield
+
+    def store(self, path: str, file: Path) -> None:
+        """Write the block at `path` to `file`: whole, or not at all."""
+        state = {name: tensor.contiguous() for name, tensor in self.model.get_submodule(path).state_dict().items()}
+        aside = file.with_name(f".tmp-{file.name}")
+        save_file(state, aside)
+        aside.replace(file)
+
+    def recall(self, path: str, file: Path) -> None:
+        """Take the block at `path` from a `file` that `store` wrote."""
+        self.model.get_submodule(path).load_state_dict(load_file(file))
 
     def _copy(self, model: PreTrainedModel, layer_index: tuple[int, ...]) -> Transformer:
         result = copy.copy(self)
@@ -274,7 +314,7 @@ class Transformer:
                     f"channels can't be cut: the sentence-transformers module {type(module).__name__} has weights "
                     "of its own on the embedding"
                 )
-        if any(isinstance(self.model.get_submodule(name), nn.LayerNorm) for name in layout.norms()):
+        if cutting.layer_norms(layout):
             return ["LayerNorm has no exact correction for fewer channels: norms now run over the kept ones"]
         return []
 
@@ -360,7 +400,7 @@ class Transformer:
         the residual sum, are part of it; the LayerNorm of a post-norm layer stays when the sub-block goes, so it is
         not. With 0 units it does nothing.
         """
-        first = next((width for width in self.widths() if width.heads and width.neurons), None)
+        first = next((width for width in self.widths() if width.heads and width.ffn), None)
         if first is None:
             raise UnsupportedError("no layer has both its attention and its FFN: open the uncut model to probe it")
         if kind == "neurons":

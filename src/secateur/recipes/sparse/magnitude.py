@@ -1,0 +1,69 @@
+"""Magnitude pruning: the smallest weights go.
+
+Han, Pool, Tran and Dally, NeurIPS 2015 (arXiv 1506.02626).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from secateur.files.rundir import Run
+from secateur.files.texts import Corpus
+from secateur.select import weights
+from secateur.subjects import Streamed, Transformer, blocks
+from secateur.vocabulary import Budget, Result
+
+CARD = {
+    "title": "Learning both Weights and Connections for Efficient Neural Networks",
+    "paper": "https://arxiv.org/abs/1506.02626",
+    "cuts": "single weights, any share or n:m, to zeros",
+    "recovers": "nothing is trained",
+    "extra": "",
+    "family": "sparse",
+}
+
+
+def magnitude(
+    subject: Transformer | Streamed,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    scope: weights.Scope = "matrix",
+    seed: int = 0,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Zero the weights of smallest |W|, by row, block, matrix or over all of the model.
+
+    Args:
+        subject: a causal language model, in memory or streamed from the disk; it stays as it is.
+        data: not looked at; quality is measured on it.
+        budgets: weights=50% (of the matrices of the blocks; embeddings, norms, head and routers stay), or pattern=2:4.
+        run: where finished blocks go.
+        scope: what is compared: row, block (128 columns), matrix or global.
+        seed: not used; nothing here is random.
+        dry_run: as a run; nothing is kept.
+
+    Departures: no training afterwards, which the paper's method alternates with; as a one-shot baseline of language
+    models. Exactly int(n share) weights stay of n that are compared, where widely used code takes one too many.
+    """
+    whole = blocks.count(subject)
+    for budget in budgets:
+        share, pattern = weights.asked(budget, whole, "magnitude")
+        student, folder = subject.copy(), run.folder(f"blocks-{budget}")
+        if scope == "global" and pattern is None:
+            blocks.everywhere(
+                student,
+                folder,
+                lambda m: m.weight.abs(),
+                partial(weights.threshold, k=int(share * whole)),
+                weights.above,
+            )
+        else:
+            choose = weights.chooser(share, pattern, scope)
+            for block in blocks.walk(student, folder):
+                for matrix in block.values():
+                    matrix.weight.mul_(choose(matrix.weight.abs()))
+        cut = blocks.receipt(subject, student)
+        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, ())

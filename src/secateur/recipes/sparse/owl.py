@@ -1,0 +1,110 @@
+"""OWL: outlier weighed layerwise sparsity.
+
+Yin et al., ICML 2024 (arXiv 2310.05175).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+from secateur.files import texts
+from secateur.files.rundir import Run
+from secateur.files.texts import Corpus
+from secateur.score import hessian, obs, wanda
+from secateur.select import allocate, weights
+from secateur.subjects import Streamed, Transformer, blocks
+from secateur.vocabulary import Budget, Pattern, Result
+
+CARD = {
+    "title": "Outlier Weighed Layerwise Sparsity (OWL): A Missing Secret Sauce for Pruning LLMs to High Sparsity",
+    "paper": "https://arxiv.org/abs/2310.05175",
+    "cuts": "single weights to zeros, more in blocks with fewer outliers",
+    "recovers": "as the method it lends its shares to: none for wanda and magnitude, corrections for sparsegpt",
+    "extra": "",
+    "family": "sparse",
+}
+
+
+def owl(
+    subject: Transformer | Streamed,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    method: Literal["wanda", "sparsegpt", "magnitude"] = "wanda",
+    samples: int = 128,
+    length: int = 128,
+    spread: float = 0.08,
+    times: float = 5.0,
+    damp: float = 0.01,
+    floor: int = 1,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Blocks with more outliers among |W_ij| ||X_j|| keep more weights.
+
+    1. D_l = 100 #{A > times mean(A)} / n over the scores A of all matrices of block l, in the original model;
+    2. each block's density is 2 spread (D_l - min D) / (max D - min D), shifted so that the budget is met;
+    3. Wanda, SparseGPT or magnitude prunes block after block by these shares.
+
+    Args:
+        subject: a causal language model, in memory or streamed from the disk; it stays as it is.
+        data: general text.
+        budgets: weights=30%, or a pattern, of which each block then gets an n of its own with that mean.
+        run: where outlier shares, finished blocks and the states between blocks go.
+        method: what prunes by the shares.
+        samples: calibration windows.
+        length: tokens per window; the model's full length at real scale.
+        spread: the paper's lambda; densities differ by at most twice as much (0.08, at 70 %).
+        times: the paper's M, what makes an outlier (5; the official code's default is 3).
+        damp: dampening of sparsegpt.
+        floor: experts with fewer tokens are judged by what all experts of their layer saw.
+        seed: of the choice of windows.
+        dry_run: as a run; nothing is kept.
+
+    Departures: shares are weighted by the blocks' sizes, so that the budget is met where blocks differ; with equal
+    blocks they are the paper's. Equal outlier shares give uniform sparsity, where the official code divides by zero.
+    For patterns the densities span `spread` (not twice as much), and n stays between 1 and m.
+    """
+    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
+    whole = blocks.count(subject)
+    reader = partial(hessian.Moments, diagonal=True)
+
+    def look() -> list[list[float]]:
+        found = []
+        for block in blocks.visit(subject, windows, run.folder("outliers"), title="outliers", store=False):
+            pools = {m.name: m.leaf for m in block.matrices.values()}
+            moments, _ = hessian.pooled(block.read(reader), pools, floor)
+            scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
+            size = sum(m.weight.numel() for m in block.matrices.values())
+            found.append([wanda.outliers(scores, times), float(size)])
+        return found
+
+    outliers, sizes = zip(*run.json("outliers", look), strict=True)
+    for budget in budgets:
+        share, pattern = weights.asked(budget, whole, "owl")
+        if pattern is None:
+            shares = allocate.spread(outliers, share, spread, sizes=sizes)
+            chosen = [weights.chooser(one, None, "row" if method == "wanda" else "matrix") for one in shares]
+        else:
+            kept = allocate.spread(outliers, pattern.n, spread * pattern.m / 2, sizes=sizes, whole=pattern.m)
+            patterns = [Pattern(int(n), pattern.m) for n in allocate.rounded(kept, sizes, most=pattern.m)]
+            chosen = [weights.chooser(1.0, one) for one in patterns]
+        student = subject.copy()
+        for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
+            choose = chosen[block.index]
+            moments = block.read(hessian.Moments if method == "sparsegpt" else reader)
+            moments, _ = hessian.pooled(moments, {m.name: m.leaf for m in block.matrices.values()}, floor)
+            for name, matrix in block.matrices.items():
+                H = moments[name].value(name)
+                if method == "sparsegpt":
+                    every = pattern.m if pattern else 128
+                    matrix.weight.copy_(obs.prune(matrix.weight, H, choose, every=every, damp=damp).weight)
+                else:
+                    scores = wanda.scores(matrix.weight, H) if method == "wanda" else matrix.weight.abs()
+                    matrix.weight.mul_(choose(scores))
+        cut = blocks.receipt(subject, student, notes)
+        told = "outliers by block: " + ", ".join(f"{value:.2f} %" for value in outliers)
+        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, (told,))

@@ -1,0 +1,106 @@
+"""SparseGPT: massive language models can be accurately pruned in one-shot.
+
+Frantar and Alistarh, ICML 2023 (arXiv 2301.00774).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from secateur.errors import InputError
+from secateur.files import texts
+from secateur.files.rundir import Run
+from secateur.files.texts import Corpus
+from secateur.score import hessian, obs
+from secateur.select import weights
+from secateur.subjects import Streamed, Transformer, blocks
+from secateur.vocabulary import Budget, Result
+
+CARD = {
+    "title": "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot",
+    "paper": "https://arxiv.org/abs/2301.00774",
+    "cuts": "single weights, any share or n:m, to zeros",
+    "recovers": "the weights that stay make up for those that go, by the inverse Hessian of each matrix",
+    "extra": "",
+    "family": "sparse",
+}
+
+
+def sparsegpt(
+    subject: Transformer | Streamed,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    samples: int = 128,
+    length: int = 128,
+    damp: float = 0.01,
+    columns: int = 128,
+    true_sequential: bool = False,
+    bits: int = 0,
+    floor: int = 1,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Go through the columns of each matrix; what goes is made up for by the columns to its right.
+
+    For each block in turn:
+
+    1. all windows run through it, and H = 2 X X^T / N of the inputs of each matrix is summed up; matrices with the same
+       inputs (queries, keys and values) share one;
+    2. U = Cholesky((H + damp mean(diag H) I)^-1)^T;
+    3. for each `columns` columns, those weights go whose w_ij^2 / U_jj^2 is smallest among them, over all rows; for
+       n:m, for each m columns and each row; always by weights that hold all corrections so far;
+    4. column by column, e = (w - q) / U_jj is spread over the columns to the right, W -= e U_j: (algorithm 1);
+    5. the windows run through the pruned block, for the next one.
+
+    Args:
+        subject: a causal language model, in memory or streamed from the disk; it stays as it is.
+        data: general text.
+        budgets: weights=50% (of the matrices of the blocks; embeddings, norms, head and routers stay), or pattern=2:4.
+        run: where finished blocks and the states between blocks go.
+        samples: calibration windows.
+        length: tokens per window; the model's full length at real scale.
+        damp: dampening, as a share of the mean of the Hessian's diagonal.
+        columns: columns among which weights are compared.
+        true_sequential: inside a block, read anew what a matrix gets once the matrices before it are pruned.
+        bits: if not 0, what stays is rounded to 2^bits levels per row on the way (joint quantisation, section 3.5).
+        floor: experts with fewer tokens are pruned by the Hessian of all experts of their layer.
+        seed: of the choice of windows.
+        dry_run: as a run; nothing is kept.
+
+    Departures: dead inputs do not enter the mean of the dampening, which grows until Cholesky succeeds. Each
+    block of columns keeps int(n share) of its n weights. Experts without tokens are pruned by their layer's Hessian.
+    """
+    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
+    whole = blocks.count(subject)
+    for budget in budgets:
+        share, pattern = weights.asked(budget, whole, "sparsegpt")
+        if bits and not 2 <= bits <= 8:
+            raise InputError(f"bits={bits}: give 2 to 8, or 0 for no rounding")
+        choose = weights.chooser(share, pattern, "matrix")
+        student, starving = subject.copy(), 0
+        for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
+            for names in block.order() if true_sequential else [list(block.matrices)]:
+                moments = block.read(hessian.Moments, names)
+                moments, starved = hessian.pooled(moments, {name: block.matrices[name].leaf for name in names}, floor)
+                starving += len(starved)
+                factors: dict[int, Tensor] = {}
+                for name in names:
+                    H, key = moments[name].value(name), id(moments[name])
+                    if key not in factors:
+                        factors = {
+                            key: obs.factor(H, damp)
+                        }  # only the last: matrices with the same inputs are neighbours
+                    weight = block.matrices[name].weight
+                    pruned = obs.prune(
+                        weight, H, choose, every=pattern.m if pattern else columns, inverse=factors[key],
+                        rounded=obs.grid(weight, bits) if bits else None,
+                    )  # fmt: skip
+                    weight.copy_(pruned.weight)
+        if starving:
+            notes = (*notes, f"{starving} matrices of experts had under {floor} tokens: pruned by their layer's H")
+        cut = blocks.receipt(subject, student, notes)
+        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, ())

@@ -1,0 +1,137 @@
+"""Optimal brain surgeon over single weights: which go at the least loss, and how the others make up for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.errors import InputError, NumericalError
+from secateur.score.hessian import damped
+
+__all__ = ["Pruned", "factor", "grid", "prune"]
+
+_STEP = 16
+"""Columns whose corrections are applied one by one; beyond them they are added up into matrix products."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pruned:
+    """weight: [d_out, d_in], zero where `mask` is False, corrected elsewhere. loss: sum of e^2 / 2 over what went."""
+
+    weight: Tensor
+    mask: Tensor
+    loss: float
+
+
+def factor(H: Tensor, damp: float = 0.01) -> Tensor:
+    """U [d_in, d_in], upper triangular, with U^T U = (H + damp mean(diag H) I)^-1.
+
+    U_jj^2 is the inverse of the j-th pivot once the columns before j are gone: what removing j costs is w_j^2 / U_jj^2.
+    With J the reversal of order and J H J = L L^T, U = (J L J)^-1: one Cholesky and one triangular inverse.
+    Source: SparseGPT (arXiv 2301.00774), section 3.3.
+    """
+    lower = damped(H.flip(0, 1), damp)
+    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    upper: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    return upper
+
+
+def prune(
+    weight: Tensor,
+    H: Tensor,
+    choose: Callable[[Tensor], Tensor] | Tensor,
+    *,
+    every: int = 128,
+    block: int = 128,
+    damp: float = 0.01,
+    rounded: Callable[[Tensor], Tensor] | None = None,
+    inverse: Tensor | None = None,
+) -> Pruned:
+    """Go through the columns from left to right; what goes is made up for by all columns to its right.
+
+    Each `every` columns, `choose` gets the scores w_ij^2 / U_jj^2 [d_out, every] of weights that hold all corrections
+    so far, and says by booleans which stay. Then, for each column i with pruned weights q:
+    e = (w - q) / U_ii and W_:k -= e U_ik for all k > i.
+
+    Args:
+        weight: [d_out, d_in]; any float type, computed in float32. Not changed.
+        H: [d_in, d_in], from `hessian.collect`; ignored where `inverse` is given.
+        choose: scores -> mask, or a mask [d_out, d_in] made elsewhere (the corrections alone).
+        every: columns per choice: 128 for a share of the weights, m for n of m.
+        block: columns whose corrections of the rest are applied as one matrix product.
+        damp: dampening, as a share of the mean of H's diagonal.
+        rounded: column [d_out] -> the same on a coarser grid (`grid`), to prune and quantise at once.
+        inverse: `factor(H, damp)`, for matrices that share their inputs.
+
+    Weights of inputs that were always zero become zero, whether they are chosen or not.
+
+    Source: SparseGPT (arXiv 2301.00774), algorithm 1. Departure: the corrections inside a block are gathered 16
+    columns at a time into matrix products, which is the same sum in another order.
+    """
+    d_out, d_in = weight.shape
+    if H.shape != (d_in, d_in) or every < 1 or block < 1:
+        raise InputError(f"weight {tuple(weight.shape)}, H {tuple(H.shape)}, every={every}: expected [d_out, d_in], "
+                         "[d_in, d_in] and at least 1 column")  # fmt: skip
+    if not bool(torch.isfinite(weight).all()):
+        raise NumericalError(f"weight {tuple(weight.shape)} holds NaN or infinity: this checkpoint is broken")
+    U = factor(H, damp) if inverse is None else inverse
+    pivots = U.diagonal().square().unsqueeze(1)
+    # A choice lies within one step, or at the start of one: its columns then hold all corrections there are.
+    step = _STEP if every % _STEP == 0 else every * max(1, _STEP // every)
+    whole = math.lcm(step, every)
+    block = max(1, block // whole) * whole
+    # Transposed, so that a column of W is a run of memory.
+    W = weight.detach().to(torch.float32, copy=True).T.contiguous()
+    W[H.diagonal() == 0.0] = 0.0
+    mask = torch.ones_like(W, dtype=torch.bool)
+    loss = 0.0
+    for start in range(0, d_in, block):
+        end = min(start + block, d_in)
+        errors = W.new_zeros(end - start, d_out)
+        for first in range(start, end, step):
+            last = min(first + step, end)
+            for i in range(first, last):
+                if (i - start) % every == 0:
+                    group = slice(i, min(i + every, end))
+                    if isinstance(choose, Tensor):
+                        mask[group] = choose[:, group].T
+                    else:
+                        mask[group] = choose((W[group].square() / pivots[group]).T).T
+                kept = W[i] if rounded is None else rounded(W[i])
+                kept = torch.where(mask[i], kept, torch.zeros_like(kept))
+                error = (W[i] - kept) / U[i, i]
+                W[i] = kept
+                if i + 1 < last:
+                    W[i + 1 : last].addr_(U[i, i + 1 : last], error, alpha=-1.0)
+                errors[i - start] = error
+            if last < end:
+                W[last:end].addmm_(U[first:last, last:end].T, errors[first - start : last - start], alpha=-1.0)
+        if end < d_in:
+            W[end:].addmm_(U[start:end, end:].T, errors, alpha=-1.0)
+        loss += 0.5 * float(errors.square().sum())
+    return Pruned(W.T.to(weight.dtype), mask.T, loss)
+
+
+def grid(weight: Tensor, bits: int) -> Callable[[Tensor], Tensor]:
+    """A rounding of columns [d_out] onto 2^bits levels per row, asymmetric between the row's least and largest weight.
+
+    Zero is always a level. Source: the joint quantisation of SparseGPT (arXiv 2301.00774), section 3.5.
+    """
+    if not 2 <= bits <= 8:
+        raise InputError(f"bits={bits}: give 2 to 8")
+    most = 2**bits - 1
+    low = weight.detach().float().amin(1).clamp(max=0.0)
+    high = weight.detach().float().amax(1).clamp(min=0.0)
+    scale = ((high - low) / most).clamp(min=torch.finfo(torch.float32).tiny)
+    zero = torch.round(-low / scale)
+
+    def rounded(column: Tensor) -> Tensor:
+        levels = torch.clamp(torch.round(column / scale) + zero, 0, most)
+        result: Tensor = scale * (levels - zero)
+        return result
+
+    return rounded

@@ -1,0 +1,37 @@
+"""Wanda: a weight times the norm of what it is multiplied by, and the outliers among such products (OWL)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from secateur.errors import InputError
+
+__all__ = ["outliers", "scores"]
+
+
+def scores(weight: Tensor, squares: Tensor) -> Tensor:
+    """A_ij = |W_ij| ||X_j||_2, float32 [d_out, d_in].
+
+    weight: [d_out, d_in]; squares: [d_in], the mean square of each input up to a factor (`hessian.diagonal`), which
+    changes no order within a row. Compare within a row: there A is invariant under rescaled inputs and rows.
+    Source: Wanda (arXiv 2306.11695), equation 1.
+    """
+    if weight.dim() != 2 or squares.shape != weight.shape[1:]:
+        raise InputError(
+            f"weight {tuple(weight.shape)} and squares {tuple(squares.shape)}: give [d_out, d_in] and [d_in]"
+        )
+    return weight.detach().float().abs() * squares.to(weight.device).sqrt()
+
+
+def outliers(parts: Iterable[Tensor], times: float = 5.0) -> float:
+    """D = 100 #{A > times mean(A)} / n over the scores A of all matrices of a block together, in percent.
+
+    Source: OWL (arXiv 2310.05175), section 3.2; its M is `times` (5 in the published run on LLaMA at 70 %).
+    """
+    held = list(parts)
+    count = sum(part.numel() for part in held)
+    mean = sum(float(part.double().sum()) for part in held) / count
+    return 100.0 * sum(int(torch.count_nonzero(part > times * mean)) for part in held) / count

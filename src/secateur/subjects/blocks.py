@@ -1,0 +1,445 @@
+"""A language model block by block: what each block's matrices read, and what the next one gets once they have changed.
+
+Only one block need be in memory. The states between blocks lie on the disk, one file per batch, so that a killed run
+goes on at the block where it stopped and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from secateur.errors import InputError, ModelError, NumericalError
+from secateur.modes import evaluating
+from secateur.subjects.matrices import Matrix, matrices
+from secateur.subjects.matrices import receipt as of_matrices
+from secateur.vocabulary import Cut
+
+__all__ = ["Block", "Blocks", "Reader", "calls", "count", "everywhere", "leaving", "receipt", "states", "visit", "walk"]
+
+
+class Reader(Protocol):
+    """Something that counts rows of inputs in, such as `hessian.Moments`."""
+
+    rows: int
+
+    def add(self, rows: Tensor) -> None:
+        """Rows [N, d_in]."""
+        ...
+
+    def share(self, width: int) -> None:
+        """Take in what the readers of the other processes have counted; `width` is d_in."""
+        ...
+
+
+class Blocks(Protocol):
+    """What `visit` asks of a subject: `Transformer` holds all blocks, `Streamed` one at a time."""
+
+    model: Any
+
+    def layers(self) -> list[str]:
+        """Paths of the blocks."""
+        ...
+
+    def resident(self, *paths: str) -> Any:
+        """A context within which the modules at `paths` have their weights; none: all outside the blocks."""
+        ...
+
+    def store(self, path: str, file: Path) -> None:
+        """Keep what the resident block at `path` has become, also in `file`."""
+        ...
+
+    def recall(self, path: str, file: Path) -> None:
+        """Take the block at `path` from a `file` that `store` wrote."""
+        ...
+
+
+R = TypeVar("R", bound=Reader)
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(eq=False)
+class Block:
+    """One block, resident while it is looked at; its matrices may be changed in place.
+
+    index, path: its place; module: with weights; matrices: name -> matrix, see `matrices.matrices`.
+    """
+
+    index: int
+    path: str
+    module: nn.Module
+    matrices: Mapping[str, Matrix]
+    _states: _States
+    _calls: Sequence[Call]
+    _masks: Sequence[Tensor | None]
+
+    def read(self, make: Callable[[], R], only: Collection[str] | None = None) -> dict[str, R]:
+        """Name -> a reader that has counted in what the matrix reads, over all batches; one pass through the block.
+
+        Matrices that read the same tensor share one reader. A packed expert counts the tokens that were sent to it:
+        its first matrix reads the states, its second one act(gate) * up. Padding is left out. `only` names the matrices
+        that are asked for. Under several processes each runs its share of the batches, and all get the same result.
+
+        Raises `InputError` for a matrix that was never run.
+        """
+        wanted = [self.matrices[name] for name in (self.matrices if only is None else only)]
+        found: dict[str, R] = {m.name: make() for m in wanted if m.expert is not None}
+        modules: dict[str, str] = {m.module: m.name for m in wanted if m.expert is None}
+        leaders: dict[str, list[str]] = {}
+        seen: list[tuple[Tensor, str]] = []
+        mask: Tensor | None = None
+
+        def linear(name: str) -> Callable[[nn.Module, Any], None]:
+            def look(_: nn.Module, args: Any) -> None:
+                x = args[0]
+                same = next((other for tensor, other in seen if tensor is x), None)
+                if same is not None:  # only the first batch finds these; afterwards followers have no hook
+                    leaders[same].append(name)
+                    found[name] = found[same]
+                    return
+                seen.append((x, name))
+                if name not in found:
+                    found[name], leaders[name] = make(), [name]
+                found[name].add(_rows(x, mask))
+
+            return look
+
+        def experts(path: str) -> Callable[[nn.Module, Any], None]:
+            prefix = f"{self.path}.{path}" if path else self.path
+
+            def look(module: Any, args: Any) -> None:
+                states, chosen = args[0].flatten(0, -2), args[1].flatten(0, -2)
+                real = None if mask is None or mask.numel() != len(states) else mask.flatten()
+                for expert in range(len(module.down_proj)):
+                    rows = (chosen == expert).any(-1)
+                    rows = states[rows if real is None else rows & real]
+                    first, second = (f"{prefix}.{leaf}[{expert}]" for leaf in ("gate_up_proj", "down_proj"))
+                    if not len(rows):
+                        continue
+                    if first in found:
+                        found[first].add(rows)
+                    if second in found:
+                        gate, up = nn.functional.linear(rows, module.gate_up_proj[expert]).chunk(2, -1)
+                        found[second].add(module.act_fn(gate) * up)
+
+            return look
+
+        packed = {m.module for m in wanted if m.expert is not None}
+        with ExitStack() as stack:
+            hooks: dict[str, Any] = {}
+            for path, name in modules.items():
+                hooks[name] = self._inside(path).register_forward_pre_hook(linear(name))
+                stack.callback(hooks[name].remove)
+            for path in packed:
+                relative = path.removeprefix(self.path).lstrip(".")
+                stack.callback(self._inside(path).register_forward_pre_hook(experts(relative)).remove)
+            for number, (states, call) in enumerate(zip(self._states, self._calls, strict=True)):
+                mask = self._masks[number]
+                self.run(states, call)
+                if number == 0:
+                    for followers in leaders.values():
+                        for follower in followers[1:]:
+                            hooks[follower].remove()
+                seen.clear()
+        missed = [name for name in modules.values() if name not in found]
+        if missed:
+            raise InputError(f"{missed[0]} was never run by its block: it can't be pruned from what it reads")
+        if _processes().num_processes > 1:
+            for name, reader in {id(reader): (name, reader) for name, reader in found.items()}.values():
+                reader.share(self.matrices[name].weight.shape[1])
+        return found
+
+    def order(self) -> list[list[str]]:
+        """Names of matrices in the order in which they run, those that read the very same tensor together.
+
+        Queries, keys and values; output projection; gate and up; down. All first matrices of packed experts stand
+        together, then all second ones.
+        """
+        groups: list[tuple[Any, list[str]]] = []
+
+        def noting(found: Sequence[Matrix]) -> Callable[[nn.Module, Any], None]:
+            def note(_: nn.Module, args: Any) -> None:
+                if found[0].expert is not None:
+                    leaves = dict.fromkeys(matrix.leaf for matrix in found)
+                    groups.extend((None, [m.name for m in found if m.leaf == leaf]) for leaf in leaves)
+                    return
+                same = next((names for tensor, names in groups if tensor is args[0]), None)
+                if same is None:
+                    groups.append((args[0], [found[0].name]))
+                else:
+                    same.append(found[0].name)
+
+            return note
+
+        by_module: dict[str, list[Matrix]] = {}
+        for matrix in self.matrices.values():
+            by_module.setdefault(matrix.module, []).append(matrix)
+        with ExitStack() as stack:
+            for path, found in by_module.items():
+                stack.callback(self._inside(path).register_forward_pre_hook(noting(found)).remove)
+            self.run(next(iter(self._states)), self._calls[0])
+        return [names for _, names in groups]
+
+    def _inside(self, path: str) -> nn.Module:
+        return self.module.get_submodule(path.removeprefix(self.path).lstrip("."))
+
+    def run(self, states: Tensor, call: Call) -> Tensor:
+        """The block's output [B, S, d] for input states [B, S, d], with all else as the model itself calls it."""
+        args, kwargs = call
+        with torch.no_grad(), evaluating(self.module):
+            out = self.module(states.to(next(self.module.parameters()).device), *args, **kwargs)
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+
+def visit(
+    subject: Blocks, batches: Sequence[Mapping[str, Tensor]], folder: Path, *, title: str = "blocks", store: bool = True
+) -> Iterator[Block]:
+    """Yield each block of `subject` in turn; once the caller is done with it, run it as it then is for the next one.
+
+    What a block reads comes from blocks that are changed already, as in SparseGPT and Wanda. With `store`, each is
+    kept in `folder` when it is done; a second call with the same folder takes the finished ones from there and goes on
+    behind them. Without it nothing is kept, and what the caller changes stays in memory only where `subject` holds it.
+
+    Under several processes (torchrun, accelerate launch) each runs every P-th batch.
+
+    Raises `NumericalError` naming the block whose output is not finite, `InputError` for no batch, or for a batch with
+    tokens outside the vocabulary.
+    """
+    state = _processes()
+    mine = list(batches)[state.process_index :: state.num_processes]
+    if not mine:
+        raise InputError(f"{len(batches)} batches for {state.num_processes} processes: give at least one to each")
+    paths = subject.layers()
+    folder = folder / f"rank-{state.process_index}" if state.num_processes > 1 else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    start = _finished(folder, len(paths)) if store else 0
+    for index in range(start):
+        subject.recall(paths[index], _file(folder, index))
+    if start == len(paths):
+        return
+    with subject.resident():
+        inside = [calls(subject, batch) for batch in mine]
+    current = _States(folder, start)
+    if not current.complete(len(mine)):
+        if start:
+            raise ModelError(f"{folder} lacks the states of block {start}: delete it and run the same command again")
+        current.write(entering for entering, _ in inside)
+    masks = [batch.get("attention_mask") for batch in mine]
+    masks = [None if mask is None or bool(mask.all()) else mask.bool() for mask in masks]
+    shown = sys.stderr.isatty() and state.is_main_process
+    console = Console(stderr=True)
+    for index in track(range(start, len(paths)), title, console=console, disable=not shown, transient=True):
+        path = paths[index]
+        with subject.resident(path):
+            module = subject.model.get_submodule(path)
+            block = Block(
+                index,
+                path,
+                module,
+                matrices(subject.model, [path]),
+                current,
+                [each[1][index] for each in inside],
+                masks,
+            )
+            yield block
+            following = _States(folder, index + 1)
+            if index + 1 < len(paths) or not store:
+                following.write(_checked(block, current))
+            if store:
+                subject.store(path, _file(folder, index))
+        current.remove()
+        current = following
+    if store:
+        current.remove()
+
+
+def _processes() -> PartialState:
+    """The processes that were started together, if any; as Accelerate's own training sees them."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def _checked(block: Block, entering: _States) -> Iterator[Tensor]:
+    for before, call in zip(entering, block._calls, strict=True):
+        out = block.run(before, call)
+        if not bool(torch.isfinite(out).all()):
+            raise NumericalError(f"{block.path} gives NaN or infinity: check its weights, the data and the number type")
+        yield out
+
+
+def calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Call]]:
+    """What enters the first block [B, S, d], and with what other arguments the model calls each of its blocks.
+
+    The model's own forward pass is run with blocks that only note how they are called: masks, positions, rotary
+    embeddings and whatever else a family hands to its blocks are the model's own.
+    """
+    model = subject.model
+    vocabulary = model.config.vocab_size
+    tokens = batch["input_ids"]
+    if int(tokens.max()) >= vocabulary or int(tokens.min()) < 0:
+        raise InputError(
+            f"a token is {int(tokens.max())}, the vocabulary has {vocabulary}: use the model's own tokenizer"
+        )
+    noted: list[Call] = []
+    entering: list[Tensor] = []
+
+    def noting(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        entering.append(hidden)
+        noted.append((args, kwargs))
+        return hidden
+
+    with _replaced(subject, noting), torch.no_grad(), evaluating(model):
+        places = {name: batch[name].to(_device(model)) for name in ("input_ids", "attention_mask") if name in batch}
+        model.base_model(**places, use_cache=False)
+    return entering[0], noted
+
+
+@contextmanager
+def _replaced(subject: Blocks, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within the block, every block of the model runs `forward` in place of its own."""
+    modules = [subject.model.get_submodule(path) for path in subject.layers()]
+
+    def take(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return forward(hidden_states, *args, **kwargs)
+
+    for module in modules:
+        module.forward = take
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def leaving(subject: Blocks, batch: Mapping[str, Tensor], hidden: Tensor) -> Any:
+    """The model's output for `batch` when its blocks give `hidden` [B, S, d]: final norm and head are its own."""
+    with _replaced(subject, lambda *_, **__: hidden), torch.no_grad(), evaluating(subject.model):
+        places = {
+            name: batch[name].to(_device(subject.model)) for name in ("input_ids", "attention_mask") if name in batch
+        }
+        return subject.model(**places, use_cache=False)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
+def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None or mask.shape != x.shape[:-1]:
+        return x.flatten(0, -2)
+    return x[mask.to(x.device)]
+
+
+def walk(subject: Blocks, folder: Path) -> Iterator[dict[str, Matrix]]:
+    """Yield the matrices of each block in turn, to be changed in place; nothing is run. Resumed as in `visit`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = subject.layers()
+    start = _finished(folder, len(paths))
+    for index, path in enumerate(paths):
+        if index < start:
+            subject.recall(path, _file(folder, index))
+            continue
+        with subject.resident(path):
+            yield matrices(subject.model, [path])
+            subject.store(path, _file(folder, index))
+
+
+def everywhere(
+    subject: Blocks,
+    folder: Path,
+    score: Callable[[Matrix], Tensor],
+    threshold: Callable[[Callable[[], Iterator[tuple[str, Tensor]]]], tuple[float, int]],
+    above: Callable[[Tensor, float, int], tuple[Tensor, int]],
+) -> None:
+    """Zero, in place, all weights whose score is below one threshold for the whole model.
+
+    threshold, above: see `select.weights`. Scores are made anew in each pass and let go, block by block. A killed run
+    starts again.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+
+    def arrays() -> Iterator[tuple[str, Tensor]]:
+        for path in subject.layers():
+            with subject.resident(path):
+                for name, matrix in matrices(subject.model, [path]).items():
+                    yield name, score(matrix)
+
+    edge, ties = threshold(arrays)
+    for found in walk(subject, folder):
+        for matrix in found.values():
+            mask, ties = above(score(matrix), edge, ties)
+            matrix.weight.mul_(mask)
+
+
+def receipt(subject: Blocks, student: Blocks, notes: Sequence[str] = ()) -> Cut:
+    """What became zero in `student`, see `matrices.receipt`; one block of each is resident at a time."""
+    removed: dict[str, tuple[int, int]] = {}
+    before, after = 0.0, 0.0
+    for path in subject.layers():
+        with subject.resident(path), student.resident(path):
+            part = of_matrices(matrices(subject.model, [path]), matrices(student.model, [path]))
+        removed |= part.removed
+        before, after = before + part.before["weights"], after + part.after["weights"]
+    return Cut(removed, {"weights": before}, {"weights": after}, tuple(notes))
+
+
+def count(subject: Blocks) -> int:
+    """How many weights the matrices of all blocks have."""
+    return sum(matrix.weight.numel() for matrix in matrices(subject.model, subject.layers()).values())
+
+
+# ------------------------------------------------------------------------------------------------------ on the disk
+
+
+def states(folder: Path, index: int) -> Iterator[Tensor]:
+    """What enters block `index`, batch by batch, after a `visit` without `store` [B, S, d]."""
+    yield from _States(folder, index)
+
+
+class _States:
+    """The states that enter a block, one file per batch; written aside and renamed: all are there, or none."""
+
+    def __init__(self, folder: Path, index: int) -> None:
+        self.folder = folder / f"states-{index}"
+
+    def write(self, tensors: Iterator[Tensor]) -> None:
+        aside = self.folder.with_name(f".tmp-{self.folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for number, tensor in enumerate(tensors):
+            save_file({"states": tensor.detach().cpu().contiguous()}, aside / f"{number}.safetensors")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.replace(aside, self.folder)
+
+    def complete(self, count: int) -> bool:
+        return self.folder.is_dir() and len(list(self.folder.glob("*.safetensors"))) == count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number in range(len(list(self.folder.glob("*.safetensors")))):
+            yield load_file(self.folder / f"{number}.safetensors")["states"]
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"block-{index}.safetensors"
+
+
+def _finished(folder: Path, count: int) -> int:
+    """How many blocks are done: those in the folder, one behind the other."""
+    return next((index for index in range(count) if not _file(folder, index).is_file()), count)

@@ -1,0 +1,267 @@
+"""A language model that stays on the disk: its blocks are read from safetensors one at a time."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
+from transformers.modeling_utils import LoadStateDictConfig
+
+from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.subjects import blocks, matrices, saving
+from secateur.subjects.families import Family
+from secateur.subjects.transformer import Output
+from secateur.vocabulary import Cut, Selection, Site, Term, Units
+
+__all__ = ["Streamed"]
+
+_INDEX = "model.safetensors.index.json"
+_LEFT = ("*.safetensors", _INDEX, "README.md", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py")
+"""What is not copied beside a result: weights, which are written anew, the old card, pickles and code."""
+
+
+class Streamed:
+    """A causal language model in a folder. `model` is its skeleton: modules without weights, except while `resident`.
+
+    Use `open_subject(folder, stream=True)` to make one. Weights that have been changed stand in files of their own
+    (`store`), and take the place of the original's.
+    """
+
+    kind: Literal["decoder"] = "decoder"
+    output: Literal["logits"] = "logits"
+    causal = True
+
+    def __init__(self, folder: Path, model: type[PreTrainedModel], config: Any, family: Family, tokenizer: Any) -> None:
+        self.folder, self.family, self.tokenizer = folder, family, tokenizer
+        self.model = _skeleton(model, config)
+        self.changed: dict[str, Path] = {}
+        self.masks: dict[str, Tensor] = {}
+        self._mapping = get_model_conversion_mapping(self.model)
+        self._places = _index(folder)
+        dtypes = {torch.float32, torch.float16, torch.bfloat16}
+        stored = self._stored(self._places)
+        self.dtype = next((tensor.dtype for tensor in stored.values() if tensor.dtype in dtypes), torch.float32)
+        self.model.to(self.dtype)
+
+    # ------------------------------------------------------------------------------------------------- weights
+
+    def layers(self) -> list[str]:
+        """Paths of the blocks."""
+        prefix = self.model.base_model_prefix
+        base = f"{prefix}." if prefix and self.model.base_model is not self.model else ""
+        count = len(self.model.base_model.get_submodule(self.family.layers))
+        return [f"{base}{self.family.layers}.{index}" for index in range(count)]
+
+    def copy(self) -> Streamed:
+        """Another view of the same files, with changes of its own."""
+        result = copy.copy(self)
+        result.changed, result.masks = dict(self.changed), dict(self.masks)
+        result.model = _skeleton(type(self.model), self.model.config).to(self.dtype)
+        return result
+
+    def units(self, *axes: str) -> Units:
+        """Single weights: one site for each parameter with matrices, such as "layers.0.self_attn_q_proj".
+
+        Measure: weights, those that are not zero (of a model without zeros). Raises `UnsupportedError` for any axis.
+        """
+        if axes:
+            raise UnsupportedError(f"axis {axes[0]!r}: only single weights can go in a model that is streamed")
+        sites = {name: Site(name, parameter.numel()) for name, (_, parameter) in self._sites().items()}
+        return Units(sites, tuple(Term("weights", 1.0, (name,)) for name in sites))
+
+    def cut(self, selection: Selection) -> tuple[Streamed, Cut]:
+        """A copy in which weights that go are zero whenever their block is read, and the receipt.
+
+        Raises `InputError` for a site that is not there or a mask of another size.
+        """
+        sites, result = self._sites(), self.copy()
+        for name, keep in selection.keep.items():
+            if name not in sites or len(keep) != sites[name][1].numel():
+                raise InputError(f"selection names {name!r} with {len(keep)} units: use the sites of units()")
+            leaf, parameter = sites[name]
+            result.masks[leaf] = torch.as_tensor(keep, dtype=torch.bool).view(parameter.shape)
+        return result, blocks.receipt(self, result)
+
+    def _sites(self) -> dict[str, tuple[str, nn.Parameter]]:
+        found = matrices.matrices(self.model, self.layers()).values()
+        return {matrices.site(matrix): (matrix.leaf, matrix.parameter) for matrix in found}
+
+    @contextmanager
+    def resident(self, *paths: str) -> Iterator[None]:
+        """Within the block, the modules at `paths` have their weights; without a path, all outside the blocks.
+
+        Raises `ModelError` for weights that are not there, not finite or not floating point.
+        """
+        names = self._names(*paths)
+        self._load(names, paths)
+        try:
+            yield
+        finally:
+            for name in names:
+                set_module_tensor_to_device(self.model, name, "meta")
+            self.model.tie_weights()
+
+    def _names(self, *paths: str) -> list[str]:
+        """The parameters of some modules; without a path, of all outside the blocks. Tied ones stand once."""
+        inside = tuple(f"{path}." for path in self.layers())
+        wanted = tuple(f"{path}." for path in paths)
+        return [
+            name for name, _ in self.model.named_parameters()
+            if (name.startswith(wanted) if wanted else not name.startswith(inside))
+        ]  # fmt: skip
+
+    def _load(self, names: Sequence[str], paths: Sequence[str]) -> None:
+        if len(paths) == 1 and paths[0] in self.changed:
+            keys = _index_of(self.changed[paths[0]])
+        else:
+            keys = {key: file for key, file in self._places.items() if self._belongs(key, paths)}
+        with ExitStack() as stack:
+            opened = {file: stack.enter_context(safe_open(file, "pt")) for file in set(keys.values())}
+            # Read, not mapped: what is mapped stays in memory as long as any view of it does.
+            state = {key: opened[file].get_tensor(key).clone() for key, file in keys.items()}
+        with saving.quiet(0):
+            convert_and_load_state_dict_in_model(
+                self.model, state, LoadStateDictConfig(weight_mapping=list(self._mapping), dtype=self.dtype)
+            )
+        self.model.tie_weights()
+        found = dict(self.model.named_parameters())
+        for name in names:
+            if found[name].device.type == "meta":
+                raise ModelError(f"{self.folder} lacks {name}: fetch the model again")
+            if not bool(torch.isfinite(found[name]).all()):
+                raise ModelError(f"{name} holds NaN or infinity: this checkpoint is broken, use an intact one")
+            if name in self.masks:
+                found[name].data.mul_(self.masks[name])
+
+    def _belongs(self, key: str, paths: Sequence[str]) -> bool:
+        """Whether a tensor of the files belongs to one of the blocks at `paths`, or to none where there is no path."""
+        number = self._number(key)
+        return number is None if not paths else number in {int(path.rpartition(".")[2]) for path in paths}
+
+    def _number(self, key: str) -> int | None:
+        match = re.search(rf"(?:^|\.){re.escape(self.family.layers)}\.(\d+)\.", key)
+        return int(match[1]) if match else None
+
+    def store(self, path: str, file: Path) -> None:
+        """Write the resident block at `path`, named as in a checkpoint, to `file`; from then on it is read there."""
+        state = {f"{path}.{name}": tensor for name, tensor in self.model.get_submodule(path).state_dict().items()}
+        written = revert_weight_conversion(self.model, state)
+        aside = file.with_name(f".tmp-{file.name}")
+        save_file({name: tensor.contiguous().clone() for name, tensor in written.items()}, aside, {"format": "pt"})
+        aside.replace(file)
+        self.recall(path, file)
+
+    def recall(self, path: str, file: Path) -> None:
+        """Read the block at `path` from a `file` that `store` wrote."""
+        self.changed[path] = file
+
+    def files(self) -> dict[str, Path]:
+        """Name of each tensor of the checkpoint, with all changes -> the file that holds it."""
+        numbers = {int(path.rpartition(".")[2]) for path in self.changed}
+        kept = {key: file for key, file in self._places.items() if self._number(key) not in numbers}
+        for file in self.changed.values():
+            kept |= _index_of(file)
+        return kept
+
+    def _stored(self, places: Mapping[str, Path]) -> dict[str, Tensor]:
+        """The first tensor of the files, for its number type."""
+        name, file = next(iter(places.items()))
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name)}
+
+    # --------------------------------------------------------------------------------------------------- running
+
+    def outputs(self, batches: Sequence[Mapping[str, Tensor]], folder: Path) -> Iterator[Output]:
+        """Logits [B, S, V] of each batch in turn: one pass over the blocks for all, with states in `folder`."""
+        for _ in blocks.visit(self, batches, folder, title="measuring", store=False):
+            pass
+        with self.resident():
+            for batch, states in zip(batches, blocks.states(folder, len(self.layers())), strict=True):
+                yield Output(blocks.leaving(self, batch, states).logits, causal=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def example(self, batch: int, length: int) -> dict[str, Tensor]:
+        """A valid random input of `batch` sequences of `length` tokens, without padding."""
+        tokens = torch.randint(0, self.model.config.vocab_size, (batch, length))
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+    def save(self, folder: str | Path) -> None:
+        """Write the checkpoint with all changes to `folder`: a file for each block, one for the rest, and an index."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.masks:
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                whole = self.copy()
+                for number, block in enumerate(self.layers()):
+                    with whole.resident(block):
+                        whole.store(block, Path(place) / f"{number}.safetensors")
+                whole.masks = {}
+                whole.save(folder)
+            return
+        for path in self.folder.iterdir():
+            if path.is_file() and not any(path.match(pattern) for pattern in _LEFT):
+                shutil.copyfile(path, folder / path.name)
+        groups: dict[int, dict[str, Path]] = {}
+        for key, file in self.files().items():
+            place_of = self._number(key)
+            groups.setdefault(-1 if place_of is None else place_of, {})[key] = file
+        index: dict[str, str] = {}
+        total = 0
+        for shard, (_, keys) in enumerate(sorted(groups.items()), start=1):
+            name = f"model-{shard:05}-of-{len(groups):05}.safetensors"
+            with ExitStack() as stack:
+                opened = {file: stack.enter_context(safe_open(file, "pt")) for file in set(keys.values())}
+                state = {key: opened[file].get_tensor(key) for key, file in keys.items()}
+                total += sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+                save_file(state, folder / name, {"format": "pt"})
+            index |= dict.fromkeys(keys, name)
+        text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}, indent=1)
+        (folder / _INDEX).write_text(text, encoding="utf-8")
+
+
+def _skeleton(model: type[PreTrainedModel], config: Any) -> Any:
+    """The modules without weights, with buffers such as rotary frequencies."""
+    with init_empty_weights(include_buffers=False):
+        result = model(config).eval()
+    result.tie_weights()
+    return result
+
+
+def _index(folder: Path) -> dict[str, Path]:
+    """Tensor -> the file of the checkpoint that holds it."""
+    if not (folder / _INDEX).is_file():
+        found: dict[str, Path] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            found |= _index_of(file)
+        return found
+    table = saving.read_json(folder / _INDEX)
+    names = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(names, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in names.values()
+    ):
+        raise ModelError(f"{folder / _INDEX} is damaged: it names no files of this folder")
+    missing = sorted({name for name in names.values() if not (folder / name).is_file()})
+    if missing:
+        raise ModelError(f"{folder} lacks {missing[0]}, which its index names: fetch the model again")
+    return {key: folder / name for key, name in names.items()}
+
+
+def _index_of(file: Path) -> dict[str, Path]:
+    with safe_open(file, "pt") as opened:
+        return dict.fromkeys(opened.keys(), file)

@@ -1,0 +1,135 @@
+"""What a run says of a sparse result: its zeros, what they cost packed, and that they bring nothing by themselves."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import tiny
+from secateur import running
+from secateur.measure import evidence, latency
+from secateur.running import _pattern, _worth
+from secateur.select import pattern, weights
+from secateur.subjects import matrices
+from secateur.vocabulary import Figure, Pattern, Result
+
+
+def zeroing(subject, data, budgets, run, *, spare: str = "", dry_run: bool = False):
+    """Zero what is smallest.
+
+    Args:
+        spare: a matrix in which the first row stays whole, to see that it is noticed.
+        dry_run: not used.
+    """
+    for budget in budgets:
+        student = copy.copy(subject)
+        student.model = copy.deepcopy(subject.model)
+        found = matrices.matrices(student.model, student.layers())
+        for name, matrix in found.items():
+            score = matrix.weight.abs()
+            mask = pattern.n_of_m(score, 2, 4) if budget.pattern else weights.best(score, budget["weights"].value)
+            if name == spare:
+                mask[0] = True
+            matrix.weight.mul_(mask)
+        before = matrices.matrices(subject.model, subject.layers())
+        yield Result(str(budget), student, matrices.receipt(before, found), {"weights": float(matrices.nonzero(found))})
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    (root / "texts.txt").write_text("\n".join(tiny.sentences(200)))
+    tiny.folder("llama", root / "llama")
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def steady_clock():
+    """The pair of latencies of models that are equally fast: none of these tests is about the clock."""
+    same = latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running.latency, "compare", lambda *_, **__: same)
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows(places, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "small"
+    found = running.run(
+        zeroing, places / "llama", places / "texts.txt", ["pattern=2:4", "weights=50%"], out, batch=2, length=8
+    )
+    return out, found
+
+
+def test_both_budgets_are_met_and_told_in_the_same_figures(rows):
+    _, found = rows
+    for row in found:
+        assert row.verdict == "met"
+        assert row.after["weights"].value == row.predicted["weights"] <= row.before["weights"].value / 2 * 1.005
+        assert row.after["zeros"].value == pytest.approx(0.5, abs=0.02)
+        assert row.before["packed_bytes"] == row.before["bytes"] == row.after["bytes"]
+        assert row.after["packed_bytes"].value < 0.8 * row.after["bytes"].value
+        assert {"flops", "latency"} <= set(row.after)
+    assert found[0].measured["off_pattern"].value == 0
+    assert "off_pattern" not in found[1].measured
+
+
+def test_zeros_that_bring_nothing_are_said_to_bring_nothing(rows):
+    out, found = rows
+    for row in found:
+        assert evidence.not_faster(row)
+        assert any("the file is no smaller and it is not measurably faster" in note for note in row.cut.notes)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(words in page for words in ("Zeros", "Size packed", "Size on disk", "FLOPs", "Non-zero weights"))
+
+
+def test_a_run_whose_pattern_does_not_hold_has_missed(places, tmp_path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    (row,) = running.run(
+        zeroing, places / "llama", places / "texts.txt", "pattern=2:4", tmp_path / "out", spare=name, batch=2, length=8
+    )
+    assert row.verdict.startswith("missed: ")
+    assert "off the pattern instead of 0" in row.verdict
+    assert any(f"does not hold in {name}: " in note for note in row.cut.notes)
+
+
+def test_dense_matrices_are_spared_only_where_nothing_fits_or_the_recipe_may_choose():
+    good = torch.tensor([[1.0, 0.0, 2.0, 0.0]]).repeat(2, 2)
+    odd, head = torch.ones(2, 6), torch.ones(2, 8)
+    assert _pattern({"good": good}, Pattern(2, 4), every=True) == (Figure(0.0), [])
+    figure, (note,) = _pattern({"good": good, "odd": odd}, Pattern(2, 4), every=True)
+    assert figure.value == 0
+    assert note == "left dense by pattern=2:4: odd"
+    figure, (note,) = _pattern({"good": good, "head": head}, Pattern(2, 4), every=True)
+    assert figure.value == 4
+    assert "does not hold in head: 4 runs of 4 weights of the first have more than 2" in note
+    assert _pattern({"good": good, "head": head}, Pattern(2, 4), every=False)[0].value == 0
+    assert _pattern({"head": head}, Pattern(2, 4), every=False)[0].value == 4  # nothing was done at all
+
+
+def test_the_note_on_zeros_needs_zeros_no_smaller_file_and_no_speed():
+    before = {"bytes": Figure(100.0), "zeros": Figure(0.0), "packed_bytes": Figure(100.0)}
+    after = {"bytes": Figure(100.0), "zeros": Figure(0.5), "packed_bytes": Figure(60.0)}
+    slow, fast = {"speedup": Figure(1.0, 0.98, 1.02)}, {"speedup": Figure(1.4, 1.3, 1.5)}
+    (note,) = _worth(before, after, slow)
+    assert note.replace("\u00a0", " ").startswith("50.0 % of the weights in its matrices are zero")
+    assert note.replace("\u00a0", " ").endswith("packed it would take 60.0 B in place of 100 B")
+    assert len(_worth(before, after, {})) == 1
+    assert _worth(before, after, fast) == []
+    assert _worth(before, {**after, "bytes": Figure(60.0)}, slow) == []
+    assert _worth(before, {**after, "zeros": Figure(0.04)}, slow) == []
+
+
+def test_a_network_tells_its_zeros_too():
+    from secateur.running import network
+    from secateur.subjects import open_traced
+
+    net = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 3))
+    with torch.no_grad():
+        net[0].weight[:4] = 0.0
+    row = network.sizes(open_traced(net, torch.randn(1, 4, 8, 8)), None)
+    assert row["weights"].value == 4 * 36 + 8 * 36 * 3
+    assert row["zeros"].value == pytest.approx(144 / (288 + 864))
+    assert row["packed_bytes"].value < row["bytes"].value

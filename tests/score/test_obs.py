@@ -1,0 +1,171 @@
+"""SparseGPT's solver against a plain reading of the equations, and its invariants."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from secateur.errors import InputError, NumericalError
+from secateur.score import hessian, obs, wanda
+from secateur.select import pattern, weights
+
+
+def problem(d_out=6, d_in=40, tokens=200, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(d_in, d_in, generator=draw)
+    rows = torch.randn(tokens, d_in, generator=draw) @ mixing
+    moments = hessian.Moments()
+    moments.add(rows)
+    return torch.randn(d_out, d_in, generator=draw), rows, moments.value("here")
+
+
+def plain(weight, H, mask, damp=0.01):
+    """One column at a time, with an inverse made anew for what is left: equation 3 of the paper, for each row alone."""
+    H = H.double() + damp * H.double().diagonal().mean() * torch.eye(len(H), dtype=torch.float64)
+    W = weight.double().clone()
+    for i in range(W.shape[1]):
+        inverse = torch.linalg.inv(H[i:, i:])
+        error = torch.where(mask[:, i], 0.0, W[:, i] / inverse[0, 0])
+        W[:, i:] -= error[:, None] * inverse[0]
+        W[:, i] = torch.where(mask[:, i], W[:, i], 0.0)
+    return W
+
+
+@pytest.mark.parametrize("every", [2, 3, 4, 16, 20, 32, 128])
+def test_corrections_equal_the_equations(every):
+    weight, _, H = problem()
+    found = obs.prune(weight, H, partial(weights.best, share=0.5, scope="matrix"), every=every, block=32)
+    torch.testing.assert_close(found.weight.double(), plain(weight, H, found.mask), rtol=2e-3, atol=2e-3)
+    again = obs.prune(weight, H, found.mask, every=every, block=32)
+    assert torch.equal(again.weight, found.weight)
+
+
+def test_the_factor_is_the_cholesky_of_the_inverse():
+    _, _, H = problem()
+    U = obs.factor(H, 0.01)
+    damped = H + 0.01 * H.diagonal().mean() * torch.eye(len(H))
+    torch.testing.assert_close(U.T @ U @ damped, torch.eye(len(H)), rtol=1e-3, atol=1e-3)
+    assert torch.equal(U, U.triu())
+
+
+def test_scores_are_fresh_at_each_group():
+    """What `choose` sees holds the corrections of the columns before: n:m masks depend on them."""
+    weight, _, H = problem()
+    seen = []
+
+    def choose(scores):
+        seen.append(scores.clone())
+        return pattern.n_of_m(scores, 2, 4)
+
+    found = obs.prune(weight, H, choose, every=4)
+    assert len(seen) == 10
+    assert torch.equal(found.mask.reshape(6, 10, 4).sum(-1), torch.full((6, 10), 2))
+    U = obs.factor(H)
+    corrected = plain(weight, H, found.mask.clone().index_fill_(1, torch.arange(8, 40), True))[:, 8:12]
+    torch.testing.assert_close(seen[2], (corrected.float() ** 2) / U.diagonal()[8:12] ** 2, rtol=1e-2, atol=1e-3)
+
+
+def test_corrections_lower_the_layers_own_loss():
+    weight, rows, H = problem(d_out=24, d_in=64, tokens=500)
+
+    def error(pruned):
+        return float(((pruned - weight) @ rows.T).square().sum())
+
+    keep = weights.best(wanda.scores(weight, H.diagonal()), 0.5, "row")
+    ours = obs.prune(weight, H, partial(weights.best, share=0.5, scope="matrix"))
+    corrected = obs.prune(weight, H, keep)
+    assert max(error(ours.weight), error(corrected.weight)) < 0.9 * error(weight * keep)
+
+
+def test_under_a_hessian_of_the_identity_it_is_magnitude_and_changes_nothing_that_stays():
+    weight, _, _ = problem()
+    found = obs.prune(weight, torch.eye(40), partial(weights.best, share=0.5, scope="matrix"), every=20, block=20)
+    for start in (0, 20):
+        part = weight[:, start : start + 20].abs()
+        assert torch.equal(found.mask[:, start : start + 20], weights.best(part, 0.5, "matrix"))
+    torch.testing.assert_close(found.weight, weight * found.mask)
+
+
+def test_a_mask_of_ones_changes_nothing():
+    weight, _, H = problem()
+    found = obs.prune(weight, H, torch.ones_like(weight, dtype=torch.bool))
+    assert torch.equal(found.weight, weight)
+    assert found.loss == 0.0
+
+
+def test_dead_inputs_lose_their_weights_and_few_tokens_are_enough():
+    weight, _, _ = problem()
+    moments = hessian.Moments()
+    rows = torch.randn(5, 40)
+    rows[:, 3] = 0.0
+    moments.add(rows)
+    found = obs.prune(weight, moments.value("here"), partial(weights.best, share=0.9, scope="matrix"))
+    assert not found.weight[:, 3].any()
+    assert torch.isfinite(found.weight).all()
+
+
+def test_rounding_leaves_pruned_weights_at_zero_and_kept_ones_on_the_grid():
+    weight, _, H = problem()
+    found = obs.prune(weight, H, partial(weights.best, share=0.5, scope="matrix"), rounded=obs.grid(weight, 4))
+    assert not found.weight[~found.mask].any()
+    assert all(len(row.unique()) <= 16 for row in found.weight)
+    with pytest.raises(InputError, match="2 to 8"):
+        obs.grid(weight, 1)
+
+
+def test_half_precision_comes_back_as_it_was_given():
+    weight, _, H = problem()
+    found = obs.prune(weight.bfloat16(), H, partial(weights.best, share=0.5, scope="matrix"))
+    assert found.weight.dtype == torch.bfloat16
+    assert (found.weight == 0).float().mean() >= 0.5
+
+
+def test_bad_shapes_and_values_are_refused():
+    weight, _, H = problem()
+    with pytest.raises(InputError, match="expected"):
+        obs.prune(weight, H[:5, :5], weight > 0)
+    weight[0, 0] = torch.nan
+    with pytest.raises(NumericalError, match="NaN"):
+        obs.prune(weight, H, weight > 0)
+    with pytest.raises(NumericalError, match="not positive"):
+        obs.factor(-torch.eye(4))
+
+
+def test_moments_do_not_depend_on_the_split_and_merge():
+    rows = torch.randn(90, 7)
+    whole, parts = hessian.Moments(), [hessian.Moments() for _ in range(3)]
+    whole.add(rows)
+    for part, some in zip(parts, rows.split([10, 50, 30]), strict=True):
+        for chunk in some.split(7):
+            part.add(chunk)
+    merged = parts[0].merge(*parts[1:])
+    assert merged.rows == 90
+    torch.testing.assert_close(merged.value("x"), whole.value("x"))
+    torch.testing.assert_close(whole.value("x"), 2 * rows.T @ rows / 90)
+    few = hessian.Moments(diagonal=True)
+    few.add(rows)
+    torch.testing.assert_close(few.value("x"), whole.value("x").diagonal())
+    with pytest.raises(InputError, match="layer 7 saw no token"):
+        hessian.Moments().value("layer 7")
+    few.add(torch.full((1, 7), torch.inf))
+    with pytest.raises(NumericalError, match="layer 7"):
+        few.value("layer 7")
+
+
+def test_wanda_is_invariant_under_rescaled_inputs_and_magnitude_is_not():
+    weight, _, H = problem()
+    scale = torch.rand(40) * 10 + 0.1
+    keep = weights.best(wanda.scores(weight, H.diagonal()), 0.5, "row")
+    rescaled = wanda.scores(weight / scale, H.diagonal() * scale.square())
+    assert torch.equal(weights.best(rescaled, 0.5, "row"), keep)
+    assert not torch.equal(weights.best((weight / scale).abs(), 0.5, "row"), keep)
+    assert torch.equal(weights.best(wanda.scores(weight * 3.0, H.diagonal()), 0.5, "row"), keep)
+
+
+def test_outliers_are_counted_over_all_matrices_of_a_block():
+    first, second = torch.ones(4, 5), torch.ones(2, 5)
+    second[0, 0] = 100.0
+    assert wanda.outliers([first, second], 5.0) == pytest.approx(100 / 30)
+    assert wanda.outliers([first], 5.0) == 0.0

@@ -1,0 +1,297 @@
+"""Block by block equals the whole model; inputs are counted where they are read; kills and streaming change nothing."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from secateur.errors import InputError, ModelError, NumericalError, UnsupportedError
+from secateur.score import hessian
+from secateur.subjects import blocks, open_subject
+from secateur.subjects.loading import open_streamed
+from secateur.subjects.matrices import matrices
+
+SMALL = {
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=4)),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SMALL)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=4, sliding_window=4)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=4, n_positions=32)),
+}
+
+
+def subject(name="llama", seed=0):
+    torch.manual_seed(seed)
+    return open_subject(MODELS[name]().eval())
+
+
+def batches(count=3, padded=False):
+    draw = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(count):
+        ids = torch.randint(3, 40, (2, 9), generator=draw)
+        mask = torch.ones_like(ids)
+        if padded:
+            mask[1, 6:] = 0
+        found.append({"input_ids": ids, "attention_mask": mask})
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+def test_blocks_in_turn_give_what_the_model_gives(name, padded, tmp_path):
+    """Masks, rotary embeddings of each kind of layer and positions are the model's own."""
+    one, data = subject(name), batches(padded=padded)
+    for _ in blocks.visit(one, data, tmp_path, store=False):
+        pass
+    for batch, states in zip(data, blocks.states(tmp_path, 3), strict=True):
+        with torch.no_grad():
+            expected = one.model(**batch).logits
+        found = blocks.leaving(one, batch, states).logits
+        real = batch["attention_mask"].bool()
+        torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
+def test_matrices_read_what_hooks_on_the_whole_model_see(name, tmp_path):
+    one, data = subject(name), batches(padded=True)
+    modules = {m.name: m.module for m in matrices(one.model, one.layers()).values()}
+    expected = hessian.collect(lambda b: one.model(**b), one.model, data, list(modules.values()))
+    for block in blocks.visit(one, data, tmp_path, store=False):
+        for matrix, moments in block.read(hessian.Moments).items():
+            torch.testing.assert_close(moments.value(matrix), expected[modules[matrix]], rtol=1e-4, atol=1e-6)
+
+
+def test_matrices_with_one_input_share_a_reader_and_run_in_order(tmp_path):
+    for block in blocks.visit(subject(), batches(), tmp_path, store=False):
+        found = block.read(hessian.Moments)
+        short = {name.split(".")[-2]: moments for name, moments in found.items()}
+        assert short["q_proj"] is short["k_proj"] is short["v_proj"]
+        assert short["gate_proj"] is short["up_proj"]
+        assert len({id(moments) for moments in found.values()}) == 4
+        assert all(moments.rows == 3 * 2 * 9 for moments in found.values())
+        order = [[name.split(".")[-2] for name in names] for names in block.order()]
+        assert order == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+        some = block.read(hessian.Moments, [name for name in found if "down" in name])
+        assert list(some) == [f"{block.path}.mlp.down_proj.weight"]
+
+
+def test_later_blocks_read_what_changed_ones_give(tmp_path):
+    one, data = subject(), batches()
+    changed = one.copy()
+    for block in blocks.visit(changed, data, tmp_path / "a"):
+        for matrix in block.matrices.values():
+            matrix.weight[:, ::2] = 0.0
+    paths = one.layers()
+    reference = one.copy()
+    for matrix in matrices(reference.model, paths[:2]).values():
+        matrix.weight[:, ::2] = 0.0
+    last = [m.module for m in matrices(reference.model, [paths[2]]).values()]
+    expected = hessian.collect(lambda b: reference.model(**b), reference.model, data, last)
+    again = one.copy()
+    for block in blocks.visit(again, data, tmp_path / "b"):
+        if block.index == 2:
+            for name, moments in block.read(hessian.Moments).items():
+                torch.testing.assert_close(moments.value(name), expected[block.matrices[name].module])
+        for matrix in block.matrices.values():
+            matrix.weight[:, ::2] = 0.0
+    assert not changed.model.model.layers[2].mlp.up_proj.weight[:, ::2].any()
+    assert one.model.model.layers[0].mlp.up_proj.weight[:, ::2].all()
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
+def test_a_run_that_stops_anywhere_goes_on_with_the_same_bytes(streamed, tmp_path):
+    whole = subject()
+    whole.save(tmp_path / "model")
+
+    def opened():
+        return open_streamed(tmp_path / "model") if streamed else whole.copy()
+
+    def prune(one, folder, stop=None):
+        for block in blocks.visit(one, batches(), folder):
+            if block.index == stop:
+                raise Killed
+            for name, moments in block.read(hessian.Moments).items():
+                block.matrices[name].weight.mul_(moments.value(name).diagonal())
+        return one
+
+    prune(opened(), tmp_path / "whole").save(tmp_path / "expected")
+    for stop in (0, 1, 2):
+        folder = tmp_path / f"killed-{stop}"
+        with pytest.raises(Killed):
+            prune(opened(), folder, stop)
+        prune(opened(), folder).save(tmp_path / f"resumed-{stop}")
+        for file in (tmp_path / "expected").glob("*.safetensors"):
+            assert (tmp_path / f"resumed-{stop}" / file.name).read_bytes() == file.read_bytes()
+    assert not list((tmp_path / "whole").glob("states-*"))
+    prune(opened(), tmp_path / "whole")  # a finished one is taken as it is
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_streamed_results_equal_those_in_memory_and_load_plainly(name, tmp_path):
+    whole = subject(name)
+    whole.save(tmp_path / "model")
+    streamed = open_streamed(tmp_path / "model")
+    kept = {k: v.clone() for k, v in whole.model.state_dict().items()}
+    results = []
+    for one, folder in ((whole.copy(), "a"), (streamed.copy(), "b")):
+        for block in blocks.visit(one, batches(), tmp_path / folder):
+            for matrix_name, moments in block.read(hessian.Moments).items():
+                block.matrices[matrix_name].weight.mul_(moments.value(matrix_name).diagonal())
+        results.append(one)
+    inside, outside = results
+    outside.save(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    for key, tensor in inside.model.state_dict().items():
+        torch.testing.assert_close(loaded[key], tensor, rtol=0, atol=0)
+    assert all(torch.equal(kept[key], tensor) for key, tensor in whole.model.state_dict().items())
+    assert all(p.device.type == "meta" for p in streamed.model.parameters())
+    assert {file.name for file in (tmp_path / "out").iterdir()} >= {"config.json", "model.safetensors.index.json"}
+    data = batches(padded=True)
+    for batch, output in zip(data, outside.outputs(data, tmp_path / "states"), strict=True):
+        real = batch["attention_mask"].bool()
+        expected = inside.forward(batch).prediction
+        torch.testing.assert_close(output.prediction[real], expected[real], rtol=1e-4, atol=1e-4)
+
+
+def test_streamed_cut_is_masks_that_hold_when_saved(tmp_path):
+    whole = subject()
+    whole.save(tmp_path / "model")
+    streamed = open_streamed(tmp_path / "model")
+    units = streamed.units()
+    assert units.cost()["weights"] == blocks.count(whole)
+    site = "layers.1.mlp_down_proj"
+    keep = torch.rand(units[site].count) > 0.5
+    from secateur.vocabulary import Selection
+
+    small, cut = streamed.cut(Selection({site: keep}))
+    assert cut.removed == {site: (int((~keep).sum()), len(keep))}
+    assert cut.after["weights"] == units.cost({site: keep.numpy()})["weights"]
+    small.save(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal((loaded.model.layers[1].mlp.down_proj.weight != 0).flatten(), keep)
+    with pytest.raises(InputError, match="use the sites"):
+        streamed.cut(Selection({"layers.9.neurons": keep}))
+    with pytest.raises(UnsupportedError, match="single weights"):
+        streamed.units("heads")
+
+
+def test_experts_count_the_tokens_that_they_got(tmp_path):
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4)).eval()
+
+    class Plain:
+        def __init__(self, model):
+            self.model = model
+
+        def layers(self):
+            return [f"model.layers.{i}" for i in range(3)]
+
+        resident, store, recall = open_subject.__globals__["Decoder"].resident, None, None
+
+    data = batches(padded=True)
+    seen = {}
+    experts = model.model.layers[1].mlp.experts
+    hook = experts.register_forward_pre_hook(lambda _, args: seen.setdefault("calls", []).append(args))
+    for batch in data:
+        model(**batch)
+    hook.remove()
+    for block in blocks.visit(Plain(model), data, tmp_path, store=False):
+        found = block.read(hessian.Moments)
+        if block.index != 1:
+            continue
+        for expert in range(4):
+            rows = []
+            for batch, (states, chosen, _) in zip(data, seen["calls"], strict=True):
+                mine = (chosen == expert).any(-1) & batch["attention_mask"].flatten().bool()
+                rows.append(states.flatten(0, -2)[mine])
+            rows = torch.cat(rows)
+            name = f"model.layers.1.mlp.experts.gate_up_proj[{expert}]"
+            assert found[name].rows == len(rows)
+            torch.testing.assert_close(found[name].value(name), 2 * rows.T @ rows / len(rows), rtol=1e-4, atol=1e-6)
+            gate, up = (rows @ experts.gate_up_proj[expert].T).chunk(2, -1)
+            inner = torch.nn.functional.silu(gate) * up
+            name = name.replace("gate_up", "down")
+            torch.testing.assert_close(found[name].value(name), 2 * inner.T @ inner / len(rows), rtol=1e-4, atol=1e-6)
+
+
+def test_bad_input_is_refused_by_name(tmp_path):
+    one = subject()
+    with pytest.raises(InputError, match="0 batches"):
+        next(blocks.visit(one, [], tmp_path / "a"))
+    with pytest.raises(InputError, match="vocabulary has 40"):
+        next(blocks.visit(one, [{"input_ids": torch.tensor([[41]])}], tmp_path / "b"))
+    broken = copy.deepcopy(one)
+    broken.model.model.layers[1].mlp.down_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(NumericalError, match=r"model.layers.1 gives NaN"):
+        list(blocks.visit(broken, batches(), tmp_path / "c", store=False))
+    broken.model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(ModelError, match=r"layers.1.mlp.down_proj.weight holds NaN"):
+        list(blocks.visit(open_streamed(tmp_path / "broken"), batches(), tmp_path / "d", store=False))
+    with pytest.raises(ModelError, match="no model at"):
+        open_streamed(tmp_path / "nothing" / "here")
+
+
+JOB = """
+import sys, torch
+sys.path.insert(0, sys.argv[2])
+from accelerate import PartialState
+from secateur.score import hessian
+from secateur.subjects import blocks
+from subjects.test_blocks import batches, subject
+one, found = subject(), {}
+for block in blocks.visit(one, batches(4), __import__("pathlib").Path(sys.argv[1])):
+    for name, moments in block.read(hessian.Moments).items():
+        found[name] = moments.value(name).clone()
+        block.matrices[name].weight[:, ::3] = 0.0
+    assert moments.rows == 4 * 2 * 9
+torch.save(found, sys.argv[1] + f"/found-{PartialState().process_index}.pt")
+"""
+
+
+def test_two_processes_count_what_one_counts(tmp_path):
+    (tmp_path / "job.py").write_text(JOB)
+    tests = str(Path(__file__).parents[1])
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    call = [*run, str(tmp_path / "job.py"), str(tmp_path), tests]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, expected = subject(), {}
+    for block in blocks.visit(one, batches(4), tmp_path / "single"):
+        for name, moments in block.read(hessian.Moments).items():
+            expected[name] = moments.value(name).clone()
+            block.matrices[name].weight[:, ::3] = 0.0
+    for rank in range(2):
+        found = torch.load(tmp_path / f"found-{rank}.pt")
+        for name, H in expected.items():
+            torch.testing.assert_close(found[name], H, rtol=1e-4, atol=1e-6)
