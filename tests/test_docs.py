@@ -38,6 +38,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "minitron": dict(
         steps=2, short_steps=1, candidates=2, calibration=32, batch=1, length=16, train_batch=4, train_length=16
     ),
+    "gpusq_vit": dict(batch=32, epochs=0.2, quantise_epochs=0.2),
     "yolov8_cwd": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2),
     "yolov4_group_sad": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2, judged=1),
 }

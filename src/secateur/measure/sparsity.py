@@ -28,12 +28,14 @@ def zeros(matrices: Mapping[str, Tensor]) -> float:
     return 1.0 - weights(matrices) / whole if whole else 0.0
 
 
-def figures(matrices: Mapping[str, Tensor], stored: float) -> dict[str, Figure]:
+def figures(matrices: Mapping[str, Tensor], stored: float, bits: Mapping[str, int] | None = None) -> dict[str, Figure]:
     """{"weights", "zeros", "packed_bytes"} of a model whose weights take `stored` bytes, these matrices among them.
 
-    Packed are the matrices, each in its smallest form (`packed_bytes`); everything else stays as it is.
+    Packed are the matrices, each in its smallest form (`packed_bytes`), with `bits` for each weight of those named;
+    everything else stays as it is.
     """
-    saved = sum(m.numel() * m.element_size() - packed_bytes(m) for m in matrices.values())
+    widths = bits or {}
+    saved = sum(m.numel() * m.element_size() - packed_bytes(m, widths.get(name)) for name, m in matrices.items())
     return {
         "weights": Figure(float(weights(matrices))),
         "zeros": Figure(zeros(matrices)),

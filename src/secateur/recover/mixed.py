@@ -1,13 +1,14 @@
 """Mixed distillation of a network from another of the same shape: hard labels, soft answers, features of some layers.
 
-    L = alpha CE(S(x), y) + beta tau^2 KL(softmax(T(x) / tau) || softmax(S(x) / tau)) + gamma sum_i w_i MSE(F_T^i, F_S^i)
+    L = alpha CE(S(x), y) + beta tau^2 KL(softmax(T(x) / tau) || softmax(S(x) / tau))
+        + gamma sum_i w_i MSE(F_T^i, F_S^i)
 
 Source: GPUSQ-ViT (arXiv 2305.10727), the losses of both of its workflows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -155,7 +156,11 @@ def soft(
 
 
 def apart(
-    ours: Sequence[Tensor], theirs: Sequence[Tensor], taps: Sequence[str], weights: Sequence[float], counts: Tensor | None
+    ours: Sequence[Tensor],
+    theirs: Sequence[Tensor],
+    taps: Sequence[str],
+    weights: Sequence[float],
+    counts: Tensor | None,
 ) -> Tensor:
     """``sum_n c_n sum_i w_i mean (F_T^i - F_S^i)^2`` over images n; [N, ...] each, c [N]."""
     total: Tensor = torch.zeros(())
@@ -180,9 +185,9 @@ def _agreement(ours: Sequence[Tensor], theirs: Sequence[Tensor], disagreeing: fl
 
 @torch.no_grad()
 def residuals(
-    student: nn.Module, teacher: nn.Module, ask: Ask, taps: Sequence[str], batches: Sequence[Mapping[str, Any]]
-) -> list[float]:
-    """``l_i = mean MSE(F_T^i, F_S^i)`` over all images of the batches, in evaluation mode, one for each of `taps`."""
+    student: nn.Module, teacher: nn.Module, ask: Ask, taps: Sequence[str], batches: Iterable[Mapping[str, Any]]
+) -> dict[str, float]:
+    """Tap -> ``l_i = mean MSE(F_T^i, F_S^i)`` over all images of the batches, in evaluation mode."""
     sums, images = torch.zeros(len(taps), dtype=torch.float64), 0
     with evaluating(student, teacher):
         for batch in batches:
@@ -193,7 +198,7 @@ def residuals(
             for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
                 sums[place] += float((one - other).float().square().flatten(1).mean(1).sum())
             images += len(batch["inputs"])
-    return [float(value) / max(1, images) for value in sums]
+    return {tap: value / max(1, images) for tap, value in zip(taps, sums.tolist(), strict=True)}
 
 
 def importance(residual: Sequence[float]) -> list[float]:

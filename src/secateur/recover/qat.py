@@ -1,9 +1,10 @@
 """Quantisation-aware training: layers that round their inputs and weights as they train, and what is left of them.
 
-`prepare` puts torchao's fake quantisers into a network, `calibrate` gives the inputs' ranges, training follows, `convert`
-takes them out again and returns the scales. torchao's own fake quantiser rounds the weights, one scale for each output.
-It knows no symmetric quantiser with one scale for a whole tensor, which is what inputs get here (`Inputs`): that one is
-built on PyTorch's `fake_quantize_per_tensor_affine`. Both pass gradients straight through inside the range, none outside.
+`prepare` puts torchao's fake quantisers into a network, `calibrate` gives the ranges of inputs, training follows, and
+`convert` takes them out again and returns the scales. Weights are rounded by torchao's own fake quantiser, one scale
+for each output. It has none with one symmetric scale for a whole tensor, which is what inputs get here (`Inputs`):
+that one stands on PyTorch's `fake_quantize_per_tensor_affine`. Gradients pass both straight inside the range, and not
+at all outside.
 """
 
 from __future__ import annotations
@@ -21,13 +22,18 @@ from torch import Tensor, nn
 
 from secateur.errors import DataError, InputError, MissingExtraError, NumericalError
 
-__all__ = ["Calibration", "Inputs", "calibrate", "convert", "entropy_limit", "frozen", "prepare", "prepared"]
+__all__ = ["Calibration", "Inputs", "calibrate", "convert", "entropy_limit", "frozen", "need", "prepare", "prepared"]
 
 Calibration = Literal["max", "percentile", "entropy"]
 
 _BINS = 2048
 _SAMPLE = 2**16
 """How many numbers of a tensor its histogram is made of, about."""
+
+
+def need() -> None:
+    """Raise `MissingExtraError` where torchao is not installed."""
+    _torchao("quantization")
 
 
 def _torchao(part: str) -> ModuleType:
@@ -38,7 +44,7 @@ def _torchao(part: str) -> ModuleType:
 
 
 class Inputs(nn.Module):
-    """Rounds a tensor to integers of `bits`, symmetric, one scale: ``s = limit / (2^(b-1) - 1/2)``.
+    """Rounds a tensor to integers of `bits`, symmetric, one scale: ``s = limit / (2^(b-1) - 1)``.
 
     While it observes, `limit` follows the largest |x| (or its quantile, at `share`) of each batch, slowly.
     """
@@ -59,7 +65,8 @@ class Inputs(nn.Module):
     def scale(self) -> Tensor:
         """The step from one integer to the next."""
         least = torch.finfo(self.limit.dtype).smallest_normal
-        return (self.limit / (2 ** (self.bits - 1) - 0.5)).clamp(min=least)
+        step: Tensor = self.limit / (2 ** (self.bits - 1) - 1)
+        return step.clamp(min=least)
 
     def forward(self, x: Tensor) -> Tensor:
         """The same shape."""
@@ -71,7 +78,8 @@ class Inputs(nn.Module):
             now = quantile(x.detach().abs().flatten().float(), self.share)
             self.limit.lerp_(now.to(self.limit), 1.0 - self.momentum)
         half = 2 ** (self.bits - 1)
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero, -half, half - 1)
+        found: Tensor = torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero, -half, half - 1)
+        return found
 
 
 class _Convolution(nn.Conv2d):
@@ -82,8 +90,9 @@ class _Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As `nn.Conv2d`."""
-        weight = self.weight_fake_quantizer(self.weight.flatten(1)).view_as(self.weight)
-        return self._conv_forward(self.activation_fake_quantizer(x), weight, self.bias)
+        weight: Tensor = self.weight_fake_quantizer(self.weight.flatten(1)).view_as(self.weight)
+        found: Tensor = self._conv_forward(self.activation_fake_quantizer(x), weight, self.bias)
+        return found
 
 
 def prepare(
@@ -96,7 +105,7 @@ def prepare(
     if bits not in (4, 8):
         raise InputError(f"bits={bits}: give 8 or 4")
     qat, api = _torchao("quantization.qat"), _torchao("quantization")
-    kind = torch.int8 if bits == 8 else torch.int4
+    kind = getattr(torch, f"int{bits}")
     config = qat.IntxFakeQuantizeConfig(kind, "per_channel", is_symmetric=True)
     names = set(layers)
     swap = qat.QATConfig(weight_config=config, step="prepare")
@@ -232,18 +241,17 @@ def frozen(model: nn.Module, *, inputs: bool, weights: bool) -> None:
 def convert(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Take the fake quantisers out, in place; returns path -> (scale of inputs [], scales of weights [d_out]).
 
-    Weights stay as they were trained, in floats. Scales that are held (`frozen`) are those that weights were trained
-    under; others are taken from the weights as they are.
+    Weights are left rounded, as floats. Scales that are held (`frozen`) are those that weights were trained under;
+    others are taken from the weights as they are.
     """
     qat, api = _torchao("quantization.qat"), _torchao("quantization")
     found = {}
     for path, layer in prepared(model).items():
         weights = layer.weight_fake_quantizer
-        if weights.config.is_dynamic:
-            weights(layer.weight.flatten(1))
+        layer.weight.copy_(weights(layer.weight.flatten(1)).view_as(layer.weight))
         found[path] = (layer.activation_fake_quantizer.scale.clone(), weights.scale.flatten().clone())
         if isinstance(layer, _Convolution):
             del layer.activation_fake_quantizer, layer.weight_fake_quantizer
-            layer.__class__ = nn.Conv2d
+            setattr(layer, "__class__", nn.Conv2d)  # noqa: B010
     api.quantize_(model, qat.QATConfig(step="convert"))
     return found

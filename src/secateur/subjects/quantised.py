@@ -32,6 +32,7 @@ __all__ = [
     "quantised",
     "rounded",
     "stored",
+    "stored_bytes",
     "taken",
     "unfold",
     "unpack",
@@ -76,7 +77,8 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, d_out, H', W']."""
         weight = rounded(self.weight, self.weight_scale[:, None, None, None], self.bits)
-        return self._conv_forward(rounded(x, self.input_scale, self.bits), weight, self.bias)
+        found: Tensor = self._conv_forward(rounded(x, self.input_scale, self.bits), weight, self.bias)
+        return found
 
 
 class Attention(nn.Module):
@@ -133,10 +135,10 @@ class Attention(nn.Module):
         return (found if self.batch_first else found.transpose(0, 1)), seen
 
 
-def _held(layer: nn.Linear, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    layer.weight = weight
+def _held(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer.weight = cast(nn.Parameter, weight)
     if bias is not None:
-        layer.bias = bias
+        layer.bias = cast(nn.Parameter, bias)
     return layer
 
 
@@ -172,7 +174,9 @@ def layers(model: nn.Module, call: Any) -> tuple[list[str], dict[str, str]]:
     code that reads its weights and multiplies by itself would pass the quantised layer by.
     """
     wanted = {
-        path: module for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
     }
     called: set[str] = set()
     handles = [
@@ -280,6 +284,15 @@ def _numbers(packed: Tensor, width: int, count: int) -> Tensor:
     if found.numel() < count * width:
         raise ModelError("the file of a packed network is damaged: save the result again")
     return (found.view(count, width) << torch.arange(width)).sum(1)
+
+
+def stored_bytes(layer: Linear | Conv2d, form: Form | None = None) -> float:
+    """Bytes of a layer's integers in a file, packed by the pattern of its mask where it has one."""
+    count = layer.weight.numel()
+    if form is None:
+        return math.ceil(count * layer.bits / 8)
+    units = count * form.n / (form.m * form.unit)
+    return math.ceil(units * form.unit * layer.bits / 8) + math.ceil(units * form.places / 8)
 
 
 def stored(

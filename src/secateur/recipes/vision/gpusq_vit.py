@@ -44,7 +44,7 @@ def gpusq_vit(
     *,
     batch: int = 64,
     seed: int = 0,
-    bits: Literal[4, 8, 32] = 8,
+    bits: int = 8,
     labels: Literal["true", "teacher", "none"] = "true",
     factors: Sequence[float] = (1.0, 10.0, 5.0),
     temperature: float = 2.0,
@@ -56,7 +56,7 @@ def gpusq_vit(
     quantise_lr: float = 2e-5,
     weight_decay: float = 0.01,
     least: int = 16,
-    pairs: bool | None = None,
+    pairs: bool = True,
     calibration: Literal["max", "percentile", "entropy"] = "max",
     calibrated: int = 8,
     settled: float = 0.3,
@@ -89,7 +89,7 @@ def gpusq_vit(
         labels: true takes the data's classes; teacher takes the teacher's, none drops the term: both need images only.
         factors: alpha, beta, gamma.
         temperature: tau.
-        critical: modules whose outputs are the features; by default the last third of the blocks, or half of the stages.
+        critical: modules whose outputs are the features; by default the last third of blocks, or half of stages.
         disagreeing: how much an image's features count where teacher and student tell different classes.
         epochs: of step 2.
         quantise_epochs: of step 5; 0 quantises after training.
@@ -97,7 +97,7 @@ def gpusq_vit(
         quantise_lr: the same of step 5.
         weight_decay: of AdamW.
         least: matrices with fewer inputs or outputs stay dense, such as small heads.
-        pairs: weights stay or go two by two, which kernels for four bits want; by default where bits is 4.
+        pairs: in 4 bits, weights stay or go two by two, which kernels for them want.
         calibration: of the inputs' ranges: their largest, a quantile, or the range whose integers tell most.
         calibrated: batches for it.
         settled: share of step 5 at its end in which scales are held.
@@ -112,7 +112,9 @@ def gpusq_vit(
     half precision are simulated in float32 on the CPU: no speed is claimed there. Networks without logits learn other
     answers by their squared error.
     """
-    check(data, labels, factors, settled)
+    check(data, bits, labels, factors, settled)
+    if bits != 32 and not dry_run:
+        qat.need()
     further = loop.options(training)
     feed = examples.batches(data, batch=batch, seed=seed)
     count = partial(detecting.steps, len(feed) / further.get("accumulate", 1))
@@ -127,9 +129,8 @@ def gpusq_vit(
         disagreeing=disagreeing,
     )  # fmt: skip
     for budget in budgets:
-        unit = 2 if (bits == 4 if pairs is None else pairs) else 1
         whole = matrices(subject.model)
-        form, (chosen, spared) = wanted(budget, unit), ({}, {})
+        form = wanted(budget, 2 if pairs and bits == 4 else 1)
         chosen, spared = eligible(whole, form, least)
         mask = run.tensors(f"masks-{budget}", partial(magnitude_masks, chosen, form))
         sparse = subject.copy()
@@ -143,9 +144,8 @@ def gpusq_vit(
             sparse.save(run.folder(f"sparse-{budget}"))
         result = sparse
         if not dry_run and bits != 32:
-            residual = run.json(f"residuals-{budget}", lambda sparse=sparse: dict(
-                zip(taps, mixed.residuals(sparse.model, subject.model, ask, taps, list(feed)), strict=True)
-            ))  # fmt: skip
+            left = partial(mixed.residuals, sparse.model, subject.model, ask, taps, feed)
+            residual = run.json(f"residuals-{budget}", left)
             weights = [1.0] * len(taps) if uniform else mixed.importance(list(residual.values()))
             result, tuned, more = quantise(
                 sparse, partial(lesson, weights=weights), train, feed, count(quantise_epochs), bits=bits,
@@ -159,8 +159,10 @@ def gpusq_vit(
         yield Result(str(budget), result, cut, predicted, records.together(pruned, tuned))
 
 
-def check(data: Examples, labels: str, factors: Sequence[float], settled: float) -> None:
+def check(data: Examples, bits: int, labels: str, factors: Sequence[float], settled: float) -> None:
     """Refuse options that contradict the data or themselves."""
+    if bits not in (4, 8, 32):
+        raise InputError(f"bits={bits}: give 8 or 4, or 32 to leave the sparse network as it is")
     if labels == "true" and data.labels is None:
         raise InputError(f"{data.name} has no classes: take labels=none or labels=teacher, which need images only")
     if len(factors) != 3 or any(not 0 <= one < math.inf for one in factors) or not any(factors):
@@ -175,8 +177,10 @@ def wanted(budget: Budget, unit: int = 1) -> Form:
     if budget.pattern is None or budget.limits:
         raise BudgetError(f"gpusq_vit can't meet {budget}: it prunes to a pattern, such as pattern=2:4")
     pattern: Pattern = budget.pattern
+    if pattern.n == pattern.m:
+        raise BudgetError(f"{budget} takes nothing away: give n below m, such as pattern=2:4")
     if pattern.n % unit or pattern.m % unit:
-        raise BudgetError(f"{budget} in pairs: n and m have to be even, such as pattern=2:4; or take pairs=False")
+        raise BudgetError(f"{budget} in pairs: n and m have to be even, such as pattern=2:4; or take no pairs")
     return Form(pattern.n, pattern.m, unit)
 
 
@@ -223,7 +227,8 @@ def blocks(model: nn.Module) -> list[str]:
         return sum(owner.startswith(f"{path}.") for owner in owners)
 
     bare = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-    large = {path: one for path, one in model.named_modules() if path and not isinstance(one, bare) and inside(path) > 1}
+    large = {path: one for path, one in model.named_modules() if path and not isinstance(one, bare)}
+    large = {path: one for path, one in large.items() if inside(path) > 1}
     kinds = [type(one) for one in large.values()]
     again = [path for path, one in large.items() if kinds.count(type(one)) > 1]
     found = [path for path in again if not any(path.startswith(f"{other}.") for other in again)]
@@ -302,7 +307,8 @@ def quantise(
     quantised.install(student, {path: quantised.Scales(bits, *found[path]) for path in layers})
     plan = Plan(unfolded=unfolded, bits=tuple((path, bits) for path in layers))
     result = Traced(student, sparse.inputs, (*sparse.plans, plan))
-    result.masks, result.forms = dict(mask), {name: sparse.forms[old] for name, old in zip(mask, sparse.masks, strict=True)}
+    result.masks = dict(mask)
+    result.forms = dict(zip(mask, sparse.forms.values(), strict=True))
     return result, recovery, [f"stays in floats: {path} {reason}" for path, reason in reasons.items()]
 
 
