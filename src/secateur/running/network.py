@@ -16,7 +16,7 @@ from secateur.errors import DataError, InputError, MissingExtraError, Unsupporte
 from secateur.files import examples, plugins
 from secateur.files.examples import Examples
 from secateur.measure import detection, latency, quality, size, sparsity
-from secateur.subjects import detectors, quantised
+from secateur.subjects import detectors, integers
 from secateur.subjects import matrices as every
 from secateur.subjects.detectors import Detector
 from secateur.subjects.traced import Traced, open_traced, reload_traced
@@ -193,10 +193,10 @@ def sizes(subject: Traced, batch: Any) -> dict[str, Figure]:
     weights = list(subject.model.parameters())
     args, kwargs = subject.inputs.fresh()
     whole = float(sum(p.numel() * p.element_size() for p in weights))
-    layers = quantised.quantised(subject.model)
+    layers = integers.quantised(subject.model)
     saved = sum(
         layer.weight.numel() * layer.weight.element_size()
-        - quantised.stored_bytes(layer, subject.forms.get(f"{path}.weight"))
+        - integers.stored_bytes(layer, subject.forms.get(f"{path}.weight"))
         for path, layer in layers.items()
     )
     bits = {f"{path}.weight": layer.bits for path, layer in layers.items()}

@@ -1,6 +1,6 @@
 """QuantizeLinear and DequantizeLinear in an ONNX graph, where a network rounds to integers and multiplies back.
 
-`quantised.rounded` is exported as Div, Round, two bounds and Mul. Runtimes compute with integers only where they find
+`integers.rounded` is exported as Div, Round, two bounds and Mul. Runtimes compute with integers only where they find
 the two operators of ONNX that say so; weights become integers in the file.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 from torch.export import ExportedProgram
 
-from secateur.subjects import quantised
+from secateur.subjects import integers
 
 __all__ = ["mark", "rounds"]
 
@@ -24,7 +24,7 @@ def rounds(module: nn.Module | ExportedProgram) -> bool:
     if isinstance(module, ExportedProgram):
         return any(str(node.target).startswith("aten.round") for node in module.graph.nodes)
     inner = getattr(module, "model", module)
-    return bool(quantised.quantised(inner)) or any(str(node.target).startswith("aten.round") for node in _nodes(inner))
+    return bool(integers.quantised(inner)) or any(str(node.target).startswith("aten.round") for node in _nodes(inner))
 
 
 def _nodes(module: nn.Module) -> list[Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.subjects import quantised
+from secateur.subjects import integers
 from secateur.subjects.absent import Absent, Nothing
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.flow import Shaping
@@ -43,7 +43,7 @@ class Plan:
     fresh: bool = False
     """Whether a sum with what was erased is a copy."""
     unfolded: tuple[str, ...] = ()
-    """Attentions whose projections became layers of their own, see `quantised.unfold`."""
+    """Attentions whose projections became layers of their own, see `integers.unfold`."""
     bits: tuple[tuple[str, int], ...] = ()
     """(layer, bits): layers that were quantised; their weights and scales are with the weights."""
 
@@ -207,10 +207,10 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
         size = weight.shape[1 if getattr(modules[path], "transposed", False) else 0]
         modules[path].register_parameter("bias", nn.Parameter(weight.new_zeros(size), weight.requires_grad))
     _erase(result, cut)
-    quantised.unfold(result, cut.unfolded)
+    integers.unfold(result, cut.unfolded)
     layers = dict(result.named_modules())
-    blank = {path: quantised.blank(layers.get(path), path, bits) for path, bits in cut.bits}
-    quantised.install(result, blank)
+    blank = {path: integers.blank(layers.get(path), path, bits) for path, bits in cut.bits}
+    integers.install(result, blank)
     return result
 
 

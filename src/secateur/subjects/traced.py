@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import coupling as coupled
-from secateur.subjects import flops, invariance, onnxing, quantised, segments
+from secateur.subjects import flops, invariance, onnxing, integers, segments
 from secateur.subjects import offsets as offsets_of
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.proof import FAINT, Fault, Silenced, compare, differences, same, silenced, stirred
@@ -53,7 +53,7 @@ class Traced:
         self.plans = plans
         self.masks: dict[str, Tensor] = {}
         """Name of a parameter -> booleans of its shape, False where a weight was pruned on its own and stays zero."""
-        self.forms: dict[str, quantised.Form] = {}
+        self.forms: dict[str, integers.Form] = {}
         """Name of a masked parameter -> the pattern of its mask, where it has one."""
         self._channels: float | None = None
         """How many channels an earlier cut has left, as it counted them."""
@@ -565,7 +565,7 @@ class Traced:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().contiguous() for name, tensor in _state(self.model).items()}
-        state = quantised.stored(self.model, state, self.masks, self.forms)
+        state = integers.stored(self.model, state, self.masks, self.forms)
         _write(folder / _WEIGHTS, lambda place: save_file(state, place))
         if loose := {name: mask.contiguous() for name, mask in self.masks.items() if f"{name}.places" not in state}:
             _write(folder / _MASKS, lambda place: save_file(loose, place))
@@ -689,14 +689,14 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
         data = json.loads((folder / _PLAN).read_text("utf-8"))
         state = load_file(folder / _WEIGHTS)
         masks = load_file(folder / _MASKS) if (folder / _MASKS).is_file() else {}
-        forms = {str(name): quantised.Form(*map(int, form)) for name, form in data.get("forms", {}).items()}
+        forms = {str(name): integers.Form(*map(int, form)) for name, form in data.get("forms", {}).items()}
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{folder} holds no saved network ({error}): give the folder that save() wrote") from error
     plans = tuple(Plan.from_dict(one) for one in data.get("plans", ()))
     small = twin(model)
     for one in plans:
         small = shrink(small, one)
-    state, packed = quantised.taken(small, state, forms)
+    state, packed = integers.taken(small, state, forms)
     found = tensors_of(small)
     wrong = [
         name

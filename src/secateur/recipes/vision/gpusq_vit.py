@@ -19,9 +19,9 @@ from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.recover import detecting, loop, masks, mixed, qat, records, slimming
 from secateur.select.pattern import n_of_m
-from secateur.subjects import quantised
+from secateur.subjects import integers
 from secateur.subjects.matrices import Matrix, matrices, nonzero, receipt
-from secateur.subjects.quantised import Form
+from secateur.subjects.integers import Form
 from secateur.subjects.shrinking import Plan
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Pattern, Recovery, Result
@@ -280,11 +280,11 @@ def quantise(
     lesson: (student, teacher) -> objective.
     """
     student = sparse.copy().model
-    unfolded = quantised.unfold(student)
+    unfolded = integers.unfold(student)
     student.eval()
     ask = partial(answer, sparse, student)
     with torch.no_grad():
-        layers, reasons = quantised.layers(student, lambda: ask(feed[0]["inputs"]))
+        layers, reasons = integers.layers(student, lambda: ask(feed[0]["inputs"]))
     qat.prepare(student, layers, bits=bits, share=0.9999 if calibration == "percentile" else 1.0)
     qat.calibrate(student, lambda part: ask(part["inputs"]), feed.take(calibrated), by=calibration)
     objective = lesson(student, sparse.model)
@@ -304,7 +304,7 @@ def quantise(
     qat.frozen(student, inputs=True, weights=bool(steps and settled))
     found = qat.convert(student)
     student.eval()
-    quantised.install(student, {path: quantised.Scales(bits, *found[path]) for path in layers})
+    integers.install(student, {path: integers.Scales(bits, *found[path]) for path in layers})
     plan = Plan(unfolded=unfolded, bits=tuple((path, bits) for path in layers))
     result = Traced(student, sparse.inputs, (*sparse.plans, plan))
     result.masks = dict(mask)
@@ -313,7 +313,7 @@ def quantise(
 
 
 def split(name: str) -> str:
-    """The name of a parameter after `quantised.unfold`."""
+    """The name of a parameter after `integers.unfold`."""
     return f"{name.removesuffix('_weight')}.weight" if name.endswith("in_proj_weight") else name
 
 

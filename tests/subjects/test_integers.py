@@ -8,8 +8,8 @@ from torch import nn
 
 from secateur.errors import InputError, ModelError
 from secateur.select.pattern import n_of_m
-from secateur.subjects import onnxing, quantised
-from secateur.subjects.quantised import Form, Scales
+from secateur.subjects import onnxing, integers
+from secateur.subjects.integers import Form, Scales
 from secateur.subjects.recording import Example
 from secateur.subjects.shrinking import Plan, shrink, twin
 from secateur.subjects.traced import Traced, reload_traced
@@ -45,7 +45,7 @@ def test_unfolded_attention_gives_what_pytorch_s_gives(first, bias, case):
         args = (query[0],) * 3
     with torch.no_grad():
         wanted = whole(*args, **how)
-        assert quantised.unfold(holder) == ("a",)
+        assert integers.unfold(holder) == ("a",)
         found = holder["a"](*args, **how)
         assert torch.allclose(found[0], wanted[0], atol=1e-5)
         assert torch.allclose(found[1], wanted[1], atol=1e-5)
@@ -54,9 +54,9 @@ def test_unfolded_attention_gives_what_pytorch_s_gives(first, bias, case):
 
 def test_attention_of_other_widths_stays_folded():
     model = nn.ModuleDict({"a": nn.MultiheadAttention(8, 2, kdim=4, vdim=4)})
-    assert quantised.unfold(model) == ()
+    assert integers.unfold(model) == ()
     with pytest.raises(ModelError, match="the attention b, which is not there"):
-        quantised.unfold(model, ["b"])
+        integers.unfold(model, ["b"])
 
 
 # --------------------------------------------------------------------------------------------------------- layers
@@ -76,7 +76,7 @@ class Odd(nn.Module):
 
 def test_layers_that_can_not_be_quantised_say_why():
     model = Odd()
-    found, reasons = quantised.layers(model, lambda: model(rand(2, 4)))
+    found, reasons = integers.layers(model, lambda: model(rand(2, 4)))
     assert found == ["called"]
     assert reasons == {
         "read": "is read by other code and not called as a layer",
@@ -93,7 +93,7 @@ def net(seed=0):
 IMAGES = rand(4, 1, 8, 8)
 
 
-def integers(bits=8, masks=None, form=None):
+def made(bits=8, masks=None, form=None):
     """The network of integers, as a subject, with masks for the layer "2"."""
     model = net()
     for name, mask in (masks or {}).items():
@@ -102,7 +102,7 @@ def integers(bits=8, masks=None, form=None):
     layers = {path: layer for path, layer in model.named_modules() if hasattr(layer, "weight")}
     tops = {path: layer.weight.detach().flatten(1).abs().amax(1) for path, layer in layers.items()}
     scales = {path: Scales(bits, torch.tensor(3.0 / half), top / half) for path, top in tops.items()}
-    quantised.install(model, scales)
+    integers.install(model, scales)
     result = Traced(model, Example.of(IMAGES[:2]), (Plan(bits=tuple((path, bits) for path in scales)),))
     result.masks, result.forms = dict(masks or {}), dict.fromkeys(masks or {}, form)
     return result
@@ -113,22 +113,22 @@ def test_weights_are_on_their_grid_and_a_row_of_zeros_stays_zero(bits):
     model = nn.Sequential(nn.Linear(4, 3))
     with torch.no_grad():
         model[0].weight[1] = 0
-    quantised.install(model, {"0": Scales(bits, torch.tensor(0.0), model[0].weight.detach().abs().amax(1) / 7)})
+    integers.install(model, {"0": Scales(bits, torch.tensor(0.0), model[0].weight.detach().abs().amax(1) / 7)})
     assert torch.isfinite(model(rand(2, 4))).all()
     assert model[0].weight[1].eq(0).all()
-    assert torch.equal(model[0].weight, quantised.rounded(model[0].weight, model[0].weight_scale[:, None], bits))
+    assert torch.equal(model[0].weight, integers.rounded(model[0].weight, model[0].weight_scale[:, None], bits))
 
 
 def test_a_plan_with_quantised_layers_goes_through_json_and_is_refused_elsewhere():
-    plan = integers().plans[0]
+    plan = made().plans[0]
     assert Plan.from_dict(plan.to_dict()) == plan
-    assert set(quantised.quantised(shrink(net(1), plan))) == {"0", "2", "4"}
+    assert set(integers.quantised(shrink(net(1), plan))) == {"0", "2", "4"}
     with pytest.raises(ModelError, match="names the layer 2"):
         shrink(nn.Sequential(nn.Conv2d(1, 8, 2, 2)), plan)
 
 
 def test_copies_are_independent():
-    one = integers()
+    one = made()
     other = twin(one.model)
     assert torch.equal(other(IMAGES), one.model(IMAGES))
     with torch.no_grad():
@@ -147,8 +147,8 @@ def test_unpacking_gives_what_was_packed(bits, form):
     limit = 2 ** (bits - 1)
     numbers = torch.randint(-limit, limit, mask.shape, generator=torch.Generator().manual_seed(3)).to(torch.int8)
     numbers = numbers * mask
-    parts = quantised.pack(numbers, mask, form, bits)
-    found, held = quantised.unpack(parts, tuple(mask.shape), form, bits)
+    parts = integers.pack(numbers, mask, form, bits)
+    found, held = integers.unpack(parts, tuple(mask.shape), form, bits)
     assert torch.equal(found, numbers)
     assert torch.equal(held, mask)
 
@@ -158,19 +158,19 @@ def test_unpacking_gives_what_was_packed(bits, form):
 )
 def test_the_packer_s_own_bytes_against_floats(bits, form, times):
     mask = n_of_m(rand(64, 128 // form.unit), form.n, form.m).repeat_interleave(form.unit, 1)
-    parts = quantised.pack(torch.ones(mask.shape, dtype=torch.int8) * mask, mask, form, bits)
+    parts = integers.pack(torch.ones(mask.shape, dtype=torch.int8) * mask, mask, form, bits)
     assert 4 * mask.numel() / sum(part.numel() for part in parts.values()) == pytest.approx(times)
 
 
 def test_a_mask_of_another_pattern_is_not_packed():
     with pytest.raises(InputError, match="2:4"):
-        quantised.pack(torch.ones(2, 8, dtype=torch.int8), torch.ones(2, 8, dtype=torch.bool), Form(2, 4), 8)
+        integers.pack(torch.ones(2, 8, dtype=torch.int8), torch.ones(2, 8, dtype=torch.bool), Form(2, 4), 8)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_files_hold_integers_and_masks_and_load_to_the_same_outputs(tmp_path, bits):
     mask = {"2.weight": n_of_m(rand(16, 16, seed=4), 2, 4)}
-    one = integers(bits, mask, Form(2, 4))
+    one = made(bits, mask, Form(2, 4))
     one.save(tmp_path)
     again = reload_traced(tmp_path, net(5), IMAGES[:2])
     assert torch.equal(again.forward(IMAGES), one.forward(IMAGES))
@@ -191,10 +191,10 @@ def test_a_sparse_network_keeps_its_masks_in_a_file_of_their_own(tmp_path):
 
 
 def test_a_file_without_its_integers_is_damaged(tmp_path):
-    one = integers()
+    one = made()
     model, state = one.model, {"2.weight_scale": one.model[2].weight_scale}
     with pytest.raises(ModelError, match=r"lacks the integers of 0\.weight"):
-        quantised.taken(model, state, {})
+        integers.taken(model, state, {})
 
 
 # ----------------------------------------------------------------------------------------------------------- ONNX
@@ -204,7 +204,7 @@ def test_a_file_without_its_integers_is_damaged(tmp_path):
 def test_onnx_says_where_it_rounds_and_holds_integers(tmp_path, bits):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    one = integers(bits)
+    one = made(bits)
     one.save(tmp_path, program=True)
     onnxing.write_program(onnxing.saved(tmp_path), tmp_path / "program.onnx")
     assert one.export_onnx(tmp_path / "module.onnx") == ()
