@@ -21,12 +21,12 @@ import statistics
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from support import peers
+
 # torchtune is no longer developed, and imports what later versions of torchao have dropped.
 PEERS = {"torchtune": ["torch", "torchao==0.9.0", "torchtune"], "trl": ["torch", "trl"]}
 CONTESTANTS = {
@@ -155,26 +155,8 @@ def _peak() -> int:
 # ---------------------------------------------------------------------------------------------------- the parent
 
 
-def environment_of(peer: str | None) -> tuple[str, str]:
-    """The Python that has the peer, and "" or why there is none."""
-    if peer is None:
-        return sys.executable, ""
-    folder = ROOT / ".cache" / "bench" / peer
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        print(f"installing {peer} into an environment of its own ...", file=sys.stderr)
-        venv.create(folder, with_pip=True, clear=True)
-        done = subprocess.run(
-            [python, "-m", "pip", "install", "-q", *PEERS[peer]], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            return str(python), "not installed: " + (done.stderr.strip().splitlines() or ["pip failed"])[-1][:120]
-        (folder / "complete").touch()
-    return str(python), ""
-
-
 def measure(name: str, peer: str | None, tokens: int, options: argparse.Namespace, repeats: int) -> dict[str, Any]:
-    python, problem = environment_of(peer)
+    python, problem = peers.environment(peer, PEERS.get(peer or "", []))
     if problem:
         return {"problem": problem}
     sizes = {"tokens": tokens, "vocabulary": options.vocabulary, "width": options.width, "repeats": repeats}
@@ -187,15 +169,6 @@ def measure(name: str, peer: str | None, tokens: int, options: argparse.Namespac
     if done.returncode:
         return {"problem": "failed: " + (done.stderr.strip().splitlines() or ["no message"])[-1][:120]}
     return {"tokens": tokens, **json.loads(done.stdout.strip().splitlines()[-1])}
-
-
-def version_of(peer: str | None) -> str:
-    if peer is None:
-        return ""
-    python, problem = environment_of(peer)
-    code = f"from importlib.metadata import version; print(version({peer!r}))"
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False) if not problem else None
-    return done.stdout.strip() if done else ""
 
 
 def rounds(contestants: dict[str, str | None], tokens: int, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -272,7 +245,7 @@ def main() -> None:
     contestants = {name: peer for name, peer in CONTESTANTS.items() if not (options.no_peers and peer)}
     same = rounds(contestants, common, options)
     for name, peer in contestants.items():
-        same[name]["version"] = version_of(peer)
+        same[name]["version"] = peers.version(peer, PEERS.get(peer or "", []))
     hidden = rounds(dict.fromkeys(FROM_HIDDEN), common, options)
     half = rounds({"plain PyTorch": None}, max(1, common // 2), options)["plain PyTorch"]
     full = rounds({"secateur kl": None}, options.tokens, options)["secateur kl"]
@@ -316,7 +289,7 @@ def main() -> None:
     print(text)
     out = options.out
     if out is None and (options.tokens, options.vocabulary) == (8192, 128_256) and not options.no_peers:
-        out = ROOT / "docs" / "evidence" / "benchmarks"
+        out = peers.ROOT / "docs" / "evidence" / "benchmarks"
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         found = {

@@ -35,10 +35,16 @@ LANGUAGES = {"python", "bash", "yaml", "json", "toml", "text"}
 STAND_INS = {"speedup=2x": "params=75%"}
 QUICK: dict[str, dict[str, Any]] = {
     "ziplm": dict(steps=2, calibration=32, trials=2, judged=16, batch=4, length=16, train_batch=4, train_length=16),
+    "ast": dict(steps=12, refresh=2, calibration=8, length=16, train_batch=4),
+    "stun": dict(seen=16, samples=8, length=16),
     "minitron": dict(
         steps=2, short_steps=1, candidates=2, calibration=32, batch=1, length=16, train_batch=4, train_length=16
     ),
     "gpusq_vit": dict(batch=32, epochs=0.2, quantise_epochs=0.2),
+    "owl": dict(samples=16, length=16, batch=1),
+    "sparsegpt": dict(samples=16, length=16, batch=1),
+    "wanda": dict(samples=16, length=16, batch=1),
+    "d_pruner": dict(general_samples=8, samples=8, train_batch=4, train_length=16),
     "yolov8_cwd": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2),
     "yolov4_group_sad": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2, judged=1),
 }
@@ -87,7 +93,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stand-ins")
     tiny.folder("bert", folder / "sentence-transformers" / "all-MiniLM-L6-v2", sentence=True)
     tiny.folder("llama", folder / "llama")
+    tiny.folder("mixtral", folder / "mixtral")
     (folder / "texts.txt").write_text("\n".join(tiny.sentences(1200)) + "\n", "utf-8")
+    (folder / "general.txt").write_text("\n".join(tiny.chains(400)) + "\n", "utf-8")
     return folder
 
 

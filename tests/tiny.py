@@ -16,6 +16,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -79,13 +81,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model(kind: str, seed: int = 0) -> PreTrainedModel:
-    """`bert`, `roberta`, `distilbert`, `gpt2`, `llama` (grouped-query attention) or `qwen3`, in eval mode."""
+    """`bert`, `roberta`, `distilbert`, `gpt2`, `llama` (grouped-query attention), `qwen3` or `mixtral`."""
     vocabulary = 64
     torch.manual_seed(seed)
     common = dict(vocab_size=vocabulary, pad_token_id=0)
     bert = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
     llama = dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=8, intermediate_size=128)
     llama |= dict(num_key_value_heads=2, bos_token_id=5, eos_token_id=6, max_position_embeddings=128)
+    experts = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=24)
     makers: dict[str, Any] = {
         "bert": lambda: BertModel(BertConfig(**common, **bert, max_position_embeddings=160)),
         "roberta": lambda: RobertaModel(RobertaConfig(**common, **bert, max_position_embeddings=160)),
@@ -97,6 +100,7 @@ def model(kind: str, seed: int = 0) -> PreTrainedModel:
         ),
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**common, **llama)),
         "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**common, **llama, head_dim=8)),
+        "mixtral": lambda: MixtralForCausalLM(MixtralConfig(**common, **(llama | experts), num_local_experts=8)),
     }
     made: PreTrainedModel = makers[kind]()
     with torch.no_grad():

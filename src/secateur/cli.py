@@ -193,7 +193,7 @@ def _named_recipe(given: Sequence[str]) -> str | None:
 def _is_switch(flag: str) -> bool:
     """Whether `flag` takes no value: one of `run` itself, or one that is on or off in some recipe."""
     name = flag[2:].replace("-", "_")
-    if name in ("dry_run", "overwrite", "help") or name.startswith("no_"):
+    if name in ("dry_run", "overwrite", "stream", "help") or name.startswith("no_"):
         return True
     options = (option for recipe in recipes.cards() for option in recipes.signature(recipe))
     return any(option.name == name and option.annotation == "bool" for option in options)
@@ -237,6 +237,7 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     flag("batch", int | None, "Sequences per batch of the measured environment.")
     flag("length", int | None, "Tokens per sequence of the measured environment.")
     fresh = "Also train networks of the cut shape from scratch, for as long (E), for as many FLOPs (B), or both."
+    flag("stream", bool, "Read the model block by block from the disk: for models larger than memory.", False)
     flag("scratch-baseline", str | None, fresh, metavar="E|B|both")
     for option in options:
         name, panel = option.name.replace("_", "-"), f"Options of {recipe}"
@@ -452,13 +453,14 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The --out folder of a r
 
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder of a model, usually a result.")],
-    to: Annotated[str, typer.Option(help="onnx (any model) or decilm (Llama-shaped models, for vLLM).")],
-    out: Annotated[Path | None, typer.Option(help="Where to; FOLDER/onnx or FOLDER/decilm if not given.")] = None,
+    to: Annotated[str, typer.Option(help="onnx, decilm (for vLLM), packed, masks, int8 or int4.")],
+    out: Annotated[Path | None, typer.Option(help="Where to; FOLDER/onnx and so on if not given.")] = None,
+    data: Annotated[str | None, typer.Option(help="Texts to measure the quality of int8 and int4 on.")] = None,
 ) -> None:
     """Write a model in another form, checked against the original's output."""
     from secateur import running
 
-    place, notes = running.export(folder, to, out)
+    place, notes = running.export(folder, to, out, data=data)
     for note in notes:
         print(f"note: {note}")
     print(place)

@@ -412,10 +412,15 @@ def _nonzero(result: Result, budget: Budget) -> dict[str, float]:
 
 
 def _zeroed(subject: Any, result: Result, budget: Budget, seed: int) -> Any:
-    """A copy of the subject with as many zeros as the result in each of its matrices, at random places."""
+    """A copy with as many zeros as the result in each of its matrices, and as few units (experts), at random places."""
     draw = importlib.import_module("numpy").random.default_rng(seed)
     weights, pattern = (importlib.import_module(f"secateur.select.{name}") for name in ("weights", "pattern"))
-    chance, found = subject.copy(), _matrices(result.subject)
+    units, keep = subject.units(), {}
+    for site in units.only(*_chosen_kinds(units, result)).free():
+        if site.name in result.cut.removed:
+            keep[site.name] = _ones(site.count)
+            keep[site.name][draw.permutation(site.count)[: result.cut.removed[site.name][0]]] = False
+    chance, found = subject.cut(Selection(keep))[0] if keep else subject.copy(), _matrices(result.subject)
     for name, matrix in _matrices(chance).items():
         stays = _array(found[name].weight) != 0
         if stays.all() or not _masked(result.subject, name):

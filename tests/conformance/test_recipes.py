@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,19 +24,30 @@ from secateur.subjects import Traced, Transformer, detectors, open_subject, open
 # Recipe -> the toy: kind of model, budget, and options that make it quick. Others run as they are on the default.
 DEFAULT = ("llama", "params=75%", {})
 TOYS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ast": ("llama", "pattern=2:4", {"steps": 20, "refresh": 5, "length": 16, "train_batch": 8, "slorb": 8}),
     "minitron": (
         "llama",
         "params=75%",
         {"steps": 0, "short_steps": 0, "calibration": 64, "length": 16, "train_batch": 8, "candidates": 3},
     ),
+    "magnitude": ("llama", "weights=50%", {}),
+    "owl": ("llama", "weights=40%", {"samples": 24, "length": 16, "times": 2.0}),
+    "sparsegpt": ("llama", "weights=50%", {"samples": 24, "length": 16}),
+    "wanda": ("llama", "weights=50%", {"samples": 24, "length": 16}),
+    "d_pruner": (
+        "llama",
+        "weights=50%",
+        {"general": "general.txt", "general_samples": 16, "samples": 64, "train_batch": 8, "train_length": 16},
+    ),
+    "stun": ("mixtral", "weights=60%", {"seen": 32, "samples": 32, "length": 16}),
     "ziplm": ("bert", "params=75%", {"steps": 0, "calibration": 32, "trials": 4, "judged": 16}),
 }
 LAWS = {"card", "within budget", "original untouched", "repeats", "resumes", "beats chance", "refuses"}
 
 
-@pytest.fixture(scope="module")
-def decoder() -> PreTrainedModel:
-    return tiny.taught(tiny.model("llama"))
+@functools.cache
+def taught(kind: str) -> PreTrainedModel:
+    return tiny.taught(tiny.model(kind))
 
 
 # The same for recipes on networks: kind of network, budget, options.
@@ -89,11 +102,15 @@ def test_recipes_on_networks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.cards() if name not in ON_NETWORKS])
-def test_recipes(name: str, decoder: PreTrainedModel) -> None:
+def test_recipes(name: str, tmp_path: Path) -> None:
     kind, budget, options = TOYS.get(name, DEFAULT)
+    if "general" in options:  # the name of a second file of texts
+        file = tmp_path / options["general"]
+        file.write_text("\n".join(tiny.sentences(400)), "utf-8")
+        options = {**options, "general": str(file)}
     quality = None
-    if kind == "llama":
-        subject = open_subject(decoder, tokenizer=tiny.tokenizer())
+    if kind in ("llama", "mixtral"):
+        subject = open_subject(taught(kind), tokenizer=tiny.tokenizer())
         held_out = texts.batches(texts.read(tiny.chains(200, 1)), subject.tokenizer, packed=True, batch=8, length=16)
 
         def quality(student: Transformer) -> float:

@@ -16,6 +16,7 @@ from secateur import conformance
 from secateur.subjects import open_subject
 from secateur.subjects.traced import Traced, open_traced, reload_traced
 from subjects import nets
+from subjects import tiny as tiny_subjects
 
 ALL = {
     "identity",
@@ -32,6 +33,18 @@ ALL = {
 def test_transformers(kind: str) -> None:
     laws = conformance.check_subject(lambda: open_subject(tiny.model(kind), tokenizer=tiny.tokenizer()))
     assert set(laws) == ALL
+
+
+@pytest.mark.parametrize(
+    "kind", ["mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "phimoe", "deepseek2", "deepseek2-groups", "deepseek3"]
+)
+def test_mixtures_of_experts(kind: str) -> None:
+    def make() -> Any:
+        subject = tiny_subjects.make(kind)
+        subject.model.set_attn_implementation("sdpa")  # as it comes back from a folder
+        return subject
+
+    assert set(conformance.check_subject(make)) == ALL
 
 
 def test_sentence_transformers_folder(tmp_path: Path) -> None:

@@ -249,3 +249,29 @@ def test_less_than_one_batch_says_how_much_is_needed(tokenizer):
         texts.batches(corpus(3), tokenizer, packed=False, batch=8, length=16)
     with pytest.raises(DataError, match=r"holds [0-9]+ tokens, less than one batch: 8192 are needed"):
         texts.batches(corpus(3), tokenizer, packed=True, batch=8, length=1024)
+
+
+def test_a_prompt_and_its_answer_are_one_text(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [
+        {"prompt": "Which is it?", "answer": "The second."},
+        {"text": "plain", "prompt": "not", "answer": "read"},
+        {"prompt": " ", "answer": " "},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert list(texts.read(path).texts) == ["Which is it?\nThe second.", "plain"]
+    path.write_text('{"prompt": "alone", "label": 1}')
+    with pytest.raises(DataError, match="has no text in 'text': it has prompt, label"):
+        texts.read(path)
+    path.write_text('{"prompt": "alone", "answer": 3}')
+    with pytest.raises(DataError, match="has no text in 'text': it has prompt, answer"):
+        texts.read(path)
+
+
+def test_prompts_and_answers_in_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"prompt": ["q"], "answer": ["a"], "label": [1], "id": [7]}), path)
+    found = texts.read(path)
+    assert (list(found.texts), found.labels) == (["q\na"], [1])

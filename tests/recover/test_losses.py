@@ -392,6 +392,16 @@ def test_cosine_and_mse_with_projection():
     )
 
 
+def test_relative_is_a_share_of_the_teachers_size():
+    student, teacher = torch.randn(2, 5, 8, requires_grad=True), 3 * torch.randn(2, 5, 8)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    s, t = student[mask.bool()], teacher[mask.bool()]
+    plain = 7 * F.mse_loss(s, t) / (t.square().mean() + 2**-7)
+    same(losses.relative(student, teacher, mask), plain, student)
+    # Scaling both changes nothing but for eps.
+    same(losses.relative(10 * student, 10 * teacher, eps=0.0), losses.relative(student, teacher, eps=0.0), student)
+
+
 def test_hidden_losses_ignore_nan_in_padding():
     student, teacher = torch.randn(4, 3), torch.randn(4, 3)
     student[3] = math.nan

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from secateur.errors import InputError
-from secateur.recover.schedule import learning_rate, warmup_steps
+from secateur.recover.schedule import learning_rate, ramped, warmup_steps
 
 
 def rates(**options):
@@ -43,3 +43,18 @@ def test_milestones_divide_by_ten_at_half_and_at_three_quarters():
     assert found[49:51] == [1.0, 0.1]
     assert found[74:76] == pytest.approx([0.1, 0.01])
     assert rates(schedule="milestones", warmup=0, min_lr=0.05)[99] == 0.05
+
+
+def test_cosine_to_the_floor_and_then_straight_to_zero():
+    found = rates(schedule="cosine-zero", min_lr=0.1)
+    assert found[:10] == rates(schedule="cosine")[:10]
+    assert found[10:95] == [learning_rate(step, steps=95, lr=1.0, warmup=10, min_lr=0.1) for step in range(10, 95)]
+    assert found[95:] == pytest.approx([0.1 * left / 5 for left in (5, 4, 3, 2, 1)])
+    assert found == sorted(found[:10]) + sorted(found[10:], reverse=True)
+    assert rates(schedule="cosine-zero", min_lr=0.1, steps=1, warmup=0) == [0.1]
+
+
+def test_a_ramp_starts_at_zero_and_holds():
+    found = [ramped(step, top=0.5, steps=4) for step in range(9)]
+    assert found == [0.0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert [ramped(step, top=0.5, steps=0) for step in range(3)] == [0.5] * 3

@@ -68,7 +68,10 @@ def test_scores_are_fresh_at_each_group():
 
 
 def test_corrections_lower_the_layers_own_loss():
-    weight, rows, H = problem(d_out=24, d_in=64, tokens=500)
+    draw = torch.Generator().manual_seed(0)
+    mixing = torch.eye(256) + 0.06 * torch.randn(256, 256, generator=draw)
+    rows = (torch.randn(1000, 256, generator=draw) @ mixing) * torch.exp(torch.randn(256, generator=draw))
+    weight, H = torch.randn(24, 256, generator=draw), 2 * rows.T @ rows / 1000
 
     def error(pruned):
         return float(((pruned - weight) @ rows.T).square().sum())
@@ -152,6 +155,21 @@ def test_moments_do_not_depend_on_the_split_and_merge():
     few.add(torch.full((1, 7), torch.inf))
     with pytest.raises(NumericalError, match="layer 7"):
         few.value("layer 7")
+
+
+def test_starved_experts_get_the_moments_of_their_pool():
+    found = {name: hessian.Moments() for name in ("a[0]", "a[1]", "a[2]", "b[0]")}
+    first, second, other = torch.randn(5, 3), torch.randn(20, 3), torch.randn(9, 3)
+    found["a[0]"].add(first)
+    found["a[1]"].add(second)
+    found["b[0]"].add(other)
+    result, starved = hessian.pooled(found, {name: name[0] for name in found}, floor=6)
+    assert starved == ["a[0]", "a[2]"]
+    rows = torch.cat([first, second])
+    for name in starved:
+        torch.testing.assert_close(result[name].value(name), 2 * rows.T @ rows / 25)
+    assert result["a[1]"] is found["a[1]"]
+    assert result["b[0]"] is found["b[0]"]
 
 
 def test_wanda_is_invariant_under_rescaled_inputs_and_magnitude_is_not():

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.errors import InputError
@@ -66,3 +66,36 @@ def test_proportional_is_exact_and_fair(sizes, share):
 def test_proportional_refuses_more_than_there_is():
     with pytest.raises(InputError, match="can't keep 7 of 6"):
         allocate.proportional([2, 4], 7)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 50), st.integers(1, 1000)), min_size=1, max_size=20),
+    st.floats(0.02, 0.99),
+    st.floats(0, 0.5),
+)
+def test_spread_meets_its_mean_whatever_is_clipped(blocks, mean, half):
+    worth, sizes = zip(*blocks, strict=True)
+    found = allocate.spread(worth, mean, half, sizes=sizes)
+    assert np.average(found, weights=sizes) == pytest.approx(mean, rel=1e-6)
+    assert all(0 < density <= 1 for density in found)
+    assert [found[i] for i in np.argsort(worth, kind="stable")] == sorted(found)
+
+
+def test_spread_spans_twice_lambda_and_equal_worths_are_uniform():
+    found = allocate.spread([1.0, 2.0, 4.0], 0.5, 0.08)
+    assert max(found) - min(found) == pytest.approx(0.16)
+    assert sum(found) / 3 == pytest.approx(0.5)
+    assert found[1] - found[0] == pytest.approx(0.16 / 3)
+    assert allocate.spread([3.0, 3.0], 0.3, 0.08) == [0.3, 0.3]
+    with pytest.raises(InputError, match="mean"):
+        allocate.spread([1.0], 1.5, 0.1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(1, 8), st.integers(1, 100)), min_size=1, max_size=12))
+def test_rounded_never_spends_more(blocks):
+    values, sizes = zip(*blocks, strict=True)
+    found = allocate.rounded(values, sizes, most=8)
+    assert all(1 <= n <= 8 and abs(n - value) < 1.0 + 1e-6 for n, value in zip(found, values, strict=True))
+    assert np.dot(found, sizes) <= np.dot(values, sizes) + 1e-4

@@ -119,3 +119,14 @@ def test_bad_shares_scopes_and_nan_are_refused():
         weights.best(scores, 0.5)
     with pytest.raises(NumericalError, match="layer 3"):
         weights.everywhere({"layer 3": scores}, 0.5)
+
+
+def test_sums_take_from_each_row_the_same_share_of_its_sum():
+    scores = torch.rand(20, 200) ** 4
+    mask = weights.by_sums(scores, 0.5)
+    assert 0.498 <= float(mask.float().mean()) <= 0.5
+    lost = (scores * ~mask).sum(1) / scores.sum(1)
+    assert float(lost.max() - lost.min()) < 0.05  # one alpha for all rows, up to the size of one weight
+    assert len(set(mask.sum(1).tolist())) > 1
+    for row, stays in zip(scores, mask, strict=True):
+        assert not (~stays).any() or row[~stays].max() <= row[stays].min()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
@@ -257,6 +258,11 @@ def test_bad_input_is_refused_by_name(tmp_path):
     broken.model.save_pretrained(tmp_path / "broken")
     with pytest.raises(ModelError, match=r"layers.1.mlp.down_proj.weight holds NaN"):
         list(blocks.visit(open_streamed(tmp_path / "broken"), batches(), tmp_path / "d", store=False))
+    tensors = load_file(tmp_path / "broken" / "model.safetensors")
+    tensors["model.layers.1.mlp.down_proj.weight"] = tensors["model.layers.1.mlp.down_proj.weight"].to(torch.int8)
+    save_file(tensors, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="stored as int8"):
+        list(blocks.visit(open_streamed(tmp_path / "broken"), batches(), tmp_path / "e", store=False))
     with pytest.raises(ModelError, match="no model at"):
         open_streamed(tmp_path / "nothing" / "here")
 

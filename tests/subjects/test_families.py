@@ -25,6 +25,7 @@ def test_every_tensor_is_in_the_table_with_its_true_shape(name: str) -> None:
             if axis:
                 width = layout.widths[place.layer or 0]
                 sizes = {"channels": layout.hidden_size, "neurons": width.neurons}
+                sizes |= {name: getattr(width, name) for name in ("experts", "expert_neurons", "shared_neurons")}
                 sizes |= {"heads*": width.heads * layout.head_dim, "kv*": width.kv * layout.head_dim}
                 assert sum(sizes[part] for part in axis.split("+")) == size, (key, axis)
 

@@ -15,7 +15,7 @@ from secateur.errors import MissingExtraError
 from secateur.subjects import Transformer, load, open_subject
 from secateur.vocabulary import Selection
 from subjects.test_loading import tokenizer
-from subjects.tiny import GENERATORS, MODELS, make, run_without_secateur, without
+from subjects.tiny import GENERATORS, MODELS, make, run_without_secateur, selections, without
 
 TASKS = {
     "ForCausalLM": "AutoModelForCausalLM",
@@ -49,6 +49,19 @@ assert "secateur" not in sys.modules
 
 
 def cuts(subject: Transformer) -> dict[str, Transformer]:
+    if subject.family.experts:
+        found = selections(subject)
+        parts = ("mixed", "attention", "experts and their neurons", "channels")
+        alike = [
+            found[label]
+            for label in ("expert neurons alike", "experts alike", "shared neurons alike")
+            if label in found
+        ]
+        keeps = (
+            ("mixed", {k: v for label in parts for k, v in found.get(label, {}).items()}),
+            ("alike", {k: v for one in alike for k, v in one.items()}),
+        )
+        return {key: subject.cut(Selection(keep))[0] for key, keep in keeps}
     neurons = subject.units()["layers.0.neurons"].count
     grouped = "layers.0.kv_groups" in subject.units().sites
     mixed = {"layers": without(3, 1), "layers.0.neurons": without(neurons, *range(8)), "attention": without(3, 0)}
@@ -85,8 +98,8 @@ def test_every_family_reloads_in_a_fresh_process_without_secateur(tmp_path: Path
     for job in jobs:
         results = load_file(job["folder"] + "/results.safetensors")
         output, states = expected[job["folder"]]
-        torch.testing.assert_close(results["output"], output, atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(results["states"], states, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(results["output"], output, atol=1e-6, rtol=1e-6, msg=lambda m, at=job: f"{at}: {m}")
+        torch.testing.assert_close(results["states"], states, atol=1e-6, rtol=1e-6, msg=lambda m, at=job: f"{at}: {m}")
         if job["generates"]:
             assert torch.equal(results["cached"], results["fresh"]), job["folder"]
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from torch.utils.flop_counter import FlopCounterMode
 
+from secateur.measure import size
 from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Site
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -21,6 +22,7 @@ transformers.utils.logging.disable_progress_bar()
 BATCH, LENGTH = 2, 9
 
 Keep = dict[str, np.ndarray]
+Keeps = dict[str, Keep]
 
 _SIZES = {"vocab_size": 61, "max_position_embeddings": 48, "attn_implementation": "eager"}
 _BERT = _SIZES | {
@@ -43,6 +45,20 @@ _LONGROPE = {
     "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
     "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5],
 }
+
+_MOE = _LLAMA | {"num_experts_per_tok": 2}
+_FINE = _MOE | {"moe_intermediate_size": 24}
+_LATENT = {name: value for name, value in _FINE.items() if name != "head_dim"} | {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 10,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 8,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+}
+_GROUPED = {"n_routed_experts": 8, "n_group": 2, "topk_group": 1}
 
 # name -> (config class, arguments, model class)
 MODELS = {
@@ -112,7 +128,32 @@ MODELS = {
         _PHI3 | {"rope_parameters": _LONGROPE, "original_max_position_embeddings": 32},
         "Phi3ForCausalLM",
     ),
+    "mixtral": ("MixtralConfig", _MOE | {"num_local_experts": 4}, "MixtralForCausalLM"),
+    "mixtral-base": ("MixtralConfig", _MOE | {"num_local_experts": 4}, "MixtralModel"),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        _FINE | {"num_experts": 4, "shared_expert_intermediate_size": 40, "mlp_only_layers": [0]},
+        "Qwen2MoeForCausalLM",
+    ),
+    "qwen3-moe": ("Qwen3MoeConfig", _FINE | {"num_experts": 4, "mlp_only_layers": [1]}, "Qwen3MoeForCausalLM"),
+    "olmoe": (
+        "OlmoeConfig",
+        {name: value for name, value in _MOE.items() if name != "head_dim"} | {"num_experts": 4},
+        "OlmoeForCausalLM",
+    ),
+    "phimoe": ("PhimoeConfig", _MOE | {"num_local_experts": 4, "lm_head_bias": True}, "PhimoeForCausalLM"),
+    "deepseek2": ("DeepseekV2Config", _LATENT | {"n_routed_experts": 4}, "DeepseekV2ForCausalLM"),
+    "deepseek2-groups": (
+        "DeepseekV2Config",
+        _LATENT | _GROUPED | {"topk_method": "group_limited_greedy", "q_lora_rank": None},
+        "DeepseekV2ForCausalLM",
+    ),
+    "deepseek3": ("DeepseekV3Config", _LATENT | _GROUPED | {"n_routed_experts": 8}, "DeepseekV3ForCausalLM"),
 }
+MIXTURES = [
+    name for name in MODELS if name.startswith(("mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "phimoe", "deep"))
+]
+DENSE = [name for name in MODELS if name not in MIXTURES]
 DECODERS = [name for name in MODELS if not name.startswith(("bert", "roberta", "distilbert"))]
 GENERATORS = [name for name in DECODERS if MODELS[name][2].endswith(("CausalLM", "LMHeadModel"))]
 
@@ -124,8 +165,9 @@ def make(name: str) -> Transformer:
     torch.manual_seed(7)
     model = getattr(transformers, model_class)(getattr(transformers, config_class)(**arguments)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        biases = [buffer for name, buffer in model.named_buffers() if name.endswith("correction_bias")]
+        for tensor in (*model.parameters(), *biases):
+            tensor += 0.1 * torch.randn(tensor.shape, generator=generator)
     return open_subject(model)
 
 
@@ -162,15 +204,19 @@ def random_keep(subject: Transformer, seed: int, *, channels: bool = True) -> Ke
     channels = channels and units["channels"].fixed is None
     keep: Keep = {}
     for name, site in units.sites.items():
-        if site.kind == "heads" and site.group is not None:
-            per_group = site.count // (site.group.max() + 1)
-            least = int(random.integers(1, per_group + 1))
+        if site.frozen:
+            continue
+        if site.group is not None:
+            groups = site.group.max() + 1
+            per_group = site.count // groups
+            least = int(random.integers(max(1, -(-site.minimum // groups)), per_group + 1))
+            least -= least % 4 if site.kind == "expert_neurons" else 0
             keep[name] = np.concatenate(
-                [
-                    np.isin(np.arange(per_group), random.choice(per_group, least, False))
-                    for _ in range(site.group.max() + 1)
-                ]
+                [np.isin(np.arange(per_group), random.choice(per_group, least, False)) for _ in range(groups)]
             )
+        elif site.kind in ("experts", "shared_neurons"):
+            least = int(random.integers(max(1, site.minimum), site.count + 1))
+            keep[name] = np.isin(np.arange(site.count), random.choice(site.count, least, False))
         elif site.kind == "channels":
             if channels:
                 keep[name] = np.isin(np.arange(site.count), random.choice(site.count, site.count - 16, False))
@@ -193,7 +239,7 @@ def selections(subject: Transformer) -> dict[str, Keep]:
             for index, (name, site) in enumerate((n, s) for n, s in sites.items() if s.kind == kind)
         }
 
-    per_group = all(site.group is None for site in sites.values())
+    per_group = all(site.group is None for site in sites.values() if site.kind == "heads")
     first = next(site for site in sites.values() if site.kind == "heads")
     head = [1] if per_group else [1, 1 + first.count // 2]
     found = {
@@ -207,7 +253,9 @@ def selections(subject: Transformer) -> dict[str, Keep]:
         "heads": {"layers.1.heads": without(first.count, *head)},
         "heads alike": everywhere("heads", lambda _: head),
         "all heads": {"layers.0.heads": np.zeros(first.count, dtype=bool)},
-        "all neurons": {"layers.0.neurons": np.zeros(sites["layers.0.neurons"].count, dtype=bool)},
+        "all neurons": {
+            name: np.zeros(site.count, dtype=bool) for name, site in sites.items() if name == "layers.0.neurons"
+        },
         "attention": {"attention": without(layers, 0)},
         "attention, others": {"attention": without(layers, 1, 2)},
         "ffn": {"ffn": without(layers, 1)},
@@ -225,7 +273,36 @@ def selections(subject: Transformer) -> dict[str, Keep]:
         found["kv group and head"] = {"layers.1.kv_groups": without(2, 0), "layers.1.heads": without(4, 2)}
     if sites["channels"].fixed is not None:
         found = {label: keep for label, keep in found.items() if "channels" not in keep}
-    return found
+    if any(site.kind == "experts" for site in sites.values()):
+        found |= _of_experts(sites, everywhere)
+        found.pop("channels, odd", None)  # rows of 45 numbers are refused
+    there = {name for name, site in sites.items() if not site.frozen}
+    return {label: keep for label, keep in found.items() if (keep or label == "nothing") and set(keep) <= there}
+
+
+def _of_experts(sites: Mapping[str, Site], everywhere: Callable[[str, Callable[[int], list[int]]], Keep]) -> Keeps:
+    """Of a mixture: whole experts, neurons inside each, and of the shared one."""
+    count, total = sites["layers.2.experts"].count, sites["layers.2.expert_neurons"].count
+    width = total // count
+    # Each expert its own neurons.
+    own = [e * width + (e + j) % width for e in range(count) for j in range(width // 2)]
+    some = [0, count // 2] if sites["layers.2.experts"].group is not None else [1]
+    return {
+        "experts": {"layers.2.experts": without(count, *some)},
+        "experts alike": everywhere("experts", lambda index: [(one + index) % count for one in some]),
+        "expert neurons": {"layers.2.expert_neurons": without(total, *own)},
+        "expert neurons alike": everywhere("expert_neurons", lambda _: own),
+        "experts and their neurons": {
+            "layers.2.experts": without(count, *some),
+            "layers.2.expert_neurons": without(total, *own),
+        },
+        "shared neurons": {
+            name: without(site.count, *range(5, 13))
+            for name, site in sites.items()
+            if name == "layers.2.shared_neurons"
+        },
+        "shared neurons alike": everywhere("shared_neurons", lambda index: list(range(index, index + 24))),
+    }
 
 
 def run(subject: Transformer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -234,9 +311,7 @@ def run(subject: Transformer, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def flops(subject: Transformer, batch: dict[str, torch.Tensor]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run(subject, batch)
-    return float(counter.get_total_flops())
+    return size.flops(lambda **item: run(subject, item), batch)
 
 
 def cached_bytes(subject: Transformer, batch: dict[str, torch.Tensor]) -> float:

@@ -24,6 +24,7 @@ __all__ = ["Batches", "Corpus", "batches", "read", "windows"]
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _HUB_LIMIT = 100_000
 _CHUNK = 1024
+_PROMPTED = ("prompt", "answer")
 Row = tuple[str, Any]
 
 
@@ -94,7 +95,8 @@ def read(
     A `.txt` file holds one text per line, `.jsonl` and `.parquet` hold one per row in `column` (and perhaps a class
     in `label`), a folder holds such files at any depth, taken in the order of their paths. `owner/name`, or
     `hub:name[:configuration[:split]]`, streams a data set of the hub, its first 100,000 texts unless `limit` says
-    otherwise. Blank texts are passed over.
+    otherwise. Blank texts are passed over. A row without `column` but with a `prompt` and an `answer` is the one and,
+    on a line of its own, the other.
 
     Raises:
         DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte,
@@ -183,9 +185,10 @@ def _parquet_rows(path: Path, column: str, label: str) -> Iterator[Row]:
     try:
         table = pyarrow.parquet.ParquetFile(path)
         names = table.schema_arrow.names
-        if column not in names:
+        if column not in names and not set(_PROMPTED) <= set(names):
             raise DataError(f"{path} has no column {column!r}: it has {', '.join(names)}")
-        for batch in table.iter_batches(columns=[name for name in (column, label) if name in names]):
+        wanted = (column, label) if column in names else (*_PROMPTED, label)
+        for batch in table.iter_batches(columns=[name for name in wanted if name in names]):
             yield from (_row(row, column, label, str(path)) for row in batch.to_pylist())
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a Parquet file that can be read: {_first_line(error)}") from error
@@ -208,6 +211,10 @@ def _hub(name: str, column: str, label: str, limit: int | None) -> Iterator[Row]
 
 
 def _row(row: Any, column: str, label: str, where: str) -> Row:
+    if isinstance(row, dict) and column not in row:
+        parts = [part for part in map(row.get, _PROMPTED) if isinstance(part, str)]
+        if len(parts) == len(_PROMPTED):
+            row = {**row, column: "\n".join(parts).strip()}
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
         known = ", ".join(row) if isinstance(row, dict) else "no fields"
         raise DataError(f"{where} has no text in {column!r}: it has {known}")

@@ -33,6 +33,7 @@ __all__ = [
     "mse",
     "next_tokens",
     "relational",
+    "relative",
     "token",
     "topk_kl",
 ]
@@ -583,6 +584,16 @@ def mse(
     """``sum_rows (1 / d) ||project(h_s) - h_t||^2``: mean over features, sum over rows. Shapes as `cosine`."""
     student, teacher = _pair(student, teacher, mask, project)
     return (student - teacher).square().mean(-1).sum()
+
+
+def relative(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, eps: float = 2.0**-7) -> Tensor:
+    """``sum_rows (1 / d) ||h_s - h_t||^2 / (mean(h_t^2) + eps)``: the error as a share of the teacher's own size.
+
+    The mean is over all counted rows and features of this batch. Shapes as `cosine`. Source: SquareHead (arXiv
+    2310.06927), with the eps of AST's code (arXiv 2407.20584).
+    """
+    student, teacher = _pair(student, teacher, mask, None)
+    return (student - teacher).square().mean(-1).sum() / (teacher.square().mean() + eps)
 
 
 def token(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -205,6 +205,7 @@ def distil(
     direction: str = "forward",
     blocks: Sequence[tuple[int, int]] = (),
     hidden: Sequence[tuple[int, int]] = (),
+    measure: Literal["cosine", "relative"] = "cosine",
     projection: nn.Module | None = None,
     alpha: float | Literal["dynamic"] = "dynamic",
     fused: bool = False,
@@ -223,7 +224,8 @@ def distil(
         temperature: of the KL.
         direction: of the KL, see `prediction_loss`.
         blocks: (student, teacher) indices into `hidden` for L_token; same width, no projection.
-        hidden: (student, teacher) indices for the projected cosine loss (Minitron's L_is).
+        hidden: (student, teacher) indices for the loss between hidden states (Minitron's L_is), summed over pairs.
+        measure: of that loss: "cosine", through the projection, or "relative" (`losses.relative`), of equal widths.
         projection: one learned map student width -> teacher width, shared by all pairs of `hidden`, and by the
             prediction where that is embeddings or states of another width.
         alpha: weight of L_is; "dynamic" is L_logits / L_is, detached (Minitron, section 3.2), and 1 where there is no
@@ -303,6 +305,9 @@ def distil(
             mask = _mask(batch)
             apart = total.new_zeros(())
             for i, j in hidden:
+                if measure == "relative":
+                    apart = apart + losses.relative(ours.hidden[i], theirs.hidden[j], mask) / totals["tokens"]
+                    continue
                 mapped = projection(ours.hidden[i]) if projection is not None else ours.hidden[i]
                 apart = apart + losses.cosine(mapped, theirs.hidden[j], mask) / totals["tokens"]
             if alpha != "dynamic":

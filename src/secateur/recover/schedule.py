@@ -1,4 +1,4 @@
-"""Learning rates: a linear warm-up, then cosine, linear, constant or in steps, down to a floor."""
+"""Learning rates: a linear warm-up, then cosine, linear, constant or in steps, down to a floor; and other ramps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import math
 
 from secateur.errors import InputError
 
-__all__ = ["learning_rate", "warmup_steps"]
+__all__ = ["learning_rate", "ramped", "warmup_steps"]
+
+_TAIL = 0.05
+"""Last share of the steps in which "cosine-zero" leaves its floor: 2,000 of the 40,000 steps of AST's GPT-2 run."""
 
 
 def learning_rate(
@@ -23,6 +26,7 @@ def learning_rate(
     Warm-up of w steps: ``lr (step + 1) / w``. Then with ``x = (step - w) / (steps - w)``:
 
     - cosine: ``min_lr + (lr - min_lr) (1 + cos(pi x)) / 2`` (Loshchilov and Hutter, arXiv 1608.03983, without restarts)
+    - cosine-zero: cosine over the first 95 % of all steps, then straight from `min_lr` to 0 (AST, arXiv 2407.20584)
     - linear: ``lr + (min_lr - lr) x``
     - constant: ``lr``
     - milestones: ``lr / 10`` from x = 1/2, ``lr / 100`` from x = 3/4, at least `min_lr` (He et al., arXiv 1512.03385)
@@ -30,19 +34,32 @@ def learning_rate(
     `warmup` below 1 is a share of all steps, otherwise a number of steps. Raises `InputError` for an unknown schedule
     or a floor above `lr`.
     """
-    if schedule not in ("cosine", "linear", "constant", "milestones"):
-        raise InputError(f"schedule={schedule!r}: give 'cosine', 'linear', 'constant' or 'milestones'")
+    if schedule not in ("cosine", "cosine-zero", "linear", "constant", "milestones"):
+        raise InputError(f"schedule={schedule!r}: give 'cosine', 'cosine-zero', 'linear', 'constant' or 'milestones'")
     if not 0 <= min_lr <= lr:
         raise InputError(f"min_lr={min_lr}: give a floor between 0 and lr={lr}")
     first = warmup_steps(steps, warmup)
     if step < first:
         return lr * (step + 1) / first
+    if schedule == "cosine-zero":
+        last = max(first, steps - max(1, round(_TAIL * steps)))
+        if step >= last:
+            return min_lr * (steps - step) / (steps - last)
+        steps, schedule = last, "cosine"
     done = (step - first) / max(1, steps - first)
     if schedule == "cosine":
         return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * done)) / 2
     if schedule == "milestones":
         return max(min_lr, lr if done < 0.5 else lr / 10 if done < 0.75 else lr / 100)
     return lr + (min_lr - lr) * done if schedule == "linear" else lr
+
+
+def ramped(step: int, *, top: float, steps: int) -> float:
+    """`top` min(1, step / steps), for step 0, 1, ...: a straight line from 0, then constant; `top` at once if steps=0.
+
+    The decay of AST (arXiv 2407.20584): weak while the mask explores, strong once it should settle.
+    """
+    return top * min(1.0, step / steps) if steps else top
 
 
 def warmup_steps(steps: int, warmup: float) -> int:

@@ -11,7 +11,7 @@ import random
 import tempfile
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +73,7 @@ def run(
     device: str | None = None,
     batch: int | None = None,
     length: int | None = None,
+    stream: bool = False,
     **options: Any,
 ) -> list[Evidence]:
     """Run a recipe, and leave the smaller model, its evidence and a report in `out`.
@@ -94,6 +95,8 @@ def run(
             there.
         batch: sequences per batch of the measured environment; the recipe's default if None.
         length: tokens per sequence of the measured environment; the recipe's default if None. Networks have none.
+        stream: leave a language model on the disk and read it block by block, for models larger than memory; time is
+            not measured then. Only some recipes can.
         options: the recipe's own.
 
     Raises:
@@ -104,7 +107,7 @@ def run(
     return list(
         results(
             recipe, model, data, budget, out, dry_run=dry_run, overwrite=overwrite,
-            seed=seed, threads=threads, device=device, batch=batch, length=length, **options,
+            seed=seed, threads=threads, device=device, batch=batch, length=length, stream=stream, **options,
         )
     )  # fmt: skip
 
@@ -123,6 +126,7 @@ def results(
     device: str | None = None,
     batch: int | None = None,
     length: int | None = None,
+    stream: bool = False,
     **options: Any,
 ) -> Iterator[Evidence]:
     """As `run`, yielding each budget's evidence as soon as its model is in place."""
@@ -133,6 +137,7 @@ def results(
     _check(seed=(seed, 0), threads=(threads, 1), batch=(batch, 1), length=(length, 1))
     trade = trades.of_recipe(function)
     trades.match(trade, model, function.__name__)
+    trade = trades.streaming(function) if stream else trade
     corpus = trade.read(data)
     subject = trade.opened(model, device, corpus)
     corpus = trade.fitted(corpus, subject)
@@ -151,6 +156,7 @@ def results(
         "device": where.device,
         "batch": where.batch,
         **({} if where.length is None else {"length": where.length}),
+        **({"stream": True} if stream else {}),
         **{name: value for name, value in chosen.items() if name != "dry_run"},
         "model_sha256": trade.digest(subject),
         "data_sha256": corpus.digest,
@@ -388,7 +394,10 @@ def _evidence(
     budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
     if budget.pattern is not None:
         measured["off_pattern"], found = _pattern(
-            trade.matrices(result.subject), budget.pattern, trade is language, getattr(result.subject, "masks", {})
+            trade.matrices(result.subject),
+            budget.pattern,
+            every=not isinstance(result.subject, Traced),
+            masked=getattr(result.subject, "masks", {}),
         )
         notes += found
     notes += _worth(before, after, measured)
@@ -429,8 +438,9 @@ def compare(
             before["latency"], after["latency"], measured["speedup"] = pair.before, pair.after, pair.speedup
         except MeasurementError as error:
             notes.append(f"time: {error}")
-        for row, subject in ((before, original), (after, student)):
-            row["peak_memory"] = _peak(trade, subject, example, where)
+        with suppress(MeasurementError):
+            for row, subject in ((before, original), (after, student)):
+                row["peak_memory"] = _peak(trade, subject, example, where)
     if held_out is not None:
         try:
             first, second, both = trade.compared(original, student, held_out, where)
@@ -545,6 +555,8 @@ def measure(
     """
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1), limit=(limit, 1))
     trade = trades.of_model(model if against is None else against)
+    if trade is language:  # quantised models can be measured, though not pruned
+        model, against = _any_weights(model), None if against is None else _any_weights(against)
     corpus = None if data is None else trade.read(data)
     other = None if against is None else trade.opened(against, device, corpus)
     subject = trade.opened(model, device, corpus) if other is None else trade.again(model, other, device)
@@ -575,6 +587,10 @@ def measure(
     return {"model": row | ask(subject)}
 
 
+def _any_weights(model: Model) -> Model:
+    return open_subject(model, quantised=True) if isinstance(model, str | Path) else model
+
+
 def report(run_dir: str | Path) -> Path:
     """Write the report of a run directory anew from its evidence; returns the page."""
     root = Path(run_dir)
@@ -582,35 +598,38 @@ def report(run_dir: str | Path) -> Path:
     return root / "report.html"
 
 
-def export(folder: str | Path, to: str, out: str | Path | None = None) -> tuple[Path, tuple[str, ...]]:
-    """Write the model or network in `folder` as `onnx` or `decilm`, checked against its own output.
+FORMS = ("onnx", "decilm", "packed", "masks", "int8", "int4")
+"""What `export` writes."""
+
+
+def export(
+    folder: str | Path, to: str, out: str | Path | None = None, *, data: Data | None = None
+) -> tuple[Path, tuple[str, ...]]:
+    """Write the model or network in `folder` in another form, checked against its own output.
+
+    - onnx: any model or network; decilm: Llama-shaped models, for inference engines
+    - packed: without the zeros of its matrices, equal bit for bit; masks: what is not zero, one bit for each weight
+    - int8, int4: weights of linears quantised, zeros kept; `exporting.QUANTISED` says how near outputs have to be, and
+      with `data` quality is measured before and after
 
     Returns the new folder (`out`, or `folder`/`to`) and notes on what the form could not hold as it was.
 
     Raises:
-        InputError: no such form, or `out` is there already.
+        InputError: no such form, `out` is there already, or nothing would get smaller.
         UnsupportedError: a form that can't hold this model.
+        MissingExtraError: a library that writes this form is not installed.
         NumericalError: the export's output differs.
     """
-    from secateur.subjects import export as forms  # imports more than the other commands need
-    from secateur.subjects import onnxing
-
-    if to not in ("onnx", "decilm"):
-        raise InputError(f"{to!r} is no form to export to: choose onnx or decilm")
+    if to not in FORMS:
+        raise InputError(f"{to!r} is no form to export to: choose {', '.join(FORMS[:-1])} or {FORMS[-1]}")
+    if data is not None and not to.startswith("int"):
+        raise InputError(f"--data goes with int8 and int4: {to} changes no quality")
     target = Path(out) if out is not None else Path(folder) / to
     if target.exists():
         raise InputError(f"{target} is there already: choose another folder, or remove it")
-    network = (Path(folder) / "cut.json").is_file()
-    if network and to != "onnx":
-        raise UnsupportedError(f"{folder} holds a network, which {to} can't hold: choose onnx")
-    subject: Any = onnxing.saved(folder) if network else open_subject(folder)
-    notes: tuple[str, ...] = ()
+    from secateur.running import exporting  # imports more than the other commands need
+
+    subject = exporting.opened(folder, to)
     with writing(target) as temporary:
-        if network:
-            temporary.mkdir()
-            notes = onnxing.write_program(subject, temporary / "model.onnx")
-        elif to == "onnx":
-            forms.to_onnx(subject, temporary)
-        else:
-            notes = forms.to_decilm(subject, temporary)
+        notes = exporting.write(subject, temporary, to, data)
     return target, notes

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from secateur.errors import DataError, InputError
 from secateur.files import texts
 from secateur.measure import latency, quality, size, sparsity
-from secateur.recover import teachers
-from secateur.subjects import Transformer, open_subject
+from secateur.recover import quantise, teachers
+from secateur.subjects import Transformer, open_subject, sides
 from secateur.subjects import matrices as blocks
 from secateur.vocabulary import Figure
 
@@ -34,12 +34,14 @@ __all__ = [
     "example",
     "fitted",
     "forward",
+    "held_batches",
     "loading",
     "matrices",
     "opened",
     "read",
     "save",
     "sizes",
+    "stored",
     "where",
 ]
 
@@ -137,7 +139,7 @@ def save(subject: Transformer, folder: Path) -> None:
 def loading(folder: Path, name: str) -> str:
     """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    flag = ", trust_remote_code=True" if "per_layer_config" in config else ""
+    flag = ", trust_remote_code=True" if "auto_map" in config else ""
     architecture = "".join(config.get("architectures") or []).replace("LMHeadModel", "ForCausalLM")
     if (folder / "modules.json").exists():
         library, call = "sentence_transformers", "SentenceTransformer"
@@ -146,12 +148,27 @@ def loading(folder: Path, name: str) -> str:
         automatic = f"AutoModel{task[0]}" if task else "AutoModel"
         automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
         library, call = "transformers", f"{automatic}.from_pretrained"
-    return f'from {library} import {call.split(".")[0]}\n\nmodel = {call}("{name}"{flag})'
+    imports, model = f"from {library} import {call.split('.')[0]}", f'{call}("{name}"{flag})'
+    if sides.there(folder / sides.FOLDER):
+        imports += "\nfrom peft import PeftModel"
+        model += f'\nmodel = PeftModel.from_pretrained(model, "{name}/{sides.FOLDER}")'
+    return f"{imports}\n\nmodel = {model}"
 
 
 def matrices(subject: Transformer) -> dict[str, Tensor]:
-    """Name -> weights [d_out, d_in] of the blocks' matrices."""
-    return {name: matrix.weight for name, matrix in blocks.matrices(subject.model, subject.layers()).items()}
+    """Name -> weights [d_out, d_in] of the blocks' matrices; quantised ones as they are multiplied."""
+    found = blocks.matrices(subject.model, subject.layers()).items()
+    if subject.stored is None:
+        return {name: matrix.weight for name, matrix in found}
+    return {name: matrix.view(quantise.dense(matrix.parameter).detach()) for name, matrix in found}
+
+
+def stored(subject: Transformer) -> float:
+    """Bytes of the weights as they stand in files."""
+    if subject.stored is not None:
+        return subject.stored.bytes
+    weights = [p for module in (subject.model, *subject.head) for p in module.parameters()]
+    return float(sum(p.numel() * p.element_size() for p in weights))
 
 
 def sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Figure]:
@@ -160,13 +177,13 @@ def sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Figu
     The modules that a sentence-transformers folder has after its transformer count, for they are saved with it.
     """
     weights = [p for module in (subject.model, *subject.head) for p in module.parameters()]
-    stored = float(sum(p.numel() * p.element_size() for p in weights))
+    bits = None if subject.stored is None else subject.stored.bits
     row = {
         "params": Figure(float(sum(p.numel() for p in weights))),
         "embedding_params": Figure(float(size.parameters(subject.model)["embedding_params"])),
-        "bytes": Figure(stored, unit="B"),
+        "bytes": Figure(stored(subject), unit="B"),
         "flops": Figure(size.flops(subject.model, example)),
-        **sparsity.figures(matrices(subject), stored),
+        **sparsity.figures(matrices(subject), stored(subject), bits),
     }
     if subject.kind == "decoder":
         cache = size.kv_cache_bytes(subject.model, example)
@@ -190,13 +207,13 @@ def compared(
         sizes = (one.model.config.vocab_size for one in (student, original))
         teachers.check_vocabularies(student.tokenizer, original.tokenizer, *sizes)
     if original.causal:
-        batches = _held_batches(held_out, original.tokenizer, packed=True, length=place.length or _TOKENS)
+        batches = held_batches(held_out, original.tokenizer, packed=True, length=place.length or _TOKENS)
         return (
             {"perplexity": quality.perplexity(original.forward, batches)},
             {"perplexity": quality.perplexity(student.forward, batches)},
             {},
         )
-    batches = _held_batches(held_out, original.tokenizer, packed=False, length=place.length or _TOKENS)
+    batches = held_batches(held_out, original.tokenizer, packed=False, length=place.length or _TOKENS)
     if _classifies(original) and "labels" in batches[0]:
         return (
             {"accuracy": quality.accuracy(original.forward, batches)},
@@ -207,7 +224,7 @@ def compared(
     return {}, {}, quality.fidelity(teacher, copy)
 
 
-def _held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
+def held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
     """At most a thousand held-out sequences, in batches of up to 16, or one by one where there are fewer."""
     try:
         return texts.batches(held_out, tokenizer, packed=packed, batch=16, length=length).take(64)

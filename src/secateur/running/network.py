@@ -192,14 +192,14 @@ def sizes(subject: Traced, batch: Any) -> dict[str, Figure]:
     """
     weights = list(subject.model.parameters())
     args, kwargs = subject.inputs.fresh()
-    whole = float(sum(p.numel() * p.element_size() for p in weights))
     layers = integers.quantised(subject.model)
+    whole = float(sum(p.numel() * p.element_size() for p in weights))
+    whole -= sum(one.weight.numel() * (one.weight.element_size() - one.bits / 8) for one in layers.values())
     saved = sum(
-        layer.weight.numel() * layer.weight.element_size()
-        - integers.stored_bytes(layer, subject.forms.get(f"{path}.weight"))
-        for path, layer in layers.items()
+        one.weight.numel() * one.bits / 8 - integers.stored_bytes(one, subject.forms.get(f"{path}.weight"))
+        for path, one in layers.items()
     )
-    bits = {f"{path}.weight": layer.bits for path, layer in layers.items()}
+    bits = {f"{path}.weight": one.bits for path, one in layers.items()}
     return {
         "params": Figure(float(sum(p.numel() for p in weights))),
         "bytes": Figure(whole - saved, unit="B"),

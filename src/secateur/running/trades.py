@@ -14,13 +14,13 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from secateur.errors import InputError
+from secateur.errors import InputError, UnsupportedError
 from secateur.measure.latency import Environment
 from secateur.running import language
-from secateur.subjects import Traced
+from secateur.subjects import Streamed, Traced
 from secateur.vocabulary import Figure
 
-__all__ = ["Trade", "match", "of_folder", "of_model", "of_recipe"]
+__all__ = ["Trade", "match", "of_folder", "of_model", "of_recipe", "streaming"]
 
 Row = dict[str, Figure]
 
@@ -123,6 +123,17 @@ def of_folder(folder: Path) -> Trade | None:
     if (folder / "config.json").is_file():
         return _language()
     return _network() if (folder / "cut.json").is_file() else None
+
+
+def streaming(function: Callable[..., Any]) -> Trade:
+    """The trade of models that stay on the disk; `UnsupportedError` for a recipe that needs them in memory."""
+    hints = typing.get_type_hints(function)
+    first = next(iter(inspect.signature(function).parameters), "")
+    if Streamed not in typing.get_args(hints.get(first)):
+        raise UnsupportedError(f"{function.__name__} needs the whole model in memory: leave stream out")
+    from secateur.running import streamed
+
+    return streamed
 
 
 def _language() -> Trade:

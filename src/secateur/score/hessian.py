@@ -93,13 +93,16 @@ def pooled(
 
     An expert that no token was sent to has no statistics of its own; those of its layer stand in. pools: name -> pool.
     """
-    starved = [name for name, moments in found.items() if moments.rows < floor]
+    members: dict[str, list[Moments]] = {}
+    for name, moments in found.items():
+        members.setdefault(pools[name], []).append(moments)
+    starved = [name for name, moments in found.items() if moments.rows < floor and len(members[pools[name]]) > 1]
     result = dict(found)
     whole: dict[str, Moments] = {}
     for name in starved:
         pool = pools[name]
         if pool not in whole:
-            first, *others = [moments for other, moments in found.items() if pools[other] == pool]
+            first, *others = members[pool]
             whole[pool] = first.merge(*others)
         result[name] = whole[pool]
     return result, starved

@@ -147,7 +147,7 @@ class Block:
             for path in packed:
                 relative = path.removeprefix(self.path).lstrip(".")
                 stack.callback(self._inside(path).register_forward_pre_hook(experts(relative)).remove)
-            for number, (states, call) in enumerate(zip(self._states, self._calls, strict=True)):
+            for number, (states, call) in enumerate(self.inputs()):
                 mask = self._masks[number]
                 self.run(states, call)
                 if number == 0:
@@ -191,8 +191,12 @@ class Block:
         with ExitStack() as stack:
             for path, found in by_module.items():
                 stack.callback(self._inside(path).register_forward_pre_hook(noting(found)).remove)
-            self.run(next(iter(self._states)), self._calls[0])
+            self.run(*next(self.inputs()))
         return [names for _, names in groups]
+
+    def inputs(self) -> Iterator[tuple[Tensor, Call]]:
+        """What `run` takes, batch by batch."""
+        return zip(self._states, self._calls, strict=True)
 
     def _inside(self, path: str) -> nn.Module:
         return self.module.get_submodule(path.removeprefix(self.path).lstrip("."))
@@ -259,7 +263,7 @@ def visit(
             yield block
             following = _States(folder, index + 1)
             if index + 1 < len(paths) or not store:
-                following.write(_checked(block, current))
+                following.write(_checked(block))
             if store:
                 subject.store(path, _file(folder, index))
         current.remove()
@@ -273,8 +277,8 @@ def _processes() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def _checked(block: Block, entering: _States) -> Iterator[Tensor]:
-    for before, call in zip(entering, block._calls, strict=True):
+def _checked(block: Block) -> Iterator[Tensor]:
+    for before, call in block.inputs():
         out = block.run(before, call)
         if not bool(torch.isfinite(out).all()):
             raise NumericalError(f"{block.path} gives NaN or infinity: check its weights, the data and the number type")

@@ -90,12 +90,31 @@ def kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
     for kind, why in layout.whole.items():
         if any(name.rpartition(".")[2] == kind and 0 < stays.sum() < len(stays) for name, stays in keep.items()):
             raise UnsupportedError(f"{kind} of this {layout.family.model_type} model can't be cut: {why}")
+    if layout.family.experts:
+        _check_alignment(layout, result, len(channels))
     if not layers or not len(channels) or not any(width.heads or width.ffn for width in result.widths()):
         what = (
             "no layer" if not layers else "no channel" if not len(channels) else "no attention and no FFN in any layer"
         )
         raise InputError(f"selection keeps {what}: nothing would remain to run")
     return result
+
+
+def _check_alignment(layout: Layout, stays: Kept, channels: int) -> None:
+    """Refuse widths that grouped matrix products can't take: their rows are multiples of 16 bytes."""
+    step = max(1, 16 // layout.model.dtype.itemsize)
+    sizes = [
+        (f"layers.{k}.expert_neurons", w.expert_neurons, layout.widths[k])
+        for k, w in zip(stays.layers, stays.widths(), strict=True)
+    ]
+    odd = [("channels", channels)] if channels % step and channels != layout.hidden_size else []
+    odd += [(name, size) for name, size, before in sizes if size % step and size != before.expert_neurons]
+    if odd:
+        name, size = odd[0]
+        raise UnsupportedError(
+            f"selection keeps {size} of {name}{'' if name == 'channels' else ' in each expert'}: the grouped matrix "
+            f"products of experts need multiples of {step} in {str(layout.model.dtype).removeprefix('torch.')}"
+        )
 
 
 def _mixture(layout: Layout, index: int, indices: Callable[[str, int], Tensor]) -> dict[str, Tensor]:

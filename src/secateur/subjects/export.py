@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.errors import NumericalError, UnsupportedError
-from secateur.subjects import onnxing, saving
+from secateur.subjects import onnxing, saving, sides
 from secateur.subjects.layout import Widths
 from secateur.subjects.transformer import Transformer
 
@@ -105,6 +105,8 @@ def to_decilm(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     and for biases where a sub-block is gone (a no-op has none).
     """
     folder = Path(folder)
+    if sides.of(subject.model):
+        raise UnsupportedError("DeciLM's form has no place for branches beside linears: export the model without them")
     config, widths = subject.model.config, subject.widths()
     _check_llama_shaped(subject, widths)
     heads = max(width.heads for width in widths)

@@ -112,7 +112,7 @@ class Layout:
     def whole(self) -> dict[str, str]:
         """Axis that stays whole -> why."""
         reasons = dict(self.family.whole)
-        return reasons | ({"kv_groups": reasons["heads"]} if "heads" in reasons else {})
+        return ({"kv_groups": reasons["heads"]} if "heads" in reasons else {}) | reasons
 
     @cached_property
     def latent(self) -> int:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from secateur.errors import MissingExtraError, ModelError, UnsupportedError
-from secateur.subjects import saving
+from secateur.subjects import packing, saving, sides, unpacking
 from secateur.subjects.decoder import Decoder
 from secateur.subjects.encoder import Encoder
 from secateur.subjects.families import FAMILIES, Family, find
 from secateur.subjects.moe import Moe
 from secateur.subjects.streamed import Streamed
-from secateur.subjects.transformer import Transformer
+from secateur.subjects.transformer import Stored, Transformer
 
 __all__ = ["load", "open_streamed", "open_subject"]
 
@@ -35,6 +45,7 @@ def open_subject(
     tokenizer: Any = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype | str | None = None,
+    quantised: bool = False,
 ) -> Transformer:
     """The model at `source` as something to prune.
 
@@ -42,6 +53,8 @@ def open_subject(
     not copied; cuts copy). dtype: of the weights; as stored if None. Raises `ModelError` for a checkpoint that is
     missing, damaged, pickled, or holds NaN or infinity, `UnsupportedError` for an architecture secateur doesn't know
     and for a task whose model does not give one tensor of logits (question answering, pre-training, multiple choice).
+
+    Quantised weights can't be pruned and are refused, unless the model is to be measured only: `quantised`.
     """
     if isinstance(source, PreTrainedModel):
         family = _family(getattr(source.config, "model_type", "?"), type(source).__name__)
@@ -50,10 +63,16 @@ def open_subject(
     folder = _local(source)
     root, modules = _layout(folder)
     _check_folder(root, trust_remote_code)
-    model, family = _read(root, trust_remote_code, dtype)
+    model, family = _read(root, trust_remote_code, dtype, "dense" if quantised else "refused")
     head = [_module(entry, folder) for entry in modules]
     _check_finite(model, *head)
-    return _subject(model, family, tokenizer or _tokenizer(root), folder, head)
+    subject = _subject(model, family, tokenizer or _tokenizer(root), folder, head)
+    method = saving.read_json(root / "config.json").get("quantization_config")
+    if method is not None:
+        stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
+        subject.stored = Stored(_bits(method), float(stored))
+    sides.restore(subject.model, root / sides.FOLDER)
+    return subject
 
 
 def open_streamed(source: str | Path, *, tokenizer: Any = None) -> Streamed:
@@ -66,11 +85,18 @@ def open_streamed(source: str | Path, *, tokenizer: Any = None) -> Streamed:
     root, modules = _layout(folder)
     _check_folder(root, trust_remote_code=False)
     config, family, named = _config(root, trust_remote_code=False)
+    _refuse_quantised(root, config)
+    if packing.is_packed(config.to_dict()):
+        raise UnsupportedError(
+            f"{source} holds packed weights, which can't be streamed: open it whole and save it again"
+        )
     model = saving.architecture(named, config, family)
     if family.kind != "decoder" or modules or not model.can_generate():
         raise UnsupportedError(f"{source} is no causal language model: only those can be streamed from the disk")
     if config.is_heterogeneous:
         raise UnsupportedError(f"{source} has layers of their own widths, which can't be streamed yet: open it whole")
+    if sides.there(root / sides.FOLDER):
+        raise UnsupportedError(f"{source} has branches in {sides.FOLDER}/, which can't be streamed: open it whole")
     return Streamed(root, model, config, family, tokenizer or _tokenizer(root))
 
 
@@ -78,7 +104,9 @@ def load(path: str | Path) -> PreTrainedModel:
     """A saved model, plain or heterogeneous, without running code from its folder."""
     root, _ = _layout(_local(path))
     _check_folder(root, trust_remote_code=False)
-    return _read(root, False, None)[0]
+    model = _read(root, False, None, "as stored")[0]
+    sides.restore(model, root / sides.FOLDER)
+    return model
 
 
 def _tokenizer(root: Path) -> Any:
@@ -149,7 +177,8 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     data = saving.read_json(folder / "config.json")
     if not isinstance(data, dict) or "model_type" not in data:
         raise ModelError(f"{folder / 'config.json'} is damaged: it names no model_type")
-    if "auto_map" in data and "per_layer_config" not in data and not trust_remote_code:
+    own = "per_layer_config" in data or packing.is_packed(data)  # code of ours, which is not run but done again here
+    if "auto_map" in data and not own and not trust_remote_code:
         raise ModelError(
             f"{folder} carries modelling code of its own, which is not run unasked: "
             "pass trust_remote_code=True if you trust it"
@@ -192,17 +221,33 @@ def _config(place: Path, trust_remote_code: bool) -> tuple[Any, Family, type[Pre
     return config, family, named
 
 
-def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None) -> tuple[PreTrainedModel, Family]:
+def _read(
+    place: Path,
+    trust_remote_code: bool,
+    dtype: torch.dtype | str | None,
+    quantised: Literal["refused", "dense", "as stored"],
+) -> tuple[PreTrainedModel, Family]:
+    """The model; quantised weights are refused, kept as they are stored, or made dense where a library packs them."""
     config, family, named = _config(place, trust_remote_code)
-    kind = saving.architecture(named, config, family)
-    options = {} if dtype is None else {"dtype": dtype}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if quantised == "refused":
+        _refuse_quantised(place, config)
+    else:
+        _ready(place, config, dense=quantised == "dense")
+    source: Path | None = place
     try:
+        if packing.is_packed(config.to_dict()):
+            config, source = unpacking.plain(config), None
+            options["state_dict"] = dict(unpacking.tensors(place))
+        kind = saving.architecture(named, config, family)
         with saving.quiet(sum(path.stat().st_size for path in place.glob("*.safetensors"))):
             model, report = kind.from_pretrained(
-                place, config=config, use_safetensors=True, output_loading_info=True, **options
+                source, config=config, use_safetensors=True, output_loading_info=True, **options
             )
     except Exception as error:
-        raise ModelError(f"the weights of {place} can't be loaded as {kind.__name__} ({_line(error)})") from error
+        raise ModelError(f"the weights of {place} can't be loaded as {named.__name__} ({_line(error)})") from error
+    if source is None and model.can_generate() and (place / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(place)
     missing = set(report["missing_keys"])
     unpooled = {name for name in missing if name.startswith("pooler.")}  # of a base model, whose states don't need it
     if unpooled:
@@ -215,8 +260,42 @@ def _read(place: Path, trust_remote_code: bool, dtype: torch.dtype | str | None)
     return model.eval(), family
 
 
+def _refuse_quantised(place: Path, config: Any) -> None:
+    method = getattr(config, "quantization_config", None)
+    if method is not None:
+        raise ModelError(
+            f"the weights of {place} are already quantised ({_method(method)}): give the model as it was before, with "
+            "weights in floating point"
+        )
+
+
+def _ready(place: Path, config: Any, *, dense: bool) -> None:
+    """Whether the library of quantised weights is there; if `dense`, packed ones will be unpacked at once."""
+    method = getattr(config, "quantization_config", None)
+    if method is None:
+        return
+    for name in ("torchao", "compressed-tensors"):
+        if _method(method) == name and importlib.util.find_spec(name.replace("-", "_")) is None:
+            raise MissingExtraError(f"the weights of {place} need {name}: pip install 'secateur[quantise]'")
+    if dense and _method(method) == "compressed-tensors":
+        config.quantization_config = {**method, "dequantize": True}
+
+
+def _method(config: Any) -> str:
+    found = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", "")
+    return str(getattr(found, "value", found))
+
+
+def _bits(config: Any) -> int:
+    """Bits of each weight by what a config.json says of its quantisation; 8 where it does not say."""
+    found = re.search(r"int(\d)_?weight|\"num_bits\": (\d)|\"int(\d)\"", json.dumps(config).lower())
+    return int(next(filter(None, found.groups()))) if found else 8
+
+
 def _check_finite(*modules: nn.Module) -> None:
     for name, parameter in (pair for module in modules for pair in module.named_parameters()):
+        if type(parameter).__module__.startswith("torchao"):
+            continue  # integers
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
             raise ModelError(f"{name} holds NaN or infinity: this checkpoint is broken, use an intact one")
 

@@ -198,3 +198,8 @@ class Resized:
         finally:
             config.__dict__.update(hidden)
         resize(self, self.family)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: weights are named as those of the class it is mixed into, whose checkpoints list experts one by one."""
+        return False

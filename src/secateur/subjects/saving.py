@@ -18,13 +18,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from secateur.errors import ModelError
-from secateur.subjects import reload
+from secateur.subjects import reload, sides
 from secateur.subjects.families import Family
 
 if TYPE_CHECKING:
     from secateur.subjects.transformer import Transformer
 
-__all__ = ["architecture", "mark", "original", "quiet", "read_json", "save", "source"]
+__all__ = ["architecture", "classes", "mark", "original", "quiet", "read_json", "save", "source"]
 
 _MODULE = "modeling_secateur"
 _PREFIX = "Secateur"
@@ -81,7 +81,7 @@ def original(name: str) -> type[PreTrainedModel] | None:
     return getattr(transformers, name.removeprefix(_PREFIX), None)
 
 
-def _classes(config: PreTrainedConfig) -> dict[str, type[PreTrainedModel]]:
+def classes(config: PreTrainedConfig) -> dict[str, type[PreTrainedModel]]:
     """Auto class -> transformers' class for this config, where there is one."""
     found = {}
     for auto in _AUTO:
@@ -93,13 +93,13 @@ def _classes(config: PreTrainedConfig) -> dict[str, type[PreTrainedModel]]:
 
 def mark(config: Any) -> Any:
     """`config` naming the modelling file that has to travel with it."""
-    config.auto_map = {auto: f"{_MODULE}.{_PREFIX}{model.__name__}" for auto, model in _classes(config).items()}
+    config.auto_map = {auto: f"{_MODULE}.{_PREFIX}{model.__name__}" for auto, model in classes(config).items()}
     return config
 
 
 def source(config: PreTrainedConfig, family: Family) -> str:
     """The modelling file: `reload.py`, the family's table, and one class per task."""
-    models = {model.__name__: model for model in _classes(config).values()}
+    models = {model.__name__: model for model in classes(config).values()}
     parts = [
         "# Written by secateur beside a pruned model; licensed under Apache-2.0.\n"
         + inspect.getsource(reload).rstrip(),
@@ -114,19 +114,22 @@ def source(config: PreTrainedConfig, family: Family) -> str:
     return "\n\n\n".join(parts) + "\n"
 
 
-def save(subject: Transformer, folder: Path, card: str | None = None) -> None:
+def save(subject: Transformer, folder: Path, card: str | None = None, state: dict[str, Any] | None = None) -> None:
     """Write model, tokenizer, generation config, licence, model card and sentence-transformers modules.
 
     Everything lands in `folder`, which is made if need be. Weights are safetensors. The transformer stands at the
-    folder's root, whatever the original's layout was, so that `from_pretrained(folder)` works.
+    folder's root, whatever the original's layout was, so that `from_pretrained(folder)` works. Branches beside its
+    linears lie in a folder of their own (`sides`). `state` takes the place of the model's own tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model, config = subject.model, subject.model.config
     recorded = getattr(config, "secateur", None) or {}
     if list(subject.layer_index) != list(range(config.num_hidden_layers)):
         config.secateur = recorded | {"layer_index": list(subject.layer_index)}
-    with quiet(sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())):
-        model.save_pretrained(folder)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    with quiet(size), sides.without(model) as branches:
+        model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
+    sides.save(branches, folder / sides.FOLDER, conv1d=subject.family.conv1d)
     if config.is_heterogeneous:
         (folder / f"{_MODULE}.py").write_text(source(config, subject.family), encoding="utf-8")
     if subject.tokenizer is not None:

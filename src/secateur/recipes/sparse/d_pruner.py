@@ -1,0 +1,435 @@
+"""D-Pruner: pruning as a domain-specific extractor.
+
+Zhang et al., "Pruning as a Domain-specific LLM Extractor", Findings of NAACL 2024 (arXiv 2405.06275).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
+from secateur.files import texts
+from secateur.files.rundir import Run
+from secateur.files.texts import Corpus
+from secateur.recover import fused, objectives, storage
+from secateur.score import dual, hessian, obs
+from secateur.select import weights
+from secateur.subjects import Streamed, Transformer, blocks
+from secateur.subjects.matrices import Matrix, matrices
+from secateur.vocabulary import Budget, Pattern, Result
+
+CARD = {
+    "title": "D-Pruner: Pruning as a Domain-specific LLM Extractor",
+    "paper": "https://arxiv.org/abs/2405.06275",
+    "cuts": "single weights of the linears inside the blocks, in any share or n of m",
+    "recovers": "none: the weights that stay are those of the original",
+    "extra": "",
+    "family": "sparse",
+}
+
+Scope = Literal["row", "block", "matrix", "layer", "global"]
+Read = Callable[[str], Tensor]
+"""Name of a matrix -> its scores [d_out, d_in], from the disk."""
+
+
+def d_pruner(
+    subject: Transformer | Streamed,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    general: str = "",
+    by: Literal["dual", "general"] = "dual",
+    scope: Scope = "matrix",
+    block: int = 128,
+    general_weight: float = 1.0,
+    published: bool = False,
+    cubic: bool = False,
+    general_share: float = 0.48,
+    general_samples: int = 128,
+    damp: float = 0.01,
+    floor: int = 1,
+    samples: int = 1000,
+    train_batch: int = 8,
+    train_length: int = 128,
+    packed: bool = True,
+    epochs: int = 1,
+    lr: float = 0.03,
+    warmup: float = 0.1,
+    clip: float = 1.0,
+    recompute: bool = False,
+    scores: str = "",
+    seed: int = 0,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Keep the weights that a domain needs and general skill needs, as they are.
+
+    1. General importance: on open-domain text, block by block, each behind blocks that are pruned already, and 128
+       columns at a time, behind the corrections of the columns before: G = w^2 / U_jj^2, U the Cholesky factor of the
+       inverse of the damped Hessian. The pruned and corrected weights serve this alone.
+    2. A copy of the model descends the domain's loss with a penalty on moving what G holds dear: g~ = g + what the
+       penalty adds (`score.dual`). Each weight is updated inside the backward pass (`recover.fused`).
+    3. Dual importance, summed over the steps, of the weights as they move: I += |g~ w + (g~ w)^2 / (2 N)|.
+    4. The original's weights with the largest I stay, to the bit; the others become 0. A smaller budget keeps a subset.
+
+    G and I lie in the run's folder, one file per block; all budgets share them, and so may later runs (`scores`).
+
+    Args:
+        subject: a causal language model; it stays as it is. One that is streamed from the disk only by=general.
+        data: texts of the domain: prompts with their answers and explanations, or running text.
+        budgets: weights=50% (of the matrices of the blocks; embeddings, norms, head and routers stay), or pattern=2:4.
+        run: where scores and checkpoints go.
+        general: open-domain texts (a file, a folder of them or hub:owner/name), such as the model was trained on.
+        by: what the masks are taken from: dual, or general for G alone.
+        scope: what is compared: row, block (of columns), matrix, layer or global.
+        block: columns of a block; 0 cuts every matrix into 32 blocks.
+        general_weight: what the penalty adds to an average gradient, as a share of it; 0 leaves the domain's Taylor
+            score and needs no general text. The paper's lambda (0.1) where `published`.
+        published: add lambda 2 lr^2 G g^2 / N as released, in place of the relative form.
+        cubic: add w^3 to the score, as released.
+        general_share: what stays of the weights in the pass that scores G.
+        general_samples: windows of general text.
+        damp: of the Hessian, as a share of its mean diagonal.
+        floor: experts with fewer tokens get the Hessian of all experts of their layer.
+        samples: sequences of domain text; N is how many there are.
+        train_batch: sequences per step.
+        train_length: tokens per sequence, of either text.
+        packed: texts run on, cut into sequences of equal length; otherwise one text is one sequence, cut at
+            `train_length`.
+        epochs: passes over the domain's sequences.
+        lr: peak learning rate of the descent; 0 scores at the original weights.
+        warmup: share of steps in warm-up; then linearly down to 0.
+        clip: largest norm of all gradients together, which takes a second backward pass; 0 for no limit and one pass.
+        recompute: keep no activations inside a layer, but run it again in the backward pass.
+        scores: folder of an earlier run on the same model, whose scores are taken in place of steps 1 to 3.
+        seed: of the choice and order of the texts.
+        dry_run: nothing is scored: the smallest weights go.
+
+    Departures: G is divided by its mean in each matrix, and the penalty's term is measured in g, with the sign of g
+    (`dual.regularised`); as released it is next to nothing, and positive whatever the sign of g (`published`). The
+    cubic term, a stand-in for the Taylor remainder, is off. There is no loss scaling, so none leaks into the score; the
+    copy descends in float32. Exactly int(n share) of n weights that are compared stay. The paper trains on up to five
+    passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
+    """
+    check(subject, general=general or scores or ("-" if dry_run else ""), by=by, weight=general_weight, block=block,
+          counts={"train_batch": train_batch, "samples": samples, "epochs": epochs})  # fmt: skip
+    asked = {str(budget): weights.asked(budget, blocks.count(subject), "d_pruner") for budget in budgets}
+    for share, pattern in asked.values():
+        enough(subject, share, pattern, scope=scope, block=block)
+    notes: tuple[str, ...] = ()
+    read: Read | None = None  # of magnitudes, if None
+    if scores:
+        read = earlier(Path(scores), by, subject)
+    elif not dry_run:
+        key = {"model": digest(subject)}
+        if by == "general" or general_weight:
+            corpus = texts.read(general)
+            windows, notes = texts.windows(corpus, subject.tokenizer, general_samples, train_length, seed=seed)
+            told = scored(run, "general", {**key, "text": corpus.digest}, partial(
+                general_importance, subject, windows, share=general_share, damp=damp, floor=floor,
+            ))  # fmt: skip
+            notes += starved(told["starved"], floor)
+        read = stored(run.folder("general"), subject.layers())
+        if by == "dual" and isinstance(subject, Transformer):
+            batch = min(train_batch, samples)
+            stream = texts.batches(data, subject.tokenizer, packed=packed, batch=batch, length=train_length, seed=seed)
+            each = min(samples // batch, len(stream))  # steps of an epoch
+            told = scored(run, "dual", {**key, "text": data.digest}, partial(
+                dual_importance, subject, stream if each == len(stream) else stream.take(each), read, every=each,
+                steps=epochs * each, samples=each * batch, weight=general_weight, published=published, cubic=cubic,
+                lr=lr, warmup=warmup, clip=clip or None, recompute=recompute,
+            ))  # fmt: skip
+            notes += described(told, data.name, samples)
+            read = stored(run.folder("dual"), subject.layers())
+    for name, (share, pattern) in asked.items():
+        student = subject.copy()
+        prune(student, run.folder(f"blocks-{name}"), read, share, pattern, scope=scope, block=block)
+        cut = blocks.receipt(subject, student, notes)
+        yield Result(name, student, cut, {"weights": cut.after["weights"]}, None, notes)
+
+
+def check(
+    subject: Transformer | Streamed, *, general: str, by: str, weight: float, block: int, counts: Mapping[str, int]
+) -> None:
+    """Raise `InputError` for options that can't be used, `UnsupportedError` for a model that can't."""
+    if not subject.causal:
+        raise UnsupportedError("d_pruner scores by the next token: give a language model, such as a Llama or a GPT-2")
+    if by == "dual" and isinstance(subject, Streamed):
+        raise UnsupportedError("by=dual trains a copy of the whole model: open it in memory, or take by=general")
+    if weight < 0 or block < 0:
+        raise InputError(f"general_weight={weight}, block={block}: give 0 or more")
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name}={value}: give a whole number of at least 1")
+    if not general and (by == "general" or weight):
+        raise InputError(
+            "d_pruner needs open-domain texts beside the domain's: give general=FILE, a folder of texts or "
+            "hub:owner/name (general_weight=0 does without)"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- masks
+
+
+def enough(subject: Transformer | Streamed, share: float, pattern: Pattern | None, *, scope: Scope, block: int) -> None:
+    """Raise `InfeasibleError`, before anything is scored, for a share that leaves nothing of what is compared."""
+    if pattern is not None:
+        return
+    smallest = blocks.count(subject)
+    for path in subject.layers():
+        rows_columns = [matrix.weight.shape for matrix in matrices(subject.model, [path]).values()]
+        sizes = {
+            "row": [columns for _, columns in rows_columns],
+            "block": [rows * min(width(columns, block), columns) for rows, columns in rows_columns],
+            "matrix": [rows * columns for rows, columns in rows_columns],
+            "layer": [sum(rows * columns for rows, columns in rows_columns)],
+        }
+        smallest = min([smallest, *sizes.get(scope, [])])
+    if int(share * smallest + 1e-9) < 1:
+        raise InfeasibleError(
+            f"weights={share:.3g} leaves nothing of a {scope} of {smallest} weights: keep at least {1 / smallest:.3g}",
+            1 / smallest,
+        )
+
+
+def width(columns: int, block: int) -> int:
+    """Columns of a block of a matrix."""
+    return block or max(1, -(-columns // 32))
+
+
+def prune(
+    student: Transformer | Streamed,
+    folder: Path,
+    read: Read | None,
+    share: float,
+    pattern: Pattern | None,
+    *,
+    scope: Scope = "matrix",
+    block: int = 128,
+) -> None:
+    """Zero, in place, all weights but those of the largest scores; one block after the other."""
+
+    def score(matrix: Matrix) -> Tensor:
+        found = matrix.weight.float().abs() if read is None else read(matrix.name)
+        return found.to(matrix.weight.device)
+
+    if scope == "global" and pattern is None:
+        pick = partial(weights.threshold, k=int(share * blocks.count(student) + 1e-9))
+        blocks.everywhere(student, folder, score, pick, weights.above)
+        return
+    for found in blocks.walk(student, folder):
+        if scope == "layer" and pattern is None:
+            for name, mask in weights.everywhere({name: score(m) for name, m in found.items()}, share).items():
+                found[name].weight.mul_(mask)
+            continue
+        for matrix in found.values():
+            wide = width(matrix.weight.shape[1], block)
+            choose = weights.chooser(share, pattern, "matrix" if scope == "layer" else scope, block=wide)
+            matrix.weight.mul_(choose(score(matrix)))
+
+
+# ---------------------------------------------------------------------------------------------------- scores
+
+
+def scored(
+    run: Run, name: str, key: Mapping[str, str], compute: Callable[[Path, Path], Mapping[str, float]]
+) -> dict[str, Any]:
+    """Fill the run's folder `name` by `compute` (that folder, one for what is unfinished), once; what it told.
+
+    Raises `InputError` where the folder was filled under another key.
+    """
+    beside = run.folder(f"{name}-unfinished")
+    told: dict[str, Any] = run.json(name, lambda: {**compute(run.folder(name), beside), **key})
+    shutil.rmtree(beside, ignore_errors=True)
+    other = next((what for what, value in key.items() if told.get(what) != value), None)
+    if other is not None:
+        raise InputError(f"{run.root} holds scores of another {other}: choose another folder, or overwrite it")
+    return told
+
+
+def stored(folder: Path, layers: Sequence[str]) -> Read:
+    """A reader of scores that lie in `folder`, one file per layer, mapped and not loaded."""
+    opened: dict[str, Any] = {}
+
+    def read(name: str) -> Tensor:
+        index = next(index for index, path in enumerate(layers) if name.startswith(f"{path}."))
+        if layers[index] not in opened:
+            opened[layers[index]] = safe_open(folder / f"{index}.safetensors", framework="pt")
+        tensor: Tensor = opened[layers[index]].get_tensor(name)
+        return tensor
+
+    return read
+
+
+def earlier(root: Path, by: str, subject: Transformer | Streamed) -> Read:
+    """The scores of an earlier run. Raises `InputError` where there are none, or they are another model's."""
+    record = root / "work" / f"{by}.json"
+    if not record.is_file():
+        raise InputError(f"{root} holds no {by} scores: give the folder of an earlier run of d_pruner")
+    try:
+        model = json.loads(record.read_text(encoding="utf-8"))["model"]
+    except (ValueError, KeyError) as error:
+        raise RunError(f"{record} is damaged: score anew, without scores=...") from error
+    if model != digest(subject):
+        raise InputError(f"{root} holds scores of another model: score this one, without scores=...")
+    return stored(root / "work" / by, subject.layers())
+
+
+def digest(subject: Transformer | Streamed) -> str:
+    """SHA-256 of the weights that may go."""
+    whole = hashlib.sha256()
+    for path in subject.layers():
+        with subject.resident(path):
+            for name, matrix in matrices(subject.model, [path]).items():
+                whole.update(name.encode() + storage.bits(matrix.weight))
+    return whole.hexdigest()
+
+
+def starved(count: float, floor: int) -> tuple[str, ...]:
+    """A note on experts that the general text hardly reached."""
+    if not count:
+        return ()
+    return (f"{count:g} matrices of experts saw fewer than {floor} general tokens: scored by their layer's Hessian",)
+
+
+def described(told: Mapping[str, Any], name: str, samples: int) -> tuple[str, ...]:
+    """Notes on the descent."""
+    notes: tuple[str, ...] = (
+        f"the general term changed the domain's gradient by {told['change']:.2g} of its norm, "
+        f"over {told['steps']:g} steps on {told['sequences']:g} sequences",
+    )
+    if told["sequences"] < samples:
+        notes += (f"{name} holds {told['sequences']:g} sequences, fewer than the {samples} asked for",)
+    if told["unseen"]:
+        notes += (f"{told['unseen']:g} matrices got no gradient from the domain: by magnitude, below all others",)
+    return notes
+
+
+def general_importance(
+    subject: Transformer | Streamed,
+    windows: Sequence[Mapping[str, Tensor]],
+    folder: Path,
+    beside: Path,
+    *,
+    share: float = 0.48,
+    damp: float = 0.01,
+    columns: int = 128,
+    floor: int = 1,
+) -> dict[str, float]:
+    """Write G of every matrix to `folder`, one file per block, see step 1: SparseGPT's scores as it goes.
+
+    beside: where finished blocks of the copy go that is pruned on the way.
+    """
+    choose, poor = weights.chooser(share, None, "matrix"), 0
+    for block in blocks.visit(subject.copy(), windows, beside, title="general importance"):
+        moments, few = hessian.pooled(
+            block.read(hessian.Moments), {m.name: m.leaf for m in block.matrices.values()}, floor
+        )
+        poor += len(few)
+        found: dict[str, Tensor] = {}
+        factors: dict[int, Tensor] = {}
+        for name, matrix in block.matrices.items():
+            H, key = moments[name].value(name), id(moments[name])
+            if key not in factors:
+                factors = {key: obs.factor(H, damp)}  # only the last: matrices with the same inputs are neighbours
+            parts: list[Tensor] = []
+            noting = partial(noted, choose, parts)
+            pruned = obs.prune(matrix.weight, H, noting, every=columns, block=columns, inverse=factors[key])
+            matrix.weight.copy_(pruned.weight)
+            found[name] = torch.cat(parts, 1)
+        storage.write(folder / f"{block.index}.safetensors", found)
+    return {"windows": float(len(windows)), "starved": float(poor)}
+
+
+def noted(choose: weights.Choose, parts: list[Tensor], scores: Tensor) -> Tensor:
+    """What `choose` makes of the scores, which are kept in `parts`."""
+    parts.append(scores.contiguous())
+    mask: Tensor = choose(scores)
+    return mask
+
+
+def dual_importance(
+    subject: Transformer,
+    batches: Any,
+    general: Read,
+    folder: Path,
+    beside: Path,
+    *,
+    steps: int,
+    every: int,
+    samples: int,
+    weight: float,
+    published: bool = False,
+    cubic: bool = False,
+    lr: float = 0.03,
+    warmup: float = 0.1,
+    clip: float | None = 1.0,
+    recompute: bool = False,
+) -> dict[str, float]:
+    """Write I of every matrix to `folder`, one file per block, see steps 2 and 3; tell what the general term changed.
+
+    batches: see `fused.descend`; `every` of them are an epoch of `samples` sequences. weight: of the general term; if
+    0, `general` is not read. beside: where checkpoints go.
+    """
+    copy = subject.copy()
+    model = copy.model.float().eval().requires_grad_(True)
+    if recompute:
+        again(copy)
+    found = matrices(model, copy.layers())
+    stands: dict[str, list[Matrix]] = {}
+    for matrix in found.values():
+        stands.setdefault(matrix.leaf, []).append(matrix)
+    # On the CPU: they are as large as the model, and are added to once per step.
+    sums = {name: torch.zeros(matrix.weight.shape) for name, matrix in found.items()}
+    norms = torch.zeros(2, dtype=torch.float64)  # squared, summed: of what was added to the gradients, and of these
+
+    def shape(name: str, gradient: Tensor, rate: float) -> Tensor:
+        if not weight or name not in stands:
+            return gradient
+        result = gradient.float().clone(memory_format=torch.contiguous_format)
+        for matrix in stands[name]:
+            g, G = matrix.view(gradient), general(matrix.name).to(gradient.device)
+            if published:
+                new = dual.penalised(g, G, weight, rate=rate, samples=samples)
+            else:
+                new = dual.regularised(g, G, weight, share=rate / lr if lr else 1.0)
+            norms.add_(torch.tensor([float((new - g).square().sum()), float(g.square().sum())]))
+            matrix.view(result).copy_(new)
+        return result
+
+    def look(name: str, parameter: Tensor, gradient: Tensor) -> None:
+        for matrix in stands.get(name, ()):
+            new = dual.importance(matrix.view(parameter), matrix.view(gradient), samples, cubic=cubic)
+            sums[matrix.name].add_(new.cpu())
+
+    fused.descend(
+        model, batches, objectives.distil(copy.forward, None, output=copy.output, task=1.0, fused=True), steps=steps,
+        lr=lr, warmup=warmup, clip=clip, shape=shape, look=look, beside={**sums, "norms": norms}, checkpoint=beside,
+        every=every,
+    )  # fmt: skip
+    unseen = 0
+    for index, path in enumerate(subject.layers()):
+        part = {name: total for name, total in sums.items() if name.startswith(f"{path}.")}
+        for name, matrix in matrices(subject.model, [path]).items():
+            if not bool(part[name].any()):  # an expert that no token of the domain was sent to
+                part[name], unseen = 1e-30 * matrix.weight.float().abs().cpu(), unseen + 1
+        storage.write(folder / f"{index}.safetensors", part)
+    change = float((norms[0] / norms[1].clamp(min=1e-300)).sqrt())
+    return {"change": change, "steps": float(steps), "sequences": float(samples), "unseen": float(unseen)}
+
+
+def again(copy: Transformer) -> None:
+    """Let each layer run again in the backward pass; only the layer itself is in training mode, dropout stays off."""
+    copy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    for path in copy.layers():
+        copy.model.get_submodule(path).training = True

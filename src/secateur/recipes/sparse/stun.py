@@ -1,0 +1,333 @@
+"""STUN: structured-then-unstructured pruning of mixtures of experts.
+
+Lee et al., ACL 2025 (arXiv 2409.06211).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InfeasibleError, InputError, UnsupportedError
+from secateur.files import texts
+from secateur.files.rundir import Run
+from secateur.files.texts import Corpus
+from secateur.measure import distribution
+from secateur.recover import merging
+from secateur.score import hessian, random, routing, wanda
+from secateur.select import allocate, clusters, ranking, weights
+from secateur.subjects import Moe, blocks, matrices
+from secateur.vocabulary import Budget, Cut, Result, Selection
+
+CARD = {
+    "title": "STUN: Structured-Then-Unstructured Pruning for Scalable MoE Pruning",
+    "paper": "https://arxiv.org/abs/2409.06211",
+    "cuts": "experts that behave like others, then single weights of what stays, to zeros",
+    "recovers": "nothing is trained; experts may become the mean of those that they stand for",
+    "extra": "",
+    "family": "sparse",
+}
+
+Distance = Literal["router", "together", "mixed"]
+Clusters = dict[int, list[list[int]]]
+"""Layer -> the experts of each of its clusters."""
+Chosen = dict[int, list[int]]
+"""Layer -> the expert that stays of each cluster, ascending."""
+
+
+def stun(
+    subject: Moe,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    structured: float = 0.2,
+    experts: int = 0,
+    uniform: bool = False,
+    distance: Distance = "router",
+    mix: float = 1.0,
+    normalise: bool = True,
+    kappa: int = 3,
+    choose: Literal["clusters", "usage", "saliency", "random"] = "clusters",
+    seen: int = 1000,
+    method: Literal["owl", "wanda"] = "owl",
+    samples: int = 128,
+    length: int = 128,
+    spread: float = 0.08,
+    times: float = 5.0,
+    floor: int = 1,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Merge experts that behave alike away, then zero single weights of those that stay.
+
+    Per budget:
+
+    1. distances between the experts of a layer, b_ij = -l1 ||W_i - W_j|| + l2 a_ij with its sign turned: W_i is a row
+       of the router, a_ij counts the tokens that went to both. Rows take no forward pass, counts one, whatever E is;
+    2. greedy clustering in each layer with a check of complete linkage, under one threshold for all layers that leaves
+       the number of experts asked for, found by bisection; at least the router's top k stay in every layer;
+    3. of each cluster the expert nearest to the mean of its weights stays, with its row of the router; in layers of at
+       most `kappa` clusters it becomes the mean of the cluster, and so does its row;
+    4. Wanda, with OWL's shares for each block, zeroes s2 = (S - s1) / (1 - s1) of the weights that are left, where S is
+       the share of all weights that go and s1 what went with the experts.
+
+    Args:
+        subject: a mixture of experts; it stays as it is.
+        data: general text.
+        budgets: weights=60%, of the matrices of all blocks; those of experts that are gone count as gone. Or
+            pattern=2:4 for what is left by the first stage.
+        run: where clusters, finished blocks and the states between blocks go.
+        structured: share of all experts that go in the first stage; fewer where the budget does not ask for as much.
+        experts: exactly as many stay over all layers, in place of `structured`; refused where no threshold gives them.
+        uniform: as many experts in every layer, with a threshold for each, as engines that serve them expect.
+        distance: router (rows alone), together (counts alone), or mixed.
+        mix: weight of the counts in the mixed distance.
+        normalise: divide the router's rows by its norm, so that one threshold fits all layers; the published mixed
+            distance does not.
+        kappa: clusters of a layer up to which they are averaged; the published command has 2.
+        choose: what stays. For comparison, as many of each layer as by clusters: those with the highest usage or
+            saliency (REAP), or random ones.
+        seen: windows in which co-activation is counted, where it is asked for.
+        method: owl, or wanda with one share for all blocks.
+        samples: calibration windows of the second stage.
+        length: tokens per window; 2048 in the paper.
+        spread: lambda of OWL.
+        times: M of OWL; the official code's default is 3.
+        floor: experts with fewer tokens are judged by the norms of all experts of their layer.
+        seed: of the choice of windows.
+        dry_run: as a run; nothing is kept.
+
+    Departures: the threshold goes through the distances themselves, with no start and no step; closed pairs are closed
+    both ways; top k experts stay in every layer, which the official code does not see to. Where no threshold gives
+    `structured` exactly, the next larger count stays. Both experts of a pair are equally near to their mean: the one
+    with larger weights stays. Experts without tokens are pruned by their layer's norms, where the official code skips
+    them, so that the budget is met. Weights are counted over the matrices of blocks, without embeddings and routers.
+    """
+    check(subject, structured, uniform)
+    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
+    whole, paths = blocks.count(subject), packed(subject)
+    sizes = {index: mixture.count for index, mixture in subject.mixtures().items()}
+    weight = max(
+        sum(p[0].numel() for p in mixture.experts.parameters()) for mixture in subject.mixtures().values()
+    )  # fmt: skip
+
+    def look() -> dict[str, Tensor]:
+        items, _ = texts.windows(data, subject.tokenizer, seen, length, seed=seed)
+        layers = {str(index): subject.model.get_submodule(path) for index, path in paths.items()}
+        found = routing.collect(subject.forward, subject.model, items, layers, saliency=choose == "saliency")
+        worth = {"usage": lambda one: one.counts, "saliency": lambda one: one.saliency}.get(choose, lambda one: None)
+        tables = {f"together.{index}": one.together for index, one in found.items()}
+        return tables | {f"layers.{index}.experts": w for index, one in found.items() if (w := worth(one)) is not None}
+
+    passes = int(distance != "router" or choose in ("usage", "saliency"))
+    counted = run.tensors("routing", look) if passes else {}
+    far = apart(subject, {index: counted.get(f"together.{index}") for index in sizes}, distance, mix, normalise)
+    worths = random.scores(subject.units("experts"), seed=seed) if choose == "random" else counted
+
+    for budget in budgets:
+        share, pattern = weights.asked(budget, whole, "stun")
+        most = sum(sizes.values()) if pattern else int((1.0 - share) * whole / weight + 1e-9)
+        target = experts or sum(sizes.values()) - min(round(structured * sum(sizes.values())), most)
+        first = run.json(f"experts-{target}", partial(
+            settled, subject, far, target, uniform=uniform, exact=bool(experts), worths=worths, rule=choose
+        ))  # fmt: skip
+        groups, chosen = ({int(index): rows for index, rows in first[key].items()} for key in ("clusters", "chosen"))
+        slim, gone = without(subject, groups, chosen, kappa)
+        left = blocks.count(slim)
+        rest = 1.0 - (0.0 if pattern else second(1.0 - share, 1.0 - left / whole, budget))
+        outliers = run.json(f"outliers-{target}", partial(unlike, slim, windows, run.folder("outliers"), times, floor))
+        flat = method == "wanda" or pattern is not None or rest >= 1.0
+        shares = [rest] * len(outliers[0]) if flat else allocate.spread(outliers[0], rest, spread, sizes=outliers[1])
+        choosers = [weights.chooser(one, pattern) for one in shares]
+        student, starved = thinned(slim, windows, run.folder(f"blocks-{budget}"), choosers, floor)
+        zeros = blocks.receipt(slim, student)
+        before = {**gone.before, "weights": float(matrices.nonzero(matrices.matrices(subject.model, subject.layers())))}
+        after = {**gone.after, "weights": zeros.after["weights"]}
+        counts = ", ".join(str(len(one)) for one in groups.values())
+        told = [
+            *notes,
+            *gone.notes,
+            f"{sum(map(len, groups.values()))} of {sum(sizes.values())} experts stay, by layer: {counts}",
+        ]
+        told.append(f"total sparsity {1 - after['weights'] / whole:.4f}, of it {1 - left / whole:.4f} by experts")
+        shape = run.json(f"kurtosis-{budget}", partial(shapes, before=subject, experts=slim, weights=student))
+        told.append(
+            "kurtosis of experts: " + ", ".join(f"{k} {np.mean(list(v.values())):.3f}" for k, v in shape.items())
+        )
+        if starved:
+            told.append(f"{starved} matrices of experts had under {floor} tokens: judged by their layer's norms")
+        cut = Cut({**gone.removed, **zeros.removed}, before, after, tuple(told))
+        yield Result(str(budget), student, cut, {**slim.units().cost(), "weights": after["weights"]}, None, ())
+
+
+def check(subject: Any, structured: float, uniform: bool) -> None:
+    """Raise a one-line error for a model or options that stun can't work with."""
+    if not isinstance(subject, Moe):
+        raise InputError("stun cuts experts out of a mixture of experts in memory, and this is none: use owl or wanda")
+    if not 0.0 <= structured < 1.0:
+        raise InputError(f"structured={structured}: give a share of the experts, from 0 to below 1")
+    if subject.layout.expert_groups > 1 and not uniform:
+        raise UnsupportedError("this router chooses groups of experts first, which must stay equal: give uniform=True")
+
+
+def packed(subject: Moe) -> dict[int, str]:
+    """Layer -> path of its packed experts."""
+    names = {id(module): path for path, module in subject.model.named_modules()}
+    return {index: names[id(mixture.experts)] for index, mixture in subject.mixtures().items()}
+
+
+def second(total: float, first: float, budget: Budget | None = None) -> float:
+    """s2 = (S - s1) / (1 - s1): what must go of the weights that are left, for a share S of all that goes in all.
+
+    Raises `InfeasibleError` where more than S went in the first stage.
+    """
+    if first > total + 1e-9:
+        raise InfeasibleError(
+            f"budget {budget}: the experts that go are {first:.4g} of the weights, more than the {total:.4g} that it "
+            "asks for; keep more experts or fewer weights",
+            1.0 - first,
+        )
+    return max(0.0, (total - first) / (1.0 - first))
+
+
+def apart(
+    subject: Moe, together: Mapping[int, Tensor | None], how: Distance, mix: float = 1.0, normalise: bool = True
+) -> dict[int, Tensor]:
+    """Layer -> [E, E], the distances between its experts; step 1."""
+    found = {}
+    for index, mixture in subject.mixtures().items():
+        rows, counts = mixture.router.weight, together.get(index)
+        assert isinstance(rows, Tensor)
+        if how == "router":
+            found[index] = routing.row_distance(rows, normalised=normalise)
+        elif how not in ("together", "mixed") or counts is None:
+            raise InputError(f"distance={how!r}: give router, together or mixed")
+        elif how == "together":
+            found[index] = routing.meeting_distance(counts)
+        else:
+            found[index] = routing.mixed_distance(rows, counts, mix, normalised=normalise)
+    return found
+
+
+def settled(
+    subject: Moe,
+    far: Mapping[int, Tensor],
+    target: int,
+    *,
+    uniform: bool = False,
+    exact: bool = True,
+    worths: Mapping[str, Any] | None = None,
+    rule: str = "clusters",
+) -> dict[str, Any]:
+    """The clusters of each layer, and the expert that stays of each (steps 2 and 3), as plain data.
+
+    With another `rule`, the experts of highest worth stay, as many as there are clusters, and nothing is merged.
+    """
+    units, parts = subject.units("experts"), subject.layout.expert_groups
+    least = max(units[f"layers.{index}.experts"].minimum for index in far)
+    threshold: float | None = None
+    groups: Clusters = {}
+    if uniform:
+        each, odd = divmod(target, len(far))
+        if odd and exact:
+            raise InfeasibleError(
+                f"experts={target} can't be the same in {len(far)} layers: ask for a multiple of {len(far)}",
+                float(each * len(far)),
+            )
+        each = max(least, -(-(each + bool(odd)) // parts) * parts)
+        for index, table in far.items():
+            groups[index] = []
+            for members in np.split(np.arange(len(table)), parts):  # a router's groups stay equal
+                one = clusters.each_of([table[members][:, members]], min(each // parts, len(members)))[0]
+                groups[index] += [members[inside].tolist() for inside in one.members()]
+    else:
+        threshold, found = clusters.shared_threshold(list(far.values()), target, least=least, exact=exact)
+        groups = {i: [m.tolist() for m in one.members()] for i, one in zip(far, found, strict=True)}
+    if rule == "clusters":
+        mixtures = subject.mixtures()
+        chosen = {i: merging.representatives(list(mixtures[i].experts.parameters()), one) for i, one in groups.items()}
+    else:
+        counts = {f"layers.{index}.experts": len(one) for index, one in groups.items()}
+        best = ranking.by_counts(units, {site: torch.as_tensor((worths or {})[site]) for site in counts}, counts).keep
+        chosen = {index: np.flatnonzero(best[f"layers.{index}.experts"]).tolist() for index in groups}
+        groups = {index: [[expert] for expert in one] for index, one in chosen.items()}
+    # In the order in which a cut leaves the experts that stay.
+    order = {index: np.argsort(one) for index, one in chosen.items()}
+    groups = {index: [one[place] for place in order[index]] for index, one in groups.items()}
+    chosen = {index: [one[place] for place in order[index]] for index, one in chosen.items()}
+    return {"threshold": threshold, "clusters": groups, "chosen": chosen}
+
+
+def without(subject: Moe, groups: Clusters, chosen: Chosen, kappa: int) -> tuple[Moe, Cut]:
+    """A copy with the chosen experts alone; where at most `kappa` stay in a layer, with the means of their clusters."""
+    keep = {}
+    for index, mixture in subject.mixtures().items():
+        mask = np.zeros(mixture.count, dtype=bool)
+        mask[chosen[index]] = True
+        keep[f"layers.{index}.experts"] = mask
+    student, cut = subject.cut(Selection(keep))
+    assert isinstance(student, Moe)
+    new = student.mixtures()
+    for index, old in subject.mixtures().items():
+        if len(groups[index]) > kappa:
+            continue  # the cut has left every chosen expert and its row as they were
+        for theirs, ours in ((old.experts, new[index].experts), (old.router, new[index].router)):
+            for name, tensor in per_expert(theirs, old.count).items():
+                mean = merging.reconstructed(tensor, groups[index], chosen[index], kappa=kappa)
+                per_expert(ours, new[index].count)[name].copy_(mean)
+    return student, cut
+
+
+def per_expert(module: nn.Module, count: int) -> dict[str, Tensor]:
+    """Name -> tensor of a module that holds one slice for each expert: weights, a router's rows and its bias."""
+    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return {name: tensor.detach() for name, tensor in held if tensor.dim() and len(tensor) == count}
+
+
+def unlike(slim: Moe, windows: Any, folder: Path, times: float, floor: int) -> list[list[float]]:
+    """[outliers of each block in percent, weights of each block], of OWL."""
+    found = []
+    for block in blocks.visit(slim, windows, folder, title="outliers", store=False):
+        moments, _ = read(block, floor)
+        scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
+        found.append((wanda.outliers(scores, times), sum(m.weight.numel() for m in block.matrices.values())))
+    return [[float(value) for value in column] for column in zip(*found, strict=True)]
+
+
+def thinned(
+    slim: Moe, windows: Any, folder: Path, choosers: Sequence[weights.Choose], floor: int = 1
+) -> tuple[Moe, int]:
+    """(a copy whose weights of small |W_ij| ||X_j|| are zero, how many matrices of experts saw too few tokens)."""
+    student, starving = slim.copy(), 0
+    for block in blocks.visit(student, windows, folder):
+        moments, starved = read(block, floor)
+        starving += len(starved)
+        for name, matrix in block.matrices.items():
+            scores = wanda.scores(matrix.weight, moments[name].value(name))
+            matrix.weight.mul_(choosers[block.index](scores))
+    assert isinstance(student, Moe)
+    return student, starving
+
+
+def read(block: blocks.Block, floor: int) -> tuple[dict[str, hessian.Moments], list[str]]:
+    """||X_j||^2 of what each matrix of the block reads; starved experts get those of their layer, and are named."""
+    moments = block.read(partial(hessian.Moments, diagonal=True))
+    return hessian.pooled(moments, {m.name: m.leaf for m in block.matrices.values()}, floor)
+
+
+def kurtosis(subject: Moe) -> dict[str, float]:
+    """Layer -> kurtosis of the weights of all its experts that are not zero: how well they bear to lose more."""
+    found = {index: list(mixture.experts.parameters()) for index, mixture in subject.mixtures().items()}
+    return {str(index): distribution.kurtosis(parts) for index, parts in found.items()}
+
+
+def shapes(**stages: Moe) -> dict[str, dict[str, float]]:
+    """Stage -> layer -> kurtosis; the paper's reason for the order of the stages."""
+    return {name: kurtosis(one) for name, one in stages.items()}

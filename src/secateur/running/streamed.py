@@ -1,0 +1,169 @@
+"""Language models that stay on the disk, as things to run a recipe on: never more than a block of one in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from secateur.errors import DataError, InputError, MeasurementError
+from secateur.files import texts
+from secateur.measure import latency, quality, size, sparsity
+from secateur.running import language
+from secateur.running.language import BATCH, LENGTH, NOUN, check, fitted, loading, read
+from secateur.subjects import Streamed, blocks, open_streamed
+from secateur.subjects.matrices import matrices as of_model
+from secateur.vocabulary import Figure
+
+__all__ = [
+    "BATCH",
+    "LENGTH",
+    "NOUN",
+    "Model",
+    "again",
+    "check",
+    "compared",
+    "digest",
+    "example",
+    "fitted",
+    "forward",
+    "loading",
+    "matrices",
+    "opened",
+    "read",
+    "save",
+    "sizes",
+    "where",
+]
+
+Model: TypeAlias = str | Path | Streamed
+_CHUNK = 2**22
+
+
+def opened(model: Model, device: str | None = None, data: texts.Corpus | None = None) -> Streamed:
+    """`model`, a folder or Hub id, as a subject that stays there."""
+    if device not in (None, "cpu"):
+        raise InputError(f"device {device!r}: a model that is streamed is worked on by the CPU; leave the device out")
+    if isinstance(model, Streamed):
+        return model
+    if not isinstance(model, str | Path):
+        raise InputError(f"a {type(model).__name__} in memory can't be streamed: give the folder of its checkpoint")
+    return open_streamed(model)
+
+
+def again(model: Model, original: Streamed, device: str | None = None) -> Streamed:
+    """Another model, to be compared with `original`."""
+    return opened(model, device)
+
+
+def where(subject: Streamed, batch: int | None, length: int | None, threads: int | None) -> latency.Environment:
+    """What FLOPs and quality refer to; time is not measured here."""
+    kind = str(subject.dtype).removeprefix("torch.")
+    tokens = length or language.LENGTH or 64
+    return latency.Environment(batch or BATCH, tokens, threads or torch.get_num_threads(), "cpu", kind)
+
+
+def digest(subject: Streamed) -> str:
+    """sha256 of the configuration and of the files of the weights."""
+    found = hashlib.sha256(subject.model.config.to_json_string(use_diff=True).encode())
+    for file in sorted(set(subject.files().values())):
+        found.update(file.name.encode())
+        with file.open("rb") as opened_file:
+            while chunk := opened_file.read(_CHUNK):
+                found.update(chunk)
+    return found.hexdigest()
+
+
+def example(subject: Streamed, place: latency.Environment) -> dict[str, Tensor]:
+    """A batch of the size that FLOPs are counted for."""
+    return subject.example(place.batch, place.length or 64)
+
+
+def forward(subject: Streamed, batch: Mapping[str, Tensor]) -> Any:
+    """What would be timed; `MeasurementError`, for reading the disk is no part of a model's time."""
+    raise MeasurementError("not measured while the models stay on the disk: `secateur measure` opens and times them")
+
+
+class _Matrices(Mapping[str, Tensor]):
+    """Name -> weights [d_out, d_in] of the blocks' matrices, read when they are asked for, a block at a time."""
+
+    def __init__(self, subject: Streamed) -> None:
+        self.subject, self.path = subject, ""
+        self.held: dict[str, Tensor] = {}
+        self.places = {name: path for path in subject.layers() for name in of_model(subject.model, [path])}
+
+    def __getitem__(self, name: str) -> Tensor:
+        path = self.places[name]
+        if path != self.path:
+            self.held = {}
+            with self.subject.resident(path):
+                self.held = {key: matrix.weight.clone() for key, matrix in of_model(self.subject.model, [path]).items()}
+            self.path = path
+        return self.held[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def matrices(subject: Streamed) -> Mapping[str, Tensor]:
+    """Name -> weights [d_out, d_in] of the blocks' matrices."""
+    return _Matrices(subject)
+
+
+def sizes(subject: Streamed, example: Mapping[str, Tensor]) -> dict[str, Figure]:
+    """Parameters, zeros, bytes of the weights as saved and as packed, FLOPs of `example`."""
+    parameters = size.parameters(subject.model)
+    stored = float(sum(p.numel() * p.element_size() for p in subject.model.parameters()))
+    return {
+        "params": Figure(float(parameters["params"])),
+        "embedding_params": Figure(float(parameters["embedding_params"])),
+        "bytes": Figure(stored, unit="B"),
+        "memory": Figure(stored, unit="B"),
+        "flops": Figure(_flops(subject, example)),
+        **sparsity.figures(matrices(subject), stored),
+    }
+
+
+def _flops(subject: Streamed, batch: Mapping[str, Tensor]) -> float:
+    """FLOPs of a forward pass, block by block: of what a mixture's router chooses, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        total = 0.0
+        for block in blocks.visit(subject, [batch], Path(folder), title="FLOPs", store=False):
+            total += size.flops(partial(block.run, *next(block.inputs())), {})
+        (last,) = blocks.states(Path(folder), len(subject.layers()))
+        with subject.resident():
+            return total + size.flops(partial(blocks.leaving, subject, batch, last), {})
+
+
+def compared(
+    original: Streamed, student: Streamed, held_out: texts.Corpus, place: latency.Environment
+) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
+    """(before, after, both): perplexity, each model's blocks read once for all sequences."""
+    if original.tokenizer is None:
+        raise DataError("the model has no tokenizer to measure quality with: give one beside it")
+    batches = language.held_batches(held_out, original.tokenizer, packed=True, length=place.length or 64)
+    rows = []
+    for subject in (original, student):
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = subject.outputs(batches, Path(folder, "states"))
+            rows.append({"perplexity": quality.perplexity(partial(_next, outputs), batches)})
+    return rows[0], rows[1], {}
+
+
+def _next(outputs: Iterator[Any], _: Mapping[str, Tensor]) -> Any:
+    """The next output: they come in the order of the batches."""
+    return next(outputs)
+
+
+def save(subject: Streamed, folder: Path) -> None:
+    """The model and all that travels with it."""
+    subject.save(folder)

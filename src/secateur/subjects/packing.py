@@ -1,0 +1,240 @@
+"""Zeros put to use: weights saved without them, masks in one bit each, and 2:4 kernels where a device has them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from secateur.errors import InputError, ModelError, NumericalError
+from secateur.subjects import saving, unpacking
+from secateur.subjects.transformer import Transformer
+
+__all__ = ["is_packed", "load_masks", "pack", "save_masks", "save_packed", "semi_structured"]
+
+_MODULE = "modeling_packed"
+_PREFIX = "Packed"
+_SHARD = 4 * 2**30
+"""Bytes after which another file is begun, so that no more than this is held at once."""
+
+
+# ---------------------------------------------------------------------------------------------------- weights
+
+
+def save_packed(subject: Transformer, folder: Path) -> tuple[str, ...]:
+    """Write the model into `folder` as `saving.save` does, its matrices without their zeros; returns notes.
+
+    Every matrix that gets smaller by it is packed, as `unpacking` describes: all of them as "sparse-24-bitmask" where
+    they are all 2:4, else as "sparse-bitmask". What is loaded again equals the model bit for bit, which is checked.
+    Loading unpacks: it saves disk and transfer, neither memory nor time.
+
+    Raises `InputError` where nothing gets smaller.
+    """
+    saving.save(subject, folder)
+    return pack(folder, subject.model.config)
+
+
+def pack(folder: Path, config: Any) -> tuple[str, ...]:
+    """Pack the weights of the model that is saved in `folder`, in place; see `save_packed`."""
+    files = sorted(folder.glob("*.safetensors"))
+    paying, two_four, before = set(), True, 0
+    for name, tensor in _stored(files):
+        before += tensor.nbytes
+        if name.endswith(".weight") and tensor.dim() == 2 and tensor.is_floating_point() and _pays(tensor):
+            paying.add(name)
+            two_four = two_four and _two_four(tensor)
+    if not paying:
+        raise InputError("nothing gets smaller without its zeros: prune the model first, or keep it as it is")
+    shard: dict[str, Tensor] = {}
+    number, after = 1, 0
+    for name, tensor in _stored(files):
+        parts = _packed(name, tensor, two_four) if name in paying else {name: tensor}
+        after += sum(part.nbytes for part in parts.values())
+        shard |= parts
+        if sum(part.nbytes for part in shard.values()) > _SHARD:
+            _write(folder, number, shard)
+            shard, number = {}, number + 1
+    if shard:
+        _write(folder, number, shard)
+    form = "sparse-24-bitmask" if two_four else "sparse-bitmask"
+    _describe(config, folder, form, sorted(name.removesuffix(".weight") for name in paying))
+    _check(files, folder)
+    for path in [*files, *folder.glob("model*.safetensors.index.json")]:
+        path.unlink()
+    return (
+        f"{len(paying)} matrices packed as {form}: {after / 1e6:.3g} MB in place of {before / 1e6:.3g} MB",
+        "it is unpacked as it loads, by secateur.load or from_pretrained(..., trust_remote_code=True): "
+        "neither memory nor time is saved",
+    )
+
+
+def is_packed(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json belongs to packed weights."""
+    return unpacking.KEY in config and "sparsity_config" in config[unpacking.KEY]
+
+
+def _stored(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                yield name, file.get_tensor(name)
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def _write(folder: Path, number: int, shard: dict[str, Tensor]) -> None:
+    save_file(shard, folder / unpacking.PACKED.replace("*", f"-{number:05d}"), {"format": "pt"})
+
+
+def _pays(matrix: Tensor) -> bool:
+    """Whether the stored weights with a bit for each place and the offsets of rows take less than the matrix."""
+    rows, columns = matrix.shape
+    kept = int(torch.count_nonzero(matrix)) * matrix.element_size()
+    return kept + rows * (-(-columns // 8) + 8) + 16 < matrix.nbytes
+
+
+def _two_four(matrix: Tensor) -> bool:
+    if matrix.shape[1] % 4:
+        return False
+    return bool((matrix.unflatten(1, (-1, 4)) != 0).sum(2).le(2).all())
+
+
+def _packed(name: str, matrix: Tensor, two_four: bool) -> dict[str, Tensor]:
+    stem = name.removesuffix(".weight")
+    held = matrix != 0
+    shape = torch.tensor(matrix.shape)
+    if two_four:
+        # Exactly two of four are stored; where fewer are not zero, the first zeros fill up.
+        runs = held.unflatten(1, (-1, 4))
+        first = runs.to(torch.uint8).sort(dim=2, descending=True, stable=True).indices[..., :2]
+        held = torch.zeros_like(runs).scatter_(2, first, True).flatten(1)
+        stored = matrix[held].view(matrix.shape[0], -1)
+        more, shape = {}, shape[:, None]
+    else:
+        counts = held.sum(1)
+        stored, more = matrix[held], {f"{stem}.row_offsets": counts.cumsum(0) - counts}
+    return {f"{stem}.shape": shape, f"{stem}.bitmask": unpacking.bits(held), f"{stem}.compressed": stored, **more}
+
+
+def _describe(config: Any, folder: Path, form: str, packed: list[str]) -> None:
+    """config.json says how it is packed and which file unpacks it."""
+    data = saving.read_json(folder / "config.json")
+    names = {auto: model.__name__ for auto, model in saving.classes(config).items()}
+    data[unpacking.KEY] = {
+        "quant_method": "compressed-tensors",
+        "sparsity_config": {
+            "format": form,
+            "sparsity_structure": "2:4" if form == "sparse-24-bitmask" else "unstructured",
+            "targets": packed,
+            "ignore": [],
+        },
+        "auto_map": data.get("auto_map"),
+    }
+    data["auto_map"] = {auto: f"{_MODULE}.{_PREFIX}{name}" for auto, name in names.items()}
+    (folder / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    module = "# Written by secateur beside packed weights; licensed under Apache-2.0.\n"
+    module += inspect.getsource(unpacking).rstrip()
+    for name in sorted(set(names.values())):
+        base, place = (f"Secateur{name}", ".modeling_secateur") if config.is_heterogeneous else (name, "transformers")
+        module += (
+            f"\n\n\nfrom {place} import {base}  # noqa: E402\n\n\nclass {_PREFIX}{name}(Unpacking, {base}):\n"
+            f'    """{name} from packed weights."""\n'
+        )
+    (folder / f"{_MODULE}.py").write_text(module, encoding="utf-8")
+
+
+def _check(files: list[Path], folder: Path) -> None:
+    """Every tensor of `files` is in the packed ones, bit for bit."""
+    places = {name: path for path in files for name in _names(path)}
+    for name, tensor in unpacking.tensors(folder):
+        with safe_open(places.pop(name), framework="pt") as file:
+            before = file.get_tensor(name)
+        if before.dtype != tensor.dtype or not torch.equal(before, tensor):
+            raise NumericalError(f"{name} is not the same after packing: the packed file is not usable")
+    if places:
+        raise NumericalError(f"{min(places)} is lost by packing: the packed file is not usable")
+
+
+# ------------------------------------------------------------------------------------------------------ masks
+
+
+def save_masks(masks: Mapping[str, Tensor], path: Path) -> None:
+    """Write masks, name of a parameter -> booleans of its shape, as safetensors: one bit for each weight."""
+    shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    packed = {name: unpacking.bits(mask.detach().cpu().bool().flatten()) for name, mask in masks.items()}
+    save_file(packed, path, {"masks": json.dumps(shapes)})
+
+
+def load_masks(path: Path) -> dict[str, Tensor]:
+    """The masks that `save_masks` wrote. Raises `ModelError` for a file that holds none or is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = json.loads((file.metadata() or {})["masks"])
+            return {
+                name: unpacking.held(file.get_tensor(name), torch.Size(shape).numel()).view(shape)
+                for name, shape in shapes.items()
+            }
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path} holds no masks, or is damaged: write it again with `secateur export`") from error
+
+
+# ---------------------------------------------------------------------------------------------------- kernels
+
+_ROWS, _COLUMNS = 32, 64
+"""What both of torch's 2:4 kernels take in half precision: multiples of these."""
+
+
+def semi_structured(model: nn.Module) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Give the linears of `model`, in place, 2:4 weights that the device multiplies as such, where it can.
+
+    Returns the linears that got them, and those that stay dense with the reason. Sparse tensor cores are those of CUDA
+    devices of compute capability 8.0 or more, in float16 and bfloat16; elsewhere everything stays as it is and runs
+    dense. The result is for inference: it can't be trained or saved. Output embeddings stay dense.
+
+    Source: `torch.sparse.to_sparse_semi_structured`.
+    """
+    outputs = getattr(model, "get_output_embeddings", lambda: None)()
+    swapped, left = [], {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or module is outputs:
+            continue
+        reason = _unfit(module.weight.detach())
+        if not reason:
+            try:
+                weight = torch.sparse.to_sparse_semi_structured(module.weight.detach())
+                module.weight = nn.Parameter(weight, requires_grad=False)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+        if reason:
+            left[name] = reason
+        else:
+            swapped.append(name)
+    return tuple(swapped), left
+
+
+def _unfit(weight: Tensor) -> str:
+    """Why no 2:4 kernel takes this weight; empty if one does."""
+    rows, columns = weight.shape
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return f"{str(weight.dtype).removeprefix('torch.')}: kernels take float16 and bfloat16"
+    if rows % _ROWS or columns % _COLUMNS:
+        return f"{rows} x {columns}: kernels take multiples of {_ROWS} x {_COLUMNS}"
+    if not _two_four(weight):
+        return "not 2:4: more than two of four weights are not zero"
+    if not _has_kernels(weight.device):
+        return f"{weight.device.type}: no 2:4 kernels on this device, so it runs dense"
+    return ""
+
+
+def _has_kernels(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)

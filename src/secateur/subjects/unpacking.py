@@ -1,0 +1,100 @@
+"""Read weights that were packed without their zeros.
+
+The layout of a tensor "x.weight" [d_out, d_in] is that of compressed-tensors, up to its version 0.14:
+
+- x.shape: int64, d_out and d_in
+- x.bitmask: uint8 [d_out, ceil(d_in / 8)], bit j % 8 of byte j // 8 says whether weight j of a row is stored
+- x.compressed: the stored weights, row by row; [d_out, d_in / 2] in "sparse-24-bitmask", flat in "sparse-bitmask"
+- x.row_offsets: int64 [d_out], where each row begins in `compressed`; in "sparse-bitmask" alone
+
+This file imports only torch, safetensors, transformers and what comes with them: a copy of it travels with packed
+weights, so that they load anywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+
+PACKED = "packed*.safetensors"
+"""The files of packed weights: named so that no other loader takes them for plain ones and fills in random weights."""
+
+KEY = "compression_config"
+"""Where config.json says how the weights are packed."""
+
+
+def bits(held: torch.Tensor) -> torch.Tensor:
+    """Booleans [..., n] -> uint8 [..., ceil(n / 8)]: entry j is bit j % 8 of byte j // 8."""
+    count = held.shape[-1]
+    padded = torch.nn.functional.pad(held.to(torch.uint8), (0, -count % 8)).unflatten(-1, (-1, 8))
+    places = 2 ** torch.arange(8, device=held.device)
+    packed: torch.Tensor = (padded * places).sum(-1).to(torch.uint8)
+    return packed
+
+
+def held(packed: torch.Tensor, count: int) -> torch.Tensor:
+    """The inverse of `bits`: uint8 [..., ceil(n / 8)] -> booleans [..., n]."""
+    places = 2 ** torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return (packed[..., None] & places).ne(0).flatten(-2)[..., :count]
+
+
+def dense(shape: torch.Tensor, bitmask: torch.Tensor, compressed: torch.Tensor) -> torch.Tensor:
+    """The matrix [d_out, d_in] again, with zeros where nothing was stored."""
+    rows, columns = shape.flatten().tolist()
+    matrix = compressed.new_zeros(rows, columns)
+    matrix[held(bitmask, columns)] = compressed.flatten()
+    return matrix
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of everything stored in `folder`, unpacked, one at a time."""
+    for path in sorted(folder.glob(PACKED)):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                stem, _, part = name.rpartition(".")
+                if part == "compressed":
+                    found = (file.get_tensor(f"{stem}.{one}") for one in ("shape", "bitmask", "compressed"))
+                    yield f"{stem}.weight", dense(*found)
+                elif part not in ("shape", "bitmask", "row_offsets"):
+                    yield name, file.get_tensor(name)
+
+
+def plain(config: Any) -> Any:
+    """A copy of a packed model's config as it was before: what the unpacked model has."""
+    config = copy.deepcopy(config)
+    before = getattr(config, KEY)["auto_map"]
+    delattr(config, KEY)
+    if before:
+        config.auto_map = before
+    elif hasattr(config, "auto_map"):
+        del config.auto_map
+    return config
+
+
+class Unpacking:
+    """Mixed in before a model's class: its `from_pretrained` unpacks, and gives a model of that class, a plain one."""
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, config: Any = None, **options: Any) -> Any:
+        """The model whose packed weights are in the folder, or Hub repository, `name`."""
+        folder = Path(name)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            hub = {key: options[key] for key in ("revision", "token", "cache_dir") if options.get(key) is not None}
+            folder = Path(snapshot_download(str(name), allow_patterns=["*.safetensors", "*.json"], **hub))
+        if not isinstance(config, PreTrainedConfig):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        kind: Any = cls.__bases__[1]
+        found = dict(tensors(folder))
+        model = kind.from_pretrained(None, *args, config=plain(config), state_dict=found, **options)
+        loaded = model[0] if isinstance(model, tuple) else model
+        if loaded.can_generate() and (folder / "generation_config.json").is_file():
+            loaded.generation_config = GenerationConfig.from_pretrained(folder)
+        return model

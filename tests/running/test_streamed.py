@@ -1,0 +1,68 @@
+"""A run that streams its model from the disk ends as one in memory does."""
+
+from __future__ import annotations
+
+import pytest
+from safetensors.torch import load_file
+
+import secateur
+import tiny
+from secateur import cli, running
+from secateur.errors import InputError, UnsupportedError
+
+QUICK = {"samples": 16, "length": 16, "batch": 2}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.folder("llama", tmp_path_factory.mktemp("model") / "llama")
+
+
+@pytest.mark.parametrize("recipe", ["magnitude", "wanda", "sparsegpt", "owl"])
+def test_streamed_runs_have_the_same_weights_and_figures(recipe, model, tmp_path):
+    how = {key: value for key, value in QUICK.items() if recipe != "magnitude" or key != "samples"}
+    inside, outside = (
+        secateur.run(
+            recipe, str(model), tiny.sentences(300), "weights=50%", tmp_path / str(stream), stream=stream, **how
+        )
+        for stream in (False, True)
+    )
+    first, second = inside[0], outside[0]
+    assert first.verdict == second.verdict == "met"
+    for measure in ("params", "weights", "zeros", "bytes", "packed_bytes", "flops", "perplexity"):
+        assert second.after[measure].value == pytest.approx(first.after[measure].value, rel=1e-5), measure
+        assert second.before[measure].value == pytest.approx(first.before[measure].value, rel=1e-5), measure
+    assert "latency" not in second.after
+    assert any("secateur measure" in note for note in second.cut.notes)
+    found = {}
+    for file in (tmp_path / "True").glob("*.safetensors"):
+        found |= load_file(file)
+    expected = load_file(tmp_path / "False" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all((found[key] == tensor).all() for key, tensor in expected.items())
+    again = running.results(
+        recipe, str(model), tiny.sentences(300), "weights=50%", tmp_path / "True", stream=True, **how
+    )
+    assert [row.verdict for row in again] == ["met"]
+
+
+def test_the_command_line_streams(model, tmp_path, capsys):
+    data = tmp_path / "texts.txt"
+    data.write_text("\n".join(tiny.sentences(300)))
+    out = str(tmp_path / "out")
+    asked = ["--budget", "pattern=2:4", "--data", str(data), "--samples", "8", "--length", "16", "--batch", "2"]
+    assert cli.main(["run", "wanda", str(model), *asked, "--stream", "--out", out]) == 0
+    assert "pattern=2:4" in capsys.readouterr().out
+    assert "stream: true" in (tmp_path / "out" / "run.yaml").read_text()
+
+
+def test_what_cannot_be_streamed_is_refused(model, tmp_path):
+    with pytest.raises(UnsupportedError, match="leave stream out"):
+        secateur.run("minitron", str(model), tiny.sentences(50), "params=50%", tmp_path / "a", stream=True)
+    with pytest.raises(InputError, match="give the folder"):
+        secateur.run("wanda", tiny.model("llama"), tiny.sentences(50), "weights=50%", tmp_path / "b", stream=True)
+    with pytest.raises(InputError, match="leave the device out"):
+        secateur.run("wanda", str(model), tiny.sentences(50), "weights=50%", tmp_path / "c", stream=True, device="cuda")
+    encoder = tiny.folder("bert", tmp_path / "bert")
+    with pytest.raises(UnsupportedError, match="no causal language model"):
+        secateur.run("wanda", str(encoder), tiny.sentences(50), "weights=50%", tmp_path / "d", stream=True)
