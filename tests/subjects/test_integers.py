@@ -8,7 +8,7 @@ from torch import nn
 
 from secateur.errors import InputError, ModelError
 from secateur.select.pattern import n_of_m
-from secateur.subjects import onnxing, integers
+from secateur.subjects import integers, onnxing
 from secateur.subjects.integers import Form, Scales
 from secateur.subjects.recording import Example
 from secateur.subjects.shrinking import Plan, shrink, twin

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import coupling as coupled
-from secateur.subjects import flops, invariance, onnxing, integers, segments
+from secateur.subjects import flops, integers, invariance, onnxing, segments
 from secateur.subjects import offsets as offsets_of
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.proof import FAINT, Fault, Silenced, compare, differences, same, silenced, stirred

@@ -22,9 +22,9 @@ from secateur.measure import sparsity
 from secateur.recipes.vision import gpusq_vit as module
 from secateur.recipes.vision.gpusq_vit import gpusq_vit
 from secateur.recover import masks
-from secateur.subjects import open_traced, integers
-from secateur.subjects.matrices import matrices
+from secateur.subjects import integers, open_traced
 from secateur.subjects.integers import Form
+from secateur.subjects.matrices import matrices
 from secateur.subjects.traced import Traced, reload_traced
 from secateur.vocabulary import Budget
 
@@ -80,10 +80,10 @@ def test_weights_are_integers_in_range_times_a_scale_for_each_output(eight):
     assert len(layers) == len(matrices(taught())), "every matrix is quantised, also those that stay dense"
     for layer in layers.values():
         weight = layer.weight.detach().flatten(1)
-        integers = weight / layer.weight_scale[:, None]
-        assert torch.allclose(integers, integers.round(), atol=1e-3)
-        assert integers.min() >= -128.5
-        assert integers.max() <= 127.5
+        whole = weight / layer.weight_scale[:, None]
+        assert torch.allclose(whole, whole.round(), atol=1e-3)
+        assert whole.min() >= -128.5
+        assert whole.max() <= 127.5
         assert layer.weight_scale.shape == (len(weight),)
         assert layer.input_scale.shape == ()
         assert layer.input_scale > 0
@@ -146,9 +146,9 @@ def test_four_bits_keep_pairs_and_both_patterns(tmp_path):
         pairs = mask.unflatten(1, (-1, 4, 2))
         assert (pairs.all(3) == pairs.any(3)).all(), "pairs stay or go together"
         layer = integers.quantised(found.subject.model)[name.removesuffix(".weight")]
-        integers = (layer.weight.detach() / layer.weight_scale[:, None]).round()
-        assert integers.min() >= -8
-        assert integers.max() <= 7
+        whole = (layer.weight.detach() / layer.weight_scale[:, None]).round()
+        assert whole.min() >= -8
+        assert whole.max() <= 7
         assert 4 * mask.numel() / integers.stored_bytes(layer, found.subject.forms[name]) == 12.8
         assert 4 * mask.numel() / sparsity.packed_bytes(layer.weight.detach(), 4) >= 12.8
     found.subject.save(tmp_path / "saved")

@@ -20,8 +20,8 @@ from secateur.files.rundir import Run
 from secateur.recover import detecting, loop, masks, mixed, qat, records, slimming
 from secateur.select.pattern import n_of_m
 from secateur.subjects import integers
-from secateur.subjects.matrices import Matrix, matrices, nonzero, receipt
 from secateur.subjects.integers import Form
+from secateur.subjects.matrices import Matrix, matrices, nonzero, receipt
 from secateur.subjects.shrinking import Plan
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Pattern, Recovery, Result
