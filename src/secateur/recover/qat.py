@@ -9,38 +9,25 @@ at all outside.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import DataError, InputError, MissingExtraError, NumericalError
+from secateur.errors import DataError, InputError, NumericalError
+from secateur.recover.quantise import torchao
 
-__all__ = ["Calibration", "Inputs", "calibrate", "convert", "entropy_limit", "frozen", "need", "prepare", "prepared"]
+__all__ = ["Calibration", "Inputs", "calibrate", "convert", "entropy_limit", "frozen", "prepare", "prepared"]
 
 Calibration = Literal["max", "percentile", "entropy"]
 
 _BINS = 2048
 _SAMPLE = 2**16
 """How many numbers of a tensor its histogram is made of, about."""
-
-
-def need() -> None:
-    """Raise `MissingExtraError` where torchao is not installed."""
-    _torchao("quantization")
-
-
-def _torchao(part: str) -> ModuleType:
-    try:
-        return importlib.import_module(f"torchao.{part}")
-    except ImportError as error:
-        raise MissingExtraError("quantisation needs torchao: pip install 'secateur[quantise]'") from error
 
 
 class Inputs(nn.Module):
@@ -104,22 +91,24 @@ def prepare(
     """
     if bits not in (4, 8):
         raise InputError(f"bits={bits}: give 8 or 4")
-    qat, api = _torchao("quantization.qat"), _torchao("quantization")
+    ao = torchao()
     kind = getattr(torch, f"int{bits}")
-    config = qat.IntxFakeQuantizeConfig(kind, "per_channel", is_symmetric=True)
+    config = ao.qat.IntxFakeQuantizeConfig(kind, "per_channel", is_symmetric=True)
     names = set(layers)
-    swap = qat.QATConfig(weight_config=config, step="prepare")
-    api.quantize_(model, swap, filter_fn=lambda module, name: name in names and isinstance(module, nn.Linear))
+    swap = ao.qat.QATConfig(weight_config=config, step="prepare")
+    ao.quantization.quantize_(
+        model, swap, filter_fn=lambda module, name: name in names and isinstance(module, nn.Linear)
+    )
     modules = dict(model.named_modules())
     for name in sorted(names):
         layer: Any = modules[name]
         if isinstance(layer, nn.Conv2d):
             layer.__class__ = _Convolution
-            layer.weight_fake_quantizer = qat.IntxFakeQuantizer(config)
+            layer.weight_fake_quantizer = ao.qat.IntxFakeQuantizer(config)
         layer.activation_fake_quantizer = Inputs(bits, momentum, share)
         weights = layer.weight_fake_quantizer
         # Their own configuration each; and the scales as buffers, so that checkpoints hold them.
-        weights.config = qat.IntxFakeQuantizeConfig(kind, "per_channel", is_symmetric=True)
+        weights.config = ao.qat.IntxFakeQuantizeConfig(kind, "per_channel", is_symmetric=True)
         for part, dtype in (("scale", torch.float32), ("zero_point", torch.int32)):
             delattr(weights, part)
             weights.register_buffer(part, torch.zeros(len(layer.weight), 1, dtype=dtype))
@@ -244,7 +233,7 @@ def convert(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     Weights are left rounded, as floats. Scales that are held (`frozen`) are those that weights were trained under;
     others are taken from the weights as they are.
     """
-    qat, api = _torchao("quantization.qat"), _torchao("quantization")
+    ao = torchao()
     found = {}
     for path, layer in prepared(model).items():
         weights = layer.weight_fake_quantizer
@@ -253,5 +242,5 @@ def convert(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         if isinstance(layer, _Convolution):
             del layer.activation_fake_quantizer, layer.weight_fake_quantizer
             setattr(layer, "__class__", nn.Conv2d)  # noqa: B010
-    api.quantize_(model, qat.QATConfig(step="convert"))
+    ao.quantization.quantize_(model, ao.qat.QATConfig(step="convert"))
     return found

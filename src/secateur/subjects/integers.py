@@ -274,16 +274,17 @@ def unpack(parts: Mapping[str, Tensor], shape: tuple[int, int], form: Form, bits
 
 def _bits(numbers: Tensor, width: int) -> Tensor:
     """The lowest `width` bits of each number, one after another, in bytes."""
-    found = (numbers.to(torch.int64).flatten()[:, None] >> torch.arange(width)) & 1
-    flat = functional.pad(found.flatten(), (0, -found.numel() % 8)).view(-1, 8)
-    return (flat << torch.arange(8)).sum(1).to(torch.uint8)
+    from secateur.subjects import unpacking  # which loads transformers
+
+    return unpacking.bits(((numbers.to(torch.int32).flatten()[:, None] >> torch.arange(width)) & 1).flatten())
 
 
 def _numbers(packed: Tensor, width: int, count: int) -> Tensor:
-    found = ((packed.to(torch.int64)[:, None] >> torch.arange(8)) & 1).flatten()[: count * width]
-    if found.numel() < count * width:
+    from secateur.subjects import unpacking
+
+    if 8 * packed.numel() < count * width:
         raise ModelError("the file of a packed network is damaged: save the result again")
-    return (found.view(count, width) << torch.arange(width)).sum(1)
+    return (unpacking.held(packed, count * width).view(count, width).long() << torch.arange(width)).sum(1)
 
 
 def stored_bytes(layer: Linear | Conv2d, form: Form | None = None) -> float:

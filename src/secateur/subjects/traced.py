@@ -567,8 +567,10 @@ class Traced:
         state = {name: tensor.detach().contiguous() for name, tensor in _state(self.model).items()}
         state = integers.stored(self.model, state, self.masks, self.forms)
         _write(folder / _WEIGHTS, lambda place: save_file(state, place))
-        if loose := {name: mask.contiguous() for name, mask in self.masks.items() if f"{name}.places" not in state}:
-            _write(folder / _MASKS, lambda place: save_file(loose, place))
+        if loose := {name: mask for name, mask in self.masks.items() if f"{name}.places" not in state}:
+            from secateur.subjects import packing  # which loads transformers
+
+            _write(folder / _MASKS, lambda place: packing.save_masks(loose, Path(place)))
         data = {
             "model": type(self.model).__name__,
             "plans": [one.to_dict() for one in self.plans],
@@ -688,10 +690,14 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
     try:
         data = json.loads((folder / _PLAN).read_text("utf-8"))
         state = load_file(folder / _WEIGHTS)
-        masks = load_file(folder / _MASKS) if (folder / _MASKS).is_file() else {}
         forms = {str(name): integers.Form(*map(int, form)) for name, form in data.get("forms", {}).items()}
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{folder} holds no saved network ({error}): give the folder that save() wrote") from error
+    masks: dict[str, Tensor] = {}
+    if (folder / _MASKS).is_file():
+        from secateur.subjects import packing  # which loads transformers
+
+        masks = packing.load_masks(folder / _MASKS)
     plans = tuple(Plan.from_dict(one) for one in data.get("plans", ()))
     small = twin(model)
     for one in plans:

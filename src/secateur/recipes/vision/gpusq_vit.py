@@ -18,6 +18,7 @@ from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.recover import detecting, loop, masks, mixed, qat, records, slimming
+from secateur.recover.quantise import torchao
 from secateur.select.pattern import n_of_m
 from secateur.subjects import integers
 from secateur.subjects.integers import Form
@@ -114,7 +115,7 @@ def gpusq_vit(
     """
     check(data, bits, labels, factors, settled)
     if bits != 32 and not dry_run:
-        qat.need()
+        torchao()
     further = loop.options(training)
     feed = examples.batches(data, batch=batch, seed=seed)
     count = partial(detecting.steps, len(feed) / further.get("accumulate", 1))
