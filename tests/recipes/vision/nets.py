@@ -58,11 +58,13 @@ def residual(seed: int = 0) -> nn.Module:
 class ViT(nn.Module):
     """A vision transformer of transformers that gives its logits."""
 
-    def __init__(self, size: int = 8, dim: int = 32, depth: int = 3, heads: int = 2, classes: int = 4) -> None:
+    def __init__(
+        self, size: int = 8, patch: int = 2, dim: int = 32, depth: int = 3, heads: int = 2, classes: int = 4
+    ) -> None:
         super().__init__()
         shape = dict(hidden_size=dim, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=2 * dim)
         still = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-        images = dict(image_size=size, patch_size=2, num_channels=1, num_labels=classes, initializer_range=0.1)
+        images = dict(image_size=size, patch_size=patch, num_channels=1, num_labels=classes, initializer_range=0.1)
         self.net = ViTForImageClassification(ViTConfig(**shape, **still, **images))
 
     def forward(self, x):
