@@ -38,10 +38,11 @@ SEEDS = (0, 1, 2)
 BATCH, PRUNE, QUANTISE = 64, 100, 60
 LR, QUANTISE_LR = 5e-4, 2e-4
 SETUP = (
-    "ViT of width 64, depth 4, patches of 4 x 4, on 5,000 MNIST digits of 16 x 16, 5,000 others to test; each seed has a "
-    f"dense network of its own (12 epochs of AdamW); {PRUNE} steps of retraining at {LR}, then {QUANTISE} steps of "
+    "ViT of width 64, depth 4, patches of 4 x 4, on 5,000 MNIST digits of 16 x 16, 5,000 others to test; each seed has "
+    f"a dense network of its own (12 epochs of AdamW); {PRUNE} steps of retraining at {LR}, then {QUANTISE} steps of "
     f"quantisation-aware training at {QUANTISE_LR}, batches of {BATCH}; all matrices but the head are 2:4"
 )
+PLAIN = Form(2, 4)
 FULL, LABELS = (1.0, 10.0, 5.0), (1.0, 0.0, 0.0)
 WAYS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -141,7 +142,7 @@ def masked(seed: int, mask: Mapping[str, Tensor]) -> Traced:
     return subject
 
 
-def magnitude(seed: int, form: Form = Form(2, 4)) -> dict[str, Tensor]:
+def magnitude(seed: int, form: Form = PLAIN) -> dict[str, Tensor]:
     chosen, _ = recipe.eligible(matrices(dense(seed).model), form, 16)
     return recipe.magnitude_masks(chosen, form)
 
@@ -212,7 +213,7 @@ def test_weights_from_residuals_beside_uniform_ones():
     ours, others = column(4, FOUR, "full"), column(4, FOUR, "uniform")
     apart = [a - b for a, b in zip(ours, others, strict=True)]
     lab.record(
-        "gpusq_vit", "weights", "at 4 bits, weights from pruning's residuals come within a point of uniform ones, or above",
+        "gpusq_vit", "weights", "at 4 bits, weights from residuals come within a point of uniform ones, or above",
         sum(apart) / len(apart) >= -1.0,
         ("accuracy, from residuals", ours), {"accuracy, uniform": others}, lower=False, setup=SETUP,
     )  # fmt: skip

@@ -295,8 +295,11 @@ def quantise(
         qat.frozen(student, inputs=still or calibration == "entropy", weights=still)
         return objective(part, totals)
 
-    recovery, mask = None, {split(name): one for name, one in sparse.masks.items()} if unfolded else sparse.masks
-    with masks.held(student, mask):
+    def named(given: Mapping[str, Any]) -> dict[str, Any]:
+        return {split(name) if unfolded else name: one for name, one in given.items()}
+
+    recovery = None
+    with masks.held(student, named(sparse.masks)):
         if steps:
             numbered = slimming.Numbered(feed, steps * accumulate)
             recovery = train(
@@ -308,8 +311,7 @@ def quantise(
     integers.install(student, {path: integers.Scales(bits, *found[path]) for path in layers})
     plan = Plan(unfolded=unfolded, bits=tuple((path, bits) for path in layers))
     result = Traced(student, sparse.inputs, (*sparse.plans, plan))
-    result.masks = dict(mask)
-    result.forms = dict(zip(mask, sparse.forms.values(), strict=True))
+    result.masks, result.forms = named(sparse.masks), named(sparse.forms)
     return result, recovery, [f"stays in floats: {path} {reason}" for path, reason in reasons.items()]
 
 
