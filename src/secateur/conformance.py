@@ -392,13 +392,19 @@ def _matrices(subject: Any) -> dict[str, Any]:
     return found
 
 
+def _masked(subject: Any, name: str) -> bool:
+    """Whether a matrix was pruned, as far as a subject that keeps masks says so: others may hold zeros by rounding."""
+    masks = getattr(subject, "masks", {})
+    return not masks or name in masks
+
+
 def _nonzero(result: Result, budget: Budget) -> dict[str, float]:
     """Weights that are not zero, counted on the result; its pattern is checked on the way."""
     count = 0
     for name, matrix in _matrices(result.subject).items():
         stays = _array(matrix.weight) != 0
         count += int(stays.sum())
-        if budget.pattern is not None and not stays.all():
+        if budget.pattern is not None and not stays.all() and _masked(result.subject, name):
             m = budget.pattern.m
             runs = stays[:, : stays.shape[1] // m * m].reshape(-1, m)
             assert runs.sum(1).max(initial=0) <= budget.pattern.n, f"{name} does not keep to {budget.pattern}"
@@ -417,7 +423,7 @@ def _zeroed(subject: Any, result: Result, budget: Budget, seed: int) -> Any:
     chance, found = subject.cut(Selection(keep))[0] if keep else subject.copy(), _matrices(result.subject)
     for name, matrix in _matrices(chance).items():
         stays = _array(found[name].weight) != 0
-        if stays.all():
+        if stays.all() or not _masked(result.subject, name):
             continue
         scores = draw.random(stays.shape)
         runs = (budget.pattern.n, budget.pattern.m) if budget.pattern is not None else None

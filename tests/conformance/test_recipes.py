@@ -54,6 +54,11 @@ def taught(kind: str) -> PreTrainedModel:
 # The same for recipes on networks: kind of network, budget, options.
 DEFAULT_NETWORK = ("classifier", "channels=60%", {"epochs": 6, "batch": 24})
 NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpusq_vit": (
+        "vit",
+        "pattern=2:4",
+        {"epochs": 3, "quantise_epochs": 2, "batch": 24, "lr": 1e-3, "quantise_lr": 2e-4, "least": 8},
+    ),
     "rethinking_pruning_value": ("classifier", "channels=60%", {"epochs": 4, "batch": 24, "scratch": "E"}),
     "yolov4_group_sad": (
         "detector",
@@ -72,10 +77,11 @@ ON_NETWORKS = [name for name in recipes.cards() if trades.of_recipe(recipes.find
 @pytest.mark.parametrize("name", ON_NETWORKS)
 def test_recipes_on_networks(name: str) -> None:
     kind, budget, options = NETWORKS.get(name, DEFAULT_NETWORK)
-    if kind == "classifier":
+    if kind in ("classifier", "vit"):
         data, held_out = nets.data(240), nets.data(200, seed=5)
-        model = nets.vgg()
-        vision.fit(model, data, epochs=12, batch=24)
+        model = nets.vgg() if kind == "classifier" else nets.vit()
+        how = {} if kind == "classifier" else {"optimizer": "adamw", "lr": 2e-3, "warmup": 0.1}
+        vision.fit(model, data, epochs=12, batch=24, **how)
         subject = open_traced(model, data.inputs[:2])
 
         def quality(one: Traced) -> float:

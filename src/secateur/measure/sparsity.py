@@ -28,17 +28,20 @@ def zeros(matrices: Mapping[str, Tensor]) -> float:
     return 1.0 - weights(matrices) / whole if whole else 0.0
 
 
-def figures(matrices: Mapping[str, Tensor], stored: float, bits: int | None = None) -> dict[str, Figure]:
+def figures(
+    matrices: Mapping[str, Tensor], stored: float, bits: int | Mapping[str, int] | None = None
+) -> dict[str, Figure]:
     """{"weights", "zeros", "packed_bytes"} of a model whose weights take `stored` bytes, these matrices among them.
 
-    Packed are the matrices, each in its smallest form (`packed_bytes`) with `bits` for each weight; everything else
-    stays as it is.
+    Packed are the matrices, each in its smallest form (`packed_bytes`) with `bits` for each weight, of all or of those
+    named; everything else stays as it is.
     """
     whole = kept = saved = 0
-    for matrix in matrices.values():  # once each: they may be read from the disk
+    for name, matrix in matrices.items():  # once each: they may be read from the disk
+        width = bits.get(name) if isinstance(bits, Mapping) else bits
         whole += matrix.numel()
         kept += int(torch.count_nonzero(matrix))
-        saved += matrix.numel() * (bits or 8 * matrix.element_size()) // 8 - packed_bytes(matrix, bits)
+        saved += matrix.numel() * (width or 8 * matrix.element_size()) // 8 - packed_bytes(matrix, width)
     return {
         "weights": Figure(float(kept)),
         "zeros": Figure(1.0 - kept / whole if whole else 0.0),

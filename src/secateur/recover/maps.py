@@ -8,7 +8,7 @@ that sums the channels out is wanted.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -144,12 +144,15 @@ class Adapters(nn.Module):
 
 
 @contextlib.contextmanager
-def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
+def tapped(
+    model: nn.Module, names: Sequence[str], find: Callable[[Any], list[Tensor]] | None = None
+) -> Iterator[list[Tensor]]:
     """A list that holds, after a forward pass inside, the maps which the modules `names` gave, in the order of names.
 
     A module that gives several (a pyramid) adds them all; of a module that runs several times, the first pass counts.
-    Raises `InputError` for a name that is no module.
+    find: the maps in what a module gave, `flat` if None. Raises `InputError` for a name that is no module.
     """
+    find = flat if find is None else find
     modules = dict(model.named_modules())
     for name in names:
         if name not in modules:
@@ -159,7 +162,7 @@ def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
 
     def note(name: str, output: Any) -> None:
         if name not in found:
-            found[name] = flat(output)
+            found[name] = find(output)
             if len(found) == len(names):
                 maps[:] = [one for tap in names for one in found[tap]]
 

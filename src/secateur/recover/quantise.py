@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, MissingExtraError
 
-__all__ = ["BITS", "GROUP", "check", "config", "dense", "finish", "linears", "prepare", "weight_only"]
+__all__ = ["BITS", "GROUP", "check", "config", "dense", "finish", "linears", "prepare", "torchao", "weight_only"]
 
 BITS = (8, 4)
 GROUP = 32
@@ -79,7 +79,7 @@ def linears(model: nn.Module, bits: int, within: Iterable[str] | None = None) ->
 
 def config(bits: int) -> Any:
     """torchao's configuration of weights in `bits`, symmetric: a scale for each row in 8 bits, each `GROUP` in 4."""
-    quantization = _torchao().quantization
+    quantization = torchao().quantization
     if bits == 8:
         row = quantization.PerRow()
         return quantization.Int8WeightOnlyConfig(granularity=row, set_inductor_config=False, version=2)
@@ -100,7 +100,7 @@ def weight_only(
     check(model)
     chosen, left = linears(model, bits, within)
     names = set(chosen)
-    _torchao().quantization.quantize_(model, config(bits), filter_fn=lambda _, name: name in names)
+    torchao().quantization.quantize_(model, config(bits), filter_fn=lambda _, name: name in names)
     return chosen, left
 
 
@@ -116,7 +116,7 @@ def prepare(
     """
     check(model)
     chosen, left = linears(model, bits, within)
-    ao, names = _torchao(), set(chosen)
+    ao, names = torchao(), set(chosen)
     kind, grain = (torch.int8, ao.quantization.PerAxis(0)) if bits == 8 else (_INT4, ao.quantization.PerGroup(GROUP))
     weights = ao.qat.IntxFakeQuantizeConfig(kind, grain)
     flowing = ao.qat.IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False) if activations else None
@@ -127,7 +127,7 @@ def prepare(
 
 def finish(model: nn.Module) -> None:
     """Make fake-quantised linears plain ones again, in place, with the weights that were trained: for `weight_only`."""
-    ao = _torchao()
+    ao = torchao()
     ao.quantization.quantize_(model, ao.qat.QATConfig(step="convert"), filter_fn=lambda module, _: _faked(module))
 
 
@@ -140,7 +140,8 @@ def dense(weight: Tensor) -> Tensor:
     return weight.dequantize() if type(weight).__module__.startswith("torchao") else weight
 
 
-def _torchao() -> SimpleNamespace:
+def torchao() -> SimpleNamespace:
+    """torchao's `quantization` and `qat`. Raises `MissingExtraError` where it is not installed."""
     try:
         from torchao import quantization
         from torchao.quantization import qat

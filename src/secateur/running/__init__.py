@@ -10,7 +10,7 @@ import inspect as introspection
 import random
 import tempfile
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -394,7 +394,10 @@ def _evidence(
     budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
     if budget.pattern is not None:
         measured["off_pattern"], found = _pattern(
-            trade.matrices(result.subject), budget.pattern, every=not isinstance(result.subject, Traced)
+            trade.matrices(result.subject),
+            budget.pattern,
+            every=not isinstance(result.subject, Traced),
+            masked=getattr(result.subject, "masks", {}),
         )
         notes += found
     notes += _worth(before, after, measured)
@@ -447,18 +450,24 @@ def compare(
     return before, after, measured, notes
 
 
-def _pattern(matrices: Mapping[str, Tensor], pattern: Pattern, every: bool) -> tuple[Figure, list[str]]:
+def _pattern(
+    matrices: Mapping[str, Tensor], pattern: Pattern, every: bool, masked: Collection[str] = ()
+) -> tuple[Figure, list[str]]:
     """How many runs of weights of the result break the pattern, and the first matrix that does.
 
     A matrix may be left dense where its inputs are no multiple of m, and in a network of any kind, where `every` is
-    False, if the recipe chose to (first convolutions, small heads); which ones is said.
+    False, if the recipe chose to (first convolutions, small heads); which ones is said. Where a result names those
+    that are `masked`, all others were left dense, whatever zeros rounding has put there.
     """
     off = sparsity.broken(matrices, pattern.n, pattern.m)
     spared = [
         name
         for name in off
-        if (not every or matrices[name].shape[1] % pattern.m)
-        and torch.count_nonzero(matrices[name]) == matrices[name].numel()
+        if (masked and name not in masked)
+        or (
+            (not every or matrices[name].shape[1] % pattern.m)
+            and torch.count_nonzero(matrices[name]) == matrices[name].numel()
+        )
     ]
     if len(spared) == len(matrices):
         spared = []

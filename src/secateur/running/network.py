@@ -16,7 +16,7 @@ from secateur.errors import DataError, InputError, MissingExtraError, Unsupporte
 from secateur.files import examples, plugins
 from secateur.files.examples import Examples
 from secateur.measure import detection, latency, quality, size, sparsity
-from secateur.subjects import detectors
+from secateur.subjects import detectors, integers
 from secateur.subjects import matrices as every
 from secateur.subjects.detectors import Detector
 from secateur.subjects.traced import Traced, open_traced, reload_traced
@@ -186,15 +186,25 @@ def matrices(subject: Traced) -> dict[str, Tensor]:
 
 
 def sizes(subject: Traced, batch: Any) -> dict[str, Figure]:
-    """Parameters, zeros, bytes of the weights as they are and as packed, and FLOPs of the example inputs."""
+    """Parameters, zeros, bytes of the weights as they are saved and as packed, and FLOPs of the example inputs.
+
+    Quantised layers are saved as integers of their bits, packed where their masks have a pattern.
+    """
     weights = list(subject.model.parameters())
     args, kwargs = subject.inputs.fresh()
-    stored = float(sum(p.numel() * p.element_size() for p in weights))
+    layers = integers.quantised(subject.model)
+    whole = float(sum(p.numel() * p.element_size() for p in weights))
+    whole -= sum(one.weight.numel() * (one.weight.element_size() - one.bits / 8) for one in layers.values())
+    saved = sum(
+        one.weight.numel() * one.bits / 8 - integers.stored_bytes(one, subject.forms.get(f"{path}.weight"))
+        for path, one in layers.items()
+    )
+    bits = {f"{path}.weight": one.bits for path, one in layers.items()}
     return {
         "params": Figure(float(sum(p.numel() for p in weights))),
-        "bytes": Figure(stored, unit="B"),
+        "bytes": Figure(whole - saved, unit="B"),
         "flops": Figure(size.flops(partial(subject.model.eval(), *args), kwargs)),
-        **sparsity.figures(matrices(subject), stored),
+        **sparsity.figures(matrices(subject), whole, bits),
     }
 
 

@@ -56,6 +56,8 @@ class Matrix:
 def matrices(model: nn.Module, within: Iterable[str] | None = None) -> dict[str, Matrix]:
     """Name -> matrix, in the model's order: linears, GPT-2's Conv1D, convolutions without groups, packed experts.
 
+    The joined input projections of an `nn.MultiheadAttention` are one matrix.
+
     Those inside the modules `within`, such as the blocks of a transformer; of the whole model but its output embedding
     (and what is tied to it) if None. Routers, embeddings and norms are left out; a matrix that several modules share
     stands under its first name.
@@ -85,6 +87,8 @@ def _of(path: str, module: nn.Module) -> list[Matrix]:
             for leaf in ("gate_up_proj", "down_proj")
             for expert in range(len(stored[leaf]))
         ]
+    if isinstance(module, nn.MultiheadAttention):
+        return [Matrix(f"{prefix}in_proj_weight", path, stored["in_proj_weight"])] if "in_proj_weight" in stored else []
     conv1d = type(module).__name__ == "Conv1D"
     plain = isinstance(module, nn.modules.conv._ConvNd) and module.groups == 1 and not module.transposed
     if not (isinstance(module, nn.Linear) or conv1d or plain):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
+from secateur.subjects import integers
 from secateur.subjects.absent import Absent, Nothing
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.flow import Shaping
@@ -41,6 +42,10 @@ class Plan:
     """Parameters that were erased beside those of modules."""
     fresh: bool = False
     """Whether a sum with what was erased is a copy."""
+    unfolded: tuple[str, ...] = ()
+    """Attentions whose projections became layers of their own, see `integers.unfold`."""
+    bits: tuple[tuple[str, int], ...] = ()
+    """(layer, bits): layers that were quantised; their weights and scales are with the weights."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -51,6 +56,8 @@ class Plan:
             **({"absent": [list(one) for one in self.absent]} if self.absent else {}),
             **({"missing": list(self.missing)} if self.missing else {}),
             **({"fresh": True} if self.fresh else {}),
+            **({"unfolded": list(self.unfolded)} if self.unfolded else {}),
+            **({"bits": [list(one) for one in self.bits]} if self.bits else {}),
         }
 
     @classmethod
@@ -68,9 +75,11 @@ class Plan:
             biases = tuple(map(str, data.get("biases", ())))
             absent = tuple((str(path), form) for path, form in data.get("absent", ()))
             missing, fresh = tuple(map(str, data.get("missing", ()))), bool(data.get("fresh"))
+            unfolded = tuple(map(str, data.get("unfolded", ())))
+            bits = tuple((str(path), int(width)) for path, width in data.get("bits", ()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
-        return cls(tensors, attributes, biases, absent, missing, fresh)
+        return cls(tensors, attributes, biases, absent, missing, fresh, unfolded, bits)
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
@@ -198,6 +207,10 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
         size = weight.shape[1 if getattr(modules[path], "transposed", False) else 0]
         modules[path].register_parameter("bias", nn.Parameter(weight.new_zeros(size), weight.requires_grad))
     _erase(result, cut)
+    integers.unfold(result, cut.unfolded)
+    layers = dict(result.named_modules())
+    blank = {path: integers.blank(layers.get(path), path, bits) for path, bits in cut.bits}
+    integers.install(result, blank)
     return result
 
 

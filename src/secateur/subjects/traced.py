@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import coupling as coupled
-from secateur.subjects import flops, invariance, onnxing, segments
+from secateur.subjects import flops, integers, invariance, onnxing, segments
 from secateur.subjects import offsets as offsets_of
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.proof import FAINT, Fault, Silenced, compare, differences, same, silenced, stirred
@@ -33,7 +33,7 @@ from secateur.vocabulary import Cut, Selection, Site, Term, Units
 
 __all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
 
-_WEIGHTS, _PLAN = "model.safetensors", "cut.json"
+_WEIGHTS, _PLAN, _MASKS = "model.safetensors", "cut.json", "masks.safetensors"
 
 
 class CutError(ModelError):
@@ -51,6 +51,10 @@ class Traced:
         self.model = model
         self.inputs = example
         self.plans = plans
+        self.masks: dict[str, Tensor] = {}
+        """Name of a parameter -> booleans of its shape, False where a weight was pruned on its own and stays zero."""
+        self.forms: dict[str, integers.Form] = {}
+        """Name of a masked parameter -> the pattern of its mask, where it has one."""
         self._channels: float | None = None
         """How many channels an earlier cut has left, as it counted them."""
         self._kept: dict[int, str] = {}
@@ -222,6 +226,7 @@ class Traced:
         result = Traced(twin(self.model), self.inputs, self.plans)
         result._kept, result._bound, result._tried = dict(self._kept), list(self._bound), dict(self._tried)
         result.error, result._channels = self.error, self._channels
+        result.masks, result.forms = dict(self.masks), dict(self.forms)
         result.__dict__.update(run=run, coupling=coupling)
         result._held = dict(self._held)
         result.__dict__.update(
@@ -553,17 +558,24 @@ class Traced:
     def save(self, folder: str | Path, *, program: bool = False) -> None:
         """Weights (safetensors) and what was cut (JSON), for `reload_traced`; with `program`, a torch.export program.
 
-        The program takes a batch of any size where the network lets it, else that of the example inputs. Each file is
-        written whole or not at all.
+        The program takes a batch of any size where the network lets it, else that of the example inputs. Masks of
+        single weights go into a file of their own; quantised layers are stored as integers, packed by their masks'
+        patterns, while the program holds them as floats. Each file is written whole or not at all.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().contiguous() for name, tensor in _state(self.model).items()}
+        state = integers.stored(self.model, state, self.masks, self.forms)
         _write(folder / _WEIGHTS, lambda place: save_file(state, place))
+        if loose := {name: mask for name, mask in self.masks.items() if f"{name}.places" not in state}:
+            from secateur.subjects import packing  # which loads transformers
+
+            _write(folder / _MASKS, lambda place: packing.save_masks(loose, Path(place)))
         data = {
             "model": type(self.model).__name__,
             "plans": [one.to_dict() for one in self.plans],
             "channels": self._channels,
+            **({"forms": {name: [one.n, one.m, one.unit] for name, one in self.forms.items()}} if self.forms else {}),
         }
         _write(folder / _PLAN, lambda place: Path(place).write_text(json.dumps(data), encoding="utf-8"))
         if program:
@@ -678,12 +690,19 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
     try:
         data = json.loads((folder / _PLAN).read_text("utf-8"))
         state = load_file(folder / _WEIGHTS)
-    except (OSError, ValueError) as error:
+        forms = {str(name): integers.Form(*map(int, form)) for name, form in data.get("forms", {}).items()}
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{folder} holds no saved network ({error}): give the folder that save() wrote") from error
+    masks: dict[str, Tensor] = {}
+    if (folder / _MASKS).is_file():
+        from secateur.subjects import packing  # which loads transformers
+
+        masks = packing.load_masks(folder / _MASKS)
     plans = tuple(Plan.from_dict(one) for one in data.get("plans", ()))
     small = twin(model)
     for one in plans:
         small = shrink(small, one)
+    state, packed = integers.taken(small, state, forms)
     found = tensors_of(small)
     wrong = [
         name
@@ -697,6 +716,7 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
             tensor.copy_(state[name])
     result = Traced(small, Example.of(example_inputs), plans)
     result._channels = float(data["channels"]) if data.get("channels") else None
+    result.masks, result.forms = {**masks, **packed}, forms
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
 
 from secateur.files.examples import Examples
 from secateur.subjects import Traced, open_traced
@@ -52,6 +53,28 @@ def residual(seed: int = 0) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 6, 3, padding=1), Block(6), Block(6), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 4)
     )
+
+
+class ViT(nn.Module):
+    """A vision transformer of transformers that gives its logits."""
+
+    def __init__(
+        self, size: int = 8, patch: int = 2, dim: int = 32, depth: int = 3, heads: int = 2, classes: int = 4
+    ) -> None:
+        super().__init__()
+        shape = dict(hidden_size=dim, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=2 * dim)
+        still = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        images = dict(image_size=size, patch_size=patch, num_channels=1, num_labels=classes, initializer_range=0.1)
+        self.net = ViTForImageClassification(ViTConfig(**shape, **still, **images))
+
+    def forward(self, x):
+        return self.net(x).logits
+
+
+def vit(seed: int = 0, **shape: int) -> nn.Module:
+    """Images of 8 x 8 in patches of 2 x 2, three blocks of width 32."""
+    torch.manual_seed(seed)
+    return ViT(**shape)
 
 
 def opened(model: nn.Module) -> Traced:
