@@ -139,6 +139,31 @@ def test_the_same_run_resumes_to_the_same_network(eight):
     assert torch.equal(results(root)[0].subject.forward(DATA.inputs[:8]), found.subject.forward(DATA.inputs[:8]))
 
 
+@pytest.mark.parametrize("title", ["retraining", "quantisation"])
+def test_a_killed_run_ends_with_the_same_network(eight, tmp_path, monkeypatch, title):
+    """Killed in the last steps of either stage, where the scales of the second are held."""
+    real = module.loop.train
+
+    def killed(student, feed, objective, **how):
+        calls = []
+
+        def stopping(batch, totals):
+            calls.append(None)
+            if how["title"] == title and len(calls) == how["steps"]:
+                raise ConnectionAbortedError
+            return objective(batch, totals)
+
+        return real(student, feed, stopping, every=3, **how)
+
+    monkeypatch.setattr(module.loop, "train", killed)
+    with pytest.raises(ConnectionAbortedError):
+        results(tmp_path)
+    monkeypatch.setattr(module.loop, "train", real)
+    (again,) = results(tmp_path)
+    wanted = eight[1].subject.model.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in again.subject.model.state_dict().items())
+
+
 def test_four_bits_keep_pairs_and_both_patterns(tmp_path):
     (found,) = results(tmp_path, bits=4)
     for name, mask in found.subject.masks.items():
@@ -229,6 +254,8 @@ def test_without_torchao_nothing_is_trained_in_vain(tmp_path, monkeypatch):
         ("pattern=2:4", {"factors": (0.0, 0.0, 0.0)}, InputError, "three numbers"),
         ("pattern=2:4", {"bits": 3}, InputError, "bits=3"),
         ("pattern=2:4", {"settled": 1.5}, InputError, "share from 0 to 1"),
+        ("pattern=2:4", {"labels": "none", "factors": (1.0, 0.0, 0.0)}, InputError, "leaves no loss"),
+        ("pattern=2:4", {"calibrated": 0}, InputError, "at least one batch"),
         ("pattern=2:4", {"critical": ["nowhere"]}, InputError, "no module"),
         ("pattern=2:4", {"data": Examples(DATA.inputs, name="images")}, InputError, "no classes"),
     ],

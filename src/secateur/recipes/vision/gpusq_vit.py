@@ -113,7 +113,7 @@ def gpusq_vit(
     half precision are simulated in float32 on the CPU: no speed is claimed there. Networks without logits learn other
     answers by their squared error.
     """
-    check(data, bits, labels, factors, settled)
+    check(data, bits, labels, factors, settled, calibrated)
     if bits != 32 and not dry_run:
         torchao()
     further = loop.options(training)
@@ -160,7 +160,7 @@ def gpusq_vit(
         yield Result(str(budget), result, cut, predicted, records.together(pruned, tuned))
 
 
-def check(data: Examples, bits: int, labels: str, factors: Sequence[float], settled: float) -> None:
+def check(data: Examples, bits: int, labels: str, factors: Sequence[float], settled: float, calibrated: int) -> None:
     """Refuse options that contradict the data or themselves."""
     if bits not in (4, 8, 32):
         raise InputError(f"bits={bits}: give 8 or 4, or 32 to leave the sparse network as it is")
@@ -169,8 +169,12 @@ def check(data: Examples, bits: int, labels: str, factors: Sequence[float], sett
     if len(factors) != 3 or any(not 0 <= one < math.inf for one in factors) or not any(factors):
         raise InputError(f"factors={list(factors)}: give three numbers of at least 0, one of them above: labels, "
                          "logits, features")  # fmt: skip
+    if labels == "none" and not any(factors[1:]):
+        raise InputError(f"labels=none with factors={list(factors)} leaves no loss: give logits or features a factor")
     if not 0 <= settled <= 1:
         raise InputError(f"settled={settled}: give a share from 0 to 1")
+    if calibrated < 1:
+        raise InputError(f"calibrated={calibrated}: give at least one batch")
 
 
 def wanted(budget: Budget, unit: int = 1) -> Form:
