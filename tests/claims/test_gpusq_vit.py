@@ -33,7 +33,7 @@ from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget
 
 pytest.importorskip("torchao")
-pytestmark = [pytest.mark.claim, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]
 SEEDS = (0, 1, 2)
 BATCH, PRUNE, QUANTISE = 64, 100, 60
 LR, QUANTISE_LR = 5e-4, 2e-4

@@ -225,6 +225,32 @@ def test_a_run_that_is_asked_again_gives_the_same_bytes(tmp_path):
     assert first.recovery.settings == again.recovery.settings
 
 
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    options = {"slorb": 8, "projection": False, "training": "every=3"}
+    (whole,) = results(tmp_path / "whole", "pattern=2:4", **options)
+    real = ast.objectives.distil
+
+    def killed(*models, **how):
+        inner, calls = real(*models, **how), []
+
+        def stopping(batch, totals):
+            calls.append(None)
+            if len(calls) == 9:  # the last checkpoint is of step 6, after a new mask
+                raise ConnectionAbortedError
+            return inner(batch, totals)
+
+        return stopping
+
+    monkeypatch.setattr(ast.objectives, "distil", killed)
+    with pytest.raises(ConnectionAbortedError):
+        results(tmp_path / "killed", "pattern=2:4", **options)
+    monkeypatch.setattr(ast.objectives, "distil", real)
+    (again,) = results(tmp_path / "killed", "pattern=2:4", **options)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(again)[name]), name
+    assert whole.recovery.settings["flips"] == again.recovery.settings["flips"]
+
+
 def test_early_stopping_judges_on_texts_held_out(tmp_path):
     (found,) = results(tmp_path, "pattern=2:4", training="patience=1,evaluate_every=3", lr=1e-9, min_lr=0.0)
     assert len(found.recovery.settings["evaluations"]) >= 2

@@ -97,6 +97,17 @@ def test_skipped_layers_are_listed_with_their_reason(eight):
     assert not any(note.startswith("stays in floats") for note in notes)
 
 
+def test_layers_that_are_no_matrix_are_listed_too(tmp_path):
+    convolutions = [nn.Conv2d(1, 16, 4, 4), nn.Conv2d(16, 16, 1, groups=16), nn.ConvTranspose2d(16, 16, 1)]
+    model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(64, 4)).eval()
+    (found,) = results(tmp_path, model=model, dry_run=True)
+    assert set(found.subject.masks) == {"0.weight"}
+    assert [note.split(": ")[:2] for note in found.cut.notes] == [
+        ["stays dense", f"{place}.weight"] for place in (4, 1, 2)
+    ]
+    assert "1.weight: is of a Conv2d that is not one matrix" in found.cut.notes[1]
+
+
 def test_accuracy_is_kept_and_the_receipt_counts(eight):
     found = eight[1]
     assert vision.accuracy(taught(), HELD_OUT) - vision.accuracy(found.subject.model, HELD_OUT) <= 0.01

@@ -106,12 +106,13 @@ def gpusq_vit(
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the mask; nothing is trained or quantised.
 
-    Departures: alpha, beta, gamma, the normalisation of w_i and the choice by magnitude are from second-hand reports of
-    the paper; tau, the calibration, rates and epochs are this project's. Inputs are not permuted before the mask is
-    chosen, as NVIDIA's tool can. Products of two activations (queries with keys, shares with values) stay in floats, as
-    do norms, softmax and GELU. Pairs are chosen inside runs of m, so that a mask for four bits is n:m too. Integers and
-    half precision are simulated in float32 on the CPU: no speed is claimed there. Networks without logits learn other
-    answers by their squared error.
+    Departures: alpha, beta, gamma, the normalisation of w_i and the choice by magnitude are from second-hand reports
+    of the paper; tau, the calibration, rates and epochs are this project's. Inputs are not permuted before the mask is
+    chosen, as NVIDIA's tool can. Products of two activations (queries with keys, shares with values) stay in floats,
+    as do norms, softmax and GELU. Pairs are chosen inside runs of m, so that a mask for four bits is n:m too. The
+    inputs of a convolution are channels x kernel in that order, as of the matrix that a patch embedding is; kernels
+    for larger convolutions want the pattern along channels. Integers and half precision are simulated in float32 on
+    the CPU: no speed is claimed there. Networks without logits learn other answers by their squared error.
     """
     check(data, bits, labels, factors, settled, calibrated)
     if bits != 32 and not dry_run:
@@ -136,6 +137,7 @@ def gpusq_vit(
         mask = run.tensors(f"masks-{budget}", partial(magnitude_masks, chosen, form))
         sparse = subject.copy()
         sparse.masks, sparse.forms = mask, dict.fromkeys(mask, form)
+        spared |= others(subject.model, whole)
         notes = [f"stays dense: {name}: {reason}" for name, reason in spared.items()]
         pruned = tuned = None
         masks.apply(sparse.model, mask)
@@ -208,6 +210,18 @@ def eligible(found: Mapping[str, Matrix], form: Form, least: int) -> tuple[dict[
             + "".join(f"; {name} {reason}" for name, reason in list(reasons.items())[:1])
         )
     return chosen, reasons
+
+
+def others(model: nn.Module, found: Mapping[str, Matrix]) -> dict[str, str]:
+    """Name of a weight that is no matrix of `found`, of a layer that multiplies by it -> why it stays dense."""
+    seen = {id(matrix.parameter) for matrix in found.values()}
+    return {
+        f"{path}.{leaf}": f"is of a {type(module).__name__} that is not one matrix [outputs, inputs] to prune"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention)
+        for leaf, weight in module.named_parameters(recurse=False)
+        if leaf.endswith("weight") and id(weight) not in seen
+    }
 
 
 def magnitude_masks(chosen: Mapping[str, Matrix], form: Form) -> dict[str, Tensor]:
