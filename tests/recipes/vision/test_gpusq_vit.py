@@ -237,6 +237,12 @@ def test_images_alone_are_enough(tmp_path, labels):
     assert vision.accuracy(taught(), HELD_OUT) - vision.accuracy(found.subject.model, HELD_OUT) <= 0.02
 
 
+def test_a_critical_layer_that_is_named_twice_counts_once(tmp_path):
+    (once,) = results(tmp_path / "once", critical=["net.vit.layers.0"])
+    (twice,) = results(tmp_path / "twice", critical=["net.vit.layers.0"] * 2)
+    assert torch.equal(once.subject.forward(DATA.inputs[:8]), twice.subject.forward(DATA.inputs[:8]))
+
+
 def test_a_dry_run_masks_and_trains_nothing(tmp_path):
     (found,) = results(tmp_path, dry_run=True)
     assert found.recovery is None
@@ -266,6 +272,7 @@ def test_without_torchao_nothing_is_trained_in_vain(tmp_path, monkeypatch):
         ("pattern=2:4", {"bits": 3}, InputError, "bits=3"),
         ("pattern=2:4", {"settled": 1.5}, InputError, "share from 0 to 1"),
         ("pattern=2:4", {"labels": "none", "factors": (1.0, 0.0, 0.0)}, InputError, "leaves no loss"),
+        ("pattern=2:4", {"disagreeing": -1.0}, InputError, "at least 0"),
         ("pattern=2:4", {"calibrated": 0}, InputError, "at least one batch"),
         ("pattern=2:4", {"critical": ["nowhere"]}, InputError, "no module"),
         ("pattern=2:4", {"data": Examples(DATA.inputs, name="images")}, InputError, "no classes"),

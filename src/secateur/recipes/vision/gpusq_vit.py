@@ -114,7 +114,7 @@ def gpusq_vit(
     for larger convolutions want the pattern along channels. Integers and half precision are simulated in float32 on
     the CPU: no speed is claimed there. Networks without logits learn other answers by their squared error.
     """
-    check(data, bits, labels, factors, settled, calibrated)
+    check(data, bits, labels, factors, settled, calibrated, disagreeing)
     if bits != 32 and not dry_run:
         torchao()
     further = loop.options(training)
@@ -124,7 +124,7 @@ def gpusq_vit(
         loop.train, weight_decay=weight_decay, seed=seed, count=examples.count, dropout=False,
         **({"precision": "fp32"} | further),
     )  # fmt: skip
-    taps = list(critical) or blocks(subject.model)
+    taps = list(dict.fromkeys(critical)) or blocks(subject.model)
     ask = partial(answer, subject)
     lesson = partial(
         mixed.objective, ask=ask, taps=taps, labels=labels, factors=factors, temperature=temperature,
@@ -162,7 +162,10 @@ def gpusq_vit(
         yield Result(str(budget), result, cut, predicted, records.together(pruned, tuned))
 
 
-def check(data: Examples, bits: int, labels: str, factors: Sequence[float], settled: float, calibrated: int) -> None:
+def check(
+    data: Examples, bits: int, labels: str, factors: Sequence[float], settled: float, calibrated: int,
+    disagreeing: float,
+) -> None:  # fmt: skip
     """Refuse options that contradict the data or themselves."""
     if bits not in (4, 8, 32):
         raise InputError(f"bits={bits}: give 8 or 4, or 32 to leave the sparse network as it is")
@@ -175,6 +178,8 @@ def check(data: Examples, bits: int, labels: str, factors: Sequence[float], sett
         raise InputError(f"labels=none with factors={list(factors)} leaves no loss: give logits or features a factor")
     if not 0 <= settled <= 1:
         raise InputError(f"settled={settled}: give a share from 0 to 1")
+    if not 0 <= disagreeing < math.inf:
+        raise InputError(f"disagreeing={disagreeing}: give a number of at least 0")
     if calibrated < 1:
         raise InputError(f"calibrated={calibrated}: give at least one batch")
 
