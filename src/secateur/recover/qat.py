@@ -2,9 +2,9 @@
 
 `prepare` puts torchao's fake quantisers into a network, `calibrate` gives the ranges of inputs, training follows, and
 `convert` takes them out again and returns the scales. Weights are rounded by torchao's own fake quantiser, one scale
-for each output. It has none with one symmetric scale for a whole tensor, which is what inputs get here (`Inputs`):
-that one stands on PyTorch's `fake_quantize_per_tensor_affine`. Gradients pass both straight inside the range, and not
-at all outside.
+``max|w| / (2^(b-1) - 1)`` for each output. It has none with one symmetric scale for a whole tensor, which is what
+inputs get here (`Inputs`): that one stands on PyTorch's `fake_quantize_per_tensor_affine`. Gradients pass both straight
+inside the range, and not at all outside.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def prepare(
         raise InputError(f"bits={bits}: give 8 or 4")
     ao = torchao()
     kind = getattr(torch, f"int{bits}")
-    config = ao.qat.IntxFakeQuantizeConfig(kind, "per_channel", is_symmetric=True)
+    # Held as far as torchao knows: scales come from `_follow`.
+    config = ao.qat.IntxFakeQuantizeConfig(kind, "per_channel", is_symmetric=True, is_dynamic=False)
     names = set(layers)
     swap = ao.qat.QATConfig(weight_config=config, step="prepare")
     ao.quantization.quantize_(
@@ -107,12 +108,26 @@ def prepare(
             layer.weight_fake_quantizer = ao.qat.IntxFakeQuantizer(config)
         layer.activation_fake_quantizer = Inputs(bits, momentum, share)
         weights = layer.weight_fake_quantizer
-        # Their own configuration each; and the scales as buffers, so that checkpoints hold them.
-        weights.config = ao.qat.IntxFakeQuantizeConfig(kind, "per_channel", is_symmetric=True)
+        weights.following, weights.bits = True, bits
+        weights.register_forward_pre_hook(_follow)
+        # As buffers, so that checkpoints hold them.
         for part, dtype in (("scale", torch.float32), ("zero_point", torch.int32)):
             delattr(weights, part)
             weights.register_buffer(part, torch.zeros(len(layer.weight), 1, dtype=dtype))
         layer.to(layer.weight.device)
+
+
+def _follow(weights: Any, args: tuple[Tensor, ...]) -> None:
+    """Take the scales from the weight [d_out, d_in], unless they are held.
+
+    torchao's own are ``max|w| / (2^(b-1) - 1/2)``: the largest weight of a row then rounds to 2^(b-1), which is out of
+    range where it is positive, and gets no gradient for as long as it is the largest.
+    """
+    if weights.following:
+        limit = args[0].detach().float().abs().amax(1, keepdim=True)
+        step = limit / (2 ** (weights.bits - 1) - 1)
+        # Not in place: a layer that is called twice has the first ones in its graph.
+        weights.scale = step.clamp(min=torch.finfo(step.dtype).smallest_normal)
 
 
 def prepared(model: nn.Module) -> dict[str, Any]:
@@ -223,7 +238,7 @@ def frozen(model: nn.Module, *, inputs: bool, weights: bool) -> None:
     """Hold the scales of inputs, or of weights, as they are, or let them follow the batches and the weights."""
     for layer in prepared(model).values():
         layer.activation_fake_quantizer.observing = not inputs
-        layer.weight_fake_quantizer.config.is_dynamic = not weights
+        layer.weight_fake_quantizer.following = not weights
 
 
 @torch.no_grad()

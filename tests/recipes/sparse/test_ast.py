@@ -194,6 +194,27 @@ def test_the_loss_is_the_weighted_sum_of_the_paper(tmp_path, monkeypatch):
     assert third["hidden"] == [(layer, layer) for layer in range(5)]
 
 
+def test_another_model_may_teach(tmp_path):
+    place = str(tmp_path / "model")  # of another width, as only logits are compared
+    subject("gpt2").save(tmp_path / "model")
+    (own,) = results(tmp_path / "a", "pattern=2:4")
+    (other,) = results(tmp_path / "b", "pattern=2:4", teacher=place)
+    assert any(not torch.equal(tensor, weights(own)[name]) for name, tensor in weights(other).items())
+    own_flops, flops = (subject(kind).flops_per_token(16) for kind in ("llama", "gpt2"))
+    assert other.recovery.flops - own.recovery.flops == pytest.approx((flops - own_flops) * own.recovery.tokens)
+    for options, message in (({"kd": 0.0}, "teaches nothing"), ({"hidden": 0.5}, "leave it 0")):
+        with pytest.raises(InputError, match=message):
+            results(tmp_path / message, "pattern=2:4", teacher=place, **options)
+
+
+def test_a_teacher_of_other_tokens_is_refused(tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["another"])
+    open_subject(tiny.model("llama"), tokenizer=tokenizer).save(tmp_path / "other")
+    with pytest.raises(InputError, match="use models of one tokenizer"):
+        results(tmp_path / "a", "pattern=2:4", teacher=str(tmp_path / "other"))
+
+
 def test_a_run_that_is_asked_again_gives_the_same_bytes(tmp_path):
     (first,) = results(tmp_path / "one", "pattern=2:4", slorb=8)
     (again,) = results(tmp_path / "one", "pattern=2:4", slorb=8)
@@ -202,6 +223,32 @@ def test_a_run_that_is_asked_again_gives_the_same_bytes(tmp_path):
         assert torch.equal(tensor, weights(again)[name]), name
         assert torch.equal(tensor, weights(other)[name]), name
     assert first.recovery.settings == again.recovery.settings
+
+
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    options = {"slorb": 8, "projection": False, "training": "every=3"}
+    (whole,) = results(tmp_path / "whole", "pattern=2:4", **options)
+    real = ast.objectives.distil
+
+    def killed(*models, **how):
+        inner, calls = real(*models, **how), []
+
+        def stopping(batch, totals):
+            calls.append(None)
+            if len(calls) == 9:  # the last checkpoint is of step 6, after a new mask
+                raise ConnectionAbortedError
+            return inner(batch, totals)
+
+        return stopping
+
+    monkeypatch.setattr(ast.objectives, "distil", killed)
+    with pytest.raises(ConnectionAbortedError):
+        results(tmp_path / "killed", "pattern=2:4", **options)
+    monkeypatch.setattr(ast.objectives, "distil", real)
+    (again,) = results(tmp_path / "killed", "pattern=2:4", **options)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(again)[name]), name
+    assert whole.recovery.settings["flips"] == again.recovery.settings["flips"]
 
 
 def test_early_stopping_judges_on_texts_held_out(tmp_path):

@@ -97,6 +97,17 @@ def test_skipped_layers_are_listed_with_their_reason(eight):
     assert not any(note.startswith("stays in floats") for note in notes)
 
 
+def test_layers_that_are_no_matrix_are_listed_too(tmp_path):
+    convolutions = [nn.Conv2d(1, 16, 4, 4), nn.Conv2d(16, 16, 1, groups=16), nn.ConvTranspose2d(16, 16, 1)]
+    model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(64, 4)).eval()
+    (found,) = results(tmp_path, model=model, dry_run=True)
+    assert set(found.subject.masks) == {"0.weight"}
+    assert [note.split(": ")[:2] for note in found.cut.notes] == [
+        ["stays dense", f"{place}.weight"] for place in (4, 1, 2)
+    ]
+    assert "1.weight: is of a Conv2d that is not one matrix" in found.cut.notes[1]
+
+
 def test_accuracy_is_kept_and_the_receipt_counts(eight):
     found = eight[1]
     assert vision.accuracy(taught(), HELD_OUT) - vision.accuracy(found.subject.model, HELD_OUT) <= 0.01
@@ -137,6 +148,31 @@ def test_a_saved_result_is_small_and_loads_with_equal_outputs_where_secateur_is_
 def test_the_same_run_resumes_to_the_same_network(eight):
     root, found = eight
     assert torch.equal(results(root)[0].subject.forward(DATA.inputs[:8]), found.subject.forward(DATA.inputs[:8]))
+
+
+@pytest.mark.parametrize("title", ["retraining", "quantisation"])
+def test_a_killed_run_ends_with_the_same_network(eight, tmp_path, monkeypatch, title):
+    """Killed in the last steps of either stage, where the scales of the second are held."""
+    real = module.loop.train
+
+    def killed(student, feed, objective, **how):
+        calls = []
+
+        def stopping(batch, totals):
+            calls.append(None)
+            if how["title"] == title and len(calls) == how["steps"]:
+                raise ConnectionAbortedError
+            return objective(batch, totals)
+
+        return real(student, feed, stopping, every=3, **how)
+
+    monkeypatch.setattr(module.loop, "train", killed)
+    with pytest.raises(ConnectionAbortedError):
+        results(tmp_path)
+    monkeypatch.setattr(module.loop, "train", real)
+    (again,) = results(tmp_path)
+    wanted = eight[1].subject.model.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in again.subject.model.state_dict().items())
 
 
 def test_four_bits_keep_pairs_and_both_patterns(tmp_path):
@@ -201,6 +237,12 @@ def test_images_alone_are_enough(tmp_path, labels):
     assert vision.accuracy(taught(), HELD_OUT) - vision.accuracy(found.subject.model, HELD_OUT) <= 0.02
 
 
+def test_a_critical_layer_that_is_named_twice_counts_once(tmp_path):
+    (once,) = results(tmp_path / "once", critical=["net.vit.layers.0"])
+    (twice,) = results(tmp_path / "twice", critical=["net.vit.layers.0"] * 2)
+    assert torch.equal(once.subject.forward(DATA.inputs[:8]), twice.subject.forward(DATA.inputs[:8]))
+
+
 def test_a_dry_run_masks_and_trains_nothing(tmp_path):
     (found,) = results(tmp_path, dry_run=True)
     assert found.recovery is None
@@ -229,6 +271,9 @@ def test_without_torchao_nothing_is_trained_in_vain(tmp_path, monkeypatch):
         ("pattern=2:4", {"factors": (0.0, 0.0, 0.0)}, InputError, "three numbers"),
         ("pattern=2:4", {"bits": 3}, InputError, "bits=3"),
         ("pattern=2:4", {"settled": 1.5}, InputError, "share from 0 to 1"),
+        ("pattern=2:4", {"labels": "none", "factors": (1.0, 0.0, 0.0)}, InputError, "leaves no loss"),
+        ("pattern=2:4", {"disagreeing": -1.0}, InputError, "at least 0"),
+        ("pattern=2:4", {"calibrated": 0}, InputError, "at least one batch"),
         ("pattern=2:4", {"critical": ["nowhere"]}, InputError, "no module"),
         ("pattern=2:4", {"data": Examples(DATA.inputs, name="images")}, InputError, "no classes"),
     ],

@@ -19,10 +19,10 @@ from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.measure import size
-from secateur.recover import adaptive, loop, objectives
+from secateur.recover import adaptive, loop, objectives, teachers
 from secateur.score import hessian, wanda
 from secateur.select import pattern
-from secateur.subjects import Transformer, sides
+from secateur.subjects import Transformer, open_subject, sides
 from secateur.subjects.matrices import Matrix, matrices, receipt
 from secateur.vocabulary import Budget, Pattern, Recovery, Result
 
@@ -53,6 +53,7 @@ def ast(
     slorb_init: Literal["mean", "sum", "xavier"] = "mean",
     projection: bool = True,
     kd: float = 0.67,
+    teacher: str = "",
     temperature: float = 2.0,
     hidden: float = 0.0,
     steps: int = 1000,
@@ -93,6 +94,7 @@ def ast(
         slorb_init: how a branch starts: mean, sum (S without 1/k) or xavier (X at random, S zero).
         projection: train X too, not S alone.
         kd: weight of the KL; the rest is cross-entropy. 0 trains without a teacher, 1 by it alone.
+        teacher: a larger model of the same tokenizer, as a folder or Hub id, that teaches in place of `subject`.
         temperature: T of the KL.
         hidden: weight of the relative error of all hidden states; the paper finds that it hurts.
         steps: of training; none if 0: the first mask, in one shot.
@@ -112,6 +114,7 @@ def ast(
     """
     check(subject, kd=kd, refresh=refresh, decay=decay, ramp=ramp)
     paths, teaching = subject.layers(), kd > 0 or hidden > 0
+    master = larger(subject, teacher, kd=kd, hidden=hidden) if teacher else subject
     train, held = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
     stream, further = make(train, batch=train_batch, seed=seed + 1), loop.options(training)
@@ -122,14 +125,14 @@ def ast(
         modules = [matrix.module for matrix in alone(dense, "score=wanda").values()]
         measure = partial(hessian.diagonal, subject.forward, subject.model, samples, modules)
         norms = run.tensors("norms", measure)
-    theirs = subject.flops_per_token(length)
+    plain, theirs = subject.flops_per_token(length), master.flops_per_token(length)
 
     for budget in budgets:
         asked = follow(budget, dense, slorb)
         student = subject.copy()
         found = matrices(student.model, paths)
         choose = choosers(found, asked, norms)
-        ours = theirs
+        ours = plain
         if slorb:
             beside = branches(found, choose, slorb, slorb_init, seed)
             sides.attach(student.model, beside)
@@ -147,14 +150,14 @@ def ast(
                 recovery = loop.train(
                     student.model, stream,
                     objectives.distil(
-                        forward, subject.forward if teaching else None, output="logits", fused=True,
+                        forward, master.forward if teaching else None, output="logits", fused=True,
                         task=1 - kd, logit=kd * temperature**2, temperature=temperature,
                         alpha=hidden, measure="relative",
                         hidden=[(layer, layer) for layer in range(len(paths) + 1)] if hidden else [],
                     ),
                     steps=steps, lr=lr, min_lr=min_lr, warmup=warmup, schedule="cosine-zero", weight_decay=weight_decay,
                     optimizer=masks.adamw(decay=decay, ramp=round(ramp * steps)), extra=[masks],
-                    frozen=[subject.model] if teaching else [], seed=seed, dropout=False,
+                    frozen=[master.model] if teaching else [], seed=seed, dropout=False,
                     checkpoint=run.folder(f"train-{budget}"),
                     evaluate=partial(judge, forward, make(held, batch=1, seed=seed).take(64))
                     if "patience" in further else None,
@@ -176,6 +179,20 @@ def check(subject: Transformer, *, kd: float, refresh: int, decay: float, ramp: 
         raise InputError(f"kd={kd:g}, ramp={ramp:g}: both are shares from 0 to 1")
     if decay < 0 or refresh < 0:
         raise InputError(f"decay={decay:g}, refresh={refresh}: give numbers of at least 0")
+
+
+def larger(subject: Transformer, source: str, *, kd: float, hidden: float) -> Transformer:
+    """The teacher at `source`; raises where it has no say, and for one whose tokens or states can't be compared."""
+    if not kd:
+        raise InputError(f"teacher={source} with kd=0 teaches nothing: give kd more, or no teacher")
+    if hidden:
+        raise InputError(f"hidden={hidden:g} compares states with the original's, and {source} has others: leave it 0")
+    found = open_subject(source)
+    if not found.causal:
+        raise UnsupportedError(f"teacher={source} gives {found.output}: use a causal decoder")
+    sizes = (one.model.config.vocab_size for one in (subject, found))
+    teachers.check_vocabularies(subject.tokenizer, found.tokenizer, *sizes)
+    return found
 
 
 def follow(budget: Budget, found: Mapping[str, Matrix], k: int) -> Pattern:

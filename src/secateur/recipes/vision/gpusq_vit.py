@@ -106,14 +106,15 @@ def gpusq_vit(
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the mask; nothing is trained or quantised.
 
-    Departures: alpha, beta, gamma, the normalisation of w_i and the choice by magnitude are from second-hand reports of
-    the paper; tau, the calibration, rates and epochs are this project's. Inputs are not permuted before the mask is
-    chosen, as NVIDIA's tool can. Products of two activations (queries with keys, shares with values) stay in floats, as
-    do norms, softmax and GELU. Pairs are chosen inside runs of m, so that a mask for four bits is n:m too. Integers and
-    half precision are simulated in float32 on the CPU: no speed is claimed there. Networks without logits learn other
-    answers by their squared error.
+    Departures: alpha, beta, gamma, the normalisation of w_i and the choice by magnitude are from second-hand reports
+    of the paper; tau, the calibration, rates and epochs are this project's. Inputs are not permuted before the mask is
+    chosen, as NVIDIA's tool can. Products of two activations (queries with keys, shares with values) stay in floats,
+    as do norms, softmax and GELU. Pairs are chosen inside runs of m, so that a mask for four bits is n:m too. The
+    inputs of a convolution are channels x kernel in that order, as of the matrix that a patch embedding is; kernels
+    for larger convolutions want the pattern along channels. Integers and half precision are simulated in float32 on
+    the CPU: no speed is claimed there. Networks without logits learn other answers by their squared error.
     """
-    check(data, bits, labels, factors, settled)
+    check(data, bits, labels, factors, settled, calibrated, disagreeing)
     if bits != 32 and not dry_run:
         torchao()
     further = loop.options(training)
@@ -123,7 +124,7 @@ def gpusq_vit(
         loop.train, weight_decay=weight_decay, seed=seed, count=examples.count, dropout=False,
         **({"precision": "fp32"} | further),
     )  # fmt: skip
-    taps = list(critical) or blocks(subject.model)
+    taps = list(dict.fromkeys(critical)) or blocks(subject.model)
     ask = partial(answer, subject)
     lesson = partial(
         mixed.objective, ask=ask, taps=taps, labels=labels, factors=factors, temperature=temperature,
@@ -136,6 +137,7 @@ def gpusq_vit(
         mask = run.tensors(f"masks-{budget}", partial(magnitude_masks, chosen, form))
         sparse = subject.copy()
         sparse.masks, sparse.forms = mask, dict.fromkeys(mask, form)
+        spared |= others(subject.model, whole)
         notes = [f"stays dense: {name}: {reason}" for name, reason in spared.items()]
         pruned = tuned = None
         masks.apply(sparse.model, mask)
@@ -160,7 +162,10 @@ def gpusq_vit(
         yield Result(str(budget), result, cut, predicted, records.together(pruned, tuned))
 
 
-def check(data: Examples, bits: int, labels: str, factors: Sequence[float], settled: float) -> None:
+def check(
+    data: Examples, bits: int, labels: str, factors: Sequence[float], settled: float, calibrated: int,
+    disagreeing: float,
+) -> None:  # fmt: skip
     """Refuse options that contradict the data or themselves."""
     if bits not in (4, 8, 32):
         raise InputError(f"bits={bits}: give 8 or 4, or 32 to leave the sparse network as it is")
@@ -169,8 +174,14 @@ def check(data: Examples, bits: int, labels: str, factors: Sequence[float], sett
     if len(factors) != 3 or any(not 0 <= one < math.inf for one in factors) or not any(factors):
         raise InputError(f"factors={list(factors)}: give three numbers of at least 0, one of them above: labels, "
                          "logits, features")  # fmt: skip
+    if labels == "none" and not any(factors[1:]):
+        raise InputError(f"labels=none with factors={list(factors)} leaves no loss: give logits or features a factor")
     if not 0 <= settled <= 1:
         raise InputError(f"settled={settled}: give a share from 0 to 1")
+    if not 0 <= disagreeing < math.inf:
+        raise InputError(f"disagreeing={disagreeing}: give a number of at least 0")
+    if calibrated < 1:
+        raise InputError(f"calibrated={calibrated}: give at least one batch")
 
 
 def wanted(budget: Budget, unit: int = 1) -> Form:
@@ -204,6 +215,18 @@ def eligible(found: Mapping[str, Matrix], form: Form, least: int) -> tuple[dict[
             + "".join(f"; {name} {reason}" for name, reason in list(reasons.items())[:1])
         )
     return chosen, reasons
+
+
+def others(model: nn.Module, found: Mapping[str, Matrix]) -> dict[str, str]:
+    """Name of a weight that is no matrix of `found`, of a layer that multiplies by it -> why it stays dense."""
+    seen = {id(matrix.parameter) for matrix in found.values()}
+    return {
+        f"{path}.{leaf}": f"is of a {type(module).__name__} that is not one matrix [outputs, inputs] to prune"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention)
+        for leaf, weight in module.named_parameters(recurse=False)
+        if leaf.endswith("weight") and id(weight) not in seen
+    }
 
 
 def magnitude_masks(chosen: Mapping[str, Matrix], form: Form) -> dict[str, Tensor]:
