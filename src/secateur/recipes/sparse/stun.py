@@ -242,6 +242,14 @@ def settled(
                 float(each * len(far)),
             )
         each = max(least, -(-(each + bool(odd)) // parts) * parts)
+        sizes = [len(table) for table in far.values()]
+        if exact and (each * len(far) != target or each > min(sizes)):
+            nearest = min(each, min(sizes)) * len(far)
+            raise InfeasibleError(
+                f"experts={target} can't be the same in {len(far)} layers, which hold {min(sizes)} each and keep at "
+                f"least {least}, in {parts} equal groups: ask for such as {nearest}",
+                float(nearest),
+            )
         for index, table in far.items():
             groups[index] = []
             for members in np.split(np.arange(len(table)), parts):  # a router's groups stay equal
