@@ -290,6 +290,8 @@ def test_co_activation_decides_where_it_is_asked_to(tmp_path):
     for how in ("together", "mixed"):
         result = result_of(tmp_path, distance=how, structured=0.3)
         assert sum(counts(result.subject)) >= 17
+        assert "experts judged in one pass over 256 tokens" in result.cut.notes
+    assert "experts judged in no pass" in result_of(tmp_path, structured=0.3).cut.notes
     with pytest.raises(InputError, match="give router, together or mixed"):
         stun.apart(taught(), {}, "cosine")
 
