@@ -11,6 +11,7 @@ import torch
 from claims import lab
 from secateur.measure import latency
 from secateur.recipes.sparse import slimmoe as recipe
+from secateur.recipes.sparse import stun
 from secateur.recover import loop, objectives
 from secateur.select import ranking
 from secateur.subjects import Moe
@@ -35,10 +36,17 @@ def samples(seed: int = 0):
     return recipe.beside(items, recipe.remembered(teacher, items, 8))
 
 
-def cut(student: Moe, share: float, seed: int, *, how: str = "taylor", alike: bool = False, **plan) -> Moe:
-    """`student` with experts of `share` of the original's width (or number), ranked as it now is."""
+def cut(
+    student: Moe, share: float, seed: int, *, how: str = "taylor", alike: bool = False, less: Sequence[int] = (), **plan
+) -> Moe:
+    """`student` with experts of `share` of the original's width (or number), ranked as it now is.
+
+    In the layers `less` each expert keeps four neurons fewer.
+    """
     teacher, last = lab.mixtral(), "kv_groups" in plan
     units, counts = recipe.planned(teacher, student, share=share, last=last, **{**PLAN, **plan})
+    for layer in less:
+        counts[f"layers.{layer}.expert_neurons"] -= 4 * student.mixtures()[layer].count
     found = recipe.scores(student, teacher, units, samples(seed), how=how, loss="truncated", alike=alike, seed=seed)
     return student.cut(ranking.by_counts(units, found, counts))[0]
 
@@ -60,6 +68,26 @@ def staged(shares: Sequence[float], tokens: Sequence[float], seed: int, total: i
     for share, start, end in zip(shares, ends, ends[1:], strict=False):
         student, first = learn(cut(student, share, seed), end - start, seed, first), end
     return student
+
+
+@functools.cache
+def thin(seed: int) -> float:
+    """Loss of experts of a quarter of the width, distilled; several tests compare with it."""
+
+    def compute() -> dict[str, float]:
+        return {"loss": lab.held_out(learn(cut(lab.mixtral(), 0.25, seed), STEPS, seed))}
+
+    return lab.remembered(f"slimmoe-thin-{seed}", compute)["loss"]
+
+
+@functools.cache
+def halfway(seed: int) -> float:
+    """Loss of two stages, to half and to a fifth of the width, with a third of the tokens in the first."""
+
+    def compute() -> dict[str, float]:
+        return {"loss": lab.held_out(staged((0.5, 0.2), (0.34, 0.66), seed))}
+
+    return lab.remembered(f"slimmoe-halfway-{seed}", compute)["loss"]
 
 
 @pytest.mark.xfail(strict=True, reason=LARGE_WEIGHTS)
@@ -93,7 +121,7 @@ def test_slim_experts_beat_fewer_experts():
             student = cut(lab.mixtral(), 0.25, seed, slim=slim)
             sizes[name] = (student.units().cost()["params"], student.active_params())
             before[name].append(lab.held_out(student))
-            after[name].append(lab.held_out(learn(student, STEPS, seed)))
+            after[name].append(thin(seed) if name == "slim" else lab.held_out(learn(student, STEPS, seed)))
     total = [params for params, _ in sizes.values()]
     assert abs(total[0] - total[1]) < 0.01 * total[0]
     assert sizes["slim"][1] < sizes["fewer experts"][1]
@@ -113,15 +141,35 @@ def test_slim_experts_beat_fewer_experts():
     )
 
 
+def test_slim_experts_beat_merged_ones():
+    """A quarter of the width of 8 experts, or the means of 2 clusters of them, and of their rows of the router."""
+    teacher = lab.mixtral()
+    settled = stun.settled(teacher, stun.apart(teacher, {}, "router"), 2 * len(teacher.mixtures()), uniform=True)
+    merged = stun.without(teacher, settled["clusters"], settled["chosen"], teacher.mixtures()[0].count)[0]
+    total = [student.units().cost()["params"] for student in (cut(teacher, 0.25, 0), merged)]
+    assert abs(total[0] - total[1]) < 0.01 * total[0]
+    ours = [thin(seed) for seed in SEEDS]
+    theirs = [lab.held_out(learn(merged.copy(), STEPS, seed)) for seed in SEEDS]
+    lab.record(
+        "slimmoe",
+        "merged",
+        "thin experts beat merged experts of as many parameters, after the same distillation",
+        lab.less(ours, theirs),
+        ("loss", ours),
+        {"merged experts": theirs},
+        setup=f"{SETUP}; merged by the router's rows, {lab.held_out(merged):.3f} before distillation",
+    )
+
+
 def test_two_stages_beat_one_at_equal_tokens():
     ours, one, fair = [], [], []
     for seed in SEEDS:
-        ours.append(lab.held_out(staged((0.5, 0.2), (1 / 3, 2 / 3), seed)))
+        ours.append(halfway(seed))
         one.append(lab.held_out(staged((0.2,), (1.0,), seed)))
         # The first stage's student is larger: one stage gets as many FLOPs, the teacher's counted.
         wide, slim = cut(lab.mixtral(), 0.5, seed), cut(lab.mixtral(), 0.2, seed)
         costs = [3 * s.flops_per_token(lab.LENGTH) + lab.mixtral().flops_per_token(lab.LENGTH) for s in (wide, slim)]
-        fair.append(lab.held_out(staged((0.2,), (1.0,), seed, round(STEPS * (costs[0] / costs[1] + 2) / 3))))
+        fair.append(lab.held_out(staged((0.2,), (1.0,), seed, round(STEPS * (0.34 * costs[0] / costs[1] + 0.66)))))
     lab.record(
         "slimmoe",
         "stages",
@@ -137,7 +185,8 @@ def test_two_stages_beat_one_at_equal_tokens():
 def test_distillation_beats_training_and_fresh_weights():
     found: dict[str, list[float]] = {name: [] for name in ("KD", "CE", "fresh KD", "fresh CE")}
     for seed in SEEDS:
-        for name in found:
+        found["KD"].append(thin(seed))
+        for name in list(found)[1:]:
             student = cut(lab.mixtral(), 0.25, seed)
             student = lab.fresh(student, seed) if "fresh" in name else student
             found[name].append(lab.held_out(learn(student, STEPS, seed, task="CE" in name)))
@@ -165,11 +214,8 @@ def test_attention_is_the_next_to_go():
     for seed in SEEDS:
         slim = cut(teacher, 0.25, seed)
         fewer = cut(slim, 0.25, seed, kv_groups=2)
-        goal = fewer.units().cost()["params"]
-        shares = [k / 128 for k in range(4, 32, 4)]
-        thinner = min(
-            (cut(slim, share, seed) for share in shares), key=lambda s: abs(s.units().cost()["params"] - goal)
-        )
+        thinner = cut(slim, 28 / 128, seed, less=(0, 2))
+        assert thinner.units().cost()["params"] == fewer.units().cost()["params"]
         groups.append(lab.held_out(learn(fewer, STEPS, seed)))
         experts.append(lab.held_out(learn(thinner, STEPS, seed)))
     rising = attention(teacher) < attention(cut(teacher, 0.5, 0)) < attention(cut(teacher, 0.25, 0))
@@ -218,12 +264,10 @@ def _overlap(student: Moe) -> float:
 
 
 def test_tokens_belong_to_the_last_stage():
-    found = {
-        f"{first}/{100 - first}": [
-            lab.held_out(staged((0.5, 0.2), (first / 100, 1 - first / 100), seed)) for seed in SEEDS
-        ]
-        for first in (20, 34, 50)
-    }
+    found = {"34/66": [halfway(seed) for seed in SEEDS]}
+    for first in (20, 50):
+        split = (first / 100, 1 - first / 100)
+        found[f"{first}/{100 - first}"] = [lab.held_out(staged((0.5, 0.2), split, seed)) for seed in SEEDS]
     best = min(found, key=lambda split: sum(found[split]))
     ours = found.pop("34/66")
     lab.record(

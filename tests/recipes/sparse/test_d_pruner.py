@@ -221,6 +221,22 @@ def test_the_general_term_pulls_towards_general_importance(tmp_path, published):
     assert len(set(wanted.tolist()) & tops[-1]) / len(tops[0]) > 0.99
 
 
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [({}, 1.0), ({"published": True}, 0.1), ({"published": True, "general_weight": 3.0}, 3.0)],
+)
+def test_the_published_form_has_the_published_weight(tmp_path, general, monkeypatch, options, weight):
+    asked, real = [], d_pruner.dual_importance
+
+    def note(*args, **given):
+        asked.append(given["weight"])
+        return real(*args, **given)
+
+    monkeypatch.setattr(d_pruner, "dual_importance", note)
+    results(tmp_path / "a", "weights=50%", general=general, **options)
+    assert asked == [weight]
+
+
 def test_recomputed_layers_and_padded_prompts_score_alike(tmp_path):
     plain, _ = scored(tmp_path, batches(3), name="a")
     again, _ = scored(tmp_path, batches(3), name="b", recompute=True)

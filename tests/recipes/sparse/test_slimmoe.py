@@ -16,6 +16,7 @@ from secateur.files.rundir import Run
 from secateur.recipes.sparse import slimmoe as recipe
 from secateur.recipes.sparse.slimmoe import slimmoe
 from secateur.recover import loop
+from secateur.score import experts, routing
 from secateur.subjects import Moe, open_subject
 from secateur.vocabulary import Budget, Result
 from subjects.tiny import make
@@ -150,8 +151,9 @@ def test_a_score_of_ones_own(subject: Moe, data: texts.Corpus, tmp_path: Path) -
     assert torch.equal(after, before[:, :, :width])
 
 
-def test_one_set_of_indices_for_all_experts(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
-    result = run(subject, data, tmp_path, alike=True, stages="1")
+@pytest.mark.parametrize("score", ["taylor", "random"])
+def test_one_set_of_indices_for_all_experts(subject: Moe, data: texts.Corpus, tmp_path: Path, score: str) -> None:
+    result = run(subject, data, tmp_path, alike=True, stages="1", score=score)
     before, after = (one.mixtures()[0].experts.down_proj for one in (subject, result.subject))
     sets = {tuple(int((column == before[e].T).all(1).nonzero()) for column in after[e].T) for e in range(len(before))}
     assert len(sets) == 1
@@ -166,6 +168,52 @@ def test_whole_experts_go_by_how_often_they_are_used(subject: Moe, data: texts.C
     assert result.subject.units().cost()["params"] <= 0.7 * subject.units().cost()["params"]
     with pytest.raises(InputError, match="slim='layers'"):
         run(subject, data, tmp_path / "other", slim="layers")
+
+
+def test_whole_experts_go_by_saliency_or_by_chance_too(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    kept = {}
+    for score in ("taylor", "saliency", "random"):
+        small = run(subject, data, tmp_path / score, slim="experts", stages="1", score=score).subject
+        assert isinstance(small, Moe)
+        kept[score] = torch.cat([mixture.router.weight for mixture in small.mixtures().values()])
+    assert len({tuple(rows.flatten().tolist()) for rows in kept.values()}) == 3
+    before = subject.mixtures()[0]
+    seen = texts.windows(data, subject.tokenizer, 16, 16)[0]
+    units, _ = recipe.planned(
+        subject, subject, share=0.5, last=True, slim="experts", kv_groups=0, shared=1, dense=1, divisor=8, batch=1,
+        length=16,
+    )  # fmt: skip
+    samples = recipe.beside(seen, recipe.remembered(subject, seen, 8))
+    found = recipe.scores(subject, subject, units, samples, how="saliency", loss="truncated", alike=False, seed=0)
+    wanted = routing.collect(subject.forward, subject.model, seen, {"0": before.experts}, saliency=True)["0"].saliency
+    assert torch.equal(found["layers.0.experts"], wanted)
+    with pytest.raises(InputError, match="score=saliency is of whole experts: give slim=experts"):
+        run(subject, data, tmp_path / "neurons", score="saliency")
+
+
+@pytest.mark.parametrize("score", ["taylor", "activation"])
+def test_experts_that_no_token_comes_to_are_told_and_ranked_by_their_weights(
+    data: texts.Corpus, tmp_path: Path, score: str
+) -> None:
+    model = tiny.model("mixtral")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.experts.gate_up_proj[:, :8] *= 1e-3  # the first neurons are the least
+    found = open_subject(model, tokenizer=tiny.tokenizer())
+    with torch.no_grad():
+        for mixture in found.mixtures().values():
+            mixture.router.register_forward_hook(
+                lambda one, _, out: (out[0], out[1], torch.tensor([[3, 4]]).expand_as(out[2]))
+            )
+    result = run(found, data, tmp_path, "params=90%", divisor=4, stages="1", score=score)
+    assert result.notes == ("stage 1: 18 experts got nothing to score by: ranked by their weights",)
+    (width,) = widths(result)
+    for layer, mixture in found.mixtures().items():
+        norms = experts.weight({"x": mixture.experts})["x"].view(8, 24)
+        for expert in (0, 7):
+            best = norms[expert].topk(width).indices.sort().values
+            after = result.subject.mixtures()[layer].experts.down_proj[expert]
+            assert torch.equal(after, mixture.experts.down_proj[expert][:, best])
 
 
 def test_kv_groups_shared_and_dense_neurons_go_with_the_last_stage(data: texts.Corpus, tmp_path: Path) -> None:

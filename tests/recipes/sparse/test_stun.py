@@ -10,7 +10,7 @@ import torch
 
 import secateur
 import tiny
-from secateur.errors import BudgetError, InfeasibleError, InputError
+from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.recipes.sparse import stun
@@ -18,6 +18,7 @@ from secateur.score import routing
 from secateur.subjects import Moe, blocks, open_subject
 from secateur.subjects.matrices import matrices, nonzero
 from secateur.vocabulary import Budget
+from subjects.tiny import make
 
 QUICK = {"seen": 16, "samples": 12, "length": 16}
 
@@ -131,6 +132,33 @@ def test_uniform_leaves_as_many_in_each_layer(tmp_path):
     assert counts(result_of(tmp_path, "weights=40%", uniform=True, experts=15).subject) == [5, 5, 5]
     with pytest.raises(InfeasibleError, match="experts=14 can't be the same in 3 layers: ask for a multiple of 3"):
         result_of(tmp_path, "weights=40%", uniform=True, experts=14)
+
+
+@pytest.mark.parametrize(("experts", "nearest"), [(3, 6), (30, 24)])
+def test_uniform_counts_that_layers_can_not_have_are_refused(tmp_path, experts, nearest):
+    with pytest.raises(InfeasibleError, match=f"experts={experts} can't be the same.*ask for such as {nearest}$") as e:
+        result_of(tmp_path, "weights=20%", uniform=True, experts=experts)
+    assert e.value.reachable == nearest
+
+
+def test_routers_that_choose_among_groups_are_refused_unless_uniform(tmp_path):
+    deep = make("deepseek3")
+    deep.tokenizer = tiny.tokenizer()
+    deep.model.resize_token_embeddings(64)
+    with pytest.raises(UnsupportedError, match=r"this router chooses groups of experts first.*uniform=True") as e:
+        result_of(tmp_path, subject=deep)
+    assert "\n" not in str(e.value)
+    layers = len(deep.mixtures())
+    with pytest.raises(InfeasibleError, match="in 2 equal groups: ask for such as"):
+        result_of(tmp_path, "weights=40%", subject=deep, uniform=True, experts=5 * layers)
+    for choose in ("clusters", "saliency"):
+        result = result_of(tmp_path, "weights=40%", subject=deep, uniform=True, experts=6 * layers, choose=choose)
+        assert counts(result.subject) == [6] * layers
+        for index, mixture in result.subject.mixtures().items():
+            old = deep.mixtures()[index].router.weight
+            rows = [int((old == row).all(1).nonzero()) for row in mixture.router.weight]
+            assert sum(row < 4 for row in rows) == 3  # three in each group of four
+        result.subject.forward(result.subject.example(2, 12))
 
 
 def test_counts_that_no_threshold_gives_are_named():
@@ -262,6 +290,8 @@ def test_co_activation_decides_where_it_is_asked_to(tmp_path):
     for how in ("together", "mixed"):
         result = result_of(tmp_path, distance=how, structured=0.3)
         assert sum(counts(result.subject)) >= 17
+        assert "experts judged in one pass over 256 tokens" in result.cut.notes
+    assert "experts judged in no pass" in result_of(tmp_path, structured=0.3).cut.notes
     with pytest.raises(InputError, match="give router, together or mixed"):
         stun.apart(taught(), {}, "cosine")
 

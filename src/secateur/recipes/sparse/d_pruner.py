@@ -52,7 +52,7 @@ def d_pruner(
     by: Literal["dual", "general"] = "dual",
     scope: Scope = "matrix",
     block: int = 128,
-    general_weight: float = 1.0,
+    general_weight: float | None = None,
     published: bool = False,
     cubic: bool = False,
     general_share: float = 0.48,
@@ -93,8 +93,8 @@ def d_pruner(
         by: what the masks are taken from: dual, or general for G alone.
         scope: what is compared: row, block (of columns), matrix, layer or global.
         block: columns of a block; 0 cuts every matrix into 32 blocks.
-        general_weight: what the penalty adds to an average gradient, as a share of it; 0 leaves the domain's Taylor
-            score and needs no general text. The paper's lambda (0.1) where `published`.
+        general_weight: what the penalty adds to an average gradient, as a share of it, 1 unless given; 0 leaves the
+            domain's Taylor score and needs no general text. Where `published`, the paper's lambda, 0.1 unless given.
         published: add lambda 2 lr^2 G g^2 / N as released, in place of the relative form.
         cubic: add w^3 to the score, as released.
         general_share: what stays of the weights in the pass that scores G.
@@ -121,7 +121,8 @@ def d_pruner(
     copy descends in float32. Exactly int(n share) of n weights that are compared stay. The paper trains on up to five
     passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
     """
-    check(subject, general=general or scores or ("-" if dry_run else ""), by=by, weight=general_weight, block=block,
+    weight = (0.1 if published else 1.0) if general_weight is None else general_weight
+    check(subject, general=general or scores or ("-" if dry_run else ""), by=by, weight=weight, block=block,
           counts={"train_batch": train_batch, "samples": samples, "epochs": epochs})  # fmt: skip
     asked = {str(budget): weights.asked(budget, blocks.count(subject), "d_pruner") for budget in budgets}
     for share, pattern in asked.values():
@@ -132,7 +133,7 @@ def d_pruner(
         read = earlier(Path(scores), by, subject)
     elif not dry_run:
         key = {"model": digest(subject)}
-        if by == "general" or general_weight:
+        if by == "general" or weight:
             corpus = texts.read(general)
             windows, notes = texts.windows(corpus, subject.tokenizer, general_samples, train_length, seed=seed)
             told = scored(run, "general", {**key, "text": corpus.digest}, partial(
@@ -146,7 +147,7 @@ def d_pruner(
             each = min(samples // batch, len(stream))  # steps of an epoch
             told = scored(run, "dual", {**key, "text": data.digest}, partial(
                 dual_importance, subject, stream if each == len(stream) else stream.take(each), read, every=each,
-                steps=epochs * each, samples=each * batch, weight=general_weight, published=published, cubic=cubic,
+                steps=epochs * each, samples=each * batch, weight=weight, published=published, cubic=cubic,
                 lr=lr, warmup=warmup, clip=clip or None, recompute=recompute,
             ))  # fmt: skip
             notes += described(told, data.name, samples)

@@ -96,9 +96,11 @@ def slimmoe(
         stages: how many, each shrinking the experts by the same factor; or the share of their width after each, such as
             50%,20%, the last of which must be within the budget.
         tokens: share of `steps` of each stage, such as 34%,66%; by default each gets twice those of the one before.
-        slim: neurons; or experts, the baseline that drops whole ones by how often tokens are routed to them.
-        score: taylor, weight (norm of all weights), activation (mean |h_j|), random, or file.py:function with
-            (subject, batches) -> site -> [count] scores; sites it leaves out are ranked by taylor.
+        slim: neurons; or experts, the baseline that drops whole ones, by how often tokens are routed to them unless
+            `score` is saliency or random.
+        score: taylor, weight (norm of all weights), activation (mean |h_j|), saliency (of whole experts: their mean
+            weighted output, REAP), random, or file.py:function with (subject, batches) -> site -> [count] scores; sites
+            it leaves out are ranked by taylor.
         alike: one set of indices for all experts of a layer, the ablation.
         loss: of the score: truncated to the original's likeliest tokens; full KL, which has no gradient where student
             and original are one, so that the first stage then takes the task's; or task, the next token.
@@ -174,6 +176,10 @@ def slimmoe(
             units, counts = plan(student, share=share, last=stage == len(goals))
             rank = partial(scores, student, subject, units, samples, how=score, loss=loss, alike=alike, seed=seed)
             found = run.tensors(f"scores-{budget}-{stage}", rank)
+            told_of = [site for site in units.free() if f"{site.name}.starved" in found]
+            lacking = sum(int(found[f"{site.name}.starved"]) for site in told_of)
+            if lacking:
+                notes.append(f"stage {stage}: {lacking} experts got nothing to score by: ranked by their weights")
             if "fallback" in found:
                 notes.append(f"stage {stage}: {loss} loss has no gradient here, scored by the next token's")
             student = cast(Moe, student.cut(ranking.by_counts(units, found, counts))[0])
@@ -345,7 +351,12 @@ def rules(subject: Moe) -> dict[str, Rule]:
 def scores(
     student: Moe, subject: Moe, units: Units, samples: Items, *, how: str, loss: str, alike: bool, seed: int
 ) -> dict[str, Tensor]:
-    """Site -> [count] for all free sites; with "fallback" where the loss had no gradient and the task's was taken."""
+    """Site -> [count] for all free sites; with "fallback" where the loss had no gradient and the task's was taken.
+
+    With "SITE.starved", a number of experts, where some of a site had no score at all (`ranked`).
+    """
+    if how == "saliency" and not any(site.kind == "experts" for site in units.free()):
+        raise InputError("score=saliency is of whole experts: give slim=experts, or score=activation for neurons")
     free = {site.name for site in units.free()}
     layers = {f"layers.{n}.expert_neurons": mixture.experts for n, mixture in student.mixtures().items()}
     layers = {site: module for site, module in layers.items() if site in free}
@@ -354,11 +365,11 @@ def scores(
     others = {site: at for site, at in student.consumers().items() if site in free}
     found: dict[str, Tensor] = {}
     if counted:
-        used = routes.collect(student.forward, student.model, samples, counted)
-        found |= {site: used[site].counts.float() for site in counted}
+        used = routes.collect(student.forward, student.model, samples, counted, saliency=how == "saliency")
+        found |= {site: one.counts.float() if one.saliency is None else one.saliency for site, one in used.items()}
     if how == "random":
-        return random.scores(units, seed) | found
-    if how == "weight":
+        found |= random.scores(units, seed)
+    elif how == "weight":
         found |= experts.weight(layers) | magnitude.groups(student.model, others)
     elif how == "activation":
         found |= experts.activation(student.forward, student.model, layers, samples) if layers else {}
@@ -367,8 +378,9 @@ def scores(
     elif ":" in how:
         given = {site: torch.as_tensor(score) for site, score in plugins.function(how)(student, samples).items()}
         rest = scores(student, subject, units, samples, how="taylor", loss=loss, alike=False, seed=seed)
-        found |= rest | {site: score for site, score in given.items() if site in free}
-    elif how == "taylor":
+        found |= {name: score for name, score in rest.items() if name.removesuffix(".starved") not in given}
+        found |= {site: score for site, score in given.items() if site in free}
+    elif how in ("taylor", "saliency"):
         every = rules(subject)
         if loss not in every:
             raise InputError(f"loss={loss!r} is not one of {', '.join(every)}")
@@ -384,5 +396,23 @@ def scores(
         found |= experts.taylor(value, student.model, layers, samples) if layers else {}
         found |= gradient.taylor(value, student.model, samples, others) if others else {}
     else:
-        raise InputError(f"score={how!r} is not one of taylor, weight, activation, random, or file.py:function")
-    return found | (experts.alike(found, layers) if alike and layers else {})
+        raise InputError(
+            f"score={how!r} is not one of taylor, weight, activation, saliency, random, or file.py:function"
+        )
+    found |= experts.alike(found, layers) if alike and layers else {}
+    return found if ":" in how else ranked(found, layers)
+
+
+def ranked(found: dict[str, Tensor], layers: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The scores, where experts that have none, such as those that no token came to, are ranked by their weights.
+
+    Ties would keep the first neurons, whatever they are. Each expert is ranked on its own, so scales need not agree.
+    """
+    norms = experts.weight(layers)
+    for site, module in layers.items():
+        rows = found[site].reshape(len(module.down_proj), -1)
+        none = ~rows.any(1)
+        if bool(none.any()):
+            found[site] = torch.where(none[:, None], norms[site].view_as(rows), rows).flatten()
+            found[f"{site}.starved"] = none.sum()[None]
+    return found

@@ -124,6 +124,7 @@ def stun(
         found = routing.collect(subject.forward, subject.model, items, layers, saliency=choose == "saliency")
         worth = {"usage": lambda one: one.counts, "saliency": lambda one: one.saliency}.get(choose, lambda one: None)
         tables = {f"together.{index}": one.together for index, one in found.items()}
+        tables["tokens"] = torch.tensor([max(one.tokens for one in found.values())])
         return tables | {f"layers.{index}.experts": w for index, one in found.items() if (w := worth(one)) is not None}
 
     passes = int(distance != "router" or choose in ("usage", "saliency"))
@@ -156,6 +157,8 @@ def stun(
             *gone.notes,
             f"{sum(map(len, groups.values()))} of {sum(sizes.values())} experts stay, by layer: {counts}",
         ]
+        looked = f"one pass over {int(counted['tokens'])} tokens" if passes else "no pass"
+        told.append(f"experts judged in {looked}")
         told.append(f"total sparsity {1 - after['weights'] / whole:.4f}, of it {1 - left / whole:.4f} by experts")
         shape = run.json(f"kurtosis-{budget}", partial(shapes, before=subject, experts=slim, weights=student))
         told.append(
@@ -242,6 +245,14 @@ def settled(
                 float(each * len(far)),
             )
         each = max(least, -(-(each + bool(odd)) // parts) * parts)
+        sizes = [len(table) for table in far.values()]
+        if exact and (each * len(far) != target or each > min(sizes)):
+            nearest = min(each, min(sizes)) * len(far)
+            raise InfeasibleError(
+                f"experts={target} can't be the same in {len(far)} layers, which hold {min(sizes)} each and keep at "
+                f"least {least}, in {parts} equal groups: ask for such as {nearest}",
+                float(nearest),
+            )
         for index, table in far.items():
             groups[index] = []
             for members in np.split(np.arange(len(table)), parts):  # a router's groups stay equal
