@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -71,23 +72,59 @@ def staged(shares: Sequence[float], tokens: Sequence[float], seed: int, total: i
 
 
 @functools.cache
-def thin(seed: int) -> float:
-    """Loss of experts of a quarter of the width, distilled; several tests compare with it."""
-
-    def compute() -> dict[str, float]:
-        return {"loss": lab.held_out(learn(cut(lab.mixtral(), 0.25, seed), STEPS, seed))}
-
-    return lab.remembered(f"slimmoe-thin-{seed}", compute)["loss"]
+def merged() -> Moe:
+    """The means of two clusters of experts, and of their rows of the router."""
+    teacher = lab.mixtral()
+    settled = stun.settled(teacher, stun.apart(teacher, {}, "router"), 2 * len(teacher.mixtures()), uniform=True)
+    return stun.without(teacher, settled["clusters"], settled["chosen"], teacher.mixtures()[0].count)[0]
 
 
-@functools.cache
-def halfway(seed: int) -> float:
-    """Loss of two stages, to half and to a fifth of the width, with a third of the tokens in the first."""
+def quarter(seed: int, **how) -> Moe:
+    """Experts of a quarter of the width, or, with slim="experts", a quarter of the experts; untrained."""
+    return cut(lab.mixtral(), 0.25, seed, **how)
 
-    def compute() -> dict[str, float]:
-        return {"loss": lab.held_out(staged((0.5, 0.2), (0.34, 0.66), seed))}
 
-    return lab.remembered(f"slimmoe-halfway-{seed}", compute)["loss"]
+def fair(seed: int) -> int:
+    """Steps of one stage for the FLOPs of two, the teacher's counted: the student of the first stage is larger."""
+    wide, slim = cut(lab.mixtral(), 0.5, seed), cut(lab.mixtral(), 0.2, seed)
+    costs = [3 * s.flops_per_token(lab.LENGTH) + lab.mixtral().flops_per_token(lab.LENGTH) for s in (wide, slim)]
+    return round(STEPS * (0.34 * costs[0] / costs[1] + 0.66))
+
+
+ARMS: dict[str, Callable[[int], Moe]] = {
+    "thin": lambda seed: learn(quarter(seed), STEPS, seed),
+    "fewer experts": lambda seed: learn(quarter(seed, slim="experts"), STEPS, seed),
+    "merged": lambda seed: learn(merged().copy(), STEPS, seed),
+    "CE": lambda seed: learn(quarter(seed), STEPS, seed, task=True),
+    "fresh KD": lambda seed: learn(lab.fresh(quarter(seed), seed), STEPS, seed),
+    "fresh CE": lambda seed: learn(lab.fresh(quarter(seed), seed), STEPS, seed, task=True),
+    "34/66": lambda seed: staged((0.5, 0.2), (0.34, 0.66), seed),
+    "20/80": lambda seed: staged((0.5, 0.2), (0.2, 0.8), seed),
+    "50/50": lambda seed: staged((0.5, 0.2), (0.5, 0.5), seed),
+    "one stage": lambda seed: staged((0.2,), (1.0,), seed),
+    "one stage, equal FLOPs": lambda seed: staged((0.2,), (1.0,), seed, fair(seed)),
+    "fewer groups": lambda seed: learn(cut(quarter(seed), 0.25, seed, kv_groups=2), STEPS, seed),
+    "thinner experts": lambda seed: learn(cut(quarter(seed), 28 / 128, seed, less=(0, 2)), STEPS, seed),
+}
+PAIRS = [
+    pytest.param(arm, seed, id=f"{arm.replace(' ', '-').replace('/', '-')}-{seed}") for arm in ARMS for seed in SEEDS
+]
+
+
+def trained(arm: str, seed: int) -> float:
+    """Held-out loss of an arm after its training."""
+    name = f"slimmoe-{arm.replace(' ', '-').replace('/', '-')}-{seed}"
+    return float(lab.remembered(name, lambda: {"loss": lab.held_out(ARMS[arm](seed))})["loss"])
+
+
+def losses(arm: str) -> list[float]:
+    return [trained(arm, seed) for seed in SEEDS]
+
+
+@pytest.mark.parametrize(("arm", "seed"), PAIRS)
+def test_every_arm_learns(arm: str, seed: int):
+    """One training each, so that a part of the claims takes a minute; the tests below read what came out."""
+    assert trained(arm, seed) < math.log(lab.mixtral().model.config.vocab_size)
 
 
 @pytest.mark.xfail(strict=True, reason=LARGE_WEIGHTS)
@@ -112,16 +149,14 @@ def test_kd_taylor_ranks_better_than_weights_and_chance():
 
 def test_slim_experts_beat_fewer_experts():
     """A quarter of the width of 8 experts, or 2 of 8 experts: equally many parameters, all experts are then active."""
-    names = ("slim", "fewer experts")
-    before: dict[str, list[float]] = {name: [] for name in names}
-    after: dict[str, list[float]] = {name: [] for name in names}
+    before: dict[str, list[float]] = {"slim": [], "fewer experts": []}
+    after = {"slim": losses("thin"), "fewer experts": losses("fewer experts")}
     sizes = {}
     for seed in SEEDS:
-        for name, slim in zip(names, ("neurons", "experts"), strict=True):
-            student = cut(lab.mixtral(), 0.25, seed, slim=slim)
+        for name, slim in zip(before, ("neurons", "experts"), strict=True):
+            student = quarter(seed, slim=slim)
             sizes[name] = (student.units().cost()["params"], student.active_params())
             before[name].append(lab.held_out(student))
-            after[name].append(thin(seed) if name == "slim" else lab.held_out(learn(student, STEPS, seed)))
     total = [params for params, _ in sizes.values()]
     assert abs(total[0] - total[1]) < 0.01 * total[0]
     assert sizes["slim"][1] < sizes["fewer experts"][1]
@@ -143,13 +178,9 @@ def test_slim_experts_beat_fewer_experts():
 
 def test_slim_experts_beat_merged_ones():
     """A quarter of the width of 8 experts, or the means of 2 clusters of them, and of their rows of the router."""
-    teacher = lab.mixtral()
-    settled = stun.settled(teacher, stun.apart(teacher, {}, "router"), 2 * len(teacher.mixtures()), uniform=True)
-    merged = stun.without(teacher, settled["clusters"], settled["chosen"], teacher.mixtures()[0].count)[0]
-    total = [student.units().cost()["params"] for student in (cut(teacher, 0.25, 0), merged)]
+    total = [student.units().cost()["params"] for student in (quarter(0), merged())]
     assert abs(total[0] - total[1]) < 0.01 * total[0]
-    ours = [thin(seed) for seed in SEEDS]
-    theirs = [lab.held_out(learn(merged.copy(), STEPS, seed)) for seed in SEEDS]
+    ours, theirs = losses("thin"), losses("merged")
     lab.record(
         "slimmoe",
         "merged",
@@ -157,40 +188,26 @@ def test_slim_experts_beat_merged_ones():
         lab.less(ours, theirs),
         ("loss", ours),
         {"merged experts": theirs},
-        setup=f"{SETUP}; merged by the router's rows, {lab.held_out(merged):.3f} before distillation",
+        setup=f"{SETUP}; merged by the router's rows, {lab.held_out(merged()):.3f} before distillation",
     )
 
 
 def test_two_stages_beat_one_at_equal_tokens():
-    ours, one, fair = [], [], []
-    for seed in SEEDS:
-        ours.append(halfway(seed))
-        one.append(lab.held_out(staged((0.2,), (1.0,), seed)))
-        # The first stage's student is larger: one stage gets as many FLOPs, the teacher's counted.
-        wide, slim = cut(lab.mixtral(), 0.5, seed), cut(lab.mixtral(), 0.2, seed)
-        costs = [3 * s.flops_per_token(lab.LENGTH) + lab.mixtral().flops_per_token(lab.LENGTH) for s in (wide, slim)]
-        fair.append(lab.held_out(staged((0.2,), (1.0,), seed, round(STEPS * (0.34 * costs[0] / costs[1] + 0.66)))))
+    ours, one = losses("34/66"), losses("one stage")
     lab.record(
         "slimmoe",
         "stages",
         "100 -> 50 -> 20 % of the width in two stages beats one step at equal tokens",
         lab.less(ours, one),
         ("loss", ours),
-        {"one stage": one, "one stage, equal FLOPs": fair},
+        {"one stage": one, "one stage, equal FLOPs": losses("one stage, equal FLOPs")},
         against=("one stage",),
         setup=SETUP,
     )
 
 
 def test_distillation_beats_training_and_fresh_weights():
-    found: dict[str, list[float]] = {name: [] for name in ("KD", "CE", "fresh KD", "fresh CE")}
-    for seed in SEEDS:
-        found["KD"].append(thin(seed))
-        for name in list(found)[1:]:
-            student = cut(lab.mixtral(), 0.25, seed)
-            student = lab.fresh(student, seed) if "fresh" in name else student
-            found[name].append(lab.held_out(learn(student, STEPS, seed, task="CE" in name)))
-    ours = found.pop("KD")
+    ours, found = losses("thin"), {arm: losses(arm) for arm in ("CE", "fresh KD", "fresh CE")}
     lab.record(
         "slimmoe",
         "distillation",
@@ -210,14 +227,9 @@ def test_attention_is_the_next_to_go():
         parts = [p.numel() for name, p in student.model.named_parameters() if ".self_attn." in name]
         return sum(parts) / student.units().cost()["params"]
 
-    groups, experts = [], []
-    for seed in SEEDS:
-        slim = cut(teacher, 0.25, seed)
-        fewer = cut(slim, 0.25, seed, kv_groups=2)
-        thinner = cut(slim, 28 / 128, seed, less=(0, 2))
-        assert thinner.units().cost()["params"] == fewer.units().cost()["params"]
-        groups.append(lab.held_out(learn(fewer, STEPS, seed)))
-        experts.append(lab.held_out(learn(thinner, STEPS, seed)))
+    fewer, thinner = cut(quarter(0), 0.25, 0, kv_groups=2), cut(quarter(0), 28 / 128, 0, less=(0, 2))
+    assert thinner.units().cost()["params"] == fewer.units().cost()["params"]
+    groups, experts = losses("fewer groups"), losses("thinner experts")
     rising = attention(teacher) < attention(cut(teacher, 0.5, 0)) < attention(cut(teacher, 0.25, 0))
     lab.record(
         "slimmoe",
@@ -264,10 +276,7 @@ def _overlap(student: Moe) -> float:
 
 
 def test_tokens_belong_to_the_last_stage():
-    found = {"34/66": [halfway(seed) for seed in SEEDS]}
-    for first in (20, 50):
-        split = (first / 100, 1 - first / 100)
-        found[f"{first}/{100 - first}"] = [lab.held_out(staged((0.5, 0.2), split, seed)) for seed in SEEDS]
+    found = {split: losses(split) for split in ("34/66", "20/80", "50/50")}
     best = min(found, key=lambda split: sum(found[split]))
     ours = found.pop("34/66")
     lab.record(

@@ -135,8 +135,9 @@ def calibration() -> Corpus:
     return texts.read(list(lab.training().texts)[:4000])
 
 
+@functools.cache
 def pruned(subject: Moe, total: float, seed: int, structured: float, **options) -> Result:
-    """The recipe at a total sparsity, without its files."""
+    """The recipe at a total sparsity, without its files; what comes out is only read."""
     settings = {"samples": SAMPLES, "length": LENGTH, "seen": SAMPLES, "structured": structured, **options}
     with tempfile.TemporaryDirectory() as place, Run.open(Path(place) / "run", {}) as run:
         budget = Budget.parse(f"weights={1 - total:.6g}")
