@@ -311,3 +311,9 @@ def test_a_wide_layer_is_quick():
     start = time.perf_counter()
     hessian.sweep(W, H, levels=range(0, 513, 16))
     assert time.perf_counter() - start < 2.0
+
+
+@pytest.mark.parametrize("damp", [-1.0, float("nan"), float("inf")])
+def test_a_dampening_that_is_no_share_is_refused(damp):
+    with pytest.raises(InputError, match=r"damp=.*such as 0.01"):
+        hessian.damped(torch.eye(4), damp)

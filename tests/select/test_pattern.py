@@ -27,6 +27,10 @@ def test_a_tail_stays_whole():
     assert n_of_m(torch.arange(6.0).reshape(1, 6), 1, 4).tolist() == [[False, False, False, True, True, True]]
 
 
+def test_a_pattern_wider_than_the_matrix_leaves_it_whole_at_once():
+    assert n_of_m(np.ones((2, 6)), 1, 10**12).all()
+
+
 def test_bad_patterns_and_scores_are_refused():
     with pytest.raises(InputError, match="pattern 3:2"):
         n_of_m(np.zeros((2, 4)), 3, 2)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
 )
 
-from secateur.errors import InputError, UnsupportedError
+import tiny
+from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.score import hessian
 from secateur.subjects import blocks
-from secateur.subjects.loading import open_streamed
+from secateur.subjects.loading import open_streamed, open_subject
 from subjects.test_blocks import MODELS, batches, subject
 
 
@@ -62,3 +67,60 @@ def test_streamed_cut_is_masks_that_hold_when_saved(tmp_path):
         streamed.cut(Selection({"layers.9.neurons": keep}))
     with pytest.raises(UnsupportedError, match="single weights"):
         streamed.units("heads")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shards") / "llama"
+    tiny.model("llama").save_pretrained(path, max_shard_size="200KB")
+    return path
+
+
+@pytest.mark.parametrize("opened", [open_subject, open_streamed])
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("../llama/model-00001-of-00004.safetensors", "names no files of this folder"),
+        ("none.safetensors", "lacks none.safetensors, which its index names"),
+        ("", "which its index names"),
+        ("first", "which the index says it holds"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(opened, place, told, shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "model")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    first = min(table["weight_map"].values())
+    key = next(key for key, name in table["weight_map"].items() if name != first)
+    table["weight_map"][key] = first if place == "first" else place
+    index.write_text(json.dumps(table))
+    with pytest.raises(ModelError, match=told):
+        opened(tmp_path / "model")
+
+
+@pytest.mark.parametrize("opened", [open_subject, open_streamed])
+def test_integers_that_the_configuration_does_not_explain_are_refused(opened, tmp_path):
+    tiny.model("llama").save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(state | {name: state[name].to(torch.int8)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"{name} is stored as I8: .*before it was quantised"):
+        opened(tmp_path)
+
+
+def test_masks_in_older_checkpoints_are_no_packed_weights(tmp_path):
+    tiny.model("gpt2").half().save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state |= {f"transformer.h.{block}.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool) for block in range(3)}
+    save_file(dict(sorted(state.items())), tmp_path / "model.safetensors", {"format": "pt"})
+    streamed = open_streamed(tmp_path)
+    assert streamed.dtype == torch.float16
+    with streamed.resident("transformer.h.1"):
+        assert streamed.model.transformer.h[1].attn.c_attn.weight.device.type == "cpu"
+
+
+def test_the_whole_file_goes_before_others_as_in_transformers(tmp_path):
+    tiny.model("llama").save_pretrained(tmp_path)
+    save_file({"model.norm.weight": torch.zeros(64)}, tmp_path / "older.safetensors", {"format": "pt"})
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "older.safetensors"}}')
+    assert {file.name for file in open_streamed(tmp_path).files().values()} == {"model.safetensors"}

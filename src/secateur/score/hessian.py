@@ -345,7 +345,11 @@ def damped(H: Tensor, damp: float, held: Tensor | None = None) -> Tensor:
 
     Dead inputs do not enter the mean. The dampening is at least the rank tolerance of H's precision, and ten times more
     while Cholesky still fails; `NumericalError` where it never succeeds. `H` is not changed.
+
+    Raises `InputError` for a `damp` that is negative or not finite.
     """
+    if not 0.0 <= damp < torch.inf:  # NaN would be raised tenfold for ever
+        raise InputError(f"damp={damp}: give a share of the mean of the Hessian's diagonal, such as 0.01")
     H = H.clone()
     diagonal = H.diagonal()  # a view
     dead = diagonal == 0.0

@@ -23,6 +23,8 @@ def n_of_m(scores: Any, n: int, m: int, dim: int = -1) -> Any:
         raise NumericalError(f"scores of shape {tuple(scores.shape)} hold NaN: a pattern needs finite scores")
     rows = scores.swapaxes(dim, -1)
     whole = rows.shape[-1] // m * m
+    if not whole:  # all tail; what follows would go through every one of m
+        return scores == scores
     runs = rows[..., :whole].reshape(*rows.shape[:-1], whole // m, m)
     # An entry stays if fewer than n others beat it; comparing needs no sort and no library of its own.
     beaten = (runs != runs) * 0

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -27,7 +28,7 @@ from secateur.subjects.decoder import Decoder
 from secateur.subjects.encoder import Encoder
 from secateur.subjects.families import FAMILIES, Family, find
 from secateur.subjects.moe import Moe
-from secateur.subjects.streamed import Streamed
+from secateur.subjects.streamed import Streamed, stored
 from secateur.subjects.transformer import Stored, Transformer
 
 __all__ = ["load", "open_streamed", "open_subject"]
@@ -35,6 +36,7 @@ __all__ = ["load", "open_streamed", "open_subject"]
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
 _LEFT = ["onnx/*", "openvino/*", "consolidated*"]
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _TASKS = ("CausalLM", "LMHeadModel", "MaskedLM", "Classification", "SentencePrediction")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
@@ -195,11 +197,10 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
         raise ModelError(f"{folder} has no weights: expected model.safetensors (pickles are never opened)")
     for path in files:
         _check_safetensors(path)
+    stored(folder)  # transformers follows an index out of the folder
 
 
 def _check_safetensors(path: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as opened:
             opened.keys()
@@ -267,6 +268,12 @@ def _refuse_quantised(place: Path, config: Any) -> None:
             f"the weights of {place} are already quantised ({_method(method)}): give the model as it was before, with "
             "weights in floating point"
         )
+    # Integers without a word in the configuration would be taken for weights as they stand, without their scales.
+    for key, path in stored(place).items():
+        with safe_open(path, framework="pt") as opened:
+            kind = opened.get_slice(key).get_dtype() if key.endswith(".weight") else "F32"
+        if kind not in _FLOATS:
+            raise ModelError(f"{key} is stored as {kind}: give the model as it was before it was quantised")
 
 
 def _ready(place: Path, config: Any, *, dense: bool) -> None:

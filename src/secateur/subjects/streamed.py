@@ -29,8 +29,9 @@ from secateur.subjects.families import Family
 from secateur.subjects.transformer import Output
 from secateur.vocabulary import Cut, Selection, Site, Term, Units
 
-__all__ = ["Streamed"]
+__all__ = ["Streamed", "stored"]
 
+_WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LEFT = ("*.safetensors", _INDEX, "README.md", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py")
@@ -54,9 +55,8 @@ class Streamed:
         self.changed: dict[str, Path] = {}
         self.masks: dict[str, Tensor] = {}
         self._mapping = get_model_conversion_mapping(self.model)
-        self._places = _index(folder)
-        stored = self._stored(self._places)
-        self.dtype = next((tensor.dtype for tensor in stored.values() if tensor.dtype in _FLOATS), torch.float32)
+        self._places = stored(folder)
+        self.dtype = self._kind()
         self.model.to(self.dtype)
 
     # ------------------------------------------------------------------------------------------------- weights
@@ -135,6 +135,11 @@ class Streamed:
             opened = {file: stack.enter_context(safe_open(file, "pt")) for file in set(keys.values())}
             # Read, not mapped: what is mapped stays in memory as long as any view of it does.
             state = {key: opened[file].get_tensor(key).clone() for key, file in keys.items()}
+        # Older checkpoints of GPT-2 hold its causal masks as booleans, which the model itself makes anew.
+        ignored = list(self.model._keys_to_ignore_on_load_unexpected or ())
+        for key in [key for key, tensor in state.items() if tensor.dtype not in _FLOATS]:
+            if any(re.search(pattern, key) for pattern in ignored):
+                del state[key]
         packed = next((key for key, tensor in state.items() if tensor.dtype not in _FLOATS), None)
         if packed is not None:
             kind = str(state[packed].dtype).removeprefix("torch.")
@@ -185,11 +190,14 @@ class Streamed:
             kept |= _index_of(file)
         return kept
 
-    def _stored(self, places: Mapping[str, Path]) -> dict[str, Tensor]:
-        """The first tensor of the files, for its number type."""
-        name, file = next(iter(places.items()))
-        with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name)}
+    def _kind(self) -> torch.dtype:
+        """The number type of the first floating tensor of the files; masks that are stored as such say nothing."""
+        for name, file in self._places.items():
+            with safe_open(file, "pt") as opened:
+                kind: torch.dtype = opened.get_tensor(name).dtype
+            if kind in _FLOATS:
+                return kind
+        return torch.float32
 
     # --------------------------------------------------------------------------------------------------- running
 
@@ -249,8 +257,14 @@ def _skeleton(model: type[PreTrainedModel], config: Any) -> Any:
     return result
 
 
-def _index(folder: Path) -> dict[str, Path]:
-    """Tensor -> the file of the checkpoint that holds it."""
+def stored(folder: Path) -> dict[str, Path]:
+    """Tensor -> the file of the checkpoint that holds it, by the rules of `from_pretrained`: model.safetensors first.
+
+    Raises `ModelError` for an index that names files outside the folder, files that are not there, or tensors that
+    are not in their file.
+    """
+    if (folder / _WHOLE).is_file():
+        return _index_of(folder / _WHOLE)
     if not (folder / _INDEX).is_file():
         found: dict[str, Path] = {}
         for file in sorted(folder.glob("*.safetensors")):
@@ -265,6 +279,10 @@ def _index(folder: Path) -> dict[str, Path]:
     missing = sorted({name for name in names.values() if not (folder / name).is_file()})
     if missing:
         raise ModelError(f"{folder} lacks {missing[0]}, which its index names: fetch the model again")
+    held = {name: _index_of(folder / name) for name in set(names.values())}
+    lost = next((key for key, name in names.items() if key not in held[name]), None)
+    if lost is not None:
+        raise ModelError(f"{folder / names[lost]} lacks {lost}, which the index says it holds: fetch the model again")
     return {key: folder / name for key, name in names.items()}
 
 

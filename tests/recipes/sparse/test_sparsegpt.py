@@ -39,6 +39,8 @@ def test_joint_rounding_leaves_few_levels(tmp_path):
         assert max(len(row.unique()) for row in matrix.weight) <= 16
     with pytest.raises(InputError, match="2 to 8"):
         run("sparsegpt", tmp_path, bits=1)
+    with pytest.raises(InputError, match="columns=0: give at least 1"):
+        run("sparsegpt", tmp_path, columns=0)
 
 
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])

@@ -80,6 +80,8 @@ def sparsegpt(
         share, pattern = weights.asked(budget, whole, "sparsegpt")
         if bits and not 2 <= bits <= 8:
             raise InputError(f"bits={bits}: give 2 to 8, or 0 for no rounding")
+        if columns < 1:
+            raise InputError(f"columns={columns}: give at least 1; 128 in the paper")
         choose = weights.chooser(share, pattern, "matrix")
         student, starving = subject.copy(), 0
         for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
