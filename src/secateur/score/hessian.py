@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError, NumericalError
 from secateur.score.hooks import Batch, finite, stream
 
-__all__ = ["Moments", "Snapshots", "Sweep", "collect", "damped", "diagonal", "pooled", "sweep"]
+__all__ = ["Moments", "Snapshots", "Sweep", "collect", "damped", "diagonal", "pooled", "shortage", "sweep"]
 
 LAZY = 32
 """Columns of pending inverse updates before they are applied as one matrix product."""
@@ -106,6 +106,11 @@ def pooled(
             whole[pool] = first.merge(*others)
         result[name] = whole[pool]
     return result, starved
+
+
+def shortage(starved: int, floor: int, by: str = "judged by their layer's norms") -> tuple[str, ...]:
+    """What a receipt says of `starved` matrices that `pooled` gave the moments of others; nothing if there are none."""
+    return (f"{starved} matrices of experts had under {floor} tokens: {by}",) if starved else ()
 
 
 def collect(

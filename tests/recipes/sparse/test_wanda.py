@@ -61,11 +61,12 @@ def test_experts_are_pruned_by_their_own_tokens_and_starved_ones_by_their_layers
         )
     ).eval()  # fmt: skip
     subject = open_subject(model, tokenizer=tiny.tokenizer())
-    for name in ("wanda", "sparsegpt"):
+    for name in ("wanda", "sparsegpt", "owl"):
         result = run(name, tmp_path, subject=subject, floor=10**6)
         experts = [m for m in matrices(result.subject.model, subject.layers()).values() if m.expert is not None]
         assert len(experts) == 16
-        assert all(0.4 < float((m.weight != 0).float().mean()) <= 0.5 for m in experts)
+        spread = 0.09 if name == "owl" else 0.0  # its blocks keep different shares
+        assert all(0.4 - spread < float((m.weight != 0).float().mean()) <= 0.5 + spread for m in experts)
         assert "16 matrices of experts had under 1000000 tokens" in result.cut.notes[0]
         own = run(name, tmp_path, subject=subject)
         assert not own.cut.notes

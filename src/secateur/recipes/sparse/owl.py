@@ -66,7 +66,8 @@ def owl(
 
     Departures: shares are weighted by the blocks' sizes, so that the budget is met where blocks differ; with equal
     blocks they are the paper's. Equal outlier shares give uniform sparsity, where the official code divides by zero.
-    For patterns the densities span `spread` (not twice as much), and n stays between 1 and m.
+    For patterns the densities span `spread` (not twice as much), and n stays between 1 and m. A block's density is at
+    most 1, where the official code stops at 0.99.
     """
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
     whole = blocks.count(subject)
@@ -92,11 +93,12 @@ def owl(
             kept = allocate.spread(outliers, pattern.n, spread * pattern.m / 2, sizes=sizes, whole=pattern.m)
             patterns = [Pattern(int(n), pattern.m) for n in allocate.rounded(kept, sizes, most=pattern.m)]
             chosen = [weights.chooser(1.0, one) for one in patterns]
-        student = subject.copy()
+        student, starving = subject.copy(), 0
         for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
             choose = chosen[block.index]
             moments = block.read(hessian.Moments if method == "sparsegpt" else reader)
-            moments, _ = hessian.pooled(moments, {m.name: m.leaf for m in block.matrices.values()}, floor)
+            moments, starved = hessian.pooled(moments, {m.name: m.leaf for m in block.matrices.values()}, floor)
+            starving += len(starved)
             for name, matrix in block.matrices.items():
                 H = moments[name].value(name)
                 if method == "sparsegpt":
@@ -105,6 +107,6 @@ def owl(
                 else:
                     scores = wanda.scores(matrix.weight, H) if method == "wanda" else matrix.weight.abs()
                     matrix.weight.mul_(choose(scores))
-        cut = blocks.receipt(subject, student, notes)
+        cut = blocks.receipt(subject, student, (*notes, *hessian.shortage(starving, floor)))
         told = "outliers by block: " + ", ".join(f"{value:.2f} %" for value in outliers)
         yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, (told,))

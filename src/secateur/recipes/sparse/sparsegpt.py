@@ -102,7 +102,6 @@ def sparsegpt(
                         rounded=obs.grid(weight, bits) if bits else None,
                     )  # fmt: skip
                     weight.copy_(pruned.weight)
-        if starving:
-            notes = (*notes, f"{starving} matrices of experts had under {floor} tokens: pruned by their layer's H")
-        cut = blocks.receipt(subject, student, notes)
+        told = hessian.shortage(starving, floor, "pruned by their layer's H")
+        cut = blocks.receipt(subject, student, (*notes, *told))
         yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, ())

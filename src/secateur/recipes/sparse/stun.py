@@ -164,8 +164,7 @@ def stun(
         told.append(
             "kurtosis of experts: " + ", ".join(f"{k} {np.mean(list(v.values())):.3f}" for k, v in shape.items())
         )
-        if starved:
-            told.append(f"{starved} matrices of experts had under {floor} tokens: judged by their layer's norms")
+        told += hessian.shortage(starved, floor)
         cut = Cut({**gone.removed, **zeros.removed}, before, after, tuple(told))
         yield Result(str(budget), student, cut, {**slim.units().cost(), "weights": after["weights"]}, None, ())
 

@@ -96,12 +96,7 @@ def wanda(
                 student, run.folder(f"global-{budget}"), partial(of_matrix, norms),
                 partial(weights.threshold, k=int(share * whole)), weights.above,
             )  # fmt: skip
-        if starving:
-            notes = (
-                *notes,
-                f"{starving} matrices of experts had under {floor} tokens: judged by their layer's norms",
-            )
-        cut = blocks.receipt(subject, student, notes)
+        cut = blocks.receipt(subject, student, (*notes, *hessian.shortage(starving, floor)))
         yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, ())
 
 
