@@ -11,14 +11,36 @@ from pathlib import Path
 
 import pytest
 
+import processes
 import tiny
 from secateur import cli, recipes
 from secateur.errors import ModelError
 
-SMALL = ["--steps", "2", "--calibration", "16", "--trials", "0", "--train-batch", "8", "--train-length", "16"]
+SMALL = [
+    "--batch",
+    "1",
+    "--length",
+    "16",
+    "--steps",
+    "2",
+    "--calibration",
+    "16",
+    "--trials",
+    "0",
+    "--train-batch",
+    "8",
+    "--train-length",
+    "16",
+]
+
+
+def forked(cwd: Path, *arguments: object) -> processes.Child:
+    """As `secateur`, in a process that has its imports already."""
+    return processes.run(cwd, *arguments, before=lambda: os.environ.update(COLUMNS="120"))
 
 
 def secateur(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a new interpreter, as from a shell."""
     return subprocess.run(
         [sys.executable, "-m", "secateur", *map(str, arguments)],
         capture_output=True,
@@ -158,46 +180,44 @@ def test_run_prints_what_it_did(places):
 
 
 def test_a_config_repeats_a_run_and_flags_win_over_it(places):
-    done = secateur("run", "--config", "small/run.yaml", "--out", "again", cwd=places)
-    assert done.returncode == 0, done.stderr
+    done = forked(places, "run", "--config", "small/run.yaml", "--out", "again")
+    assert done.code == 0, done.stderr
     assert (places / "again/model.safetensors").read_bytes() == (places / "small/model.safetensors").read_bytes()
     for named in (["ziplm"], []):
-        done = secateur("run", *named, "--config", "small/run.yaml", "--out", "again", "--steps", "3", cwd=places)
-        assert done.returncode == 2
+        done = forked(places, "run", *named, "--config", "small/run.yaml", "--out", "again", "--steps", "3")
+        assert done.code == 2
         assert "holds a run with steps=2, not steps=3" in done.stderr
 
 
 def test_a_dry_run_writes_nothing(places):
     before = sorted(os.listdir(places))
-    done = secateur(
-        "run", "ziplm", "llama", "--budget", "params=80%", "--data", "texts.txt", *SMALL, "--dry-run", cwd=places
-    )
-    assert done.returncode == 0, done.stderr
+    done = forked(places, "run", "ziplm", "llama", "--budget", "params=80%", "--data", "texts.txt", *SMALL, "--dry-run")
+    assert done.code == 0, done.stderr
     assert "verdict: dry run" in done.stdout
     assert "FLOPs" in done.stdout
     assert sorted(os.listdir(places)) == before
 
 
 def test_inspect_measure_report_and_export(places):
-    found = json.loads(secateur("inspect", "llama", "--json", cwd=places).stdout)
+    found = json.loads(forked(places, "inspect", "llama", "--json").stdout)
     assert {row["kind"] for row in found["axes"]} == {
         "layers", "attention", "ffn", "heads", "kv_groups", "neurons", "channels",
     }  # fmt: skip
-    assert "neurons" in secateur("inspect", "llama", cwd=places).stdout
-    measured = json.loads(secateur("measure", "small", "--batch", "2", "--length", "8", "--json", cwd=places).stdout)
+    assert "neurons" in forked(places, "inspect", "llama").stdout
+    measured = json.loads(forked(places, "measure", "small", "--batch", "2", "--length", "8", "--json").stdout)
     stored = json.loads((places / "small/evidence.json").read_text())["results"][0]
     assert measured["model"]["params"]["value"] == stored["after"]["params"]["value"]
     (places / "small/report.html").unlink()
-    assert secateur("report", "small", cwd=places).stdout == "small/report.html\n"
+    assert forked(places, "report", "small").stdout == "small/report.html\n"
     assert (places / "small/report.html").exists()
     done = secateur("export", "small", "--to", "decilm", "--out", "deci", cwd=places)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert (places / "deci/config.json").exists()
-    done = secateur("export", "small", "--to", "packed", cwd=places)
-    assert done.returncode == 2
+    done = forked(places, "export", "small", "--to", "packed")
+    assert done.code == 2
     assert done.stderr.startswith("secateur: nothing gets smaller without its zeros")
-    done = secateur("export", "small", "--to", "packed", "--data", "texts.txt", cwd=places)
+    done = forked(places, "export", "small", "--to", "packed", "--data", "texts.txt")
     assert done.stderr == "secateur: --data goes with int8 and int4: packed changes no quality\n"
 
 
@@ -280,11 +300,11 @@ def test_ctrl_c_that_compiled_code_turned_into_an_error_is_still_ctrl_c(capsys, 
 
 def test_a_run_can_add_networks_trained_from_scratch(places):
     command = ["run", "ziplm", "llama", "--budget", "params=80%", "--data", "texts.txt", "--out", "beside", *SMALL]
-    refused = secateur(*command, "--scratch-baseline", "F", cwd=places)
-    assert refused.returncode == 2
+    refused = forked(places, *command, "--scratch-baseline", "F")
+    assert refused.code == 2
     assert "E, B, both" in refused.stderr
-    done = secateur(*command, "--scratch-baseline", "E", cwd=places)
-    assert done.returncode == 0, done.stderr
+    done = forked(places, *command, "--scratch-baseline", "E")
+    assert done.code == 0, done.stderr
     assert "scratch lacks the compute" in done.stdout
     (row,) = json.loads((places / "beside" / "evidence.json").read_text())["results"]
     assert set(row["baselines"]) == {"scratch-E", "random units"}
