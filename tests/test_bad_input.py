@@ -173,7 +173,6 @@ def test_from_a_shell(places, tmp_path):
     """The same in interpreters of their own: nothing that libraries print while they load joins the one line."""
     for words, done in (
         (["no model at"], ziplm(places, tmp_path / "out", model="./nowhere", how=fresh)),
-        (["does not exist"], ziplm(places, tmp_path / "out", data="no.txt", how=fresh)),
         (["NaN"], ziplm(places, tmp_path / "out", model=damaged(places, tmp_path, not_finite), how=fresh)),
     ):
         refused(done, *words)

@@ -34,9 +34,9 @@ SMALL = [
 ]
 
 
-def forked(cwd: Path, *arguments: object) -> processes.Child:
+def forked(cwd: Path, *arguments: object, columns: int = 120) -> processes.Child:
     """As `secateur`, in a process that has its imports already."""
-    return processes.run(cwd, *arguments, before=lambda: os.environ.update(COLUMNS="120"))
+    return processes.run(cwd, *arguments, before=lambda: os.environ.update(COLUMNS=str(columns)))
 
 
 def secateur(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -100,9 +100,9 @@ def test_list_and_show():
 
 
 @pytest.mark.parametrize("name", sorted(recipes.cards()))
-def test_run_help_shows_every_flag_of_the_recipe(name):
-    done = secateur("run", name, "--help", COLUMNS="200")
-    assert done.returncode == 0
+def test_run_help_shows_every_flag_of_the_recipe(name, tmp_path):
+    done = forked(tmp_path, "run", name, "--help", columns=200)
+    assert done.code == 0
     for option in recipes.signature(name):
         assert f"--{option.name.replace('_', '-')}" in done.stdout, option.name
         if option.name not in cli._SHARED:
@@ -261,9 +261,9 @@ def test_a_closed_pipe_is_no_error():
     assert done.stdout.startswith("family")
 
 
-def test_debug_shows_where_an_error_came_from():
-    done = secateur("inspect", "./nowhere", "--debug")
-    assert done.returncode == 2
+def test_debug_shows_where_an_error_came_from(tmp_path):
+    done = forked(tmp_path, "inspect", "./nowhere", "--debug")
+    assert done.code == 2
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("secateur: no model at './nowhere'")
 
