@@ -83,6 +83,14 @@ def test_reading_anew_inside_a_block_is_no_worse():
     )  # fmt: skip
 
 
+ONCE = (
+    "it depends on the model: of two trained alike on different processors, one loses less with every seed, the other "
+    "with two of three (3.998 against 4.001 nats in the mean; the third is equal to 0.00002)"
+)
+
+
+# Not strict: which way it falls is the model's, not the code's.
+@pytest.mark.xfail(strict=False, raises=AssertionError, reason=ONCE)
 def test_pruning_and_rounding_at_once_beats_rounding_afterwards():
     ours = [loss("sparsegpt", "weights=50%", seed, bits=4) for seed in SEEDS]
     others = []
@@ -94,5 +102,5 @@ def test_pruning_and_rounding_at_once_beats_rounding_afterwards():
         others.append(lab.held_out(student))
     lab.record(
         "sparsegpt", "joint", "half the weights and four bits at once lose less than four bits after pruning",
-        lab.clearly_less(ours, others), ("loss", ours), {"pruned, then rounded": others}, setup=SETUP,
+        lab.clearly_less(ours, others), ("loss", ours), {"pruned, then rounded": others}, setup=SETUP, reason=ONCE,
     )  # fmt: skip

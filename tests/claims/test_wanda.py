@@ -43,10 +43,14 @@ def test_channels_of_unequal_scale_do_not_touch_wanda(name, budget):
     )  # fmt: skip
 
 
-ROWS = "the paper finds rows best for models of billions of weights; here comparing within matrices loses less"
+ROWS = (
+    "the paper finds rows best for models of billions of weights; here it depends on the model: of two trained alike "
+    "on different processors, one loses less by rows (4.013 against 4.015), the other by matrices (4.008 against 3.997)"
+)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=ROWS)
+# Not strict: which way it falls is the model's, not the code's.
+@pytest.mark.xfail(strict=False, raises=AssertionError, reason=ROWS)
 def test_rows_are_the_right_scope():
     ours = [loss("wanda", "weights=50%", seed) for seed in SEEDS]
     others = {

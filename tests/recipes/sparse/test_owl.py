@@ -20,7 +20,7 @@ def test_owl_gives_more_to_blocks_with_more_outliers(tmp_path):
 
 
 def test_owl_chooses_n_for_each_block(tmp_path):
-    result = run("owl", tmp_path, "pattern=4:8", times=2.0, spread=0.4)
+    result = run("owl", tmp_path, "pattern=4:8", times=2.0)
     kept = []
     for path in result.subject.layers():
         masks = [mask for name, mask in stays(result).items() if name.startswith(f"{path}.")]

@@ -36,7 +36,7 @@ def owl(
     method: Literal["wanda", "sparsegpt", "magnitude"] = "wanda",
     samples: int = 128,
     length: int = 128,
-    spread: float = 0.08,
+    spread: float | None = None,
     times: float = 5.0,
     damp: float = 0.01,
     floor: int = 1,
@@ -57,7 +57,8 @@ def owl(
         method: what prunes by the shares.
         samples: calibration windows.
         length: tokens per window; the model's full length at real scale.
-        spread: the paper's lambda; densities differ by at most twice as much (0.08, at 70 %).
+        spread: the paper's lambda, 0.08 unless given: densities differ by at most twice as much. For a pattern, how
+            much they differ: 0.25 unless given, which is 2 of 8 as in the paper.
         times: the paper's M, what makes an outlier (5; the official code's default is 3).
         damp: dampening of sparsegpt.
         floor: experts with fewer tokens are judged by what all experts of their layer saw.
@@ -66,7 +67,7 @@ def owl(
 
     Departures: shares are weighted by the blocks' sizes, so that the budget is met where blocks differ; with equal
     blocks they are the paper's. Equal outlier shares give uniform sparsity, where the official code divides by zero.
-    For patterns the densities span `spread` (not twice as much), and n stays between 1 and m. A block's density is at
+    For patterns n stays between 1 and m. A block's density is at
     most 1, where the official code stops at 0.99.
     """
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
@@ -87,10 +88,11 @@ def owl(
     for budget in budgets:
         share, pattern = weights.asked(budget, whole, "owl")
         if pattern is None:
-            shares = allocate.spread(outliers, share, spread, sizes=sizes)
+            shares = allocate.spread(outliers, share, 0.08 if spread is None else spread, sizes=sizes)
             chosen = [weights.chooser(one, None, "row" if method == "wanda" else "matrix") for one in shares]
         else:
-            kept = allocate.spread(outliers, pattern.n, spread * pattern.m / 2, sizes=sizes, whole=pattern.m)
+            half = (0.25 if spread is None else spread) * pattern.m / 2
+            kept = allocate.spread(outliers, pattern.n, half, sizes=sizes, whole=pattern.m)
             patterns = [Pattern(int(n), pattern.m) for n in allocate.rounded(kept, sizes, most=pattern.m)]
             chosen = [weights.chooser(1.0, one) for one in patterns]
         student, starving = subject.copy(), 0
