@@ -63,7 +63,15 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "yolov4_group_sad": (
         "detector",
         "channels=60%",
-        {"batch": 8, "layer_keep": 0.0, "least": 2, "sparse_epochs": 4, "finetune_epochs": 8, "distil_epochs": 8},
+        {
+            "batch": 8,
+            "judged": 1,
+            "layer_keep": 0.0,
+            "least": 2,
+            "sparse_epochs": 4,
+            "finetune_epochs": 8,
+            "distil_epochs": 8,
+        },
     ),
     "yolov8_cwd": (
         "detector",
