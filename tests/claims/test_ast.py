@@ -24,6 +24,7 @@ STEPS, BATCH, K = 400, 16, 16
 SETUP = f"Llama-type, 6 layers, width 128, Brown, 2:4; {STEPS} steps of {BATCH} x {lab.LENGTH} tokens for every arm"
 ARMS: dict[str, dict[str, Any]] = {
     "AST": {},
+    "decay of the paper": {"decay": 1e-4},
     "AST without KD": {"kd": 0.0},
     "fixed mask and KD": {"refresh": 0},
     "fixed mask": {"refresh": 0, "kd": 0.0},
@@ -32,7 +33,8 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 GRADUAL = "gradual mask and KD"
 PAIRS = [pytest.param(arm, seed, id=f"{arm.replace(' ', '-')}-{seed}") for arm in [*ARMS, GRADUAL] for seed in SEEDS]
-TRAINING = {"train_batch": BATCH, "lr": 1e-3, "min_lr": 1e-4, "calibration": 128}
+TRAINING = {"train_batch": BATCH, "lr": 1e-3, "min_lr": 1e-4, "calibration": 128, "decay": 1e-2}
+"""The decay by how masks settle, on a seed of its own (7): against these gradients 1e-4 moves nothing."""
 
 
 def result(recipe: Any, seed: int, pattern: str = "2:4", subject: Transformer | None = None, **options: Any) -> Result:
@@ -87,7 +89,8 @@ def trained(arm: str, seed: int) -> dict[str, Any]:
     """One arm: its perplexity, how its mask moved, and what its branches add."""
 
     def compute() -> dict[str, Any]:
-        found = gradual(seed) if arm == GRADUAL else result(ast.ast, seed, steps=STEPS, **TRAINING, **ARMS[arm])
+        how = {"steps": STEPS, **TRAINING, **ARMS.get(arm, {})}
+        found = gradual(seed) if arm == GRADUAL else result(ast.ast, seed, **how)
         masks, start = held(found.subject), held(first())
         for name, stays in masks.items():
             assert bool((stays.unflatten(1, (-1, 4)).sum(2) == 2).all()), name
@@ -120,12 +123,25 @@ def test_every_arm_beats_its_own_first_mask(arm: str, seed: int) -> None:
     assert trained(arm, seed)["perplexity"] < perplexity(first())
 
 
-def test_ast_closes_half_of_the_gap_that_sparsegpt_leaves():
-    ours, theirs = perplexities("AST"), [one_shot(seed) for seed in SEEDS]
+WEAK = (
+    "1e-4 is for gradients of models a thousand times larger: here masks do not settle (2.5 % of all weights change "
+    "sides at each refresh half way), and 92 % of the gap is left"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "arm"),
+    [
+        ("gap", "AST"),
+        pytest.param("gap-published", "decay of the paper", marks=pytest.mark.xfail(strict=True, reason=WEAK)),
+    ],
+)
+def test_ast_closes_half_of_the_gap_that_sparsegpt_leaves(name, arm):
+    ours, theirs = perplexities(arm), [one_shot(seed) for seed in SEEDS]
     left = [(mine - dense()) / (other - dense()) for mine, other in zip(ours, theirs, strict=True)]
     lab.record(
         "ast",
-        "gap",
+        name,
         "AST with KD closes at least half of the gap in perplexity that one-shot SparseGPT leaves at 2:4",
         sum(left) / len(left) <= 0.5,
         ("perplexity", ours),

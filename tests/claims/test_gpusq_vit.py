@@ -318,6 +318,13 @@ def orders(seed: int) -> dict[str, float]:
     return lab.remembered(f"gpusq_vit-orders-{seed}", compute)
 
 
+JOINT = (
+    "the other order is worse (85.7 against 89.0 %), but one stage that is masked and rounded from the start is better "
+    "(90.1 %, with every seed): at this size all steps under rounding are worth more than a stage without it"
+)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=JOINT)
 def test_two_stages_beat_the_other_order_and_one_joint_stage():
     ours = column(4, "full")
     joint, turned = ([orders(seed)[name] for seed in SEEDS] for name in ("joint", "turned"))
@@ -326,6 +333,7 @@ def test_two_stages_beat_the_other_order_and_one_joint_stage():
         sum(ours) >= max(sum(joint), sum(turned)),
         ("accuracy, prune, then quantise", ours),
         {"accuracy, quantise, then prune": turned, "accuracy, both at once": joint}, lower=False, setup=SETUP,
+        reason=JOINT,
     )  # fmt: skip
 
 

@@ -192,6 +192,13 @@ def test_slim_experts_beat_merged_ones():
     )
 
 
+SHORT = (
+    "one step is better with every seed (4.364 against 4.399 nats): the first stage takes a third of 150,000 tokens from "
+    "the last, and one step to a fifth of the width breaks nothing that they could not mend"
+)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=SHORT)
 def test_two_stages_beat_one_at_equal_tokens():
     ours, one = losses("34/66"), losses("one stage")
     lab.record(
@@ -203,6 +210,7 @@ def test_two_stages_beat_one_at_equal_tokens():
         {"one stage": one, "one stage, equal FLOPs": losses("one stage, equal FLOPs")},
         against=("one stage",),
         setup=SETUP,
+        reason=SHORT,
     )
 
 

@@ -211,7 +211,7 @@ def test_bad_input_is_refused_by_name(tmp_path):
     tensors = load_file(tmp_path / "broken" / "model.safetensors")
     tensors["model.layers.1.mlp.down_proj.weight"] = tensors["model.layers.1.mlp.down_proj.weight"].to(torch.int8)
     save_file(tensors, tmp_path / "broken" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match="stored as int8"):
+    with pytest.raises(ModelError, match="stored as I8"):
         list(blocks.visit(open_streamed(tmp_path / "broken"), batches(), tmp_path / "e", store=False))
     with pytest.raises(ModelError, match="no model at"):
         open_streamed(tmp_path / "nothing" / "here")
