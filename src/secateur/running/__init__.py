@@ -35,6 +35,7 @@ from secateur.subjects import Traced, Transformer, open_subject
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result
 
 __all__ = [
+    "CLOCK",
     "TOLERANCE",
     "Model",
     "configured",
@@ -50,6 +51,9 @@ __all__ = [
 
 TOLERANCE = 0.07
 """How far below the asked-for speedup a measured one may lie and still count as met."""
+
+CLOCK: dict[str, Any] = {"lasting": 5.0, "enough": 200}
+"""How long results are timed beside the original, as `latency.compare` takes it."""
 
 Recipe = Callable[..., Iterator[Result]]
 Model: TypeAlias = str | Path | nn.Module | Transformer | Traced
@@ -433,7 +437,7 @@ def compare(
         try:
             pair = latency.compare(
                 lambda: trade.forward(original, example), lambda: trade.forward(student, example),
-                device=where.device, lasting=5.0, enough=200,
+                device=where.device, **CLOCK,
             )  # fmt: skip
             before["latency"], after["latency"], measured["speedup"] = pair.before, pair.after, pair.speedup
         except MeasurementError as error:
