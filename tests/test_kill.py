@@ -16,10 +16,10 @@ from processes import Child, run, start
 BUDGETS = ("params=85%", "params=75%")
 RESULTS = [f"{budget}/{name}" for budget in BUDGETS for name in ("model.safetensors", "config.json", "tokenizer.json")]
 COMMANDS = {
-    "ziplm": ["--steps", "60", "--calibration", "32", "--trials", "4", "--judged", "16", "--train-batch", "8",
-              "--train-length", "16", "--training", "every=10"],
-    "minitron": ["--steps", "40", "--short-steps", "8", "--candidates", "2", "--calibration", "32",
-                 "--train-batch", "8", "--stages", "1", "--training", "every=10"],
+    "ziplm": ["--steps", "24", "--calibration", "16", "--trials", "4", "--judged", "16", "--train-batch", "4",
+              "--train-length", "16", "--training", "every=4"],
+    "minitron": ["--steps", "20", "--short-steps", "4", "--candidates", "2", "--calibration", "16",
+                 "--train-batch", "4", "--stages", "1", "--training", "every=4"],
 }  # fmt: skip
 
 
