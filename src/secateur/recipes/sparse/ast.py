@@ -89,6 +89,7 @@ def ast(
         calibration: sequences on which wanda's norms are measured.
         refresh: steps between choices of the mask; 0 keeps the first one (for comparison).
         decay: lambda at its highest; watch the flip rates: flat from the start is too strong, never settling too weak.
+            It is added to gradients, which are larger in small models: 1e-2 suits a million weights.
         ramp: share of the steps in which lambda grows; 0 for a static decay (for comparison).
         slorb: k of SLoRB: side branches of rank d/k, 16 in AST-Boosted; 0 for none, AST-Naive.
         slorb_init: how a branch starts: mean, sum (S without 1/k) or xavier (X at random, S zero).
