@@ -216,7 +216,19 @@ def error(of: tuple[Tensor, Tensor, Tensor], kept: Sequence[int], top: int) -> f
     return float((whole - mixed_outputs).norm() / whole.norm())
 
 
-@pytest.mark.parametrize("kind", ["upcycled", "from scratch"])
+UNLIKE = (
+    "experts of a model trained from scratch with a balanced router have no doubles: rows of the router then choose no "
+    "better than chance (0.642 against 0.625; by usage 0.542, by exhaustive search 0.443)"
+)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "upcycled",
+        pytest.param("from scratch", marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=UNLIKE)),
+    ],
+)
 def test_the_choice_without_a_pass_is_near_to_exhaustive_search(kind):
     """2. Error of a layer's output when two of its eight experts go, or half of them."""
     ours: list[float] = []
@@ -250,6 +262,7 @@ def test_the_choice_without_a_pass_is_near_to_exhaustive_search(kind):
         against=("random",),
         setup=f"{UPCYCLED if kind == 'upcycled' else SETUP}; 6 and 4 of 8 stay; {ratio:.2f} times the error of "
         f"exhaustive search, which tried {tried // len(SEEDS)} subsets for each seed",
+        reason=UNLIKE if kind == "from scratch" else "",
     )  # fmt: skip
 
 
