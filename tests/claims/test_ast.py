@@ -151,6 +151,13 @@ def test_ast_closes_half_of_the_gap_that_sparsegpt_leaves(name, arm):
     )
 
 
+MOVED = (
+    "AST is better than a fixed mask on the next token (52.15 against 53.10), which is better than one-shot magnitude "
+    "(64.46); but a fixed mask with KD is best (51.46): masks that move cost more than they find in 400 steps"
+)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=MOVED)
 def test_moving_masks_beat_fixed_ones_with_and_without_kd():
     ours = perplexities("AST")
     others = {arm: perplexities(arm) for arm in ("fixed mask and KD", "fixed mask")}
@@ -165,6 +172,7 @@ def test_moving_masks_beat_fixed_ones_with_and_without_kd():
         ("perplexity", ours),
         {**others, "magnitude": once},
         setup=SETUP,
+        reason=MOVED,
     )
 
 
