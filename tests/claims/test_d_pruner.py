@@ -163,8 +163,7 @@ EQUAL = (
 )
 
 
-# Not strict: which of two equal ones is lower is the model's, not the code's.
-@pytest.mark.xfail(strict=False, raises=AssertionError, reason=EQUAL)
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=EQUAL)
 def test_the_domain_keeps_more_than_by_general_importance_magnitude_or_chance():
     names = ("D-Pruner", "general alone", "magnitude", "random")
     rows = {name: column(name, 0) for name in names}

@@ -89,8 +89,7 @@ ONCE = (
 )
 
 
-# Not strict: which way it falls is the model's, not the code's.
-@pytest.mark.xfail(strict=False, raises=AssertionError, reason=ONCE)
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=ONCE)
 def test_pruning_and_rounding_at_once_beats_rounding_afterwards():
     ours = [loss("sparsegpt", "weights=50%", seed, bits=4) for seed in SEEDS]
     others = []
