@@ -43,8 +43,8 @@ def test_channels_of_unequal_scale_do_not_touch_wanda(name, budget):
     )  # fmt: skip
 
 
-# It depends on the model: of two trained alike on different processors, one loses less by rows (4.013 against 4.015 nats),
-# the other by matrices (4.008 against 3.997).
+# It depends on the model: of two trained alike on different processors, one loses less by rows (4.013 against 4.015
+# nats), the other by matrices (4.008 against 3.997).
 def test_rows_are_the_right_scope():
     ours = [loss("wanda", "weights=50%", seed) for seed in SEEDS]
     others = {
