@@ -31,8 +31,11 @@ def words(drawing: ElementTree.Element) -> list[str]:
     return ["".join(node.itertext()).strip() for node in drawing.iter(f"{SVG}text")]
 
 
+LOSSES = Recovery(4, losses=((0, 4.0), (1, 3.0), (2, math.nan), (3, 1.5)))
+
+
 def test_a_chart_is_a_wide_and_a_narrow_drawing_in_the_page_s_own_colours():
-    text = charts.removed(CUT, "cut")
+    text = charts.losses(LOSSES, "loss")
     wide, narrow = drawings(text)
     assert (wide.get("class"), narrow.get("class")) == ("chart wide", "chart narrow")
     assert wide.get("aria-hidden") == "true"
@@ -41,7 +44,7 @@ def test_a_chart_is_a_wide_and_a_narrow_drawing_in_the_page_s_own_colours():
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(set(ids)) == len(ids)  # both stand in one page
     assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
-    assert charts.removed(CUT, "cut") == text  # nothing of the clock or of chance
+    assert charts.losses(LOSSES, "loss") == text  # nothing of the clock or of chance
 
 
 def test_kept_counts_per_layer_are_read_from_the_receipt():
@@ -51,19 +54,36 @@ def test_kept_counts_per_layer_are_read_from_the_receipt():
     assert charts.layers(Cut({"channels": (8, 64)}, {}, {})) == {}
 
 
-def test_a_cut_is_drawn_with_its_numbers_and_a_no_op_is_not():
-    (wide, _) = drawings(charts.removed(CUT, "cut"))
-    shown = words(wide)
-    assert {"3 / 4", "48 / 64", "Attention heads kept", "FFN neurons kept"} <= set(shown)
-    assert shown.count("layer removed") == 2
-    assert charts.removed(Cut({"layers.0.heads": (0, 4)}, {}, {}), "cut") == ""
-    (sites, _) = drawings(charts.removed(Cut({"channels": (16, 64)}, {}, {}), "cut"))
-    assert {"channels", "48 / 64"} <= set(words(sites))
+def test_a_cut_is_bars_with_their_numbers_and_a_no_op_has_none():
+    assert charts.panels(CUT) == [
+        ("Attention heads kept, by layer", [("0", 0.75, "3 / 4", False), ("1", 0.0, "layer removed", True)]),
+        ("FFN neurons kept, by layer", [("0", 0.75, "48 / 64", False), ("1", 0.0, "layer removed", True)]),
+    ]
+    assert charts.panels(Cut({"layers.0.heads": (0, 4)}, {}, {})) == []
+    assert charts.panels(Cut({"channels": (16, 64)}, {}, {})) == [("Kept", [("channels", 0.75, "48 / 64", False)])]
+    assert charts.panels(Cut({"x": (10**6, 10**7)}, {}, {}))[0][1][0].words == "90.0%"
+
+
+def test_one_thing_gone_is_no_layer_gone_and_what_is_not_named_stays():
+    half = Cut({"layers": (0, 2), "layers.0.heads": (4, 4), "layers.1.neurons": (1, 2)}, {}, {})
+    (_, heads), (_, neurons) = charts.panels(half)
+    assert heads == [("0", 0.0, "removed", True), ("1", 1.0, "all", False)]
+    assert neurons == [("0", 1.0, "all", False), ("1", 0.5, "1 / 2", False)]
+
+
+def test_groups_that_all_stay_have_no_panel():
+    groups = {"layers.0.heads": (2, 4), "layers.0.kv_groups": (0, 2)}
+    assert [title for title, _ in charts.panels(Cut(groups, {}, {}))] == ["Attention heads kept, by layer"]
+
+
+def test_many_rows_are_lines_with_every_eighth_named():
+    ((_, bars),) = charts.panels(Cut({f"layers.{layer}.neurons": (1, 4) for layer in range(41)}, {}, {}))
+    assert [bar.name for bar in bars if bar.name] == ["0", "8", "16", "24", "32", "40"]
+    assert {bar.words for bar in bars} == {""}
 
 
 def test_losses_are_drawn_to_the_last_finite_one():
-    points = ((0, 4.0), (1, 3.0), (2, math.nan), (3, 1.5))
-    (wide, _) = drawings(charts.losses(Recovery(4, losses=points), "loss"))
+    (wide, _) = drawings(charts.losses(LOSSES, "loss"))
     assert "1.5" in words(wide)
     assert charts.losses(Recovery(1, losses=((0, 4.0), (1, math.nan))), "loss") == ""
 

@@ -245,20 +245,21 @@ def test_subjects_without_layers_are_drawn_by_site():
     assert ">400 / 1\u202f000<" in page
 
 
-def test_the_cut_chart_shows_every_layer_and_what_is_gone():
-    drawn = charts.removed(samples.cut(), "cut")
-    assert drawn.count("layer removed") == 4  # two panels, drawn wide and narrow
-    assert drawn.count(">removed<") == 4
-    assert "11 / 12" in drawn
-    assert "var(--bad)" in drawn
-    assert not re.search(r"#0101\d\d", drawn)
-    assert charts.removed(Cut({"layers.0.heads": (0, 12)}, {}, {}), "cut") == ""
+def test_the_bars_of_a_cut_show_every_layer_and_what_is_gone():
+    page = report.render(samples.result(cut=samples.cut()))
+    assert page.count("<span>layer removed</span>") == 2  # two panels
+    assert page.count("<span>removed</span>") == 2
+    assert page.count('<li class="gone">') == 4
+    assert '<li><span>1</span><i style="--kept:91.67%"></i><span>11 / 12</span></li>' in page
+    whole = report.render(samples.result(cut=Cut({"layers.0.heads": (0, 12)}, {}, {})))
+    assert "<li>" not in whole
 
 
 def test_a_deep_model_stays_small_and_readable():
     deep = {f"layers.{i}.{kind}": (i % 5, 64) for i in range(126) for kind in ("heads", "kv_groups", "neurons")}
     page = report.render(samples.result(cut=Cut(deep, {}, {})))
-    assert len(page.encode()) < 900_000
+    assert len(page.encode()) < 300_000
+    assert page.count('<ol class="many">') == 3
 
 
 def test_a_loss_curve_of_thousands_is_thinned():
@@ -306,6 +307,7 @@ frame.onload = () => {
     headings: [...d.querySelectorAll("h1,h2")].filter(shown).length,
     all: d.querySelectorAll("h1,h2").length,
     charts: [...d.querySelectorAll("svg")].filter(shown).length,
+    bars: [...d.querySelectorAll(".panels i")].filter(shown).length,
     smallest: Math.min(...type),
     requests: frame.contentWindow.performance.getEntriesByType("resource").length,
     colour: frame.contentWindow.getComputedStyle(d.querySelector("h1")).color });
@@ -331,7 +333,8 @@ def test_nothing_overflows_and_everything_shows(browser, tmp_path, single, famil
         assert seen["scroll"] <= seen["width"] == width, seen
         assert seen["wide"] == []
         assert seen["headings"] == seen["all"]
-        assert seen["charts"] >= 3
+        assert seen["charts"] >= 2
+        assert seen["bars"] >= 1
         assert seen["smallest"] >= 8, "type in the charts is too small to read"
         assert seen["requests"] == 0
 

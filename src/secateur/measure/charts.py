@@ -1,7 +1,9 @@
-"""The report's charts: matplotlib drawn to SVG that takes its colours and type from the page around it.
+"""The report's charts: curves drawn by matplotlib to SVG that takes its colours and type from the page around it.
 
 Each chart is drawn for one width, and the page carries a wide and a narrow drawing, so that type keeps its size on a
 phone instead of shrinking with the picture. Text stays text: small, searchable, and set in the page's own face.
+
+Bars need no drawing: they are rows of the page, of which a deep model has hundreds.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,16 +25,14 @@ from matplotlib.ticker import MaxNLocator
 from secateur.measure import display
 from secateur.vocabulary import Cut, Evidence, Figure, Recovery
 
-__all__ = ["layers", "losses", "quality", "removed"]
+__all__ = ["Bar", "layers", "losses", "panels", "quality"]
 
 WIDE, NARROW = 7.2, 3.5
 """Inches; at 72 units per inch the page shows them at about 1.45 CSS pixels per unit, wide and narrow alike."""
 
 # Stand-ins that no palette uses; each becomes a variable of the page's style sheet, so one SVG serves light and dark.
-INK, MUTED, GRID, ACCENT, GHOST, BAD, PAPER = (f"#0101{i:02x}" for i in range(1, 8))
-_VARIABLES = {
-    INK: "ink", MUTED: "muted", GRID: "line", ACCENT: "accent", GHOST: "ghost", BAD: "bad", PAPER: "paper",
-}  # fmt: skip
+INK, MUTED, GRID, ACCENT, PAPER = (f"#0101{i:02x}" for i in range(1, 6))
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", ACCENT: "accent", PAPER: "paper"}
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -50,11 +50,13 @@ _STYLE: dict[str, Any] = {
     "ytick.color": MUTED,
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
-    "hatch.linewidth": 0.6,
 }
 
 _SMALL_RUN = 400
 """Points of a loss curve that are drawn; more can't be seen."""
+
+_MOST_ROWS = 40
+"""Rows of a panel that have room for words."""
 
 
 def _svg(draw: Callable[[Canvas, bool], None], name: str, height: Callable[[bool], float]) -> str:
@@ -242,73 +244,51 @@ def layers(cut: Cut) -> dict[str, list[tuple[int, int] | None]]:
     return {kind: [part.get(layer) for layer in range(depth)] for kind, part in found.items()}
 
 
-def removed(cut: Cut, name: str) -> str:
-    """What stayed in each layer, one panel per kind of unit; without layers, one bar per site. Empty for a no-op."""
+class Bar(NamedTuple):
+    """One row of a panel: whose, the share that stays, in words, and whether nothing does."""
+
+    name: str
+    share: float
+    words: str
+    gone: bool
+
+
+def panels(cut: Cut) -> list[tuple[str, list[Bar]]]:
+    """What stayed: a title and a bar per layer for each kind of unit; without layers, one per site. None for a no-op.
+
+    Of more than 40 rows only every eighth has a name, and none has words: they are lines.
+    """
     if cut.is_noop:
-        return ""
+        return []
     kinds = layers(cut)
     if {"heads", "kv_groups"} <= set(kinds) and not any(row and row[0] < row[1] for row in kinds["kv_groups"]):
         kinds.pop("kv_groups")  # whole groups stayed: the panel would say nothing
     if kinds:
-        depth = len(next(iter(kinds.values())))
         # Matrices of single weights are named as they are: "self attn q proj".
         titles = {kind: f"{kind} kept" if "_" not in kind else kind.replace("_", " ") for kind in kinds}
-        panels = [(_WORDS.get(kind, titles[kind]), rows) for kind, rows in kinds.items()]
-        names = [str(layer) for layer in range(depth)]
+        drawn = {f"{_WORDS.get(kind, titles[kind])}, by layer": rows for kind, rows in kinds.items()}
+        names = [str(layer) for layer in range(len(next(iter(kinds.values()))))]
     else:
-        sites = list(cut.removed)
-        panels = [("Kept", [(count - gone, count) for gone, count in cut.removed.values()])]
-        names = [site if len(site) <= 24 else site[:23] + "…" for site in sites]
-        depth = len(sites)
-    gone = [all(rows[i] is not None and rows[i][0] == 0 for _, rows in panels) for i in range(depth)]  # type: ignore[index]
-    pitch = 0.235 if depth <= 16 else 0.16 if depth <= 40 else 0.085
-
-    def draw(canvas: Canvas, narrow: bool) -> None:
-        grid = canvas.subplots(*_grid(len(panels), narrow), squeeze=False, sharey=not narrow)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_axis_off()
-        for index, (axes, (title, rows)) in enumerate(zip(grid.flat, panels, strict=False)):
-            _bars(axes, rows, gone, labelled=depth <= 40)
-            axes.set_title(title, loc="left", fontsize=8.5, pad=7)
-            every = 1 if depth <= 16 else 2 if depth <= 40 else 8
-            axes.set_yticks(range(0, depth, every), names[::every])
-            axes.set_ylim(depth - 0.4, -0.6)
-            if kinds and (index % grid.shape[1] == 0 or narrow):
-                axes.set_ylabel("layer")
-
-    def height(narrow: bool) -> float:
-        one = 0.42 + pitch * max(depth, 2)
-        return one * _grid(len(panels), narrow)[0]
-
-    return _svg(draw, name, height)
+        drawn = {"Kept": [(count - gone, count) for gone, count in cut.removed.values()]}
+        names = [_short(site, 24) for site in cut.removed]
+    whole = [all(row is not None and row[0] == 0 for row in rows) for rows in zip(*drawn.values(), strict=True)]
+    if len(names) > _MOST_ROWS:
+        names = [name if index % 8 == 0 else "" for index, name in enumerate(names)]
+    return [
+        (title, [_bar(name, row, gone, len(names)) for name, row, gone in zip(names, rows, whole, strict=True)])
+        for title, rows in drawn.items()
+    ]
 
 
-def _grid(count: int, narrow: bool) -> tuple[int, int]:
-    """Rows and columns of `count` panels: one below the other, or at most four side by side."""
-    columns = 1 if narrow else count if count <= 4 else 4
-    return -(-count // columns), columns
-
-
-def _bars(axes: Axes, rows: Sequence[tuple[int, int] | None], gone: Sequence[bool], *, labelled: bool) -> None:
-    _bare(axes, grid=None)
-    axes.spines["bottom"].set_visible(False)
-    axes.set_xticks([])
-    axes.set_xlim(0, 1.36 if labelled else 1.0)
-    whole = [
-        row if row is not None and row[1] else (1, 1) for row in rows
-    ]  # a site the receipt does not name lost nothing
-    none = [index for index, (kept, _) in enumerate(whole) if kept == 0]
-    some = [index for index, (kept, _) in enumerate(whole) if kept]
-    shares = [whole[index][0] / whole[index][1] for index in some]
-    axes.barh(some, 1.0, height=0.66, color=GHOST, linewidth=0)
-    axes.barh(some, shares, height=0.66, color=ACCENT, linewidth=0)
-    axes.barh(none, 1.0, height=0.66, facecolor="none", edgecolor=BAD, linewidth=0.7, hatch="/////", alpha=0.55)
-    for index, (kept, count) in enumerate(whole if labelled else []):
-        words = f"{display.thousands(kept)} / {display.thousands(count)}" if count < 1e5 else f"{kept / count:.1%}"
-        words = "all" if rows[index] is None else words
-        if kept == 0:
-            words = "layer removed" if gone[index] and len(rows) > 1 else "removed"
-        axes.text(1.025, index, words, va="center", fontsize=7, color=MUTED if kept else BAD)
+def _bar(name: str, row: tuple[int, int] | None, whole: bool, rows: int) -> Bar:
+    """`row` is kept and count, or None for a site the receipt does not name, which lost nothing."""
+    kept, count = row if row is not None and row[1] else (1, 1)
+    words = f"{display.thousands(kept)} / {display.thousands(count)}" if count < 1e5 else f"{kept / count:.1%}"
+    if row is None:
+        words = "all"
+    elif kept == 0:
+        words = "layer removed" if whole and rows > 1 else "removed"
+    return Bar(name, kept / count, words if rows <= _MOST_ROWS else "", kept == 0)
 
 
 # ------------------------------------------------------------------------------------------------------- recovery

@@ -98,7 +98,7 @@ def _view(result: Evidence, index: int, load: str | Mapping[str, str]) -> dict[s
         "promise": _promise(result),
         "measures": _measures(result),
         "baselines": list(result.baselines),
-        "cut": _cut(result.cut, f"cut{index}"),
+        "cut": _cut(result.cut),
         "recovery": _recovery(result.recovery, f"loss{index}"),
         "load": code or _LOAD,
     }
@@ -276,12 +276,12 @@ def _overview(results: Sequence[Evidence], views: Sequence[dict[str, Any]]) -> d
     return {"labels": [display.measure(name).label for name in chosen], "rows": rows}
 
 
-def _cut(cut: Cut | None, name: str) -> dict[str, Any] | None:
+def _cut(cut: Cut | None) -> dict[str, Any] | None:
     if cut is None:
         return None
     rows = [(site, *map(display.thousands, (count - gone, gone, count))) for site, (gone, count) in cut.removed.items()]
     return {
-        "chart": Markup(charts.removed(cut, name)),
+        "panels": charts.panels(cut),
         "rows": rows,
         "words": _cut_words(cut),
         "notes": list(cut.notes),
