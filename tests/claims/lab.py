@@ -76,19 +76,21 @@ def llama(name: str = "llama", steps: int = 2000, genres: tuple[str, ...] = ()) 
 
 
 @functools.cache
-def mixtral(name: str = "mixtral", steps: int = 1500, genres: tuple[str, ...] = ()) -> Moe:
+def mixtral(name: str = "mixtral", steps: int = 1500, genres: tuple[str, ...] = (), seed: int = 0) -> Moe:
     """A Mixtral (4 layers, width 96, 8 experts of width 128, two per token, 8 query and 4 KV heads), trained on Brown.
 
     With the load-balancing loss; cached.
     """
-    found = _taught("Mixtral", EXPERTS, name, steps, genres)
+    found = _taught("Mixtral", EXPERTS, name, steps, genres, seed)
     assert isinstance(found, Moe)
     return found
 
 
-def _taught(family: str, shape: dict[str, Any], name: str, steps: int, genres: tuple[str, ...]) -> Transformer:
+def _taught(
+    family: str, shape: dict[str, Any], name: str, steps: int, genres: tuple[str, ...], seed: int = 0
+) -> Transformer:
     """A language model trained on Brown from fresh weights, or the one that was."""
-    how = {"seed": 0, "genres": genres, "batch": 32, "lr": 3e-3}
+    how = {"seed": seed, "genres": genres, "batch": 32, "lr": 3e-3}
     key = hashlib.sha256(repr((shape, how, LENGTH, brown(*genres).digest)).encode()).hexdigest()[:8]
     folder = CACHE / f"{name}-{steps}-{key}"
     if not (folder / "config.json").exists():
@@ -97,7 +99,7 @@ def _taught(family: str, shape: dict[str, Any], name: str, steps: int, genres: t
         tokenizer = _tokenizer()
         end = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **shape, **end)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         subject = open_subject(getattr(transformers, f"{family}ForCausalLM")(config), tokenizer=tokenizer)
         task(subject, steps, **how)
         subject.save(folder)

@@ -129,6 +129,13 @@ def upcycled(seed: int) -> Moe:
     return found
 
 
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_models_from_scratch_are_trained(seed):
+    """Each takes minutes, like the ones above."""
+    assert lab.held_out(lab.mixtral(seed=seed)) < lab.held_out(lab.fresh(lab.mixtral(), seed)) - 2
+
+
 @functools.cache
 def calibration() -> Corpus:
     """General text: what is to be copied does not stand in it."""
@@ -235,7 +242,7 @@ def test_the_choice_without_a_pass_is_near_to_exhaustive_search(kind):
     others: dict[str, list[float]] = {"random": [], "usage": [], "exhaustive": []}
     tried = 0
     for seed in SEEDS:
-        subject = upcycled(seed) if kind == "upcycled" else lab.mixtral()
+        subject = upcycled(seed) if kind == "upcycled" else lab.mixtral(seed=seed)
         rows, layers = stun.apart(subject, {}, "router"), layer(subject, seed)
         errors: dict[str, list[float]] = {name: [] for name in ("ours", *others)}
         for stay in (6, 4):
@@ -310,7 +317,7 @@ def test_the_best_structured_share_is_neither_none_nor_all(kind):
     total, shares = max(SPARSITY), (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)
     found: dict[float, list[float]] = {share: [] for share in shares}
     for seed in SEEDS:
-        subject = upcycled(seed) if kind == "upcycled" else lab.mixtral()
+        subject = upcycled(seed) if kind == "upcycled" else lab.mixtral(seed=seed)
         for share in shares:
             found[share].append(lab.held_out(pruned(subject, total, seed, share).subject))
     best = min(shares, key=lambda share: sum(found[share]))
