@@ -223,19 +223,7 @@ def error(of: tuple[Tensor, Tensor, Tensor], kept: Sequence[int], top: int) -> f
     return float((whole - mixed_outputs).norm() / whole.norm())
 
 
-UNLIKE = (
-    "experts of a model trained from scratch with a balanced router have no doubles: rows of the router then choose no "
-    "better than chance (0.642 against 0.625; by usage 0.542, by exhaustive search 0.443)"
-)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "upcycled",
-        pytest.param("from scratch", marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=UNLIKE)),
-    ],
-)
+@pytest.mark.parametrize("kind", ["upcycled", "from scratch"])
 def test_the_choice_without_a_pass_is_near_to_exhaustive_search(kind):
     """2. Error of a layer's output when two of its eight experts go, or half of them."""
     ours: list[float] = []
@@ -269,7 +257,6 @@ def test_the_choice_without_a_pass_is_near_to_exhaustive_search(kind):
         against=("random",),
         setup=f"{UPCYCLED if kind == 'upcycled' else SETUP}; 6 and 4 of 8 stay; {ratio:.2f} times the error of "
         f"exhaustive search, which tried {tried // len(SEEDS)} subsets for each seed",
-        reason=UNLIKE if kind == "from scratch" else "",
     )  # fmt: skip
 
 
@@ -324,7 +311,19 @@ def test_baselines_at_equal_total_sparsity(total):
     )
 
 
-@pytest.mark.parametrize("kind", ["upcycled", "from scratch"])
+UNLIKE = (
+    "experts of a model trained from scratch with a balanced router have no doubles, so each that goes is missed: 4.346 "
+    "nats when none goes, 4.603 when an eighth does, 4.791 a quarter"
+)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "upcycled",
+        pytest.param("from scratch", marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=UNLIKE)),
+    ],
+)
 def test_the_best_structured_share_is_neither_none_nor_all(kind):
     """3. The share of experts that go first, at one total."""
     total, shares = max(SPARSITY), (0.0, 0.125, 0.25, 0.375, 0.5, 0.75)
@@ -342,7 +341,8 @@ def test_the_best_structured_share_is_neither_none_nor_all(kind):
         (f"loss, {best:.1%} of the experts go", found[best]),
         {f"{share:.1%}": row for share, row in found.items() if share != best},
         against=(f"{shares[0]:.1%}",) if best != shares[0] else (),
-        setup=UPCYCLED if kind == "upcycled" else SETUP,
+        setup=UPCYCLED if kind == "upcycled" else f"{SETUP}; three models",
+        reason=UNLIKE if kind == "from scratch" else "",
     )
 
 
