@@ -312,8 +312,8 @@ def test_baselines_at_equal_total_sparsity(total):
 
 
 UNLIKE = (
-    "experts of a model trained from scratch with a balanced router have no doubles, so each that goes is missed: 4.346 "
-    "nats when none goes, 4.603 when an eighth does, 4.791 a quarter"
+    "experts of a model trained from scratch with a balanced router have no doubles, so each that goes is missed: "
+    "4.346 nats when none goes, 4.603 when an eighth does, 4.791 a quarter"
 )
 
 
