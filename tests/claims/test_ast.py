@@ -227,8 +227,9 @@ def test_boosted_is_at_least_as_good_as_naive():
 
 
 EARLY = (
-    "masks settle (0.77 % of weights change sides per refresh in the first quarter, 0.02 % in the last) and some weights "
-    "stay flipped, but the static decay is better with every seed (51.608 against 51.822): 400 steps leave no time to look"
+    "masks settle (0.77 % of weights change sides per refresh in the first quarter, 0.02 % in the last) and some "
+    "weights stay flipped, but the static decay is better with every seed (51.608 against 51.822): 400 steps leave no "
+    "time to look"
 )
 
 
