@@ -286,3 +286,21 @@ def test_thresholds_may_differ_from_site_to_site():
     assert [int(keep[name].sum()) for name in units] == [2, 1, 3]
     with pytest.raises(InputError, match="value names 'd'"):
         ranking.threshold(units, scores, {"d": 2.0})
+
+
+def test_what_does_not_add_up_is_measured_until_it_fits():
+    """Each unit takes one more in truth than was foretold, beside 3 that no unit has."""
+    units, scores = one(10), {"site": np.arange(10.0)}
+    asked = []
+
+    def measure(keep):
+        asked.append(int(keep["site"].sum()))
+        return {"units": 2.0 * asked[-1] + 3}
+
+    selection = ranking.by_budget(units, scores, "units=9", measure=measure)
+    assert selection.keep["site"].tolist() == [False] * 7 + [True] * 3
+    assert selection.spent == {"units": 9.0}
+    assert asked == [9, 8, 7, 6, 5, 4, 3]
+    with pytest.raises(InfeasibleError, match="measured at 3 with the fewest") as error:
+        ranking.by_budget(units, scores, "units=2", measure=measure)
+    assert error.value.reachable == 3.0

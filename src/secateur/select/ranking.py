@@ -7,7 +7,7 @@ many per `group`, `coupled` units together); ties keep the lower index.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal
@@ -59,6 +59,7 @@ def by_budget(
     *,
     scope: Scope = "global",
     normalise: Normalise | None = None,
+    measure: Callable[[Mapping[str, Array]], Mapping[str, float]] | None = None,
 ) -> Selection:
     """The largest selection, in order of score, whose cost is within the budget in every measure.
 
@@ -71,6 +72,8 @@ def by_budget(
                (sites that it does not name are alone)
     normalise: make scores of different sites comparable, by the site's l2 norm, largest or mean absolute score,
                to mean 0 and deviation 1 ("zscore"), or to ranks from 0 to 1
+    measure:   site -> [count] booleans to what really stays, for costs that do not add up (tokens of a page, whose
+               tags vanish with what they hold). Units go on leaving, one step at a time, until that fits too
 
     Raises `InfeasibleError` (`reachable` in the measure's own unit) when even the smallest selection costs more.
     """
@@ -95,16 +98,30 @@ def by_budget(
         return [(measure, cost[measure]) for measure, limit in limits.items() if cost[measure] > limit]
 
     low, high = 0, len(order)  # fewest and most steps that may be needed
-    for measure, least in excess(high):
+    for name, least in excess(high):
         raise InfeasibleError(
-            f"budget {budget} can't be met: {measure} can go down to {least:.6g}, the limit is {limits[measure]:.6g}",
+            f"budget {budget} can't be met: {name} can go down to {least:.6g}, the limit is {limits[name]:.6g}",
             least,
         )
     while low < high:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if excess(middle) else (low, middle)
     keep = masks(high)
-    return Selection({name: mask_like(keep[name], scores[name]) for name in keep}, plain.cost(keep), budget)
+    spent = plain.cost(keep)
+    while measure is not None:
+        spent = {**spent, **measure(keep)}
+        over = [name for name, limit in limits.items() if spent[name] > limit]
+        if not over:
+            break
+        if high == len(order):
+            raise InfeasibleError(
+                f"budget {budget} can't be met: {over[0]} was measured at {spent[over[0]]:.6g} with the fewest units, "
+                f"the limit is {limits[over[0]]:.6g}",
+                spent[over[0]],
+            )
+        high += 1
+        keep = masks(high)
+    return Selection({name: mask_like(keep[name], scores[name]) for name in keep}, spent, budget)
 
 
 def threshold(units: Units, scores: Scores, value: float | Mapping[str, float]) -> Selection:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from secateur.subjects.loading import open_streamed as open_streamed
     from secateur.subjects.loading import open_subject as open_subject
     from secateur.subjects.moe import Moe as Moe
+    from secateur.subjects.page import Page as Page
+    from secateur.subjects.page import open_page as open_page
     from secateur.subjects.streamed import Streamed as Streamed
     from secateur.subjects.traced import Traced as Traced
     from secateur.subjects.traced import open_traced as open_traced
@@ -29,10 +31,12 @@ _PLACES = {
     "Encoder": "encoder",
     "Moe": "moe",
     "Output": "transformer",
+    "Page": "page",
     "Streamed": "streamed",
     "Traced": "traced",
     "Transformer": "transformer",
     "load": "loading",
+    "open_page": "page",
     "open_streamed": "loading",
     "open_subject": "loading",
     "open_traced": "traced",
@@ -45,10 +49,12 @@ __all__ = [
     "Encoder",
     "Moe",
     "Output",
+    "Page",
     "Streamed",
     "Traced",
     "Transformer",
     "load",
+    "open_page",
     "open_streamed",
     "open_subject",
     "open_traced",

@@ -1,0 +1,264 @@
+"""HTML as arrays: read by a browser's rules, cleaned without loss, written again. Nothing here calls itself.
+
+A page is hostile: nested ten thousand deep, in no known encoding, all markup and no text. Lexbor reads it as a browser
+would; what is kept of it are flat lists, in which a subtree is a range, so that no step depends on the depth.
+"""
+
+from __future__ import annotations
+
+import codecs
+import html
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from secateur.errors import MissingExtraError
+
+try:
+    from selectolax.lexbor import LexborHTMLParser
+except ImportError as error:
+    raise MissingExtraError("reading HTML needs selectolax: pip install 'secateur[context]'") from error
+
+__all__ = ["INLINE", "PROTECTED", "Tree", "clean", "decode", "join", "kept", "parse", "terms", "words", "write"]
+
+PROTECTED = frozenset({"table", "tr", "td", "th", "ul", "ol", "li", "dl", "dt", "dd", "pre"}) | {
+    f"h{level}" for level in range(1, 7)
+}
+"""Tags that say what their text is: cleaning never unwraps them."""
+
+_UNSEEN = {"script", "style", "template", "iframe", "noembed", "noframes", "!doctype"}
+_BREAKS = {"br", "hr"}
+_LITERAL = {"xmp": "pre", "plaintext": "pre", "listing": "pre"}
+"""Tags whose text is not parsed, and what is written in their place, since ours is escaped."""
+
+INLINE = frozenset({
+    "", "a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins", "kbd", "label",
+    "mark", "q", "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "time", "tt", "u", "var",
+})  # fmt: skip
+"""What a line of text is made of: text, and tags between which a blank is one."""
+_SPACED = {"pre", "textarea"}
+
+_ROOT = "[documents]"
+# Every letter of a script without spaces is a word.
+_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_TERM = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_BLANKS = re.compile(r"[ \t\n\r\f]+")
+_BLANK_LINES = re.compile(r"[ \t\r\f]*\n(?:[ \t\r\f]*\n)+")
+_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """Nodes in document order. Node 0 holds all documents; the subtree of node i is the range [i, end[i])."""
+
+    tag: Sequence[str]
+    """Of elements, in lower case; "" for text."""
+    text: Sequence[str]
+    """Of text nodes and, with a leading blank each, the attributes of elements."""
+    parent: Sequence[int]
+    end: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.tag)
+
+    def children(self, node: int) -> list[int]:
+        """The nodes right below, text among them."""
+        found, child = [], node + 1
+        while child < self.end[node]:
+            found.append(child)
+            child = self.end[child]
+        return found
+
+    def before(self, count: Sequence[int]) -> list[int]:
+        """[nodes + 1] running sums of a count per node: what a subtree holds is the difference at its ends."""
+        return [0, *accumulate(count)]
+
+
+def decode(source: bytes) -> str:
+    """Text of a page's bytes: by its byte order mark, its <meta charset>, as UTF-8, or else as Windows-1252."""
+    marks = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+    for mark, name in marks.items():
+        if source.startswith(mark):
+            return source[len(mark) :].decode(name, "replace")
+    found = _CHARSET.search(source[:4096])
+    if found:
+        try:
+            name = codecs.lookup(found[1].decode("ascii")).name
+            # What names itself UTF-16 in letters of one byte is not; and codecs such as base64 are no text.
+            return source.decode("utf-8" if name.startswith(("utf-16", "utf-32")) else name, "replace")
+        except (LookupError, UnicodeError):
+            pass
+    try:
+        return source.decode("utf-8")
+    except UnicodeDecodeError:
+        return source.decode("cp1252", "replace")
+
+
+def words(text: str) -> int:
+    """How many words: runs without blanks, and each letter of scripts that write none."""
+    return len(_WORD.findall(text))
+
+
+def terms(text: str) -> list[str]:
+    """What a search compares: words in lower case without punctuation, single letters of scripts without blanks."""
+    return _TERM.findall(text.lower())
+
+
+def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
+    """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for."""
+    if isinstance(source, bytes):
+        source = decode(source)
+    # Lone halves of surrogate pairs can't be encoded, and a NUL is no text in HTML.
+    source = source.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
+    tag, text, parent, end = [_ROOT], [""], [-1], [0]
+    parser = LexborHTMLParser(source)
+    node, above, spaced = parser.root, [0], 0
+    while node is not None:
+        name = node.tag
+        down = False
+        if name == "-text":
+            said = node.text_content or ""
+            tag.append("")
+            text.append(said if spaced else _BLANKS.sub(_one_blank, said))
+            parent.append(above[-1])
+            end.append(len(tag))
+        elif name in _BREAKS:
+            tag.append("")
+            text.append("\n")
+            parent.append(above[-1])
+            end.append(len(tag))
+        elif name and name[0] not in "-#!" and name not in _UNSEEN:
+            tag.append(_LITERAL.get(name, name))
+            given = node.attributes if attributes else {}
+            text.append("".join(f' {key}="{html.escape(given[key] or "")}"' for key in attributes if key in given))
+            parent.append(above[-1])
+            end.append(0)
+            down = node.child is not None
+            if down:
+                spaced += tag[-1] in _SPACED
+                above.append(len(tag) - 1)
+            else:
+                end[-1] = len(tag)
+        if down:
+            node = node.child
+            continue
+        while node is not None and node.next is None:
+            node = node.parent
+            if len(above) == 1:
+                node = None
+                break
+            spaced -= tag[above[-1]] in _SPACED
+            end[above.pop()] = len(tag)
+        node = node.next if node is not None else None
+    for left in above:
+        end[left] = len(tag)
+    return Tree(tag, text, parent, end)
+
+
+def _one_blank(found: re.Match[str]) -> str:
+    return "\n" if "\n" in found[0] else " "
+
+
+def join(trees: Sequence[Tree]) -> Tree:
+    """All documents under one root, in order."""
+    tag, text, parent, end = [_ROOT], [""], [-1], [0]
+    for tree in trees:
+        shift = len(tag) - 1
+        tag += tree.tag[1:]
+        text += tree.text[1:]
+        parent += [above + shift if above else 0 for above in tree.parent[1:]]
+        end += [last + shift for last in tree.end[1:]]
+    end[0] = len(tag)
+    return Tree(tag, text, parent, end)
+
+
+def kept(tree: Tree, gone: Sequence[bool], unwrapped: Sequence[bool]) -> tuple[Tree, list[int]]:
+    """The tree without the subtrees of `gone` and the tags of `unwrapped`, and which nodes those are."""
+    place, nodes = [-1] * len(tree), list[int]()
+    tag, text, parent, end = list[str](), list[str](), list[int](), list[int]()
+    node, opened = 0, list[int]()  # opened: kept elements around the node, as they now are numbered
+
+    while node < len(tree):
+        while opened and tree.end[nodes[opened[-1]]] <= node:
+            end[opened.pop()] = len(tag)
+        if gone[node]:
+            node = tree.end[node]
+            continue
+        if not unwrapped[node]:
+            place[node] = len(tag)
+            nodes.append(node)
+            tag.append(tree.tag[node])
+            text.append(tree.text[node])
+            parent.append(opened[-1] if opened else -1)
+            end.append(len(tag))
+            if tree.end[node] > node + 1:
+                opened.append(place[node])
+        node += 1
+    while opened:
+        end[opened.pop()] = len(tag)
+    return Tree(tag, text, parent, end), nodes
+
+
+def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, list[int]]:
+    """The same text in fewer tags, and which nodes are left: no tag without text, no tag around one other alone.
+
+    A tag whose text is all that of its one element is unwrapped, so that of a chain the innermost stays; `protected`
+    ones stay too. Text is that without blanks.
+    """
+    count = len(tree)
+    full = [0 if tag else int(not text.isspace() and bool(text)) for tag, text in zip(tree.tag, tree.text, strict=True)]
+    held = tree.before(full)
+    blank = [bool(tree.tag[i]) and i > 0 and held[tree.end[i]] == held[i] for i in range(count)]
+    elements, only = [0] * count, [0] * count  # children that are elements with text, and the last of them
+    for i in range(1, count):
+        if tree.tag[i] and not blank[i]:
+            elements[tree.parent[i]] += 1
+            only[tree.parent[i]] = i
+    bare = [
+        i > 0
+        and elements[i] == 1
+        and tree.tag[i] not in protected
+        and held[tree.end[i]] - held[i] == held[tree.end[only[i]]] - held[only[i]]
+        for i in range(count)
+    ]
+    return kept(tree, [gone or loose for gone, loose in zip(blank, _loose(tree, blank), strict=True)], bare)
+
+
+def _loose(tree: Tree, blank: Sequence[bool]) -> list[bool]:
+    """Text nodes of blanks that a browser does not show: after a block, or at the start of one."""
+    loose = [False] * len(tree)
+    spaced = [tag in _SPACED for tag in tree.tag]  # where blanks are shown as they are
+    beside = [False] * len(tree)  # whether the last thing seen in an element was text or a tag in a line
+    for i in range(1, len(tree)):
+        above = tree.parent[i]
+        spaced[i] |= spaced[above]
+        if spaced[i]:
+            continue
+        if tree.tag[i]:
+            if not blank[i]:
+                beside[above] = tree.tag[i] in INLINE
+        elif not tree.text[i].isspace():
+            beside[above] = bool(tree.text[i])
+        elif not beside[above]:
+            loose[i] = True
+    return loose
+
+
+def write(tree: Tree, nodes: Sequence[int] | None = None, names: Sequence[str] | None = None) -> str:
+    """HTML of the whole tree or of the subtrees of `nodes`, without blank lines. `names` stand in for tags."""
+    names = tree.tag if names is None else names
+    parts = list[str]()
+    for top in tree.children(0) if nodes is None else nodes:
+        opened = list[int]()
+        for node in range(top, tree.end[top]):
+            while opened and tree.end[opened[-1]] <= node:
+                parts.append(f"</{names[opened.pop()]}>")
+            if tree.tag[node]:
+                parts.append(f"<{names[node]}{tree.text[node]}>")
+                opened.append(node)
+            else:
+                parts.append(html.escape(tree.text[node], quote=False))
+        parts += [f"</{names[node]}>" for node in reversed(opened)]
+    return _BLANK_LINES.sub("\n", "".join(parts)).strip()

@@ -1,0 +1,179 @@
+"""The block tree of a page, and what stays of it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("selectolax")
+
+from secateur import conformance
+from secateur.errors import InfeasibleError, InputError
+from secateur.select import ranking
+from secateur.subjects import Page, markup, open_page
+from secateur.subjects.page import DEEPEST
+from secateur.vocabulary import Selection
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+
+
+def source(sections: int = 4) -> str:
+    parts = []
+    for number in range(sections):
+        rows = "".join(f"<tr><td>{word}</td><td>{number}</td></tr>" for word in WORDS[:3])
+        parts.append(
+            f"<div>lead {number}<h2>Title {number}</h2><p>{' '.join(WORDS)} {number}</p><table>{rows}</table></div>"
+        )
+    return f"<html><body>{''.join(parts)}<footer><p>end</p></footer></body></html>"
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+def keep(page: Page, *indices: int) -> Selection:
+    return Selection({"page": np.isin(np.arange(len(page.blocks)), indices)})
+
+
+def test_a_page_obeys_the_laws_of_subjects():
+    laws = conformance.check_subject(
+        lambda: open_page(source(), block=8),
+        output=lambda page: np.frombuffer(page.html().encode(), dtype=np.uint8).astype(float),
+        counted=lambda page: {"words": float(markup.words(page.text()))},
+        reload=reloaded,
+        measure="words",
+    )
+    assert {"identity", "predicted = counted", "superset", "original untouched", "round trip"} <= set(laws)
+
+
+def reloaded(page: Page, folder) -> Page:
+    folder.mkdir()
+    page.save(folder)
+    return open_page(folder / "page.html", block=page.block)
+
+
+def test_siblings_are_numbered_and_every_path_leads_to_one_tag():
+    page = open_page(source(), block=8)
+    paths = [(page.path(index), page.blocks[index][1]) for index in range(len(page.blocks))]
+    assert len(set(paths)) == len(paths)
+    assert (("html", "body", "div2", "p"), False) in paths or (("body", "div2", "p"), False) in paths
+    assert "<div0>" in page.html()
+    assert "<footer>" not in page.html()  # a lone wrapper
+    assert sum(bare for _, bare in page.blocks) == 4  # "lead 0" and so on
+
+
+@pytest.mark.parametrize("block", [0, 4, 8, 20, 1000])
+def test_blocks_hold_every_word_once(block):
+    page = open_page(source(), block=block)
+    # A split tag's bare text comes before its children, so letters are compared without their order.
+    held = "".join(squeezed(page.text(index)) for index in range(len(page.blocks)))
+    assert sorted(held) == sorted(squeezed(page.text())) != []
+    assert page.units().cost() == {"words": float(markup.words(page.text()))}
+
+
+def test_a_block_is_as_large_as_asked_unless_it_is_one_piece():
+    for block in (8, 20):
+        page = open_page(source(), block=block)
+        sizes = page.units()["page"].cost["words"]
+        whole = [index for index in range(len(sizes)) if sizes[index] > block]
+        assert {page.path(index)[-1][:1] for index in whole} <= {"p"}  # a paragraph is not split
+    assert len(open_page(source(), block=1000).blocks) == 1
+
+
+def test_what_stays_stays_in_order_with_its_tags_and_names():
+    page = open_page(source(), block=8)
+    (index,) = [i for i in range(len(page.blocks)) if page.path(i)[-2:] == ("div2", "p")]
+    (title,) = [i for i in range(len(page.blocks)) if page.path(i)[-2:] == ("div1", "h2")]
+    smaller, receipt = page.cut(keep(page, index, title))
+    assert smaller.html() == f"<body><h2>Title 1</h2><p>{' '.join(WORDS)} 2</p></body>"
+    assert receipt.removed == {"page": (len(page.blocks) - 2, len(page.blocks))}
+    assert receipt.after == {"words": 13.0}
+    assert page.html() == open_page(source(), block=8).html()
+
+
+def test_the_bare_text_of_a_split_tag_goes_and_its_children_stay():
+    page = open_page("<div>loose words <p>a b c</p> more <p>d e f</p></div>", block=2)
+    (index,) = [i for i, (_, bare) in enumerate(page.blocks) if bare]
+    assert page.text(index) == "loose words more"
+    rest = [i for i in range(len(page.blocks)) if i != index]
+    assert page.cut(keep(page, *rest))[0].text() == "a b c d e f"
+    assert page.cut(keep(page, index))[0].text() == "loose words more"
+
+
+def test_everything_gone_is_an_empty_page():
+    page = open_page(source(), block=8)
+    empty, receipt = page.cut(keep(page))
+    assert (empty.html(), empty.blocks, receipt.after) == ("", [], {"words": 0.0})
+    assert open_page("", block=8).html() == ""
+
+
+def test_several_documents_are_one_page():
+    page = open_page(["<p>one two three</p>", b"<p>four five six</p>"], block=2)
+    assert page.text() == "one two three four five six"
+    assert len(page.blocks) == 2
+
+
+def test_code_and_depth_are_not_split():
+    code = "<pre>" + "".join(f"<span>w{i}</span> " for i in range(50)) + "</pre>"
+    assert len(open_page(f"<div>{code}<p>x</p></div>", block=4).blocks) == 2
+    deep = open_page("<div>a<div>" * 500 + "x", block=1)
+    assert max(len(deep.path(index)) for index in range(len(deep.blocks))) <= DEEPEST + 1
+
+
+def count(texts):
+    """Tokens of a reader: words and tags."""
+    return [len(re.findall(r"<[^>]*>|\w+", text)) for text in texts]
+
+
+@given(st.integers(0, 10_000), st.integers(5, 160), st.integers(0, 80))
+@settings(max_examples=60, deadline=None)
+def test_a_budget_in_tokens_is_kept_as_measured_and_a_larger_one_keeps_more(seed, limit, more):
+    page = open_page(source(), block=8)
+    units = page.units(tokens=count)
+    scores = {"page": np.random.default_rng(seed).standard_normal(len(page.blocks))}
+
+    def measure(kept):
+        return {"tokens": float(count([page.cut(Selection(kept))[0].html()])[0])}
+
+    def chosen(tokens):
+        return ranking.by_budget(units, scores, f"tokens={tokens}", measure=measure)
+
+    try:
+        selection = chosen(limit)
+    except InfeasibleError:
+        assert count([page.cut(keep(page))[0].html()])[0] < limit  # nothing at all would fit, and is refused
+        return
+    assert selection.spent["tokens"] == count([page.cut(selection)[0].html()])[0] <= limit
+    assert bool((chosen(limit + more).keep["page"] >= selection.keep["page"]).all())
+
+
+def test_a_block_costs_the_tokens_of_its_own_source():
+    page = open_page(source(), block=8)
+    tokens = page.units(tokens=count)["page"].cost["tokens"]
+    assert tokens.tolist() == count([page.source(index) for index in range(len(page.blocks))])
+    assert page.source(0) == "<h2>Title 0</h2>" or page.blocks[0][1]
+
+
+def test_a_small_budget_finds_a_block_on_a_page_that_is_all_tags():
+    """The tags around two hundred other blocks must not be held against the one that stays."""
+    page = open_page(source(200), block=8)
+    scores = {"page": -np.arange(float(len(page.blocks)))}
+    chosen = ranking.by_budget(
+        page.units(tokens=count), scores, "tokens=30",
+        measure=lambda kept: {"tokens": float(count([page.cut(Selection(kept))[0].html()])[0])},
+    )  # fmt: skip
+    assert chosen.keep["page"].any()
+
+
+def test_bad_input_is_one_line():
+    page = open_page(source(), block=8)
+    with pytest.raises(InputError, match="at least 0"):
+        open_page("<p>x", block=-1)
+    with pytest.raises(InputError, match="no 'heads'"):
+        page.units("heads")
+    with pytest.raises(InputError, match=f"{len(page.blocks)} blocks, and the selection 1"):
+        page.cut(Selection({"page": np.ones(1, bool)}))
