@@ -10,6 +10,7 @@
     ├── InfeasibleError           a budget below what is reachable; says what is
     ├── MissingExtraError         an optional library is not installed; names the extra
     ├── NumericalError            NaN or infinity in a loss, a score or a Hessian; says where
+    ├── ServerError               a server that is down, slow, refuses or answers nonsense
     ├── MeasurementError          the clock or the sample is too poor to answer
     └── RunError                  a run directory: in use, damaged, of another run, disk full
 
@@ -27,6 +28,7 @@ __all__ = [
     "NumericalError",
     "RunError",
     "SecateurError",
+    "ServerError",
     "UnknownRecipeError",
     "UnsupportedError",
 ]
@@ -80,6 +82,10 @@ class NumericalError(SecateurError):
 
 class MeasurementError(SecateurError):
     """A measurement too poor to answer the question asked."""
+
+
+class ServerError(SecateurError):
+    """A server that gave no answer, or none of use, within the attempts allowed."""
 
 
 class RunError(SecateurError):

@@ -1,0 +1,295 @@
+"""A language model asked on this machine and over real HTTP; servers that are slow, down, rude or lie."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+import tiny
+from secateur.errors import BudgetError, InputError, ServerError
+from secateur.files import llms
+from secateur.files.llms import LanguageModel, Local, Meter, Server
+
+pytest.importorskip("httpx2")
+
+Reply = tuple[int, dict[str, str], bytes]
+GOOD = {
+    "choices": [{"message": {"content": " 42 "}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 2},
+}
+
+
+def say(found, status=200, **headers) -> Reply:
+    return status, headers, found if isinstance(found, bytes) else json.dumps(found).encode()
+
+
+@contextmanager
+def served(answer: Callable[[dict, dict[str, str]], Reply]) -> Iterator[str]:
+    """A real server on loopback: (body, headers) -> reply."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, headers, content = answer({**body, "path": self.path}, dict(self.headers))
+            try:
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name.replace("_", "-"), value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+            except OSError:  # who asked has left
+                pass
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def telling(*replies: Reply) -> Iterator[tuple[Server, list]]:
+    """A server that gives these replies in turn, and what it was asked."""
+    asked, left = [], list(replies)
+
+    def answer(body, headers):
+        asked.append((body, headers))
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    with served(answer) as url:
+        yield Server(url, "small", retries=2, backoff=0.001, timeout=2), asked
+
+
+@pytest.fixture(scope="module")
+def local() -> Local:
+    return Local(tiny.model("llama"), tiny.tokenizer())
+
+
+# -------------------------------------------------------------------------------------------------------- one interface
+
+
+def test_a_local_model_and_one_behind_http_say_the_same(local):
+    def answer(body, headers):
+        found = local.ask(body["messages"], most=body["max_tokens"], temperature=body["temperature"], seed=body["seed"])
+        usage = {"prompt_tokens": found.prompt_tokens, "completion_tokens": found.answer_tokens}
+        reason = "stop" if found.finished else "length"
+        return say({"choices": [{"message": {"content": found.text}, "finish_reason": reason}], "usage": usage})
+
+    with served(answer) as url:
+        server = Server(url, "tiny")
+        assert isinstance(server, LanguageModel)
+        assert isinstance(local, LanguageModel)
+        for how in ({"most": 6}, {"most": 6, "temperature": 1.0, "seed": 3}):
+            here, there = local.ask("the old garden", **how), server.ask("the old garden", **how)
+            assert here == there
+            assert here.answer_tokens <= 6
+        assert server.meter.calls == 2
+        assert server.meter.tokens == 2 * here.prompt_tokens + server.meter.answer_tokens
+
+
+def test_sampling_repeats_under_a_seed_and_leaves_the_callers_alone(local):
+    before = torch.random.get_rng_state()
+    first = local.ask("the old garden", most=8, temperature=2.0, seed=1)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert local.ask("the old garden", most=8, temperature=2.0, seed=1) == first
+    assert len({local.ask("the old garden", most=8, temperature=2.0, seed=seed).text for seed in range(5)}) > 1
+
+
+def test_what_is_sent_is_the_protocol(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with telling(say(GOOD)) as (server, asked):
+        found = server.ask(
+            [{"role": "system", "content": "short"}, {"role": "user", "content": "six by seven?"}], most=9
+        )
+    assert found == llms.Answer("42", 7, 2, True)
+    ((body, headers),) = asked
+    assert body["path"] == "/v1/chat/completions"
+    assert (body["model"], body["max_tokens"], body["temperature"]) == ("small", 9, 0.0)
+    assert body["messages"][1] == {"role": "user", "content": "six by seven?"}
+    assert headers["Authorization"] == "Bearer sk-secret"
+
+
+def test_without_a_key_none_is_sent(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with telling(say(GOOD)) as (server, asked):
+        server.ask("x")
+    assert "Authorization" not in asked[0][1]
+
+
+def test_an_answer_cut_short_says_so():
+    cut = {"choices": [{"message": {"content": "and so"}, "finish_reason": "length"}]}
+    with telling(say(cut)) as (server, _):
+        found = server.ask("x")
+    assert not found.finished
+    assert found.answer_tokens > 0  # counted roughly where the server does not
+
+
+# ----------------------------------------------------------------------------------------- what may pass is asked again
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        say(b"", 500), say(b"", 503), say(b"", 429, Retry_After="0.01"), say(b"", 429, Retry_After="soon"),
+        say(b"", 429, Retry_After="Thu, 01 Jan 1970 00:00:00 GMT"), say(b"not json"), say(b"[" * 100_000), say([]),
+        say({}), say({"choices": []}), say({"choices": [{}]}), say({"choices": [{"message": {"content": 5}}]}),
+        say({"choices": 3}), say(None),
+    ],
+    ids=range(14),
+)  # fmt: skip
+def test_a_failure_that_may_pass_is_tried_again_and_then_told(bad):
+    with telling(bad, say(GOOD)) as (server, asked):
+        assert server.ask("x").text == "42"
+        assert len(asked) == 2
+        assert (server.meter.calls, server.meter.retries) == (1, 1)
+    with telling(bad) as (server, asked), pytest.raises(ServerError, match="no answer in 3 attempts"):
+        server.ask("x")
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(400, "too long"), (401, "OPENAI_API_KEY"), (404, "too long"), (302, "302")]
+)
+def test_a_refusal_is_told_at_once(status, words, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    reply = say(b"prompt too long for sk-secret \x1b[31m\n", status, Location="http://127.0.0.1:1/v1")
+    with telling(reply) as (server, asked), pytest.raises(ServerError, match=words) as error:
+        server.ask("x")
+    assert len(asked) == 1
+    assert "sk-secret" not in str(error.value)
+    assert "\x1b" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_is_down_or_slow_is_given_up(monkeypatch):
+    with served(lambda *_: say(GOOD)) as url:
+        pass
+    with pytest.raises(ServerError, match="ConnectError"):
+        Server(url, "gone", retries=1, backoff=0.001).ask("x")
+
+    def slow(*_):
+        time.sleep(1)
+        return say(GOOD)
+
+    with served(slow) as url, pytest.raises(ServerError, match="no answer in time"):
+        Server(url, "slow", retries=0, timeout=0.1).ask("x")
+
+
+def test_an_endless_answer_is_cut_off(monkeypatch):
+    monkeypatch.setattr(llms, "LARGEST", 1000)
+    with telling(say(b" " * 100_000)) as (server, _), pytest.raises(ServerError, match="more than"):
+        server.ask("x")
+
+
+def test_the_wait_that_a_server_asks_for_is_kept():
+    with telling(say(b"", 429, Retry_After="0.3"), say(GOOD)) as (server, _):
+        began = time.monotonic()
+        server.ask("x")
+        assert time.monotonic() - began >= 0.3
+
+
+# --------------------------------------------------------------------------------------------------------------- bounds
+
+
+def test_calls_and_tokens_have_bounds(local, monkeypatch):
+    with telling(say(GOOD)) as (server, asked):
+        server.meter = Meter(most_calls=2)
+        server.ask("x")
+        server.ask("x")
+        with pytest.raises(BudgetError, match="2 times"):
+            server.ask("x")
+        assert len(asked) == 2
+        server.meter = Meter(most_tokens=10)
+        server.ask("x")
+        server.ask("x")
+        with pytest.raises(BudgetError, match="18 tokens of 10"):
+            server.ask("x")
+    monkeypatch.setattr(local, "meter", Meter(most_calls=0))
+    with pytest.raises(BudgetError, match="0 times"):
+        local.ask("x", most=1)
+
+
+def test_no_more_calls_a_minute_than_allowed(monkeypatch):
+    """By a clock of our own: a minute is not waited for."""
+    now, slept = [0.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+
+    with telling(say(GOOD)) as (server, _):
+        server.per_minute = 2
+        monkeypatch.setattr(llms.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(llms.time, "sleep", sleep)
+        for _ in range(5):
+            server.ask("x")
+            now[0] += 1
+    assert slept == [58.0, 58.0]
+
+
+def test_many_threads_are_counted_right():
+    with telling(say(GOOD)) as (server, _):
+        threads = [threading.Thread(target=server.ask, args=("x",)) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert (server.meter.calls, server.meter.tokens) == (20, 180)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://x/v1", "http://", "http://me:sk-secret@host/v1", "http://host/v1?key=sk-secret"]
+)
+def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_telling_it(url):
+    with pytest.raises(InputError) as error:
+        Server(url, "x")
+    assert "sk-secret" not in str(error.value)
+
+
+def test_the_key_is_in_no_log_and_no_representation(monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with caplog.at_level(logging.DEBUG), telling(say(b"", 500), say(GOOD)) as (server, _):
+        server.ask("x")
+    assert "sk-secret" not in caplog.text
+    assert "sk-secret" not in repr(server) + repr(server.meter) + repr(vars(server))
+
+
+@pytest.mark.parametrize("question", [[], [{"role": "user"}], [{"role": "user", "content": "x", "tools": "y"}]])
+def test_a_question_that_is_none_is_refused(question, local):
+    with pytest.raises(InputError, match="role and content"):
+        local.ask(question)
+
+
+def test_a_question_too_long_for_the_model_is_refused(local):
+    with pytest.raises(InputError, match="shorten it"):
+        local.ask("garden " * 5000)
+
+
+def test_a_chat_template_is_used(local, monkeypatch):
+    monkeypatch.setattr(
+        local.tokenizer, "chat_template", "{% for m in messages %}the {{ m['content'] }}{% endfor %}", raising=False
+    )
+    assert local.ask("old garden", most=1).prompt_tokens == 3
+    monkeypatch.setattr(local.tokenizer, "chat_template", None)
+    ids = local.tokenizer("old garden")["input_ids"]
+    assert ids[-1] == local.tokenizer.sep_token_id
+    assert local.ask("old garden", most=1).prompt_tokens == len(ids) - 1
