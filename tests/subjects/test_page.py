@@ -104,6 +104,20 @@ def test_the_bare_text_of_a_split_tag_goes_and_its_children_stay():
     assert page.cut(keep(page, index))[0].text() == "loose words more"
 
 
+def test_numbers_stay_through_cut_after_cut_and_never_meet():
+    page = open_page(source(), block=8)
+    keeps = [i for i in range(len(page.blocks)) if page.path(i)[1:2] in (("div1",), ("div3",))]
+    smaller = page.cut(keep(page, *keeps))[0]
+    assert {smaller.path(i)[1] for i in range(len(smaller.blocks))} == {"div1", "div3"}
+    # Of wrappers that are gone, what was in them comes to stand beside others of its tag.
+    nested = open_page("<div><p>a b c</p><i>x</i></div><div><p>d e f</p><i>y</i></div><p>g h i</p>", block=2)
+    rest = [i for i in range(len(nested.blocks)) if nested.path(i)[-1] != "i"]
+    smaller = nested.cut(keep(nested, *rest))[0]
+    paths = [smaller.path(i) for i in range(len(smaller.blocks))]
+    assert len(set(paths)) == 3
+    assert smaller.text() == "a b c d e f g h i"
+
+
 def test_everything_gone_is_an_empty_page():
     page = open_page(source(), block=8)
     empty, receipt = page.cut(keep(page))

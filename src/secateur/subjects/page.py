@@ -77,13 +77,8 @@ class Page:
             node = queue.popleft()
             children = tree.children(node)
             tags = [child for child in children if tree.tag[child]]
-            many = Counter(tree.tag[child] for child in tags)
-            seen = Counter[str]()
+            _number(tags, tree.tag, names)
             for child in tags:
-                name = tree.tag[child]
-                if many[name] > 1:
-                    names[child] = f"{name}{seen[name]}"
-                    seen[name] += 1
                 depth[child] = depth[node] + 1
                 splits = self._words(child) > self.block and depth[child] < DEEPEST and not whole
                 below = {tree.tag[grandchild] for grandchild in tree.children(child)}
@@ -176,3 +171,18 @@ class Page:
         names = [self.names[stays[node]] for node in nodes]
         smaller = Page(tree, block=self.block, protected=self.protected, names=names)
         return smaller, Cut({"page": (len(lost), count)}, before, smaller.units().cost())
+
+
+def _number(siblings: Sequence[int], tags: Sequence[str], names: list[str]) -> None:
+    """Number siblings of one tag from 0; those that have a number from an earlier cut keep it."""
+    many = Counter(tags[node] for node in siblings)
+    taken = {names[node] for node in siblings}
+    following = Counter[str]()
+    for node in siblings:
+        tag = tags[node]
+        if many[tag] == 1 or names[node] != tag:
+            continue
+        while f"{tag}{following[tag]}" in taken:
+            following[tag] += 1
+        names[node] = f"{tag}{following[tag]}"
+        taken.add(names[node])
