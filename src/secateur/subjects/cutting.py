@@ -262,7 +262,15 @@ def _widest(layout: Layout, widths: list[Widths]) -> Widths:
 def _say_mixture(layout: Layout, widths: list[Widths], mixture: Widths, data: dict[str, Any], plain: bool) -> bool:
     """Write what the config says of experts into `data`; whether the config class still can say all that there is."""
     experts = layout.family.experts
-    if experts is None or not mixture.experts:
+    if experts is None:
+        return plain
+    # Which layers are dense is asked by index, and indices move when layers go, all those with experts too.
+    dense = [index for index, width in enumerate(widths) if width.neurons]
+    if experts.dense == "mlp_only_layers":
+        data |= {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+    elif experts.dense:
+        data[experts.dense] = max(dense, default=-1) + 1
+    if not mixture.experts:
         return plain
     native = _Native(type(layout.model.config).attribute_map)
     data |= {native[experts.count]: mixture.experts, experts.neurons: mixture.expert_neurons}
@@ -272,11 +280,6 @@ def _say_mixture(layout: Layout, widths: list[Widths], mixture: Widths, data: di
         data.pop(experts.shared_neurons, None)
     if experts.shared and not (experts.shared_count and plain):
         data[experts.shared_neurons] = mixture.shared_neurons
-    dense = [index for index, width in enumerate(widths) if width.neurons]
-    if experts.dense == "mlp_only_layers":
-        data |= {"mlp_only_layers": dense, "decoder_sparse_step": 1}
-    elif experts.dense:
-        data[experts.dense] = max(dense, default=-1) + 1
     if len({width.experts for width in widths if width.experts}) > 1:
         data["output_router_logits"] = False  # the class stacks those of all layers, which are of many widths
     return plain
