@@ -63,6 +63,13 @@ def test_the_model_is_called_once_where_paths_part(given_paths):
     assert found.tokens <= again.tokens
 
 
+def test_a_model_in_training_is_asked_without_dropout():
+    model = tiny.model("gpt2").train()
+    given = [[5, 6], [5, 7], [8]]
+    assert torch.equal(*(paths.likelihood(model, PROMPT, given).values for _ in range(2)))
+    assert model.training
+
+
 def test_siblings_share_one(model):
     found = paths.likelihood(model, PROMPT, [[5, 6], [5, 7], [5, 8, 9], [10]])
     assert float(found.values.exp().sum()) == pytest.approx(1.0)

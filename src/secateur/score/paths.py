@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.errors import InputError, NumericalError
+from secateur.modes import evaluating
 
 __all__ = ["PathScores", "likelihood"]
 
@@ -48,8 +49,13 @@ def likelihood(model: Any, prompt: Sequence[int], paths: Sequence[Sequence[int]]
     if not len(prompt):
         raise InputError("the prompt is empty: give at least one token before the paths")
     children, places = _tree(paths)
+    with evaluating(*[model] if isinstance(model, nn.Module) else []):
+        return _walked(children, places, _Reader(model, prompt, cache))
+
+
+def _walked(children: Sequence[Mapping[int, int]], places: Sequence[int], reader: _Reader) -> PathScores:
+    """The tree from the top, each node after the one above it."""
     logs = torch.zeros(len(children), dtype=torch.float64)  # of the way from the top to each node
-    reader = _Reader(model, prompt, cache)
     stack: list[tuple[int, tuple[int, ...]]] = [(0, ())]
     while stack:
         node, prefix = stack.pop()

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import tiny
+from secateur import llms
 from secateur.errors import BudgetError, InputError, ServerError
-from secateur.files import llms
-from secateur.files.llms import LanguageModel, Local, Meter, Server
+from secateur.llms import LanguageModel, Local, Meter, Server
 
 pytest.importorskip("httpx2")
 
@@ -101,6 +101,14 @@ def test_a_local_model_and_one_behind_http_say_the_same(local):
             assert here.answer_tokens <= 6
         assert server.meter.calls == 2
         assert server.meter.tokens == 2 * here.prompt_tokens + server.meter.answer_tokens
+
+
+def test_a_model_in_training_answers_as_it_would_and_goes_on_training(local):
+    before = local.ask("the old garden", most=6)
+    local.model.train()
+    assert local.ask("the old garden", most=6) == before
+    assert local.model.training
+    local.model.eval()
 
 
 def test_sampling_repeats_under_a_seed_and_leaves_the_callers_alone(local):
@@ -197,11 +205,22 @@ def test_an_endless_answer_is_cut_off(monkeypatch):
         server.ask("x")
 
 
-def test_the_wait_that_a_server_asks_for_is_kept():
-    with telling(say(b"", 429, Retry_After="0.3"), say(GOOD)) as (server, _):
-        began = time.monotonic()
+def test_the_wait_that_a_server_asks_for_is_kept(monkeypatch):
+    slept = []
+    monkeypatch.setattr(llms.time, "sleep", slept.append)
+    with telling(say(b"", 429, Retry_After="7"), say(b"", 429, Retry_After="900"), say(GOOD)) as (server, _):
         server.ask("x")
-        assert time.monotonic() - began >= 0.3
+    assert slept == [7.0, 60.0]  # and no longer than a minute
+
+
+def test_each_wait_is_twice_the_one_before(monkeypatch):
+    slept = []
+    monkeypatch.setattr(llms.time, "sleep", slept.append)
+    with telling(say(b"", 500)) as (server, _):
+        server.retries, server.backoff = 4, 1.0
+        with pytest.raises(ServerError):
+            server.ask("x")
+    assert [0.5 <= pause / 2**number <= 1.0 for number, pause in enumerate(slept)] == [True] * 4
 
 
 # --------------------------------------------------------------------------------------------------------------- bounds

@@ -1,4 +1,4 @@
-"""Language models that are asked in words: a local one, or any server that speaks OpenAI's protocol; one interface.
+"""WHO IS ASKED: language models that answer in words, a local one or any server of OpenAI's protocol; one interface.
 
 Keys come from the environment alone and stand in no message, log or file. A server may be slow, down or lie: what comes
 of that is waited out within bounds, and then one `ServerError`.
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import torch
 
 from secateur.errors import BudgetError, InputError, MissingExtraError, ServerError
+from secateur.modes import evaluating
 
 __all__ = ["Answer", "LanguageModel", "Local", "Meter", "Server"]
 
@@ -135,7 +136,7 @@ class Local:
         )
         end = self.tokenizer.eos_token_id
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else end
-        with torch.random.fork_rng(devices=[given.device] if given.is_cuda else []):
+        with evaluating(self.model), torch.random.fork_rng(devices=[given.device] if given.is_cuda else []):
             torch.manual_seed(seed)
             out = self.model.generate(
                 given, attention_mask=torch.ones_like(given), max_new_tokens=most, pad_token_id=pad, **how
@@ -191,11 +192,16 @@ class Server:
         self.retries, self.backoff, self.per_minute = retries, backoff, per_minute
         self.meter = meter or Meter()
         self._started, self._lock = list[float](), threading.Lock()
+        self._jitter = random.Random()  # of its own: a caller's draws repeat under their seed
         # A redirect would take the key to whoever it names.
         self._client = httpx2.Client(
             timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)), follow_redirects=False
         )
         self._http = httpx2
+
+    def close(self) -> None:
+        """Close its connections, for good."""
+        self._client.close()
 
     def __repr__(self) -> str:
         return f"Server({self.url!r}, {self.model!r})"
@@ -220,7 +226,7 @@ class Server:
             try:
                 answer = self._once(body)
             except _PassingError as error:
-                why, pause = str(error), error.wait if error.wait is not None else wait * random.uniform(0.5, 1.0)
+                why, pause = str(error), error.wait if error.wait is not None else wait * self._jitter.uniform(0.5, 1.0)
                 wait = min(2 * wait, 60.0)
                 if attempt < self.retries:
                     time.sleep(min(pause, 60.0))
