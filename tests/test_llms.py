@@ -276,7 +276,17 @@ def test_many_threads_are_counted_right():
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://x/v1", "http://", "http://me:sk-secret@host/v1", "http://host/v1?key=sk-secret"]
+    "url",
+    [
+        "localhost:8000",
+        "ftp://x/v1",
+        "http://[::1",
+        "http://host:99999999/v1",
+        "http://host:x/v1",
+        "http://",
+        "http://me:sk-secret@host/v1",
+        "http://host/v1?key=sk-secret",
+    ],
 )
 def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_telling_it(url):
     with pytest.raises(InputError) as error:
@@ -290,6 +300,18 @@ def test_the_key_is_in_no_log_and_no_representation(monkeypatch, caplog):
         server.ask("x")
     assert "sk-secret" not in caplog.text
     assert "sk-secret" not in repr(server) + repr(server.meter) + repr(vars(server))
+
+
+@pytest.mark.parametrize("how", [{"retries": -3}, {"backoff": float("nan")}, {"per_minute": -1}, {"timeout": 0}])
+def test_numbers_that_make_no_sense_are_refused_by_name(how):
+    with pytest.raises(InputError, match=next(iter(how))):
+        Server("http://localhost:1/v1", "x", **how)
+
+
+def test_an_answer_of_no_tokens_is_refused(local):
+    for one in (local, Server("http://localhost:1/v1", "x")):
+        with pytest.raises(InputError, match="most=0"):
+            one.ask("x", most=0)
 
 
 @pytest.mark.parametrize("question", [[], [{"role": "user"}], [{"role": "user", "content": "x", "tools": "y"}]])

@@ -95,7 +95,9 @@ class LanguageModel(Protocol):
         ...
 
 
-def _messages(question: Question) -> list[dict[str, str]]:
+def _messages(question: Question, most: int) -> list[dict[str, str]]:
+    if most < 1:
+        raise InputError(f"most={most}: give the tokens of an answer, at least 1")
     if isinstance(question, str):
         return [{"role": "user", "content": question}]
     found = [dict(message) for message in question]
@@ -116,7 +118,7 @@ class Local:
     @torch.no_grad()
     def ask(self, question: Question, *, most: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:
         """Answer in at most `most` tokens. Raises `InputError` for a question longer than the model can read."""
-        messages = _messages(question)
+        messages = _messages(question, most)
         if getattr(self.tokenizer, "chat_template", None):
             ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         else:
@@ -181,11 +183,18 @@ class Server:
             import httpx2
         except ImportError as error:
             raise MissingExtraError("asking a server needs httpx2: pip install 'secateur[context]'") from error
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(
-                f"{parts.scheme or 'a text'} is no address of a server: give such as http://localhost:8000/v1"
-            )
+        for name, value, least in (("retries", retries, 0), ("backoff", backoff, 0), ("per_minute", per_minute, 0)):
+            if not value >= least:
+                raise InputError(f"{name}={value}: give a number of at least {least}")
+        if not timeout > 0:
+            raise InputError(f"timeout={timeout}: give seconds above 0")
+        try:
+            parts = urlsplit(url)
+            known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # half an IPv6 address, a port that is no number or too large
+            known = False
+        if not known:  # what was given is not told, since it may hold a secret
+            raise InputError("the address of the server is none: give such as http://localhost:8000/v1")
         if parts.username or parts.password or parts.query:
             raise InputError(f"the address of {parts.hostname} holds a secret: put the key in the variable {key}")
         self.url, self.model, self.key = url.rstrip("/"), model, key
@@ -214,7 +223,7 @@ class Server:
             BudgetError: no more calls or tokens are allowed.
         """
         body = {
-            "model": self.model, "messages": _messages(question), "max_tokens": most, "temperature": temperature,
+            "model": self.model, "messages": _messages(question, most), "max_tokens": most, "temperature": temperature,
             "seed": seed,
         }  # fmt: skip
         self.meter.begin()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("selectolax")
 
 from secateur import conformance
-from secateur.errors import InfeasibleError, InputError
+from secateur.errors import DataError, InfeasibleError, InputError
 from secateur.select import ranking
 from secateur.subjects import Page, markup, open_page
 from secateur.subjects.page import DEEPEST
@@ -183,8 +183,16 @@ def test_a_small_budget_finds_a_block_on_a_page_that_is_all_tags():
     assert chosen.keep["page"].any()
 
 
-def test_bad_input_is_one_line():
+def test_bad_input_is_one_line(tmp_path):
     page = open_page(source(), block=8)
+    for missing in (tmp_path / "nowhere.html", tmp_path):
+        with pytest.raises(DataError, match="path of an HTML file"):
+            open_page(missing)
+    for nothing in (5, [5]):
+        with pytest.raises(InputError, match="this is int"):
+            open_page(nothing)
+    with pytest.raises(InputError, match="block=nan"):
+        open_page("<p>x", block=float("nan"))
     with pytest.raises(InputError, match="at least 0"):
         open_page("<p>x", block=-1)
     with pytest.raises(InputError, match="no 'heads'"):

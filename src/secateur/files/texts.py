@@ -76,12 +76,12 @@ class Corpus:
         count = min(max(1, round(len(self.texts) * held_out)), len(self.texts) - 1)
         held = np.zeros(len(self.texts), bool)
         held[np.random.default_rng([seed, len(self.texts)]).permutation(len(self.texts))[:count]] = True
-        return self._pick(~held), self._pick(held)
+        return self._pick(~held, self.name), self._pick(held, f"the held-out part of {self.name}")
 
-    def _pick(self, mask: NDArray[np.bool_]) -> Corpus:
+    def _pick(self, mask: NDArray[np.bool_], name: str) -> Corpus:
         texts = list(itertools.compress(self.texts, mask))
         labels = None if self.labels is None else list(itertools.compress(self.labels, mask))
-        return Corpus(texts, labels, self.name, _digest(texts, labels), self.classes)
+        return Corpus(texts, labels, name, _digest(texts, labels), self.classes)
 
 
 # ----------------------------------------------------------------------------------------------------- reading
@@ -380,7 +380,9 @@ def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length:
         starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
         count, held, needed, unit = len(ids), len(ids), batch, "texts"
     if count < batch:
-        raise DataError(f"{corpus.name} holds {held} {unit}, less than one batch: {needed} are needed")
+        raise DataError(
+            f"{corpus.name} holds {held} {unit}, less than one batch: {needed} are needed, so give more texts"
+        )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     labels = None if packed or corpus.labels is None else np.asarray(corpus.labels, np.int64)
     return Batches(tokens, starts, batch=batch, seed=seed, pad=pad, bucketed=not packed, labels=labels)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from secateur.errors import InputError
+from secateur.errors import DataError, InputError
 from secateur.subjects import markup
 from secateur.subjects.markup import Tree
 from secateur.vocabulary import Cut, Selection, Site, Units
@@ -37,13 +37,28 @@ def open_page(
         block: words above which a tag is split into its children.
         protected: tags that are never unwrapped, since they say what their text is.
         attributes: attributes that stay, such as href; by default none does.
+
+    Raises:
+        InputError: `block` below 0, or a document that is neither HTML nor a path.
+        DataError: a file that can't be read.
     """
-    if block < 0:
+    if not block >= 0:
         raise InputError(f"block={block}: give the words of a block, at least 0")
-    given = [source] if isinstance(source, str | bytes | Path) else list(source)
-    read = [one.read_bytes() if isinstance(one, Path) else one for one in given]
+    given = source if isinstance(source, Sequence) and not isinstance(source, str | bytes) else [source]
+    read = [_read(one) for one in given]
     tree, _ = markup.clean(markup.join([markup.parse(one, attributes) for one in read]), protected)
     return Page(tree, block=block, protected=protected)
+
+
+def _read(source: object) -> str | bytes:
+    if isinstance(source, Path):
+        try:
+            return source.read_bytes()
+        except OSError as error:
+            raise DataError(f"{source}: {error.strerror}: give the path of an HTML file") from error
+    if not isinstance(source, str | bytes):
+        raise InputError(f"a document is HTML, its bytes or a path, and this is {type(source).__name__}")
+    return source
 
 
 class Page:
