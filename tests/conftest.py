@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import signal
 
 import pytest
 
@@ -12,6 +13,9 @@ from secateur import running
 
 def pytest_configure(config: pytest.Config) -> None:
     """No test asks what the clock says, and each result is timed: the fewest pairs, whatever their spread."""
+    # A shell lets what it starts in the background ignore Ctrl-C; tests of it need it everywhere.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("-m") != "claim":
         running.CLOCK.update(lasting=0.0, pairs=6, resolution=math.inf)
 
