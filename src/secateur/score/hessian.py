@@ -345,17 +345,18 @@ def _damped_inverse(H: Tensor, damp: float, held: Tensor) -> Tensor:
     return torch.cholesky_inverse(damped(H, damp, held))
 
 
-def damped(H: Tensor, damp: float, held: Tensor | None = None) -> Tensor:
+def damped(H: Tensor, damp: float, held: Tensor | None = None, *, reverse: bool = False) -> Tensor:
     """L with L L^T = (H + damp mean(diag H) I)[held, held], lower triangular, and 1 on the diagonal of dead inputs.
 
     Dead inputs do not enter the mean. The dampening is at least the rank tolerance of H's precision, and ten times more
-    while Cholesky still fails; `NumericalError` where it never succeeds. `H` is not changed.
+    while Cholesky still fails; `NumericalError` where it never succeeds. `H` is not changed. With `reverse` its rows and
+    columns are taken from the last to the first.
 
     Raises `InputError` for a `damp` that is negative or not finite.
     """
     if not 0.0 <= damp < torch.inf:  # NaN would be raised tenfold for ever
         raise InputError(f"damp={damp}: give a share of the mean of the Hessian's diagonal, such as 0.01")
-    H = H.clone()
+    H = H.flip(0, 1) if reverse else H.clone()  # either is a copy
     diagonal = H.diagonal()  # a view
     dead = diagonal == 0.0
     mean = float(diagonal[~dead].mean()) if not bool(dead.all()) else 0.0

@@ -34,10 +34,12 @@ def factor(H: Tensor, damp: float = 0.01) -> Tensor:
     With J the reversal of order and J H J = L L^T, U = (J L J)^-1: one Cholesky and one triangular inverse.
     Source: SparseGPT (arXiv 2301.00774), section 3.3.
     """
-    lower = damped(H.flip(0, 1), damp)
-    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    upper: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
-    return upper
+    # At most four matrices are alive, H itself among them: at [11008, 11008] each takes 460 MiB.
+    lower = damped(H, damp, reverse=True)
+    solved = torch.eye(len(lower), dtype=lower.dtype, device=lower.device).mT  # solved in place: as LAPACK lays it out
+    torch.linalg.solve_triangular(lower, solved, upper=False, out=solved)
+    del lower
+    return solved.flip(0, 1).contiguous()
 
 
 def prune(
