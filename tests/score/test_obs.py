@@ -50,6 +50,24 @@ def test_the_factor_is_the_cholesky_of_the_inverse():
     assert torch.equal(U, U.triu())
 
 
+def test_neighbours_with_the_same_moments_share_a_factor_and_what_is_done_is_let_go():
+    def moments(seed):
+        made = hessian.Moments()
+        made.add(torch.randn(50, 8, generator=torch.Generator().manual_seed(seed)))
+        return made
+
+    first, second = moments(0), moments(1)
+    given = {"q": first, "k": first, "o": second}
+    seen = {}
+    for name, H, U in obs.factored(given, 0.01):
+        assert name not in given
+        assert torch.equal(U, obs.factor(H, 0.01))
+        seen[name] = U
+    assert not given
+    assert seen["q"] is seen["k"]
+    assert list(seen) == ["q", "k", "o"]
+
+
 def test_scores_are_fresh_at_each_group():
     """What `choose` sees holds the corrections of the columns before: n:m masks depend on them."""
     weight, _, H = problem()

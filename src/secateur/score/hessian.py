@@ -349,8 +349,8 @@ def damped(H: Tensor, damp: float, held: Tensor | None = None, *, reverse: bool 
     """L with L L^T = (H + damp mean(diag H) I)[held, held], lower triangular, and 1 on the diagonal of dead inputs.
 
     Dead inputs do not enter the mean. The dampening is at least the rank tolerance of H's precision, and ten times more
-    while Cholesky still fails; `NumericalError` where it never succeeds. `H` is not changed. With `reverse` its rows and
-    columns are taken from the last to the first.
+    while Cholesky still fails; `NumericalError` where it never succeeds. `H` is not changed. With `reverse` its rows
+    and columns are taken from the last to the first.
 
     Raises `InputError` for a `damp` that is negative or not finite.
     """

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from secateur.errors import InputError, NumericalError
-from secateur.score.hessian import damped
+from secateur.score.hessian import Moments, damped
 
-__all__ = ["Pruned", "factor", "grid", "prune"]
+__all__ = ["Pruned", "factor", "factored", "grid", "prune"]
 
 _STEP = 16
 """Columns whose corrections are applied one by one; beyond them they are added up into matrix products."""
@@ -40,6 +40,20 @@ def factor(H: Tensor, damp: float = 0.01) -> Tensor:
     torch.linalg.solve_triangular(lower, solved, upper=False, out=solved)
     del lower
     return solved.flip(0, 1).contiguous()
+
+
+def factored(moments: dict[str, Moments], damp: float = 0.01) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """(name, H, U) of each matrix in turn, by `factor`; one U for neighbours with the same moments.
+
+    `moments` is emptied on the way: a matrix of the size of H is let go as soon as nobody needs it any more.
+    """
+    shared: Moments | None = None
+    for name in list(moments):
+        taken = moments.pop(name)
+        if taken is not shared:
+            shared, H = taken, taken.value(name)
+            U = factor(H, damp)
+        yield name, H, U
 
 
 def prune(

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
-from recipes.sparse.oneshot import quality, run, taught
+from recipes.sparse.oneshot import CALIBRATED, data, quality, run, taught
 from secateur.errors import InputError
+from secateur.files.rundir import Run
+from secateur.recipes.sparse.owl import owl
+from secateur.recipes.sparse.sparsegpt import sparsegpt
+from secateur.score import hessian
 from secateur.subjects import open_streamed, open_subject
 from secateur.subjects.matrices import matrices
+from secateur.vocabulary import Budget
 
 
 def test_sparsegpt_corrects_what_stays_and_the_others_do_not(tmp_path):
@@ -53,3 +60,12 @@ def test_streamed_gives_the_same_weights(name, tmp_path):
     again = open_subject(tmp_path / "out")
     for key, tensor in inside.subject.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[key], tensor)
+
+
+@pytest.mark.parametrize(("recipe", "options"), [(sparsegpt, {}), (owl, {"method": "sparsegpt"})])
+def test_no_hessian_is_alive_once_its_block_is_done(recipe, options, tmp_path):
+    """They were, while the result was measured and saved: 400 MiB of a model with 5,632 neurons."""
+    with Run.open(tmp_path, {}) as opened:
+        made = recipe(taught(), data(), [Budget.parse("weights=50%")], opened, **CALIBRATED, **options)
+        next(made)
+        assert not [one for one in gc.get_objects() if isinstance(one, hessian.Moments)]

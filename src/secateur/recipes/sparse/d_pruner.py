@@ -338,15 +338,10 @@ def general_importance(
         )
         poor += len(few)
         found: dict[str, Tensor] = {}
-        factors: dict[int, Tensor] = {}
-        for name, matrix in block.matrices.items():
-            H, key = moments[name].value(name), id(moments[name])
-            if key not in factors:
-                factors = {key: obs.factor(H, damp)}  # only the last: matrices with the same inputs are neighbours
-            parts: list[Tensor] = []
+        for name, H, U in obs.factored(moments, damp):
+            weight, parts = block.matrices[name].weight, list[Tensor]()
             noting = partial(noted, choose, parts)
-            pruned = obs.prune(matrix.weight, H, noting, every=columns, block=columns, inverse=factors[key])
-            matrix.weight.copy_(pruned.weight)
+            weight.copy_(obs.prune(weight, H, noting, every=columns, block=columns, inverse=U).weight)
             found[name] = torch.cat(parts, 1)
         storage.write(folder / f"{block.index}.safetensors", found)
     return {"windows": float(len(windows)), "starved": float(poor)}

@@ -5,7 +5,7 @@ Yin et al., ICML 2024 (arXiv 2310.05175).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -72,13 +72,13 @@ def owl(
     """
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
     whole = blocks.count(subject)
-    reader = partial(hessian.Moments, diagonal=True)
+    norms = partial(hessian.Moments, diagonal=True)
 
     def look() -> list[list[float]]:
         found = []
         for block in blocks.visit(subject, windows, run.folder("outliers"), title="outliers", store=False):
             pools = {m.name: m.leaf for m in block.matrices.values()}
-            moments, _ = hessian.pooled(block.read(reader), pools, floor)
+            moments, _ = hessian.pooled(block.read(norms), pools, floor)
             scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
             size = sum(m.weight.numel() for m in block.matrices.values())
             found.append([wanda.outliers(scores, times), float(size)])
@@ -97,18 +97,25 @@ def owl(
             chosen = [weights.chooser(1.0, one) for one in patterns]
         student, starving = subject.copy(), 0
         for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
-            choose = chosen[block.index]
-            moments = block.read(hessian.Moments if method == "sparsegpt" else reader)
-            moments, starved = hessian.pooled(moments, {m.name: m.leaf for m in block.matrices.values()}, floor)
-            starving += len(starved)
-            for name, matrix in block.matrices.items():
-                H = moments[name].value(name)
-                if method == "sparsegpt":
-                    every = pattern.m if pattern else 128
-                    matrix.weight.copy_(obs.prune(matrix.weight, H, choose, every=every, damp=damp).weight)
-                else:
-                    scores = wanda.scores(matrix.weight, H) if method == "wanda" else matrix.weight.abs()
-                    matrix.weight.mul_(choose(scores))
+            reader = hessian.Moments if method == "sparsegpt" else norms
+            starving += prune(block, chosen[block.index], reader, method, pattern.m if pattern else 128, damp, floor)
         cut = blocks.receipt(subject, student, (*notes, *hessian.shortage(starving, floor)))
         told = "outliers by block: " + ", ".join(f"{value:.2f} %" for value in outliers)
         yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, (told,))
+
+
+def prune(
+    block: blocks.Block, choose: weights.Choose, reader: Callable[[], hessian.Moments], method: str, every: int,
+    damp: float, floor: int,
+) -> int:  # fmt: skip
+    """Prune the matrices of a block by `method`; how many starved. What they read is gone when it returns."""
+    moments, starved = hessian.pooled(block.read(reader), {m.name: m.leaf for m in block.matrices.values()}, floor)
+    if method == "sparsegpt":
+        for name, H, U in obs.factored(moments, damp):
+            weight = block.matrices[name].weight
+            weight.copy_(obs.prune(weight, H, choose, every=every, inverse=U).weight)
+    else:
+        for name, matrix in block.matrices.items():
+            weight, squares = matrix.weight, moments[name].value(name)
+            weight.mul_(choose(wanda.scores(weight, squares) if method == "wanda" else weight.abs()))
+    return len(starved)

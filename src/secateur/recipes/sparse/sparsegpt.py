@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
 from secateur.errors import InputError
 from secateur.files import texts
 from secateur.files.rundir import Run
@@ -82,26 +80,26 @@ def sparsegpt(
             raise InputError(f"bits={bits}: give 2 to 8, or 0 for no rounding")
         if columns < 1:
             raise InputError(f"columns={columns}: give at least 1; 128 in the paper")
+        every = pattern.m if pattern else columns
         choose = weights.chooser(share, pattern, "matrix")
         student, starving = subject.copy(), 0
         for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
             for names in block.order() if true_sequential else [list(block.matrices)]:
-                moments = block.read(hessian.Moments, names)
-                moments, starved = hessian.pooled(moments, {name: block.matrices[name].leaf for name in names}, floor)
-                starving += len(starved)
-                factors: dict[int, Tensor] = {}
-                for name in names:
-                    H, key = moments[name].value(name), id(moments[name])
-                    if key not in factors:
-                        factors = {
-                            key: obs.factor(H, damp)
-                        }  # only the last: matrices with the same inputs are neighbours
-                    weight = block.matrices[name].weight
-                    pruned = obs.prune(
-                        weight, H, choose, every=pattern.m if pattern else columns, inverse=factors[key],
-                        rounded=obs.grid(weight, bits) if bits else None,
-                    )  # fmt: skip
-                    weight.copy_(pruned.weight)
+                starving += prune(block, names, choose, every=every, damp=damp, bits=bits, floor=floor)
         told = hessian.shortage(starving, floor, "pruned by their layer's H")
         cut = blocks.receipt(subject, student, (*notes, *told))
         yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, ())
+
+
+def prune(
+    block: blocks.Block, names: Sequence[str], choose: weights.Choose, *, every: int, damp: float, bits: int, floor: int
+) -> int:
+    """Steps 1 to 4 for some matrices of a block; how many starved. Its Hessians are gone when it returns."""
+    moments, starved = hessian.pooled(
+        block.read(hessian.Moments, names), {name: block.matrices[name].leaf for name in names}, floor
+    )
+    for name, H, U in obs.factored(moments, damp):
+        weight = block.matrices[name].weight
+        rounded = obs.grid(weight, bits) if bits else None
+        weight.copy_(obs.prune(weight, H, choose, every=every, inverse=U, rounded=rounded).weight)
+    return len(starved)
