@@ -1,5 +1,7 @@
 import io
 import os
+import shutil
+import subprocess
 import tarfile
 import zipfile
 
@@ -50,6 +52,21 @@ def test_unpacking_both_forms(tmp_path):
             p.relative_to(tmp_path / f"out-{name}").as_posix() for p in tmp_path.rglob(f"out-{name}/**/*.txt")
         )
         assert found == ["p/a.txt", "p/q/b.txt"]
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="a Debian tool")
+def test_a_deb_is_unpacked_without_its_links(tmp_path):
+    place = tmp_path / "package"
+    (place / "DEBIAN").mkdir(parents=True)
+    (place / "DEBIAN" / "control").write_text(
+        "Package: a\nVersion: 1\nArchitecture: all\nMaintainer: a <a@example.org>\nDescription: a\n"
+    )
+    (place / "usr").mkdir()
+    (place / "usr" / "a.html").write_text("x" * 100_000)
+    (place / "usr" / "b.html").symlink_to("/etc/passwd")
+    subprocess.run(["dpkg-deb", "--build", place, tmp_path / "a.deb"], check=True, capture_output=True)
+    packages.unpack(tmp_path / "a.deb", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("*") if not path.is_dir()] == ["a.html"]
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "a\\..\\evil", "C:/evil"])

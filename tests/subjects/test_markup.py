@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("selectolax")
@@ -115,6 +115,7 @@ MARKUP = st.lists(
 
 
 @given(MARKUP)
+@example("<svg><title>&amp;<p>&amp;")
 @settings(max_examples=400, deadline=None)
 def test_any_page_is_read_cleaned_and_read_again_with_the_same_words(source):
     tree = markup.parse(source)

