@@ -17,7 +17,7 @@ from secateur import recipes
 
 PACKAGE = Path(__file__).parents[1] / "src" / "secateur"
 FLOORS = ("subjects", "score", "select", "recover", "measure", "files")
-TOP = ("vocabulary", "errors", "running", "recipes", "conformance")
+TOP = ("vocabulary", "errors", "running", "running.context", "recipes", "encoders", "llms", "conformance")
 
 
 def on_config(config: Any) -> Any:

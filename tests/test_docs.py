@@ -97,6 +97,15 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.folder("mixtral", folder / "mixtral")
     (folder / "texts.txt").write_text("\n".join(tiny.sentences(1200)) + "\n", "utf-8")
     (folder / "general.txt").write_text("\n".join(tiny.chains(400)) + "\n", "utf-8")
+    paragraphs = "".join(f"<h2>Of {i}</h2><p>{text}</p>" for i, text in enumerate(tiny.sentences(40)))
+    page = f"<html><body>{paragraphs}<p>What is pruned grows back.</p></body></html>"
+    (folder / "page.html").write_text(page, "utf-8")
+    (folder / "pages").mkdir()
+    (folder / "pages" / "one.html").write_text(page, "utf-8")
+    row = {"question": "What is pruned?", "html": page, "answers": tiny.sentences(1)}
+    (folder / "questions.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    short = {"question": "a", "html": f"<p>{tiny.sentences(1)[0]}</p><p>b</p>", "answers": tiny.sentences(1)}
+    (folder / "answers.jsonl").write_text(json.dumps(short) + "\n", "utf-8")
     return folder
 
 
@@ -153,7 +162,7 @@ def command(line: str, where: str, capsys: pytest.CaptureFixture[str]) -> None:
     # Tiny models on a busy machine: that the clock can't tell them apart is a right answer too.
     unclear = arguments[0] == "measure" and "too noisy" in printed.err
     assert code == 0 or unclear, f"{where}: `{line}` ended with {code}: {printed.err or printed.out}"
-    assert printed.out.strip() or unclear, f"{where}: `{line}` printed nothing"
+    assert printed.out.strip() or "--out" in arguments or unclear, f"{where}: `{line}` printed nothing"
 
 
 def test_the_walk_through_of_contributing_is_whole() -> None:

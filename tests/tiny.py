@@ -56,6 +56,17 @@ def chains(count: int = 400, seed: int = 0) -> list[str]:
     return texts
 
 
+def letters() -> PreTrainedTokenizerFast:
+    """One token per byte, so that any text can be read."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    names = ["[PAD]", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    base = Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    base.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=base, pad_token="[PAD]", eos_token="</s>")
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per word of `WORDS`, with the special tokens of both encoders and decoders."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

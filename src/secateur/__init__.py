@@ -5,6 +5,7 @@
     secateur.run("ziplm", "path/to/model", budget="speedup=2x", data="texts.txt", out="small")
     model = secateur.load("small")
 
+    found = secateur.prune_context("htmlrag", "<html>...", "What is asked?", "tokens=2048", tokenizer="path/to/reader")
     small, cut = secateur.prune(model, example_inputs, budget="channels=50%")  # any PyTorch network, without data
 
 Names are loaded on first use, so that importing secateur costs nothing.
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from secateur.running import inspect as inspect
     from secateur.running import report as report
     from secateur.running import run as run
+    from secateur.running.context import prune_context as prune_context
+    from secateur.running.context import prune_file as prune_file
+    from secateur.running.context import train_pruner as train_pruner
     from secateur.subjects import load as load
     from secateur.subjects import open_subject as open_subject
     from secateur.vocabulary import Budget as Budget
@@ -54,8 +58,11 @@ _PLACES = {
     "load": "subjects",
     "open_subject": "subjects",
     "prune": "pruning",
+    "prune_context": "running.context",
+    "prune_file": "running.context",
     "report": "running",
     "run": "running",
+    "train_pruner": "running.context",
 }
 
 __all__ = [
@@ -76,8 +83,11 @@ __all__ = [
     "load",
     "open_subject",
     "prune",
+    "prune_context",
+    "prune_file",
     "report",
     "run",
+    "train_pruner",
 ]
 
 

@@ -139,6 +139,8 @@ def _app(given: Sequence[str]) -> typer.Typer:
     app.command("list")(list_recipes)
     app.command("show")(show)
     app.command("run")(_run_command(_named_recipe(given)))
+    app.command("prune-context")(_prune_context_command(_flag_of(given, "--recipe")))
+    app.command("train-pruner")(_train_pruner_command(_first_word(given, "train-pruner")))
     app.command("inspect")(inspect)
     app.command("measure")(measure)
     app.command("report")(report)
@@ -250,15 +252,7 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     fresh = "Also train networks of the cut shape from scratch, for as long (E), for as many FLOPs (B), or both."
     flag("stream", bool, "Read the model block by block from the disk: for models larger than memory.", False)
     flag("scratch-baseline", str | None, fresh, metavar="E|B|both")
-    for option in options:
-        name, panel = option.name.replace("_", "-"), f"Options of {recipe}"
-        help = f"{option.help} (default {option.default})".replace("[", r"\[")
-        if option.annotation == "bool":
-            both = typer.Option(f"--{name}/--no-{name}", help=help, rich_help_panel=panel)
-            kinds[option.name] = (Annotated[bool | None, both], None)
-        else:
-            # Text here; the recipe's own annotation checks it later, the same way as a value from --config.
-            flag(name, str | None, help, metavar=option.annotation, rich_help_panel=panel)
+    kinds |= _flags(recipe, options)
 
     def command(**values: Any) -> None:
         if values["recipe"]:
@@ -266,22 +260,9 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
         given = {
             key: value for key, value in values.items() if value is not None and value is not False and value != []
         }
-        given |= {o.name: values[o.name] for o in options if o.annotation == "bool" and values[o.name] is not None}
-        given |= {o.name: _value(given[o.name], o.annotation) for o in options if isinstance(given.get(o.name), str)}
-        _run(given)
+        _run({**given, **_given(options, values)})
 
-    command.__signature__ = introspection.Signature(  # type: ignore[attr-defined]
-        [
-            introspection.Parameter(
-                name,
-                introspection.Parameter.KEYWORD_ONLY,
-                annotation=kind,
-                default=default,
-            )
-            for name, (kind, default) in kinds.items()
-        ]
-    )
-    command.__annotations__ = {name: kind for name, (kind, _) in kinds.items()}
+    _sign(command, kinds)
     about = recipes.describe(recipe).partition("\n\n")[0].replace("\n", " ") if recipe and named else ""
     command.__doc__ = "Run a recipe on a model; the same command again resumes." + (
         f"\n\n{recipe}: {about}" if about else ""
@@ -289,9 +270,47 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     return command
 
 
+def _flags(recipe: str | None, options: Sequence[recipes.Option]) -> dict[str, tuple[Any, Any]]:
+    """Option -> (annotation for typer, default) of a recipe's own options.
+
+    All but switches are text here; the recipe's own annotation checks it later, the same way as a value from --config.
+    """
+    kinds: dict[str, tuple[Any, Any]] = {}
+    for option in options:
+        name, panel = option.name.replace("_", "-"), f"Options of {recipe}"
+        help = f"{option.help} (default {option.default!r})".replace("(default '')", "").replace("[", r"\[").strip()
+        if option.annotation == "bool":
+            both = typer.Option(f"--{name}/--no-{name}", help=help, rich_help_panel=panel)
+            kinds[option.name] = (Annotated[bool | None, both], None)
+        else:
+            metavar = "NAME" if option.annotation == "Any" else option.annotation
+            flag = typer.Option(f"--{name}", help=help, metavar=metavar, rich_help_panel=panel)
+            kinds[option.name] = (Annotated[str | None, flag], None)
+    return kinds
+
+
+def _given(options: Sequence[recipes.Option], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's own options among the flags that were given."""
+    found = {option.name: (values[option.name], option.annotation) for option in options}
+    return {
+        name: _value(value, annotation) if isinstance(value, str) else value
+        for name, (value, annotation) in found.items() if value is not None
+    }  # fmt: skip
+
+
+def _sign(command: Callable[..., None], kinds: Mapping[str, tuple[Any, Any]]) -> None:
+    """Give `command` the parameters that typer is to read."""
+    keyword = introspection.Parameter.KEYWORD_ONLY
+    command.__signature__ = introspection.Signature(  # type: ignore[attr-defined]
+        [introspection.Parameter(name, keyword, annotation=kind, default=default)
+         for name, (kind, default) in kinds.items()]
+    )  # fmt: skip
+    command.__annotations__ = {name: kind for name, (kind, _) in kinds.items()}
+
+
 def _value(text: str, annotation: str) -> Any:
     """A flag's text as YAML would give it, where the recipe's annotation is more than text."""
-    if annotation == "str" or annotation.startswith("Literal"):
+    if annotation in ("str", "Any") or annotation.startswith("Literal"):
         return text
     if any(name in annotation for name in ("Sequence", "list", "tuple")) and not text.startswith("["):
         return [part.strip() for part in text.split(",") if part.strip()]
@@ -332,6 +351,135 @@ def _run(given: dict[str, Any]) -> None:
         console.print(f"\nresult  {given['out']}\nreport  {Path(given['out']) / 'report.html'}", highlight=False)
         if any(row.verdict != "met" for row in rows):
             raise typer.Exit(1)
+
+
+# ----------------------------------------------------------------------------------------------- what a model reads
+
+
+def _flag_of(given: Sequence[str], flag: str) -> str | None:
+    """The value of a flag, before the command line is read as a whole."""
+    for word, following in zip(given, [*given[1:], None], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _prune_context_command(recipe: str | None) -> Callable[..., None]:
+    """The `prune-context` command, with the flags of `recipe` where one is named."""
+    named = recipe is not None and recipes.cards().get(recipe, {}).get("family") == "context"
+    options = [o for o in recipes.signature(recipe or "") if o.name not in _SHARED] if named else []
+    files = "HTML or text files, read as one document in this order; - is the standard input."
+    kinds: dict[str, tuple[Any, Any]] = {
+        "files": (Annotated[list[str] | None, typer.Argument(help=files, metavar="[FILE]...")], None),
+    }
+
+    def flag(name: str, kind: Any, help: str, default: Any = None, to: str = "", **more: Any) -> None:
+        kinds[to or name] = (Annotated[kind, typer.Option(f"--{name}", help=help, **more)], default)
+
+    flag("recipe", str | None, "Which recipe: `secateur list` shows those of the family context.")
+    flag("question", str | None, "What the documents are to answer.")
+    flag("budget", str | None, "How much may stay: tokens=2048, words=1000, tokens=20%.", metavar="MEASURE=AMOUNT")
+    source = "A .jsonl file with question and html, text or passages in each line; or a folder of pages."
+    flag("in", Path | None, source, to="source")
+    flag("out", Path | None, "Where the result goes: text for files, .jsonl for --in; the standard output without it.")
+    flag(
+        "trace", bool, "Say for each block what became of it: in --in's lines, or as JSON on the standard error.", False
+    )
+    flag("page", Path | None, "Write a page that shows what was cut, greyed out, with each block's score.")
+    flag("strict", bool, "Stop at the first line of --in that can't be pruned.", False)
+    flag("overwrite", bool, "Write --out anew.", False)
+    flag("processes", int | None, "How many work at once on --in; one for each core unless given.")
+    kinds |= _flags(recipe, options)
+
+    def command(**values: Any) -> None:
+        _prune_context({name: values.pop(name) for name in list(values) if name not in {o.name for o in options}},
+                       _given(options, values))  # fmt: skip
+
+    _sign(command, kinds)
+    command.__doc__ = "Cut pages or texts to what answers a question, within a budget of tokens."
+    return command
+
+
+def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    missing = [name for name in ("recipe", "budget") if not given[name]]
+    if not given["source"]:
+        missing += [] if given["files"] else ["a FILE or --in"]
+        missing += [] if given["question"] else ["question"]
+    if missing:
+        flags = ", ".join(name if " " in name else f"--{name}" for name in missing)
+        example = 'secateur prune-context page.html --recipe htmlrag --budget tokens=2048 --question "..."'
+        raise InputError(f"prune-context needs {flags}: say for example {example}")
+    Budget.parse(given["budget"])
+    if given["source"] and (given["files"] or given["page"]):
+        raise InputError("--in takes neither files nor --page: it works line by line and writes --out")
+    if given["source"] and not given["out"]:
+        raise InputError("--in needs --out, a .jsonl file: each line of the one gives a line of the other")
+    recipes.find(given["recipe"])
+    from secateur.running import context
+
+    if given["source"]:
+        lines, failed = context.prune_file(
+            given["recipe"], given["source"], given["out"], given["budget"], question=given["question"] or "",
+            trace=given["trace"], strict=given["strict"], overwrite=given["overwrite"], processes=given["processes"],
+            **options,
+        )  # fmt: skip
+        print(f"{lines} lines, {failed} of them with an error: {given['out']}", file=sys.stderr)
+        if failed:
+            raise typer.Exit(1)
+        return
+    if given["out"] and given["out"].exists() and not given["overwrite"]:
+        raise InputError(f"{given['out']} is there already: give another name, or --overwrite")
+    documents = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in given["files"]]
+    found = context.prune_context(given["recipe"], documents, given["question"], given["budget"], **options)
+    if given["page"]:
+        found.save(given["page"])
+    if given["trace"]:
+        print(json.dumps(found.trace, ensure_ascii=False, indent=1), file=sys.stderr)
+    if given["out"]:
+        found.write(given["out"])
+    else:
+        print(found.text)
+    told = ", ".join(f"{name} {found.before[name]:.0f} -> {found.after[name]:.0f}" for name in found.after)
+    print(told, file=sys.stderr)
+
+
+def _first_word(given: Sequence[str], command: str) -> str | None:
+    """The first word after the name of a command, where that is what was called."""
+    return given[1] if len(given) > 1 and given[0] == command else None
+
+
+def _train_pruner_command(recipe: str | None) -> Callable[..., None]:
+    """The `train-pruner` command, with the flags of `recipe` where one is named."""
+    options = recipes.training(recipe) if recipe in recipes.cards() else []
+    data = "A .jsonl file with question, html, text or passages, and answers in each line."
+    kinds: dict[str, tuple[Any, Any]] = {
+        "recipe": (Annotated[str, typer.Argument(help="A recipe of the family context.")], ...),
+        "model": (
+            Annotated[str, typer.Argument(help="Folder or Hub id of the model to train; it stays as it is.")],
+            ...,
+        ),
+        "data": (Annotated[Path, typer.Option("--data", help=data)], ...),
+        "out": (Annotated[Path, typer.Option("--out", help="The run directory, where the model will stand.")], ...),
+        "overwrite": (Annotated[bool, typer.Option("--overwrite", help="Start anew where --out holds a run.")], False),
+        **_flags(recipe, options),
+    }
+
+    def command(**values: Any) -> None:
+        if not recipes.training(values["recipe"]):
+            raise InputError(f"{values['recipe']} trains no model: `secateur run` runs it")
+        from secateur.running import context
+
+        own = _given(options, values)
+        made = context.train_pruner(
+            values["recipe"], values["model"], values["data"], values["out"], overwrite=values["overwrite"], **own
+        )
+        print(f"{made.steps} steps on {made.tokens} tokens of answers: {values['out']}", file=sys.stderr)
+
+    _sign(command, kinds)
+    command.__doc__ = "Train the model with which a recipe prunes what a model reads; the same command again resumes."
+    return command
 
 
 def _print_evidence(console: Console, row: Evidence) -> None:

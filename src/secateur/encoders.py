@@ -40,17 +40,16 @@ def encoder(source: str | Encoder | Embed) -> Embed:
     """
     if isinstance(source, str):
         source = _opened(source)
-    if not hasattr(source, "encode"):
-        if not callable(source):
-            raise InputError(f"an embedder is a folder, a Hub id, a model or a function, not {type(source).__name__}")
-        return source
-    return functools.partial(_encoded, source)
+    if hasattr(source, "encode"):
+        return functools.partial(_encoded, source)
+    if not callable(source):
+        raise InputError(f"an embedder is a folder, a Hub id, a model or a function, not {type(source).__name__}")
+    return source
 
 
-def _encoded(model: Encoder, texts: Sequence[str]) -> np.ndarray:
+def _encoded(model: Any, texts: Sequence[str]) -> np.ndarray:
     if not len(texts):
         return np.zeros((0, 1), dtype=np.float32)
-    # Of equal length together: padding costs more than the texts where a page has long and short blocks.
     found = model.encode(list(texts), batch_size=32, convert_to_numpy=True, show_progress_bar=False)
     return np.asarray(found, dtype=np.float32)
 

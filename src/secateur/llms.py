@@ -7,7 +7,9 @@ of that is waited out within bounds, and then one `ServerError`.
 from __future__ import annotations
 
 import email.utils
+import functools
 import json
+import math
 import os
 import random
 import threading
@@ -22,7 +24,7 @@ import torch
 from secateur.errors import BudgetError, InputError, MissingExtraError, ServerError
 from secateur.modes import evaluating
 
-__all__ = ["Answer", "LanguageModel", "Local", "Meter", "Server"]
+__all__ = ["Answer", "LanguageModel", "Local", "Meter", "Server", "opened"]
 
 Question = str | Sequence[Mapping[str, str]]
 """A user's words, or messages with `role` and `content`."""
@@ -95,9 +97,12 @@ class LanguageModel(Protocol):
         ...
 
 
-def _messages(question: Question, most: int) -> list[dict[str, str]]:
+def _at_least_one(most: int) -> None:
     if most < 1:
         raise InputError(f"most={most}: give the tokens of an answer, at least 1")
+
+
+def _messages(question: Question) -> list[dict[str, str]]:
     if isinstance(question, str):
         return [{"role": "user", "content": question}]
     found = [dict(message) for message in question]
@@ -109,26 +114,61 @@ def _messages(question: Question, most: int) -> list[dict[str, str]]:
 # ---------------------------------------------------------------------------------------------------------- local
 
 
+def opened(source: str | Local) -> Local:
+    """A causal language model with its tokenizer, from a folder or Hub id, opened once; or the one that is given.
+
+    Raises `InputError` for what is none. Weights are read from safetensors and no code of a checkpoint is run.
+    """
+    if isinstance(source, Local):
+        return source
+    if not isinstance(source, str):
+        raise InputError(f"a language model is a folder, a Hub id or llms.Local, not {type(source).__name__}")
+    return _opened(source)
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(name: str) -> Local:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        return Local(model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        there = "a folder without one" if os.path.isdir(name) else "no folder here, nor found on the Hub"
+        raise InputError(f"language model {name!r} is {there}: give a folder or a Hub id") from error
+
+
 class Local:
     """A causal language model of transformers with its tokenizer; its chat template is used where it has one."""
 
     def __init__(self, model: Any, tokenizer: Any, meter: Meter | None = None) -> None:
         self.model, self.tokenizer, self.meter = model, tokenizer, meter or Meter()
 
+    @property
+    def window(self) -> float:
+        """How many tokens the model can read; infinite where it sets no limit."""
+        return float(getattr(self.model.config, "max_position_embeddings", None) or math.inf)
+
+    def prompt(self, question: Question) -> list[int]:
+        """The tokens that an answer to the question follows on."""
+        messages = _messages(question)
+        if getattr(self.tokenizer, "chat_template", None):
+            ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            return ids
+        ids = self.tokenizer("\n".join(message["content"] for message in messages) + "\n")["input_ids"]
+        while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
+            ids = ids[:-1]  # some tokenizers close every text, and nothing follows an end
+        return ids
+
     @torch.no_grad()
     def ask(self, question: Question, *, most: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:
         """Answer in at most `most` tokens. Raises `InputError` for a question longer than the model can read."""
-        messages = _messages(question, most)
-        if getattr(self.tokenizer, "chat_template", None):
-            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        else:
-            ids = self.tokenizer("\n".join(message["content"] for message in messages) + "\n")["input_ids"]
-            while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
-                ids = ids[:-1]  # some tokenizers close every text, and nothing follows an end
-        longest = getattr(self.model.config, "max_position_embeddings", None)
-        if longest is not None and len(ids) + most > longest:
+        _at_least_one(most)
+        ids = self.prompt(question)
+        if len(ids) + most > self.window:
             raise InputError(
-                f"a question of {len(ids)} tokens, and {most} of an answer: the model reads {longest}, so shorten it"
+                f"a question of {len(ids)} tokens, and {most} of an answer: the model reads {self.window:.0f}, so "
+                "shorten it"
             )
         self.meter.begin()
         began = time.perf_counter()
@@ -222,8 +262,9 @@ class Server:
             ServerError: no answer, after all attempts; or a refusal, which is not asked again.
             BudgetError: no more calls or tokens are allowed.
         """
+        _at_least_one(most)
         body = {
-            "model": self.model, "messages": _messages(question, most), "max_tokens": most, "temperature": temperature,
+            "model": self.model, "messages": _messages(question), "max_tokens": most, "temperature": temperature,
             "seed": seed,
         }  # fmt: skip
         self.meter.begin()

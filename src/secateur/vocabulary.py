@@ -378,6 +378,12 @@ class Recovery:
     losses: tuple[tuple[int, float], ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recovery:
+        """From the plain data that JSON gives back."""
+        losses = tuple((int(step), float(loss)) for step, loss in data.get("losses", ()))
+        return cls(**{**data, "losses": losses})
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -435,9 +441,7 @@ class Evidence:
             cut["notes"] = tuple(cut.get("notes", ()))
             values["cut"] = Cut(**cut)
         if values.get("recovery"):
-            recovery = dict(values["recovery"])
-            recovery["losses"] = tuple((int(step), float(loss)) for step, loss in recovery.get("losses", ()))
-            values["recovery"] = Recovery(**recovery)
+            values["recovery"] = Recovery.from_dict(values["recovery"])
         return cls(**values)
 
 

@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
@@ -19,7 +20,7 @@ from secateur import conformance, recipes
 from secateur.files import texts
 from secateur.measure.quality import perplexity
 from secateur.running import network, trades
-from secateur.subjects import Traced, Transformer, detectors, open_subject, open_traced
+from secateur.subjects import Page, Traced, Transformer, detectors, open_page, open_subject, open_traced
 
 # Recipe -> the toy: kind of model, budget, and options that make it quick. Others run as they are on the default.
 DEFAULT = ("llama", "params=75%", {})
@@ -79,7 +80,9 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"batch": 8, "least": 2, "sparse_epochs": 4, "finetune_epochs": 8, "distil_epochs": 8},
     ),
 }
-ON_NETWORKS = [name for name in recipes.cards() if trades.of_recipe(recipes.find(name)) is network]
+IN_CONTEXT = [name for name, card in recipes.cards().items() if card["family"] == "context"]
+ON_MODELS = [name for name in recipes.cards() if name not in IN_CONTEXT]
+ON_NETWORKS = [name for name in ON_MODELS if trades.of_recipe(recipes.find(name)) is network]
 
 
 @pytest.mark.parametrize("name", ON_NETWORKS)
@@ -110,7 +113,28 @@ def test_recipes_on_networks(name: str) -> None:
     assert set(laws) == LAWS
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.cards() if name not in ON_NETWORKS])
+@pytest.mark.parametrize("name", IN_CONTEXT)
+def test_recipes_on_what_a_model_reads(name: str) -> None:
+    facts = [
+        f"The {word} of number {i} is {word[::-1]}." for i, word in enumerate(["alpha", "gamma", "delta", "omega"])
+    ]
+    filler = " ".join(["Nothing of note stands here, and it goes on."] * 6)
+    parts = "".join(f"<section><h2>Part {i}</h2><p>{fact}</p><p>{filler}</p></section>" for i, fact in enumerate(facts))
+    page = open_page(f"<html><body>{parts}</body></html>", block=16)
+
+    def output(one: Page) -> np.ndarray:
+        return np.array([float(word in one.text()) for word in (*facts, filler)])
+
+    def quality(one: Page) -> float:
+        return float("ammag" in one.text())
+
+    laws = conformance.check_recipe(
+        name, page, "What is the gamma of number 1?", "words=20%", output=output, quality=quality
+    )
+    assert set(laws) == LAWS
+
+
+@pytest.mark.parametrize("name", [name for name in ON_MODELS if name not in ON_NETWORKS])
 def test_recipes(name: str, tmp_path: Path) -> None:
     kind, budget, options = TOYS.get(name, DEFAULT)
     if "general" in options:  # the name of a second file of texts

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from secateur.errors import InfeasibleError, InputError, RunError
-from secateur.files.rundir import Run, atomic_write, guard, is_disk_full, writing
+from secateur.files.rundir import Run, Transient, atomic_write, guard, is_disk_full, writing
 
 
 def test_a_second_open_resumes_and_another_setting_is_named(tmp_path):
@@ -250,3 +250,12 @@ def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, error):
     with pytest.raises(KeyboardInterrupt), Run.open(tmp_path / "third", {}):
         raise KeyboardInterrupt
     assert (tmp_path / "third" / "run.yaml").exists()
+
+
+def test_a_run_that_leaves_nothing_computes_once_and_has_no_folder():
+    run, calls = Transient(), []
+    for _ in range(2):
+        assert run.json("a", lambda: calls.append(1) or {"x": (1,)}) == {"x": (1,)}
+    assert len(calls) == 1
+    with pytest.raises(RunError, match="no folder"):
+        run.folder("b")

@@ -304,3 +304,14 @@ def test_what_does_not_add_up_is_measured_until_it_fits():
     with pytest.raises(InfeasibleError, match="measured at 3 with the fewest") as error:
         ranking.by_budget(units, scores, "units=2", measure=measure)
     assert error.value.reachable == 3.0
+
+
+def test_what_is_measured_to_cost_less_than_its_parts_comes_back():
+    """Ten units of 3 are measured at 2 each: nine of them fit into 18, where their sum of 27 does not."""
+    units = Units({"page": Site("page", 10, {"tokens": np.full(10, 3.0)})})
+    scores = {"page": np.arange(10.0)}
+    selection = ranking.by_budget(
+        units, scores, "tokens=18", measure=lambda keep: {"tokens": 2.0 * float(keep["page"].sum())}
+    )
+    assert selection.keep["page"].tolist() == [False] + [True] * 9
+    assert selection.spent["tokens"] == 18.0

@@ -187,3 +187,19 @@ def test_words_are_runs_without_blanks_or_letters_of_scripts_that_write_none():
 def test_terms_are_words_as_a_search_compares_them():
     assert markup.terms("The Cat's mat, re.match!") == ["the", "cat", "s", "mat", "re", "match"]
     assert markup.terms("東京 ABC") == ["東", "京", "abc"]
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "expected"),
+    [
+        ("a b  c", 2, "a b"),
+        ("a b c", 3, "a b c"),
+        ("a b ", 5, "a b "),
+        ("a", 0, ""),
+        ("", 3, ""),
+        ("東京 x", 2, "東京"),
+    ],
+)
+def test_first_words_are_counted_as_words_are(text, count, expected):
+    assert markup.first_words(text, count) == expected
+    assert markup.words(expected) == min(count, markup.words(text))

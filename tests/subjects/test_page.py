@@ -15,7 +15,7 @@ from secateur import conformance
 from secateur.errors import DataError, InfeasibleError, InputError
 from secateur.select import ranking
 from secateur.subjects import Page, markup, open_page
-from secateur.subjects.page import DEEPEST
+from secateur.subjects.page import DEEPEST, LONGEST
 from secateur.vocabulary import Selection
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
@@ -110,12 +110,70 @@ def test_numbers_stay_through_cut_after_cut_and_never_meet():
     smaller = page.cut(keep(page, *keeps))[0]
     assert {smaller.path(i)[1] for i in range(len(smaller.blocks))} == {"div1", "div3"}
     # Of wrappers that are gone, what was in them comes to stand beside others of its tag.
-    nested = open_page("<div><p>a b c</p><i>x</i></div><div><p>d e f</p><i>y</i></div><p>g h i</p>", block=2)
-    rest = [i for i in range(len(nested.blocks)) if nested.path(i)[-1] != "i"]
+    nested = open_page("<div><p>a b c</p><sub>x</sub></div><div><p>d e f</p><sub>y</sub></div><p>g h i</p>", block=2)
+    rest = [i for i in range(len(nested.blocks)) if nested.path(i)[-1] != "sub"]
     smaller = nested.cut(keep(nested, *rest))[0]
     paths = [smaller.path(i) for i in range(len(smaller.blocks))]
     assert len(set(paths)) == 3
     assert smaller.text() == "a b c d e f g h i"
+
+
+def test_what_a_block_stands_under():
+    page = open_page(
+        "<h1>Manual</h1><section><h2>Lists</h2><p>intro one</p>"
+        "<dl><dt>append(x)</dt><dd><p>adds it</p><p>at the end</p></dd>"
+        "<dt>pop()</dt><dd>takes it</dd></dl><h2>Sets</h2><p>intro two</p></section>"
+        "<table><caption>Codes</caption><thead><tr><th>code</th><th>meaning</th></tr></thead>"
+        "<tbody><tr><td>7</td><td>seven</td></tr></tbody></table>",
+        block=1,
+    )  # fmt: skip
+    under = {page.text(i): page.headings(i) for i in range(len(page.blocks))}
+    assert under["intro one"] == ["Manual", "Lists"]
+    assert under["at the end"] == ["Manual", "Lists", "append(x)"]
+    assert under["takes it"] == ["Manual", "Lists", "pop()"]
+    assert under["intro two"] == ["Manual", "Sets"]
+    assert under["seven"] == ["Manual", "code meaning"]
+    assert under["Sets"] == ["Manual"]
+    long = open_page(f"<h1>{' '.join(['word'] * 50)}</h1><p>a</p><p>b</p>", block=1)
+    assert len(long.headings(len(long.blocks) - 1)[0].split()) == LONGEST
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 14, 10_000])
+def test_the_head_of_a_page_is_its_first_words_with_their_tags(count):
+    page = open_page(source(), block=8)
+    head = page.head(count)
+    assert head.text().split() == page.text().split()[:count]
+    assert set(head.names) <= set(page.names)
+    assert page.head(10_000).html() == page.html()
+
+
+def test_a_page_split_anew_keeps_its_names():
+    page = open_page(source(), block=1000)
+    finer = page.split(4)
+    assert (len(page.blocks), page.block) == (1, 1000)
+    assert len(finer.blocks) > 8
+    assert finer.split(1000).blocks == page.blocks
+    assert finer.text() == page.text()
+
+
+def test_tags_of_looks_go_and_their_text_stays_where_it_is():
+    page = open_page("<p>see <code>csv</code><span>.<b>reader</b></span> and x<sup>2</sup></p><p>b</p>", block=100)
+    assert page.html(numbered=False) == "<body><p>see csv.reader and x<sup>2</sup></p><p>b</p></body>"
+    assert len(page.tree) == 8  # the root, body, two p, sup, and a text in three of them: side by side they are one
+    linked = open_page("<p>see <a href='x'>it</a></p>", attributes=["href"])
+    assert linked.html() == '<p>see <a href="x">it</a></p>'
+    assert open_page("<p>a <b>c</b></p>", plain=()).html() == "<p>a <b>c</b></p>"
+
+
+def test_a_page_may_be_written_without_numbers():
+    page = open_page(source(), block=8, numbered=False)
+    assert "<div0>" not in page.html()
+    assert "<div0>" in page.html(numbered=True)
+    assert not any("div0" in page.source(i) for i in range(len(page.blocks)))
+    smaller = page.cut(keep(page, 0, 1, 2))[0]
+    assert not smaller.numbered
+    assert not smaller.head(3).numbered
+    assert any("div0" in path for path in map(smaller.path, range(len(smaller.blocks))))
 
 
 def test_everything_gone_is_an_empty_page():

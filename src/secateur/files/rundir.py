@@ -25,7 +25,7 @@ import yaml
 
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
-__all__ = ["Run", "atomic_write", "guard", "is_disk_full", "writing"]
+__all__ = ["Run", "Transient", "atomic_write", "guard", "is_disk_full", "writing"]
 
 _TEMPORARY = ".tmp-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -263,6 +263,24 @@ class Run:
         for path in sorted(paths, key=lambda p: p.name == "run.yaml"):
             if path not in keep:
                 _remove(path)
+
+
+class Transient(Run):
+    """A run that leaves nothing: its plain values stand in `values`. For what is too small to be worth a folder."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull), {})
+        self.values: dict[str, Any] = {}
+
+    def path(self, name: str) -> Path:
+        """Refused: this run has no folder."""
+        raise RunError(f"{name} has no place: this run has no folder, give one")
+
+    def json(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The plain value `name`, computed the first time."""
+        if name not in self.values:
+            self.values[name] = compute()
+        return self.values[name]
 
 
 def _lock(path: Path, root: Path) -> int:

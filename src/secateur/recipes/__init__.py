@@ -17,7 +17,7 @@ from typing import Any
 
 from secateur.errors import UnknownRecipeError
 
-__all__ = ["Option", "cards", "describe", "find", "read_options", "signature"]
+__all__ = ["Option", "cards", "describe", "find", "read_options", "signature", "training"]
 
 _CARD = re.compile(r"^CARD\b[^=]*=\s*(\{.*?^\})", re.MULTILINE | re.DOTALL)
 
@@ -60,6 +60,12 @@ def signature(name: str) -> list[Option]:
         UnknownRecipeError: no such recipe; names the nearest.
     """
     return read_options(_locate(name).read_text(encoding="utf-8"), name)
+
+
+def training(name: str) -> list[Option]:
+    """The options of `train` in the file of the recipe called `name`: none where it trains no model of its own."""
+    source = _locate(name).read_text(encoding="utf-8")
+    return read_options(source, "train") if re.search(r"^def train\(", source, re.MULTILINE) else []
 
 
 def describe(name: str) -> str:

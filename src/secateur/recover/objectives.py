@@ -20,7 +20,9 @@ __all__ = [
     "Forward",
     "Objective",
     "Prediction",
+    "answer_loss",
     "count",
+    "count_answers",
     "distance",
     "distil",
     "held_out",
@@ -174,6 +176,23 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal
             "from the teacher alone"
         )
     return losses.cross_entropy(logits, batch["labels"]) / totals["tokens" if logits.dim() == 3 else "sequences"]
+
+
+def count_answers(batch: Batch) -> dict[str, int]:
+    """What `answer_loss` divides by: the tokens that have a label."""
+    return {"tokens": int((batch["labels"] != -100).sum())}
+
+
+def answer_loss(model: Any, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    """Cross-entropy of the tokens of an answer, those of what was asked left out; a mean over the whole step.
+
+    batch: `input_ids` [B, S] without padding, and `labels` [B, S]: at each place the token that follows, or -100.
+    Logits are computed from the first place with a label on.
+    """
+    labels = batch["labels"]
+    first = int((labels != -100).any(0).nonzero()[0])
+    out = model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=labels.shape[1] - first)
+    return losses.cross_entropy(out.logits, labels[:, first:]) / totals["tokens"], {}
 
 
 @torch.no_grad()

@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 import yaml
-from pydantic import ConfigDict, ValidationError, create_model
 from torch import Tensor, nn
 
 from secateur import recipes
@@ -29,7 +28,7 @@ from secateur.files import texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard, writing
 from secateur.measure import display, environment, evidence, generation, latency, memory, sparsity
-from secateur.running import language, trades
+from secateur.running import keywords, language, trades
 from secateur.running.trades import Trade
 from secateur.subjects import Traced, Transformer, open_subject
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result
@@ -137,7 +136,9 @@ def results(
     function = recipes.find(recipe) if isinstance(recipe, str) else recipe
     budgets = _budgets(budget)
     given = {name: value for name, value in (("batch", batch), ("length", length)) if value is not None}
-    chosen = _options(function, {**options, **given}, seed, dry_run)
+    chosen = keywords.checked(
+        function, keywords.fitting(function, {**options, **given}, ("batch", "length"), seed=seed, dry_run=dry_run)
+    )
     _check(seed=(seed, 0), threads=(threads, 1), batch=(batch, 1), length=(length, 1))
     trade = trades.of_recipe(function)
     trades.match(trade, model, function.__name__)
@@ -311,41 +312,7 @@ def _card(row: Evidence, base: str, load: str) -> str:
 def options(recipe: str | Recipe) -> dict[str, Any]:
     """A recipe's options and their default values."""
     function = recipes.find(recipe) if isinstance(recipe, str) else recipe
-    return {name: parameter.default for name, parameter in _keywords(function).items()}
-
-
-def _keywords(function: Recipe) -> dict[str, introspection.Parameter]:
-    parameters = introspection.signature(function).parameters
-    return {name: p for name, p in parameters.items() if p.kind is introspection.Parameter.KEYWORD_ONLY}
-
-
-def _options(function: Recipe, given: Mapping[str, Any], seed: int, dry_run: bool) -> dict[str, Any]:
-    """The recipe's options: `given` ones checked against its annotations, the others at their defaults."""
-    keywords, hints = _keywords(function), typing.get_type_hints(function)
-    shared = {"seed": seed, "dry_run": dry_run}
-    given = {name: value for name, value in given.items() if name in keywords or name not in ("batch", "length")}
-    fields: dict[str, Any] = {
-        name: (hints.get(name, Any), ... if p.default is p.empty else p.default) for name, p in keywords.items()
-    }
-    model = create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
-    values = {**given, **{name: value for name, value in shared.items() if name in keywords}}
-    try:
-        checked = model(**values)
-    except ValidationError as error:
-        raise InputError(_explain(error, function.__name__, list(keywords))) from error
-    return {name: getattr(checked, name) for name in keywords}
-
-
-def _explain(error: ValidationError, recipe: str, known: Sequence[str]) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-        return f"{recipe} has no option {name!r}: {hint}"
-    if first["type"] == "missing":
-        return f"{recipe} needs the option {name!r}"
-    return f"option {name}={first['input']!r} of {recipe}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return {name: parameter.default for name, parameter in keywords.of(function).items()}
 
 
 def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:

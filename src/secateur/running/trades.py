@@ -90,9 +90,14 @@ class Trade(Protocol):
 
 
 def of_recipe(function: Callable[..., Any]) -> Trade:
-    """The trade of the subject that a recipe takes first."""
+    """The trade of the subject that a recipe takes first; `UnsupportedError` for one that prunes no model."""
     hints = typing.get_type_hints(function)
     first = next(iter(inspect.signature(function).parameters), "")
+    if getattr(hints.get(first), "__module__", "") == "secateur.subjects.page":
+        name = function.__name__
+        raise UnsupportedError(
+            f"{name} prunes what a model reads, no model: use `secateur prune-context --recipe {name}`"
+        )
     return _network() if hints.get(first) is Traced else _language()
 
 

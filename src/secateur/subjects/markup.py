@@ -10,7 +10,7 @@ import codecs
 import html
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 from typing import Any
 
@@ -21,7 +21,22 @@ try:
 except ImportError as error:
     raise MissingExtraError("reading HTML needs selectolax: pip install 'secateur[context]'") from error
 
-__all__ = ["INLINE", "PROTECTED", "Tree", "clean", "decode", "first_words", "join", "kept", "parse", "terms", "words", "write"]
+__all__ = [
+    "INLINE",
+    "PLAIN",
+    "PROTECTED",
+    "Tree",
+    "clean",
+    "decode",
+    "first_words",
+    "join",
+    "kept",
+    "parse",
+    "plain",
+    "terms",
+    "words",
+    "write",
+]
 
 PROTECTED = frozenset({"table", "tr", "td", "th", "ul", "ol", "li", "dl", "dt", "dd", "pre"}) | {
     f"h{level}" for level in range(1, 7)
@@ -42,6 +57,9 @@ INLINE = frozenset({
 })  # fmt: skip
 """What a line of text is made of: text, and tags between which a blank is one."""
 _SPACED = {"pre", "textarea"}
+
+PLAIN = INLINE - {"", "sub", "sup", "del", "ins", "s", "strike", "q", "bdo"}
+"""Tags in a line that say only how their text looks: manuals spend half of their tokens on them."""
 
 _ROOT = "[documents]"
 # Every letter of a script without spaces is a word.
@@ -220,6 +238,20 @@ def kept(tree: Tree, gone: Sequence[bool], unwrapped: Sequence[bool]) -> tuple[T
     while opened:
         end[opened.pop()] = len(tag)
     return Tree(tag, text, parent, end), nodes
+
+
+def plain(tree: Tree, tags: Collection[str] = PLAIN) -> Tree:
+    """The tree without the tags of `tags` that have no attributes; what they hold stays, as one text where it is."""
+    loose = [tag in tags and not text for tag, text in zip(tree.tag, tree.text, strict=True)]
+    tree, _ = kept(tree, [False] * len(tree), loose)
+    texts, gone, first = list(tree.text), [False] * len(tree), 0
+    for node in range(1, len(tree)):
+        if not tree.tag[node] and first and not tree.tag[first] and tree.parent[first] == tree.parent[node]:
+            texts[first] += texts[node]
+            gone[node] = True
+        else:
+            first = node
+    return kept(replace(tree, text=texts), gone, [False] * len(tree))[0]
 
 
 def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, list[int]]:

@@ -7,8 +7,9 @@ Systems", WWW 2025 (arXiv 2411.02959), section 3: cleaning without loss, and the
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,21 @@ DEEPEST = 64
 """Below this depth nothing is split further."""
 
 
+LONGEST = 16
+"""Words of a heading that count as such."""
+
+_HIGHEST = {f"h{level}" for level in range(1, 7)}
+_HEADINGS = _HIGHEST | {"dt", "caption"}
+
+
 def open_page(
     source: str | bytes | Path | Sequence[str | bytes | Path],
     *,
     block: int = 128,
     protected: Collection[str] = markup.PROTECTED,
     attributes: Collection[str] = (),
+    plain: Collection[str] = markup.PLAIN,
+    numbered: bool = True,
 ) -> Page:
     """One document or several, cleaned and split into blocks of about `block` words.
 
@@ -38,6 +48,8 @@ def open_page(
         block: words above which a tag is split into its children.
         protected: tags that are never unwrapped, since they say what their text is.
         attributes: attributes that stay, such as href; by default none does.
+        plain: tags that are always unwrapped where they have no attributes, since they only say how text looks.
+        numbered: write siblings with their numbers, as <p0>; else as the tags that they are, which takes fewer tokens.
 
     Raises:
         InputError: `block` below 0, or a document that is neither HTML nor a path.
@@ -47,8 +59,8 @@ def open_page(
         raise InputError(f"block={block}: give the words of a block, at least 0")
     given = source if isinstance(source, Sequence) and not isinstance(source, str | bytes) else [source]
     read = [_read(one) for one in given]
-    tree, _ = markup.clean(markup.join([markup.parse(one, attributes) for one in read]), protected)
-    return Page(tree, block=block, protected=protected)
+    tree = markup.plain(markup.join([markup.parse(one, attributes) for one in read]), plain)
+    return Page(markup.clean(tree, protected)[0], block=block, protected=protected, numbered=numbered)
 
 
 def _read(source: object) -> str | bytes:
@@ -76,8 +88,9 @@ class Page:
         block: int,
         protected: Collection[str] = markup.PROTECTED,
         names: Sequence[str] | None = None,
+        numbered: bool = True,
     ) -> None:
-        self.tree, self.block, self.protected = tree, block, protected
+        self.tree, self.block, self.protected, self.numbered = tree, block, protected, numbered
         self._texts = tree.before(
             [0 if tag else markup.words(text) for tag, text in zip(tree.tag, tree.text, strict=True)]
         )
@@ -111,7 +124,7 @@ class Page:
 
     def split(self, block: int) -> Page:
         """The same page in blocks of about `block` words; names stay as they are."""
-        return Page(self.tree, block=block, protected=self.protected, names=self.names)
+        return Page(self.tree, block=block, protected=self.protected, names=self.names, numbered=self.numbered)
 
     def head(self, count: int) -> Page:
         """The first `count` words of the page, with the tags around them."""
@@ -128,19 +141,21 @@ class Page:
 
     # ------------------------------------------------------------------------------------------------ what stands where
 
-    def html(self) -> str:
-        """The page as it now is."""
-        return markup.write(self.tree, names=self.names)
+    def html(self, *, numbered: bool | None = None) -> str:
+        """The page as it now is; `numbered` as `open_page` was told, unless given."""
+        return self._written(None, self.numbered if numbered is None else numbered)
+
+    def _written(self, nodes: Sequence[int] | None, numbered: bool) -> str:
+        return markup.write(self.tree, nodes, self.names if numbered else None)
 
     def text(self, index: int | None = None) -> str:
         """The text of a block, or of the whole page."""
-        nodes = range(1, len(self.tree)) if index is None else self._nodes(index)
-        return " ".join(" ".join(self.tree.text[i] for i in nodes if not self.tree.tag[i]).split())
+        return self._said(range(1, len(self.tree)) if index is None else self._nodes(index))
 
     def source(self, index: int) -> str:
         """The HTML of a block; of a split tag's bare text, the text."""
         node, bare = self.blocks[index]
-        return markup.write(self.tree, self._nodes(index) if bare else [node], self.names)
+        return self._written(self._nodes(index) if bare else [node], self.numbered)
 
     def path(self, index: int) -> tuple[str, ...]:
         """The names that lead from the top to a block's tag, such as ("html", "body", "div1", "p0")."""
@@ -150,6 +165,35 @@ class Page:
             node = self.tree.parent[node]
         return tuple(reversed(found))
 
+    def headings(self, index: int) -> list[str]:
+        """What a block stands under, from the top: headings, captions and heads of tables, terms of definitions."""
+        node, found = self.blocks[index][0], list[str]()
+        while node > 0:
+            if self._heads[node]:
+                head = self._heads[node]
+                found.append(markup.first_words(self._said(range(head, self.tree.end[head])), LONGEST))
+            node = self.tree.parent[node]
+        return list(reversed(found))
+
+    @cached_property
+    def _heads(self) -> list[int]:
+        """The last heading before each node among its siblings; 0 where there is none."""
+        found, last = [0] * len(self.tree), dict[int, int]()
+        for node in range(1, len(self.tree)):
+            above = self.tree.parent[node]
+            found[node] = last.get(above, 0)
+            if self.tree.tag[node] in _HEADINGS or self._heads_a_table(node):
+                found[node], last[above] = 0 if self.tree.tag[node] in _HIGHEST else found[node], node
+        return found
+
+    def _heads_a_table(self, node: int) -> bool:
+        """Whether a node is a row of heads alone."""
+        tags = {self.tree.tag[child] for child in self.tree.children(node)} if self.tree.tag[node] == "tr" else set()
+        return "th" in tags and "td" not in tags
+
+    def _said(self, nodes: Iterable[int]) -> str:
+        return " ".join(" ".join(self.tree.text[i] for i in nodes if not self.tree.tag[i]).split())
+
     def _nodes(self, index: int) -> list[int]:
         node, bare = self.blocks[index]
         if bare:
@@ -158,23 +202,24 @@ class Page:
 
     # ---------------------------------------------------------------------------------------------------- its two verbs
 
-    def units(self, *axes: str, tokens: Callable[[Sequence[str]], Sequence[int]] | None = None) -> Units:
-        """Site "page": the blocks, and what each costs in words and, where they can be counted, in tokens.
+    def units(self, *axes: str, **counts: Callable[[Sequence[str]], Sequence[int]]) -> Units:
+        """Site "page": the blocks, and what each costs in words and whatever else can be counted, such as tokens.
 
-        Tokens are those of a block on its own. How many the tags around blocks take shows only when it is settled which
-        blocks stay: a selection under a budget measures that (`ranking.by_budget`).
+        Counted is the HTML of a block on its own. How many the tags around blocks take shows only when it is settled
+        which blocks stay: a selection under a budget measures that (`ranking.by_budget`).
 
         Args:
             axes: "page" alone.
-            tokens: texts -> how many tokens each has for the reader.
+            counts: measure -> (texts -> how many each has), such as tokens=encoders.counter("gpt2").
         """
         unknown = [axis for axis in axes if axis != "page"]
         if unknown:
             raise InputError(f"a page has no {unknown[0]!r}: its one axis is page")
         count = len(self.blocks)
         cost = {"words": np.array([float(self._size(index)) for index in range(count)])}
-        if tokens is not None:
-            cost["tokens"] = np.array(tokens([self.source(index) for index in range(count)]), dtype=float)
+        sources = [self.source(index) for index in range(count)] if counts else []
+        for measure, counted in counts.items():
+            cost[measure] = np.array(counted(sources), dtype=float)
         return Units({"page": Site("page", count, cost)})
 
     def _size(self, index: int) -> int:
@@ -202,7 +247,7 @@ class Page:
         """A page of what is left of this one's tree; `stays` are the nodes it is left of."""
         tree, nodes = markup.clean(tree, self.protected)
         names = [self.names[stays[node]] for node in nodes]
-        return Page(tree, block=self.block, protected=self.protected, names=names)
+        return Page(tree, block=self.block, protected=self.protected, names=names, numbered=self.numbered)
 
 
 def _number(siblings: Sequence[int], tags: Sequence[str], names: list[str]) -> None:

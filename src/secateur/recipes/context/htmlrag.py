@@ -1,0 +1,336 @@
+"""HtmlRAG: HTML is better than plain text for modeling retrieved knowledge in RAG systems.
+
+Tan, Dou, Wang, Wang, Chen and Wen, WWW 2025 (arXiv 2411.02959).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur import encoders, llms
+from secateur.encoders import Count
+from secateur.errors import DataError, InfeasibleError, InputError
+from secateur.files.rundir import Run, Transient
+from secateur.recover import loop, objectives
+from secateur.score import paths as likely
+from secateur.score import relevance
+from secateur.select import ranking
+from secateur.subjects import Page, markup, open_page
+from secateur.vocabulary import Array, Budget, Cut, Limit, Recovery, Result, Selection, Units
+
+CARD = {
+    "title": "HtmlRAG: HTML is Better Than Plain Text for Modeling Retrieved Knowledge in RAG Systems",
+    "paper": "https://arxiv.org/abs/2411.02959",
+    "cuts": "blocks of HTML pages that a language model is to read, under a budget of tokens",
+    "recovers": "nothing; the model that scores paths is trained on pages whose answers are known",
+    "extra": "context",
+    "family": "context",
+}
+
+PROMPT = (
+    "**HTML**: ```{html}```\n**Question**: {question}\n**Task**: Which part of the page answers the question best? "
+    "Give the path to its tag, such as <html1><body><div2><p>.\n**Path**: "
+)
+
+
+def htmlrag(
+    subject: Page,
+    data: str,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    embedder: Any = "",
+    tokenizer: Any = "",
+    path_model: Any = "",
+    instruction: str = "",
+    headed: bool = True,
+    wide: float = 2.0,
+    block: int = 0,
+    fine: int = 0,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Cut a page to a budget of tokens: first by similarity of its blocks, then by the likelihood of paths to them.
+
+    The page is clean and split into blocks (`open_page`). For each budget:
+
+    1. coarse: blocks of about `block` words are ranked by how alike their text and the question are to the embedder,
+       or by BM25; the worst leave until what is left fits into `wide` times the budget;
+    2. fine, with a path model: what is left is split anew, into blocks of about `fine` words. The path of each is read
+       as text, "<html><body><div1><p0>"; all paths make a tree of tokens, and a path's score is the sum of
+       log P(token | prompt, the tokens before), P over what some path goes on with. The worst leave until what is left
+       fits into the budget;
+    3. after each block the page is cleaned and counted anew, since tags leave with what they hold.
+
+    Args:
+        subject: one page, or several under one root; it stays as it is.
+        data: the question.
+        budgets: tokens=2048, or words=1000 where there is no tokenizer; or a share of the page, tokens=20%.
+        run: where scores go.
+        embedder: folder or Hub id of a bi-encoder, or such a model; without one blocks are ranked by BM25.
+        tokenizer: folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if
+            not given.
+        path_model: folder or Hub id of a causal language model for step 2, or `llms.Local`; without one there is no
+            step 2, and step 1 goes down to the budget.
+        instruction: what is put before the question for the embedder; BAAI/bge wants "Represent this sentence for
+            searching relevant passages: ".
+        headed: a block is ranked with the headings, terms and table heads that it stands under.
+        wide: the coarse cut's budget, as a multiple.
+        block: words above which a tag is split for step 1; 0 for a size that suits the page and the budget (`suited`).
+        fine: the same for step 2.
+        seed: not used; nothing here is random.
+        dry_run: as a run; nothing is kept.
+
+    Where not even the best block fits it is split further, and at last only its first words stay: a result is never
+    over budget, and never empty where the page and the budget are not.
+
+    Departures: block sizes follow page and budget unless given (256 and 128 words in the paper). Headings lead the
+    texts of their blocks. Protected tags such as tables are not unwrapped, a page may hold several documents, a split
+    tag's bare text is a block however short, and costs only itself. The released package (0.1.1) drops the best blocks
+    when the lengths of all exceed the budget; this follows the paper. A path's score is not divided by the mean length
+    of paths, which is the same for all.
+    """
+    reader = tokenizer or (embedder if isinstance(embedder, str) else "")
+    counts = {"tokens": encoders.counter(reader)} if reader else {}
+    question, scorer = " ".join(data.split()), llms.opened(path_model) if path_model else None
+    rate: Rate = partial(lexical, question=question, headed=headed)
+    if embedder:
+        rate = partial(alike, question=instruction + question, embed=encoders.encoder(embedder), headed=headed)
+    whole = cost(subject, counts)
+    for budget in budgets:
+        limits = allowed(budget, whole)
+        if scorer is None:
+            page, told = reduced(subject, limits, counts, block, rate, run, f"coarse-{budget}")
+            trace = {"page": told}
+        else:
+            # What the path model is to read must fit into it, too.
+            both = {**counts, "read": encoders.counter(scorer.tokenizer)}
+            many = {name: wide * limit for name, limit in limits.items()} | {"read": room(scorer, question)}
+            page, told = reduced(subject, many, both, block, rate, run, f"coarse-{budget}")
+            score = partial(probable, question=question, model=scorer)
+            page, then = reduced(page, limits, counts, fine, score, run, f"fine-{budget}")
+            trace = {"page": told, "page.fine": then}
+        run.json(f"trace-{budget}", partial(dict, trace))
+        gone = {site: (sum(not row["kept"] for row in told), len(told)) for site, told in trace.items()}
+        after = cost(page, counts)
+        yield Result(str(budget), page, Cut(gone, whole, after), after)
+
+
+Rate = Callable[[Page], "np.ndarray"]
+Counts = Mapping[str, Count]
+Row = dict[str, Any]
+"""What a trace tells of a block: path, score, text, costs, and whether it is kept."""
+
+
+def cost(page: Page, counts: Counts) -> dict[str, float]:
+    """Measure -> what the page takes, written as it is."""
+    words = float(markup.words(page.text()))
+    return {"words": words, **{name: float(count([page.html()])[0]) for name, count in counts.items()}}
+
+
+def allowed(budget: Budget, whole: Mapping[str, float]) -> dict[str, float]:
+    """Measure -> limit; refuses what pages are not measured in, and less than one word or token."""
+    unknown = next((limit.measure for limit in budget.limits if limit.measure not in ("words", "tokens")), None)
+    if unknown or budget.pattern or not budget.limits:
+        raise InputError(f"budget {budget}: a page is cut to tokens or words, such as tokens=2048")
+    if "tokens" in budget and "tokens" not in whole:
+        raise InputError(f"budget {budget} needs the reader's tokenizer: give one (--tokenizer), or a budget in words")
+    limits = budget.absolute(whole)
+    for name, limit in limits.items():
+        if limit < 1 <= whole[name]:
+            raise InfeasibleError(
+                f"budget {budget} leaves {limit:.3g} {name} of {whole[name]:.0f}: give at least 1", 1.0
+            )
+    return limits
+
+
+def suited(limits: Mapping[str, float], whole: Mapping[str, float]) -> int:
+    """Words of a block that suit the budget and the page: 16, 32, 64 or 128, at most about an eighth of either."""
+    share = min([1.0, *(limit / max(1.0, whole[name]) for name, limit in limits.items())])
+    return max(size for size in (16, 32, 64, 128) if size == 16 or size <= whole["words"] * share / 8)
+
+
+def reduced(
+    page: Page, limits: Mapping[str, float], counts: Counts, block: int, rate: Rate, run: Run, name: str
+) -> tuple[Page, list[Row]]:
+    """The page within `limits`, and what became of each block; `name` is that of the scores in the run."""
+    page = page.split(block or suited(limits, cost(page, counts)))
+    budget = Budget(tuple(Limit(measure, limit) for measure, limit in limits.items()))
+    while True:
+        units = page.units(**counts)
+        told = run.json(f"{name}-{page.block}", partial(rows, page, units, rate))
+        scores = {"page": np.array([row["score"] for row in told])}
+        keep = ranking.by_budget(units, scores, budget, measure=partial(left, page, counts)).keep["page"]
+        begins = not keep.any() and len(keep) > 0 and not page.block
+        if begins:  # not even the smallest block fits
+            keep = np.arange(len(keep)) == int(scores["page"].argmax())
+        if keep.any() or not len(keep):
+            smaller, _ = page.cut(Selection({"page": keep}))
+            told = [{**row, "kept": bool(stays)} for row, stays in zip(told, keep, strict=True)]
+            return begun(smaller, limits, counts) if begins else smaller, told
+        page = page.split(page.block // 2)
+
+
+def left(page: Page, counts: Counts, keep: Mapping[str, Array]) -> dict[str, float]:
+    """What the page takes with the blocks of `keep` alone."""
+    return cost(page.cut(Selection(keep))[0], counts)
+
+
+def begun(page: Page, limits: Mapping[str, float], counts: Counts) -> Page:
+    """As many of the page's first words as fit."""
+    fits, many = 0, markup.words(page.text()) + 1
+    while many - fits > 1:
+        middle = (fits + many) // 2
+        spent = cost(page.head(middle), counts)
+        fits, many = (middle, many) if all(spent[name] <= limit for name, limit in limits.items()) else (fits, middle)
+    return page.head(fits)
+
+
+def rows(page: Page, units: Units, rate: Rate) -> list[Row]:
+    """What a trace tells of each block."""
+    costs, scores = units["page"].cost, rate(page)
+    return [
+        {"path": " > ".join(page.path(i)), "score": float(scores[i]), "text": page.text(i),
+         **{measure: float(column[i]) for measure, column in costs.items()}}
+        for i in range(len(page.blocks))
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- its scores
+
+
+def read(page: Page, headed: bool) -> list[str]:
+    """What each block says, under what it stands."""
+    count = range(len(page.blocks))
+    return [" ".join([*page.headings(i), page.text(i)] if headed else [page.text(i)]) for i in count]
+
+
+def lexical(page: Page, *, question: str, headed: bool) -> np.ndarray:
+    """BM25 of each block's text."""
+    return relevance.bm25(markup.terms(question), [markup.terms(text) for text in read(page, headed)])
+
+
+def alike(page: Page, *, question: str, embed: encoders.Embed, headed: bool) -> np.ndarray:
+    """Cosine of the question and each block's text."""
+    if not page.blocks:
+        return np.zeros(0)
+    vectors = embed([question, *read(page, headed)])
+    return relevance.cosine(vectors[0], vectors[1:])
+
+
+def probable(page: Page, *, question: str, model: llms.Local) -> np.ndarray:
+    """Log-likelihood of the path to each block."""
+    if not page.blocks:
+        return np.zeros(0)
+    prompt = model.prompt(PROMPT.format(html=page.html(numbered=True), question=question))
+    paths = [tag_path(page, i) for i in range(len(page.blocks))]
+    tokens = model.tokenizer(paths, add_special_tokens=False)["input_ids"]
+    return likely.likelihood(model.model, prompt, tokens).values.numpy()
+
+
+def tag_path(page: Page, index: int) -> str:
+    """The path to a block as text: <html><body><div1>."""
+    return "".join(f"<{name}>" for name in page.path(index))
+
+
+def room(model: llms.Local, question: str) -> float:
+    """How many tokens of HTML the path model can read beside the prompt, a question and a path."""
+    asked = len(model.prompt(PROMPT.format(html="", question=question)))
+    return float(max(1, model.window - asked - 64))
+
+
+# ------------------------------------------------------------------------------------------- training the path model
+
+
+def train(
+    model: llms.Local,
+    rows: Sequence[Mapping[str, Any]],
+    run: Run,
+    *,
+    embedder: Any = "",
+    headed: bool = True,
+    windows: Sequence[int] = (2048, 4096, 8192, 16384, 32768),
+    rates: Sequence[float] = (0.2, 0.3, 0.2, 0.1, 0.1),
+    block: int = 0,
+    fine: int = 16,
+    epochs: float = 3.0,
+    lr: float = 2e-5,
+    accumulate: int = 8,
+    seed: int = 0,
+) -> tuple[Recovery, tuple[str, ...]]:
+    """Teach a causal language model to answer with the path to the block that holds the answer, and with that block.
+
+    Args:
+        model: what is trained, in place.
+        rows: each with `question`, `html` (text or a list of texts) and `answers` (texts that the page says).
+        run: where the training's checkpoint goes.
+        embedder, headed, block: of the coarse cut that makes the pages.
+        windows: tokens of the model that a page is cut to.
+        rates: how likely a row is used at each window.
+        fine: words above which a tag is split.
+        epochs: how often each sample is seen.
+        lr: learning rate, constant after a warm-up of 1 %.
+        accumulate: samples per step.
+        seed: of which rows are used at which window, and of their order.
+
+    A sample's target is the block with the largest share of the answers in it, the first of them; rows without are
+    left out, as are windows that the model can't read. The loss is that of the target's tokens alone.
+    """
+    if len(windows) != len(rates) or not windows:
+        raise InputError(f"windows={list(windows)}, rates={list(rates)}: give one rate for each window")
+    made, lost = list[dict[str, Tensor]](), 0
+    draw = np.random.default_rng(seed)
+    rate: Callable[[str], Rate] = lambda question: partial(lexical, question=question, headed=headed)  # noqa: E731
+    if embedder:
+        embed = encoders.encoder(embedder)
+        rate = lambda question: partial(alike, question=question, embed=embed, headed=headed)  # noqa: E731
+    for row in rows:
+        question = " ".join(str(row["question"]).split())
+        page = open_page(row["html"], numbered=True)
+        for window in (window for window, share in zip(windows, rates, strict=True) if draw.random() < share):
+            read = {"tokens": encoders.counter(model.tokenizer)}
+            limits = {"tokens": min(float(window), room(model, question))}
+            smaller, _ = reduced(page, limits, read, block, rate(question), Transient(), "coarse")
+            sample = example(smaller.split(fine), question, row["answers"], model)
+            lost += sample is None
+            made += [] if sample is None else [sample]
+    if not made:
+        raise DataError(f"none of {len(rows)} rows gives a sample: their answers stand in no block of their pages")
+    order = [made[i] for _ in range(math.ceil(epochs)) for i in draw.permutation(len(made))]
+    steps = max(1, round(epochs * len(made) / accumulate))
+    recovery = loop.train(
+        model.model, order, partial(objectives.answer_loss, model.model), steps=steps, lr=lr, warmup=0.01,
+        schedule="constant", betas=(0.9, 0.98), weight_decay=1e-4, accumulate=accumulate, seed=seed,
+        count=objectives.count_answers, checkpoint=run.folder("training"), title="path model",
+    )  # fmt: skip
+    return recovery, (f"{len(made)} samples of {len(rows)} rows; {lost} had no answer in what the coarse cut left",)
+
+
+def example(page: Page, question: str, answers: Sequence[str], model: llms.Local) -> dict[str, Tensor] | None:
+    """Token ids and labels [1, S] of prompt and answer; None where no block holds an answer."""
+    wanted = [normalised(answer) for answer in answers]
+    found = [normalised(page.text(i)) for i in range(len(page.blocks))]
+    worth = [sum(bool(answer) and answer in text for answer in wanted) for text in found]
+    if not any(worth):
+        return None
+    best = int(np.argmax(worth))
+    _, bare = page.blocks[best]
+    path = tag_path(page, best) if bare else "".join(f"<{name}>" for name in page.path(best)[:-1])
+    prompt = model.prompt(PROMPT.format(html=page.html(numbered=True), question=question))
+    answer = model.tokenizer(path + page.source(best), add_special_tokens=False)["input_ids"]
+    ids = [*prompt, *answer]
+    ids = ids[: int(min(len(ids), model.window))]
+    labels = [-100] * (len(prompt) - 1) + ids[len(prompt) :] + [-100]
+    return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation and articles: as exact matches are counted in question answering."""
+    return " ".join(term for term in markup.terms(text) if term not in ("a", "an", "the"))

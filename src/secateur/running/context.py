@@ -1,0 +1,411 @@
+"""What a model reads, cut to a budget: from a question and documents to the text that stays, one by one or by the file.
+
+A recipe on pages runs as any other; nothing is trained, so that what is left is the text, what it costs and why.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import html
+import importlib
+import json
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from secateur import llms, recipes
+from secateur.errors import DataError, InputError, RunError, SecateurError
+from secateur.files.rundir import Run, Transient, atomic_write, guard
+from secateur.measure import decisions
+from secateur.running import keywords
+from secateur.subjects import Page, open_page
+from secateur.vocabulary import Budget, Recovery
+
+__all__ = ["Pruned", "prune_context", "prune_file", "train_pruner"]
+
+Document: TypeAlias = str | bytes | Path
+FIELDS = ("html", "text", "passages")
+_FEW = 64
+"""Lines for which other processes would not have started before this one is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What stays for one question under one budget.
+
+    text: what the model is to read. before, after: measure (words, and tokens where they can be counted) -> cost.
+    trace: site -> what became of each of its blocks: path, text, score, costs, kept. question: as it was asked.
+    """
+
+    text: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    trace: Mapping[str, Sequence[Mapping[str, Any]]] = field(repr=False)
+    question: str = ""
+
+    def save(self, path: str | Path) -> None:
+        """Write a page that shows what was cut, greyed out, with each block's score."""
+        with guard(Path(path)):
+            atomic_write(path, decisions.page(self.question, self.trace, self.before, self.after))
+
+    def write(self, path: str | Path) -> None:
+        """Write the text."""
+        with guard(Path(path)):
+            atomic_write(path, self.text + "\n")
+
+
+@typing.overload
+def prune_context(
+    recipe: str, documents: Document | Sequence[Document], question: str, budget: str | Budget, **options: Any
+) -> Pruned: ...
+@typing.overload
+def prune_context(
+    recipe: str, documents: Document | Sequence[Document], question: Sequence[str], budget: str | Budget, **options: Any
+) -> list[Pruned]: ...
+def prune_context(
+    recipe: str,
+    documents: Document | Sequence[Document],
+    question: str | Sequence[str],
+    budget: str | Budget,
+    **options: Any,
+) -> Pruned | list[Pruned]:
+    """Cut documents to what answers a question, within a budget.
+
+    Args:
+        recipe: "htmlrag".
+        documents: HTML, its bytes, a path of a file, or several of these in their order. A file is taken as plain text
+            where its name ends in .txt or .md.
+        question: the question, or several, each of which gives a result of its own.
+        budget: tokens=2048, words=1000, or a share of all, tokens=20%.
+        options: the recipe's own, such as embedder="path/to/model", tokenizer="path/to/model".
+
+    Raises:
+        InputError: an unknown option, no question, a document that is none.
+        DataError: a file that can't be read.
+    """
+    asked = [question] if isinstance(question, str) else list(question)
+    function, chosen, limit = _prepared(recipe, budget, options)
+    given = [documents] if isinstance(documents, str | bytes | Path) else documents
+    page = _page([_as_html(one) for one in given])
+    found = [_one(function, page, one, limit, chosen) for one in asked]
+    return found[0] if isinstance(question, str) else found
+
+
+def prune_file(
+    recipe: str,
+    source: str | Path,
+    out: str | Path,
+    budget: str | Budget,
+    *,
+    question: str = "",
+    trace: bool = False,
+    strict: bool = False,
+    overwrite: bool = False,
+    processes: int | None = None,
+    **options: Any,
+) -> tuple[int, int]:
+    """Cut what each line of a JSONL file holds, or each page of a folder; returns (lines, those that failed).
+
+    A line holds `question` and `html`, `text` or `passages`, each text or a list of texts. In its place in `out` stand
+    its own fields, `pruned`, `tokens_before` and `tokens_after` (`words_...` where no tokens are counted), and with
+    `trace` what became of each block. A page of a folder gives a line with `file` and `question`.
+
+    A line that can't be pruned (it is no JSON, or lacks its fields) keeps what it has, `pruned` is empty and `error`
+    says why; with `strict` the run stops there. The same call goes on where an earlier one was stopped: until all is
+    done, lines stand in `out` with `.part` at its end.
+
+    Args:
+        recipe, budget, options: as for `prune_context`.
+        source: a .jsonl file, or a folder of .html, .htm, .txt or .md files.
+        out: the .jsonl file to write.
+        question: of every page of a folder, and of lines that have none.
+        processes: how many work at once; unless given, one for each core where there is much to do.
+
+    Raises `InputError`, `DataError` as `prune_context`, and `RunError` where `out` is there already, or what stands
+    beside it was made by other settings.
+    """
+    _, chosen, limit = _prepared(recipe, budget, options)
+    source, out = Path(source), Path(out)
+    if out.exists() and not overwrite:
+        raise RunError(f"{out} is there already: give another name, or overwrite it (--overwrite)")
+    rows = _rows(source, question)
+    count = sum(1 for _ in _rows(source, question))
+    part, record = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
+    settings = json.dumps(
+        {"recipe": recipe, "budget": str(limit), "question": question, "trace": trace, "strict": strict, "lines": count,
+         "source": str(source.resolve()), **{name: repr(value) for name, value in chosen.items()}}, indent=1
+    )  # fmt: skip
+    with guard(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        done, failed = _resumed(part, record, settings, overwrite)
+        atomic_write(record, settings)
+        work = partial(_line, recipe, str(limit), chosen, trace, strict)
+        plain = all(isinstance(value, str | int | float | None) for value in chosen.values())
+        # A model that was given as such is not sent from process to process.
+        many = processes or (1 if count - done < _FEW else os.cpu_count() or 1)
+        workers = max(1, min(many, count - done)) if plain else 1
+        with part.open("ab") as lines, _bar(count, done) as advance:
+            for text, bad in _mapped(work, islice(rows, done, None), workers):
+                lines.write(text.encode())
+                lines.flush()
+                failed += bad
+                advance()
+        part.replace(out)
+        record.unlink(missing_ok=True)
+    return count, failed
+
+
+def train_pruner(
+    recipe: str,
+    model: str | Path,
+    data: str | Path | Sequence[Mapping[str, Any]],
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    **options: Any,
+) -> Recovery:
+    """Train the model with which a recipe prunes; it stands in `out`, to be given to `prune_context`.
+
+    The same call again goes on from its last checkpoint.
+
+    Args:
+        recipe: "htmlrag", whose `path_model` this makes.
+        model: folder or Hub id of what is trained: a causal language model with its tokenizer. It stays as it is.
+        data: a .jsonl file, or rows, with `question`, `html`, `text` or `passages`, and `answers`: text or a list of
+            texts that the documents say.
+        out: the run directory.
+        overwrite: start anew where `out` holds another run.
+        options: of the recipe's `train`.
+
+    Raises:
+        InputError: an unknown option, a model that can't be opened, a recipe without training.
+        DataError: no row, or one without the fields.
+        RunError: `out` is in use, or holds another run.
+    """
+    module = importlib.import_module(recipes.find(recipe).__module__)
+    if not hasattr(module, "train"):
+        raise InputError(f"{recipe} trains no model")
+    chosen = keywords.checked(module.train, options)
+    rows = list(_taught(data))
+    if not rows:
+        raise DataError("there is no row to learn from: give question, html and answers in each")
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    opened = llms.opened(str(model))
+    learning = llms.Local(copy.deepcopy(opened.model), opened.tokenizer)
+    settings = {"recipe": recipe, "model": str(model), "data_sha256": digest, **chosen}
+    with guard(Path(out)), Run.open(out, settings, overwrite=overwrite) as run:
+        if (Path(out) / "training.json").is_file():
+            record = json.loads((Path(out) / "training.json").read_text(encoding="utf-8"))
+            return Recovery.from_dict(record["recovery"])
+        recovery, notes = module.train(learning, rows, run, **chosen)
+        told = json.dumps({"recovery": asdict(recovery), "notes": notes}, indent=1)
+
+        def save(folder: Path) -> None:
+            learning.model.save_pretrained(folder)
+            learning.tokenizer.save_pretrained(folder)
+            (folder / "training.json").write_text(told, encoding="utf-8")
+
+        run.publish(save)
+    return cast(Recovery, recovery)
+
+
+def _taught(data: str | Path | Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows with `question`, `html` (a list) and `answers` (a list)."""
+    given = [(f"row {number}", json.dumps(dict(row))) for number, row in enumerate(data, start=1)] \
+        if isinstance(data, Sequence) and not isinstance(data, str) else _rows(Path(data), "")  # fmt: skip
+    for where, text in given:
+        try:
+            row, documents = _read(where, text)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        answers = row.get("answers")
+        answers = [answers] if isinstance(answers, str) else answers
+        if not isinstance(row.get("question"), str) or not isinstance(answers, list) or not answers \
+                or not all(isinstance(answer, str) for answer in answers):  # fmt: skip
+            raise DataError(f"{where} lacks question or answers: give text, and text or a list of texts")
+        yield {"question": row["question"], "html": documents, "answers": answers}
+
+
+# ------------------------------------------------------------------------------------------------------------- one
+
+
+def _prepared(
+    recipe: str, budget: str | Budget, options: Mapping[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any], Budget]:
+    function = recipes.find(recipe)
+    first = next(iter(typing.get_type_hints(function).values()))
+    if first is not Page:
+        names = [name for name, card in recipes.cards().items() if card["family"] == "context"]
+        raise InputError(f"{recipe} does not prune what a model reads: use {' or '.join(names)}, or `secateur run`")
+    return function, keywords.checked(function, options), Budget.parse(budget)
+
+
+def _page(documents: Sequence[Document]) -> Page:
+    return open_page(documents, numbered=False)
+
+
+def _one(
+    function: Callable[..., Any], page: Page, question: object, budget: Budget, chosen: Mapping[str, Any]
+) -> Pruned:
+    if not isinstance(question, str) or not question.strip():
+        raise InputError("there is no question: say what the documents are to answer")
+    run = Transient()
+    (result,) = function(page, question, [budget], run, **chosen)
+    trace = run.values[f"trace-{budget}"]
+    return Pruned(result.subject.html(), result.cut.before, result.cut.after, trace, question)
+
+
+def _as_html(document: Document) -> Document:
+    """Files of plain text as HTML; what is HTML or its bytes already, as it is."""
+    if not isinstance(document, Path) or document.suffix.lower() not in (".txt", ".md"):
+        return document
+    try:
+        return _paragraphs(document.read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        raise DataError(f"{document}: {error.strerror}: give the path of a text") from error
+
+
+def _paragraphs(text: str) -> str:
+    """Plain text as HTML: a paragraph between blank lines each."""
+    parts = [part for part in text.replace("\r\n", "\n").split("\n\n") if part.strip()]
+    return "<section>" + "".join(f"<p>{html.escape(part.strip(), quote=False)}</p>" for part in parts) + "</section>"
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def _rows(source: Path, question: str) -> Iterator[tuple[str, str]]:
+    """(where it stands, JSON) of each thing to prune; of a folder's pages the JSON names the file."""
+    if source.is_dir():
+        kinds = (".html", ".htm", ".txt", ".md")
+        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in kinds and path.is_file())
+        if not found:
+            raise DataError(f"{source} holds no page: it has none of {', '.join(kinds)}")
+        for path in found:
+            named = {"file": str(path.relative_to(source)), "question": question}
+            yield str(path), json.dumps(named, ensure_ascii=False)
+        return
+    try:
+        with source.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{source}, line {number}", _asked(line.decode("utf-8", "replace"), question)
+    except OSError as error:
+        raise DataError(f"{source}: {error.strerror}: give a .jsonl file or a folder of pages") from error
+
+
+def _asked(line: str, question: str) -> str:
+    """The line with `question` where it has none."""
+    if not question:
+        return line
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return line
+    return json.dumps({"question": question, **row}, ensure_ascii=False) if isinstance(row, dict) else line
+
+
+def _line(
+    recipe: str, budget: str, chosen: Mapping[str, Any], trace: bool, strict: bool, given: tuple[str, str]
+) -> tuple[str, bool]:
+    """The line of the answer, and whether it failed."""
+    where, text = given
+    row: dict[str, Any] = {}
+    try:
+        row, documents = _read(where, text)
+        found = _one(recipes.find(recipe), _page(documents), row.get("question"), Budget.parse(budget), chosen)
+    except SecateurError as error:
+        if strict:
+            raise type(error)(f"{where}: {error}") from error
+        return json.dumps({**row, "pruned": "", "error": str(error)}, ensure_ascii=False) + "\n", True
+    measure = "tokens" if "tokens" in found.after else "words"
+    answer = {
+        **row, "pruned": found.text, f"{measure}_before": int(found.before[measure]),
+        f"{measure}_after": int(found.after[measure]),
+    }  # fmt: skip
+    if trace:
+        answer["trace"] = found.trace
+    return json.dumps(answer, ensure_ascii=False) + "\n", False
+
+
+def _read(where: str, text: str) -> tuple[dict[str, Any], list[Document]]:
+    """A line's own fields, and its documents as HTML."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError("this line is no JSON: each is to be an object with question and html") from error
+    if not isinstance(row, dict):
+        raise DataError(f"this line is a {type(row).__name__}: each is to be an object with question and html")
+    if "file" in row and not any(name in row for name in FIELDS):
+        return row, [_as_html(Path(where))]
+    name = next((name for name in FIELDS if name in row), "")
+    values = row.get(name)
+    parts = [values] if isinstance(values, str) else values
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise DataError(f"this line has no {', '.join(FIELDS)} that is text or a list of texts")
+    return row, list(parts) if name == "html" else [_paragraphs(part) for part in parts]
+
+
+def _resumed(part: Path, record: Path, settings: str, overwrite: bool) -> tuple[int, int]:
+    """(lines that are done, those of them that failed); what stands behind the last whole line is taken back."""
+    if overwrite or not part.exists():
+        part.unlink(missing_ok=True)
+        return 0, 0
+    if not record.exists() or record.read_text(encoding="utf-8") != settings:
+        raise RunError(f"{part} was made by other settings: give another name, or overwrite it (--overwrite)")
+    done = failed = whole = 0
+    with part.open("rb+") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            row = json.loads(line)
+            whole, done = whole + len(line), done + 1
+            failed += row.get("pruned") == "" and "error" in row
+        lines.truncate(whole)
+    return done, failed
+
+
+def _mapped(
+    work: Callable[[tuple[str, str]], tuple[str, bool]], rows: Iterable[tuple[str, str]], workers: int
+) -> Iterator[tuple[str, bool]]:
+    """The answers in the order of the rows; a few rows ahead are in work, so that a file need not fit into memory."""
+    if workers == 1:
+        yield from map(work, rows)
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        waiting: list[Future[tuple[str, bool]]] = []
+        try:
+            for row in rows:
+                waiting.append(pool.submit(work, row))
+                if len(waiting) > 4 * workers:
+                    yield waiting.pop(0).result()
+            while waiting:
+                yield waiting.pop(0).result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _bar(count: int, done: int) -> Iterator[Callable[[], None]]:
+    """A bar on the terminal; what it yields, called, says that one more is done."""
+    columns = (TextColumn("pruning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
+        task = progress.add_task("", total=count, completed=done)
+        yield partial(progress.advance, task)

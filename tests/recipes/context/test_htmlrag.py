@@ -1,0 +1,255 @@
+"""HtmlRAG: both cuts, budgets that hold, and a path model that learns where answers stand."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tiny
+from secateur import llms
+from secateur.errors import DataError, InfeasibleError, InputError
+from secateur.files.rundir import Run, Transient
+from secateur.recipes.context import htmlrag as module
+from secateur.recipes.context.htmlrag import htmlrag
+from secateur.subjects import Page, markup, open_page
+from secateur.vocabulary import Budget
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+
+
+def letters(texts):
+    """A reader whose tokens are characters."""
+    return [len(text) for text in texts]
+
+
+def source(sections=10):
+    def section(i):
+        filler = " ".join(WORDS * 3)
+        return f"<div><h2>Chapter {i}</h2><p>The capital of land{i} is town{i}.</p><p>{filler}</p></div>"
+
+    return f"<html><body>{''.join(map(section, range(sections)))}</body></html>"
+
+
+def run(page, question, *budgets, into=None, **options):
+    found = htmlrag(page, question, [Budget.parse(budget) for budget in budgets], into or Transient(), **options)
+    return list(found)
+
+
+QUESTION = "What is the capital of land7?"
+
+
+def test_the_answer_stays_and_no_budget_is_exceeded():
+    page = open_page(source(), numbered=False)
+    for result in run(page, QUESTION, *(f"tokens={limit}" for limit in (40, 80, 200, 400, 1000)), tokenizer=letters):
+        limit = float(result.name.partition("=")[2])
+        assert len(result.subject.html()) == result.cut.after["tokens"] <= limit
+        assert "town7" in result.subject.text()
+        assert result.cut.before["tokens"] == len(page.html())
+
+
+def test_ten_sections_two_relevant_room_for_three():
+    """The released package keeps neither: it drops from its ranking what a running sum leaves out."""
+    page = open_page(source(), numbered=False)
+    (result,) = run(page, "land3 and land8", "words=20", block=8)
+    assert {"town3", "town8"} <= set(result.subject.text().replace(".", "").split())
+
+
+def test_a_larger_budget_keeps_a_superset():
+    page = open_page(source(), numbered=False)
+    kept = []
+    for limit in (100, 200, 300, 500, 900):
+        memory = Transient()
+        run(page, QUESTION, f"tokens={limit}", into=memory, tokenizer=letters, block=8)
+        kept.append(
+            {row["path"] + row["text"] for row in memory.values[f"trace-tokens={limit}"]["page"] if row["kept"]}
+        )
+    assert all(small <= large for small, large in itertools.pairwise(kept))
+    assert len(kept[0]) < len(kept[-1])
+
+
+def test_a_budget_that_fits_all_gives_the_cleaned_page():
+    page = open_page(source(), numbered=False)
+    (result,) = run(page, QUESTION, f"tokens={len(page.html())}", tokenizer=letters)
+    assert result.subject.html() == page.html()
+    assert result.cut.is_noop
+
+
+def test_what_is_less_than_the_best_block_is_its_first_words():
+    page = open_page(f"<p>{' '.join(f'w{i}' for i in range(500))}</p><p>other things</p>", numbered=False)
+    (result,) = run(page, "What is w3?", "tokens=60", tokenizer=letters)
+    assert result.subject.text().startswith("w0 w1 w2 w3 w4 w5")
+    assert 50 < len(result.subject.html()) <= 60
+
+
+def test_a_best_block_that_is_too_large_is_split_before_it_is_shortened():
+    items = "".join(f"<li>thing{i} is {' '.join(WORDS)}</li>" for i in range(30))
+    page = open_page(f"<div><ul>{items}</ul></div><p>nothing</p>", numbered=False)
+    (result,) = run(page, "thing21", "words=15", block=1000)
+    assert "thing21" in result.subject.text()
+
+
+@pytest.mark.parametrize("html", ["", "   ", "<!-- -->", "<script>x</script>"])
+def test_an_empty_page_stays_empty(html):
+    (result,) = run(open_page(html), "What?", "words=5")
+    assert (result.subject.html(), result.cut.after) == ("", {"words": 0.0})
+
+
+@pytest.mark.parametrize("question", ["何ですか", "?!", "\x00", "что", "x" * 100_000])
+def test_a_question_in_any_script_has_an_answer(question):
+    (result,) = run(open_page(source(), numbered=False), question, "words=30")
+    assert 0 < result.cut.after["words"] <= 30
+
+
+def test_what_a_page_can_not_be_cut_to_is_refused_in_one_line():
+    page = open_page(source())
+    with pytest.raises(InputError, match="cut to tokens or words"):
+        run(page, QUESTION, "params=50%")
+    with pytest.raises(InputError, match="needs the reader's tokenizer"):
+        run(page, QUESTION, "tokens=50")
+    with pytest.raises(InfeasibleError, match=r"leaves 0.038 words of 380: give at least 1"):
+        run(page, QUESTION, "words=0.01%")
+
+
+@given(st.lists(st.text(max_size=30), max_size=12), st.integers(2, 60), st.text(max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_no_text_is_invented_and_no_budget_broken(parts, limit, question):
+    page = open_page("".join(f"<div><p>{part}</p></div>" for part in parts), numbered=False)
+    (result,) = run(page, question, f"tokens={limit}", tokenizer=letters, block=2)
+    assert len(result.subject.html()) <= limit
+    left = iter(re.sub(r"\s", "", page.text()))
+    assert all(letter in left for letter in re.sub(r"\s", "", result.subject.text()))  # a subsequence
+
+
+# ------------------------------------------------------------------------------------------------------- embeddings
+
+
+def by_town(texts):
+    """Vectors that say how often each of ten lands is named."""
+    return np.array([[float(text.count(f"land{i}")) for i in range(10)] + [0.01] for text in texts], dtype=np.float32)
+
+
+def test_blocks_are_ranked_by_an_embedder_after_its_instruction():
+    seen = []
+
+    def embed(texts):
+        seen.append(list(texts))
+        return by_town(texts)
+
+    (result,) = run(open_page(source(), numbered=False), QUESTION, "words=12", embedder=embed, instruction="Find: ")
+    assert "town7" in result.subject.text()
+    assert seen[0][0] == f"Find: {QUESTION}"
+
+
+def test_a_block_is_ranked_with_what_it_stands_under():
+    items = "".join(
+        f"<dt>name{i}()</dt><dd><p>Gives back {' '.join(WORDS)} {i}.</p><p>More of it.</p></dd>" for i in range(9)
+    )
+    page = open_page(f"<h1>Manual</h1><dl>{items}</dl>", numbered=False)
+    (with_heads,) = run(page, "What does name5() do?", "words=20", block=4)
+    (without,) = run(page, "What does name5() do?", "words=20", block=4, headed=False)
+    assert "kappa 5" in with_heads.subject.text()
+    assert "kappa 5" not in without.subject.text()
+
+
+# -------------------------------------------------------------------------------------------------------- fine cut
+
+
+def local(window=2048):
+    torch.manual_seed(0)
+    tokenizer = tiny.letters()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=window, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return llms.Local(LlamaForCausalLM(config).eval(), tokenizer)
+
+
+def test_the_fine_cut_goes_on_from_the_coarse_one_by_paths():
+    page, memory = open_page(source(), numbered=False), Transient()
+    (result,) = run(page, QUESTION, "tokens=200", into=memory, tokenizer=letters, path_model=local(), block=16, fine=8)
+    trace = memory.values["trace-tokens=200"]
+    assert list(trace) == ["page", "page.fine"]
+    assert len(result.subject.html()) <= 200
+    assert result.cut.removed["page.fine"][0] > 0
+    assert all(row["score"] <= 0 for row in trace["page.fine"])  # log-likelihoods
+    coarse = sum(row["tokens"] for row in trace["page"] if row["kept"])
+    assert 200 < coarse <= 400  # twice the budget
+
+
+def test_the_coarse_cut_leaves_what_the_path_model_can_read():
+    page = open_page(source(), numbered=False)
+    model = local(window=700)
+    (result,) = run(page, QUESTION, "tokens=5000", tokenizer=letters, path_model=model, block=16)
+    prompt = module.PROMPT.format(html=result.subject.html(numbered=True), question=QUESTION)
+    assert len(model.prompt(prompt)) <= 700
+
+
+def test_a_path_model_learns_where_answers_stand(tmp_path):
+    """They stand under h3, wherever that is: after training, the paths say so on pages never seen."""
+    model, draw = local(), np.random.default_rng(0)
+
+    def page():
+        return "<div>" + "".join(f"<h{i}>fact {i}</h{i}>" for i in draw.permutation([1, 2, 3, 4])) + "</div>"
+
+    rows = [{"question": "which?", "html": [page()], "answers": ["fact 3"]} for _ in range(32)]
+    held = [open_page(page(), block=1) for _ in range(6)]
+
+    def right():
+        best = [int(module.probable(one, question="which?", model=model).argmax()) for one in held]
+        return sum(one.path(i)[-1] == "h3" for one, i in zip(held, best, strict=True))
+
+    before = right()
+    how = dict(windows=(2048,), rates=(1.0,), fine=1, epochs=3, lr=1e-2, accumulate=4)
+    with Run.open(tmp_path / "run", {}) as into:
+        recovery, notes = module.train(model, rows, into, **how)
+    assert recovery.steps == 24
+    assert "32 samples of 32 rows" in notes[0]
+    assert right() == 6 > before
+
+
+def test_a_sample_is_the_prompt_then_the_path_then_the_block():
+    model, page = local(), open_page("<div><p>no.</p><p>The answer is Here!</p></div>", block=2)
+    sample = module.example(page, "Where?", ["the answer is here"], model)
+    ids, labels = sample["input_ids"][0].tolist(), sample["labels"][0].tolist()
+    start = labels.index(next(label for label in labels if label != -100)) + 1
+    assert model.tokenizer.decode(ids[start:]) == "<div><p1>The answer is Here!</p1>"
+    assert labels[start - 1 : -1] == ids[start:]
+    assert ids[:start] == model.prompt(module.PROMPT.format(html=page.html(numbered=True), question="Where?"))
+    assert module.example(page, "Where?", ["there"], model) is None
+
+
+def test_rows_without_an_answer_are_refused_and_told():
+    with pytest.raises(DataError, match="none of 1 rows gives a sample"):
+        module.train(
+            local(), [{"question": "a", "html": ["<p>b</p>"], "answers": ["c"]}], Transient(), rates=(1.0,) * 5
+        )
+    with pytest.raises(InputError, match="one rate for each window"):
+        module.train(local(), [], Transient(), windows=(1, 2), rates=(1.0,))
+
+
+def test_scores_are_read_from_a_run_that_has_them(tmp_path):
+    page, calls = open_page(source(), numbered=False), []
+
+    def embed(texts):
+        calls.append(len(texts))
+        return by_town(texts)
+
+    for _ in range(2):
+        with Run.open(tmp_path / "run", {}) as into:
+            (result,) = run(page, QUESTION, "words=12", into=into, embedder=embed)
+        assert "town7" in result.subject.text()
+    assert len(calls) == 1
+
+
+def test_words_are_those_of_the_page():
+    (result,) = run(open_page(source(), numbered=False), QUESTION, "words=25%")
+    assert isinstance(result.subject, Page)
+    assert markup.words(result.subject.text()) == result.cut.after["words"] <= 0.25 * result.cut.before["words"]

@@ -1,0 +1,216 @@
+"""What a model reads: one question, many, files line by line, and the training of what prunes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import secateur
+import tiny
+from secateur.errors import DataError, InputError, RunError
+from secateur.files.rundir import Run
+from secateur.running import context
+
+PAGE = "<html><body><nav>home about</nav>" + "".join(
+    f"<section><h2>Town {i}</h2><p>The mayor of town{i} is person{i}.</p><p>{'Nothing more. ' * 6}</p></section>"
+    for i in range(8)
+) + "</body></html>"  # fmt: skip
+
+
+def characters(texts):
+    return [len(text) for text in texts]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def written(path, count=12, **more):
+    rows = [{"id": i, "question": f"Who is the mayor of town{i % 8}?", "html": PAGE, **more} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_one_question_and_many(tmp_path):
+    found = secateur.prune_context("htmlrag", PAGE, "Who is the mayor of town5?", "words=12")
+    assert "person5" in found.text
+    assert found.after["words"] <= 12 < found.before["words"]
+    assert [row["kept"] for row in found.trace["page"]].count(True) < len(found.trace["page"])
+    many = secateur.prune_context("htmlrag", PAGE, ["mayor of town2", "mayor of town6"], "words=12")
+    assert ["person2" in many[0].text, "person6" in many[1].text] == [True, True]
+    (tmp_path / "a.html").write_text(PAGE)
+    (tmp_path / "b.txt").write_text("A stranger <b> comes.\n\nThe mayor of town9 is person9.")
+    files = [tmp_path / "a.html", tmp_path / "b.txt"]
+    found = secateur.prune_context("htmlrag", files, "town9", "words=8")
+    assert "person9" in found.text
+    assert "&lt;b&gt;" in secateur.prune_context("htmlrag", files, "stranger", "words=10").text
+
+
+def test_what_was_cut_can_be_looked_at(tmp_path):
+    found = secateur.prune_context("htmlrag", "<p>one <i>two</i></p><p>three</p>", "<script>three</script>", "words=2")
+    found.save(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert "&lt;script&gt;three" in text
+    assert "<script" not in text
+    assert text.count('class="gone"') == 1
+
+
+def test_bad_calls_get_one_line(tmp_path):
+    with pytest.raises(InputError, match="wanda does not prune what a model reads: use htmlrag"):
+        secateur.prune_context("wanda", PAGE, "a", "words=3")
+    with pytest.raises(InputError, match="has no option 'embeder': did you mean 'embedder'"):
+        secateur.prune_context("htmlrag", PAGE, "a", "words=3", embeder="x")
+    with pytest.raises(InputError, match="there is no question"):
+        secateur.prune_context("htmlrag", PAGE, "  ", "words=3")
+    with pytest.raises(DataError, match=r"none\.html"):
+        secateur.prune_context("htmlrag", tmp_path / "none.html", "a", "words=3")
+    with pytest.raises(InputError, match="is no folder here, nor found on the Hub"):
+        secateur.prune_context("htmlrag", PAGE, "a", "tokens=3", tokenizer="no/such-tokenizer")
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_line_for_line_with_its_own_fields(tmp_path, processes):
+    count, failed = secateur.prune_file(
+        "htmlrag", written(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", "words=12", processes=processes
+    )
+    assert (count, failed) == (12, 0)
+    for i, row in enumerate(lines(tmp_path / "out.jsonl")):
+        assert row["id"] == i
+        assert row["html"] == PAGE
+        assert f"person{i % 8}" in row["pruned"]
+        assert row["words_after"] <= 12 < row["words_before"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_fields_of_texts_and_passages_and_traces(tmp_path):
+    rows = [
+        {"question": "town2", "text": "About town1.\n\nAbout town2."},
+        {"question": "town2", "passages": ["About town1.", "About town2."]},
+        {"question": "town2", "html": ["<p>About town1.</p>", "<p>About town2.</p>"]},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    secateur.prune_file("htmlrag", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "words=2", trace=True)
+    for row in lines(tmp_path / "out.jsonl"):
+        assert row["pruned"] == "<p>About town2.</p>"
+        assert [block["kept"] for block in row["trace"]["page"]] == [False, True]
+
+
+def test_lines_that_can_not_be_pruned_say_why_and_the_others_go_on(tmp_path):
+    bad = ["no json", "[1]", '{"question": "a"}', '{"html": "<p>a</p>"}', '{"question": 3, "html": "<p>a</p>"}',
+           '{"question": "a", "html": [1]}', "[" * 100_000, '{"question": "a", "html": "<p>a b c</p>"}']  # fmt: skip
+    (tmp_path / "in.jsonl").write_text("\n".join(bad))
+    count, failed = secateur.prune_file(
+        "htmlrag", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "words=2", processes=1
+    )
+    assert (count, failed) == (8, 7)
+    found = lines(tmp_path / "out.jsonl")
+    assert all(row["error"] and row["pruned"] == "" for row in found[:7])
+    assert found[7]["pruned"] == "<p>a b</p>"
+    with pytest.raises(DataError, match="line 1: this line is no JSON"):
+        secateur.prune_file("htmlrag", tmp_path / "in.jsonl", tmp_path / "b.jsonl", "words=2", strict=True)
+
+
+def test_a_folder_of_pages(tmp_path):
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"{i}.html").write_text(f"<p>filler</p><p>town{i} lies there</p>")
+    out = tmp_path / "out.jsonl"
+    assert secateur.prune_file("htmlrag", folder, out, "words=3", question="town lies") == (5, 0)
+    assert [row["file"] for row in lines(out)] == [f"{i}.html" for i in range(5)]
+    assert all(f"town{i}" in row["pruned"] for i, row in enumerate(lines(out)))
+
+
+def test_what_is_there_is_not_lost(tmp_path):
+    source, out = written(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+    out.write_text("mine")
+    with pytest.raises(RunError, match="is there already"):
+        secateur.prune_file("htmlrag", source, out, "words=12")
+    assert out.read_text() == "mine"
+    secateur.prune_file("htmlrag", source, out, "words=12", overwrite=True, processes=1)
+    assert len(lines(out)) == 2
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        secateur.prune_file("htmlrag", tmp_path / "none.jsonl", tmp_path / "new.jsonl", "words=12")
+
+
+def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path):
+    source = written(tmp_path / "in.jsonl", 150)
+    secateur.prune_file("htmlrag", source, tmp_path / "whole.jsonl", "words=12", processes=1)
+    command = [sys.executable, "-m", "secateur", "prune-context", "--recipe", "htmlrag", "--budget", "words=12"]
+    command += ["--in", str(source), "--out", str(tmp_path / "out.jsonl"), "--processes", "1"]
+    part = tmp_path / "out.jsonl.part"
+    process = subprocess.Popen(command, start_new_session=True)
+    while process.poll() is None and (not part.exists() or part.read_bytes().count(b"\n") < 20):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = part.read_bytes().count(b"\n")
+    assert 20 <= done < 150
+    with part.open("ab") as half:
+        half.write(b'{"id": 99, "prun')  # as a kill in the midst of writing leaves it
+    with pytest.raises(RunError, match="other settings"):
+        secateur.prune_file("htmlrag", source, tmp_path / "out.jsonl", "words=13")
+    assert subprocess.run(command, check=False).returncode == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory):
+    folder, tokenizer = tmp_path_factory.mktemp("learner"), tiny.letters()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=4096, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_path_model_is_trained_saved_and_prunes(learner, tmp_path):
+    rows = [{"question": f"town{i}", "html": PAGE, "answers": f"person{i}"} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    how = dict(windows=[3000], rates=[1.0], epochs=1, accumulate=2, lr=1e-3)
+    made = secateur.train_pruner("htmlrag", learner, tmp_path / "rows.jsonl", tmp_path / "out", **how)
+    assert (made.steps, len(made.losses)) == (2, 2)
+    assert secateur.train_pruner("htmlrag", learner, tmp_path / "rows.jsonl", tmp_path / "out", **how) == made
+    trained, old = (AutoModelForCausalLM.from_pretrained(place) for place in (tmp_path / "out", learner))
+    assert any(not a.equal(b) for a, b in zip(trained.parameters(), old.parameters(), strict=True))
+    options = dict(tokenizer=characters, path_model=str(tmp_path / "out"))
+    found = secateur.prune_context("htmlrag", PAGE, "mayor of town5", "tokens=300", **options)
+    assert len(found.text) <= 300
+    assert list(found.trace) == ["page", "page.fine"]
+    with pytest.raises(RunError, match="epochs=1"):
+        secateur.train_pruner("htmlrag", learner, rows, tmp_path / "out", **{**how, "epochs": 2})
+    with Run.open(tmp_path / "out", {}) as run:  # nobody else holds it
+        assert run.root == tmp_path / "out"
+
+
+def test_rows_that_teach_nothing_are_refused(learner, tmp_path):
+    with pytest.raises(InputError, match="wanda trains no model"):
+        secateur.train_pruner("wanda", learner, [], tmp_path / "out")
+    with pytest.raises(DataError, match="no row to learn from"):
+        secateur.train_pruner("htmlrag", learner, [], tmp_path / "out")
+    with pytest.raises(DataError, match="row 1 lacks question or answers"):
+        secateur.train_pruner("htmlrag", learner, [{"question": "a", "html": "<p>b</p>"}], tmp_path / "out")
+    row = {"question": "a", "html": "<p>b</p>", "answers": ["b"]}
+    with pytest.raises(InputError, match="is no folder here"):
+        secateur.train_pruner("htmlrag", tmp_path / "none", [row], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_paragraphs_are_those_between_blank_lines():
+    assert context._paragraphs("a\nb\r\n\r\n  \n\nc <d>") == "<section><p>a\nb</p><p>c &lt;d&gt;</p></section>"
