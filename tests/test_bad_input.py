@@ -324,3 +324,34 @@ def test_a_limit_on_the_size_of_files(places, tmp_path):
 
     refused(ziplm(places, tmp_path / "out", before=limit), "disk full", out=tmp_path / "out")
     assert ziplm(places, tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("page.html --recipe htmlrag --budget words=2", "prune-context needs --question"),
+        ("--recipe htmlrag --budget words=2 --question a", "prune-context needs a FILE or --in"),
+        ("page.html --recipe htmlrg --budget words=2 --question a", "did you mean 'htmlrag'"),
+        ("page.html --recipe wanda --budget words=2 --question a", "wanda does not prune what a model reads"),
+        ("page.html --recipe htmlrag --budget tokens=20 --question a", "needs the reader's tokenizer"),
+        ("page.html --recipe htmlrag --budget lots --question a", "budget 'lots' was not understood"),
+        ("none.html --recipe htmlrag --budget words=2 --question a", "none.html: No such file"),
+        ("page.html --recipe htmlrag --budget words=2 --question a --wide x", "option wide='x' of htmlrag"),
+        ("page.html --recipe htmlrag --budget words=2 --question a --embedder none", "'none' is no folder here"),
+        ("page.html --recipe htmlrag --budget words=2 --question a --out there.html", "there.html is there already"),
+        ("--in page.html --recipe htmlrag --budget words=2", "--in needs --out"),
+        ("page.html --in page.html --recipe htmlrag --budget words=2", "--in takes neither files nor --page"),
+        ("--in none.jsonl --out new.jsonl --recipe htmlrag --budget words=2", "none.jsonl: No such file"),
+    ],
+)
+def test_prune_context_refuses_in_one_line(places, tmp_path, arguments, said):
+    (tmp_path / "page.html").write_text("<p>a b c</p>")
+    (tmp_path / "there.html").write_text("mine")
+    done = run(tmp_path, "prune-context", *arguments.split())
+    assert done.code == 2
+    assert said in done.stderr
+    assert done.stderr.startswith("secateur: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "there.html"]
+    assert (tmp_path / "there.html").read_text() == "mine"

@@ -126,6 +126,8 @@ def test_a_folder_of_pages(tmp_path):
     for i in range(5):
         (folder / f"{i}.html").write_text(f"<p>filler</p><p>town{i} lies there</p>")
     out = tmp_path / "out.jsonl"
+    with pytest.raises(InputError, match="they hold no question"):
+        secateur.prune_file("htmlrag", folder, out, "words=3")
     assert secateur.prune_file("htmlrag", folder, out, "words=3", question="town lies") == (5, 0)
     assert [row["file"] for row in lines(out)] == [f"{i}.html" for i in range(5)]
     assert all(f"town{i}" in row["pruned"] for i, row in enumerate(lines(out)))

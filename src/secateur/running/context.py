@@ -291,6 +291,8 @@ def _paragraphs(text: str) -> str:
 def _rows(source: Path, question: str) -> Iterator[tuple[str, str]]:
     """(where it stands, JSON) of each thing to prune; of a folder's pages the JSON names the file."""
     if source.is_dir():
+        if not question.strip():
+            raise InputError(f"{source} is a folder of pages, and they hold no question: give one (--question)")
         kinds = (".html", ".htm", ".txt", ".md")
         found = sorted(path for path in source.rglob("*") if path.suffix.lower() in kinds and path.is_file())
         if not found:

@@ -97,6 +97,10 @@ def htmlrag(
     when the lengths of all exceed the budget; this follows the paper. A path's score is not divided by the mean length
     of paths, which is the same for all.
     """
+    if not wide >= 1.0:
+        raise InputError(f"wide={wide}: give at least 1, the coarse cut's budget as a multiple of the budget")
+    if block < 0 or fine < 0:
+        raise InputError(f"block={block}, fine={fine}: give words of a block, or 0 for a size that suits")
     reader = tokenizer or (embedder if isinstance(embedder, str) else "")
     counts = {"tokens": encoders.counter(reader)} if reader else {}
     question, scorer = " ".join(data.split()), llms.opened(path_model) if path_model else None
