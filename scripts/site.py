@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from secateur import recipes
 
 PACKAGE = Path(__file__).parents[1] / "src" / "secateur"
-FLOORS = ("subjects", "score", "select", "recover", "measure", "files")
+FLOORS = ("subjects", "score", "select", "recover", "measure", "files", "adapters")
 TOP = ("vocabulary", "errors", "running", "running.context", "recipes", "encoders", "llms", "conformance")
 
 

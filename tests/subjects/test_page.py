@@ -257,3 +257,18 @@ def test_bad_input_is_one_line(tmp_path):
         page.units("heads")
     with pytest.raises(InputError, match=f"{len(page.blocks)} blocks, and the selection 1"):
         page.cut(Selection({"page": np.ones(1, bool)}))
+
+
+def test_documents_that_are_kept_apart_are_told_by_their_numbers():
+    page = open_page(["<p>a one</p><p>a two</p>", "", "<html><body>bare <b>c</b></body></html>", "<ul><li>d</li></ul>"],
+                     apart=True, block=1, numbered=False)  # fmt: skip
+    assert page.documents() == {
+        0: ("<body><p>a one</p><p>a two</p></body>", "a one\n\na two"),
+        2: ("<body>bare c</body>", "bare c"),
+        3: ("<ul><li>d</li></ul>", "d"),
+    }
+    gone = [i for i in range(len(page.blocks)) if page.path(i)[0] != "document0"]
+    smaller = page.cut(keep(page, *gone))[0]
+    assert set(smaller.documents()) == {2, 3}
+    assert set(smaller.cut(keep(smaller, len(smaller.blocks) - 1))[0].documents()) == {3}
+    assert set(open_page(["<p>x</p>"], apart=True).documents()) == {0}

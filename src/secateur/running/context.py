@@ -11,8 +11,10 @@ import html
 import importlib
 import json
 import os
+import re
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -35,10 +37,12 @@ from secateur.running import keywords
 from secateur.subjects import Page, open_page
 from secateur.vocabulary import Budget, Recovery
 
-__all__ = ["Pruned", "prune_context", "prune_file", "train_pruner"]
+__all__ = ["Pruned", "Pruner", "prune_context", "prune_file", "train_pruner"]
 
 Document: TypeAlias = str | bytes | Path
 FIELDS = ("html", "text", "passages")
+_MARKUP = re.compile(r"<(?:!doctype|/?[a-z][a-z0-9]*(?:\s[^<>]*)?/?)>", re.IGNORECASE)
+"""What tells HTML from text that says that one number is < another."""
 _FEW = 64
 """Lines for which other processes would not have started before this one is done."""
 
@@ -103,6 +107,39 @@ def prune_context(
     page = _page([_as_html(one) for one in given])
     found = [_one(function, page, one, limit, chosen) for one in asked]
     return found[0] if isinstance(question, str) else found
+
+
+class Pruner:
+    """A recipe with a budget and options, checked once: what post-processors of retrieval pipelines call.
+
+    Where a call can't be answered (there is no question, say) it warns and gives the documents back as they came,
+    unless `strict`: a pipeline is not to end for what was to make it cheaper.
+    """
+
+    def __init__(self, recipe: str, budget: str | Budget, *, strict: bool = False, **options: Any) -> None:
+        self.recipe, self.strict = recipe, strict
+        self._function, self._chosen, self.budget = _prepared(recipe, budget, options)
+
+    def __call__(self, documents: Sequence[str], question: str) -> list[tuple[int, str]]:
+        """(number, what stays) of each document of which something stays, in their order, all under one budget.
+
+        What is HTML stays HTML, what is plain text stays text.
+        """
+        kinds = [bool(_MARKUP.search(document)) for document in documents]
+        given = [one if is_html else _paragraphs(one) for one, is_html in zip(documents, kinds, strict=True)]
+        try:
+            page = open_page(given, numbered=False, apart=True)
+            run = Transient()
+            if not question.strip():
+                raise InputError("there is no question: say what the documents are to answer")
+            (result,) = self._function(page, question, [self.budget], run, **self._chosen)
+        except SecateurError as error:
+            if self.strict:
+                raise
+            warnings.warn(f"{self.recipe} left the documents as they were: {error}", stacklevel=2)
+            return list(enumerate(documents))
+        left = result.subject.documents()
+        return [(number, html_left if kinds[number] else text) for number, (html_left, text) in left.items()]
 
 
 def prune_file(

@@ -22,6 +22,7 @@ except ImportError as error:
     raise MissingExtraError("reading HTML needs selectolax: pip install 'secateur[context]'") from error
 
 __all__ = [
+    "DOCUMENT",
     "INLINE",
     "PLAIN",
     "PROTECTED",
@@ -62,6 +63,9 @@ PLAIN = INLINE - {"", "sub", "sup", "del", "ins", "s", "strike", "q", "bdo"}
 """Tags in a line that say only how their text looks: manuals spend half of their tokens on them."""
 
 _ROOT = "[documents]"
+DOCUMENT = "document"
+"""The tag of each of several documents that are to be told apart; no tag of HTML."""
+
 # Every letter of a script without spaces is a word.
 _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
@@ -200,15 +204,17 @@ def _one_blank(found: re.Match[str]) -> str:
     return "\n" if "\n" in found[0] else " "
 
 
-def join(trees: Sequence[Tree]) -> Tree:
-    """All documents under one root, in order."""
+def join(trees: Sequence[Tree], *, apart: bool = False) -> Tree:
+    """All documents under one root, in order; `apart` in a tag each, `DOCUMENT`."""
     tag, text, parent, end = [_ROOT], [""], [-1], [0]
     for tree in trees:
-        shift = len(tag) - 1
-        tag += tree.tag[1:]
-        text += tree.text[1:]
-        parent += [above + shift if above else 0 for above in tree.parent[1:]]
-        end += [last + shift for last in tree.end[1:]]
+        top, first = (len(tag), 0) if apart else (0, 1)
+        shift = len(tag) - first
+        tag += [DOCUMENT, *tree.tag[1:]] if apart else tree.tag[1:]
+        text += tree.text[first:]
+        parent += [top if not above else above + shift for above in tree.parent[first:]]
+        parent[top] = -1 if not top else 0
+        end += [last + shift for last in tree.end[first:]]
     end[0] = len(tag)
     return Tree(tag, text, parent, end)
 

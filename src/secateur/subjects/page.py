@@ -40,6 +40,7 @@ def open_page(
     attributes: Collection[str] = (),
     plain: Collection[str] = markup.PLAIN,
     numbered: bool = True,
+    apart: bool = False,
 ) -> Page:
     """One document or several, cleaned and split into blocks of about `block` words.
 
@@ -49,6 +50,7 @@ def open_page(
         protected: tags that are never unwrapped, since they say what their text is.
         attributes: attributes that stay, such as href; by default none does.
         plain: tags that are always unwrapped where they have no attributes, since they only say how text looks.
+        apart: put each document into a tag of its own, so that what is left of each can be told (`Page.documents`).
         numbered: write siblings with their numbers, as <p0>; else as the tags that they are, which takes fewer tokens.
 
     Raises:
@@ -59,8 +61,15 @@ def open_page(
         raise InputError(f"block={block}: give the words of a block, at least 0")
     given = source if isinstance(source, Sequence) and not isinstance(source, str | bytes) else [source]
     read = [_read(one) for one in given]
-    tree = markup.plain(markup.join([markup.parse(one, attributes) for one in read]), plain)
-    return Page(markup.clean(tree, protected)[0], block=block, protected=protected, numbered=numbered)
+    tree = markup.plain(markup.join([markup.parse(one, attributes) for one in read], apart=apart), plain)
+    if not apart:
+        return Page(markup.clean(tree, protected)[0], block=block, protected=protected, numbered=numbered)
+    protected, names = {*protected, markup.DOCUMENT}, list(tree.tag)
+    for index, node in enumerate(tree.children(0)):
+        names[node] = f"{markup.DOCUMENT}{index}"
+    tree, nodes = markup.clean(tree, protected)
+    names = [names[node] for node in nodes]
+    return Page(tree, block=block, protected=protected, names=names, numbered=numbered)
 
 
 def _read(source: object) -> str | bytes:
@@ -147,6 +156,21 @@ class Page:
 
     def _written(self, nodes: Sequence[int] | None, numbered: bool) -> str:
         return markup.write(self.tree, nodes, self.names if numbered else None)
+
+    def documents(self) -> dict[int, tuple[str, str]]:
+        """Number of each document of which something is left -> its HTML, and its text by blocks. Needs `apart`."""
+        tops = [node for node in self.tree.children(0) if self.tree.tag[node] == markup.DOCUMENT]
+        texts: dict[int, list[str]] = {node: [] for node in tops}
+        for index, (node, _) in enumerate(self.blocks):
+            top = next((top for top in tops if top <= node < self.tree.end[top]), None)
+            if top is not None:
+                texts[top].append(self.text(index))
+        return {
+            int(self.names[top].removeprefix(markup.DOCUMENT)): (
+                self._written(self.tree.children(top), self.numbered), "\n\n".join(texts[top]),
+            )
+            for top in tops
+        }  # fmt: skip
 
     def text(self, index: int | None = None) -> str:
         """The text of a block, or of the whole page."""

@@ -113,7 +113,7 @@ def test_what_a_page_can_not_be_cut_to_is_refused_in_one_line():
         run(page, QUESTION, "params=50%")
     with pytest.raises(InputError, match="needs the reader's tokenizer"):
         run(page, QUESTION, "tokens=50")
-    with pytest.raises(InputError, match="wide=0.5: give at least 1"):
+    with pytest.raises(InputError, match=r"wide=0\.5: give at least 1"):
         run(page, QUESTION, "words=50", wide=0.5)
     with pytest.raises(InputError, match="block=-1"):
         run(page, QUESTION, "words=50", block=-1)

@@ -1,0 +1,61 @@
+"""The compressor in LangChain's own hands."""
+
+from __future__ import annotations
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from secateur.adapters.langchain import SecateurCompressor
+from secateur.errors import InputError
+
+HTML = "<h1>Towns</h1><p>Town one lies in the north.</p><p>Town two lies in the south.</p>"
+TEXT = "Of rivers: 1 < 2 holds.\n\nRiver two is long and cold.\n\nNothing else."
+
+
+class Letters(Embeddings):
+    """Texts by how often each letter is in them."""
+
+    def embed_query(self, text):
+        return [float(text.lower().count(letter)) + 0.01 for letter in "abcdefghijklmnopqrstuvwxyz"]
+
+    def embed_documents(self, texts):
+        return [self.embed_query(text) for text in texts]
+
+
+def documents():
+    return [Document(HTML, metadata={"source": "a"}), Document(TEXT, metadata={"source": "b"}), Document("Other.")]
+
+
+def test_documents_keep_their_metadata_and_kind():
+    compressor = SecateurCompressor(budget="words=7", options={"block": 1})
+    (left,) = compressor.compress_documents(documents(), "Where does town two lie, in the south?")
+    assert (left.page_content, left.metadata) == ("<p>Town two lies in the south.</p>", {"source": "a"})
+    (left,) = compressor.compress_documents(documents(), "Is river two long?")
+    assert (left.page_content, left.metadata) == ("River two is long and cold.", {"source": "b"})
+    assert documents()[0].page_content == HTML
+
+
+def test_in_a_chain_behind_a_retriever():
+    store = InMemoryVectorStore.from_documents(documents(), Letters())
+    compressor = SecateurCompressor(budget="words=8")
+    chain = RunnablePassthrough.assign(documents=lambda given: store.as_retriever().invoke(given["question"])) | (
+        RunnableLambda(lambda given: compressor.compress_documents(given["documents"], given["question"]))
+    )
+    left = chain.invoke({"question": "Where does town one lie?"})
+    assert any("Town one lies in the north" in document.page_content for document in left)
+    assert sum(len(document.page_content.split()) for document in left) <= 8
+
+
+def test_what_can_not_be_is_refused_when_it_is_made_and_what_fails_later_is_told():
+    with pytest.raises(InputError, match="has no option 'blok'"):
+        SecateurCompressor(budget="words=7", options={"blok": 1})
+    with pytest.raises(InputError, match="does not prune what a model reads"):
+        SecateurCompressor(recipe="wanda", budget="words=7")
+    with pytest.warns(UserWarning, match="left the documents as they were: there is no question"):
+        assert SecateurCompressor(budget="words=7").compress_documents(documents(), " ") == documents()
+    with pytest.raises(InputError, match="there is no question"):
+        SecateurCompressor(budget="words=7", strict=True).compress_documents(documents(), " ")
+    assert SecateurCompressor(budget="words=7").compress_documents([], "a") == []
