@@ -318,6 +318,8 @@ def test_imports_are_declared() -> None:
         "click": "typer",
         "markupsafe": "jinja2",
         "PIL": "pillow",
+        "haystack": "haystack_ai",
+        "llama_index": "llama_index_core",
     }
     for file in SOURCES:
         for node in ast.walk(tree_of(file)):

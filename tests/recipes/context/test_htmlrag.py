@@ -188,12 +188,18 @@ def test_the_fine_cut_goes_on_from_the_coarse_one_by_paths():
     assert 200 < coarse <= 400  # twice the budget
 
 
-def test_the_coarse_cut_leaves_what_the_path_model_can_read():
-    page = open_page(source(), numbered=False)
-    model = local(window=700)
-    (result,) = run(page, QUESTION, "tokens=5000", tokenizer=letters, path_model=model, block=16)
-    prompt = module.PROMPT.format(html=result.subject.html(numbered=True), question=QUESTION)
-    assert len(model.prompt(prompt)) <= 700
+def test_the_coarse_cut_leaves_what_the_path_model_can_read(monkeypatch):
+    page, model, lengths = open_page(source(), numbered=False), local(window=900), []
+    real = module.likely.likelihood
+
+    def noted(network, prompt, paths):
+        lengths.append(len(prompt) + max(map(len, paths)))
+        return real(network, prompt, paths)
+
+    monkeypatch.setattr(module.likely, "likelihood", noted)
+    run(page, QUESTION, "tokens=5000", tokenizer=letters, path_model=model, block=16)
+    assert lengths
+    assert 600 < max(lengths) <= 900
 
 
 def test_a_path_model_learns_where_answers_stand(tmp_path):

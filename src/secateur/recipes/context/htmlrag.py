@@ -115,8 +115,8 @@ def htmlrag(
             trace = {"page": told}
         else:
             # What the path model is to read must fit into it, too.
-            both = {**counts, "read": encoders.counter(scorer.tokenizer)}
-            many = {name: wide * limit for name, limit in limits.items()} | {"read": room(scorer, question)}
+            both = {**counts, READ: encoders.counter(scorer.tokenizer)}
+            many = {name: wide * limit for name, limit in limits.items()} | {READ: room(scorer, question, subject)}
             page, told = reduced(subject, many, both, block, rate, run, f"coarse-{budget}")
             score = partial(probable, question=question, model=scorer)
             page, then = reduced(page, limits, counts, fine, score, run, f"fine-{budget}")
@@ -127,16 +127,22 @@ def htmlrag(
         yield Result(str(budget), page, Cut(gone, whole, after), after)
 
 
-Rate = Callable[[Page], "np.ndarray"]
+READ = "read"
+"""The measure of what the path model reads: its own tokens of a page whose tags are numbered."""
+
+Rate = Callable[[Page], np.ndarray]
 Counts = Mapping[str, Count]
 Row = dict[str, Any]
 """What a trace tells of a block: path, score, text, costs, and whether it is kept."""
 
 
 def cost(page: Page, counts: Counts) -> dict[str, float]:
-    """Measure -> what the page takes, written as it is."""
+    """Measure -> what the page takes, written as it is; in `READ`, as the path model reads it."""
     words = float(markup.words(page.text()))
-    return {"words": words, **{name: float(count([page.html()])[0]) for name, count in counts.items()}}
+    numbered = {READ: page.html(numbered=True)} if READ in counts else {}
+    return {"words": words} | {
+        name: float(count([numbered.get(name) or page.html()])[0]) for name, count in counts.items()
+    }
 
 
 def allowed(budget: Budget, whole: Mapping[str, float]) -> dict[str, float]:
@@ -244,10 +250,12 @@ def tag_path(page: Page, index: int) -> str:
     return "".join(f"<{name}>" for name in page.path(index))
 
 
-def room(model: llms.Local, question: str) -> float:
-    """How many tokens of HTML the path model can read beside the prompt, a question and a path."""
+def room(model: llms.Local, question: str, page: Page) -> float:
+    """How many tokens of HTML the path model can read beside the prompt, the question and the longest path."""
     asked = len(model.prompt(PROMPT.format(html="", question=question)))
-    return float(max(1, model.window - asked - 64))
+    finest = page.split(0)
+    paths = [tag_path(finest, i) for i in range(len(finest.blocks))]
+    return float(max(1, model.window - asked - max(encoders.counter(model.tokenizer)(paths), default=0)))
 
 
 # ------------------------------------------------------------------------------------------- training the path model
@@ -297,10 +305,10 @@ def train(
         rate = lambda question: partial(alike, question=question, embed=embed, headed=headed)  # noqa: E731
     for row in rows:
         question = " ".join(str(row["question"]).split())
-        page = open_page(row["html"], numbered=True)
+        page = open_page(row["html"])
         for window in (window for window, share in zip(windows, rates, strict=True) if draw.random() < share):
             read = {"tokens": encoders.counter(model.tokenizer)}
-            limits = {"tokens": min(float(window), room(model, question))}
+            limits = {"tokens": min(float(window), room(model, question, page))}
             smaller, _ = reduced(page, limits, read, block, rate(question), Transient(), "coarse")
             sample = example(smaller.split(fine), question, row["answers"], model)
             lost += sample is None
