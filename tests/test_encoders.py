@@ -40,8 +40,8 @@ def test_a_counter_counts_what_a_text_adds(folder):
 
 
 def test_what_is_no_encoder_is_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match="embedder 'no/encoder' is no folder here, nor found on the Hub"):
-        encoders.encoder("no/encoder")
+    with pytest.raises(InputError, match="embedder 'no/such/encoder' is no folder here, nor found on the Hub"):
+        encoders.encoder("no/such/encoder")
     with pytest.raises(InputError, match="is a folder without one"):
         encoders.tokenizer(str(tmp_path))
     with pytest.raises(InputError, match="not int"):

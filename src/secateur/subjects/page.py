@@ -135,13 +135,13 @@ class Page:
         """The same page in blocks of about `block` words; names stay as they are."""
         return Page(self.tree, block=block, protected=self.protected, names=self.names, numbered=self.numbered)
 
-    def head(self, count: int) -> Page:
-        """The first `count` words of the page, with the tags around them."""
-        texts, left = list(self.tree.text), count
+    def head(self, count: int, *, letters: bool = False) -> Page:
+        """The first `count` words of the page, or letters, with the tags around them."""
+        texts, left = list(self.tree.text), max(0, count)
         for node, tag in enumerate(self.tree.tag):
             if not tag:
-                texts[node] = markup.first_words(texts[node], left)
-                left -= markup.words(texts[node])
+                texts[node] = texts[node][:left] if letters else markup.first_words(texts[node], left)
+                left -= len(texts[node]) if letters else markup.words(texts[node])
         return self._cleaned(replace(self.tree, text=texts), list(range(len(texts))))
 
     def save(self, folder: Path) -> None:

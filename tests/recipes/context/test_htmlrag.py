@@ -88,6 +88,13 @@ def test_what_is_less_than_the_best_block_is_its_first_words():
     assert 50 < len(result.subject.html()) <= 60
 
 
+def test_of_one_endless_word_the_first_letters_stay():
+    page = open_page(f"<p>{'x' * 5000}</p>", numbered=False)
+    (result,) = run(page, "What?", "tokens=60", tokenizer=letters)
+    assert len(result.subject.html()) == 60
+    assert set(result.subject.text()) == {"x"}
+
+
 def test_a_best_block_that_is_too_large_is_split_before_it_is_shortened():
     items = "".join(f"<li>thing{i} is {' '.join(WORDS)}</li>" for i in range(30))
     page = open_page(f"<div><ul>{items}</ul></div><p>nothing</p>", numbered=False)

@@ -194,13 +194,17 @@ def left(page: Page, counts: Counts, keep: Mapping[str, Array]) -> dict[str, flo
 
 
 def begun(page: Page, limits: Mapping[str, float], counts: Counts) -> Page:
-    """As many of the page's first words as fit."""
-    fits, many = 0, markup.words(page.text()) + 1
-    while many - fits > 1:
-        middle = (fits + many) // 2
-        spent = cost(page.head(middle), counts)
-        fits, many = (middle, many) if all(spent[name] <= limit for name, limit in limits.items()) else (fits, middle)
-    return page.head(fits)
+    """As many of the page's first words as fit, or letters where not even one word does."""
+    for letters in (False, True):
+        fits, many = 0, (len(page.text()) if letters else markup.words(page.text())) + 1
+        while many - fits > 1:
+            middle = (fits + many) // 2
+            spent = cost(page.head(middle, letters=letters), counts)
+            within = all(spent[name] <= limit for name, limit in limits.items())
+            fits, many = (middle, many) if within else (fits, middle)
+        if fits:
+            break
+    return page.head(fits, letters=letters)
 
 
 def rows(page: Page, units: Units, rate: Rate) -> list[Row]:
