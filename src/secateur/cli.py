@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect as introspection
 import json
-import logging
 import os
 import signal
 import sys
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur import __version__, recipes
+from secateur import __version__, quiet, recipes
 from secateur.errors import InputError, SecateurError
 from secateur.vocabulary import Budget
 
@@ -40,14 +39,6 @@ _SHARED = ("seed", "batch", "length", "dry_run")
 """Options of recipes for which `run` has flags of its own."""
 
 
-_CHATTY = ("torchao", "torch.utils._pytree")
-"""transformers imports torchao wherever it is installed, and that warns of kernels for other devices than ours."""
-
-
-def _serious(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.WARNING
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -60,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not debug:
         warnings.simplefilter("ignore")
-        for name in _CHATTY:
-            logging.getLogger(name).addFilter(_serious)
+        quiet.libraries()
     interrupts: list[int] = []
     try:
         with _noting(interrupts):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from secateur.errors import InputError, MissingExtraError
+from secateur.errors import InputError, MissingExtraError, opening
 
 __all__ = ["Count", "Embed", "Encoder", "counter", "encoder", "tokenizer"]
 
@@ -60,7 +58,7 @@ def _opened(name: str) -> Encoder:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError("an embedder needs sentence-transformers: pip install 'secateur[embed]'") from error
-    with _named("embedder", name):
+    with opening("embedder", name):
         found: Encoder = SentenceTransformer(
             name, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
         )
@@ -76,7 +74,7 @@ def tokenizer(source: Any) -> Any:
 def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
-    with _named("tokenizer", name):
+    with opening("tokenizer", name):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
@@ -94,13 +92,3 @@ def _counted(found: Any, texts: Sequence[str]) -> list[int]:
         return []
     # Longer than the model reads is no news here: it is to be made shorter.
     return [len(ids) for ids in found(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
-
-
-@contextmanager
-def _named(what: str, name: str) -> Iterator[None]:
-    """Turn what a library says of a model that it can't open into one line that names it."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        there = "a folder without one" if Path(name).is_dir() else "no folder here, nor found on the Hub"
-        raise InputError(f"{what} {name!r} is {there}: give a folder or a Hub id") from error

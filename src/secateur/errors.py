@@ -17,6 +17,12 @@
 Each message says what was given, what was expected and what to do, in one line.
 """
 
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "BudgetError",
     "DataError",
@@ -31,6 +37,7 @@ __all__ = [
     "ServerError",
     "UnknownRecipeError",
     "UnsupportedError",
+    "opening",
 ]
 
 
@@ -90,3 +97,13 @@ class ServerError(SecateurError):
 
 class RunError(SecateurError):
     """A run directory that can't be used as asked."""
+
+
+@contextmanager
+def opening(what: str, name: str) -> Iterator[None]:
+    """Turn what a library says of a model that it can't open into one `InputError` that names it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        there = "a folder without one" if os.path.isdir(name) else "no folder here, nor found on the Hub"
+        raise InputError(f"{what} {name!r} is {there}: give a folder or a Hub id") from error

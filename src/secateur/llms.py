@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from secateur.errors import BudgetError, InputError, MissingExtraError, ServerError
+from secateur.errors import BudgetError, InputError, MissingExtraError, ServerError, opening
 from secateur.modes import evaluating
 
 __all__ = ["Answer", "LanguageModel", "Local", "Meter", "Server", "opened"]
@@ -130,12 +130,9 @@ def opened(source: str | Local) -> Local:
 def _opened(name: str) -> Local:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
+    with opening("language model", name):
         model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
         return Local(model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=False))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        there = "a folder without one" if os.path.isdir(name) else "no folder here, nor found on the Hub"
-        raise InputError(f"language model {name!r} is {there}: give a folder or a Hub id") from error
 
 
 class Local:

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import secateur
 import tiny
-from secateur.errors import DataError, InputError, RunError
+from secateur.errors import DataError, InputError, NumericalError, RunError
 from secateur.files.rundir import Run
 from secateur.running import context
 
@@ -131,6 +132,44 @@ def test_a_folder_of_pages(tmp_path):
     assert secateur.prune_file("htmlrag", folder, out, "words=3", question="town lies") == (5, 0)
     assert [row["file"] for row in lines(out)] == [f"{i}.html" for i in range(5)]
     assert all(f"town{i}" in row["pruned"] for i, row in enumerate(lines(out)))
+
+
+def test_what_is_wrong_with_every_line_is_said_once_and_nothing_is_written(tmp_path):
+    source, out = written(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    with pytest.raises(InputError, match="needs the reader's tokenizer"):
+        secateur.prune_file("htmlrag", source, out, "tokens=20")
+    with pytest.raises(InputError, match="'no/such/one' is no folder here"):
+        secateur.prune_file("htmlrag", source, out, "words=20", embedder="no/such/one")
+    with pytest.raises(NumericalError, match="the encoder gives NaN"):
+        secateur.prune_file("htmlrag", source, out, "words=20", embedder=lambda texts: np.full((len(texts), 2), np.nan))
+    (tmp_path / "in.jsonl").write_text("\n\n")
+    with pytest.raises(DataError, match="holds no line"):
+        secateur.prune_file("htmlrag", source, out, "words=20")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    written(source, 3)
+    assert secateur.prune_file("htmlrag", source, out, "words=10%") == (3, 0)
+
+
+def test_ctrl_c_stops_all_processes_quietly_and_the_same_command_goes_on(tmp_path):
+    source = written(tmp_path / "in.jsonl", 2000)
+    command = [sys.executable, "-m", "secateur", "prune-context", "--recipe", "htmlrag", "--budget", "words=12"]
+    command += ["--in", str(source), "--out", str(tmp_path / "out.jsonl"), "--processes", "2"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    part = tmp_path / "out.jsonl.part"
+    while process.poll() is None and (not part.exists() or part.read_bytes().count(b"\n") < 5):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "secateur: interrupted; the same command resumes where it stopped\n")
+    assert 5 <= part.read_bytes().count(b"\n") < 2000
+    alive, end = True, time.monotonic() + 30
+    while alive and time.monotonic() < end:
+        try:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        except ProcessLookupError:
+            alive = False
+    assert not alive, "a helping process is left"
 
 
 def test_what_is_there_is_not_lost(tmp_path):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from secateur.errors import InputError
+from secateur.errors import InputError, NumericalError
 from secateur.score import relevance
 
 pytest.importorskip("bm25s")
@@ -50,3 +50,11 @@ def test_cosine_is_of_directions():
     assert relevance.cosine(question, np.zeros((2, 5))).tolist() == [0.0, 0.0]
     with pytest.raises(InputError, match=r"\(5,\) and \(4, 3\)"):
         relevance.cosine(question, texts[:, :3])
+
+
+def test_an_encoder_that_gives_nan_is_refused():
+    """It scored 0 for every text, and the head of the page was called the answer."""
+    with pytest.raises(NumericalError, match="the encoder gives NaN"):
+        relevance.cosine(np.ones(3), np.full((2, 3), np.nan))
+    with pytest.raises(NumericalError, match="the encoder gives NaN"):
+        relevance.cosine(np.array([1.0, np.inf]), np.ones((2, 2)))

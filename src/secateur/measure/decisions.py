@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from secateur.measure import display
 
 __all__ = ["page"]
 
@@ -33,11 +33,7 @@ def page(
         ]
         steps.append({"site": site, "blocks": shown, "kept": sum(block["kept"] for block in blocks)})
     costs = [(measure, before[measure], after[measure]) for measure in after if measure in before]
-    environment = Environment(
-        loader=PackageLoader("secateur", "measure"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("decisions.html.j2").render(question=question, steps=steps, costs=costs)
+    return display.filled("decisions.html.j2", question=question, steps=steps, costs=costs)
 
 
 def _ranks(scores: Sequence[float]) -> list[int]:

@@ -6,11 +6,26 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from secateur.vocabulary import Figure
 
-__all__ = ["NO_BREAK", "Measure", "asked", "change", "interval", "measure", "number", "order", "text", "thousands"]
+__all__ = [
+    "NO_BREAK",
+    "Measure",
+    "asked",
+    "change",
+    "filled",
+    "interval",
+    "measure",
+    "number",
+    "order",
+    "text",
+    "thousands",
+]
 
 NO_BREAK = "\u00a0"
 
@@ -174,3 +189,10 @@ def change(name: str, before: Figure | float | None, after: Figure | float | Non
         return ""
     share = (b - a) / a * 100.0
     return f"{share:+.1f}{NO_BREAK}%".replace("-", "−") if abs(share) >= 0.05 else f"0{NO_BREAK}%"
+
+
+def filled(template: str, **values: Any) -> str:
+    """The HTML that a template beside this file makes of `values`; all of them are escaped but what is marked safe."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return jinja.get_template(template).render(**values)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from secateur.measure import charts, display, evidence
@@ -61,12 +60,11 @@ def render(
     found = [results] if isinstance(results, Evidence) else list(results)
     if not found:
         raise ValueError("a report needs at least one result")
-    loader = FileSystemLoader(Path(__file__).parent)
-    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     views = [_view(result, index, load) for index, result in enumerate(found)]
     first = found[0]
     name = title or " ".join(part for part in (first.recipe, _model(first)) if part)
-    return jinja.get_template("report.html.j2").render(
+    return display.filled(
+        "report.html.j2",
         title=name,
         recipe=first.recipe,
         model=_model(first),

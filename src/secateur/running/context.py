@@ -17,7 +17,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
@@ -25,12 +25,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from secateur import llms, recipes
-from secateur.errors import DataError, InputError, RunError, SecateurError
+from secateur import llms, quiet, recipes
+from secateur.errors import DataError, InfeasibleError, InputError, RunError, SecateurError
 from secateur.files.rundir import Run, Transient, atomic_write, guard
 from secateur.measure import decisions
 from secateur.running import keywords
@@ -119,6 +118,7 @@ class Pruner:
     def __init__(self, recipe: str, budget: str | Budget, *, strict: bool = False, **options: Any) -> None:
         self.recipe, self.strict = recipe, strict
         self._function, self._chosen, self.budget = _prepared(recipe, budget, options)
+        _tried(self._function, self.budget, self._chosen)
 
     def __call__(self, documents: Sequence[str], question: str) -> list[tuple[int, str]]:
         """(number, what stays) of each document of which something stays, in their order, all under one budget.
@@ -175,12 +175,15 @@ def prune_file(
     Raises `InputError`, `DataError` as `prune_context`, and `RunError` where `out` is there already, or what stands
     beside it was made by other settings.
     """
-    _, chosen, limit = _prepared(recipe, budget, options)
+    function, chosen, limit = _prepared(recipe, budget, options)
     source, out = Path(source), Path(out)
     if out.exists() and not overwrite:
         raise RunError(f"{out} is there already: give another name, or overwrite it (--overwrite)")
     rows = _rows(source, question)
     count = sum(1 for _ in _rows(source, question))
+    if not count:
+        raise DataError(f"{source} holds no line: each is to be an object with question and html")
+    _tried(function, limit, chosen)  # what is wrong with all lines alike is said once, before any
     part, record = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     settings = json.dumps(
         {"recipe": recipe, "budget": str(limit), "question": question, "trace": trace, "strict": strict, "lines": count,
@@ -289,6 +292,12 @@ def _prepared(
         names = [name for name, card in recipes.cards().items() if card["family"] == "context"]
         raise InputError(f"{recipe} does not prune what a model reads: use {' or '.join(names)}, or `secateur run`")
     return function, keywords.checked(function, options), Budget.parse(budget)
+
+
+def _tried(function: Callable[..., Any], budget: Budget, chosen: Mapping[str, Any]) -> None:
+    """Refuse a budget, model or option that no document could be pruned with."""
+    with suppress(InfeasibleError):  # a share of a page of one word
+        _one(function, _page(["<p>word</p>"]), "word", budget, chosen)
 
 
 def _page(documents: Sequence[Document]) -> Page:
@@ -426,7 +435,7 @@ def _mapped(
         yield from map(work, rows)
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), quiet.helper, (threads,)) as pool:
         waiting: list[Future[tuple[str, bool]]] = []
         try:
             for row in rows:

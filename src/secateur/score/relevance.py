@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from secateur.errors import InputError, MissingExtraError
+from secateur.errors import InputError, MissingExtraError, NumericalError
 
 __all__ = ["bm25", "cosine"]
 
@@ -38,10 +38,13 @@ def bm25(question: Sequence[str], texts: Sequence[Sequence[str]], *, k1: float =
 def cosine(question: np.ndarray, texts: np.ndarray) -> np.ndarray:
     """Float64 [texts]: q . t / (|q| |t|); 0 for a vector of zeros.
 
-    question: [d]; texts: [texts, d], what a bi-encoder makes of each.
+    question: [d]; texts: [texts, d], what a bi-encoder makes of each. Raises `InputError` for other shapes,
+    `NumericalError` for vectors that hold NaN or infinity.
     """
     if question.ndim != 1 or texts.ndim != 2 or texts.shape[1] != len(question):
         raise InputError(f"vectors of shapes {question.shape} and {texts.shape} can't be compared: give [d] and [n, d]")
+    if not (np.isfinite(question).all() and np.isfinite(texts).all()):
+        raise NumericalError("the encoder gives NaN or infinity: check its weights, or use another")
     lengths = np.linalg.norm(texts.astype(np.float64), axis=1) * np.linalg.norm(question.astype(np.float64))
     products = texts.astype(np.float64) @ question.astype(np.float64)
     return np.asarray(np.divide(products, lengths, out=np.zeros(len(texts)), where=lengths > 0))
