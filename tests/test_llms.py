@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tiny
-from secateur import llms
+from secateur import llms, web
 from secateur.errors import BudgetError, InputError, ServerError
 from secateur.llms import LanguageModel, Local, Meter, Server
 
@@ -200,14 +200,14 @@ def test_a_server_that_is_down_or_slow_is_given_up(monkeypatch):
 
 
 def test_an_endless_answer_is_cut_off(monkeypatch):
-    monkeypatch.setattr(llms, "LARGEST", 1000)
+    monkeypatch.setattr(web, "LARGEST", 1000)
     with telling(say(b" " * 100_000)) as (server, _), pytest.raises(ServerError, match="more than"):
         server.ask("x")
 
 
 def test_the_wait_that_a_server_asks_for_is_kept(monkeypatch):
     slept = []
-    monkeypatch.setattr(llms.time, "sleep", slept.append)
+    monkeypatch.setattr(web.time, "sleep", slept.append)
     with telling(say(b"", 429, Retry_After="7"), say(b"", 429, Retry_After="900"), say(GOOD)) as (server, _):
         server.ask("x")
     assert slept == [7.0, 60.0]  # and no longer than a minute
@@ -215,9 +215,9 @@ def test_the_wait_that_a_server_asks_for_is_kept(monkeypatch):
 
 def test_each_wait_is_twice_the_one_before(monkeypatch):
     slept = []
-    monkeypatch.setattr(llms.time, "sleep", slept.append)
+    monkeypatch.setattr(web.time, "sleep", slept.append)
     with telling(say(b"", 500)) as (server, _):
-        server.retries, server.backoff = 4, 1.0
+        server.client.retries, server.client.backoff = 4, 1.0
         with pytest.raises(ServerError):
             server.ask("x")
     assert [0.5 <= pause / 2**number <= 1.0 for number, pause in enumerate(slept)] == [True] * 4
@@ -253,9 +253,9 @@ def test_no_more_calls_a_minute_than_allowed(monkeypatch):
         now[0] += seconds
 
     with telling(say(GOOD)) as (server, _):
-        server.per_minute = 2
-        monkeypatch.setattr(llms.time, "monotonic", lambda: now[0])
-        monkeypatch.setattr(llms.time, "sleep", sleep)
+        server.client.per_minute = 2
+        monkeypatch.setattr(web.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(web.time, "sleep", sleep)
         for _ in range(5):
             server.ask("x")
             now[0] += 1
@@ -334,3 +334,14 @@ def test_a_chat_template_is_used(local, monkeypatch):
     ids = local.tokenizer("old garden")["input_ids"]
     assert ids[-1] == local.tokenizer.sep_token_id
     assert local.ask("old garden", most=1).prompt_tokens == len(ids) - 1
+
+
+def test_a_language_model_is_named_by_address_or_folder(local):
+    server = llms.answering("http://localhost:1/v1", "tiny", calls=3, tokens=50)
+    assert isinstance(server, Server)
+    assert (server.model, server.meter.most_calls, server.meter.most_tokens) == ("tiny", 3, 50)
+    assert llms.answering(local) is local
+    with pytest.raises(InputError, match="by name"):
+        llms.answering("http://localhost:1/v1")
+    with pytest.raises(InputError, match="int"):
+        llms.answering(3)

@@ -6,32 +6,27 @@ of that is waited out within bounds, and then one `ServerError`.
 
 from __future__ import annotations
 
-import email.utils
 import functools
 import json
 import math
 import os
-import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import urlsplit
 
 import torch
 
-from secateur.errors import BudgetError, InputError, MissingExtraError, ServerError, opening
+from secateur import web
+from secateur.errors import BudgetError, InputError, opening
 from secateur.modes import evaluating
+from secateur.web import PassingError
 
-__all__ = ["Answer", "LanguageModel", "Local", "Meter", "Server", "opened"]
+__all__ = ["Answer", "LanguageModel", "Local", "Meter", "Server", "answering", "opened"]
 
 Question = str | Sequence[Mapping[str, str]]
 """A user's words, or messages with `role` and `content`."""
-
-LARGEST = 16 * 2**20
-"""Bytes of an answer; what is longer is no answer."""
-_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +104,32 @@ def _messages(question: Question) -> list[dict[str, str]]:
     if not found or any(set(message) != {"role", "content"} for message in found):
         raise InputError("a question is text, or messages with role and content, at least one")
     return found
+
+
+def answering(source: str | LanguageModel, name: str = "", *, calls: int = 0, tokens: int = 0) -> LanguageModel:
+    """Whatever answers, from how a user names it.
+
+    Args:
+        source: the address of a server of OpenAI's protocol, a folder or Hub id of a causal language model, or what is
+            one already, whose meter stays its own.
+        name: of the model, where it is a server.
+        calls, tokens: how many are allowed; no limit if 0.
+
+    Raises `InputError` for what is none, and for a server without the name of a model.
+    """
+    if not isinstance(source, str):
+        if not isinstance(source, LanguageModel):
+            raise InputError(f"a language model is a folder, a Hub id or an address, not {type(source).__name__}")
+        return source
+    meter = Meter(calls or None, tokens or None)
+    if source.startswith(("http://", "https://")):
+        if not name:
+            raise InputError(
+                "a server is asked for a model by name: give it, such as the one that its /v1/models lists"
+            )
+        return Server(source, name, meter=meter)
+    model = opened(source)
+    return Local(model.model, model.tokenizer, meter)
 
 
 # ---------------------------------------------------------------------------------------------------------- local
@@ -196,11 +217,7 @@ class Server:
         url: up to and with the version, such as http://localhost:8000/v1.
         model: the name that the server knows it by.
         key: the environment variable that holds the key; none is sent where it is not set.
-        timeout: seconds to wait for an answer.
-        retries: further attempts after a failure that may pass: no connection, no answer in time, no JSON, too many
-            requests (`Retry-After` is kept to), or a fault of the server's own.
-        backoff: seconds before the first of them, about; each waits twice as long as the one before, at most a minute.
-        per_minute: calls started in any minute at most; no limit if 0.
+        timeout, retries, backoff, per_minute: see `web.Client`.
         meter: counts calls and tokens, and how many are allowed.
     """
 
@@ -216,41 +233,18 @@ class Server:
         per_minute: int = 0,
         meter: Meter | None = None,
     ) -> None:
-        try:
-            import httpx2
-        except ImportError as error:
-            raise MissingExtraError("asking a server needs httpx2: pip install 'secateur[context]'") from error
-        for name, value, least in (("retries", retries, 0), ("backoff", backoff, 0), ("per_minute", per_minute, 0)):
-            if not value >= least:
-                raise InputError(f"{name}={value}: give a number of at least {least}")
-        if not timeout > 0:
-            raise InputError(f"timeout={timeout}: give seconds above 0")
-        try:
-            parts = urlsplit(url)
-            known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # half an IPv6 address, a port that is no number or too large
-            known = False
-        if not known:  # what was given is not told, since it may hold a secret
-            raise InputError("the address of the server is none: give such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
-            raise InputError(f"the address of {parts.hostname} holds a secret: put the key in the variable {key}")
-        self.url, self.model, self.key = url.rstrip("/"), model, key
-        self.retries, self.backoff, self.per_minute = retries, backoff, per_minute
-        self.meter = meter or Meter()
-        self._started, self._lock = list[float](), threading.Lock()
-        self._jitter = random.Random()  # of its own: a caller's draws repeat under their seed
-        # A redirect would take the key to whoever it names.
-        self._client = httpx2.Client(
-            timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)), follow_redirects=False
-        )
-        self._http = httpx2
+        self.client = web.Client(
+            url, example="http://localhost:8000/v1", key=key, timeout=timeout, retries=retries, backoff=backoff,
+            per_minute=per_minute,
+        )  # fmt: skip
+        self.model, self.key, self.meter = model, key, meter or Meter()
 
     def close(self) -> None:
         """Close its connections, for good."""
-        self._client.close()
+        self.client.close()
 
     def __repr__(self) -> str:
-        return f"Server({self.url!r}, {self.model!r})"
+        return f"Server({self.client.url!r}, {self.model!r})"
 
     def ask(self, question: Question, *, most: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:
         """Answer in at most `most` tokens.
@@ -265,87 +259,17 @@ class Server:
             "seed": seed,
         }  # fmt: skip
         self.meter.begin()
-        began, wait, why = time.perf_counter(), self.backoff, ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                self.meter.retry()
-            self._take_turn()
-            try:
-                answer = self._once(body)
-            except _PassingError as error:
-                why, pause = str(error), error.wait if error.wait is not None else wait * self._jitter.uniform(0.5, 1.0)
-                wait = min(2 * wait, 60.0)
-                if attempt < self.retries:
-                    time.sleep(min(pause, 60.0))
-                continue
-            self.meter.end(answer, time.perf_counter() - began)
-            return answer
-        raise ServerError(f"{self.url} gave no answer in {self.retries + 1} attempts: {why}")
-
-    def _take_turn(self) -> None:
-        """Wait until a call may start."""
-        while self.per_minute:
-            with self._lock:
-                now = time.monotonic()
-                self._started = [start for start in self._started if now - start < 60.0]
-                if len(self._started) < self.per_minute:
-                    self._started.append(now)
-                    return
-                pause = 60.0 - (now - self._started[0])
-            time.sleep(pause)
-
-    def _once(self, body: Mapping[str, Any]) -> Answer:
-        secret = os.environ.get(self.key, "")
+        began, secret = time.perf_counter(), os.environ.get(self.key, "")
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        try:
-            with self._client.stream("POST", f"{self.url}/chat/completions", json=body, headers=headers) as reply:
-                raw = bytearray()
-                for part in reply.iter_bytes():
-                    raw += part
-                    if len(raw) > LARGEST:
-                        raise _PassingError(f"an answer of more than {LARGEST >> 20} MiB")
-                status, asked = reply.status_code, reply.headers.get("Retry-After", "")
-        except self._http.TimeoutException as error:
-            raise _PassingError("no answer in time") from error
-        except (self._http.HTTPError, self._http.InvalidURL, OSError) as error:
-            raise _PassingError(type(error).__name__) from error
-        if status in _AGAIN:
-            raise _PassingError(f"HTTP {status}", _seconds(asked))
-        if status != 200:
-            hint = f": is the key in {self.key} right?" if status in (401, 403) else f": {_excerpt(raw, secret)}"
-            raise ServerError(f"{self.url} refused with HTTP {status}{hint}")
-        return _read(bytes(raw))
-
-
-class _PassingError(Exception):
-    """A failure that may pass; `wait`: seconds that the server asks for."""
-
-    def __init__(self, why: str, wait: float | None = None) -> None:
-        super().__init__(why)
-        self.wait = wait
-
-
-def _seconds(asked: str) -> float | None:
-    """`Retry-After`: seconds or a date; None for anything else."""
-    try:
-        return max(0.0, float(asked))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
-
-
-def _excerpt(raw: bytes | bytearray, secret: str) -> str:
-    """What a refusal says, in one line, without the key should it be told back."""
-    text = raw[:4096].decode("utf-8", "replace")
-    text = text.replace(secret, "***") if secret else text
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:200] or "nothing"
+        answer = self.client.post(
+            "/chat/completions", _read, secret=secret, again=self.meter.retry, json=body, headers=headers
+        )
+        self.meter.end(answer, time.perf_counter() - began)
+        return answer
 
 
 def _read(raw: bytes) -> Answer:
-    """The answer in a reply; `_PassingError` for what is none."""
+    """The answer in a reply; `PassingError` for what is none."""
     try:
         found = json.loads(raw)
         choice = found["choices"][0]
@@ -354,11 +278,11 @@ def _read(raw: bytes) -> Answer:
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         finished = choice.get("finish_reason") != "length"
     except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _PassingError("what came is no chat completion") from error
+        raise PassingError("what came is no chat completion") from error
     if text is None:
         text = ""  # some servers say nothing by saying null
     if not isinstance(text, str):
-        raise _PassingError("what came is no chat completion")
+        raise PassingError("what came is no chat completion")
     asked, said = (count if isinstance(count, int) and count >= 0 else 0 for count in counts)
     # A server that does not count is counted roughly, so that a budget still ends.
     return Answer(text.strip(), asked, said or len(text) // 4 + 1, finished)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.subjects.decoder import Decoder as Decoder
     from secateur.subjects.encoder import Encoder as Encoder
+    from secateur.subjects.knowledge_graph import Facts as Facts
+    from secateur.subjects.knowledge_graph import KnowledgeGraph as KnowledgeGraph
     from secateur.subjects.loading import load as load
     from secateur.subjects.loading import open_streamed as open_streamed
     from secateur.subjects.loading import open_subject as open_subject
@@ -29,6 +31,8 @@ _PLACES = {
     "Consumer": "transformer",
     "Decoder": "decoder",
     "Encoder": "encoder",
+    "Facts": "knowledge_graph",
+    "KnowledgeGraph": "knowledge_graph",
     "Moe": "moe",
     "Output": "transformer",
     "Page": "page",
@@ -47,6 +51,8 @@ __all__ = [
     "Consumer",
     "Decoder",
     "Encoder",
+    "Facts",
+    "KnowledgeGraph",
     "Moe",
     "Output",
     "Page",

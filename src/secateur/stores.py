@@ -1,0 +1,162 @@
+"""WHERE FACTS STAND: an embedded, persistent store of RDF, or any SPARQL 1.1 endpoint by URL; both take one query.
+
+A store answers SELECT queries. What it holds, and how it is read, is the business of `subjects.knowledge_graph`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from secateur import web
+from secateur.errors import DataError, InputError, MissingExtraError
+from secateur.web import PassingError
+
+__all__ = ["Embedded", "Endpoint", "Store", "Value", "iri"]
+
+_FORBIDDEN = set('<>"{}|^`\\')
+
+
+class Value(NamedTuple):
+    """What stands at one place of a row: text, whether it is an IRI ("iri"), "literal" or "blank", and its language."""
+
+    text: str
+    kind: str = "iri"
+    language: str = ""
+
+
+Row = tuple[Value | None, ...]
+"""The values of a row in the order of the query's variables; None where one is not bound."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Whatever answers SELECT queries."""
+
+    def select(self, query: str) -> list[Row]:
+        """The rows of a SELECT query of SPARQL 1.1."""
+        ...
+
+
+def iri(text: str) -> str:
+    """`<text>` for a query.
+
+    Raises `InputError` for text that is no IRI: nothing that comes from data or a user is to change a query.
+    """
+    if not text or any(letter in _FORBIDDEN or letter <= " " for letter in text):
+        raise InputError(f"{text[:100]!r} is no IRI: it holds spaces or one of {''.join(sorted(_FORBIDDEN))}")
+    return f"<{text}>"
+
+
+class Embedded:
+    """pyoxigraph's store: in memory, or in a folder that stays.
+
+    Args:
+        folder: where it is kept; None for memory.
+        writing: open the folder to write into it, which one process may do at a time. Otherwise any number read it.
+
+    Raises `MissingExtraError` without pyoxigraph, `DataError` for a folder that holds no store or is in use.
+    """
+
+    def __init__(self, folder: str | Path | None = None, *, writing: bool = False) -> None:
+        try:
+            import pyoxigraph
+        except ImportError as error:
+            raise MissingExtraError("a graph store needs pyoxigraph: pip install 'secateur[context]'") from error
+        self.library, self.folder = pyoxigraph, folder
+        try:
+            if folder is None:
+                self.graph = pyoxigraph.Store()
+            else:
+                self.graph = pyoxigraph.Store(str(folder)) if writing else pyoxigraph.Store.read_only(str(folder))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"{folder} can't be opened as a graph store: {_line(error)}") from error
+
+    def select(self, query: str) -> list[Row]:
+        """The rows of a SELECT query. Raises `InputError` for what is no query, `DataError` for a damaged store."""
+        ox = self.library
+        try:
+            found = self.graph.query(query)
+            if not isinstance(found, ox.QuerySolutions):
+                raise InputError("a store is asked by SELECT queries alone")
+            return [tuple(self._value(value) for value in row) for row in found]
+        except SyntaxError as error:
+            raise InputError(f"this is no SPARQL query: {_line(error)}") from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"the graph store could not answer: {_line(error)}") from error
+
+    def _value(self, value: Any) -> Value | None:
+        ox = self.library
+        if isinstance(value, ox.NamedNode):
+            return Value(value.value)
+        if isinstance(value, ox.Literal):
+            return Value(value.value, "literal", value.language or "")
+        return None if value is None else Value(str(value), "blank")
+
+
+class Endpoint:
+    """A SPARQL 1.1 endpoint, such as Fuseki, GraphDB, Virtuoso, Blazegraph or Wikidata's.
+
+    Args:
+        url: such as http://localhost:3030/data/sparql.
+        key: the environment variable that holds a bearer token; none is sent where it is not set.
+        timeout, retries, backoff, per_minute: see `web.Client`.
+
+    Its answers are read as JSON, checked, and bounded in size: one that lies about their form is asked again, and then
+    refused with `ServerError`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str = "SPARQL_TOKEN",
+        timeout: float = 30.0,
+        retries: int = 3,
+        backoff: float = 0.5,
+        per_minute: int = 0,
+    ) -> None:
+        self.client = web.Client(
+            url, example="http://localhost:3030/data/sparql", key=key, timeout=timeout, retries=retries,
+            backoff=backoff, per_minute=per_minute,
+        )  # fmt: skip
+        self.key = key
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.client.url!r})"
+
+    def select(self, query: str) -> list[Row]:
+        """The rows of a SELECT query. Raises `ServerError`: no answer after all attempts, or a refusal."""
+        secret = os.environ.get(self.key, "")
+        headers = {"Accept": "application/sparql-results+json"}
+        headers |= {"Authorization": f"Bearer {secret}"} if secret else {}
+        return self.client.post("", _rows, secret=secret, data={"query": query}, headers=headers)
+
+
+_KINDS = {"uri": "iri", "literal": "literal", "typed-literal": "literal", "bnode": "blank"}
+
+
+def _rows(raw: bytes) -> list[Row]:
+    """SPARQL 1.1 Query Results JSON Format."""
+    try:
+        found = json.loads(raw)
+        names: Sequence[str] = found["head"]["vars"]
+        bindings = found["results"]["bindings"]
+        rows = [tuple(_bound(row[name]) if name in row else None for name in names) for row in bindings]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise PassingError("what came is no result of a SELECT query") from error
+    return rows
+
+
+def _bound(value: Any) -> Value:
+    text, language = value["value"], value.get("xml:lang", "")
+    if not isinstance(text, str) or not isinstance(language, str):
+        raise TypeError
+    return Value(text, _KINDS[value["type"]], language)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,178 @@
+"""WHAT GOES OVER HTTP: a server that is asked within bounds of time, size and number; what fails may be asked again.
+
+A server may be slow, down or lie: what comes of that is waited out within bounds, and then one `ServerError`. Secrets
+come from the environment alone and stand in no message, log or file.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from secateur.errors import InputError, MissingExtraError, ServerError
+
+__all__ = ["LARGEST", "Client", "PassingError"]
+
+T = TypeVar("T")
+
+LARGEST = 16 * 2**20
+"""Bytes of an answer; what is longer is no answer."""
+_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+
+
+class PassingError(Exception):
+    """A failure that may pass; `wait`: seconds that the server asks for."""
+
+    def __init__(self, why: str, wait: float | None = None) -> None:
+        super().__init__(why)
+        self.wait = wait
+
+
+class Client:
+    """One server, by its address.
+
+    Args:
+        url: where it is; refused without being told where it holds a secret.
+        example: an address as it should be, for the refusal.
+        key: the environment variable in which a secret belongs.
+        timeout: seconds to wait for an answer.
+        retries: further attempts after a failure that may pass: no connection, no answer in time, an answer that can't
+            be read, too many requests (`Retry-After` is kept to), or a fault of the server's own.
+        backoff: seconds before the first of them, about; each waits twice as long as the one before, at most a minute.
+        per_minute: requests started in any minute at most; no limit if 0.
+        query: whether the address may have a part behind a question mark.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        example: str,
+        key: str,
+        timeout: float = 60.0,
+        retries: int = 5,
+        backoff: float = 0.5,
+        per_minute: int = 0,
+        query: bool = False,
+    ) -> None:
+        try:
+            import httpx2
+        except ImportError as error:
+            raise MissingExtraError("asking a server needs httpx2: pip install 'secateur[context]'") from error
+        for name, value in (("retries", retries), ("backoff", backoff), ("per_minute", per_minute)):
+            if not value >= 0:
+                raise InputError(f"{name}={value}: give a number of at least 0")
+        if not timeout > 0:
+            raise InputError(f"timeout={timeout}: give seconds above 0")
+        try:
+            parts = urlsplit(url)
+            known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # half an IPv6 address, a port that is no number or too large
+            known = False
+        if not known:  # what was given is not told, since it may hold a secret
+            raise InputError(f"the address of the server is none: give such as {example}")
+        if parts.username or parts.password or (parts.query and not query):
+            raise InputError(f"the address of {parts.hostname} holds a secret: put the key in the variable {key}")
+        self.url, self.key = url.rstrip("/"), key
+        self.retries, self.backoff, self.per_minute = retries, backoff, per_minute
+        self._started, self._lock = list[float](), threading.Lock()
+        self._jitter = random.Random()  # of its own: a caller's draws repeat under their seed
+        # A redirect would take the key to whoever it names.
+        self._client = httpx2.Client(
+            timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)), follow_redirects=False
+        )
+        self._http = httpx2
+
+    def close(self) -> None:
+        """Close its connections, for good."""
+        self._client.close()
+
+    def post(
+        self,
+        path: str,
+        read: Callable[[bytes], T],
+        *,
+        secret: str = "",
+        again: Callable[[], None] = lambda: None,
+        **request: Any,
+    ) -> T:
+        """What `read` makes of the answer to a POST.
+
+        Args:
+            path: what follows the address.
+            read: raises `PassingError` for what is no answer.
+            secret: the key that the headers hold; left out of what is told of a refusal.
+            again: called before each further attempt.
+            request: httpx's own: headers, json, data.
+
+        Raises `ServerError`: no answer after all attempts, or a refusal, which is not asked again.
+        """
+        wait, why = self.backoff, ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                again()
+            self._take_turn()
+            try:
+                return read(self._once(self.url + path, secret, request))
+            except PassingError as error:
+                why, pause = str(error), error.wait if error.wait is not None else wait * self._jitter.uniform(0.5, 1.0)
+                wait = min(2 * wait, 60.0)
+                if attempt < self.retries:
+                    time.sleep(min(pause, 60.0))
+        raise ServerError(f"{self.url} gave no answer in {self.retries + 1} attempts: {why}")
+
+    def _take_turn(self) -> None:
+        """Wait until a request may start."""
+        while self.per_minute:
+            with self._lock:
+                now = time.monotonic()
+                self._started = [start for start in self._started if now - start < 60.0]
+                if len(self._started) < self.per_minute:
+                    self._started.append(now)
+                    return
+                pause = 60.0 - (now - self._started[0])
+            time.sleep(pause)
+
+    def _once(self, url: str, secret: str, request: Mapping[str, Any]) -> bytes:
+        try:
+            with self._client.stream("POST", url, **request) as reply:
+                raw = bytearray()
+                for part in reply.iter_bytes():
+                    raw += part
+                    if len(raw) > LARGEST:
+                        raise PassingError(f"an answer of more than {LARGEST >> 20} MiB")
+                status, asked = reply.status_code, reply.headers.get("Retry-After", "")
+        except self._http.TimeoutException as error:
+            raise PassingError("no answer in time") from error
+        except (self._http.HTTPError, self._http.InvalidURL, OSError) as error:
+            raise PassingError(type(error).__name__) from error
+        if status in _AGAIN:
+            raise PassingError(f"HTTP {status}", _seconds(asked))
+        if status != 200:
+            hint = f": is the key in {self.key} right?" if status in (401, 403) else f": {_excerpt(raw, secret)}"
+            raise ServerError(f"{self.url} refused with HTTP {status}{hint}")
+        return bytes(raw)
+
+
+def _seconds(asked: str) -> float | None:
+    """`Retry-After`: seconds or a date; None for anything else."""
+    try:
+        return max(0.0, float(asked))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def _excerpt(raw: bytes | bytearray, secret: str) -> str:
+    """What a refusal says, in one line, without the key should it be told back."""
+    text = raw[:4096].decode("utf-8", "replace")
+    text = text.replace(secret, "***") if secret else text
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:200] or "nothing"
