@@ -26,7 +26,7 @@ def test_rows_are_values_in_the_order_of_the_query():
 
 def test_what_is_no_select_query_is_refused():
     for bad in ("nonsense", "ASK { ?s ?p ?o }", "DELETE WHERE { ?s ?p ?o }"):
-        with pytest.raises(InputError, match="query|SELECT"):
+        with pytest.raises(InputError, match=r"query|SELECT"):
             Embedded().select(bad)
 
 
