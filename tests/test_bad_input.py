@@ -340,7 +340,7 @@ def test_a_limit_on_the_size_of_files(places, tmp_path):
         ("page.html --recipe htmlrag --budget words=2 --question a --embedder no/such/a", "'no/such/a' is no folder"),
         ("page.html --recipe htmlrag --budget words=2 --question a --out there.html", "there.html is there already"),
         ("--in page.html --recipe htmlrag --budget words=2", "--in needs --out"),
-        ("page.html --in page.html --recipe htmlrag --budget words=2", "--in takes neither files nor --page"),
+        ("page.html --in page.html --recipe htmlrag --budget words=2", "--in takes no files beside it"),
         ("--in none.jsonl --out new.jsonl --recipe htmlrag --budget words=2", "none.jsonl: No such file"),
     ],
 )

@@ -360,7 +360,10 @@ def _prune_context_command(recipe: str | None) -> Callable[..., None]:
     """The `prune-context` command, with the flags of `recipe` where one is named."""
     named = recipe is not None and recipes.cards().get(recipe, {}).get("family") == "context"
     options = [o for o in recipes.signature(recipe or "") if o.name not in _SHARED] if named else []
-    files = "HTML or text files, read as one document in this order; - is the standard input."
+    files = (
+        "HTML or text files, read in this order; - is the standard input. For recipes on a graph: its file, folder or "
+        "the address of a SPARQL endpoint."
+    )
     kinds: dict[str, tuple[Any, Any]] = {
         "files": (Annotated[list[str] | None, typer.Argument(help=files, metavar="[FILE]...")], None),
     }
@@ -371,7 +374,10 @@ def _prune_context_command(recipe: str | None) -> Callable[..., None]:
     flag("recipe", str | None, "Which recipe: `secateur list` shows those of the family context.")
     flag("question", str | None, "What the documents are to answer.")
     flag("budget", str | None, "How much may stay: tokens=2048, words=1000, tokens=20%.", metavar="MEASURE=AMOUNT")
-    source = "A .jsonl file with question and html, text or passages in each line; or a folder of pages."
+    source = (
+        "A .jsonl file with question and html, text or passages in each line, or the question alone where a FILE is "
+        "the graph; or a folder of pages."
+    )
     flag("in", Path | None, source, to="source")
     flag("out", Path | None, "Where the result goes: text for files, .jsonl for --in; the standard output without it.")
     flag(
@@ -388,7 +394,7 @@ def _prune_context_command(recipe: str | None) -> Callable[..., None]:
                        _given(options, values))  # fmt: skip
 
     _sign(command, kinds)
-    command.__doc__ = "Cut pages or texts to what answers a question, within a budget of tokens."
+    command.__doc__ = "Cut pages, passages or a graph to what answers a question, within a budget of tokens."
     return command
 
 
@@ -402,17 +408,24 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
         example = 'secateur prune-context page.html --recipe htmlrag --budget tokens=2048 --question "..."'
         raise InputError(f"prune-context needs {flags}: say for example {example}")
     Budget.parse(given["budget"])
-    if given["source"] and (given["files"] or given["page"]):
-        raise InputError("--in takes neither files nor --page: it works line by line and writes --out")
+    if given["source"] and given["page"]:
+        raise InputError("--in takes no --page: it works line by line and writes --out")
     if given["source"] and not given["out"]:
         raise InputError("--in needs --out, a .jsonl file: each line of the one gives a line of the other")
-    recipes.find(given["recipe"])
-    from secateur.running import context
+    from secateur.running import context, readings
 
+    reading, named = readings.of_recipe(given["recipe"]), list(given["files"] or ())
+    if not reading.own and len(named) != 1:
+        raise InputError(
+            f"{given['recipe']} reads one {reading.noun}: name its file, folder or address, and nothing else"
+        )
+    if reading.own and given["source"] and named:
+        raise InputError("--in takes no files beside it: each of its lines holds what is to be read")
     if given["source"]:
         lines, failed = context.prune_file(
             given["recipe"], given["source"], given["out"], given["budget"], question=given["question"] or "",
-            trace=given["trace"], strict=given["strict"], overwrite=given["overwrite"], processes=given["processes"],
+            graph="" if reading.own else named[0], trace=given["trace"],
+            strict=given["strict"], overwrite=given["overwrite"], processes=given["processes"],
             **options,
         )  # fmt: skip
         print(f"{lines} lines, {failed} of them with an error: {given['out']}", file=sys.stderr)
@@ -421,16 +434,19 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
         return
     if given["out"] and given["out"].exists() and not given["overwrite"]:
         raise InputError(f"{given['out']} is there already: give another name, or --overwrite")
-    documents = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in given["files"]]
+    documents = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in named] if reading.own else named[0]
     found = context.prune_context(given["recipe"], documents, given["question"], given["budget"], **options)
     if given["page"]:
         found.save(given["page"])
     if given["trace"]:
-        print(json.dumps(found.trace, ensure_ascii=False, indent=1), file=sys.stderr)
+        both = {"told": dict(found.told), "trace": found.trace} if found.told else found.trace
+        print(json.dumps(both, ensure_ascii=False, indent=1), file=sys.stderr)
     if given["out"]:
         found.write(given["out"])
     else:
         print(found.text)
+    if found.told.get("answer"):
+        print(f"answer: {found.told['answer']}", file=sys.stderr)
     told = ", ".join(f"{name} {found.before[name]:.0f} -> {found.after[name]:.0f}" for name in found.after)
     print(told, file=sys.stderr)
 
@@ -443,7 +459,7 @@ def _first_word(given: Sequence[str], command: str) -> str | None:
 def _train_pruner_command(recipe: str | None) -> Callable[..., None]:
     """The `train-pruner` command, with the flags of `recipe` where one is named."""
     options = recipes.training(recipe) if recipe in recipes.cards() else []
-    data = "A .jsonl file with question, html, text or passages, and answers in each line."
+    data = "A .jsonl file with question, html, text or passages, and answers in each line; `secateur show` says more."
     kinds: dict[str, tuple[Any, Any]] = {
         "recipe": (Annotated[str, typer.Argument(help="A recipe of the family context.")], ...),
         "model": (
@@ -465,7 +481,7 @@ def _train_pruner_command(recipe: str | None) -> Callable[..., None]:
         made = context.train_pruner(
             values["recipe"], values["model"], values["data"], values["out"], overwrite=values["overwrite"], **own
         )
-        print(f"{made.steps} steps on {made.tokens} tokens of answers: {values['out']}", file=sys.stderr)
+        print(f"{made.steps} steps on {made.tokens} tokens: {values['out']}", file=sys.stderr)
 
     _sign(command, kinds)
     command.__doc__ = "Train the model with which a recipe prunes what a model reads; the same command again resumes."

@@ -6,6 +6,7 @@ of that is waited out within bounds, and then one `ServerError`.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -106,6 +108,10 @@ def _messages(question: Question) -> list[dict[str, str]]:
     return found
 
 
+SPENDING = frozenset({"calls", "llm_tokens"})
+"""Options of recipes that bound what is spent, and change nothing of what comes out."""
+
+
 def answering(source: str | LanguageModel, name: str = "", *, calls: int = 0, tokens: int = 0) -> LanguageModel:
     """Whatever answers, from how a user names it.
 
@@ -177,6 +183,15 @@ class Local:
         while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
             ids = ids[:-1]  # some tokenizers close every text, and nothing follows an end
         return ids
+
+    def copied(self) -> Local:
+        """The same, with a model and a meter of its own."""
+        return Local(copy.deepcopy(self.model), self.tokenizer)
+
+    def save(self, folder: str | Path) -> None:
+        """An ordinary checkpoint: model and tokenizer."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     @torch.no_grad()
     def ask(self, question: Question, *, most: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:

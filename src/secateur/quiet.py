@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["helper", "libraries"]
+__all__ = ["helper", "libraries", "loading"]
 
 _CHATTY = ("torchao", "torch.utils._pytree")
 """transformers imports torchao wherever it is installed, and that warns of kernels for other devices than ours."""
@@ -27,3 +29,15 @@ def helper(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     libraries()
     importlib.import_module("torch").set_num_threads(threads)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Within the block transformers does not tell of weights that a checkpoint lacks: whoever loads it looks."""
+    logging_of = importlib.import_module("transformers.utils.logging")
+    before = logging_of.get_verbosity()
+    logging_of.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging_of.set_verbosity(before)

@@ -137,7 +137,7 @@ def path_model(seed: int) -> llms.Local:
     model = llms.Local(LlamaForCausalLM(config), tokenizer)
     found = [(page, one) for page in taught for one in pages.found_on(page)]
     rows = [
-        {"question": question, "html": [page.read_text("utf-8")], "answers": [gold]}
+        {"question": question, "documents": [page.read_text("utf-8")], "answers": [gold]}
         for page, (_, question, gold) in draw.sample(found, 400)
     ]
     how = {"windows": (640,), "rates": (1.0,), "epochs": 3, "lr": 2e-3, "accumulate": 8, "seed": seed}

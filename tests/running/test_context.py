@@ -17,7 +17,7 @@ import secateur
 import tiny
 from secateur.errors import DataError, InputError, NumericalError, RunError
 from secateur.files.rundir import Run
-from secateur.running import context
+from secateur.running import readings
 
 PAGE = "<html><body><nav>home about</nav>" + "".join(
     f"<section><h2>Town {i}</h2><p>The mayor of town{i} is person{i}.</p><p>{'Nothing more. ' * 6}</p></section>"
@@ -245,8 +245,11 @@ def test_rows_that_teach_nothing_are_refused(learner, tmp_path):
         secateur.train_pruner("wanda", learner, [], tmp_path / "out")
     with pytest.raises(DataError, match="no row to learn from"):
         secateur.train_pruner("htmlrag", learner, [], tmp_path / "out")
-    with pytest.raises(DataError, match="row 1 lacks question or answers"):
+    with pytest.raises(DataError, match="row 1 has no answers"):
         secateur.train_pruner("htmlrag", learner, [{"question": "a", "html": "<p>b</p>"}], tmp_path / "out")
+    for bad in ({"html": "<p>b</p>"}, {"question": "a", "html": "<p>b</p>", "answers": [3]}):
+        with pytest.raises(DataError, match="row 1 lacks question or answers"):
+            secateur.train_pruner("htmlrag", learner, [bad], tmp_path / "out")
     row = {"question": "a", "html": "<p>b</p>", "answers": ["b"]}
     with pytest.raises(InputError, match="is no folder here"):
         secateur.train_pruner("htmlrag", tmp_path / "none", [row], tmp_path / "out")
@@ -254,4 +257,4 @@ def test_rows_that_teach_nothing_are_refused(learner, tmp_path):
 
 
 def test_paragraphs_are_those_between_blank_lines():
-    assert context._paragraphs("a\nb\r\n\r\n  \n\nc <d>") == "<section><p>a\nb</p><p>c &lt;d&gt;</p></section>"
+    assert readings.paragraphs("a\nb\r\n\r\n  \n\nc <d>") == "<section><p>a\nb</p><p>c &lt;d&gt;</p></section>"

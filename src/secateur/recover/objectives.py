@@ -23,9 +23,11 @@ __all__ = [
     "answer_loss",
     "count",
     "count_answers",
+    "count_labels",
     "distance",
     "distil",
     "held_out",
+    "keeping_loss",
     "logits",
     "prediction_loss",
     "task_loss",
@@ -193,6 +195,25 @@ def answer_loss(model: Any, batch: Batch, totals: Mapping[str, int]) -> tuple[Te
     first = int((labels != -100).any(0).nonzero()[0])
     out = model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=labels.shape[1] - first)
     return losses.cross_entropy(out.logits, labels[:, first:]) / totals["tokens"], {}
+
+
+def keeping_loss(model: Any, weight: float, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    """Mean over tokens of -log P(label), plus ``weight * mean_n (s_n - z_n)^2`` over pairs, means of the whole step.
+
+    batch: what the model takes, and `labels` [n, L], 1 for a token that is to stay, 0 for one that is to go, -100 for
+    one that is not looked at, and `scores` s [n]. model: gives scores z [n] and logits [n, L, 2].
+
+    Source: Provence (arXiv 2501.16214), eq. 1, with the minus sign of the log-likelihood that its print lacks.
+    """
+    scores, logits = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
+    keeping = losses.cross_entropy(logits, batch["labels"]) / totals["tokens"]
+    ranking = (scores.float() - batch["scores"]).square().sum() / totals["examples"]
+    return keeping + weight * ranking, {"keeping": float(keeping.detach()), "ranking": float(ranking.detach())}
+
+
+def count_labels(batch: Batch) -> dict[str, int]:
+    """Tokens with a label, and pairs."""
+    return {"tokens": int((batch["labels"] != -100).sum()), "examples": len(batch["labels"])}
 
 
 @torch.no_grad()

@@ -5,13 +5,10 @@ A recipe on pages runs as any other; nothing is trained, so that what is left is
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import html
 import importlib
 import json
 import os
-import re
 import sys
 import typing
 import warnings
@@ -23,25 +20,26 @@ from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from secateur import llms, quiet, recipes
+from secateur import llms, quiet, recipes, rerankers
 from secateur.errors import DataError, InfeasibleError, InputError, RunError, SecateurError
 from secateur.files.rundir import Run, Transient, atomic_write, guard
 from secateur.measure import decisions
-from secateur.running import keywords
-from secateur.subjects import Page, open_page
+from secateur.rerankers import Reranker
+from secateur.running import keywords, readings
+from secateur.running.readings import Document, Reading
+from secateur.subjects import markup
 from secateur.vocabulary import Budget, Recovery
 
 __all__ = ["Pruned", "Pruner", "prune_context", "prune_file", "train_pruner"]
 
-Document: TypeAlias = str | bytes | Path
-FIELDS = ("html", "text", "passages")
-_MARKUP = re.compile(r"<(?:!doctype|/?[a-z][a-z0-9]*(?:\s[^<>]*)?/?)>", re.IGNORECASE)
-"""What tells HTML from text that says that one number is < another."""
+_WANTED = "each is to be an object with question and html, text or passages"
+_OPENED: dict[Any, Callable[[str], Any]] = {llms.Local: llms.opened, Reranker: rerankers.opened}
+"""What a recipe's `train` takes -> how it is opened."""
 _FEW = 64
 """Lines for which other processes would not have started before this one is done."""
 
@@ -52,6 +50,7 @@ class Pruned:
 
     text: what the model is to read. before, after: measure (words, and tokens where they can be counted) -> cost.
     trace: site -> what became of each of its blocks: path, text, score, costs, kept. question: as it was asked.
+    told: what else the recipe tells, such as scores of passages, or an answer.
     """
 
     text: str
@@ -59,6 +58,7 @@ class Pruned:
     after: Mapping[str, float]
     trace: Mapping[str, Sequence[Mapping[str, Any]]] = field(repr=False)
     question: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def save(self, path: str | Path) -> None:
         """Write a page that shows what was cut, greyed out, with each block's score."""
@@ -72,26 +72,28 @@ class Pruned:
 
 
 @typing.overload
-def prune_context(
-    recipe: str, documents: Document | Sequence[Document], question: str, budget: str | Budget, **options: Any
-) -> Pruned: ...
+def prune_context(recipe: str, documents: Document, question: str, budget: str | Budget, **options: Any) -> Pruned: ...
 @typing.overload
 def prune_context(
-    recipe: str, documents: Document | Sequence[Document], question: Sequence[str], budget: str | Budget, **options: Any
+    recipe: str, documents: Document, question: Sequence[str], budget: str | Budget, **options: Any
 ) -> list[Pruned]: ...
 def prune_context(
     recipe: str,
-    documents: Document | Sequence[Document],
+    documents: Document,
     question: str | Sequence[str],
     budget: str | Budget,
+    *,
+    titles: Sequence[str | None] | None = None,
     **options: Any,
 ) -> Pruned | list[Pruned]:
     """Cut documents to what answers a question, within a budget.
 
     Args:
-        recipe: "htmlrag".
-        documents: HTML, its bytes, a path of a file, or several of these in their order. A file is taken as plain text
-            where its name ends in .txt or .md.
+        recipe: "htmlrag", "provence"; `secateur list` shows all of the family context.
+        documents: HTML or text, its bytes, a path of a file, or several of these in their order. Files are plain text
+            unless their names end in .html or .htm; for htmlrag, only where they end in .txt or .md. For provence each
+            is a passage, and may be a list of sentences. For recipes on a graph: the graph, as `open_graph` takes it.
+        titles: of passages, one for each, or None where one has none.
         question: the question, or several, each of which gives a result of its own.
         budget: tokens=2048, words=1000, or a share of all, tokens=20%.
         options: the recipe's own, such as embedder="path/to/model", tokenizer="path/to/model".
@@ -101,10 +103,10 @@ def prune_context(
         DataError: a file that can't be read.
     """
     asked = [question] if isinstance(question, str) else list(question)
-    function, chosen, limit = _prepared(recipe, budget, options)
-    given = [documents] if isinstance(documents, str | bytes | Path) else documents
-    page = _page([_as_html(one) for one in given])
-    found = [_one(function, page, one, limit, chosen) for one in asked]
+    function, chosen, limit, reading = _prepared(recipe, budget, options)
+    given = documents if isinstance(documents, list | tuple) and reading.own else [documents]
+    subject = reading.opened(given, titles)
+    found = [_one(function, subject, one, limit, chosen) for one in asked]
     return found[0] if isinstance(question, str) else found
 
 
@@ -117,29 +119,29 @@ class Pruner:
 
     def __init__(self, recipe: str, budget: str | Budget, *, strict: bool = False, **options: Any) -> None:
         self.recipe, self.strict = recipe, strict
-        self._function, self._chosen, self.budget = _prepared(recipe, budget, options)
-        _tried(self._function, self.budget, self._chosen)
+        self._function, self._chosen, self.budget, reading = _prepared(recipe, budget, options)
+        if reading.apart is None:
+            raise InputError(f"{recipe} reads a {reading.noun} and no documents: call prune_context where you retrieve")
+        self._apart = reading.apart
+        _tried(self._function, self.budget, self._chosen, reading)
 
     def __call__(self, documents: Sequence[str], question: str) -> list[tuple[int, str]]:
         """(number, what stays) of each document of which something stays, in their order, all under one budget.
 
         What is HTML stays HTML, what is plain text stays text.
         """
-        kinds = [bool(_MARKUP.search(document)) for document in documents]
-        given = [one if is_html else _paragraphs(one) for one, is_html in zip(documents, kinds, strict=True)]
         try:
-            page = open_page(given, numbered=False, apart=True)
-            run = Transient()
+            subject, run = self._apart(documents), Transient()
             if not question.strip():
                 raise InputError("there is no question: say what the documents are to answer")
-            (result,) = self._function(page, question, [self.budget], run, **self._chosen)
+            (result,) = self._function(subject, question, [self.budget], run, **self._chosen)
         except SecateurError as error:
             if self.strict:
                 raise
             warnings.warn(f"{self.recipe} left the documents as they were: {error}", stacklevel=2)
             return list(enumerate(documents))
         left = result.subject.documents()
-        return [(number, html_left if kinds[number] else text) for number, (html_left, text) in left.items()]
+        return [(number, html if markup.looks(documents[number]) else text) for number, (html, text) in left.items()]
 
 
 def prune_file(
@@ -149,6 +151,7 @@ def prune_file(
     budget: str | Budget,
     *,
     question: str = "",
+    graph: str | Path = "",
     trace: bool = False,
     strict: bool = False,
     overwrite: bool = False,
@@ -157,9 +160,11 @@ def prune_file(
 ) -> tuple[int, int]:
     """Cut what each line of a JSONL file holds, or each page of a folder; returns (lines, those that failed).
 
-    A line holds `question` and `html`, `text` or `passages`, each text or a list of texts. In its place in `out` stand
-    its own fields, `pruned`, `tokens_before` and `tokens_after` (`words_...` where no tokens are counted), and with
-    `trace` what became of each block. A page of a folder gives a line with `file` and `question`.
+    A line holds `question` and `html`, `text` or `passages`, each text or a list of texts (a passage may be a list of
+    sentences), and perhaps `titles`; for recipes on a graph the question alone. In its place in `out` stand its own
+    fields, `pruned`, `tokens_before` and `tokens_after` (`words_...` where no tokens are counted), `told` where the
+    recipe tells more, and with `trace` what became of each block. A page of a folder gives a line with `file` and
+    `question`.
 
     A line that can't be pruned (it is no JSON, or lacks its fields) keeps what it has, `pruned` is empty and `error`
     says why; with `strict` the run stops there. The same call goes on where an earlier one was stopped: until all is
@@ -170,30 +175,34 @@ def prune_file(
         source: a .jsonl file, or a folder of .html, .htm, .txt or .md files.
         out: the .jsonl file to write.
         question: of every page of a folder, and of lines that have none.
+        graph: what all lines ask, for recipes on a graph: a file, a folder, or the address of a SPARQL endpoint.
         processes: how many work at once; unless given, one for each core where there is much to do.
 
     Raises `InputError`, `DataError` as `prune_context`, and `RunError` where `out` is there already, or what stands
     beside it was made by other settings.
     """
-    function, chosen, limit = _prepared(recipe, budget, options)
+    function, chosen, limit, reading = _prepared(recipe, budget, options)
     source, out = Path(source), Path(out)
+    if bool(graph) is reading.own:
+        raise InputError(f"{recipe} reads a {reading.noun}: give " + ("no graph" if reading.own else "the graph"))
     if out.exists() and not overwrite:
         raise RunError(f"{out} is there already: give another name, or overwrite it (--overwrite)")
     rows = _rows(source, question)
     count = sum(1 for _ in _rows(source, question))
     if not count:
-        raise DataError(f"{source} holds no line: each is to be an object with question and html")
-    _tried(function, limit, chosen)  # what is wrong with all lines alike is said once, before any
+        raise DataError(f"{source} holds no line: {_WANTED}")
+    _tried(function, limit, chosen, reading)  # what is wrong with all lines alike is said once, before any
     part, record = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     settings = json.dumps(
         {"recipe": recipe, "budget": str(limit), "question": question, "trace": trace, "strict": strict, "lines": count,
-         "source": str(source.resolve()), **{name: repr(value) for name, value in chosen.items()}}, indent=1
+         "graph": str(graph), "source": str(source.resolve()),
+         **{name: repr(value) for name, value in chosen.items()}}, indent=1
     )  # fmt: skip
     with guard(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         done, failed = _resumed(part, record, settings, overwrite)
         atomic_write(record, settings)
-        work = partial(_line, recipe, str(limit), chosen, trace, strict)
+        work = partial(_line, recipe, str(limit), chosen, str(graph), trace, strict)
         plain = all(isinstance(value, str | int | float | None) for value in chosen.values())
         # A model that was given as such is not sent from process to process.
         many = processes or (1 if count - done < _FEW else os.cpu_count() or 1)
@@ -223,10 +232,11 @@ def train_pruner(
     The same call again goes on from its last checkpoint.
 
     Args:
-        recipe: "htmlrag", whose `path_model` this makes.
-        model: folder or Hub id of what is trained: a causal language model with its tokenizer. It stays as it is.
+        recipe: "htmlrag", whose `path_model` this makes, or "provence", whose `model`.
+        model: folder or Hub id of what is trained: a causal language model for the one, a reranker or encoder for the
+            other. It stays as it is.
         data: a .jsonl file, or rows, with `question`, `html`, `text` or `passages`, and `answers`: text or a list of
-            texts that the documents say.
+            texts that the documents say. Rows for provence may hold more, see its `train`.
         out: the run directory.
         overwrite: start anew where `out` holds another run.
         options: of the recipe's `train`.
@@ -240,13 +250,14 @@ def train_pruner(
     if not hasattr(module, "train"):
         raise InputError(f"{recipe} trains no model")
     chosen = keywords.checked(module.train, options)
-    rows = list(_taught(data))
+    rows = list(_taught(data, readings.of_recipe(recipe)))
     if not rows:
-        raise DataError("there is no row to learn from: give question, html and answers in each")
+        raise DataError("there is no row to learn from: give question, documents and answers in each")
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    opened = llms.opened(str(model))
-    learning = llms.Local(copy.deepcopy(opened.model), opened.tokenizer)
-    settings = {"recipe": recipe, "model": str(model), "data_sha256": digest, **chosen}
+    kind = typing.get_type_hints(module.train)["model"]
+    learning = _OPENED[kind](str(model)).copied()
+    bound = {name: value for name, value in chosen.items() if name not in llms.SPENDING}
+    settings = {"recipe": recipe, "model": str(model), "data_sha256": digest, **bound}
     with guard(Path(out)), Run.open(out, settings, overwrite=overwrite) as run:
         if (Path(out) / "training.json").is_file():
             record = json.loads((Path(out) / "training.json").read_text(encoding="utf-8"))
@@ -255,29 +266,31 @@ def train_pruner(
         told = json.dumps({"recovery": asdict(recovery), "notes": notes}, indent=1)
 
         def save(folder: Path) -> None:
-            learning.model.save_pretrained(folder)
-            learning.tokenizer.save_pretrained(folder)
+            learning.save(folder)
             (folder / "training.json").write_text(told, encoding="utf-8")
 
         run.publish(save)
     return cast(Recovery, recovery)
 
 
-def _taught(data: str | Path | Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows with `question`, `html` (a list) and `answers` (a list)."""
+def _taught(data: str | Path | Sequence[Mapping[str, Any]], reading: Reading) -> Iterator[dict[str, Any]]:
+    """Rows with a `question`, `documents` where they have some, and `answers` as a list where there are any."""
     given = [(f"row {number}", json.dumps(dict(row))) for number, row in enumerate(data, start=1)] \
         if isinstance(data, Sequence) and not isinstance(data, str) else _rows(Path(data), "")  # fmt: skip
     for where, text in given:
         try:
-            row, documents = _read(where, text)
+            row = _parsed(text)
+            documents, titles = (
+                readings.of_row(row, None) if any(name in row for name in readings.FIELDS) else ([], None)
+            )
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
         answers = row.get("answers")
         answers = [answers] if isinstance(answers, str) else answers
-        if not isinstance(row.get("question"), str) or not isinstance(answers, list) or not answers \
-                or not all(isinstance(answer, str) for answer in answers):  # fmt: skip
+        if not isinstance(row.get("question"), str) or not (answers is None or isinstance(answers, list)) \
+                or not all(isinstance(answer, str) for answer in answers or ()):  # fmt: skip
             raise DataError(f"{where} lacks question or answers: give text, and text or a list of texts")
-        yield {"question": row["question"], "html": documents, "answers": answers}
+        yield {**row, "documents": [reading.read(one) for one in documents], "titles": titles, "answers": answers}
 
 
 # ------------------------------------------------------------------------------------------------------------- one
@@ -285,50 +298,26 @@ def _taught(data: str | Path | Sequence[Mapping[str, Any]]) -> Iterator[dict[str
 
 def _prepared(
     recipe: str, budget: str | Budget, options: Mapping[str, Any]
-) -> tuple[Callable[..., Any], dict[str, Any], Budget]:
-    function = recipes.find(recipe)
-    first = next(iter(typing.get_type_hints(function).values()))
-    if first is not Page:
-        names = [name for name, card in recipes.cards().items() if card["family"] == "context"]
-        raise InputError(f"{recipe} does not prune what a model reads: use {' or '.join(names)}, or `secateur run`")
-    return function, keywords.checked(function, options), Budget.parse(budget)
+) -> tuple[Callable[..., Any], dict[str, Any], Budget, Reading]:
+    reading, function = readings.of_recipe(recipe), recipes.find(recipe)
+    return function, keywords.checked(function, options), Budget.parse(budget), reading
 
 
-def _tried(function: Callable[..., Any], budget: Budget, chosen: Mapping[str, Any]) -> None:
-    """Refuse a budget, model or option that no document could be pruned with."""
+def _tried(function: Callable[..., Any], budget: Budget, chosen: Mapping[str, Any], reading: Reading) -> None:
+    """Refuse a budget, model or option that nothing could be pruned with."""
     with suppress(InfeasibleError):  # a share of a page of one word
-        _one(function, _page(["<p>word</p>"]), "word", budget, chosen)
-
-
-def _page(documents: Sequence[Document]) -> Page:
-    return open_page(documents, numbered=False)
+        _one(function, reading.trial(), "word", budget, chosen)
 
 
 def _one(
-    function: Callable[..., Any], page: Page, question: object, budget: Budget, chosen: Mapping[str, Any]
+    function: Callable[..., Any], subject: Any, question: object, budget: Budget, chosen: Mapping[str, Any]
 ) -> Pruned:
     if not isinstance(question, str) or not question.strip():
         raise InputError("there is no question: say what the documents are to answer")
     run = Transient()
-    (result,) = function(page, question, [budget], run, **chosen)
-    trace = run.values[f"trace-{budget}"]
-    return Pruned(result.subject.html(), result.cut.before, result.cut.after, trace, question)
-
-
-def _as_html(document: Document) -> Document:
-    """Files of plain text as HTML; what is HTML or its bytes already, as it is."""
-    if not isinstance(document, Path) or document.suffix.lower() not in (".txt", ".md"):
-        return document
-    try:
-        return _paragraphs(document.read_text(encoding="utf-8", errors="replace"))
-    except OSError as error:
-        raise DataError(f"{document}: {error.strerror}: give the path of a text") from error
-
-
-def _paragraphs(text: str) -> str:
-    """Plain text as HTML: a paragraph between blank lines each."""
-    parts = [part for part in text.replace("\r\n", "\n").split("\n\n") if part.strip()]
-    return "<section>" + "".join(f"<p>{html.escape(part.strip(), quote=False)}</p>" for part in parts) + "</section>"
+    (result,) = function(subject, question, [budget], run, **chosen)
+    trace, told = run.values[f"trace-{budget}"], run.values.get(f"told-{budget}", {})
+    return Pruned(result.subject.written(), result.cut.before, result.cut.after, trace, question, told)
 
 
 # ------------------------------------------------------------------------------------------------------------ files
@@ -368,14 +357,22 @@ def _asked(line: str, question: str) -> str:
 
 
 def _line(
-    recipe: str, budget: str, chosen: Mapping[str, Any], trace: bool, strict: bool, given: tuple[str, str]
+    recipe: str,
+    budget: str,
+    chosen: Mapping[str, Any],
+    graph: str,
+    trace: bool,
+    strict: bool,
+    given: tuple[str, str],
 ) -> tuple[str, bool]:
     """The line of the answer, and whether it failed."""
     where, text = given
     row: dict[str, Any] = {}
     try:
-        row, documents = _read(where, text)
-        found = _one(recipes.find(recipe), _page(documents), row.get("question"), Budget.parse(budget), chosen)
+        row, reading = _parsed(text), readings.of_recipe(recipe)
+        documents, titles = readings.of_row(row, Path(where)) if reading.own else ([graph], None)
+        subject = reading.opened(documents, titles)
+        found = _one(recipes.find(recipe), subject, row.get("question"), Budget.parse(budget), chosen)
     except SecateurError as error:
         if strict:
             raise type(error)(f"{where}: {error}") from error
@@ -385,27 +382,20 @@ def _line(
         **row, "pruned": found.text, f"{measure}_before": int(found.before[measure]),
         f"{measure}_after": int(found.after[measure]),
     }  # fmt: skip
-    if trace:
-        answer["trace"] = found.trace
+    answer |= {"told": found.told} if found.told else {}
+    answer |= {"trace": found.trace} if trace else {}
     return json.dumps(answer, ensure_ascii=False) + "\n", False
 
 
-def _read(where: str, text: str) -> tuple[dict[str, Any], list[Document]]:
-    """A line's own fields, and its documents as HTML."""
+def _parsed(text: str) -> dict[str, Any]:
+    """The fields of a line."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError("this line is no JSON: each is to be an object with question and html") from error
+        raise DataError(f"this line is no JSON: {_WANTED}") from error
     if not isinstance(row, dict):
-        raise DataError(f"this line is a {type(row).__name__}: each is to be an object with question and html")
-    if "file" in row and not any(name in row for name in FIELDS):
-        return row, [_as_html(Path(where))]
-    name = next((name for name in FIELDS if name in row), "")
-    values = row.get(name)
-    parts = [values] if isinstance(values, str) else values
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        raise DataError(f"this line has no {', '.join(FIELDS)} that is text or a list of texts")
-    return row, list(parts) if name == "html" else [_paragraphs(part) for part in parts]
+        raise DataError(f"this line is a {type(row).__name__}: {_WANTED}")
+    return row
 
 
 def _resumed(part: Path, record: Path, settings: str, overwrite: bool) -> tuple[int, int]:

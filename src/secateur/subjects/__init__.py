@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from secateur.subjects.moe import Moe as Moe
     from secateur.subjects.page import Page as Page
     from secateur.subjects.page import open_page as open_page
+    from secateur.subjects.passage import Passages as Passages
+    from secateur.subjects.passage import open_passages as open_passages
     from secateur.subjects.streamed import Streamed as Streamed
     from secateur.subjects.traced import Traced as Traced
     from secateur.subjects.traced import open_traced as open_traced
@@ -36,11 +38,13 @@ _PLACES = {
     "Moe": "moe",
     "Output": "transformer",
     "Page": "page",
+    "Passages": "passage",
     "Streamed": "streamed",
     "Traced": "traced",
     "Transformer": "transformer",
     "load": "loading",
     "open_page": "page",
+    "open_passages": "passage",
     "open_streamed": "loading",
     "open_subject": "loading",
     "open_traced": "traced",
@@ -56,11 +60,13 @@ __all__ = [
     "Moe",
     "Output",
     "Page",
+    "Passages",
     "Streamed",
     "Traced",
     "Transformer",
     "load",
     "open_page",
+    "open_passages",
     "open_streamed",
     "open_subject",
     "open_traced",

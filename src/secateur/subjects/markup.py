@@ -122,6 +122,14 @@ def decode(source: bytes) -> str:
         return source.decode("cp1252", "replace")
 
 
+_TAG = re.compile(r"<(?:!doctype|/?[a-z][a-z0-9]*(?:\s[^<>]*)?/?)>", re.IGNORECASE)
+
+
+def looks(text: str) -> bool:
+    """Whether a text is HTML: it has a tag, and does not just say that one number is < another."""
+    return bool(_TAG.search(text))
+
+
 def words(text: str) -> int:
     """How many words: runs without blanks, and each letter of scripts that write none."""
     return len(_WORD.findall(text))

@@ -154,6 +154,10 @@ class Page:
         """The page as it now is; `numbered` as `open_page` was told, unless given."""
         return self._written(None, self.numbered if numbered is None else numbered)
 
+    def written(self) -> str:
+        """What a model is to read: the page as it now is."""
+        return self.html()
+
     def _written(self, nodes: Sequence[int] | None, numbered: bool) -> str:
         return markup.write(self.tree, nodes, self.names if numbered else None)
 

@@ -216,7 +216,7 @@ def test_a_path_model_learns_where_answers_stand(tmp_path):
     def page():
         return "<div>" + "".join(f"<h{i}>fact {i}</h{i}>" for i in draw.permutation([1, 2, 3, 4])) + "</div>"
 
-    rows = [{"question": "which?", "html": [page()], "answers": ["fact 3"]} for _ in range(32)]
+    rows = [{"question": "which?", "documents": [page()], "answers": ["fact 3"]} for _ in range(32)]
     held = [open_page(page(), block=1) for _ in range(6)]
 
     def right():
@@ -246,7 +246,7 @@ def test_a_sample_is_the_prompt_then_the_path_then_the_block():
 def test_rows_without_an_answer_are_refused_and_told():
     with pytest.raises(DataError, match="none of 1 rows gives a sample"):
         module.train(
-            local(), [{"question": "a", "html": ["<p>b</p>"], "answers": ["c"]}], Transient(), rates=(1.0,) * 5
+            local(), [{"question": "a", "documents": ["<p>b</p>"], "answers": ["c"]}], Transient(), rates=(1.0,) * 5
         )
     with pytest.raises(InputError, match="one rate for each window"):
         module.train(local(), [], Transient(), windows=(1, 2), rates=(1.0,))

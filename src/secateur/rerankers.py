@@ -1,0 +1,305 @@
+"""WHO JUDGES PAIRS: a cross-encoder that reads question and passage together: how relevant, and which tokens to keep.
+
+Chirkova, Formal, Nikoulina and Clinchant, "Provence: efficient and robust context pruning for retrieval-augmented
+generation", ICLR 2025 (arXiv 2501.16214), section 3: a second head on a reranker.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import cached_file
+
+from secateur import quiet
+from secateur.errors import InputError, ModelError, opening
+from secateur.modes import evaluating
+
+__all__ = ["Block", "Judged", "Reranker", "Settings", "batches", "opened"]
+
+HEAD = "keep_head.safetensors"
+"""The file of the second head: weight [2, d] and bias [2] on the encoder's last hidden state; class 1 is to keep."""
+
+_ONCE = 16384
+"""Tokens of one forward pass, padding included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What stands in config.json under `pruning`.
+
+    threshold, rounding: as `provence` takes them. longest: tokens of a block; 0 for as many as the model reads.
+    ranks: whether the score of a passage means anything.
+    """
+
+    threshold: float = 0.1
+    rounding: str = "vote"
+    longest: int = 0
+    language: str = "en"
+    ranks: bool = True
+
+    @classmethod
+    def read(cls, given: Any) -> Settings:
+        """From a config, whoever wrote it; `ModelError` for what is none."""
+        if given is None:
+            return cls()
+        try:
+            return TypeAdapter(cls).validate_python(dict(given))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"the config's pruning is {str(given)[:100]!r}, not settings of a pruner") from error
+
+
+class Block(NamedTuple):
+    """Question and sentences as one sequence: ids [L], types [L], and the sentence of each token [L], -1 for none."""
+
+    ids: list[int]
+    types: list[int]
+    owner: list[int]
+
+
+class Judged(NamedTuple):
+    """score: how relevant the passage is. keep: probability of each token [tokens], owner: its sentence [tokens]."""
+
+    score: float
+    keep: np.ndarray
+    owner: np.ndarray
+
+
+class Reranker(nn.Module):
+    """A sequence classifier of one class, such as any cross-encoder, and a head that says which tokens to keep.
+
+    The score is the classifier's own, so that a reranker which gets the second head goes on ranking as it did.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, keep: nn.Linear | None = None, settings: Settings | None = None):
+        super().__init__()
+        if getattr(model.config, "num_labels", 1) != 1:
+            raise ModelError(f"this classifier has {model.config.num_labels} classes: a reranker has one, its score")
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelError(f"{type(tokenizer).__name__} is no fast tokenizer: give a checkpoint with tokenizer.json")
+        self.model, self.tokenizer, self.keep = model, tokenizer, keep
+        self.settings = settings or Settings()
+        name = "token_type_ids"
+        self._typed = name in tokenizer.model_input_names and name in inspect.signature(model.forward).parameters
+        self._backend = type(backend).from_str(backend.to_str())  # of its own: padding is a matter of ours
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    def with_head(self, seed: int = 0) -> Reranker:
+        """The same with a new second head, drawn from `seed` as the classifier's own would be."""
+        width = self.model.config.hidden_size
+        keep = nn.Linear(width, 2)
+        draw = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            spread = float(getattr(self.model.config, "initializer_range", 0.02))
+            keep.weight.copy_(torch.randn(2, width, generator=draw) * spread)
+            keep.bias.zero_()
+        return Reranker(self.model, self.tokenizer, keep, self.settings)
+
+    def copied(self) -> Reranker:
+        """The same, with weights of its own."""
+        return Reranker(copy.deepcopy(self.model), self.tokenizer, copy.deepcopy(self.keep), self.settings)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores [n] and logits to drop or keep [n, L, 2]; None without a second head. All given are [n, L]."""
+        types = {"token_type_ids": token_type_ids} if self._typed else {}
+        states: list[Tensor] = []  # classifiers do not agree on which of their hidden states is the last
+        hook = self.model.base_model.register_forward_hook(lambda module, given, out: states.append(out[0]))
+        try:
+            scores = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits[:, 0]
+        finally:
+            hook.remove()
+        return scores, None if self.keep is None else self.keep(_dropped(self.model, states[-1]))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a block."""
+        limits = [self.settings.longest, getattr(self.model.config, "max_position_embeddings", 0), 512]
+        return min(limit for limit in limits if limit)
+
+    def blocks(self, question: str, sentences: Sequence[str], *, longest: int = 0) -> list[Block]:
+        """The sentences in as many blocks as they need, the question before each.
+
+        Each sentence is tokenised on its own, so that its tokens are exact; one that is longer than a block is cut, and
+        a question that takes more than half of a block is shortened.
+
+        longest: tokens of a block; as many as the model reads if 0.
+        """
+        head, middle, tail, kinds = self._template
+        longest = longest or self.longest
+        frame = len(head) + len(middle) + len(tail)
+        given = [question, *(f" {text}" if i else text for i, text in enumerate(sentences))]
+        found = [encoding.ids for encoding in self._backend.encode_batch(given, add_special_tokens=False)]
+        asked = found[0][: max(1, (longest - frame) // 2)]
+        room = longest - frame - len(asked)
+        if room < 1:
+            raise InputError(f"longest={longest}: a block has {frame} special tokens, so give at least {frame + 2}")
+        made, ids, owner = list[Block](), list[int](), list[int]()
+
+        def close() -> None:
+            sequence = [*head, *asked, *middle, *ids, *tail]
+            types = [kinds[0]] * (len(head) + len(asked) + len(middle)) + [kinds[1]] * (len(ids) + len(tail))
+            before = [-1] * (len(head) + len(asked) + len(middle))
+            made.append(Block(sequence, types, [*before, *owner, *([-1] * len(tail))]))
+            ids.clear()
+            owner.clear()
+
+        for number, tokens in enumerate(found[1:]):
+            if ids and len(ids) + len(tokens) > room:
+                close()
+            for start in range(0, max(1, len(tokens)), room):
+                part = tokens[start : start + room]
+                if len(ids) + len(part) > room:
+                    close()
+                ids += part
+                owner += [number] * len(part)
+        close()
+        return made
+
+    @functools.cached_property
+    def _template(self) -> tuple[list[int], list[int], list[int], tuple[int, int]]:
+        """Special tokens before the question, between, and behind; and the type of either part."""
+        first, second = self._backend.encode_batch(["a", "b"], add_special_tokens=False)
+        whole = self._backend.post_process(first, second, add_special_tokens=True)
+        mask = whole.special_tokens_mask
+        words = [i for i, special in enumerate(mask) if not special]
+        if len(words) < 2:
+            raise ModelError("the tokenizer makes nothing of 'a' and 'b': a pair can't be read with it")
+        a, b = words[0], words[-1]
+        return whole.ids[:a], whole.ids[a + 1 : b], whole.ids[b + 1 :], (whole.type_ids[a], whole.type_ids[b])
+
+    def judge(
+        self, pairs: Sequence[tuple[str, Sequence[str]]], *, longest: int = 0, best: bool = False
+    ) -> list[Judged]:
+        """What is made of each (question, sentences); blocks of like length are read together.
+
+        best: a long passage scores as its best block, not as its first. Without a second head all tokens are kept.
+        """
+        made = [(n, block) for n, pair in enumerate(pairs) for block in self.blocks(*pair, longest=longest)]
+        scores: list[list[float]] = [[] for _ in pairs]
+        kept: list[list[np.ndarray]] = [[] for _ in pairs]
+        found: dict[int, tuple[float, np.ndarray]] = {}
+        with evaluating(self), torch.inference_mode():
+            for chosen in batches([len(block.ids) for _, block in made]):
+                score, logits = self(**padded([made[i][1] for i in chosen], self.tokenizer.pad_token_id or 0))
+                share = None if logits is None else logits.softmax(-1)[..., 1].float().cpu().numpy()
+                for row, i in enumerate(chosen):
+                    length = len(made[i][1].ids)
+                    found[i] = (float(score[row]), np.ones(length) if share is None else share[row, :length])
+        owners: list[list[np.ndarray]] = [[] for _ in pairs]
+        for i, (n, block) in enumerate(made):
+            owner = np.array(block.owner)
+            scores[n].append(found[i][0])
+            kept[n].append(found[i][1][owner >= 0])
+            owners[n].append(owner[owner >= 0])
+        return [
+            Judged(max(score) if best else score[0], np.concatenate(keep), np.concatenate(owner))
+            for score, keep, owner in zip(scores, kept, owners, strict=True)
+        ]
+
+    def save(self, folder: str | Path) -> None:
+        """An ordinary checkpoint of a sequence classifier with its tokenizer, and the second head beside it."""
+        if self.keep is not None:
+            self.model.config.pruning = asdict(self.settings)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.keep is not None:
+            head = {name: tensor.detach().contiguous() for name, tensor in self.keep.state_dict().items()}
+            save_file(head, Path(folder) / HEAD)
+
+
+def _dropped(model: Any, states: Tensor) -> Tensor:
+    """Hidden states as the second head takes them: with the dropout of the first, in training."""
+    rates = [getattr(model.config, name, None) for name in ("classifier_dropout", "hidden_dropout_prob")]
+    rate = next((float(rate) for rate in rates if rate is not None), 0.0)
+    return nn.functional.dropout(states, rate, model.training)
+
+
+def batches(lengths: Sequence[int], once: int = _ONCE) -> Iterator[list[int]]:
+    """Indices by falling length, as many at once as pad to at most `once` tokens."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        many = max(1, once // max(1, lengths[order[start]]))
+        yield order[start : start + many]
+        start += many
+
+
+def padded(blocks: Sequence[Block], pad: int) -> dict[str, Tensor]:
+    """Blocks as one batch: input_ids, attention_mask, token_type_ids, each [n, L]."""
+    longest = max(len(block.ids) for block in blocks)
+    fill = [longest - len(block.ids) for block in blocks]
+    return {
+        "input_ids": torch.tensor([[*b.ids, *([pad] * n)] for b, n in zip(blocks, fill, strict=True)]),
+        "attention_mask": torch.tensor([[1] * len(b.ids) + [0] * n for b, n in zip(blocks, fill, strict=True)]),
+        "token_type_ids": torch.tensor([[*b.types, *([0] * n)] for b, n in zip(blocks, fill, strict=True)]),
+    }
+
+
+def opened(source: str | Path | Reranker) -> Reranker:
+    """A cross-encoder from a folder or Hub id, opened once, with its second head where it has one; or the given one.
+
+    An encoder that is no classifier gets a classifier that knows nothing: `settings.ranks` is False then.
+
+    Raises `InputError` for what can't be opened. Weights are read from safetensors and no code of a checkpoint is run.
+    """
+    if isinstance(source, Reranker):
+        return source
+    if not isinstance(source, str | Path):
+        raise InputError(f"a reranker is a folder, a Hub id or rerankers.Reranker, not {type(source).__name__}")
+    return _opened(str(source))
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(name: str) -> Reranker:
+    with opening("reranker", name), quiet.loading():
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            **({} if _classes(name) else {"num_labels": 1}),
+        )  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        file = cached_file(name, HEAD, _raise_exceptions_for_missing_entries=False)
+    settings = Settings.read(getattr(model.config, "pruning", None))
+    if any("classifier" in key or "score" in key for key in told["missing_keys"]):
+        settings = replace(settings, ranks=False)
+    return Reranker(model.eval(), tokenizer, _head(file, model.config.hidden_size), settings)
+
+
+def _classes(name: str) -> bool:
+    """Whether the checkpoint is a classifier, whose number of classes is its own matter."""
+    file = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
+    config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    return any("SequenceClassification" in str(kind) for kind in config.get("architectures") or ())
+
+
+def _head(file: str | None, width: int) -> nn.Linear | None:
+    if file is None:
+        return None
+    try:
+        given: Mapping[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} is damaged: copy it anew") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    if shapes != {"weight": (2, width), "bias": (2,)}:
+        raise ModelError(f"{file} holds {shapes}, not weight {(2, width)} and bias (2,)")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in given.values()):
+        raise ModelError(f"{file} holds NaN or infinity: train it anew")
+    head = nn.Linear(width, 2)
+    head.load_state_dict(dict(given))
+    return head

@@ -1,0 +1,161 @@
+"""What is special to one kind of thing that is read: how it is opened, from what a user has, and written again.
+
+A recipe says by the annotation of its first parameter what it cuts.
+"""
+
+from __future__ import annotations
+
+import html
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from secateur import recipes
+from secateur.errors import DataError, InputError
+from secateur.subjects import Page, Passages, markup, open_page, open_passages
+
+__all__ = ["Document", "Reading", "of_recipe", "of_row"]
+
+Document: TypeAlias = Any
+"""HTML, text, bytes, a path of a file; of passages also a list of sentences; of a graph what `open_graph` takes."""
+
+FIELDS = ("html", "text", "passages")
+
+
+class Readable(Protocol):
+    """What a recipe leaves."""
+
+    def written(self) -> str:
+        """What the model is to read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One kind of thing.
+
+    kind: of subject. noun: a word for it. read: a document -> what the subject is opened from. opened: documents ->
+    subject. apart: the same, so that `documents` of what is
+    left tells them apart; None for what has no documents. trial: something to try a recipe on. own: whether each
+    question brings its documents.
+    """
+
+    kind: type
+    noun: str
+    read: Callable[[Document], Document]
+    opened: Callable[[Sequence[Document], Sequence[str | None] | None], Any]
+    apart: Callable[[Sequence[str]], Any] | None
+    trial: Callable[[], Any]
+    own: bool = True
+
+
+def of_recipe(recipe: str) -> Reading:
+    """The reading of a recipe; `InputError` for one that does not prune what a model reads."""
+    function = recipes.find(recipe)
+    kind = next(iter(typing.get_type_hints(function).values()))
+    found = next((reading for reading in _READINGS if reading.kind is kind), None)
+    if found is None:
+        names = [name for name, card in recipes.cards().items() if card["family"] == "context"]
+        raise InputError(f"{recipe} does not prune what a model reads: use {' or '.join(names)}, or `secateur run`")
+    return found
+
+
+def of_row(row: Mapping[str, Any], file: Path | None) -> tuple[list[Document], list[str | None] | None]:
+    """The documents of a row, and their titles: what its `html`, `text` or `passages` say, or the file that it names.
+
+    Raises `DataError` for a row without.
+    """
+    name = next((name for name in FIELDS if name in row), "")
+    if not name and file is not None and "file" in row:
+        return [file], None
+    value = row.get(name)
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(_text(part, name) for part in parts):
+        raise DataError(f"this line has no {', '.join(FIELDS)} that is text or a list of texts")
+    titles = row.get("titles", [row["title"]] * len(parts) if isinstance(row.get("title"), str) else None)
+    if titles is not None and (
+        not isinstance(titles, list) or not all(title is None or isinstance(title, str) for title in titles)
+    ):
+        raise DataError("this line has titles that are no list of texts: give one for each passage, or null")
+    return [part if isinstance(part, list) else (_Html if name == "html" else _Plain)(part) for part in parts], titles
+
+
+def _text(part: object, name: str) -> bool:
+    several = name == "passages" and isinstance(part, list) and all(isinstance(one, str) for one in part)
+    return isinstance(part, str) or several
+
+
+class _Html(str):
+    """Text that is known to be HTML."""
+
+
+class _Plain(str):
+    """Text that is known to be none."""
+
+
+# ------------------------------------------------------------------------------------------------------------- pages
+
+
+def _page(documents: Sequence[Document], titles: Sequence[str | None] | None) -> Page:
+    return open_page([_as_html(one) for one in documents], numbered=False)
+
+
+def _pages_apart(documents: Sequence[str]) -> Page:
+    given = [document if markup.looks(document) else paragraphs(document) for document in documents]
+    return open_page(given, numbered=False, apart=True)
+
+
+def _as_html(document: Document) -> Document:
+    """Files of plain text, and lists of sentences, as HTML; what is HTML or its bytes already, as it is."""
+    if isinstance(document, list | tuple | _Plain):
+        return paragraphs(document if isinstance(document, str) else " ".join(document))
+    if not isinstance(document, Path) or document.suffix.lower() not in (".txt", ".md"):
+        return document
+    return paragraphs(_read(document).decode("utf-8", "replace"))
+
+
+def paragraphs(text: str) -> str:
+    """Plain text as HTML: a paragraph between blank lines each."""
+    parts = [part for part in text.replace("\r\n", "\n").split("\n\n") if part.strip()]
+    return "<section>" + "".join(f"<p>{html.escape(part.strip(), quote=False)}</p>" for part in parts) + "</section>"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}: give the path of a text") from error
+
+
+# ---------------------------------------------------------------------------------------------------------- passages
+
+
+def _passages(documents: Sequence[Document], titles: Sequence[str | None] | None) -> Passages:
+    return open_passages([_as_text(one) for one in documents], titles=titles)
+
+
+def _as_text(document: Document) -> Any:
+    """Texts and lists of sentences as they are; HTML as the text of its blocks."""
+    if isinstance(document, Path) and document.suffix.lower() not in (".html", ".htm"):
+        return _read(document).decode("utf-8", "replace")
+    if isinstance(document, bytes):
+        document = document.decode("utf-8", "replace")
+    if isinstance(document, Path | _Html) or (type(document) is str and markup.looks(document)):
+        page = open_page(document)
+        return "\n\n".join(page.text(block) for block in range(len(page.blocks)))
+    return document
+
+
+_READINGS = (
+    Reading(Page, "page", _as_html, _page, _pages_apart, lambda: _page(["<p>word</p>"], None)),
+    Reading(
+        Passages,
+        "passage",
+        _as_text,
+        _passages,
+        lambda documents: _passages(documents, None),
+        lambda: _passages(["A word."], None),
+    ),
+)

@@ -1,0 +1,353 @@
+"""Provence: thresholds and budgets, titles, order, labels of a language model, and training that keeps the ranking."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+import tiny
+from secateur import recipes
+from secateur.errors import DataError, InputError, NumericalError, RunError
+from secateur.files.rundir import Run, Transient
+from secateur.llms import Answer, Meter
+from secateur.recipes.context import provence as module
+from secateur.recipes.context.provence import provence, train
+from secateur.rerankers import Reranker
+from secateur.subjects import open_passages
+from secateur.vocabulary import Budget
+
+WORDS = tiny.WORDS
+
+
+def sentence(*numbers: int) -> str:
+    return " ".join(WORDS[number] for number in numbers)
+
+
+def fresh(seed: int = 0) -> Reranker:
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0, "num_labels": 1}  # fmt: skip
+    return Reranker(BertForSequenceClassification(BertConfig(**shape)).eval(), tiny.tokenizer())
+
+
+def lesson(count: int, seed: int) -> list[dict]:
+    """A sentence matters that holds the word that is asked for."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        word = draw.randrange(10)
+        parts = [sentence(*(draw.randrange(10, 40) for _ in range(4))) for _ in range(3)]
+        kept = [i for i in range(3) if draw.random() < 0.4]
+        for i in kept:
+            parts[i] = sentence(word, *(draw.randrange(10, 40) for _ in range(3)))
+        rows.append({"question": sentence(word), "documents": [parts], "kept": [kept]})
+    return rows
+
+
+@functools.cache
+def taught() -> Reranker:
+    model = fresh()
+    train(
+        model,
+        lesson(1500, 0),
+        _Folder(),
+        weight=0.0,
+        lr=3e-3,
+        batch=32,
+        epochs=6,
+        longest=32,
+        threshold=0.5,
+        held_out=0,
+    )
+    return model
+
+
+class _Folder(Transient):
+    def folder(self, name):
+        return None
+
+
+QUESTION = sentence(3)
+PASSAGES = [
+    [sentence(20, 21, 22, 23), sentence(3, 30, 31, 32), sentence(24, 25, 26, 27)],
+    [sentence(33, 34, 35, 36), sentence(21, 22, 23, 24)],
+    [sentence(11, 12, 13, 14), sentence(3, 37, 38, 39), sentence(3, 12, 13, 15)],
+]
+
+
+def run(passages, *budgets, into=None, model=None, question=QUESTION, **options):
+    given = open_passages(passages)
+    limits = [Budget.parse(budget) for budget in budgets or ("tokens=100%",)]
+    return list(provence(given, question, limits, into or Transient(), model=model or taught(), **options))
+
+
+def left(result) -> dict[int, str]:
+    return {number: text for number, (text, _) in result.subject.documents().items()}
+
+
+# ----------------------------------------------------------------------------------------------------------- what stays
+
+
+def test_sentences_that_matter_stay_and_others_go():
+    (result,) = run(PASSAGES)
+    assert left(result) == {0: PASSAGES[0][1], 2: " ".join(PASSAGES[2][1:])}
+    assert result.cut.removed == {"sentences": (5, 8)}
+    assert result.cut.after == {"words": 12.0, "tokens": 12.0}
+
+
+def test_below_zero_all_stays_and_from_one_nothing():
+    texts = ["  One here.  Two there. ", "Three."]
+    for rounding in ("vote", "mean"):
+        (whole,) = run(texts, threshold=-0.1, rounding=rounding)
+        assert whole.subject.written() == "\n\n".join(texts)
+        (nothing,) = run(PASSAGES, threshold=1.0, rounding=rounding, always_select_title=True)
+        assert nothing.subject.written() == ""
+
+
+@pytest.mark.parametrize("rounding", ["vote", "mean"])
+def test_a_higher_threshold_keeps_a_subset(rounding):
+    kept = [run(PASSAGES, threshold=t, rounding=rounding)[0].subject for t in (0.05, 0.3, 0.6, 0.9, 0.99)]
+    for lower, higher in itertools.pairwise(kept):
+        assert set(higher.sentences) <= set(lower.sentences)
+
+
+def test_both_roundings_are_what_they_say():
+    """Two tokens of three are just above the threshold, and the third is far below."""
+    told = [{"score": 0.0, "keep": [0.6, 0.6, 0.0], "owner": [0, 0, 0]}]
+    vote, scores = module.columns(told, [1], 0.5, "vote")
+    mean, _ = module.columns(told, [1], 0.5, "mean")
+    assert (vote.tolist(), mean.tolist(), scores.tolist()) == ([True], [False], [pytest.approx(0.4)])
+    half, _ = module.columns([{"keep": [0.6, 0.0], "owner": [0, 0]}], [1], 0.5, "vote")
+    assert half.tolist() == [False]  # more than half of them
+    with pytest.raises(InputError, match="vote or mean"):
+        module.columns(told, [1], 0.5, "most")
+    with pytest.raises(InputError, match="nan"):
+        module.columns(told, [1], float("nan"), "vote")
+
+
+def test_a_sentence_longer_than_a_block_scores_as_its_parts_together():
+    long = sentence(3, *([30] * 20))
+    (result,) = run([[long, sentence(20, 21)]], into=(into := Transient()), longest=12, threshold=-1.0)
+    keep = np.array(into.values["judged"][0]["keep"])
+    owner = np.array(into.values["judged"][0]["owner"])
+    row = into.values[f"trace-{result.name}"]["passage 1"][0]
+    assert row["score"] == pytest.approx(keep[owner == 0].mean())
+    assert (owner == 0).sum() == 21
+
+
+def test_the_title_stays_exactly_where_another_sentence_does():
+    (result,) = run(PASSAGES, always_select_title=True)
+    assert left(result) == {0: " ".join(PASSAGES[0][:2]), 2: " ".join(PASSAGES[2])}
+    alone = [[sentence(3, 30, 31, 32), sentence(20, 21, 22, 23)]]
+    assert left(run(alone)[0]) == {0: alone[0][0]}
+    assert left(run(alone, always_select_title=True)[0]) == {}
+
+
+def test_order_by_score_and_the_first_few():
+    model = taught().copied()
+    model.settings = type(model.settings)(threshold=0.5, ranks=True)
+    (result,) = run(PASSAGES, model=model, reorder=True, threshold=-1.0, into=(into := Transient()))
+    scores = into.values[f"told-{result.name}"]["reranking_scores"]
+    assert list(left(result)) == sorted(range(3), key=lambda n: -scores[n])
+    assert sorted(scores, reverse=True) == [scores[n] for n in left(result)]
+    for many in (1, 2):
+        (few,) = run(PASSAGES, model=model, top_k=many, threshold=-1.0)
+        assert list(left(few)) == sorted(list(left(result))[:many])
+        assert few.cut.before == result.cut.before
+    compression = [run(PASSAGES, model=model, top_k=k, into=(into := Transient())) and
+                   into.values["told-tokens=100%"]["compression"] for k in (0, 1)]  # fmt: skip
+    assert compression[0] == compression[1] > 0  # it is that of the threshold, before passages are left out
+
+
+def test_a_model_that_only_prunes_needs_a_reranker_to_rank():
+    with pytest.raises(InputError, match="does not rank"):
+        run(PASSAGES, reorder=True)
+    (result,) = run(PASSAGES, reorder=True, reranker=fresh(4), threshold=-1.0)
+    scores = [one.score for one in fresh(4).judge([(QUESTION, part) for part in PASSAGES])]
+    assert list(left(result)) == sorted(range(3), key=lambda n: -scores[n])
+
+
+# -------------------------------------------------------------------------------------------------------------- budgets
+
+
+def test_no_budget_is_exceeded_and_the_best_stay():
+    results = run(PASSAGES, *(f"tokens={limit}" for limit in range(2, 40)), threshold=-1.0, into=(into := Transient()))
+    for result, limit in zip(results, range(2, 40), strict=True):
+        text = result.subject.written()
+        assert len(tiny.tokenizer()(text, add_special_tokens=False)["input_ids"]) == result.cut.after["tokens"] <= limit
+        rows = [row for site in into.values[f"trace-{result.name}"].values() for row in site]
+        stays = [row["score"] for row in rows if row["kept"]]
+        assert min(stays, default=9.0) >= max((row["score"] for row in rows if not row["kept"]), default=-1.0)
+    sizes = [len(result.subject.sentences) for result in results]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == 0
+    assert sizes[-1] == 8
+
+
+def test_a_title_and_its_best_sentence_leave_together():
+    for limit in range(2, 40):
+        (result,) = run(PASSAGES, f"tokens={limit}", threshold=-1.0, always_select_title=True)
+        assert result.cut.after["tokens"] <= limit
+        for number, text in left(result).items():
+            assert text.startswith(PASSAGES[number][0])
+            assert text != PASSAGES[number][0]
+
+
+def test_empty_passages_and_none():
+    assert run(["", "  "])[0].subject.written() == ""
+    assert run([])[0].subject.written() == ""
+
+
+# --------------------------------------------------------------------------------------------------------------- labels
+
+
+class Says:
+    """A language model that says what it is told to."""
+
+    def __init__(self, *answers):
+        self.answers, self.meter, self.asked = itertools.cycle(answers), Meter(), []
+
+    def ask(self, question, *, most=256, temperature=0.0, seed=0):
+        self.meter.begin()
+        self.asked.append(question)
+        return Answer(next(self.answers))
+
+
+def test_labels_are_the_sentences_that_a_language_model_cites():
+    rows = [{"question": "q", "documents": ["One. Two. Three."]} for _ in range(5)]
+    model = Says("It is [1].", "No answer", "nothing cited", "[0]", "See [0, 2] and [1].")
+    pairs, lost = module.labelled(rows, Transient(), model, "answer", "en")
+    assert [pair["kept"] for pair in pairs] == [[1], [], [0, 1, 2]]
+    assert lost == 2
+    assert model.asked[0].endswith("Question: q\n\nSentences:\n[0] One.\n[1] Two.\n[2] Three.\n")
+    prompts = {task: module.cited(Says("[1]"), "q", [["a"]], text) and text for task, text in module.ORACLES.items()}
+    assert len(set(prompts.values())) == 3
+
+
+def test_labels_outlive_a_stop(tmp_path):
+    rows = [{"question": f"q{i}", "documents": ["One. Two."]} for i in range(3)]
+    model = Says("[1]")
+    model.meter = Meter(most_calls=2)
+    with pytest.raises(RunError, match="2 rows have their labels"), Run.open(tmp_path / "run", {}) as into:
+        module.labelled(rows, into, model, "answer", "en")
+    with Run.open(tmp_path / "run", {}) as into:
+        again = Says("[1]")
+        pairs, _ = module.labelled(rows, into, again, "answer", "en")
+    assert len(again.asked) == 1
+    assert len(pairs) == 3
+
+
+def test_a_long_passage_is_shown_as_far_as_is_read():
+    model = Says("[1]")
+    module.cited(model, "q", [["word " * 1500] * 9], "task")
+    assert len(model.asked[0]) < 4 * module.READ + 100
+
+
+def test_labels_from_answers():
+    rows = [{"question": "q", "documents": ["The Ox is red.\nBlue, is the ox!"], "answers": ["blue is"]}]
+    pairs, _ = module.labelled(rows, Transient(), None, "answer", "en")
+    assert [pair["kept"] for pair in pairs] == [[1]]
+    assert module.labelled([{**rows[0], "answers": None}], Transient(), None, "answer", "en") == ([], 1)
+
+
+def test_passages_are_found_for_questions_without():
+    corpus = [f"Title {i}. " + " ".join(f"The {WORDS[i]} number {j} stands here." for j in range(12)) for i in range(6)]
+    rows = [{"question": f"Where is {WORDS[4]}?"}, {"question": "x", "documents": ["own"]}]
+    found = module.pool(rows, corpus, Transient(), taught(), "en", 0)
+    assert len(found[0]["documents"]) == 5
+    assert found[0]["titles"][0] == "Title 4."
+    assert all(1 <= text.count("stands here.") <= 10 for text in found[0]["documents"])
+    assert found[1] == rows[1]
+    again = module.pool(rows, corpus, Transient(), taught(), "en", 0)
+    assert found == again
+    with pytest.raises(DataError, match="holds no passage"):
+        module.pool(rows, ["", "Alone."], Transient(), taught(), "en", 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def test_tokens_of_question_and_padding_are_labelled_as_asked():
+    model = fresh().with_head()
+    pairs = [
+        {"question": sentence(1), "sentences": [sentence(2, 3), sentence(4)], "kept": [1], "score": 0.5},
+        {"question": sentence(1), "sentences": [sentence(2)], "kept": [], "score": None},
+    ]
+    batch = module.Batches(pairs, model, 2, True)[0]
+    assert batch["labels"].tolist() == [[0, 0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, -100, -100]]
+    assert batch["scores"].tolist() == [0.5, 0.0]
+    assert all(tensor.shape == batch["labels"].shape for name, tensor in batch.items() if name != "scores")
+    masked = module.Batches(pairs, model, 2, False)[0]["labels"]
+    assert masked.tolist() == [[-100, -100, -100, 0, 0, 1, -100], [-100, -100, -100, 0, -100, -100, -100]]
+    assert module.Batches(pairs, model, 1, True)[3]["scores"].tolist() == [0.0]  # over and over
+
+
+def test_old_scores_hold_the_ranking():
+    """With a weight the model goes on ranking as it did; without one it drifts away."""
+    drift = {}
+    rows = lesson(200, 1)
+    before = fresh(5).judge([(row["question"], row["documents"][0]) for row in rows])
+    for weight in (0.0, 5.0):
+        model = fresh(5)
+        train(model, rows, _Folder(), weight=weight, lr=3e-3, batch=16, epochs=4, longest=32, held_out=0)
+        after = model.judge([(row["question"], row["documents"][0]) for row in rows])
+        drift[weight] = np.mean([(a.score - b.score) ** 2 for a, b in zip(after, before, strict=True)])
+        assert model.settings.ranks is (weight > 0)
+    assert drift[5.0] < 0.2 * drift[0.0]
+
+
+def test_training_repeats_and_says_what_it_saw(tmp_path):
+    made = []
+    for name in ("a", "b"):
+        model = fresh()
+        with Run.open(tmp_path / name, {}) as into:
+            recovery, notes = train(model, lesson(60, 2), into, lr=1e-3, batch=8, longest=32, held_out=0.2, weight=0.1)
+        made.append(model.keep.weight.detach())
+    assert torch.equal(*made)
+    assert recovery.steps == 6
+    assert "held out" in notes[1]
+
+
+def test_scores_that_a_row_brings_are_those_it_is_held_to():
+    row = {"question": sentence(1), "documents": [sentence(2)], "kept": [[]], "scores": [3.0]}
+    pairs, _ = module.labelled([row], Transient(), None, "answer", "en")
+    assert pairs[0]["score"] == 3.0
+
+
+# ----------------------------------------------------------------------------------------------------------- bad inputs
+
+
+def test_what_can_not_be_is_refused():
+    with pytest.raises(InputError, match="ranks and does not prune"):
+        run(PASSAGES, model=fresh())
+    with pytest.raises(InputError, match="params"):
+        run(PASSAGES, "params=3000")
+    with pytest.raises(InputError, match="weight=-1"):
+        train(fresh(), lesson(4, 0), Transient(), weight=-1.0)
+    with pytest.raises(DataError, match="none of 1 rows"):
+        train(fresh(), [{"question": "a", "documents": ["b"]}], Transient())
+    with pytest.raises(DataError, match="row 1 has 1 passages and 2 lists"):
+        train(fresh(), [{"question": "a", "documents": ["b"], "kept": [[0], [0]]}], Transient())
+    standalone = fresh()
+    standalone.settings = type(standalone.settings)(ranks=False)
+    with pytest.raises(InputError, match="no scores to keep"):
+        train(standalone, lesson(4, 0), Transient())
+    broken = taught().copied()
+    with torch.no_grad():
+        broken.keep.bias.fill_(torch.nan)
+    with pytest.raises(NumericalError, match="NaN"):
+        run(PASSAGES, model=broken)
+    with torch.no_grad():
+        broken.model.classifier.bias.fill_(torch.nan)
+    with pytest.raises(NumericalError, match="NaN"):
+        run(PASSAGES, model=broken)
+
+
+def test_the_card_is_complete():
+    assert recipes.cards()["provence"]["family"] == "context"

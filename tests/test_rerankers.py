@@ -1,0 +1,200 @@
+"""Cross-encoders with a second head: exact sentences, blocks, and what is read from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+import tiny
+from secateur import rerankers
+from secateur.errors import InputError, ModelError
+from secateur.rerankers import Reranker, Settings
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "intermediate_size": 64, "max_position_embeddings": 160, "pad_token_id": 0, "num_labels": 1}  # fmt: skip
+WORDS = tiny.WORDS
+
+
+def classifier(kind: str = "bert"):
+    torch.manual_seed(0)
+    if kind == "roberta":
+        return RobertaForSequenceClassification(RobertaConfig(**SMALL)).eval()
+    if kind == "distilbert":
+        shape = {"vocab_size": 64, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "num_labels": 1}
+        return DistilBertForSequenceClassification(DistilBertConfig(**shape, pad_token_id=0)).eval()
+    return BertForSequenceClassification(BertConfig(**SMALL)).eval()
+
+
+@pytest.fixture
+def reranker():
+    return Reranker(classifier(), tiny.tokenizer())
+
+
+def text(*numbers: int) -> str:
+    return " ".join(WORDS[number] for number in numbers)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_a_second_head_leaves_the_scores_as_they_are(kind):
+    model, tokenizer = classifier(kind), tiny.tokenizer()
+    parts = [text(1, 2, 3), text(4, 5)]
+    given = tokenizer(text(6, 7), " ".join(parts), return_tensors="pt")
+    names = ("input_ids", "attention_mask")
+    with torch.no_grad():
+        score = float(model(**{name: given[name] for name in names}).logits[0, 0])
+    plain = Reranker(model, tokenizer)
+    (found,) = plain.judge([(text(6, 7), parts)])
+    assert found.score == pytest.approx(score, abs=1e-5)
+    assert found.keep.tolist() == [1.0] * 5  # nothing is known of tokens
+    (headed,) = plain.with_head(seed=1).judge([(text(6, 7), parts)])
+    assert headed.score == found.score
+    assert headed.owner.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_sequences_are_those_of_the_tokenizer(reranker):
+    parts = [text(1, 2, 3), text(4, 5)]
+    (block,) = reranker.blocks(text(6, 7), parts)
+    assert block.ids == reranker.tokenizer(text(6, 7), " ".join(parts))["input_ids"]
+    assert len(block.ids) == len(block.types) == len(block.owner)
+    assert [i for i, owner in enumerate(block.owner) if owner == 1] == [7, 8]
+
+
+def test_long_passages_are_read_in_blocks_with_the_question_before_each(reranker):
+    parts = [text(*range(5)), text(*range(5)), text(*range(20)), text(1)]
+    blocks = reranker.blocks(text(6, 7), parts, longest=12)  # room for 12 - 3 - 2 = 7 tokens
+    assert [[owner for owner in block.owner if owner >= 0] for block in blocks] == [
+        [0] * 5, [1] * 5, [2] * 7, [2] * 7, [2] * 6 + [3],
+    ]  # fmt: skip
+    asked = reranker.tokenizer(text(6, 7))["input_ids"][:3]
+    assert all(block.ids[:3] == asked and len(block.ids) <= 12 for block in blocks)
+
+
+def test_a_question_that_fills_a_block_is_shortened(reranker):
+    (block, *_) = reranker.blocks(text(*range(40)), [text(1, 2)], longest=13)
+    assert block.owner.count(-1) == 3 + 5
+    with pytest.raises(InputError, match="longest=3"):
+        reranker.blocks("a", ["b"], longest=3)
+
+
+def test_neither_order_nor_padding_alters_anything(reranker):
+    judge = reranker.with_head(seed=3)
+    pairs = [(text(i), [text(*range(i + 1)), text(i, 2)]) for i in range(9)]
+    alone = [judge.judge([pair])[0] for pair in pairs]
+    for chosen in (pairs, pairs[::-1]):
+        found = judge.judge(chosen)
+        for one, other in zip(found if chosen is pairs else found[::-1], alone, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-5)
+            np.testing.assert_allclose(one.keep, other.keep, atol=1e-5)
+
+
+def test_a_long_passage_scores_as_its_first_block_or_its_best(reranker):
+    pair = (text(6), [text(*range(9)), text(*range(20, 29))])
+    blocks = [reranker.judge([(text(6), [part])], longest=14)[0].score for part in pair[1]]
+    assert reranker.judge([pair], longest=14)[0].score == pytest.approx(blocks[0], abs=1e-6)
+    assert reranker.judge([pair], longest=14, best=True)[0].score == pytest.approx(max(blocks), abs=1e-6)
+
+
+def test_an_empty_passage_has_a_score_and_no_tokens(reranker):
+    (found,) = reranker.judge([(text(6), [])])
+    assert len(found.keep) == len(found.owner) == 0
+    assert reranker.judge([]) == []
+
+
+def test_batches_hold_so_many_tokens():
+    found = list(rerankers.batches([5, 9, 3, 4], once=10))
+    assert found == [[1], [0, 3], [2]]
+    assert list(rerankers.batches([100], once=10)) == [[0]]
+
+
+def test_a_checkpoint_comes_back_with_both_heads_and_settings(reranker, tmp_path):
+    judge = reranker.with_head(seed=2)
+    judge.settings = Settings(threshold=0.3, rounding="mean", longest=64, language="de")
+    judge.save(tmp_path)
+    again = rerankers.opened(str(tmp_path))
+    assert again.settings == judge.settings
+    pair = (text(6), [text(1, 2), text(3)])
+    one, other = judge.judge([pair])[0], again.judge([pair])[0]
+    assert other.score == pytest.approx(one.score, abs=1e-6)
+    np.testing.assert_allclose(other.keep, one.keep, atol=1e-6)
+
+
+def test_a_checkpoint_is_read_without_us(reranker, tmp_path):
+    """An ordinary classifier; and the second head is one linear layer on its last hidden state."""
+    judge = reranker.with_head(seed=2)
+    judge.save(tmp_path)
+    (found,) = judge.judge([(text(6), [text(1, 2)])])
+    code = f"""
+import sys, json, torch
+sys.modules["secateur"] = None
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model = AutoModelForSequenceClassification.from_pretrained({str(tmp_path)!r})
+given = AutoTokenizer.from_pretrained({str(tmp_path)!r})({text(6)!r}, {text(1, 2)!r}, return_tensors="pt")
+with torch.no_grad():
+    states = model.base_model(**given)[0]
+    head = load_file({str(tmp_path / "keep_head.safetensors")!r})
+    keep = (states @ head["weight"].T + head["bias"]).softmax(-1)[0, :, 1]
+    print(json.dumps([float(model(**given).logits[0, 0]), keep[3:5].tolist()]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    score, keep = json.loads(done.stdout.splitlines()[-1])
+    assert score == pytest.approx(found.score, abs=1e-5)
+    np.testing.assert_allclose(keep, found.keep, atol=1e-5)
+
+
+def test_an_encoder_without_a_classifier_prunes_and_does_not_rank(tmp_path):
+    folder = tiny.folder("bert", tmp_path / "encoder")
+    assert not rerankers.opened(str(folder)).settings.ranks
+
+
+def test_what_is_no_reranker_is_refused(tmp_path, reranker):
+    with pytest.raises(InputError, match="reranker"):
+        rerankers.opened(str(tmp_path / "no/such/one"))
+    with pytest.raises(InputError, match="not int"):
+        rerankers.opened(3)
+    torch.manual_seed(0)
+    many = BertForSequenceClassification(BertConfig(**{**SMALL, "num_labels": 3}))
+    with pytest.raises(ModelError, match="3 classes"):
+        Reranker(many, tiny.tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ({"weight": torch.zeros(2, 31), "bias": torch.zeros(2)}, "not weight"),
+        ({"weight": torch.full((2, 32), torch.nan), "bias": torch.zeros(2)}, "NaN"),
+        ({"weights": torch.zeros(2, 32)}, "not weight"),
+        (None, "damaged"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused(reranker, tmp_path, head, words):
+    reranker.with_head().save(tmp_path)
+    if head is None:
+        (tmp_path / rerankers.HEAD).write_bytes(b"nonsense")
+    else:
+        save_file(head, tmp_path / rerankers.HEAD)
+    with pytest.raises(ModelError, match=words):
+        rerankers.opened(str(tmp_path))
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("given", [3, {"threshold": "high"}, {"longest": []}, ["a"]])
+def test_settings_that_are_none_are_refused(given):
+    with pytest.raises(ModelError, match="not settings"):
+        Settings.read(given)
+    assert Settings.read({"threshold": 0.5, "of another program": 1}).threshold == 0.5
