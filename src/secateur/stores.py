@@ -7,17 +7,49 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
+from urllib.parse import quote
 
 from secateur import web
 from secateur.errors import DataError, InputError, MissingExtraError
 from secateur.web import PassingError
 
-__all__ = ["Embedded", "Endpoint", "Store", "Value", "iri"]
+__all__ = [
+    "BLANK",
+    "ENTITY",
+    "KIND",
+    "RDF",
+    "RELATION",
+    "Embedded",
+    "Endpoint",
+    "Row",
+    "Store",
+    "Value",
+    "entity",
+    "iri",
+    "kind",
+    "relation",
+    "usable",
+]
+
+RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+ENTITY = "urn:secateur:entity:"
+"""What is put before the name of a thing that is no IRI, percent-encoded."""
+RELATION = "urn:secateur:relation:"
+"""The same for predicates, and for what is known of a fact."""
+KIND = "urn:secateur:kind:"
+"""The same for kinds of things."""
+BLANK = "urn:secateur:blank:"
+"""The same for a blank node, once it is loaded."""
 
 _FORBIDDEN = set('<>"{}|^`\\')
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_GIVEN = re.compile(r"(?:https?://|urn:)[^\[\]]+", re.IGNORECASE)
+_LONGEST = 16_384
+"""Letters of an IRI; what is longer is none that can be asked about."""
 
 
 class Value(NamedTuple):
@@ -41,14 +73,44 @@ class Store(Protocol):
         ...
 
 
+def usable(text: str) -> bool:
+    """Whether text is an IRI that a query can hold."""
+    if not _SCHEME.match(text) or len(text) > _LONGEST or not _FORBIDDEN.isdisjoint(text):
+        return False
+    # No spaces, control letters or halves of a letter (surrogates).
+    return not any(letter <= " " or "\x7f" <= letter <= "\x9f" or "\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def iri(text: str) -> str:
     """`<text>` for a query.
 
     Raises `InputError` for text that is no IRI: nothing that comes from data or a user is to change a query.
     """
-    if not text or any(letter in _FORBIDDEN or letter <= " " for letter in text):
-        raise InputError(f"{text[:100]!r} is no IRI: it holds spaces or one of {''.join(sorted(_FORBIDDEN))}")
+    if not usable(text):
+        raise InputError(
+            f"{text[:100]!r} is no IRI: it has no scheme such as urn:, holds spaces or one of "
+            f"{''.join(sorted(_FORBIDDEN))}, or is longer than {_LONGEST} letters"
+        )
     return f"<{text}>"
+
+
+def entity(name: str) -> str:
+    """The IRI of a thing as tables name it: a web address or URN as it is, anything else behind `ENTITY`."""
+    return _named(name, ENTITY)
+
+
+def relation(name: str) -> str:
+    """The IRI of a predicate as tables name it."""
+    return _named(name, RELATION)
+
+
+def kind(name: str) -> str:
+    """The IRI of a kind of things as tables name it."""
+    return _named(name, KIND)
+
+
+def _named(name: str, place: str) -> str:
+    return name if _GIVEN.fullmatch(name) and usable(name) else place + quote(name, safe="")
 
 
 class Embedded:
@@ -77,12 +139,17 @@ class Embedded:
 
     def select(self, query: str) -> list[Row]:
         """The rows of a SELECT query. Raises `InputError` for what is no query, `DataError` for a damaged store."""
+        return list(self.each(query))
+
+    def each(self, query: str) -> Iterator[Row]:
+        """The same, one row after another: for more of them than are to be held."""
         ox = self.library
         try:
             found = self.graph.query(query)
             if not isinstance(found, ox.QuerySolutions):
                 raise InputError("a store is asked by SELECT queries alone")
-            return [tuple(self._value(value) for value in row) for row in found]
+            for row in found:
+                yield tuple(self._value(value) for value in row)
         except SyntaxError as error:
             raise InputError(f"this is no SPARQL query: {_line(error)}") from error
         except (OSError, ValueError, RuntimeError) as error:

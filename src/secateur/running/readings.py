@@ -5,6 +5,7 @@ A recipe says by the annotation of its first parameter what it cuts.
 
 from __future__ import annotations
 
+import functools
 import html
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,9 @@ from typing import Any, Protocol, TypeAlias
 
 from secateur import recipes
 from secateur.errors import DataError, InputError
-from secateur.subjects import Page, Passages, markup, open_page, open_passages
+from secateur.graphs import open_graph
+from secateur.stores import Embedded
+from secateur.subjects import KnowledgeGraph, Page, Passages, markup, open_page, open_passages
 
 __all__ = ["Document", "Reading", "of_recipe", "of_row"]
 
@@ -148,6 +151,24 @@ def _as_text(document: Document) -> Any:
     return document
 
 
+# ------------------------------------------------------------------------------------------------------------ graphs
+
+
+def _graph(documents: Sequence[Document], titles: Sequence[str | None] | None) -> KnowledgeGraph:
+    if len(documents) != 1:
+        raise InputError(
+            f"a recipe on a graph reads one, and these are {len(documents)}: give a file, folder or address"
+        )
+    (source,) = documents
+    return _kept(source) if isinstance(source, str | Path) else open_graph(source)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept(source: str | Path) -> KnowledgeGraph:
+    """Opened once for all the questions of a process."""
+    return open_graph(source)
+
+
 _READINGS = (
     Reading(Page, "page", _as_html, _page, _pages_apart, lambda: _page(["<p>word</p>"], None)),
     Reading(
@@ -158,4 +179,5 @@ _READINGS = (
         lambda documents: _passages(documents, None),
         lambda: _passages(["A word."], None),
     ),
+    Reading(KnowledgeGraph, "graph", lambda one: one, _graph, None, lambda: open_graph(Embedded()), own=False),
 )

@@ -110,10 +110,9 @@ class KnowledgeGraph:
         new = [node for node in asked if node not in self._names]
         for start in range(0, len(new), _AT_ONCE):
             part = new[start : start + _AT_ONCE]
-            values, named = " ".join(map(iri, part)), " ".join(map(iri, NAMES))
-            rows = self.store.select(
-                f"SELECT ?s ?p ?n WHERE {{ VALUES ?s {{ {values} }} VALUES ?p {{ {named} }} ?s ?p ?n }}"
-            )
+            values = " ".join(map(iri, part))
+            each = (f"{{ VALUES ?s {{ {values} }} ?s {iri(name)} ?n BIND({iri(name)} AS ?p) }}" for name in NAMES)
+            rows = self.store.select(f"SELECT ?s ?p ?n WHERE {{ {' UNION '.join(each)} }}")
             best: dict[str, tuple[int, int, str]] = {}
             for node, predicate, name in (row for row in rows if len(row) == 3 and None not in row):
                 assert isinstance(node, Value)
