@@ -340,8 +340,11 @@ def test_a_limit_on_the_size_of_files(places, tmp_path):
         ("page.html --recipe htmlrag --budget words=2 --question a --embedder no/such/a", "'no/such/a' is no folder"),
         ("page.html --recipe htmlrag --budget words=2 --question a --out there.html", "there.html is there already"),
         ("--in page.html --recipe htmlrag --budget words=2", "--in needs --out"),
-        ("page.html --in page.html --recipe htmlrag --budget words=2", "--in takes no files beside it"),
+        ("page.html --in page.html --out x --recipe htmlrag --budget words=2", "--in takes no files beside it"),
         ("--in none.jsonl --out new.jsonl --recipe htmlrag --budget words=2", "none.jsonl: No such file"),
+        ("page.html --recipe provence --budget words=2 --question a", "provence needs the option 'model'"),
+        ("page.html --recipe provence --budget words=2 --question a --model no/such/a", "'no/such/a' is no folder"),
+        ("page.html --recipe provence --budget words=2 --question a --model x --rounding up", "option rounding='up'"),
     ],
 )
 def test_prune_context_refuses_in_one_line(places, tmp_path, arguments, said):

@@ -104,6 +104,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pages" / "one.html").write_text(page, "utf-8")
     row = {"question": "What is pruned?", "html": page, "answers": tiny.sentences(1)}
     (folder / "questions.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    first, second, third = tiny.sentences(3)
+    (folder / "passage.txt").write_text(f"{first}. {second}. What is pruned grows back. {third}.", "utf-8")
+    rows = [{"question": first, "passages": [[second, first], [third]], "kept": [[1], []]}] * 4
+    (folder / "passages.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), "utf-8")
     short = {"question": "a", "html": f"<p>{tiny.sentences(1)[0]}</p><p>b</p>", "answers": tiny.sentences(1)}
     (folder / "answers.jsonl").write_text(json.dumps(short) + "\n", "utf-8")
     return folder

@@ -20,6 +20,7 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from secateur.errors import SecateurError as SecateurError
+    from secateur.graphs import open_graph as open_graph
     from secateur.pruning import prune as prune
     from secateur.running import export as export
     from secateur.running import inspect as inspect
@@ -56,6 +57,7 @@ _PLACES = {
     "export": "running",
     "inspect": "running",
     "load": "subjects",
+    "open_graph": "graphs",
     "open_subject": "subjects",
     "prune": "pruning",
     "prune_context": "running.context",
@@ -81,6 +83,7 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "open_graph",
     "open_subject",
     "prune",
     "prune_context",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+import keeper
 import tiny
 import yolo
 from claims import vision
@@ -19,8 +22,18 @@ from recipes.vision import nets
 from secateur import conformance, recipes
 from secateur.files import texts
 from secateur.measure.quality import perplexity
-from secateur.running import network, trades
-from secateur.subjects import Page, Traced, Transformer, detectors, open_page, open_subject, open_traced
+from secateur.running import network, readings, trades
+from secateur.subjects import (
+    Page,
+    Passages,
+    Traced,
+    Transformer,
+    detectors,
+    open_page,
+    open_passages,
+    open_subject,
+    open_traced,
+)
 
 # Recipe -> the toy: kind of model, budget, and options that make it quick. Others run as they are on the default.
 DEFAULT = ("llama", "params=75%", {})
@@ -80,7 +93,9 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"batch": 8, "least": 2, "sparse_epochs": 4, "finetune_epochs": 8, "distil_epochs": 8},
     ),
 }
-IN_CONTEXT = [name for name, card in recipes.cards().items() if card["family"] == "context"]
+IN_CONTEXT = {
+    name: readings.of_recipe(name).kind for name, card in recipes.cards().items() if card["family"] == "context"
+}
 ON_MODELS = [name for name in recipes.cards() if name not in IN_CONTEXT]
 ON_NETWORKS = [name for name in ON_MODELS if trades.of_recipe(recipes.find(name)) is network]
 
@@ -113,24 +128,35 @@ def test_recipes_on_networks(name: str) -> None:
     assert set(laws) == LAWS
 
 
-@pytest.mark.parametrize("name", IN_CONTEXT)
-def test_recipes_on_what_a_model_reads(name: str) -> None:
+def said(one: Any, texts: Sequence[str]) -> np.ndarray:
+    """Which texts stand in what is left to read."""
+    return np.array([float(text in one.written()) for text in texts])
+
+
+@pytest.mark.parametrize("name", [name for name, kind in IN_CONTEXT.items() if kind is Page])
+def test_recipes_on_pages(name: str) -> None:
     facts = [
         f"The {word} of number {i} is {word[::-1]}." for i, word in enumerate(["alpha", "gamma", "delta", "omega"])
     ]
     filler = " ".join(["Nothing of note stands here, and it goes on."] * 6)
     parts = "".join(f"<section><h2>Part {i}</h2><p>{fact}</p><p>{filler}</p></section>" for i, fact in enumerate(facts))
     page = open_page(f"<html><body>{parts}</body></html>", block=16)
-
-    def output(one: Page) -> np.ndarray:
-        return np.array([float(word in one.text()) for word in (*facts, filler)])
-
-    def quality(one: Page) -> float:
-        return float("ammag" in one.text())
-
     laws = conformance.check_recipe(
-        name, page, "What is the gamma of number 1?", "words=20%", output=output, quality=quality
-    )
+        name, page, "What is the gamma of number 1?", "words=20%", output=partial(said, texts=[*facts, filler]),
+        quality=lambda one: float(said(one, ["ammag"])[0]),
+    )  # fmt: skip
+    assert set(laws) == LAWS
+
+
+@pytest.mark.parametrize("name", [name for name, kind in IN_CONTEXT.items() if kind is Passages])
+def test_recipes_on_passages(name: str) -> None:
+    parts = [[keeper.sentence(*range(10 + 4 * i, 14 + 4 * i)) for i in range(4)] for _ in range(3)]
+    parts[1][2] = gold = keeper.sentence(3, 30, 31, 32)
+    laws = conformance.check_recipe(
+        name, open_passages(parts), keeper.sentence(3), "words=20%", options={"model": keeper.taught()},
+        output=partial(said, texts=[text for part in parts for text in part]),
+        quality=lambda one: float(said(one, [gold])[0]),
+    )  # fmt: skip
     assert set(laws) == LAWS
 
 

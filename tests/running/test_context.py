@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import keeper
 import secateur
 import tiny
 from secateur.errors import DataError, InputError, NumericalError, RunError
 from secateur.files.rundir import Run
 from secateur.running import readings
+from secateur.running.context import Pruner
 
 PAGE = "<html><body><nav>home about</nav>" + "".join(
     f"<section><h2>Town {i}</h2><p>The mayor of town{i} is person{i}.</p><p>{'Nothing more. ' * 6}</p></section>"
@@ -258,3 +260,68 @@ def test_rows_that_teach_nothing_are_refused(learner, tmp_path):
 
 def test_paragraphs_are_those_between_blank_lines():
     assert readings.paragraphs("a\nb\r\n\r\n  \n\nc <d>") == "<section><p>a\nb</p><p>c &lt;d&gt;</p></section>"
+
+
+# ---------------------------------------------------------------------------------------------------------- passages
+
+
+@pytest.fixture(scope="module")
+def pruner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pruner")
+    keeper.taught().save(folder)
+    return str(folder)
+
+
+ASKED = keeper.sentence(3)
+PARTS = [keeper.sentence(20, 21, 22, 23), keeper.sentence(3, 30, 31, 32), keeper.sentence(24, 25, 26, 27)]
+
+
+def test_passages_with_titles_and_what_else_is_told(pruner):
+    how = {"model": pruner, "always_select_title": True}
+    found = secateur.prune_context(
+        "provence", [PARTS, PARTS[:1]], ASKED, "tokens=100%", titles=["of this", None], **how
+    )
+    assert found.text == f"of this {PARTS[1]}"
+    assert len(found.told["reranking_scores"]) == 2
+    assert set(found.trace) == {"passage 1", "passage 2"}
+
+
+def test_html_and_files_are_read_as_text(pruner, tmp_path):
+    page = "".join(f"<p>{part}</p>" for part in PARTS)
+    (tmp_path / "a.html").write_text(page)
+    (tmp_path / "a.txt").write_text("\n\n".join(PARTS))
+    for document in (page, page.encode(), tmp_path / "a.html", tmp_path / "a.txt"):
+        found = secateur.prune_context("provence", document, ASKED, "tokens=100%", model=pruner)
+        assert found.text == PARTS[1]
+
+
+def test_lines_of_passages(pruner, tmp_path):
+    rows = [{"question": ASKED, "passages": [PARTS]},
+            {"question": ASKED, "passages": PARTS, "titles": ["of this", None, "more"]},
+            {"question": ASKED, "html": f"<p>{PARTS[1]}</p><p>{PARTS[0]}</p>"},
+            {"question": ASKED, "passages": PARTS, "titles": 3}]  # fmt: skip
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    secateur.prune_file("provence", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "tokens=100%", model=pruner)
+    found = lines(tmp_path / "out.jsonl")
+    assert [row["pruned"] for row in found] == [PARTS[1], PARTS[1], PARTS[1], ""]
+    assert "titles" in found[3]["error"]
+    assert all(row["told"]["compression"] > 0 for row in found[:3])
+    with pytest.raises(InputError, match="give no graph"):
+        secateur.prune_file("provence", tmp_path / "in.jsonl", tmp_path / "b.jsonl", "words=2", graph="x", model=pruner)
+
+
+def test_a_pruner_of_passages_for_pipelines(pruner):
+    prune = Pruner("provence", "tokens=100%", model=pruner)
+    assert prune(["\n\n".join(PARTS), PARTS[0], f"<p>{PARTS[1]}</p>"], ASKED) == [(0, PARTS[1]), (2, PARTS[1])]
+
+
+def test_training_a_pruner_of_passages(tmp_path):
+    keeper.fresh().save(tmp_path / "reranker")
+    rows = [{"question": row["question"], "passages": row["documents"], "kept": row["kept"]}
+            for row in keeper.lesson(40, 0)]  # fmt: skip
+    made = secateur.train_pruner("provence", tmp_path / "reranker", rows, tmp_path / "out", batch=8, longest=32)
+    assert made.steps == 5
+    found = secateur.prune_context("provence", [PARTS], ASKED, "tokens=6", model=str(tmp_path / "out"))
+    assert found.after["tokens"] <= 6
+    again = secateur.train_pruner("provence", tmp_path / "reranker", rows, tmp_path / "out", batch=8, longest=32)
+    assert again == made

@@ -146,7 +146,7 @@ def _as_text(document: Document) -> Any:
     if isinstance(document, bytes):
         document = document.decode("utf-8", "replace")
     if isinstance(document, Path | _Html) or (type(document) is str and markup.looks(document)):
-        page = open_page(document)
+        page = open_page(document, block=0)  # a paragraph ends a sentence
         return "\n\n".join(page.text(block) for block in range(len(page.blocks)))
     return document
 

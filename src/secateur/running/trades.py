@@ -24,6 +24,9 @@ __all__ = ["Trade", "match", "of_folder", "of_model", "of_recipe", "streaming"]
 
 Row = dict[str, Figure]
 
+_READ = {"page", "passage", "knowledge_graph"}
+"""Subjects that are no model, but what one reads; named, since opening one takes libraries that models do without."""
+
 
 class Trade(Protocol):
     """The functions of `language` and `network`; see there."""
@@ -93,7 +96,7 @@ def of_recipe(function: Callable[..., Any]) -> Trade:
     """The trade of the subject that a recipe takes first; `UnsupportedError` for one that prunes no model."""
     hints = typing.get_type_hints(function)
     first = next(iter(inspect.signature(function).parameters), "")
-    if getattr(hints.get(first), "__module__", "") == "secateur.subjects.page":
+    if getattr(hints.get(first), "__module__", "").removeprefix("secateur.subjects.") in _READ:
         name = function.__name__
         raise UnsupportedError(
             f"{name} prunes what a model reads, no model: use `secateur prune-context --recipe {name}`"

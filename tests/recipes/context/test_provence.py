@@ -2,76 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-import random
 
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
 
 import tiny
+from keeper import WORDS, Training, fresh, lesson, sentence, taught
 from secateur import recipes
 from secateur.errors import DataError, InputError, NumericalError, RunError
 from secateur.files.rundir import Run, Transient
 from secateur.llms import Answer, Meter
 from secateur.recipes.context import provence as module
 from secateur.recipes.context.provence import provence, train
-from secateur.rerankers import Reranker
 from secateur.subjects import open_passages
 from secateur.vocabulary import Budget
-
-WORDS = tiny.WORDS
-
-
-def sentence(*numbers: int) -> str:
-    return " ".join(WORDS[number] for number in numbers)
-
-
-def fresh(seed: int = 0) -> Reranker:
-    torch.manual_seed(seed)
-    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0, "num_labels": 1}  # fmt: skip
-    return Reranker(BertForSequenceClassification(BertConfig(**shape)).eval(), tiny.tokenizer())
-
-
-def lesson(count: int, seed: int) -> list[dict]:
-    """A sentence matters that holds the word that is asked for."""
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        word = draw.randrange(10)
-        parts = [sentence(*(draw.randrange(10, 40) for _ in range(4))) for _ in range(3)]
-        kept = [i for i in range(3) if draw.random() < 0.4]
-        for i in kept:
-            parts[i] = sentence(word, *(draw.randrange(10, 40) for _ in range(3)))
-        rows.append({"question": sentence(word), "documents": [parts], "kept": [kept]})
-    return rows
-
-
-@functools.cache
-def taught() -> Reranker:
-    model = fresh()
-    train(
-        model,
-        lesson(1500, 0),
-        _Folder(),
-        weight=0.0,
-        lr=3e-3,
-        batch=32,
-        epochs=6,
-        longest=32,
-        threshold=0.5,
-        held_out=0,
-    )
-    return model
-
-
-class _Folder(Transient):
-    def folder(self, name):
-        return None
-
 
 QUESTION = sentence(3)
 PASSAGES = [
@@ -295,7 +241,7 @@ def test_old_scores_hold_the_ranking():
     before = fresh(5).judge([(row["question"], row["documents"][0]) for row in rows])
     for weight in (0.0, 5.0):
         model = fresh(5)
-        train(model, rows, _Folder(), weight=weight, lr=3e-3, batch=16, epochs=4, longest=32, held_out=0)
+        train(model, rows, Training(), weight=weight, lr=3e-3, batch=16, epochs=4, longest=32, held_out=0)
         after = model.judge([(row["question"], row["documents"][0]) for row in rows])
         drift[weight] = np.mean([(a.score - b.score) ** 2 for a, b in zip(after, before, strict=True)])
         assert model.settings.ranks is (weight > 0)

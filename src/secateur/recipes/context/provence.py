@@ -129,7 +129,8 @@ def provence(
             f"told-{budget}", lambda: {"reranking_scores": [one["score"] for one in told], "compression": compression}
         )
         gone = {"sentences": (int((~kept).sum()), len(kept))}
-        yield Result(str(budget), smaller, Cut(gone, whole, cost(smaller, counts)))
+        after = cost(smaller, counts)
+        yield Result(str(budget), smaller, Cut(gone, whole, after), after)
 
 
 Row = dict[str, Any]

@@ -1,0 +1,66 @@
+"""A pruner of 60,000 weights that was taught to keep sentences with the word that is asked for."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+import tiny
+from secateur.files.rundir import Transient
+from secateur.recipes.context.provence import train
+from secateur.rerankers import Reranker
+
+WORDS = tiny.WORDS
+
+
+def sentence(*numbers: int) -> str:
+    return " ".join(WORDS[number] for number in numbers)
+
+
+def fresh(seed: int = 0) -> Reranker:
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0, "num_labels": 1}  # fmt: skip
+    return Reranker(BertForSequenceClassification(BertConfig(**shape)).eval(), tiny.tokenizer())
+
+
+def lesson(count: int, seed: int) -> list[dict]:
+    """A sentence matters that holds the word that is asked for."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        word, many = draw.randrange(10), draw.randrange(1, 5)
+        parts = [sentence(*(draw.randrange(10, 40) for _ in range(draw.randrange(2, 6)))) for _ in range(many)]
+        kept = [i for i in range(many) if draw.random() < 0.4]
+        for i in kept:
+            parts[i] = sentence(word, *(draw.randrange(10, 40) for _ in range(draw.randrange(2, 5))))
+        rows.append({"question": sentence(word), "documents": [parts], "kept": [kept]})
+    return rows
+
+
+@functools.cache
+def taught() -> Reranker:
+    model = fresh()
+    train(
+        model,
+        lesson(1500, 0),
+        Training(),
+        weight=0.0,
+        lr=3e-3,
+        batch=32,
+        epochs=6,
+        longest=32,
+        threshold=0.5,
+        held_out=0,
+    )
+    return model
+
+
+class Training(Transient):
+    """A run whose trainings have no checkpoints."""
+
+    def folder(self, name):
+        return None
