@@ -41,6 +41,11 @@ bench: $(VENV)/.bench  ## the benchmarks, one after the other (on a quiet machin
 	@for file in benchmarks/*.py; do [ -e "$$file" ] || continue; echo "== $$file"; $(BIN)/python "$$file"; done
 	@echo "== the laws of every network"; $(BIN)/python benchmarks/zoo.py --only laws --limit 240
 
+fuzz: $(VENV)/.full  ## the parsers of what strangers write, a minute each
+	@$(PIP) --editable '.[fuzz]'
+	@for parser in $$($(BIN)/python scripts/fuzz.py list); do echo "== $$parser"; \
+		$(BIN)/python scripts/fuzz.py "$$parser" -max_total_time=60 -verbosity=0; done
+
 changelog: $(VENV)/.full  ## gather changes/ into CHANGELOG.md for the version in pyproject.toml
 	@$(BIN)/towncrier build --yes --version "$$($(BIN)/python -c 'import secateur; print(secateur.__version__)')"
 

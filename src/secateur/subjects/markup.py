@@ -278,6 +278,7 @@ def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, lis
     full = [0 if tag else int(not text.isspace() and bool(text)) for tag, text in zip(tree.tag, tree.text, strict=True)]
     held = tree.before(full)
     blank = [bool(tree.tag[i]) and i > 0 and held[tree.end[i]] == held[i] for i in range(count)]
+    tree, blank = _broken(tree, blank)
     elements, only = [0] * count, [0] * count  # children that are elements with text, and the last of them
     for i in range(1, count):
         if tree.tag[i] and not blank[i]:
@@ -291,6 +292,26 @@ def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, lis
         for i in range(count)
     ]
     return kept(tree, [gone or loose for gone, loose in zip(blank, _loose(tree, blank), strict=True)], bare)
+
+
+def _broken(tree: Tree, blank: list[bool]) -> tuple[Tree, list[bool]]:
+    """An empty block between two texts ends a line, so that their words do not become one: it is a text of that."""
+    tag, text, found = list(tree.tag), list(tree.text), list(blank)
+    beside, between = [False] * len(tree), [0] * len(tree)  # of a tag's children: text before, and an empty block since
+    for i in range(1, len(tree)):
+        above = tree.parent[i]
+        if blank[above] or (not tree.tag[i] and not tree.text[i].strip()):
+            continue
+        if blank[i]:
+            between[above] = i if beside[above] and tree.tag[i] not in INLINE else between[above]
+            continue
+        inline = tree.tag[i] in INLINE
+        if inline and between[above]:
+            node = between[above]
+            tag[node], text[node] = "", "\n"
+            found[node : tree.end[node]] = [False, *[True] * (tree.end[node] - node - 1)]
+        beside[above], between[above] = inline, 0
+    return replace(tree, tag=tag, text=text), found
 
 
 def _loose(tree: Tree, blank: Sequence[bool]) -> list[bool]:
