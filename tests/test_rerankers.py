@@ -127,6 +127,9 @@ def test_a_checkpoint_comes_back_with_both_heads_and_settings(reranker, tmp_path
     judge.save(tmp_path)
     again = rerankers.opened(str(tmp_path))
     assert again.settings == judge.settings
+    plain = Reranker(judge.model, judge.tokenizer, None, Settings(longest=32))
+    plain.save(tmp_path / "plain")
+    assert rerankers.opened(str(tmp_path / "plain")).settings.longest == 32
     pair = (text(6), [text(1, 2), text(3)])
     one, other = judge.judge([pair])[0], again.judge([pair])[0]
     assert other.score == pytest.approx(one.score, abs=1e-6)

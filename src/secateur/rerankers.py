@@ -215,8 +215,7 @@ class Reranker(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """An ordinary checkpoint of a sequence classifier with its tokenizer, and the second head beside it."""
-        if self.keep is not None:
-            self.model.config.pruning = asdict(self.settings)
+        self.model.config.pruning = asdict(self.settings)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         if self.keep is not None:
