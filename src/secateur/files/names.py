@@ -210,11 +210,10 @@ class Names:
         for before, vectors in self._held:
             if _same(before, probe):
                 return vectors
-        vectors = self._opened(probe)
-        if vectors is None:
-            vectors = self._made(embed, probe)
-        self._held.append((probe, vectors))
-        return vectors
+        found = self._opened(probe)
+        made = self._made(embed, probe) if found is None else found
+        self._held.append((probe, made))
+        return made
 
     @cached_property
     def _digest(self) -> str:
