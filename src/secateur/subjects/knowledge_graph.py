@@ -112,10 +112,11 @@ class KnowledgeGraph:
             raise InputError(f"hops={hops}, most={most}: give at least 0 hops and 1 fact")
         frontier, found, cut = sorted(set(nodes)), set[Fact](), False
         reached = dict.fromkeys(frontier, 0)
+        full = False
         for hop in range(1, hops + 1):
             following = set[str]()
             for start in range(0, len(frontier), _AT_ONCE):
-                beside, crowded = self._around(frontier[start : start + _AT_ONCE], False, each, most + len(found))
+                beside, crowded = self._around(frontier[start : start + _AT_ONCE], False, each, most)
                 self.crowded |= crowded
                 new = sorted(beside - found)
                 full = len(found) + len(new) > most
@@ -127,8 +128,7 @@ class KnowledgeGraph:
                     break
             frontier = sorted(following - reached.keys())
             reached |= dict.fromkeys(frontier, hop)
-            if len(found) == most:
-                cut |= full or hop < hops
+            if not frontier or full:
                 break
         return Neighbourhood(sorted(found), reached, cut)
 
