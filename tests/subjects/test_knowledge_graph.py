@@ -172,6 +172,7 @@ def test_within_reads_no_more_than_it_may(monkeypatch):
     edges = " ".join(f"<urn:e:{a}> <urn:r:to> <urn:e:{a}.{b}> ." for a in range(40) for b in range(30))
     found = store(f"INSERT DATA {{ {edges} {' '.join(f'<urn:e:top> <urn:r:to> <urn:e:{a}> .' for a in range(40))} }}")
     monkeypatch.setattr(module, "_ROOM", 64)
+    monkeypatch.setattr(module, "_FEW", 2)
     rows = 0
     select = found.select
 
