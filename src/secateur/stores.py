@@ -5,6 +5,7 @@ A store answers SELECT queries. What it holds, and how it is read, is the busine
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -29,6 +30,7 @@ __all__ = [
     "Store",
     "Value",
     "entity",
+    "in_line",
     "iri",
     "kind",
     "relation",
@@ -45,8 +47,10 @@ KIND = "urn:secateur:kind:"
 BLANK = "urn:secateur:blank:"
 """The same for a blank node, once it is loaded."""
 
-_FORBIDDEN = set('<>"{}|^`\\')
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_FORBIDDEN = '<>"{}|^`\\'
+# No spaces, control letters or halves of a letter (surrogates) either.
+_IRI = re.compile(f"[A-Za-z][A-Za-z0-9+.-]*:[^\\x00-\\x20\\x7f-\\x9f\\ud800-\\udfff{re.escape(_FORBIDDEN)}]*")
+_CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 _GIVEN = re.compile(r"(?:https?://|urn:)[^\[\]]+", re.IGNORECASE)
 _LONGEST = 16_384
 """Letters of an IRI; what is longer is none that can be asked about."""
@@ -75,10 +79,7 @@ class Store(Protocol):
 
 def usable(text: str) -> bool:
     """Whether text is an IRI that a query can hold."""
-    if not _SCHEME.match(text) or len(text) > _LONGEST or not _FORBIDDEN.isdisjoint(text):
-        return False
-    # No spaces, control letters or halves of a letter (surrogates).
-    return not any(letter <= " " or "\x7f" <= letter <= "\x9f" or "\ud800" <= letter <= "\udfff" for letter in text)
+    return len(text) <= _LONGEST and _IRI.fullmatch(text) is not None
 
 
 def iri(text: str) -> str:
@@ -89,9 +90,16 @@ def iri(text: str) -> str:
     if not usable(text):
         raise InputError(
             f"{text[:100]!r} is no IRI: it has no scheme such as urn:, holds spaces or one of "
-            f"{''.join(sorted(_FORBIDDEN))}, or is longer than {_LONGEST} letters"
+            f"{_FORBIDDEN}, or is longer than {_LONGEST} letters"
         )
     return f"<{text}>"
+
+
+def in_line(text: str, most: int = 0) -> str:
+    """Text in one line of at most `most` letters, without control letters, turns of direction and halves of letters."""
+    if most:
+        text = text[: 2 * most]  # megabytes need not be looked at
+    return " ".join((text if text.isprintable() else _CONTROLS.sub(" ", text)).split())[: most or None]
 
 
 def entity(name: str) -> str:
@@ -148,18 +156,18 @@ class Embedded:
             found = self.graph.query(query)
             if not isinstance(found, ox.QuerySolutions):
                 raise InputError("a store is asked by SELECT queries alone")
+            value = self._value
             for row in found:
-                yield tuple(self._value(value) for value in row)
+                yield tuple([value(term) for term in row])
         except SyntaxError as error:
             raise InputError(f"this is no SPARQL query: {_line(error)}") from error
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"the graph store could not answer: {_line(error)}") from error
 
     def _value(self, value: Any) -> Value | None:
-        ox = self.library
-        if isinstance(value, ox.NamedNode):
+        if isinstance(value, self.library.NamedNode):
             return Value(value.value)
-        if isinstance(value, ox.Literal):
+        if isinstance(value, self.library.Literal):
             return Value(value.value, "literal", value.language or "")
         return None if value is None else Value(str(value), "blank")
 
@@ -200,18 +208,26 @@ class Endpoint:
         secret = os.environ.get(self.key, "")
         headers = {"Accept": "application/sparql-results+json"}
         headers |= {"Authorization": f"Bearer {secret}"} if secret else {}
-        return self.client.post("", _rows, secret=secret, data={"query": query}, headers=headers)
+        found = _VARIABLES.match(query)
+        read = functools.partial(_rows, wanted=found[1].replace("?", "").split() if found else ())
+        return self.client.post("", read, secret=secret, data={"query": query}, headers=headers)
 
 
 _KINDS = {"uri": "iri", "literal": "literal", "typed-literal": "literal", "bnode": "blank"}
 
 
-def _rows(raw: bytes) -> list[Row]:
-    """SPARQL 1.1 Query Results JSON Format."""
+_VARIABLES = re.compile(r"\s*SELECT\s+(?:DISTINCT\s+|REDUCED\s+)?((?:\?\w+\s+)+)WHERE\b", re.IGNORECASE)
+"""The variables of a query that names them without ado."""
+
+
+def _rows(raw: bytes, wanted: Sequence[str] = ()) -> list[Row]:
+    """SPARQL 1.1 Query Results JSON Format; the variables that are wanted, else as the server orders them."""
     try:
         found = json.loads(raw)
-        names: Sequence[str] = found["head"]["vars"]
+        names: Sequence[str] = wanted or found["head"]["vars"]
         bindings = found["results"]["bindings"]
+        if not isinstance(bindings, list) or not set(names) <= set(found["head"]["vars"]):
+            raise TypeError
         rows = [tuple(_bound(row[name]) if name in row else None for name in names) for row in bindings]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise PassingError("what came is no result of a SELECT query") from error

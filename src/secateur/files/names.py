@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -210,11 +211,10 @@ class Names:
         for before, vectors in self._held:
             if _same(before, probe):
                 return vectors
-        vectors = self._opened(probe)
-        if vectors is None:
-            vectors = self._made(embed, probe)
-        self._held.append((probe, vectors))
-        return vectors
+        found = self._opened(probe)
+        made = self._made(embed, probe) if found is None else found
+        self._held.append((probe, made))
+        return made
 
     @cached_property
     def _digest(self) -> str:
@@ -241,18 +241,28 @@ class Names:
             return np.concatenate([*self._batches(embed, probe.shape[1]), np.zeros((0, probe.shape[1]), np.float32)])
         of = hashlib.sha256(np.ascontiguousarray(probe).tobytes()).hexdigest()[:8]
         place, shape = self.folder / f"{self._digest}-{of}", (len(self.names), probe.shape[1])
-        with writing(place) as temporary:
-            temporary.mkdir()
-            np.save(temporary / "probe.npy", probe)
-            with (temporary / "names.jsonl").open("w", encoding="utf-8") as lines:
-                lines.writelines(_line(name, nodes) for name, nodes in zip(self.names, self.nodes, strict=True))
-            with (temporary / "vectors.npy").open("wb") as file:
-                form = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
-                np.lib.format.write_array_header_1_0(file, {**form, "shape": shape})
-                for vectors in self._batches(embed, probe.shape[1]):
-                    file.write(vectors.tobytes())
+        shutil.rmtree(place, ignore_errors=True)  # a damaged one
+        try:
+            with writing(place) as temporary:
+                self._write(temporary, shape, probe, embed)
+        except OSError:
+            found = self._opened(probe)
+            if found is None:
+                raise
+            return found  # another process was faster
         opened: np.ndarray = np.load(place / "vectors.npy", mmap_mode="r", allow_pickle=False)
         return opened
+
+    def _write(self, place: Path, shape: tuple[int, int], probe: np.ndarray, embed: Embed) -> None:
+        place.mkdir()
+        np.save(place / "probe.npy", probe)
+        with (place / "names.jsonl").open("w", encoding="utf-8") as lines:
+            lines.writelines(_line(name, nodes) for name, nodes in zip(self.names, self.nodes, strict=True))
+        with (place / "vectors.npy").open("wb") as file:
+            form = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**form, "shape": shape})
+            for vectors in self._batches(embed, shape[1]):
+                file.write(vectors.tobytes())
 
     def _batches(self, embed: Embed, width: int) -> Iterator[np.ndarray]:
         for start in range(0, len(self.names), 1024):

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import quote
 
 from secateur.errors import DataError, InputError
-from secateur.stores import BLANK, ENTITY, KIND, RDF, RELATION, Embedded, entity, kind, relation
+from secateur.stores import BLANK, ENTITY, KIND, RDF, RELATION, Embedded, entity, in_line, kind, relation
 
 __all__ = ["files", "load"]
 
@@ -33,7 +33,7 @@ RDFS_LABEL = "http://www.w3.org/2000/01/rdf-schema#label"
 ALIAS = "http://www.w3.org/2004/02/skos/core#altLabel"
 LONGEST = 1_024
 """Letters of a name in a table; a longer one is a quote that was not closed."""
-_AT_ONCE = 2**17
+_AT_ONCE = 2**18
 """Triples that are held before they go to the store, so that a graph of any size takes the same memory."""
 _REMEMBERED = 2**18
 """Things whose IRIs are kept at hand."""
@@ -259,20 +259,28 @@ class _Reader:
                 )
             places, rows = {"subject": 0, "predicate": 1, "object": 2}, chain([first], rows)
         width, known = len(first.fields), {place: self._relation(name) for place, name in others.items()}
+        subject, predicate, other = (places[part] for part in ("subject", "predicate", "object"))
+        things, relations, quad = self.things, self.relations, self.library.Quad
+        plain = not known and len(places) == 3
         for number, fields in rows:
             if len(fields) != width:
                 raise DataError(
                     f"{path}, line {number} has {len(fields)} columns where line {first.number} has {width}: mend it"
                 )
-            yield from self._fact(path, number, fields, places, known)
+            start, verb, end = things.get(fields[subject]), relations.get(fields[predicate]), things.get(fields[other])
+            if plain and start is not None and verb is not None and end is not None:  # as most lines are
+                yield quad(start, verb, end)
+            else:
+                yield from self._fact(path, number, fields, places, known)
 
     def _rows(self, path: Path) -> Iterator[_Line]:
         """The fields of each line that has any."""
         lines, comma = self._lines(path), ","
         if _kind(path) != ".csv":
             for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _Line(number, [field.strip() for field in line.rstrip("\r\n").split("\t")])
+                fields = [field.strip() for field in line.split("\t")]
+                if any(fields):
+                    yield _Line(number, fields)
             return
         first = next(lines, "")
         if "," not in first:
@@ -320,7 +328,7 @@ class _Reader:
             for predicate, end in zip(self.about, ends, strict=True):
                 yield ox.Quad(about, predicate, end)
             for predicate, value in known:
-                yield ox.Quad(about, predicate, ox.Literal(_clean(value)))
+                yield ox.Quad(about, predicate, ox.Literal(in_line(value)))
 
     def _thing(self, text: str) -> Any:
         if len(self.things) >= _REMEMBERED:
@@ -341,7 +349,7 @@ class _Reader:
     def _name(self, node: Any, text: str, given: str) -> Iterator[Any]:
         """The name of a thing: its own, that of its item, or what it is called by, unless that is an address."""
         name = given or self.named.get(text, "") or (text.replace("_", " ") if node.value.startswith(ENTITY) else "")
-        name = _clean(name)
+        name = in_line(name)
         if name:
             yield self.library.Quad(node, self.label, self.library.Literal(name))
 
@@ -376,7 +384,7 @@ class _Reader:
                     yield from self._name(node, thing, "")
                 for head, value in row.items():
                     if value and head not in ("item_id", title):
-                        yield ox.Quad(node, self._relation(head), ox.Literal(_clean(value)))
+                        yield ox.Quad(node, self._relation(head), ox.Literal(in_line(value)))
 
     def _typed(self, path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         """These columns of a table of RecBole's."""
@@ -413,7 +421,7 @@ class _Reader:
                     for word in synset.words[1:]:
                         yield ox.Quad(node, self.alias, ox.Literal(word))
                     yield ox.Quad(node, self.type, self._made(_KINDS[synset.kind], kind, KIND))
-                    yield ox.Quad(node, gloss, ox.Literal(_clean(synset.gloss)))
+                    yield ox.Quad(node, gloss, ox.Literal(in_line(synset.gloss)))
                     for symbol, target in synset.pointers:
                         other, turned = self._word(target), symbol in _INVERSE
                         turned |= symbol in _BOTH_WAYS and target < synset.node
@@ -478,8 +486,3 @@ def _header(path: Path, first: _Line, columns: Sequence[str]) -> tuple[dict[str,
         return {}, {}
     others = {place: head for place, head in enumerate(heads) if head and place not in places.values()}
     return places, others
-
-
-def _clean(text: str) -> str:
-    """Text in one line, without control letters."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
