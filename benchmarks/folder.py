@@ -83,8 +83,8 @@ def main(given: Sequence[str] | None = None) -> None:
     machine = describe()
     lines = [
         "# A folder of pages", "",
-        f"{options.pages:,} pages of Python's manual, {size / 2**20:.0f} MiB, to 512 tokens each by BM25; {options.rounds} "
-        "rounds.",
+        f"{options.pages:,} pages of Python's manual, {size / 2**20:.0f} MiB, to 512 tokens each by BM25; "
+        f"{options.rounds} rounds.",
         "", "| | pages a second |", "| --- | ---: |",
         f"| one process | {one} |", f"| one for each of {cores} cores | {all_of} |", "",
         f"Time of the one over that of the others: {gain}. Killed after {done} lines and gone on with, the result has "

@@ -29,10 +29,11 @@ pytestmark = pytest.mark.claim
 
 SEEDS = (0, 1, 2)
 DOMAINS = {"held": "genres that were taught", "away": "other genres", "manual": "Python's manual"}
-LONGEST, QUESTIONS, EPOCHS, LR = 192, 240, 2.0, 5e-5
+LONGEST, QUESTIONS, TAUGHT = 128, 320, 3
+EPOCHS, LR, BATCH = 3.0, 1e-4, 8
 JUDGED, PASSAGES = 60, 5
 SETUP = (
-    f"all-MiniLM-L6-v2, {QUESTIONS} questions with 4 passages of Brown each, {EPOCHS:g} epochs, labels cited with 10 % "
+    f"all-MiniLM-L6-v2, {QUESTIONS} questions with {TAUGHT} passages of Brown each, {EPOCHS:g} epochs, labels cited with 10 % "
     f"forgotten and 5 % wrong; judged on {JUDGED} questions with {PASSAGES} passages of each domain"
 )
 
@@ -55,16 +56,16 @@ def fresh() -> Reranker:
 
 @functools.cache
 def lessons(seed: int) -> list[dict[str, Any]]:
-    return needles.rows(needles.asked("taught", seed, QUESTIONS, passages=4), random.Random(seed))
+    return needles.rows(needles.asked("taught", seed, QUESTIONS, passages=TAUGHT), random.Random(seed))
 
 
 def reranker(seed: int) -> Reranker:
     """The initial model: whether a passage answers, learnt from the same questions."""
     model, pairs = fresh(), []
-    for one in needles.asked("taught", seed, QUESTIONS, passages=4):
+    for one in needles.asked("taught", seed, QUESTIONS, passages=TAUGHT):
         for part, gold in zip(one.passages, one.gold, strict=True):
             pairs.append({"question": one.question, "sentences": list(part), "kept": [], "score": float(bool(gold))})
-    order = np.random.default_rng(seed).permutation(np.tile(np.arange(len(pairs)), int(EPOCHS)))
+    order = np.random.default_rng(seed).permutation(np.tile(np.arange(len(pairs)), 2))
     model.settings = rerankers.Settings(longest=LONGEST)
     given = module.Batches([pairs[i] for i in order], model, 16, True)
 
@@ -73,13 +74,15 @@ def reranker(seed: int) -> Reranker:
         right = nn.functional.binary_cross_entropy_with_logits(scores, batch["scores"], reduction="sum")
         return right / totals["examples"], {}
 
-    loop.train(model, given, loss, steps=len(given), lr=LR, seed=seed, count=objectives.count_labels, progress=False)
+    loop.train(
+        model, given, loss, steps=len(given), lr=LR / 2, seed=seed, count=objectives.count_labels, progress=False
+    )
     return model
 
 
 def pruner(seed: int, start: Reranker, weight: float) -> Reranker:
     model = start.copied()
-    train(model, lessons(seed), Training(), weight=weight, lr=LR, batch=16, epochs=EPOCHS, longest=LONGEST,
+    train(model, lessons(seed), Training(), weight=weight, lr=LR, batch=BATCH, epochs=EPOCHS, longest=LONGEST,
           held_out=0.0, seed=seed)  # fmt: skip
     return model
 
