@@ -33,8 +33,8 @@ LONGEST, QUESTIONS, TAUGHT = 128, 320, 3
 EPOCHS, LR, BATCH = 3.0, 1e-4, 8
 JUDGED, PASSAGES = 60, 5
 SETUP = (
-    f"all-MiniLM-L6-v2, {QUESTIONS} questions with {TAUGHT} passages of Brown each, {EPOCHS:g} epochs, labels cited with 10 % "
-    f"forgotten and 5 % wrong; judged on {JUDGED} questions with {PASSAGES} passages of each domain"
+    f"all-MiniLM-L6-v2, {QUESTIONS} questions with {TAUGHT} passages of Brown each, {EPOCHS:g} epochs, labels cited "
+    f"with 10 % forgotten and 5 % wrong; judged on {JUDGED} questions with {PASSAGES} passages of each domain"
 )
 
 
