@@ -104,6 +104,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pages" / "one.html").write_text(page, "utf-8")
     row = {"question": "What is pruned?", "html": page, "answers": tiny.sentences(1)}
     (folder / "questions.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    graph = "subject,predicate,object\nsalbutamol,treats,asthma\nasthma,affects,lung\nasthma,causes,cough\n"
+    (folder / "graph.csv").write_text(graph, "utf-8")
+    (folder / "asked.jsonl").write_text('{"question": "What treats asthma?"}\n', "utf-8")
     first, second, third = tiny.sentences(3)
     (folder / "passage.txt").write_text(f"{first}. {second}. What is pruned grows back. {third}.", "utf-8")
     rows = [{"question": first, "passages": [[second, first], [third]], "kept": [[1], []]}] * 4
