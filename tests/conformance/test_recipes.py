@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,13 @@ from claims import vision
 from recipes.vision import nets
 from secateur import conformance, recipes
 from secateur.files import texts
+from secateur.files.rundir import Run
 from secateur.measure.quality import perplexity
 from secateur.running import network, trades
+from secateur.stores import Embedded
 from secateur.subjects import Page, Traced, Transformer, detectors, open_page, open_subject, open_traced
+from secateur.subjects.knowledge_graph import Facts, KnowledgeGraph, Line
+from secateur.vocabulary import Budget, Result
 
 # Recipe -> the toy: kind of model, budget, and options that make it quick. Others run as they are on the default.
 DEFAULT = ("llama", "params=75%", {})
@@ -81,6 +87,11 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 IN_CONTEXT = [name for name, card in recipes.cards().items() if card["family"] == "context"]
+ON_FACTS = [
+    name
+    for name in IN_CONTEXT
+    if inspect.signature(recipes.find(name)).parameters["subject"].annotation == "KnowledgeGraph"
+]
 ON_MODELS = [name for name in recipes.cards() if name not in IN_CONTEXT]
 ON_NETWORKS = [name for name in ON_MODELS if trades.of_recipe(recipes.find(name)) is network]
 
@@ -113,7 +124,7 @@ def test_recipes_on_networks(name: str) -> None:
     assert set(laws) == LAWS
 
 
-@pytest.mark.parametrize("name", IN_CONTEXT)
+@pytest.mark.parametrize("name", [name for name in IN_CONTEXT if name not in ON_FACTS])
 def test_recipes_on_what_a_model_reads(name: str) -> None:
     facts = [
         f"The {word} of number {i} is {word[::-1]}." for i, word in enumerate(["alpha", "gamma", "delta", "omega"])
@@ -130,6 +141,35 @@ def test_recipes_on_what_a_model_reads(name: str) -> None:
 
     laws = conformance.check_recipe(
         name, page, "What is the gamma of number 1?", "words=20%", output=output, quality=quality
+    )
+    assert set(laws) == LAWS
+
+
+@pytest.mark.parametrize("name", ON_FACTS)
+def test_recipes_on_facts(name: str) -> None:
+    """A graph has no units of its own: what is cut is all that stands around the things of the question."""
+    store, names = Embedded(), ["alpha", "gamma", "delta", "omega", "sigma", "kappa"]
+    label = "<http://www.w3.org/2000/01/rdf-schema#label>"
+    said = [f"<urn:x:{word}> {label} {word!r} ; <urn:r:is_turned_to> <urn:x:{word[::-1]}> ." for word in names]
+    said += [f"<urn:x:gamma> <urn:r:stands_in_row> <urn:x:row{i}> ." for i in range(12)]
+    store.graph.update(f"INSERT DATA {{ {' '.join(said)} }}")
+    graph, recipe = KnowledgeGraph(store), recipes.find(name)
+    facts = [Line(f"gamma stands in row row{i}", ()) for i in range(12)]
+    everything = Facts([Line("gamma is turned to ammag", ()), *facts])
+
+    def on_graph(subject: Facts, data: str, budgets: Sequence[Budget], run: Run, **options: Any) -> Iterator[Result]:
+        return recipe(graph, data, budgets, run, **options)
+
+    on_graph.__name__ = name
+
+    def output(one: Facts) -> np.ndarray:
+        return np.array([float(line.text in one.written()) for line in everything.lines])
+
+    def quality(one: Facts) -> float:
+        return float("ammag" in one.written())
+
+    laws = conformance.check_recipe(
+        name, everything, "What is gamma turned to?", "words=20%", output=output, quality=quality, recipe=on_graph
     )
     assert set(laws) == LAWS
 

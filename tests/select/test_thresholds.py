@@ -41,7 +41,8 @@ def test_what_stands_above_is_strictly_above_and_the_best_of_it(values, percenti
     assert keep.sum() <= most
     if not len(values):
         return
-    high = (values > np.percentile(values, percentile)) & (values > floor)
+    passes = values > np.percentile(values, percentile)
+    high = (passes if passes.any() else values == values.max()) & (values > floor)
     assert not (keep & ~high).any()
     assert keep.sum() == min(most, high.sum())
     if keep.any() and (high & ~keep).any():
@@ -59,7 +60,7 @@ def test_even_percentile_0_leaves_out_the_least():
     values = np.array([0.3, 0.1, 0.2, 0.1])
     assert thresholds.above(values, percentile=0, floor=-1, most=9).tolist() == [True, False, True, False]
     assert thresholds.above(values, percentile=75, floor=0.5, most=9).sum() == 0
-    assert thresholds.above(np.array([0.7]), percentile=0, floor=-1, most=9).sum() == 0
+    assert thresholds.above(np.array([0.5, 0.1, 0.5]), percentile=75, floor=0, most=9).tolist() == [True, False, True]
     assert thresholds.above(np.array([0.7, 0.4]), percentile=90, floor=0.5, most=9, few=2).tolist() == [True, False]
     with pytest.raises(InputError, match="percentile=101"):
         thresholds.above(values, percentile=101, floor=0, most=1)

@@ -30,11 +30,11 @@ def above(values: Array, *, percentile: float, floor: float, most: int, few: int
     """Booleans [count]: the `most` largest of the values above both their own percentile and the floor.
 
     ``s > P and s > floor``, P the linearly interpolated percentile; both strictly, so that even percentile 0 leaves out
-    the least. Of `few` values or fewer the percentile is not asked. Equal values: the lower index stays. Lowering a
-    threshold or raising `most` never takes one away.
+    the least. Where none is above P, since too many are equally large, these pass it; of `few` values or fewer all do.
+    Equal values: the lower index stays. Lowering a threshold or raising `most` never takes one away.
 
     Raises `InputError` for a percentile outside 0 to 100 or a negative `most`, `NumericalError` for NaN and infinity.
-    Source: KG-RAG (arXiv 2311.17330).
+    Source: KG-RAG (arXiv 2311.17330), without its loss of all where the best are alike.
     """
     if not 0 <= percentile <= 100:
         raise InputError(f"percentile={percentile}: give a number from 0 to 100")
@@ -46,7 +46,8 @@ def above(values: Array, *, percentile: float, floor: float, most: int, few: int
     result = np.zeros(len(column), bool)
     if not len(column):
         return result
-    high = np.flatnonzero((column > floor) & ((column > np.percentile(column, percentile)) | (len(column) <= few)))
+    limit = np.percentile(column, percentile) if len(column) > few else -np.inf
+    high = np.flatnonzero((column > floor) & ((column > limit) | (column == column.max())))
     result[high[np.argsort(-column[high], kind="stable")][:most]] = True
     return result
 
