@@ -255,6 +255,8 @@ def test_sentences_name_kinds_and_sources():
         ({"source": "C", "preprint_list": "arXiv", "pmid_list": "1"}, "C"),
         ({"preprint_list": "arXiv", "pmid_list": "1"}, "arXiv"),
         ({"pmid_list": ["12", "34"]}, "pubmedId:12, pubmedId:34"),
+        ({"Source": "C", "pmid": "1"}, "C"),
+        ({"pmid": "1"}, "pubmedId:1"),
         ({"score": "1"}, "the house"),
     ],
 )
@@ -322,7 +324,7 @@ def test_evidence_is_told_but_not_selected_by():
     ("filters", "wanted"),
     [
         (["phase>=3"], "cd"),
-        (["phase<=3"], "abd"),
+        (["Phase<=3"], "abd"),
         (["source=A|B"], "abd"),
         (["phase>=1", "source=B"], "d"),
         (["none>=3"], "abcd"),
@@ -564,6 +566,23 @@ def test_a_language_model_that_fails_to_answer_is_told():
     assert result.subject.lines
     assert "answer" not in told
     assert told["notes"] == ["the language model gave no answer: it is down"]
+
+
+def test_a_server_is_asked_by_its_address():
+    pytest.importorskip("httpx2")
+    asked = []
+
+    def answer(body, headers):
+        asked.append(body)
+        text = '{"entities": ["asthma"]}' if len(asked) == 1 else "druga"
+        return say({"choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": 7, "completion_tokens": 2}})
+
+    with served(answer) as url:
+        told = one(medicine(), QUESTION, embedder=bag, llm=url, llm_name="small", answer=True)[2]
+    assert (told["entities"], told["answer"], told["llm_calls"], told["llm_tokens"]) == (["asthma"], "druga", 2, 18)
+    assert [(body["model"], body["temperature"], body["max_tokens"]) for body in asked] == [
+        ("small", 0.0, 256), ("small", 0.0, 512)
+    ]  # fmt: skip
 
 
 def test_a_real_language_model_that_knows_nothing_is_no_harm():

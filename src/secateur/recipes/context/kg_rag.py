@@ -144,8 +144,8 @@ def kg_rag(
     Departures: BM25 has a share in s (`terms`), since a small encoder hardly tells names of one sort apart; more of the
     facts that answer stay with both than with either. The paper's floor is for its own encoder. A percentile says
     nothing of a handful of facts, of which it would leave one at most (`few`), and where more than its share of facts
-    are equally the most alike it would leave none: these stay. A fact that two nodes share is told once. Facts that lead
-    to words or numbers count, too (`literals`). Sentences stay a list, where the released code joins them and splits
+    are equally the most alike it would leave none: these stay. A fact that two nodes share is told once. What is said
+    in words or numbers counts, too (`literals`). Sentences stay a list, where the released code joins them and splits
     them at ". ", so that names with a full stop break. Facts are cut by the budget in tokens too, not by their number
     alone. What the paper's prompt says of medical advice is left out, as are the renaming of two sources and the
     descriptions that name proteins of one graph.
@@ -351,7 +351,7 @@ def rule(text: str) -> Rule:
     match = re.fullmatch(r"\s*([^<>=]+?)\s*(>=|<=|=)\s*(.+?)\s*", text)
     if match is None:
         raise InputError(f"filter {text!r} was not understood: write score>=0.7, phase<=3 or source=SwissProt|UniProt")
-    name, sign, asked = match.groups()
+    name, sign, asked = match[1].casefold(), match[2], match[3]
     if sign == "=":
         allowed = {value.strip() for value in asked.split("|")}
         return Rule(name, allowed.__contains__)
@@ -372,7 +372,13 @@ def number(text: str) -> float | None:
 
 def passes(known: Mapping[str, Sequence[str]], rules: Sequence[Rule]) -> bool:
     """Whether each property of a fact that is asked for has a value that is allowed, or is not there."""
-    return all(not known.get(rule.name) or any(map(rule.allows, known[rule.name])) for rule in rules)
+    there = folded(known)
+    return all(any(map(rule.allows, there[rule.name])) for rule in rules if rule.name in there)
+
+
+def folded(known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Properties by their names without letter case."""
+    return {name.casefold(): values for name, values in known.items() if values}
 
 
 def sentences(
@@ -391,11 +397,11 @@ def sentences(
         said, verb = known[fact], relation(fact.predicate, names)
         other = fact.object if fact.subject == node else fact.subject
         sources = provenance(said) or ([origin] if origin else [])
-        text = f"{titles[fact.subject]} {verb} {titles.get(fact.object, fact.object)}"
+        text = f"{titles[fact.subject]} {verb} {fact.object if fact.literal else titles[fact.object]}"
         text += f", according to {', '.join(sources)}" if sources else ""
         found.append(
             {"fact": list(fact), "text": text, "path": f"{site['name']} > {verb}", "predicate": verb,
-             "target": names.get(other, other), "provenance": sources, "evidence": plain(said)}
+             "target": other if fact.literal else names[other], "provenance": sources, "evidence": plain(said)}
         )  # fmt: skip
     own = graph.identifier(node)
     if identifier and found and not same(own, site["name"]):
@@ -422,16 +428,15 @@ def same(one: str, other: str) -> bool:
     return markup.terms(one.replace("_", " ")) == markup.terms(other.replace("_", " "))
 
 
-PROVENANCE = (("sources", ""), ("source", ""), ("preprint_list", ""), ("pmid_list", "pubmedId:"))
+PROVENANCE = {"sources": "", "source": "", "preprint_list": "", "pmid_list": "pubmedId:", "pmid": "pubmedId:"}
 """Properties that say where a fact comes from, the first that is there; and what is put before their values."""
 
 
 def provenance(known: Mapping[str, Sequence[str]]) -> list[str]:
     """Where a fact comes from."""
-    for name, prefix in PROVENANCE:
-        if known.get(name):
-            return [value if value.startswith(prefix) else prefix + value for value in known[name]]
-    return []
+    there = folded(known)
+    name = next((name for name in PROVENANCE if name in there), "")
+    return [value if value.startswith(PROVENANCE[name]) else PROVENANCE[name] + value for value in there.get(name, ())]
 
 
 def plain(known: Mapping[str, Sequence[str]]) -> dict[str, Any]:
