@@ -32,40 +32,59 @@ PERCENTILES = (0, 50, 75, 90)
 FLOORS = (0.2, 0.3, 0.4, 0.5)
 WINDOW = 512
 """Tokens of context that a small reader has room for."""
-EACH = 16
+EACH = 20
 """Questions of each kind and seed."""
 SETUP = (
     f"{EACH} questions per seed and kind: one thing and a relation; which of five things has to do with both of two; "
     "true or false. all-MiniLM-L6-v2 for names and facts, and its tokens"
 )
-ALL = "tokens=10000000"
+ALL = 10_000_000
 
 
 @functools.cache
-def count() -> encoders.Count:
-    return encoders.counter(str(packages.minilm()))
+def _tokens(line: str) -> int:
+    return encoders.counter(str(packages.minilm()))([line])[0]
+
+
+def count(texts: Sequence[str]) -> list[int]:
+    """Tokens of MiniLM, a line at a time: its tokenizer takes none across a blank."""
+    return [sum(map(_tokens, text.split("\n"))) for text in texts]
 
 
 def embed() -> encoders.Embed:
     return encoders.remembering(str(packages.minilm()))
 
 
-def pruned(world: World, asked: Asked, retrieved: Mapping[str, Any], budget: str = ALL, **options: Any) -> str:
-    """What is kept of facts that were found and rated before."""
+def _unasked(texts: Sequence[str]) -> np.ndarray:
+    """In place of an encoder, where all is rated already."""
+    return np.ones((len(texts), 1), dtype=np.float32)
+
+
+def pruned(
+    world: World, asked: Asked, retrieved: Mapping[str, Any], budgets: Sequence[int] = (ALL,), **options: Any
+) -> list[str]:
+    """What is kept of facts that were found and rated before, for each budget in tokens."""
     memory = Transient()
     memory.values["retrieved"] = retrieved
-    how = {"embedder": str(packages.minilm()), "identifier": False, **options}
-    (result,) = kg_rag(world.graph, asked.question, [Budget.parse(budget)], memory, **how)
-    limit = Budget.parse(budget).limits[0].value
-    assert count()([result.subject.written()])[0] == result.cut.after["tokens"] <= limit
-    return result.subject.written()
+    limits = [Budget.parse(f"tokens={budget}") for budget in budgets]
+    found = list(kg_rag(world.graph, asked.question, limits, memory, embedder=_unasked, tokenizer=count, **options))
+    texts = [result.subject.written() for result in found]
+    exact = encoders.counter(str(packages.minilm()))(texts)
+    assert exact == [result.cut.after["tokens"] for result in found]
+    assert all(tokens <= budget for tokens, budget in zip(exact, budgets, strict=True))
+    return texts
 
 
 def found(world: World, asked: Asked) -> dict[str, Any]:
     """The facts around what a question names, rated by their likeness to it."""
     memory = Transient()
-    how = {"embedder": str(packages.minilm()), "identifier": False, "kinds": ["film"] if world.kinds else []}
-    list(kg_rag(world.graph, asked.question, [Budget.parse(ALL)], memory, **how))
+    how = {
+        "embedder": str(packages.minilm()),
+        "tokenizer": count,
+        "identifier": False,
+        "kinds": ["film"] if world.kinds else [],
+    }
+    list(kg_rag(world.graph, asked.question, [Budget.parse(f"tokens={ALL}")], memory, **how))
     kept: dict[str, Any] = memory.values["retrieved"]
     return kept
 
@@ -133,7 +152,7 @@ def first(text: str) -> str:
     """As many of a context's first lines as a small window holds."""
     kept, room = list[str](), WINDOW
     for line in text.split("\n"):
-        room -= count()([line])[0]
+        room -= _tokens(line)
         if room < 0:
             break
         kept.append(line)
@@ -154,8 +173,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
             told = facts["told"]["nodes"]
             linked = {node.rpartition(":")[2] for node in told}
             add(f"{kind}.linked", float(set(asked.names) <= linked))
-            whole = pruned(world, asked, facts, **LOOSE)
-            text = pruned(world, asked, facts)
+            (whole,), (text,) = pruned(world, asked, facts, **LOOSE), pruned(world, asked, facts)
             _readers(world, asked, kind, whole, text, add)
             if not asked.gold:
                 continue
@@ -165,12 +183,12 @@ def measured(name: str, seed: int) -> dict[str, Any]:
                 for floor in FLOORS:
                     add(f"{kind}.{sort} below.{floor}", float(row["score"] <= floor))
             for percentile in PERCENTILES:
-                out = pruned(world, asked, facts, percentile=percentile)
+                (out,) = pruned(world, asked, facts, percentile=percentile)
                 add(f"{kind}.recall.percentile.{percentile}", graphs.held(world, asked, out))
-            plain = pruned(world, asked, rated(facts, functools.partial(by_likeness, asked)))
+            (plain,) = pruned(world, asked, rated(facts, functools.partial(by_likeness, asked)))
             add(f"{kind}.recall.cosine", graphs.held(world, asked, plain))
             for volume in VOLUMES:
-                out = pruned(world, asked, facts, volume=volume)
+                (out,) = pruned(world, asked, facts, volume=volume)
                 add(f"{kind}.recall.volume.{volume}", graphs.held(world, asked, out))
             others = {
                 "cosine facts": rated(facts, functools.partial(by_likeness, asked)),
@@ -179,20 +197,19 @@ def measured(name: str, seed: int) -> dict[str, Any]:
                 "unpruned, cut off": rated(facts, in_order),
                 "full-text search, cut off": rated(full_text(world, asked), in_order),
             }
-            for budget in BUDGETS:
-                ours = pruned(world, asked, facts, f"tokens={budget}")
-                add(f"{kind}.equal.{budget}.ours", graphs.held(world, asked, ours))
-                for way, those in others.items():
-                    out = pruned(world, asked, those, f"tokens={budget}", **LOOSE)
+            texts = {"ours": pruned(world, asked, facts, BUDGETS)}
+            texts |= {way: pruned(world, asked, those, BUDGETS, **LOOSE) for way, those in others.items()}
+            for way, outs in texts.items():
+                for budget, out in zip(BUDGETS, outs, strict=True):
                     add(f"{kind}.equal.{budget}.{way}", graphs.held(world, asked, out))
     return {key: value / many[key] for key, value in sums.items()}
 
 
 def _readers(world: World, asked: Asked, kind: str, whole: str, text: str, add: Callable[[str, float], None]) -> None:
     """What the readers make of all facts, of those that stay, of what a small window holds, and of none."""
-    add(f"{kind}.tokens.unpruned", count()([whole])[0])
-    add(f"{kind}.tokens.pruned", count()([text])[0])
-    add(f"{kind}.tokens.schema", count()([schema(world, asked)])[0])
+    add(f"{kind}.tokens.unpruned", count([whole])[0])
+    add(f"{kind}.tokens.pruned", count([text])[0])
+    add(f"{kind}.tokens.schema", count([schema(world, asked)])[0])
     lines = [line for line in text.split("\n") if line]
     add(f"{kind}.cited", sum(line in world.told for line in lines) / len(lines) if lines else 1.0)
     if not asked.options:
