@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,13 @@ from claims import vision
 from recipes.vision import nets
 from secateur import conformance, recipes
 from secateur.files import texts
+from secateur.files.rundir import Run
 from secateur.measure.quality import perplexity
 from secateur.running import network, readings, trades
+from secateur.stores import Embedded
 from secateur.subjects import (
+    Facts,
+    KnowledgeGraph,
     Page,
     Passages,
     Traced,
@@ -34,6 +38,8 @@ from secateur.subjects import (
     open_subject,
     open_traced,
 )
+from secateur.subjects.knowledge_graph import Line
+from secateur.vocabulary import Budget, Result
 
 # Recipe -> the toy: kind of model, budget, and options that make it quick. Others run as they are on the default.
 DEFAULT = ("llama", "params=75%", {})
@@ -157,6 +163,35 @@ def test_recipes_on_passages(name: str) -> None:
         output=partial(said, texts=[text for part in parts for text in part]),
         quality=lambda one: float(said(one, [gold])[0]),
     )  # fmt: skip
+    assert set(laws) == LAWS
+
+
+@pytest.mark.parametrize("name", [name for name, kind in IN_CONTEXT.items() if kind is KnowledgeGraph])
+def test_recipes_on_facts(name: str) -> None:
+    """A graph has no units of its own: what is cut is all that stands around the things of the question."""
+    store, names = Embedded(), ["alpha", "gamma", "delta", "omega", "sigma", "kappa"]
+    label = "<http://www.w3.org/2000/01/rdf-schema#label>"
+    said = [f"<urn:x:{word}> {label} {word!r} ; <urn:r:is_turned_to> <urn:x:{word[::-1]}> ." for word in names]
+    said += [f"<urn:x:gamma> <urn:r:stands_in_row> <urn:x:row{i}> ." for i in range(12)]
+    store.graph.update(f"INSERT DATA {{ {' '.join(said)} }}")
+    graph, recipe = KnowledgeGraph(store), recipes.find(name)
+    facts = [Line(f"gamma stands in row row{i}", ()) for i in range(12)]
+    everything = Facts([Line("gamma is turned to ammag", ()), *facts])
+
+    def on_graph(subject: Facts, data: str, budgets: Sequence[Budget], run: Run, **options: Any) -> Iterator[Result]:
+        return recipe(graph, data, budgets, run, **options)
+
+    on_graph.__name__ = name
+
+    def output(one: Facts) -> np.ndarray:
+        return np.array([float(line.text in one.written()) for line in everything.lines])
+
+    def quality(one: Facts) -> float:
+        return float("ammag" in one.written())
+
+    laws = conformance.check_recipe(
+        name, everything, "What is gamma turned to?", "words=20%", output=output, quality=quality, recipe=on_graph
+    )
     assert set(laws) == LAWS
 
 

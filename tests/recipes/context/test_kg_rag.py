@@ -1,0 +1,644 @@
+"""KG-RAG: facts as sentences with their sources, both thresholds and the volume, budgets that hold, and bad input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny
+from secateur.errors import InfeasibleError, InputError, NumericalError, ServerError
+from secateur.files.rundir import Run, Transient
+from secateur.llms import Answer, Local, Meter
+from secateur.recipes.context import kg_rag as module
+from secateur.recipes.context.kg_rag import kg_rag
+from secateur.stores import Embedded, Endpoint
+from secateur.subjects import markup
+from secateur.subjects.knowledge_graph import KnowledgeGraph
+from secateur.vocabulary import Budget
+from test_llms import say, served
+
+pytest.importorskip("pyoxigraph")
+
+RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+NAME = "<http://www.w3.org/2000/01/rdf-schema#label>"
+QUESTION = "What treats asthma?"
+
+
+def bag(texts):
+    """An encoder: how often each of 512 kinds of words stands in a text; the same text, the same vector."""
+    found = np.zeros((len(texts), 512), dtype=np.float32)
+    for row, text in zip(found, texts, strict=True):
+        for term in markup.terms(text):
+            row[zlib.crc32(term.encode()) % 512] += 1
+    return found
+
+
+def thing(name):
+    return f"<urn:x:{name.replace(' ', '_').replace('. ', '%2E_')}>"
+
+
+def graph(*facts, kinds=(), names=(), **options):
+    """A graph of facts (subject, predicate, object, what is known of it) between things by name."""
+    store, known = Embedded(), []
+    for fact in facts:
+        subject, predicate, target, *said = fact
+        known += [f"{thing(subject)} <urn:r:{predicate}> {thing(target)} ."]
+        known += [f"{thing(one)} {NAME} {json.dumps(one)} ." for one in (subject, target)]
+        for properties in said:
+            about = f"[] a <{RDF}Statement> ; <{RDF}subject> {thing(subject)} ; "
+            about += f"<{RDF}predicate> <urn:r:{predicate}> ; <{RDF}object> {thing(target)}"
+            pairs = [(name, one) for name, value in properties.items() for one in np.atleast_1d(value).tolist()]
+            known += [about + "".join(f" ; <urn:p:{name}> {json.dumps(str(value))}" for name, value in pairs) + " ."]
+    known += [f"{thing(one)} a <urn:k:{kind}> ." for one, kind in kinds]
+    known += [f"{thing(one)} {NAME} {json.dumps(name)} ." for one, name in names]
+    store.graph.update(f"INSERT DATA {{ {' '.join(known)} }}")
+    return KnowledgeGraph(store, **options)
+
+
+def run(subject, question, *budgets, into=None, **options):
+    found = kg_rag(subject, question, [Budget.parse(budget) for budget in budgets], into or Transient(), **options)
+    return list(found)
+
+
+def one(subject, question, budget="words=10000", **options):
+    """The result for one budget, its trace, and what is told."""
+    memory = Transient()
+    (result,) = run(subject, question, budget, into=memory, **options)
+    return result, memory.values[f"trace-{budget}"], memory.values[f"told-{budget}"]
+
+
+def kept(trace):
+    return {site: {row["text"] for row in rows if row["kept"]} for site, rows in trace.items()}
+
+
+DRUGS = [("drug" + letter, "treats" if letter in "ahl" else "worsens", "asthma") for letter in "abcdefghijkl"]
+
+
+def medicine():
+    return graph(*DRUGS, ("asthma", "shows_in", "lung"), ("flu", "shows_in", "lung"), ("drugz", "treats", "flu"))
+
+
+# ----------------------------------------------------------------------------------------------------- what is kept
+
+
+def test_what_stays_is_above_both_thresholds_and_the_best_comes_first():
+    result, trace, told = one(medicine(), QUESTION, embedder=bag, floor=0.2)
+    rows = trace["facts.asthma"]
+    values = np.array([row["score"] for row in rows])
+    stays = np.array([row["kept"] for row in rows])
+    assert len(rows) == 14 - 1  # what is around asthma, each once
+    assert stays.any()
+    assert (values[stays] > max(np.percentile(values, 75), 0.2)).all()
+    assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+    assert (np.diff(values) <= 0).all()
+    written = result.subject.written().split("\n")
+    assert written == [row["text"] for row in rows if row["kept"]]
+    assert all("treats" in line for line in written)
+    assert told["facts_after"] == len(written)
+    assert told["facts_before"] == len(rows)
+
+
+@given(st.floats(0, 100), st.floats(0, 100), st.floats(-1, 1), st.floats(-1, 1), st.integers(0, 30), st.integers(0, 30))
+@settings(max_examples=40, deadline=None)
+def test_lower_thresholds_and_a_larger_volume_lose_nothing(one_p, other_p, one_f, other_f, one_v, other_v):
+    here, question = medicine(), "Does druga treat asthma or flu?"
+    few = one(here, question, embedder=bag, percentile=max(one_p, other_p), floor=max(one_f, other_f),
+              volume=min(one_v, other_v))  # fmt: skip
+    many = one(here, question, embedder=bag, percentile=min(one_p, other_p), floor=min(one_f, other_f),
+               volume=max(one_v, other_v))  # fmt: skip
+    for result, trace, _ in (few, many):
+        assert len(trace) == 3
+        assert all(len(texts) <= max(one_v, other_v) // 3 for texts in kept(trace).values())
+        assert len(result.subject.lines) <= max(one_v, other_v)
+    assert set(few[0].subject.lines) <= set(many[0].subject.lines)
+
+
+def test_each_node_has_its_share_of_the_volume():
+    for volume, each in ((6, 3), (5, 2), (1, 0)):
+        _, trace, told = one(medicine(), "drugz, asthma", embedder=bag, percentile=0, floor=-1, volume=volume)
+        assert list(trace) == ["facts.drugz", "facts.asthma"]
+        assert all(len(texts) <= each for texts in kept(trace).values())
+        assert len(kept(trace)["facts.asthma"]) == each
+    assert "asthma keeps nothing: its share of the volume is less than one fact" in told["notes"]
+
+
+def test_even_percentile_0_leaves_out_the_least():
+    _, trace, _ = one(medicine(), QUESTION, embedder=bag, percentile=0, floor=-1, volume=1000)
+    rows = trace["facts.asthma"]
+    least = min(row["score"] for row in rows)
+    assert {row["text"] for row in rows if row["score"] > least} == kept(trace)["facts.asthma"]
+
+
+def test_of_few_facts_none_goes_by_percentile():
+    here = graph(("a1", "has", "b1"), ("a1", "has", "b2"))
+    assert len(one(here, "a1", embedder=bag, floor=0)[0].subject.lines) == 2
+    assert len(one(here, "a1 has b1", embedder=bag, floor=0, few=0, percentile=0)[0].subject.lines) == 1
+    assert len(one(here, "a1 has b1", embedder=bag, floor=0, few=0)[0].subject.lines) == 1
+
+
+def test_of_facts_that_are_equally_the_most_alike_none_goes():
+    """A strict percentile would leave none of four in ten."""
+    here = graph(*((f"drug{i}", "treats" if i < 4 else "worsens", "asthma") for i in range(10)))
+    assert len(one(here, QUESTION, embedder=bag)[0].subject.lines) == 4
+
+
+def test_a_question_that_is_a_fact_is_as_like_it_as_can_be():
+    _, trace, _ = one(medicine(), "druga treats asthma", embedder=bag)
+    assert trace["facts.asthma"][0]["score"] == 1.0
+    assert trace["facts.asthma"][0]["text"] == "druga treats asthma"
+
+
+def test_a_share_of_bm25_tells_names_of_one_sort_apart():
+    here, alike = graph(*((f"drug{i}", "treats", "asthma") for i in range(12))), {}
+    for terms in (0.0, 0.3):
+        embedder = {"embedder": lambda texts: np.ones((len(texts), 3), dtype=np.float32), "namer": bag}
+        rows = one(here, "asthma and drug7?", terms=terms, **embedder)[1]["facts.asthma"]
+        alike[terms] = {row["text"]: row["score"] for row in rows}
+    assert set(alike[0.0].values()) == {1.0}
+    assert alike[0.3].pop("drug7 treats asthma") == 1.0 > max(alike[0.3].values())
+    with pytest.raises(InputError, match=r"terms=1\.5: give the share of BM25"):
+        run(here, QUESTION, "words=5", terms=1.5)
+
+
+def test_a_fact_of_two_nodes_is_told_once():
+    result, trace, _ = one(medicine(), "druga treats asthma", embedder=bag, floor=0)
+    assert result.subject.written().split("\n").count("druga treats asthma") == 1
+    assert "druga treats asthma" in kept(trace)["facts.druga"]
+    assert "druga treats asthma" not in kept(trace)["facts.asthma"]
+
+
+def test_without_an_embedder_facts_are_ranked_by_bm25():
+    result, _, told = one(medicine(), QUESTION)
+    assert set(result.subject.written().split("\n")) <= {f"drug{letter} treats asthma" for letter in "ahl"}
+    assert result.subject.lines
+    assert told["entities"] == ["asthma"]
+
+
+def test_no_fact_above_the_floor_is_told():
+    result, trace, told = one(medicine(), QUESTION, embedder=bag, floor=0.99)
+    assert (result.subject.written(), result.cut.after) == ("", {"words": 0.0})
+    assert not kept(trace)["facts.asthma"]
+    assert told["notes"] == ["no fact of asthma is above the floor 0.99: the best has 0.767"]
+    assert result.cut.notes == tuple(told["notes"])
+
+
+# --------------------------------------------------------------------------------------------------------- budgets
+
+
+def test_no_budget_is_exceeded_and_a_larger_one_keeps_a_superset():
+    before = []
+    for limit in (4, 7, 20, 40, 90, 200):
+        how = {"embedder": bag, "tokenizer": lambda texts: list(map(len, texts)), "percentile": 0, "floor": -1}
+        (result,) = run(medicine(), QUESTION, f"tokens={limit}", **how)
+        assert len(result.subject.written()) == result.cut.after["tokens"] <= limit
+        assert set(before) <= set(result.subject.lines)
+        before = result.subject.lines
+    assert len(before) > 5
+
+
+def test_the_least_alike_leave_first():
+    (large, small) = run(medicine(), QUESTION, "words=12", "words=6", embedder=bag, percentile=0, floor=-1)
+    assert [line.text for line in small.subject.lines] == [line.text for line in large.subject.lines][:2]
+
+
+def test_a_share_is_one_of_all_facts_of_the_nodes():
+    result, _, told = one(medicine(), QUESTION, "words=20%", embedder=bag, percentile=0, floor=-1)
+    assert told["words_before"] == result.cut.before["words"] == 40
+    assert 0 < result.cut.after["words"] <= 0.2 * 40
+    assert result.cut.removed["facts.asthma"] == (11, 13)
+
+
+def test_a_budget_smaller_than_one_fact_gives_nothing_and_says_so():
+    result, _, told = one(medicine(), QUESTION, "words=2", embedder=bag)
+    assert result.subject.written() == ""
+    assert told["notes"] == ["3 of 3 facts are longer than the whole budget: nothing is left"]
+
+
+def test_a_fact_longer_than_the_budget_leaves_room_for_others():
+    here = graph(
+        ("asthma", "needs", "x " * 30 + "treats"), ("inhaler", "treats", "asthma"), ("steroid", "treats", "asthma")
+    )
+    result, _, told = one(here, QUESTION, "words=6", embedder=bag, floor=0)
+    assert result.subject.written() == "inhaler treats asthma\nsteroid treats asthma"
+    assert told["notes"] == ["1 of 3 facts are longer than the whole budget"]
+
+
+# -------------------------------------------------------------------------------------------------- what facts say
+
+
+def test_sentences_name_kinds_and_sources():
+    here = graph(
+        ("ibuprofen", "TREATS_CtD", "headache", {"source": "DrugBank"}),
+        kinds=[("ibuprofen", "Compound"), ("headache", "Disease")],
+    )
+    result, trace, _ = one(here, "ibuprofen TREATS headache", embedder=bag, floor=0)
+    assert result.subject.written() == "Compound ibuprofen treats Disease headache, according to DrugBank"
+    (line,) = result.subject.lines
+    assert line.sources == ("DrugBank",)
+    assert [fact.predicate for fact in line.facts] == ["urn:r:TREATS_CtD"]
+    (row,) = trace["facts.ibuprofen"]
+    wanted = {"predicate": "treats", "target": "headache", "provenance": ["DrugBank"], "path": "ibuprofen > treats"}
+    assert wanted.items() <= row.items()
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted"),
+    [
+        ({"sources": ["A", "B"], "source": "C", "pmid_list": "1"}, "A, B"),
+        ({"source": "C", "preprint_list": "arXiv", "pmid_list": "1"}, "C"),
+        ({"preprint_list": "arXiv", "pmid_list": "1"}, "arXiv"),
+        ({"pmid_list": ["12", "34"]}, "pubmedId:12, pubmedId:34"),
+        ({"Source": "C", "pmid": "1"}, "C"),
+        ({"pmid": "1"}, "pubmedId:1"),
+        ({"score": "1"}, "the house"),
+    ],
+)
+def test_the_order_of_provenance(known, wanted):
+    here = graph(("x1", "has", "y1", known))
+    assert one(here, "x1 has y1", embedder=bag, floor=0, origin="the house")[0].subject.written() == (
+        f"x1 has y1, according to {wanted}"
+    )
+    without = one(here, "x1 has y1", embedder=bag, floor=0)[0].subject.written()
+    assert without == ("x1 has y1" if "score" in known else f"x1 has y1, according to {wanted}")
+
+
+@pytest.mark.parametrize(
+    ("predicate", "said"),
+    [
+        ("TREATS_CtD", "treats"),
+        ("PREVALENCEIN_DpL", "prevalencein"),
+        ("is_a", "is a"),
+        ("associated_with", "associated with"),
+        ("PART_OF", "PART OF"),
+    ],
+)
+def test_predicates_in_words(predicate, said):
+    assert one(graph(("x1", predicate, "y1")), "x1 y1", embedder=bag, floor=0)[0].subject.written() == f"x1 {said} y1"
+
+
+def test_names_with_full_stops_stay_whole():
+    here = graph(("Mt. Sinai. Annex", "treats", "St. John. B"), ("St. John. B", "is_in", "No. 5. Lane"))
+    result, _, _ = one(here, "What is St. John. B in?", embedder=bag, floor=0)
+    assert set(result.subject.written().split("\n")) == {
+        "Mt. Sinai. Annex treats St. John. B", "St. John. B is in No. 5. Lane"
+    }  # fmt: skip
+
+
+def test_words_and_numbers_that_are_said_of_a_thing_are_facts():
+    here = graph(("Heat", "is_by", "Mann"))
+    here.store.graph.update('INSERT DATA { <urn:x:Heat> <urn:r:release_year> "1995" }')
+    result, _, _ = one(here, "Heat release year", embedder=bag, floor=0)
+    assert result.subject.written().split("\n")[0] == "Heat release year 1995"
+    assert "1995" not in one(here, "Heat release year", embedder=bag, floor=0, literals=False)[0].subject.written()
+
+
+def test_what_identifies_a_node_is_one_more_fact():
+    here = graph(("DOID_2841", "has", "cough"), names=[("DOID_2841", "asthma")])
+    here.store.graph.update(f'DELETE DATA {{ <urn:x:DOID_2841> {NAME} "DOID_2841" }}')
+    _, trace, _ = one(here, QUESTION, embedder=bag, floor=0)
+    assert {row["text"] for row in trace["facts.asthma"]} == {"asthma has cough", "asthma has the identifier DOID_2841"}
+    _, trace, _ = one(here, QUESTION, embedder=bag, floor=0, identifier=False)
+    assert {row["text"] for row in trace["facts.asthma"]} == {"asthma has cough"}
+
+
+def test_evidence_is_told_but_not_selected_by():
+    here = graph(
+        ("x1", "has", "y1", {"phase": 4, "p_value": "0.05", "note": ["a", "b"], "code": "007"}), ("x1", "has", "y2")
+    )
+    plainly, trace, _ = one(here, "x1 has y1", embedder=bag, floor=0)
+    told, traced, _ = one(here, "x1 has y1", embedder=bag, floor=0, evidence=True)
+    text, _, evidence = told.subject.written().split("\n")[0].partition(" {")
+    assert text == plainly.subject.written().split("\n")[0] == "x1 has y1"
+    assert json.loads("{" + evidence) == {"code": "007", "note": ["a", "b"], "p_value": 0.05, "phase": 4}
+    assert [row["score"] for row in trace["facts.x1"]] == [row["score"] for row in traced["facts.x1"]]
+
+
+@pytest.mark.parametrize(
+    ("filters", "wanted"),
+    [
+        (["phase>=3"], "cd"),
+        (["Phase<=3"], "abd"),
+        (["source=A|B"], "abd"),
+        (["phase>=1", "source=B"], "d"),
+        (["none>=3"], "abcd"),
+        ([], "abcd"),
+    ],
+)
+def test_facts_are_filtered_by_what_is_known_of_them(filters, wanted):
+    """One without the property passes; one whose property is no number does not."""
+    here = graph(
+        ("drug a", "treats", "flu", {"phase": 1, "source": "A"}),
+        ("drug b", "treats", "flu", {"phase": "low" if filters == ["phase>=3"] else 2, "source": "A"}),
+        ("drug c", "treats", "flu", {"phase": 4, "source": "C"}),
+        ("drug d", "treats", "flu", {"phase": ["0", "3"], "source": ["B", "C"]}),
+    )
+    _, trace, _ = one(here, "flu", embedder=bag, filters=filters)
+    expected = set(wanted) - ({"a", "b"} if filters == ["phase>=1", "source=B"] else set())
+    assert {row["target"][-1] for row in trace["facts.flu"]} == expected
+
+
+@pytest.mark.parametrize("text", ["phase", "phase>3", "phase>=high", ">=3", "source=", "phase>=nan"])
+def test_filters_that_say_nothing_are_refused(text):
+    with pytest.raises(InputError, match="filter"):
+        run(medicine(), QUESTION, "words=5", filters=[text])
+
+
+# --------------------------------------------------------------------------------------- what the question speaks of
+
+
+def test_names_stand_in_the_question_in_its_order():
+    told = one(medicine(), "Is FLU worse than Asthma?", embedder=bag)[2]
+    assert told["entities"] == ["FLU", "Asthma"]
+    assert told["nodes"] == ["urn:x:flu", "urn:x:asthma"]
+    assert told["fallback"] is False
+
+
+def by_letters(texts):
+    """An encoder by pairs of letters: what is spelt alike is near."""
+    found = np.zeros((len(texts), 1024), dtype=np.float32)
+    for row, text in zip(found, texts, strict=True):
+        padded = f" {text.lower()} "
+        for pair in itertools.pairwise(padded):
+            row[zlib.crc32("".join(pair).encode()) % 1024] += 1
+    return found
+
+
+def test_a_name_that_is_spelt_wrong_is_found_by_its_neighbours():
+    told = one(medicine(), "What treats asthmma and flu?", embedder=bag, namer=by_letters)[2]
+    assert (told["entities"], told["nodes"]) == (["asthmma", "flu"], ["urn:x:asthma", "urn:x:flu"])
+    told = one(medicine(), "What treats asthmma and flu?", embedder=bag, namer=by_letters, least=0.99)[2]
+    assert told["nodes"] == ["urn:x:flu"]
+
+
+def test_where_nothing_is_named_five_nodes_stand_in():
+    _, trace, told = one(medicine(), "Who knows?", embedder=bag, namer=by_letters, percentile=0, floor=-1, volume=14)
+    assert told["fallback"] is True
+    assert len(trace) == len(told["nodes"]) == 5
+    assert all(len(texts) <= 14 // 5 for texts in kept(trace).values())
+    assert "the question names nothing that is known: the nodes nearest to all of it stand in" in told["notes"]
+    _, trace, told = one(medicine(), "Who knows?", embedder=bag, namer=by_letters, fallback=0)
+    assert (trace, told["nodes"]) == ({}, [])
+    assert told["notes"] == ["nothing in the graph was found for the question"]
+
+
+def test_things_of_some_kinds_alone_are_looked_for():
+    here = graph(("flu", "causes", "cough"), kinds=[("flu", "Disease"), ("cough", "Symptom")])
+    assert one(here, "flu and cough", embedder=bag, kinds=["Disease"])[2]["nodes"] == ["urn:x:flu"]
+    model = Saying('{"entities": ["flu"]}')
+    one(here, "flu and cough", embedder=bag, kinds=["Disease", "Symptom"], llm=model)
+    assert "Which Disease, Symptom does the question name?" in model.asked[0][0]
+    with pytest.raises(InputError, match="no kind of things called 'Planet'"):
+        one(here, "flu", embedder=bag, kinds=["Planet"])
+
+
+def test_what_else_a_thing_is_called_leads_to_it():
+    here = graph(("flu", "causes", "cough"))
+    here.store.graph.update('INSERT DATA { <urn:x:flu> <http://www.w3.org/2004/02/skos/core#altLabel> "influenza" }')
+    assert one(here, "What does influenza cause?", embedder=bag)[2]["nodes"] == ["urn:x:flu"]
+
+
+def test_more_than_one_node_for_a_name():
+    here = graph(("cold sore", "is", "a1"), ("cold sores", "is", "a2"), ("cold soreness", "is", "a3"))
+    for many in (1, 2, 3):
+        told = one(here, "cold soar", embedder=bag, namer=by_letters, nearest=many, least=0.5)[2]
+        assert len(told["nodes"]) == many
+
+
+@pytest.mark.parametrize("question", ["何ですか", "?!", "\x00", "что это", "x" * 100_000, "asthma " * 3000, "مرحبا"])
+@pytest.mark.parametrize("embedder", [bag, ""])
+def test_a_question_in_any_script_has_an_answer(question, embedder):
+    result, _, told = one(medicine(), question, "words=30", embedder=embedder)
+    assert result.cut.after["words"] <= 30
+    assert result.subject.lines or told["notes"]
+
+
+def test_an_empty_graph_and_things_without_facts_give_nothing_and_say_so():
+    for embedder in (bag, ""):
+        result, trace, told = one(graph(), QUESTION, "words=20%", embedder=embedder)
+        assert (result.subject.written(), trace, told["facts_before"]) == ("", {}, 0)
+        assert told["notes"][-1] == "nothing in the graph was found for the question"
+    alone = graph(names=[("asthma", "asthma")])
+    result, trace, told = one(alone, QUESTION, embedder=bag)
+    assert (result.subject.written(), trace) == ("", {"facts.asthma": []})
+    assert told["notes"] == ["asthma has no facts"]
+
+
+def test_parts_of_a_graph_that_nothing_joins_are_all_read():
+    here = graph(("a1", "has", "b1"), ("c1", "has", "d1"))
+    result, _, _ = one(here, "a1 or c1", embedder=bag, floor=0)
+    assert set(result.subject.written().split("\n")) == {"a1 has b1", "c1 has d1"}
+
+
+def test_two_nodes_of_one_name_are_kept_apart():
+    here = graph(("a1", "has", "b1"), ("a2", "has", "b2"), names=[("a1", "same"), ("a2", "same")])
+    for number in (1, 2):
+        here.store.graph.update(f'DELETE DATA {{ <urn:x:a{number}> {NAME} "a{number}" }}')
+    _, trace, _ = one(here, "not named", embedder=bag, fallback=5, floor=-1)
+    assert {"facts.same", "facts.same (urn:x:a2)"} <= set(trace)
+
+
+@pytest.mark.slow
+def test_a_hub_is_read_in_part_and_in_time():
+    store = Embedded()
+    rows = [f"<urn:x:n{i}> <urn:r:in> <urn:x:hub> ." for i in range(100_000)]
+    store.graph.update(f'INSERT DATA {{ <urn:x:hub> {NAME} "hub" . {" ".join(rows)} }}')
+    here, began = KnowledgeGraph(store, most=2000), time.monotonic()
+    result, trace, told = one(here, "What is in the hub?", "words=60", embedder=bag)
+    assert time.monotonic() - began < 60
+    assert len(trace["facts.hub"]) == 2000
+    assert 0 < result.cut.after["words"] <= 60
+    assert "hub has more facts than are read" in told["notes"]
+
+
+def test_a_server_that_is_down_slow_or_lies_is_one_refusal():
+    pytest.importorskip("httpx2")
+
+    def slow(body, headers):
+        time.sleep(0.5)
+        return say({})
+
+    for answer in (lambda body, headers: say({}, 503), slow, lambda body, headers: say(b"<html>")):
+        with served(answer) as url, pytest.raises(ServerError, match="gave no answer in 2 attempts"):
+            run(KnowledgeGraph(Endpoint(url, retries=1, backoff=0.01, timeout=0.2)), QUESTION, "words=9", embedder=bag)
+
+
+def test_an_encoder_that_gives_no_numbers_is_refused():
+    with pytest.raises((InputError, NumericalError), match="finite"):
+        run(medicine(), QUESTION, "words=9", embedder=lambda texts: np.full((len(texts), 3), np.nan))
+
+
+# ---------------------------------------------------------------------------------------------------- language models
+
+
+class Saying:
+    """A language model that says what it is told to, in turn."""
+
+    def __init__(self, *replies):
+        self.meter, self.replies, self.asked = Meter(), list(replies), []
+
+    def ask(self, question, *, most=256, temperature=0.0, seed=0):
+        self.asked.append((question, most, temperature, seed))
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        if isinstance(reply, Exception):
+            raise reply
+        self.meter.begin()
+        found = Answer(reply, 10, 5)
+        self.meter.end(found, 0.0)
+        return found
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"entities": ["flu"]}',
+        'Sure! ```json\n{"entities": ["flu", "flu", " "]}\n```',
+        'As {asked}: {"note": 1, "Diseases": ["flu"]} and {"entities": ["asthma"]}',
+    ],
+)
+def test_a_language_model_says_what_the_question_names(reply):
+    model = Saying(reply)
+    told = one(medicine(), "What about influenza?", embedder=bag, llm=model)[2]
+    assert (told["entities"], told["nodes"], told["fallback"]) == (["flu"], ["urn:x:flu"], False)
+    assert (told["llm_calls"], told["llm_tokens"]) == (1, 15)
+    ((asked, most, temperature, _),) = model.asked
+    assert "Which things does the question name?" in asked
+    assert "influenza" in asked
+    assert (most, temperature) == (256, 0.0)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["", "I think flu.", '{"entities": "flu"}', '{"entities": [1]}', "[" * 5000, "{" * 50_000, '{"entities": []}', "{}",
+     "[]", ServerError("down"), json.dumps({"entities": ["zzzz qqqq"] * 3})],
+)  # fmt: skip
+def test_nonsense_counts_as_nothing_found(reply):
+    result, trace, told = one(medicine(), QUESTION, "words=50", embedder=bag, llm=Saying(reply))
+    assert told["fallback"] is True
+    assert len(trace) == 5
+    assert told["notes"]
+    assert result.cut.after["words"] <= 50
+
+
+def test_a_list_without_end_is_bounded():
+    names = [f"name {i}" for i in range(500)]
+    assert len(module.listing(json.dumps({"entities": names}))) == 16
+    assert module.listing(json.dumps({"entities": ["x" * 9000]})) == ["x" * 200]
+    told = one(medicine(), QUESTION, embedder=bag, namer=by_letters, llm=Saying(json.dumps({"entities": names[:400]})))[
+        2
+    ]
+    assert len(told["entities"]) <= 16
+
+
+def test_an_answer_is_asked_for_with_what_is_kept():
+    model = Saying('{"entities": ["asthma"]}', "druga, says nobody.")
+    result, _, told = one(medicine(), QUESTION, embedder=bag, llm=model, answer=True, seed=3)
+    assert told["answer"] == "druga, says nobody."
+    assert (told["llm_calls"], told["llm_tokens"]) == (2, 30)
+    messages, most, temperature, seed = model.asked[1]
+    assert messages == module.prompt(QUESTION, result.subject.written())
+    assert (most, temperature, seed) == (512, 0.0, 3)
+    assert [message["role"] for message in messages] == ["system", "user"]
+    assert messages[1]["content"] == f"Context:\n{result.subject.written()}\n\nQuestion: {QUESTION}"
+    assert told["prompt"].endswith(messages[1]["content"])
+
+
+@pytest.mark.parametrize(
+    ("reply", "wanted"),
+    [('{"answer": "True"}', "true"), ("It is false.", "false"), ("true or false", ""), ('{"answer": 1}', ""), ("", "")],
+)
+def test_one_of_several_choices(reply, wanted):
+    model = Saying('{"entities": ["asthma"]}', reply)
+    told = one(medicine(), QUESTION, embedder=bag, llm=model, answer=True, choices=["true", "false"])[2]
+    assert told["choice"] == wanted
+    assert '{"answer": "..."}, and give one of these: true, false.' in told["prompt"]
+
+
+def test_a_language_model_that_fails_to_answer_is_told():
+    model = Saying('{"entities": ["asthma"]}', ServerError("it is down"))
+    result, _, told = one(medicine(), QUESTION, embedder=bag, llm=model, answer=True)
+    assert result.subject.lines
+    assert "answer" not in told
+    assert told["notes"] == ["the language model gave no answer: it is down"]
+
+
+def test_a_server_is_asked_by_its_address():
+    pytest.importorskip("httpx2")
+    asked = []
+
+    def answer(body, headers):
+        asked.append(body)
+        text = '{"entities": ["asthma"]}' if len(asked) == 1 else "druga"
+        return say({"choices": [{"message": {"content": text}}], "usage": {"prompt_tokens": 7, "completion_tokens": 2}})
+
+    with served(answer) as url:
+        told = one(medicine(), QUESTION, embedder=bag, llm=url, llm_name="small", answer=True)[2]
+    assert (told["entities"], told["answer"], told["llm_calls"], told["llm_tokens"]) == (["asthma"], "druga", 2, 18)
+    assert [(body["model"], body["temperature"], body["max_tokens"]) for body in asked] == [
+        ("small", 0.0, 256), ("small", 0.0, 512)
+    ]  # fmt: skip
+
+
+def test_a_real_language_model_that_knows_nothing_is_no_harm():
+    model = Local(tiny.model("llama"), tiny.tokenizer())
+    result, _, told = one(medicine(), QUESTION, "words=40", embedder=bag, llm=model, answer=True)
+    assert told["fallback"] is True
+    assert result.cut.after["words"] <= 40
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_facts_are_embedded_once_for_all_questions():
+    seen = []
+
+    def embed(texts):
+        seen.extend(texts)
+        return bag(texts)
+
+    here = medicine()
+    for question in (QUESTION, "What worsens asthma?", QUESTION):
+        run(here, question, "words=9", embedder=embed)
+    assert seen.count("druga treats asthma") == 1
+    assert seen.count(QUESTION) == 1
+
+
+def test_a_run_that_is_resumed_asks_nobody_again(tmp_path):
+    model, outputs = Saying('{"entities": ["asthma"]}', "druga"), []
+    for _ in range(2):
+        with Run.open(tmp_path / "run", {}) as into:
+            (result,) = run(medicine(), QUESTION, "words=9", into=into, embedder=bag, llm=model, answer=True)
+        outputs.append((result.subject.lines, result.cut))
+    assert outputs[0] == outputs[1]
+    assert model.meter.calls == 2
+
+
+def test_what_can_not_be_done_is_refused_in_one_line():
+    here = medicine()
+    with pytest.raises(InputError, match="a context is cut to tokens or words"):
+        run(here, QUESTION, "params=50%", embedder=bag)
+    with pytest.raises(InputError, match="needs the reader's tokenizer"):
+        run(here, QUESTION, "tokens=50", embedder=bag)
+    with pytest.raises(InfeasibleError, match="give at least 1"):
+        run(here, QUESTION, "words=0.01%", embedder=bag)
+    with pytest.raises(InputError, match="volume is too small: give at least 0"):
+        run(here, QUESTION, "words=5", volume=-1)
+    with pytest.raises(InputError, match="nearest is too small: give at least 1"):
+        run(here, QUESTION, "words=5", nearest=0)
+    with pytest.raises(InputError, match="percentile=101"):
+        run(here, QUESTION, "words=5", embedder=bag, percentile=101)
+    with pytest.raises(InputError, match="an answer needs a language model"):
+        run(here, QUESTION, "words=5", answer=True)
+
+
+def test_the_graph_stays_as_it_is():
+    here = medicine()
+    before = len(here.store.graph)
+    run(here, QUESTION, "words=5", embedder=bag)
+    assert len(here.store.graph) == before
