@@ -46,3 +46,74 @@ def test_what_is_no_encoder_is_refused_by_name(tmp_path):
         encoders.tokenizer(str(tmp_path))
     with pytest.raises(InputError, match="not int"):
         encoders.encoder(3)
+
+
+# ------------------------------------------------------------------------------------------------ what is remembered
+
+
+class Counting:
+    """An encoder that tells what it read."""
+
+    def __init__(self):
+        self.seen, self.sign = [], 1.0
+
+    def __call__(self, texts):
+        self.seen += texts
+        return self.sign * np.array([[len(text), text.count("a")] for text in texts], dtype=np.float32).reshape(-1, 2)
+
+
+def test_a_text_is_read_once_by_all_callers_of_an_encoder():
+    embed = Counting()
+    first = encoders.remembering(embed)(["abc", "aa", "abc"])
+    assert first.tolist() == [[3, 1], [2, 2], [3, 1]]
+    assert encoders.remembering(embed)(["aa", "b"]).tolist() == [[2, 2], [1, 0]]
+    assert [text for text in embed.seen if len(text) < 5] == ["abc", "aa", "b"]
+    other = Counting()
+    encoders.remembering(other)(["aa"])
+    assert "aa" in other.seen
+    assert encoders.remembering(embed)([]).shape == (0, 2)
+
+
+def test_an_encoder_that_was_changed_is_asked_anew():
+    embed = Counting()
+    encoders.remembering(embed)(["aa"])
+    embed.sign = -1.0
+    assert encoders.remembering(embed)(["aa"]).tolist() == [[-2, -2]]
+
+
+def test_what_is_remembered_is_bounded_and_goes_with_its_encoder():
+    embed = Counting()
+    remembered = encoders.remembering(embed, most=80)
+    for i in range(50):
+        remembered([f"text {i}"])
+    (known,) = [kept for owner, kept in encoders._REMEMBERED.items() if owner is embed]
+    assert len(known) == 10
+    assert "text 49" in known
+    before = len(encoders._REMEMBERED)
+    del embed, remembered
+    assert len(encoders._REMEMBERED) == before - 1
+
+
+def test_an_encoder_that_nothing_refers_to_weakly_is_remembered_by_its_caller():
+    class Bare:
+        __slots__ = ("seen",)
+
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, texts):
+            self.seen += texts
+            return np.ones((len(texts), 2), dtype=np.float32)
+
+    embed = Bare()
+    remembered = encoders.remembering(embed)
+    remembered(["x"])
+    remembered(["x"])
+    assert embed.seen.count("x") == 1
+
+
+def test_a_model_by_name_is_remembered_as_the_model(folder):
+    one, other = encoders.remembering(str(folder)), encoders.remembering(str(folder))
+    text = tiny.sentences(1)
+    assert one.args[1] is other.args[1]
+    assert np.array_equal(one(text), encoders.encoder(str(folder))(text))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from secateur.errors import InputError, MissingExtraError, opening
 
-__all__ = ["Count", "Embed", "Encoder", "counter", "encoder", "tokenizer"]
+__all__ = ["Count", "Embed", "Encoder", "counter", "encoder", "remembering", "tokenizer"]
 
 Embed: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 """Texts -> vectors [texts, d]."""
@@ -63,6 +66,50 @@ def _opened(name: str) -> Encoder:
             name, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
         )
     return found
+
+
+_REMEMBERED: MutableMapping[Any, OrderedDict[str, np.ndarray]] = weakref.WeakKeyDictionary()
+_PROBE = "Which of these is a text that nobody asks about?"
+_LOCK = threading.Lock()
+
+
+def remembering(source: str | Encoder | Embed, *, most: int = 2**26) -> Embed:
+    """The same encoder, which reads a text once: what it made of the last texts is kept in memory, for all callers.
+
+    Facts of a graph come back with every question about their neighbours. An encoder that was changed since is found
+    out, by a text that is read anew on each call of this function, and what was kept of it is forgotten.
+
+    most: bytes of vectors that are kept of one encoder; those that were not asked for the longest leave.
+    """
+    embed = encoder(source)
+    owner = embed.args[0] if isinstance(embed, functools.partial) and embed.func is _encoded else embed
+    try:
+        with _LOCK:
+            known = _REMEMBERED.setdefault(owner, OrderedDict())
+    except TypeError:  # what can't be referred to weakly, or hashed, is remembered for this caller alone
+        known = OrderedDict()
+    probe = np.array(embed([_PROBE]))[0]
+    with _LOCK:
+        if _PROBE not in known or not np.array_equal(known[_PROBE], probe):
+            known.clear()
+        known[_PROBE] = probe
+    return functools.partial(_remembered, embed, known, most)
+
+
+def _remembered(embed: Embed, known: OrderedDict[str, np.ndarray], most: int, texts: Sequence[str]) -> np.ndarray:
+    with _LOCK:
+        found = {text: known[text] for text in texts if text in known}
+    new = list(dict.fromkeys(text for text in texts if text not in found))
+    if new:
+        # Copies: a row of one large array would keep all of that array.
+        found |= {text: row.copy() for text, row in zip(new, np.asarray(embed(new)), strict=True)}
+    with _LOCK:
+        for text, vector in found.items():
+            known[text] = vector
+            known.move_to_end(text)
+        while len(known) * next(iter(known.values())).nbytes > most and len(known) > 1:
+            known.popitem(last=False)
+    return np.stack([found[text] for text in texts]) if len(texts) else np.asarray(embed([]))
 
 
 def tokenizer(source: Any) -> Any:

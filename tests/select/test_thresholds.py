@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
-from secateur.errors import InfeasibleError, InputError
+from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.select import thresholds
 from secateur.vocabulary import Budget, Site, Units
 
@@ -25,6 +28,45 @@ def test_a_quantile_takes_exactly_its_share():
     for wrong in (1.0, -0.1):
         with pytest.raises(InputError, match="fraction"):
             thresholds.quantile(values, wrong)
+
+
+COLUMNS = arrays.arrays(np.float64, st.integers(0, 40), elements=st.floats(-1, 1).map(lambda value: round(value, 2)))
+PERCENT, FLOOR, MOST = st.floats(0, 100), st.floats(-1, 1), st.integers(0, 50)
+
+
+@given(COLUMNS, PERCENT, FLOOR, MOST)
+def test_what_stands_above_is_strictly_above_and_the_best_of_it(values, percentile, floor, most):
+    keep = thresholds.above(values, percentile=percentile, floor=floor, most=most)
+    assert keep.shape == values.shape
+    assert keep.sum() <= most
+    if not len(values):
+        return
+    high = (values > np.percentile(values, percentile)) & (values > floor)
+    assert not (keep & ~high).any()
+    assert keep.sum() == min(most, high.sum())
+    if keep.any() and (high & ~keep).any():
+        assert values[keep].min() >= values[high & ~keep].max()
+
+
+@given(COLUMNS, PERCENT, PERCENT, FLOOR, FLOOR, MOST, MOST)
+def test_lower_thresholds_and_more_room_take_nothing_away(values, one, other, low, high, few, many):
+    small = thresholds.above(values, percentile=max(one, other), floor=max(low, high), most=min(few, many))
+    large = thresholds.above(values, percentile=min(one, other), floor=min(low, high), most=max(few, many))
+    assert not (small & ~large).any()
+
+
+def test_even_percentile_0_leaves_out_the_least():
+    values = np.array([0.3, 0.1, 0.2, 0.1])
+    assert thresholds.above(values, percentile=0, floor=-1, most=9).tolist() == [True, False, True, False]
+    assert thresholds.above(values, percentile=75, floor=0.5, most=9).sum() == 0
+    assert thresholds.above(np.array([0.7]), percentile=0, floor=-1, most=9).sum() == 0
+    assert thresholds.above(np.array([0.7, 0.4]), percentile=90, floor=0.5, most=9, few=2).tolist() == [True, False]
+    with pytest.raises(InputError, match="percentile=101"):
+        thresholds.above(values, percentile=101, floor=0, most=1)
+    with pytest.raises(InputError, match="most=-1"):
+        thresholds.above(values, percentile=1, floor=0, most=-1)
+    with pytest.raises(NumericalError, match="NaN"):
+        thresholds.above(np.array([np.nan]), percentile=1, floor=0, most=1)
 
 
 @pytest.mark.parametrize(("policy", "wanted"), [("majority", "1100"), ("union", "1110"), ("smallest", "1000")])

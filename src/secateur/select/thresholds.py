@@ -1,4 +1,4 @@
-"""One share for all layers, or one threshold per group of them, with floors; and masks that agree, merged into one."""
+"""One share for all, one threshold per group with floors, or what stands above several; masks that agree, merged."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from secateur.errors import InfeasibleError, InputError
+from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.select import ranking
 from secateur.select.arrays import as_numpy
 from secateur.vocabulary import Array, Budget, Scores, Selection, Units
 
-__all__ = ["Policy", "grouped", "merge", "quantile", "uniform"]
+__all__ = ["Policy", "above", "grouped", "merge", "quantile", "uniform"]
 
 Policy = Literal["majority", "union", "smallest"]
 
@@ -24,6 +24,31 @@ def quantile(values: Array, fraction: float) -> float:
     column = np.sort(as_numpy(values))
     cut = int(len(column) * fraction)
     return float(column[cut]) if cut else -np.inf
+
+
+def above(values: Array, *, percentile: float, floor: float, most: int, few: int = 0) -> np.ndarray:
+    """Booleans [count]: the `most` largest of the values above both their own percentile and the floor.
+
+    ``s > P and s > floor``, P the linearly interpolated percentile; both strictly, so that even percentile 0 leaves out
+    the least. Of `few` values or fewer the percentile is not asked. Equal values: the lower index stays. Lowering a
+    threshold or raising `most` never takes one away.
+
+    Raises `InputError` for a percentile outside 0 to 100 or a negative `most`, `NumericalError` for NaN and infinity.
+    Source: KG-RAG (arXiv 2311.17330).
+    """
+    if not 0 <= percentile <= 100:
+        raise InputError(f"percentile={percentile}: give a number from 0 to 100")
+    if most < 0:
+        raise InputError(f"most={most}: give how many may stay, at least 0")
+    column = as_numpy(values)
+    if not np.isfinite(column).all():
+        raise NumericalError("a value is NaN or infinite: values that are compared must be finite")
+    result = np.zeros(len(column), bool)
+    if not len(column):
+        return result
+    high = np.flatnonzero((column > floor) & ((column > np.percentile(column, percentile)) | (len(column) <= few)))
+    result[high[np.argsort(-column[high], kind="stable")][:most]] = True
+    return result
 
 
 def merge(masks: Sequence[Array], policy: Policy = "majority") -> np.ndarray:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from secateur import encoders, llms
 from secateur.encoders import Count
-from secateur.errors import DataError, InfeasibleError, InputError
+from secateur.errors import DataError, InputError
 from secateur.files.rundir import Run, Transient
 from secateur.recover import loop, objectives
 from secateur.score import paths as likely
 from secateur.score import relevance
+from secateur.select import limits as limits_of
 from secateur.select import ranking
 from secateur.subjects import Page, markup, open_page
 from secateur.vocabulary import Array, Budget, Cut, Limit, Recovery, Result, Selection, Units
@@ -109,7 +110,7 @@ def htmlrag(
         rate = partial(alike, question=instruction + question, embed=encoders.encoder(embedder), headed=headed)
     whole = cost(subject, counts)
     for budget in budgets:
-        limits = allowed(budget, whole)
+        limits = limits_of.reading(budget, whole, "a page")
         if scorer is None:
             page, told = reduced(subject, limits, counts, block, rate, run, f"coarse-{budget}")
             trace = {"page": told}
@@ -143,22 +144,6 @@ def cost(page: Page, counts: Counts) -> dict[str, float]:
     return {"words": words} | {
         name: float(count([numbered.get(name) or page.html()])[0]) for name, count in counts.items()
     }
-
-
-def allowed(budget: Budget, whole: Mapping[str, float]) -> dict[str, float]:
-    """Measure -> limit; refuses what pages are not measured in, and less than one word or token."""
-    unknown = next((limit.measure for limit in budget.limits if limit.measure not in ("words", "tokens")), None)
-    if unknown or budget.pattern or not budget.limits:
-        raise InputError(f"budget {budget}: a page is cut to tokens or words, such as tokens=2048")
-    if "tokens" in budget and "tokens" not in whole:
-        raise InputError(f"budget {budget} needs the reader's tokenizer: give one (--tokenizer), or a budget in words")
-    limits = budget.absolute(whole)
-    for name, limit in limits.items():
-        if limit < 1 <= whole[name]:
-            raise InfeasibleError(
-                f"budget {budget} leaves {limit:.3g} {name} of {whole[name]:.0f}: give at least 1", 1.0
-            )
-    return limits
 
 
 def suited(limits: Mapping[str, float], whole: Mapping[str, float]) -> int:

@@ -1,0 +1,31 @@
+"""Budgets of what is read: words and tokens, of which one must stay."""
+
+from __future__ import annotations
+
+import pytest
+
+from secateur.errors import InfeasibleError, InputError
+from secateur.select import limits
+from secateur.vocabulary import Budget
+
+
+def reading(text, **whole):
+    return limits.reading(Budget.parse(text), whole, "a page")
+
+
+def test_shares_become_numbers():
+    assert reading("tokens=20%,words=7", tokens=50.0, words=40.0) == {"tokens": 10.0, "words": 7.0}
+    assert reading("words=20%", words=0.0) == {"words": 0.0}  # of nothing, nothing
+
+
+def test_what_texts_are_not_measured_in_is_refused():
+    for text in ("params=50%", "pattern=2:4"):
+        with pytest.raises(InputError, match="a page is cut to tokens or words"):
+            reading(text, words=3.0)
+    with pytest.raises(InputError, match="a page is cut to tokens or words"):
+        limits.reading(Budget(), {"words": 3.0}, "a page")
+    with pytest.raises(InputError, match="needs the reader's tokenizer"):
+        reading("tokens=4", words=3.0)
+    with pytest.raises(InfeasibleError, match="leaves 0.3 words of 3: give at least 1") as caught:
+        reading("words=10%", words=3.0)
+    assert caught.value.reachable == 1.0
