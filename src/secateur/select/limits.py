@@ -1,4 +1,4 @@
-"""How much of what a language model reads may stay: budgets in words and tokens, and refusals of what they can't say."""
+"""How much of what is read may stay: budgets in words and tokens, and refusals of what they can't say."""
 
 from __future__ import annotations
 
