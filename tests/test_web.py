@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
+
 import pytest
 
 from secateur import web
@@ -23,3 +27,27 @@ def test_each_further_attempt_is_told():
     with pytest.raises(ServerError, match="3 attempts: ConnectError"):
         client(retries=2, backoff=0.001).post("", bytes, again=lambda: told.append(1))
     assert len(told) == 2
+
+
+def test_an_answer_that_drips_is_none():
+    """Each byte in time, all of them not."""
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        try:
+            for _ in range(100):
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        except OSError:  # who asked has left
+            pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,), daemon=True)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(ServerError, match="no whole answer in time"):
+            client(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0.3, retries=0).post("", bytes)
+        assert time.monotonic() - began < 2
+        thread.join()

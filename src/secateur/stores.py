@@ -5,19 +5,55 @@ A store answers SELECT queries. What it holds, and how it is read, is the busine
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
+from urllib.parse import quote
 
 from secateur import web
 from secateur.errors import DataError, InputError, MissingExtraError
 from secateur.web import PassingError
 
-__all__ = ["Embedded", "Endpoint", "Store", "Value", "iri"]
+__all__ = [
+    "BLANK",
+    "ENTITY",
+    "KIND",
+    "RDF",
+    "RELATION",
+    "Embedded",
+    "Endpoint",
+    "Row",
+    "Store",
+    "Value",
+    "entity",
+    "in_line",
+    "iri",
+    "kind",
+    "relation",
+    "usable",
+]
 
-_FORBIDDEN = set('<>"{}|^`\\')
+RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+ENTITY = "urn:secateur:entity:"
+"""What is put before the name of a thing that is no IRI, percent-encoded."""
+RELATION = "urn:secateur:relation:"
+"""The same for predicates, and for what is known of a fact."""
+KIND = "urn:secateur:kind:"
+"""The same for kinds of things."""
+BLANK = "urn:secateur:blank:"
+"""The same for a blank node, once it is loaded."""
+
+_FORBIDDEN = '<>"{}|^`\\'
+# No spaces, control letters or halves of a letter (surrogates) either.
+_IRI = re.compile(f"[A-Za-z][A-Za-z0-9+.-]*:[^\\x00-\\x20\\x7f-\\x9f\\ud800-\\udfff{re.escape(_FORBIDDEN)}]*")
+_CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+_GIVEN = re.compile(r"(?:https?://|urn:)[^\[\]]+", re.IGNORECASE)
+_LONGEST = 16_384
+"""Letters of an IRI; what is longer is none that can be asked about."""
 
 
 class Value(NamedTuple):
@@ -41,14 +77,48 @@ class Store(Protocol):
         ...
 
 
+def usable(text: str) -> bool:
+    """Whether text is an IRI that a query can hold."""
+    return len(text) <= _LONGEST and _IRI.fullmatch(text) is not None
+
+
 def iri(text: str) -> str:
     """`<text>` for a query.
 
     Raises `InputError` for text that is no IRI: nothing that comes from data or a user is to change a query.
     """
-    if not text or any(letter in _FORBIDDEN or letter <= " " for letter in text):
-        raise InputError(f"{text[:100]!r} is no IRI: it holds spaces or one of {''.join(sorted(_FORBIDDEN))}")
+    if not usable(text):
+        raise InputError(
+            f"{text[:100]!r} is no IRI: it has no scheme such as urn:, holds spaces or one of "
+            f"{_FORBIDDEN}, or is longer than {_LONGEST} letters"
+        )
     return f"<{text}>"
+
+
+def in_line(text: str, most: int = 0) -> str:
+    """Text in one line of at most `most` letters, without control letters, turns of direction and halves of letters."""
+    if most:
+        text = text[: 2 * most]  # megabytes need not be looked at
+    return " ".join((text if text.isprintable() else _CONTROLS.sub(" ", text)).split())[: most or None]
+
+
+def entity(name: str) -> str:
+    """The IRI of a thing as tables name it: a web address or URN as it is, anything else behind `ENTITY`."""
+    return _named(name, ENTITY)
+
+
+def relation(name: str) -> str:
+    """The IRI of a predicate as tables name it."""
+    return _named(name, RELATION)
+
+
+def kind(name: str) -> str:
+    """The IRI of a kind of things as tables name it."""
+    return _named(name, KIND)
+
+
+def _named(name: str, place: str) -> str:
+    return name if _GIVEN.fullmatch(name) and usable(name) else place + quote(name, safe="")
 
 
 class Embedded:
@@ -77,12 +147,17 @@ class Embedded:
 
     def select(self, query: str) -> list[Row]:
         """The rows of a SELECT query. Raises `InputError` for what is no query, `DataError` for a damaged store."""
+        return list(self.each(query))
+
+    def each(self, query: str) -> Iterator[Row]:
+        """The same, one row after another: for more of them than are to be held."""
         ox = self.library
         try:
             found = self.graph.query(query)
             if not isinstance(found, ox.QuerySolutions):
                 raise InputError("a store is asked by SELECT queries alone")
-            return [tuple(self._value(value) for value in row) for row in found]
+            for row in found:
+                yield tuple(self._value(value) for value in row)
         except SyntaxError as error:
             raise InputError(f"this is no SPARQL query: {_line(error)}") from error
         except (OSError, ValueError, RuntimeError) as error:
@@ -133,18 +208,26 @@ class Endpoint:
         secret = os.environ.get(self.key, "")
         headers = {"Accept": "application/sparql-results+json"}
         headers |= {"Authorization": f"Bearer {secret}"} if secret else {}
-        return self.client.post("", _rows, secret=secret, data={"query": query}, headers=headers)
+        found = _VARIABLES.match(query)
+        read = functools.partial(_rows, wanted=found[1].replace("?", "").split() if found else ())
+        return self.client.post("", read, secret=secret, data={"query": query}, headers=headers)
 
 
 _KINDS = {"uri": "iri", "literal": "literal", "typed-literal": "literal", "bnode": "blank"}
 
 
-def _rows(raw: bytes) -> list[Row]:
-    """SPARQL 1.1 Query Results JSON Format."""
+_VARIABLES = re.compile(r"\s*SELECT\s+(?:DISTINCT\s+|REDUCED\s+)?((?:\?\w+\s+)+)WHERE\b", re.IGNORECASE)
+"""The variables of a query that names them without ado."""
+
+
+def _rows(raw: bytes, wanted: Sequence[str] = ()) -> list[Row]:
+    """SPARQL 1.1 Query Results JSON Format; the variables that are wanted, else as the server orders them."""
     try:
         found = json.loads(raw)
-        names: Sequence[str] = found["head"]["vars"]
+        names: Sequence[str] = wanted or found["head"]["vars"]
         bindings = found["results"]["bindings"]
+        if not isinstance(bindings, list) or not set(names) <= set(found["head"]["vars"]):
+            raise TypeError
         rows = [tuple(_bound(row[name]) if name in row else None for name in names) for row in bindings]
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise PassingError("what came is no result of a SELECT query") from error

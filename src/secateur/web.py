@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from secateur.errors import InputError, MissingExtraError, ServerError
 
-__all__ = ["LARGEST", "Client", "PassingError"]
+__all__ = ["LARGEST", "Client", "LargeError", "PassingError"]
 
 T = TypeVar("T")
 
@@ -33,6 +33,10 @@ class PassingError(Exception):
         self.wait = wait
 
 
+class LargeError(ServerError):
+    """An answer longer than is read. It would be so again: ask for less."""
+
+
 class Client:
     """One server, by its address.
 
@@ -40,7 +44,7 @@ class Client:
         url: where it is; refused without being told where it holds a secret.
         example: an address as it should be, for the refusal.
         key: the environment variable in which a secret belongs.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for an answer to begin, and then for all of it.
         retries: further attempts after a failure that may pass: no connection, no answer in time, an answer that can't
             be read, too many requests (`Retry-After` is kept to), or a fault of the server's own.
         backoff: seconds before the first of them, about; each waits twice as long as the one before, at most a minute.
@@ -79,7 +83,7 @@ class Client:
         if parts.username or parts.password or (parts.query and not query):
             raise InputError(f"the address of {parts.hostname} holds a secret: put the key in the variable {key}")
         self.url, self.key = url.rstrip("/"), key
-        self.retries, self.backoff, self.per_minute = retries, backoff, per_minute
+        self.timeout, self.retries, self.backoff, self.per_minute = timeout, retries, backoff, per_minute
         self._started, self._lock = list[float](), threading.Lock()
         self._jitter = random.Random()  # of its own: a caller's draws repeat under their seed
         # A redirect would take the key to whoever it names.
@@ -141,11 +145,13 @@ class Client:
     def _once(self, url: str, secret: str, request: Mapping[str, Any]) -> bytes:
         try:
             with self._client.stream("POST", url, **request) as reply:
-                raw = bytearray()
+                raw, began = bytearray(), time.monotonic()
                 for part in reply.iter_bytes():
                     raw += part
                     if len(raw) > LARGEST:
-                        raise PassingError(f"an answer of more than {LARGEST >> 20} MiB")
+                        raise LargeError(f"{self.url} gave an answer of more than {LARGEST >> 20} MiB: ask for less")
+                    if time.monotonic() - began > self.timeout:  # drop by drop
+                        raise PassingError("no whole answer in time")
                 status, asked = reply.status_code, reply.headers.get("Retry-After", "")
         except self._http.TimeoutException as error:
             raise PassingError("no answer in time") from error

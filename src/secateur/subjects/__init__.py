@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.subjects.decoder import Decoder as Decoder
     from secateur.subjects.encoder import Encoder as Encoder
+    from secateur.subjects.knowledge_graph import Fact as Fact
     from secateur.subjects.knowledge_graph import Facts as Facts
     from secateur.subjects.knowledge_graph import KnowledgeGraph as KnowledgeGraph
+    from secateur.subjects.knowledge_graph import Line as Line
+    from secateur.subjects.knowledge_graph import Neighbourhood as Neighbourhood
     from secateur.subjects.loading import load as load
     from secateur.subjects.loading import open_streamed as open_streamed
     from secateur.subjects.loading import open_subject as open_subject
@@ -31,9 +34,12 @@ _PLACES = {
     "Consumer": "transformer",
     "Decoder": "decoder",
     "Encoder": "encoder",
+    "Fact": "knowledge_graph",
     "Facts": "knowledge_graph",
     "KnowledgeGraph": "knowledge_graph",
+    "Line": "knowledge_graph",
     "Moe": "moe",
+    "Neighbourhood": "knowledge_graph",
     "Output": "transformer",
     "Page": "page",
     "Streamed": "streamed",
@@ -51,9 +57,12 @@ __all__ = [
     "Consumer",
     "Decoder",
     "Encoder",
+    "Fact",
     "Facts",
     "KnowledgeGraph",
+    "Line",
     "Moe",
+    "Neighbourhood",
     "Output",
     "Page",
     "Streamed",

@@ -7,19 +7,20 @@ endpoint can be read, and what `files.triples` loads is read the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
 
-from secateur.errors import InputError
-from secateur.stores import Row, Store, Value, iri
+from secateur.errors import InputError, ServerError
+from secateur.stores import ENTITY, RDF, Embedded, Row, Store, Value, in_line, iri, usable
 from secateur.vocabulary import Cut, Selection, Site, Units
+from secateur.web import LargeError
 
-__all__ = ["Fact", "Facts", "KnowledgeGraph", "Line"]
+__all__ = ["Fact", "Facts", "KnowledgeGraph", "Line", "Neighbourhood"]
 
-RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 TYPE = f"{RDF}type"
 NAMES = (
     "http://www.w3.org/2000/01/rdf-schema#label",
@@ -28,10 +29,22 @@ NAMES = (
     "http://rdf.freebase.com/ns/type.object.name",
 )
 """What gives a thing its name, the first that is there."""
+ALIAS = "http://www.w3.org/2004/02/skos/core#altLabel"
+"""What else a thing is called."""
 _ABOUT = (f"{RDF}subject", f"{RDF}predicate", f"{RDF}object")
-_TECHNICAL = {TYPE, *NAMES, *_ABOUT}
+_TECHNICAL = frozenset({TYPE, ALIAS, *NAMES, *_ABOUT})
 _AT_ONCE = 256
 """Nodes that one query asks about."""
+_ROOM = 16_384
+"""Rows that one query may give, unless more are read of one node."""
+_PAGE = 10_000
+"""The same where all of a graph is read of an endpoint; many give no more."""
+_THINGS = 10_000_000
+"""Things whose names are read of an endpoint."""
+LONGEST = 500
+"""Letters of a name that are read."""
+_LONGEST_TEXT = 10_000
+"""Letters that are read of what is said of a thing."""
 
 
 class Fact(NamedTuple):
@@ -43,14 +56,25 @@ class Fact(NamedTuple):
     literal: bool = False
 
 
+class Neighbourhood(NamedTuple):
+    """What stands around nodes: facts, sorted; node -> hops to it; whether there are more facts than were read."""
+
+    facts: list[Fact]
+    hops: dict[str, int]
+    cut: bool
+
+
 class KnowledgeGraph:
     """Facts in a store.
 
     Args:
         store: `stores.Embedded`, `stores.Endpoint` or whatever answers as they do.
         language: of names, where there are several.
-        most: facts that are read of one node in one direction at most; a node with more (a hub) is read in part, always
-            the same part, and `crowded` names it.
+        most: facts that are read of one node in one direction at most; a node with more (a hub) is read in part, the
+            part that the store gives first, and `crowded` names it.
+
+    Of what a store answers only that is used which was asked for: rows about other nodes, or with something other than
+    IRIs and text where they belong, are left out. Text is read in one line, without control letters, up to a bound.
     """
 
     def __init__(self, store: Store, *, language: str = "en", most: int = 10_000) -> None:
@@ -59,86 +83,345 @@ class KnowledgeGraph:
         self.store, self.language, self.most = store, language, most
         self.crowded: set[str] = set()
         self._names: dict[str, str] = {}
+        self._kinds: dict[str, str] = {}
+
+    # ------------------------------------------------------------------------------------------------------------ facts
 
     def around(self, nodes: Iterable[str], *, literals: bool = False, most: int = 0) -> list[Fact]:
         """The facts one hop around nodes, in both directions, each once, sorted.
 
         literals: also what is said of them in words and numbers, other than their names. most: instead of the graph's.
         """
-        asked, limit, found = sorted(set(nodes)), most or self.most, set[Fact]()
-        for start in range(0, len(asked), _AT_ONCE):
-            part = asked[start : start + _AT_ONCE]
-            found |= self._beside(part, 0, limit, literals) | self._beside(part, 2, limit, False)
+        found, crowded = self._around(nodes, literals, most)
+        self.crowded |= crowded
         return sorted(found)
 
-    def _beside(self, nodes: Sequence[str], end: int, limit: int, literals: bool) -> set[Fact]:
-        """Facts whose subject (end 0) or object (end 2) is one of `nodes`, at most `limit` of each."""
-        skip = ", ".join(iri(name) for name in sorted(_TECHNICAL))
-        kept = f"FILTER(?p NOT IN ({skip}))"
-        kept += " FILTER(isIRI(?s))" if end else "" if literals else " FILTER(isIRI(?o))"
-        asked, bound = "?o" if end else "?s", [iri(node) for node in nodes]
-        rows = self.store.select(
-            f"SELECT ?s ?p ?o WHERE {{ VALUES {asked} {{ {' '.join(bound)} }} ?s ?p ?o {kept} }} LIMIT {4 * limit}"
-        )
-        if len(rows) >= 4 * limit:  # a hub is among them: each node is asked on its own, for as many as it may have
-            given, where = ("?p ?s", "?s ?p {0}") if end else ("?p ?o", "{0} ?p ?o")
-            parts = (
-                f"{{ SELECT ({node} AS {asked}) {given} WHERE {{ {where.format(node)} {kept} }} LIMIT {limit + 1} }}"
-                for node in bound
-            )
-            rows = self.store.select(f"SELECT ?s ?p ?o WHERE {{ {' UNION '.join(parts)} }}")
-        return self._bounded(rows, limit, end)
+    def within(self, nodes: Iterable[str], hops: int, *, most: int = 100_000, each: int = 0) -> Neighbourhood:
+        """The facts within so many hops of nodes, in both directions: all, or as many as `most`, the nearest.
 
-    def _bounded(self, rows: Sequence[Row], limit: int, end: int) -> set[Fact]:
-        """Facts of rows, of each node at `end` as many as are allowed."""
-        many, found = dict[str, int](), set[Fact]()
-        for row in rows:
-            if len(row) != 3 or row[0] is None or row[1] is None or row[2] is None:
-                continue  # an endpoint that lies
-            fact = Fact(row[0].text, row[1].text, row[2].text, row[2].kind == "literal")
-            node = fact[end]
-            many[str(node)] = many.get(str(node), 0) + 1
-            if many[str(node)] > limit:
-                self.crowded.add(str(node))
-            else:
-                found.add(fact)
-        return found
+        Of the hop that would be too many, those about its first nodes are there, in the order of IRIs: the same
+        question of the same store has the same answer.
+
+        Args:
+            nodes: where to begin.
+            hops: how far to go.
+            most: facts in all: a bound on memory and time.
+            each: facts of one node in one direction, instead of the graph's.
+        """
+        if hops < 0 or most < 1:
+            raise InputError(f"hops={hops}, most={most}: give at least 0 hops and 1 fact")
+        frontier, found, cut = sorted(set(nodes)), set[Fact](), False
+        reached = dict.fromkeys(frontier, 0)
+        full = False
+        for hop in range(1, hops + 1):
+            following = set[str]()
+            for start in range(0, len(frontier), _AT_ONCE):
+                beside, crowded = self._around(frontier[start : start + _AT_ONCE], False, each, most)
+                self.crowded |= crowded
+                new = sorted(beside - found)
+                full = len(found) + len(new) > most
+                cut |= bool(crowded) or full
+                new = new[: most - len(found)]
+                found.update(new)
+                following |= {node for fact in new for node in (fact.subject, fact.object)}
+                if full:
+                    break
+            frontier = sorted(following - reached.keys())
+            reached |= dict.fromkeys(frontier, hop)
+            if not frontier or full:
+                break
+        return Neighbourhood(sorted(found), reached, cut)
+
+    def _around(
+        self, nodes: Iterable[str], literals: bool, most: int, enough: int = 2**62
+    ) -> tuple[set[Fact], set[str]]:
+        """Facts around nodes, and those of which there are more than were read. Above `enough` no more are read."""
+        asked, limit, found, crowded = sorted(set(nodes)), most or self.most, set[Fact](), set[str]()
+        for start in range(0, len(asked), _AT_ONCE):
+            part = asked[start : start + _AT_ONCE]
+            for end in (0, 2):
+                for rows in self._beside(part, end, limit, literals):
+                    found |= _bounded(rows, set(part), end, limit, literals, crowded)
+                    if len(found) > enough:
+                        return found, crowded
+        return found, crowded
+
+    def _beside(self, nodes: Sequence[str], end: int, limit: int, literals: bool) -> Iterator[list[Row]]:
+        """(subject, predicate, object) where the subject (end 0) or object (end 2) is one of `nodes`, in parts."""
+        bound, asked, room = {node: iri(node) for node in nodes}, "?o" if end else "?s", max(4 * limit, _ROOM)
+        kept = f"FILTER(?p NOT IN ({', '.join(iri(name) for name in sorted(_TECHNICAL))}))"
+        # What is known of a fact is no fact about whatever it was taken from.
+        kept += f" FILTER(isIRI(?s)) FILTER NOT EXISTS {{ ?s {iri(_ABOUT[0])} ?about }}" if end else ""
+        kept += "" if end or literals else " FILTER(isIRI(?o))"
+        try:
+            rows = self.store.select(
+                f"SELECT ?s ?p ?o WHERE {{ VALUES {asked} {{ {' '.join(bound.values())} }} ?s ?p ?o {kept} }} "
+                f"LIMIT {room}"
+            )
+            if len(rows) < room:
+                yield rows
+                return
+        except LargeError:
+            pass
+        # A hub is among them: few nodes at once, each for as many as it may have and one more, which tells.
+        given, where = ("?p ?s", "?s ?p {0}") if end else ("?p ?o", "{0} ?p ?o")
+
+        def query(part: Sequence[str]) -> str:
+            parts = (
+                f"{{ SELECT ({bound[node]} AS {asked}) {given} WHERE {{ {where.format(bound[node])} {kept} }} "
+                f"LIMIT {limit + 1} }}"
+                for node in part
+            )
+            return f"SELECT ?s ?p ?o WHERE {{ {' UNION '.join(parts)} }}"
+
+        size = max(1, room // (limit + 1))
+        for start in range(0, len(nodes), size):
+            yield self._asked(nodes[start : start + size], query)
+
+    def _asked(self, items: Sequence[Any], query: Callable[[Sequence[Any]], str], least: int = 1) -> list[Row]:
+        """The rows about items; in halves, where an answer is too large to be read, as long as they have `least`."""
+        try:
+            return self.store.select(query(items))
+        except LargeError:
+            half = len(items) // 2
+            if half < least:
+                raise
+            return self._asked(items[:half], query, least) + self._asked(items[half:], query, least)
+
+    def known(self, facts: Iterable[Fact]) -> dict[Fact, dict[str, tuple[str, ...]]]:
+        """What is known of each fact, such as {"source": ("PubMed",), "score": ("0.9",)}: sorted, empty for nothing.
+
+        It stands on an `rdf:Statement` about the fact, of which there may be several; a property is called by the end
+        of its IRI.
+        """
+        asked = sorted(set(facts))
+        many = Counter(end for fact in asked for end in (fact.subject, fact.object))
+        # Statements are looked for by the end of a fact that is no hub, as far as these facts tell.
+        groups: list[list[Fact]] = [[], [], []]
+        for fact in asked:
+            groups[2 if fact.literal else int(many[fact.object] < many[fact.subject])].append(fact)
+        values: dict[Fact, dict[str, set[str]]] = {fact: {} for fact in asked}
+        for group, query in zip(groups, (_by_subject, _by_object, _of_texts), strict=True):
+            for start in range(0, len(group), _AT_ONCE):
+                for row in map(_whole, self._asked(group[start : start + _AT_ONCE], query, 16)):
+                    if len(row) != 5:
+                        continue
+                    fact, key = _fact(*row[:3]), row[3]
+                    if fact in values and _sound(key) and key.text not in _TECHNICAL:
+                        told = in_line(row[4].text, _LONGEST_TEXT)
+                        values[fact].setdefault(self.identifier(key.text), set()).add(told)
+        return {
+            fact: {key: tuple(sorted(told)) for key, told in sorted(found.items())} for fact, found in values.items()
+        }
+
+    # ----------------------------------------------------------------------------------------------------------- things
 
     def names(self, nodes: Iterable[str]) -> dict[str, str]:
         """Node -> its name: in the graph's language, else without one, else any; else the end of its IRI."""
         asked = sorted(set(nodes))
         new = [node for node in asked if node not in self._names]
+
+        def query(part: Sequence[str]) -> str:
+            values = " ".join(map(iri, part))
+            each = (f"{{ VALUES ?s {{ {values} }} ?s {iri(name)} ?n BIND({iri(name)} AS ?p) }}" for name in NAMES)
+            return f"SELECT ?s ?p ?n WHERE {{ {' UNION '.join(each)} }}"
+
         for start in range(0, len(new), _AT_ONCE):
             part = new[start : start + _AT_ONCE]
-            values, named = " ".join(map(iri, part)), " ".join(map(iri, NAMES))
-            rows = self.store.select(
-                f"SELECT ?s ?p ?n WHERE {{ VALUES ?s {{ {values} }} VALUES ?p {{ {named} }} ?s ?p ?n }}"
-            )
-            best: dict[str, tuple[int, int, str]] = {}
-            for node, predicate, name in (row for row in rows if len(row) == 3 and None not in row):
-                assert isinstance(node, Value)
-                assert isinstance(predicate, Value)
-                assert isinstance(name, Value)
-                if name.kind != "literal" or predicate.text not in NAMES or not name.text.strip():
-                    continue
-                fit = 0 if name.language.split("-")[0] == self.language else 2 if name.language else 1
-                rank = (fit, NAMES.index(predicate.text), " ".join(name.text.split()))
-                best[node.text] = min(best.get(node.text, rank), rank)
-            self._names |= {node: best[node][2] if node in best else spoken(node) for node in part}
+            found = _Named(self.language)
+            for row in self._asked(part, query, 16):
+                found.add(row)
+            self._names |= {node: found.best[node][2] if node in found.best else spoken(node) for node in part}
         return {node: self._names[node] for node in asked}
 
-    def things(self) -> Iterator[tuple[str, str]]:
-        """(node, name) of all that has a name, in the order of nodes."""
-        named = " ".join(map(iri, NAMES))
-        rows = self.store.select(f"SELECT DISTINCT ?s WHERE {{ VALUES ?p {{ {named} }} ?s ?p ?n FILTER(isIRI(?s)) }}")
-        nodes = sorted(row[0].text for row in rows if row and row[0] is not None)
-        yield from self.names(nodes).items()
+    def kinds(self, nodes: Iterable[str]) -> dict[str, str]:
+        """Node -> the name of its kind, of several that with the first IRI; "" for none."""
+        asked = sorted(set(nodes))
+        new, of = [node for node in asked if node not in self._kinds], dict[str, str]()
+
+        def query(part: Sequence[str]) -> str:
+            return f"SELECT ?s ?k WHERE {{ VALUES ?s {{ {' '.join(map(iri, part))} }} ?s {iri(TYPE)} ?k }}"
+
+        for start in range(0, len(new), _AT_ONCE):
+            part = set(new[start : start + _AT_ONCE])
+            for row in map(_whole, self._asked(sorted(part), query, 16)):
+                if len(row) == 2 and row[0].text in part and _sound(row[1]):
+                    node, kind = row[0].text, row[1].text
+                    of[node] = min(of.get(node, kind), kind)
+        named = self.names(of.values())
+        self._kinds |= {node: named[of[node]] if node in of else "" for node in new}
+        return {node: self._kinds[node] for node in asked}
+
+    def things(self, kinds: Iterable[str] = (), *, aliases: bool = False) -> Iterator[tuple[str, str]]:
+        """(node, name) of all that has a name, in the order of nodes.
+
+        Args:
+            kinds: only things of one of these, by name or IRI.
+            aliases: what else they are called (`skos:altLabel`), too; a thing is there several times then.
+
+        Raises `InputError` for a kind that the graph has not.
+        """
+        wanted = [iri(name) for name in (*NAMES, *((ALIAS,) if aliases else ()))]
+        where = f"VALUES ?p {{ {' '.join(wanted)} }} ?s ?p ?n FILTER(isIRI(?s))"
+        chosen = list(kinds)
+        if chosen:
+            where += f" VALUES ?k {{ {' '.join(map(iri, self._chosen(chosen)))} }} ?s {iri(TYPE)} ?k"
+        found = _Named(self.language)
+        for row in self._all(where):
+            found.add(row)
+        for node in sorted(found.best.keys() | found.aliases.keys()):
+            name = found.best[node][2] if node in found.best else spoken(node)
+            yield node, name
+            yield from ((node, other) for other in sorted(found.aliases.get(node, set()) - {name}))
+
+    def _chosen(self, kinds: Sequence[str]) -> list[str]:
+        """The IRIs of kinds."""
+        rows = self.store.select(f"SELECT DISTINCT ?k WHERE {{ ?s {iri(TYPE)} ?k }} LIMIT {_PAGE}")
+        there = {row[0].text for row in rows if len(row) == 1 and row[0] and _sound(row[0])} - {f"{RDF}Statement"}
+        named, found = self.names(there), set[str]()
+        for kind in kinds:
+            meant = {node for node in there if kind in (node, named[node], self.identifier(node))}
+            if not meant:
+                known = ", ".join(sorted(set(named.values()))[:20])
+                raise InputError(f"the graph has no kind of things called {kind!r}; it has {known or 'none'}")
+            found |= meant
+        return sorted(found)
+
+    def _all(self, where: str) -> Iterator[Row]:
+        """All rows (?s ?p ?n), whatever their number: one after another, or page by page in the order of ?s."""
+        if isinstance(self.store, Embedded):
+            yield from self.store.each(f"SELECT ?s ?p ?n WHERE {{ {where} }}")
+            return
+        after, page, seen = "", _PAGE, set[str]()
+        while len(seen) <= _THINGS:
+            try:
+                rows = self.store.select(
+                    f'SELECT ?s ?p ?n WHERE {{ {where} FILTER(STR(?s) > "{after}") }} ORDER BY STR(?s) LIMIT {page}'
+                )
+            except LargeError:
+                page //= 2
+                if page < 16:
+                    raise
+                continue
+            rows = [row for row in rows if len(row) == 3 and row[0] and _sound(row[0])]
+            nodes = list(dict.fromkeys(row[0].text for row in rows if row[0]))
+            full = len(rows) >= page
+            # The last node of a full page may have more rows: it stands on the next one again, unless it fills one.
+            done = nodes[:-1] if full and len(nodes) > 1 else nodes
+            new = set(done) - seen
+            yield from (row for row in rows if row[0] and row[0].text in new)
+            if not full or not new:
+                return
+            seen |= new
+            after = done[-1]
+        raise ServerError(f"{self.store} names more than {_THINGS:,} things: name their kinds, or ask it for less")
+
+    @staticmethod
+    def identifier(node: str) -> str:
+        """What a thing is called by in its source: as a table has it, or the end of its IRI."""
+        end = node.removeprefix(ENTITY) if node.startswith(ENTITY) else _end(node)
+        return in_line(unquote(end), LONGEST) or node
+
+
+class _Named:
+    """The best name of each node, and what else it is called, out of rows (node, predicate, name)."""
+
+    def __init__(self, language: str) -> None:
+        self.language = language
+        self.best: dict[str, tuple[int, int, str]] = {}
+        self.aliases: dict[str, set[str]] = {}
+
+    def add(self, row: Row) -> None:
+        if len(row) != 3 or row[0] is None or row[1] is None or row[2] is None:
+            return
+        (node, sort, _), predicate, (text, kind, language) = row[0], row[1].text, row[2]
+        name = in_line(text, LONGEST)
+        if kind != "literal" or sort != "iri" or not name:
+            return
+        fit = 0 if language.split("-")[0] == self.language else 2 if language else 1
+        if predicate == ALIAS and fit < 2:
+            self.aliases.setdefault(node, set()).add(name)
+        elif predicate in NAMES:
+            rank = (fit, NAMES.index(predicate), name)
+            self.best[node] = min(self.best.get(node, rank), rank)
+
+
+def _sound(value: Value) -> bool:
+    """Whether a value is an IRI that can be asked about."""
+    return value.kind == "iri" and usable(value.text)
+
+
+def _whole(row: Row) -> list[Value]:
+    """The values of a row of which all are bound; nothing of another one."""
+    found = [value for value in row if value is not None]
+    return found if len(found) == len(row) else []
+
+
+def _fact(subject: Value, predicate: Value, end: Value) -> Fact:
+    literal = end.kind == "literal"
+    return Fact(subject.text, predicate.text, in_line(end.text, _LONGEST_TEXT) if literal else end.text, literal)
+
+
+def _bounded(
+    rows: Iterable[Row], nodes: Collection[str], end: int, limit: int, literals: bool, crowded: set[str]
+) -> set[Fact]:
+    """The facts of rows that are what was asked for, of each of `nodes` as many as are allowed."""
+    found, many, sound = set[Fact](), dict[str, int](), dict[str, bool]()
+    for row in rows:
+        if len(row) != 3 or row[0] is None or row[1] is None or row[2] is None:
+            continue  # an endpoint that lies
+        subject, predicate, other = row[0], row[1], row[2]
+        node = other.text if end else subject.text
+        if node not in nodes or subject.kind != "iri" or (other.kind != "iri" and (end or not literals)):
+            continue
+        if predicate.text not in sound:
+            sound[predicate.text] = _sound(predicate) and predicate.text not in _TECHNICAL
+        if not sound[predicate.text] or not usable(subject.text if end else node):
+            continue
+        if other.kind == "blank" or (other.kind == "iri" and not usable(other.text)):
+            continue
+        fact = _fact(subject, predicate, other)
+        if fact in found:
+            continue
+        if many.get(node, 0) == limit:
+            crowded.add(node)
+        else:
+            many[node] = many.get(node, 0) + 1
+            found.add(fact)
+    return found
+
+
+def _by_subject(facts: Sequence[Fact]) -> str:
+    return _statements("(?s ?p ?o)", (fact[:3] for fact in facts), "subject ?s", "predicate ?p", "object ?o")
+
+
+def _by_object(facts: Sequence[Fact]) -> str:
+    return _statements("(?s ?p ?o)", (fact[:3] for fact in facts), "object ?o", "subject ?s", "predicate ?p")
+
+
+def _of_texts(facts: Sequence[Fact]) -> str:
+    """Text may have a language or a type that a fact does not tell: all that is said by the predicate is asked for."""
+    pairs = sorted({fact[:2] for fact in facts})
+    return _statements("(?s ?p)", pairs, "subject ?s", "predicate ?p", "object ?o")
+
+
+def _statements(names: str, values: Iterable[Sequence[str]], *parts: str) -> str:
+    """What stands on statements; engines that take patterns as they come begin with the first part."""
+    bound = " ".join(f"({' '.join(map(iri, row))})" for row in values)
+    about = " ; ".join(f"{iri(RDF + part.split()[0])} {part.split()[1]}" for part in parts)
+    skip = ", ".join(iri(name) for name in sorted(_TECHNICAL))
+    return (
+        f"SELECT ?s ?p ?o ?k ?v WHERE {{ VALUES {names} {{ {bound} }} ?x {about} ; ?k ?v FILTER(?k NOT IN ({skip})) }}"
+    )
+
+
+def _end(node: str) -> str:
+    return node.rstrip("/#").replace("#", "/").replace(":", "/").rsplit("/", 1)[-1]
 
 
 def spoken(node: str) -> str:
     """The end of an IRI in words: http://x/heart_attack -> heart attack."""
-    end = node.rstrip("/#").replace("#", "/").replace(":", "/").rsplit("/", 1)[-1]
-    return " ".join(unquote(end).replace("_", " ").replace(".", " ").split()) or node
+    return in_line(unquote(_end(node)).replace("_", " ").replace(".", " "), LONGEST) or node[:LONGEST]
 
 
 # --------------------------------------------------------------------------------------------------- what is to be read

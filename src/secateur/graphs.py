@@ -1,0 +1,121 @@
+"""Graphs of facts by what they are kept in: a file is loaded into a store once, and opened there from then on."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from secateur.errors import InputError
+from secateur.files import packages, triples
+from secateur.files.rundir import guard, writing
+from secateur.stores import Embedded, Endpoint, Store
+from secateur.subjects.knowledge_graph import KnowledgeGraph
+
+__all__ = ["open_graph"]
+
+_FORM = "1"
+"""Of what is made of a file: another one makes it anew."""
+
+
+def open_graph(
+    source: str | Path | Store | KnowledgeGraph,
+    *,
+    language: str = "en",
+    most: int = 10_000,
+    columns: Sequence[str] = (),
+) -> KnowledgeGraph:
+    """A graph of facts.
+
+    Args:
+        source: the http(s) URL of a SPARQL 1.1 endpoint; a file or folder of facts (see `files.triples`), which is
+            loaded into a store in the cache and only opened there from then on, as long as it holds the same; the
+            folder of a store; a store; or a graph, which is given back as it is.
+        language, most: see `KnowledgeGraph`.
+        columns: of a table, the columns of subject, predicate and object, where their names do not tell.
+
+    Raises `InputError` for what is none of these, `DataError` for a file that is not there or holds a line that is no
+    fact.
+    """
+    if isinstance(source, KnowledgeGraph):
+        return source
+    if not isinstance(source, str | Path):
+        if not isinstance(source, Store):
+            raise InputError(f"a graph is a file, a folder, a URL or a store, and this is {type(source).__name__}")
+        return KnowledgeGraph(source, language=language, most=most)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return KnowledgeGraph(Endpoint(source), language=language, most=most)
+    path = Path(source)
+    folder = path if (path / "CURRENT").is_file() else _loaded(path, columns)
+    return KnowledgeGraph(Embedded(folder), language=language, most=most)
+
+
+def _loaded(source: Path, columns: Sequence[str]) -> Path:
+    """The folder of the store that holds what `source` holds: made now, unless it is there."""
+    found = triples.files(source)
+    folder = packages.cache() / "graphs" / _digest(found, columns)
+    if folder.is_dir():
+        return folder
+    with _alone(folder):
+        if folder.is_dir():  # another process was faster
+            return folder
+        for left in folder.parent.glob(f".tmp-*-{folder.name}"):  # of one that was killed: it held the lock
+            shutil.rmtree(left, ignore_errors=True)
+        with writing(folder) as temporary, _shown(source, found) as progress:
+            store = Embedded(temporary, writing=True)
+            try:
+                triples.load(source, store, columns=columns, progress=progress)
+                store.graph.flush()
+            finally:
+                del store.graph  # which closes it
+                gc.collect()
+    return folder
+
+
+def _digest(found: Sequence[Path], columns: Sequence[str]) -> str:
+    digest = hashlib.sha256(f"{_FORM} {found[0].suffixes} {list(columns)}".encode())
+    for path in found:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest() + path.suffix.encode())
+    return digest.hexdigest()[:32]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other process makes the same store; the system lets go where one is killed."""
+    with guard(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder.with_name(f".lock-{folder.name}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _shown(source: Path, found: Sequence[Path]) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal where it takes more than two seconds."""
+    columns = (TextColumn(f"loading {source.name}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    task, began = bar.add_task("", total=sum(path.stat().st_size for path in found)), time.monotonic()
+
+    def told(count: int) -> None:
+        if time.monotonic() - began > 2.0 and not bar.live.is_started:
+            bar.start()
+        bar.advance(task, count)
+
+    try:
+        yield told
+    finally:
+        bar.stop()
