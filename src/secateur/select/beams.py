@@ -91,9 +91,8 @@ def branched(
         for end in sides:
             if len(left) <= width:
                 break
-            own = k
-            while own < longest and len(left) >= batch > len(_branches(sequences, left, first + own * growth, end)):
-                own += 1
+            few = len(left) >= batch > len(_branches(sequences, left, first + k * growth, end))
+            own = k + 1 if few and k < longest else k
             branches = _branches(sequences, left, first + own * growth, end)
             kept = _round(list(branches), range(len(branches)), choose, top, batch, fits, 5)
             chosen = {

@@ -62,10 +62,14 @@ class Cluster(NamedTuple):
 
     @property
     def blocks(self) -> tuple[object, ...]:
-        """Places and steps in turn: what a branch of it is a piece of."""
-        found: list[object] = [self.nodes[0]]
-        for step, place in zip(self.steps, self.nodes[1:], strict=True):
-            found += [step, place]
+        """Places and steps in turn: what a branch of it is a piece of.
+
+        At places that it was to lead through stand their nodes; at others nothing, so that paths with the same steps up
+        to there have the same branch, whatever they lead to.
+        """
+        stops, found = self.members[0].stops, list[object]()
+        for number, place in enumerate(self.nodes):
+            found += [*self.steps[number - 1 : number], place if number in stops else None]
         return tuple(found)
 
 
