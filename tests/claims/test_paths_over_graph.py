@@ -203,7 +203,7 @@ def evidence(graph: str, seed: int) -> dict[str, float]:
     if graph == "movielens":
         asked_all, how = questions(seed), {"embedder": embed, "most": LOOKED}
     else:  # without an encoder: UMLS' questions use the words of its relations
-        asked_all, how = hops.asked(world, hops.in_verbs, world.named(), seed, SHAPES, 8), {}
+        asked_all, how = hops.asked(world, hops.in_verbs, world.named(), seed, SHAPES, 8), {"most": LOOKED}
     budget = Budget.parse(f"tokens={TOKENS}")
     for asked in asked_all:
         topics = [places(make)[name] for name in asked.topics]

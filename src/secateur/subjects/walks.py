@@ -112,8 +112,8 @@ class Surroundings:
 
     graph: KnowledgeGraph
     topics: Sequence[str]
-    most: int = 200_000
-    hub: int = 1000
+    most: int = 20_000
+    hub: int = 300
     threads: int = 1
     beside: dict[str, dict[str, list[Step]]] = field(default_factory=dict)
     facts: int = 0
