@@ -100,7 +100,8 @@ def test_the_reduction_takes_a_quarter_and_keeps_the_gold_path(graph):
     for seed in SEEDS:
         before = after = lost = 0
         for asked in hops.asked(world, speak, world.named(), seed, ((1, 1), (2, 1), (2, 2)), 30):
-            around = Surroundings(world.graph, [places(make)[name] for name in asked.topics])
+            topics = [places(make)[name] for name in asked.topics]
+            around = Surroundings(world.graph, topics, most=10**6, hub=10**4)
             many = max(asked.hops)
             around.reach(many)
             reduced = around.reduced(many)

@@ -22,8 +22,8 @@ __all__ = [
     "joined", "verbalised",
 ]  # fmt: skip
 
-_AT_ONCE = 256
-"""Nodes that one query asks about."""
+_AT_ONCE = 64
+"""Nodes that one query asks about: few, so that reading ends near its bound."""
 MEETING = 100_000
 """Nodes that all topics reach; where there are more, walks end one hop earlier."""
 LISTED, WORDS = 20, 10
