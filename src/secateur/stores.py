@@ -156,18 +156,18 @@ class Embedded:
             found = self.graph.query(query)
             if not isinstance(found, ox.QuerySolutions):
                 raise InputError("a store is asked by SELECT queries alone")
+            value = self._value
             for row in found:
-                yield tuple(self._value(value) for value in row)
+                yield tuple([value(term) for term in row])
         except SyntaxError as error:
             raise InputError(f"this is no SPARQL query: {_line(error)}") from error
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"the graph store could not answer: {_line(error)}") from error
 
     def _value(self, value: Any) -> Value | None:
-        ox = self.library
-        if isinstance(value, ox.NamedNode):
+        if isinstance(value, self.library.NamedNode):
             return Value(value.value)
-        if isinstance(value, ox.Literal):
+        if isinstance(value, self.library.Literal):
             return Value(value.value, "literal", value.language or "")
         return None if value is None else Value(str(value), "blank")
 

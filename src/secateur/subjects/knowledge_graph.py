@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -35,8 +37,10 @@ _ABOUT = (f"{RDF}subject", f"{RDF}predicate", f"{RDF}object")
 _TECHNICAL = frozenset({TYPE, ALIAS, *NAMES, *_ABOUT})
 _AT_ONCE = 256
 """Nodes that one query asks about."""
-_ROOM = 16_384
-"""Rows that one query may give, unless more are read of one node."""
+_ROOM = 4_096
+"""Rows that one query about many nodes may give: where there are more, a hub is among the nodes."""
+_FEW = 16
+"""Nodes of which each may be a hub that one query asks about."""
 _PAGE = 10_000
 """The same where all of a graph is read of an endpoint; many give no more."""
 _THINGS = 10_000_000
@@ -148,22 +152,20 @@ class KnowledgeGraph:
 
     def _beside(self, nodes: Sequence[str], end: int, limit: int, literals: bool) -> Iterator[list[Row]]:
         """(subject, predicate, object) where the subject (end 0) or object (end 2) is one of `nodes`, in parts."""
-        bound, asked, room = {node: iri(node) for node in nodes}, "?o" if end else "?s", max(4 * limit, _ROOM)
+        bound, asked = {node: iri(node) for node in nodes}, "?o" if end else "?s"
         kept = f"FILTER(?p NOT IN ({', '.join(iri(name) for name in sorted(_TECHNICAL))}))"
         # What is known of a fact is no fact about whatever it was taken from.
-        kept += f" FILTER(isIRI(?s)) FILTER NOT EXISTS {{ ?s {iri(_ABOUT[0])} ?about }}" if end else ""
+        kept += " FILTER(isIRI(?s))" if end else ""
+        kept += f" FILTER NOT EXISTS {{ ?s {iri(_ABOUT[0])} ?about }}" if end and self._named_statements else ""
         kept += "" if end or literals else " FILTER(isIRI(?o))"
-        try:
-            rows = self.store.select(
-                f"SELECT ?s ?p ?o WHERE {{ VALUES {asked} {{ {' '.join(bound.values())} }} ?s ?p ?o {kept} }} "
-                f"LIMIT {room}"
-            )
-            if len(rows) < room:
-                yield rows
-                return
-        except LargeError:
-            pass
-        # A hub is among them: few nodes at once, each for as many as it may have and one more, which tells.
+        if len(nodes) > 1:
+            values = f"VALUES {asked} {{ {' '.join(bound.values())} }}"
+            with suppress(LargeError):
+                rows = self.store.select(f"SELECT ?s ?p ?o WHERE {{ {values} ?s ?p ?o {kept} }} LIMIT {_ROOM}")
+                if len(rows) < _ROOM:
+                    yield rows
+                    return
+        # Hubs are among them: few nodes at once, each for as many facts as it may have and one more, which tells.
         given, where = ("?p ?s", "?s ?p {0}") if end else ("?p ?o", "{0} ?p ?o")
 
         def query(part: Sequence[str]) -> str:
@@ -174,9 +176,14 @@ class KnowledgeGraph:
             )
             return f"SELECT ?s ?p ?o WHERE {{ {' UNION '.join(parts)} }}"
 
-        size = max(1, room // (limit + 1))
+        size = max(_FEW, 4 * _ROOM // (limit + 1))
         for start in range(0, len(nodes), size):
             yield self._asked(nodes[start : start + size], query)
+
+    @cached_property
+    def _named_statements(self) -> bool:
+        """Whether statements have IRIs, and so may be taken for things; those of `files.triples` have none."""
+        return bool(self.store.select(f"SELECT ?s WHERE {{ ?s {iri(_ABOUT[0])} ?o FILTER(isIRI(?s)) }} LIMIT 1"))
 
     def _asked(self, items: Sequence[Any], query: Callable[[Sequence[Any]], str], least: int = 1) -> list[Row]:
         """The rows about items; in halves, where an answer is too large to be read, as long as they have `least`."""
