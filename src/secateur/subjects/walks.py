@@ -18,9 +18,21 @@ from secateur.errors import ServerError
 from secateur.subjects.knowledge_graph import Fact, KnowledgeGraph
 
 __all__ = [
-    "Beside", "Cluster", "Found", "Path", "Step", "Surroundings", "between", "chained", "clustered", "facts", "grown",
-    "joined", "verbalised",
-]  # fmt: skip
+    "LISTED",
+    "Beside",
+    "Cluster",
+    "Found",
+    "Path",
+    "Step",
+    "Surroundings",
+    "between",
+    "chained",
+    "clustered",
+    "facts",
+    "grown",
+    "joined",
+    "verbalised",
+]
 
 _AT_ONCE = 64
 """Nodes that one query asks about: few, so that reading ends near its bound."""

@@ -144,8 +144,9 @@ def paths_over_graph(
     without end for a list that it can read; none of these is kept. D is the number of steps of the indicator, as in
     the code; of more than two topics, those from one to the next. Branches of paths with the same relations are one,
     as the paths are. Where more than `most` paths begin alike in length, those go on whose relations are most like the
-    question. A round of the third phase looks at the `wide` most similar edges. Without a language model the
-    supplement looks up the three entities on paths whose names are most like the question.
+    question. A thing without a name is called by the end of its IRI. A round of the third phase looks at the `wide`
+    most similar edges. Without a language model the supplement looks up the three entities on paths whose names are
+    most like the question.
     """
     numbers = {
         "depth": depth, "wide": wide, "branch": branch, "width": width, "batch": batch, "window": window, "most": most,
@@ -700,6 +701,7 @@ class Search:
     widths: Widths
     sufficient: bool = False
     answer: str = ""
+    summary: list[str] = field(default_factory=list)
     phase: str = "none"
     hops: int = 0
     entities: tuple[int, int] = (0, 0)
@@ -841,6 +843,7 @@ class Search:
         whole = self.pieces([one.blocks for one in complete], complete)
         if summarise:
             texts = self.judge.summary(self.asking, texts, names)
+        self.summary = texts
         self.sufficient, answer = self.judge.verdict(self.asking, texts, whole)
         self.answer = answer or self.guess(best[0]) if self.sufficient else ""
         return self.sufficient
@@ -876,8 +879,9 @@ class Search:
         ]
         judged = self.judge.told()
         told = {
-            "answer": self.answer, "sufficient": self.sufficient, "phase": self.phase, "hops": self.hops,
-            "steps": self.asking.steps, "topics": list(self.asking.topics), "names": list(self.asking.names),
+            "answer": self.answer, "summary": self.summary, "sufficient": self.sufficient, "phase": self.phase,
+            "hops": self.hops, "steps": self.asking.steps, "topics": list(self.asking.topics),
+            "names": list(self.asking.names),
             "indicator": self.asking.indicator, "facts_read": self.around.facts, "entities": self.entities[0],
             "entities_reduced": self.entities[1], "paths": len(self.texts),
             **{f"paths_{name}": self.steps.get(name, 0) for name in ("enumerated", "fuzzy", "branch", "precise")},
