@@ -166,7 +166,11 @@ def test_recipes_on_passages(name: str) -> None:
     assert set(laws) == LAWS
 
 
-@pytest.mark.parametrize("name", [name for name, kind in IN_CONTEXT.items() if kind is KnowledgeGraph])
+ON_PATHS = {"paths_over_graph"}
+"""They look for what joins several things; a test of their own is below."""
+
+
+@pytest.mark.parametrize("name", [n for n, kind in IN_CONTEXT.items() if kind is KnowledgeGraph and n not in ON_PATHS])
 def test_recipes_on_facts(name: str) -> None:
     """A graph has no units of its own: what is cut is all that stands around the things of the question."""
     store, names = Embedded(), ["alpha", "gamma", "delta", "omega", "sigma", "kappa"]
@@ -192,6 +196,32 @@ def test_recipes_on_facts(name: str) -> None:
     laws = conformance.check_recipe(
         name, everything, "What is gamma turned to?", "words=20%", output=output, quality=quality, recipe=on_graph
     )
+    assert set(laws) == LAWS
+
+
+def test_a_recipe_on_paths() -> None:
+    """A graph has no units of its own: what is cut is all that leads from the one to the other, each way a path."""
+    store, name = Embedded(), "paths_over_graph"
+    said = [f"<urn:x:alpha> <urn:r:r{i}> <urn:x:m{i}> . <urn:x:m{i}> <urn:r:s{i}> <urn:x:omega> ." for i in range(12)]
+    said += ["<urn:x:alpha> <urn:r:feeds> <urn:x:ammag> . <urn:x:ammag> <urn:r:heals> <urn:x:omega> ."]
+    store.graph.update(f"INSERT DATA {{ {' '.join(said)} }}")
+    graph, recipe = KnowledgeGraph(store), recipes.find(name)
+    ways = [(f"r{i}", f"m{i}", f"s{i}") for i in range(12)] + [("feeds", "ammag", "heals")]
+    everything = Facts([Line(f"alpha -[{r}]-> {m} -[{s}]-> omega", ()) for r, m, s in ways])
+
+    def on_graph(subject: Facts, data: str, budgets: Sequence[Budget], run: Run, **options: Any) -> Iterator[Result]:
+        return recipe(graph, data, budgets, run, **options)
+
+    on_graph.__name__ = name
+
+    def output(one: Facts) -> np.ndarray:
+        return np.array([float(line.text in one.written()) for line in everything.lines])
+
+    laws = conformance.check_recipe(
+        name, everything, "What is it that alpha feeds and that heals omega?", "words=20%",
+        options={"topics": ["urn:x:alpha", "urn:x:omega"]}, output=output,
+        quality=lambda one: float("ammag" in one.written()), recipe=on_graph,
+    )  # fmt: skip
     assert set(laws) == LAWS
 
 
