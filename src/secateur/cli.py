@@ -445,6 +445,8 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
         found.write(given["out"])
     else:
         print(found.text)
+    for note in found.told.get("notes", ()):
+        print(f"note: {note}", file=sys.stderr)
     if found.told.get("answer"):
         print(f"answer: {found.told['answer']}", file=sys.stderr)
     told = ", ".join(f"{name} {found.before[name]:.0f} -> {found.after[name]:.0f}" for name in found.after)

@@ -325,3 +325,40 @@ def test_training_a_pruner_of_passages(tmp_path):
     assert found.after["tokens"] <= 6
     again = secateur.train_pruner("provence", tmp_path / "reranker", rows, tmp_path / "out", batch=8, longest=32)
     assert again == made
+
+
+# ------------------------------------------------------------------------------------------------------------- graphs
+
+
+@pytest.fixture
+def graph(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "graph.csv"
+    path.write_text("subject,predicate,object\nsalbutamol,treats,asthma\nAcme,makes,salbutamol\nasthma,affects,lung\n")
+    return path
+
+
+@pytest.mark.parametrize("recipe", ["kg_rag", "paths_over_graph"])
+def test_a_graph_is_a_file_or_opened_already(recipe, graph):
+    for source in (graph, str(graph), secateur.open_graph(graph)):
+        found = secateur.prune_context(recipe, source, "What treats asthma?", "words=40")
+        assert "salbutamol" in found.text
+        assert found.after["words"] <= 40
+        assert "notes" in found.told
+    with pytest.raises(InputError, match="reads a graph and no documents"):
+        Pruner(recipe, "words=3")
+
+
+def test_questions_to_one_graph(graph, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"question": "What treats asthma?", "id": 7}\n{"question": 3}\n')
+    count, failed = secateur.prune_file(
+        "kg_rag", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "words=40", graph=graph, processes=2
+    )
+    assert (count, failed) == (2, 1)
+    first, second = lines(tmp_path / "out.jsonl")
+    assert first["id"] == 7
+    assert "salbutamol treats asthma" in first["pruned"]
+    assert first["told"]["entities"] == ["asthma"]
+    assert "there is no question" in second["error"]
+    with pytest.raises(InputError, match="give the graph"):
+        secateur.prune_file("kg_rag", tmp_path / "in.jsonl", tmp_path / "b.jsonl", "words=2")
