@@ -25,7 +25,7 @@ from secateur.errors import BudgetError, InputError, opening
 from secateur.modes import evaluating
 from secateur.web import PassingError
 
-__all__ = ["Answer", "LanguageModel", "Local", "Meter", "Server", "answering", "opened"]
+__all__ = ["SPENDING", "Answer", "LanguageModel", "Local", "Meter", "Server", "answering", "opened"]
 
 Question = str | Sequence[Mapping[str, str]]
 """A user's words, or messages with `role` and `content`."""

@@ -28,7 +28,7 @@ from secateur import quiet
 from secateur.errors import InputError, ModelError, opening
 from secateur.modes import evaluating
 
-__all__ = ["Block", "Judged", "Reranker", "Settings", "batches", "opened"]
+__all__ = ["Block", "Judged", "Reranker", "Settings", "batches", "opened", "padded"]
 
 HEAD = "keep_head.safetensors"
 """The file of the second head: weight [2, d] and bias [2] on the encoder's last hidden state; class 1 is to keep."""

