@@ -19,7 +19,7 @@ from secateur.graphs import open_graph
 from secateur.stores import Embedded
 from secateur.subjects import KnowledgeGraph, Page, Passages, markup, open_page, open_passages
 
-__all__ = ["Document", "Reading", "of_recipe", "of_row"]
+__all__ = ["FIELDS", "Document", "Reading", "of_recipe", "of_row"]
 
 Document: TypeAlias = Any
 """HTML, text, bytes, a path of a file; of passages also a list of sentences; of a graph what `open_graph` takes."""
