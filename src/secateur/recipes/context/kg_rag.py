@@ -88,7 +88,7 @@ def kg_rag(
     llm_name: str = "",
     answer: bool = False,
     choices: Sequence[str] = (),
-    system: str = SYSTEM,
+    system: str = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -133,7 +133,7 @@ def kg_rag(
         llm_name: of the model, on a server.
         answer: also ask the language model the question, with what is kept.
         choices: answers of which it is to give one.
-        system: what the language model is told before all else.
+        system: what the language model is told before all else, instead of `SYSTEM`.
         seed: of the language model's answers.
         dry_run: as a run; nothing is kept.
 
@@ -196,7 +196,7 @@ def kg_rag(
         }  # fmt: skip
         told["notes"] = [*told["notes"], *reasons(sites, floor, most), *lost]
         run.json(f"trace-{budget}", partial(dict, trace))
-        request = prompt(question, facts.written(), system=system, choices=choices)
+        request = prompt(question, facts.written(), system=system or SYSTEM, choices=choices)
         run.json(f"told-{budget}", partial(answered, model if answer else None, request, told, seed, choices))
         gone = {name: (sum(not row["kept"] for row in rows), len(rows)) for name, rows in trace.items()}
         yield Result(str(budget), facts, Cut(gone, whole, after, tuple(told["notes"])), after)
