@@ -154,16 +154,48 @@ def test_a_judge_beats_similarity_beats_chance(measure):
     )  # fmt: skip
 
 
+DENSE = ((2,), (1, 1), (2, 1), (2, 2))
+
+
+def dense(seed: int) -> dict[str, dict[str, float]]:
+    """Way -> gold paths kept and tokens that the judge reads, where there are many paths: on UMLS, phase 1 alone."""
+    world, found = hops.umls(), defaultdict[str, Counter[str]](Counter)
+    asked_all = hops.asked(world, hops.in_verbs, world.named(), seed, DENSE, 8)
+    for asked in asked_all:
+        for mode in ("123", "13"):
+            run, budget = Transient(), Budget.parse(f"tokens={10**6}")
+            (result,) = paths_over_graph(
+                world.graph, asked.question, [budget], run, tokenizer=count(), mode=mode, supplement=False,
+                topics=[places(hops.umls)[name] for name in asked.topics], expand=False,
+            )  # fmt: skip
+            lines = [hops.said(world, line.facts) for line in result.subject.lines]
+            found[mode]["gold"] += any(walk <= line for walk in asked.gold for line in lines)
+            found[mode]["judged"] += run.values[f"told-{budget}"]["judged_tokens"]
+    return {way: {name: value / len(asked_all) for name, value in row.items()} for way, row in found.items()}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_branches_of_one_seed(seed):
+    """One seed at a time."""
+    found = lab.remembered(f"pog-dense-{seed}", functools.partial(dense, seed))
+    print(found)
+    assert set(found) == {"123", "13"}
+
+
+@pytest.mark.xfail(strict=True, reason="as many gold paths, for 65 % of the tokens: paths here have four steps at most")
 def test_branches_are_as_good_as_whole_paths_for_less():
-    values = {way: [modes(seed)[way]["gold"] for seed in SEEDS] for way in ("123", "13")}
-    spent = {way: [modes(seed)[way]["judged"] for seed in SEEDS] for way in ("123", "13")}
+    rows = [lab.remembered(f"pog-dense-{seed}", functools.partial(dense, seed)) for seed in SEEDS]
+    gold = {way: [row[way]["gold"] for row in rows] for way in ("123", "13")}
+    spent = {way: [row[way]["judged"] for row in rows] for way in ("123", "13")}
     lab.record(
         "paths_over_graph", "branches",
         "with branches, gold paths kept are within 2 points of whole paths alone, for at most 60 % of the tokens",
-        sum(values["123"]) >= sum(values["13"]) - 0.06 and sum(spent["123"]) <= 0.6 * sum(spent["13"]),
-        ("gold paths kept", values["123"]),
-        {"whole paths alone": values["13"], "scored tokens": spent["123"], "scored tokens, whole paths": spent["13"]},
-        lower=False, against=["whole paths alone"], setup=SETUP,
+        sum(gold["123"]) >= sum(gold["13"]) - 0.06 and sum(spent["123"]) <= 0.6 * sum(spent["13"]),
+        ("gold paths kept", gold["123"]),
+        {"whole paths alone": gold["13"], "scored tokens": spent["123"], "scored tokens, whole paths": spent["13"]},
+        lower=False, against=["whole paths alone"],
+        setup="32 questions per seed on UMLS, where there are some hundred paths; without an encoder, phase 1 alone",
+        reason="as many gold paths, for 65 % of the tokens: paths have four steps at most, their ends half of them",
     )  # fmt: skip
 
 
