@@ -91,7 +91,12 @@ def measured(ways: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, dict
 
 @pytest.mark.parametrize(
     "graph",
-    ["movielens", pytest.param("umls", marks=pytest.mark.xfail(strict=True, reason="all is two hops from all there"))],
+    [
+        "movielens",
+        pytest.param(
+            "umls", marks=pytest.mark.xfail(strict=True, reason="nearly all is two hops from all there: 16 %")
+        ),
+    ],
 )
 def test_the_reduction_takes_a_quarter_and_keeps_the_gold_path(graph):
     make, shares, kept = getattr(hops, graph), [], []
@@ -117,7 +122,7 @@ def test_the_reduction_takes_a_quarter_and_keeps_the_gold_path(graph):
         "the reduction takes at least 25 % of the entities around two topics, and no gold path",
         all(share >= 0.25 for share in shares) and not any(kept), ("share of entities that went", shares),
         {"questions whose gold path was lost": kept}, lower=False, setup="90 questions of two topics per seed",
-        reason="every concept of UMLS is within two hops of every other: there is next to nothing to take",
+        reason="nearly all concepts of UMLS are within two hops of one another: there is little to take, 16 %",
     )  # fmt: skip
 
 
