@@ -317,13 +317,13 @@ def test_deeper_is_better():
     )  # fmt: skip
 
 
-def test_later_phases_help_or_do_no_harm():
+def test_later_phases_do_no_harm():
     ways = ("all", "without supplement", "without expand", "without both")
     values = {way: [ablated(seed)[way]["gold"] for seed in SEEDS] for way in ways}
     ours = values.pop("all")
     lab.record(
-        "paths_over_graph", "phases", "without the supplement or the expand phase no more gold paths are kept",
-        all(sum(ours) >= sum(other) for other in values.values()), ("gold paths kept", ours), values, lower=False,
+        "paths_over_graph", "phases", "without the supplement or the expand phase gold paths kept do not rise beyond noise",
+        not any(lab.clearly_less(ours, other) for other in values.values()), ("gold paths kept", ours), values, lower=False,
         setup=SETUP,
     )  # fmt: skip
 
