@@ -322,9 +322,10 @@ def test_later_phases_do_no_harm():
     values = {way: [ablated(seed)[way]["gold"] for seed in SEEDS] for way in ways}
     ours = values.pop("all")
     lab.record(
-        "paths_over_graph", "phases", "without the supplement or the expand phase gold paths kept do not rise beyond noise",
-        not any(lab.clearly_less(ours, other) for other in values.values()), ("gold paths kept", ours), values, lower=False,
-        setup=SETUP,
+        "paths_over_graph", "phases",
+        "without the supplement or the expand phase gold paths kept do not rise beyond noise",
+        not any(lab.clearly_less(ours, other) for other in values.values()), ("gold paths kept", ours), values,
+        lower=False, setup=SETUP,
     )  # fmt: skip
 
 
