@@ -91,7 +91,12 @@ def measured(ways: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, dict
 
 @pytest.mark.parametrize(
     "graph",
-    ["movielens", pytest.param("umls", marks=pytest.mark.xfail(strict=True, reason="all is two hops from all there"))],
+    [
+        "movielens",
+        pytest.param(
+            "umls", marks=pytest.mark.xfail(strict=True, reason="nearly all is two hops from all there: 16 %")
+        ),
+    ],
 )
 def test_the_reduction_takes_a_quarter_and_keeps_the_gold_path(graph):
     make, shares, kept = getattr(hops, graph), [], []
@@ -117,7 +122,7 @@ def test_the_reduction_takes_a_quarter_and_keeps_the_gold_path(graph):
         "the reduction takes at least 25 % of the entities around two topics, and no gold path",
         all(share >= 0.25 for share in shares) and not any(kept), ("share of entities that went", shares),
         {"questions whose gold path was lost": kept}, lower=False, setup="90 questions of two topics per seed",
-        reason="every concept of UMLS is within two hops of every other: there is next to nothing to take",
+        reason="nearly all concepts of UMLS are within two hops of one another: there is little to take, 16 %",
     )  # fmt: skip
 
 
@@ -154,16 +159,48 @@ def test_a_judge_beats_similarity_beats_chance(measure):
     )  # fmt: skip
 
 
+DENSE = ((2,), (1, 1), (2, 1), (2, 2))
+
+
+def dense(seed: int) -> dict[str, dict[str, float]]:
+    """Way -> gold paths kept and tokens that the judge reads, where there are many paths: on UMLS, phase 1 alone."""
+    world, found = hops.umls(), defaultdict[str, Counter[str]](Counter)
+    asked_all = hops.asked(world, hops.in_verbs, world.named(), seed, DENSE, 8)
+    for asked in asked_all:
+        for mode in ("123", "13"):
+            run, budget = Transient(), Budget.parse(f"tokens={10**6}")
+            (result,) = paths_over_graph(
+                world.graph, asked.question, [budget], run, tokenizer=count(), mode=mode, supplement=False,
+                topics=[places(hops.umls)[name] for name in asked.topics], expand=False,
+            )  # fmt: skip
+            lines = [hops.said(world, line.facts) for line in result.subject.lines]
+            found[mode]["gold"] += any(walk <= line for walk in asked.gold for line in lines)
+            found[mode]["judged"] += run.values[f"told-{budget}"]["judged_tokens"]
+    return {way: {name: value / len(asked_all) for name, value in row.items()} for way, row in found.items()}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_branches_of_one_seed(seed):
+    """One seed at a time."""
+    found = lab.remembered(f"pog-dense-{seed}", functools.partial(dense, seed))
+    print(found)
+    assert set(found) == {"123", "13"}
+
+
+@pytest.mark.xfail(strict=True, reason="as many gold paths, for 65 % of the tokens: paths here have four steps at most")
 def test_branches_are_as_good_as_whole_paths_for_less():
-    values = {way: [modes(seed)[way]["gold"] for seed in SEEDS] for way in ("123", "13")}
-    spent = {way: [modes(seed)[way]["judged"] for seed in SEEDS] for way in ("123", "13")}
+    rows = [lab.remembered(f"pog-dense-{seed}", functools.partial(dense, seed)) for seed in SEEDS]
+    gold = {way: [row[way]["gold"] for row in rows] for way in ("123", "13")}
+    spent = {way: [row[way]["judged"] for row in rows] for way in ("123", "13")}
     lab.record(
         "paths_over_graph", "branches",
         "with branches, gold paths kept are within 2 points of whole paths alone, for at most 60 % of the tokens",
-        sum(values["123"]) >= sum(values["13"]) - 0.06 and sum(spent["123"]) <= 0.6 * sum(spent["13"]),
-        ("gold paths kept", values["123"]),
-        {"whole paths alone": values["13"], "scored tokens": spent["123"], "scored tokens, whole paths": spent["13"]},
-        lower=False, against=["whole paths alone"], setup=SETUP,
+        sum(gold["123"]) >= sum(gold["13"]) - 0.06 and sum(spent["123"]) <= 0.6 * sum(spent["13"]),
+        ("gold paths kept", gold["123"]),
+        {"whole paths alone": gold["13"], "scored tokens": spent["123"], "scored tokens, whole paths": spent["13"]},
+        lower=False, against=["whole paths alone"],
+        setup="32 questions per seed on UMLS, where there are some hundred paths; without an encoder, phase 1 alone",
+        reason="as many gold paths, for 65 % of the tokens: paths have four steps at most, their ends half of them",
     )  # fmt: skip
 
 
@@ -280,14 +317,15 @@ def test_deeper_is_better():
     )  # fmt: skip
 
 
-def test_later_phases_help_or_do_no_harm():
+def test_later_phases_do_no_harm():
     ways = ("all", "without supplement", "without expand", "without both")
     values = {way: [ablated(seed)[way]["gold"] for seed in SEEDS] for way in ways}
     ours = values.pop("all")
     lab.record(
-        "paths_over_graph", "phases", "without the supplement or the expand phase no more gold paths are kept",
-        all(sum(ours) >= sum(other) for other in values.values()), ("gold paths kept", ours), values, lower=False,
-        setup=SETUP,
+        "paths_over_graph", "phases",
+        "without the supplement or the expand phase gold paths kept do not rise beyond noise",
+        not any(lab.clearly_less(ours, other) for other in values.values()), ("gold paths kept", ours), values,
+        lower=False, setup=SETUP,
     )  # fmt: skip
 
 
