@@ -33,8 +33,8 @@ LONGEST, QUESTIONS, TAUGHT, FROZEN = 128, 220, 3, 3
 EPOCHS, LR, BATCH = 3.0, 1e-4, 8
 JUDGED, PASSAGES = 60, 5
 SETUP = (
-    f"all-MiniLM-L6-v2, embeddings and {FROZEN} of 6 layers frozen, {QUESTIONS} questions with {TAUGHT} passages of Brown "
-    f"each, {EPOCHS:g} epochs, labels cited with 10 % forgotten and 5 % wrong; judged on {JUDGED} questions with "
+    f"all-MiniLM-L6-v2, embeddings and {FROZEN} of 6 layers frozen, {QUESTIONS} questions with {TAUGHT} passages of "
+    f"Brown each, {EPOCHS:g} epochs, labels cited with 10 % forgotten and 5 % wrong; judged on {JUDGED} questions with "
     f"{PASSAGES} passages of each domain"
 )
 

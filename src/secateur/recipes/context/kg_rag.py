@@ -133,7 +133,7 @@ def kg_rag(
         llm_name: of the model, on a server.
         answer: also ask the language model the question, with what is kept.
         choices: answers of which it is to give one.
-        system: what the language model is told before all else, instead of the default, which asks for short answers and their sources.
+        system: what the language model is told before all else; if empty, to answer briefly and name sources.
         seed: of the language model's answers.
         dry_run: as a run; nothing is kept.
 
