@@ -35,8 +35,8 @@ LR, BATCH = 1e-4, 8
 JUDGED, PASSAGES = 48, 5
 SETUP = (
     f"all-MiniLM-L6-v2, one epoch on {QUESTIONS} questions with a passage of Brown each, and an irrelevant one for "
-    f"every fourth; labels cited with 10 % forgotten and 5 % wrong; judged on {JUDGED} questions with {PASSAGES} passages of "
-    "each domain"
+    f"every fourth; labels cited with 10 % forgotten and 5 % wrong; judged on {JUDGED} questions with {PASSAGES} "
+    "passages of each domain"
 )
 
 
