@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
 import hashlib
 import os
@@ -18,12 +19,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from secateur.errors import InputError
 from secateur.files import packages, triples
+from secateur.files.names import Names
 from secateur.files.rundir import guard, writing
 from secateur.stores import Embedded, Endpoint, Store
 from secateur.subjects.knowledge_graph import KnowledgeGraph
 
-__all__ = ["open_graph"]
+__all__ = ["named", "open_graph"]
 
+_MANY = 2_000
+"""Names whose vectors are kept on the disk."""
 _FORM = "1"
 """Of what is made of a file: another one makes it anew."""
 
@@ -58,6 +62,13 @@ def open_graph(
     path = Path(source)
     folder = path if (path / "CURRENT").is_file() else _loaded(path, columns)
     return KnowledgeGraph(Embedded(folder), language=language, most=most)
+
+
+@functools.lru_cache(maxsize=2)
+def named(graph: KnowledgeGraph, kinds: tuple[str, ...] = ()) -> Names:
+    """What the things of a graph are called, or those of some kinds; vectors of many names are kept in the cache."""
+    things = list(graph.things(kinds, aliases=True))
+    return Names(things, folder=packages.cache() / "names" if len(things) > _MANY else None)
 
 
 def _loaded(source: Path, columns: Sequence[str]) -> Path:

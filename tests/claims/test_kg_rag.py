@@ -14,6 +14,7 @@ import pytest
 from claims import graphs, lab
 from claims.graphs import Asked, World
 from secateur import encoders
+from secateur import graphs as graphs_of
 from secateur.files import packages
 from secateur.files.rundir import Transient
 from secateur.recipes.context import kg_rag as module
@@ -392,7 +393,7 @@ def linking(seed: int) -> dict[str, float]:
     """Way of writing and of finding -> share of UMLS' concepts that a question with their name leads to."""
     world, draw, other, found = graphs.umls(), random.Random(seed), graphs.synonyms(), dict[str, float]()
     asks = ["What treats {}?", "What is associated with {}?", "{} is a part of what?"]
-    index = module.names_of(world.graph, ())
+    index = graphs_of.named(world.graph)
     for how in CHANGES:
         many, hits = 0, Counter[str]()
         for thing in sorted(world.near):

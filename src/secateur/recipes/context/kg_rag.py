@@ -6,7 +6,6 @@ Baranzini, Bioinformatics 40(9), 2024 (arXiv 2311.17330).
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import re
@@ -16,11 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from secateur import encoders, llms
+from secateur import encoders, graphs, llms
 from secateur.encoders import Count
 from secateur.errors import InputError, SecateurError
 from secateur.files.names import COMMON, Names
-from secateur.files.packages import cache
 from secateur.files.rundir import Run
 from secateur.score import relevance
 from secateur.select import limits as limits_of
@@ -46,8 +44,6 @@ LONGEST = 6
 """Words of a part of a question that is compared with names."""
 PHRASES = 512
 """Parts of a question that are compared with names, at most."""
-MANY = 2_000
-"""Names whose vectors are kept on disk."""
 
 EXTRACTION = (
     "Which {kinds} does the question name? Answer with JSON alone, such as "
@@ -270,7 +266,7 @@ def linked(
 
     listed: the names in it, where a language model was asked for them. embed: without it, names count as they stand.
     """
-    index = names_of(graph, kinds)
+    index = graphs.named(graph, kinds)
     if listed is None:
         found = standing(index, question, embed, nearest, least)
     elif embed is not None:
@@ -286,13 +282,6 @@ def linked(
     if not nodes:
         notes.append("nothing in the graph was found for the question")
     return nodes, {"entities": [name for name, _ in found], "fallback": stands_in, "notes": notes}
-
-
-@functools.lru_cache(maxsize=2)
-def names_of(graph: KnowledgeGraph, kinds: tuple[str, ...]) -> Names:
-    """What the things of a graph are called; vectors of many names are kept on disk."""
-    things = list(graph.things(kinds, aliases=True))
-    return Names(things, folder=cache() / "names" if len(things) > MANY else None)
 
 
 def near(index: Names, texts: Sequence[str], embed: encoders.Embed, count: int, least: float) -> list[list[str]]:

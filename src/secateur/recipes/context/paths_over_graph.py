@@ -6,7 +6,6 @@ Tan, Wang, Liu, Xu, Yuan and Zhang, WWW 2025 (arXiv 2410.14211).
 from __future__ import annotations
 
 import difflib
-import functools
 import itertools
 import math
 import re
@@ -17,11 +16,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from secateur import encoders, llms
+from secateur import encoders, graphs, llms
 from secateur.encoders import Count
 from secateur.errors import BudgetError, InputError, SecateurError
 from secateur.files.names import COMMON, Names
-from secateur.files.packages import cache
 from secateur.files.rundir import Run
 from secateur.score import naming, relevance
 from secateur.select import beams, ranking
@@ -1091,17 +1089,6 @@ TOPICS = 6
 """Things that a question is about, at most."""
 
 
-@functools.lru_cache(maxsize=2)
-def names_of(graph: KnowledgeGraph) -> Names:
-    """What the things of a graph are called; the vectors of many are kept on disk."""
-    things = list(graph.things(aliases=True))
-    return Names(things, folder=cache() / "names" if len(things) > MANY else None)
-
-
-MANY = 2_000
-"""Names whose vectors are kept on disk."""
-
-
 def linked(
     graph: KnowledgeGraph, question: str, topics: Sequence[str], judge: Judge, like: Likeness, least: float
 ) -> tuple[list[str], list[str]]:
@@ -1112,7 +1099,7 @@ def linked(
     """
     found, notes = list[str](), list[str]()
     asked = [" ".join(topic.split()) for topic in topics if topic.strip()] or judge.keywords(question)
-    names = names_of(graph) if not all(map(_IRI.fullmatch, asked)) or not asked else None
+    names = graphs.named(graph) if not all(map(_IRI.fullmatch, asked)) or not asked else None
     for topic in asked:
         nodes = [topic] if names is None or _IRI.fullmatch(topic) else called(names, topic, like, least)
         found += nodes[:1]
