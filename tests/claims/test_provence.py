@@ -40,6 +40,9 @@ SETUP = (
 )
 
 
+FEW = "0.73 do: of the passages that were taught one in five was irrelevant, and they were 1,500"
+
+
 class Training(Transient):
     """A run whose trainings have no checkpoints."""
 
@@ -385,6 +388,7 @@ def test_area_under_recall_against_size():
     )  # fmt: skip
 
 
+@pytest.mark.xfail(strict=True, reason=FEW)
 def test_irrelevant_passages_become_empty():
     ours = [np.mean([figures(domain, seed)["empty"] for domain in DOMAINS]) for seed in SEEDS]
     more = [np.mean([figures(domain, seed)["more"] for domain in DOMAINS]) for seed in SEEDS]
@@ -399,6 +403,6 @@ def test_irrelevant_passages_become_empty():
             **{f"needles kept at the {place}": lab.mean(row)
                for place, row in {"start": first, "middle": middle, "end": last}.items()},
         },
-        setup=SETUP, seeds=SEEDS,
+        reason=FEW, setup=SETUP, seeds=SEEDS,
     )  # fmt: skip
     assert holds
