@@ -84,14 +84,25 @@ def local() -> Local:
 # -------------------------------------------------------------------------------------------------------- one interface
 
 
-def test_a_local_model_and_one_behind_http_say_the_same(local):
-    def answer(body, headers):
-        found = local.ask(body["messages"], most=body["max_tokens"], temperature=body["temperature"], seed=body["seed"])
+def speaking(model: Local) -> Callable[[dict, dict[str, str]], Reply]:
+    """What a server replies that has this model; what is longer than the model reads is refused."""
+
+    def answer(body: dict, headers: dict[str, str]) -> Reply:
+        try:
+            found = model.ask(
+                body["messages"], most=body["max_tokens"], temperature=body["temperature"], seed=body["seed"]
+            )
+        except InputError as error:
+            return say({"error": str(error)}, 400)
         usage = {"prompt_tokens": found.prompt_tokens, "completion_tokens": found.answer_tokens}
         reason = "stop" if found.finished else "length"
         return say({"choices": [{"message": {"content": found.text}, "finish_reason": reason}], "usage": usage})
 
-    with served(answer) as url:
+    return answer
+
+
+def test_a_local_model_and_one_behind_http_say_the_same(local):
+    with served(speaking(local)) as url:
         server = Server(url, "tiny")
         assert isinstance(server, LanguageModel)
         assert isinstance(local, LanguageModel)

@@ -317,15 +317,19 @@ def test_deeper_is_better():
     )  # fmt: skip
 
 
-def test_later_phases_do_no_harm():
+NEVER = "0.86 with both, 0.86 without the supplement, 0.89 without expand: what is sufficient is found before them"
+
+
+@pytest.mark.xfail(strict=True, reason=NEVER)
+def test_later_phases_find_more():
     ways = ("all", "without supplement", "without expand", "without both")
     values = {way: [ablated(seed)[way]["gold"] for seed in SEEDS] for way in ways}
     ours = values.pop("all")
     lab.record(
         "paths_over_graph", "phases",
-        "without the supplement or the expand phase gold paths kept do not rise beyond noise",
-        not any(lab.clearly_less(ours, other) for other in values.values()), ("gold paths kept", ours), values,
-        lower=False, setup=SETUP,
+        "without the supplement, and without the expand phase, fewer gold paths are kept",
+        all(sum(ours) > sum(other) for other in values.values()), ("gold paths kept", ours), values,
+        lower=False, setup=SETUP, reason=NEVER,
     )  # fmt: skip
 
 

@@ -33,6 +33,9 @@ DOMAINS = {"held": "genres that were taught", "away": "other genres", "manual": 
 LONGEST, QUESTIONS, RANKED = 128, 1200, 500
 LR, BATCH = 1e-4, 8
 JUDGED, PASSAGES = 48, 5
+THRESHOLDS = np.arange(1, 50) / 50
+UNSEEN = 5000
+"""Seed of questions that were not looked at while it was chosen how to teach; those of seed 1000 were."""
 SETUP = (
     f"all-MiniLM-L6-v2, one epoch on {QUESTIONS} questions with a passage of Brown each, and an irrelevant one for "
     f"every fourth; labels cited with 10 % forgotten and 5 % wrong; judged on {JUDGED} questions with {PASSAGES} "
@@ -213,7 +216,7 @@ def recall(stays: Sequence[np.ndarray], given: Sequence[tuple[str, list[str], fr
 
 def judged(domain: str, seed: int) -> dict[str, Any]:
     """All figures of one domain and seed."""
-    questions = needles.asked(domain, 1000 + seed, JUDGED, passages=PASSAGES)
+    questions = needles.asked(domain, UNSEEN + seed, JUDGED, passages=PASSAGES)
     given = pairs(questions)
     means, _ = probabilities(trained("unified", seed), given)
     ours = votes(trained("unified", seed), given, 0.5)
@@ -254,25 +257,19 @@ def judged(domain: str, seed: int) -> dict[str, Any]:
             place = "first" if first == 1 else "last" if max(gold) == len(part) - 1 else "middle"
             places[place].append(bool(ours[n][first - 1]))
     found["places"] = {place: float(np.mean(hits)) for place, hits in places.items() if hits}
-    thresholds = np.linspace(0.02, 0.98, 49)
     found["thresholds"] = {}
-    for t in (0.1, 0.5):
-        stays = votes(trained("unified", seed), given, t)
-        found["thresholds"][str(t)] = {"f1": f1(stays, given), "recall": recall(stays, given)}
-    tuned = [[row > t for row in flat] for t in thresholds]
-    best = int(np.argmax([f1(stays, given) for stays in tuned]))
-    found["tuned"] = {
-        "f1": f1(tuned[best], given),
-        "recall": recall(tuned[best], given),
-        "threshold": float(thresholds[best]),
-    }
+    shares = trained("unified", seed).judge([(question, part) for question, part, _ in given])
+    for t in THRESHOLDS:
+        stays = [relevance.kept_share(one.keep, one.owner, len(part), t)[1:] > 0.5
+                 for one, (_, part, _) in zip(shares, given, strict=True)]  # fmt: skip
+        found["thresholds"][f"{t:.2f}"] = {"f1": f1(stays, given), "recall": recall(stays, given)}
     found["ranking"] = {kind: ranking(trained(kind, seed), domain, seed) for kind in ("reranker", "unified", "drifted")}
     return found
 
 
 def ranking(model: Reranker, domain: str, seed: int) -> dict[str, float]:
-    """nDCG@10 and MRR@10 over ten passages of each question, and how far scores are from the initial ones."""
-    questions = needles.asked(domain, 2000 + seed, 24, passages=10)
+    """nDCG@10 and MRR@10 over ten passages of each question."""
+    questions = needles.asked(domain, 2 * UNSEEN + seed, 24, passages=10)
     given = pairs(questions)
     scores = [one.score for one in model.judge([(question, part) for question, part, _ in given])]
     rows = list(itertools.batched(zip(scores, given, strict=True), 10)) if hasattr(itertools, "batched") else [
@@ -348,18 +345,27 @@ def test_without_the_old_scores_the_ranking_drifts():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("threshold", ["0.1", "0.5"])
-def test_one_threshold_serves_two_domains(threshold):
-    """In a domain that nothing was tuned on, against a threshold tuned on that domain's own labels."""
-    ours, tuned = ([np.mean([figures(domain, seed)[way]["recall"] if way == "tuned"
-                             else figures(domain, seed)[way][threshold]["recall"] for domain in ("away", "manual")])
-                    for seed in SEEDS] for way in ("thresholds", "tuned"))  # fmt: skip
+def best_threshold(domain: str, seed: int) -> str:
+    rows = figures(domain, seed)["thresholds"]
+    return max(rows, key=lambda t: rows[t]["f1"])
+
+
+@pytest.mark.parametrize("measure", ["f1", "recall"])
+def test_one_threshold_serves_two_domains(measure):
+    """The threshold with the best F1 on the genres that were taught, where nothing was tuned."""
+
+    def mean(threshold):
+        return [np.mean([figures(domain, seed)["thresholds"][threshold(domain, seed)][measure]
+                         for domain in ("away", "manual")]) for seed in SEEDS]  # fmt: skip
+
+    ours, there = mean(lambda domain, seed: best_threshold("held", seed)), mean(best_threshold)
+    fixed = {f"threshold {t}": mean(lambda domain, seed, t=t: t) for t in ("0.10", "0.50")}
     lab.record(
-        "provence", f"threshold-{threshold}",
-        f"with threshold {threshold} recall on other genres and the manual is less than 2 points below that of a "
-        "threshold tuned for F1 there",
-        np.mean(ours) >= np.mean(tuned) - 0.02, ("recall of sentences that matter", ours),
-        {"a threshold tuned there": tuned}, lower=False, setup=SETUP,
+        "provence", f"threshold-{measure}",
+        f"the threshold that is best for F1 on the genres that were taught loses less than 2 points of {measure} on "
+        "other genres and the manual against the best one there",
+        np.mean(ours) >= np.mean(there) - 0.02, (measure, ours), {"the best threshold there": there, **fixed},
+        lower=False, against=["the best threshold there"], setup=SETUP,
     )  # fmt: skip
 
 

@@ -15,11 +15,13 @@ import tiny
 from secateur import llms
 from secateur.errors import InfeasibleError, InputError, ServerError
 from secateur.files.rundir import Run, Transient
+from secateur.llms import Local
 from secateur.recipes.context import paths_over_graph as module
 from secateur.recipes.context.paths_over_graph import paths_over_graph
 from secateur.stores import Embedded
 from secateur.subjects.knowledge_graph import KnowledgeGraph
 from secateur.vocabulary import Budget
+from test_llms import say, served, speaking
 
 pytest.importorskip("pyoxigraph")
 pytest.importorskip("bm25s")
@@ -541,3 +543,27 @@ def test_names_are_placed_by_their_letters():
     assert module.place("Toy Story", "who made toy story?") == 9
     assert module.place("Toy Storie", "who made toy story?") == 9
     assert module.place("zzz", "who?") == 4
+
+
+def test_a_real_model_behind_a_real_server_that_knows_nothing_is_no_harm():
+    """It answers nonsense, or refuses what is too long for it: the judge without a language model goes on."""
+    alone, _, _ = told(graph(MEDICINE), QUESTION)
+    with served(speaking(Local(tiny.model("llama"), tiny.tokenizer()))) as url:
+        result, found, _ = told(graph(MEDICINE), QUESTION, llm=url, llm_name="tiny", calls=30)
+    assert found["calls"] == 2
+    assert any("gave no answer" in note and "HTTP 400" in note for note in found["notes"])
+    assert result.subject.written() == alone.subject.written()
+
+
+def test_a_server_that_judges_is_asked_over_http():
+    asked = []
+
+    def answer(body, headers):
+        asked.append(body)
+        usage = {"prompt_tokens": 5, "completion_tokens": 2}
+        return say({"choices": [{"message": {"content": "nothing of use"}}], "usage": usage})
+
+    with served(answer) as url:
+        _, found, _ = told(graph(MEDICINE), QUESTION, llm=url, llm_name="judge", calls=4)
+    assert len(asked) == found["calls"] <= 4
+    assert {body["model"] for body in asked} == {"judge"}

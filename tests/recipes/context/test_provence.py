@@ -7,17 +7,19 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from keeper import WORDS, Training, fresh, lesson, sentence, taught
-from secateur import recipes
+from secateur import llms, recipes
 from secateur.errors import DataError, InputError, NumericalError, RunError
 from secateur.files.rundir import Run, Transient
-from secateur.llms import Answer, Meter
+from secateur.llms import Answer, Local, Meter
 from secateur.recipes.context import provence as module
 from secateur.recipes.context.provence import provence, train
 from secateur.subjects import open_passages
 from secateur.vocabulary import Budget
+from test_llms import say, served, speaking
 
 QUESTION = sentence(3)
 PASSAGES = [
@@ -174,6 +176,30 @@ def test_labels_are_the_sentences_that_a_language_model_cites():
     assert model.asked[0].endswith("Question: q\n\nSentences:\n[0] One.\n[1] Two.\n[2] Three.\n")
     prompts = {task: module.cited(Says("[1]"), "q", [["a"]], text) and text for task, text in module.ORACLES.items()}
     assert len(set(prompts.values())) == 3
+
+
+def test_labels_from_a_real_model_behind_a_real_server(tmp_path):
+    """A model that knows nothing cites nothing: every passage is dropped, none is taught wrongly."""
+    rows = [{"question": sentence(1), "documents": [sentence(2, 3)]} for _ in range(3)]
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=260, max_position_embeddings=2048, **shape)).eval()
+    local = Local(model, tiny.letters())
+    with (
+        served(speaking(local)) as url,
+        Run.open(tmp_path / "run", {}) as into,
+        pytest.raises(DataError, match="none of"),
+    ):
+        train(fresh(), rows, into, llm=url, llm_name="tiny")
+    assert local.meter.calls == 3
+
+
+def test_labels_over_http_are_those_that_are_cited():
+    told = iter(["It is so [0].", "So [0, 1].", "No answer"])
+    with served(lambda body, headers: say({"choices": [{"message": {"content": next(told)}}]})) as url:
+        rows = [{"question": "q", "documents": ["One. Two."]} for _ in range(3)]
+        pairs, lost = module.labelled(rows, Transient(), llms.answering(url, "x"), "answer", "en")
+    assert [pair["kept"] for pair in pairs] == [[0, 1], []]
+    assert lost == 1
 
 
 def test_labels_outlive_a_stop(tmp_path):
