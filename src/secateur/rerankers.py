@@ -10,6 +10,7 @@ import copy
 import functools
 import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import cached_file
 
 from secateur import quiet
-from secateur.errors import InputError, ModelError, opening
+from secateur.errors import InputError, ModelError, NumericalError, opening
 from secateur.modes import evaluating
 
 __all__ = ["Block", "Judged", "Reranker", "Settings", "batches", "opened", "padded"]
@@ -208,6 +209,8 @@ class Reranker(nn.Module):
             scores[n].append(found[i][0])
             kept[n].append(found[i][1][owner >= 0])
             owners[n].append(owner[owner >= 0])
+        if not all(math.isfinite(value) for row in scores for value in row):
+            raise NumericalError("the model gives NaN or infinity for a passage: check its weights, or use another")
         return [
             Judged(max(score) if best else score[0], np.concatenate(keep), np.concatenate(owner))
             for score, keep, owner in zip(scores, kept, owners, strict=True)

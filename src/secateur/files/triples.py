@@ -157,7 +157,7 @@ def load(
         progress(reader.read() - told)
         told = reader.read()
     if not count:
-        raise DataError(f"{source} holds no facts")
+        raise DataError(f"{source} holds no facts: give a fact a line, its subject, predicate and object")
     return count
 
 

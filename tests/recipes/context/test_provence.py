@@ -147,6 +147,27 @@ def test_a_title_and_its_best_sentence_leave_together():
             assert text != PASSAGES[number][0]
 
 
+def test_why_nothing_is_left_is_told():
+    for budget, how, word in (
+        ("tokens=100%", {"threshold": 1.0}, "no sentence passes the threshold 1: the best has"),
+        ("tokens=2", {}, "sentences pass the threshold, and none of them fits into tokens=2"),
+    ):
+        (result,) = run(PASSAGES, budget, into=(into := Transient()), **how)  # fmt: skip
+        (note,) = into.values[f"told-{result.name}"]["notes"]
+        assert word in note
+        assert result.cut.notes == (note,)
+    (result,) = run(PASSAGES)
+    assert result.cut.notes == ()
+
+
+def test_a_reranker_of_nan_is_refused_before_it_is_taught():
+    broken = fresh()
+    with torch.no_grad():
+        broken.model.classifier.bias.fill_(torch.nan)
+    with pytest.raises(NumericalError, match="check its weights"):
+        train(broken, lesson(4, 0), Transient())
+
+
 def test_empty_passages_and_none():
     assert run(["", "  "])[0].subject.written() == ""
     assert run([])[0].subject.written() == ""

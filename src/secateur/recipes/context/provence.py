@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from secateur import encoders, llms, rerankers
-from secateur.errors import BudgetError, DataError, InputError, NumericalError, RunError
+from secateur.errors import BudgetError, DataError, InputError, RunError
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.measure import retrieval
@@ -125,12 +125,12 @@ def provence(
             found = ranking.by_budget(units, {"sentences": scores[stays]}, absolute, measure=measure)
             kept[stays], smaller = found.keep["sentences"], passing.cut(found)[0]
         run.json(f"trace-{budget}", partial(trace, subject, counts, scores, kept))
-        run.json(
-            f"told-{budget}", lambda: {"reranking_scores": [one["score"] for one in told], "compression": compression}
-        )
+        notes = reasons(scores, limit, stays, kept, budget)
+        ranks = [one["score"] for one in told]
+        run.json(f"told-{budget}", partial(dict, reranking_scores=ranks, compression=compression, notes=notes))
         gone = {"sentences": (int((~kept).sum()), len(kept))}
         after = cost(smaller, counts)
-        yield Result(str(budget), smaller, Cut(gone, whole, after), after)
+        yield Result(str(budget), smaller, Cut(gone, whole, after, tuple(notes)), after)
 
 
 Row = dict[str, Any]
@@ -146,6 +146,15 @@ def cost(passages: Passages, counts: Counts) -> dict[str, float]:
 def left(passages: Passages, counts: Counts, keep: Mapping[str, Array]) -> dict[str, float]:
     """What is to be read takes with the sentences of `keep` alone."""
     return cost(passages.cut(Selection(keep))[0], counts)
+
+
+def reasons(scores: np.ndarray, threshold: float, stays: np.ndarray, kept: np.ndarray, budget: Budget) -> list[str]:
+    """Why nothing is left, where nothing is."""
+    if kept.any() or not len(kept):
+        return []
+    if not stays.any():
+        return [f"no sentence passes the threshold {threshold:g}: the best has {scores.max():.3g} in the mean"]
+    return [f"{int(stays.sum())} sentences pass the threshold, and none of them fits into {budget}"]
 
 
 def letters(passages: Passages) -> int:
@@ -176,8 +185,6 @@ def said(passages: Passages) -> list[list[str]]:
 def judged(model: Reranker, question: str, texts: Sequence[Sequence[str]], longest: int, best: bool) -> list[Row]:
     """Of each passage its score, and the tokens' probabilities and sentences."""
     found = model.judge([(question, part) for part in texts], longest=longest, best=best)
-    if not all(math.isfinite(one.score) for one in found):
-        raise NumericalError("the model gives NaN or infinity for a passage: check its weights, or use another")
     return [{"score": one.score, "keep": one.keep.tolist(), "owner": one.owner.tolist()} for one in found]
 
 
