@@ -275,3 +275,9 @@ def test_a_term_may_be_divided_by_what_is_kept():
     assert units.cost({"experts": np.array([True, True, False, True])}) == {"active": 2 * 5.0 * 3}
     assert units.cost({"neurons": np.arange(12) % 3 < 1}) == {"active": 2 * 5.0}
     assert units.cost({"experts": np.zeros(4, dtype=bool)}) == {"active": 0.0}
+
+
+def test_a_budget_of_absolute_limits():
+    limits = {"tokens": 512.0, "words": 0.5}
+    assert Budget.of(limits).absolute({"tokens": 9e9, "words": 9e9}) == limits
+    assert not any(limit.relative for limit in Budget.of(limits).limits)

@@ -142,6 +142,11 @@ class Budget:
             raise BudgetError(f"budget {text!r} limits one measure twice: give each measure once")
         return cls(tuple(limits), pattern)
 
+    @classmethod
+    def of(cls, limits: Mapping[str, float]) -> Budget:
+        """From absolute limits by measure, as `absolute` gives them."""
+        return cls(tuple(Limit(measure, limit) for measure, limit in limits.items()))
+
     def __getitem__(self, measure: str) -> Limit:
         for limit in self.limits:
             if limit.measure == measure:

@@ -22,7 +22,7 @@ from secateur.recipes.language import ziplm
 from secateur.score import magnitude as norms
 from secateur.select import allocate, levels, ranking
 from secateur.subjects import Transformer
-from secateur.vocabulary import Budget, Evidence, Limit, Recovery, Result, Selection, Units
+from secateur.vocabulary import Budget, Evidence, Recovery, Result, Selection, Units
 
 __all__ = ["add", "every_second_layer", "magnitude"]
 
@@ -146,7 +146,7 @@ def _on_the_clock(
     """What stays: by norm, the same share everywhere, until the measured time meets a latency limit."""
     limits = budget.absolute(levels.with_latency(units, table, fixed).cost())
     dense = levels.with_latency(units, table, fixed).cost()
-    goal = Budget(tuple(Limit(measure, value) for measure, value in limits.items()))
+    goal = Budget.of(limits)
     chosen, _, _ = ziplm.settle(
         lambda fixed: ranking.by_budget(levels.with_latency(units, table, fixed), scores, goal, scope="local"),
         lambda chosen, fixed: levels.with_latency(units, table, fixed).cost(chosen.keep)["latency"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -142,6 +142,11 @@ class Passages:
         if len(set(order)) < len(order) or not set(order) <= set(range(len(self.texts))):
             raise InputError(f"order {list(order)[:20]} does not name {len(self.texts)} passages, each at most once")
         return Passages(self.texts, self._all, self._stays, order)
+
+    def cost(self, counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]]) -> dict[str, float]:
+        """Measure -> what all that is written takes."""
+        text = self.written()
+        return {"words": float(markup.words(text))} | {name: float(count([text])[0]) for name, count in counts.items()}
 
     def units(self, *axes: str, **counts: Callable[[Sequence[str]], Sequence[int]]) -> Units:
         """Site "sentences": those that are left, and what each costs on its own.

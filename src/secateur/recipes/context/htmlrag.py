@@ -24,7 +24,7 @@ from secateur.score import relevance
 from secateur.select import limits as limits_of
 from secateur.select import ranking
 from secateur.subjects import Page, markup, open_page
-from secateur.vocabulary import Array, Budget, Cut, Limit, Recovery, Result, Selection, Units
+from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Units
 
 CARD = {
     "title": "HtmlRAG: HTML is Better Than Plain Text for Modeling Retrieved Knowledge in RAG Systems",
@@ -157,7 +157,7 @@ def reduced(
 ) -> tuple[Page, list[Row]]:
     """The page within `limits`, and what became of each block; `name` is that of the scores in the run."""
     page = page.split(block or suited(limits, cost(page, counts)))
-    budget = Budget(tuple(Limit(measure, limit) for measure, limit in limits.items()))
+    budget = Budget.of(limits)
     while True:
         units = page.units(**counts)
         told = run.json(f"{name}-{page.block}", partial(rows, page, units, rate))

@@ -25,7 +25,7 @@ from secateur.select import limits as limits_of
 from secateur.select import ranking, thresholds
 from secateur.subjects import markup
 from secateur.subjects.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
-from secateur.vocabulary import Array, Budget, Cut, Limit, Result, Selection
+from secateur.vocabulary import Array, Budget, Cut, Result, Selection
 
 CARD = {
     "title": "KG-RAG: Biomedical Knowledge Graph-Optimized Prompt Generation for Large Language Models",
@@ -508,7 +508,7 @@ def fitting(
     notes = [f"{sum(over)} of {len(over)} facts are longer than the whole budget"] if any(over) else []
     if not short:
         return {}, [f"{note}: nothing is left" for note in notes]
-    budget = Budget(tuple(Limit(name, limit) for name, limit in limits.items()))
+    budget = Budget.of(limits)
     facts = lines(short)
 
     def measured(keep: Mapping[str, Array]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from secateur.select import limits as limits_of
 from secateur.subjects import markup, walks
 from secateur.subjects.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
 from secateur.subjects.walks import Cluster, Path, Surroundings
-from secateur.vocabulary import Array, Budget, Cut, Limit, Result, Selection
+from secateur.vocabulary import Array, Budget, Cut, Result, Selection
 
 CARD = {
     "title": "PoG: Paths-over-Graph: Knowledge Graph Empowered Large Language Model Reasoning",
@@ -1130,7 +1130,7 @@ def called(names: Names, topic: str, like: Likeness, least: float) -> list[str]:
 def within(lines: Sequence[Line], limits: Mapping[str, float], counts: Mapping[str, Count]) -> tuple[Facts, list[str]]:
     """As many of the paths, the best first, as fit; and what is to be told where none does."""
     facts = Facts(lines)
-    budget = Budget(tuple(Limit(name, limit) for name, limit in limits.items()))
+    budget = Budget.of(limits)
 
     def measured(keep: Mapping[str, Array]) -> dict[str, float]:
         return facts.cut(Selection(keep))[0].cost(counts)

@@ -27,7 +27,7 @@ from secateur.select import limits as limits_of
 from secateur.select import ranking
 from secateur.subjects import Passages, markup, open_passages
 from secateur.subjects.passage import sentences
-from secateur.vocabulary import Array, Budget, Cut, Limit, Recovery, Result, Selection, Units
+from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Units
 
 CARD = {
     "title": "Provence: efficient and robust context pruning for retrieval-augmented generation",
@@ -110,7 +110,7 @@ def provence(
     stays = keep & np.isin([one.passage for one in subject.sentences], order)
     if always_select_title:
         keep, stays, scores = with_titles(subject, keep, stays, scores)
-    whole = cost(subject, counts)
+    whole = subject.cost(counts)
     compression = 100.0 * (1.0 - letters(subject.cut(Selection({"sentences": keep}))[0]) / max(1, letters(subject)))
     passing, _ = subject.ordered(order).cut(Selection({"sentences": stays}))
     for budget in budgets:
@@ -120,7 +120,7 @@ def provence(
             units = passing.units(**counts)
             if always_select_title:
                 units = coupled(units, passing, scores[stays])
-            absolute = Budget(tuple(Limit(measure, limit) for measure, limit in limits.items()))
+            absolute = Budget.of(limits)
             measure = partial(left, passing, counts)
             found = ranking.by_budget(units, {"sentences": scores[stays]}, absolute, measure=measure)
             kept[stays], smaller = found.keep["sentences"], passing.cut(found)[0]
@@ -129,7 +129,7 @@ def provence(
         ranks = [one["score"] for one in told]
         run.json(f"told-{budget}", partial(dict, reranking_scores=ranks, compression=compression, notes=notes))
         gone = {"sentences": (int((~kept).sum()), len(kept))}
-        after = cost(smaller, counts)
+        after = smaller.cost(counts)
         yield Result(str(budget), smaller, Cut(gone, whole, after, tuple(notes)), after)
 
 
@@ -137,15 +137,9 @@ Row = dict[str, Any]
 Counts = Mapping[str, Callable[[Sequence[str]], Sequence[int]]]
 
 
-def cost(passages: Passages, counts: Counts) -> dict[str, float]:
-    """Measure -> what is to be read takes."""
-    text = passages.written()
-    return {"words": float(markup.words(text))} | {name: float(count([text])[0]) for name, count in counts.items()}
-
-
 def left(passages: Passages, counts: Counts, keep: Mapping[str, Array]) -> dict[str, float]:
     """What is to be read takes with the sentences of `keep` alone."""
-    return cost(passages.cut(Selection(keep))[0], counts)
+    return passages.cut(Selection(keep))[0].cost(counts)
 
 
 def reasons(scores: np.ndarray, threshold: float, stays: np.ndarray, kept: np.ndarray, budget: Budget) -> list[str]:
