@@ -293,6 +293,32 @@ def test_kl_from_hidden_gradcheck():
         )
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_topk_from_hidden_equals_topk_of_the_logits(softcap, masked):
+    head, hidden = nn.Linear(6, VOCABULARY + 4), torch.randn(TOKENS, 6, requires_grad=True)
+    mask = torch.rand(TOKENS) > 0.3 if masked else None
+    parts = topk(torch.randn(TOKENS, VOCABULARY), 5, 2.0)
+    about = {"temperature": 2.0, "vocabulary": VOCABULARY, "chunk": 4}
+    for known in (parts, [part if mask is None else part[mask] for part in parts]):
+        logits = head(hidden) if softcap is None else softcap * torch.tanh(head(hidden) / softcap)
+        ours = losses.topk_kl_from_hidden(hidden, head, *known, mask, softcap=softcap, **about)
+        same(0.5 * ours, 0.5 * losses.topk_kl(logits, *known, mask, **about), hidden, head.weight, head.bias)
+
+
+def test_topk_from_hidden_never_has_whole_logits_and_refuses_what_does_not_fit():
+    tokens, vocabulary = 160, 2**17
+    head, hidden = nn.Linear(2, vocabulary, bias=False), torch.randn(tokens, 2, requires_grad=True)
+    known = torch.full((tokens, 1), -1.0), torch.zeros(tokens, 1, dtype=torch.long), torch.full((tokens,), -0.46)
+    with Largest() as largest:
+        losses.topk_kl_from_hidden(hidden, head, *known).backward()
+    assert 0 < largest.elements <= 2**24 < tokens * vocabulary
+    with pytest.raises(InputError, match="one row per token"):
+        losses.topk_kl_from_hidden(hidden[:50], head, *known)
+    with pytest.raises(InputError, match="names token 7, the student has 5"):
+        losses.topk_kl_from_hidden(hidden, head.weight[:5], known[0], known[1] + 7, known[2])
+
+
 def test_head_walk_blocks_of_the_vocabulary(monkeypatch):
     monkeypatch.setattr(losses, "_HEAD_BLOCK", 10)
     head = nn.Linear(6, VOCABULARY)

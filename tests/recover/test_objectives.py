@@ -237,6 +237,22 @@ def test_fused_with_the_heads_it_is_the_same_objective_without_logits(direction,
     torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_fused_with_the_head_a_cache_gives_the_same_objective_without_logits(softcap):
+    student, totals, found = Fused(0, 9, softcap), objectives.count(BATCH), []
+    log_p, indices = torch.log_softmax(torch.randn(6, 9), -1).topk(4)
+    rest = torch.log1p(-log_p.exp().sum(-1))
+    cached = {"teacher_log_probabilities": log_p, "teacher_indices": indices, "teacher_remaining": rest}
+    for fused in (False, True):
+        student.widths.clear()
+        objective = objectives.distil(student, None, output="logits", temperature=2.0, fused=fused)
+        loss, parts = objective({**BATCH, **cached}, totals)
+        parameters = [student.body.weight, student.head.weight]
+        found.append((loss, *torch.autograd.grad(loss, parameters), *map(torch.tensor, parts.values())))
+        assert student.widths == ({5} if fused else {9})
+    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
+
+
 def test_what_has_no_fused_form_keeps_its_logits():
     student, teacher = Fused(0), Fused(1)
     objectives.distil(student, teacher, output="logits", direction="js", fused=True)(BATCH, objectives.count(BATCH))

@@ -36,6 +36,7 @@ __all__ = [
     "relative",
     "token",
     "topk_kl",
+    "topk_kl_from_hidden",
 ]
 
 # A formula takes a float32 chunk of student logits [n, V] and the targets' rows for it. It returns the loss of each
@@ -287,7 +288,7 @@ def _topk_kl(temperature: float) -> Formula:
         indices, log_p, log_rest = indices.long(), log_p.to(log_q.dtype), log_rest.to(log_q.dtype)
         inside = log_q.gather(-1, indices)
         # Summing what is outside, rather than 1 minus what is inside: the latter cancels when q_r is tiny.
-        outside = log_q.scatter(-1, indices, -math.inf)
+        outside = log_q.scatter_(-1, indices, -math.inf)
         log_q_rest = outside.logsumexp(-1)
         p, p_rest = log_p.exp(), log_rest.exp()
         value = _expectation(p, log_p - inside) + _expectation(p_rest[:, None], (log_rest - log_q_rest)[:, None])
@@ -393,11 +394,7 @@ def topk_kl(
     use, as the cache was made. See `teachers.cache_topk`.
     """
     _check_temperature(temperature)
-    width = min(student_logits.shape[-1], vocabulary or student_logits.shape[-1])
-    if indices.numel() and int(indices.max()) >= width:
-        raise InputError(
-            f"the cache names token {int(indices.max())}, the student has {width}: make it with vocabulary={width}"
-        )
+    width = _cached_width(student_logits.shape[-1], vocabulary, indices)
     targets = (_flat(log_probabilities), _flat(indices), remaining.reshape(-1))
     return _on_logits(_topk_kl(temperature), student_logits, width, mask, chunk, *targets)
 
@@ -418,6 +415,15 @@ def next_tokens(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tens
     if attention_mask is not None:
         labels[:, :-1].masked_fill_((attention_mask[:, 1:] * attention_mask[:, :-1]) == 0, IGNORED)
     return labels
+
+
+def _cached_width(student: int, vocabulary: int | None, indices: Tensor) -> int:
+    width = min(student, vocabulary or student)
+    if indices.numel() and int(indices.max()) >= width:
+        raise InputError(
+            f"the cache names token {int(indices.max())}, the student has {width}: make it with vocabulary={width}"
+        )
+    return width
 
 
 def _shared_width(student_logits: Tensor, teacher_logits: Tensor) -> int:
@@ -489,6 +495,37 @@ def kl_from_hidden(
 
     formula = formulas[direction](temperature, width)
     return _through_walk(formula, student_hidden, weight, bias, rows, softcap, chunk, targets)
+
+
+def topk_kl_from_hidden(
+    hidden: Tensor,
+    head: nn.Linear | Tensor,
+    log_probabilities: Tensor,
+    indices: Tensor,
+    remaining: Tensor,
+    mask: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    vocabulary: int | None = None,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """`topk_kl` of ``hidden @ head.T``, fused with the head. Shapes: hidden [..., d], all others as of `topk_kl`."""
+    _check_temperature(temperature)
+    weight, bias = _weight_and_bias(head)
+    width = _cached_width(len(weight), vocabulary, indices)
+    weight, bias = weight[:width], None if bias is None else bias[:width]
+    states = _flat(hidden)
+    rows = _counted(mask, len(states))
+    counted = len(states) if rows is None else len(rows)
+    parts = (_flat(log_probabilities), _flat(indices), remaining.reshape(-1))
+    for part in parts:
+        if len(part) not in (counted, len(states)):
+            raise InputError(f"targets have {len(part)} rows for {counted} counted tokens: give one row per token")
+    if rows is not None:
+        parts = tuple(part[rows] if len(part) == len(states) else part for part in parts)  # type: ignore[assignment]
+    formula = _topk_kl(temperature)
+    return _through_walk(formula, hidden, weight, bias, rows, softcap, chunk, lambda span: [p[span] for p in parts])
 
 
 def cross_entropy_from_hidden(

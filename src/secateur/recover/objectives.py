@@ -288,7 +288,7 @@ def distil(
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         how: dict[str, bool] = {"hidden": wants_hidden}
-        if fused and "teacher_indices" not in batch:
+        if fused:
             how["head"] = False
         ours: Any = student(batch, **how)
         through = getattr(ours, "head", None)
@@ -314,10 +314,14 @@ def distil(
             add("task", task, task_loss(ours.prediction, batch, totals, causal=ours.causal))
         near = None
         if logit and "teacher_indices" in batch:
-            near = losses.topk_kl(
-                ours.prediction, batch["teacher_log_probabilities"], batch["teacher_indices"],
-                batch["teacher_remaining"], _mask(batch), temperature=temperature,
-            ) / totals["tokens"]  # fmt: skip
+            known = (batch["teacher_log_probabilities"], batch["teacher_indices"], batch["teacher_remaining"])
+            if through is None:
+                near = losses.topk_kl(ours.prediction, *known, _mask(batch), temperature=temperature)
+            else:
+                near = losses.topk_kl_from_hidden(
+                    ours.prediction, through, *known, _mask(batch), temperature=temperature, softcap=ours.softcap
+                )
+            near = near / totals["tokens"]
             add("logit", logit, near)
         elif theirs is not None and logit and through is not None:
             near = losses.kl_from_hidden(
