@@ -27,8 +27,7 @@ from typing import Any
 
 from support import peers
 
-# torchtune is no longer developed, and imports what later versions of torchao have dropped.
-PEERS = {"torchtune": ["torch", "torchao==0.9.0", "torchtune"], "trl": ["torch", "trl"]}
+PEERS = peers.DISTILLERS
 CONTESTANTS = {
     "secateur kl": None,
     "plain PyTorch": None,

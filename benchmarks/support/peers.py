@@ -8,9 +8,16 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["ROOT", "environment", "version"]
+__all__ = ["DISTILLERS", "ROOT", "environment", "version"]
 
 ROOT = Path(__file__).resolve().parents[2]
+
+DISTILLERS = {
+    # torchtune is no longer developed, and imports what later versions of torchao have dropped.
+    "torchtune": ["torch", "torchao==0.9.0", "torchtune", "transformers"],
+    "trl": ["torch", "trl"],
+}
+"""Peers that distil, and what pip is asked for."""
 
 
 def environment(peer: str | None, packages: Sequence[str] = ()) -> tuple[str, str]:
