@@ -34,6 +34,7 @@ __all__ = [
     "kl_from_hidden",
     "mse",
     "next_tokens",
+    "pair",
     "relational",
     "relative",
     "token",
@@ -458,7 +459,7 @@ def kl(
 
     `skew` a mixes some of the first distribution into the second: forward ``KL(p_t || a p_t + (1 - a) p_s)``, reverse
     ``KL(p_s || (1 - a) p_t + a p_s)``, which bounds their gradients; 0 is the plain divergence, 0.1 the paper's value.
-    Source: DistiLLM (arXiv 2402.03898), eqs. 4 and 6.
+    Source: DistiLLM (arXiv 2402.03898), skew and skew reverse KL.
 
     Shapes: student_logits [..., V_s], teacher_logits [..., V_t] with equal leading dimensions, mask [...] (nonzero =
     counts). Where V_s and V_t differ by padding rows only (see `teachers.check_vocabularies`), both softmaxes run
@@ -570,7 +571,7 @@ def decoupled(
 
     ``target KL(b_t || b_s) + other KL(p^_t || p^_s)`` over labels other than -100, with ``b = (p_y, 1 - p_y)`` and p^
     the distribution over all classes but y. Plain KL is the case target=1, other = 1 - p_t(y), which silences the
-    second term where the teacher is sure. Source: DKD (Zhao et al., CVPR 2022, arXiv 2203.08679), eq. 7, alpha and beta
+    second term where the teacher is sure. Source: DKD (Zhao et al., CVPR 2022, arXiv 2203.08679), alpha and beta
     as `target` and `other`. The caller multiplies by temperature squared.
 
     Shapes: student_logits and teacher_logits [..., V], labels [...]; at least two classes. Vocabularies as `kl`. Raises
@@ -712,10 +713,10 @@ def _through_walk(
 # ------------------------------------------------------------------------------------- losses on hidden states
 
 
-def _pair(
+def pair(
     student: Tensor, teacher: Tensor, mask: Tensor | None, project: Callable[[Tensor], Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """Counted rows of both, [n, d] each, the student's projected, the teacher's cut off from the gradient.
+    """Counted rows of both, [n, d] each and in float32, the student's projected, the teacher's without a gradient.
 
     Rows are picked rather than multiplied by 0: whatever stands in the padding, NaN even, stays out of the sum.
     """
@@ -750,7 +751,7 @@ def cosine(
     mask [B, S] or [B]: nonzero rows count. `project` lifts the student's width to the teacher's (Minitron, arXiv
     2407.14679: one linear shared by all pairs). A row of zeros has cosine 0: it costs 1, and its gradient is finite.
     """
-    student, teacher = _pair(student, teacher, mask, project)
+    student, teacher = pair(student, teacher, mask, project)
     return (1 - functional.cosine_similarity(student, teacher, dim=-1, eps=1e-8)).sum()
 
 
@@ -762,7 +763,7 @@ def mse(
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """``sum_rows (1 / d) ||project(h_s) - h_t||^2``: mean over features, sum over rows. Shapes as `cosine`."""
-    student, teacher = _pair(student, teacher, mask, project)
+    student, teacher = pair(student, teacher, mask, project)
     return (student - teacher).square().mean(-1).sum()
 
 
@@ -772,7 +773,7 @@ def relative(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, ep
     The mean is over all counted rows and features of this batch. Shapes as `cosine`. Source: SquareHead (arXiv
     2310.06927), with the eps of AST's code (arXiv 2407.20584).
     """
-    student, teacher = _pair(student, teacher, mask, None)
+    student, teacher = pair(student, teacher, mask, None)
     return (student - teacher).square().mean(-1).sum() / (teacher.square().mean() + eps)
 
 
@@ -782,7 +783,7 @@ def token(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tenso
     Shapes: [B, S, d] both, mask [B, S]. The caller divides by non-padding tokens and averages over blocks. Where both
     states are equal the norm has no gradient; 0 is used, so a student that starts as the teacher trains on.
     """
-    student, teacher = _pair(student, teacher, mask, None)
+    student, teacher = pair(student, teacher, mask, None)
     squared = (student - teacher).square().sum(-1)
     moved = squared > 0
     return torch.where(moved, torch.where(moved, squared, 1).sqrt(), 0).sum()
