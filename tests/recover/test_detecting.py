@@ -10,7 +10,7 @@ import torch
 import yolo
 from secateur.errors import InputError
 from secateur.files import examples
-from secateur.recover import detecting, loop, maps, slimming
+from secateur.recover import detecting, loop, maps, slimming, taps
 
 DATA = yolo.squares(12)
 FEED = examples.batches(DATA, batch=4, seed=0)
@@ -49,8 +49,8 @@ def test_pressure_shrinks_scales_and_no_others():
 
 def test_following_brings_maps_nearer_and_trains_what_is_handed_along():
     teacher, net = yolo.tiny(), yolo.tiny(3)
-    adapters = maps.Adapters([8, 12, 16], [8, 12, 16])
-    adapters.convs[0] = torch.nn.Conv2d(8, 8, 1)
+    adapters = taps.Adapters([8, 12, 16], [8, 12, 16])
+    adapters.each[0] = torch.nn.Conv2d(8, 8, 1)
     still = copy.deepcopy(teacher.state_dict())
 
     def near(ours, theirs, batch):
@@ -65,7 +65,7 @@ def test_following_brings_maps_nearer_and_trains_what_is_handed_along():
     assert detecting.ratio(objective(1.0), FEED[0], net) == pytest.approx(weight)
     assert all(torch.equal(statistics[name], buffer) for name, buffer in net.named_buffers()), "asking changed nothing"
     net.train()
-    kernel = adapters.convs[0].weight.detach().clone()
+    kernel = adapters.each[0].weight.detach().clone()
     first = objective(weight)(FEED[0], {"examples": 4})[1]["maps"]
     loop.train(
         net,
@@ -80,7 +80,7 @@ def test_following_brings_maps_nearer_and_trains_what_is_handed_along():
     )
     net.train()
     assert objective(weight)(FEED[0], {"examples": 4})[1]["maps"] < 0.8 * first
-    assert not torch.equal(kernel, adapters.convs[0].weight), "an adapter is in the optimiser"
+    assert not torch.equal(kernel, adapters.each[0].weight), "an adapter is in the optimiser"
     assert not [name for name, _ in net.named_parameters() if "convs" in name], "and not in the student"
     assert all(torch.equal(still[name], tensor) for name, tensor in teacher.state_dict().items())
 

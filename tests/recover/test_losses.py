@@ -68,6 +68,126 @@ def test_jensen_shannon_equals_the_plain_formula(logits, weight):
     same(ours, plain_jensen_shannon(student, teacher, weight, 1.5), student)
 
 
+def plain_skewed(student, teacher, skew, direction, temperature=1.0):
+    p_s, p_t = (F.softmax(x / temperature, -1) for x in (student, teacher))
+    one, other = (p_t, p_s) if direction == "forward" else (p_s, p_t)
+    return (one * (one / (skew * one + (1 - skew) * other)).log()).sum()
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("skew", [0.1, 0.7])
+def test_a_skewed_kl_equals_the_plain_formula(logits, direction, skew):
+    student, teacher = logits
+    ours = losses.kl(student, teacher, temperature=1.5, direction=direction, skew=skew, chunk=4)
+    same(2 * ours, 2 * plain_skewed(student, teacher, skew, direction, 1.5), student)
+
+
+def test_a_little_skew_is_nearly_the_kl_and_none_is_exactly_it(logits):
+    student, teacher = logits
+    for direction in ("forward", "reverse"):
+        plain = losses.kl(student, teacher, direction=direction)
+        assert losses.kl(student, teacher, direction=direction, skew=0.0) == plain
+        assert losses.kl(student, teacher, direction=direction, skew=1e-6).item() == pytest.approx(plain.item(), 1e-3)
+
+
+def test_skew_bounds_what_an_impossible_token_costs():
+    student, teacher = torch.tensor([[0.0, -200.0]], requires_grad=True), torch.tensor([[0.0, 0.0]])
+    assert losses.kl(student, teacher) > 90
+    ours = losses.kl(student, teacher, skew=0.1)
+    assert ours < math.log(10), "KL(p || a p + ...) is at most log(1 / a)"
+    forbidden = torch.tensor([[0.0, 1.0, -math.inf]], requires_grad=True)
+    for direction in ("forward", "reverse"):
+        for other in (torch.tensor([[0.0, 0.5, -math.inf]]), torch.tensor([[0.0, 0.5, 1.0]])):
+            loss = losses.kl(forbidden, other, direction=direction, skew=0.2)
+            assert torch.isfinite(loss)
+            assert torch.isfinite(gradient(loss, forbidden)[0]).all()
+
+
+@pytest.mark.parametrize("skew", [0.0, 0.2])
+def test_skew_goes_through_the_head_too(skew):
+    head, hidden = nn.Linear(6, VOCABULARY), torch.randn(TOKENS, 6, requires_grad=True)
+    teacher_head, teacher = nn.Linear(5, VOCABULARY), torch.randn(TOKENS, 5)
+    fused = losses.kl_from_hidden(hidden, head, teacher, teacher_head, skew=skew, chunk=7)
+    same(fused, losses.kl(head(hidden), teacher_head(teacher), skew=skew), hidden, head.weight)
+
+
+def plain_bucketed(student, teacher, k, buckets, ratio):
+    """Token by token, bucket by bucket."""
+    total = torch.zeros(())
+    for s, t in zip(F.softmax(student, -1), F.softmax(teacher, -1), strict=True):
+        order = t.argsort(descending=True).tolist()
+        events = [[token] for token in order[:k]] + [[] for _ in range(buckets)]
+        for token in order[k:]:
+            step = math.floor(math.log(t[order[k - 1]] / t[token]) / math.log(ratio))
+            events[k + min(buckets - 1, step)].append(token)
+        for event in filter(None, events):
+            total = total + t[event].sum() * (t[event].sum() / s[event].sum()).log()
+    return total
+
+
+def test_buckets_equal_the_plain_formula(logits):
+    student, teacher = logits
+    ours = losses.bucketed_kl(student, teacher, k=5, buckets=4, ratio=3.0, chunk=4)
+    same(ours, plain_bucketed(student, teacher, 5, 4, 3.0), student, tolerance=1e-4)
+
+
+def test_buckets_lie_between_the_top_k_and_the_whole(logits):
+    student, teacher = logits
+    coarse, whole = losses.topk_kl(student, *topk(teacher, 5)), losses.kl(student, teacher)
+    same(losses.bucketed_kl(student, teacher, k=5, buckets=1), coarse, student)
+    same(losses.bucketed_kl(student, teacher, k=VOCABULARY + 9), losses.kl(student, teacher), student)
+    some = losses.bucketed_kl(student, teacher, k=5, buckets=6, ratio=2.0)
+    assert coarse < some < whole
+
+
+def test_buckets_take_forbidden_and_hopeless_tokens():
+    student = torch.tensor([[0.0, -500.0, -600.0, -math.inf]], requires_grad=True)
+    for teacher in ([0.0, -1.0, -2.0, -math.inf], [0.0, -math.inf, -math.inf, -math.inf]):
+        loss = losses.bucketed_kl(student, torch.tensor([teacher]), k=2, buckets=2)
+        assert torch.isfinite(loss)
+        assert torch.isfinite(gradient(loss, student)[0]).all()
+
+
+def plain_decoupled(student, teacher, labels, target, other, temperature):
+    total = torch.zeros(())
+    for s, t, y in zip(student / temperature, teacher / temperature, labels.tolist(), strict=True):
+        rest = [j for j in range(len(s)) if j != y]
+        p_s, p_t = F.softmax(s, -1), F.softmax(t, -1)
+        b_s, b_t = (torch.stack([p[y], p[rest].sum()]) for p in (p_s, p_t))
+        h_s, h_t = F.softmax(s[rest], -1), F.softmax(t[rest], -1)
+        total = total + target * (b_t * (b_t / b_s).log()).sum() + other * (h_t * (h_t / h_s).log()).sum()
+    return total
+
+
+def test_decoupled_equals_the_plain_formula(logits):
+    student, teacher = logits
+    labels = torch.randint(0, VOCABULARY, (TOKENS,))
+    for target, other in ((1.0, 8.0), (2.0, 0.0), (0.0, 1.0)):
+        ours = losses.decoupled(student, teacher, labels, target=target, other=other, temperature=4.0, chunk=4)
+        same(ours, plain_decoupled(student, teacher, labels, target, other, 4.0), student)
+
+
+def test_kl_is_the_decoupled_loss_whose_second_weight_is_the_teachers_doubt(logits):
+    student, teacher = (x[:1] for x in logits)
+    label = torch.tensor([3])
+    doubt = 1 - F.softmax(teacher, -1)[0, 3].item()
+    assert losses.decoupled(student, teacher, label, other=doubt).item() == pytest.approx(
+        losses.kl(student, teacher).item(), rel=1e-5
+    )
+
+
+def test_what_skewed_bucketed_and_decoupled_losses_refuse(logits):
+    student, teacher = logits
+    with pytest.raises(InputError, match="skew=1"):
+        losses.kl(student, teacher, skew=1.0)
+    with pytest.raises(InputError, match="k=0"):
+        losses.bucketed_kl(student, teacher, k=0)
+    with pytest.raises(InputError, match="ratio=1"):
+        losses.bucketed_kl(student, teacher, ratio=1.0)
+    with pytest.raises(InputError, match=f"give 0 to {VOCABULARY - 1}"):
+        losses.decoupled(student, teacher, torch.full((TOKENS,), VOCABULARY))
+
+
 def test_jensen_shannon_is_symmetric_and_at_most_log_2():
     one, other = 50 * torch.eye(4)[:2], 50 * torch.eye(4)[2:]
     assert losses.jensen_shannon(one, other) == pytest.approx(2 * math.log(2), rel=1e-6)
@@ -84,6 +204,10 @@ def test_jensen_shannon_is_symmetric_and_at_most_log_2():
         lambda s, t: losses.cross_entropy(s, torch.tensor([0, 5, -100, 2, 2]), chunk=2),
         lambda s, t: losses.topk_kl(s, *topk(t, 3), chunk=2),
         lambda s, t: losses.kl(s, t[:, :5]),
+        lambda s, t: losses.kl(s, t, skew=0.1, temperature=2, chunk=2),
+        lambda s, t: losses.kl(s, t, torch.tensor([1, 0, 1, 1, 0]), direction="reverse", skew=0.3, chunk=2),
+        lambda s, t: losses.bucketed_kl(s, t, k=2, buckets=3, ratio=2.0, chunk=2),
+        lambda s, t: losses.decoupled(s, t, torch.tensor([0, 6, -100, 2, 2]), temperature=2, chunk=2),
     ],
 )
 def test_gradcheck(loss):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError
 from secateur.modes import restored
 from secateur.recover import maps, slimming
+from secateur.recover.taps import tapped
 
 __all__ = ["Compare", "Objective", "follow", "press", "ratio", "steps"]
 
@@ -54,9 +55,9 @@ def follow(
     """
 
     def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        with maps.tapped(student, taps) as ours:
+        with tapped(student, taps, maps.flat) as ours:
             task = loss(batch) * (len(batch["inputs"]) / totals["examples"])
-        with torch.no_grad(), maps.tapped(teaching, taps) as theirs:
+        with torch.no_grad(), tapped(teaching, taps, maps.flat) as theirs:
             teacher(batch["inputs"])
         near = compare(list(ours), list(theirs), batch) / totals["examples"]
         return task + weight * near, {"task": float(task.detach()), "maps": float(near.detach())}

@@ -24,14 +24,17 @@ from torch.nn import functional
 from secateur.errors import InputError
 
 __all__ = [
+    "bucketed_kl",
     "cosine",
     "cross_entropy",
     "cross_entropy_from_hidden",
+    "decoupled",
     "jensen_shannon",
     "kl",
     "kl_from_hidden",
     "mse",
     "next_tokens",
+    "pair",
     "relational",
     "relative",
     "token",
@@ -250,6 +253,60 @@ def _reverse_kl(temperature: float, width: int) -> Formula:
     return formula
 
 
+def _skewed_kl(temperature: float, width: int, skew: float) -> Formula:
+    """KL(t || m), m = skew p_t + (1 - skew) p_s; gradient p_s (S - u) / temperature, u = (1 - skew) p_t / m, S = p_s u.
+
+    As p_s -> 0 the ratio p_t / m stays below 1 / skew, where plain forward KL has p_t / p_s without bound.
+    """
+
+    def formula(student: Tensor, teacher: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        log_s = _log_softmax(student, temperature)
+        log_t = _log_softmax(teacher[:, :width].to(student.dtype), temperature)
+        log_m = torch.logaddexp(log_t + math.log(skew), log_s + math.log1p(-skew))
+        p_t = log_t.exp()
+        difference = log_t.sub_(log_m)
+
+        def gradient() -> Tensor:
+            # u p_s; a token that is impossible for both has m = 0, and no share in anything.
+            share = (difference + log_s).exp_().mul_(1 - skew).masked_fill_(p_t == 0, 0)
+            return log_s.exp_().mul_(share.sum(-1, keepdim=True)).sub_(share).div_(temperature)
+
+        return _expectation(p_t, difference.clone()), gradient
+
+    return formula
+
+
+def _skewed_reverse_kl(temperature: float, width: int, skew: float) -> Formula:
+    """KL(s || m), m = (1 - skew) p_t + skew p_s; gradient p_s (g - sum p_s g) / T, g = log(p_s / m) - skew p_s / m."""
+
+    def formula(student: Tensor, teacher: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        log_s = _log_softmax(student, temperature)
+        log_t = _log_softmax(teacher[:, :width].to(student.dtype), temperature)
+        log_m = torch.logaddexp(log_t + math.log1p(-skew), log_s + math.log(skew))
+        difference = log_s - log_m
+        p_s = log_s.exp_()
+
+        def gradient() -> Tensor:
+            slope = difference.sub_(difference.exp().mul_(skew)).masked_fill_(p_s == 0, 0)
+            return slope.sub_((p_s * slope).sum(-1, keepdim=True)).mul_(p_s).div_(temperature)
+
+        return _expectation(p_s, difference.clone()), gradient
+
+    return formula
+
+
+def _divergence(direction: str, skew: float, temperature: float, width: int) -> Formula:
+    """The formula of a direction, skewed or not."""
+    if direction not in ("forward", "reverse"):
+        raise InputError(f"direction={direction!r}: give 'forward' or 'reverse'")
+    if not 0 <= skew < 1:
+        raise InputError(f"skew={skew}: give a number from 0, which is the plain divergence, to below 1")
+    _check_temperature(temperature)
+    if not skew:
+        return (_forward_kl if direction == "forward" else _reverse_kl)(temperature, width)
+    return (_skewed_kl if direction == "forward" else _skewed_reverse_kl)(temperature, width, skew)
+
+
 def _jensen_shannon(temperature: float, width: int, weight: float) -> Formula:
     """w KL(t || m) + (1 - w) KL(s || m), m = w p_t + (1 - w) p_s.
 
@@ -303,6 +360,73 @@ def _topk_kl(temperature: float) -> Formula:
     return formula
 
 
+def _bucketed_kl(temperature: float, width: int, k: int, buckets: int, ratio: float) -> Formula:
+    """Forward KL over k + `buckets` events; gradient q_j - q_j p_e / q_e, e the event of token j, over temperature."""
+
+    def formula(student: Tensor, teacher: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        log_q = _log_softmax(student, temperature)
+        log_p = _log_softmax(teacher[:, :width].to(student.dtype), temperature)
+        top, indices = log_p.topk(k)
+        decade = (top[:, -1:] - log_p).div_(math.log(ratio)).clamp_(0, buckets - 1)
+        # Not a number where neither has any probability.
+        events = decade.nan_to_num_(buckets - 1).to(torch.int64).add_(k)
+        events.scatter_(-1, indices, torch.arange(k, device=indices.device).expand_as(indices))
+        log_pe, log_qe = (_together(log, events, k + buckets) for log in (log_p, log_q))
+        p = log_pe.exp()
+
+        def gradient() -> Tensor:
+            # q_j p_e / q_e with q_j / q_e, at most 1, taken first: p_e / q_e alone may be too large for a number.
+            moved = log_q.add(log_pe.sub_(log_qe).gather(-1, events)).exp_().masked_fill_(log_q == -math.inf, 0)
+            return log_q.exp_().sub_(moved).div_(temperature)
+
+        return _expectation(p, log_pe - log_qe), gradient
+
+    return formula
+
+
+def _together(logs: Tensor, events: Tensor, count: int) -> Tensor:
+    """Log of the sum of exp(logs) [n, V] in each of `count` events [n, V]; -inf where an event is empty."""
+    most = logs.new_full((len(logs), count), -math.inf).scatter_reduce_(-1, events, logs, "amax")
+    most = most.masked_fill_(most == -math.inf, 0)
+    sums = torch.zeros_like(most).scatter_add_(-1, events, (logs - most.gather(-1, events)).exp_())
+    return sums.log_().add_(most)
+
+
+def _decoupled(temperature: float, width: int, target: float, other: float) -> Formula:
+    """``target KL(b_t || b_s) + other KL(p^_t || p^_s)``; p^ is p without the label, renormalised, b = (p_y, 1 - p_y).
+
+    With l = log(b / (1 - b)) the first term has d/dl = b_s - b_t, dl/dz_y = 1 and dl/dz_j = -p^_s(j); the second has
+    d/dz_j = p^_s(j) - p^_t(j), and 0 for the label. All over temperature.
+    """
+
+    def formula(student: Tensor, teacher: Tensor, labels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        labels = labels.long()[:, None]
+        odds, rest = _split_off(student / temperature, labels)
+        odds_t, rest_t = _split_off(teacher[:, :width].to(student.dtype) / temperature, labels)
+        b_t, p_t = odds_t.sigmoid(), rest_t.exp()
+        # KL of two coins by their log-odds: log b = logsigmoid(l), log(1 - b) = logsigmoid(-l).
+        coin = b_t * (functional.logsigmoid(odds_t) - functional.logsigmoid(odds))
+        coin = coin + (1 - b_t) * (functional.logsigmoid(-odds_t) - functional.logsigmoid(-odds))
+        value = target * coin + other * _expectation(p_t, rest_t - rest)
+
+        def gradient() -> Tensor:
+            p_s = rest.exp()
+            pull = (target * (odds.sigmoid() - b_t))[:, None]
+            part = other * (p_s - p_t) - pull * p_s
+            return part.scatter_(-1, labels, pull).div_(temperature)
+
+        return value, gradient
+
+    return formula
+
+
+def _split_off(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-odds [n] of the label [n, 1] against all others, and log-softmax [n, V] of the others (-inf at the label)."""
+    others = logits.scatter(-1, labels, -math.inf)
+    mass = others.logsumexp(-1, keepdim=True)
+    return (logits.gather(-1, labels) - mass).squeeze(-1), others.sub_(mass)
+
+
 def _cross_entropy(student: Tensor, labels: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
     """-log p_s[label]; gradient p_s - onehot(label)."""
     log_s = _log_softmax(student, 1.0)
@@ -325,6 +449,7 @@ def kl(
     *,
     temperature: float = 1.0,
     direction: str = "forward",
+    skew: float = 0.0,
     chunk: int | None = None,
 ) -> Tensor:
     """Kullback-Leibler divergence between teacher and student predictions, summed over counted tokens, in nats.
@@ -332,6 +457,10 @@ def kl(
     forward: ``sum_tokens sum_v p_t log(p_t / p_s)``; reverse: ``sum_tokens sum_v p_s log(p_s / p_t)``, with
     ``p = softmax(logits / temperature)``. Source: Hinton et al. 2015 (arXiv 1503.02531); Minitron (2407.14679) eq. of
     L_logits; reverse: MiniLLM (2306.08543).
+
+    `skew` a mixes some of the first distribution into the second: forward ``KL(p_t || a p_t + (1 - a) p_s)``, reverse
+    ``KL(p_s || (1 - a) p_t + a p_s)``, which bounds their gradients; 0 is the plain divergence, 0.1 the paper's value.
+    Source: DistiLLM (arXiv 2402.03898), skew and skew reverse KL.
 
     Shapes: student_logits [..., V_s], teacher_logits [..., V_t] with equal leading dimensions, mask [...] (nonzero =
     counts). Where V_s and V_t differ by padding rows only (see `teachers.check_vocabularies`), both softmaxes run
@@ -341,12 +470,9 @@ def kl(
     `chunk`: tokens at a time; the default suits the device. Pass whole logits and mask out positions: a sliced
     ``logits[:, :-1]`` is copied. Raises `InputError` for shapes that do not match or an unknown direction.
     """
-    formulas = {"forward": _forward_kl, "reverse": _reverse_kl}
-    if direction not in formulas:
-        raise InputError(f"direction={direction!r}: give 'forward' or 'reverse'")
-    _check_temperature(temperature)
     width = _shared_width(student_logits, teacher_logits)
-    return _on_logits(formulas[direction](temperature, width), student_logits, width, mask, chunk, teacher_logits)
+    formula = _divergence(direction, skew, temperature, width)
+    return _on_logits(formula, student_logits, width, mask, chunk, teacher_logits)
 
 
 def jensen_shannon(
@@ -397,6 +523,64 @@ def topk_kl(
     width = _cached_width(student_logits.shape[-1], vocabulary, indices)
     targets = (_flat(log_probabilities), _flat(indices), remaining.reshape(-1))
     return _on_logits(_topk_kl(temperature), student_logits, width, mask, chunk, *targets)
+
+
+def bucketed_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor | None = None,
+    *,
+    k: int = 64,
+    buckets: int = 8,
+    ratio: float = 10.0,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> Tensor:
+    """Forward KL with the teacher's k likeliest tokens one by one and all others in buckets, summed, in nats.
+
+    ``sum_e p_e log(p_e / q_e)`` over k tokens and `buckets` events. Bucket b holds the tokens whose teacher probability
+    lies between ``ratio^-b`` and ``ratio^-(b + 1)`` times that of the k-th, the last one all below. Where `topk_kl`
+    compares one number of the tail, this compares its decades, and no more: which of two equally unlikely tokens the
+    student prefers costs nothing. Between `topk_kl` (buckets=1) and `kl` (k = V), both exactly. Teachers here are live:
+    a cache would have to hold the bucket of every token. Not of a paper: this project's.
+
+    Shapes, mask, vocabularies and errors as `kl`.
+    """
+    width = _shared_width(student_logits, teacher_logits)
+    if k < 1 or buckets < 1 or not 1 < ratio < math.inf:
+        raise InputError(f"k={k}, buckets={buckets}, ratio={ratio}: give at least 1, at least 1, and more than 1")
+    _check_temperature(temperature)
+    formula = _bucketed_kl(temperature, width, min(k, width), buckets, ratio)
+    return _on_logits(formula, student_logits, width, mask, chunk, teacher_logits)
+
+
+def decoupled(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    target: float = 1.0,
+    other: float = 8.0,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> Tensor:
+    """Decoupled distillation: the label's share, and how the rest is shared out, each with a weight; summed, in nats.
+
+    ``target KL(b_t || b_s) + other KL(p^_t || p^_s)`` over labels other than -100, with ``b = (p_y, 1 - p_y)`` and p^
+    the distribution over all classes but y. Plain KL is the case target=1, other = 1 - p_t(y), which silences the
+    second term where the teacher is sure. Source: DKD (Zhao et al., CVPR 2022, arXiv 2203.08679), alpha and beta
+    as `target` and `other`. The caller multiplies by temperature squared.
+
+    Shapes: student_logits and teacher_logits [..., V], labels [...]; at least two classes. Vocabularies as `kl`. Raises
+    `InputError` for labels outside the shared classes.
+    """
+    width = _shared_width(student_logits, teacher_logits)
+    _check_temperature(temperature)
+    counted = labels != IGNORED
+    if bool(((labels < 0) | (labels >= width))[counted].any()) or width < 2:
+        raise InputError(f"labels of {width} shared classes: give 0 to {width - 1}, or -100 for what does not count")
+    formula = _decoupled(temperature, width, target, other)
+    return _on_logits(formula, student_logits, width, counted, chunk, teacher_logits, labels.reshape(-1))
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, chunk: int | None = None) -> Tensor:
@@ -462,6 +646,7 @@ def kl_from_hidden(
     *,
     temperature: float = 1.0,
     direction: str = "forward",
+    skew: float = 0.0,
     softcap: float | None = None,
     chunk: int | None = None,
 ) -> Tensor:
@@ -471,10 +656,6 @@ def kl_from_hidden(
     memory is the gradients of the student's hidden states and head, and a few [chunk, V] pieces. `softcap`:
     ``c tanh(logits / c)`` on both sides, as Gemma 2 does. Mask, vocabularies and errors as `kl`.
     """
-    formulas = {"forward": _forward_kl, "reverse": _reverse_kl}
-    if direction not in formulas:
-        raise InputError(f"direction={direction!r}: give 'forward' or 'reverse'")
-    _check_temperature(temperature)
     if student_hidden.shape[:-1] != teacher_hidden.shape[:-1]:
         raise InputError(
             f"student states {list(student_hidden.shape)} and teacher states {list(teacher_hidden.shape)} are not of "
@@ -493,7 +674,7 @@ def kl_from_hidden(
         states = teacher[span] if rows is None else teacher[rows[span]]
         return (_through_head(states, teacher_weight, teacher_bias, softcap),)
 
-    formula = formulas[direction](temperature, width)
+    formula = _divergence(direction, skew, temperature, width)
     return _through_walk(formula, student_hidden, weight, bias, rows, softcap, chunk, targets)
 
 
@@ -569,10 +750,10 @@ def _through_walk(
 # ------------------------------------------------------------------------------------- losses on hidden states
 
 
-def _pair(
+def pair(
     student: Tensor, teacher: Tensor, mask: Tensor | None, project: Callable[[Tensor], Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """Counted rows of both, [n, d] each, the student's projected, the teacher's cut off from the gradient.
+    """Counted rows of both, [n, d] each and in float32, the student's projected, the teacher's without a gradient.
 
     Rows are picked rather than multiplied by 0: whatever stands in the padding, NaN even, stays out of the sum.
     """
@@ -607,7 +788,7 @@ def cosine(
     mask [B, S] or [B]: nonzero rows count. `project` lifts the student's width to the teacher's (Minitron, arXiv
     2407.14679: one linear shared by all pairs). A row of zeros has cosine 0: it costs 1, and its gradient is finite.
     """
-    student, teacher = _pair(student, teacher, mask, project)
+    student, teacher = pair(student, teacher, mask, project)
     return (1 - functional.cosine_similarity(student, teacher, dim=-1, eps=1e-8)).sum()
 
 
@@ -619,7 +800,7 @@ def mse(
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """``sum_rows (1 / d) ||project(h_s) - h_t||^2``: mean over features, sum over rows. Shapes as `cosine`."""
-    student, teacher = _pair(student, teacher, mask, project)
+    student, teacher = pair(student, teacher, mask, project)
     return (student - teacher).square().mean(-1).sum()
 
 
@@ -629,7 +810,7 @@ def relative(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, ep
     The mean is over all counted rows and features of this batch. Shapes as `cosine`. Source: SquareHead (arXiv
     2310.06927), with the eps of AST's code (arXiv 2407.20584).
     """
-    student, teacher = _pair(student, teacher, mask, None)
+    student, teacher = pair(student, teacher, mask, None)
     return (student - teacher).square().mean(-1).sum() / (teacher.square().mean() + eps)
 
 
@@ -639,7 +820,7 @@ def token(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tenso
     Shapes: [B, S, d] both, mask [B, S]. The caller divides by non-padding tokens and averages over blocks. Where both
     states are equal the norm has no gradient; 0 is used, so a student that starts as the teacher trains on.
     """
-    student, teacher = _pair(student, teacher, mask, None)
+    student, teacher = pair(student, teacher, mask, None)
     squared = (student - teacher).square().sum(-1)
     moved = squared > 0
     return torch.where(moved, torch.where(moved, squared, 1).sqrt(), 0).sum()

@@ -1,33 +1,29 @@
 """Losses between feature maps [N, C, H, W], and between what two detectors predict.
 
 As everywhere in `recover`, a loss is a SUM over the images of a batch, and the caller divides by totals; teachers get
-no gradient. Maps of a pair have one height and width; where they have other numbers of channels, `Adapters` or a loss
-that sums the channels out is wanted.
+no gradient. Maps of a pair have one height and width; where they have other numbers of channels, `taps.Adapters` or a
+loss that sums the channels out is wanted.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from secateur.errors import InputError
 
 __all__ = [
-    "Adapters",
     "attention",
     "box_weights",
     "boxes",
     "channel_wise",
     "classes",
     "flat",
-    "seen",
     "spatial_attention",
-    "tapped",
 ]
 
 COCO_SIZES = (32.0, 96.0)
@@ -122,71 +118,6 @@ def box_weights(
     return result
 
 
-class Adapters(nn.Module):
-    """A 1 x 1 convolution C_s -> C_t for each pair of maps of other numbers of channels, nothing for the others.
-
-    They belong to training alone: hand them to `loop.train` as `extra`, and they are in the optimiser; the student
-    never holds them, so that they are absent from what is saved.
-    """
-
-    def __init__(self, student: Sequence[int], teacher: Sequence[int]) -> None:
-        super().__init__()
-        if len(student) != len(teacher):
-            raise InputError(f"{len(student)} maps of the student and {len(teacher)} of the teacher: tap equally many")
-        self.convs = nn.ModuleList(
-            nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1)
-            for ours, theirs in zip(student, teacher, strict=True)
-        )
-
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The student's maps in the teacher's channels."""
-        return [conv(one) for conv, one in zip(self.convs, maps, strict=True)]
-
-
-@contextlib.contextmanager
-def tapped(
-    model: nn.Module, names: Sequence[str], find: Callable[[Any], list[Tensor]] | None = None
-) -> Iterator[list[Tensor]]:
-    """A list that holds, after a forward pass inside, the maps which the modules `names` gave, in the order of names.
-
-    A module that gives several (a pyramid) adds them all; of a module that runs several times, the first pass counts.
-    find: the maps in what a module gave, `flat` if None. Raises `InputError` for a name that is no module.
-    """
-    find = flat if find is None else find
-    modules = dict(model.named_modules())
-    for name in names:
-        if name not in modules:
-            raise InputError(f"{name!r} is no module of {type(model).__name__}: name one whose output is a feature map")
-    found: dict[str, list[Tensor]] = {}
-    maps: list[Tensor] = []
-
-    def note(name: str, output: Any) -> None:
-        if name not in found:
-            found[name] = find(output)
-            if len(found) == len(names):
-                maps[:] = [one for tap in names for one in found[tap]]
-
-    hooks = [
-        modules[name].register_forward_hook(lambda module, args, output, name=name: note(name, output))
-        for name in names
-    ]
-    try:
-        yield maps
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@torch.no_grad()
-def seen(model: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:
-    """The maps that the modules `names` give on `images`, in evaluation mode; `InputError` where there is none."""
-    with tapped(model.eval(), names) as found:
-        model(images)
-    if not found:
-        raise InputError(f"{', '.join(names)} gives no feature map: name modules whose output is one")
-    return list(found)
-
-
 def flat(output: Any) -> list[Tensor]:
     """The maps [N, C, H, W] in what a module gave: a tensor, or mappings and sequences of such."""
     if isinstance(output, Tensor):
@@ -200,5 +131,5 @@ def _alike(student: Tensor, teacher: Tensor, *, channels: bool) -> None:
     if wrong or student.shape[2:] != teacher.shape[2:] or (channels and student.shape[1] != teacher.shape[1]):
         raise InputError(
             f"maps of shape {tuple(student.shape)} and {tuple(teacher.shape)}: they are [N, C, H, W] of one size"
-            + (" and one number of channels (see Adapters)" if channels else "")
+            + (" and one number of channels (see taps.Adapters)" if channels else "")
         )

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, UnsupportedError
 from secateur.modes import evaluating
-from secateur.recover import losses, maps
+from secateur.recover import losses
+from secateur.recover.taps import tapped
 
-__all__ = ["Labels", "Objective", "answers", "features", "importance", "objective", "residuals"]
+__all__ = ["Labels", "Objective", "answers", "importance", "objective", "residuals"]
 
 Labels = Literal["true", "teacher", "none"]
 """What the hard term compares with: the data's labels, the teacher's likeliest class, or nothing."""
@@ -30,14 +31,6 @@ Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[
 
 _BESIDE = ("hidden", "attention", "past", "cache")
 """In names of what transformers gives beside its answers."""
-
-
-def features(output: Any) -> list[Tensor]:
-    """The feature in what a module gave: its first tensor of floats."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
-    return next((found for part in parts if (found := features(part))), [])
 
 
 def answers(output: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -92,12 +85,12 @@ def objective(
 
     def compute(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         inputs = batch["inputs"]
-        with maps.tapped(student, taps, features) as ours:
+        with tapped(student, taps) as ours:
             answered = answers(ask(student, inputs))
         theirs: list[Tensor] = []
         told: tuple[list[Tensor], list[Tensor]] = ([], [])
         if beta or gamma or labels == "teacher":
-            with torch.no_grad(), maps.tapped(teacher, taps, features) as theirs:
+            with torch.no_grad(), tapped(teacher, taps) as theirs:
                 told = answers(ask(teacher, inputs))
         total, parts = inputs.new_zeros(()), dict[str, float]()
 
@@ -191,9 +184,9 @@ def residuals(
     sums, images = torch.zeros(len(taps), dtype=torch.float64), 0
     with evaluating(student, teacher):
         for batch in batches:
-            with maps.tapped(student, taps, features) as ours:
+            with tapped(student, taps) as ours:
                 ask(student, batch["inputs"])
-            with maps.tapped(teacher, taps, features) as theirs:
+            with tapped(teacher, taps) as theirs:
                 ask(teacher, batch["inputs"])
             for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
                 sums[place] += float((one - other).float().square().flatten(1).mean(1).sum())

@@ -82,18 +82,19 @@ def prediction_loss(
     *,
     temperature: float = 1.0,
     direction: str = "forward",
+    skew: float = 0.0,
 ) -> Tensor:
     """How far the student's logits are from the teacher's; a mean over the whole step.
 
-    Per real token of [B, S, V], per sequence of [B, C]. `direction`: "forward" or "reverse" KL, "js"
-    (Jensen-Shannon), "mse" or "cosine".
+    Per real token of [B, S, V], per sequence of [B, C]. `direction`: "forward" or "reverse" KL, either with a `skew`
+    (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine".
     """
     if student.dim() == 3:
         divide, mask = totals["tokens"], _mask(batch)
     else:
         divide, mask = totals["sequences"], None
     if direction in ("forward", "reverse"):
-        return losses.kl(student, teacher, mask, temperature=temperature, direction=direction) / divide
+        return losses.kl(student, teacher, mask, temperature=temperature, direction=direction, skew=skew) / divide
     if direction == "js":
         return losses.jensen_shannon(student, teacher, mask, temperature=temperature) / divide
     if direction == "mse":
@@ -112,6 +113,7 @@ def distance(
     totals: Mapping[str, int] | None = None,
     temperature: float = 1.0,
     direction: str = "forward",
+    skew: float = 0.0,
     projection: nn.Module | None = None,
     relational: bool = False,
 ) -> Tensor:
@@ -139,7 +141,7 @@ def distance(
                 )
             student = projection(student)
         return losses.cosine(student, teacher, mask) / totals["tokens" if output == "states" else "sequences"]
-    return prediction_loss(student, teacher, batch, totals, temperature=temperature, direction=direction)
+    return prediction_loss(student, teacher, batch, totals, temperature=temperature, direction=direction, skew=skew)
 
 
 def _sequences(states: Tensor, mask: Tensor | None) -> Tensor:
@@ -243,6 +245,7 @@ def distil(
     token: float = 0.0,
     temperature: float = 1.0,
     direction: str = "forward",
+    skew: float = 0.0,
     blocks: Sequence[tuple[int, int]] = (),
     hidden: Sequence[tuple[int, int]] = (),
     measure: Literal["cosine", "relative"] = "cosine",
@@ -263,6 +266,7 @@ def distil(
             `blocks`.
         temperature: of the KL.
         direction: of the KL, see `prediction_loss`.
+        skew: of the KL, see `losses.kl`; a cache of likeliest tokens takes none.
         blocks: (student, teacher) indices into `hidden` for L_token; same width, no projection.
         hidden: (student, teacher) indices for the loss between hidden states (Minitron's L_is), summed over pairs.
         measure: of that loss: "cosine", through the projection, or "relative" (`losses.relative`), of equal widths.
@@ -326,7 +330,7 @@ def distil(
         elif theirs is not None and logit and through is not None:
             near = losses.kl_from_hidden(
                 ours.prediction, through, theirs.prediction, theirs.head, _mask(batch), temperature=temperature,
-                direction=direction, softcap=ours.softcap,
+                direction=direction, skew=skew, softcap=ours.softcap,
             ) / totals["tokens"]  # fmt: skip
             add("logit", logit, near)
         elif theirs is not None and logit:
@@ -338,6 +342,7 @@ def distil(
                 totals=totals,
                 temperature=temperature,
                 direction=direction,
+                skew=skew,
                 projection=projection,
             )
             add("logit", logit, near)

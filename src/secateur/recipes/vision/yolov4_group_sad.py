@@ -20,6 +20,7 @@ from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.recover import detecting, loop, maps, records, slimming
+from secateur.recover.taps import seen
 from secateur.score import scales
 from secateur.select import thresholds
 from secateur.subjects import detectors, stages
@@ -388,7 +389,7 @@ def attention(
     area = image.shape[-1] * image.shape[-2] / 416**2
     weights = []
     for tap in taps:
-        for found in maps.seen(teacher.model, [tap], image):
+        for found in seen(teacher.model, [tap], image, maps.flat):
             deep = image.shape[-1] / found.shape[-1] >= deepest
             weights.append(area * (betas[1] if deep else betas[0] if tap in blocks else betas[2]))
 

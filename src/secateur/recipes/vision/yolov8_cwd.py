@@ -18,6 +18,7 @@ from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.recover import detecting, loop, maps, records, slimming
+from secateur.recover.taps import Adapters, seen
 from secateur.score import scales
 from secateur.select import ranking, thresholds
 from secateur.subjects import detectors
@@ -214,15 +215,17 @@ def distillation(
     weights: Sequence[float],
     focus: bool,
     seed: int,
-) -> tuple[Callable[[float], detecting.Objective], maps.Adapters]:
+) -> tuple[Callable[[float], detecting.Objective], Adapters]:
     """Step 6: from alpha to the objective, and the 1 x 1 convolutions that it trains along."""
     detector, original = cast(Detector, student.model), cast(Detector, teacher.model)
     taps = tuple(layers) or tuple(original.taps)
     ask: Callable[[Tensor], Any] = teacher.model if layers else original.features
-    widths = [[found.shape[1] for found in maps.seen(one.model, taps, data.inputs[:1])] for one in (student, teacher)]
+    widths = [
+        [found.shape[1] for found in seen(one.model, taps, data.inputs[:1], maps.flat)] for one in (student, teacher)
+    ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapters = maps.Adapters(*widths)
+        adapters = Adapters(*widths)
 
     def compare(ours: list[Tensor], theirs: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
         total = ours[0].new_zeros(())
