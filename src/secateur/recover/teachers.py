@@ -25,6 +25,7 @@ from secateur.recover import storage
 
 __all__ = [
     "PROBE",
+    "Batch",
     "Joined",
     "Likeliest",
     "Outputs",
