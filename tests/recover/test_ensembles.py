@@ -9,28 +9,13 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from recover.students import VOCABULARY, Batches, llama
+from recover.students import VOCABULARY, Batches, forward, llama
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover import ensembles, loop, losses, objectives, teachers
 
 BATCH = Batches()[0]
 MASK = BATCH["attention_mask"].bool()
 TOTALS = objectives.count(BATCH)
-
-
-def forward(model, softcap=None):
-    """A tiny Llama as the objective sees it; its head may be left out."""
-
-    def ask(batch, *, hidden=False, head=True):
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        if not head:
-            states = model.model(**inputs).last_hidden_state
-            return SimpleNamespace(prediction=states, hidden=(), causal=True, head=model.lm_head, softcap=softcap)
-        out = model(**inputs, output_hidden_states=hidden)
-        logits = out.logits if softcap is None else torch.tanh(out.logits / softcap) * softcap
-        return SimpleNamespace(prediction=logits, hidden=out.hidden_states or (), causal=True, head=None)
-
-    return ask
 
 
 def saying(prediction, causal=False):
