@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from secateur.errors import DataError, MeasurementError, NumericalError
-from secateur.measure import quality
+from secateur.measure import quality, statistics
 
 V = 50
 
@@ -106,8 +106,8 @@ def test_the_interval_of_the_loss_covers_the_truth():
     for _ in range(300):
         levels = rng.choice([2.0, 8.0], size=30)
         sums = np.log(levels) * 10
-        mean, half = quality._ratio(sums, np.full(30, 10.0), 0.95)
-        hits += abs(mean - truth) <= half
+        figure = statistics.per_item(sums, np.full(30, 10.0))
+        hits += figure.low <= truth <= figure.high
     assert 0.91 <= hits / 300 <= 0.99
 
 
@@ -140,6 +140,35 @@ def test_classification_by_hand():
     assert result["f1"].value == pytest.approx((2 / 3 + 4 / 5) / 2)  # class 2 never occurs, so it does not count
     expected = functional.cross_entropy(logits, torch.tensor([0, 1, 1, 1]))
     assert result["loss"].value == pytest.approx(float(expected))
+
+
+def test_tokens_without_a_label_do_not_count():
+    logits = torch.tensor([[[2.0, 0, 0], [0, 2, 0], [9, 9, 9]]])
+    result = quality.classification(lambda batch: logits, [{"labels": torch.tensor([[0, 2, -100]])}])
+    assert (result["accuracy"].value, result["accuracy"].samples) == (0.5, 2)
+    assert result["loss"].value == pytest.approx(float(functional.cross_entropy(logits[0, :2], torch.tensor([0, 2]))))
+
+
+def test_several_models_are_judged_in_one_pass_each_and_watched(texts):
+    calls, seen = [], []
+
+    def model(name, scale):
+        def forward(batch):
+            calls.append(name)
+            return scale * functional.one_hot(batch["input_ids"], V).float()
+
+        return forward
+
+    forwards, items = [model("a", 1.0), model("b", 3.0)], [pad(texts[:2]), pad(texts[2:4])]
+    both = quality.perplexities(forwards, items, watch=lambda found, batch: seen.append((found, batch)))
+    assert calls == ["a", "b", "a", "b"]
+    assert [figure.value for figure in both] == [quality.perplexity(one, items).value for one in forwards]
+    assert [batch is item for (_, batch), item in zip(seen, items, strict=True)] == [True, True]
+    assert torch.equal(seen[1][0][1], 3.0 * seen[1][0][0])
+    rows = [{"labels": torch.tensor([0, 1]), "input_ids": torch.tensor([0, 2])}]
+    pair = quality.accuracies(forwards, rows, watch=lambda found, batch: seen.append((found, batch)))
+    assert [figure.value for figure in pair] == [0.5, 0.5]
+    assert seen[-1][1] is rows[0]
 
 
 def test_classification_without_labels_is_refused():

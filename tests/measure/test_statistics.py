@@ -72,6 +72,21 @@ def test_spearman_matches_scipy_with_ties_and_covers():
     assert figure.low < figure.value < figure.high <= 1.0
 
 
+def test_pearson_matches_scipy_and_its_interval():
+    x, y = [1.0, 2.0, 2.5, 3.0, 5.0, 8.0, 9.0], [2.0, 1.0, 4.0, 4.5, 5.0, 9.0, 7.0]
+    figure, wanted = statistics.pearson(x, y), stats.pearsonr(x, y)
+    assert figure.value == pytest.approx(wanted.statistic)
+    assert (figure.low, figure.high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
+
+
+def test_a_mean_per_item_weighs_groups_by_their_items():
+    figure = statistics.per_item([2.0, 9.0], [1, 3])
+    assert (figure.value, figure.samples) == (11 / 4, 2)
+    equal, plain = statistics.per_item([2.0, 4.0, 9.0], [2, 2, 2]), statistics.mean_interval([1.0, 2.0, 4.5])
+    assert (equal.value, equal.low, equal.high) == pytest.approx((plain.value, plain.low, plain.high))
+    assert statistics.per_item([3.0], [2]).low is None
+
+
 def test_proportion_stays_inside_zero_and_one():
     figure = statistics.proportion(10, 10)
     assert figure.value == 1.0
@@ -86,6 +101,8 @@ def test_proportion_stays_inside_zero_and_one():
         lambda: statistics.paired_difference([1.0, 2.0], [1.0]),
         lambda: statistics.ratio([1.0, -1.0], [1.0, 1.0]),
         lambda: statistics.spearman([1, 1, 1, 1], [1, 2, 3, 4]),
+        lambda: statistics.pearson([1, 2], [3, 4]),
+        lambda: statistics.per_item([1.0, 0.0], [1, 0]),
         lambda: statistics.proportion(1, 0),
     ],
 )

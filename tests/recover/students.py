@@ -1,5 +1,7 @@
 """Tiny real models and batches, shared by the tests of this folder and by the processes they start."""
 
+from types import SimpleNamespace
+
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
@@ -51,6 +53,21 @@ class Batches:
         lengths = torch.randint(3, self.length + 1, (self.batch,), generator=generator)
         mask = (torch.arange(self.length)[None] < lengths[:, None]).long()
         return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def forward(model, softcap=None):
+    """A tiny Llama as the objective sees it; its head may be left out."""
+
+    def ask(batch, *, hidden=False, head=True):
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if not head:
+            states = model.model(**inputs).last_hidden_state
+            return SimpleNamespace(prediction=states, hidden=(), causal=True, head=model.lm_head, softcap=softcap)
+        out = model(**inputs, output_hidden_states=hidden)
+        logits = out.logits if softcap is None else torch.tanh(out.logits / softcap) * softcap
+        return SimpleNamespace(prediction=logits, hidden=out.hidden_states or (), causal=True, head=None)
+
+    return ask
 
 
 def logit_objective(student, teacher):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from transformers import BertForMaskedLM, BertForSequenceClassification, LlamaForCausalLM
 
 import secateur
 import tiny
 from secateur import running
 from secateur.errors import InputError
+from secateur.files import texts
 from secateur.running import language
 
 
@@ -25,6 +28,34 @@ def test_lengths_beyond_the_positions_of_the_model_are_refused(tmp_path, kind):
         running.run("ziplm", subject, tiny.sentences(), "params=80%", tmp_path / "out", train_length=161)
     assert not (tmp_path / "out").exists()
     running.measure(subject, batch=1, length=most)
+
+
+@pytest.mark.parametrize("kind", ["causal", "classes", "masked"])
+def test_loyalty_stands_beside_what_else_is_told_of_predictions(kind):
+    """A model is wholly loyal to itself, another one is not; masked tokens are told from the others."""
+    makers = {"causal": LlamaForCausalLM, "classes": BertForSequenceClassification, "masked": BertForMaskedLM}
+    config = tiny.model("llama" if kind == "causal" else "bert").config
+
+    def made(seed):
+        torch.manual_seed(seed)
+        model = makers[kind](config).eval()
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        return secateur.open_subject(model, tokenizer=tiny.tokenizer())
+
+    one, other = made(0), made(1)
+    labels = [number % 2 for number in range(60)] if kind == "classes" else None
+    corpus = texts.Corpus(tiny.sentences(60), labels)
+    place = language.where(one, 1, 16, 1)
+    before, after, both = language.compared(one, one, corpus, place)
+    assert before == after
+    assert list(before) == ["perplexity" if kind == "causal" else "accuracy"]
+    assert both["label_loyalty"].value == both["probability_loyalty"].value == 1.0
+    before, after, both = language.compared(one, other, corpus, place)
+    assert before != after
+    assert 0 <= both["label_loyalty"].value < 1
+    assert 0 < both["probability_loyalty"].value < 1
+    assert both["probability_loyalty"].low < both["probability_loyalty"].value < both["probability_loyalty"].high
 
 
 @pytest.mark.parametrize(

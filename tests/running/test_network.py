@@ -78,7 +78,9 @@ def test_a_network_is_cut_measured_saved_and_loads_without_secateur(place):
     assert row.predicted["params"] == row.after["params"].value < row.before["params"].value / 2
     assert row.after["flops"].value < row.before["flops"].value
     assert 0 <= row.after["accuracy"].value <= 1
-    assert row.before["accuracy"].samples == 4
+    assert row.before["accuracy"].samples == row.measured["label_loyalty"].samples == 4
+    assert 0 < row.measured["probability_loyalty"].value < 1
+    assert "Probability loyalty" in (out / "report.html").read_text()
     assert "speedup" in row.measured
     assert "tokens" not in row.environment["measured_at"]
     card = (out / "README.md").read_text()
@@ -128,6 +130,12 @@ def test_what_can_not_be_used_is_refused_in_a_line(place, model, data, error, wo
     with pytest.raises(error, match=words):
         running.run(snips, f"{place}/{model}", place / data, "channels=50%", place / "out")
     assert not (place / "out").exists()
+
+
+def test_a_network_is_wholly_loyal_to_itself(place):
+    name, data = f"{place}/model.py:build", place / "data.npz"
+    both = running.measure(name, name, data, batch=2)["both"]
+    assert both["label_loyalty"].value == both["probability_loyalty"].value == 1.0
 
 
 def test_lengths_and_other_devices_are_refused(place):

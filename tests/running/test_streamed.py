@@ -32,6 +32,9 @@ def test_streamed_runs_have_the_same_weights_and_figures(recipe, model, tmp_path
     for measure in ("params", "weights", "zeros", "bytes", "packed_bytes", "flops", "perplexity"):
         assert second.after[measure].value == pytest.approx(first.after[measure].value, rel=1e-5), measure
         assert second.before[measure].value == pytest.approx(first.before[measure].value, rel=1e-5), measure
+    for measure in ("label_loyalty", "probability_loyalty"):
+        assert second.measured[measure].value == pytest.approx(first.measured[measure].value, abs=1e-5), measure
+        assert 0 < first.measured[measure].value < 1, measure
     assert "latency" not in second.after
     assert any("secateur measure" in note for note in second.cut.notes)
     found = {}

@@ -7,7 +7,7 @@ over all batches, so that the result does not depend on how the data was cut int
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateur.errors import DataError, MeasurementError, NumericalError
-from secateur.measure.statistics import fisher, mean_interval, proportion
+from secateur.measure.statistics import fisher, mean_interval, per_item, proportion
 from secateur.vocabulary import Figure
 
-__all__ = ["accuracy", "classification", "fidelity", "loss", "perplexity"]
+__all__ = ["accuracies", "accuracy", "classification", "fidelity", "loss", "perplexities", "perplexity"]
 
 Batch = Mapping[str, Tensor]
 Forward = Callable[[Any], Any]
+Watch = Callable[[Sequence[Tensor], Batch], None]
+"""What sees the logits of several models for one batch, while they are there."""
 
 IGNORE = -100
 """Label of a token that does not count, as in transformers."""
@@ -48,50 +50,74 @@ def loss(forward: Forward, batches: Iterable[Batch], *, confidence: float = 0.95
     [B, S] with -100 for what does not count, else input_ids. forward(batch): logits [B, S, V], which predict at
     position s the token s + 1. Float32 probabilities exist for `chunk` tokens at a time.
 
-    The interval treats sequences as the sample, since tokens of one text are not independent: for the ratio
-    R = sum_i s_i / sum_i n_i over n sequences, var(R) = n / (n - 1) sum_i (s_i - R n_i)^2 / (sum_i n_i)^2.
+    The interval treats sequences as the sample, since tokens of one text are not independent (`statistics.per_item`).
     """
-    sums, counts = _sequence_losses(forward, batches, chunk)
-    mean, half = _ratio(sums, counts, confidence)
-    low, high = (None, None) if half is None else (mean - half, mean + half)
-    return Figure(mean, low, high, "nats/token", len(sums))
+    return _losses([forward], batches, chunk, confidence, None)[0]
 
 
 def perplexity(forward: Forward, batches: Iterable[Batch], *, confidence: float = 0.95, chunk: int = 1024) -> Figure:
     """exp of the mean `loss` per token: token-weighted, padding excluded; infinity where the loss passes 709 nats."""
-    mean = loss(forward, batches, confidence=confidence, chunk=chunk)
-
-    def exp(value: float | None) -> float | None:
-        return None if value is None else math.exp(value) if value < 709.0 else math.inf
-
-    value = exp(mean.value)
-    assert value is not None
-    return Figure(value, exp(mean.low), exp(mean.high), "", mean.samples)
+    return perplexities([forward], batches, confidence=confidence, chunk=chunk)[0]
 
 
-def _sequence_losses(forward: Forward, batches: Iterable[Batch], chunk: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per sequence that has a countable token: the sum of its losses and how many tokens it has, float64."""
-    sums: list[float] = []
-    counts: list[float] = []
+def perplexities(
+    forwards: Sequence[Forward],
+    batches: Iterable[Batch],
+    *,
+    watch: Watch | None = None,
+    confidence: float = 0.95,
+    chunk: int = 1024,
+) -> list[Figure]:
+    """The `perplexity` of several models on the same batches, one forward pass of each; `watch` sees their logits."""
+
+    return [_perplexity(mean) for mean in _losses(forwards, batches, chunk, confidence, watch)]
+
+
+def _perplexity(mean: Figure) -> Figure:
+    low, high = (None if bound is None else _exp(bound) for bound in (mean.low, mean.high))
+    return Figure(_exp(mean.value), low, high, "", mean.samples)
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 709.0 else math.inf
+
+
+def _losses(
+    forwards: Sequence[Forward], batches: Iterable[Batch], chunk: int, confidence: float, watch: Watch | None
+) -> list[Figure]:
+    """`loss` of each model, batch by batch."""
+    sums: list[list[float]] = [[] for _ in forwards]
+    counts: list[list[float]] = [[] for _ in forwards]
     with torch.inference_mode():
         for index, batch in enumerate(batches):
-            logits = _logits(forward(batch))
-            targets = _targets(batch).to(logits.device)
-            losses = torch.zeros(targets.shape, dtype=torch.float64, device=logits.device)
-            rows, places = torch.nonzero(targets != IGNORE, as_tuple=True)
-            for at in range(0, len(rows), chunk):
-                r, s = rows[at : at + chunk], places[at : at + chunk]
-                losses[r, s] = functional.cross_entropy(logits[r, s].float(), targets[r, s], reduction="none").double()
-            totals, tokens = losses.sum(-1), (targets != IGNORE).sum(-1)
-            if not torch.isfinite(totals).all():
-                raise NumericalError(
-                    f"the loss of held-out batch {index} is not finite: the model gives NaN or infinity"
-                )
-            sums += totals[tokens > 0].tolist()
-            counts += tokens[tokens > 0].tolist()
-    if not counts:
+            found = [_logits(forward(batch)) for forward in forwards]
+            for logits, total, count in zip(found, sums, counts, strict=True):
+                of_texts, tokens = _sequence_losses(logits, batch, chunk)
+                if not torch.isfinite(of_texts).all():
+                    raise NumericalError(
+                        f"the loss of held-out batch {index} is not finite: the model gives NaN or infinity"
+                    )
+                total += of_texts[tokens > 0].tolist()
+                count += tokens[tokens > 0].tolist()
+            if watch is not None:
+                watch(found, batch)
+    if not counts or not counts[0]:
         raise DataError("no token to predict in the held-out batches: give texts of at least two tokens")
-    return np.asarray(sums), np.asarray(counts, dtype=np.float64)
+    return [
+        per_item(total, count, confidence=confidence, unit="nats/token")
+        for total, count in zip(sums, counts, strict=True)
+    ]
+
+
+def _sequence_losses(logits: Tensor, batch: Batch, chunk: int) -> tuple[Tensor, Tensor]:
+    """Per sequence [B]: the sum of its losses, float64, and how many tokens it has."""
+    targets = _targets(batch).to(logits.device)
+    losses = torch.zeros(targets.shape, dtype=torch.float64, device=logits.device)
+    rows, places = torch.nonzero(targets != IGNORE, as_tuple=True)
+    for at in range(0, len(rows), chunk):
+        r, s = rows[at : at + chunk], places[at : at + chunk]
+        losses[r, s] = functional.cross_entropy(logits[r, s].float(), targets[r, s], reduction="none").double()
+    return losses.sum(-1), (targets != IGNORE).sum(-1)
 
 
 def _targets(batch: Batch) -> Tensor:
@@ -105,41 +131,51 @@ def _targets(batch: Batch) -> Tensor:
     return targets
 
 
-def _ratio(sums: np.ndarray, counts: np.ndarray, confidence: float) -> tuple[float, float | None]:
-    mean, n = float(sums.sum() / counts.sum()), len(sums)
-    if n < 2:
-        return mean, None
-    variance = n / (n - 1) * float(((sums - mean * counts) ** 2).sum()) / float(counts.sum()) ** 2
-    return mean, float(stats.t.ppf((1.0 + confidence) / 2.0, n - 1)) * math.sqrt(variance)
-
-
 def classification(forward: Forward, batches: Iterable[Batch], *, confidence: float = 0.95) -> dict[str, Figure]:
     """Accuracy (with Wilson's interval), macro F1 and loss of a classifier.
 
-    batch: labels [B], integers; forward(batch): logits [B, C]. F1 of a class is 2 TP / (2 TP + FP + FN); the macro mean
-    runs over the classes that occur among the labels or the predictions.
+    batch: labels [B], or [B, S] of tokens, integers, -100 for what does not count; forward(batch): logits [B, C] or
+    [B, S, C]. F1 of a class is 2 TP / (2 TP + FP + FN); the macro mean runs over the classes that occur among the
+    labels or the predictions.
     """
-    predicted: list[Tensor] = []
+    return _classifications([forward], batches, confidence, None)[0]
+
+
+def _classifications(
+    forwards: Sequence[Forward], batches: Iterable[Batch], confidence: float, watch: Watch | None
+) -> list[dict[str, Figure]]:
+    predicted: list[list[Tensor]] = [[] for _ in forwards]
+    losses: list[list[float]] = [[] for _ in forwards]
     true: list[Tensor] = []
-    losses: list[float] = []
     with torch.inference_mode():
         for batch in batches:
             if "labels" not in batch:
                 raise DataError("a classification batch has no labels: give data with a label column")
-            logits = _logits(forward(batch)).float()
-            labels = batch["labels"].to(logits.device).reshape(-1)
-            if logits.shape[:-1].numel() != len(labels):
-                raise DataError(
-                    f"logits of shape {tuple(logits.shape)} do not fit {len(labels)} labels: expected [B, C]"
-                )
-            losses += functional.cross_entropy(logits.reshape(len(labels), -1), labels, reduction="none").tolist()
-            predicted.append(logits.reshape(len(labels), -1).argmax(-1).cpu())
-            true.append(labels.cpu())
+            labels = batch["labels"].reshape(-1)
+            counted = labels != IGNORE
+            true.append(labels[counted].cpu())
+            found = [_logits(forward(batch)) for forward in forwards]
+            for logits, seen, costs in zip(found, predicted, losses, strict=True):
+                if logits.shape[:-1].numel() != len(labels):
+                    raise DataError(
+                        f"logits of shape {tuple(logits.shape)} do not fit {len(labels)} labels: expected [B, C]"
+                    )
+                rows = logits.reshape(len(labels), -1)[counted.to(logits.device)].float()
+                costs += functional.cross_entropy(rows, true[-1].to(rows.device), reduction="none").tolist()
+                seen.append(rows.argmax(-1).cpu())
+            if watch is not None:
+                watch(found, batch)
+    return [_classified(seen, true, costs, confidence) for seen, costs in zip(predicted, losses, strict=True)]
+
+
+def _classified(
+    predicted: Sequence[Tensor], true: Sequence[Tensor], losses: Sequence[float], confidence: float
+) -> dict[str, Figure]:
     if not losses:
         raise DataError("no held-out batches to classify: give at least one")
     if not np.isfinite(losses).all():
         raise NumericalError("the classifier's loss is not finite: the model gives NaN or infinity")
-    p, t = torch.cat(predicted), torch.cat(true)
+    p, t = torch.cat(list(predicted)), torch.cat(list(true))
     classes = torch.unique(torch.cat([p, t]))
     f1 = [2.0 * int(((p == c) & (t == c)).sum()) / (int((p == c).sum()) + int((t == c).sum())) for c in classes]
     return {
@@ -151,7 +187,14 @@ def classification(forward: Forward, batches: Iterable[Batch], *, confidence: fl
 
 def accuracy(forward: Forward, batches: Iterable[Batch], *, confidence: float = 0.95) -> Figure:
     """Share of the labels that the largest logit hits, with Wilson's interval."""
-    return classification(forward, batches, confidence=confidence)["accuracy"]
+    return accuracies([forward], batches, confidence=confidence)[0]
+
+
+def accuracies(
+    forwards: Sequence[Forward], batches: Iterable[Batch], *, watch: Watch | None = None, confidence: float = 0.95
+) -> list[Figure]:
+    """The `accuracy` of several models on the same batches, one forward pass of each; `watch` sees their logits."""
+    return [found["accuracy"] for found in _classifications(forwards, batches, confidence, watch)]
 
 
 def fidelity(

@@ -23,6 +23,8 @@ __all__ = [
     "mean_interval",
     "median_interval",
     "paired_difference",
+    "pearson",
+    "per_item",
     "proportion",
     "ratio",
     "spearman",
@@ -92,6 +94,23 @@ def ratio(first: Values, second: Values, *, confidence: float = 0.95) -> Figure:
     return Figure(math.exp(logs.value), math.exp(logs.low), math.exp(logs.high), "x", logs.samples)
 
 
+def per_item(sums: Values, counts: Values, *, confidence: float = 0.95, unit: str = "") -> Figure:
+    """Mean over items that come in groups, such as the tokens of texts: sums[i] over the counts[i] items of group i.
+
+    The groups are the sample, since items of one group are not independent: for the ratio R = sum_i s_i / sum_i n_i of
+    n groups, var(R) = n / (n - 1) sum_i (s_i - R n_i)^2 / (sum_i n_i)^2, with Student's interval. `samples` are groups.
+    """
+    s, c = _pairs(sums, counts, "a mean per item")
+    if (c <= 0).any():
+        raise MeasurementError("a mean per item was asked for with a group of none: leave empty groups out")
+    mean, n = float(s.sum() / c.sum()), s.size
+    if n < 2:
+        return Figure(mean, None, None, unit, n)
+    variance = n / (n - 1) * float(((s - mean * c) ** 2).sum()) / float(c.sum()) ** 2
+    half = float(stats.t.ppf((1.0 + confidence) / 2.0, n - 1)) * math.sqrt(variance)
+    return Figure(mean, mean - half, mean + half, unit, n)
+
+
 def proportion(successes: int, trials: int, *, confidence: float = 0.95) -> Figure:
     """successes / trials with Wilson's score interval, which stays inside [0, 1].
 
@@ -119,9 +138,21 @@ def spearman(first: Values, second: Values, *, confidence: float = 0.95) -> Figu
     Source: D. G. Bonett and T. A. Wright, Sample size requirements for estimating Pearson, Kendall and Spearman
     correlations, Psychometrika 65 (2000).
     """
-    a, b = _pairs(first, second, "a rank correlation")
-    if a.size < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        raise MeasurementError(f"a rank correlation needs 3 pairs that differ: {a.size} pairs were given")
+    a, b = _differing(first, second, "a rank correlation")
     rho = float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
     error = math.sqrt((1.0 + rho * rho / 2.0) / (a.size - 3)) if a.size > 3 else math.inf
     return fisher(rho, error, int(a.size), confidence=confidence)
+
+
+def pearson(first: Values, second: Values, *, confidence: float = 0.95) -> Figure:
+    """Pearson's correlation of independent pairs, with Fisher's interval: atanh(rho) has the variance 1 / (n - 3)."""
+    a, b = _differing(first, second, "a correlation")
+    rho = float(np.corrcoef(a, b)[0, 1])
+    return fisher(rho, 1.0 / math.sqrt(a.size - 3) if a.size > 3 else math.inf, int(a.size), confidence=confidence)
+
+
+def _differing(first: Values, second: Values, what: str) -> tuple[np.ndarray, np.ndarray]:
+    a, b = _pairs(first, second, what)
+    if a.size < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        raise MeasurementError(f"{what} needs 3 pairs that differ: {a.size} pairs were given")
+    return a, b

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.errors import DataError, InputError
-from secateur.files import texts
-from secateur.measure import latency, quality, size, sparsity
+from secateur.files import masking, texts
+from secateur.measure import latency, loyalty, quality, size, sparsity
 from secateur.recover import quantise, teachers
 from secateur.subjects import Moe, Streamed, Transformer, open_subject, sides
 from secateur.subjects import matrices as blocks
@@ -199,7 +199,8 @@ def sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Figu
 def compared(
     original: Transformer, student: Transformer, held_out: texts.Corpus, place: latency.Environment
 ) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
-    """(before, after, both): perplexity of language models, accuracy of labelled classifiers, fidelity of embeddings.
+    """(before, after, both): perplexity of language models, accuracy of labelled classifiers and, on masked tokens, of
+    masked language models, fidelity of embeddings and states; and the student's loyalty wherever both give logits.
 
     Raises `InputError` for two models of different tokenizers.
     """
@@ -208,22 +209,27 @@ def compared(
     if student.tokenizer not in (None, original.tokenizer):  # both will read the same token ids
         sizes = (one.model.config.vocab_size for one in (student, original))
         teachers.check_vocabularies(student.tokenizer, original.tokenizer, *sizes)
+    pair, tally = (original.forward, student.forward), loyalty.Tally()
+    batches = held_batches(held_out, original.tokenizer, packed=original.causal, length=place.length or _TOKENS)
     if original.causal:
-        batches = held_batches(held_out, original.tokenizer, packed=True, length=place.length or _TOKENS)
-        return (
-            {"perplexity": quality.perplexity(original.forward, batches)},
-            {"perplexity": quality.perplexity(student.forward, batches)},
-            {},
-        )
-    batches = held_batches(held_out, original.tokenizer, packed=False, length=place.length or _TOKENS)
+        before, after = quality.perplexities(pair, batches, watch=tally.add)
+        return {"perplexity": before}, {"perplexity": after}, tally.figures()
     if _classifies(original) and "labels" in batches[0]:
-        return (
-            {"accuracy": quality.accuracy(original.forward, batches)},
-            {"accuracy": quality.accuracy(student.forward, batches)},
-            {},
-        )
+        before, after = quality.accuracies(pair, batches, watch=tally.add)
+        return {"accuracy": before}, {"accuracy": after}, tally.figures()
     teacher, copy = (torch.cat([_embed(subject, batch).cpu() for batch in batches]) for subject in (original, student))
-    return {}, {}, quality.fidelity(teacher, copy)
+    both = quality.fidelity(teacher, copy)
+    if not _masked(original, student):
+        return {}, {}, both
+    before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
+    return {"accuracy": before}, {"accuracy": after}, both | tally.figures()
+
+
+def _masked(*subjects: Transformer) -> bool:
+    """Whether all tell masked tokens, and their tokenizer has a mask."""
+    return all(type(one.model).__name__.endswith("ForMaskedLM") for one in subjects) and (
+        subjects[0].tokenizer.mask_token_id is not None
+    )
 
 
 def held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length: int) -> list[dict[str, Tensor]]:

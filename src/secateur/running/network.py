@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from secateur.errors import DataError, InputError, MissingExtraError, UnsupportedError
 from secateur.files import examples, plugins
 from secateur.files.examples import Examples
-from secateur.measure import detection, latency, quality, size, sparsity
+from secateur.measure import detection, latency, loyalty, quality, size, sparsity
 from secateur.subjects import detectors, integers
 from secateur.subjects import matrices as every
 from secateur.subjects.detectors import Detector
@@ -212,14 +212,17 @@ Row = dict[str, Figure]
 
 
 def compared(original: Traced, student: Traced, held_out: Examples, place: latency.Environment) -> tuple[Row, Row, Row]:
-    """(before, after, both): average precision of boxes, accuracy of classes, else how alike the outputs [N, d] are."""
+    """(before, after, both): average precision of boxes, accuracy of classes and the student's loyalty to the
+    original's, else how alike the outputs [N, d] are.
+    """
     batches = list(held_out.in_order(place.batch))
     if held_out.targets:
         before, after = (_precision(one, batches) for one in (original, student))
         return before, after, {}
     if held_out.labels is not None:
-        rows = [{"accuracy": quality.accuracy(partial(forward, one), batches)} for one in (original, student)]
-        return rows[0], rows[1], {}
+        tally = loyalty.Tally()
+        found = quality.accuracies([partial(forward, one) for one in (original, student)], batches, watch=tally.add)
+        return {"accuracy": found[0]}, {"accuracy": found[1]}, tally.figures()
     with torch.inference_mode():
         outputs = [torch.cat([_flat(forward(one, batch)) for batch in batches]) for one in (original, student)]
     return {}, {}, quality.fidelity(outputs[0], outputs[1])

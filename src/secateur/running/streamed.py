@@ -14,7 +14,7 @@ from torch import Tensor
 
 from secateur.errors import DataError, InputError, MeasurementError
 from secateur.files import texts
-from secateur.measure import latency, quality, size, sparsity
+from secateur.measure import latency, loyalty, quality, size, sparsity
 from secateur.running import language
 from secateur.running.language import BATCH, LENGTH, NOUN
 from secateur.subjects import Streamed, blocks, open_streamed
@@ -170,16 +170,15 @@ def _flops(subject: Streamed, batch: Mapping[str, Tensor]) -> float:
 def compared(
     original: Streamed, student: Streamed, held_out: texts.Corpus, place: latency.Environment
 ) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
-    """(before, after, both): perplexity, each model's blocks read once for all sequences."""
+    """(before, after, both): perplexity and loyalty, each model's blocks read once for all sequences."""
     if original.tokenizer is None:
         raise DataError("the model has no tokenizer to measure quality with: give one beside it")
     batches = language.held_batches(held_out, original.tokenizer, packed=True, length=place.length or 64)
-    rows = []
-    for subject in (original, student):
-        with tempfile.TemporaryDirectory() as folder:
-            outputs = subject.outputs(batches, Path(folder, "states"))
-            rows.append({"perplexity": quality.perplexity(partial(_next, outputs), batches)})
-    return rows[0], rows[1], {}
+    tally = loyalty.Tally()
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [one.outputs(batches, Path(folder, str(n))) for n, one in enumerate((original, student))]
+        before, after = quality.perplexities([partial(_next, one) for one in outputs], batches, watch=tally.add)
+    return {"perplexity": before}, {"perplexity": after}, tally.figures()
 
 
 def _next(outputs: Iterator[Any], _: Mapping[str, Tensor]) -> Any:
