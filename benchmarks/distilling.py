@@ -113,7 +113,8 @@ def loss_of(name: str, student: Any, teacher: Any) -> Loss:
     import modelopt.torch.distill as distill
 
     criterion = {("lm_head", "lm_head"): distill.LogitsDistillationLoss(reduction="none")}
-    one = distill.convert(student, mode=[("kd_loss", {"teacher_model": teacher, "criterion": criterion})]).train()
+    one = distill.convert(student, mode=[("kd_loss", {"teacher_model": teacher, "criterion": criterion})])
+    one.train()  # which returns nothing
 
     def converted(s: Any, t: Any, ids: Any) -> Any:
         one(input_ids=ids, use_cache=False)

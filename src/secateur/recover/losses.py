@@ -155,6 +155,7 @@ class _HeadWalk(torch.autograd.Function):
 
 
 _HEAD_BLOCK = 16_384
+_HEAD_ROWS = 128
 
 
 def _through_head(states: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
@@ -195,8 +196,10 @@ def _accumulator(tensor: Tensor) -> torch.device:
 def _rows_per_chunk(chunk: int | None, vocabulary: int, device: torch.device, *, head: bool = False) -> int:
     """Rows per chunk: small enough for the cache on a CPU, large enough to fill a GPU or a matrix product."""
     if chunk is None:
-        elements = 2**25 if device.type != "cpu" else 2**24 if head else 2**20
-        chunk = max(1, elements // vocabulary)
+        chunk = max(1, (2**20 if device.type == "cpu" else 2**25) // vocabulary)
+        if head and device.type == "cpu":
+            # Every chunk adds to the head's whole gradient: too few rows, and that takes longer than the product.
+            chunk = max(chunk, _HEAD_ROWS)
     if chunk < 1:
         raise InputError(f"chunk={chunk}: give at least 1 token per chunk")
     return chunk
