@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import sys
+import time
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,12 +33,13 @@ from secateur.llms import Ledger, Meter
 from secateur.measure import decisions
 from secateur.rerankers import Reranker
 from secateur.running import keywords, readings, servers
+from secateur.running.estimates import Estimate
 from secateur.running.readings import Document, Reading
 from secateur.running.servers import Servers
 from secateur.subjects import markup
 from secateur.vocabulary import Budget, Recovery
 
-__all__ = ["Pruned", "Pruner", "prune_context", "prune_file", "train_pruner"]
+__all__ = ["Pruned", "Pruner", "estimate_context", "estimate_file", "prune_context", "prune_file", "train_pruner"]
 
 _WANTED = "each is to be an object with question and html, text or passages"
 _OPENED: dict[Any, Callable[[str], Any]] = {llms.Local: llms.opened, Reranker: rerankers.opened}
@@ -231,6 +233,71 @@ def prune_file(
     if total.get("refused"):
         _warn(total["calls"], total["tokens"])
     return count, failed
+
+
+def estimate_file(
+    recipe: str,
+    source: str | Path,
+    budget: str | Budget,
+    *,
+    question: str = "",
+    graph: str | Path = "",
+    few: int = 8,
+    **options: Any,
+) -> Estimate:
+    """What `prune_file` would come to, by the first `few` lines, which are cut for it; nothing is written.
+
+    A language model that the recipe asks is asked for these. What is loaded before the first line is not timed.
+
+    Raises as `prune_file` does.
+    """
+    job, source = _Job.of(recipe, budget, options, graph), Path(source)
+    job.with_graph(graph)
+    count = _counted(source, question)
+    job.trial()
+
+    def cut(given: tuple[str, str], meter: Meter) -> Pruned:
+        return _cut(job, str(graph), given[0], _parsed(given[1]), meter)
+
+    return _estimated(job, count, [partial(cut, given) for given in islice(_rows(source, question), few)])
+
+
+def estimate_context(recipe: str, documents: Document, question: str, budget: str | Budget, **options: Any) -> Estimate:
+    """The same for what `prune_context` would cut."""
+    job = _Job.of(recipe, budget, options, documents)
+    subject = job.opened(documents)
+    job.trial()
+    return _estimated(job, 1, [lambda meter: job.one(subject, question, meter)])
+
+
+def _estimated(job: _Job, count: int, cuts: Sequence[Callable[[Meter], Pruned]]) -> Estimate:
+    """What some of `count` come to: they are cut one after another."""
+    meter, found, failed, began = job.servers.meter(), list[Pruned](), list[SecateurError](), time.perf_counter()
+    for cut in cuts:
+        try:
+            found.append(cut(meter))
+        except SecateurError as error:
+            failed.append(error)
+    seconds = time.perf_counter() - began
+    if not found:
+        raise failed[0]
+    measure = "tokens" if "tokens" in found[0].after else "words"
+    before, after = ({measure: sum(costs[measure] for costs in each)} for each in
+                     ([one.before for one in found], [one.after for one in found]))  # fmt: skip
+    return Estimate(
+        job.recipe,
+        str(job.budget),
+        count,
+        len(cuts),
+        len(failed),
+        seconds,
+        before,
+        after,
+        meter.calls,
+        meter.tokens,
+        job.servers.calls,
+        job.servers.tokens,
+    )
 
 
 def _warn(calls: int, tokens: int) -> None:
