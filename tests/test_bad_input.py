@@ -350,6 +350,11 @@ def test_a_limit_on_the_size_of_files(places, tmp_path):
         ("http://127.0.0.1:0/x --recipe kg_rag --budget words=2 --question a", "the address of the server is none"),
         ("page.html --recipe provence --budget words=2 --question a --model no/such/a", "'no/such/a' is no folder"),
         ("page.html --recipe provence --budget words=2 --question a --model x --rounding up", "option rounding='up'"),
+        ("a.csv --recipe kg_rag --budget words=2 --question a --llm-timeout 3", "llm_timeout is about a server"),
+        ("a.csv --recipe kg_rag --budget words=2 --question a --graph-timeout 3", "graph_timeout is about an endpoint"),
+        ("a.csv --recipe kg_rag --budget words=2 --question a --run-calls 3", "run_calls bounds a language model"),
+        ("http://h/x --recipe kg_rag --budget words=2 --question a --graph-timeout 0", "timeout=0.0: give seconds"),
+        ("page.html --recipe htmlrag --budget words=2 --question a --dry-run --embedder no/such/a", "is no folder"),
     ],
 )
 def test_prune_context_refuses_in_one_line(places, tmp_path, arguments, said):

@@ -15,6 +15,7 @@ import processes
 import tiny
 from secateur import cli, recipes
 from secateur.errors import ModelError
+from test_llms import say, served
 
 SMALL = [
     "--batch",
@@ -196,6 +197,60 @@ def test_a_dry_run_writes_nothing(places):
     assert "verdict: dry run" in done.stdout
     assert "FLOPs" in done.stdout
     assert sorted(os.listdir(places)) == before
+
+
+def test_a_dry_run_of_what_a_model_reads_is_one_table_and_writes_nothing(tmp_path):
+    rows = [{"question": "town2", "html": f"<p>About town{i}.</p><p>{'More. ' * 9}</p>"} for i in range(10)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "page.html").write_text(rows[0]["html"])
+    how = ["--recipe", "htmlrag", "--budget", "words=4", "--dry-run"]
+    for given in (["--in", "in.jsonl", "--out", "out.jsonl"], ["page.html", "--question", "town2"]):
+        done = forked(tmp_path, "prune-context", *given, *how)
+        assert (done.code, done.stderr) == (0, "")
+        for word in (
+            "Measure",
+            "Target",
+            "Before",
+            "After",
+            "Change",
+            "words=4",
+            "Time a question",
+            "verdict: dry run",
+        ):
+            assert word in done.stdout
+        assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "page.html"]
+    assert "the first 8 of 10 lines" in forked(tmp_path, "prune-context", "--in", "in.jsonl", *how).stdout
+
+
+def test_options_of_servers_are_shown_where_a_recipe_asks_them(tmp_path):
+    for recipe, shown in (("htmlrag", False), ("kg_rag", True)):
+        said = " ".join(forked(tmp_path, "prune-context", "--recipe", recipe, "--help").stdout.split())
+        for flag in ("--llm-timeout", "--llm-retries", "--llm-per-minute", "--run-calls", "--graph-per-minute"):
+            assert (flag in said) is shown
+    said = forked(tmp_path, "train-pruner", "provence", "--help").stdout
+    assert "--llm-timeout" in said
+    assert "--graph-timeout" not in said
+    assert "--run-calls" not in said
+
+
+def test_a_limit_of_the_run_that_is_reached_is_said_once(tmp_path):
+    pytest.importorskip("pyoxigraph")
+    pytest.importorskip("httpx2")
+    (tmp_path / "graph.csv").write_text("subject,predicate,object\nsalbutamol,treats,asthma\n")
+    (tmp_path / "in.jsonl").write_text('{"question": "What treats asthma?"}\n' * 4)
+    said = {"choices": [{"message": {"content": '{"entities": ["asthma"]}'}}]}
+    with served(lambda *_: say(said)) as url:
+        done = secateur(
+            "prune-context", "graph.csv", "--recipe", "kg_rag", "--in", "in.jsonl", "--out", "out.jsonl", "--budget",
+            "words=9", "--llm", url, "--llm-name", "small", "--run-calls", "2", "--llm-per-minute", "100",
+            "--llm-timeout", "20", cwd=tmp_path, SECATEUR_CACHE=str(tmp_path / "cache"),
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    note, told = done.stderr.splitlines()
+    assert note.startswith("note: the language model was called 2 times for")
+    assert told == "4 lines, 0 of them with an error: out.jsonl"
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ["salbutamol" in row["pruned"] for row in rows] == [True] * 4
 
 
 def test_inspect_measure_report_and_export(places):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ import torch
 import tiny
 from secateur import llms, web
 from secateur.errors import BudgetError, InputError, ServerError
-from secateur.llms import LanguageModel, Local, Meter, Server
+from secateur.llms import LanguageModel, Ledger, Local, Meter, Server
 
 pytest.importorskip("httpx2")
 
@@ -314,6 +316,37 @@ def test_calls_and_tokens_have_bounds(local, monkeypatch):
         local.ask("x", most=1)
 
 
+def test_a_meter_within_another_counts_and_bounds_for_both():
+    whole = Meter(most_calls=3)
+    with telling(say(GOOD)) as (server, _):
+        server.meter = whole
+        for _ in range(2):
+            one = llms.answering(server, calls=2)
+            assert one.ask("x").text == "42"
+        one.ask("x")
+        with pytest.raises(BudgetError, match="2 times"):
+            one.ask("x")
+        with pytest.raises(BudgetError, match="3 times"):
+            llms.answering(server, calls=2).ask("x")
+    assert (one.meter.calls, one.meter.tokens, whole.calls, whole.tokens) == (2, 18, 3, 27)
+    assert (one.meter.refused, whole.refused) == (1, 1)
+
+
+def test_processes_count_in_one_ledger(tmp_path):
+    place = tmp_path / "spent"
+    code = (
+        "import sys; from pathlib import Path; from secateur import llms, errors\n"
+        "meter = llms.Ledger(most_calls=50, path=Path(sys.argv[1]))\n"
+        "try:\n"
+        "    while True: meter.begin(); meter.end(llms.Answer('', 2, 1), 0.0)\n"
+        "except errors.BudgetError: print(meter.calls)\n"
+    )
+    many = [subprocess.Popen([sys.executable, "-c", code, place], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    own = [int(one.communicate(timeout=120)[0]) for one in many]
+    assert sum(own) == 50
+    assert Ledger(path=place).total() == {"calls": 50, "tokens": 150, "refused": 2}
+
+
 def test_no_more_calls_a_minute_than_allowed(monkeypatch):
     """By a clock of our own: a minute is not waited for."""
     now, slept = [0.0], []
@@ -411,6 +444,7 @@ def test_a_language_model_is_named_by_address_or_folder(local):
     assert isinstance(server, Server)
     assert (server.model, server.meter.most_calls, server.meter.most_tokens) == ("tiny", 3, 50)
     assert llms.answering(local) is local
+    assert llms.answering("http://localhost:1/v1", "tiny", timeout=3, per_minute=9).client.per_minute == 9
     with pytest.raises(InputError, match="by name"):
         llms.answering("http://localhost:1/v1")
     with pytest.raises(InputError, match="int"):

@@ -31,6 +31,7 @@ from secateur.vocabulary import Budget
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from secateur.running.estimates import Estimate
     from secateur.vocabulary import Evidence
 
 __all__ = ["main"]
@@ -242,7 +243,7 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     fresh = "Also train networks of the cut shape from scratch, for as long (E), for as many FLOPs (B), or both."
     flag("stream", bool, "Read the model block by block from the disk: for models larger than memory.", False)
     flag("scratch-baseline", str | None, fresh, metavar="E|B|both")
-    kinds |= _flags(recipe, options)
+    kinds |= _flags(f"Options of {recipe}", options)
 
     def command(**values: Any) -> None:
         if values["recipe"]:
@@ -260,14 +261,21 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     return command
 
 
-def _flags(recipe: str | None, options: Sequence[recipes.Option]) -> dict[str, tuple[Any, Any]]:
-    """Option -> (annotation for typer, default) of a recipe's own options.
+def _about_servers(own: Sequence[recipes.Option], *, graph: bool = False) -> list[recipes.Option]:
+    """Options that say how the servers are asked that a recipe needs: its language model, and its graph."""
+    source = (Path(__file__).parent / "running" / "servers.py").read_text(encoding="utf-8")
+    asked = [*(("llm", "run") if any(option.name == "llm" for option in own) else ()), *(("graph",) if graph else ())]
+    return [one for one in recipes.read_options(source, "servers") if one.name.partition("_")[0] in asked]
+
+
+def _flags(panel: str, options: Sequence[recipes.Option]) -> dict[str, tuple[Any, Any]]:
+    """Option -> (annotation for typer, default) of a recipe's own options, under the heading `panel` in the help.
 
     All but switches are text here; the recipe's own annotation checks it later, the same way as a value from --config.
     """
     kinds: dict[str, tuple[Any, Any]] = {}
     for option in options:
-        name, panel = option.name.replace("_", "-"), f"Options of {recipe}"
+        name = option.name.replace("_", "-")
         help = f"{option.help} (default {option.default!r})".replace("(default '')", "").replace("[", r"\[").strip()
         if option.annotation == "bool":
             both = typer.Option(f"--{name}/--no-{name}", help=help, rich_help_panel=panel)
@@ -359,7 +367,11 @@ def _flag_of(given: Sequence[str], flag: str) -> str | None:
 def _prune_context_command(recipe: str | None) -> Callable[..., None]:
     """The `prune-context` command, with the flags of `recipe` where one is named."""
     named = recipe is not None and recipes.cards().get(recipe, {}).get("family") == "context"
-    options = [o for o in recipes.signature(recipe or "") if o.name not in _SHARED] if named else []
+    own = [o for o in recipes.signature(recipe or "") if o.name not in _SHARED] if named else []
+    options = [
+        *own,
+        *(_about_servers(own, graph=recipes.subject(recipe) == "KnowledgeGraph") if recipe and named else ()),
+    ]
     files = (
         "HTML or text files, read in this order; - is the standard input. For recipes on a graph: its file, folder or "
         "the address of a SPARQL endpoint."
@@ -387,7 +399,12 @@ def _prune_context_command(recipe: str | None) -> Callable[..., None]:
     flag("strict", bool, "Stop at the first line of --in that can't be pruned.", False)
     flag("overwrite", bool, "Write --out anew.", False)
     flag("processes", int | None, "How many work at once on --in; one for each core unless given.")
-    kinds |= _flags(recipe, options)
+    flag(
+        "dry-run", bool, "Say what would be cut and what it would cost, by the first 8 lines; write nothing.", False,
+        to="dry_run",
+    )  # fmt: skip
+    kinds |= _flags(f"Options of {recipe}", own)
+    kinds |= _flags("Servers", options[len(own) :])
 
     def command(**values: Any) -> None:
         _prune_context({name: values.pop(name) for name in list(values) if name not in {o.name for o in options}},
@@ -410,8 +427,9 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
     Budget.parse(given["budget"])
     if given["source"] and given["page"]:
         raise InputError("--in takes no --page: it works line by line and writes --out")
-    if given["source"] and not given["out"]:
+    if given["source"] and not given["out"] and not given["dry_run"]:
         raise InputError("--in needs --out, a .jsonl file: each line of the one gives a line of the other")
+    from secateur.llms import SpentWarning
     from secateur.running import context, readings
 
     reading, named = readings.of_recipe(given["recipe"]), list(given["files"] or ())
@@ -421,21 +439,28 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
         )
     if reading.own and given["source"] and named:
         raise InputError("--in takes no files beside it: each of its lines holds what is to be read")
+    asked = {"question": given["question"] or "", "graph": "" if reading.own else named[0], **options}
+    if given["source"] and given["dry_run"]:
+        _print_estimate(context.estimate_file(given["recipe"], given["source"], given["budget"], **asked))
+        return
     if given["source"]:
-        lines, failed = context.prune_file(
-            given["recipe"], given["source"], given["out"], given["budget"], question=given["question"] or "",
-            graph="" if reading.own else named[0], trace=given["trace"],
-            strict=given["strict"], overwrite=given["overwrite"], processes=given["processes"],
-            **options,
-        )  # fmt: skip
+        with _noted(SpentWarning):
+            lines, failed = context.prune_file(
+                given["recipe"], given["source"], given["out"], given["budget"], trace=given["trace"],
+                strict=given["strict"], overwrite=given["overwrite"], processes=given["processes"], **asked,
+            )  # fmt: skip
         print(f"{lines} lines, {failed} of them with an error: {given['out']}", file=sys.stderr)
         if failed:
             raise typer.Exit(1)
         return
-    if given["out"] and given["out"].exists() and not given["overwrite"]:
+    if given["out"] and given["out"].exists() and not given["overwrite"] and not given["dry_run"]:
         raise InputError(f"{given['out']} is there already: give another name, or --overwrite")
     documents = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in named] if reading.own else named[0]
-    found = context.prune_context(given["recipe"], documents, given["question"], given["budget"], **options)
+    cut = (given["recipe"], documents, given["question"], given["budget"])
+    if given["dry_run"]:
+        _print_estimate(context.estimate_context(*cut, **options))
+        return
+    found = context.prune_context(*cut, **options)
     if given["page"]:
         found.save(given["page"])
     if given["trace"]:
@@ -453,6 +478,29 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
     print(told, file=sys.stderr)
 
 
+@contextmanager
+def _noted(kind: type[Warning]) -> Iterator[None]:
+    """Warnings of this kind as notes, one line each, once all is done."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", kind)
+        yield
+    for one in told:
+        if issubclass(one.category, kind):
+            print(f"note: {one.message}", file=sys.stderr)
+        else:
+            warnings.showwarning(one.message, one.category, one.filename, one.lineno)
+
+
+def _print_estimate(found: Estimate) -> None:
+    from secateur.measure import evidence
+
+    console = _console()
+    console.print(evidence.rich_table(found.rows(), title=found.title))
+    if found.failed:
+        console.print(f"note: {found.failed} of {found.tried} lines would have an error", highlight=False, markup=False)
+    console.print("verdict: dry run", highlight=False, markup=False)
+
+
 def _first_word(given: Sequence[str], command: str) -> str | None:
     """The first word after the name of a command, where that is what was called."""
     return given[1] if len(given) > 1 and given[0] == command else None
@@ -460,7 +508,8 @@ def _first_word(given: Sequence[str], command: str) -> str | None:
 
 def _train_pruner_command(recipe: str | None) -> Callable[..., None]:
     """The `train-pruner` command, with the flags of `recipe` where one is named."""
-    options = recipes.training(recipe) if recipe in recipes.cards() else []
+    own = recipes.training(recipe) if recipe in recipes.cards() else []
+    options = [*own, *(one for one in _about_servers(own) if one.name.startswith("llm_"))]
     data = "A .jsonl file with question, html, text or passages, and answers in each line; `secateur show` says more."
     kinds: dict[str, tuple[Any, Any]] = {
         "recipe": (Annotated[str, typer.Argument(help="A recipe of the family context.")], ...),
@@ -471,7 +520,8 @@ def _train_pruner_command(recipe: str | None) -> Callable[..., None]:
         "data": (Annotated[Path, typer.Option("--data", help=data)], ...),
         "out": (Annotated[Path, typer.Option("--out", help="The run directory, where the model will stand.")], ...),
         "overwrite": (Annotated[bool, typer.Option("--overwrite", help="Start anew where --out holds a run.")], False),
-        **_flags(recipe, options),
+        **_flags(f"Options of {recipe}", own),
+        **_flags("Servers", options[len(own) :]),
     }
 
     def command(**values: Any) -> None:
@@ -479,10 +529,10 @@ def _train_pruner_command(recipe: str | None) -> Callable[..., None]:
             raise InputError(f"{values['recipe']} trains no model: `secateur run` runs it")
         from secateur.running import context
 
-        own = _given(options, values)
         made = context.train_pruner(
-            values["recipe"], values["model"], values["data"], values["out"], overwrite=values["overwrite"], **own
-        )
+            values["recipe"], values["model"], values["data"], values["out"], overwrite=values["overwrite"],
+            **_given(options, values),
+        )  # fmt: skip
         print(f"{made.steps} steps on {made.tokens} tokens: {values['out']}", file=sys.stderr)
 
     _sign(command, kinds)

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from secateur import web
 from secateur.errors import InputError
 from secateur.files import packages, triples
 from secateur.files.names import Names
@@ -57,8 +58,8 @@ def open_graph(
         if not isinstance(source, Store):
             raise InputError(f"a graph is a file, a folder, a URL or a store, and this is {type(source).__name__}")
         return KnowledgeGraph(source, language=language, most=most)
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return KnowledgeGraph(Endpoint(source), language=language, most=most)
+    if web.addressed(source):
+        return KnowledgeGraph(Endpoint(str(source)), language=language, most=most)
     path = Path(source)
     folder = path if (path / "CURRENT").is_file() else _loaded(path, columns)
     return KnowledgeGraph(Embedded(folder), language=language, most=most)

@@ -7,13 +7,15 @@ of that is waited out within bounds, and then one `ServerError`.
 from __future__ import annotations
 
 import copy
+import fcntl
 import functools
 import json
 import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -25,7 +27,10 @@ from secateur.errors import BudgetError, InputError, ServerError, opening
 from secateur.modes import evaluating
 from secateur.web import PassingError
 
-__all__ = ["SPENDING", "Answer", "LanguageModel", "Local", "Meter", "Scored", "Server", "answering", "opened"]
+__all__ = [
+    "SPENDING", "Answer", "LanguageModel", "Ledger", "Local", "Meter", "Scored", "Server", "SpentWarning", "answering",
+    "metered", "opened",
+]  # fmt: skip
 
 Question = str | Sequence[Mapping[str, str]]
 """A user's words, or messages with `role` and `content`."""
@@ -57,7 +62,11 @@ class Scored:
 
 @dataclass(slots=True)
 class Meter:
-    """What was asked so far, and how much may be: calls, and tokens in and out together. Safe over threads."""
+    """What was asked so far, and how much may be: calls, and tokens in and out together. Safe over threads.
+
+    within: the meter of a larger whole, such as that of a run around a question's: it counts and bounds, too.
+    refused: calls that were not allowed.
+    """
 
     most_calls: int | None = None
     most_tokens: int | None = None
@@ -65,7 +74,9 @@ class Meter:
     prompt_tokens: int = 0
     answer_tokens: int = 0
     retries: int = 0
+    refused: int = 0
     seconds: float = 0.0
+    within: Meter | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -76,12 +87,9 @@ class Meter:
     def begin(self) -> None:
         """Count a call; `BudgetError` where no more is allowed."""
         with self._lock:
-            if self.most_calls is not None and self.calls >= self.most_calls:
-                raise BudgetError(f"the language model was called {self.calls} times, as often as allowed: allow more")
-            if self.most_tokens is not None and self.tokens >= self.most_tokens:
-                raise BudgetError(
-                    f"{self.tokens} tokens of {self.most_tokens} were spent on the language model: raise tokens"
-                )
+            self._allow(self.calls, self.tokens)
+            if self.within is not None:
+                self.within.begin()
             self.calls += 1
 
     def end(self, answer: Answer | Scored, seconds: float) -> None:
@@ -90,11 +98,77 @@ class Meter:
             self.prompt_tokens += answer.prompt_tokens
             self.answer_tokens += answer.answer_tokens
             self.seconds += seconds
+        if self.within is not None:
+            self.within.end(answer, seconds)
 
     def retry(self) -> None:
         """Count one more attempt at a call."""
         with self._lock:
             self.retries += 1
+        if self.within is not None:
+            self.within.retry()
+
+    def _allow(self, calls: int, tokens: int) -> None:
+        """Refuse one more call after so many."""
+        if self.most_calls is not None and calls >= self.most_calls:
+            self.refused += 1
+            raise BudgetError(f"the language model was called {calls} times, as often as allowed: allow more")
+        if self.most_tokens is not None and tokens >= self.most_tokens:
+            self.refused += 1
+            raise BudgetError(f"{tokens} tokens of {self.most_tokens} were spent on the language model: raise tokens")
+
+
+@dataclass(slots=True)
+class Ledger(Meter):
+    """The meter of all processes of a run, in a file that outlives them: what was stopped goes on where it stood.
+
+    `calls`, `tokens` and `refused` are this process's own; what bounds them is the sum in the file.
+    """
+
+    path: Path = field(kw_only=True)
+
+    def begin(self) -> None:
+        """Count a call; `BudgetError` where no more is allowed to all processes together."""
+        with self._lock, self._held() as total:
+            refused = self.refused
+            try:
+                self._allow(total["calls"], total["tokens"])
+            finally:
+                total["refused"] += self.refused - refused
+            if self.within is not None:
+                self.within.begin()
+            total["calls"] += 1
+            self.calls += 1
+
+    def end(self, answer: Answer, seconds: float) -> None:
+        """Count what a call took."""
+        Meter.end(self, answer, seconds)
+        with self._lock, self._held() as total:
+            total["tokens"] += answer.prompt_tokens + answer.answer_tokens
+
+    def total(self) -> dict[str, int]:
+        """calls, tokens and refused of all processes."""
+        with self._lock, self._held() as total:
+            return dict(total)
+
+    @contextmanager
+    def _held(self) -> Iterator[dict[str, int]]:
+        """What the file counts, to be changed, while no other process does."""
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            counts = [int(number) for number in os.pread(handle, 100, 0).split()] or [0, 0, 0]
+            total = dict(zip(("calls", "tokens", "refused"), counts, strict=True))
+            try:
+                yield total
+            finally:  # always as long, and in one piece, so that a kill leaves the old line or the new one
+                os.pwrite(handle, " ".join(f"{count:20d}" for count in total.values()).encode(), 0)
+        finally:
+            os.close(handle)
+
+
+class SpentWarning(UserWarning):
+    """A bound on a whole run was reached, and the rest was done without the language model."""
 
 
 Reply = TypeVar("Reply", Answer, Scored)
@@ -129,30 +203,40 @@ SPENDING = frozenset({"calls", "llm_tokens"})
 """Options of recipes that bound what is spent, and change nothing of what comes out."""
 
 
-def answering(source: str | LanguageModel, name: str = "", *, calls: int = 0, tokens: int = 0) -> LanguageModel:
+def answering(
+    source: str | LanguageModel, name: str = "", *, calls: int = 0, tokens: int = 0, **asked: Any
+) -> LanguageModel:
     """Whatever answers, from how a user names it.
 
     Args:
         source: the address of a server of OpenAI's protocol, a folder or Hub id of a causal language model, or what is
-            one already, whose meter stays its own.
+            one already, whose meter goes on counting.
         name: of the model, where it is a server.
         calls, tokens: how many are allowed; no limit if 0.
+        asked: timeout, retries and per_minute of a server, see `Server`.
 
     Raises `InputError` for what is none, and for a server without the name of a model.
     """
     if not isinstance(source, str):
         if not isinstance(source, LanguageModel):
             raise InputError(f"a language model is a folder, a Hub id or an address, not {type(source).__name__}")
-        return source
+        return metered(source, Meter(calls or None, tokens or None)) if calls or tokens else source
     meter = Meter(calls or None, tokens or None)
-    if source.startswith(("http://", "https://")):
+    if web.addressed(source):
         if not name:
             raise InputError(
                 "a server is asked for a model by name: give it, such as the one that its /v1/models lists"
             )
-        return Server(source, name, meter=meter)
+        return Server(source, name, meter=meter, **asked)
     model = opened(source)
     return Local(model.model, model.tokenizer, meter)
+
+
+def metered(model: LanguageModel, meter: Meter) -> LanguageModel:
+    """The same model with `meter`, within the one that it has: both count, and both bound."""
+    found = copy.copy(model)
+    meter.within, found.meter = model.meter, meter
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- local

@@ -11,7 +11,7 @@ import functools
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +34,10 @@ __all__ = ["Block", "Judged", "Reranker", "Settings", "batches", "opened", "padd
 HEAD = "keep_head.safetensors"
 """The file of the second head: weight [2, d] and bias [2] on the encoder's last hidden state; class 1 is to keep."""
 
-_ONCE = 16384
-"""Tokens of one forward pass, padding included."""
+_ONCE = 2048
+"""Tokens of one forward pass, padding included. On a processor more of them at once are no faster, each by itself."""
+_BEGUN = 32
+"""Tokens that take as long as the beginning of one more pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ class Reranker(nn.Module):
     def judge(
         self, pairs: Sequence[tuple[str, Sequence[str]]], *, longest: int = 0, best: bool = False
     ) -> list[Judged]:
-        """What is made of each (question, sentences); blocks of like length are read together.
+        """What is made of each (question, sentences); blocks of like length are read together, with little padding.
 
         best: a long passage scores as its best block, not as its first. Without a second head all tokens are kept.
         """
@@ -233,14 +235,29 @@ def _dropped(model: Any, states: Tensor) -> Tensor:
     return nn.functional.dropout(states, rate, model.training)
 
 
-def batches(lengths: Sequence[int], once: int = _ONCE) -> Iterator[list[int]]:
-    """Indices by falling length, as many at once as pad to at most `once` tokens."""
+def batches(lengths: Sequence[int], once: int = _ONCE, begun: int = _BEGUN) -> list[list[int]]:
+    """Indices by falling length, in the passes that take the least: tokens with padding, and `begun` for each pass.
+
+    A pass pads to at most `once` tokens, unless one sequence alone is longer.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    start = 0
-    while start < len(order):
-        many = max(1, once // max(1, lengths[order[start]]))
-        yield order[start : start + many]
-        start += many
+    least, starts = [0], list[int]()  # of the first so many: what they take, and where their last pass starts
+    for end in range(1, len(order) + 1):
+        start = end - 1
+        cost = least[start] + lengths[order[start]] + begun
+        for first in range(end - 2, -1, -1):
+            taken = (end - first) * lengths[order[first]]  # the longest of a pass is its first
+            if taken > once:
+                break
+            if least[first] + taken + begun < cost:
+                cost, start = least[first] + taken + begun, first
+        least.append(cost)
+        starts.append(start)
+    found, end = list[list[int]](), len(order)
+    while end:
+        found.append(order[starts[end - 1] : end])
+        end = starts[end - 1]
+    return found[::-1]
 
 
 def padded(blocks: Sequence[Block], pad: int) -> dict[str, Tensor]:

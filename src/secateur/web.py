@@ -7,6 +7,7 @@ come from the environment alone and stand in no message, log or file.
 from __future__ import annotations
 
 import email.utils
+import math
 import random
 import threading
 import time
@@ -16,13 +17,18 @@ from urllib.parse import urlsplit
 
 from secateur.errors import InputError, MissingExtraError, ServerError
 
-__all__ = ["LARGEST", "Client", "LargeError", "PassingError"]
+__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "addressed"]
 
 T = TypeVar("T")
 
 LARGEST = 16 * 2**20
 """Bytes of an answer; what is longer is no answer."""
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+
+
+def addressed(source: object) -> bool:
+    """Whether something is named by the address of a server."""
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
 
 
 class PassingError(Exception):
@@ -71,7 +77,7 @@ class Client:
         for name, value in (("retries", retries), ("backoff", backoff), ("per_minute", per_minute)):
             if not value >= 0:
                 raise InputError(f"{name}={value}: give a number of at least 0")
-        if not timeout > 0:
+        if not 0 < timeout < math.inf:
             raise InputError(f"timeout={timeout}: give seconds above 0")
         try:
             parts = urlsplit(url)

@@ -18,7 +18,7 @@ import secateur
 import tiny
 from secateur.errors import DataError, InputError, NumericalError, RunError
 from secateur.files.rundir import Run
-from secateur.running import readings
+from secateur.running import context, readings
 from secateur.running.context import Pruner
 
 PAGE = "<html><body><nav>home about</nav>" + "".join(
@@ -206,6 +206,38 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path):
     assert subprocess.run(command, check=False).returncode == 0
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
+
+
+# --------------------------------------------------------------------------------------------------------- estimates
+
+
+def test_what_a_file_comes_to_is_told_by_its_first_lines_and_nothing_is_written(tmp_path):
+    source = written(tmp_path / "in.jsonl", 40)
+    found = context.estimate_file("htmlrag", source, "words=12")
+    assert (found.count, found.tried, found.failed, found.calls) == (40, 8, 0, 0)
+    assert found.seconds > 0
+    secateur.prune_file("htmlrag", source, tmp_path / "out.jsonl", "words=12", processes=1)
+    first = lines(tmp_path / "out.jsonl")[:8]
+    assert found.before == {"words": sum(row["words_before"] for row in first)}
+    assert found.after == {"words": sum(row["words_after"] for row in first)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_lines_with_errors_are_counted_and_where_all_have_one_it_is_said(tmp_path):
+    (tmp_path / "in.jsonl").write_text('no json\n{"question": "a", "html": "<p>a b c</p>"}\n')
+    found = context.estimate_file("htmlrag", tmp_path / "in.jsonl", "words=2")
+    assert (found.tried, found.failed, found.before) == (2, 1, {"words": 3.0})
+    (tmp_path / "in.jsonl").write_text("no json\n" * 3)
+    with pytest.raises(DataError, match="this line is no JSON"):
+        context.estimate_file("htmlrag", tmp_path / "in.jsonl", "words=2")
+    with pytest.raises(InputError, match="give no graph"):
+        context.estimate_file("htmlrag", tmp_path / "in.jsonl", "words=2", graph="x")
+
+
+def test_what_one_question_comes_to():
+    found = context.estimate_context("htmlrag", [PAGE, PAGE], "mayor of town5", "words=12")
+    assert (found.count, found.tried) == (1, 1)
+    assert found.after["words"] <= 12 < found.before["words"]
 
 
 # --------------------------------------------------------------------------------------------------------- training

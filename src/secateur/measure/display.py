@@ -60,6 +60,7 @@ _MEASURES = {
     "channels": Measure("Channels", "count", "size", "less"),
     "segments": Measure("Segments", "count", "size", "less"),
     "tokens": Measure("Tokens", "count", "size", "less"),
+    "words": Measure("Words", "count", "size", "less"),
     "examples": Measure("Examples", "count", "size", "less"),
     "spearman": Measure("Fidelity (Spearman)", "plain", "quality", "more"),
     "cosine": Measure("Mean cosine", "plain", "quality", "more"),

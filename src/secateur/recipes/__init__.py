@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 import inspect
 import re
@@ -17,7 +18,7 @@ from typing import Any
 
 from secateur.errors import UnknownRecipeError
 
-__all__ = ["Option", "cards", "describe", "find", "read_options", "signature", "training"]
+__all__ = ["Option", "cards", "describe", "find", "read_options", "signature", "subject", "training"]
 
 _CARD = re.compile(r"^CARD\b[^=]*=\s*(\{.*?^\})", re.MULTILINE | re.DOTALL)
 
@@ -42,6 +43,7 @@ def cards() -> dict[str, dict[str, str]]:
     return dict(sorted(found.items()))
 
 
+@functools.lru_cache
 def find(name: str) -> Callable[..., Iterator[Any]]:
     """The recipe function called `name`.
 
@@ -60,6 +62,12 @@ def signature(name: str) -> list[Option]:
         UnknownRecipeError: no such recipe; names the nearest.
     """
     return read_options(_locate(name).read_text(encoding="utf-8"), name)
+
+
+def subject(name: str) -> str:
+    """What the recipe called `name` cuts, as the annotation of its first parameter is written."""
+    first, *_ = _function(_locate(name).read_text(encoding="utf-8"), name).args.args
+    return ast.unparse(first.annotation) if first.annotation else ""
 
 
 def training(name: str) -> list[Option]:

@@ -10,12 +10,13 @@ import importlib
 import json
 import os
 import sys
+import time
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -28,14 +29,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from secateur import llms, quiet, recipes, rerankers
 from secateur.errors import DataError, InfeasibleError, InputError, RunError, SecateurError
 from secateur.files.rundir import Run, Transient, atomic_write, guard
+from secateur.llms import Ledger, Meter
 from secateur.measure import decisions
 from secateur.rerankers import Reranker
-from secateur.running import keywords, readings
+from secateur.running import keywords, readings, servers
+from secateur.running.estimates import Estimate
 from secateur.running.readings import Document, Reading
+from secateur.running.servers import Servers
 from secateur.subjects import markup
 from secateur.vocabulary import Budget, Recovery
 
-__all__ = ["Pruned", "Pruner", "prune_context", "prune_file", "train_pruner"]
+__all__ = ["Pruned", "Pruner", "estimate_context", "estimate_file", "prune_context", "prune_file", "train_pruner"]
 
 _WANTED = "each is to be an object with question and html, text or passages"
 _OPENED: dict[Any, Callable[[str], Any]] = {llms.Local: llms.opened, Reranker: rerankers.opened}
@@ -96,17 +100,23 @@ def prune_context(
         titles: of passages, one for each, or None where one has none.
         question: the question, or several, each of which gives a result of its own.
         budget: tokens=2048, words=1000, or a share of all, tokens=20%.
-        options: the recipe's own, such as embedder="path/to/model", tokenizer="path/to/model".
+        options: the recipe's own, such as embedder="path/to/model", tokenizer="path/to/model"; and those of
+            `running.servers.servers`, which say how the servers are asked that it needs: llm_per_minute=60,
+            run_calls=500, graph_timeout=10.
 
     Raises:
         InputError: an unknown option, no question, a document that is none.
         DataError: a file that can't be read.
+
+    Warns (`llms.SpentWarning`) where a limit of the whole call was reached, and the rest done without the language
+    model.
     """
     asked = [question] if isinstance(question, str) else list(question)
-    function, chosen, limit, reading = _prepared(recipe, budget, options)
-    given = documents if isinstance(documents, list | tuple) and reading.own else [documents]
-    subject = reading.opened(given, titles)
-    found = [_one(function, subject, one, limit, chosen) for one in asked]
+    job = _Job.of(recipe, budget, options, documents)
+    subject, meter = job.opened(documents, titles), job.servers.meter()
+    found = [job.one(subject, one, meter) for one in asked]
+    if meter.refused:
+        _warn(meter.calls, meter.tokens)
     return found[0] if isinstance(question, str) else found
 
 
@@ -119,11 +129,12 @@ class Pruner:
 
     def __init__(self, recipe: str, budget: str | Budget, *, strict: bool = False, **options: Any) -> None:
         self.recipe, self.strict = recipe, strict
-        self._function, self._chosen, self.budget, reading = _prepared(recipe, budget, options)
+        self._job = _Job.of(recipe, budget, options)
+        self.budget, reading = self._job.budget, self._job.reading
         if reading.apart is None:
             raise InputError(f"{recipe} reads a {reading.noun} and no documents: call prune_context where you retrieve")
         self._apart = reading.apart
-        _tried(self._function, self.budget, self._chosen, reading)
+        self._job.trial()
 
     def __call__(self, documents: Sequence[str], question: str) -> list[tuple[int, str]]:
         """(number, what stays) of each document of which something stays, in their order, all under one budget.
@@ -134,7 +145,7 @@ class Pruner:
             subject, run = self._apart(documents), Transient()
             if not question.strip():
                 raise InputError("there is no question: say what the documents are to answer")
-            (result,) = self._function(subject, question, [self.budget], run, **self._chosen)
+            (result,) = self._job.function(subject, question, [self.budget], run, **self._job.options)
         except SecateurError as error:
             if self.strict:
                 raise
@@ -171,7 +182,8 @@ def prune_file(
     done, lines stand in `out` with `.part` at its end.
 
     Args:
-        recipe, budget, options: as for `prune_context`.
+        recipe, budget, options: as for `prune_context`. Limits on servers are those of all processes together, and of
+            a run that was stopped and goes on.
         source: a .jsonl file, or a folder of .html, .htm, .txt or .md files.
         out: the .jsonl file to write.
         question: of every page of a folder, and of lines that have none.
@@ -181,41 +193,116 @@ def prune_file(
     Raises `InputError`, `DataError` as `prune_context`, and `RunError` where `out` is there already, or what stands
     beside it was made by other settings.
     """
-    function, chosen, limit, reading = _prepared(recipe, budget, options)
-    source, out = Path(source), Path(out)
-    if bool(graph) is reading.own:
-        raise InputError(f"{recipe} reads a {reading.noun}: give " + ("no graph" if reading.own else "the graph"))
+    job, source, out = _Job.of(recipe, budget, options, graph), Path(source), Path(out)
+    job.with_graph(graph)
     if out.exists() and not overwrite:
         raise RunError(f"{out} is there already: give another name, or overwrite it (--overwrite)")
     rows = _rows(source, question)
-    count = sum(1 for _ in _rows(source, question))
-    if not count:
-        raise DataError(f"{source} holds no line: {_WANTED}")
-    _tried(function, limit, chosen, reading)  # what is wrong with all lines alike is said once, before any
+    count = _counted(source, question)
+    job.trial()  # what is wrong with all lines alike is said once, before any
     part, record = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
+    spent = out.with_name(out.name + ".part.spent")
     settings = json.dumps(
-        {"recipe": recipe, "budget": str(limit), "question": question, "trace": trace, "strict": strict, "lines": count,
-         "graph": str(graph), "source": str(source.resolve()),
-         **{name: repr(value) for name, value in chosen.items()}}, indent=1
+        {"recipe": recipe, "budget": str(job.budget), "question": question, "trace": trace, "strict": strict,
+         "lines": count, "graph": str(graph), "source": str(source.resolve()),
+         **{name: repr(value) for name, value in job.options.items()}}, indent=1
     )  # fmt: skip
     with guard(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         done, failed = _resumed(part, record, settings, overwrite)
+        if not done:
+            spent.unlink(missing_ok=True)
         atomic_write(record, settings)
-        work = partial(_line, recipe, str(limit), chosen, str(graph), trace, strict)
-        plain = all(isinstance(value, str | int | float | None) for value in chosen.values())
+        plain = all(map(_plain, job.options.values()))
         # A model that was given as such is not sent from process to process.
         many = processes or (1 if count - done < _FEW else os.cpu_count() or 1)
-        workers = max(1, min(many, count - done)) if plain else 1
+        workers = job.servers.processes(max(1, min(many, count - done))) if plain else 1
+        job = replace(job, servers=job.servers.share(workers))
+        ledger = spent if job.servers.calls or job.servers.tokens else None
+        work = partial(_line, job, str(graph), trace, strict, ledger)
         with part.open("ab") as lines, _bar(count, done) as advance:
             for text, bad in _mapped(work, islice(rows, done, None), workers):
                 lines.write(text.encode())
                 lines.flush()
                 failed += bad
                 advance()
+        total = Ledger(path=spent).total() if ledger else {}
         part.replace(out)
         record.unlink(missing_ok=True)
+        spent.unlink(missing_ok=True)
+    if total.get("refused"):
+        _warn(total["calls"], total["tokens"])
     return count, failed
+
+
+def estimate_file(
+    recipe: str,
+    source: str | Path,
+    budget: str | Budget,
+    *,
+    question: str = "",
+    graph: str | Path = "",
+    few: int = 8,
+    **options: Any,
+) -> Estimate:
+    """What `prune_file` would come to, by the first `few` lines, which are cut for it; nothing is written.
+
+    A language model that the recipe asks is asked for these. What is loaded before the first line is not timed.
+
+    Raises as `prune_file` does.
+    """
+    job, source = _Job.of(recipe, budget, options, graph), Path(source)
+    job.with_graph(graph)
+    count = _counted(source, question)
+    job.trial()
+
+    def cut(given: tuple[str, str], meter: Meter) -> Pruned:
+        return _cut(job, str(graph), given[0], _parsed(given[1]), meter)
+
+    return _estimated(job, count, [partial(cut, given) for given in islice(_rows(source, question), few)])
+
+
+def estimate_context(recipe: str, documents: Document, question: str, budget: str | Budget, **options: Any) -> Estimate:
+    """The same for what `prune_context` would cut."""
+    job = _Job.of(recipe, budget, options, documents)
+    subject = job.opened(documents)
+    job.trial()
+    return _estimated(job, 1, [lambda meter: job.one(subject, question, meter)])
+
+
+def _estimated(job: _Job, count: int, cuts: Sequence[Callable[[Meter], Pruned]]) -> Estimate:
+    """What some of `count` come to: they are cut one after another."""
+    meter, found, failed, began = job.servers.meter(), list[Pruned](), list[SecateurError](), time.perf_counter()
+    for cut in cuts:
+        try:
+            found.append(cut(meter))
+        except SecateurError as error:
+            failed.append(error)
+    seconds = time.perf_counter() - began
+    if not found:
+        raise failed[0]
+    measure = "tokens" if "tokens" in found[0].after else "words"
+    before, after = ({measure: sum(costs[measure] for costs in each)} for each in
+                     ([one.before for one in found], [one.after for one in found]))  # fmt: skip
+    return Estimate(
+        job.recipe,
+        str(job.budget),
+        count,
+        len(cuts),
+        len(failed),
+        seconds,
+        before,
+        after,
+        meter.calls,
+        meter.tokens,
+        job.servers.calls,
+        job.servers.tokens,
+    )
+
+
+def _warn(calls: int, tokens: int) -> None:
+    told = f"the language model was called {calls} times for {tokens} tokens, as much as the whole run may"
+    warnings.warn(f"{told} (run_calls, run_llm_tokens): the rest was done without it", llms.SpentWarning, stacklevel=3)
 
 
 def train_pruner(
@@ -239,7 +326,7 @@ def train_pruner(
             texts that the documents say. Rows for provence may hold more, see its `train`.
         out: the run directory.
         overwrite: start anew where `out` holds another run.
-        options: of the recipe's `train`.
+        options: of the recipe's `train`; and llm_timeout, llm_retries and llm_per_minute, of `running.servers.servers`.
 
     Raises:
         InputError: an unknown option, a model that can't be opened, a recipe without training.
@@ -249,7 +336,8 @@ def train_pruner(
     module = importlib.import_module(recipes.find(recipe).__module__)
     if not hasattr(module, "train"):
         raise InputError(f"{recipe} trains no model")
-    chosen = keywords.checked(module.train, options)
+    asked, own = servers.divided(module.train, options)
+    chosen = keywords.checked(module.train, own)
     rows = list(_taught(data, readings.of_recipe(recipe)))
     if not rows:
         raise DataError("there is no row to learn from: give question, documents and answers in each")
@@ -262,7 +350,7 @@ def train_pruner(
         if (Path(out) / "training.json").is_file():
             record = json.loads((Path(out) / "training.json").read_text(encoding="utf-8"))
             return Recovery.from_dict(record["recovery"])
-        recovery, notes = module.train(learning, rows, run, **chosen)
+        recovery, notes = module.train(learning, rows, run, **asked.chosen(chosen, asked.meter()))
         told = json.dumps({"recovery": asdict(recovery), "notes": notes}, indent=1)
 
         def save(folder: Path) -> None:
@@ -296,28 +384,58 @@ def _taught(data: str | Path | Sequence[Mapping[str, Any]], reading: Reading) ->
 # ------------------------------------------------------------------------------------------------------------- one
 
 
-def _prepared(
-    recipe: str, budget: str | Budget, options: Mapping[str, Any]
-) -> tuple[Callable[..., Any], dict[str, Any], Budget, Reading]:
-    reading, function = readings.of_recipe(recipe), recipes.find(recipe)
-    return function, keywords.checked(function, options), Budget.parse(budget), reading
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A recipe with its budget and options, checked: what is done for each question. It travels to other processes."""
 
+    recipe: str
+    budget: Budget
+    options: Mapping[str, Any]
+    servers: Servers
 
-def _tried(function: Callable[..., Any], budget: Budget, chosen: Mapping[str, Any], reading: Reading) -> None:
-    """Refuse a budget, model or option that nothing could be pruned with."""
-    with suppress(InfeasibleError):  # a share of a page of one word
-        _one(function, reading.trial(), "word", budget, chosen)
+    @classmethod
+    def of(cls, recipe: str, budget: str | Budget, options: Mapping[str, Any], source: object = "") -> _Job:
+        """Checked; `source` is what is read."""
+        reading, function = readings.of_recipe(recipe), recipes.find(recipe)
+        asked, own = servers.divided(function, options, "" if reading.own else source)
+        return cls(recipe, Budget.parse(budget), keywords.checked(function, own), asked)
 
+    @property
+    def reading(self) -> Reading:
+        """How its documents are read."""
+        return readings.of_recipe(self.recipe)
 
-def _one(
-    function: Callable[..., Any], subject: Any, question: object, budget: Budget, chosen: Mapping[str, Any]
-) -> Pruned:
-    if not isinstance(question, str) or not question.strip():
-        raise InputError("there is no question: say what the documents are to answer")
-    run = Transient()
-    (result,) = function(subject, question, [budget], run, **chosen)
-    trace, told = run.values[f"trace-{budget}"], run.values.get(f"told-{budget}", {})
-    return Pruned(result.subject.written(), result.cut.before, result.cut.after, trace, question, told)
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The recipe."""
+        return recipes.find(self.recipe)
+
+    def opened(self, documents: Document, titles: Sequence[str | None] | None = None) -> Any:
+        """What a user gave, opened."""
+        if not self.reading.own:
+            return self.reading.opened([self.servers.opened(documents)], titles)
+        return self.reading.opened(documents if isinstance(documents, list | tuple) else [documents], titles)
+
+    def with_graph(self, graph: str | Path) -> None:
+        """Refuse a graph that is not wanted, one that is missing, and an address that is none."""
+        if bool(graph) is self.reading.own:
+            wanted = "give no graph" if self.reading.own else "give the graph"
+            raise InputError(f"{self.recipe} reads a {self.reading.noun}: {wanted}")
+        self.servers.opened(graph)
+
+    def trial(self) -> None:
+        """Refuse a budget, model or option that nothing could be pruned with. No language model is asked."""
+        with suppress(InfeasibleError):  # a share of a page of one word
+            self.one(self.reading.trial(), "word", Meter(most_calls=0))
+
+    def one(self, subject: Any, question: object, meter: Meter) -> Pruned:
+        """What stays for one question; `meter` counts what the language model takes."""
+        if not isinstance(question, str) or not question.strip():
+            raise InputError("there is no question: say what the documents are to answer")
+        run, chosen = Transient(), self.servers.chosen(self.options, meter)
+        (result,) = self.function(subject, question, [self.budget], run, **chosen)
+        trace, told = run.values[f"trace-{self.budget}"], run.values.get(f"told-{self.budget}", {})
+        return Pruned(result.subject.written(), result.cut.before, result.cut.after, trace, question, told)
 
 
 # ------------------------------------------------------------------------------------------------------------ files
@@ -345,6 +463,21 @@ def _rows(source: Path, question: str) -> Iterator[tuple[str, str]]:
         raise DataError(f"{source}: {error.strerror}: give a .jsonl file or a folder of pages") from error
 
 
+def _counted(source: Path, question: str) -> int:
+    """How many things there are to prune; `DataError` for none."""
+    count = sum(1 for _ in _rows(source, question))
+    if not count:
+        raise DataError(f"{source} holds no line: {_WANTED}")
+    return count
+
+
+def _plain(value: object) -> bool:
+    """Whether an option goes from process to process."""
+    if isinstance(value, list | tuple):
+        return all(map(_plain, value))
+    return isinstance(value, str | int | float | None)
+
+
 def _asked(line: str, question: str) -> str:
     """The line with `question` where it has none."""
     if not question:
@@ -357,25 +490,16 @@ def _asked(line: str, question: str) -> str:
 
 
 def _line(
-    recipe: str,
-    budget: str,
-    chosen: Mapping[str, Any],
-    graph: str,
-    trace: bool,
-    strict: bool,
-    given: tuple[str, str],
+    job: _Job, graph: str, trace: bool, strict: bool, ledger: Path | None, given: tuple[str, str]
 ) -> tuple[str, bool]:
     """The line of the answer, and whether it failed."""
-    where, text = given
     row: dict[str, Any] = {}
     try:
-        row, reading = _parsed(text), readings.of_recipe(recipe)
-        documents, titles = readings.of_row(row, Path(where)) if reading.own else ([graph], None)
-        subject = reading.opened(documents, titles)
-        found = _one(recipes.find(recipe), subject, row.get("question"), Budget.parse(budget), chosen)
+        row = _parsed(given[1])
+        found = _cut(job, graph, given[0], row, job.servers.meter(ledger))
     except SecateurError as error:
         if strict:
-            raise type(error)(f"{where}: {error}") from error
+            raise type(error)(f"{given[0]}: {error}") from error
         return json.dumps({**row, "pruned": "", "error": str(error)}, ensure_ascii=False) + "\n", True
     measure = "tokens" if "tokens" in found.after else "words"
     answer = {
@@ -385,6 +509,12 @@ def _line(
     answer |= {"told": found.told} if found.told else {}
     answer |= {"trace": found.trace} if trace else {}
     return json.dumps(answer, ensure_ascii=False) + "\n", False
+
+
+def _cut(job: _Job, graph: str, where: str, row: Mapping[str, Any], meter: Meter) -> Pruned:
+    """What stays of what a line holds, or of the graph that all lines ask."""
+    documents, titles = readings.of_row(row, Path(where)) if job.reading.own else ([job.servers.opened(graph)], None)
+    return job.one(job.reading.opened(documents, titles), row.get("question"), meter)
 
 
 def _parsed(text: str) -> dict[str, Any]:

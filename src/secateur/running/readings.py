@@ -54,6 +54,7 @@ class Reading:
     own: bool = True
 
 
+@functools.lru_cache
 def of_recipe(recipe: str) -> Reading:
     """The reading of a recipe; `InputError` for one that does not prune what a model reads."""
     function = recipes.find(recipe)

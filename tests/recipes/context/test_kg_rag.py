@@ -536,6 +536,26 @@ def test_a_list_without_end_is_bounded():
     assert len(told["entities"]) <= 16
 
 
+def test_where_a_limit_is_reached_names_are_found_without_the_language_model():
+    for meter in (Meter(most_calls=0), Meter(most_tokens=0)):
+        model = Saying('{"entities": ["flu"]}')
+        model.meter = meter
+        _, _, told = one(medicine(), QUESTION, embedder=bag, llm=model, answer=True)
+        assert (told["entities"], told["nodes"], told["fallback"]) == (["asthma"], ["urn:x:asthma"], False)
+        assert "names were found without the language model" in told["notes"][0]
+        assert "gave no answer" in told["notes"][-1]
+
+
+def test_calls_and_tokens_are_bounded_question_by_question():
+    for limit in ({"calls": 1}, {"llm_tokens": 10}):
+        model = Saying('{"entities": ["flu"]}')
+        for _ in range(2):
+            told = one(medicine(), QUESTION, embedder=bag, llm=model, answer=True, **limit)[2]
+            assert (told["entities"], told["llm_calls"], told["llm_tokens"]) == (["flu"], 1, 15)
+            assert "answer" not in told
+        assert model.meter.calls == 2
+
+
 def test_an_answer_is_asked_for_with_what_is_kept():
     model = Saying('{"entities": ["asthma"]}', "druga, says nobody.")
     result, _, told = one(medicine(), QUESTION, embedder=bag, llm=model, answer=True, seed=3)
@@ -629,6 +649,8 @@ def test_what_can_not_be_done_is_refused_in_one_line():
         run(here, QUESTION, "words=0.01%", embedder=bag)
     with pytest.raises(InputError, match="volume is too small: give at least 0"):
         run(here, QUESTION, "words=5", volume=-1)
+    with pytest.raises(InputError, match="calls is too small: give at least 0"):
+        run(here, QUESTION, "words=5", calls=-1)
     with pytest.raises(InputError, match="nearest is too small: give at least 1"):
         run(here, QUESTION, "words=5", nearest=0)
     with pytest.raises(InputError, match="percentile=101"):

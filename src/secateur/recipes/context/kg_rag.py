@@ -17,7 +17,7 @@ import numpy as np
 
 from secateur import encoders, graphs, llms
 from secateur.encoders import Count
-from secateur.errors import InputError, SecateurError
+from secateur.errors import BudgetError, InputError, SecateurError
 from secateur.files.names import COMMON, Names
 from secateur.files.rundir import Run
 from secateur.score import relevance
@@ -82,6 +82,8 @@ def kg_rag(
     evidence: bool = False,
     llm: Any = "",
     llm_name: str = "",
+    calls: int = 0,
+    llm_tokens: int = 0,
     answer: bool = False,
     choices: Sequence[str] = (),
     system: str = "",
@@ -127,6 +129,8 @@ def kg_rag(
         evidence: put all that is known of a fact behind its sentence, as JSON; it is selected without.
         llm: address of a server of OpenAI's protocol, folder or Hub id of a language model, or such a model.
         llm_name: of the model, on a server.
+        calls: of the language model, at most; no limit if 0. Names are then found without, and nothing is answered.
+        llm_tokens: the same for tokens in and out.
         answer: also ask the language model the question, with what is kept.
         choices: answers of which it is to give one.
         system: what the language model is told before all else; if empty, to answer briefly and name sources.
@@ -134,8 +138,8 @@ def kg_rag(
         dry_run: as a run; nothing is kept.
 
     Nothing found, or no fact above both thresholds, or none that fits, gives an empty result, and `told-...` in the run
-    says why. A language model that is down, or answers nonsense, counts as one that found nothing. A graph that does
-    not answer raises `ServerError`.
+    says why. A language model that is down, or answers nonsense, counts as one that found nothing; where a limit on it
+    is reached, names are found without it. A graph that does not answer raises `ServerError`.
 
     Departures: BM25 has a share in s (`terms`), since a small encoder hardly tells names of one sort apart; more of the
     facts that answer stay with both than with either. The paper's floor is for its own encoder. A percentile says
@@ -146,7 +150,8 @@ def kg_rag(
     alone. What the paper's prompt says of medical advice is left out, as are the renaming of two sources and the
     descriptions that name proteins of one graph.
     """
-    wrong = next((name for name, value in (("volume", volume), ("few", few), ("fallback", fallback)) if value < 0), "")
+    numbers = {"volume": volume, "few": few, "fallback": fallback, "calls": calls, "llm_tokens": llm_tokens}
+    wrong = next((name for name, value in numbers.items() if value < 0), "")
     if wrong or nearest < 1:
         raise InputError(f"{wrong or 'nearest'} is too small: give at least {0 if wrong else 1}")
     if (answer or choices) and not llm:
@@ -156,7 +161,8 @@ def kg_rag(
     rules = tuple(map(rule, filters))
     reader = tokenizer or (embedder if isinstance(embedder, str) else "")
     counts = {"tokens": encoders.counter(reader)} if reader else {}
-    question, model = " ".join(data.split()), llms.answering(llm, llm_name) if llm else None
+    question = " ".join(data.split())
+    model = llms.answering(llm, llm_name, calls=calls, tokens=llm_tokens) if llm else None
     embed = encoders.remembering(embedder) if embedder else None
     names = encoders.remembering(namer) if namer else embed
     if floor is None:
@@ -210,9 +216,13 @@ Around = dict[str, Any]
 
 def named(
     question: str, model: llms.LanguageModel, kinds: Sequence[str], seed: int
-) -> tuple[list[str], dict[str, Any]]:
-    """The names that a language model finds in the question, none where it gives no list; and what is told of it."""
-    calls, tokens, notes, found = model.meter.calls, model.meter.tokens, list[str](), None
+) -> tuple[list[str] | None, dict[str, Any]]:
+    """The names that a language model finds in the question, none where it gives no list; and what is told of it.
+
+    None where it may not be asked any more.
+    """
+    calls, tokens, notes = model.meter.calls, model.meter.tokens, list[str]()
+    found: list[str] | None = []
     try:
         reply = model.ask(
             EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question),
@@ -220,11 +230,14 @@ def named(
             temperature=0.0,
             seed=seed,
         )
-        found = listing(reply.text)
-        notes += [] if found is not None else ["the language model's answer is no list of names"]
+        listed = listing(reply.text)
+        found = listed or []
+        notes += [] if listed is not None else ["the language model's answer is no list of names"]
+    except BudgetError as error:
+        found, notes = None, [f"names were found without the language model: {error}"]
     except SecateurError as error:
         notes.append(f"the language model was of no use: {error}")
-    return found or [], {
+    return found, {
         "llm_calls": model.meter.calls - calls,
         "llm_tokens": model.meter.tokens - tokens,
         "notes": notes,
