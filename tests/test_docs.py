@@ -42,6 +42,7 @@ QUICK: dict[str, dict[str, Any]] = {
         steps=2, short_steps=1, candidates=2, calibration=32, batch=1, length=16, train_batch=4, train_length=16
     ),
     "gpusq_vit": dict(batch=32, epochs=0.2, quantise_epochs=0.2),
+    "nd_loss": dict(batch=32, epochs=0.5),
     "owl": dict(samples=16, length=16, batch=1),
     "sparsegpt": dict(samples=16, length=16, batch=1),
     "wanda": dict(samples=16, length=16, batch=1),

@@ -32,3 +32,20 @@ def test_a_file_that_fails_is_refused_with_its_error(tmp_path):
     (tmp_path / "broken.py").write_text("def build(:\n")
     with pytest.raises(InputError, match=r"broken.py can't be run: SyntaxError"):
         plugins.function(f"{tmp_path}/broken.py:build")
+
+
+def test_a_network_is_built_with_its_inputs_or_without(tmp_path):
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def bare():\n    return nn.Linear(2, 1)\n"
+        "def both():\n    return nn.Linear(2, 1), 'inputs'\n"
+        "def none():\n    return 3\n"
+        "def fails():\n    raise ValueError('no weights')\n"
+    )
+    module, inputs = plugins.network(f"{tmp_path}/nets.py:bare")
+    assert (module.in_features, inputs) == (2, None)
+    assert plugins.network(f"{tmp_path}/nets.py:both")[1] == "inputs"
+    with pytest.raises(InputError, match="returned int: expected a torch"):
+        plugins.network(f"{tmp_path}/nets.py:none")
+    with pytest.raises(InputError, match="failed to build a model: ValueError: no weights"):
+        plugins.network(f"{tmp_path}/nets.py:fails")

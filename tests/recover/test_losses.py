@@ -148,6 +148,22 @@ def test_buckets_take_forbidden_and_hopeless_tokens():
         assert torch.isfinite(gradient(loss, student)[0]).all()
 
 
+def test_a_student_that_rules_out_the_whole_rest_gets_a_gradient():
+    student = torch.tensor([[0.0, -500.0, -501.0, -math.inf]], dtype=torch.float32, requires_grad=True)
+    kept = [torch.tensor([[math.log(0.5)]]), torch.tensor([[0]]), torch.tensor([math.log(0.5)])]
+    rest = -0.5 * torch.tensor([[-500.0, -501.0]]).softmax(-1)
+    for loss in (
+        losses.topk_kl(student, *kept),
+        losses.bucketed_kl(student, torch.tensor([[1.0, 0.3, 0.3, -math.inf]]), k=1, buckets=1),
+    ):
+        part = gradient(loss, student)[0]
+        assert torch.isfinite(part).all()
+        assert part[0, 3] == 0
+        assert part[0, 1] / part[0, 2] == pytest.approx(math.e, rel=1e-4)
+        assert part.sum().item() == pytest.approx(0, abs=1e-5)
+    torch.testing.assert_close(gradient(losses.topk_kl(student, *kept), student)[0][:, 1:3], rest)
+
+
 def plain_decoupled(student, teacher, labels, target, other, temperature):
     total = torch.zeros(())
     for s, t, y in zip(student / temperature, teacher / temperature, labels.tolist(), strict=True):

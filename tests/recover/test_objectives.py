@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from secateur.errors import InputError, UnsupportedError
-from secateur.recover import objectives
+from secateur.recover import losses, objectives
 
 BATCH = {
     "input_ids": torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]),
@@ -85,6 +85,18 @@ def test_logit_loss_is_the_mean_kl_over_real_tokens():
     )
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     assert parts["logit"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_a_skew_reaches_the_kl(direction):
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 4, 9), torch.randn(2, 4, 9)
+    how = {"direction": direction, "skew": 0.3}
+    distil = objectives.distil(model(student), model(teacher), output="logits", **how)
+    _, parts = distil(BATCH, objectives.count(BATCH))
+    wanted = losses.kl(student, teacher, BATCH["attention_mask"], **how) / 6
+    assert parts["logit"] == pytest.approx(wanted.item(), rel=1e-6)
+    assert parts["logit"] < losses.kl(student, teacher, BATCH["attention_mask"], direction=direction) / 6
 
 
 def test_hidden_loss_is_weighted_to_the_logit_loss():

@@ -410,3 +410,21 @@ def test_refusals_are_one_line_and_leave_the_model_as_it_was(name: str) -> None:
     assert "\n" not in str(caught.value)
     assert {key: repr(value) for key, value in model.state_dict().items()} == before
     assert model.training == mode
+
+
+def test_networks_are_asked_as_their_subject_is_with_gradients_and_in_their_own_mode():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.9), nn.Linear(6, 3))
+
+        def forward(self, *, pixels):
+            return self.net(pixels)
+
+    x, named = torch.rand(2, 4), Named()
+    for subject, network in ((open_traced(named, {"pixels": x}), named), (open_traced(named.net, x), named.net)):
+        network.eval()
+        assert torch.equal(subject.ask(network, x), named.net(x))
+        network.train()
+        assert (subject.ask(network, x) != subject.ask(network, x)).any(), "dropout is on"
+        assert subject.ask(network, x).requires_grad

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from secateur.errors import InputError
 
-__all__ = ["function"]
+__all__ = ["function", "network"]
 
 
 def function(name: str) -> Callable[..., Any]:
@@ -43,3 +45,20 @@ def function(name: str) -> Callable[..., Any]:
         raise InputError(f"{name!r}: {where} has no function {what}")
     result: Callable[..., Any] = found
     return result
+
+
+def network(name: str) -> tuple[nn.Module, Any]:
+    """What the user's function `name`, "file.py:function" or "package.module:function", gives: (model, example inputs).
+
+    The function returns the model, or the model and the inputs to call it with; without them the inputs are None.
+    Raises `InputError` for a function that is not there, fails, or returns something else.
+    """
+    make = function(name)
+    try:
+        found = make()
+    except Exception as error:
+        raise InputError(f"{name} failed to build a model: {type(error).__name__}: {error}") from error
+    model, inputs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} returned {type(found).__name__}: expected a torch.nn.Module, or (module, inputs)")
+    return model, inputs

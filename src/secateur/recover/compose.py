@@ -45,7 +45,7 @@ def compose(
     look: Callable[[Mapping[str, Any]], View],
     *,
     steps: int = 0,
-    stairs: int = 0,
+    stairs: float = 0.0,
 ) -> Objective:
     """The objective of `loop.train`: one `look` at the batch for all terms, their sum, and each as it was by its name.
 
@@ -83,7 +83,7 @@ def compose(
     return objective
 
 
-def _risen(weight: float, done: float, share: float, stairs: int = 0) -> float:
+def _risen(weight: float, done: float, share: float, stairs: float = 0.0) -> float:
     """``weight min(1, done / share)``, with `done` (0 to 1) rounded down to one of `stairs`, if there are any.
 
     ND's warm-up (arXiv 2305.17007) is ``min(1, epoch / warmup)`` with epochs counted from 0: stairs are its epochs.

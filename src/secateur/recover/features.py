@@ -51,8 +51,8 @@ def growth(student: Tensor, mask: Tensor | None = None, *, step: float = 1.0) ->
     """``sum_i (||f_i|| - (sg(||f_i||) + step))^2``: each feature is asked to be `step` longer than it is.
 
     sg stops the gradient: the value is always step^2 for each row, its gradient ``-2 step f / ||f||``. Shapes:
-    [..., d], mask [...]. Source: stepwise adaptive feature norm (Xu et al., ICCV 2019, arXiv 1811.07456), here the "norm only" of
-    arXiv 2305.17007.
+    [..., d], mask [...]. Source: stepwise adaptive feature norm (Xu et al., ICCV 2019, arXiv 1811.07456), here the
+    "norm only" of arXiv 2305.17007.
     """
     if not step > 0:
         raise InputError(f"step={step}: give a length above 0")

@@ -367,8 +367,8 @@ def _topk_kl(temperature: float) -> Formula:
         value = _expectation(p, log_p - inside) + _expectation(p_rest[:, None], (log_rest - log_q_rest)[:, None])
 
         def gradient() -> Tensor:
-            share = torch.where(p_rest == 0, 0, (log_rest - log_q_rest).exp())
-            part = outside.exp_().mul_(1 - share[:, None])
+            # q_j (1 - p_r / q_r) as (q_j / q_r) (q_r - p_r): p_r / q_r may be too large for a number.
+            part = outside.sub_(_or_zero(log_q_rest)[:, None]).exp_().mul_((log_q_rest.exp() - p_rest)[:, None])
             # Two writes, so that a token which stands there again with p = 0 is told q - p and not q.
             return part.scatter_(-1, indices, inside.exp()).scatter_add_(-1, indices, -p).div_(temperature)
 
@@ -392,19 +392,24 @@ def _bucketed_kl(temperature: float, width: int, k: int, buckets: int, ratio: fl
         p = log_pe.exp()
 
         def gradient() -> Tensor:
-            # q_j p_e / q_e with q_j / q_e, at most 1, taken first: p_e / q_e alone may be too large for a number.
-            moved = log_q.add(log_pe.sub_(log_qe).gather(-1, events)).exp_().masked_fill_(log_q == -math.inf, 0)
-            return log_q.exp_().sub_(moved).div_(temperature)
+            # As (q_j / q_e) (q_e - p_e): p_e / q_e may be too large for a number.
+            part = log_q.sub_(_or_zero(log_qe).gather(-1, events)).exp_()
+            return part.mul_((log_qe.exp() - p).gather(-1, events)).div_(temperature)
 
         return _expectation(p, log_pe - log_qe), gradient
 
     return formula
 
 
+def _or_zero(logs: Tensor) -> Tensor:
+    """`logs` with 0 in place of -inf, to be taken off what is -inf as well."""
+    return logs.masked_fill(logs == -math.inf, 0)
+
+
 def _together(logs: Tensor, events: Tensor, count: int) -> Tensor:
     """Log of the sum of exp(logs) [n, V] in each of `count` events [n, V]; -inf where an event is empty."""
     most = logs.new_full((len(logs), count), -math.inf).scatter_reduce_(-1, events, logs, "amax")
-    most = most.masked_fill_(most == -math.inf, 0)
+    most = _or_zero(most)
     sums = torch.zeros_like(most).scatter_add_(-1, events, (logs - most.gather(-1, events)).exp_())
     return sums.log_().add_(most)
 

@@ -185,10 +185,20 @@ def _named(hook: Callable[..., None], name: str) -> Callable[..., None]:
 
 
 @torch.no_grad()
-def seen(model: nn.Module, names: Sequence[str], inputs: Tensor, find: Find = first) -> list[Tensor]:
-    """What the taps `names` give on `inputs`, in evaluation mode; `InputError` where `find` finds nothing in it."""
+def seen(
+    model: nn.Module,
+    names: Sequence[str],
+    inputs: Tensor,
+    find: Find = first,
+    *,
+    ask: Callable[[nn.Module, Tensor], Any] | None = None,
+) -> list[Tensor]:
+    """What the taps `names` give on `inputs`, in evaluation mode; `InputError` where `find` finds nothing in it.
+
+    ask: runs the model on the inputs; ``model(inputs)`` if None.
+    """
     with evaluating(model), tapped(model, names, find) as found:
-        model(inputs)
+        model(inputs) if ask is None else ask(model, inputs)
     if not found:
         raise InputError(f"{', '.join(names)} gives nothing to compare: name modules that run, and give features")
     return list(found)

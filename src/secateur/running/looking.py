@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from secateur.errors import InfeasibleError, InputError
+from secateur.files import plugins
 from secateur.files.rundir import atomic_write
 from secateur.measure import pictures
 from secateur.running import network
@@ -72,7 +73,7 @@ def inspect(
 def _opened(model: network.Model, inputs: str | Any) -> Traced:
     if isinstance(model, Traced):
         return model.copy()  # what turns out to stay is noted there
-    module, given = network.built(str(model)) if isinstance(model, str | Path) else (model, None)
+    module, given = plugins.network(str(model)) if isinstance(model, str | Path) else (model, None)
     given = _random(inputs) if isinstance(inputs, str) else given if inputs is None else inputs
     if given is None:
         what = model if isinstance(model, str | Path) else type(model).__name__

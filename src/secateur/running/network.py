@@ -28,7 +28,6 @@ __all__ = [
     "NOUN",
     "Model",
     "again",
-    "built",
     "check",
     "compared",
     "digest",
@@ -59,23 +58,6 @@ def read(data: str | Path | Examples) -> Examples:
     return examples.read(data)
 
 
-def built(name: str) -> tuple[nn.Module, Any]:
-    """What the user's function `name`, "file.py:function" or "package.module:function", gives: (model, example inputs).
-
-    The function returns the model, or the model and the inputs to call it with; without them the inputs are None.
-    Raises `InputError` for a function that is not there, fails, or returns something else.
-    """
-    function = plugins.function(name)
-    try:
-        found = function()
-    except Exception as error:
-        raise InputError(f"{name} failed to build a model: {type(error).__name__}: {error}") from error
-    model, inputs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{name} returned {type(found).__name__}: expected a torch.nn.Module, or (module, inputs)")
-    return model, inputs
-
-
 def opened(model: Model, device: str | None = None, data: Examples | None = None) -> Traced:
     """`model` as a subject: a module, a `Traced`, or the name of a function that builds a module.
 
@@ -85,7 +67,7 @@ def opened(model: Model, device: str | None = None, data: Examples | None = None
         raise UnsupportedError(f"device {device!r}: networks are pruned and timed on the CPU for now")
     if isinstance(model, Traced):
         return detectors.opened(model) if data is not None and data.targets else model
-    module, inputs = (model, None) if isinstance(model, nn.Module) else built(str(model))
+    module, inputs = (model, None) if isinstance(model, nn.Module) else plugins.network(str(model))
     if data is not None and data.targets:
         return detectors.opened(module, data.inputs[:1] if inputs is None else inputs)
     if inputs is None:
@@ -99,7 +81,7 @@ def again(model: Model, original: Traced, device: str | None = None) -> Traced:
     """Another network on the inputs of `original`, or the folder of one that was cut from it."""
     if isinstance(model, str | Path) and Path(model).is_dir():
         return reload_traced(model, original.model, original.inputs)
-    module = model if isinstance(model, nn.Module | Traced) else built(str(model))[0]
+    module = model if isinstance(model, nn.Module | Traced) else plugins.network(str(model))[0]
     return module if isinstance(module, Traced) else Traced(module, original.inputs)
 
 
@@ -164,10 +146,7 @@ def forward(subject: Traced, batch: Any) -> Any:
     if isinstance(batch, tuple):
         args, kwargs = batch
         return model(*args, **kwargs)
-    inputs = batch["inputs"] if isinstance(batch, Mapping) else batch
-    if not subject.inputs.args:
-        return model(**{next(iter(subject.inputs.kwargs)): inputs})
-    return model(inputs)
+    return subject.ask(model, batch["inputs"] if isinstance(batch, Mapping) else batch)
 
 
 def loading(folder: Path, name: str) -> str:

@@ -125,7 +125,7 @@ def gpusq_vit(
         **({"precision": "fp32"} | further),
     )  # fmt: skip
     taps = list(dict.fromkeys(critical)) or blocks(subject.model)
-    ask = partial(answer, subject)
+    ask = subject.ask
     lesson = partial(
         mixed.objective, ask=ask, taps=taps, labels=labels, factors=factors, temperature=temperature,
         disagreeing=disagreeing,
@@ -267,13 +267,6 @@ def blocks(model: nn.Module) -> list[str]:
     return found[-math.ceil(len(found) / (2 if staged else 3)) :]
 
 
-def answer(subject: Traced, network: nn.Module, inputs: Tensor) -> Any:
-    """The output of `network`, which is called as `subject` is."""
-    if subject.inputs.args:
-        return network(inputs)
-    return network(**{next(iter(subject.inputs.kwargs)): inputs})
-
-
 def prune(
     sparse: Traced, objective: mixed.Objective, train: Callable[..., Recovery], feed: examples.Batches, steps: int,
     teacher: nn.Module, **how: Any,
@@ -306,7 +299,7 @@ def quantise(
     student = sparse.copy().model
     unfolded = integers.unfold(student)
     student.eval()
-    ask = partial(answer, sparse, student)
+    ask = partial(sparse.ask, student)
     with torch.no_grad():
         layers, reasons = integers.layers(student, lambda: ask(feed[0]["inputs"]))
     qat.prepare(student, layers, bits=bits, share=0.9999 if calibration == "percentile" else 1.0)

@@ -1,0 +1,198 @@
+"""ND at small scale: a convolutional teacher on 400 digits, and a student of two inner channels trained from scratch.
+
+Each seed is the whole experiment: its own split of the digits, its own teacher, and one start of the student's for all.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from claims import lab, vision
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run
+from secateur.recipes.vision import nd_loss as recipe
+from secateur.subjects import open_traced
+from secateur.subjects.traced import Traced
+from secateur.vocabulary import Budget
+
+pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]
+SEEDS = (0, 1, 2, 3, 4, 5)
+TRAIN, BATCH, STEPS, LR = 400, 64, 400, 0.1
+TEACHERS = {"small": (8, 16, 32), "middle": (16, 32, 64), "large": (32, 64, 128)}
+ND = 2.0
+ARMS: dict[str, dict[str, Any]] = {
+    "CE": {"host": "none", "nd": 0.0},
+    "CE + cosine": {"host": "none", "variant": "direction", "nd": ND},
+    "CE + ND": {"host": "none", "nd": ND},
+    "KD": {"nd": 0.0},
+    "KD + cosine": {"variant": "direction", "nd": ND},
+    "KD + ND": {"nd": ND},
+    "KD + features": {"variant": "features", "nd": 0.1},
+}
+SETUP = (
+    f"{TRAIN} of scikit-learn's digits to train, 1,397 to test, split anew for each seed; teacher of convolutions of "
+    "16, 32 and 64 channels, 30 epochs; student of 2 inner channels whose feature is as wide as the teacher's, from "
+    f"scratch, {STEPS} steps of {BATCH} at {LR}, warm-up a twelfth, T 4, KD weighs 1, ND and cosine {ND:g}"
+)
+
+
+@functools.cache
+def data(seed: int) -> tuple[Examples, Examples]:
+    return vision.digits(TRAIN, seed)
+
+
+@functools.cache
+def teacher(seed: int, size: str) -> Traced:
+    one, two, three = TEACHERS[size]
+    net = vision.vgg((one, "M", two, "M", three), seed=seed)
+    vision.taught("nd_loss", net, data(seed)[0], epochs=30, batch=BATCH, lr=0.1, seed=seed)
+    return open_traced(net, data(seed)[0].inputs[:2], prove=False)
+
+
+def student(seed: int, width: int) -> nn.Module:
+    return vision.vgg((2, "M", width), seed=seed)
+
+
+def trained(seed: int, size: str, **options: Any) -> Traced:
+    """The student of one arm, by the recipe."""
+    with tempfile.TemporaryDirectory() as place, Run.open(Path(place, "run"), {}) as run:
+        file = Path(place, "student.py")
+        width = TEACHERS[size][-1]
+        file.write_text(
+            f"from claims import vision\n\n\ndef build():\n    return vision.vgg((2, 'M', {width}), seed={seed})\n"
+        )
+        epochs = STEPS / (TRAIN // BATCH)
+        how = {"batch": BATCH, "epochs": epochs, "warmup": epochs / 12, "lr": LR, "seed": seed, **options}
+        budget = Budget.parse("params=100%")
+        (found,) = list(
+            recipe.nd_loss(teacher(seed, size), data(seed)[0], [budget], run, student=f"{file}:build", **how)
+        )
+        return found.subject
+
+
+@functools.cache
+def figures(seed: int, size: str, name: str) -> dict[str, Any]:
+    """Of the held-out digits: accuracy in percent; norm, cosine to the class means and distance to the teacher's."""
+
+    def compute() -> dict[str, Any]:
+        torch.set_num_threads(1)
+        small, large = trained(seed, size, **ARMS[name]), teacher(seed, size)
+        taps = {"teacher": recipe.Tap.of(large, ""), "student": recipe.Tap.of(small, "")}
+        train, held = data(seed)
+        means = recipe.collect(
+            large.model, lambda part: (taps["teacher"](part["inputs"])[0], part["labels"]), train.in_order(TRAIN), 10
+        )
+        found = recipe.diagnosed(taps, nn.Identity(), means, held, 500)
+        return {**found, "parameters": sum(one.numel() for one in small.model.parameters())}
+
+    return lab.remembered(f"nd_loss-{size}-{name.replace(' ', '')}-{seed}", compute)
+
+
+def column(name: str, what: str = "accuracy", size: str = "middle") -> list[float]:
+    scale = 100 if what == "accuracy" else 1
+    return [scale * figures(seed, size, name)["student"][what] for seed in SEEDS]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [
+        *(("middle", name) for name in ARMS),
+        *((size, name) for size in ("small", "large") for name in ("KD", "KD + ND")),
+    ],
+)
+def test_a_student_is_what_it_was_built_as(size: str, name: str, seed: int) -> None:
+    """One experiment each, so that a part of the claims takes a minute; the tests below read what came out."""
+    built = sum(one.numel() for one in student(seed, TEACHERS[size][-1]).parameters())
+    assert figures(seed, size, name)["parameters"] == built, "no projector, and nothing else of the training"
+
+
+# ------------------------------------------------------------------------------------------------ claim 1: accuracy
+
+
+def test_nd_improves_kd():
+    ce, kd, both, cosine = (column(name) for name in ("CE", "KD", "KD + ND", "KD + cosine"))
+    lab.record(
+        "nd_loss", "claim1", "KD is better than labels alone, and with ND no worse than without",
+        sum(ce) < sum(kd) <= sum(both),
+        ("accuracy, KD + ND", both), {"accuracy, KD": kd, "accuracy, labels": ce, "accuracy, KD + cosine": cosine},
+        lower=False, against=["accuracy, KD"], setup=SETUP, seeds=SEEDS,
+    )  # fmt: skip
+
+
+def test_nd_improves_labels_alone_more_than_the_cosine_does():
+    ce, cosine, both = (column(name) for name in ("CE", "CE + cosine", "CE + ND"))
+    lab.record(
+        "nd_loss", "labels", "on labels alone, the cosine improves and ND improves at least as much",
+        sum(ce) < sum(cosine) <= sum(both),
+        ("accuracy, labels + ND", both), {"accuracy, labels + cosine": cosine, "accuracy, labels": ce},
+        lower=False, against=["accuracy, labels"], setup=SETUP, seeds=SEEDS,
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------- claim 2: mechanism
+
+
+@pytest.mark.parametrize("host", ["CE", "KD"])
+def test_nd_makes_features_longer_and_turns_them(host: str):
+    names = (host, f"{host} + cosine", f"{host} + ND")
+    lengths, angles = ([column(name, what) for name in names] for what in ("norm", "cosine"))
+    gains = [sum(row) - sum(lengths[0]) for row in lengths]
+    both_up = all(a > b for rows in (lengths, angles) for a, b in zip(rows[2], rows[0], strict=True))
+    lab.record(
+        "nd_loss", f"mechanism-{host.lower()}",
+        f"with every seed, features on held-out digits are longer and nearer to their class mean with ND than without, "
+        f"on {host}; the cosine alone turns them, and lengthens them by less than half as much",
+        both_up and sum(angles[1]) > sum(angles[0]) and gains[1] < 0.5 * gains[2],
+        ("norm, ND", lengths[2]),
+        {"norm, host alone": lengths[0], "norm, cosine": lengths[1], "cosine, ND": angles[2],
+         "cosine, host alone": angles[0], "cosine, cosine": angles[1]},
+        lower=False, against=["norm, host alone"], setup=SETUP, seeds=SEEDS,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- claims 3 to 5
+
+
+def test_the_nearest_class_mean_is_a_classifier():
+    found = [figures(seed, "middle", "KD")["teacher"] for seed in SEEDS]
+    nearest, logits = ([100 * one[what] for one in found] for what in ("nearest", "accuracy"))
+    lab.record(
+        "nd_loss", "means", "the nearest class mean comes within 2 points of the teacher's own classifier",
+        all(a >= b - 2.0 for a, b in zip(nearest, logits, strict=True)),
+        ("accuracy, nearest class mean", nearest), {"accuracy, teacher": logits}, lower=False, setup=SETUP, seeds=SEEDS,
+    )  # fmt: skip
+
+
+def test_plain_alignment_comes_nearer_to_the_features_than_nd():
+    """Which of the two is more accurate is reported, and nothing is asserted of it."""
+    far = {name: column(name, "distance") for name in ("KD", "KD + features", "KD + ND")}
+    lab.record(
+        "nd_loss", "alignment", "with every seed, squared distances bring features nearer to the teacher's than ND",
+        all(a < b for a, b in zip(far["KD + features"], far["KD + ND"], strict=True)),
+        ("distance, KD + features", far["KD + features"]),
+        {"distance, KD + ND": far["KD + ND"], "distance, KD": far["KD"],
+         "accuracy, KD + features": column("KD + features"), "accuracy, KD + ND": column("KD + ND")},
+        against=["distance, KD + ND"], setup=SETUP, seeds=SEEDS,
+    )  # fmt: skip
+
+
+def test_a_larger_teacher_does_not_hurt_with_nd():
+    rows = {size: {name: column(name, size=size) for name in ("KD", "KD + ND")} for size in TEACHERS}
+    lab.record(
+        "nd_loss", "larger", "with the largest of three teachers, KD with ND is at least as accurate as KD",
+        sum(rows["large"]["KD + ND"]) >= sum(rows["large"]["KD"]),
+        ("accuracy, KD + ND, large teacher", rows["large"]["KD + ND"]),
+        {"accuracy, KD, large teacher": rows["large"]["KD"],
+         **{f"accuracy, {name}, {size} teacher": row
+            for size in ("small", "middle") for name, row in rows[size].items()}},
+        lower=False, against=["accuracy, KD, large teacher"],
+        setup=f"{SETUP}; small: {TEACHERS['small']}, large: {TEACHERS['large']} channels", seeds=SEEDS,
+    )  # fmt: skip
