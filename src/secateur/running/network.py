@@ -29,6 +29,7 @@ __all__ = [
     "Model",
     "again",
     "built",
+    "called",
     "check",
     "compared",
     "digest",
@@ -160,7 +161,13 @@ def example(subject: Traced, place: latency.Environment) -> Any:
 
 def forward(subject: Traced, batch: Any) -> Any:
     """The network in eval mode on `batch`: (args, kwargs), a batch of examples, or one tensor."""
-    model = subject.model.eval()
+    subject.model.eval()
+    return called(subject, batch)
+
+
+def called(subject: Traced, batch: Any) -> Any:
+    """As `forward`, in the mode in which the network is."""
+    model = subject.model
     if isinstance(batch, tuple):
         args, kwargs = batch
         return model(*args, **kwargs)
