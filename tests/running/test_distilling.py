@@ -1,4 +1,4 @@
-"""A student taught by its teachers: nearer afterwards, an ordinary model, resumable; what can't be is one clear line."""
+"""A student taught by its teachers: nearer afterwards, an ordinary model, resumable; what can not be is one line."""
 
 from __future__ import annotations
 
