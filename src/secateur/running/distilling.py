@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -149,15 +148,16 @@ def distill(
     _check_chain(trade, pupil, between, masters)
     trade.check(pupil, {"length": length} if trade is language else {})
     train, held = corpus.split(seed=seed)
+    stream = _stream(trade, lesson, pupil, train)
     where = trade.where(pupil, batch, length if trade is language else None, None)
-    classroom = _Class(trade, lesson, tuple(map(str, above)), masters, train, held, where)
+    course = _Course(trade, lesson, tuple(map(str, above)), masters, train, held, stream, where)
     if dry_run:
-        return classroom.planned(pupil)
+        return course.planned(pupil)
     settings = {
         "recipe": "distill",
         **{name: value for name, value in asdict(lesson).items() if value not in ("", (), {})},
         "student_sha256": trade.digest(pupil),
-        "teachers_sha256": [trade.digest(one) for one in masters] or classroom.names,
+        "teachers_sha256": [trade.digest(one) for one in masters] or course.names,
         "assistants_sha256": [trade.digest(one) for one in between],
         "data_sha256": corpus.digest,
     }
@@ -169,7 +169,7 @@ def distill(
     ):
         record = run.path("evidence.json")
         if not record.exists():
-            row = classroom.taught(pupil, between, run, {**about, **settings})
+            row = course.taught(pupil, between, run, {**about, **settings})
             name = str(Path(run.root.resolve().name))
             run.publish(partial(_save, trade, pupil, row, name))
             evidence.write(record, row)
@@ -337,6 +337,15 @@ def _shared(student: Transformer, teacher: Transformer) -> int:
     return teachers.check_vocabularies(student.tokenizer, teacher.tokenizer or student.tokenizer, *sizes)
 
 
+def _stream(trade: Trade, lesson: _Lesson, pupil: Any, train: Any) -> Any:
+    """What all in the chain learn from, since they read the same: `batches[i]` for any i."""
+    how: dict[str, Any] = {"batch": lesson.batch, "seed": lesson.seed + 1}
+    if trade is not language:
+        return examples.batches(train, **how)
+    found = texts.batches(train, pupil.tokenizer, packed=pupil.causal, length=lesson.length, **how)
+    return masking.Masked(found, pupil.tokenizer, seed=lesson.seed) if _masked(pupil) else found
+
+
 def _masked(subject: Transformer) -> bool:
     return type(subject.model).__name__.endswith("ForMaskedLM")
 
@@ -345,7 +354,7 @@ def _masked(subject: Transformer) -> bool:
 
 
 @dataclass(frozen=True)
-class _Class:
+class _Course:
     """Those who teach, what is learned from, and how."""
 
     trade: Trade
@@ -354,20 +363,13 @@ class _Class:
     masters: Sequence[Any]
     train: Any
     held: Any
+    stream: Any
     where: latency.Environment
 
     @property
     def of_texts(self) -> bool:
         """Whether transformers learn from texts."""
         return self.trade is language
-
-    def batches(self, subject: Any) -> Any:
-        """What `subject` learns from: `batches[i]` for any i."""
-        how: dict[str, Any] = {"batch": self.lesson.batch, "seed": self.lesson.seed + 1}
-        if not self.of_texts:
-            return examples.batches(self.train, **how)
-        found = texts.batches(self.train, subject.tokenizer, packed=subject.causal, length=self.lesson.length, **how)
-        return masking.Masked(found, subject.tokenizer, seed=self.lesson.seed) if _masked(subject) else found
 
     def taught(self, pupil: Any, between: Sequence[Any], run: Run, settings: Mapping[str, Any]) -> Evidence:
         """Teach the chain, and measure its last before and after."""
@@ -398,10 +400,10 @@ class _Class:
         """Train `student` in place. Without a run, which a cache and a checkpoint need, by live teachers."""
         lesson, steps = self.lesson, steps or self.lesson.steps
         torch.manual_seed(lesson.seed)
-        batches, count = self.batches(student), objectives.count if self.of_texts else _count
-        first = above and above[0] in self.masters
+        batches, count = self.stream, objectives.count if self.of_texts else _count
         asked: Any = None
-        if run is not None and (lesson.server or lesson.cache) and (first or not above):
+        # An assistant is asked live: it has just learned, and is no large model behind a server.
+        if run is not None and (lesson.server or lesson.cache) and all(one in self.masters for one in above):
             batches = self.remembered(student, above, batches, run)
         elif above:
             asked = self.voices(student, above, lesson.temperature)
@@ -433,7 +435,7 @@ class _Class:
 
     def forward(self, subject: Any) -> Any:
         """The subject as an objective sees it."""
-        return subject.forward if self.of_texts else functools.partial(_classes, subject)
+        return subject.forward if self.of_texts else partial(_classes, subject)
 
     def output(self, subject: Any) -> str:
         """What a prediction holds."""
