@@ -68,7 +68,7 @@ def places(tmp_path_factory):
 def test_help_lists_the_commands_and_loads_nothing_slow():
     done = secateur("--help")
     assert done.returncode == 0
-    for command in ("list", "show", "run", "inspect", "measure", "report", "export"):
+    for command in ("list", "show", "run", "distill", "inspect", "measure", "report", "export"):
         assert f"\n  {command}" in done.stdout
     assert secateur().stdout == done.stdout
     code = (
@@ -305,6 +305,48 @@ def test_a_missed_budget_ends_with_one(places, capsys, monkeypatch):
     arguments = ["run", "ziplm", "m", "--budget", "params=80%", "--data", "d", "--out", "o"]
     assert cli.main(arguments) == 1
     assert "verdict: missed: by a mile" in capsys.readouterr().out
+
+
+TAUGHT = ["--data", "texts.txt", "--steps", "4", "--batch", "8", "--length", "16"]
+
+
+def test_distill_prints_what_it_did_and_what_it_would_take(places):
+    tiny.model("llama", 7).save_pretrained(places / "other")
+    tiny.tokenizer().save_pretrained(places / "other")
+    done = forked(places, "distill", "other", "--from", "llama", "--dry-run", *TAUGHT)
+    assert (done.code, done.stderr) == (0, "")
+    assert "seconds per step" in done.stdout
+    assert "verdict: dry run" in done.stdout
+    both = ["--from", "llama=0.7", "--from", "other=0.3"]
+    done = forked(places, "distill", "other", *both, "--out", "taught", "--lr", "0.003", *TAUGHT)
+    assert done.code == 0, done.stderr
+    assert "verdict: met: probability loyalty" in done.stdout
+    assert "taught/report.html" in done.stdout
+    assert (places / "taught" / "config.json").is_file()
+
+
+def test_a_student_that_comes_no_nearer_ends_with_one(places):
+    done = forked(places, "distill", "llama", "--from", "llama", "--out", "same", *TAUGHT)
+    assert done.code == 1
+    assert "failed: the student is no nearer to its teachers" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["llama"], "distill needs --from, --data, --out: say for example"),
+        (["llama", "--from", "llama", "--out", "x"], "distill needs --data:"),
+        (["llama", "--from", "a=0.5", "--from", "b", "--data", "x", "--out", "x"], "--from b has no share"),
+        (["llama", "--from", "none/here", "--data", "texts.txt", "--out", "x"], "none/here"),
+    ],
+)
+def test_distill_says_what_it_lacks_in_one_line(places, capsys, monkeypatch, words, said):
+    monkeypatch.chdir(places)
+    assert cli.main(["distill", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (places / "x").exists()
 
 
 def test_a_closed_pipe_is_no_error():

@@ -96,6 +96,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.folder("bert", folder / "sentence-transformers" / "all-MiniLM-L6-v2", sentence=True)
     tiny.folder("llama", folder / "llama")
     tiny.folder("mixtral", folder / "mixtral")
+    for name, seed in (("teacher", 3), ("second", 4)):
+        tiny.taught(tiny.model("llama", seed), 40, seed).save_pretrained(folder / name)
+        tiny.tokenizer().save_pretrained(folder / name)
     (folder / "texts.txt").write_text("\n".join(tiny.sentences(1200)) + "\n", "utf-8")
     (folder / "general.txt").write_text("\n".join(tiny.chains(400)) + "\n", "utf-8")
     paragraphs = "".join(f"<h2>Of {i}</h2><p>{text}</p>" for i, text in enumerate(tiny.sentences(40)))

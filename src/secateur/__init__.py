@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from secateur.running.context import prune_context as prune_context
     from secateur.running.context import prune_file as prune_file
     from secateur.running.context import train_pruner as train_pruner
+    from secateur.running.distilling import distill as distill
     from secateur.subjects import load as load
     from secateur.subjects import open_subject as open_subject
     from secateur.vocabulary import Budget as Budget
@@ -54,6 +55,7 @@ _PLACES = {
     "Site": "vocabulary",
     "Subject": "vocabulary",
     "Units": "vocabulary",
+    "distill": "running.distilling",
     "export": "running",
     "inspect": "running",
     "load": "subjects",
@@ -80,6 +82,7 @@ __all__ = [
     "Subject",
     "Units",
     "__version__",
+    "distill",
     "export",
     "inspect",
     "load",

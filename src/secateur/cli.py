@@ -130,6 +130,7 @@ def _app(given: Sequence[str]) -> typer.Typer:
     app.command("list")(list_recipes)
     app.command("show")(show)
     app.command("run")(_run_command(_named_recipe(given)))
+    app.command("distill")(distill)
     app.command("prune-context")(_prune_context_command(_flag_of(given, "--recipe")))
     app.command("train-pruner")(_train_pruner_command(_first_word(given, "train-pruner")))
     app.command("inspect")(inspect)
@@ -349,6 +350,84 @@ def _run(given: dict[str, Any]) -> None:
         console.print(f"\nresult  {given['out']}\nreport  {Path(given['out']) / 'report.html'}", highlight=False)
         if any(row.verdict != "met" for row in rows):
             raise typer.Exit(1)
+
+
+# ------------------------------------------------------------------------------------------------------ distilling
+
+
+def distill(
+    student: Annotated[str, typer.Argument(help="A model folder or Hub id, or file.py:function for any network.")],
+    teachers: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="The teacher. Again for one more: the mean of both, or PATH=0.7.", metavar="MODEL"),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Texts, or for a network examples; a part is held out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory, where the result will stand.")] = None,
+    choice: Annotated[str, typer.Option(help="Of several teachers the best per sample: by label or confidence.")] = "",
+    assistants: Annotated[
+        list[str] | None,
+        typer.Option("--assistant", help="A model between: it learns first, then teaches.", metavar="MODEL"),
+    ] = None,
+    weights: Annotated[str, typer.Option(help="Of a network: a .safetensors file, or a cut one's folder.")] = "",
+    server: Annotated[
+        str, typer.Option(help="An OpenAI-compatible server that has the teacher, named as there.", metavar="URL")
+    ] = "",
+    steps: Annotated[int, typer.Option(help="Of training, for each assistant too.")] = 1000,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
+    batch: Annotated[int, typer.Option(help="Sequences or examples per step.")] = 16,
+    length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Of both predictions.")] = 1.0,
+    direction: Annotated[str, typer.Option(help="forward or reverse KL, js, mse or cosine.")] = "forward",
+    task: Annotated[float, typer.Option(help="Weight of cross-entropy beside it.")] = 0.0,
+    hidden: Annotated[bool, typer.Option("--hidden", help="Bring hidden states near, too.")] = False,
+    cache: Annotated[int, typer.Option(help="Ask the teacher once, and keep so many of the likeliest tokens.")] = 0,
+    on_policy: Annotated[float, typer.Option(help="Share of the batches that the student writes itself.")] = 0.0,
+    prompt: Annotated[int, typer.Option(help="Tokens of a text that it then writes on from.")] = 16,
+    training: Annotated[str, typer.Option(help="More settings of training: accumulate=4,precision=bf16.")] = "",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Where the models are held: cpu (the default), cuda, ...")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and how long.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --out holds a run.")] = False,
+) -> None:
+    """Teach a model to answer as another does; the same command again resumes."""
+    given = {"--from": teachers, "--data": data, "--out": out or dry_run}
+    if missing := [flag for flag, value in given.items() if not value]:
+        example = "secateur distill STUDENT --from TEACHER --data texts.txt --out taught"
+        raise InputError(f"distill needs {', '.join(missing)}: say for example {example}")
+    names, shares = _shared(teachers or [])
+    from secateur.running import distilling
+
+    row = distilling.distill(
+        student, names, data or "", out or "", shares=shares, choice=choice, assistants=assistants or (),  # type: ignore[arg-type]
+        weights=weights, server=server, steps=steps, lr=lr, batch=batch, length=length, temperature=temperature,
+        direction=direction, task=task, hidden=hidden, cache=cache, on_policy=on_policy, prompt=prompt,
+        training=training, seed=seed, device=device, dry_run=dry_run, overwrite=overwrite,
+    )  # fmt: skip
+    console = _console()
+    _print_evidence(console, row)
+    if not dry_run:
+        if why := row.settings.get("not_measured"):
+            console.print(f"note: quality: {why}", highlight=False, markup=False)
+        console.print(f"\nresult  {out}\nreport  {Path(out or '') / 'report.html'}", highlight=False)
+        if not row.verdict.startswith("met"):
+            raise typer.Exit(1)
+
+
+def _shared(given: Sequence[str]) -> tuple[list[str], list[float] | None]:
+    """Teachers and their shares in the mean: "path=0.7"; all have one, or none has."""
+    names, shares = list[str](), list[float]()
+    for text in given:
+        name, equals, number = text.rpartition("=")
+        try:
+            shares.append(float(number) if equals else float("nan"))
+            names.append(name if equals else text)
+        except ValueError:  # an equals sign of the path's own
+            shares.append(float("nan"))
+            names.append(text)
+    known = [share == share for share in shares]
+    if any(known) and not all(known):
+        raise InputError(f"--from {names[known.index(False)]} has no share, and another has: write MODEL=0.3 for each")
+    return names, shares if all(known) else None
 
 
 # ----------------------------------------------------------------------------------------------- what a model reads

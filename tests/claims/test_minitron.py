@@ -264,10 +264,10 @@ def test_hidden_states_help_where_layers_went():
     for seed in SEEDS:
         for hidden in ("", ", hidden"):
             half = shallow(teacher, 3, contiguous=False)
-            pairs = minitron.matched(half, teacher) if hidden else []
+            pairs = objectives.matched(len(half.layers()), len(teacher.layers())) if hidden else []
             found[f"deep{hidden}"].append(lab.held_out(lab.distil(half, teacher, 60, seed=seed, hidden=pairs)))
             thin = narrow(teacher, scores(seed=seed))
-            pairs = minitron.matched(thin, teacher) if hidden else []
+            pairs = objectives.matched(len(thin.layers()), len(teacher.layers())) if hidden else []
             torch.manual_seed(seed)
             lift = nn.Linear(thin.hidden_size, teacher.hidden_size, bias=False) if hidden else None
             found[f"wide{hidden}"].append(

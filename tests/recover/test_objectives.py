@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from secateur.errors import InputError, UnsupportedError
+from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover import losses, objectives
 
 BATCH = {
@@ -71,6 +71,21 @@ def test_held_out_judges_causal_models_by_the_next_token_and_others_by_their_tea
     assert judge("logits", causal=True) == pytest.approx(float(next_token))
     assert judge("logits") == pytest.approx(float(objectives.distance(ours, theirs, BATCH, output="logits")))
     assert judge("states") == pytest.approx(float(objectives.distance(ours, theirs, BATCH, output="states")))
+
+
+def test_hidden_states_are_matched_two_blocks_before_the_last():
+    assert objectives.matched(16, 32) == [(0, 0), (14, 30)]
+    assert objectives.matched(1, 2) == [(0, 0), (1, 1)]
+
+
+def test_a_step_of_padding_only_and_a_label_that_is_no_class_are_refused():
+    logits, empty = torch.zeros(2, 4, 9), {**BATCH, "attention_mask": torch.zeros(2, 4, dtype=torch.long)}
+    with pytest.raises(DataError, match="whole step of padding"):
+        objectives.distil(model(logits), model(logits), output="logits")(empty, objectives.count(empty))
+    totals = objectives.count(BATCH)
+    for label in (3, -1):
+        with pytest.raises(InputError, match=f"label {label} is none of 3 classes"):
+            objectives.task_loss(torch.zeros(2, 3), {**BATCH, "labels": torch.tensor([0, label])}, totals, causal=False)
 
 
 def test_logit_loss_is_the_mean_kl_over_real_tokens():

@@ -111,7 +111,7 @@ def _verdict(result: Evidence) -> dict[str, Any]:
     state, _, why = (part.strip() for part in judged.partition(":"))
     state = state if state in ("met", "missed", "failed") else "open"
     headline = {
-        "met": _achieved(result),
+        "met": why if why and result.cut is None else _achieved(result),
         "missed": f"Target missed: {why}" if why else "Target missed",
         "failed": f"Failed: {why}" if why else "Failed",
         "open": judged or "Not judged: nothing was measured against a target",
@@ -152,10 +152,11 @@ def _sparse(result: Evidence) -> bool:
 
 
 def _lead(result: Evidence) -> str:
+    trained = display.thousands(result.recovery.steps) if result.recovery and result.recovery.steps else ""
+    if result.cut is None and trained:
+        return f"{result.recipe} trained {_model(result) or 'the student'} for {trained} steps."
     words = f"{result.recipe} cut {_model(result) or 'the original'} to the budget {result.target}"
-    if result.recovery and result.recovery.steps:
-        words += f" and recovered it by {display.thousands(result.recovery.steps)} steps of training"
-    return words + "."
+    return f"{words} and recovered it by {trained} steps of training." if trained else f"{words}."
 
 
 def _together(views: Sequence[dict[str, Any]]) -> dict[str, Any]:

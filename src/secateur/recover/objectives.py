@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import InputError, UnsupportedError
+from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover import balance, losses
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "keeping_loss",
     "logits",
     "mask_of",
+    "matched",
     "prediction_loss",
     "task_loss",
 ]
@@ -90,12 +91,18 @@ def prediction_loss(
     """How far the student's logits are from the teacher's; a mean over the whole step.
 
     Per real token of [B, S, V], per sequence of [B, C]. `direction`: "forward" or "reverse" KL, either with a `skew`
-    (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine".
+    (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine". Raises `InputError` for other numbers of classes;
+    vocabularies may differ by padding (`losses.kl`).
     """
     if student.dim() == 3:
         divide, mask = totals["tokens"], mask_of(batch)
     else:
         divide, mask = totals["sequences"], None
+        if student.shape != teacher.shape:
+            raise InputError(
+                f"the student gives {student.shape[-1]} classes and the teacher {teacher.shape[-1]}: use models of the "
+                "same classes"
+            )
     if direction in ("forward", "reverse"):
         return losses.kl(student, teacher, mask, temperature=temperature, direction=direction, skew=skew) / divide
     if direction == "js":
@@ -172,7 +179,7 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal
     """Cross-entropy: of the next token where logits [B, S, V] are `causal`, of the batch's `labels` of any others.
 
     Labels are [B] for [B, C], and [B, S] for [B, S, V], with -100 where a token has none; the mean is over sequences,
-    or over all real tokens. Raises `InputError` where labels are needed and not there.
+    or over all real tokens. Raises `InputError` where labels are needed and not there, or are none of the classes.
     """
     if causal:
         targets = losses.next_tokens(batch["input_ids"], mask_of(batch))
@@ -182,7 +189,18 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal
             "a task loss needs labels, and these batches have none: give data with labels, or set task=0 and learn "
             "from the teacher alone"
         )
-    return losses.cross_entropy(logits, batch["labels"]) / totals["tokens" if logits.dim() == 3 else "sequences"]
+    labels = batch["labels"]
+    _check_labels(labels, logits.shape[-1])
+    return losses.cross_entropy(logits, labels) / totals["tokens" if logits.dim() == 3 else "sequences"]
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != losses.IGNORED)]
+    if len(wrong):
+        raise InputError(
+            f"label {int(wrong[0])} is none of {classes} classes, 0 to {classes - 1}: mend it, or write "
+            f"{losses.IGNORED} where there is none"
+        )
 
 
 def count_answers(batch: Batch) -> dict[str, int]:
@@ -238,6 +256,15 @@ def held_out(
     return total / len(batches)
 
 
+def matched(student: int, teacher: int) -> list[tuple[int, int]]:
+    """Pairs of hidden states for L_is: the embedding output, and the output of the block two before the last.
+
+    student, teacher: how many blocks each has. State k is the output of block k, counted from 1: of 32 and 16 blocks,
+    30 and 14. Source: Minitron (arXiv 2407.14679), section 3 (its 29 : 13, counted from 0).
+    """
+    return [(0, 0), (max(1, student - 2), max(1, teacher - 2))]
+
+
 def distil(
     student: Forward,
     teacher: Forward | None,
@@ -283,7 +310,8 @@ def distil(
             that no matrix of logits [tokens, V] is ever held; where a loss has no such form, this changes nothing.
 
     Returns a mean over the step's totals and its parts as floats. Raises `UnsupportedError` for a task loss on
-    embeddings or states; the objective raises `InputError` where that needs labels which a batch has not.
+    embeddings or states; the objective raises `InputError` where that needs labels which a batch has not, and
+    `DataError` for a step of padding only.
     """
     if task and output != "logits":
         raise UnsupportedError(
@@ -294,6 +322,8 @@ def distil(
     fused = fused and output == "logits" and direction in ("forward", "reverse")
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        if not totals.get("tokens", 1):
+            raise DataError("a whole step of padding: give texts with tokens, and an attention_mask of 1 at them")
         how: dict[str, bool] = {"hidden": wants_hidden}
         if fused:
             how["head"] = False

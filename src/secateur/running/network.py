@@ -28,6 +28,7 @@ __all__ = [
     "NOUN",
     "Model",
     "again",
+    "called",
     "check",
     "compared",
     "digest",
@@ -142,7 +143,13 @@ def example(subject: Traced, place: latency.Environment) -> Any:
 
 def forward(subject: Traced, batch: Any) -> Any:
     """The network in eval mode on `batch`: (args, kwargs), a batch of examples, or one tensor."""
-    model = subject.model.eval()
+    subject.model.eval()
+    return called(subject, batch)
+
+
+def called(subject: Traced, batch: Any) -> Any:
+    """As `forward`, in the mode in which the network is."""
+    model = subject.model
     if isinstance(batch, tuple):
         args, kwargs = batch
         return model(*args, **kwargs)

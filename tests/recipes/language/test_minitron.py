@@ -71,20 +71,6 @@ def test_an_encoder_of_bare_states_is_cut_in_width_and_learns_through_a_projecti
     assert any(not torch.equal(weights(cut)[name], weights(taught)[name]) for name in weights(cut))
 
 
-def test_hidden_states_are_matched_two_blocks_before_the_last():
-    """The paper's pair of blocks 29 and 13 of 32 and 16, counted from 0: states 30 and 14."""
-
-    class Blocks:
-        def __init__(self, count):
-            self.count = count
-
-        def layers(self):
-            return range(self.count)
-
-    assert minitron.matched(Blocks(16), Blocks(32)) == [(0, 0), (14, 30)]
-    assert minitron.matched(Blocks(1), Blocks(2)) == [(0, 0), (1, 1)]
-
-
 def test_candidates_are_ranked_by_their_loss_after_a_short_distillation(tmp_path):
     results(tmp_path, "params=75%", short_steps=3)
     rows = json.loads((tmp_path / "work" / "shape-params=75%-1.json").read_text())

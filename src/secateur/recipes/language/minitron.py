@@ -180,7 +180,7 @@ def minitron(
 
     def distil(student: Transformer, name: str, steps: int) -> Recovery:
         deep = 4 * len(student.layers()) <= 3 * len(teacher.layers()) if hidden is None else hidden
-        pairs = matched(student, teacher) if deep and not cache else []
+        pairs = objectives.matched(len(student.layers()), len(teacher.layers())) if deep and not cache else []
         ours, theirs = student.hidden_size, teacher.hidden_size
         torch.manual_seed(seed)
         projection = nn.Linear(ours, theirs, bias=False) if (pairs or lifted) and ours != theirs else None
@@ -370,12 +370,3 @@ def kept_layers(student: Transformer, count: int, depth: str, contiguous: bool, 
         first = int(np.argmin(worth))
         return (np.arange(total) < first) | (np.arange(total) >= first + span)
     return np.argsort(np.argsort(worth, kind="stable"), kind="stable") >= total - count
-
-
-def matched(student: Transformer, teacher: Transformer) -> list[tuple[int, int]]:
-    """Pairs of hidden states for L_is: the embedding output, and the output of the block two before the last.
-
-    State k is the output of block k, counted from 1: of 32 and 16 blocks, 30 and 14 (the paper's 29 : 13, from 0).
-    """
-    ours, theirs = len(student.layers()), len(teacher.layers())
-    return [(0, 0), (max(1, ours - 2), max(1, theirs - 2))]

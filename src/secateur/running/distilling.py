@@ -1,0 +1,624 @@
+"""A student taught by its teachers, without a recipe: opened, checked, trained, measured, saved. `secateur distill`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from secateur.errors import DataError, InputError, MeasurementError, ModelError, UnsupportedError
+from secateur.files import examples, masking, texts
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run, guard
+from secateur.llms import Server
+from secateur.measure import environment, evidence, latency, size
+from secateur.recover import assistants, ensembles, loop, objectives, policy, teachers
+from secateur.running import language, publish_evidence, trades
+from secateur.running.trades import Trade
+from secateur.served import cache_served
+from secateur.subjects import Traced, Transformer, traced
+from secateur.vocabulary import Evidence, Figure, Recovery
+
+__all__ = ["distill"]
+
+Model: TypeAlias = str | Path | nn.Module | Transformer | Traced
+Data: TypeAlias = str | Path | Sequence[str] | texts.Corpus | Examples
+Row = dict[str, Figure]
+
+_BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
+"""Directions of on-policy distillation, as the beta of its divergence."""
+_NEARER = ("probability_loyalty", "label_loyalty", "spearman", "cosine", "accuracy", "perplexity")
+"""What says whether a student came nearer to its teachers, the first that was measured."""
+_SERVED = 20
+"""Likeliest tokens that a server is asked for, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """How each link of the chain is taught."""
+
+    steps: int
+    lr: float
+    batch: int
+    length: int
+    temperature: float
+    direction: str
+    task: float
+    hidden: bool
+    shares: tuple[float, ...]
+    choice: Literal["", "label", "confidence"]
+    cache: int
+    on_policy: float
+    prompt: int
+    server: str
+    training: Mapping[str, Any]
+    seed: int
+
+
+def distill(
+    student: Model,
+    teachers: Model | Sequence[Model],
+    data: Data,
+    out: str | Path,
+    *,
+    shares: Sequence[float] | None = None,
+    choice: Literal["", "label", "confidence"] = "",
+    assistants: Sequence[Model] = (),
+    weights: str | Path = "",
+    server: str = "",
+    steps: int = 1000,
+    lr: float = 1e-4,
+    batch: int = 16,
+    length: int = 128,
+    temperature: float = 1.0,
+    direction: str = "forward",
+    task: float = 0.0,
+    hidden: bool = False,
+    cache: int = 0,
+    on_policy: float = 0.0,
+    prompt: int = 16,
+    training: str = "",
+    seed: int = 0,
+    device: str | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> Evidence:
+    """Train `student` to answer as its teachers do; the model, evidence and a report stand in `out`.
+
+    The same call again resumes. Language models, encoders and classifiers of transformers learn from texts; other
+    networks, given as "file.py:function" or modules, learn from examples, by one row of classes per example.
+
+    Args:
+        student: a folder, a Hub id, or what `open_subject` gives; for networks a module, or the name of a function that
+            builds one. It stays as it is; a copy learns.
+        teachers: the original, or several. They have to read the student's tokens, and give the same classes.
+        data: texts, or for networks examples; a part of them is held out to measure on.
+        out: the run directory.
+        shares: of several teachers in the mean of their predictions; equal ones unless given.
+        choice: in place of the mean, the teacher that knows a sample's label best ("label"), or that is surest of its
+            own ("confidence"), answers for it.
+        assistants: models of sizes between, from the largest down: each is taught by the one before, and the last
+            teaches the student. They stay as they are.
+        weights: of a network that its function builds: a .safetensors file, or the folder of one that was cut from it.
+        server: address of an OpenAI-compatible server that has the teacher, which is then its model's name there.
+        steps: of training, for each assistant, too.
+        lr: peak learning rate.
+        batch: sequences or examples per step.
+        length: tokens per sequence.
+        temperature: of both predictions.
+        direction: forward or reverse KL, js, mse or cosine on the logits.
+        task: weight of cross-entropy beside it: of the next token, of labels, or of masked tokens.
+        hidden: also bring the hidden states near, as Minitron does; where widths differ, through a projection.
+        cache: ask the teachers once, for so many of the likeliest tokens at each place, and keep them on disk.
+        on_policy: share of the batches that the student writes itself (a language model), scored by its teacher.
+        prompt: tokens of each text that it then writes on from.
+        training: more settings of the training loop, such as accumulate=4,precision=bf16.
+        seed: of everything random.
+        device: where the models are held and measured; training takes a GPU that is there.
+        dry_run: say what would be trained, and how long that takes by one step; nothing is written.
+        overwrite: start anew where `out` holds another run.
+
+    Raises:
+        InputError: options, models or data that can't be used together: other tokenizers, other classes, other devices.
+        ServerError: the server stopped; what it said is kept, and the same call goes on.
+        RunError: `out` is in use, holds another run, or the disk is full.
+    """
+    above = list(teachers) if isinstance(teachers, list | tuple) else [cast(Model, teachers)]
+    lesson = _Lesson(
+        steps, lr, batch, length, temperature, direction, task, hidden, tuple(shares or ()), choice, cache, on_policy,
+        prompt, server, loop.options(training), seed,
+    )  # fmt: skip
+    _check(lesson, above, assistants)
+    trade = trades.of_model(student)
+    corpus = trade.read(data)
+    pupil = _learner(trade, student, device, corpus)
+    pupil = _weighted(pupil, weights) if weights else pupil
+    between = [_learner(trade, one, device, corpus, pupil) for one in assistants]
+    masters = [] if server else [_opened(trade, one, device, corpus, pupil) for one in above]
+    corpus = trade.fitted(corpus, pupil)
+    _check_kind(trade, lesson, pupil, len(above) > 1)
+    _check_chain(trade, pupil, between, masters)
+    trade.check(pupil, {"length": length} if trade is language else {})
+    train, held = corpus.split(seed=seed)
+    stream = _stream(trade, lesson, pupil, train)
+    where = trade.where(pupil, batch, length if trade is language else None, None)
+    course = _Course(trade, lesson, tuple(map(str, above)), masters, train, held, stream, where)
+    if dry_run:
+        return course.planned(pupil)
+    settings = {
+        "recipe": "distill",
+        **{name: value for name, value in asdict(lesson).items() if value not in ("", (), {})},
+        "student_sha256": trade.digest(pupil),
+        "teachers_sha256": [trade.digest(one) for one in masters] or course.names,
+        "assistants_sha256": [trade.digest(one) for one in between],
+        "data_sha256": corpus.digest,
+    }
+    about = {"model": _name(student), "teachers": [_name(one) for one in above],
+             "data": str(data) if isinstance(data, str | Path) else corpus.name}  # fmt: skip
+    with (
+        guard(Path(out)),
+        Run.open(out, settings, about={**about, "versions": environment.describe()}, overwrite=overwrite) as run,
+    ):
+        record = run.path("evidence.json")
+        if not record.exists():
+            row = course.taught(pupil, between, run, {**about, **settings})
+            name = str(Path(run.root.resolve().name))
+            run.publish(partial(_save, trade, pupil, row, name))
+            evidence.write(record, row)
+        (row,) = evidence.read(record)
+        publish_evidence(run.root, [row])
+    return row
+
+
+# -------------------------------------------------------------------------------------------------------- what fits
+
+
+def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) -> None:
+    """Refuse numbers that make no sense, and options that do not go together."""
+    for name, least in (("steps", 1), ("batch", 1), ("length", 2), ("cache", 0), ("prompt", 1)):
+        value = getattr(lesson, name)
+        if not (isinstance(value, int) and value >= least):
+            raise InputError(f"{name}={value!r} is not a whole number of at least {least}")
+    if not above:
+        raise InputError("no teacher was given: name at least one")
+    if not 0 <= lesson.on_policy <= 1 or not 0 < lesson.temperature < float("inf"):
+        raise InputError(
+            f"on_policy={lesson.on_policy:g}, temperature={lesson.temperature:g}: give 0 to 1, and above 0"
+        )
+    if lesson.direction not in ("forward", "reverse", "js", "mse", "cosine"):
+        raise InputError(f"direction {lesson.direction!r} is not one of forward, reverse, js, mse, cosine")
+    if lesson.choice not in ("", "label", "confidence"):
+        raise InputError(f"choice {lesson.choice!r} is not one of label, confidence")
+    if lesson.shares:
+        ensembles.shares(lesson.shares, len(above))
+    kept = "server" if lesson.server else "cache" if lesson.cache else ""
+    wrong = {
+        f"{kept} keeps the likeliest tokens: it serves forward KL": kept and lesson.direction != "forward",
+        f"{kept} keeps predictions only: leave hidden out": kept and lesson.hidden,
+        f"{kept} keeps what is said of given texts: leave on-policy out": kept and lesson.on_policy,
+        f"{kept} and choice do not go together: name shares, or leave {kept} out": kept and lesson.choice,
+        "a server tells probabilities at temperature 1: leave temperature out":
+            lesson.server and lesson.temperature != 1,
+        "a server has one teacher: name one": lesson.server and len(above) > 1,
+        "a server is no teacher of assistants: leave them out": lesson.server and between,
+        "choice takes the place of shares: name one of them": lesson.choice and lesson.shares,
+        "on-policy has no labels to choose a teacher by: choose by confidence":
+            lesson.on_policy and lesson.choice == "label",
+        "hidden states of several teachers have no mean: name one teacher, or leave hidden out":
+            lesson.hidden and len(above) > 1,
+        "on-policy scores what the student writes: leave task and hidden out":
+            lesson.on_policy and (lesson.task or lesson.hidden),
+        f"on-policy has the directions {', '.join(_BETA)}": lesson.on_policy and lesson.direction not in _BETA,
+        "prompt is to be shorter than length: give less": lesson.on_policy and lesson.prompt >= lesson.length,
+    }  # fmt: skip
+    for words, holds in wrong.items():
+        if holds:
+            raise InputError(words)
+
+
+def _opened(trade: Trade, model: Model, device: str | None, data: Any, like: Any = None) -> Any:
+    """A teacher as a subject; networks take the inputs of the student they are `like`."""
+    trades.match(trade, model, "distill")
+    return trade.opened(model, device, data) if trade is language else trade.again(model, like, device)
+
+
+def _learner(trade: Trade, model: Model, device: str | None, data: Any, like: Any = None) -> Any:
+    """A subject to be trained, with weights of its own: what was given stays as it is."""
+    if like is None:
+        trades.match(trade, model, "distill")
+        found = trade.opened(model, device, data)
+        return found if trade is language and isinstance(model, str | Path) else found.copy()
+    given = model if isinstance(model, str | Path) else copy.deepcopy(getattr(model, "model", model))
+    found = _opened(trade, given if trade is not language else model, device, data, like)
+    return found.copy() if trade is language and not isinstance(model, str | Path) else found
+
+
+def _weighted(subject: Any, weights: str | Path) -> Any:
+    """The network with the weights in a file, or as it was cut in the folder `weights`."""
+    if not isinstance(subject, Traced):
+        raise InputError("weights are of networks that a function builds: name the folder of this model instead")
+    if Path(weights).is_dir():
+        return traced.reload_traced(weights, subject.model, subject.inputs)
+    _load(subject.model, Path(weights))
+    return subject
+
+
+def _load(model: nn.Module, file: Path) -> None:
+    try:
+        model.load_state_dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"weights {file} can't be read as safetensors ({error}): give such a file") from error
+    except RuntimeError as error:
+        line = str(error).splitlines()[-1].strip()
+        raise ModelError(f"weights {file} are of another network: {line}") from error
+
+
+def _check_kind(trade: Trade, lesson: _Lesson, pupil: Any, several: bool) -> None:
+    """Refuse options that this kind of student can't follow."""
+    texts_ = trade is language
+    wrong = {
+        "cache, server and on-policy are about the next token: they serve language models": not (
+            texts_ and pupil.causal
+        )
+        and bool(lesson.cache or lesson.server or lesson.on_policy),
+        "hidden states of networks are not compared here: leave hidden out": not texts_ and lesson.hidden,
+        "embeddings and states of several teachers have no mean: name one teacher": texts_
+        and pupil.output != "logits"
+        and several,
+        "a network that was cut to masks would fill them in training: use the recipe that made it": not texts_
+        and bool(pupil.masks),
+    }
+    for words, holds in wrong.items():
+        if holds:
+            raise UnsupportedError(words)
+
+
+def _check_chain(trade: Trade, pupil: Any, between: Sequence[Any], masters: Sequence[Any]) -> None:
+    """Refuse a teacher and a learner that can't be compared."""
+    named = [("student", pupil), *(("assistant", one) for one in between), *(("teacher", one) for one in masters)]
+    for name, one in named:
+        _check_place(name, one.model)
+    for name, one in named[1:]:
+        ours, theirs = (next(model.parameters()).device for model in (pupil.model, one.model))
+        if ours != theirs:
+            raise InputError(
+                f"the student is on {ours} and a {name} on {theirs}: say device={ours}, or bring them there"
+            )
+        if trade is language:
+            _check_pair(pupil, one, name)
+
+
+def _check_place(name: str, model: nn.Module) -> None:
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if not p.is_floating_point()})
+    if "meta" in devices:
+        raise InputError(f"the {name} has parameters without values (device meta): load its weights")
+    if len(devices) > 1:
+        raise InputError(f"the {name} lies on {' and '.join(devices)}: bring it to one device")
+    if kinds:
+        raise InputError(f"the {name} has weights of type {kinds[0]}: give it in floating point")
+
+
+def _check_pair(student: Transformer, teacher: Transformer, name: str) -> None:
+    if (student.output, student.causal) != (teacher.output, teacher.causal):
+        ours, theirs = (f"next tokens ({type(one.model).__name__})" if one.causal else f"{one.output} "
+                        f"({type(one.model).__name__})" for one in (student, teacher))  # fmt: skip
+        raise InputError(f"the student gives {ours} and a {name} {theirs}: open both with the same head")
+    if teacher.tokenizer is not None:
+        _shared(student, teacher)
+    if student.output != "logits" or student.causal or _masked(student):
+        return
+    ours, theirs = (one.model.config for one in (student, teacher))
+    if ours.num_labels != theirs.num_labels:
+        raise InputError(
+            f"the student has {ours.num_labels} classes and a {name} {theirs.num_labels}: use models of the same ones"
+        )
+    given = [{number: str(label) for number, label in one.id2label.items()} for one in (ours, theirs)]
+    if any(label.startswith("LABEL_") for labels in given for label in labels.values()):
+        return  # numbers only
+    number = next((number for number in given[0] if given[0][number] != given[1].get(number)), None)
+    if number is not None:
+        raise InputError(
+            f"class {number} is {given[0][number]!r} for the student and {given[1].get(number)!r} for a {name}: use "
+            "models of the same classes"
+        )
+
+
+def _shared(student: Transformer, teacher: Transformer) -> int:
+    sizes = (one.model.config.vocab_size for one in (student, teacher))
+    return teachers.check_vocabularies(student.tokenizer, teacher.tokenizer or student.tokenizer, *sizes)
+
+
+def _stream(trade: Trade, lesson: _Lesson, pupil: Any, train: Any) -> Any:
+    """What all in the chain learn from, since they read the same: `batches[i]` for any i."""
+    how: dict[str, Any] = {"batch": lesson.batch, "seed": lesson.seed + 1}
+    if trade is not language:
+        return examples.batches(train, **how)
+    found = texts.batches(train, pupil.tokenizer, packed=pupil.causal, length=lesson.length, **how)
+    return masking.Masked(found, pupil.tokenizer, seed=lesson.seed) if _masked(pupil) else found
+
+
+def _masked(subject: Transformer) -> bool:
+    return type(subject.model).__name__.endswith("ForMaskedLM")
+
+
+# --------------------------------------------------------------------------------------------------------- lessons
+
+
+@dataclass(frozen=True)
+class _Course:
+    """Those who teach, what is learned from, and how."""
+
+    trade: Trade
+    lesson: _Lesson
+    names: tuple[str, ...]
+    masters: Sequence[Any]
+    train: Any
+    held: Any
+    stream: Any
+    where: latency.Environment
+
+    @property
+    def of_texts(self) -> bool:
+        """Whether transformers learn from texts."""
+        return self.trade is language
+
+    def taught(self, pupil: Any, between: Sequence[Any], run: Run, settings: Mapping[str, Any]) -> Evidence:
+        """Teach the chain, and measure its last before and after."""
+        before, known, why = run.json("before", lambda: _plain(*self.measured(pupil)))
+        records = assistants.chain(
+            tuple(self.masters), [*between, pupil], lambda learner, above, number: self.teach(
+                learner, above if isinstance(above, tuple) else (above,), run, f"link-{number}"
+            )
+        )  # fmt: skip
+        after = self.measured(pupil)[0]
+        row = Evidence(
+            recipe="distill",
+            target=f"{self.lesson.steps} steps",
+            before=_figures(before),
+            after=after,
+            baselines={"teacher": _figures(known)} if known else {},
+            recovery=records[-1],
+            environment={**environment.describe(), "measured_at": str(self.where)},
+            settings={
+                **settings,
+                **({"not_measured": why} if why else {}),
+                **({"assistants": [asdict(record) for record in records[:-1]]} if between else {}),
+            },
+        )
+        return replace(row, verdict=_verdict(row))
+
+    def teach(self, student: Any, above: Sequence[Any], run: Run | None, name: str, steps: int = 0) -> Recovery:
+        """Train `student` in place. Without a run, which a cache and a checkpoint need, by live teachers."""
+        lesson, steps = self.lesson, steps or self.lesson.steps
+        torch.manual_seed(lesson.seed)
+        batches, count = self.stream, objectives.count if self.of_texts else _count
+        asked: Any = None
+        # An assistant is asked live: it has just learned, and is no large model behind a server.
+        if run is not None and (lesson.server or lesson.cache) and all(one in self.masters for one in above):
+            batches = self.remembered(student, above, batches, run)
+        elif above:
+            asked = self.voices(student, above, lesson.temperature)
+        pairs = objectives.matched(len(student.layers()), len(above[0].layers())) if lesson.hidden and above else []
+        projection = self.projection(student, above, batches, pairs)
+        if lesson.on_policy:
+            tokenizer = student.tokenizer
+            batches = policy.Rollouts(
+                student.model, batches, share=lesson.on_policy, prompt=lesson.prompt,
+                new=lesson.length - lesson.prompt, end=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
+                seed=lesson.seed,
+            )  # fmt: skip
+            count = policy.count
+            objective = policy.objective(
+                student.forward, asked, beta=_BETA[lesson.direction], temperature=lesson.temperature
+            )
+        else:
+            objective = objectives.distil(
+                self.forward(student), asked, output=self.output(student), task=lesson.task,
+                temperature=lesson.temperature, direction=lesson.direction, hidden=pairs, projection=projection,
+                fused=self.of_texts and not lesson.choice,
+            )  # fmt: skip
+        return loop.train(
+            student.model, batches, objective, steps=steps, lr=lesson.lr, seed=lesson.seed, dropout=False, count=count,
+            extra=[] if projection is None else [projection], frozen=[one.model for one in above] if asked else [],
+            checkpoint=None if run is None else run.folder(name), title=name,
+            flops_per_token=self.flops(student, above), **lesson.training,
+        )  # fmt: skip
+
+    def forward(self, subject: Any) -> Any:
+        """The subject as an objective sees it."""
+        return subject.forward if self.of_texts else partial(_classes, subject)
+
+    def output(self, subject: Any) -> str:
+        """What a prediction holds."""
+        return str(subject.output) if self.of_texts else "logits"
+
+    def voices(self, student: Any, above: Sequence[Any], temperature: float) -> Any:
+        """The teachers as one."""
+        asked = [teachers.live(one.model, self.forward(one)) for one in above]
+        if self.lesson.choice and len(asked) > 1:
+            return ensembles.Chosen(asked, self.lesson.choice)
+        if len(asked) == 1:
+            return asked[0]
+        causal = self.of_texts and student.causal
+        width = min(_shared(student, one) for one in above) if causal else None
+        return ensembles.Averaged(asked, self.lesson.shares or None, temperature=temperature, vocabulary=width)
+
+    def remembered(self, student: Any, above: Sequence[Any], batches: Any, run: Run) -> teachers.Joined:
+        """The batches with the likeliest tokens of their teachers, which are asked once."""
+        lesson, tokenizer = self.lesson, student.tokenizer
+        count = lesson.steps * int(lesson.training.get("accumulate", 1))
+        key = {"data": self.train.digest, "batches": f"{lesson.batch} x {lesson.length}, seed {lesson.seed + 1}"}
+        if lesson.server:
+            server = Server(lesson.server, self.names[0])
+            k = lesson.cache or _SERVED
+            found = cache_served(run.folder("predictions"), server, tokenizer, batches, count, key=key, k=k)
+            return teachers.Joined(batches, found)
+        kept = []
+        for number, one in enumerate(above):
+            ask = teachers.live(one.model, one.forward)
+            kept.append(teachers.cache_topk(
+                run.folder(f"predictions-{number}"), partial(_predicted, ask), batches, count,
+                key={**key, "teacher": teachers.fingerprint(one.model), "tokenizer": teachers.fingerprint(tokenizer)},
+                k=lesson.cache, temperature=lesson.temperature, vocabulary=_shared(student, one),
+            ))  # fmt: skip
+        return teachers.Joined(batches, ensembles.Blended(kept, lesson.shares or None))
+
+    def projection(
+        self, student: Any, above: Sequence[Any], batches: Any, pairs: Sequence[tuple[int, int]]
+    ) -> nn.Module | None:
+        """One map from the student's width to its teacher's, where widths differ and are compared."""
+        if not above or not (pairs or self.output(student) != "logits"):
+            return None
+        first = {name: tensor[:1] for name, tensor in batches[0].items()}
+        with torch.no_grad():
+            ours, theirs = (
+                one.forward(first, hidden=True).hidden[-1] if pairs else one.forward(first).prediction
+                for one in (student, above[0])
+            )
+        widths = ours.shape[-1], theirs.shape[-1]
+        return None if widths[0] == widths[1] else nn.Linear(*widths, bias=False)
+
+    def flops(self, student: Any, above: Sequence[Any]) -> float:
+        """Of training, per token, where that is known."""
+        if not self.of_texts:
+            return 0.0
+        live = 0.0 if self.lesson.cache else sum(one.flops_per_token(self.lesson.length) for one in above)
+        return size.training_flops(student.flops_per_token(self.lesson.length), live)
+
+    # --------------------------------------------------------------------------------------------- measured
+
+    def measured(self, student: Any) -> tuple[Row, Row, str]:
+        """Sizes, quality and loyalty of the student, and of its teachers; and why quality could not be measured."""
+        row = dict(self.trade.sizes(student, self.trade.example(student, self.where)))
+        known: Row = {}
+        for one in self.masters:
+            for name, figure in self.trade.sizes(one, self.trade.example(one, self.where)).items():
+                known[name] = Figure(known[name].value + figure.value, unit=figure.unit) if name in known else figure
+        if len(self.masters) > 1:
+            known.pop("zeros", None)  # shares do not add up
+        try:
+            first, second, both = self.trade.compared(self.together(student), student, self.held, self.where)
+        except (DataError, MeasurementError, UnsupportedError) as error:
+            return row, known, str(error)
+        return ({**row, **second, **both}, {**known, **first}, "") if self.masters else ({**row, **second}, {}, "")
+
+    def together(self, student: Any) -> Any:
+        """The teachers as one subject to be measured."""
+        one = self.masters[0] if self.masters else student
+        if len(self.masters) < 2 or not self.of_texts:
+            return one
+        joint = copy.copy(one)
+        joint.forward = self.voices(student, self.masters, 1.0)
+        return joint
+
+    def planned(self, student: Any) -> Evidence:
+        """What would be trained, and how long that takes, by one step of a copy."""
+        lesson, learner = self.lesson, student.copy()
+        above = tuple(self.masters)
+        if not above:  # a server is not asked: the student's own time
+            one = replace(self, lesson=replace(lesson, task=1.0, server="", cache=0)).teach(learner, (), None, "", 1)
+        else:
+            one = self.teach(learner, above, None, "", 1)
+        trained = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
+        return Evidence(
+            recipe="distill",
+            target=f"{lesson.steps} steps",
+            predicted={
+                "params": float(sum(p.numel() for p in student.model.parameters())),
+                "trained parameters": float(trained),
+                "teacher parameters": float(sum(p.numel() for m in above for p in m.model.parameters())),
+                ("tokens" if self.of_texts else "examples"): float(one.tokens * lesson.steps),
+                "seconds per step": one.seconds,
+                "seconds": one.seconds * lesson.steps,
+            },
+            settings={"model": type(student.model).__name__, "teachers": list(self.names)},
+            verdict="dry run",
+        )
+
+
+def _predicted(ask: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    logits: Tensor = ask(batch).prediction
+    return logits
+
+
+@dataclass
+class _Said:
+    """A network's classes, [B, C], as an objective sees them."""
+
+    prediction: Tensor
+    hidden: tuple[Tensor, ...] = ()
+    causal: bool = False
+
+
+def _classes(subject: Traced, batch: Mapping[str, Any], *, hidden: bool = False) -> _Said:
+    from secateur.running import network  # texts do without
+
+    if hidden:
+        raise UnsupportedError("hidden states of networks are not compared here: leave hidden out")
+    logits = objectives.logits(network.called(subject, batch))
+    if logits.dim() != 2:
+        raise UnsupportedError(
+            f"the network gives {list(logits.shape)}, no row of classes per example: distil it by a recipe on networks"
+        )
+    return _Said(logits)
+
+
+def _count(batch: Mapping[str, Any]) -> dict[str, int]:
+    return {**examples.count(batch), "sequences": len(batch["inputs"])}
+
+
+# --------------------------------------------------------------------------------------------------------- results
+
+
+def _plain(row: Row, known: Row, why: str) -> list[Any]:
+    return [*({name: asdict(figure) for name, figure in one.items()} for one in (row, known)), why]
+
+
+def _figures(row: Mapping[str, Any]) -> Row:
+    return {name: Figure(**figure) for name, figure in row.items()}
+
+
+def _name(model: Any) -> str:
+    return str(model) if isinstance(model, str | Path) else type(getattr(model, "model", model)).__name__
+
+
+def _verdict(row: Evidence) -> str:
+    """Whether the student came nearer to its teachers, by the first measure that tells."""
+    name = next((name for name in _NEARER if name in row.before and name in row.after), None)
+    if name is None:
+        return ""
+    before, after = row.before[name].value, row.after[name].value
+    words = f"{name.replace('_', ' ')} {before:.4g} -> {after:.4g}"
+    better = after < before if name == "perplexity" else after > before
+    return f"met: {words}" if better else f"failed: the student is no nearer to its teachers, {words}"
+
+
+def _save(trade: Trade, subject: Any, row: Evidence, name: str, folder: Path) -> None:
+    trade.save(subject, folder)
+    (folder / "README.md").write_text(_card(row, trade.loading(folder, name)), encoding="utf-8")
+
+
+def _card(row: Evidence, load: str) -> str:
+    """The model card: who was taught by whom, what came of it, and how to load it."""
+    student = Path(str(row.settings["model"])).name
+    above = " and ".join(Path(str(one)).name for one in row.settings["teachers"])
+    steps = row.recovery.steps if row.recovery else 0
+    return "\n\n".join([
+        f"---\nlibrary_name: {load.split()[1].replace('_', '-')}\ntags: [secateur, distilled]\n---",
+        f"# {student} taught by {above}",
+        f"Distilled from {above} by secateur, in {steps} steps. Verdict: {row.verdict}.",
+        "## Evidence",
+        evidence.markdown(evidence.table(row)),
+        f"Measured at {row.environment.get('measured_at')}.",
+        "## How to load it",
+        f"```python\n{load}\n```",
+    ]) + "\n"  # fmt: skip

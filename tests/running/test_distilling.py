@@ -1,0 +1,433 @@
+"""A student taught by its teachers: nearer afterwards, an ordinary model, resumable; what can not be is one line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+import secateur
+import tiny
+from secateur.errors import DataError, InputError, ModelError, RunError, ServerError, UnsupportedError
+from secateur.llms import Local
+from secateur.measure import evidence
+from secateur.recover import loop
+from secateur.running import report
+from test_llms import say, speaking
+from test_llms import served as serving
+
+QUICK = {"steps": 12, "batch": 8, "length": 16, "lr": 3e-3}
+TEXTS = tiny.chains(400)
+
+
+def save(model, path):
+    model.save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    return path
+
+
+def classifier(seed, classes=3, labels=None):
+    torch.manual_seed(seed)
+    how = {"num_labels": classes} if labels is None else {"id2label": dict(enumerate(labels)),
+                                                          "label2id": {n: i for i, n in enumerate(labels)}}  # fmt: skip
+    config = BertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, pad_token_id=0, **how,
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    model.classifier.weight.data *= 40
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    save(tiny.taught(tiny.model("llama"), 60), root / "teacher")
+    save(tiny.taught(tiny.model("llama", 3), 30, 1), root / "second")
+    save(tiny.model("llama", 1), root / "student")
+    save(tiny.model("gpt2", 2), root / "gpt2")
+    return root
+
+
+def taught(places, out, teachers="teacher", **how):
+    named = [teachers] if isinstance(teachers, str) else teachers
+    return secateur.distill(places / "student", [places / name for name in named], TEXTS, out, **{**QUICK, **how})
+
+
+def loyal(row):
+    return row.before["probability_loyalty"].value, row.after["probability_loyalty"].value
+
+
+# -------------------------------------------------------------------------------------------------------------- taught
+
+
+def test_a_student_comes_nearer_to_its_teacher_and_is_an_ordinary_model(places, tmp_path):
+    before = load_file(places / "student" / "model.safetensors")
+    row = taught(places, tmp_path / "out", steps=40)
+    first, last = loyal(row)
+    assert last > first + 0.1
+    assert row.verdict.startswith("met: probability loyalty")
+    assert row.after["perplexity"].value < row.before["perplexity"].value
+    assert row.baselines["teacher"]["perplexity"].value < row.after["perplexity"].value
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    batch = tiny.tokenizer()(TEXTS[:2], return_tensors="pt", padding=True, return_token_type_ids=False)
+    assert torch.isfinite(model(**batch).logits).all()
+    assert all(torch.equal(before[n], t) for n, t in load_file(places / "student" / "model.safetensors").items())
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "# student taught by teacher" in card
+    assert "AutoModelForCausalLM" in card
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "distill trained student for 40 steps" in page
+    assert "probability loyalty" in page
+    assert evidence.read(tmp_path / "out") == [row]
+    assert report(tmp_path / "out").is_file()
+    assert str(tmp_path) not in json.dumps(list(row.environment.values()), default=str)
+
+
+def test_the_same_call_resumes_and_another_is_refused(places, tmp_path, monkeypatch):
+    whole = taught(places, tmp_path / "whole", training="every=3")
+    fetched, real = [], loop._fetch
+
+    def stopping(batches, index):
+        fetched.append(index)
+        if len(fetched) == 8:
+            raise KeyboardInterrupt
+        return real(batches, index)
+
+    monkeypatch.setattr(loop, "_fetch", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        taught(places, tmp_path / "out", training="every=3")
+    row = taught(places, tmp_path / "out", training="every=3")
+    assert len(fetched) == 8 + 6  # what came after the checkpoint of step 6
+    assert row.after == whole.after
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole"))
+    assert one == other
+    fetched.clear()
+    assert taught(places, tmp_path / "out", training="every=3") == row
+    assert not fetched
+    with pytest.raises(RunError, match="lr="):
+        taught(places, tmp_path / "out", training="every=3", lr=1e-2)
+
+
+def test_all_share_of_one_teacher_is_that_teacher_alone(places, tmp_path):
+    taught(places, tmp_path / "alone")
+    row = taught(places, tmp_path / "both", ["teacher", "second"], shares=[1, 0])
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "both"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert row.before["params"] == row.after["params"]
+
+
+@pytest.mark.parametrize("how", [{}, {"shares": [0.7, 0.3]}, {"choice": "label"}, {"choice": "confidence"}])
+def test_several_teachers_are_followed_together(places, tmp_path, how):
+    row = taught(places, tmp_path / "out", ["teacher", "second"], **how)
+    assert row.verdict.startswith("met")
+    assert row.baselines["teacher"]["params"].value == 2 * row.after["params"].value
+
+
+def test_a_cache_of_all_tokens_teaches_as_the_live_teachers_do(places, tmp_path):
+    for teachers in (["teacher"], ["teacher", "second"]):
+        live = taught(places, tmp_path / f"live{len(teachers)}", teachers, temperature=2.0)
+        cached = taught(places, tmp_path / f"cached{len(teachers)}", teachers, temperature=2.0, cache=64)
+        assert loyal(cached) == pytest.approx(loyal(live), abs=2e-3)
+    few = taught(places, tmp_path / "few", cache=4)
+    assert few.verdict.startswith("met")
+
+
+def test_a_teacher_behind_a_server_fills_the_cache_and_may_stop(places, tmp_path):
+    answer = speaking(Local(AutoModelForCausalLM.from_pretrained(places / "teacher"), tiny.tokenizer()))
+    asked, broken = [], [True]
+
+    def flaky(body, headers):
+        asked.append(body)
+        return say(b"", 400) if broken[0] and len(asked) > 40 else answer(body, headers)
+
+    def run(url):
+        return secateur.distill(
+            places / "student", "far", TEXTS, tmp_path / "out", server=url, cache=8, **{**QUICK, "steps": 6}
+        )
+
+    with serving(flaky) as url:
+        with pytest.raises(ServerError, match="the same call goes on"):
+            run(url)
+        broken[0] = False
+        asked.clear()
+        row = run(url)
+    assert all(body["model"] == "far" for body in asked)
+    assert len(asked) == 1 + 8 * (6 - 4)  # a probe, and the batches that were not there yet
+    assert row.after["perplexity"].value < row.before["perplexity"].value
+    assert row.verdict.startswith("met: perplexity")
+
+
+def test_an_assistant_learns_first_and_teaches_the_student(places, tmp_path):
+    row = taught(places, tmp_path / "out", assistants=[places / "second"])
+    assert (tmp_path / "out" / "work" / "link-0").is_dir()
+    assert (tmp_path / "out" / "work" / "link-1").is_dir()
+    (between,) = row.settings["assistants"]
+    assert between["steps"] == 12
+    assert row.verdict.startswith("met")
+    direct = taught(places, tmp_path / "direct")
+    assert loyal(direct) != loyal(row)
+
+
+def test_a_student_that_writes_itself_is_scored_by_its_teacher(places, tmp_path):
+    row = taught(places, tmp_path / "out", on_policy=1.0, prompt=4, direction="reverse", steps=20)
+    assert row.verdict.startswith("met")
+    assert row.recovery.steps == 20
+
+
+def test_hidden_states_of_another_width_go_through_a_projection(places, tmp_path):
+    thin = tiny.LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, pad_token_id=0, eos_token_id=6, bos_token_id=5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    save(tiny.LlamaForCausalLM(thin), tmp_path / "thin")
+    row = secateur.distill(tmp_path / "thin", places / "teacher", TEXTS, tmp_path / "out", hidden=True, **QUICK)
+    assert row.verdict.startswith("met")
+    assert not [name for name in load_file(tmp_path / "out" / "model.safetensors") if "projection" in name]
+
+
+def test_a_dry_run_tells_what_it_would_take_and_writes_nothing(places, tmp_path):
+    row = taught(places, tmp_path / "out", dry_run=True, steps=1000, cache=4)
+    assert not (tmp_path / "out").exists()
+    assert row.verdict == "dry run"
+    assert row.predicted["tokens"] == 1000 * 8 * 16
+    assert row.predicted["trained parameters"] == row.predicted["params"] == row.predicted["teacher parameters"] > 0
+    assert row.predicted["seconds"] == pytest.approx(1000 * row.predicted["seconds per step"])
+
+
+def test_embeddings_of_a_thinner_student_come_near(tmp_path):
+    tiny.folder("bert", tmp_path / "wide", sentence=True)
+    tiny.folder("distilbert", tmp_path / "thin", sentence=True)
+    row = secateur.distill(tmp_path / "thin", tmp_path / "wide", TEXTS, tmp_path / "out", **QUICK)
+    assert row.after["cosine"].value > row.before["cosine"].value
+    assert (tmp_path / "out" / "modules.json").is_file()
+    with pytest.raises(UnsupportedError, match="no mean"):
+        secateur.distill(tmp_path / "thin", [tmp_path / "wide"] * 2, TEXTS, tmp_path / "two", **QUICK)
+
+
+def test_masked_language_models_learn_from_masked_tokens(tmp_path):
+    config = BertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    for seed, name in enumerate(("teacher", "student")):
+        torch.manual_seed(seed)
+        save(BertForMaskedLM(config), tmp_path / name)
+    row = secateur.distill(tmp_path / "student", tmp_path / "teacher", TEXTS, tmp_path / "out", task=0.5, **QUICK)
+    assert "label_loyalty" in row.after
+
+
+# --------------------------------------------------------------------------------------------------------- classifiers
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    root = tmp_path_factory.mktemp("labelled")
+    rows = [{"text": text, "label": len(text) % 3} for text in TEXTS]
+    (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save(classifier(0), root / "teacher")
+    save(classifier(1), root / "student")
+    return root
+
+
+def test_a_classifier_learns_its_teachers_classes(labelled, tmp_path):
+    row = secateur.distill(
+        labelled / "student", labelled / "teacher", labelled / "data.jsonl", tmp_path / "out",
+        **{**QUICK, "steps": 40, "task": 0.1},
+    )  # fmt: skip
+    assert row.verdict.startswith("met")
+    assert loyal(row)[1] > loyal(row)[0]
+    assert {"accuracy", "label_loyalty"} <= set(row.after)
+
+
+def test_classes_that_differ_are_refused(labelled, tmp_path):
+    save(classifier(0, 4), tmp_path / "four")
+    save(classifier(0, labels=["oak", "elm", "ash"]), tmp_path / "named")
+    save(classifier(0, labels=["oak", "ash", "elm"]), tmp_path / "moved")
+    for student, teacher, words in [
+        (labelled / "student", tmp_path / "four", "has 3 classes and a teacher 4"),
+        (tmp_path / "named", tmp_path / "moved", "class 1 is 'elm' for the student and 'ash' for a teacher"),
+    ]:
+        with pytest.raises(InputError, match=words) as caught:
+            secateur.distill(student, teacher, TEXTS, tmp_path / "out", **QUICK)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_out_of_range_are_refused(labelled, tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"text": "the old tree", "label": 3}\n' * 40)
+    with pytest.raises(DataError, match="label 3: the model has 3 classes"):
+        secateur.distill(
+            labelled / "student", labelled / "teacher", tmp_path / "data.jsonl", tmp_path / "out", task=1.0, **QUICK
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------ networks
+
+NETS = """
+import torch
+from torch import nn
+
+
+def net(seed, width):
+    torch.manual_seed(seed)
+    made = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 3))
+    made[2].weight.data *= 10
+    return made
+
+
+def wide():
+    return net(0, 32)
+
+
+def thin():
+    return net(1, 8)
+
+
+def four():
+    return nn.Sequential(nn.Linear(8, 4))
+"""
+
+
+@pytest.fixture
+def nets(tmp_path):
+    (tmp_path / "nets.py").write_text(NETS)
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(400, 8, generator=draw)
+    np.savez(tmp_path / "data.npz", inputs=inputs.numpy(), labels=(inputs[:, 0] > 0).long().numpy())
+    return tmp_path
+
+
+def of_nets(nets, student="thin", teacher="wide", **how):
+    options = {"steps": 60, "batch": 32, "lr": 1e-2, **how}
+    teachers = [f"{nets}/nets.py:{name}" for name in ([teacher] if isinstance(teacher, str) else teacher)]
+    return secateur.distill(f"{nets}/nets.py:{student}", teachers, nets / "data.npz", nets / "out", **options)
+
+
+def test_a_network_of_any_kind_learns_by_examples(nets):
+    row = of_nets(nets, temperature=2.0)
+    assert loyal(row)[1] > loyal(row)[0] + 0.1
+    assert row.verdict.startswith("met")
+    program = torch.export.load(nets / "out" / "model.pt2").module()
+    assert program(torch.zeros(2, 8)).shape == (2, 3)
+
+
+def test_a_network_takes_its_weights_from_a_file_or_a_folder(nets, tmp_path):
+    torch.manual_seed(5)
+    weights = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).state_dict()
+    save_file(weights, nets / "weights.safetensors")
+    row = of_nets(nets, weights=nets / "weights.safetensors", dry_run=True)
+    assert row.predicted["params"] == 8 * 8 + 8 + 8 * 3 + 3
+    of_nets(nets)
+    again = secateur.distill(
+        f"{nets}/nets.py:thin", f"{nets}/nets.py:wide", nets / "data.npz", nets / "again", weights=nets / "out",
+        steps=5, batch=32, lr=1e-3,
+    )  # fmt: skip
+    assert loyal(again)[0] == pytest.approx(evidence.read(nets / "out")[0].after["probability_loyalty"].value)
+    save_file({"0.weight": weights["0.weight"]}, nets / "half.safetensors")
+    (nets / "none.safetensors").write_text("no tensors")
+    for name, words in (("half", "of another network"), ("none", "can't be read as safetensors")):
+        with pytest.raises(ModelError, match=words) as caught:
+            of_nets(nets, weights=nets / f"{name}.safetensors")
+        assert "\n" not in str(caught.value)
+
+
+def test_networks_with_assistants_and_several_teachers(nets):
+    row = of_nets(nets, teacher=["wide", "thin"], assistants=[f"{nets}/nets.py:wide"], shares=[3, 1])
+    assert row.verdict
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"teacher": "four"}, "3 classes and the teacher 4"),
+        ({"hidden": True}, "hidden states of networks"),
+        ({"cache": 8}, "they serve language models"),
+        ({"on_policy": 0.5}, "they serve language models"),
+    ],
+)
+def test_what_networks_can_not_do_is_said(nets, how, words):
+    with pytest.raises((InputError, UnsupportedError), match=words):
+        of_nets(nets, **how)
+    assert not (nets / "out" / "config.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- refused
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"length": 1}, "length=1"),
+        ({"cache": -1}, "cache=-1"),
+        ({"on_policy": 2.0}, "on_policy=2"),
+        ({"temperature": 0.0}, "temperature=0"),
+        ({"direction": "sideways"}, "'sideways' is not one of"),
+        ({"choice": "luck"}, "'luck' is not one of"),
+        ({"shares": [1, 2]}, "2 weights for 1 teachers"),
+        ({"training": "speed=9"}, "no setting 'speed'"),
+        ({"cache": 8, "direction": "reverse"}, "serves forward KL"),
+        ({"cache": 8, "hidden": True}, "leave hidden out"),
+        ({"cache": 8, "on_policy": 0.5}, "leave on-policy out"),
+        ({"server": "http://localhost:1/v1", "temperature": 2.0}, "temperature 1"),
+        ({"on_policy": 0.5, "task": 1.0}, "leave task and hidden out"),
+        ({"on_policy": 0.5, "direction": "mse"}, "directions forward, js, reverse"),
+        ({"on_policy": 0.5, "prompt": 16}, "shorter than length"),
+        ({"on_policy": 0.5, "choice": "label"}, "choose by confidence"),
+        ({"weights": "x.safetensors"}, "weights are of networks"),
+        ({"length": 4096}, "less than one batch"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_anything_is_written(places, tmp_path, how, words):
+    with pytest.raises(InputError, match=words) as caught:
+        taught(places, tmp_path / "out", **how)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_teacher_is_refused(places, tmp_path):
+    with pytest.raises(InputError, match="no teacher"):
+        taught(places, tmp_path / "out", [])
+
+
+def test_models_that_can_not_be_compared_are_refused(places, tmp_path):
+    other = tiny.tokenizer()
+    other.add_tokens(["wheelbarrow"])
+    tiny.model("llama").save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    tiny.folder("bert", tmp_path / "encoder")
+    nowhere = secateur.open_subject(places / "teacher")
+    nowhere.model.to("meta")
+    split = secateur.open_subject(places / "teacher")
+    split.model.lm_head.to("meta")
+    for teacher, words in [
+        (tmp_path / "other", "different tokenizers: 1 tokens are only in the teacher's, 'wheelbarrow'"),
+        (tmp_path / "encoder", r"gives next tokens \(LlamaForCausalLM\) and a teacher states \(BertModel\)"),
+        (nowhere, "without values"),
+        (split, "without values"),
+        ("nets.py:build", "names a function that builds a network"),
+    ]:
+        with pytest.raises(InputError, match=words) as caught:
+            secateur.distill(places / "student", teacher, TEXTS, tmp_path / "out", **QUICK)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_whole_numbers_are_refused(nets):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.ones(8, 3, dtype=torch.int32), requires_grad=False)
+
+        def forward(self, x):
+            return x @ self.table.float()
+
+    with pytest.raises(InputError, match="weights of type int32: give it in floating point"):
+        secateur.distill(f"{nets}/nets.py:thin", Counting(), nets / "data.npz", nets / "out", steps=1)
