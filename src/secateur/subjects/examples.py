@@ -25,7 +25,7 @@ Count = Callable[[Sequence[str]], Sequence[int]]
 
 
 class Data(Protocol):
-    """What a training set has to say of itself: `files.examples.Examples`, `files.texts.Corpus`, `files.tables.Table`."""
+    """What a training set says of itself: `files.examples.Examples`, `files.texts.Corpus`, `files.tables.Table`."""
 
     @property
     def name(self) -> str:
