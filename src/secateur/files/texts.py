@@ -20,9 +20,21 @@ from secateur.files import digests
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Batches", "Corpus", "Digest", "Row", "batches", "in_order", "indexed", "opened", "read", "windows"]
+__all__ = [
+    "SUFFIXES",
+    "Batches",
+    "Corpus",
+    "Digest",
+    "Row",
+    "batches",
+    "in_order",
+    "indexed",
+    "opened",
+    "read",
+    "windows",
+]
 
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".parquet")
 _HUB_LIMIT = 100_000
 _CHUNK = 1024
 _PROMPTED = ("prompt", "answer")
@@ -168,18 +180,18 @@ def _given(one: Any, number: int, column: str, label: str) -> Row:
 def _open(source: str | Path, column: str, label: str, limit: int | None) -> tuple[str, Iterator[Row]]:
     path = Path(source)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
         if not files:
-            raise DataError(f"{path} holds no {', '.join(_SUFFIXES)} file: give a folder with texts")
+            raise DataError(f"{path} holds no {', '.join(SUFFIXES)} file: give a folder with texts")
         return path.name, itertools.chain.from_iterable(_rows(file, column, label) for file in files)
     if path.exists():
         return path.name, _rows(path, column, label)
     text = str(source)
     if text.startswith("hub:") or (
-        re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and path.suffix not in _SUFFIXES and not path.parent.exists()
+        re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and path.suffix not in SUFFIXES and not path.parent.exists()
     ):
         return text, _hub(text.removeprefix("hub:"), column, label, limit)
-    raise DataError(f"{source} does not exist: give a {', '.join(_SUFFIXES)} file, a folder of them, or hub:owner/name")
+    raise DataError(f"{source} does not exist: give a {', '.join(SUFFIXES)} file, a folder of them, or hub:owner/name")
 
 
 def _rows(path: Path, column: str, label: str) -> Iterator[Row]:
@@ -191,7 +203,7 @@ def _rows(path: Path, column: str, label: str) -> Iterator[Row]:
         elif path.suffix == ".parquet":
             yield from _parquet_rows(path, column, label)
         else:
-            raise DataError(f"{path} is of no known kind: give {', '.join(_SUFFIXES)}, or a folder of them")
+            raise DataError(f"{path} is of no known kind: give {', '.join(SUFFIXES)}, or a folder of them")
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror or error}") from error
 

@@ -25,7 +25,7 @@ def classes(ask: Callable[[Batch], Tensor]) -> Callable[[Batch, Mapping[str, int
     """The objective ``1/N sum -log softmax(z)[y]`` of a classifier; ask: batch -> logits [B, C]."""
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        return losses.cross_entropy(ask(batch), batch["labels"]) / totals["examples"], {}
+        return losses.cross_entropy(_logits(ask(batch)), batch["labels"]) / totals["examples"], {}
 
     return objective
 
@@ -74,6 +74,12 @@ def rehearse(
     return glance(model, ask, in_order(), features=features) | {"right": torch.stack(visits)}
 
 
+def _logits(output: Tensor) -> Tensor:
+    if output.dim() != 2:
+        raise InputError(f"the model gives {tuple(output.shape)}: a classifier gives logits [B, C]")
+    return output
+
+
 def _count(batch: Batch) -> dict[str, int]:
     return {"examples": len(batch["labels"])}
 
@@ -89,9 +95,7 @@ def glance(
     found: dict[str, list[Tensor]] = {"logits": [], "labels": [], "features": []}
     with evaluating(model), _entering(model, features) as entered:
         for batch in batches:
-            logits = ask(batch)
-            if logits.dim() != 2:
-                raise InputError(f"the model gives {tuple(logits.shape)}: a classifier gives logits [B, C]")
+            logits = _logits(ask(batch))
             found["logits"].append(logits.float().cpu())
             if "labels" in batch:
                 found["labels"].append(batch["labels"].cpu())
