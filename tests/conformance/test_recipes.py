@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,11 +22,13 @@ from claims import vision
 from recipes.vision import nets
 from secateur import conformance, recipes
 from secateur.files import texts
+from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure.quality import perplexity
 from secateur.running import network, readings, trades
 from secateur.stores import Embedded
 from secateur.subjects import (
+    ExampleSet,
     Facts,
     KnowledgeGraph,
     Page,
@@ -102,7 +105,9 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
 IN_CONTEXT = {
     name: readings.of_recipe(name).kind for name, card in recipes.cards().items() if card["family"] == "context"
 }
-ON_MODELS = [name for name in recipes.cards() if name not in IN_CONTEXT]
+ON_DATA = {name for name, card in recipes.cards().items() if card["family"] == "data"}
+"""What they cut is no part of the network that they are given; tests of their own are below."""
+ON_MODELS = [name for name in recipes.cards() if name not in IN_CONTEXT and name not in ON_DATA]
 ON_NETWORKS = [name for name in ON_MODELS if trades.of_recipe(recipes.find(name)) is network]
 
 
@@ -131,6 +136,46 @@ def test_recipes_on_networks(name: str) -> None:
         return torch.cat([part.detach().flatten() for part in tree_leaves(found)])
 
     laws = conformance.check_recipe(name, subject, data, budget, options=options, quality=quality, output=output)
+    assert set(laws) == LAWS
+
+
+def test_a_recipe_on_examples() -> None:
+    """What is cut is the training set: its student has to beat one of equally many examples, by chance and alone."""
+    data, held_out, name = nets.data(240), nets.data(200, seed=5), "kd_data_pruning"
+    wrong = torch.rand(240, generator=torch.Generator().manual_seed(3)) < 0.3
+    data = dataclasses.replace(data, labels=torch.where(wrong, torch.arange(240) % 4, data.labels))
+    model, recipe = nets.vgg(), recipes.find(name)
+    vision.fit(model, data, epochs=6, batch=24)
+    teacher = open_traced(model, data.inputs[:2])
+    students: dict[int, torch.nn.Module] = {}
+
+    def on_examples(
+        subject: ExampleSet, data: Examples, budgets: Sequence[Budget], run: Run, **options: Any
+    ) -> Iterator[Result]:
+        for one in recipe(teacher, data, budgets, run, **options):
+            kept = ExampleSet.load(data, run.folder(f"kept-{one.name}"))
+            students[id(kept)] = one.subject.model
+            yield dataclasses.replace(one, subject=kept)
+
+    on_examples.__name__ = name
+
+    def student(one: ExampleSet) -> torch.nn.Module:
+        if one.whole:
+            return model
+        if id(one) not in students:
+            students[id(one)] = nets.vgg()
+            vision.fit(students[id(one)], one.data, epochs=10 * 240 / len(one), batch=24, lr=0.05)
+        return students[id(one)]
+
+    def output(one: ExampleSet) -> torch.Tensor:
+        with torch.no_grad():
+            return student(one).eval()(data.inputs[:8])
+
+    laws = conformance.check_recipe(
+        name, ExampleSet(data), data, "examples=20%", recipe=on_examples, output=output,
+        options={"alpha": 1.0, "epochs": 10, "batch": 24, "lr": 0.05, "balanced": True},
+        quality=lambda one: vision.accuracy(student(one), held_out),
+    )  # fmt: skip
     assert set(laws) == LAWS
 
 

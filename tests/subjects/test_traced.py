@@ -424,7 +424,7 @@ def test_networks_are_asked_as_their_subject_is_with_gradients_and_in_their_own_
     x, named = torch.rand(2, 4), Named()
     for subject, network in ((open_traced(named, {"pixels": x}), named), (open_traced(named.net, x), named.net)):
         network.eval()
-        assert torch.equal(subject.ask(network, x), named.net(x))
+        assert torch.equal(subject.inputs.ask(network, x), named.net(x))
         network.train()
-        assert (subject.ask(network, x) != subject.ask(network, x)).any(), "dropout is on"
-        assert subject.ask(network, x).requires_grad
+        assert (subject.inputs.ask(network, x) != subject.inputs.ask(network, x)).any(), "dropout is on"
+        assert subject.inputs.ask(network, x).requires_grad

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from secateur.errors import DataError
-from secateur.files import plugins
+from secateur.files import digests, plugins
 
 __all__ = ["Batches", "Examples", "batches", "count", "read"]
 
@@ -65,6 +65,18 @@ class Examples:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def costs(self) -> dict[str, NDArray[np.float64]]:
+        """Measure -> [N], what each example takes: the bytes of its input."""
+        one = self.inputs[0].numel() * self.inputs.element_size()
+        return {"bytes": np.full(len(self), float(one))}
+
+    def keys(self, *, normalised: bool = False) -> NDArray[np.void]:
+        """[N] digests of 16 bytes, equal for equal inputs whatever their classes; arrays have no looser equality."""
+        if normalised:
+            raise DataError(f"{self.name} holds arrays, which only repeat exactly: ask for exact duplicates")
+        rows = (row.contiguous().flatten().view(torch.uint8).numpy().data for row in self.inputs)
+        return digests.of(rows)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Examples:
         """The examples at `indices`, in that order."""
@@ -277,17 +289,21 @@ class Batches(Sequence["dict[str, Any]"]):
         """One batch: "inputs" [B, ...], and "labels" [B] or "targets" (a list of B) where the examples have them."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        part = self.data.take(self.places(index))
+        inputs = part.inputs
+        if self.augment is not None:
+            inputs = self.augment(inputs, np.random.default_rng([self.seed, *divmod(index, len(self))]))
+        return part.batch() | {"inputs": inputs}
+
+    def places(self, index: int) -> NDArray[np.int64]:
+        """[B]: which examples of the data stand in batch `index`, in its order; for what is known of each of them."""
         if index < 0:
             raise IndexError(f"batch {index}: batches are counted from 0 without end")
         epoch, place = divmod(index, len(self))
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
             self._epoch = epoch
-        part = self.data.take(self._order[place * self.batch : (place + 1) * self.batch])
-        inputs = part.inputs
-        if self.augment is not None:
-            inputs = self.augment(inputs, np.random.default_rng([self.seed, epoch, place]))
-        return part.batch() | {"inputs": inputs}
+        return self._order[place * self.batch : (place + 1) * self.batch]
 
     def take(self, count: int) -> list[dict[str, Any]]:
         """The first `count` batches, or one epoch if that is fewer: no example twice."""

@@ -153,7 +153,7 @@ def called(subject: Traced, batch: Any) -> Any:
     if isinstance(batch, tuple):
         args, kwargs = batch
         return model(*args, **kwargs)
-    return subject.ask(model, batch["inputs"] if isinstance(batch, Mapping) else batch)
+    return subject.inputs.ask(model, batch["inputs"] if isinstance(batch, Mapping) else batch)
 
 
 def loading(folder: Path, name: str) -> str:

@@ -535,15 +535,6 @@ class Traced:
             args, kwargs = example.fresh()
             return model(*args, **kwargs)
 
-    def ask(self, network: nn.Module, inputs: Any) -> Any:
-        """What `network`, called with one argument as this subject is, gives on `inputs`, in the mode in which it is.
-
-        For training loops: gradients flow, and the device is the network's.
-        """
-        if self.inputs.args:
-            return network(inputs)
-        return network(**{next(iter(self.inputs.kwargs)): inputs})
-
     def flops(self) -> float:
         """FLOPs of a forward pass on the example inputs, multiply and add counted as two."""
         model = twin(self.model, share=True).eval()

@@ -125,7 +125,7 @@ def gpusq_vit(
         **({"precision": "fp32"} | further),
     )  # fmt: skip
     taps = list(dict.fromkeys(critical)) or blocks(subject.model)
-    ask = subject.ask
+    ask = subject.inputs.ask
     lesson = partial(
         mixed.objective, ask=ask, taps=taps, labels=labels, factors=factors, temperature=temperature,
         disagreeing=disagreeing,

@@ -213,13 +213,13 @@ class Tap:
         name = taps.one(subject.model, feature) if feature else f"{reader}@input"
         args, kwargs = subject.inputs.fresh()
         example = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
-        (found,) = taps.seen(subject.model, [name], example, pooled, ask=subject.ask)
+        (found,) = taps.seen(subject.model, [name], example, pooled, ask=subject.inputs.ask)
         return cls(subject, name, found.shape[1], objectives.logits(subject.forward()).shape[1])
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """(feature [B, D], logits [B, K]) of one pass, in the network's own mode."""
         with taps.tapped(self.subject.model, [self.name], pooled) as found:
-            logits = objectives.logits(self.subject.ask(self.subject.model, inputs))
+            logits = objectives.logits(self.subject.inputs.ask(self.subject.model, inputs))
         return found[0], logits
 
 

@@ -294,7 +294,7 @@ def objective(
 
 def answer(subject: Traced, inputs: Tensor) -> Tensor:
     """The network's first output tensor, in the mode in which it is."""
-    first = leaves(subject.ask(subject.model, inputs))[0][0]
+    first = leaves(subject.inputs.ask(subject.model, inputs))[0][0]
     if first.dim() < 2:
         raise DataError(f"the network gives outputs of shape {tuple(first.shape)}: expected [examples, classes]")
     return first

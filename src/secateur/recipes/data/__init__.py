@@ -1,0 +1,1 @@
+"""Recipes that prune what a network learns from."""
