@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from secateur.errors import DataError
-from secateur.files import plugins
+from secateur.files import digests, plugins
 
 __all__ = ["Batches", "Examples", "batches", "count", "read"]
 
@@ -65,6 +65,18 @@ class Examples:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def costs(self) -> dict[str, NDArray[np.float64]]:
+        """Measure -> [N], what each example takes: the bytes of its input."""
+        one = self.inputs[0].numel() * self.inputs.element_size()
+        return {"bytes": np.full(len(self), float(one))}
+
+    def keys(self, *, normalised: bool = False) -> NDArray[np.void]:
+        """[N] digests of 16 bytes, equal for equal inputs whatever their classes; arrays have no looser equality."""
+        if normalised:
+            raise DataError(f"{self.name} holds arrays, which only repeat exactly: ask for exact duplicates")
+        rows = (row.contiguous().flatten().view(torch.uint8).numpy().data for row in self.inputs)
+        return digests.of(rows)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Examples:
         """The examples at `indices`, in that order."""

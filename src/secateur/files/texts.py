@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import DataError, MissingExtraError
+from secateur.files import digests
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Batches", "Corpus", "batches", "read", "windows"]
+__all__ = ["Batches", "Corpus", "batches", "indexed", "read", "windows"]
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _HUB_LIMIT = 100_000
@@ -76,12 +77,32 @@ class Corpus:
         count = min(max(1, round(len(self.texts) * held_out)), len(self.texts) - 1)
         held = np.zeros(len(self.texts), bool)
         held[np.random.default_rng([seed, len(self.texts)]).permutation(len(self.texts))[:count]] = True
-        return self._pick(~held, self.name), self._pick(held, f"the held-out part of {self.name}")
+        rest, name = np.flatnonzero(~held), f"the held-out part of {self.name}"
+        return self.take(rest), self.take(np.flatnonzero(held), name)
 
-    def _pick(self, mask: NDArray[np.bool_], name: str) -> Corpus:
-        texts = list(itertools.compress(self.texts, mask))
-        labels = None if self.labels is None else list(itertools.compress(self.labels, mask))
-        return Corpus(texts, labels, name, _digest(texts, labels), self.classes)
+    def take(self, indices: Sequence[int] | NDArray[np.int64], name: str = "") -> Corpus:
+        """The texts at `indices`, in that order, called `name` if one is given."""
+        places = [int(index) for index in indices]
+        texts = [self.texts[place] for place in places]
+        labels = None if self.labels is None else [self.labels[place] for place in places]
+        return Corpus(texts, labels, name or self.name, _digest(texts, labels), self.classes)
+
+    def costs(self) -> dict[str, NDArray[np.float64]]:
+        """Measure -> [N], what each text takes: bytes of UTF-8, and words."""
+        sizes = (len(text.encode("utf-8", "surrogatepass")) for text in self.texts)
+        words = (len(text.split()) for text in self.texts)
+        return {
+            "bytes": np.fromiter(sizes, np.float64, len(self.texts)),
+            "words": np.fromiter(words, np.float64, len(self.texts)),
+        }
+
+    def keys(self, *, normalised: bool = False) -> NDArray[np.void]:
+        """[N] digests of 16 bytes, equal for equal texts; `normalised`: for texts of equal words.
+
+        Words are compared in Unicode's NFKC form without case, spaces and punctuation.
+        """
+        return digests.of(digests.words(text) if normalised else text.encode("utf-8", "surrogatepass")
+                          for text in self.texts)  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------- reading
@@ -118,7 +139,7 @@ def read(
         raise DataError(
             f"{source if isinstance(source, (str, Path)) else 'the list given'} holds no text: give at least one line"
         )
-    indices, classes = _index(labels)
+    indices, classes = indexed(labels)
     return Corpus(texts, indices, name, _digest(texts, indices), classes)
 
 
@@ -231,7 +252,7 @@ def _whole(text: str, where: str) -> str:
     return text
 
 
-def _index(labels: list[Any]) -> tuple[list[int] | None, tuple[str, ...]]:
+def indexed(labels: list[Any]) -> tuple[list[int] | None, tuple[str, ...]]:
     """Class indices: whole numbers as they are, names counted in alphabetical order; None unless every text has one."""
     if any(value is None for value in labels):
         return None, ()

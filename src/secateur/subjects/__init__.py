@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.subjects.decoder import Decoder as Decoder
     from secateur.subjects.encoder import Encoder as Encoder
+    from secateur.subjects.examples import ExampleSet as ExampleSet
     from secateur.subjects.knowledge_graph import Fact as Fact
     from secateur.subjects.knowledge_graph import Facts as Facts
     from secateur.subjects.knowledge_graph import KnowledgeGraph as KnowledgeGraph
@@ -36,6 +37,7 @@ _PLACES = {
     "Consumer": "transformer",
     "Decoder": "decoder",
     "Encoder": "encoder",
+    "ExampleSet": "examples",
     "Fact": "knowledge_graph",
     "Facts": "knowledge_graph",
     "KnowledgeGraph": "knowledge_graph",
@@ -61,6 +63,7 @@ __all__ = [
     "Consumer",
     "Decoder",
     "Encoder",
+    "ExampleSet",
     "Fact",
     "Facts",
     "KnowledgeGraph",

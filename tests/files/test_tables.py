@@ -1,0 +1,89 @@
+"""Tables: each form they come in, classes, digests of content, and what is refused."""
+
+from __future__ import annotations
+
+import datasets
+import numpy as np
+import pytest
+
+from secateur.errors import DataError
+from secateur.files import tables
+
+ROWS = {"text": ["a cat", "a dog", "A  cat!", "a dog"], "label": ["pet", "pet", "wild", "pet"], "page": [1, 2, 3, 4]}
+
+
+@pytest.fixture
+def rows() -> datasets.Dataset:
+    return datasets.Dataset.from_dict(ROWS)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_every_form_is_the_same_table(rows, tmp_path):
+    whole = tables.read(rows)
+    rows.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(str(tmp_path / "split"))
+    rows.to_csv(str(tmp_path / "rows.csv"))
+    rows.to_parquet(str(tmp_path / "rows.parquet"))
+    rows.to_json(str(tmp_path / "rows.jsonl"))
+    for name in ("saved", "split", "rows.csv", "rows.parquet", "rows.jsonl"):
+        assert tables.is_table(tmp_path / name)
+        read = tables.read(tmp_path / name)
+        assert read.digest == whole.digest
+        assert read.name == name
+        assert list(read.texts) == ROWS["text"]
+    assert tables.is_table(rows)
+    assert not tables.is_table(tmp_path)
+    assert not tables.is_table(["a text"])
+
+
+def test_classes_are_named_or_counted(rows):
+    table = tables.read(rows)
+    assert (table.labels, table.classes) == ([0, 0, 1, 0], ("pet", "wild"))
+    assert (tables.read(rows, label="page").labels, tables.read(rows, label="page").classes) == ([1, 2, 3, 4], ())
+    assert tables.read(rows, label="kind").labels is None
+    kinds = datasets.ClassLabel(names=["wild", "pet", "none"])
+    typed = tables.read(rows.cast_column("label", kinds))
+    assert (typed.labels, typed.classes) == ([1, 1, 0, 1], ("wild", "pet", "none"))
+
+
+def test_what_is_taken_is_rows_as_they_were(rows):
+    part = tables.read(rows).take([3, 0])
+    assert part.rows[0] == {"text": "a dog", "label": "pet", "page": 4}
+    assert part.labels == [0, 0]
+    assert part.digest != tables.read(rows).digest
+    assert part.digest == tables.read(datasets.Dataset.from_dict({k: [v[3], v[0]] for k, v in ROWS.items()})).digest
+
+
+def test_costs_and_keys(rows):
+    table = tables.read(rows)
+    assert table.costs()["words"].tolist() == [2, 2, 2, 2]
+    assert table.costs()["bytes"][0] == len('{"label": "pet", "page": 1, "text": "a cat"}')
+    assert len(np.unique(table.keys())) == 3
+    assert len(np.unique(table.keys(normalised=True))) == 2
+    bare = tables.read(rows, text="none")
+    assert bare.texts is None
+    assert set(bare.costs()) == {"bytes"}
+    assert len(np.unique(bare.keys())) == 4
+    with pytest.raises(DataError, match="has no column 'none'"):
+        bare.keys(normalised=True)
+
+
+def test_what_can_not_be_used_is_refused_in_a_line(rows, tmp_path):
+    (tmp_path / "bad.jsonl").write_text("{not json\n")
+    (tmp_path / "rows.xlsx").write_text("?")
+    datasets.DatasetDict({"test": rows}).save_to_disk(str(tmp_path / "untrained"))
+    for place, words in (
+        (tmp_path / "none.csv", "there is no table at"),
+        (tmp_path / "bad.jsonl", "can't be read as a table"),
+        (tmp_path / "rows.xlsx", "is no table: give a folder"),
+        (tmp_path / "untrained", "has the splits test and no train"),
+        (rows.select([]), "holds no row"),
+        (rows.to_iterable_dataset(), "is of IterableDataset"),
+    ):
+        with pytest.raises(DataError, match=words) as refused:
+            tables.read(place)
+        assert "\n" not in str(refused.value)
