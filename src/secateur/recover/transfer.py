@@ -14,7 +14,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.recover import losses, objectives
 from secateur.recover.detecting import Objective
 
-__all__ = ["attacked", "classify", "head", "with_head"]
+__all__ = ["attacked", "classify", "head", "loss", "with_head"]
 
 _LEAP = 1.25
 """The step of one-step adversarial training, in radii (arXiv 2001.03994, section 4.1)."""
@@ -28,36 +28,38 @@ def classify(model: nn.Module, *, radius: float = 0.0) -> Objective:
     """
 
     def objective(batch: Mapping[str, Tensor], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        loss, inputs = partial(_loss, model, batch["labels"]), batch["inputs"]
+        against, inputs = partial(loss, model, batch["labels"]), batch["inputs"]
         if radius:
             start = radius * (2 * torch.rand_like(inputs) - 1)
-            inputs = attacked(loss, inputs, radius, start=start, step=_LEAP * radius)
-        return loss(inputs) / totals["examples"], {}
+            inputs = attacked(against, inputs, radius, start=start, step=_LEAP * radius)
+        return against(inputs) / totals["examples"], {}
 
     return objective
 
 
-def _loss(model: nn.Module, labels: Tensor, inputs: Tensor) -> Tensor:
+def loss(model: nn.Module, labels: Tensor, inputs: Tensor) -> Tensor:
+    """Cross-entropy of the classes `labels` [B], summed over the inputs [B, ...]."""
     return losses.cross_entropy(objectives.logits(model(inputs)), labels)
 
 
 def attacked(
-    loss: Callable[[Tensor], Tensor],
+    against: Callable[[Tensor], Tensor],
     inputs: Tensor,
     radius: float,
     *,
     start: Tensor | None = None,
     step: float | None = None,
 ) -> Tensor:
-    """Inputs x [B, ...] moved by one step of the sign of the gradient: ``x + clip(d + step sign(grad L(x + d)))``.
+    """Inputs x [B, ...] moved by one step of the sign of a loss's gradient: ``x + clip(d + step sign(grad L(x + d)))``.
 
-    The move stays within `radius` of x in each value, and the result between 0 and 1. start: d, nothing unless given;
-    step: the radius unless given. With neither this is FGSM (Goodfellow et al., arXiv 1412.6572).
+    The move stays within `radius` of x in each value, and the result between 0 and 1. against: L, a sum over the
+    inputs; start: d, nothing unless given; step: the radius unless given. With neither of the two this is FGSM
+    (Goodfellow et al., arXiv 1412.6572).
     """
     moved = torch.zeros_like(inputs) if start is None else start
     with torch.enable_grad():
         probe = (inputs + moved).detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(probe), probe)
+        (gradient,) = torch.autograd.grad(against(probe), probe)
     moved = (moved + (radius if step is None else step) * gradient.sign()).clamp(-radius, radius)
     return (inputs + moved).clamp(0.0, 1.0).detach()
 
@@ -69,7 +71,9 @@ def head(model: nn.Module, path: str = "") -> str:
     """
     found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not found:
-        raise UnsupportedError(f"{type(model).__name__} has no linear layer to put a head for other classes in place of")
+        raise UnsupportedError(
+            f"{type(model).__name__} has no linear layer to put a head for other classes in place of"
+        )
     if path and path not in found:
         near = difflib.get_close_matches(path, found, n=1, cutoff=0.0)[0]
         raise InputError(f"head={path!r} is no linear layer of the network: did you mean {near!r}?")
@@ -77,7 +81,7 @@ def head(model: nn.Module, path: str = "") -> str:
 
 
 def with_head(model: nn.Module, path: str, classes: int, *, seed: int = 0) -> nn.Module:
-    """A copy of `model` whose linear layer at `path` is a new one for so many `classes`, drawn by PyTorch's own rule."""
+    """A copy of `model` whose linear layer at `path` is a new one for `classes`, drawn by PyTorch's own rule."""
     old = model.get_submodule(path)
     assert isinstance(old, nn.Linear)
     with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,1 @@
+"""Recipes that prune what a model is trained on."""
