@@ -1,0 +1,35 @@
+"""Balance: rankings in which every group keeps its share, whatever the scores of groups are beside one another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import InputError
+from secateur.select.arrays import as_numpy
+from secateur.vocabulary import Array
+
+__all__ = ["within"]
+
+
+def within(scores: Array, group: Array) -> Any:
+    """[count]: 1 - (t - 1/2) / n of the t-th best of the n units of its group (t from 1), for `ranking` to go by.
+
+    A ranking by these keeps round(f n) of every group, for one f that fits the budget: Webster's method, whose
+    selections are nested as budgets grow, and which is never over budget. Of shares f n that are whole it keeps those.
+    Equals keep the lower index, within a group and among groups. Sum_g round(f n_g) for the f that is asked for may lie
+    above the budget, by up to half a unit for each group: then fewer are kept here.
+
+    scores, group: NumPy or torch; what is given back is float64 of the same library as the scores.
+    Source: Balinski and Young, Fair Representation (1982), chapter 9.
+    """
+    worth, member = as_numpy(scores), np.unique(as_numpy(group, None), return_inverse=True)[1]
+    if worth.ndim != 1 or member.shape != worth.shape:
+        raise InputError(f"{worth.shape} scores in groups of shape {member.shape}: give one group for each score")
+    order = np.lexsort((np.arange(len(worth)), -worth, member))
+    sizes = np.bincount(member)
+    place = np.arange(len(worth)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    result = np.empty(len(worth))
+    result[order] = 1.0 - (place + 0.5) / sizes[member[order]]
+    return scores.double().new_tensor(result) if hasattr(scores, "new_tensor") else result
