@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ import keeper
 import tiny
 import yolo
 from claims import vision
+from recipes.data import test_dp4tl as transferred
 from recipes.vision import nets
 from secateur import conformance, recipes
 from secateur.files import texts
+from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure.quality import perplexity
 from secateur.running import network, readings, trades
 from secateur.stores import Embedded
 from secateur.subjects import (
+    ExampleSet,
     Facts,
     KnowledgeGraph,
     Page,
@@ -102,7 +106,9 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
 IN_CONTEXT = {
     name: readings.of_recipe(name).kind for name, card in recipes.cards().items() if card["family"] == "context"
 }
-ON_MODELS = [name for name in recipes.cards() if name not in IN_CONTEXT]
+ON_DATA = {name for name, card in recipes.cards().items() if card["family"] == "data"}
+"""What they cut is what a network is trained on; tests of their own are below."""
+ON_MODELS = [name for name in recipes.cards() if name not in IN_CONTEXT and name not in ON_DATA]
 ON_NETWORKS = [name for name in ON_MODELS if trades.of_recipe(recipes.find(name)) is network]
 
 
@@ -222,6 +228,31 @@ def test_a_recipe_on_paths() -> None:
         options={"topics": ["urn:x:alpha", "urn:x:omega"]}, output=output,
         quality=lambda one: float("ammag" in one.written()), recipe=on_graph,
     )  # fmt: skip
+    assert set(laws) == LAWS
+
+
+def test_a_recipe_on_what_is_pre_trained_on(tmp_path: Path) -> None:
+    """Its first argument is the network to train; what is cut is the training set, of which it leaves an index."""
+    name, data, files = "dp4tl", transferred.source(), transferred.written(tmp_path)
+    recipe, subject = recipes.find(name), ExampleSet(transferred.source())
+
+    def on_data(_: ExampleSet, data: Examples, budgets: Sequence[Budget], run: Run, **options: Any) -> Iterator[Result]:
+        for result in recipe(transferred.opened(), data, budgets, run, **options):
+            yield replace(result, subject=ExampleSet.load(data, run.path(f"subset-{result.name}") / "train"))
+
+    on_data.__name__ = name
+
+    def output(one: ExampleSet) -> np.ndarray:
+        return np.isin(np.arange(len(data)), one.kept).astype(float)
+
+    def quality(one: ExampleSet) -> float:
+        """The share of what is left that looks like the target."""
+        return float((one.labels < 4).mean())
+
+    options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **transferred.QUICK}
+    laws = conformance.check_recipe(
+        name, subject, data, "examples=40%", options=options, output=output, quality=quality, recipe=on_data
+    )
     assert set(laws) == LAWS
 
 

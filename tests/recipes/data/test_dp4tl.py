@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,23 +70,25 @@ def large(seed: int = 0) -> nn.Module:
     )  # fmt: skip
 
 
-def opened() -> Traced:
-    return open_traced(large(), source().inputs[:2], prove=False)
+def opened(seed: int = 0) -> Traced:
+    return open_traced(large(seed), source().inputs[:2], prove=False)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def written(root: Path) -> Path:
     """A target, and a surrogate's file, as a user gives them."""
-    root = tmp_path_factory.mktemp("files")
     np.savez(root / "target.npz", inputs=target().inputs.numpy(), labels=target().labels.numpy())
     np.savez(root / "bare.npz", inputs=target().inputs.numpy())
-    torch.save(small().state_dict(), root / "small.pt")
     (root / "small.py").write_text(
         "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(1)\n"
         "    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), "
         f"nn.Linear(128, {CLASSES}))\n\ndef narrow():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))\n"
     )
     return root
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("files"))
 
 
 def results(root, files, budgets=("classes=50%",), data=None, network=None, **options):
