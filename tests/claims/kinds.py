@@ -103,13 +103,13 @@ def _enlarged(data: Examples) -> Examples:
 
 # ------------------------------------------------------------------------------------------------------------ texts
 
-PASSAGE = 80
+PASSAGE = 50
 """Words of a passage, and of a mail that are read."""
 
 
 @functools.cache
-def genres(each: int = 120) -> Examples:
-    """[15 `each`, 384]: MiniLM's embeddings of passages of 80 words, by genre; as many of each, from its documents."""
+def genres(each: int = 60) -> Examples:
+    """[15 `each`, 384]: MiniLM's embeddings of passages of 50 words, by genre; as many of each, from its documents."""
     names = sorted({genre for genre, _ in packages.brown_documents()})
     passages: dict[str, list[str]] = {name: [] for name in names}
     for genre, sentences in packages.brown_documents():
@@ -123,18 +123,17 @@ def genres(each: int = 120) -> Examples:
 
 @functools.cache
 def mails(shots: int, seed: int, *, judged: bool = True) -> tuple[Examples, Examples]:
-    """(`shots` mails, 700 to judge on), [N, 384]: half of them spam. Settings are explored on 300 others."""
+    """(`shots` mails, 500 to judge on), [N, 384]: half of them spam. Settings are explored on 200 others."""
     draw = np.random.default_rng(6046)
     known = [(group.startswith("spam"), _written(text)) for group, text in packages.spam_assassin()]
     known = list({text: (spam, text) for spam, text in known if len(text.split()) > 20}.values())
-    halves = [
-        draw.permutation([n for n, (spam, _) in enumerate(known) if spam == kind])[:800] for kind in (False, True)
-    ]
+    sides = ([n for n, (spam, _) in enumerate(known) if spam == side] for side in (False, True))
+    halves = [draw.permutation(side)[:500] for side in sides]
     chosen = [known[index] for pair in zip(*halves, strict=True) for index in pair]
     labels = torch.tensor([int(spam) for spam, _ in chosen])
     data = Examples(_embedded("mails", [text for _, text in chosen]), labels, classes=("ham", "spam"), name="mails")
-    places = 2 * np.random.default_rng([seed, 300]).permutation(300)[: shots // 2]  # pairs: one of each
-    return data.take(np.sort([*places, *(places + 1)])), data.take(range(900, 1600) if judged else range(600, 900))
+    places = 2 * np.random.default_rng([seed, 150]).permutation(150)[: shots // 2]  # pairs: one of each
+    return data.take(np.sort([*places, *(places + 1)])), data.take(range(500, 1000) if judged else range(300, 500))
 
 
 def _written(mail: str) -> str:
