@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from secateur.running.context import prune_context as prune_context
     from secateur.running.context import prune_file as prune_file
     from secateur.running.context import train_pruner as train_pruner
+    from secateur.running.data import prune_data as prune_data
     from secateur.subjects import load as load
     from secateur.subjects import open_subject as open_subject
     from secateur.vocabulary import Budget as Budget
@@ -61,6 +62,7 @@ _PLACES = {
     "open_subject": "subjects",
     "prune": "pruning",
     "prune_context": "running.context",
+    "prune_data": "running.data",
     "prune_file": "running.context",
     "report": "running",
     "run": "running",
@@ -87,6 +89,7 @@ __all__ = [
     "open_subject",
     "prune",
     "prune_context",
+    "prune_data",
     "prune_file",
     "report",
     "run",

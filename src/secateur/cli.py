@@ -131,6 +131,7 @@ def _app(given: Sequence[str]) -> typer.Typer:
     app.command("run")(_run_command(_named_recipe(given)))
     app.command("prune-context")(_prune_context_command(_flag_of(given, "--recipe")))
     app.command("train-pruner")(_train_pruner_command(_first_word(given, "train-pruner")))
+    app.command("prune-data")(prune_data)
     app.command("inspect")(inspect)
     app.command("measure")(measure)
     app.command("report")(report)
@@ -509,6 +510,80 @@ def _cut(removed: Mapping[str, tuple[int, int]]) -> str:
         before = total.get(kind, (0, 0))
         total[kind] = (before[0] + gone, before[1] + count)
     return ", ".join(f"{gone} of {count} {kind}" for kind, (gone, count) in total.items() if gone) or "nothing"
+
+
+# ------------------------------------------------------------------------------------------------- a training set
+
+
+def prune_data(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="Texts, an .npz file, a folder of images or of save_to_disk, a .csv, hub:owner/name, file.py:function."
+        ),
+    ],
+    budget: Annotated[
+        list[str],
+        typer.Option(help="How much may stay: examples=30%, words=1m, ... Give it again for one more index.",
+                     metavar="MEASURE=AMOUNT"),
+    ],
+    out: Annotated[Path | None, typer.Option(help="The run directory, where the index files will stand.")] = None,
+    score: Annotated[
+        str, typer.Option(help="random, length, el2n, grand, forgetting, moderate, herding, or file.py:function.")
+    ] = "random",
+    model: Annotated[
+        str | None, typer.Option(help="For scores from el2n on: a classifier, net.py:build, or a folder for texts.")
+    ] = None,
+    balanced: Annotated[
+        bool | None,
+        typer.Option("--balanced/--no-balanced", help="Keep the same share of each class; so where there are classes."),
+    ] = None,
+    deduplicate: Annotated[
+        bool, typer.Option("--deduplicate", help="First drop examples that repeat an earlier one.")
+    ] = False,
+    normalised: Annotated[
+        bool, typer.Option("--normalised", help="Texts of equal words repeat one another, too.")
+    ] = False,
+    text: Annotated[str, typer.Option(help="The column of texts.")] = "text",
+    label: Annotated[str, typer.Option(help="The column of classes.")] = "label",
+    tokenizer: Annotated[str | None, typer.Option(help="Whose tokens are counted: a folder or Hub id.")] = None,
+    runs: Annotated[int, typer.Option(help="Trainings that a score is averaged over.")] = 3,
+    epochs: Annotated[float, typer.Option(help="Of each of them; 0 takes the model as it is.")] = 10.0,
+    lr: Annotated[float | None, typer.Option(help="Their peak learning rate.")] = None,
+    batch: Annotated[int, typer.Option(help="Examples per step.")] = 32,
+    length: Annotated[int, typer.Option(help="Tokens of a text that a model reads.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would stay; write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --out holds another run.")] = False,
+) -> None:  # fmt: skip
+    """Cut a training set to the examples that are worth most; the same command again resumes, other budgets too."""
+    for one in budget:
+        Budget.parse(one)
+    if out is None and not dry_run:
+        raise InputError("prune-data needs --out: say for example secateur prune-data texts.txt --budget examples=30% "
+                         "--out kept, or --dry-run")  # fmt: skip
+    from secateur.measure import display
+    from secateur.running import data as training_set
+
+    found = training_set.prune_data(
+        data, budget, out or "", score=score, model=model, balanced=balanced,
+        deduplicate="normalised" if normalised else "exact" if deduplicate else "", text=text, label=label,
+        tokenizer=tokenizer, runs=runs, epochs=epochs, lr=lr, batch=batch, length=length, seed=seed, dry_run=dry_run,
+        overwrite=overwrite,
+    )  # fmt: skip
+    for note in dict.fromkeys(note for result in found for note in result.notes):
+        print(f"note: {note}")
+    for result in found:
+        whole, after = result.cut.before, result.cut.after
+        unit = {m: "" if display.measure(m).kind == "bytes" else f" {m}" for m in whole}
+        kept = [f"{display.number(m, after[m])} of {display.number(m, whole[m])}{unit[m]}" for m in whole]
+        gone, classes = result.cut.removed.get("classes", (0, 0))
+        kept += [f"{classes - gone} of {classes} classes"] if classes else []
+        place = "" if dry_run or out is None else f": {out / result.name / 'index.npz'}"
+        print(f"{result.name}  {', '.join(kept)}{place}")
+    if any(result.cut.is_noop for result in found):
+        print("note: a budget that all examples fit in keeps them all", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 # ----------------------------------------------------------------------------------------- the other commands

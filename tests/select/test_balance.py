@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur import conformance
-from secateur.errors import InputError
+from secateur.errors import InfeasibleError, InputError
 from secateur.select import balance, ranking
 from secateur.vocabulary import Budget, Limit, Site, Units
 
@@ -64,6 +64,18 @@ def test_torch_gives_torch():
     found = balance.within(scores, torch.tensor([0, 0, 1, 1]))
     assert found.dtype == torch.float64
     assert found.tolist() == [0.25, 0.75, 0.25, 0.75]
+
+
+def test_a_group_that_would_be_empty_is_refused_with_what_is_needed():
+    group, scores = np.array([0] * 40 + [2] * 3), np.arange(43.0)
+    with pytest.raises(InfeasibleError, match="leaves nothing of class 'rare', which has 3 of 43") as refused:
+        balance.by_budget(units(43), "examples", scores, "examples=5", group, ["common", "none", "rare"])
+    needed = refused.value.reachable
+    assert f"examples={needed:.0f}" in str(refused.value)
+    kept = balance.by_budget(units(43), "examples", scores, f"examples={needed:.0f}", group).keep["examples"]
+    assert np.bincount(group[kept]).tolist() == [needed - 1, 0, 1]
+    with pytest.raises(InfeasibleError, match="class 2"):
+        balance.by_budget(units(43), "examples", scores, f"examples={needed - 1:.0f}", group)
 
 
 def test_groups_of_another_length_are_refused():

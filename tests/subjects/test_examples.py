@@ -90,10 +90,12 @@ def test_a_class_that_loses_all_its_examples_is_gone():
 
 
 def test_what_is_counted_is_a_cost():
-    units = ExampleSet(CORPUS).units(tokens=lambda some: [len(text) for text in some])
-    assert units.cost() == {"examples": 6, "bytes": 26, "words": 7, "tokens": 26}
+    subject = ExampleSet(CORPUS).counted(tokens=lambda some: [len(text) for text in some])
+    assert subject.units().cost() == {"examples": 6, "bytes": 26, "words": 7, "tokens": 26}
+    smaller, cut = subject.cut(Selection({"examples": np.arange(6) < 2}))
+    assert cut.after == smaller.units().cost() == {"examples": 2, "bytes": 10, "words": 3, "tokens": 10}
     with pytest.raises(InputError, match="holds no texts whose tokens"):
-        ExampleSet(images()).units(tokens=len)
+        ExampleSet(images()).counted(tokens=len)
 
 
 def test_repeats_are_told():

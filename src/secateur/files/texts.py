@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -20,9 +20,21 @@ from secateur.files import digests
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Batches", "Corpus", "batches", "indexed", "read", "windows"]
+__all__ = [
+    "SUFFIXES",
+    "Batches",
+    "Corpus",
+    "Digest",
+    "Row",
+    "batches",
+    "in_order",
+    "indexed",
+    "opened",
+    "read",
+    "windows",
+]
 
-_SUFFIXES = (".txt", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".parquet")
 _HUB_LIMIT = 100_000
 _CHUNK = 1024
 _PROMPTED = ("prompt", "answer")
@@ -126,13 +138,10 @@ def read(
     """
     if isinstance(source, Corpus):
         return source
-    if isinstance(source, (str, Path)):
-        name, rows = _open(source, column, label, limit)
-    else:
-        name, rows = "texts", ((_whole(text, f"text {n} of the list"), None) for n, text in enumerate(source, 1))
+    name, rows = opened(source, limit=limit, column=column, label=label)
     texts: list[str] = []
     labels: list[Any] = []
-    for text, value in itertools.islice(((t, v) for t, v in rows if t.strip()), limit):
+    for text, value in rows:
         texts.append(text)
         labels.append(value)
     if not texts:
@@ -143,21 +152,46 @@ def read(
     return Corpus(texts, indices, name, _digest(texts, indices), classes)
 
 
+def opened(
+    source: str | Path | Iterable[str] | Iterable[Mapping[str, Any]],
+    *,
+    limit: int | None = None,
+    column: str = "text",
+    label: str = "label",
+) -> tuple[str, Iterator[Row]]:
+    """(name, rows): each text that `read` would take, with its class or None, one after another and never all at once.
+
+    source: as for `read`; or anything that gives texts, or rows as mappings: a `datasets` table, streamed or not.
+    Errors are those of `read`, and come when the row is reached.
+    """
+    if isinstance(source, (str, Path)):
+        name, rows = _open(source, column, label, limit)
+    else:
+        name, rows = "texts", (_given(one, number, column, label) for number, one in enumerate(source, 1))
+    return name, itertools.islice(((text, value) for text, value in rows if text.strip()), limit)
+
+
+def _given(one: Any, number: int, column: str, label: str) -> Row:
+    if isinstance(one, str):
+        return _whole(one, f"text {number} of the list"), None
+    return _row(one, column, label, f"row {number}")
+
+
 def _open(source: str | Path, column: str, label: str, limit: int | None) -> tuple[str, Iterator[Row]]:
     path = Path(source)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
         if not files:
-            raise DataError(f"{path} holds no {', '.join(_SUFFIXES)} file: give a folder with texts")
+            raise DataError(f"{path} holds no {', '.join(SUFFIXES)} file: give a folder with texts")
         return path.name, itertools.chain.from_iterable(_rows(file, column, label) for file in files)
     if path.exists():
         return path.name, _rows(path, column, label)
     text = str(source)
     if text.startswith("hub:") or (
-        re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and path.suffix not in _SUFFIXES and not path.parent.exists()
+        re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and path.suffix not in SUFFIXES and not path.parent.exists()
     ):
         return text, _hub(text.removeprefix("hub:"), column, label, limit)
-    raise DataError(f"{source} does not exist: give a {', '.join(_SUFFIXES)} file, a folder of them, or hub:owner/name")
+    raise DataError(f"{source} does not exist: give a {', '.join(SUFFIXES)} file, a folder of them, or hub:owner/name")
 
 
 def _rows(path: Path, column: str, label: str) -> Iterator[Row]:
@@ -169,7 +203,7 @@ def _rows(path: Path, column: str, label: str) -> Iterator[Row]:
         elif path.suffix == ".parquet":
             yield from _parquet_rows(path, column, label)
         else:
-            raise DataError(f"{path} is of no known kind: give {', '.join(_SUFFIXES)}, or a folder of them")
+            raise DataError(f"{path} is of no known kind: give {', '.join(SUFFIXES)}, or a folder of them")
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror or error}") from error
 
@@ -263,14 +297,29 @@ def indexed(labels: list[Any]) -> tuple[list[int] | None, tuple[str, ...]]:
     return [place[str(value)] for value in labels], tuple(classes)
 
 
-def _digest(texts: Sequence[str], labels: Sequence[int] | None) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
+class Digest:
+    """The digest of a `Corpus`, of texts as they come: the same whether they are all in memory or never were."""
+
+    def __init__(self) -> None:
+        self._found = hashlib.sha256()
+
+    def add(self, text: str) -> None:
+        """One more text."""
         data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little") + data)
-    if labels is not None:
-        digest.update(np.asarray(labels, np.int64).tobytes())
-    return digest.hexdigest()
+        self._found.update(len(data).to_bytes(8, "little") + data)
+
+    def end(self, labels: Sequence[int] | NDArray[np.int64] | None) -> str:
+        """After the last text: its classes, if there are any; sha256 in hexadecimal."""
+        if labels is not None:
+            self._found.update(np.asarray(labels, np.int64).tobytes())
+        return self._found.hexdigest()
+
+
+def _digest(texts: Sequence[str], labels: Sequence[int] | None) -> str:
+    digest = Digest()
+    for text in texts:
+        digest.add(text)
+    return digest.end(labels)
 
 
 def _first_line(error: BaseException) -> str:
@@ -407,3 +456,16 @@ def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     labels = None if packed or corpus.labels is None else np.asarray(corpus.labels, np.int64)
     return Batches(tokens, starts, batch=batch, seed=seed, pad=pad, bucketed=not packed, labels=labels)
+
+
+def in_order(corpus: Corpus, tokenizer: Any, *, batch: int, length: int) -> Iterator[dict[str, Tensor]]:
+    """All texts once, in their order, in batches of `batch` as those of `batches`; the last may be smaller."""
+    import torch
+
+    for start in range(0, len(corpus), batch):
+        part = list(corpus.texts[start : start + batch])
+        found = tokenizer(part, truncation=True, max_length=length, padding=True, return_tensors="pt")
+        result = {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+        if corpus.labels is not None:
+            result["labels"] = torch.tensor(list(corpus.labels[start : start + batch]))
+        yield result

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from secateur.errors import InputError
+from secateur.errors import InfeasibleError, InputError
+from secateur.select import ranking
 from secateur.select.arrays import as_numpy
-from secateur.vocabulary import Array
+from secateur.vocabulary import Array, Budget, Selection, Units
 
-__all__ = ["within"]
+__all__ = ["by_budget", "within"]
 
 
 def within(scores: Array, group: Array) -> Any:
@@ -33,3 +35,30 @@ def within(scores: Array, group: Array) -> Any:
     result = np.empty(len(worth))
     result[order] = 1.0 - (place + 0.5) / sizes[member[order]]
     return scores.double().new_tensor(result) if hasattr(scores, "new_tensor") else result
+
+
+def by_budget(
+    units: Units, site: str, scores: Array, budget: Budget | str, group: Array, names: Sequence[str] = ()
+) -> Selection:
+    """The best of every group of one site, the same share of each, as much as fits the budget: `within`, ranked.
+
+    names: what group 0, 1, ... are called. Raises `InfeasibleError` where a group would keep nothing, with the least
+    cost, in the budget's first measure, at which all keep something.
+    """
+    value, member = within(scores, group), as_numpy(group, None)
+    chosen = ranking.by_budget(units, {site: value}, budget)
+    keep = as_numpy(chosen.keep[site], bool)
+    empty = np.setdiff1d(member, member[keep])
+    if empty.size:
+        rank = as_numpy(value)
+        least = min(rank[member == number].max() for number in empty)
+        measure = (chosen.budget or Budget.parse(budget)).limits[0].measure
+        needed = units.cost({site: rank >= least})[measure]
+        first, many = int(empty[0]), int((member == empty[0]).sum())
+        called = repr(names[first]) if first < len(names) else str(first)
+        raise InfeasibleError(
+            f"budget {budget} leaves nothing of class {called}, which has {many} of {len(member)} units: "
+            f"{measure}={needed:.0f} keeps some of each class, or do not balance classes",
+            needed,
+        )
+    return chosen

@@ -130,7 +130,27 @@ class ExampleSet:
 
     def scored(self, name: str, values: Array) -> ExampleSet:
         """The same with scores, [N] of all of the data: higher means keep."""
-        return ExampleSet(self.source, self.kept, {**self.scores, name: values})
+        return self._like(self.kept, {**self.scores, name: values})
+
+    def _like(self, kept: NDArray[np.int64], scores: Mapping[str, Array]) -> ExampleSet:
+        """Other examples of the same source, whose costs are counted once."""
+        result = ExampleSet(self.source, kept, scores)
+        result._costs = self._costs
+        return result
+
+    def counted(self, **counts: Count) -> ExampleSet:
+        """The same with more costs: measure -> (texts -> how many each has), such as tokens=encoders.counter("gpt2").
+
+        Raises `InputError` for data without texts.
+        """
+        texts = getattr(self.source, "texts", None)
+        if not counts:
+            return self
+        if texts is None:
+            raise InputError(f"{self.source.name} holds no texts whose {next(iter(counts))} could be counted")
+        result = self._like(self.kept, self.scores)
+        result._costs = self._costs | {m: np.asarray(count(texts), np.float64) for m, count in counts.items()}
+        return result
 
     def repeats(self, *, normalised: bool = False) -> NDArray[np.bool_]:
         """[K] which examples repeat an earlier one that is left; `normalised`: have its words, for texts."""
@@ -142,12 +162,11 @@ class ExampleSet:
 
     # ------------------------------------------------------------------------------------------------- the verbs
 
-    def units(self, *axes: str, **counts: Count) -> Units:
+    def units(self, *axes: str) -> Units:
         """Site "examples", and where there are classes a site "classes", whose units own their examples.
 
         axes: which of the two may be selected from; both unless named. Examples cost themselves ("examples"), "bytes",
-        for texts "words", and whatever is counted: measure -> (texts -> how many each has), such as
-        tokens=encoders.counter("gpt2"). Classes cost what they own.
+        for texts "words", and whatever was `counted`. Classes cost what they own.
         """
         known = ("examples", "classes") if self._labels is not None else ("examples",)
         unknown = [axis for axis in axes if axis not in known]
@@ -156,7 +175,6 @@ class ExampleSet:
             raise InputError(f"a training set can't be cut by {unknown[0]!r}: {why}")
         cost = {"examples": np.ones(len(self))}
         cost |= {measure: column[self.kept] for measure, column in self._costs.items()}
-        cost |= {measure: self._counted(measure, count) for measure, count in counts.items()}
         owner = None
         sites: dict[str, Site] = {}
         if self.labels is not None:
@@ -165,12 +183,6 @@ class ExampleSet:
         sites["examples"] = Site("examples", len(self), cost, owner=owner, minimum=1)
         units = Units(sites)
         return units.only(*axes) if axes else units
-
-    def _counted(self, measure: str, count: Count) -> NDArray[np.float64]:
-        texts = getattr(self.data, "texts", None)
-        if texts is None:
-            raise InputError(f"{self.source.name} holds no texts whose {measure} could be counted")
-        return np.asarray(count(texts), np.float64)
 
     def cut(self, selection: Selection) -> tuple[ExampleSet, Cut]:
         """The training set without the examples, or the classes, that do not stay."""
@@ -184,8 +196,7 @@ class ExampleSet:
         stays = units.effective(keep).get("examples", np.ones(len(self), bool))
         if not stays.any():
             raise InputError("the selection keeps no example: keep at least one")
-        smaller = ExampleSet(self.source, self.kept[stays], self.scores)
-        smaller._costs = self._costs  # of the source: counting its words once is enough
+        smaller = self._like(self.kept[stays], self.scores)
         gone = {"examples": (len(self) - len(smaller), len(self))}
         if self.labels is not None:
             before, after = len(self.class_numbers), len(smaller.class_numbers)

@@ -1,0 +1,118 @@
+"""Surveys: what can be told of a corpus in one pass, without holding it: columns for scores and budgets."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.errors import DataError
+from secateur.files import digests, texts
+
+__all__ = ["Survey", "survey"]
+
+CHUNK = 1024
+"""Texts in memory at once."""
+
+Count = Callable[[Sequence[str]], Sequence[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Columns of a corpus: a few numbers for each text, and no text.
+
+    Its `digest` is that of the corpus read whole, so that an index made from the one fits the other.
+    """
+
+    name: str
+    digest: str
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    columns: Mapping[str, NDArray[np.float64]] = field(repr=False)
+    exact: NDArray[np.void] = field(repr=False)
+    normal: NDArray[np.void] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+    def costs(self) -> dict[str, NDArray[np.float64]]:
+        """Measure -> [N]: bytes, words, and what else was counted."""
+        return dict(self.columns)
+
+    def keys(self, *, normalised: bool = False) -> NDArray[np.void]:
+        """[N] digests, as `texts.Corpus.keys` gives them."""
+        return self.normal if normalised else self.exact
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Survey:
+        """The columns of the texts at `indices`; a digest of the texts that are left takes another pass: "" here."""
+        chosen = np.asarray(indices, np.int64)
+        return Survey(
+            self.name, "", None if self.labels is None else self.labels[chosen], self.classes,
+            {name: column[chosen] for name, column in self.columns.items()}, self.exact[chosen], self.normal[chosen],
+        )  # fmt: skip
+
+
+def survey(
+    source: str | Path | Iterable[str] | Iterable[Mapping[str, Any]],
+    *,
+    column: str = "text",
+    label: str = "label",
+    limit: int | None = None,
+    counts: Mapping[str, Count] | None = None,
+) -> Survey:
+    """Pass once over texts, of which at most 1,024 are in memory at a time.
+
+    source, column, label, limit: see `texts.opened`. counts: measure -> (texts -> how many each has), such as tokens.
+    About 50 bytes per text remain, and 8 for each count. Raises `DataError` as `texts.read`.
+    """
+    name, rows = texts.opened(source, limit=limit, column=column, label=label)
+    counts, digest, labels = counts or {}, texts.Digest(), _Labels()
+    columns = {measure: array("d") for measure in ("bytes", "words", *counts)}
+    exact, normal = list[bytes](), list[bytes]()
+    for chunk in _chunks(rows):
+        spoken = [text for text, _ in chunk]
+        packed = [text.encode("utf-8", "surrogatepass") for text in spoken]
+        for text, (_, value) in zip(spoken, chunk, strict=True):
+            digest.add(text)
+            labels.add(value)
+        columns["bytes"].extend(map(float, map(len, packed)))
+        columns["words"].extend(float(len(text.split())) for text in spoken)
+        for measure, count in counts.items():
+            columns[measure].extend(map(float, count(spoken)))
+        exact.append(digests.of(packed).tobytes())
+        normal.append(digests.of(map(digests.words, spoken)).tobytes())
+    if not exact:
+        raise DataError(f"{source if isinstance(source, str | Path) else name} holds no text: give at least one line")
+    numbers, classes = labels.end()
+    kind = np.dtype((np.void, digests.SIZE))
+    return Survey(
+        name, digest.end(numbers), numbers, classes, {key: np.array(one) for key, one in columns.items()},
+        np.frombuffer(b"".join(exact), kind), np.frombuffer(b"".join(normal), kind),
+    )  # fmt: skip
+
+
+def _chunks(rows: Iterator[texts.Row]) -> Iterator[list[texts.Row]]:
+    while chunk := list(islice(rows, CHUNK)):
+        yield chunk
+
+
+class _Labels:
+    """Classes as they come, each value once: what `texts.indexed` makes of them all."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[type, Any], int] = {}
+        self._codes = array("q")
+
+    def add(self, value: Any) -> None:
+        self._codes.append(self._seen.setdefault((type(value), value), len(self._seen)))
+
+    def end(self) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+        """[N] classes, or None unless every text has one, and their names if they have any."""
+        numbers, classes = texts.indexed([value for _, value in self._seen])
+        return None if numbers is None else np.array(numbers, np.int64)[np.array(self._codes)], classes

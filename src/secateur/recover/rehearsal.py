@@ -1,0 +1,131 @@
+"""Rehearsals: short trainings of which it is written down what the network made of every example, again and again.
+
+Scores of examples are read from these records; several rehearsals from other beginnings tell chance from difficulty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError
+from secateur.modes import evaluating
+from secateur.recover import loop, losses
+
+__all__ = ["classes", "glance", "rehearse"]
+
+Batch = Mapping[str, Any]
+
+
+def classes(ask: Callable[[Batch], Tensor]) -> Callable[[Batch, Mapping[str, int]], tuple[Tensor, dict[str, float]]]:
+    """The objective ``1/N sum -log softmax(z)[y]`` of a classifier; ask: batch -> logits [B, C]."""
+
+    def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        return losses.cross_entropy(_logits(ask(batch)), batch["labels"]) / totals["examples"], {}
+
+    return objective
+
+
+def rehearse(
+    model: nn.Module,
+    ask: Callable[[Batch], Tensor],
+    feed: Any,
+    in_order: Callable[[], Iterator[Batch]],
+    *,
+    epochs: float,
+    features: bool = True,
+    **how: Any,
+) -> dict[str, Tensor]:
+    """Train `model` in place on classes, and record: logits [N, C], labels [N], features [N, d], right [visits, N].
+
+    Logits and features are those at the end; `right` says after each epoch, and at the end, which examples were
+    classified rightly, in evaluation mode and without augmentation. Without any epoch the model is looked at as it is.
+
+    Args:
+        model: what is trained, a classifier.
+        ask: batch -> logits [B, C] of `model`.
+        feed: batches to train on, `len(feed)` to an epoch; see `loop.train`.
+        in_order: gives all examples once, in their order, in batches with "labels".
+        epochs: how long; scores of the data diet are read early.
+        features: record what goes into the last linear layer; without, the record has none.
+        how: further arguments of `loop.train`, such as lr and seed.
+
+    Raises `InputError` for outputs that are not [B, C], or a network whose last layer is not linear where features are
+    wanted.
+    """
+    steps = round(epochs * len(feed))
+    visits: list[Tensor] = []
+
+    def note() -> float:
+        found = glance(model, ask, in_order(), features=False)
+        visits.append(found["logits"].argmax(-1) == found["labels"])
+        return 1.0 - float(visits[-1].float().mean())
+
+    if steps < 1:
+        note()
+    else:
+        loop.train(
+            model, feed, classes(ask), steps=steps, evaluate=note, evaluate_every=max(1, len(feed)), count=_count, **how
+        )
+    return glance(model, ask, in_order(), features=features) | {"right": torch.stack(visits)}
+
+
+def _logits(output: Tensor) -> Tensor:
+    if output.dim() != 2:
+        raise InputError(f"the model gives {tuple(output.shape)}: a classifier gives logits [B, C]")
+    return output
+
+
+def _count(batch: Batch) -> dict[str, int]:
+    return {"examples": len(batch["labels"])}
+
+
+@torch.no_grad()
+def glance(
+    model: nn.Module, ask: Callable[[Batch], Tensor], batches: Iterator[Batch], *, features: bool = False
+) -> dict[str, Tensor]:
+    """What a classifier makes of `batches`: logits [N, C], labels [N] where there are any, features [N, d] if asked.
+
+    float32, on the CPU.
+    """
+    found: dict[str, list[Tensor]] = {"logits": [], "labels": [], "features": []}
+    with evaluating(model), _entering(model, features) as entered:
+        for batch in batches:
+            logits = _logits(ask(batch))
+            found["logits"].append(logits.float().cpu())
+            if "labels" in batch:
+                found["labels"].append(batch["labels"].cpu())
+            if features:
+                found["features"].append(_last(entered, logits).float().cpu())
+                entered.clear()
+    return {name: torch.cat(parts) for name, parts in found.items() if parts}
+
+
+@contextmanager
+def _entering(model: nn.Module, wanted: bool) -> Iterator[list[tuple[int, Tensor]]]:
+    """A list of (outputs, input) of each linear layer that runs inside, in the order of running."""
+    entered: list[tuple[int, Tensor]] = []
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)] if wanted else []
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda module, args: entered.append((module.out_features, args[0])) if args else None
+        )
+        for layer in layers
+    ]
+    try:
+        yield entered
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _last(entered: list[tuple[int, Tensor]], logits: Tensor) -> Tensor:
+    """The input [B, d] of the last linear layer that ran, if it is what gave the logits."""
+    if not entered or entered[-1][0] != logits.shape[-1] or entered[-1][1].dim() != 2:
+        raise InputError("this score needs the input of a last linear layer that gives the logits: this network has "
+                         "none; take el2n, forgetting or random")  # fmt: skip
+    return entered[-1][1]

@@ -1,0 +1,310 @@
+"""A training set, cut to a budget: from data and a score to index files that say which examples stay.
+
+Scores of a training set are computed once and kept; another budget in the same folder needs none again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from secateur import encoders
+from secateur.errors import InputError
+from secateur.files import examples, plugins, tables, texts
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run, guard
+from secateur.files.survey import Survey, survey
+from secateur.files.tables import Table
+from secateur.files.texts import Corpus
+from secateur.measure import environment, evidence
+from secateur.recover import initialise, rehearsal
+from secateur.running import language, network
+from secateur.score import difficulty, random
+from secateur.select import balance, ranking
+from secateur.subjects import ExampleSet, Traced, Transformer
+from secateur.subjects.recording import Example
+from secateur.vocabulary import Budget, Evidence, Result, Selection
+
+__all__ = ["SCORES", "prune_data", "rows"]
+
+Data: TypeAlias = Any
+"""A path, a Hub data set, texts, `Examples`, `Corpus`, or what `datasets` has."""
+Model: TypeAlias = str | Path | nn.Module | Transformer
+
+SCORES = ("random", "length", *difficulty.NEEDS)
+"""What can be asked for by name; those of `difficulty` look at a model in training."""
+_LR = {"network": 1e-3, "text": 5e-5}
+
+
+def prune_data(
+    data: Data,
+    budget: str | Budget | Sequence[str | Budget],
+    out: str | Path,
+    *,
+    score: str = "random",
+    model: Model | None = None,
+    balanced: bool | None = None,
+    deduplicate: Literal["", "exact", "normalised"] = "",
+    text: str = "text",
+    label: str = "label",
+    tokenizer: str | Path | None = None,
+    runs: int = 3,
+    epochs: float = 10.0,
+    lr: float | None = None,
+    batch: int = 32,
+    length: int = 128,
+    seed: int = 0,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> list[Result]:
+    """Cut a training set to each budget, and leave an index file for each in `out`; the data stays as it is.
+
+    `Result.subject` is an `ExampleSet`: its `kept` are the places that stay, its `data` the examples. A larger budget
+    keeps all that a smaller one keeps. The same call again resumes: a run of scoring that is done is not done twice,
+    and further budgets take the scores that are there.
+
+    Args:
+        data: texts as for `secateur.run` (also an iterable that is passed over once), arrays and folders of images, a
+            `datasets.Dataset`, a folder of `save_to_disk`, a .csv file.
+        budget: how much may stay: examples=30%, bytes=10MB, words=1000000, tokens=50%; one or several.
+        out: the run directory; the index for a budget stands in a folder of that name.
+        score: which examples are worth most. "random"; "length" (of texts: most words first); what a model in training
+            made of them: "el2n", "grand" and "forgetting" (hardest first), "moderate" (neither hard nor easy),
+            "herding" (most typical first); or "file.py:function", from the data to one number for each example.
+        model: a classifier: for arrays a module, or the name of a function that builds one ("file.py:build"), which is
+            trained from new weights in each run; for texts a folder or Hub id, trained from its own weights.
+        balanced: keep the same share of every class; by default where the data has classes.
+        deduplicate: first drop examples that repeat an earlier one: exact, or normalised for texts of equal words.
+        text, label: columns of tables.
+        tokenizer: whose tokens are counted, for budgets in tokens.
+        runs: trainings that the score is averaged over.
+        epochs: of each of them; 0 takes the model as it is.
+        lr: their peak learning rate; 1e-3 for networks and 5e-5 for models of texts unless given.
+        batch: examples per step.
+        length: tokens of a text that a model reads.
+        seed: of everything random.
+        dry_run: say what would stay; nothing is written.
+        overwrite: start anew where `out` holds another run.
+
+    Raises:
+        InputError: an unknown score, a model that is no classifier, data without classes where they are needed.
+        DataError: data that can't be read, or labels out of range.
+        InfeasibleError: a budget that leaves nothing, or nothing of a class.
+        RunError: `out` is in use, or holds a run of other data or settings.
+    """
+    budgets = _budgets(budget)
+    _check(score, model, runs, epochs)
+    counted = {"tokens": encoders.counter(str(tokenizer))} if tokenizer is not None else {}
+    source = rows(data, held=model is not None, text=text, label=label, counts=counted)
+    whole = ExampleSet(source)
+    fair = whole.labels is not None if balanced is None else balanced
+    if fair and whole.labels is None:
+        raise InputError(f"{source.name} has no classes to balance: leave it out, or name the column with --label")
+    settings = {
+        "command": "prune-data", "score": score, "balanced": fair, "deduplicate": deduplicate, "seed": seed,
+        "data_sha256": source.digest,
+        **({"model": _named(model), "runs": runs, "epochs": epochs, "lr": lr, "batch": batch, "length": length}
+           if model is not None else {}),
+    }  # fmt: skip
+    about = {"data": str(data) if isinstance(data, str | Path) else source.name, "budget": [str(b) for b in budgets],
+             "versions": environment.describe()}  # fmt: skip
+    place = tempfile.TemporaryDirectory() if dry_run else None
+    where = Path(place.name) if place else Path(out)
+    try:
+        with guard(where), Run.open(where, settings, about=about, overwrite=overwrite) as run:
+            how: dict[str, Any] = {"runs": runs, "epochs": epochs, "lr": lr, "batch": batch, "length": length}
+            whole = whole.counted(**{m: count for m, count in counted.items() if m not in source.costs()})
+            whole = whole.scored(score, _scores(score, whole, model, run, seed, how))
+            distinct = ~whole.repeats(normalised=deduplicate == "normalised")
+            found = [_cut(whole, score, one, fair, distinct, bool(deduplicate)) for one in budgets]
+            if not dry_run:
+                for result in found:
+                    run.publish(result.subject.save, result.name)  # type: ignore[attr-defined]
+                evidence.write(where / "evidence.json", [_evidence(one, {**about, **settings}) for one in found])
+    finally:
+        if place is not None:
+            place.cleanup()
+    return found
+
+
+def _budgets(given: str | Budget | Sequence[str | Budget]) -> list[Budget]:
+    many = [given] if isinstance(given, str | Budget) else list(given)
+    found = list({str(one): one for one in map(Budget.parse, many)}.values())
+    if not found:
+        raise InputError("no budget was given: say for example budget='examples=30%'")
+    return found
+
+
+def _check(score: str, model: object, runs: int, epochs: float) -> None:
+    if score not in SCORES and ":" not in score:
+        near = difflib.get_close_matches(score, SCORES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(SCORES)}, or file.py:function"
+        raise InputError(f"no score of examples is called {score!r}: {hint}")
+    if score in difficulty.NEEDS and model is None:
+        raise InputError(f"score {score!r} looks at a model in training: give one, such as --model net.py:build")
+    if score not in difficulty.NEEDS and model is not None:
+        raise InputError(f"score {score!r} asks no model: leave it out, or take one of {', '.join(difficulty.NEEDS)}")
+    if runs < 1 or not 0 <= epochs < np.inf:
+        raise InputError(f"runs={runs}, epochs={epochs}: give at least one run of 0 epochs or more")
+
+
+def _named(model: Model) -> str:
+    return str(model) if isinstance(model, str | Path) else type(getattr(model, "model", model)).__name__
+
+
+def _evidence(result: Result, settings: Mapping[str, Any]) -> Evidence:
+    row = Evidence("prune-data", result.name, predicted=result.predicted, cut=result.cut, settings=settings,
+                   environment=environment.describe())  # fmt: skip
+    return replace(row, verdict=evidence.judge(row))
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def rows(
+    data: Data,
+    *,
+    held: bool = False,
+    text: str = "text",
+    label: str = "label",
+    counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]] | None = None,
+) -> Examples | Corpus | Table | Survey:
+    """The training set in `data`; texts are passed over once and not held, unless `held`, for a model to read them."""
+    if isinstance(data, Examples | Corpus | Table | Survey):
+        return data
+    if _streamed(data) or (_of_texts(data) and not held):
+        return survey(data, column=text, label=label, counts=counts)
+    if tables.is_table(data) and not _of_texts(data):
+        table = tables.read(data, text=text, label=label)
+        if not held:
+            return table
+        if table.texts is None:
+            raise InputError(f"{table.name} has no column {text!r} for a model to read: name it with --text")
+        return Corpus(list(table.texts), table.labels, table.name, table.digest, table.classes)
+    return texts.read(data, column=text, label=label) if _of_texts(data) else examples.read(data)
+
+
+def _streamed(data: Data) -> bool:
+    """Whether `data` can be passed over once only: a data set that is streamed, or an iterator."""
+    return isinstance(data, Iterator) or type(data).__name__ == "IterableDataset"
+
+
+def _of_texts(data: Data) -> bool:
+    if not isinstance(data, str | Path):
+        return isinstance(data, Iterable) and not tables.is_table(data)
+    path, name = Path(data), str(data)
+    if path.is_dir():
+        return not tables.is_table(path) and any(one.suffix in texts.SUFFIXES for one in path.rglob("*"))
+    if path.exists() or path.suffix in (".npz", *tables.SUFFIXES):
+        return path.suffix in texts.SUFFIXES
+    return name.startswith("hub:") or ":" not in name
+
+
+# ----------------------------------------------------------------------------------------------------------- scoring
+
+
+def _scores(
+    score: str, whole: ExampleSet, model: Model | None, run: Run, seed: int, how: Mapping[str, Any]
+) -> NDArray[np.float32]:
+    """[N], computed the first time and read from the run afterwards; a training at a time."""
+    if score == "random":
+        return np.asarray(random.scores(whole.units("examples"), seed)["examples"].numpy())
+    if score == "length":
+        words = whole.source.costs().get("words")
+        if words is None:
+            raise InputError(f"{whole.source.name} holds no texts: examples of one size have no length to go by")
+        return words.astype(np.float32)
+    if model is None:
+        return np.asarray(run.tensors("scores", lambda: {"own": _own(score, whole)})["own"].numpy())
+    if whole.labels is None:
+        raise InputError(f"{whole.source.name} has no classes, by which {score} goes: name the column with --label")
+    found = []
+    for number in range(how["runs"]):
+
+        def one(number: int = number) -> dict[str, Tensor]:
+            record = _rehearsed(whole.source, model, seed + number, "features" in difficulty.NEEDS[score], how)
+            return {"score": difficulty.by_name(score, [record])}
+
+        found.append(run.tensors(f"scores-{number}", one)["score"])
+    return np.asarray(difficulty.averaged(found).numpy())
+
+
+def _own(score: str, whole: ExampleSet) -> Tensor:
+    values = torch.as_tensor(plugins.function(score)(whole.source), dtype=torch.float32)
+    if values.shape != (len(whole),) or not bool(torch.isfinite(values).all()):
+        raise InputError(f"{score} gave scores of shape {tuple(values.shape)} for {len(whole)} examples: give one "
+                         "finite number for each")  # fmt: skip
+    return values
+
+
+def _rehearsed(data: Any, model: Model, seed: int, features: bool, how: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What one training makes of each example: of a network from new weights, of a model of texts from its own."""
+    if isinstance(data, Examples):
+        if isinstance(model, Transformer) or (isinstance(model, str | Path) and ":" not in str(model)):
+            raise InputError(f"{data.name} holds arrays: give a network for them, such as --model net.py:build")
+        built = model if isinstance(model, nn.Module) else network.built(str(model))[0]
+        net = initialise.fresh(built, seed=seed, linear=None)[0] if how["epochs"] else built
+        subject = Traced(net, Example.of(data.inputs[:1]))
+        try:
+            network.fitted(data, subject)
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise InputError(f"{_named(model)} can't take {data.name}: {first}; build it for its inputs") from error
+
+        def ask(part: Mapping[str, Tensor]) -> Tensor:
+            output = net(part["inputs"])
+            logits: Tensor = getattr(output, "logits", output)
+            return logits
+
+        return rehearsal.rehearse(
+            net, ask, examples.batches(data, batch=how["batch"], seed=seed), lambda: data.in_order(how["batch"]),
+            epochs=how["epochs"], lr=how["lr"] or _LR["network"], seed=seed, features=features,
+        )  # fmt: skip
+    if not isinstance(data, Corpus):
+        raise InputError(f"{data.name} is not in memory for a model to read: give the data itself, not a survey of it")
+    if isinstance(model, nn.Module) or (isinstance(model, str) and ":" in model and not os.path.exists(model)):
+        raise InputError(f"{data.name} holds texts: give the folder or Hub id of a model that classifies texts")
+    reader = language.opened(model).cut(Selection({}))[0]
+    if reader.output != "logits" or reader.causal:
+        raise InputError(f"{type(reader.model).__name__} gives no classes, by which examples are scored: give a model "
+                         "that classifies texts")  # fmt: skip
+    corpus = language.fitted(data, reader)
+    tokens = {"batch": min(how["batch"], len(corpus)), "length": how["length"]}
+    return rehearsal.rehearse(
+        reader.model, lambda part: reader.forward(part).prediction,
+        texts.batches(corpus, reader.tokenizer, packed=False, seed=seed, **tokens),
+        lambda: texts.in_order(corpus, reader.tokenizer, **tokens),
+        epochs=how["epochs"], lr=how["lr"] or _LR["text"], seed=seed, features=features,
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------- cutting
+
+
+def _cut(whole: ExampleSet, score: str, budget: Budget, fair: bool, distinct: NDArray[np.bool_], once: bool) -> Result:
+    """The best of the examples within a share of the whole; with `once`, of those that repeat no other."""
+    notes = []
+    if not distinct.all():
+        many = f"{int((~distinct).sum())} examples repeat an earlier one"
+        notes.append(f"{many}: dropped" if once else f"{many}: --deduplicate drops them first")
+    units = whole.units("examples")
+    limits = Budget.of(budget.absolute(units.cost()))
+    left = whole.cut(Selection({"examples": distinct}))[0] if once else whole
+    own, column = left.units("examples"), left.scores[score][left.kept]
+    if fair:
+        chosen = balance.by_budget(own, "examples", column, limits, left.labels, whole.source.classes)
+    else:
+        chosen = ranking.by_budget(own, {"examples": column}, limits)
+    keep = np.isin(whole.kept, left.kept[np.asarray(chosen.keep["examples"], bool)])
+    smaller, cut = whole.cut(Selection({"examples": keep}))
+    return Result(str(budget), smaller, cut, units.cost({"examples": keep}), notes=tuple(notes))

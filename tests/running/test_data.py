@@ -1,0 +1,310 @@
+"""A training set cut to budgets: nested, balanced, resumed, by each kind of data, and what bad input gets."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import processes
+import secateur
+import tiny
+from secateur import encoders
+from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, RunError
+from secateur.files import texts
+from secateur.files.examples import Examples
+from secateur.files.texts import Corpus
+from secateur.recover import rehearsal
+from secateur.running import data as module
+from secateur.subjects import ExampleSet, open_subject
+
+BUILD = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+def narrow():
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+
+def image():
+    return nn.Conv2d(1, 3, 1)
+
+def wide():
+    return nn.Linear(5, 3)
+
+def scores(data):
+    return -torch.arange(len(data))
+
+def short(data):
+    return [1.0]
+"""
+
+
+@pytest.fixture
+def places(tmp_path):
+    draw = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [30, 20, 10])
+    inputs = draw.random((60, 1, 2, 2), np.float32) + labels[:, None, None, None] * 0.5
+    np.savez(tmp_path / "data.npz", inputs=inputs, labels=labels)
+    np.savez(tmp_path / "bare.npz", inputs=inputs)
+    (tmp_path / "net.py").write_text(BUILD)
+    rows = [{"text": " ".join(["w"] * (1 + i % 9)) + f" {i}", "label": "ab"[i % 2]} for i in range(50)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"text": "W  w 1.", "label": "a"}])))
+    return tmp_path
+
+
+def test_budgets_are_nested_balanced_and_exact(places):
+    found = secateur.prune_data(places / "data.npz", ["examples=10%", "examples=50%"], places / "out", seed=3)
+    small, large = (one.subject for one in found)
+    assert set(small.kept) < set(large.kept)
+    assert np.bincount(small.labels).tolist() == [3, 2, 1]
+    assert np.bincount(large.labels).tolist() == [15, 10, 5]
+    assert found[0].predicted == found[0].cut.after
+    rows = json.loads((places / "out" / "evidence.json").read_text())["results"]
+    assert [row["verdict"] for row in rows] == ["met", "met"]
+    again = ExampleSet.load(module.rows(places / "data.npz"), places / "out" / "examples=10%")
+    assert np.array_equal(again.kept, small.kept)
+    assert np.array_equal(again.data.inputs, small.data.inputs)
+    other = secateur.prune_data(places / "data.npz", "examples=10%", places / "other", seed=4)[0]
+    assert not np.array_equal(other.subject.kept, small.kept)
+
+
+def test_another_budget_needs_no_scoring_and_a_kill_loses_one_training(places, monkeypatch):
+    asked = []
+    real = rehearsal.rehearse
+
+    def counted(*given, **how):
+        if len(asked) == 1 and "killed" not in asked:
+            asked.append("killed")
+            raise KeyboardInterrupt
+        asked.append("done")
+        return real(*given, **how)
+
+    monkeypatch.setattr(module.rehearsal, "rehearse", counted)
+    how = dict(score="el2n", model=f"{places}/net.py:build", runs=2, epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        secateur.prune_data(places / "data.npz", "examples=20%", places / "out", **how)
+    first = secateur.prune_data(places / "data.npz", "examples=20%", places / "out", **how)[0].subject
+    assert asked == ["done", "killed", "done"]
+    larger = secateur.prune_data(places / "data.npz", "examples=40%", places / "out", **how)[0].subject
+    assert len(asked) == 3
+    assert set(first.kept) < set(larger.kept)
+    assert np.array_equal(first.scores["el2n"], larger.scores["el2n"])
+    fresh = secateur.prune_data(places / "data.npz", "examples=20%", places / "fresh", **how)[0].subject
+    assert (places / "fresh/examples=20%/index.npz").read_bytes() == (
+        places / "out/examples=20%/index.npz"
+    ).read_bytes()
+    assert np.array_equal(fresh.kept, first.kept)
+    with pytest.raises(RunError, match="holds a run with seed=0, not seed=1"):
+        secateur.prune_data(places / "data.npz", "examples=20%", places / "out", seed=1, **how)
+
+
+@pytest.mark.parametrize("score", ["el2n", "grand", "forgetting", "moderate", "herding"])
+def test_every_score_of_a_network_in_training(places, score):
+    how = dict(score=score, model=f"{places}/net.py:build", runs=1, epochs=2)
+    one, two = (
+        secateur.prune_data(places / "data.npz", "examples=30%", places / name, **how)[0].subject for name in "ab"
+    )
+    assert np.array_equal(one.scores[score], two.scores[score])  # it repeats
+    assert len(one) == 18
+    assert len(np.unique(one.scores[score])) > 1
+    for number in range(3):  # the best of each class
+        own, kept = one.source.labels.numpy() == number, np.isin(np.arange(60), one.kept)
+        assert one.scores[score][own & kept].min() >= one.scores[score][own & ~kept].max()
+
+
+def test_a_network_is_trained_from_new_weights_and_left_as_it_is(places):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    before = [weight.clone() for weight in net.parameters()]
+    secateur.prune_data(places / "data.npz", "examples=30%", places / "out", score="el2n", model=net, epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_texts_are_passed_over_once(places):
+    passes = itertools.count()
+
+    def stream():
+        next(passes)
+        yield from (f"text {i} " + "w " * (i % 5) for i in range(200))
+
+    found = secateur.prune_data(stream(), "words=25%", places / "out", score="length")[0]
+    assert next(passes) == 1
+    assert found.cut.after["words"] <= found.cut.before["words"] * 0.25
+    lengths = found.subject.scores["length"]
+    assert lengths[found.subject.kept].min() >= np.delete(lengths, found.subject.kept).max()
+    held = ExampleSet.load(texts.read(list(stream())), places / "out" / "words=25%")
+    assert held.data.texts[0].count("w") == 4
+
+
+def test_a_file_of_texts_balances_and_drops_what_repeats(places):
+    found = secateur.prune_data(places / "rows.jsonl", "examples=20", places / "out", deduplicate="normalised")[0]
+    assert np.bincount(found.subject.labels).tolist() == [10, 10]
+    assert found.notes == ("1 examples repeat an earlier one: dropped",)
+    assert 50 not in found.subject.kept
+    corpus = ExampleSet.load(texts.read(places / "rows.jsonl"), places / "out" / "examples=20").data
+    assert isinstance(corpus, Corpus)
+    exact = secateur.prune_data(places / "rows.jsonl", "examples=20", places / "b", deduplicate="exact")[0]
+    assert exact.notes == ()
+
+
+def test_what_repeats_is_told(places):
+    found = secateur.prune_data(["one", "two", "one", "three"], "examples=50%", places / "out")[0]
+    assert found.notes == ("1 examples repeat an earlier one: --deduplicate drops them first",)
+    dropped = secateur.prune_data(["one", "two", "one", "three"], "examples=100%", places / "b", deduplicate="exact")[0]
+    assert dropped.subject.kept.tolist() == [0, 1, 3]
+
+
+def test_tables_of_datasets(places, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", places / "cache")
+    rows = datasets.Dataset.from_dict({"x": list(range(40)), "label": [i % 4 for i in range(40)]})
+    rows.save_to_disk(str(places / "saved"))
+    rows.to_csv(str(places / "rows.csv"))
+    indices = [
+        secateur.prune_data(source, "examples=50%", places / f"out{n}")[0].subject.kept.tolist()
+        for n, source in enumerate((rows, places / "saved", places / "rows.csv"))
+    ]
+    assert indices[0] == indices[1] == indices[2]
+    part = ExampleSet.load(module.rows(rows), places / "out0" / "examples=50%").data.rows
+    assert part["x"] == indices[0]
+    assert rows.select(np.load(places / "out0/examples=50%/index.npz")["kept"])["x"] == indices[0]
+
+
+def test_a_model_of_texts_scores_from_its_own_weights(places):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    tokenizer = tiny.tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        num_labels=2, label2id={"b": 0, "a": 1}, id2label={0: "b", 1: "a"},
+    )  # fmt: skip
+    model = open_subject(BertForSequenceClassification(config), tokenizer=tokenizer)
+    how = dict(score="grand", model=model, runs=1, length=16)
+    as_it_is = secateur.prune_data(places / "rows.jsonl", "examples=20", places / "a", epochs=0, **how)[0].subject
+    trained = secateur.prune_data(places / "rows.jsonl", "examples=20", places / "b", epochs=2, lr=1e-2, **how)[0]
+    assert as_it_is.scores["grand"].std() > 0
+    assert not np.allclose(as_it_is.scores["grand"], trained.subject.scores["grand"])
+    counted = secateur.prune_data(
+        places / "rows.jsonl", "examples=20", places / "c", tokenizer=None, epochs=0, **how
+    )[0].subject  # fmt: skip
+    assert np.array_equal(counted.kept, as_it_is.kept)
+    language_model = open_subject(tiny.model("llama"), tokenizer=tokenizer)
+    with pytest.raises(InputError, match="gives no classes"):
+        secateur.prune_data(places / "rows.jsonl", "examples=20", places / "d", score="el2n", model=language_model)
+
+
+def test_tokens_are_counted(places, monkeypatch):
+    monkeypatch.setattr(encoders, "counter", lambda name: lambda some: [len(text) for text in some])
+    found = secateur.prune_data(places / "rows.jsonl", "tokens=30%", places / "out", tokenizer="any")[0]
+    assert found.cut.before["tokens"] == sum(map(len, texts.read(places / "rows.jsonl").texts))
+    assert 0 < found.cut.after["tokens"] <= 0.3 * found.cut.before["tokens"]
+
+
+def test_a_dry_run_writes_nothing(places):
+    before = sorted(places.iterdir())
+    found = secateur.prune_data(places / "data.npz", "examples=30%", places / "out", dry_run=True)[0]
+    assert len(found.subject) == 18
+    assert sorted(places.iterdir()) == before
+
+
+def test_a_score_of_ones_own(places):
+    found = secateur.prune_data(
+        places / "data.npz", "examples=10%", places / "out", score=f"{places}/net.py:scores", balanced=False
+    )[0]
+    assert found.subject.kept.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("data", "budget", "options", "error", "words"),
+    [
+        ("data.npz", "examples=30%", {"score": "el2m"}, InputError, "no score of examples is called 'el2m': did you"),
+        ("data.npz", "examples=30%", {"score": "loss"}, InputError, "give one of random, length, el2n"),
+        ("data.npz", "examples=30%", {"score": "el2n"}, InputError, "looks at a model in training: give one"),
+        ("data.npz", "examples=30%", {"model": "net.py:build"}, InputError, "score 'random' asks no model"),
+        (
+            "bare.npz",
+            "examples=30%",
+            {"score": "el2n", "model": "net.py:build"},
+            InputError,
+            "has no classes, by which",
+        ),
+        ("bare.npz", "examples=30%", {"balanced": True}, InputError, "has no classes to balance"),
+        ("data.npz", "examples=30%", {"score": "el2n", "model": "net.py:narrow"}, DataError, "has 2 classes, 0 to 1"),
+        ("data.npz", "examples=30%", {"score": "el2n", "model": "net.py:image"}, InputError, "a classifier gives"),
+        ("data.npz", "examples=30%", {"score": "el2n", "model": "net.py:wide"}, InputError, "can't take data.npz:"),
+        (
+            "data.npz",
+            "examples=30%",
+            {"score": "el2n", "model": "a/folder"},
+            InputError,
+            "holds arrays: give a network",
+        ),
+        ("rows.jsonl", "examples=30%", {"score": "el2n", "model": "net.py:build"}, InputError, "holds texts: give the"),
+        ("data.npz", "examples=30%", {"score": "length"}, InputError, "have no length to go by"),
+        ("data.npz", "examples=30%", {"score": "net.py:short"}, InputError, r"shape \(1,\) for 60 examples"),
+        ("data.npz", "examples=30%", {"runs": 0}, InputError, "at least one run"),
+        ("data.npz", "examples=30%", {"deduplicate": "normalised"}, DataError, "only repeat exactly"),
+        ("data.npz", "examples=4%", {}, InfeasibleError, "leaves nothing of class 2, which has 10 of 60"),
+        ("data.npz", "examples=0.1%", {"balanced": False}, InfeasibleError, "examples can go down to 1"),
+        ("data.npz", "tokens=50%", {}, BudgetError, "tokens has no cost here; costs known: bytes, examples"),
+        ("rows.jsonl", "examples=30%", {"text": "body"}, DataError, "has no text in 'body': it has text, label"),
+        ("none.npz", "examples=30%", {}, DataError, "there is no data at"),
+        ("none.jsonl", "examples=30%", {}, DataError, "does not exist"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_in_a_line(places, data, budget, options, error, words):
+    for name, value in options.items():
+        if str(value).startswith("net.py"):
+            options = {**options, name: f"{places}/{value}"}
+    with pytest.raises(error, match=words) as refused:
+        secateur.prune_data(places / data, budget, places / "out", runs=options.pop("runs", 1), epochs=1, **options)
+    assert "\n" not in str(refused.value)
+    assert not (places / "out").exists()  # the corrected command may use the same folder
+
+
+def test_other_data_is_refused_where_a_run_stands(places):
+    secateur.prune_data(["one", "two", "three"], "examples=1", places / "out")
+    with pytest.raises(RunError, match="data_sha256"):
+        secateur.prune_data(["one", "two", "four"], "examples=1", places / "out")
+    secateur.prune_data(["one", "two", "four"], "examples=1", places / "out", overwrite=True)
+
+
+def test_labels_out_of_range():
+    data = Examples(torch.zeros(4, 2), torch.tensor([0, 1, 2, 1]), classes=("x", "y"))
+    with pytest.raises(DataError, match="has the label 2: it names 2 classes"):
+        secateur.prune_data(data, "examples=50%", "unused", dry_run=True)
+
+
+def test_the_command_line(places):
+    done = processes.run(
+        places, "prune-data", "data.npz", "--score", "el2n", "--model", "net.py:build", "--runs", "1", "--epochs", "1",
+        "--budget", "examples=30%", "--budget", "examples=50%", "--out", "kept",
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert done.stdout.replace("\u00a0", " ").splitlines() == [
+        "examples=30%  18 of 60 examples, 288 B of 960 B, 3 of 3 classes: kept/examples=30%/index.npz",
+        "examples=50%  30 of 60 examples, 480 B of 960 B, 3 of 3 classes: kept/examples=50%/index.npz",
+    ]
+    assert (places / "kept" / "run.yaml").is_file()
+    dry = processes.run(places, "prune-data", "rows.jsonl", "--budget", "examples=30%", "--normalised", "--dry-run")
+    assert dry.code == 0
+    assert "note: 1 examples repeat an earlier one: dropped" in dry.stdout
+    whole = processes.run(places, "prune-data", "data.npz", "--budget", "examples=100%", "--dry-run")
+    assert whole.code == 1
+    for arguments, words in (
+        (["data.npz", "--budget", "examples=30%"], "prune-data needs --out"),
+        (["data.npz", "--budget", "examples=30", "--score", "el2", "--dry-run"], "did you mean 'el2n'"),
+        (["data.npz", "--budget", "examples", "--dry-run"], "was not understood"),
+    ):
+        refused = processes.run(places, "prune-data", *arguments)
+        assert refused.code == 2
+        assert len(refused.stderr.splitlines()) == 1
+        assert words in refused.stderr
