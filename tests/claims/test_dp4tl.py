@@ -326,10 +326,10 @@ TEXTS = (
 )
 WAYS: dict[str, tuple[float, int, str]] = {
     "whole": (0.0, 0, "votes"),
-    "features": (0.6, 0, "votes"),
-    "clusters": (0.6, 15, "votes"),
-    "random": (0.6, 0, "random"),
-    "reverse": (0.6, 0, "reverse"),
+    "features": (0.4, 0, "votes"),
+    "clusters": (0.4, 15, "votes"),
+    "random": (0.4, 0, "random"),
+    "reverse": (0.4, 0, "reverse"),
 }
 
 
@@ -361,7 +361,7 @@ def test_feature_mapping_of_genres_for_mails(way: str) -> None:
     ours, name = rows.pop("features"), f"genres-{'probe' if way == 'linear probe' else 'tuned'}"
     lost = [a - b for a, b in zip(rows["whole"], ours, strict=True)]
     lab.record(
-        "dp4tl", name, "with 60 % of the genres gone by feature mapping, mails are told from spam as well as from all "
+        "dp4tl", name, "with 40 % of the genres gone by feature mapping, mails are told from spam as well as from all "
         f"genres, within 1 point, and at least as well as from random ones: {way}",
         sum(lost) / len(lost) <= 1 and lab.less(rows["random"], ours),
         ("accuracy, feature mapping", ours), {f"accuracy, {rule}": row for rule, row in rows.items()},

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, UnsupportedError
-from secateur.recover import losses, objectives
+from secateur.recover import losses, objectives, rehearsal
 from secateur.recover.detecting import Objective
 
 __all__ = ["attacked", "classify", "head", "loss", "with_head"]
@@ -27,14 +27,15 @@ def classify(model: nn.Module, *, radius: float = 0.0) -> Objective:
     random start: adversarial training as in Wong, Rice and Kolter (arXiv 2001.03994). Inputs lie between 0 and 1 then.
     """
 
-    def objective(batch: Mapping[str, Tensor], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        against, inputs = partial(loss, model, batch["labels"]), batch["inputs"]
-        if radius:
-            start = radius * (2 * torch.rand_like(inputs) - 1)
-            inputs = attacked(against, inputs, radius, start=start, step=_LEAP * radius)
-        return against(inputs) / totals["examples"], {}
+    plain = rehearsal.classes(lambda batch: objectives.logits(model(batch["inputs"])))
 
-    return objective
+    def objective(batch: Mapping[str, Tensor], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        inputs = batch["inputs"]
+        start = radius * (2 * torch.rand_like(inputs) - 1)
+        against = partial(loss, model, batch["labels"])
+        return plain({**batch, "inputs": attacked(against, inputs, radius, start=start, step=_LEAP * radius)}, totals)
+
+    return objective if radius else plain
 
 
 def loss(model: nn.Module, labels: Tensor, inputs: Tensor) -> Tensor:

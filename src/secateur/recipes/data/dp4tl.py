@@ -24,7 +24,7 @@ from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import quality
 from secateur.modes import evaluating
-from secateur.recover import detecting, loop, objectives, transfer
+from secateur.recover import detecting, loop, objectives, rehearsal, transfer
 from secateur.score import hooks, random, votes
 from secateur.select import ranking
 from secateur.subjects.examples import ExampleSet
@@ -263,8 +263,7 @@ def vote(
 
 def answers(model: nn.Module, data: Examples) -> Tensor:
     """Logits [N, C] in evaluation mode, in the order of the examples."""
-    with evaluating(model), torch.inference_mode():
-        return torch.cat([objectives.logits(model(part["inputs"])) for part in data.in_order(256)])
+    return rehearsal.glance(model, lambda part: objectives.logits(model(part["inputs"])), data.in_order(256))["logits"]
 
 
 def features(model: nn.Module | None, data: Examples, layer: str) -> Tensor:
