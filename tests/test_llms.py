@@ -84,10 +84,30 @@ def local() -> Local:
 # -------------------------------------------------------------------------------------------------------- one interface
 
 
-def speaking(model: Local) -> Callable[[dict, dict[str, str]], Reply]:
+def scoring(model: Local, body: dict, names: Callable[[list[int]], list[str]]) -> Reply:
+    """A completion of one token, with what was likeliest at each place before it."""
+    ids = body["prompt"]
+    if isinstance(ids, str):
+        ids = model.tokenizer(ids)["input_ids"]
+    with torch.no_grad():
+        log_p = model.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    ids, top = [*ids, int(log_p[-1].argmax())], [None]
+    for row in log_p:
+        values, indices = row.topk(body["logprobs"])
+        top.append(dict(zip(names(indices.tolist()), values.tolist(), strict=True)))
+    told = {"tokens": names(ids), "top_logprobs": top, "token_logprobs": [], "text_offset": []}
+    usage = {"prompt_tokens": len(ids) - 1, "completion_tokens": 1}
+    return say({"choices": [{"text": "", "logprobs": told if body["echo"] else None}], "usage": usage})
+
+
+def speaking(
+    model: Local, names: Callable[[list[int]], list[str]] = lambda ids: [f"token_id:{number}" for number in ids]
+) -> Callable[[dict, dict[str, str]], Reply]:
     """What a server replies that has this model; what is longer than the model reads is refused."""
 
     def answer(body: dict, headers: dict[str, str]) -> Reply:
+        if body["path"].endswith("/v1/completions"):
+            return scoring(model, body, names)
         try:
             found = model.ask(
                 body["messages"], most=body["max_tokens"], temperature=body["temperature"], seed=body["seed"]
@@ -112,6 +132,45 @@ def test_a_local_model_and_one_behind_http_say_the_same(local):
             assert here.answer_tokens <= 6
         assert server.meter.calls == 2
         assert server.meter.tokens == 2 * here.prompt_tokens + server.meter.answer_tokens
+
+
+def test_a_server_tells_what_it_finds_likeliest_as_the_model_does(local):
+    ids = local.tokenizer("the old garden")["input_ids"]
+    with torch.no_grad():
+        want = local.model(torch.tensor([ids])).logits[0].log_softmax(-1).topk(5)
+    with served(speaking(local)) as url:
+        server = Server(url, "tiny")
+        for prompt in ("the old garden", ids):
+            found = server.score(prompt, 5)
+            assert found.tokens[:-1] == [f"token_id:{number}" for number in ids]
+            assert not found.top[0]
+            for row, values, indices in zip(found.top[1:], *want, strict=True):
+                assert row == pytest.approx(
+                    {f"token_id:{number}": float(value) for number, value in zip(indices, values, strict=True)}
+                )
+        assert (server.meter.calls, server.meter.tokens) == (2, 2 * (len(ids) + 1))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {}, {"choices": []}, {"choices": [{}]}, {"choices": [{"logprobs": {"top_logprobs": [None]}}]},
+        {"choices": [{"logprobs": {"top_logprobs": [None, None], "tokens": ["a"]}}]},
+        {"choices": [{"logprobs": {"top_logprobs": [None, {"a": None}], "tokens": ["a", "b"]}}]},
+        {"choices": [{"logprobs": {"top_logprobs": [None, {"a": float("nan")}], "tokens": ["a", "b"]}}]},
+    ],
+)  # fmt: skip
+def test_scores_that_are_none_are_asked_for_again_and_then_told(bad):
+    with telling(say(bad)) as (server, asked), pytest.raises(ServerError, match="no answer in 3 attempts"):
+        server.score("x", 1)
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("told", [None, {}, {"tokens": ["a"], "top_logprobs": None}])
+def test_a_server_without_log_probabilities_says_so_at_once(told):
+    with telling(say({"choices": [{"logprobs": told}]})) as (server, asked), pytest.raises(ServerError, match="echo"):
+        server.score("x", 1)
+    assert len(asked) == 1
 
 
 def test_a_model_in_training_answers_as_it_would_and_goes_on_training(local):

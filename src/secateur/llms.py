@@ -13,19 +13,19 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from secateur import web
-from secateur.errors import BudgetError, InputError, opening
+from secateur.errors import BudgetError, InputError, ServerError, opening
 from secateur.modes import evaluating
 from secateur.web import PassingError
 
-__all__ = ["SPENDING", "Answer", "LanguageModel", "Local", "Meter", "Server", "answering", "opened"]
+__all__ = ["SPENDING", "Answer", "LanguageModel", "Local", "Meter", "Scored", "Server", "answering", "opened"]
 
 Question = str | Sequence[Mapping[str, str]]
 """A user's words, or messages with `role` and `content`."""
@@ -39,6 +39,20 @@ class Answer:
     prompt_tokens: int = 0
     answer_tokens: int = 0
     finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a server says of a text, and of the one token that it goes on with: `tokens` by name.
+
+    top: at each of them, names and log-probabilities of what it would have found likeliest there, given all before.
+    The first has none.
+    """
+
+    tokens: Sequence[str]
+    top: Sequence[Mapping[str, float]]
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -70,7 +84,7 @@ class Meter:
                 )
             self.calls += 1
 
-    def end(self, answer: Answer, seconds: float) -> None:
+    def end(self, answer: Answer | Scored, seconds: float) -> None:
         """Count what a call took."""
         with self._lock:
             self.prompt_tokens += answer.prompt_tokens
@@ -81,6 +95,9 @@ class Meter:
         """Count one more attempt at a call."""
         with self._lock:
             self.retries += 1
+
+
+Reply = TypeVar("Reply", Answer, Scored)
 
 
 @runtime_checkable
@@ -273,12 +290,25 @@ class Server:
             "model": self.model, "messages": _messages(question), "max_tokens": most, "temperature": temperature,
             "seed": seed,
         }  # fmt: skip
+        return self._post("/chat/completions", body, _read)
+
+    def score(self, prompt: str | Sequence[int], k: int) -> Scored:
+        """What the server finds likeliest, `k` tokens, at each place of `prompt`, text or token ids, and after it.
+
+        Asked by `/completions` with `echo` and `logprobs`. Raises as `ask`, and `ServerError` where the server tells no
+        log-probabilities of what it reads.
+        """
+        body = {
+            "model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": k,
+            "return_tokens_as_token_ids": True,
+        }  # fmt: skip
+        return self._post("/completions", body, _read_scored)
+
+    def _post(self, path: str, body: Mapping[str, Any], read: Callable[[bytes], Reply]) -> Reply:
         self.meter.begin()
         began, secret = time.perf_counter(), os.environ.get(self.key, "")
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        answer = self.client.post(
-            "/chat/completions", _read, secret=secret, again=self.meter.retry, json=body, headers=headers
-        )
+        answer = self.client.post(path, read, secret=secret, again=self.meter.retry, json=body, headers=headers)
         self.meter.end(answer, time.perf_counter() - began)
         return answer
 
@@ -298,6 +328,28 @@ def _read(raw: bytes) -> Answer:
         text = ""  # some servers say nothing by saying null
     if not isinstance(text, str):
         raise PassingError("what came is no chat completion")
-    asked, said = (count if isinstance(count, int) and count >= 0 else 0 for count in counts)
+    asked, said = map(_count, counts)
     # A server that does not count is counted roughly, so that a budget still ends.
     return Answer(text.strip(), asked, said or len(text) // 4 + 1, finished)
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _read_scored(raw: bytes) -> Scored:
+    """The log-probabilities in a reply; `PassingError` for what is none, `ServerError` for one without them."""
+    try:
+        found = json.loads(raw)
+        told = found["choices"][0]["logprobs"]
+        if not told or not told.get("top_logprobs"):
+            raise ServerError("the server tells no log-probabilities of a prompt: it needs echo and logprobs, as vLLM")
+        tokens = [str(token) for token in told["tokens"]]
+        top = [{str(name): float(value) for name, value in (place or {}).items()} for place in told["top_logprobs"]]
+        usage = found.get("usage") or {}
+        asked, said = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise PassingError("what came is no completion") from error
+    if len(tokens) != len(top) or any(math.isnan(value) for place in top for value in place.values()):
+        raise PassingError("what came is no completion")
+    return Scored(tokens, top, asked or len(tokens) - 1, said or 1)

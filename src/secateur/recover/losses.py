@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from torch.nn import functional
 from secateur.errors import InputError
 
 __all__ = [
+    "IGNORED",
+    "Head",
     "cosine",
     "cross_entropy",
     "cross_entropy_from_hidden",
@@ -37,6 +39,17 @@ __all__ = [
     "token",
     "topk_kl",
 ]
+
+
+class Head(Protocol):
+    """Something that makes logits [n, out_features] of states [n, d], such as the heads of several teachers."""
+
+    out_features: int
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """The logits."""
+        ...
+
 
 # A formula takes a float32 chunk of student logits [n, V] and the targets' rows for it. It returns the loss of each
 # row [n], and a function that computes the gradient of those rows with respect to the chunk [n, V].
@@ -295,7 +308,8 @@ def _topk_kl(temperature: float) -> Formula:
         def gradient() -> Tensor:
             share = torch.where(p_rest == 0, 0, (log_rest - log_q_rest).exp())
             part = outside.exp_().mul_(1 - share[:, None])
-            return part.scatter_(-1, indices, inside.exp() - p).div_(temperature)
+            # Two writes, so that a token which stands there again with p = 0 is told q - p and not q.
+            return part.scatter_(-1, indices, inside.exp()).scatter_add_(-1, indices, -p).div_(temperature)
 
         return value, gradient
 
@@ -451,7 +465,7 @@ def kl_from_hidden(
     student_hidden: Tensor,
     student_head: nn.Linear | Tensor,
     teacher_hidden: Tensor,
-    teacher_head: nn.Linear | Tensor,
+    teacher_head: nn.Linear | Tensor | Head,
     mask: Tensor | None = None,
     *,
     temperature: float = 1.0,
@@ -463,7 +477,8 @@ def kl_from_hidden(
 
     Shapes: hidden [..., d] (after the final norm; widths may differ), head an `nn.Linear` or its weight [V, d]. Extra
     memory is the gradients of the student's hidden states and head, and a few [chunk, V] pieces. `softcap`:
-    ``c tanh(logits / c)`` on both sides, as Gemma 2 does. Mask, vocabularies and errors as `kl`.
+    ``c tanh(logits / c)`` on both sides, as Gemma 2 does. A teacher's head of another kind gives its logits itself, and
+    is capped no further. Mask, vocabularies and errors as `kl`.
     """
     formulas = {"forward": _forward_kl, "reverse": _reverse_kl}
     if direction not in formulas:
@@ -475,17 +490,14 @@ def kl_from_hidden(
             "the same tokens: give both models the same batch"
         )
     weight, bias = _weight_and_bias(student_head)
-    teacher_weight, teacher_bias = _weight_and_bias(teacher_head)
-    width = min(len(weight), len(teacher_weight))
+    head, size = _teaching(teacher_head, softcap)
+    width = min(len(weight), size)
     weight, bias = weight[:width], None if bias is None else bias[:width]
-    teacher_weight = teacher_weight[:width].detach()
-    teacher_bias = None if teacher_bias is None else teacher_bias[:width].detach()
     rows = _counted(mask, _flat(student_hidden).shape[0])
     teacher = _flat(teacher_hidden).detach()
 
     def targets(span: slice) -> Sequence[Tensor]:
-        states = teacher[span] if rows is None else teacher[rows[span]]
-        return (_through_head(states, teacher_weight, teacher_bias, softcap),)
+        return (head(teacher[span] if rows is None else teacher[rows[span]]),)
 
     formula = formulas[direction](temperature, width)
     return _through_walk(formula, student_hidden, weight, bias, rows, softcap, chunk, targets)
@@ -504,6 +516,15 @@ def cross_entropy_from_hidden(
     rows = _counted(labels != IGNORED, _flat(hidden).shape[0])
     flat = labels.reshape(-1)[rows]
     return _through_walk(_cross_entropy, hidden, weight, bias, rows, softcap, chunk, lambda span: (flat[span],))
+
+
+def _teaching(head: nn.Linear | Tensor | Head, softcap: float | None) -> tuple[Callable[[Tensor], Tensor], int]:
+    """States of a few rows -> the teacher's logits, without a gradient; and how many tokens these are of."""
+    if not isinstance(head, nn.Module | Tensor):
+        return torch.no_grad()(head), head.out_features
+    weight, bias = _weight_and_bias(head)
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    return lambda states: _through_head(states, weight, bias, softcap), len(weight)
 
 
 def _weight_and_bias(head: nn.Linear | Tensor) -> tuple[Tensor, Tensor | None]:

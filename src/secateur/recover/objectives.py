@@ -17,6 +17,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.recover import balance, losses
 
 __all__ = [
+    "Batch",
     "Forward",
     "Objective",
     "Prediction",
@@ -29,6 +30,7 @@ __all__ = [
     "held_out",
     "keeping_loss",
     "logits",
+    "mask_of",
     "prediction_loss",
     "task_loss",
 ]
@@ -68,7 +70,8 @@ def count(batch: Batch) -> dict[str, int]:
     return {"tokens": tokens, "sequences": ids.shape[0], "targets": tokens - ids.shape[0]}
 
 
-def _mask(batch: Batch) -> Tensor:
+def mask_of(batch: Batch) -> Tensor:
+    """Which tokens [B, S] are no padding."""
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
     return mask.bool() if mask is not None else torch.ones_like(ids, dtype=torch.bool)
@@ -89,7 +92,7 @@ def prediction_loss(
     (Jensen-Shannon), "mse" or "cosine".
     """
     if student.dim() == 3:
-        divide, mask = totals["tokens"], _mask(batch)
+        divide, mask = totals["tokens"], mask_of(batch)
     else:
         divide, mask = totals["sequences"], None
     if direction in ("forward", "reverse"):
@@ -128,7 +131,7 @@ def distance(
     """
     totals = count(batch) if totals is None else totals
     if output in ("embedding", "states"):
-        mask = _mask(batch).to(student.device) if output == "states" else None
+        mask = mask_of(batch).to(student.device) if output == "states" else None
         if relational:
             return losses.relational(_sequences(student, mask), _sequences(teacher, mask)) / totals["sequences"]
         if student.shape[-1] != teacher.shape[-1]:
@@ -170,7 +173,7 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal
     or over all real tokens. Raises `InputError` where labels are needed and not there.
     """
     if causal:
-        targets = losses.next_tokens(batch["input_ids"], _mask(batch))
+        targets = losses.next_tokens(batch["input_ids"], mask_of(batch))
         return losses.cross_entropy(logits, targets) / totals["targets"]
     if "labels" not in batch:
         raise InputError(
@@ -307,7 +310,7 @@ def distil(
             parts[name] = float(value.detach())
 
         if task and through is not None:
-            targets = losses.next_tokens(batch["input_ids"], _mask(batch))
+            targets = losses.next_tokens(batch["input_ids"], mask_of(batch))
             value = losses.cross_entropy_from_hidden(ours.prediction, through, targets, softcap=ours.softcap)
             add("task", task, value / totals["targets"])
         elif task:
@@ -316,12 +319,12 @@ def distil(
         if logit and "teacher_indices" in batch:
             near = losses.topk_kl(
                 ours.prediction, batch["teacher_log_probabilities"], batch["teacher_indices"],
-                batch["teacher_remaining"], _mask(batch), temperature=temperature,
+                batch["teacher_remaining"], mask_of(batch), temperature=temperature,
             ) / totals["tokens"]  # fmt: skip
             add("logit", logit, near)
         elif theirs is not None and logit and through is not None:
             near = losses.kl_from_hidden(
-                ours.prediction, through, theirs.prediction, theirs.head, _mask(batch), temperature=temperature,
+                ours.prediction, through, theirs.prediction, theirs.head, mask_of(batch), temperature=temperature,
                 direction=direction, softcap=ours.softcap,
             ) / totals["tokens"]  # fmt: skip
             add("logit", logit, near)
@@ -338,11 +341,11 @@ def distil(
             )
             add("logit", logit, near)
         if theirs is not None and token and blocks:
-            mask = _mask(batch)
+            mask = mask_of(batch)
             far = sum((losses.token(ours.hidden[i], theirs.hidden[j], mask) for i, j in blocks), total.new_zeros(()))
             add("token", token, far / (len(blocks) * totals["tokens"]))
         if theirs is not None and hidden:
-            mask = _mask(batch)
+            mask = mask_of(batch)
             apart = total.new_zeros(())
             for i, j in hidden:
                 if measure == "relative":

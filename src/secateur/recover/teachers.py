@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate.utils import send_to_device
@@ -23,11 +23,26 @@ from secateur.errors import DataError, InputError
 from secateur.modes import evaluating
 from secateur.recover import storage
 
-__all__ = ["Joined", "Outputs", "TopK", "cache_topk", "check_vocabularies", "fingerprint", "live", "remembered"]
+__all__ = [
+    "PROBE",
+    "Batch",
+    "Joined",
+    "Likeliest",
+    "Outputs",
+    "TopK",
+    "cache_answers",
+    "cache_topk",
+    "check_vocabularies",
+    "fingerprint",
+    "live",
+    "remembered",
+]
 
 Batch = Mapping[str, Tensor]
+Likeliest: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Log-probabilities and indices [n, k] of the likeliest tokens, log of the mass of all others [n]."""
 
-_PROBE = "Two CAFÉS, 3 naïve  crows;\n\tx=42 #fin?  日本 🙂"
+PROBE = "Two CAFÉS, 3 naïve  crows;\n\tx=42 #fin?  日本 🙂"
 """A text with what tokenizers treat differently: case, accents, spaces, numbers, signs, other scripts."""
 
 
@@ -57,7 +72,7 @@ def check_vocabularies(student: Any, teacher: Any, student_size: int, teacher_si
             f"different tokenizers: {moved!r} is {ours[moved]} for the student and {theirs[moved]} for the teacher: "
             f"{remedy}"
         )
-    split, their_split = (tokenizer(_PROBE, add_special_tokens=True)["input_ids"] for tokenizer in (student, teacher))
+    split, their_split = (tokenizer(PROBE, add_special_tokens=True)["input_ids"] for tokenizer in (student, teacher))
     if split != their_split:
         raise InputError(f"different tokenizers: equal vocabularies split a probe text differently: {remedy}")
     needed = max(ours.values(), default=-1) + 1
@@ -80,7 +95,7 @@ def fingerprint(thing: Any) -> str:
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             found.update(storage.bits(flat[:: max(1, len(flat) // 1024)]))
     elif hasattr(thing, "get_vocab"):
-        about = [sorted(thing.get_vocab().items()), thing(_PROBE)["input_ids"], str(thing.special_tokens_map)]
+        about = [sorted(thing.get_vocab().items()), thing(PROBE)["input_ids"], str(thing.special_tokens_map)]
         found.update(json.dumps(about).encode())
     else:
         found.update(json.dumps(thing, sort_keys=True, default=str).encode())
@@ -176,6 +191,16 @@ class TopK:
         self._shelf = shelf
         self._number, self._held = -1, dict[str, Tensor]()
         self._ends = [int(file["end"]) for file in shelf.files]
+        self._orders = [one for file in shelf.files for one in file.get("order", ())]
+
+    @property
+    def temperature(self) -> float:
+        """Of the teacher's softmax; the loss must use the same."""
+        return float(self._shelf.key["temperature"])
+
+    def order(self, index: int) -> str:
+        """A hash of batch `index` as the teacher read it."""
+        return str(self._orders[index])
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -219,33 +244,88 @@ def cache_topk(
         k: tokens kept per position: about 6 k + 4 bytes each.
         temperature: of the teacher's softmax; the loss must use the same.
         vocabulary: columns of the logits to use, where `check_vocabularies` found fewer than the teacher has.
-        shard: batches per file; a kill loses at most that many.
+        shard: batches per file; a kill loses at most that many, an error or Ctrl-C none.
 
     Log-probabilities are stored in half precision, the log of the remaining mass in float32. Raises `DataError` for a
-    cache of another key or a damaged one, `RunError` when the disk is full.
+    cache of another key, of other batches or in another order, or a damaged one, `RunError` when the disk is full.
     """
-    if k < 1 or count < 1 or shard < 1 or not 0 < temperature < math.inf:
-        raise InputError(f"k={k}, count={count}, shard={shard}, temperature={temperature}: give numbers above 0")
-    shelf = _Shelf.open(Path(folder), {**key, "k": k, "temperature": temperature, "vocabulary": vocabulary or 0})
+    if k < 1 or not 0 < temperature < math.inf:
+        raise InputError(f"k={k}, temperature={temperature}: give numbers above 0")
+
+    def ask(batch: Batch) -> Likeliest:
+        found = logits(batch)
+        mask = batch.get("attention_mask")
+        rows = found.reshape(-1, found.shape[-1])[:, :vocabulary]
+        picked = torch.arange(len(rows)) if mask is None else mask.reshape(-1).bool().nonzero().squeeze(1)
+        return _likeliest(rows, picked.to(rows.device), k, temperature)
+
+    key = {**key, "k": k, "temperature": temperature, "vocabulary": vocabulary or 0}
+    return cache_answers(folder, ask, batches, count, key=key, shard=shard)
+
+
+def cache_answers(
+    folder: str | Path,
+    ask: Callable[[Batch], Likeliest],
+    batches: Any,
+    count: int,
+    *,
+    key: Mapping[str, Any],
+    shard: int = 32,
+) -> TopK:
+    """As `cache_topk`, of a teacher that gives its likeliest tokens itself.
+
+    ask: batch -> log-probabilities and indices [n, k] of the likeliest tokens, and the log of the remaining mass [n],
+    over the n tokens of the batch that count, in order. key: holds "k" and "temperature", too. What was asked before an
+    error or Ctrl-C is kept.
+    """
+    if count < 1 or shard < 1:
+        raise InputError(f"count={count}, shard={shard}: give numbers above 0")
+    shelf = _Shelf.open(Path(folder), key)
     done = int(shelf.files[-1]["end"]) if shelf.files else 0
+    _check_order(shelf, batches)
     while done < count:
-        end, tensors = min(done + shard, count), dict[str, Tensor]()
-        for index in range(done, end):
-            batch = batches[index]
-            found = logits(batch)
-            mask = batch.get("attention_mask")
-            rows = found.reshape(-1, found.shape[-1])[:, :vocabulary]
-            picked = torch.arange(len(rows)) if mask is None else mask.reshape(-1).bool().nonzero().squeeze(1)
-            values, indices, remaining = _likeliest(rows, picked.to(rows.device), k, temperature)
-            tensors[f"{index}.values"] = values.half()
-            tensors[f"{index}.indices"] = indices.int()
-            tensors[f"{index}.remaining"] = remaining
-        shelf.add(tensors, end=end)
+        first, end, tensors, order = done, min(done + shard, count), dict[str, Tensor](), list[str]()
+        try:
+            for done in range(first, end):
+                batch = batches[done]
+                values, indices, remaining = ask(batch)
+                order.append(_tokens(batch))
+                tensors[f"{done}.values"] = values.half()
+                tensors[f"{done}.indices"] = indices.int()
+                tensors[f"{done}.remaining"] = remaining.float()
+        finally:
+            if order:
+                shelf.add(tensors, end=first + len(order), order=order)
         done = end
     return TopK(shelf)
 
 
-def _likeliest(rows: Tensor, picked: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _check_order(shelf: _Shelf, batches: Any) -> None:
+    """Refuse a shelf that was filled from other batches, or in another order: the first of each file has to be equal.
+
+    The caller's key says how data and batches were made; this looks at what came of it.
+    """
+    start = 0
+    for file in shelf.files:
+        if file.get("order", [""])[0] != _tokens(batches[start]):
+            raise DataError(
+                f"the cache in {shelf.folder} is of other data, or in another order (batch {start} differs): use "
+                "another folder or remove this one"
+            )
+        start = int(file["end"])
+
+
+def _tokens(batch: Batch) -> str:
+    """A short hash of what a batch holds."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(batch.items()):
+        if isinstance(tensor, Tensor):
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            found.update(storage.bits(tensor))
+    return found.hexdigest()[:16]
+
+
+def _likeliest(rows: Tensor, picked: Tensor, k: int, temperature: float) -> Likeliest:
     """Log-probabilities and indices [n, k] of the k likeliest tokens, and the log mass of the others [n], in chunks."""
     k, chunk = min(k, rows.shape[-1]), max(1, 2**22 // rows.shape[-1])
     parts = []
