@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import BertForMaskedLM
 
 import secateur
 import tiny
@@ -41,6 +42,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "minitron": dict(
         steps=2, short_steps=1, candidates=2, calibration=32, batch=1, length=16, train_batch=4, train_length=16
     ),
+    "romanian_distilberts": dict(steps=2, length=16, train_batch=4),
     "gpusq_vit": dict(batch=32, epochs=0.2, quantise_epochs=0.2),
     "owl": dict(samples=16, length=16, batch=1),
     "sparsegpt": dict(samples=16, length=16, batch=1),
@@ -95,6 +97,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.folder("bert", folder / "sentence-transformers" / "all-MiniLM-L6-v2", sentence=True)
     tiny.folder("llama", folder / "llama")
     tiny.folder("mixtral", folder / "mixtral")
+    for name in ("masked-bert", "second-teacher"):
+        BertForMaskedLM(tiny.model("bert").config).save_pretrained(folder / name)
+        tiny.tokenizer().save_pretrained(folder / name)
     (folder / "texts.txt").write_text("\n".join(tiny.sentences(1200)) + "\n", "utf-8")
     (folder / "general.txt").write_text("\n".join(tiny.chains(400)) + "\n", "utf-8")
     paragraphs = "".join(f"<h2>Of {i}</h2><p>{text}</p>" for i, text in enumerate(tiny.sentences(40)))

@@ -12,7 +12,7 @@ from several teachers in Avram et al., LREC 2022 (arXiv 2112.12650); spans are t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,7 +199,7 @@ class Parallel(Sequence["dict[str, Tensor]"]):
     def __init__(
         self,
         batches: Sequence[Batch],
-        rows: Callable[[int], Sequence[int]],
+        rows: Callable[[int], Iterable[int]],
         texts: Sequence[str],
         tokenizer: Any,
         others: Mapping[str, Any],
