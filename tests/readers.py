@@ -26,14 +26,18 @@ def sentences(count: int = 3000) -> tuple[str, ...]:
 
 
 @functools.cache
-def wordpiece(size: int = 1500, *, capitals: bool = True, lowers: bool = False) -> PreTrainedTokenizerFast:
-    """As BERT's. Without `capitals` it is trained on lower case; with `lowers` it turns what it reads to lower case."""
+def wordpiece(
+    size: int = 1500, *, capitals: bool = True, lowers: bool = False, texts: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
+    """As BERT's, of `texts` or `sentences`. Without `capitals` it is trained on lower case; with `lowers` it turns what
+    it reads to lower case.
+    """
     base = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     if lowers:
         base.normalizer = normalizers.BertNormalizer(lowercase=True)
     base.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
-    base.train_from_iterator([text if capitals else text.lower() for text in sentences()], trainer)
+    base.train_from_iterator([text if capitals else text.lower() for text in texts or sentences()], trainer)
     return _wrapped(base)
 
 

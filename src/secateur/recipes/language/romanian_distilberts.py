@@ -24,7 +24,7 @@ from secateur.files.texts import Corpus
 from secateur.measure import latency, loyalty, quality, size
 from secateur.recover import alignment, ensembles, loop, losses, objectives, teachers
 from secateur.subjects import Transformer, open_subject
-from secateur.subjects.transformer import Output
+from secateur.subjects.transformer import Output, positions
 from secateur.vocabulary import Budget, Figure, Result, Selection
 
 CARD = {
@@ -115,7 +115,7 @@ def romanian_distilberts(
     """
     check(subject, factors=factors, temperature=temperature)
     further = loop.options(training)
-    found = company(subject, teachers, weights, foreign, seed)
+    found = company(subject, teachers, weights, foreign, length)
     train, held = data.split(seed=seed)
     stream = batches(subject, found, train, train_batch, length, seed=seed, share=share, smoothing=smoothing)
     lesson = partial(
@@ -131,6 +131,7 @@ def romanian_distilberts(
         if dry_run or not steps:
             yield Result(str(budget), student, cut, predicted)
             continue
+        anew(found, seed)
         recovery = loop.train(
             student.model, stream, lesson(student), steps=steps, lr=lr, warmup=warmup, schedule="linear", seed=seed,
             dropout=False, count=partial(counted, found=found), frozen=[one.model for one in others],
@@ -159,7 +160,7 @@ class Teacher:
     subject: Transformer
     weight: float
     foreign: bool = False
-    project: nn.Module | None = None
+    project: nn.Linear | None = None
     shared: tuple[Tensor, Tensor] | None = None
 
     def forward(self, batch: Batch) -> Any:
@@ -188,22 +189,34 @@ def masked(subject: Transformer) -> bool:
 
 
 def company(
-    subject: Transformer, sources: Sequence[str], weights: Sequence[float], foreign: Foreign, seed: int
+    subject: Transformer, sources: Sequence[str], weights: Sequence[float], foreign: Foreign, length: int
 ) -> list[Teacher]:
     """The original and the other teachers, each with its share; one of share 0 is not asked, so it is left out."""
     parts = ensembles.shares(list(weights) or None, 1 + len(sources))
-    torch.manual_seed(seed)
     result = [Teacher("original", subject, parts[0])]
     for number, (source, part) in enumerate(zip(sources, parts[1:], strict=True), 1):
         if part:
-            result.append(joined(subject, f"teacher{number}", open_subject(source), part, foreign))
+            result.append(joined(subject, f"teacher{number}", open_subject(source), part, foreign, length))
     return [one for one in result if one.weight]
 
 
-def joined(subject: Transformer, name: str, other: Transformer, weight: float, foreign: Foreign) -> Teacher:
+def anew(found: Sequence[Teacher], seed: int) -> None:
+    """Draw the maps P_k: each budget begins with the same ones."""
+    torch.manual_seed(seed)
+    for one in found:
+        if one.project is not None:
+            one.project.reset_parameters()
+
+
+def joined(
+    subject: Transformer, name: str, other: Transformer, weight: float, foreign: Foreign, length: int
+) -> Teacher:
     """A further teacher: of the same vocabulary if it tells masked tokens and its tokenizer is the original's."""
     if other.tokenizer is None:
         raise InputError(f"{name} has no tokenizer: give a folder with its tokenizer.json")
+    most = positions(other.model)
+    if most is not None and length > most:
+        raise InputError(f"length={length} is beyond the {most} positions of {name}: give at most length={most}")
     widths = subject.hidden_size, other.hidden_size
     sizes = (one.model.config.vocab_size for one in (subject, other))
     try:
@@ -359,7 +372,9 @@ def triple(
 def together(same: Sequence[Teacher], answers: Mapping[str, Any], temperature: float) -> Tensor:
     """Logits whose softmax at `temperature` is the weighted mean of what the teachers of one vocabulary predict."""
     ready = [partial(said, answers[one.name]) for one in same]
-    mixed: Tensor = ensembles.Averaged(ready, [one.weight for one in same], temperature=temperature)({}).prediction
+    width = min(answers[one.name].prediction.shape[-1] for one in same)
+    mean = ensembles.Averaged(ready, [one.weight for one in same], temperature=temperature, vocabulary=width)
+    mixed: Tensor = mean({}).prediction
     return mixed
 
 
