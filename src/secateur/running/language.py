@@ -20,6 +20,7 @@ from secateur.measure import latency, loyalty, quality, size, sparsity
 from secateur.recover import quantise, teachers
 from secateur.subjects import Moe, Streamed, Transformer, open_subject, sides
 from secateur.subjects import matrices as blocks
+from secateur.subjects.transformer import positions
 from secateur.vocabulary import Figure
 
 __all__ = [
@@ -101,12 +102,7 @@ def where(subject: Transformer, batch: int | None, length: int | None, threads: 
 
 def check(subject: Transformer | Streamed, options: Mapping[str, Any]) -> None:
     """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary positions have no end."""
-    tables = [
-        module for name, module in subject.model.named_modules()
-        if isinstance(module, torch.nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
-    ]  # fmt: skip
-    # RoBERTa counts its positions from behind the padding's.
-    most = min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
+    most = positions(subject.model)
     for name, value in options.items():
         if most is not None and name.rpartition("_")[2] == "length" and isinstance(value, int) and value > most:
             raise InputError(f"{name}={value} is beyond the model's {most} positions: give at most {name}={most}")

@@ -27,7 +27,7 @@ from secateur.subjects.families import Block, Family
 from secateur.subjects.layout import Layout, Widths
 from secateur.vocabulary import Cut, Selection, Term, Units
 
-__all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer"]
+__all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer", "positions"]
 
 AXES = (
     "layers",
@@ -483,6 +483,18 @@ class Transformer:
     def save(self, folder: str | Path, *, card: str | None = None) -> None:
         """Write the model and all that belongs to it into `folder` (see `saving.save`)."""
         saving.save(self, Path(folder), card)
+
+
+def positions(model: nn.Module) -> int | None:
+    """How many tokens a sequence may have, by the model's table of positions; None for rotary positions, without end.
+
+    RoBERTa counts its positions from behind the padding's.
+    """
+    tables = [
+        module for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+    ]  # fmt: skip
+    return min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
 
 
 def _odd_widths(layout: Layout, widths: list[Widths], channels: int) -> list[str]:

@@ -1,0 +1,341 @@
+"""Masked language models of some thousand parameters, real tokenizers, several teachers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    DistilBertForMaskedLM,
+    RobertaForMaskedLM,
+)
+
+import readers
+import tiny
+from secateur import running
+from secateur.errors import BudgetError, InfeasibleError, InputError
+from secateur.files import texts
+from secateur.files.rundir import Run
+from secateur.recipes.language import romanian_distilberts as recipe
+from secateur.recover import losses
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Budget, Result, Selection
+
+DATA = texts.read(list(readers.sentences()[:200]))
+QUICK = {"length": 24, "train_batch": 8, "steps": 3, "lr": 3e-3}
+
+
+def bert(tokenizer=None, *, layers=4, width=32, seed=0, head=True, positions=64) -> Transformer:
+    tokenizer = tokenizer or readers.wordpiece(600)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=layers, num_attention_heads=4,
+        intermediate_size=2 * width, max_position_embeddings=positions, pad_token_id=0,
+    )  # fmt: skip
+    model = BertForMaskedLM(config) if head else BertModel(config, add_pooling_layer=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return open_subject(model.eval(), tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """same: another model of the same vocabulary; wide: also of another width; foreign: of another tokenizer; states:
+    without a head.
+    """
+    root = tmp_path_factory.mktemp("teachers")
+    made = {
+        "same": bert(seed=1),
+        "wide": bert(width=48, seed=2),
+        "foreign": bert(readers.wordpiece(500, capitals=False), layers=2, width=40, seed=3),
+        "bpe": bert(readers.bpe(), layers=2, width=40, seed=4),
+        "states": bert(seed=5, head=False),
+    }
+    for name, subject in made.items():
+        subject.save(root / name)
+    return {name: str(root / name) for name in made}
+
+
+def results(root, *budgets, subject=None, **options) -> list[Result]:
+    with Run.open(root, {}) as run:
+        wanted = [Budget.parse(budget) for budget in budgets or ("layers=50%",)]
+        return list(recipe.romanian_distilberts(subject or bert(), DATA, wanted, run, **{**QUICK, **options}))
+
+
+def lesson(student, found, batch, *, factors=(5.0, 2.0, 1.0), temperature=2.0, **how):
+    objective = recipe.triple(student, found=found, factors=factors, temperature=temperature, **how)
+    return objective(batch, recipe.counted(batch, found=found))
+
+
+def stream(subject, found, **how):
+    return recipe.batches(subject, found, DATA, 8, 24, seed=0, **how)
+
+
+def test_layers_that_stay_are_the_teachers_bit_for_bit(tmp_path):
+    teacher = bert(layers=6)
+    (found,) = results(tmp_path, "layers=3", subject=teacher, dry_run=True)
+    before, after = teacher.model.state_dict(), found.subject.model.state_dict()
+    kept = (0, 3, 5)  # evenly spread, first and last among them
+    for name, tensor in after.items():
+        prefix, layer, rest = name.partition("encoder.layer.")
+        number, _, leaf = rest.partition(".")
+        assert torch.equal(tensor, before[f"{prefix}{layer}{kept[int(number)]}.{leaf}" if layer else name]), name
+    assert found.subject.layer_index == kept
+    assert (found.cut.before["layers"], found.cut.after["layers"]) == (6.0, 3.0)
+
+
+def test_which_layers_stay():
+    def kept(*given):
+        return np.flatnonzero(recipe.layers(*given)).tolist()
+
+    assert kept(12, 6, "spread") == [0, 2, 4, 7, 9, 11]  # DistilBERT's
+    assert kept(12, 6, "alternate") == [0, 2, 4, 6, 8, 10]
+    assert kept(6, 2, "1, 4") == [1, 4]
+    assert kept(5, 1, "spread") == [0]
+    for total in range(1, 30):
+        assert all(len(kept(total, n, how)) == n for n in range(1, total + 1) for how in ("spread", "alternate"))
+    for wrong in ("1,2,3", "1,1", "0,6", "first", "-1,0"):
+        with pytest.raises(InputError, match="the numbers of 2 layers from 0 to 5"):
+            recipe.layers(6, 2, wrong)
+
+
+def test_the_whole_teacher_has_nothing_to_learn_from_itself():
+    teacher = bert()
+    student, _ = teacher.cut(Selection({}))
+    found = recipe.company(teacher, (), (), "words", 24)
+    batch = stream(teacher, found)[0]
+    loss, parts = lesson(student, found, batch, factors=(5.0, 0.0, 1.0))
+    assert parts == pytest.approx({"soft": 0.0, "near original": 0.0}, abs=1e-5)
+    _, parts = lesson(student, found, batch)
+    logits = teacher.forward(batch).prediction
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    assert parts["masked"] == pytest.approx(2.0 * float(wanted.detach()), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_triple_loss_by_hand():
+    teacher = bert()
+    student, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
+    found = recipe.company(teacher, (), (), "words", 24)
+    batch = stream(teacher, found)[3]
+    ours, theirs = (one.forward(batch, hidden=True) for one in (student, teacher))
+    for restrict in (False, True):
+        loss, parts = lesson(student, found, batch, restrict=restrict)
+        picked = (batch["labels"] >= 0) if restrict else batch["attention_mask"] > 0
+        log_s, log_t = ((one.prediction[picked] / 2.0).log_softmax(-1) for one in (ours, theirs))
+        apart = torch.nn.functional.kl_div(log_s, log_t, log_target=True, reduction="batchmean")
+        assert parts["soft"] == pytest.approx(5.0 * 4.0 * float(apart.detach()), rel=1e-4)
+        real = batch["attention_mask"] > 0
+        near = 1 - torch.nn.functional.cosine_similarity(ours.hidden[-1][real], theirs.hidden[-1][real], -1).mean()
+        assert parts["near original"] == pytest.approx(float(near.detach()), rel=1e-4)
+        assert float(loss.detach()) == pytest.approx(sum(parts.values()), rel=1e-5)
+
+
+def test_all_weight_on_the_first_of_two_teachers_is_one_teacher(folders):
+    teacher = bert()
+    student, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
+    for other in ("same", "foreign"):
+        one = recipe.company(teacher, (), (), "words", 24)
+        two = recipe.company(teacher, [folders[other]], [1.0, 0.0], "words", 24)
+        batch = stream(teacher, two)[0]
+        assert lesson(student, one, batch)[0] == lesson(student, two, batch)[0]
+
+
+def test_soft_targets_of_one_vocabulary_are_averaged_and_states_of_another_width_lifted(folders):
+    teacher = bert()
+    student, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
+    found = recipe.company(teacher, [folders["wide"]], [3.0, 1.0], "words", 24)
+    assert [(one.foreign, one.weight, one.project is None) for one in found] == [
+        (False, 0.75, True),
+        (False, 0.25, False),
+    ]
+    batch = stream(teacher, found)[0]
+    _, parts = lesson(student, found, batch)
+    real = batch["attention_mask"] > 0
+    p, q = ((one.subject.forward(batch).prediction[real] / 2.0).softmax(-1) for one in found)
+    log_s = (student.forward(batch).prediction[real] / 2.0).log_softmax(-1)
+    wanted = torch.nn.functional.kl_div(log_s, 0.75 * p + 0.25 * q, reduction="batchmean")
+    assert parts["soft"] == pytest.approx(5.0 * 4.0 * float(wanted.detach()), rel=1e-4)
+    states = student.forward(batch, hidden=True).hidden[-1], found[1].forward(batch).hidden[-1]
+    near = losses.cosine(*states, real, project=found[1].project) / int(real.sum())
+    assert parts["near teacher1"] == pytest.approx(0.25 * float(near.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("foreign", ["words", "tokens", "sentences"])
+@pytest.mark.parametrize("other", ["foreign", "bpe"])
+def test_a_teacher_of_another_tokenizer_teaches_and_padding_never_counts(folders, foreign, other):
+    teacher = bert()
+    student, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
+    found = recipe.company(teacher, [folders[other]], (), foreign, 24)
+    assert [one.foreign for one in found] == [False, True]
+    batch = stream(teacher, found)[0]
+    loss, parts = lesson(student, found, batch, foreign=foreign)
+    names = {"soft", "masked", "near original", "near teacher1"} | ({"soft teacher1"} if foreign == "tokens" else set())
+    assert set(parts) == names
+    assert all(0 < part < float("inf") for part in parts.values())
+    loss.backward()
+    assert (found[1].project is None) == (foreign == "sentences")
+    if found[1].project is not None:
+        assert found[1].project.weight.grad.abs().sum() > 0
+    wider = dict(batch)
+    for name in ("", "teacher1."):
+        ids, mask = batch[f"{name}input_ids"], batch[f"{name}attention_mask"]
+        wider[f"{name}input_ids"] = torch.cat([ids, torch.full((len(ids), 5), 77)], 1)
+        wider[f"{name}attention_mask"] = torch.cat([mask, torch.zeros(len(ids), 5, dtype=mask.dtype)], 1)
+    for name in ("labels", "teacher1.ours", "teacher1.theirs"):
+        beyond = -100 if name == "labels" else -1
+        wider[name] = torch.cat([batch[name], torch.full((len(batch[name]), 5), beyond)], 1)
+    widths = [batch[f"{name}input_ids"].shape[1] for name in ("", "teacher1.")]
+    rows = torch.stack([batch["teacher1.pairs"][:, side] // width * 5 for side, width in enumerate(widths)], 1)
+    wider["teacher1.pairs"] = batch["teacher1.pairs"] + rows
+    assert lesson(student, found, wider, foreign=foreign)[1] == pytest.approx(parts, rel=1e-4)
+
+
+@pytest.mark.parametrize("factors", [(5.0, 0.0, 0.0), (0.0, 2.0, 0.0), (0.0, 0.0, 1.0)])
+def test_training_brings_each_loss_down_where_it_is_alone(tmp_path, folders, factors):
+    teacher = bert()
+    others = [folders["same"], folders["foreign"]]
+    (found,) = results(tmp_path, subject=teacher, teachers=others, factors=factors, steps=100, lr=1e-2)
+    plain, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
+    company = recipe.company(teacher, others[:1], (), "words", 24)
+    items = stream(teacher, company).take(20)
+    first, last = (
+        np.mean([float(lesson(one, company, item, factors=factors)[0].detach()) for item in items])
+        for one in (plain, found.subject)
+    )
+    assert last < 0.95 * first
+
+
+def test_teachers_stay_as_they_are_and_maps_are_left_behind(tmp_path, folders):
+    teacher = bert()
+    before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+    (found,) = results(tmp_path, subject=teacher, teachers=[folders["same"], folders["foreign"]])
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.model.state_dict().items())
+    plain, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
+    assert found.subject.model.state_dict().keys() == plain.model.state_dict().keys()
+    assert found.recovery.steps == 3
+    stored = json.loads((tmp_path / "work" / "loyalty-layers=50%").with_suffix(".json").read_text())
+    assert list(stored) == ["original", "teacher1", "ensemble"]
+    assert any(note.startswith("loyal to ensemble: label loyalty 0.") for note in found.notes)
+
+
+def test_loyalty_is_to_each_teacher_of_the_vocabulary_and_to_their_mean(folders):
+    teacher = bert()
+    found = recipe.company(teacher, [folders["same"]], (), "words", 24)
+    told = recipe.loyal(teacher, found, texts.read(list(readers.sentences()[300:340])), 8, 24)
+    assert told["original"].startswith("label loyalty 1 [1, 1], probability loyalty 1 [1, 1]")
+    assert not told["teacher1"].startswith("label loyalty 1 ")
+    assert recipe.loyal(teacher, found[:1], DATA, 8, 24) == {}
+
+
+def test_a_teacher_without_a_head_is_compared_by_words(folders):
+    (_, other) = recipe.company(bert(), [folders["states"]], (), "words", 24)
+    assert other.foreign
+    with pytest.raises(InputError, match="teacher1 tells no masked tokens"):
+        recipe.company(bert(), [folders["states"]], (), "tokens", 24)
+
+
+@pytest.mark.parametrize(("budget", "count"), [("layers=2", 2), ("layers=50%", 2), ("params=80%", 2), ("flops=99%", 3)])
+def test_the_most_layers_under_the_budget_stay(budget, count):
+    subject = bert()
+    found, cost = recipe.depth(subject, Budget.parse(budget), 1, 24)
+    assert found == count
+    student, _ = subject.cut(Selection({"layers": recipe.layers(4, count, "spread")}))
+    assert cost["params"] == sum(p.numel() for p in student.model.parameters())
+
+
+def test_a_speedup_is_met_by_what_layers_take(monkeypatch):
+    seconds = {1: 0.2, 4: 0.8}
+    monkeypatch.setattr(recipe, "clocked", lambda subject, count, batch, length: seconds[count])
+    found, cost = recipe.depth(bert(), Budget.parse("speedup=2x"), 1, 24)
+    assert (found, cost["latency"]) == (2, pytest.approx(0.4))
+    with pytest.raises(
+        InfeasibleError, match=r"latency of 0\.1 can't be met: with one layer the model has 0\.2 of 0\.8"
+    ):
+        recipe.depth(bert(), Budget.parse("speedup=8x"), 1, 24)
+
+
+def test_time_is_taken_of_real_forward_passes():
+    assert 0 < recipe.clocked(bert(), 1, 1, 16) < recipe.clocked(bert(layers=12), 12, 1, 16)
+
+
+def test_a_run_resumes_and_repeats_exactly(tmp_path, folders):
+    first, second = (
+        results(tmp_path / name, teachers=[folders["foreign"]])[0].subject.model.state_dict() for name in ("a", "b")
+    )
+    (again,) = results(tmp_path / "a", teachers=[folders["foreign"]])
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert all(torch.equal(tensor, again.subject.model.state_dict()[name]) for name, tensor in first.items())
+
+
+def test_maps_begin_alike_for_every_budget(tmp_path, folders):
+    both = results(tmp_path / "both", "layers=3", "layers=2", teachers=[folders["bpe"]])
+    (alone,) = results(tmp_path / "alone", "layers=2", teachers=[folders["bpe"]])
+    first, second = (found.subject.model.state_dict() for found in (both[1], alone))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert"])
+def test_other_families_of_masked_language_models_are_halved(tmp_path, kind):
+    config = tiny.model(kind).config
+    torch.manual_seed(0)
+    made = {"roberta": RobertaForMaskedLM, "distilbert": DistilBertForMaskedLM}[kind](config)
+    teacher = open_subject(made.eval(), tokenizer=tiny.tokenizer())
+    with Run.open(tmp_path, {}) as run:
+        data = texts.read(tiny.sentences(60))
+        (found,) = recipe.romanian_distilberts(teacher, data, [Budget.parse("layers=2")], run, **QUICK)
+    assert type(found.subject.model) is type(made)
+    assert len(found.subject.layers()) == 2
+    assert found.recovery.steps == 3
+
+
+def test_from_a_folder_to_a_model_that_loads_as_its_teacher_does(tmp_path):
+    bert().save(tmp_path / "teacher")
+    (row,) = running.run(
+        "romanian_distilberts", str(tmp_path / "teacher"), list(DATA.texts), "layers=50%", tmp_path / "small", **QUICK
+    )
+    assert row.verdict == "met"
+    assert 0 < row.measured["label_loyalty"].value < 1
+    assert 0 < row.measured["probability_loyalty"].value < 1
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "small")
+    assert type(model) is BertForMaskedLM
+    assert model.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"budgets": ["pattern=2:4"]}, BudgetError, "it takes layers, such as layers=50%"),
+        ({"budgets": ["layers=0.5"], "keep": "0"}, InputError, "the numbers of 2 layers"),
+        ({"budgets": ["params=1%"]}, InfeasibleError, "with one layer the model has"),
+        ({"budgets": ["examples=50%"]}, BudgetError, "examples has no cost here"),
+        ({"factors": (0.0, 0.0, 0.0)}, InputError, "three numbers of at least 0"),
+        ({"factors": (1.0, 2.0)}, InputError, "three numbers of at least 0"),
+        ({"temperature": 0.0}, InputError, "temperature=0.0: give a number above 0"),
+        ({"weights": (1.0, 2.0)}, InputError, "2 weights for 1 teachers"),
+        ({"teachers": ["nowhere/at-all-here"]}, InputError, "nowhere/at-all-here"),
+        ({"teachers": ["short"]}, InputError, "length=24 is beyond the 16 positions of teacher1"),
+        ({"share": 1.5}, InputError, "give shares from 0 to 1"),
+        ({"smoothing": -1.0}, InputError, "smoothing by power -1.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_line(tmp_path, monkeypatch, options, error, words):
+    monkeypatch.chdir(tmp_path)
+    bert(positions=16).save(tmp_path / "short")
+    options = dict(options)
+    budgets = options.pop("budgets", ["layers=50%"])
+    with pytest.raises(error, match=words):
+        results(tmp_path / "run", *budgets, **options)
+
+
+def test_no_masked_language_model_is_refused(tmp_path):
+    for other in (open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer()), bert(head=False)):
+        with pytest.raises(InputError, match="is no masked language model: give one"):
+            results(tmp_path, subject=other)
