@@ -76,7 +76,7 @@ def test_what_a_graph_can_be_opened_from(tmp_path):
         assert isinstance(found, KnowledgeGraph)
         assert isinstance(found.store, Endpoint)
         assert found.around(["urn:a:a"]) == []
-    with pytest.raises(InputError, match="this is int"):
+    with pytest.raises(InputError, match="a graph of networkx, and this is int"):
         open_graph(3)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="is not there"):
         open_graph("none.csv")

@@ -1,4 +1,7 @@
-"""Graphs of facts by what they are kept in: a file is loaded into a store once, and opened there from then on."""
+"""Graphs of facts by what they are kept in: a file is loaded into a store once, and opened there from then on.
+
+A graph of networkx is read into memory.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from secateur import web
 from secateur.errors import InputError
-from secateur.files import packages, triples
+from secateur.files import networks, packages, triples
 from secateur.files.names import Names
 from secateur.files.rundir import guard, writing
 from secateur.stores import Embedded, Endpoint, Store
@@ -34,20 +37,23 @@ _FORM = "1"
 
 
 def open_graph(
-    source: str | Path | Store | KnowledgeGraph,
+    source: str | Path | Store | KnowledgeGraph | networks.Network,
     *,
     language: str = "en",
     most: int = 10_000,
     columns: Sequence[str] = (),
+    relation: str = "relation",
 ) -> KnowledgeGraph:
     """A graph of facts.
 
     Args:
         source: the http(s) URL of a SPARQL 1.1 endpoint; a file or folder of facts (see `files.triples`), which is
             loaded into a store in the cache and only opened there from then on, as long as it holds the same; the
-            folder of a store; a store; or a graph, which is given back as it is.
+            folder of a store; a store; a `DiGraph` or `MultiDiGraph` of networkx (see `files.networks`), which is read
+            as it is now; or a graph, which is given back as it is.
         language, most: see `KnowledgeGraph`.
         columns: of a table, the columns of subject, predicate and object, where their names do not tell.
+        relation: of a graph of networkx, the attribute of edges that says how their ends are related.
 
     Raises `InputError` for what is none of these, `DataError` for a file that is not there or holds a line that is no
     fact.
@@ -55,8 +61,15 @@ def open_graph(
     if isinstance(source, KnowledgeGraph):
         return source
     if not isinstance(source, str | Path):
+        if isinstance(source, networks.Network):
+            store = Embedded()
+            networks.load(source, store, relation=relation)
+            source = store
         if not isinstance(source, Store):
-            raise InputError(f"a graph is a file, a folder, a URL or a store, and this is {type(source).__name__}")
+            raise InputError(
+                "a graph is a file, a folder, a URL, a store or a graph of networkx, and this is "
+                f"{type(source).__name__}"
+            )
         return KnowledgeGraph(source, language=language, most=most)
     if web.addressed(source):
         return KnowledgeGraph(Endpoint(str(source)), language=language, most=most)

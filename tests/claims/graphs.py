@@ -1,8 +1,8 @@
 """Questions on real graphs whose supporting facts are known, rivals that look for them there too, and readers.
 
 UMLS is 135 medical concepts and 6,529 facts. MovieLens' graph of Freebase says 72,846 things of films, whose people,
-studios and subjects have identifiers for names. Neither says where a fact comes from: sources and scores are put to the
-facts here, so that citations can be checked.
+studios and subjects have identifiers for names. WordNet says 187,583 things of 116,650 synsets. None says where a fact
+comes from: sources and scores are put to the facts here, so that citations can be checked.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from claims import lab
+from claims import wordnet as net_of
 from secateur import encoders
 from secateur.files import packages
 from secateur.files.rundir import writing
@@ -56,6 +58,10 @@ class World:
 
     kinds: dict[str, str]
     """Thing -> its kind, of those that have one."""
+    asked: tuple[str, ...] = ()
+    """Kinds of what questions name; all where there is none."""
+    least: int = 0
+    """Facts that stand around what questions name, at least."""
 
     def title(self, thing: str) -> str:
         """How a sentence calls a thing."""
@@ -85,7 +91,7 @@ def _digest(fact: Triple) -> int:
     return int.from_bytes(hashlib.blake2b("\t".join(fact).encode(), digest_size=6).digest(), "big")
 
 
-def _world(name: str, triples: Iterable[Triple], words: dict[str, str], kinds: dict[str, str]) -> World:
+def _world(name: str, triples: Iterable[Triple], words: dict[str, str], kinds: dict[str, str], **asked: Any) -> World:
     facts = tuple(sorted(set(triples)))
     path = lab.CACHE / "graphs" / f"{name}.tsv"
     with writing(path) as temporary, Path(temporary).open("w", encoding="utf-8", newline="") as file:
@@ -102,7 +108,7 @@ def _world(name: str, triples: Iterable[Triple], words: dict[str, str], kinds: d
     for fact in facts:
         for thing in {fact[0], fact[2]}:
             near[thing].append(fact)
-    return World(name, facts, words, open_graph(path), dict(near), kinds)
+    return World(name, facts, words, open_graph(path), dict(near), kinds, **asked)
 
 
 def _rows(path: Path) -> list[list[str]]:
@@ -125,7 +131,14 @@ def movielens() -> World:
     found = [(s, p.rpartition(".")[2], o) for s, p, o in _rows(folder / "ml-100k.kg")[1:] if p.startswith("film.film.")]
     words = {part: named.get(part, part) for fact in found for part in (fact[0], fact[2])}
     words |= {relation: relation.replace("_", " ") for _, relation, _ in found}
-    return _world("movielens", found, words, dict.fromkeys(named, "film"))
+    return _world("movielens", found, words, dict.fromkeys(named, "film"), asked=("film",))
+
+
+@functools.cache
+def wordnet() -> World:
+    """WordNet. Questions are on animals and places with ten facts or more: of fewer there is little to prune."""
+    net = net_of.net()
+    return _world("wordnet", net.triples, net.words, net.kinds, asked=("noun animal", "noun location"), least=10)
 
 
 # ---------------------------------------------------------------------------------------------------------- questions
@@ -147,6 +160,21 @@ OF_FILMS = {
     "subjects": "Which subjects is {} about?",
     "written_by": "Who wrote {}?",
 }
+AS_NOUNS = frozenset(
+    ("antonym", "attribute", "cause", "domain_region", "domain_topic", "domain_usage", "entailment", "hypernym",
+     "member_holonym", "part_holonym", "substance_holonym")
+)  # fmt: skip
+"""Relations of WordNet that are nouns."""
+
+
+def put(world: World, relation: str, thing: str, forward: bool) -> str:
+    """The question what stands at the other end of a thing's relation."""
+    name, verb = world.words[thing], world.words[relation]
+    if relation in OF_FILMS:
+        return OF_FILMS[relation].format(name)
+    if relation in AS_NOUNS:
+        return f"What is the {verb} of {name}?" if forward else f"Of what is {name} the {verb}?"
+    return f"{name} {verb} what?" if forward else f"What {verb} {name}?"
 
 
 @functools.cache
@@ -157,6 +185,7 @@ def titled(make: Callable[[], World]) -> frozenset[str]:
     return frozenset(
         thing for thing in world.near
         if count[world.words[thing].casefold()] == 1 and (world.name == "umls" or world.words[thing] != thing)
+        and len(world.near[thing]) >= world.least and world.kinds.get(thing, "") in (world.asked or ("",))
     )  # fmt: skip
 
 
@@ -168,14 +197,12 @@ def single(make: Callable[[], World], seed: int, count: int = 100) -> list[Asked
     for fact in world.triples:
         s, p, o = fact
         groups.setdefault((s, p, True), []).append(fact)
-        if world.name == "umls":
+        if world.name != "movielens":
             groups.setdefault((o, p, False), []).append(fact)
     fit = sorted(key for key, facts in groups.items() if len(facts) <= 3 and key[0] in titled(make))
     found = []
     for thing, relation, forward in draw.sample(fit, count):
-        name, verb = world.words[thing], world.words[relation]
-        asked = OF_FILMS[relation].format(name) if world.name != "umls" else f"{name} {verb} what?"
-        asked = asked if forward else f"What {verb} {name}?"
+        asked = put(world, relation, thing, forward)
         found.append(Asked(asked[:1].upper() + asked[1:], (thing,), frozenset(groups[thing, relation, forward])))
     return found
 
@@ -197,6 +224,8 @@ def double(make: Callable[[], World], seed: int, count: int = 100) -> list[Asked
         b = two[2] if two[0] == x else two[0]
         if b not in things or (world.name != "umls" and (x in things or one[1] != two[1])):
             continue
+        if world.name == "wordnet" and not one[2] == two[2] == x:
+            continue
         beside = [{part for fact in world.near[thing] for part in (fact[0], fact[2])} - {thing} for thing in (a, b)]
         only = [sorted(beside[0] - beside[1] - {b}), sorted(beside[1] - beside[0] - {a})]
         if min(map(len, only)) < 2:
@@ -207,6 +236,8 @@ def double(make: Callable[[], World], seed: int, count: int = 100) -> list[Asked
         if world.name == "umls":
             parts = [_gap(world, fact, x) for fact in (one, two)]
             asked = f"Which of these fits, {parts[0]} and {parts[1]}: {listed}?"
+        elif world.name == "wordnet":  # what may be answered is of the kinds that questions name: it is not told
+            asked = f"What do {world.words[a]} and {world.words[b]} both have as {world.words[one[1]]}?"
         else:
             verb = world.words[one[1]]
             asked = f"Which of these do {world.words[a]} and {world.words[b]} both have as {verb}: {listed}?"

@@ -6,11 +6,12 @@ import functools
 import itertools
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from claims import wordnet as net_of
 from secateur.encoders import Count
 from secateur.files import packages
 from secateur.recipes.context import paths_over_graph as recipe
@@ -77,6 +78,13 @@ def movielens() -> World:
     return world(facts, named)
 
 
+@functools.cache
+def wordnet() -> World:
+    """All of WordNet: 117 thousand synsets, mostly a tree of hypernyms."""
+    net = net_of.net()
+    return world(net.triples, net.words)
+
+
 @dataclass(frozen=True)
 class Asked:
     """A question, the names of its topics, its answer, and the walks that lead there: facts in words."""
@@ -130,40 +138,54 @@ def asked(
 
     named: things that a question may name. speak: how a question is put.
     """
-    draw, beside, found = random.Random(seed), near(world), list[Asked]()
+    draw, beside, found, known = random.Random(seed), near(world), list[Asked](), set(named)
     for shape in shapes:
         done = set[str]()
         while len(done) < count:
-            topic = draw.choice(named)
-            there = walked(draw, beside, topic, shape[0])
-            if there is None:
+            drawn = joined(draw, beside, draw.choice(named), shape, known)
+            if drawn is None:
                 continue
-            walk, steps = there
-            ends = followed(beside, topic, steps)
-            ways, answers = [(topic, steps, ends)], set(ends)
-            if len(shape) > 1:
-                back = walked(draw, beside, walk[-1], shape[1])
-                if back is None or back[0][-1] not in set(named) or set(back[0][1:]) & set(walk):
-                    continue
-                turned = [(p, not forward) for p, forward in reversed(back[1])]
-                other = followed(beside, back[0][-1], turned)
-                ways.append((back[0][-1], turned, other))
-                answers &= set(other)
-            if answers != {walk[-1]} or world.words[walk[-1]] in [world.words[way[0]] for way in ways]:
+            answer, ways = drawn
+            ends = [followed(beside, topic, steps) for topic, steps in ways]
+            topics = tuple(world.words[topic] for topic, _ in ways)
+            if set.intersection(*map(set, ends)) != {answer} or world.words[answer] in topics:
                 continue
             question = speak(
-                [(world.words[start], [(world.words[p], f) for p, f in steps]) for start, steps, _ in ways]
+                [(name, [(world.words[p], f) for p, f in steps]) for name, (_, steps) in zip(topics, ways, strict=True)]
             )
             if question in done:
                 continue
             done.add(question)
             gold = [
-                frozenset(fact for one, way in zip(pair, ways, strict=True) for fact in facts(world, one, way[1]))
-                for pair in _pairs([way[2][walk[-1]] for way in ways])
+                frozenset(
+                    fact for walk, (_, steps) in zip(walks, ways, strict=True) for fact in facts(world, walk, steps)
+                )
+                for walks in itertools.islice(itertools.product(*(way[answer] for way in ends)), 500)
             ]
-            topics = tuple(world.words[way[0]] for way in ways)
-            found.append(Asked(question, topics, world.words[walk[-1]], tuple(gold[:500]), shape))
+            found.append(Asked(question, topics, world.words[answer], tuple(gold), shape))
     return found
+
+
+Way = tuple[str, list[Step]]
+"""A topic, and the steps from there to the answer."""
+
+
+def joined(
+    draw: random.Random, beside: dict[str, dict[Step, list[str]]], topic: str, shape: tuple[int, ...], named: set[str]
+) -> tuple[str, list[Way]] | None:
+    """A random answer so many hops from the topic, and from others that are named; no thing stands on two ways."""
+    there = walked(draw, beside, topic, shape[0])
+    if there is None:
+        return None
+    walk, steps = there
+    ways, held = [(topic, steps)], set(walk)
+    for hops in shape[1:]:
+        back = walked(draw, beside, walk[-1], hops)
+        if back is None or back[0][-1] not in named or set(back[0][1:]) & held:
+            return None
+        held |= set(back[0])
+        ways.append((back[0][-1], [(p, not forward) for p, forward in reversed(back[1])]))
+    return walk[-1], ways
 
 
 def walked(
@@ -179,13 +201,6 @@ def walked(
         walk.append(node)
         steps.append(step)
     return walk, steps
-
-
-def _pairs(parts: Sequence[list[list[str]]]) -> Iterator[list[list[str]]]:
-    if len(parts) == 1:
-        yield from ([one] for one in parts[0])
-    else:
-        yield from ([one, other] for one in parts[0] for other in parts[1])
 
 
 Speak = Callable[[Sequence[tuple[str, Sequence[Step]]]], str]
@@ -213,8 +228,19 @@ NOUNS = {
 }  # fmt: skip
 
 
+NOUNS |= {
+    "also see": "see-also word", "antonym": "antonym", "attribute": "attribute", "cause": "cause",
+    "derivationally related": "derivationally related word", "derived from": "deriving word",
+    "domain region": "domain region", "domain topic": "domain topic", "domain usage": "domain usage",
+    "entailment": "entailment", "hypernym": "hypernym", "instance of": "instance class",
+    "member holonym": "member holonym", "part holonym": "part holonym", "participle of": "participle",
+    "pertains to": "pertaining word", "similar to": "similar word", "substance holonym": "substance holonym",
+    "verb group": "verb group",
+}  # fmt: skip
+
+
 def in_nouns(ways: Sequence[tuple[str, Sequence[Step]]]) -> str:
-    """Relations of films as nouns: What is the director of the one whose actor is m.0bln8?"""
+    """Relations of films and words as nouns: What is the director of the one whose actor is m.0bln8?"""
 
     def said(noun: str, steps: Sequence[Step]) -> str:
         for relation, forward in steps:

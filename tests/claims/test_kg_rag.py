@@ -1,4 +1,4 @@
-"""KG-RAG on UMLS and on the graph of MovieLens' films: tokens, answers, gold facts, linking and sources."""
+"""KG-RAG on UMLS, the graph of MovieLens' films, and WordNet: tokens, answers, gold facts, linking and sources."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from secateur.vocabulary import Budget
 pytestmark = pytest.mark.claim
 
 SEEDS = (0, 1, 2)
-WORLDS = {"umls": graphs.umls, "movielens": graphs.movielens}
+WORLDS = {"umls": graphs.umls, "movielens": graphs.movielens, "wordnet": graphs.wordnet}
 BUDGETS = (64, 128, 256, 512)
 VOLUMES = (10, 20, 50, 100, 150, 200)
 PERCENTILES = (0, 50, 75, 90)
@@ -83,7 +83,7 @@ def found(world: World, asked: Asked) -> dict[str, Any]:
         "embedder": str(packages.minilm()),
         "tokenizer": count,
         "identifier": False,
-        "kinds": ["film"] if world.kinds else [],
+        "kinds": world.asked,
     }
     list(kg_rag(world.graph, asked.question, [Budget.parse(f"tokens={ALL}")], memory, **how))
     kept: dict[str, Any] = memory.values["retrieved"]
@@ -116,10 +116,17 @@ def by_likeness(asked: Asked, texts: list[str]) -> Sequence[float]:
     return list(relevance.cosine(vectors[0], vectors[1:]))
 
 
+@functools.cache
+def indexed(world: World) -> tuple[list[str], Callable[[Sequence[str]], np.ndarray]]:
+    """All things, and what rates their names by BM25."""
+    things = sorted(world.near)
+    return things, relevance.lexical([markup.terms(world.words[thing]) for thing in things])
+
+
 def full_text(world: World, asked: Asked) -> dict[str, Any]:
     """The facts around the things whose names are nearest to the question by BM25, as many as were linked."""
-    things = sorted(world.near)
-    scores = relevance.bm25(markup.terms(asked.question), [markup.terms(world.words[thing]) for thing in things])
+    things, rate = indexed(world)
+    scores = rate(markup.terms(asked.question))
     best = [things[i] for i in np.argsort(-scores, kind="stable")[: max(1, len(asked.names))]]
     sites = [
         {"site": f"facts.{thing}", "node": thing, "name": world.words[thing],

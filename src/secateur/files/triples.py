@@ -17,7 +17,7 @@ import csv
 import gzip
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -27,7 +27,7 @@ from urllib.parse import quote
 from secateur.errors import DataError, InputError
 from secateur.stores import BLANK, ENTITY, KIND, RDF, RELATION, Embedded, entity, in_line, kind, relation
 
-__all__ = ["files", "load"]
+__all__ = ["files", "load", "load_rows"]
 
 RDFS_LABEL = "http://www.w3.org/2000/01/rdf-schema#label"
 ALIAS = "http://www.w3.org/2004/02/skos/core#altLabel"
@@ -148,17 +148,40 @@ def load(
         items = reader.items(found[1:]) if _kind(found[0]) == ".kg" else iter(())
         quads = chain(items, *(reader.table(path, columns) for path in tables))
     count, told = 0, 0
-    while part := list(islice(quads, _AT_ONCE)):
-        try:
-            store.graph.bulk_extend(part)
-        except (OSError, RuntimeError, AttributeError) as error:
-            raise DataError(f"the graph store can't be written: {' '.join(str(error).split())[:200]}") from error
-        count += len(part)
+    for many in _stored(quads, store):
+        count += many
         progress(reader.read() - told)
         told = reader.read()
     if not count:
         raise DataError(f"{source} holds no facts: give a fact a line, its subject, predicate and object")
     return count
+
+
+def load_rows(rows: Iterable[Sequence[str]], known: Sequence[str], store: Embedded) -> int:
+    """Facts that stand in memory into a store, as `load` takes lines of a table; returns how many triples there were.
+
+    Args:
+        rows: subject, predicate, object, names of subject and object, kinds of subject and object, and then what is
+            known of the fact; all but the first three may be empty.
+        known: what that is called.
+        store: opened for writing, or in memory.
+
+    Raises `DataError`: a row that holds no fact, by its number.
+    """
+    reader, places = _Reader(store.library), {part: place for place, part in enumerate(_COLUMNS)}
+    others = {place: reader.predicate(name) for place, name in enumerate(known, start=len(places))}
+    facts = (reader.fact("the graph", number, row, places, others) for number, row in enumerate(rows, start=1))
+    return sum(_stored(chain.from_iterable(facts), store))
+
+
+def _stored(quads: Iterator[Any], store: Embedded) -> Iterator[int]:
+    """How many of them went to the store each time."""
+    while part := list(islice(quads, _AT_ONCE)):
+        try:
+            store.graph.bulk_extend(part)
+        except (OSError, RuntimeError, AttributeError) as error:
+            raise DataError(f"the graph store can't be written: {' '.join(str(error).split())[:200]}") from error
+        yield len(part)
 
 
 def _kind(path: Path) -> str:
@@ -258,7 +281,7 @@ class _Reader:
                     "or a first line with subject, predicate, object and the names of the others"
                 )
             places, rows = {"subject": 0, "predicate": 1, "object": 2}, chain([first], rows)
-        width, known = len(first.fields), {place: self._relation(name) for place, name in others.items()}
+        width, known = len(first.fields), {place: self.predicate(name) for place, name in others.items()}
         subject, predicate, other = (places[part] for part in ("subject", "predicate", "object"))
         things, relations, quad = self.things, self.relations, self.library.Quad
         plain = not known and len(places) == 3
@@ -271,7 +294,7 @@ class _Reader:
             if plain and start is not None and verb is not None and end is not None:  # as most lines are
                 yield quad(start, verb, end)
             else:
-                yield from self._fact(path, number, fields, places, known)
+                yield from self.fact(path, number, fields, places, known)
 
     def _rows(self, path: Path) -> Iterator[_Line]:
         """The fields of each line that has any."""
@@ -293,8 +316,8 @@ class _Reader:
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: {error}: is a quote closed?") from error
 
-    def _fact(
-        self, path: Path, number: int, fields: Sequence[str], places: Mapping[str, int], others: Mapping[int, Any]
+    def fact(
+        self, path: Path | str, number: int, fields: Sequence[str], places: Mapping[str, int], others: Mapping[int, Any]
     ) -> Iterator[Any]:
         """A line of a table: the fact, names and kinds of its ends, and what else is known of it."""
         ox, ends = self.library, []
@@ -309,7 +332,7 @@ class _Reader:
                         f"{path}, line {number}: its {part} has {len(text):,} letters, and {LONGEST:,} at most are a "
                         "name: is a quote closed?"
                     )
-                node = self._thing(text) if things else self._relation(text)
+                node = self._thing(text) if things else self.predicate(text)
                 if things:
                     place = places.get(f"{part} name")
                     yield from self._name(node, text, "" if place is None else fields[place])
@@ -335,7 +358,8 @@ class _Reader:
             self.things.clear()
         return self.things.setdefault(text, self._made(text, entity, ENTITY))
 
-    def _relation(self, text: str) -> Any:
+    def predicate(self, text: str) -> Any:
+        """The predicate that a table calls so."""
         if len(self.relations) >= _REMEMBERED:
             self.relations.clear()
         return self.relations.setdefault(text, self._made(text, relation, RELATION))
@@ -384,7 +408,7 @@ class _Reader:
                     yield from self._name(node, thing, "")
                 for head, value in row.items():
                     if value and head not in ("item_id", title):
-                        yield ox.Quad(node, self._relation(head), ox.Literal(in_line(value)))
+                        yield ox.Quad(node, self.predicate(head), ox.Literal(in_line(value)))
 
     def _typed(self, path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         """These columns of a table of RecBole's."""

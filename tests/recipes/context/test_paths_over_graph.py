@@ -113,6 +113,31 @@ def test_three_topics_are_joined_in_the_order_of_the_indicator():
     assert found["steps"] == 4
 
 
+def test_topics_keep_the_order_in_which_they_are_given_if_that_is_wanted():
+    facts = [("a1", "likes", "x9"), ("b1", "hates", "x9"), ("c1", "knows", "x9")]
+    question, given = "What is it that a1 likes, b1 hates and c1 knows?", ["c1", "a1", "b1"]
+    for ordered, first, order in (
+        (True, "a1 -[likes]-> x9 <-[hates]- b1 -[hates]-> x9 <-[knows]- c1", ["a1", "b1", "c1"]),
+        (False, "c1 -[knows]-> x9 <-[likes]- a1 -[likes]-> x9 <-[hates]- b1", given),
+    ):
+        result, found, _ = told(graph(facts), question, topics=given, ordered=ordered)
+        assert result.subject.lines[0].text == first
+        assert [name.removeprefix(X) for name in found["topics"]] == order
+        assert (found["sufficient"], found["steps"]) == (True, 4)
+
+
+def test_another_order_of_topics_has_its_own_names_parts_and_phrases():
+    asking = module.Rule(module.Likeness(None), 0.5).analysed(
+        "What likes asthma and hates tremor?", ["n1", "n2"], ["asthma", "tremor"], ""
+    )
+    turned = module.reordered(asking, ["n2", "n1"])
+    assert turned.topics == ("n2", "n1")
+    assert turned.names == ("tremor", "asthma")
+    assert turned.parts == asking.parts[::-1]
+    assert turned.phrases == asking.phrases[::-1] == ("hates", "likes")
+    assert turned.steps == asking.steps
+
+
 def test_what_else_the_indicator_names_is_gone_through():
     facts = [("a1", "r", "m1"), ("m1", "r", "b1"), ("a1", "r", "m2"), ("m2", "r", "b1")]
     result, _, _ = told(

@@ -62,6 +62,7 @@ def paths_over_graph(
     width: int = 3,
     mode: Mode = "123",
     one_relation: bool = False,
+    ordered: bool = True,
     supplement: bool = True,
     expand: bool = True,
     reduce: bool = True,
@@ -117,6 +118,8 @@ def paths_over_graph(
         width: the third, and so the result.
         mode: which steps there are: 1, 12, 13 or 123.
         one_relation: of several relations between two entities take one (PoG-E).
+        ordered: lead paths through topics in the order in which the indicator names them, or the question does without
+            one; otherwise in the order in which they are given or found.
         supplement: the second phase.
         expand: the third phase.
         reduce: look for paths in the reduced graph, not in all that was read.
@@ -170,6 +173,7 @@ def paths_over_graph(
         found, notes = linked(subject, question, topics, judge, like, least)
         names = subject.names(found)
         asked = judge.analysed(question, found, [names[node] for node in found], indicator)
+        asked = asked if ordered else reordered(asked, found)
         around = Surroundings(subject, asked.topics, most=reading, hub=hub, threads=threads)
         hops = Hops(start or asked.hops, depth)
         search = Search(
@@ -617,6 +621,13 @@ def divided(asking: Asking) -> Asking:
     ]  # fmt: skip
     lengths = tuple(max(1, len(phrases)) for phrases in each)
     return replace(asking, phrases=tuple(along), lengths=lengths, steps=asking.steps or max(1, len(along)))
+
+
+def reordered(asking: Asking, topics: Sequence[str]) -> Asking:
+    """The question with its topics in another order; D stays."""
+    places = [asking.topics.index(topic) for topic in topics]
+    names, parts = (tuple(row[place] for place in places) for row in (asking.names, asking.parts))
+    return divided(replace(asking, topics=tuple(topics), names=names, parts=parts))
 
 
 def spoken(text: str, topic: str, names: Sequence[str]) -> list[str]:
