@@ -140,7 +140,7 @@ class Ledger(Meter):
             total["calls"] += 1
             self.calls += 1
 
-    def end(self, answer: Answer, seconds: float) -> None:
+    def end(self, answer: Answer | Scored, seconds: float) -> None:
         """Count what a call took."""
         Meter.end(self, answer, seconds)
         with self._lock, self._held() as total:

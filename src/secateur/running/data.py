@@ -253,7 +253,7 @@ def _rehearsed(data: Any, model: Model, score: str, seed: int, how: Mapping[str,
     if isinstance(data, Examples):
         if isinstance(model, Transformer) or (isinstance(model, str | Path) and ":" not in str(model)):
             raise InputError(f"{data.name} holds arrays: give a network for them, such as --model net.py:build")
-        built = model if isinstance(model, nn.Module) else network.built(str(model))[0]
+        built = model if isinstance(model, nn.Module) else plugins.network(str(model))[0]
         subject = Traced(built, Example.of(data.inputs[:1]))
         try:
             network.fitted(data, subject)

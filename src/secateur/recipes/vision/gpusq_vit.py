@@ -299,7 +299,7 @@ def quantise(
     student = sparse.copy().model
     unfolded = integers.unfold(student)
     student.eval()
-    ask = partial(sparse.ask, student)
+    ask = partial(sparse.inputs.ask, student)
     with torch.no_grad():
         layers, reasons = integers.layers(student, lambda: ask(feed[0]["inputs"]))
     qat.prepare(student, layers, bits=bits, share=0.9999 if calibration == "percentile" else 1.0)
