@@ -373,6 +373,10 @@ def distill(
     server: Annotated[
         str, typer.Option(help="An OpenAI-compatible server that has the teacher, named as there.", metavar="URL")
     ] = "",
+    align: Annotated[
+        bool,
+        typer.Option("--align", help="Teachers read with tokenizers of their own: compare after equal characters."),
+    ] = False,
     steps: Annotated[int, typer.Option(help="Of training, for each assistant too.")] = 1000,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
     batch: Annotated[int, typer.Option(help="Sequences or examples per step.")] = 16,
@@ -400,9 +404,9 @@ def distill(
 
     row = distilling.distill(
         student, names, data or "", out or "", shares=shares, choice=choice, assistants=assistants or (),  # type: ignore[arg-type]
-        weights=weights, server=server, steps=steps, lr=lr, batch=batch, length=length, temperature=temperature,
-        direction=direction, task=task, hidden=hidden, cache=cache, on_policy=on_policy, prompt=prompt,
-        training=training, seed=seed, device=device, dry_run=dry_run, overwrite=overwrite,
+        weights=weights, server=server, align=align, steps=steps, lr=lr, batch=batch, length=length,
+        temperature=temperature, direction=direction, task=task, hidden=hidden, cache=cache, on_policy=on_policy,
+        prompt=prompt, training=training, seed=seed, device=device, dry_run=dry_run, overwrite=overwrite,
     )  # fmt: skip
     console = _console()
     _print_evidence(console, row)

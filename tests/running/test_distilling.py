@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, BertForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 import secateur
 import tiny
@@ -397,6 +404,62 @@ def test_no_teacher_is_refused(places, tmp_path):
         taught(places, tmp_path / "out", [])
 
 
+def renumbered(path, out):
+    """The same model with a tokenizer that gives every word another number."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), tiny.tokenizer()
+    size = model.config.vocab_size
+    place = np.random.default_rng(0).permutation(size)
+    said = json.loads(tokenizer.backend_tokenizer.to_str())
+    said["model"]["vocab"] = {word: int(place[number]) for word, number in said["model"]["vocab"].items()}
+    for token in said["added_tokens"]:
+        token["id"] = int(place[token["id"]])
+    for token in said["post_processor"]["special_tokens"].values():
+        token["ids"] = [int(place[number]) for number in token["ids"]]
+    base = Tokenizer.from_str(json.dumps(said))
+    names = {name: getattr(tokenizer, name) for name in ("pad_token", "unk_token", "cls_token", "sep_token",
+                                                         "mask_token", "bos_token", "eos_token")}  # fmt: skip
+    order = torch.from_numpy(np.argsort(place))
+    with torch.no_grad():
+        for module in {id(m): m for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+            module.weight.copy_(module.weight[order].clone())
+    model.save_pretrained(out)
+    PreTrainedTokenizerFast(tokenizer_object=base, **names).save_pretrained(out)
+    return out
+
+
+def test_a_teacher_of_another_tokenizer_is_aligned_by_characters(places, tmp_path):
+    other = renumbered(places / "teacher", tmp_path / "other")
+    how = {**QUICK, "steps": 40, "align": True}
+    rows = [
+        secateur.distill(places / "student", [teacher], TEXTS, tmp_path / str(n), **how)
+        for n, teacher in enumerate((other, places / "teacher"))
+    ]
+    for row in rows:
+        first, last = (part["shared_kl"].value for part in (row.before, row.after))
+        assert last < 0.8 * first
+        assert row.verdict.startswith("met: shared kl")
+        assert row.after["perplexity"].value < row.before["perplexity"].value
+    # The numbers of words are nothing to the comparison: the same teacher by other numbers teaches the same.
+    assert rows[0].after["shared_kl"].value == pytest.approx(rows[1].after["shared_kl"].value, rel=1e-3)
+    assert rows[0].settings["align"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"cache": 4}, "leave cache out"), ({"on_policy": 0.5}, "leave on-policy out"), ({"hidden": True}, "hidden out"),
+     ({"assistants": ["x"]}, "leave assistant out"), ({"direction": "reverse"}, "leave direction out")],
+)  # fmt: skip
+def test_what_can_not_be_aligned_is_refused(places, tmp_path, options, words):
+    with pytest.raises(InputError, match=words):
+        taught(places, tmp_path / "out", align=True, **options)
+
+
+def test_encoders_have_nothing_to_align(tmp_path):
+    folder = tiny.folder("bert", tmp_path / "encoder")
+    with pytest.raises(UnsupportedError, match="align is about tokens"):
+        secateur.distill(folder, folder, TEXTS, tmp_path / "out", align=True, **QUICK)
+
+
 def test_models_that_can_not_be_compared_are_refused(places, tmp_path):
     other = tiny.tokenizer()
     other.add_tokens(["wheelbarrow"])
@@ -408,7 +471,7 @@ def test_models_that_can_not_be_compared_are_refused(places, tmp_path):
     split = secateur.open_subject(places / "teacher")
     split.model.lm_head.to("meta")
     for teacher, words in [
-        (tmp_path / "other", "different tokenizers: 1 tokens are only in the teacher's, 'wheelbarrow'"),
+        (tmp_path / "other", "different tokenizers: 1 tokens are only in the teacher's, 'wheelbarrow'.*or compare by"),
         (tmp_path / "encoder", r"gives next tokens \(LlamaForCausalLM\) and a teacher states \(BertModel\)"),
         (nowhere, "without values"),
         (split, "without values"),

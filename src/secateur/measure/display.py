@@ -68,6 +68,7 @@ _MEASURES = {
     "loss": Measure("Loss", "plain", "quality", "less"),
     "accuracy": Measure("Accuracy", "plain", "quality", "more"),
     "label_loyalty": Measure("Label loyalty", "plain", "quality", "more"),
+    "shared_kl": Measure("KL over shared tokens", "plain", "quality", "less"),
     "probability_loyalty": Measure("Probability loyalty", "plain", "quality", "more"),
     "mAP": Measure("mAP", "plain", "quality", "more"),
     "AP50": Measure("AP50", "plain", "quality", "more"),

@@ -22,13 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.errors import InputError
-from secateur.recover import losses
+from secateur.recover import losses, objectives
 
 __all__ = [
+    "Foreign",
     "Parallel",
     "Reading",
     "count",
+    "counted",
     "lowered",
+    "objective",
     "read",
     "same_spans",
     "shared_kl",
@@ -341,3 +344,48 @@ def shared_kl(
     ours = student.flatten(0, 1)[pairs[:, 0]][:, shared[0].to(student.device)]
     theirs = teacher.flatten(0, 1)[pairs[:, 1]][:, shared[1].to(student.device)]
     return losses.kl(ours, theirs, temperature=temperature)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A teacher with another tokenizer: how it is asked, the columns `shared` with the student, and its weight."""
+
+    forward: Callable[[Batch], objectives.Prediction]
+    shared: tuple[Tensor, Tensor]
+    weight: float = 1.0
+
+    def apart(self, student: Tensor, batch: Batch, name: str, *, temperature: float = 1.0) -> Tensor:
+        """`shared_kl` of the student's logits for a batch of `Parallel`, where this is teacher `name`."""
+        own = {key: batch[f"{name}.{key}"] for key in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            said = self.forward(own).prediction
+        return shared_kl(student, said, batch, name, self.shared, temperature=temperature)
+
+
+def objective(
+    student: objectives.Forward, teachers: Mapping[str, Foreign], *, task: float = 0.0, temperature: float = 1.0
+) -> objectives.Objective:
+    """``sum_k w_k KL_k + task CE``: KL_k to teacher k over what both vocabularies have, a mean over pairs of tokens.
+
+    For batches of `Parallel`, and totals of `counted`. Where the student predicts the next token, a pair is two tokens
+    that end at the same character, so that both say what follows the same text.
+    """
+
+    def found(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        ours = student(batch)
+        parts = {
+            name: one.weight * one.apart(ours.prediction, batch, name, temperature=temperature)
+            / max(1, totals[f"{name}.pairs"])
+            for name, one in teachers.items()
+        }  # fmt: skip
+        if task:
+            parts["task"] = task * objectives.task_loss(ours.prediction, batch, totals, causal=ours.causal)
+        total = sum(parts.values(), ours.prediction.new_zeros(()))
+        return total, {name: float(part.detach()) for name, part in parts.items()}
+
+    return found
+
+
+def counted(names: Sequence[str]) -> Callable[[Batch], dict[str, int]]:
+    """What `objective` divides by: what `objectives.count` counts, and the words and pairs of each teacher."""
+    return lambda batch: objectives.count(batch) | count(batch, names)

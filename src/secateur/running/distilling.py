@@ -19,8 +19,8 @@ from secateur.files import examples, masking, texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard
 from secateur.llms import Server
-from secateur.measure import environment, evidence, latency, size
-from secateur.recover import assistants, ensembles, loop, objectives, policy, teachers
+from secateur.measure import environment, evidence, latency, size, statistics
+from secateur.recover import alignment, assistants, ensembles, loop, objectives, policy, teachers
 from secateur.running import language, publish_evidence, trades
 from secateur.running.trades import Trade
 from secateur.served import cache_served
@@ -35,8 +35,10 @@ Row = dict[str, Figure]
 
 _BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """Directions of on-policy distillation, as the beta of its divergence."""
-_NEARER = ("probability_loyalty", "label_loyalty", "spearman", "cosine", "accuracy", "perplexity")
+_NEARER = ("shared_kl", "probability_loyalty", "label_loyalty", "spearman", "cosine", "accuracy", "perplexity")
 """What says whether a student came nearer to its teachers, the first that was measured."""
+_BATCHES = 24
+"""Held-out batches on which aligned teachers are compared."""
 _SERVED = 20
 """Likeliest tokens that a server is asked for, unless told otherwise."""
 
@@ -59,6 +61,7 @@ class _Lesson:
     on_policy: float
     prompt: int
     server: str
+    align: bool
     training: Mapping[str, Any]
     seed: int
 
@@ -74,6 +77,7 @@ def distill(
     assistants: Sequence[Model] = (),
     weights: str | Path = "",
     server: str = "",
+    align: bool = False,
     steps: int = 1000,
     lr: float = 1e-4,
     batch: int = 16,
@@ -99,7 +103,8 @@ def distill(
     Args:
         student: a folder, a Hub id, or what `open_subject` gives; for networks a module, or the name of a function that
             builds one. It stays as it is; a copy learns.
-        teachers: the original, or several. They have to read the student's tokens, and give the same classes.
+        teachers: the original, or several. They have to read the student's tokens, unless they are aligned, and give
+            the same classes.
         data: texts, or for networks examples; a part of them is held out to measure on.
         out: the run directory.
         shares: of several teachers in the mean of their predictions; equal ones unless given.
@@ -109,6 +114,8 @@ def distill(
             teaches the student. They stay as they are.
         weights: of a network that its function builds: a .safetensors file, or the folder of one that was cut from it.
         server: address of an OpenAI-compatible server that has the teacher, which is then its model's name there.
+        align: the teachers read texts with tokenizers of their own: what they say after the same characters is
+            compared, over the tokens that both have.
         steps: of training, for each assistant, too.
         lr: peak learning rate.
         batch: sequences or examples per step.
@@ -134,7 +141,7 @@ def distill(
     above = list(teachers) if isinstance(teachers, list | tuple) else [cast(Model, teachers)]
     lesson = _Lesson(
         steps, lr, batch, length, temperature, direction, task, hidden, tuple(shares or ()), choice, cache, on_policy,
-        prompt, server, loop.options(training), seed,
+        prompt, server, align, loop.options(training), seed,
     )  # fmt: skip
     _check(lesson, above, assistants)
     trade = trades.of_model(student)
@@ -145,10 +152,10 @@ def distill(
     masters = [] if server else [_opened(trade, one, device, corpus, pupil) for one in above]
     corpus = trade.fitted(corpus, pupil)
     _check_kind(trade, lesson, pupil, len(above) > 1)
-    _check_chain(trade, pupil, between, masters)
+    _check_chain(trade, pupil, between, masters, lesson.align)
     trade.check(pupil, {"length": length} if trade is language else {})
     train, held = corpus.split(seed=seed)
-    stream = _stream(trade, lesson, pupil, train)
+    stream = _stream(trade, lesson, pupil, train, masters)
     where = trade.where(pupil, batch, length if trade is language else None, None)
     course = _Course(trade, lesson, tuple(map(str, above)), masters, train, held, stream, where)
     if dry_run:
@@ -200,7 +207,12 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
     if lesson.shares:
         ensembles.shares(lesson.shares, len(above))
     kept = "server" if lesson.server else "cache" if lesson.cache else ""
+    beside = {"server": lesson.server, "cache": lesson.cache, "on-policy": lesson.on_policy, "hidden": lesson.hidden,
+              "choice": lesson.choice, "assistant": between}  # fmt: skip
+    extra = next((name for name, given in beside.items() if given), "")
     wrong = {
+        f"align compares what teachers say of the same characters: leave {extra} out": lesson.align and extra,
+        "align serves forward KL: leave direction out": lesson.align and lesson.direction != "forward",
         f"{kept} keeps the likeliest tokens: it serves forward KL": kept and lesson.direction != "forward",
         f"{kept} keeps predictions only: leave hidden out": kept and lesson.hidden,
         f"{kept} keeps what is said of given texts: leave on-policy out": kept and lesson.on_policy,
@@ -275,14 +287,16 @@ def _check_kind(trade: Trade, lesson: _Lesson, pupil: Any, several: bool) -> Non
         and several,
         "a network that was cut to masks would fill them in training: use the recipe that made it": not texts_
         and bool(pupil.masks),
+        "align is about tokens: it serves models of next or masked tokens": lesson.align
+        and not (texts_ and (pupil.causal or _masked(pupil))),
     }
     for words, holds in wrong.items():
         if holds:
             raise UnsupportedError(words)
 
 
-def _check_chain(trade: Trade, pupil: Any, between: Sequence[Any], masters: Sequence[Any]) -> None:
-    """Refuse a teacher and a learner that can't be compared."""
+def _check_chain(trade: Trade, pupil: Any, between: Sequence[Any], masters: Sequence[Any], align: bool) -> None:
+    """Refuse a teacher and a learner that can't be compared; with `align`, whatever their tokenizers are."""
     named = [("student", pupil), *(("assistant", one) for one in between), *(("teacher", one) for one in masters)]
     for name, one in named:
         _check_place(name, one.model)
@@ -293,7 +307,7 @@ def _check_chain(trade: Trade, pupil: Any, between: Sequence[Any], masters: Sequ
                 f"the student is on {ours} and a {name} on {theirs}: say device={ours}, or bring them there"
             )
         if trade is language:
-            _check_pair(pupil, one, name)
+            _check_pair(pupil, one, name, align)
 
 
 def _check_place(name: str, model: nn.Module) -> None:
@@ -307,13 +321,18 @@ def _check_place(name: str, model: nn.Module) -> None:
         raise InputError(f"the {name} has weights of type {kinds[0]}: give it in floating point")
 
 
-def _check_pair(student: Transformer, teacher: Transformer, name: str) -> None:
+def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bool) -> None:
     if (student.output, student.causal) != (teacher.output, teacher.causal):
         ours, theirs = (f"next tokens ({type(one.model).__name__})" if one.causal else f"{one.output} "
                         f"({type(one.model).__name__})" for one in (student, teacher))  # fmt: skip
         raise InputError(f"the student gives {ours} and a {name} {theirs}: open both with the same head")
-    if teacher.tokenizer is not None:
-        _shared(student, teacher)
+    if align and teacher.tokenizer is None:
+        raise InputError(f"a {name} comes without a tokenizer, and its texts are to be aligned: give one that has one")
+    if teacher.tokenizer is not None and not align:
+        try:
+            _shared(student, teacher)
+        except InputError as error:
+            raise InputError(f"{error}, or compare by characters (align)") from error
     if student.output != "logits" or student.causal or _masked(student):
         return
     ours, theirs = (one.model.config for one in (student, teacher))
@@ -337,13 +356,23 @@ def _shared(student: Transformer, teacher: Transformer) -> int:
     return teachers.check_vocabularies(student.tokenizer, teacher.tokenizer or student.tokenizer, *sizes)
 
 
-def _stream(trade: Trade, lesson: _Lesson, pupil: Any, train: Any) -> Any:
-    """What all in the chain learn from, since they read the same: `batches[i]` for any i."""
+def _stream(trade: Trade, lesson: _Lesson, pupil: Any, train: Any, masters: Sequence[Any] = ()) -> Any:
+    """What all in the chain learn from, since they read the same, or side by side: `batches[i]` for any i."""
     how: dict[str, Any] = {"batch": lesson.batch, "seed": lesson.seed + 1}
     if trade is not language:
         return examples.batches(train, **how)
-    found = texts.batches(train, pupil.tokenizer, packed=pupil.causal, length=lesson.length, **how)
-    return masking.Masked(found, pupil.tokenizer, seed=lesson.seed) if _masked(pupil) else found
+    packed = pupil.causal and not lesson.align
+    plain = texts.batches(train, pupil.tokenizer, packed=packed, length=lesson.length, **how)
+    found = masking.Masked(plain, pupil.tokenizer, seed=lesson.seed) if _masked(pupil) else plain
+    if not lesson.align:
+        return found
+    others = {_aside(number): one.tokenizer for number, one in enumerate(masters)}
+    return alignment.Parallel(found, plain.rows, train.texts, pupil.tokenizer, others, length=lesson.length)
+
+
+def _aside(number: int) -> str:
+    """What a teacher's own reading is called in the batches."""
+    return f"teacher{number}"
 
 
 def _masked(subject: Transformer) -> bool:
@@ -401,6 +430,8 @@ class _Course:
         lesson, steps = self.lesson, steps or self.lesson.steps
         torch.manual_seed(lesson.seed)
         batches, count = self.stream, objectives.count if self.of_texts else _count
+        if lesson.align:
+            return self.aligned(student, above, run, name, steps)
         asked: Any = None
         # An assistant is asked live: it has just learned, and is no large model behind a server.
         if run is not None and (lesson.server or lesson.cache) and all(one in self.masters for one in above):
@@ -432,6 +463,27 @@ class _Course:
             checkpoint=None if run is None else run.folder(name), title=name,
             flops_per_token=self.flops(student, above), **lesson.training,
         )  # fmt: skip
+
+    def aligned(self, student: Any, above: Sequence[Any], run: Run | None, name: str, steps: int) -> Recovery:
+        """As `teach`, by teachers that read with tokenizers of their own."""
+        lesson, others = self.lesson, self.foreign(student)
+        return loop.train(
+            student.model, self.stream,
+            alignment.objective(student.forward, others, task=lesson.task, temperature=lesson.temperature),
+            steps=steps, lr=lesson.lr, seed=lesson.seed, dropout=False, count=alignment.counted(list(others)),
+            frozen=[one.model for one in above], checkpoint=None if run is None else run.folder(name), title=name,
+            flops_per_token=self.flops(student, above), **lesson.training,
+        )  # fmt: skip
+
+    def foreign(self, student: Any) -> dict[str, alignment.Foreign]:
+        """The teachers, each by what the batches call its reading."""
+        weights = ensembles.shares(self.lesson.shares or None, len(self.masters))
+        return {
+            _aside(number): alignment.Foreign(
+                teachers.live(one.model, one.forward), alignment.shared_vocabulary(student.tokenizer, one.tokenizer), w
+            )
+            for number, (one, w) in enumerate(zip(self.masters, weights, strict=True))
+        }
 
     def forward(self, subject: Any) -> Any:
         """The subject as an objective sees it."""
@@ -500,6 +552,9 @@ class _Course:
         """Sizes, quality and loyalty of the student, and of its teachers; and why quality could not be measured."""
         row = dict(self.trade.sizes(student, self.trade.example(student, self.where)))
         known: Row = {}
+        if self.lesson.align:
+            first, _, _ = self.trade.compared(student, student, self.held, self.where)
+            return {**row, **first, "shared_kl": self.divergence(student)}, known, ""
         for one in self.masters:
             for name, figure in self.trade.sizes(one, self.trade.example(one, self.where)).items():
                 known[name] = Figure(known[name].value + figure.value, unit=figure.unit) if name in known else figure
@@ -510,6 +565,19 @@ class _Course:
         except (DataError, MeasurementError, UnsupportedError) as error:
             return row, known, str(error)
         return ({**row, **second, **both}, {**known, **first}, "") if self.masters else ({**row, **second}, {}, "")
+
+    @torch.no_grad()
+    def divergence(self, student: Any) -> Figure:
+        """What training brings down, of held-out texts: KL over shared tokens, in nats for a pair of tokens."""
+        lesson, others = replace(self.lesson, batch=min(self.lesson.batch, len(self.held))), self.foreign(student)
+        items, values = _stream(self.trade, lesson, student, self.held, self.masters), list[float]()
+        for batch in items[: min(len(items), _BATCHES)]:
+            ours = student.forward(batch).prediction
+            values.append(sum(
+                one.weight * float(one.apart(ours, batch, name)) / max(1, len(batch[f"{name}.pairs"]))
+                for name, one in others.items()
+            ))  # fmt: skip
+        return statistics.mean_interval(values) if len(values) > 1 else Figure(values[0])
 
     def together(self, student: Any) -> Any:
         """The teachers as one subject to be measured."""
@@ -598,7 +666,7 @@ def _verdict(row: Evidence) -> str:
         return ""
     before, after = row.before[name].value, row.after[name].value
     words = f"{name.replace('_', ' ')} {before:.4g} -> {after:.4g}"
-    better = after < before if name == "perplexity" else after > before
+    better = after < before if name in ("perplexity", "shared_kl") else after > before
     return f"met: {words}" if better else f"failed: the student is no nearer to its teachers, {words}"
 
 
