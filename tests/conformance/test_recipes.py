@@ -140,6 +140,46 @@ def test_recipes_on_networks(name: str) -> None:
     assert set(laws) == LAWS
 
 
+def test_a_recipe_on_examples() -> None:
+    """What is cut is the training set: its student has to beat one of equally many examples, by chance and alone."""
+    data, held_out, name = nets.data(240), nets.data(200, seed=5), "kd_data_pruning"
+    wrong = torch.rand(240, generator=torch.Generator().manual_seed(3)) < 0.3
+    data = replace(data, labels=torch.where(wrong, torch.arange(240) % 4, data.labels))
+    model, recipe = nets.vgg(), recipes.find(name)
+    vision.fit(model, data, epochs=6, batch=24)
+    teacher = open_traced(model, data.inputs[:2])
+    students: dict[int, torch.nn.Module] = {}
+
+    def on_examples(
+        subject: ExampleSet, data: Examples, budgets: Sequence[Budget], run: Run, **options: Any
+    ) -> Iterator[Result]:
+        for one in recipe(teacher, data, budgets, run, **options):
+            kept = ExampleSet.load(data, run.folder(f"kept-{one.name}"))
+            students[id(kept)] = one.subject.model
+            yield replace(one, subject=kept)
+
+    on_examples.__name__ = name
+
+    def student(one: ExampleSet) -> torch.nn.Module:
+        if one.whole:
+            return model
+        if id(one) not in students:
+            students[id(one)] = nets.vgg()
+            vision.fit(students[id(one)], one.data, epochs=10 * 240 / len(one), batch=24, lr=0.05)
+        return students[id(one)]
+
+    def output(one: ExampleSet) -> torch.Tensor:
+        with torch.no_grad():
+            return student(one).eval()(data.inputs[:8])
+
+    laws = conformance.check_recipe(
+        name, ExampleSet(data), data, "examples=20%", recipe=on_examples, output=output,
+        options={"alpha": 1.0, "epochs": 10, "batch": 24, "lr": 0.05, "balanced": True},
+        quality=lambda one: vision.accuracy(student(one), held_out),
+    )  # fmt: skip
+    assert set(laws) == LAWS
+
+
 def said(one: Any, texts: Sequence[str]) -> np.ndarray:
     """Which texts stand in what is left to read."""
     return np.array([float(text in one.written()) for text in texts])

@@ -159,6 +159,7 @@ def test_batches_are_a_function_of_seed_and_number():
     assert first != [label for batch in (feed[2], feed[3]) for label in batch["labels"].tolist()]
     assert feed[0]["inputs"].shape == (4, 1)
     assert len(examples.batches(data, batch=64)[3]["labels"]) == 10  # all there is
+    assert feed[5]["labels"].tolist() == feed.places(5).tolist()
     with pytest.raises(IndexError):
         feed[-1]
 

@@ -245,3 +245,15 @@ def test_zeros_and_packed_bytes_are_in_the_tables():
     assert rows["Zeros"][4].replace("\u00a0", " ") == "50.0 %"
     assert rows["Size packed"][4].replace("\u00a0", " ") == "2.50 kB"
     assert rows["Runs off the pattern"][1] == "0"
+
+
+def test_what_is_no_part_of_the_model_is_counted_by_the_receipt():
+    """A budget of examples: the model is as large as before, and what was cut stands in the receipt alone."""
+    cut = Cut({"examples": (70, 100)}, {"examples": 100.0}, {"examples": 30.0})
+    row = Evidence("r", "examples=30%", {"examples": 30.0}, before=PARAMS, after=PARAMS, cut=cut)
+    assert evidence.targets(row) == {"examples": 30.0}
+    assert evidence.judge(row) == "met"
+    line = next(one for one in evidence.table(row) if one[0] == "Examples")
+    assert line[1:6] == ["30", "30", "100", "30", "−70.0\u00a0%"]
+    over = dataclasses.replace(row, cut=dataclasses.replace(cut, after={"examples": 31.0}))
+    assert evidence.judge(over).startswith("missed: 31 examples")

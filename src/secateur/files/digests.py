@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["of", "words"]
+__all__ = ["SIZE", "of", "words"]
 
 SIZE = 16
 """Bytes of a digest: of a billion examples, two that differ meet with a chance of about 1e-21."""

@@ -294,17 +294,21 @@ class Batches(Sequence["dict[str, Any]"]):
         """One batch: "inputs" [B, ...], and "labels" [B] or "targets" (a list of B) where the examples have them."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        part = self.data.take(self.places(index))
+        inputs = part.inputs
+        if self.augment is not None:
+            inputs = self.augment(inputs, np.random.default_rng([self.seed, *divmod(index, len(self))]))
+        return part.batch() | {"inputs": inputs}
+
+    def places(self, index: int) -> NDArray[np.int64]:
+        """[B]: which examples of the data stand in batch `index`, in its order; for what is known of each of them."""
         if index < 0:
             raise IndexError(f"batch {index}: batches are counted from 0 without end")
         epoch, place = divmod(index, len(self))
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
             self._epoch = epoch
-        part = self.data.take(self._order[place * self.batch : (place + 1) * self.batch])
-        inputs = part.inputs
-        if self.augment is not None:
-            inputs = self.augment(inputs, np.random.default_rng([self.seed, epoch, place]))
-        return part.batch() | {"inputs": inputs}
+        return self._order[place * self.batch : (place + 1) * self.batch]
 
     def take(self, count: int) -> list[dict[str, Any]]:
         """The first `count` batches, or one epoch if that is fewer: no example twice."""

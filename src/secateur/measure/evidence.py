@@ -226,6 +226,9 @@ def table(evidence: Evidence | Sequence[Evidence]) -> list[list[str]]:
     rows = [["Measure", "Target", "Predicted", "Before", "After", "Change", *evidence.baselines]]
     for name in names:
         before, after = evidence.before.get(name), evidence.measured.get(name) or evidence.after.get(name)
+        if name in limits and before is None and after is None and evidence.cut and name in evidence.cut.before:
+            # What is no part of the model, such as the examples that it learned from: as the receipt counted it.
+            before, after = Figure(evidence.cut.before[name]), measured(evidence, name)
         rows.append(
             [
                 display.measure(name).label,

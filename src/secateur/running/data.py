@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -27,7 +28,8 @@ from secateur.files.survey import Survey, survey
 from secateur.files.tables import Table
 from secateur.files.texts import Corpus
 from secateur.measure import environment, evidence
-from secateur.recover import initialise, rehearsal
+from secateur.recipes.data import kd_data_pruning
+from secateur.recover import rehearsal
 from secateur.running import language, network
 from secateur.score import difficulty, random
 from secateur.select import balance, ranking
@@ -232,8 +234,7 @@ def _scores(
     for number in range(how["runs"]):
 
         def one(number: int = number) -> dict[str, Tensor]:
-            record = _rehearsed(whole.source, model, seed + number, "features" in difficulty.NEEDS[score], how)
-            return {"score": difficulty.by_name(score, [record])}
+            return _rehearsed(whole.source, model, score, seed + number, how)
 
         found.append(run.tensors(f"scores-{number}", one)["score"])
     return np.asarray(difficulty.averaged(found).numpy())
@@ -247,29 +248,23 @@ def _own(score: str, whole: ExampleSet) -> Tensor:
     return values
 
 
-def _rehearsed(data: Any, model: Model, seed: int, features: bool, how: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What one training makes of each example: of a network from new weights, of a model of texts from its own."""
+def _rehearsed(data: Any, model: Model, score: str, seed: int, how: Mapping[str, Any]) -> dict[str, Tensor]:
+    """{"score": [N]} of one training: of a network from new weights, of a model of texts from its own."""
     if isinstance(data, Examples):
         if isinstance(model, Transformer) or (isinstance(model, str | Path) and ":" not in str(model)):
             raise InputError(f"{data.name} holds arrays: give a network for them, such as --model net.py:build")
         built = model if isinstance(model, nn.Module) else network.built(str(model))[0]
-        net = initialise.fresh(built, seed=seed, linear=None)[0] if how["epochs"] else built
-        subject = Traced(net, Example.of(data.inputs[:1]))
+        subject = Traced(built, Example.of(data.inputs[:1]))
         try:
             network.fitted(data, subject)
         except RuntimeError as error:
             first = str(error).splitlines()[0]
             raise InputError(f"{_named(model)} can't take {data.name}: {first}; build it for its inputs") from error
-
-        def ask(part: Mapping[str, Tensor]) -> Tensor:
-            output = net(part["inputs"])
-            logits: Tensor = getattr(output, "logits", output)
-            return logits
-
-        return rehearsal.rehearse(
-            net, ask, examples.batches(data, batch=how["batch"], seed=seed), lambda: data.in_order(how["batch"]),
-            epochs=how["epochs"], lr=how["lr"] or _LR["network"], seed=seed, features=features,
-        )  # fmt: skip
+        ask = partial(kd_data_pruning.answer, subject.inputs)
+        lr = how["lr"] or _LR["network"]
+        return kd_data_pruning.rehearsed(
+            built, data, ask, score, epochs=how["epochs"], batch=how["batch"], lr=lr, seed=seed
+        )
     if not isinstance(data, Corpus):
         raise InputError(f"{data.name} is not in memory for a model to read: give the data itself, not a survey of it")
     if isinstance(model, nn.Module) or (isinstance(model, str) and ":" in model and not os.path.exists(model)):
@@ -280,12 +275,13 @@ def _rehearsed(data: Any, model: Model, seed: int, features: bool, how: Mapping[
                          "that classifies texts")  # fmt: skip
     corpus = language.fitted(data, reader)
     tokens = {"batch": min(how["batch"], len(corpus)), "length": how["length"]}
-    return rehearsal.rehearse(
+    record = rehearsal.rehearse(
         reader.model, lambda part: reader.forward(part).prediction,
         texts.batches(corpus, reader.tokenizer, packed=False, seed=seed, **tokens),
         lambda: texts.in_order(corpus, reader.tokenizer, **tokens),
-        epochs=how["epochs"], lr=how["lr"] or _LR["text"], seed=seed, features=features,
+        epochs=how["epochs"], lr=how["lr"] or _LR["text"], seed=seed, features="features" in difficulty.NEEDS[score],
     )  # fmt: skip
+    return {"score": difficulty.by_name(score, [record])}
 
 
 # ----------------------------------------------------------------------------------------------------------- cutting

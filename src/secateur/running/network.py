@@ -165,9 +165,7 @@ def forward(subject: Traced, batch: Any) -> Any:
         args, kwargs = batch
         return model(*args, **kwargs)
     inputs = batch["inputs"] if isinstance(batch, Mapping) else batch
-    if not subject.inputs.args:
-        return model(**{next(iter(subject.inputs.kwargs)): inputs})
-    return model(inputs)
+    return subject.inputs.ask(model, inputs)
 
 
 def loading(folder: Path, name: str) -> str:

@@ -54,6 +54,10 @@ class Example:
         """Copies on the CPU, in float32 where they were in half precision, for a forward pass may write into them."""
         return tree_map_only(Tensor, _plain, copy.deepcopy((self.args, dict(self.kwargs))))  # type: ignore[no-any-return]
 
+    def ask(self, network: Callable[..., Any], inputs: Any) -> Any:
+        """What `network` gives for other `inputs`, which take the place of the first of these, by the same name."""
+        return network(inputs) if self.args else network(**{next(iter(self.kwargs)): inputs})
+
 
 def _plain(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu()

@@ -1,1 +1,1 @@
-"""Recipes that prune what a model is trained on."""
+"""Recipes that prune what a network learns from."""

@@ -269,9 +269,7 @@ def blocks(model: nn.Module) -> list[str]:
 
 def answer(subject: Traced, network: nn.Module, inputs: Tensor) -> Any:
     """The output of `network`, which is called as `subject` is."""
-    if subject.inputs.args:
-        return network(inputs)
-    return network(**{next(iter(subject.inputs.kwargs)): inputs})
+    return subject.inputs.ask(network, inputs)
 
 
 def prune(

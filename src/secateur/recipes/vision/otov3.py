@@ -294,11 +294,7 @@ def objective(
 
 def answer(subject: Traced, inputs: Tensor) -> Tensor:
     """The network's first output tensor, in the mode in which it is."""
-    if subject.inputs.args:
-        output = subject.model(inputs)
-    else:
-        output = subject.model(**{next(iter(subject.inputs.kwargs)): inputs})
-    first = leaves(output)[0][0]
+    first = leaves(subject.inputs.ask(subject.model, inputs))[0][0]
     if first.dim() < 2:
         raise DataError(f"the network gives outputs of shape {tuple(first.shape)}: expected [examples, classes]")
     return first

@@ -1,0 +1,320 @@
+"""Distilling the Knowledge in Data Pruning: a share of the training set, and a teacher that saw all of it.
+
+Ben-Baruch, Botach, Kviatkovsky, Aggarwal and Medioni, ICML 2025 (arXiv 2403.07854).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.errors import BudgetError, InputError
+from secateur.files import examples, plugins
+from secateur.files.examples import Batches, Examples
+from secateur.files.rundir import Run
+from secateur.recover import initialise, loop, losses, objectives, rehearsal
+from secateur.recover.objectives import Objective
+from secateur.recover.teachers import Joined
+from secateur.score import difficulty, random
+from secateur.select import balance, ranking
+from secateur.subjects.examples import ExampleSet
+from secateur.subjects.recording import Example
+from secateur.subjects.traced import Traced
+from secateur.vocabulary import Budget, Limit, Recovery, Result, Selection
+
+CARD = {
+    "title": "Distilling the knowledge in data pruning",
+    "paper": "https://arxiv.org/abs/2403.07854",
+    "cuts": "examples of the training set, by chance or by difficulty",
+    "recovers": "a new network on what is left, with the outputs of one that was trained on all",
+    "extra": "",
+    "family": "data",
+}
+
+Ask = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+"""(network, batch) -> logits [B, C]."""
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""The alphas that are tried."""
+
+
+def kd_data_pruning(
+    subject: Traced,
+    data: Examples,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    score: Literal["random", "el2n", "forgetting", "grand", "moderate", "herding"] = "random",
+    balanced: bool = True,
+    alpha: float | Literal["auto"] = "auto",
+    temperature: float = 4.0,
+    student: str = "",
+    equal: Literal["iterations", "epochs"] = "iterations",
+    epochs: float = 30.0,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
+    lr: float = 0.1,
+    weight_decay: float = 5e-4,
+    batch: int = 64,
+    runs: int = 3,
+    score_epochs: float = 10.0,
+    tried: Sequence[float] = (0.05, 0.3, 1.0),
+    trials: int = 2,
+    held: float = 0.2,
+    training: str = "",
+    seed: int = 0,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Keep a share f of the training set, and train a new network on it with labels and the teacher's soft outputs.
+
+    1. The teacher q_t is the network that is given, trained on all of the data.
+    2. Scores of all examples, averaged over short trainings from new weights; a share f of each class stays, the best.
+    3. The teacher is asked once about each example that stays: the rest of the data, and it, are not needed any more.
+    4. A network with new weights learns, for the iterations that all of the data would have taken, from
+       ``1/N sum (1 - alpha) CE(y, q) + alpha tau^2 KL(q_t || q)`` with ``q = softmax(z / tau)`` in the second term.
+    5. The less is left, the more the teacher is to be trusted: alpha "auto" is looked for at two or three f on a
+       held-out part, and interpolated so that it never rises with f.
+
+    `work/` of the run holds for each budget the index (`kept-BUDGET`), the teacher's outputs for what is kept
+    (`soft-BUDGET`), and what was found out about alpha.
+
+    Args:
+        subject: the teacher: a trained classifier. It stays as it is.
+        data: what it was trained on, with classes.
+        budgets: one network for each: examples=30%, or examples=2000.
+        run: where scores, indices, soft outputs and checkpoints go.
+        score: which examples stay: random, which is as good as any with a teacher; the hardest (el2n, forgetting,
+            grand), those between (moderate), or the most typical (herding).
+        balanced: keep the same share of every class.
+        alpha: weight of the teacher, 0 to 1; auto looks for it.
+        temperature: tau.
+        student: file.py:function that builds another network; by default one like the teacher.
+        equal: iterations takes as many steps for every f; epochs takes fewer the less is left.
+        epochs: of all of the data.
+        optimizer: sgd with momentum, as in the paper, or adamw, which wants an lr of about 1e-3.
+        lr: peak learning rate, with a cosine.
+        weight_decay: of matrices.
+        batch: examples per step, and of the timed environment.
+        runs: trainings that a score is averaged over; the papers take ten.
+        score_epochs: of each of them.
+        tried: shares f at which alpha is looked for.
+        trials: trainings for each of them and each alpha.
+        held: share of the data on which alpha is judged.
+        training: more settings of the training loop, such as accumulate=4,precision=bf16.
+        seed: of everything random.
+        dry_run: stop after the selection; nothing is trained but what scores take.
+
+    Departures: tau, rates and epochs of the paper are not known to this project; these are its own. Shares of classes
+    are rounded so that the budget is met exactly (`select.balance`). Forgetting is looked for at the end of each epoch,
+    in evaluation mode. Inputs are not augmented, so that the teacher need not be asked again. The rule for alpha is
+    this project's form of the paper's finding; the teacher has seen the part on which it is judged. Other distillation
+    losses of the paper are left out.
+    """
+    check(data, budgets, alpha=alpha, tried=tried, held=held, trials=trials, runs=runs)
+    further = loop.options(training)
+    ask: Ask = partial(answer, subject.inputs)
+    how: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay}
+    epoch = max(1, len(data) // batch) / further.get("accumulate", 1)
+    fit = partial(
+        taught, ask=ask, build=partial(fresh, subject.model, student), batch=batch, temperature=temperature,
+        train=partial(loop.train, count=examples.count, **how, **further),
+        steps=lambda part: max(1, round(epochs * epoch * (1.0 if equal == "iterations" else len(part) / len(data)))),
+    )  # fmt: skip
+    whole = ExampleSet(data)
+    if score == "random":
+        column = random.scores(whole.units("examples"), seed)["examples"]
+    else:
+        rate = partial(rehearsed, subject.model, data, ask, score, epochs=score_epochs, batch=batch, **how)
+        runs_of = [run.tensors(f"{score}-{seed + one}", partial(rate, seed=seed + one)) for one in range(runs)]
+        column = difficulty.averaged([one["score"] for one in runs_of])
+    whole = whole.scored(score, column.numpy())
+    keep = partial(select, score=score, balanced=balanced)
+    soft = partial(outputs, subject.model, ask, batch=batch)
+    for budget in budgets:
+        left, weight = keep(whole, budget=budget), alpha
+        mask = np.isin(whole.kept, left.kept)
+        cut, predicted = whole.cut(Selection({"examples": mask}))[1], whole.units().cost({"examples": mask})
+        net, took = fresh(subject.model, student, seed=seed), None
+        if not dry_run:
+            if weight == "auto":
+                judge = partial(tried_out, whole, run=run, keep=keep, soft=soft, fit=fit, ask=ask, batch=batch)
+                table = judge(shares=tried, held=held, trials=trials, seed=seed)
+                weight = trusted(table, len(left) / len(data))
+            left.save(run.folder(f"kept-{budget}"))
+            said = run.tensors(f"soft-{budget}", partial(soft, left.data))["logits"]
+            net, took = fit(left.data, said, weight, seed=seed, checkpoint=run.folder(f"train-{budget}"))
+        told = "alpha is looked for when trained" if weight == "auto" else f"alpha {weight:.3g}"
+        yield Result(str(budget), Traced(net, subject.inputs), cut, predicted, took, (f"{score} examples, {told}",))
+
+
+def check(
+    data: Examples, budgets: Sequence[Budget], *, alpha: float | str, tried: Sequence[float], held: float, trials: int,
+    runs: int,
+) -> None:  # fmt: skip
+    """Refuse a budget in anything but examples, and options that contradict the data or themselves."""
+    other = next((one for one in budgets if [limit.measure for limit in one.limits] != ["examples"]), None)
+    if other is not None:
+        raise BudgetError(f"kd_data_pruning can't meet {other}: it prunes examples, such as examples=30%")
+    if data.labels is None:
+        raise InputError(f"{data.name} has no classes: give examples with labels, as the teacher was trained on")
+    if alpha != "auto" and not (isinstance(alpha, int | float) and 0 <= alpha <= 1):
+        raise InputError(f"alpha={alpha}: give a weight from 0 to 1, or auto")
+    if not tried or any(not 0 < share <= 1 for share in tried):
+        raise InputError(f"tried={list(tried)}: give shares of the data above 0 and up to 1")
+    if not 0 < held < 1:
+        raise InputError(f"held={held}: give a share between 0 and 1")
+    if trials < 1 or runs < 1:
+        raise InputError(f"trials={trials}, runs={runs}: give at least one of each")
+
+
+# ------------------------------------------------------------------------------------------------- what is kept
+
+
+def rehearsed(
+    model: nn.Module, data: Examples, ask: Ask, score: str, *, epochs: float, batch: int, seed: int, **how: Any
+) -> dict[str, Tensor]:
+    """Step 2: {"score": [N]} of one short training of a network like `model`, from new weights.
+
+    Without any epoch, `model` is looked at as it is. how: further arguments of `loop.train`, such as lr.
+    """
+    net = initialise.fresh(model, seed=seed, linear=None)[0] if epochs else model
+    record = rehearsal.rehearse(
+        net, partial(ask, net), examples.batches(data, batch=batch, seed=seed), lambda: data.in_order(batch),
+        epochs=epochs, seed=seed, **how, features="features" in difficulty.NEEDS[score], progress=False,
+    )  # fmt: skip
+    return {"score": difficulty.by_name(score, [record])}
+
+
+def select(whole: ExampleSet, budget: Budget | str, *, score: str, balanced: bool) -> ExampleSet:
+    """Step 2: the best of the examples that are left in `whole`, the same share of each class if `balanced`."""
+    units, column = whole.units("examples"), whole.scores[score][whole.kept]
+    if balanced:
+        chosen = balance.by_budget(units, "examples", column, budget, whole.labels, whole.source.classes)
+    else:
+        chosen = ranking.by_budget(units, {"examples": column}, budget)
+    return whole.cut(chosen)[0]
+
+
+# ---------------------------------------------------------------------------------------------- what is learned
+
+
+def fresh(model: nn.Module, student: str, *, seed: int) -> nn.Module:
+    """A network with new weights: like `model`, or what the user's function `student` builds."""
+    built = plugins.function(student)() if student else model
+    built = built[0] if isinstance(built, tuple) else built
+    if not isinstance(built, nn.Module):
+        raise InputError(f"{student} returned {type(built).__name__}: expected a torch.nn.Module")
+    return initialise.fresh(built, seed=seed, linear=None)[0]
+
+
+def answer(inputs: Example, network: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """The logits [B, C] of a batch."""
+    return objectives.logits(inputs.ask(network, batch["inputs"]))
+
+
+def outputs(teacher: nn.Module, ask: Ask, data: Examples, *, batch: int) -> dict[str, Tensor]:
+    """Step 3: {"logits": [K, C]} of the teacher, in evaluation mode, for all of `data` in its order."""
+    return {"logits": rehearsal.glance(teacher, partial(ask, teacher), data.in_order(batch))["logits"]}
+
+
+@dataclass(frozen=True)
+class Soft:
+    """The teacher's logits [K, C] as a cache for `teachers.Joined`: those of the examples in each batch."""
+
+    feed: Batches
+    logits: Tensor
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"logits": self.logits[torch.from_numpy(self.feed.places(index))]}
+
+
+def mixture(ask: Callable[[Mapping[str, Any]], Tensor], alpha: float, temperature: float) -> Objective:
+    """Step 4: ``1/N sum (1 - alpha) CE(y, q) + alpha tau^2 KL(q_t || q)``; a term of weight 0 is not looked at."""
+
+    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        logits, terms = ask(batch), dict[str, Tensor]()
+        if alpha < 1:
+            hard = functional.cross_entropy(logits, batch["labels"], reduction="sum")
+            terms["labels"] = (1 - alpha) * hard / totals["examples"]
+        if alpha > 0:
+            far = losses.kl(logits, batch["teacher_logits"], temperature=temperature)
+            terms["teacher"] = alpha * temperature**2 * far / totals["examples"]
+        return torch.stack(list(terms.values())).sum(), {name: float(term.detach()) for name, term in terms.items()}
+
+    return objective
+
+
+def taught(
+    data: Examples,
+    said: Tensor,
+    alpha: float,
+    *,
+    ask: Ask,
+    build: Callable[..., nn.Module],
+    train: Callable[..., Recovery],
+    steps: Callable[[Examples], int],
+    batch: int,
+    temperature: float,
+    seed: int,
+    **how: Any,
+) -> tuple[nn.Module, Recovery]:
+    """Step 4: a new network that learned `data` and what the teacher said of each of them, and what that took."""
+    net, feed = build(seed=seed), examples.batches(data, batch=batch, seed=seed)
+    objective = mixture(partial(ask, net), alpha, temperature)
+    return net, train(net, Joined(feed, Soft(feed, said)), objective, steps=steps(data), seed=seed, **how)
+
+
+# -------------------------------------------------------------------------------------------- whom to trust
+
+
+def tried_out(
+    whole: ExampleSet,
+    *,
+    run: Run,
+    keep: Callable[..., ExampleSet],
+    soft: Callable[[Examples], dict[str, Tensor]],
+    fit: Callable[..., tuple[nn.Module, Recovery]],
+    ask: Ask,
+    shares: Sequence[float],
+    held: float,
+    trials: int,
+    batch: int,
+    seed: int,
+) -> dict[float, list[float]]:
+    """Step 5: share -> accuracy on held-out examples for each of `WEIGHTS`, the mean over trials; kept in the run."""
+    order = np.random.default_rng([seed, len(whole), 5]).permutation(len(whole))
+    count = max(1, round(held * len(whole)))
+    judged, seen = whole.source.take(np.sort(order[:count])), ExampleSet(whole.source, np.sort(order[count:]))
+
+    def accuracy(part: ExampleSet, alpha: float, trial: int) -> float:
+        net = fit(part.data, soft(part.data)["logits"], alpha, seed=seed + trial, progress=False)[0]
+        found = rehearsal.glance(net, partial(ask, net), judged.in_order(batch))
+        return float((found["logits"].argmax(-1) == found["labels"]).float().mean())
+
+    table = {}
+    for share in shares:
+        part = keep(ExampleSet(seen.source, seen.kept, whole.scores), budget=Budget((Limit("examples", share, True),)))
+        table[share] = [
+            float(np.mean([run.json(f"alpha-{share}-{alpha}-{trial}", partial(accuracy, part, alpha, trial))
+                           for trial in range(trials)]))
+            for alpha in WEIGHTS
+        ]  # fmt: skip
+    return table
+
+
+def trusted(table: Mapping[float, Sequence[float]], share: float) -> float:
+    """Step 5: alpha for a share f: the best of each share that was tried, never rising with f, between them by log f.
+
+    Of equals the smallest alpha counts. Beyond the shares that were tried it is that of the nearest.
+    """
+    shares = np.array(sorted(table))
+    best = [WEIGHTS[int(np.argmax(table[one]))] for one in shares]
+    falling = isotonic_regression(best, increasing=False).x
+    return float(np.interp(np.log(share), np.log(shares), falling))

@@ -1,0 +1,281 @@
+"""Data pruning with a teacher: what stays, what is learned, whom it trusts, and what bad input gets."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+
+import processes
+import secateur
+from claims import vision
+from recipes.vision import nets
+from secateur.errors import BudgetError, InfeasibleError, InputError
+from secateur.files import examples
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run
+from secateur.recipes.data import kd_data_pruning as module
+from secateur.recipes.data.kd_data_pruning import kd_data_pruning
+from secateur.subjects import ExampleSet, Traced, reload_traced
+from secateur.subjects.recording import Example
+from secateur.vocabulary import Budget
+
+DATA, HELD_OUT = nets.data(240), nets.data(200, seed=5)
+QUICK = {"batch": 24, "epochs": 4.0, "alpha": 0.5, "runs": 1, "score_epochs": 1.0}
+
+
+def mlp(width: int = 16, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 4))
+
+
+def redrawn(share: float) -> Examples:
+    """The same images with a share of the labels drawn anew."""
+    draw = np.random.default_rng(7)
+    wrong = torch.from_numpy(draw.random(len(DATA)) < share)
+    return replace(DATA, labels=torch.where(wrong, torch.from_numpy(draw.integers(0, 4, len(DATA))), DATA.labels))
+
+
+@functools.cache
+def teacher(noise: float = 0.0) -> Traced:
+    model = mlp()
+    vision.fit(model, redrawn(noise), epochs=12, batch=24, optimizer="adamw", lr=5e-3)
+    return Traced(model, Example.of(DATA.inputs[:1]))
+
+
+def results(root, budgets=("examples=20%",), data=DATA, noise=0.0, **options):
+    with Run.open(root, {}) as run:
+        wanted = [Budget.parse(one) for one in budgets]
+        return list(kd_data_pruning(teacher(noise), data, wanted, run, **{**QUICK, **options}))
+
+
+def weights(one) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in one.subject.model.parameters()])
+
+
+@pytest.fixture(scope="module")
+def fifth(tmp_path_factory):
+    root = tmp_path_factory.mktemp("fifth") / "run"
+    before = [weight.clone() for weight in teacher().model.parameters()]
+    found = results(root)[0]
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher().model.parameters(), strict=True))
+    assert all(weight.grad is None for weight in teacher().model.parameters())  # the teacher gets no gradient
+    return root, found
+
+
+def test_the_share_of_each_class_and_the_receipt_agree(fifth):
+    root, found = fifth
+    kept = ExampleSet.load(DATA, root / "work" / "kept-examples=20%")
+    assert len(kept) == 48 == found.predicted["examples"] == found.cut.after["examples"]
+    sizes = np.bincount(DATA.labels.numpy())
+    assert np.abs(np.bincount(kept.labels) - 0.2 * sizes).max() < 1
+    assert found.cut.removed["examples"] == (192, 240)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_even_classes_keep_their_rounded_share(tmp_path, share):
+    even = DATA.take(np.concatenate([np.flatnonzero(DATA.labels.numpy() == c)[:40] for c in range(4)]))
+    found = results(tmp_path / "run", [f"examples={share:.0%}"], even, dry_run=True)[0]
+    assert found.cut.after["examples"] == sum(round(share * 40) for _ in range(4))
+
+
+def test_soft_outputs_are_those_of_the_live_teacher(fifth):
+    root, _ = fifth
+    kept = ExampleSet.load(DATA, root / "work" / "kept-examples=20%")
+    said = load_file(root / "work" / "soft-examples=20%.safetensors")["logits"]
+    with torch.no_grad():
+        assert torch.equal(said, torch.cat([teacher().model(b["inputs"]) for b in kept.data.in_order(24)]))
+    feed = examples.batches(kept.data, batch=10, seed=3)
+    for index in (0, 3, 17):
+        with torch.no_grad():
+            live = teacher().model(feed[index]["inputs"])
+        torch.testing.assert_close(module.Soft(feed, said)[index]["logits"], live)
+
+
+def test_larger_budgets_keep_what_smaller_ones_do(tmp_path):
+    for score in ("random", "el2n"):
+        results(tmp_path / score, ["examples=10%", "examples=40%"], score=score, epochs=0.1)
+        few, many = (
+            set(ExampleSet.load(DATA, tmp_path / score / "work" / f"kept-examples={share}").kept)
+            for share in ("10%", "40%")
+        )
+        assert few < many
+
+
+def test_alpha_0_is_plain_cross_entropy_to_the_bit(tmp_path):
+    net = mlp(seed=3)
+    batch = {**DATA.take(range(20)).batch(), "teacher_logits": torch.randn(20, 4)}
+    loss, _ = module.mixture(lambda part: net(part["inputs"]), 0.0, 4.0)(batch, {"examples": 20})
+    plain = functional.cross_entropy(net(batch["inputs"]), batch["labels"], reduction="sum") / 20
+    ours, theirs = (torch.autograd.grad(one, list(net.parameters())) for one in (loss, plain))
+    assert torch.equal(loss, plain)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    kept = results(tmp_path / "run", alpha=0.0, epochs=2.0)[0]
+    part = ExampleSet.load(DATA, tmp_path / "run" / "work" / "kept-examples=20%").data
+    alone = module.fresh(teacher().model, "", seed=0)
+    vision.fit(alone, part, epochs=10, batch=24, seed=0, lr=0.1, warmup=0.05, clip=1.0)  # fmt: skip
+    expected = torch.cat([weight.detach().flatten() for weight in alone.parameters()])
+    assert torch.equal(weights(kept), expected)  # 2 epochs of 10 batches on all are 10 epochs of 2 on a fifth
+
+
+def test_alpha_1_ignores_labels(tmp_path):
+    shuffled = Examples(DATA.inputs, DATA.labels.flip(0))
+    how = {"alpha": 1.0, "balanced": False}
+    one, two = (results(tmp_path / name, data=data, **how)[0] for name, data in (("a", DATA), ("b", shuffled)))
+    assert torch.equal(weights(one), weights(two))
+    half = [results(tmp_path / name, data=data, balanced=False)[0] for name, data in (("c", DATA), ("d", shuffled))]
+    assert not torch.equal(weights(half[0]), weights(half[1]))
+
+
+def test_the_loss_is_the_mixture_of_the_formula():
+    net, said = mlp(seed=3), torch.randn(20, 4)
+    batch = {**DATA.take(range(20)).batch(), "teacher_logits": said}
+    loss, parts = module.mixture(lambda part: net(part["inputs"]), 0.25, 4.0)(batch, {"examples": 20})
+    logits = net(batch["inputs"])
+    far = functional.kl_div((logits / 4).log_softmax(-1), (said / 4).softmax(-1), reduction="batchmean")
+    torch.testing.assert_close(loss, 0.75 * functional.cross_entropy(logits, batch["labels"]) + 0.25 * 16 * far)
+    assert set(parts) == {"labels", "teacher"}
+
+
+def test_equal_iterations_and_equal_epochs(tmp_path):
+    steps = {
+        equal: results(tmp_path / equal, ["examples=20%"], equal=equal)[0].recovery.steps
+        for equal in ("iterations", "epochs")
+    }
+    assert steps == {"iterations": 40, "epochs": 8}
+
+
+def test_alpha_never_rises_with_the_share():
+    grid = {0.05: [0, 0, 0, 0, 9], 0.2: [0, 0, 9, 0, 0], 1.0: [0, 0, 0, 9, 0]}  # best: 1, 0.5, 0.75
+    assert module.trusted(grid, 0.05) == 1.0
+    assert module.trusted(grid, 0.2) == pytest.approx(0.625)  # 0.5 and 0.75 rise: their mean stands for both
+    assert module.trusted(grid, 0.6) == pytest.approx(0.625)
+    assert module.trusted(grid, 0.1) == pytest.approx(1.0 - 0.375 / 2)  # half-way by log
+    assert module.trusted(grid, 0.001) == 1.0
+    assert module.trusted({0.3: [5, 5, 5, 5, 5]}, 0.7) == 0.0  # of equals the smallest
+    shares = np.linspace(0.01, 1, 50)
+    assert (np.diff([module.trusted(grid, share) for share in shares]) <= 1e-12).all()
+
+
+def test_auto_looks_for_alpha_once_on_a_part_that_it_does_not_train_on(tmp_path, monkeypatch):
+    asked = []
+    real = module.taught
+
+    def noted(data, said, alpha, **how):
+        asked.append((len(data), alpha))
+        return real(data, said, alpha, **how)
+
+    monkeypatch.setattr(module, "taught", noted)
+    how = {"alpha": "auto", "tried": (0.1, 0.5), "trials": 1, "held": 0.25, "epochs": 1.0}
+    found = results(tmp_path / "run", ["examples=10%", "examples=50%"], **how)
+    assert [pair for pair in asked if pair[0] == 18] == [(18, alpha) for alpha in module.WEIGHTS]  # a tenth of 180
+    assert [pair[0] for pair in asked].count(90) == len(module.WEIGHTS)
+    assert len(asked) == 2 * len(module.WEIGHTS) + 2
+    alphas = [float(one.notes[0].split("alpha ")[1]) for one in found]
+    assert alphas[0] >= alphas[1]
+    asked.clear()
+    again = results(tmp_path / "run", ["examples=10%", "examples=50%"], **how)
+    assert len(asked) == 2  # the table stands in the run, and the trainings' checkpoints
+    assert all(torch.equal(weights(a), weights(b)) for a, b in zip(found, again, strict=True))
+
+
+def test_scores_see_no_more_than_the_data_that_is_given(tmp_path, monkeypatch):
+    """What a run holds out never enters a score: they are of the training part, row by row."""
+    seen = []
+    real = module.rehearsed
+    monkeypatch.setattr(
+        module, "rehearsed", lambda model, data, *a, **k: (seen.append(data), real(model, data, *a, **k))[1]
+    )
+    secateur.run(
+        "kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", score="el2n", seed=4, threads=1,
+        **{**QUICK, "epochs": 0.5},
+    )  # fmt: skip
+    train, held_out = DATA.split(seed=4)
+    assert [data.digest for data in seen] == [train.digest]
+    rows = {tuple(row.flatten().tolist()) for row in seen[0].inputs}
+    assert not any(tuple(row.flatten().tolist()) in rows for row in held_out.inputs)
+
+
+def test_another_student_learns_too(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), "
+        "nn.Linear(8, 4))\n\ndef none():\n    return 3\n"
+    )
+    found = results(tmp_path / "run", student=f"{tmp_path}/net.py:build")[0]
+    assert [tuple(w.shape) for w in found.subject.model.parameters()] == [(8, 64), (8,), (4, 8), (4,)]
+    with pytest.raises(InputError, match="returned int: expected a torch"):
+        results(tmp_path / "other", student=f"{tmp_path}/net.py:none")
+
+
+@pytest.mark.parametrize("score", ["random", "el2n", "forgetting", "grand"])
+def test_a_teacher_is_worth_more_than_labels_of_which_some_are_wrong(tmp_path, score):
+    accuracy = {}
+    for alpha in (0.0, 1.0):
+        how = {"score": score, "alpha": alpha, "noise": 0.3, "data": redrawn(0.3), "epochs": 20}
+        found = [results(tmp_path / f"{alpha}-{seed}", seed=seed, **how)[0] for seed in range(2)]
+        accuracy[alpha] = np.mean([vision.accuracy(one.subject.model, HELD_OUT) for one in found])
+    assert accuracy[1.0] > accuracy[0.0]
+
+
+def test_a_run_from_the_command_line_is_judged_by_its_examples(tmp_path):
+    np.savez(tmp_path / "data.npz", inputs=DATA.inputs.numpy(), labels=DATA.labels.numpy())
+    torch.save(teacher().model.state_dict(), tmp_path / "teacher.pt")
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), "
+        "nn.ReLU(), nn.Linear(16, 4))\n    net.load_state_dict(torch.load('teacher.pt', weights_only=True))\n"
+        "    return net\n"
+    )
+    done = processes.run(
+        tmp_path, "run", "kd_data_pruning", "net.py:build", "--data", "data.npz", "--budget", "examples=20%", "--out",
+        "out", "--alpha", "0.5", "--epochs", "4", "--batch", "24", "--threads", "1",
+    )  # fmt: skip
+    assert done.code == 0, done.stderr
+    assert "verdict: met" in done.stdout
+    row = json.loads((tmp_path / "out" / "evidence.json").read_text())["results"][0]
+    assert row["predicted"]["examples"] == row["cut"]["after"]["examples"] == 43  # a fifth of 216
+    assert row["after"]["accuracy"]["value"] > 0.5
+    again = reload_traced(tmp_path / "out", mlp(), DATA.inputs[:1])
+    assert vision.accuracy(again.model, HELD_OUT) > 0.5
+    looked = processes.run(
+        tmp_path,
+        "run",
+        "kd_data_pruning",
+        "net.py:build",
+        "--data",
+        "data.npz",
+        "--budget",
+        "examples=20%",
+        "--dry-run",
+    )
+    assert looked.code == 0, looked.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"budgets": ["params=50%"]}, BudgetError, "can't meet params=50%: it prunes examples"),
+        ({"budgets": ["examples=50%,bytes=10kb"]}, BudgetError, "it prunes examples"),
+        ({"budgets": ["examples=2"]}, InfeasibleError, "leaves nothing of class"),
+        ({"data": Examples(DATA.inputs)}, InputError, "has no classes"),
+        ({"alpha": 1.5}, InputError, "give a weight from 0 to 1, or auto"),
+        ({"tried": ()}, InputError, "give shares of the data"),
+        ({"tried": (0.0,)}, InputError, "give shares of the data"),
+        ({"held": 1.0}, InputError, "give a share between"),
+        ({"runs": 0}, InputError, "at least one of each"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_in_a_line(tmp_path, options, error, words):
+    with pytest.raises(error, match=words):
+        results(tmp_path / "run", **options)
+
+
+def test_an_unknown_score_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match="option score='el2'"):
+        secateur.run("kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", score="el2")
