@@ -15,7 +15,7 @@ from selectolax.lexbor import LexborHTMLParser
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from claims import lab, pages
+from claims import lab, pages, tables
 from secateur import encoders, llms
 from secateur.files import packages
 from secateur.files.rundir import Run, Transient
@@ -26,6 +26,11 @@ from secateur.vocabulary import Budget
 pytestmark = pytest.mark.claim
 
 SEEDS = (0, 1, 2)
+TABLES = (
+    "4 questions on each of 11 pages per seed whose answer is one cell of a table of three columns or more, 5 pages "
+    "each, blocks ranked by BM25; each form has a reader of its own, two LSTMs on the lower half of all-MiniLM-L6-v2, "
+    "taught on tables of 22 other pages"
+)
 SETUP = "36 questions per seed with answers in one dd of Python's manual, 5 pages each; all-MiniLM-L6-v2 and its tokens"
 
 
@@ -110,6 +115,47 @@ def test_blocks_keep_more_answers_than_chunks(limit):
         "than random blocks and the page's head",
         holds, ("recall", ours), values, lower=False, against=["text in chunks of 100 words"], setup=SETUP,
         reason="at the largest budget nearly everything fits",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- what a reader makes of it
+
+
+def lookups(form: str, seed: int) -> dict[str, float]:
+    """Budget -> share of the questions whose reader gives the very cell; and of those whose row is left whole."""
+    taught, judged = tables.split(seed)
+    reader, found = tables.taught(form, taught, seed), Counter[str]()
+    questions = [one for page in judged for one in tables.asked(page, seed, each=4)]
+    for one in questions:
+        for limit, source in zip(tables.BUDGETS, tables.contexts(one, form), strict=True):
+            context = tables.written(source, form)
+            assert count()([context])[0] <= limit
+            found[f"{limit}"] += pages.squeezed(reader.answer(one.question, context)) == pages.squeezed(one.gold)
+            found[f"{limit} left"] += tables.place(one, source, form) is not None
+    return {"questions": len(questions)} | {name: number / len(questions) for name, number in found.items()}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("form", tables.FORMS)
+def test_tables_of_one_seed(form, seed):
+    """One reader at a time: all take longer than a claim may."""
+    found = lab.remembered(f"htmlrag-tables-{form}-{seed}", functools.partial(lookups, form, seed))
+    print(form, seed, found)
+    assert found["questions"] >= 34
+
+
+@pytest.mark.parametrize("limit", tables.BUDGETS)
+def test_tables_are_read_better_as_html(limit):
+    rows = {form: [lab.remembered(f"htmlrag-tables-{form}-{seed}", functools.partial(lookups, form, seed))
+                   for seed in SEEDS] for form in tables.FORMS}  # fmt: skip
+    exact = {form: [row[f"{limit}"] for row in rows[form]] for form in tables.FORMS}
+    left = {f"the answer's row is left whole, {form}": [row[f"{limit} left"] for row in rows[form]]
+            for form in tables.FORMS}  # fmt: skip
+    lab.record(
+        "htmlrag", f"tables-{limit}",
+        f"a reader answers more questions on tables from pruned HTML than from flattened text of {limit} tokens",
+        sum(exact["HTML"]) > sum(exact["text"]), ("exact match", exact["HTML"]), {"text": exact["text"]} | left,
+        lower=False, against=["text"], setup=TABLES,
     )  # fmt: skip
 
 
