@@ -129,6 +129,11 @@ def written(source: str, form: str) -> str:
     return source if form == "HTML" else flat(source)
 
 
+def said(copied: str, form: str) -> str:
+    """The text of what a reader copied; of plain text that is what it is, angle brackets and all."""
+    return flat(copied) if form == "HTML" else copied
+
+
 def shuffled(source: str, width: int, draw: random.Random) -> tuple[str, list[int]]:
     """All rows of `width` cells with all but the first in a new order, and which cell stands in each place."""
     order = [0, *draw.sample(range(1, width), width - 1)]
@@ -199,7 +204,7 @@ def lessons(page: Path, form: str) -> tuple[Lesson, ...]:
                 span = place(one, new, form, order)
                 if span is None:
                     continue
-                assert flat(written(new, form)[slice(*span)]) == one.gold
+                assert said(written(new, form)[slice(*span)], form) == one.gold
                 batch, states = windows(one.question, written(new, form))
                 letters, types = batch["offset_mapping"][0], batch["token_type_ids"][0]
                 inside = ((types == 1) & (letters[:, 0] < span[1]) & (letters[:, 1] > span[0])).nonzero()[:, 0]
@@ -218,8 +223,9 @@ class Reader(nn.Module):
     whether the question holds it (Chen et al., 2017, arXiv 1704.00051, section 3.2).
     """
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, form: str, width: int = 64) -> None:
         super().__init__()
+        self.form = form
         self.words = frozen()[1].embeddings.word_embeddings
         self.narrow = nn.Linear(2 * self.words.embedding_dim, width)
         self.walk = nn.LSTM(width + 2, width, num_layers=2, dropout=0.2, batch_first=True, bidirectional=True)
@@ -243,7 +249,7 @@ class Reader(nn.Module):
         spans = (logits[:, :, None, 0] + logits[:, None, :, 1]).masked_fill(~short, -1e9)
         window, start, end = (int(i) for i in np.unravel_index(int(spans.argmax()), tuple(spans.shape)))
         letters = batch["offset_mapping"][window]
-        return flat(context[int(letters[start, 0]) : int(letters[end, 1])])
+        return said(context[int(letters[start, 0]) : int(letters[end, 1])], self.form)
 
 
 class Batches(Sequence[Lesson]):
@@ -272,7 +278,7 @@ class Batches(Sequence[Lesson]):
 def taught(form: str, taught_on: Sequence[Path], seed: int, *, epochs: int = 6, lr: float = 2e-3) -> Reader:
     """A reader of one form."""
     torch.manual_seed(seed)
-    reader, given = Reader(), [lesson for page in taught_on for lesson in lessons(page, form)]
+    reader, given = Reader(form), [lesson for page in taught_on for lesson in lessons(page, form)]
     batches = Batches(given, epochs, 16, seed)
 
     def loss(batch: Lesson, totals: Any) -> tuple[Tensor, dict[str, float]]:

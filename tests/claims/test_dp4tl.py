@@ -198,14 +198,44 @@ def column(rule: str, pruned: float, way: str) -> list[float]:
 # ------------------------------------------------------------------------------------------------ 1: what to keep
 
 
-REASONS: dict[str, str] = {}
+REASONS = {
+    "half-tuned": (
+        "on the mean it is first (93.4 %, GraNd 93.1, Moderate 91.6, random 91.5, reverse 90.9), but not clearly "
+        "better than its reverse: 2.5 points with an interval that holds 0; the target alone gives 90.1 already"
+    ),
+    "seventy-tuned": (
+        "GraNd, which keeps examples of all classes, comes 0.3 points before it (92.9 and 92.6 %, interval -2.9 to "
+        "2.3), and it is not clearly better than its reverse (89.5 %): fine-tuning of all weights levels what the "
+        "linear probe tells apart (82.1 against 78.9 and 57.7 %)"
+    ),
+    "transfer-probe": (
+        "79.2 %, far above random classes (60.4), but 3.6 points below the network's own votes (82.8): in one seed of "
+        "five it is 13 points below, in the others 1.2"
+    ),
+    "genres-probe": (
+        "70.0 %, 3.7 points below all genres (73.7) and 1.2 below random ones: what tells genres apart does not tell "
+        "spam from other mails, whichever genres are kept, and fewer of them give fewer features"
+    ),
+}
+"""Why a claim does not hold here, with its figures."""
+
+
+def failing(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=REASONS[name])
+
+
+PROBED, TUNED = "linear probe", "full fine-tuning"
 
 
 @pytest.mark.parametrize(
     ("name", "pruned", "way"),
-    [("half", 0.5, "linear probe"), ("half-tuned", 0.5, "full fine-tuning"), ("seventy", 0.7, "linear probe"),
-     ("seventy-tuned", 0.7, "full fine-tuning")],
-)  # fmt: skip
+    [
+        ("half", 0.5, PROBED),
+        pytest.param("half-tuned", 0.5, TUNED, marks=failing("half-tuned")),
+        ("seventy", 0.7, PROBED),
+        pytest.param("seventy-tuned", 0.7, TUNED, marks=failing("seventy-tuned")),
+    ],
+)
 def test_label_mapping_beats_random_classes_and_scores_of_examples(name: str, pruned: float, way: str) -> None:
     rows = {rule: column(rule, pruned, way) for rule in ("labels", "random", "reverse", "GraNd", "Moderate")}
     ours = rows.pop("labels")
@@ -227,7 +257,7 @@ def points(rule: str, way: str) -> list[Point]:
     return [whole, *(Point(pruned, {way: tuple(column(rule, pruned, way))}) for pruned in SHARES)]
 
 
-@pytest.mark.parametrize("way", ["linear probe", "full fine-tuning"])
+@pytest.mark.parametrize("way", [PROBED, TUNED])
 def test_forty_percent_or_more_of_the_classes_can_go(way: str) -> None:
     found = {rule: largest_lossless(points(rule, way), way).pruned for rule in ("labels", "clusters")}
     best = max(found, key=lambda rule: found[rule])
@@ -286,7 +316,7 @@ def pure(seed: int) -> float:
 # ---------------------------------------------------------------------------------------------- 4: other networks
 
 
-@pytest.mark.parametrize("way", ["linear probe", "full fine-tuning"])
+@pytest.mark.parametrize("way", [pytest.param(PROBED, marks=failing("transfer-probe")), TUNED])
 def test_votes_of_the_small_surrogate_serve_another_architecture(way: str) -> None:
     rows = {name: [residual(seed)[name][way] for seed in SEEDS] for name in residual(SEEDS[0])}
     ours = rows.pop("surrogate's votes")
@@ -355,7 +385,7 @@ def genre_arm(seed: int, rule: str, judged: bool = True) -> dict[str, float]:
     return lab.remembered(f"dp4tl-genres-{rule}-{seed}{'' if judged else '-explored'}", compute)
 
 
-@pytest.mark.parametrize("way", ["linear probe", "full fine-tuning"])
+@pytest.mark.parametrize("way", [pytest.param(PROBED, marks=failing("genres-probe")), TUNED])
 def test_feature_mapping_of_genres_for_mails(way: str) -> None:
     rows = {rule: [genre_arm(seed, rule)[way] for seed in SEEDS] for rule in WAYS}
     ours, name = rows.pop("features"), f"genres-{'probe' if way == 'linear probe' else 'tuned'}"

@@ -26,20 +26,22 @@ pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]
 SEEDS = (0, 1, 2, 3, 4, 5)
 TRAIN, BATCH, STEPS, LR = 400, 64, 400, 0.1
 TEACHERS = {"small": (8, 16, 32), "middle": (16, 32, 64), "large": (32, 64, 128)}
-ND = 2.0
+ND = {"CE": 2.0, "KD": 0.5}
+"""Weights of ND, and of what stands in its place, on each host: tuned on other seeds, as the paper tunes each pair."""
 ARMS: dict[str, dict[str, Any]] = {
     "CE": {"host": "none", "nd": 0.0},
-    "CE + cosine": {"host": "none", "variant": "direction", "nd": ND},
-    "CE + ND": {"host": "none", "nd": ND},
+    "CE + cosine": {"host": "none", "variant": "direction", "nd": ND["CE"]},
+    "CE + ND": {"host": "none", "nd": ND["CE"]},
     "KD": {"nd": 0.0},
-    "KD + cosine": {"variant": "direction", "nd": ND},
-    "KD + ND": {"nd": ND},
+    "KD + cosine": {"variant": "direction", "nd": ND["KD"]},
+    "KD + ND": {"nd": ND["KD"]},
     "KD + features": {"variant": "features", "nd": 0.1},
 }
 SETUP = (
     f"{TRAIN} of scikit-learn's digits to train, 1,397 to test, split anew for each seed; teacher of convolutions of "
     "16, 32 and 64 channels, 30 epochs; student of 2 inner channels whose feature is as wide as the teacher's, from "
-    f"scratch, {STEPS} steps of {BATCH} at {LR}, warm-up a twelfth, T 4, KD weighs 1, ND and cosine {ND:g}"
+    f"scratch, {STEPS} steps of {BATCH} at {LR}, warm-up a twelfth, T 4, KD weighs 1; ND and cosine {ND['CE']:g} on "
+    f"labels, {ND['KD']:g} on KD"
 )
 
 
@@ -127,13 +129,20 @@ def test_nd_improves_kd():
     )  # fmt: skip
 
 
+LABELS = (
+    "ND improves on labels alone (88.8 against 88.5 %), the cosine does not (88.2 %): what helps is the length; and "
+    "all three lie within what six seeds can tell apart"
+)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=LABELS)
 def test_nd_improves_labels_alone_more_than_the_cosine_does():
     ce, cosine, both = (column(name) for name in ("CE", "CE + cosine", "CE + ND"))
     lab.record(
         "nd_loss", "labels", "on labels alone, the cosine improves and ND improves at least as much",
         sum(ce) < sum(cosine) <= sum(both),
         ("accuracy, labels + ND", both), {"accuracy, labels + cosine": cosine, "accuracy, labels": ce},
-        lower=False, against=["accuracy, labels"], setup=SETUP, seeds=SEEDS,
+        lower=False, against=["accuracy, labels"], setup=SETUP, seeds=SEEDS, reason=LABELS,
     )  # fmt: skip
 
 
@@ -184,6 +193,12 @@ def test_plain_alignment_comes_nearer_to_the_features_than_nd():
     )  # fmt: skip
 
 
+LARGER = (
+    "a tie that falls short by one digit in 8,382: 94.26 with ND, 94.27 % without; both students gain from the teacher"
+)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=LARGER)
 def test_a_larger_teacher_does_not_hurt_with_nd():
     rows = {size: {name: column(name, size=size) for name in ("KD", "KD + ND")} for size in TEACHERS}
     lab.record(
@@ -194,5 +209,5 @@ def test_a_larger_teacher_does_not_hurt_with_nd():
          **{f"accuracy, {name}, {size} teacher": row
             for size in ("small", "middle") for name, row in rows[size].items()}},
         lower=False, against=["accuracy, KD, large teacher"],
-        setup=f"{SETUP}; small: {TEACHERS['small']}, large: {TEACHERS['large']} channels", seeds=SEEDS,
+        setup=f"{SETUP}; small: {TEACHERS['small']}, large: {TEACHERS['large']} channels", seeds=SEEDS, reason=LARGER,
     )  # fmt: skip
