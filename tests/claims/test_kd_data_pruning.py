@@ -31,6 +31,17 @@ STEPS, BATCH, SIZE, WIDTH = 400, 64, 1000, 128
 SHARES = (0.03, 0.1, 0.3, 1.0)
 SETUP = f"digits, 1,000 to train on, one hidden layer of {WIDTH}, {STEPS} steps for each share, SGD 0.1, tau 4"
 KINDS = {"clean": 0.0, "noisy": 0.2}
+BALANCED = (
+    "with clean labels and 10 %, EL2N and forgetting, classes in balance, are 0.6 points above random (96.5 and 96.5 "
+    "against 95.9 %); at 3 % random is 1.8 and 1.4 points above them, with redrawn labels 2.3 and 2.5"
+)
+SHORT = (
+    "with redrawn labels and 10 %, labels alone are 3.1 points above the teacher alone (82.3 against 79.2 %): equal "
+    "epochs leave 40 steps, few for soft targets; at 30 %, and with clean labels, the teacher alone is above"
+)
+WIDEST = (
+    "the teacher of four times the width teaches best at 3 %, 93.8 against 93.4 to 93.7 %: less than the seeds differ"
+)
 
 
 @functools.cache
@@ -87,17 +98,25 @@ def points(first, second) -> float:
     return 100 * float(np.mean(first) - np.mean(second))
 
 
+def told(name: str, claim: str, holds: bool, what: str, mine, others, *, setup: str = SETUP, **more) -> None:
+    """The row of a claim: the accuracy of `what`, beside the others'."""
+    lab.record(
+        NAME, name, claim, holds, ("accuracy", mine), others, lower=False, setup=f"{setup}; measured: {what}",
+        **({"seeds": SEEDS} | more),
+    )  # fmt: skip
+
+
 def test_a_teacher_is_worth_points_at_small_shares():
     found = {(kind, f, a): rows(kind, f, a) for kind in KINDS for f in (0.03, 0.1) for a in (0.0, 1.0)}
     holds = all(points(found[kind, f, 1.0], found[kind, f, 0.0]) >= 2 for kind in KINDS for f in (0.03, 0.1))
-    lab.record(
-        NAME, "teacher", "with the teacher alone (alpha 1), random pruning to 3 % and to 10 % is at least 2 points "
+    told(
+        "teacher", "with the teacher alone (alpha 1), random pruning to 3 % and to 10 % is at least 2 points "
         "above labels alone, with clean labels and with a fifth redrawn",
-        holds, ("noisy, 10 %/accuracy", found["noisy", 0.1, 1.0]),
-        {"noisy, 10 %, labels alone/accuracy": found["noisy", 0.1, 0.0]}
-        | {f"{kind}, {f:.0%}, {'labels' if a == 0 else 'teacher'} alone/accuracy": found[kind, f, a]
+        holds, "noisy, 10 %", found["noisy", 0.1, 1.0],
+        {"noisy, 10 %, labels alone": found["noisy", 0.1, 0.0]}
+        | {f"{kind}, {f:.0%}, {'labels' if a == 0 else 'teacher'} alone": found[kind, f, a]
            for kind, f, a in found if (kind, f) != ("noisy", 0.1)},
-        lower=False, against=["noisy, 10 %, labels alone/accuracy"], setup=SETUP, seeds=SEEDS,
+        against=["noisy, 10 %, labels alone"],
         reason="less than 2 points somewhere",
     )  # fmt: skip
 
@@ -114,15 +133,16 @@ def test_with_a_teacher_every_rule_gains():
     cells = [(kind, score, f) for kind in KINDS for score in scores for f in (0.03, 0.1)]
     gains = {cell: points(found[(*cell, 1.0)], found[(*cell, 0.0)]) for cell in cells}
     worst = min(gains, key=gains.__getitem__)
-    lab.record(
-        NAME, "rules", "at 3 % and 10 % the teacher alone is above labels alone for random, EL2N and forgetting",
+    told(
+        "rules", "at 3 % and 10 % the teacher alone is above labels alone for random, EL2N and forgetting",
         all(gain > 0 for gain in gains.values()),
-        (f"{' '.join(map(str, worst))}, the least gain/accuracy", found[(*worst, 1.0)]),
-        {"labels alone/accuracy": found[(*worst, 0.0)]},
-        lower=False, setup=SETUP, seeds=SEEDS, reason="a rule loses by its teacher",
+        f"{' '.join(map(str, worst))}, the least gain", found[(*worst, 1.0)],
+        {"labels alone": found[(*worst, 0.0)]},
+        reason="a rule loses by its teacher",
     )  # fmt: skip
 
 
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=BALANCED)
 def test_with_a_teacher_random_is_as_good_as_any():
     found = {
         (kind, score, f): rows(kind, f, 1.0, shares=CHOSEN, score=score)
@@ -132,14 +152,14 @@ def test_with_a_teacher_random_is_as_good_as_any():
         points(found[kind, "random", f], found[kind, score, f]) >= (0 if f <= 0.12 else -1)
         for kind in KINDS for score in ("el2n", "forgetting") for f in CHOSEN
     )  # fmt: skip
-    lab.record(
-        NAME, "random", "with the teacher alone, random is at least as good as EL2N and forgetting at 3 % and 10 %, "
+    told(
+        "random", "with the teacher alone, random is at least as good as EL2N and forgetting at 3 % and 10 %, "
         "and within a point at 50 %, classes in balance",
-        holds, ("noisy, 3 %/accuracy", found["noisy", "random", 0.03]),
-        {f"{kind}, {score}, {f:.0%}/accuracy": row for (kind, score, f), row in found.items()
+        holds, "noisy, 3 %", found["noisy", "random", 0.03],
+        {f"{kind}, {score}, {f:.0%}": row for (kind, score, f), row in found.items()
          if (kind, score, f) != ("noisy", "random", 0.03)},
-        lower=False, against=["noisy, el2n, 3%/accuracy", "noisy, forgetting, 3%/accuracy"], setup=SETUP, seeds=SEEDS,
-        reason="another rule is better somewhere",
+        against=["noisy, el2n, 3%", "noisy, forgetting, 3%"],
+        reason=BALANCED,
     )  # fmt: skip
 
 
@@ -147,48 +167,50 @@ def test_the_best_alpha_falls_as_more_is_kept():
     table = {f: {a: rows("noisy", f, a) for a in recipe.WEIGHTS} for f in SHARES}
     best = {f: max(recipe.WEIGHTS, key=lambda a: float(np.mean(table[f][a]))) for f in SHARES}
     falling = [best[f] for f in SHARES]
-    lab.record(
-        NAME, "alpha", "with a fifth of the labels redrawn, the best alpha of five never rises with the share kept, "
+    told(
+        "alpha", "with a fifth of the labels redrawn, the best alpha of five never rises with the share kept, "
         "and is smaller for all than for 3 %",
         falling == sorted(falling, reverse=True) and falling[0] > falling[-1],
-        ("3 %, its best/accuracy", table[0.03][best[0.03]]),
-        {f"{f:.0%}, alpha {a:g}/accuracy": table[f][a] for f in SHARES for a in recipe.WEIGHTS
+        "3 %, its best", table[0.03][best[0.03]],
+        {f"{f:.0%}, alpha {a:g}": table[f][a] for f in SHARES for a in recipe.WEIGHTS
          if (f, a) != (0.03, best[0.03])},
-        lower=False, against=["3%, alpha 0.5/accuracy"] if best[0.03] != 0.5 else ["3%, alpha 0/accuracy"],
-        setup=f"{SETUP}; best alphas {', '.join(f'{best[f]:g} at {f:.0%}' for f in SHARES)}", seeds=SEEDS,
+        against=["3%, alpha 0.5"] if best[0.03] != 0.5 else ["3%, alpha 0"],
+        setup=f"{SETUP}; best alphas {', '.join(f'{best[f]:g} at {f:.0%}' for f in SHARES)}",
         reason=f"the best alphas are {falling}",
     )  # fmt: skip
 
 
 def test_a_third_with_a_teacher_is_as_good_as_all_without():
     few, whole = rows("clean", 0.3, 0.5), rows("clean", 1.0, 0.0)
-    lab.record(
-        NAME, "third", "a random 30 % with alpha 0.5 is within half a point of all of the data with labels alone",
-        points(few, whole) >= -0.5, ("30 % with a teacher/accuracy", few), {"all, labels alone/accuracy": whole},
-        lower=False, setup=SETUP, seeds=SEEDS, reason="more than half a point is lost",
+    told(
+        "third", "a random 30 % with alpha 0.5 is within half a point of all of the data with labels alone",
+        points(few, whole) >= -0.5, "30 % with a teacher", few, {"all, labels alone": whole},
+        reason="more than half a point is lost",
     )  # fmt: skip
 
 
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=SHORT)
 def test_equal_epochs_gain_too():
     found = {
         (kind, f, a): rows(kind, f, a, shares=(0.1, 0.3), equal="epochs")
         for kind in KINDS for f in (0.1, 0.3) for a in (0.0, 1.0)
     }  # fmt: skip
-    lab.record(
-        NAME, "epochs", "for equal epochs, too, the teacher alone is above labels alone at 10 % and 30 %",
+    told(
+        "epochs", "for equal epochs, too, the teacher alone is above labels alone at 10 % and 30 %",
         all(points(found[kind, f, 1.0], found[kind, f, 0.0]) > 0 for kind in KINDS for f in (0.1, 0.3)),
-        ("noisy, 10 %/accuracy", found["noisy", 0.1, 1.0]),
-        {"noisy, 10 %, labels alone/accuracy": found["noisy", 0.1, 0.0]}
-        | {f"{kind}, {f:.0%}, {'labels' if a == 0 else 'teacher'} alone/accuracy": found[kind, f, a]
+        "noisy, 10 %", found["noisy", 0.1, 1.0],
+        {"noisy, 10 %, labels alone": found["noisy", 0.1, 0.0]}
+        | {f"{kind}, {f:.0%}, {'labels' if a == 0 else 'teacher'} alone": found[kind, f, a]
            for kind, f, a in found if (kind, f) != ("noisy", 0.1)},
-        lower=False, against=["noisy, 10 %, labels alone/accuracy"], setup=SETUP, seeds=SEEDS,
-        reason="labels alone are better somewhere",
+        against=["noisy, 10 %, labels alone"],
+        reason=SHORT,
     )  # fmt: skip
 
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=WIDEST)
 def test_the_widest_teacher_is_not_the_best_for_a_small_share(tmp_path):
     def student(seed: int, factor: float) -> dict[str, float]:
         def compute() -> dict[str, float]:
@@ -207,14 +229,14 @@ def test_the_widest_teacher_is_not_the_best_for_a_small_share(tmp_path):
 
     table = {f: {key: [student(seed, f)[key] for seed in SEEDS] for key in ("0.03", "0.5", "teacher")} for f in FACTORS}
     best = {key: max(FACTORS, key=lambda f: float(np.mean(table[f][key]))) for key in ("0.03", "0.5")}
-    lab.record(
-        NAME, "capacity", "for 3 % of the data, the teacher that teaches best is not the widest of five, from a "
+    told(
+        "capacity", "for 3 % of the data, the teacher that teaches best is not the widest of five, from a "
         "quarter of the student's width to four times it",
-        best["0.03"] != FACTORS[-1], (f"3 %, teacher x {best['0.03']:g}/accuracy", table[best["0.03"]]["0.03"]),
-        {f"{key if key == 'teacher' else f'{float(key):.0%}'}, x {f:g}/accuracy": table[f][key]
+        best["0.03"] != FACTORS[-1], f"3 %, teacher x {best['0.03']:g}", table[best["0.03"]]["0.03"],
+        {f"{key if key == 'teacher' else f'{float(key):.0%}'}, x {f:g}": table[f][key]
          for key in ("0.03", "0.5", "teacher") for f in FACTORS if (key, f) != ("0.03", best["0.03"])},
-        lower=False, against=["3%, x 4/accuracy"] if best["0.03"] != 4.0 else ["3%, x 1/accuracy"],
-        setup=f"{SETUP}; at 50 % the best is x {best['0.5']:g}", seeds=SEEDS, reason="the widest teaches best",
+        against=["3%, x 4"] if best["0.03"] != 4.0 else ["3%, x 1"],
+        setup=f"{SETUP}; at 50 % the best is x {best['0.5']:g}", reason=WIDEST,
     )  # fmt: skip
 
 
@@ -228,12 +250,12 @@ def test_alpha_auto_finds_what_the_share_wants():
     fixed = {a: [float(np.mean([accuracies("noisy", s, a)[str(f)] for f in shares])) for s in SEEDS[:3]]
              for a in recipe.WEIGHTS}  # fmt: skip
     mine = [float(np.mean([ours[f][number] for f in shares])) for number in range(3)]
-    lab.record(
-        NAME, "auto", "with a fifth of the labels redrawn, alpha auto is within a point of the best fixed alpha, over "
+    told(
+        "auto", "with a fifth of the labels redrawn, alpha auto is within a point of the best fixed alpha, over "
         "3 %, 10 % and 30 % together",
-        points(mine, max(fixed.values(), key=sum)) >= -1, ("auto/accuracy", mine),
-        {f"alpha {a:g}/accuracy": row for a, row in fixed.items()},
-        lower=False, setup=f"{SETUP}; alpha judged on a fifth of the training part, its labels redrawn as the others",
+        points(mine, max(fixed.values(), key=sum)) >= -1, "auto", mine,
+        {f"alpha {a:g}": row for a, row in fixed.items()},
+        setup=f"{SETUP}; alpha judged on a fifth of the training part, its labels redrawn as the others",
         seeds=SEEDS[:3], reason="more than a point is lost",
     )  # fmt: skip
 
@@ -250,13 +272,14 @@ def test_in_ridge_regression_error_falls_with_what_the_teacher_saw():
             alone = [ridge.error(f, 0.0, f, noise=noise, seed=s) for s in seeds]
             taught = [ridge.error(f, 1.0, 1.0, noise=noise, seed=s) for s in seeds]
             holds &= float(np.mean(taught)) < float(np.mean(alone))
-            table[f"noise {noise}, {f:.0%}, labels alone/error"] = alone
-            table[f"noise {noise}, {f:.0%}, teacher of all/error"] = taught
+            table[f"noise {noise}, {f:.0%}, labels alone"] = alone
+            table[f"noise {noise}, {f:.0%}, teacher of all"] = taught
     lab.record(
         NAME, "ridge", "in ridge regression the student's error falls with the share that its teacher saw, for every "
         "share and alpha, and a teacher that saw all is better than labels alone",
-        holds, ("noise 1, 25 %, teacher of all/error", table.pop("noise 1.0, 25%, teacher of all/error")), table,
-        against=["noise 1.0, 25%, labels alone/error"], seeds=seeds,
-        setup="40 features, 400 examples, penalty 10, relative squared error, 100 trials for each seed",
+        holds, ("error", table.pop("noise 1.0, 25%, teacher of all")), table,
+        against=["noise 1.0, 25%, labels alone"], seeds=seeds,
+        setup="40 features, 400 examples, penalty 10, relative squared error, 100 trials for each seed; measured: "
+        "noise 1, 25 %, teacher of all",
         reason="it rises somewhere",
     )  # fmt: skip

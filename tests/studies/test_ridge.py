@@ -24,6 +24,16 @@ def test_without_weight_the_teacher_changes_nothing_and_alone_it_replaces_labels
     assert ridge.error(0.5, 1.0, 1.0, penalty=1e-9, noise=0.0, trials=3) < 1e-12
 
 
+def test_a_known_set_up_gives_its_known_errors():
+    """Measured independently of this code, with other draws: 400 examples of 40 features, penalty 10."""
+    told = {(0.25, 1.0): (0.456, {0.25: 0.368, 0.5: 0.201, 1.0: 0.111}),
+            (0.1, 0.5): (0.403, {0.1: 0.444, 0.5: 0.287, 1.0: 0.266})}  # fmt: skip
+    for (share, noise), (alone, taught) in told.items():
+        assert ridge.error(share, 0.0, share, noise=noise) == pytest.approx(alone, rel=0.04)
+        for saw, expected in taught.items():
+            assert ridge.error(share, 1.0, saw, noise=noise) == pytest.approx(expected, rel=0.04)
+
+
 def test_it_repeats_under_a_seed():
     assert ridge.error(0.3, 0.5, 0.6, trials=3) == ridge.error(0.3, 0.5, 0.6, trials=3)
     assert ridge.error(0.3, 0.5, 0.6, trials=3) != ridge.error(0.3, 0.5, 0.6, trials=3, seed=1)

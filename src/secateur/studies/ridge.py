@@ -32,12 +32,12 @@ def error(
     trials: int = 100,
     seed: int = 0,
 ) -> float:
-    """Mean over trials of ||theta - theta*||^2 / ||theta*||^2 of a student that sees a share f of the examples.
+    """Mean over trials of ||theta - theta*||^2, with ||theta*|| = 1, of a student that sees a share f of the examples.
 
         theta(alpha, f, f_t) = (X_f X_f^T + lambda I)^{-1} X_f [ alpha X_f^T theta_t + (1 - alpha) y_f ]
 
-    theta_t is the ridge solution on a share f_t of the examples that holds the student's; y = X^T theta* + eta. X and
-    theta* are standard normal, eta normal of deviation `noise`.
+    theta_t is the ridge solution on a share f_t of the examples that holds the student's; y = X^T theta* + eta. X is
+    standard normal, theta* of length 1 in a random direction, eta normal of deviation `noise`.
 
     Args:
         share: f, what the student sees.
@@ -58,9 +58,10 @@ def error(
     for trial in range(trials):
         draw = np.random.default_rng([seed, trial])
         X, true = draw.standard_normal((features, size)), draw.standard_normal(features)
+        true /= np.linalg.norm(true)
         y = X.T @ true + noise * draw.standard_normal(size)
         few, many = round(share * size), round(taught * size)
         teacher = solution(X[:, :many], y[:many], penalty)
         targets = alpha * X[:, :few].T @ teacher + (1 - alpha) * y[:few]
-        found.append(((solution(X[:, :few], targets, penalty) - true) ** 2).sum() / (true**2).sum())
+        found.append(((solution(X[:, :few], targets, penalty) - true) ** 2).sum())
     return float(np.mean(found))
