@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
@@ -92,7 +93,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model(kind: str, seed: int = 0) -> PreTrainedModel:
-    """`bert`, `roberta`, `distilbert`, `gpt2`, `llama` (grouped-query attention), `qwen3` or `mixtral`."""
+    """`bert`, `masked` (with its head), `roberta`, `distilbert`, `gpt2`, `llama` (grouped-query attention), `qwen3` or
+    `mixtral`.
+    """
     vocabulary = 64
     torch.manual_seed(seed)
     common = dict(vocab_size=vocabulary, pad_token_id=0)
@@ -102,6 +105,7 @@ def model(kind: str, seed: int = 0) -> PreTrainedModel:
     experts = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=24)
     makers: dict[str, Any] = {
         "bert": lambda: BertModel(BertConfig(**common, **bert, max_position_embeddings=160)),
+        "masked": lambda: BertForMaskedLM(BertConfig(**common, **bert, max_position_embeddings=160)),
         "roberta": lambda: RobertaModel(RobertaConfig(**common, **bert, max_position_embeddings=160)),
         "distilbert": lambda: DistilBertModel(
             DistilBertConfig(**common, dim=32, n_layers=3, n_heads=4, hidden_dim=64, max_position_embeddings=160)

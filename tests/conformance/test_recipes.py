@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
@@ -22,7 +23,7 @@ from claims import vision
 from recipes.data import test_dp4tl as transferred
 from recipes.vision import nets
 from secateur import conformance, recipes
-from secateur.files import texts
+from secateur.files import masking, texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure.quality import perplexity
@@ -55,6 +56,7 @@ TOYS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"steps": 0, "short_steps": 0, "calibration": 64, "length": 16, "train_batch": 8, "candidates": 3},
     ),
     "magnitude": ("llama", "weights=50%", {}),
+    "romanian_distilberts": ("masked", "params=80%", {"steps": 40, "length": 16, "train_batch": 8, "lr": 3e-3}),
     "owl": ("llama", "weights=40%", {"samples": 24, "length": 16, "times": 2.0}),
     "slimmoe": ("mixtral", "params=70%", {"steps": 0, "calibration": 64, "length": 16}),
     "sparsegpt": ("llama", "weights=50%", {"samples": 24, "length": 16}),
@@ -312,6 +314,17 @@ def test_recipes(name: str, tmp_path: Path) -> None:
             return -perplexity(student.forward, held_out.take(10)).value
 
         assert quality(subject) > -20  # of 64 words: the toy has learnt something that a cut can lose
+    elif kind == "masked":
+        subject = open_subject(tiny.model("masked"), tokenizer=tiny.tokenizer())
+        plain = texts.batches(texts.read(tiny.chains(200, 1)), subject.tokenizer, packed=False, batch=8, length=16)
+        hidden = masking.Masked(plain, subject.tokenizer, seed=1)[:10]
+
+        def quality(student: Transformer) -> float:
+            """Mean log-probability of the hidden tokens: what is taught, of a teacher that knows nothing."""
+            with torch.no_grad():
+                said = torch.cat([student.forward(one).prediction.flatten(0, 1) for one in hidden])
+            return -float(functional.cross_entropy(said, torch.cat([one["labels"].flatten() for one in hidden])))
+
     else:
         subject = open_subject(tiny.uneven(tiny.model(kind)), tokenizer=tiny.tokenizer())
     data = texts.read(tiny.chains(800))
