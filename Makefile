@@ -20,7 +20,7 @@ demo: $(VENV)/.base  ## MiniLM twice as fast, distilled on Brown sentences, meas
 	@$(BIN)/python examples/demo.py
 
 test: lint  ## formatting, types, import contracts, all fast tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20
 
 lint: $(VENV)/.full  ## ruff, mypy --strict on the package, import-linter
 	@$(BIN)/ruff check
