@@ -2,7 +2,7 @@
 
     python benchmarks/distilling.py                                   # writes docs/evidence/benchmarks/distilling.*
     python benchmarks/distilling.py --rounds 1 --vocabularies 8192    # a quick look at the step, writes nothing
-    python benchmarks/distilling.py --only cache --seeds 1            # a quick look at the cache, writes nothing
+    python benchmarks/distilling.py --only cache                      # that half anew, beside the other's figures
 
 The step: the same two Llamas (folders), the same batch, float32, forward KL at temperature 1 over all tokens. Every
 measurement is a process of its own; all take turns. Memory is the highest resident size of a step less what was
@@ -182,7 +182,7 @@ def cached(seed: int, steps: int) -> dict[str, Any]:
     config = LlamaConfig(**{**teacher.model.config.to_dict(), **lab.SHAPE, **small})
     feed = lab.batches(teacher, seed=seed)
     held = lab.batches(teacher, seed=0, held=True).take(60)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"steps": steps}
     with tempfile.TemporaryDirectory(prefix="cache-") as folder:
         began = time.perf_counter()
         known = teachers.remembered(
@@ -309,7 +309,7 @@ def claims(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def cache_lines(found: list[dict[str, Any]]) -> tuple[list[str], dict[str, float]]:
+def cache_lines(found: list[dict[str, Any]]) -> list[str]:
     lines = [
         "| seed | perplexity, teacher | live | cache | cache / live | tokens/s, live | cache | cache / live |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -326,17 +326,16 @@ def cache_lines(found: list[dict[str, Any]]) -> tuple[list[str], dict[str, float
         )
     from secateur.measure.statistics import mean_interval
 
-    bounds = {"perplexity_of_live": quality, "speed_of_live": speed}
-    summary = {name: mean_interval(values).value for name, values in bounds.items()}
     sizes, filled = found[0]["sizes"], statistics.median(one["filling"] for one in found)
     lines += [
         "",
         f"Perplexity {mean_interval(quality)} of live (asked: at most 1.02), speed {mean_interval(speed)} of live "
-        f"(asked: at least 1.8). Teacher {sizes[0]:,}, student {sizes[1]:,} parameters, {STEPS} steps. The cache holds "
+        f"(asked: at least 1.8). Teacher {sizes[0]:,}, student {sizes[1]:,} parameters, "
+        f"{found[0]['steps']} steps. The cache holds "
         f"{found[0]['bytes'] / MIB:.0f} MiB and took {filled:.0f} s to fill, once for all students.",
         "",
     ]
-    return lines, summary
+    return lines
 
 
 def main() -> None:
@@ -345,7 +344,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="timed steps per process")
     parser.add_argument("--seeds", type=int, default=3, help="of the students that learn from a cache")
-    parser.add_argument("--only", choices=["step", "cache"], help="one half; writes nothing")
+    parser.add_argument("--only", choices=["step", "cache"], help="measure one half, keep the other")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     for hidden in ("--folder", "--gradient"):
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
@@ -354,52 +353,66 @@ def main() -> None:
         print(json.dumps(child(options.child, options.folder, options.repeats, options.gradient)))
         return
 
-    lines, found = ["# Distilling", ""], dict[str, Any]()
+    out = peers.ROOT / "docs" / "evidence" / "benchmarks"
+    record = out / "distilling.json"
+    found: dict[str, Any] = {}
+    if options.only and record.exists():  # the other half stays as it was measured, with its commit
+        found = json.loads(record.read_text(encoding="utf-8"))
+    from secateur.measure.environment import describe  # children of peers run without secateur
+
+    machine = describe()
     if options.only != "cache":
+        found["steps"] = {"commit": machine.get("commit")}
         for vocabulary in options.vocabularies:
             with tempfile.TemporaryDirectory(prefix="distilling-") as folder:
                 rows = steps(prepared(Path(folder), vocabulary), options.rounds, options.repeats)
                 judge(rows)
             for name, peer in CONTESTANTS.items():
                 rows[name]["version"] = peers.version(peer, PEERS.get(peer or "", []))
-            reached = claims(rows)
-            found[str(vocabulary)] = {"rows": rows, "claims": reached}
-            lines += [f"**One step: {BATCH * LENGTH:,} tokens, vocabulary {vocabulary:,}, float32**", "", *table(rows)]
-            if reached:
-                lines += [
-                    f"secateur's step takes {reached['time_of_fastest_peer']:.2f} of the fastest peer's time (asked: "
-                    f"at most 1) and {reached['memory_of_leanest_peer']:.2f} of the leanest's memory (asked: 0.5).",
-                    "",
-                ]
+            found["steps"][str(vocabulary)] = {"rows": rows, "claims": claims(rows)}
     if options.only != "step":
         every = []
         for seed in range(options.seeds):
             print(f"cache: seed {seed}", file=sys.stderr)
             every.append(cached(seed, STEPS))
-        text, summary = cache_lines(every)
-        lines += [f"**From a cache of the teacher's {K} likeliest tokens, and from the teacher itself**", "", *text]
-        found["cache"] = {"seeds": every, "claims": summary}
+        found["cache"] = {"seeds": every, "commit": machine.get("commit")}
+    text = "\n".join(report(found, machine))
+    print(text)
+    many = options.rounds >= 3 and options.seeds >= 3 and len(options.vocabularies) > 1
+    if many and {"steps", "cache"} <= found.keys():
+        out.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (out / "distilling.md").write_text(text + "\n", encoding="utf-8")
 
-    from secateur.measure.environment import describe  # children of peers run without secateur
 
-    machine = describe()
+def report(found: dict[str, Any], machine: dict[str, Any]) -> list[str]:
+    lines = ["# Distilling", ""]
+    for vocabulary, part in found.get("steps", {}).items():
+        if vocabulary == "commit":
+            continue
+        lines += [f"**One step: {BATCH * LENGTH:,} tokens, vocabulary {int(vocabulary):,}, float32**", ""]
+        lines += table(part["rows"])
+        if reached := part["claims"]:
+            lines += [
+                f"secateur's step takes {reached['time_of_fastest_peer']:.2f} of the fastest peer's time (asked: "
+                f"at most 1) and {reached['memory_of_leanest_peer']:.2f} of the leanest's memory (asked: 0.5).",
+                "",
+            ]
+    if "cache" in found:
+        lines += [f"**From a cache of the teacher's {K} likeliest tokens, and from the teacher itself**", ""]
+        lines += cache_lines(found["cache"]["seeds"])
     large, small = (f"{shape['num_hidden_layers']} x {shape['hidden_size']}" for shape in (TEACHER, STUDENT))
-    lines += [
+    commits = ", ".join(f"{half} {part['commit']}" for half, part in found.items())
+    return [
+        *lines,
         f"A step: the teacher's forward pass, the student's, the loss, and the student's gradient; Llamas of {large} "
         f"and {small} with random weights. MiB above the models: the highest resident size of a step, the gradient "
         "included, less what was resident before. Gradient's difference: the largest from the plain formula's, as a "
-        "share of its largest entry of that tensor. Each figure from processes of its own, in turn.",
+        "share of its largest entry of that tensor. Each figure from processes of its own, in turn. What is outside "
+        "the likeliest tokens is dealt out as the teacher does on average.",
         f"{machine.get('cpu')}, {machine.get('logical_cores')} cores, Python {platform.python_version()}, torch "
-        f"{machine.get('torch')}, transformers {machine.get('transformers')}, commit {machine.get('commit')}.",
+        f"{machine.get('torch')}, transformers {machine.get('transformers')}; commits: {commits}.",
     ]
-    text = "\n".join(lines)
-    print(text)
-    if options.only is None and options.rounds >= 3 and options.seeds >= 3 and len(options.vocabularies) > 1:
-        out = peers.ROOT / "docs" / "evidence" / "benchmarks"
-        out.mkdir(parents=True, exist_ok=True)
-        record = {**found, "commit": machine.get("commit")}
-        (out / "distilling.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (out / "distilling.md").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
