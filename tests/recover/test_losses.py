@@ -384,32 +384,6 @@ def test_topk_equals_the_plain_formula(logits):
         same(ours, plain_topk(student, *parts, temperature), student)
 
 
-def filled(values, indices, remaining, tail):
-    """The whole distribution that a cache with a tail stands for."""
-    whole = torch.zeros(len(values), len(tail)) + tail
-    whole = whole.scatter(-1, indices, 0)
-    return (whole / whole.sum(-1, keepdim=True) * remaining.exp()[:, None]).scatter(-1, indices, values.exp())
-
-
-def test_with_a_tail_it_is_the_kl_to_the_distribution_that_the_cache_stands_for(logits):
-    student, teacher = logits
-    tail = torch.rand(VOCABULARY)
-    head, hidden = nn.Linear(6, VOCABULARY), torch.randn(TOKENS, 6, requires_grad=True)
-    for temperature in (1.0, 2.0):
-        parts = topk(teacher, 5, temperature)
-        target = filled(*parts, tail).clamp_min(1e-30).log() * temperature
-        ours = losses.topk_kl(student, *parts, tail=tail, temperature=temperature, chunk=4)
-        same(ours, plain_kl(student, target, None, temperature, "forward"), student)
-        through = losses.topk_kl_from_hidden(hidden, head, *parts, tail=tail, temperature=temperature, chunk=4)
-        same(through, plain_kl(head(hidden), target, None, temperature, "forward"), hidden, head.weight)
-
-
-def test_a_tail_adds_nothing_where_nothing_remains(logits):
-    student, teacher = logits
-    whole = losses.topk_kl(student, *topk(teacher, VOCABULARY), tail=torch.rand(VOCABULARY))
-    torch.testing.assert_close(whole, losses.kl(student, teacher), rtol=1e-4, atol=1e-3)
-
-
 def test_topk_of_everything_is_the_full_kl_and_less_is_a_lower_bound(logits):
     student, teacher = logits
     same(losses.topk_kl(student, *topk(teacher, VOCABULARY)), losses.kl(student, teacher), student)

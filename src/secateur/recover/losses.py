@@ -377,40 +377,6 @@ def _topk_kl(temperature: float) -> Formula:
     return formula
 
 
-_SPREAD = 1e-6
-"""Share of a tail that is dealt out evenly, so that no token is held to be impossible."""
-
-
-def _tailed_kl(temperature: float, tail: Tensor, width: int) -> Formula:
-    """Forward KL to what a cache knows, the mass that remains dealt out like `tail` t: r t_j / t(outside).
-
-    Gradient with respect to the logits: q - p, over temperature.
-    """
-    tail = tail[:width].double() / tail[:width].sum()
-    tail = ((1 - _SPREAD) * tail + _SPREAD / width).float()
-
-    def formula(
-        student: Tensor, log_p: Tensor, indices: Tensor, log_rest: Tensor
-    ) -> tuple[Tensor, Callable[[], Tensor]]:
-        log_q, t = _log_softmax(student, temperature), tail.to(student)
-        indices, log_p, log_rest = indices.long(), log_p.to(log_q.dtype), log_rest.to(log_q.dtype)
-        inside, within, p = log_q.gather(-1, indices), t[indices], log_p.exp()
-        outside = (1 - within.sum(-1)).clamp_min(_SPREAD / width)
-        share = log_rest.exp() / outside
-        # Sums over what is outside, as those over all less those over what is inside.
-        entropy = (t * t.log()).sum() - (within * within.log()).sum(-1)
-        crossed = log_q @ t - (within * inside).sum(-1)
-        spread = log_rest.exp() * torch.where(share > 0, share, 1).log() + share * (entropy - crossed)
-
-        def gradient() -> Tensor:
-            part = log_q.exp_().addr_(share, t, alpha=-1)
-            return part.scatter_(-1, indices, inside.exp() - p).div_(temperature)
-
-        return _expectation(p, log_p - inside) + spread, gradient
-
-    return formula
-
-
 def _bucketed_kl(temperature: float, width: int, k: int, buckets: int, ratio: float) -> Formula:
     """Forward KL over k + `buckets` events; gradient q_j - q_j p_e / q_e, e the event of token j, over temperature."""
 
@@ -560,7 +526,6 @@ def topk_kl(
     remaining: Tensor,
     mask: Tensor | None = None,
     *,
-    tail: Tensor | None = None,
     temperature: float = 1.0,
     vocabulary: int | None = None,
     chunk: int | None = None,
@@ -571,10 +536,6 @@ def topk_kl(
     event, hence a lower bound of the full forward KL, equal to it at k = V or where the rest has the same shape.
     `temperature` must be the one the cache was made with: a remaining mass can't be re-tempered.
 
-    With `tail` [V], what the teacher gives each token where it is not among the k, the remaining mass is dealt out like
-    it, and the divergence is that to the whole distribution. The k alone say nothing of the others' shares, and a
-    student that learns from them alone ends up worse. The tail is this project's.
-
     Shapes: student_logits [..., V], log_probabilities and indices [N, k], remaining [N] (log mass outside the k tokens;
     -inf for none), where N counts the tokens with a nonzero mask, in order (all tokens if mask is None). Leading
     dimensions may also be those of the student: then the mask picks from them. `vocabulary`: the student's columns to
@@ -583,8 +544,7 @@ def topk_kl(
     _check_temperature(temperature)
     width = _cached_width(student_logits.shape[-1], vocabulary, indices)
     targets = (_flat(log_probabilities), _flat(indices), remaining.reshape(-1))
-    formula = _topk_kl(temperature) if tail is None else _tailed_kl(temperature, tail, width)
-    return _on_logits(formula, student_logits, width, mask, chunk, *targets)
+    return _on_logits(_topk_kl(temperature), student_logits, width, mask, chunk, *targets)
 
 
 def bucketed_kl(
@@ -746,7 +706,6 @@ def topk_kl_from_hidden(
     remaining: Tensor,
     mask: Tensor | None = None,
     *,
-    tail: Tensor | None = None,
     temperature: float = 1.0,
     vocabulary: int | None = None,
     softcap: float | None = None,
@@ -766,7 +725,7 @@ def topk_kl_from_hidden(
             raise InputError(f"targets have {len(part)} rows for {counted} counted tokens: give one row per token")
     if rows is not None:
         parts = tuple(part[rows] if len(part) == len(states) else part for part in parts)  # type: ignore[assignment]
-    formula = _topk_kl(temperature) if tail is None else _tailed_kl(temperature, tail, width)
+    formula = _topk_kl(temperature)
     return _through_walk(formula, hidden, weight, bias, rows, softcap, chunk, lambda span: [p[span] for p in parts])
 
 

@@ -352,18 +352,11 @@ def distil(
         near = None
         if logit and "teacher_indices" in batch:
             known = (batch["teacher_log_probabilities"], batch["teacher_indices"], batch["teacher_remaining"])
-            tail = batch.get("teacher_tail")
             if through is None:
-                near = losses.topk_kl(ours.prediction, *known, mask_of(batch), tail=tail, temperature=temperature)
+                near = losses.topk_kl(ours.prediction, *known, mask_of(batch), temperature=temperature)
             else:
                 near = losses.topk_kl_from_hidden(
-                    ours.prediction,
-                    through,
-                    *known,
-                    mask_of(batch),
-                    tail=tail,
-                    temperature=temperature,
-                    softcap=ours.softcap,
+                    ours.prediction, through, *known, mask_of(batch), temperature=temperature, softcap=ours.softcap
                 )
             near = near / totals["tokens"]
             add("logit", logit, near)

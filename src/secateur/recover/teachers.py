@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -185,8 +184,7 @@ class TopK:
 
     Each entry is {"log_probabilities" [n, k] float32, "indices" [n, k], "remaining" [n] float32} over the n counted
     tokens of batch i, in order: what `losses.topk_kl` takes beside that batch's mask. The rows are renormalised, since
-    half precision moves their sum away from 1 by up to 1e-3. Where it is known, "tail" [V] says what the teacher gives
-    each token where it is not among the k, added up over all that was asked.
+    half precision moves their sum away from 1 by up to 1e-3.
     """
 
     def __init__(self, shelf: _Shelf) -> None:
@@ -220,13 +218,7 @@ class TopK:
             "log_probabilities": values - whole[:, None],
             "indices": self._held[f"{index}.indices"].long(),
             "remaining": rest - whole,
-            **({} if self._tail is None else {"tail": self._tail}),
         }
-
-    @cached_property
-    def _tail(self) -> Tensor | None:
-        """The last file's, which all before it went into."""
-        return self._shelf.read(len(self._shelf.files) - 1).get("tail")
 
 
 def cache_topk(
@@ -260,19 +252,15 @@ def cache_topk(
     if k < 1 or not 0 < temperature < math.inf:
         raise InputError(f"k={k}, temperature={temperature}: give numbers above 0")
 
-    tail: dict[str, Tensor] = {}
-
     def ask(batch: Batch) -> Likeliest:
         found = logits(batch)
         mask = batch.get("attention_mask")
         rows = found.reshape(-1, found.shape[-1])[:, :vocabulary]
         picked = torch.arange(len(rows)) if mask is None else mask.reshape(-1).bool().nonzero().squeeze(1)
-        *known, left = _likeliest(rows, picked.to(rows.device), k, temperature)
-        tail["tail"] = tail["tail"] + left if tail else left
-        return known[0], known[1], known[2]
+        return _likeliest(rows, picked.to(rows.device), k, temperature)
 
     key = {**key, "k": k, "temperature": temperature, "vocabulary": vocabulary or 0}
-    return cache_answers(folder, ask, batches, count, key=key, shard=shard, beside=tail)
+    return cache_answers(folder, ask, batches, count, key=key, shard=shard)
 
 
 def cache_answers(
@@ -283,23 +271,18 @@ def cache_answers(
     *,
     key: Mapping[str, Any],
     shard: int = 32,
-    beside: dict[str, Tensor] | None = None,
 ) -> TopK:
     """As `cache_topk`, of a teacher that gives its likeliest tokens itself.
 
     ask: batch -> log-probabilities and indices [n, k] of the likeliest tokens, and the log of the remaining mass [n],
-    over the n tokens of the batch that count, in order. key: holds "k" and "temperature", too. beside: what `ask` adds
-    up over batches, kept with them and there again where a cache is continued. What was asked before an error or Ctrl-C
-    is kept.
+    over the n tokens of the batch that count, in order. key: holds "k" and "temperature", too. What was asked before an
+    error or Ctrl-C is kept.
     """
     if count < 1 or shard < 1:
         raise InputError(f"count={count}, shard={shard}: give numbers above 0")
     shelf = _Shelf.open(Path(folder), key)
     done = int(shelf.files[-1]["end"]) if shelf.files else 0
     _check_order(shelf, batches)
-    if beside is not None and done:
-        held = shelf.read(len(shelf.files) - 1)
-        beside.update({name: tensor for name, tensor in held.items() if "." not in name})
     while done < count:
         first, end, tensors, order = done, min(done + shard, count), dict[str, Tensor](), list[str]()
         try:
@@ -312,7 +295,7 @@ def cache_answers(
                 tensors[f"{done}.remaining"] = remaining.float()
         finally:
             if order:
-                shelf.add(tensors | (beside or {}), end=first + len(order), order=order)
+                shelf.add(tensors, end=first + len(order), order=order)
         done = end
     return TopK(shelf)
 
@@ -342,20 +325,16 @@ def _tokens(batch: Batch) -> str:
     return found.hexdigest()[:16]
 
 
-def _likeliest(rows: Tensor, picked: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probabilities and indices [n, k] of the k likeliest tokens, and the log mass of the others [n], in chunks.
-
-    And what each token [V] has in all where it is among the others.
-    """
+def _likeliest(rows: Tensor, picked: Tensor, k: int, temperature: float) -> Likeliest:
+    """Log-probabilities and indices [n, k] of the k likeliest tokens, and the log mass of the others [n], in chunks."""
     k, chunk = min(k, rows.shape[-1]), max(1, 2**22 // rows.shape[-1])
-    parts, tail = [], torch.zeros(rows.shape[-1], device=rows.device)
+    parts = []
     for some in picked.split(chunk):
         log_p = functional.log_softmax(rows[some].float() / temperature, -1)
         values, indices = log_p.topk(k)
         parts.append((values, indices, log_p.scatter_(-1, indices, -math.inf).logsumexp(-1)))
-        tail += log_p.exp_().sum(0)
     values, indices, remaining = (torch.cat(part) for part in zip(*parts, strict=True))
-    return values, indices, remaining, tail.cpu()
+    return values, indices, remaining
 
 
 # ------------------------------------------------------------------------------------------------------- encoders
