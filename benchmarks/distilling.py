@@ -9,8 +9,9 @@ measurement is a process of its own; all take turns. Memory is the highest resid
 resident with both models loaded, so it holds activations, the loss's own and the student's gradient, which has to
 exist. The gradient of each is compared with the plain formula's.
 
-The cache: a student of less than a quarter of a trained teacher's size learns from its 64 likeliest tokens on disk, and
-beside it, from the same weights on the same batches, from the teacher itself: perplexity on held-out text, tokens/s.
+The cache: a student of less than a quarter of a trained teacher's size learns from 64 of its tokens at each place, on
+disk, half the likeliest and half drawn from the others; and beside it, from the same weights on the same batches, from
+the teacher itself: perplexity on held-out text, tokens/s.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def cached(seed: int, steps: int) -> dict[str, Any]:
         began = time.perf_counter()
         known = teachers.remembered(
             folder, teacher.model, teacher.forward, teacher.tokenizer, feed, steps,
-            k=K, temperature=1.0, key={"data": lab.training().digest, "seed": seed},
+            k=K, drawn=K // 2, temperature=1.0, key={"data": lab.training().digest, "seed": seed},
         )  # fmt: skip
         found["filling"] = time.perf_counter() - began
         found["bytes"] = sum(file.stat().st_size for file in Path(folder).iterdir())
@@ -399,7 +400,7 @@ def report(found: dict[str, Any], machine: dict[str, Any]) -> list[str]:
                 "",
             ]
     if "cache" in found:
-        lines += [f"**From a cache of the teacher's {K} likeliest tokens, and from the teacher itself**", ""]
+        lines += [f"**From a cache of {K} of the teacher's tokens at each place, and from the teacher itself**", ""]
         lines += cache_lines(found["cache"]["seeds"])
     large, small = (f"{shape['num_hidden_layers']} x {shape['hidden_size']}" for shape in (TEACHER, STUDENT))
     commits = ", ".join(f"{half} {part['commit']}" for half, part in found.items())
@@ -408,8 +409,8 @@ def report(found: dict[str, Any], machine: dict[str, Any]) -> list[str]:
         f"A step: the teacher's forward pass, the student's, the loss, and the student's gradient; Llamas of {large} "
         f"and {small} with random weights. MiB above the models: the highest resident size of a step, the gradient "
         "included, less what was resident before. Gradient's difference: the largest from the plain formula's, as a "
-        "share of its largest entry of that tensor. Each figure from processes of its own, in turn. What is outside "
-        "the likeliest tokens is dealt out as the teacher does on average.",
+        "share of its largest entry of that tensor. Each figure from processes of its own, in turn. Half of "
+        f"a cache's {K} tokens at each place are the likeliest, half are drawn from the others (cache_topk, drawn).",
         f"{machine.get('cpu')}, {machine.get('logical_cores')} cores, Python {platform.python_version()}, torch "
         f"{machine.get('torch')}, transformers {machine.get('transformers')}; commits: {commits}.",
     ]

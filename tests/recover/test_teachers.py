@@ -298,3 +298,38 @@ def test_a_remembered_teacher_stands_beside_its_batches(tmp_path):
     assert len(asked) == 2
     with pytest.raises(DataError, match="another teacher"):
         teachers.remembered(tmp_path, llama(2), forward, tokenizer(), batches, 2, **how)
+
+
+def test_drawn_tokens_stand_for_all_others_in_the_mean(tmp_path):
+    """The gradient from many draws is that of the live teacher, which the likeliest tokens alone do not give."""
+    torch.manual_seed(0)
+    teacher, student = torch.randn(1, VOCABULARY), torch.randn(1, VOCABULARY, requires_grad=True)
+    rows = 4000
+    many = {"input_ids": torch.zeros(1, rows, dtype=torch.long), "attention_mask": torch.ones(1, rows)}
+    gradients = {}
+    for drawn in (0, 3):
+        cache = teachers.cache_topk(
+            tmp_path / str(drawn), lambda batch: teacher.expand(1, rows, -1), [many], 1, key=KEY, k=6, drawn=drawn
+        )
+        entry = cache[0]
+        loss = losses.topk_kl(student.expand(rows, -1), **entry) / rows
+        gradients[drawn] = torch.autograd.grad(loss, student)[0]
+        if drawn:
+            assert torch.isinf(entry["remaining"]).all()
+            assert not (entry["indices"][:, :3, None] == entry["indices"][:, None, 3:]).any()
+    whole = torch.autograd.grad(losses.kl(student, teacher), student)[0]
+    apart = {drawn: float((found - whole).norm() / whole.norm()) for drawn, found in gradients.items()}
+    assert apart[3] < 0.3 * apart[0]
+
+
+def test_draws_are_part_of_what_a_cache_is_of(tmp_path):
+    for drawn, words in ((4, "drawn=4 of k=4"), (-1, "drawn=-1")):
+        with pytest.raises(InputError, match=words):
+            teachers.cache_topk(tmp_path / "no", logits_of(llama(1)), Batches(), 1, key=KEY, k=4, drawn=drawn)
+    one, other = (
+        teachers.cache_topk(tmp_path / name, logits_of(llama(1)), Batches(), 2, key=KEY, k=4, drawn=2)
+        for name in ("a", "b")
+    )
+    assert all(torch.equal(one[1][name], other[1][name]) for name in one[1])
+    with pytest.raises(DataError, match="another drawn"):
+        teachers.cache_topk(tmp_path / "a", logits_of(llama(1)), Batches(), 2, key=KEY, k=4)

@@ -229,6 +229,7 @@ def cache_topk(
     *,
     key: Mapping[str, Any],
     k: int = 64,
+    drawn: int = 0,
     temperature: float = 1.0,
     vocabulary: int | None = None,
     shard: int = 32,
@@ -242,6 +243,10 @@ def cache_topk(
         count: batches to have in all.
         key: what the cache depends on, such as {"teacher": fingerprint(model), "tokenizer": ..., "data": ...}.
         k: tokens kept per position: about 6 k + 4 bytes each.
+        drawn: so many of the k are no likeliest ones, but drawn from the others by their probabilities, each with an
+            equal share of the mass that remains. The k likeliest alone say nothing of how the others compare; in the
+            mean over draws, the gradient is that of the whole distribution. Source: sparse logit sampling
+            (arXiv 2503.16870), which draws all; to keep the likeliest exactly is this project's.
         temperature: of the teacher's softmax; the loss must use the same.
         vocabulary: columns of the logits to use, where `check_vocabularies` found fewer than the teacher has.
         shard: batches per file; a kill loses at most that many, an error or Ctrl-C none.
@@ -251,15 +256,18 @@ def cache_topk(
     """
     if k < 1 or not 0 < temperature < math.inf:
         raise InputError(f"k={k}, temperature={temperature}: give numbers above 0")
+    if not 0 <= drawn < k:
+        raise InputError(f"drawn={drawn} of k={k} tokens: give at least 0, and fewer than k")
 
     def ask(batch: Batch) -> Likeliest:
         found = logits(batch)
         mask = batch.get("attention_mask")
         rows = found.reshape(-1, found.shape[-1])[:, :vocabulary]
         picked = torch.arange(len(rows)) if mask is None else mask.reshape(-1).bool().nonzero().squeeze(1)
-        return _likeliest(rows, picked.to(rows.device), k, temperature)
+        return _likeliest(rows, picked.to(rows.device), k, temperature, drawn)
 
     key = {**key, "k": k, "temperature": temperature, "vocabulary": vocabulary or 0}
+    key |= {"drawn": drawn} if drawn else {}
     return cache_answers(folder, ask, batches, count, key=key, shard=shard)
 
 
@@ -325,14 +333,27 @@ def _tokens(batch: Batch) -> str:
     return found.hexdigest()[:16]
 
 
-def _likeliest(rows: Tensor, picked: Tensor, k: int, temperature: float) -> Likeliest:
-    """Log-probabilities and indices [n, k] of the k likeliest tokens, and the log mass of the others [n], in chunks."""
+def _likeliest(rows: Tensor, picked: Tensor, k: int, temperature: float, drawn: int = 0) -> Likeliest:
+    """Log-probabilities and indices [n, k] of the k likeliest tokens, and the log mass of the others [n], in chunks.
+
+    With `drawn`, the last of the k are drawn from the others with replacement, and have all their mass between them.
+    Draws are seeded by what is drawn from: the same rows give the same.
+    """
     k, chunk = min(k, rows.shape[-1]), max(1, 2**22 // rows.shape[-1])
+    drawn = drawn if k < rows.shape[-1] else 0
     parts = []
     for some in picked.split(chunk):
         log_p = functional.log_softmax(rows[some].float() / temperature, -1)
-        values, indices = log_p.topk(k)
-        parts.append((values, indices, log_p.scatter_(-1, indices, -math.inf).logsumexp(-1)))
+        values, indices = log_p.topk(k - drawn)
+        others = log_p.scatter_(-1, indices, -math.inf)
+        rest = others.logsumexp(-1)
+        if drawn:
+            lot = torch.Generator(rows.device).manual_seed(int(indices.sum()) % 2**31)
+            found = others.sub_(rest[:, None]).exp_().multinomial(drawn, replacement=True, generator=lot)
+            share = (rest - math.log(drawn))[:, None].expand(-1, drawn)
+            values, indices = torch.cat([values, share], -1), torch.cat([indices, found], -1)
+            rest = torch.full_like(rest, -math.inf)
+        parts.append((values, indices, rest))
     values, indices, remaining = (torch.cat(part) for part in zip(*parts, strict=True))
     return values, indices, remaining
 
@@ -418,6 +439,7 @@ def remembered(
     k: int,
     temperature: float,
     key: Mapping[str, Any],
+    drawn: int = 0,
 ) -> Joined:
     """The first `count` batches, each with the `k` tokens that the teacher finds likeliest at every position, on disk.
 
@@ -427,6 +449,6 @@ def remembered(
     key = {**key, "teacher": fingerprint(model), "tokenizer": fingerprint(tokenizer)}
     ask = live(model, forward)
     answers = cache_topk(
-        folder, lambda item: ask(item).prediction, batches, count, key=key, k=k, temperature=temperature
+        folder, lambda item: ask(item).prediction, batches, count, key=key, k=k, temperature=temperature, drawn=drawn
     )
     return Joined(batches, answers)
