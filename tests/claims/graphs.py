@@ -191,7 +191,7 @@ def titled(make: Callable[[], World]) -> frozenset[str]:
 
 @functools.cache
 def single(make: Callable[[], World], seed: int, count: int = 100) -> list[Asked]:
-    """What stands at the other end of a relation of one thing, where at most three things do."""
+    """What stands at the other end of a relation of one thing, where at most three things do; as many as there are."""
     world, draw = make(), random.Random(seed)
     groups = dict[tuple[str, str, bool], list[Triple]]()
     for fact in world.triples:
@@ -201,7 +201,7 @@ def single(make: Callable[[], World], seed: int, count: int = 100) -> list[Asked
             groups.setdefault((o, p, False), []).append(fact)
     fit = sorted(key for key, facts in groups.items() if len(facts) <= 3 and key[0] in titled(make))
     found = []
-    for thing, relation, forward in draw.sample(fit, count):
+    for thing, relation, forward in draw.sample(fit, min(count, len(fit))):
         asked = put(world, relation, thing, forward)
         found.append(Asked(asked[:1].upper() + asked[1:], (thing,), frozenset(groups[thing, relation, forward])))
     return found

@@ -94,16 +94,20 @@ def _taught(
     key = hashlib.sha256(repr((shape, how, LENGTH, brown(*genres).digest)).encode()).hexdigest()[:8]
     folder = CACHE / f"{name}-{steps}-{key}"
     if not (folder / "config.json").exists():
-        import transformers
-
-        tokenizer = _tokenizer()
-        end = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **shape, **end)
-        torch.manual_seed(seed)
-        subject = open_subject(getattr(transformers, f"{family}ForCausalLM")(config), tokenizer=tokenizer)
+        subject = untaught(family, shape, _tokenizer(), seed)
         task(subject, steps, **how)
         subject.save(folder)
     return open_subject(folder)
+
+
+def untaught(family: str, shape: dict[str, Any], tokenizer: Any, seed: int) -> Transformer:
+    """A language model with fresh weights for a tokenizer."""
+    import transformers
+
+    end = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = getattr(transformers, f"{family}Config")(vocab_size=len(tokenizer), **shape, **end)
+    torch.manual_seed(seed)
+    return open_subject(getattr(transformers, f"{family}ForCausalLM")(config), tokenizer=tokenizer)
 
 
 def _tokenizer() -> Any:

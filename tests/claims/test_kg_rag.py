@@ -295,17 +295,20 @@ def test_a_reader_with_facts_is_right_more_often_than_without(name, reader):
 
 LITTLE = "where nearly all gold facts fit, BM25 keeps as many"
 SHORT = "graphs of 46 and 15 relations have a short schema; SPOKE's fills thousands of tokens"
+HANDFUL = "0.936 of them: a quarter of ten to twenty facts is a handful, and those that answer are not always in it"
+
+
+def failing(reason: str, *which: Any) -> dict[Any, pytest.MarkDecorator]:
+    """Marks of the parameters for which a claim does not hold."""
+    return dict.fromkeys(which, pytest.mark.xfail(strict=True, reason=reason))
+
+
+ROOMY = failing(LITTLE, ("umls", 512), ("wordnet", 256), ("wordnet", 512))
 
 
 @pytest.mark.parametrize(
     ("name", "budget"),
-    [
-        pytest.param(
-            name, budget, marks=[pytest.mark.xfail(strict=True, reason=LITTLE)] * ((name, budget) == ("umls", 512))
-        )
-        for name in WORLDS
-        for budget in BUDGETS
-    ],
+    [pytest.param(name, budget, marks=ROOMY.get((name, budget), ())) for name in WORLDS for budget in BUDGETS],
 )
 def test_gold_facts_at_equal_tokens(name, budget):
     """Check 2."""
@@ -322,7 +325,10 @@ def test_gold_facts_at_equal_tokens(name, budget):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WORLDS)
+SMALL = failing(HANDFUL, "wordnet")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SMALL.get(name, ())) for name in WORLDS])
 def test_gold_facts_survive_and_fewer_do_at_higher_percentiles(name):
     """Check 3, and the curve over percentiles."""
     curve = {
@@ -337,7 +343,7 @@ def test_gold_facts_survive_and_fewer_do_at_higher_percentiles(name):
         f"{name}: of questions on one thing at least 95 % of the facts that answer stay at the defaults, and fewer the "
         "higher the percentile",
         sum(ours) >= 0.95 * len(SEEDS) and sums == sorted(sums, reverse=True), ("recall of gold facts", ours), curve,
-        lower=False, setup=SETUP,
+        lower=False, setup=SETUP, reason=HANDFUL,
     )  # fmt: skip
 
 
@@ -377,8 +383,10 @@ def test_what_is_cited_is_where_facts_come_from(name):
     )  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason=SHORT)
-@pytest.mark.parametrize("name", WORLDS)
+BRIEF = failing(SHORT, "umls", "movielens")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=BRIEF.get(name, ())) for name in WORLDS])
 def test_fewer_tokens_than_the_schema_takes(name):
     """Check 0, on the side of tokens."""
     ours, schema_ = column(name, "tokens.pruned"), column(name, "tokens.schema")
