@@ -385,7 +385,7 @@ def distill(
     direction: Annotated[str, typer.Option(help="forward or reverse KL, js, mse or cosine.")] = "forward",
     task: Annotated[float, typer.Option(help="Weight of cross-entropy beside it.")] = 0.0,
     hidden: Annotated[bool, typer.Option("--hidden", help="Bring hidden states near, too.")] = False,
-    cache: Annotated[int, typer.Option(help="Ask the teacher once, and keep so many of the likeliest tokens.")] = 0,
+    cache: Annotated[int, typer.Option(help="Ask the teacher once, and keep so many tokens at each place.")] = 0,
     on_policy: Annotated[float, typer.Option(help="Share of the batches that the student writes itself.")] = 0.0,
     prompt: Annotated[int, typer.Option(help="Tokens of a text that it then writes on from.")] = 16,
     training: Annotated[str, typer.Option(help="More settings of training: accumulate=4,precision=bf16.")] = "",

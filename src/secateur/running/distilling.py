@@ -124,7 +124,8 @@ def distill(
         direction: forward or reverse KL, js, mse or cosine on the logits.
         task: weight of cross-entropy beside it: of the next token, of labels, or of masked tokens.
         hidden: also bring the hidden states near, as Minitron does; where widths differ, through a projection.
-        cache: ask the teachers once, for so many of the likeliest tokens at each place, and keep them on disk.
+        cache: ask the teachers once, for so many tokens at each place, and keep them on disk: half are the likeliest,
+            half are drawn from the others.
         on_policy: share of the batches that the student writes itself (a language model), scored by its teacher.
         prompt: tokens of each text that it then writes on from.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
@@ -213,7 +214,7 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
     wrong = {
         f"align compares what teachers say of the same characters: leave {extra} out": lesson.align and extra,
         "align serves forward KL: leave direction out": lesson.align and lesson.direction != "forward",
-        f"{kept} keeps the likeliest tokens: it serves forward KL": kept and lesson.direction != "forward",
+        f"{kept} keeps some of the tokens: it serves forward KL": kept and lesson.direction != "forward",
         f"{kept} keeps predictions only: leave hidden out": kept and lesson.hidden,
         f"{kept} keeps what is said of given texts: leave on-policy out": kept and lesson.on_policy,
         f"{kept} and choice do not go together: name shares, or leave {kept} out": kept and lesson.choice,
@@ -520,7 +521,8 @@ class _Course:
             kept.append(teachers.cache_topk(
                 run.folder(f"predictions-{number}"), partial(_predicted, ask), batches, count,
                 key={**key, "teacher": teachers.fingerprint(one.model), "tokenizer": teachers.fingerprint(tokenizer)},
-                k=lesson.cache, temperature=lesson.temperature, vocabulary=_shared(student, one),
+                k=lesson.cache, drawn=lesson.cache // 2, temperature=lesson.temperature,
+                vocabulary=_shared(student, one),
             ))  # fmt: skip
         return teachers.Joined(batches, ensembles.Blended(kept, lesson.shares or None))
 
