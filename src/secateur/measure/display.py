@@ -60,6 +60,7 @@ _MEASURES = {
     "segments": Measure("Segments", "count", "size", "less"),
     "tokens": Measure("Tokens", "count", "size", "less"),
     "examples": Measure("Examples", "count", "size", "less"),
+    "classes": Measure("Classes", "count", "size", "less"),
     "spearman": Measure("Fidelity (Spearman)", "plain", "quality", "more"),
     "cosine": Measure("Mean cosine", "plain", "quality", "more"),
     "perplexity": Measure("Perplexity", "plain", "quality", "less"),
