@@ -62,6 +62,7 @@ _MEASURES = {
     "tokens": Measure("Tokens", "count", "size", "less"),
     "words": Measure("Words", "count", "size", "less"),
     "examples": Measure("Examples", "count", "size", "less"),
+    "classes": Measure("Classes", "count", "size", "less"),
     "spearman": Measure("Fidelity (Spearman)", "plain", "quality", "more"),
     "cosine": Measure("Mean cosine", "plain", "quality", "more"),
     "perplexity": Measure("Perplexity", "plain", "quality", "less"),
