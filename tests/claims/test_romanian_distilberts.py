@@ -1,4 +1,4 @@
-"""Distilled masked language models at small scale: two teachers of two tokenizers, three tasks, loyalty to each."""
+"""Distilled masked language models at small scale: two teachers of two tokenizers, four tasks, loyalty to each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two teachers": {"second": True},
     "of the second teacher": {"home": "B"},
 }
-LOYALTIES = {"label": ("tags", "genre"), "probability": ("tags", "genre"), "regression": ("similarity",)}
+CLASSES = ("tags", "genre", "spam")
+LOYALTIES = {"label": CLASSES, "probability": CLASSES, "regression": ("similarity",)}
 
 
 def student(seed: int, *, factors=FACTORS, fresh: bool = False, second: bool = False, home: str = "A") -> Transformer:
@@ -76,11 +77,23 @@ def on_texts(variant: str, what: str) -> list[float]:
     return [measured(variant, seed)["texts"][what] for seed in SEEDS]
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("teacher", ["A", "B"])
+def test_teachers_are_fine_tuned(teacher, seed):
+    """What the students are compared with; in parts, since each takes a while."""
+    assert all(0 < masked.learned(teacher, task, seed).score <= 1 for task in masked.TASKS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_students_are_taught(variant):
-    """All that the claims below compare; in parts, since each takes a while."""
-    for seed in SEEDS:
-        assert all(0 < measured(variant, seed)[task]["score"] <= 1 for task in masked.TASKS)
+def test_students_are_taught(variant, seed):
+    """All that the claims below compare."""
+    assert all(0 < measured(variant, seed)[task]["score"] <= 1 for task in masked.TASKS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_students_are_fine_tuned_from_labels_and_from_predictions(seed):
+    assert set(by_hand(seed)) == set(CLASSES)
 
 
 @pytest.mark.parametrize("kind", ["score", *LOYALTIES])
@@ -210,7 +223,7 @@ def by_hand(seed: int) -> dict[str, Any]:
 
     def compute() -> dict[str, Any]:
         made, found = student(seed), {}
-        for task in ("tags", "genre"):
+        for task in CLASSES:
             tutor = masked.learned("A", task, seed)
             found[task] = {
                 name: masked.compared(masked.fitted(made, task, seed, tutor=who), task, seed)
@@ -224,7 +237,7 @@ def by_hand(seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["label", "probability"])
 def test_loyalty_tells_apart_what_scores_do_not(kind):
     def read(name, *keys):
-        rows = [[by_hand(seed)[task][name] for task in ("tags", "genre")] for seed in SEEDS]
+        rows = [[by_hand(seed)[task][name] for task in CLASSES] for seed in SEEDS]
         return [
             float(np.mean([functools.reduce(lambda one, key: one[key], keys, row) for row in pair])) for pair in rows
         ]
