@@ -38,6 +38,12 @@ def test_warmup_counts_and_bad_schedules():
             rates(**bad)
 
 
+@pytest.mark.parametrize("lr", [math.nan, math.inf, -1.0])
+def test_a_learning_rate_that_is_none_is_named(lr):
+    with pytest.raises(InputError, match=f"lr={lr}: give a learning rate"):
+        learning_rate(0, steps=10, lr=lr)
+
+
 def test_milestones_divide_by_ten_at_half_and_at_three_quarters():
     found = rates(schedule="milestones", warmup=0)
     assert found[49:51] == [1.0, 0.1]

@@ -333,3 +333,15 @@ def test_draws_are_part_of_what_a_cache_is_of(tmp_path):
     assert all(torch.equal(one[1][name], other[1][name]) for name in one[1])
     with pytest.raises(DataError, match="another drawn"):
         teachers.cache_topk(tmp_path / "a", logits_of(llama(1)), Batches(), 2, key=KEY, k=4)
+
+
+def test_nothing_is_drawn_where_a_teacher_rules_all_others_out(tmp_path):
+    """Logits of -inf are a teacher's way to forbid: nothing remains outside, and nothing can be drawn from it."""
+    logits = torch.full((1, 3, VOCABULARY), -torch.inf)
+    logits[..., :3] = torch.tensor([2.0, 1.0, 0.0])
+    batch = {"input_ids": torch.zeros(1, 3, dtype=torch.long), "attention_mask": torch.ones(1, 3)}
+    entry = teachers.cache_topk(tmp_path, lambda _: logits, [batch], 1, key=KEY, k=8, drawn=4)[0]
+    torch.testing.assert_close(entry["log_probabilities"].exp().sum(-1), torch.ones(3))
+    student = torch.randn(3, VOCABULARY, requires_grad=True)
+    whole = losses.kl(student, logits[0])
+    torch.testing.assert_close(losses.topk_kl(student, **entry), whole, rtol=1e-3, atol=1e-3)

@@ -36,6 +36,8 @@ def learning_rate(
     """
     if schedule not in ("cosine", "cosine-zero", "linear", "constant", "milestones"):
         raise InputError(f"schedule={schedule!r}: give 'cosine', 'cosine-zero', 'linear', 'constant' or 'milestones'")
+    if not 0 <= lr < math.inf:
+        raise InputError(f"lr={lr}: give a learning rate of at least 0")
     if not 0 <= min_lr <= lr:
         raise InputError(f"min_lr={min_lr}: give a floor between 0 and lr={lr}")
     first = warmup_steps(steps, warmup)

@@ -349,7 +349,9 @@ def _likeliest(rows: Tensor, picked: Tensor, k: int, temperature: float, drawn: 
         rest = others.logsumexp(-1)
         if drawn:
             lot = torch.Generator(rows.device).manual_seed(int(indices.sum()) % 2**31)
-            found = others.sub_(rest[:, None]).exp_().multinomial(drawn, replacement=True, generator=lot)
+            # Where a teacher rules all others out, nothing is drawn from: any will do, with no mass to share.
+            chances = others.sub_(rest[:, None]).exp_().nan_to_num_(nan=1.0)
+            found = chances.multinomial(drawn, replacement=True, generator=lot)
             share = (rest - math.log(drawn))[:, None].expand(-1, drawn)
             values, indices = torch.cat([values, share], -1), torch.cat([indices, found], -1)
             rest = torch.full_like(rest, -math.inf)
