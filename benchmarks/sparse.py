@@ -3,9 +3,10 @@
     python benchmarks/sparse.py                                  # writes docs/evidence/benchmarks/sparse.*
     python benchmarks/sparse.py --layers 2 --rounds 1 --seeds 1  # a quick look, writes nothing
 
-The same model folder and the same calibration windows (a safetensors file) for all, float32, dampening 0.01, blocks of
-128 columns; all linears of the decoder's blocks, never the head. Every measurement is a process of its own, and all
-results are judged by one and the same process. Peers live in environments of their own under .cache/bench.
+The same model folder and the same calibration windows (a safetensors file) for all, dampening 0.01, blocks of 128
+columns; float32, and for time and memory bfloat16 as well, the type that checkpoints come in; all linears of the
+decoder's blocks, never the head. Every measurement is a process of its own, and all results are judged by one process.
+Peers live in environments of their own under .cache/bench.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ PEERS = {
     "llmcompressor": ["llmcompressor==0.14.0.1"],
 }
 OURS, STREAMED, THEIRS, OTHERS = "secateur", "secateur, streamed", "Model-Optimizer", "LLM Compressor"
+DENSE = "secateur, streamed, dense inputs"
+"""As Model-Optimizer does: a block is judged by what dense blocks before it give, and runs once."""
 CONTESTANTS: dict[str, tuple[str, str | None]] = {
     OURS: ("sparsegpt", None),
     STREAMED: ("streamed", None),
+    DENSE: ("dense", None),
     THEIRS: ("modelopt", "nvidia-modelopt"),
     OTHERS: ("llmcompressor", "llmcompressor"),
 }
@@ -65,7 +69,7 @@ def modelopt(folder: Path, windows: Path, budget: str, out: Path) -> Phases:
     from transformers import AutoModelForCausalLM
 
     yield None
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     batches = load_file(windows)["calibration"].split(BATCH)
     yield model
     config = {
@@ -91,7 +95,7 @@ def llmcompressor(folder: Path, windows: Path, budget: str, out: Path) -> Phases
     from transformers import AutoModelForCausalLM
 
     yield None
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     ids = load_file(windows)["calibration"]
     loader = torch.utils.data.DataLoader([{"input_ids": row} for row in ids], batch_size=BATCH)
     yield model
@@ -117,7 +121,7 @@ def llmcompressor(folder: Path, windows: Path, budget: str, out: Path) -> Phases
     yield None
 
 
-def ours(recipe: str, stream: bool = False) -> Callable[[Path, Path, str, Path], Phases]:
+def ours(recipe: str, stream: bool = False, **options: Any) -> Callable[[Path, Path, str, Path], Phases]:
     """A recipe on an opened subject, without what `secateur.run` measures before and after."""
 
     def tool(folder: Path, windows: Path, budget: str, out: Path) -> Phases:
@@ -140,7 +144,7 @@ def ours(recipe: str, stream: bool = False) -> Callable[[Path, Path, str, Path],
         texts.windows = lambda *_, **__: (drawn, ())
         yield None if stream else subject.model
         with tempfile.TemporaryDirectory() as work:
-            (result,) = prune(subject, None, [Budget.parse(budget)], rundir.Run.open(Path(work), {}))
+            (result,) = prune(subject, None, [Budget.parse(budget)], rundir.Run.open(Path(work), {}), **options)
             yield None
             result.subject.save(out)
         yield None
@@ -153,6 +157,7 @@ TOOLS: dict[str, Callable[[Path, Path, str, Path], Phases]] = {
     "llmcompressor": llmcompressor,
     "sparsegpt": ours("sparsegpt"),
     "streamed": ours("sparsegpt", stream=True),
+    "dense": ours("sparsegpt", stream=True, sequential=False),
     "wanda": ours("wanda"),
     "magnitude": ours("magnitude"),
 }
@@ -242,7 +247,7 @@ def prepared(root: Path, layers: int, seeds: int) -> dict[str, Any]:
 
     trained = lab.llama()
     tokenizer = trained.tokenizer
-    places = {"trained": root / "trained", "large": root / "large"}
+    places = {name: root / name for name in ("trained", "large", "bfloat16")}
     trained.save(places["trained"])
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -255,7 +260,10 @@ def prepared(root: Path, layers: int, seeds: int) -> dict[str, Any]:
         pad_token_id=tokenizer.pad_token_id,
         **LARGE,
     )
-    open_subject(LlamaForCausalLM(config), tokenizer=tokenizer).save(places["large"])
+    large = open_subject(LlamaForCausalLM(config), tokenizer=tokenizer)
+    large.save(places["large"])
+    large.model.bfloat16()
+    large.save(places["bfloat16"])
 
     def drawn(corpus: Any, length: int, count: int, seed: int) -> Any:
         batches = texts.batches(corpus, tokenizer, packed=True, batch=1, length=length, seed=seed).take(count)
@@ -267,7 +275,7 @@ def prepared(root: Path, layers: int, seeds: int) -> dict[str, Any]:
             ids = drawn(lab.training(), length, WINDOWS, seed)
             save_file({"calibration": ids, "held_out": held_out}, root / f"{model}-{seed}.safetensors")
     sizes = {"parameters": sum(p.numel() for p in LlamaForCausalLM(config).parameters()), "layers": layers}
-    return {"trained": str(places["trained"]), "large": str(places["large"]), "large_size": sizes}
+    return {name: str(place) for name, place in places.items()} | {"large_size": sizes}
 
 
 def run(python: str, threads: int, *arguments: object) -> Any:
@@ -316,7 +324,9 @@ def judged(dense: str, windows: Path, folders: Sequence[Path]) -> list[dict[str,
     return list(found)
 
 
-def speed(models: dict[str, Any], root: Path, rounds: int, threads: Sequence[int]) -> dict[int, dict[str, Any]]:
+def speed(
+    models: dict[str, Any], root: Path, rounds: int, threads: Sequence[int], model: str
+) -> dict[int, dict[str, Any]]:
     """Threads -> contestant -> seconds and MiB of each round. All take turns, so that a drift meets all alike."""
     found: dict[int, dict[str, Any]] = {}
     for count in threads:
@@ -325,7 +335,7 @@ def speed(models: dict[str, Any], root: Path, rounds: int, threads: Sequence[int
             for name in list(CONTESTANTS)[:: 1 if number % 2 == 0 else -1]:
                 if "problem" in rows.get(name, {}):
                     continue
-                one = measure(name, models["large"], root / "large-0.safetensors", PATTERN, root / "result", count)
+                one = measure(name, models[model], root / "large-0.safetensors", PATTERN, root / "result", count)
                 shutil.rmtree(root / "result", ignore_errors=True)
                 if "problem" in one:
                     rows[name] = one
@@ -396,22 +406,24 @@ def ratio(rows: dict[str, Any], name: str, key: str) -> float | None:
     return statistics.median(ours) / statistics.median(theirs) if ours and theirs else None
 
 
-def claims(quality: dict[str, Any], speed: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def claims(quality: dict[str, Any], speeds: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
     """What is asked of secateur, and what came out."""
-    ours, theirs = (quality[PATTERN].get(name, {}).get("perplexity") for name in (OURS, THEIRS))
     found: dict[str, Any] = {}
-    if ours and theirs:
-        found["perplexity_of_theirs"] = statistics.mean(ours) / statistics.mean(theirs)
-    for threads, rows in speed.items():
-        for name in (OURS, STREAMED):
-            for key in COLUMNS:
-                found[f"{name}: {key} of theirs, {threads} threads"] = ratio(rows, name, key)
+    for name in (OURS, STREAMED, DENSE):
+        ours, theirs = (quality[PATTERN].get(one, {}).get("perplexity") for one in (name, THEIRS))
+        if ours and theirs:
+            found[f"{name}: perplexity of theirs"] = statistics.mean(ours) / statistics.mean(theirs)
+    for dtype, speed in speeds.items():
+        for threads, rows in speed.items():
+            for name in (OURS, STREAMED, DENSE):
+                for key in COLUMNS:
+                    found[f"{name}: {key} of theirs, {dtype}, {threads} threads"] = ratio(rows, name, key)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=12, help="of the model that is timed")
+    parser.add_argument("--layers", type=int, default=4, help="of the model that is timed")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each tool")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the calibration windows, for perplexity")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
@@ -437,7 +449,11 @@ def report(options: argparse.Namespace) -> None:
         root = Path(folder)
         models = prepared(root, options.layers, options.seeds)
         qualities = quality(models, root, options.seeds) if options.only != "speed" else None
-        speeds = speed(models, root, options.rounds, options.threads) if options.only != "quality" else {}
+        speeds = {
+            dtype: speed(models, root, options.rounds, options.threads, model)
+            for dtype, model in {"float32": "large", "bfloat16": "bfloat16"}.items()
+            if options.only != "quality"
+        }
     from secateur.measure.environment import describe
 
     machine = describe()
@@ -450,27 +466,28 @@ def report(options: argparse.Namespace) -> None:
     if qualities:
         lines += [f"**Perplexity: a Llama trained on Brown, {WINDOWS} windows of {LENGTH['trained']} tokens**", ""]
         lines += quality_table(qualities)
-    if speeds:
-        size = models["large_size"]
+    size = models["large_size"]
+    for dtype, found in speeds.items():
         lines += [
-            f"**Time and memory at 2:4: a Llama of {size['layers']} layers and {size['parameters'] / 1e6:.0f} M "
-            f"random weights, {WINDOWS} windows of {LENGTH['large']} tokens**",
+            f"**Time and memory at 2:4, {dtype}: a Llama of {size['layers']} layers and "
+            f"{size['parameters'] / 1e6:.0f} M random weights, {WINDOWS} windows of {LENGTH['large']} tokens**",
             "",
-            *speed_table(speeds),
+            *speed_table(found),
         ]
     lines += [
-        f"All of it in float32, dampening {DAMP}, blocks of {BLOCK} columns, batches of {BATCH}; the linears of the "
+        f"Perplexity in float32; dampening {DAMP}, blocks of {BLOCK} columns, batches of {BATCH}; the linears of the "
         "decoder's blocks alone. Medians, each of a fresh process; the tools take turns. Above the loaded model: the "
         "highest resident size while pruning, less what was resident right before. Model-Optimizer's search offers 2:4 "
         "alone; it gives masks, and leaves the weights that stay as they were. Streamed: blocks are read from the disk "
-        "one at a time, and no model is loaded before.",
+        "one at a time, and no model is loaded before. Dense inputs: blocks read what dense ones before them give, as "
+        "those of Model-Optimizer do (`--no-sequential`).",
         f"{machine.get('cpu')}, {machine.get('logical_cores')} cores, Python {platform.python_version()}, torch "
         f"{machine.get('torch')}, transformers {machine.get('transformers')}, commit {machine.get('commit')}; "
         f"{versions}.",
     ]
     text = "\n".join(lines)
     print(text)
-    whole = options.layers == 12 and options.only is None and options.rounds >= 3 and options.seeds >= 3
+    whole = options.layers == 4 and options.only is None and options.rounds >= 3 and options.seeds >= 3
     if whole and qualities:
         out = peers.ROOT / "docs" / "evidence" / "benchmarks"
         out.mkdir(parents=True, exist_ok=True)

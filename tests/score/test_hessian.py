@@ -43,6 +43,19 @@ def test_second_moments_of_the_inputs():
     torch.testing.assert_close(thin, found["down"].diagonal())
 
 
+@pytest.mark.parametrize("width", [5, 256, 257, 700])
+def test_moments_are_symmetric_whenever_they_are_looked_at(width):
+    rows = torch.randn(40, width, dtype=torch.float64)
+    moments = hessian.Moments()
+    for part in rows.split(11):
+        moments.add(part)
+        found = moments.value("x")
+        torch.testing.assert_close(found, found.T, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.double(), 2 * rows.T @ rows / 40, rtol=1e-4, atol=1e-5)
+    merged = moments.merge(moments).value("x")
+    torch.testing.assert_close(merged, found)
+
+
 def test_bad_data_is_refused_by_name():
     model, data = Block(), batches()
     with pytest.raises(DataError, match="no batches"):

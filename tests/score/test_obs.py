@@ -10,6 +10,7 @@ import torch
 from secateur.errors import InputError, NumericalError
 from secateur.score import hessian, obs, wanda
 from secateur.select import pattern, weights
+from secateur.vocabulary import Pattern
 
 
 def problem(d_out=6, d_in=40, tokens=200, seed=0):
@@ -58,14 +59,35 @@ def test_neighbours_with_the_same_moments_share_a_factor_and_what_is_done_is_let
 
     first, second = moments(0), moments(1)
     given = {"q": first, "k": first, "o": second}
-    seen = {}
-    for name, H, U in obs.factored(given, 0.01):
-        assert name not in given
+    seen = []
+    for names, H, U in obs.factored(given, 0.01):
+        assert not set(names) & set(given)
         assert torch.equal(U, obs.factor(H, 0.01))
-        seen[name] = U
+        seen.append(names)
     assert not given
-    assert seen["q"] is seen["k"]
-    assert list(seen) == ["q", "k", "o"]
+    assert seen == [["q", "k"], ["o"]]
+
+
+@pytest.mark.parametrize(("given", "bits"), [(None, 0), (None, 4), (Pattern(2, 4), 0)])
+def test_all_at_once_is_each_by_itself(given, bits):
+    weight, _, H = problem()
+    matrices = {"q": weight, "k": 5.0 * weight.roll(3, 0), "o": 0.1 * weight.roll(2, 0)}
+    for name in ("q", "k", "v", "w", "o"):
+        matrices.setdefault(name, torch.randn(5, len(H), generator=torch.Generator().manual_seed(len(name))))
+    shared, other = hessian.Moments(), hessian.Moments()
+    shared.sum, shared.rows, other.sum, other.rows = H, 1, 2.0 * H.roll((1, 1), (0, 1)), 1
+    moments = {"q": shared, "k": shared, "v": shared, "w": shared, "o": other}
+    choose, every = weights.chooser(0.5, given, "matrix"), given.m if given else 16
+    expected = {
+        name: obs.prune(matrices[name], m.value(name), choose, every=every,
+                        rounded=obs.grid(matrices[name], bits) if bits else None).weight
+        for name, m in moments.items()
+    }  # fmt: skip
+    obs.prune_all(matrices, moments, choose, every=every, bits=bits, by_row=given is not None)
+    assert not moments
+    for name, found in matrices.items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-5)
+        assert torch.equal(found == 0, expected[name] == 0)
 
 
 def test_scores_are_fresh_at_each_group():

@@ -124,12 +124,62 @@ def test_later_blocks_read_what_changed_ones_give(tmp_path):
     assert one.model.model.layers[0].mlp.up_proj.weight[:, ::2].all()
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3"])
+def test_later_blocks_read_what_dense_ones_give_where_that_is_asked(name, tmp_path):
+    one, data = subject(name), batches(padded=True)
+    modules = {m.name: m.module for m in matrices(one.model, one.layers()).values()}
+    expected = hessian.collect(lambda b: one.model(**b), one.model, data, list(modules.values()))
+    changed = one.copy()
+    for block in blocks.visit(changed, data, tmp_path, store=False, sequential=False):
+        for matrix, moments in block.read(hessian.Moments).items():
+            torch.testing.assert_close(moments.value(matrix), expected[modules[matrix]], rtol=1e-4, atol=1e-6)
+        for matrix in block.matrices.values():
+            matrix.weight.zero_()
+    for batch, states in zip(data, blocks.states(tmp_path, 3), strict=True):
+        real = batch["attention_mask"].bool()
+        logits = blocks.leaving(one, batch, states).logits[real]
+        torch.testing.assert_close(logits, one.model(**batch).logits.detach()[real], rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="without having been read"):
+        for _ in blocks.visit(one, data, tmp_path / "unread", store=False, sequential=False):
+            pass
+
+
+def test_reading_ends_with_the_last_matrix_that_is_asked_for(tmp_path):
+    one, data = subject(), batches()
+    for block in blocks.visit(one, data, tmp_path, store=False):
+        ran: list[int] = []
+        hook = block.module.mlp.act_fn.register_forward_hook(lambda *_, ran=ran: ran.append(1))
+        found = block.read(hessian.Moments, [name for name in block.matrices if "q_proj" in name])
+        assert len(ran) == 1  # the first batch shows in which order matrices run
+        ran.clear()
+        block.read(hessian.Moments)
+        assert len(ran) == len(data)
+        hook.remove()
+        assert all(moments.rows == len(data) * 2 * 9 for moments in found.values())
+
+
+def test_what_runs_twice_is_read_twice(tmp_path):
+    one, data = subject(), batches()
+    for path in one.layers():
+        mlp = one.model.get_submodule(path).mlp
+        mlp.forward = lambda x, once=mlp.forward: once(once(x))
+    modules = {m.name: m.module for m in matrices(one.model, one.layers()).values()}
+    expected = hessian.collect(lambda b: one.model(**b), one.model, data, list(modules.values()))
+    for block in blocks.visit(one, data, tmp_path, store=False):
+        for name, moments in block.read(
+            hessian.Moments, [name for name in block.matrices if "up_proj" in name]
+        ).items():
+            assert moments.rows == 2 * len(data) * 2 * 9
+            torch.testing.assert_close(moments.value(name), expected[modules[name]], rtol=1e-4, atol=1e-6)
+
+
 class Killed(Exception):
     pass
 
 
+@pytest.mark.parametrize("sequential", [True, False], ids=["sequential", "dense"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
-def test_a_run_that_stops_anywhere_goes_on_with_the_same_bytes(streamed, tmp_path):
+def test_a_run_that_stops_anywhere_goes_on_with_the_same_bytes(streamed, sequential, tmp_path):
     whole = subject()
     whole.save(tmp_path / "model")
 
@@ -137,10 +187,10 @@ def test_a_run_that_stops_anywhere_goes_on_with_the_same_bytes(streamed, tmp_pat
         return open_streamed(tmp_path / "model") if streamed else whole.copy()
 
     def prune(one, folder, stop=None):
-        for block in blocks.visit(one, batches(), folder):
-            if block.index == stop:
-                raise Killed
+        for block in blocks.visit(one, batches(), folder, sequential=sequential):
             for name, moments in block.read(hessian.Moments).items():
+                if block.index == stop and name == list(block.matrices)[-1]:
+                    raise Killed
                 block.matrices[name].weight.mul_(moments.value(name).diagonal())
         return one
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError, InputError, NumericalError
+from secateur.finite import all_finite
 from secateur.modes import evaluating
 
 __all__ = ["Batch", "Side", "finite", "module_at", "observe", "real_tokens", "stream"]
@@ -95,7 +96,7 @@ def real_tokens(batch: Batch) -> Tensor | None:
 
 def finite(name: str, values: Tensor) -> Tensor:
     """`values`, or `NumericalError` naming where they are not finite."""
-    if not bool(torch.isfinite(values).all()):
+    if not all_finite(values):
         raise NumericalError(f"{name}: NaN or infinity in what was measured; check the weights and the data there")
     return values
 

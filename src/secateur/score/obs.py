@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from secateur.errors import InputError, NumericalError
-from secateur.score.hessian import Moments, damped
+from secateur.finite import all_finite
+from secateur.score.hessian import Moments, damped, strips
 
-__all__ = ["Pruned", "factor", "factored", "grid", "prune"]
+__all__ = ["Pruned", "factor", "factored", "grid", "prune", "prune_all"]
+
+_TOGETHER = 3
+"""Matrices with the same inputs that are gone through at once: queries, keys and values, not all starved experts."""
 
 _STEP = 16
 """Columns whose corrections are applied one by one; beyond them they are added up into matrix products."""
@@ -36,24 +41,66 @@ def factor(H: Tensor, damp: float = 0.01) -> Tensor:
     """
     # At most four matrices are alive, H itself among them: at [11008, 11008] each takes 460 MiB.
     lower = damped(H, damp, reverse=True)
-    solved = torch.eye(len(lower), dtype=lower.dtype, device=lower.device).mT  # solved in place: as LAPACK lays it out
-    torch.linalg.solve_triangular(lower, solved, upper=False, out=solved)
+    solved = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    for here in strips(len(lower)):  # what is above its diagonal block is zero, and stays so
+        below = slice(here.start, None)
+        solved[below, here] = torch.linalg.solve_triangular(lower[below, below], solved[below, here], upper=False)
     del lower
     return solved.flip(0, 1).contiguous()
 
 
-def factored(moments: dict[str, Moments], damp: float = 0.01) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(name, H, U) of each matrix in turn, by `factor`; one U for neighbours with the same moments.
+def factored(moments: dict[str, Moments], damp: float = 0.01) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+    """(names, H, U) by `factor`, of each matrix in turn together with its neighbours of the same moments.
 
     `moments` is emptied on the way: a matrix of the size of H is let go as soon as nobody needs it any more.
     """
-    shared: Moments | None = None
-    for name in list(moments):
-        taken = moments.pop(name)
-        if taken is not shared:
-            shared, H = taken, taken.value(name)
-            U = factor(H, damp)
-        yield name, H, U
+    for _, group in itertools.groupby(list(moments), lambda name: id(moments[name])):
+        names = list(group)
+        H = moments[names[0]].value(names[0])
+        for name in names:
+            del moments[name]
+        yield names, H, factor(H, damp)
+
+
+def prune_all(
+    matrices: Mapping[str, Tensor],
+    moments: dict[str, Moments],
+    choose: Callable[[Tensor], Tensor],
+    *,
+    every: int = 128,
+    damp: float = 0.01,
+    bits: int = 0,
+    by_row: bool = False,
+) -> None:
+    """`prune` all matrices [d_out, d_in] in place; those that read the same are gone through at once, row under row.
+
+    Args:
+        matrices: name -> matrix.
+        moments: of what each reads, in the order of the work; emptied, see `factored`.
+        choose: of one matrix, see `prune`.
+        every, damp: see `prune`.
+        bits: if not 0, see `grid`.
+        by_row: `choose` looks at each row by itself, so that it may be asked for several matrices at once.
+    """
+    for names, H, U in factored(moments, damp):
+        for some in batched(names, _TOGETHER):
+            sizes = [len(matrices[name]) for name in some]
+            whole = torch.cat([matrices[name] for name in some])
+
+            def each(scores: Tensor, sizes: Sequence[int] = sizes) -> Tensor:
+                return torch.cat([choose(part) for part in scores.split(sizes)])
+
+            rounded = grid(whole, bits) if bits else None
+            found = prune(whole, H, choose if by_row else each, every=every, inverse=U, rounded=rounded)
+            for name, part in zip(some, found.weight.split(sizes), strict=True):
+                matrices[name].copy_(part)
+            del whole, found
+        del H, U  # before the next ones are made
+
+
+def batched(names: Sequence[str], most: int) -> Iterator[Sequence[str]]:
+    """`names` in runs of at most `most`."""
+    return (names[start : start + most] for start in range(0, len(names), most))
 
 
 def prune(
@@ -92,10 +139,10 @@ def prune(
     if H.shape != (d_in, d_in) or every < 1 or block < 1:
         raise InputError(f"weight {tuple(weight.shape)}, H {tuple(H.shape)}, every={every}: expected [d_out, d_in], "
                          "[d_in, d_in] and at least 1 column")  # fmt: skip
-    if not bool(torch.isfinite(weight).all()):
+    if not all_finite(weight):
         raise NumericalError(f"weight {tuple(weight.shape)} holds NaN or infinity: this checkpoint is broken")
     U = factor(H, damp) if inverse is None else inverse
-    pivots = U.diagonal().square().unsqueeze(1)
+    pivots, diagonal = U.diagonal().square().unsqueeze(1), U.diagonal().tolist()
     # A choice lies within one step, or at the start of one: its columns then hold all corrections there are.
     step = _STEP if every % _STEP == 0 else every * max(1, _STEP // every)
     whole = math.lcm(step, every)
@@ -103,33 +150,37 @@ def prune(
     # Transposed, so that a column of W is a run of memory.
     W = weight.detach().to(torch.float32, copy=True).T.contiguous()
     W[H.diagonal() == 0.0] = 0.0
-    mask = torch.ones_like(W, dtype=torch.bool)
+    gone = torch.zeros_like(W, dtype=torch.bool)
     loss = 0.0
     for start in range(0, d_in, block):
         end = min(start + block, d_in)
         errors = W.new_zeros(end - start, d_out)
         for first in range(start, end, step):
             last = min(first + step, end)
-            for i in range(first, last):
+            columns = zip(W[first:last], gone[first:last], errors[first - start : last - start], strict=True)
+            for i, (w, goes, error) in enumerate(columns, first):
                 if (i - start) % every == 0:
                     group = slice(i, min(i + every, end))
                     if isinstance(choose, Tensor):
-                        mask[group] = choose[:, group].T
+                        gone[group] = ~choose[:, group].T
                     else:
-                        mask[group] = choose((W[group].square() / pivots[group]).T).T
-                kept = W[i] if rounded is None else rounded(W[i])
-                kept = torch.where(mask[i], kept, torch.zeros_like(kept))
-                error = (W[i] - kept) / U[i, i]
-                W[i] = kept
+                        gone[group] = ~choose((W[group].square() / pivots[group]).T).T
+                if rounded is None:
+                    torch.mul(w, goes, out=error)
+                else:
+                    kept = rounded(w).masked_fill(goes, 0.0)
+                    torch.sub(w, kept, out=error)
+                    w.copy_(kept)
+                error.div_(diagonal[i])
                 if i + 1 < last:
                     W[i + 1 : last].addr_(U[i, i + 1 : last], error, alpha=-1.0)
-                errors[i - start] = error
             if last < end:
                 W[last:end].addmm_(U[first:last, last:end].T, errors[first - start : last - start], alpha=-1.0)
+        W[start:end].masked_fill_(gone[start:end], 0.0)
         if end < d_in:
             W[end:].addmm_(U[start:end, end:].T, errors, alpha=-1.0)
         loss += 0.5 * float(errors.square().sum())
-    return Pruned(W.T.to(weight.dtype), mask.T, loss)
+    return Pruned(W.T.to(weight.dtype), ~gone.T, loss)
 
 
 def grid(weight: Tensor, bits: int) -> Callable[[Tensor], Tensor]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from secateur.vocabulary import Array
 
-__all__ = ["as_numpy", "mask_like"]
+__all__ = ["as_numpy", "mask_like", "small_integers"]
 
 
 def as_numpy(array: Array, dtype: npt.DTypeLike | None = np.float64) -> np.ndarray:
@@ -27,3 +27,10 @@ def mask_like(mask: np.ndarray, array: Array) -> Any:
         return mask
     torch = importlib.import_module(type(array).__module__.partition(".")[0])
     return torch.as_tensor(mask, dtype=torch.bool, device=array.device)
+
+
+def small_integers(mask: Any, most: int) -> Any:
+    """Booleans as 0 and 1, in their own library and on their device, of a type that counts to `most` and no further."""
+    if most > 255:
+        return mask * 1
+    return mask.byte() if hasattr(mask, "detach") else mask.astype(np.uint8)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 from secateur.errors import InputError, NumericalError
+from secateur.select.arrays import small_integers
 
 __all__ = ["n_of_m"]
 
@@ -25,13 +27,14 @@ def n_of_m(scores: Any, n: int, m: int, dim: int = -1) -> Any:
     whole = rows.shape[-1] // m * m
     if not whole:  # all tail; what follows would go through every one of m
         return scores == scores
-    runs = rows[..., :whole].reshape(*rows.shape[:-1], whole // m, m)
+    columns = [rows[..., place:whole:m] for place in range(m)]
     # An entry stays if fewer than n others beat it; comparing needs no sort and no library of its own.
-    beaten = (runs != runs) * 0
-    for rival in range(m):
-        other = runs[..., rival : rival + 1]
-        beaten = beaten + (other > runs) * 1
-        beaten[..., rival + 1 :] += (other == runs[..., rival + 1 :]) * 1
+    beaten = [small_integers(column != column, m) for column in columns]
+    for one, other in combinations(range(m), 2):
+        higher = columns[other] > columns[one]
+        beaten[one] += higher
+        beaten[other] += ~higher
     mask = rows == rows
-    mask[..., :whole] = (beaten < n).reshape(*rows.shape[:-1], whole)
+    for place in range(m):
+        mask[..., place:whole:m] = beaten[place] < n
     return mask.swapaxes(dim, -1)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.errors import InputError, ModelError, NumericalError
+from secateur.finite import all_finite
 from secateur.modes import evaluating
 from secateur.subjects.matrices import Matrix, matrices
 from secateur.subjects.matrices import receipt as of_matrices
@@ -86,9 +87,13 @@ class Block:
     _states: _States
     _calls: Sequence[Call]
     _masks: Sequence[Tensor | None]
+    _following: _States | None = None
+    """Where what leaves the block is to be written by the first `read`; None: nobody asks for it."""
 
     def read(self, make: Callable[[], R], only: Collection[str] | None = None) -> dict[str, R]:
         """Name -> a reader that has counted in what the matrix reads, over all batches; one pass through the block.
+
+        The pass ends with the last matrix that is asked for, unless what leaves the block is wanted too.
 
         Matrices that read the same tensor share one reader. A packed expert counts the tokens that were sent to it:
         its first matrix reads the states, its second one act(gate) * up. Padding is left out. `only` names the matrices
@@ -102,6 +107,13 @@ class Block:
         leaders: dict[str, list[str]] = {}
         seen: list[tuple[Tensor, str]] = []
         mask: Tensor | None = None
+        ran: list[str] = []  # by the batch that is on its way
+        asked: set[str] = set()  # by whom a pass may end, once they all ran; nobody while that is not known
+
+        def done(name: str) -> None:
+            ran.append(name)
+            if asked and asked <= set(ran):
+                raise _EnoughError
 
         def linear(name: str) -> Callable[[nn.Module, Any], None]:
             def look(_: nn.Module, args: Any) -> None:
@@ -115,6 +127,7 @@ class Block:
                 if name not in found:
                     found[name], leaders[name] = make(), [name]
                 found[name].add(_rows(x, mask))
+                done(name)
 
             return look
 
@@ -135,11 +148,12 @@ class Block:
                     if second in found:
                         gate, up = nn.functional.linear(rows, module.gate_up_proj[expert]).chunk(2, -1)
                         found[second].add(module.act_fn(gate) * up)
+                done(path)
 
             return look
 
         packed = {m.module for m in wanted if m.expert is not None}
-        with ExitStack() as stack:
+        with torch.no_grad(), evaluating(self.module), ExitStack() as stack:
             hooks: dict[str, Any] = {}
             for path, name in modules.items():
                 hooks[name] = self._inside(path).register_forward_pre_hook(linear(name))
@@ -147,14 +161,29 @@ class Block:
             for path in packed:
                 relative = path.removeprefix(self.path).lstrip(".")
                 stack.callback(self._inside(path).register_forward_pre_hook(experts(relative)).remove)
-            for number, (states, call) in enumerate(self.inputs()):
-                mask = self._masks[number]
-                self.run(states, call)
-                if number == 0:
-                    for followers in leaders.values():
-                        for follower in followers[1:]:
-                            hooks[follower].remove()
-                seen.clear()
+
+            def outputs() -> Iterator[Tensor]:
+                nonlocal mask
+                for number, (states, call) in enumerate(self.inputs()):
+                    mask = self._masks[number]
+                    with suppress(_EnoughError):
+                        yield self._forward(states, call)
+                    if number == 0:
+                        for followers in leaders.values():
+                            for follower in followers[1:]:
+                                hooks[follower].remove()
+                        # Experts that no token came to did not run, and what runs twice may do so later on.
+                        if following is None and len(ran) == len(set(ran)) == len(leaders) + len(packed):
+                            asked.update(ran)
+                    ran.clear()
+                    seen.clear()
+
+            following, self._following = self._following, None
+            if following is None:
+                for _ in outputs():
+                    pass
+            else:
+                following.write(_finite(self.path, outputs()))
         missed = [name for name in modules.values() if name not in found]
         if missed:
             raise InputError(f"{missed[0]} was never run by its block: it can't be pruned from what it reads")
@@ -203,19 +232,30 @@ class Block:
 
     def run(self, states: Tensor, call: Call) -> Tensor:
         """The block's output [B, S, d] for input states [B, S, d], with all else as the model itself calls it."""
-        args, kwargs = call
         with torch.no_grad(), evaluating(self.module):
-            out = self.module(states.to(next(self.module.parameters()).device), *args, **kwargs)
+            return self._forward(states, call)
+
+    def _forward(self, states: Tensor, call: Call) -> Tensor:
+        args, kwargs = call
+        out = self.module(states.to(next(self.module.parameters()).device), *args, **kwargs)
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 
 
 def visit(
-    subject: Blocks, batches: Sequence[Mapping[str, Tensor]], folder: Path, *, title: str = "blocks", store: bool = True
+    subject: Blocks,
+    batches: Sequence[Mapping[str, Tensor]],
+    folder: Path,
+    *,
+    title: str = "blocks",
+    store: bool = True,
+    sequential: bool = True,
 ) -> Iterator[Block]:
     """Yield each block of `subject` in turn; once the caller is done with it, run it as it then is for the next one.
 
-    What a block reads comes from blocks that are changed already, as in SparseGPT and Wanda. With `store`, each is
+    What a block reads comes from blocks that are changed already, as in SparseGPT and Wanda. Without `sequential` it
+    comes from blocks as they were: each runs once in place of twice, and must be read before it is changed. With
+    `store`, each is
     kept in `folder` when it is done; a second call with the same folder takes the finished ones from there and goes on
     behind them. Without it nothing is kept, and what the caller changes stays in memory only where `subject` holds it.
 
@@ -260,10 +300,15 @@ def visit(
                 [each[1][index] for each in inside],
                 masks,
             )
-            yield block
             following = _States(folder, index + 1)
-            if index + 1 < len(paths) or not store:
-                following.write(_checked(block))
+            wanted = index + 1 < len(paths) or not store
+            if wanted and not sequential:
+                block._following = following
+            yield block
+            if block._following is not None:
+                raise RuntimeError(f"{path} was changed without having been read")
+            if wanted and sequential:
+                following.write(_finite(path, (block.run(*each) for each in block.inputs())))
             if store:
                 subject.store(path, _file(folder, index))
         current.remove()
@@ -277,11 +322,14 @@ def _processes() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def _checked(block: Block) -> Iterator[Tensor]:
-    for before, call in block.inputs():
-        out = block.run(before, call)
-        if not bool(torch.isfinite(out).all()):
-            raise NumericalError(f"{block.path} gives NaN or infinity: check its weights, the data and the number type")
+class _EnoughError(Exception):
+    """All that is asked for has been read: the rest of the block need not run."""
+
+
+def _finite(path: str, outputs: Iterable[Tensor]) -> Iterator[Tensor]:
+    for out in outputs:
+        if not all_finite(out):
+            raise NumericalError(f"{path} gives NaN or infinity: check its weights, the data and the number type")
         yield out
 
 

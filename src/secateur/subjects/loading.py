@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from secateur.errors import MissingExtraError, ModelError, UnsupportedError
+from secateur.finite import all_finite
 from secateur.subjects import packing, saving, sides, unpacking
 from secateur.subjects.decoder import Decoder
 from secateur.subjects.encoder import Encoder
@@ -303,7 +304,7 @@ def _check_finite(*modules: nn.Module) -> None:
     for name, parameter in (pair for module in modules for pair in module.named_parameters()):
         if type(parameter).__module__.startswith("torchao"):
             continue  # integers
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+        if parameter.is_floating_point() and not all_finite(parameter):
             raise ModelError(f"{name} holds NaN or infinity: this checkpoint is broken, use an intact one")
 
 

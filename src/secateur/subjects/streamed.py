@@ -24,6 +24,7 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.finite import all_finite
 from secateur.subjects import blocks, matrices, saving
 from secateur.subjects.families import Family
 from secateur.subjects.transformer import Output
@@ -155,7 +156,7 @@ class Streamed:
         for name in names:
             if found[name].device.type == "meta":
                 raise ModelError(f"{self.folder} lacks {name}: fetch the model again")
-            if not bool(torch.isfinite(found[name]).all()):
+            if not all_finite(found[name]):
                 raise ModelError(f"{name} holds NaN or infinity: this checkpoint is broken, use an intact one")
             if name in self.masks:
                 found[name].data.mul_(self.masks[name])

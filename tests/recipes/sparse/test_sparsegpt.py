@@ -9,10 +9,12 @@ import torch
 
 from recipes.sparse.oneshot import CALIBRATED, data, quality, run, taught
 from secateur.errors import InputError
+from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.recipes.sparse.owl import owl
 from secateur.recipes.sparse.sparsegpt import sparsegpt
-from secateur.score import hessian
+from secateur.score import hessian, obs, wanda
+from secateur.select import weights
 from secateur.subjects import open_streamed, open_subject
 from secateur.subjects.matrices import matrices
 from secateur.vocabulary import Budget
@@ -40,6 +42,34 @@ def test_true_sequential_reads_anew_and_gives_another_result(tmp_path):
     assert torch.equal(*attention)  # nothing of the first block is pruned before its queries
 
 
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+def test_without_sequential_blocks_are_judged_by_what_dense_ones_give(name, tmp_path):
+    """The first block reads the same either way; the second one does not; all is as from moments of the dense model."""
+    plain, dense = (run(name, tmp_path / str(flag), sequential=flag).subject for flag in (True, False))
+    for index, same in ((0, True), (1, False)):
+        first, second = (one.model.model.layers[index].self_attn.q_proj.weight for one in (plain, dense))
+        assert torch.equal(first, second) == same
+    one = taught()
+    windows, _ = texts.windows(data(), one.tokenizer, CALIBRATED["samples"], CALIBRATED["length"], seed=0)
+    found, names = matrices(one.model, one.layers()), dict(dense.model.named_parameters())
+    H = hessian.collect(lambda b: one.model(**b), one.model, windows, [m.module for m in found.values()])
+    choose = weights.chooser(0.5, None, "row" if name == "wanda" else "matrix")
+    for key, matrix in found.items():
+        second = H[matrix.module]
+        expected = (
+            matrix.weight * choose(wanda.scores(matrix.weight, second.diagonal()))
+            if name == "wanda"
+            else obs.prune(matrix.weight, second, choose, every=16).weight
+        )
+        same = (expected - names[key]).abs() <= 1e-3 * expected.abs().max()
+        assert same.float().mean() > 0.99  # a tie may fall to either side
+
+
+def test_reading_anew_inside_blocks_alone_is_refused(tmp_path):
+    with pytest.raises(InputError, match="true_sequential reads anew inside a block"):
+        run("sparsegpt", tmp_path, true_sequential=True, sequential=False)
+
+
 def test_joint_rounding_leaves_few_levels(tmp_path):
     result = run("sparsegpt", tmp_path, bits=4)
     for matrix in matrices(result.subject.model, result.subject.layers()).values():
@@ -50,11 +80,12 @@ def test_joint_rounding_leaves_few_levels(tmp_path):
         run("sparsegpt", tmp_path, columns=0)
 
 
+@pytest.mark.parametrize("sequential", [True, False])
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
-def test_streamed_gives_the_same_weights(name, tmp_path):
+def test_streamed_gives_the_same_weights(name, sequential, tmp_path):
     taught().save(tmp_path / "model")
-    inside = run(name, tmp_path / "a")
-    outside = run(name, tmp_path / "b", subject=open_streamed(tmp_path / "model"))
+    inside = run(name, tmp_path / "a", sequential=sequential)
+    outside = run(name, tmp_path / "b", subject=open_streamed(tmp_path / "model"), sequential=sequential)
     assert outside.cut == inside.cut
     outside.subject.save(tmp_path / "out")
     again = open_subject(tmp_path / "out")

@@ -76,7 +76,9 @@ def owl(
 
     def look() -> list[list[float]]:
         found = []
-        for block in blocks.visit(subject, windows, run.folder("outliers"), title="outliers", store=False):
+        for block in blocks.visit(
+            subject, windows, run.folder("outliers"), title="outliers", store=False, sequential=False
+        ):
             pools = {m.name: m.leaf for m in block.matrices.values()}
             moments, _ = hessian.pooled(block.read(norms), pools, floor)
             scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
@@ -111,9 +113,8 @@ def prune(
     """Prune the matrices of a block by `method`; how many starved. What they read is gone when it returns."""
     moments, starved = hessian.pooled(block.read(reader), {m.name: m.leaf for m in block.matrices.values()}, floor)
     if method == "sparsegpt":
-        for name, H, U in obs.factored(moments, damp):
-            weight = block.matrices[name].weight
-            weight.copy_(obs.prune(weight, H, choose, every=every, inverse=U).weight)
+        found = {name: matrix.weight for name, matrix in block.matrices.items()}
+        obs.prune_all(found, moments, choose, every=every, damp=damp)
     else:
         for name, matrix in block.matrices.items():
             weight, squares = matrix.weight, moments[name].value(name)

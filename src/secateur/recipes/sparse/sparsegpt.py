@@ -6,6 +6,7 @@ Frantar and Alistarh, ICML 2023 (arXiv 2301.00774).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from secateur.errors import InputError
 from secateur.files import texts
@@ -36,6 +37,7 @@ def sparsegpt(
     length: int = 128,
     damp: float = 0.01,
     columns: int = 128,
+    sequential: bool = True,
     true_sequential: bool = False,
     bits: int = 0,
     floor: int = 1,
@@ -52,7 +54,7 @@ def sparsegpt(
     3. for each `columns` columns, those weights go whose w_ij^2 / U_jj^2 is smallest among them, over all rows; for
        n:m, for each m columns and each row; always by weights that hold all corrections so far;
     4. column by column, e = (w - q) / U_jj is spread over the columns to the right, W -= e U_j: (algorithm 1);
-    5. the windows run through the pruned block, for the next one.
+    5. the windows run through the pruned block, for the next one (not with `sequential` off).
 
     Args:
         subject: a causal language model, in memory or streamed from the disk; it stays as it is.
@@ -63,6 +65,8 @@ def sparsegpt(
         length: tokens per window; the model's full length at real scale.
         damp: dampening, as a share of the mean of the Hessian's diagonal.
         columns: columns among which weights are compared.
+        sequential: let a block read what the pruned blocks before it give. Off, it reads what the dense ones gave, and
+            each block runs once in place of twice.
         true_sequential: inside a block, read anew what a matrix gets once the matrices before it are pruned.
         bits: if not 0, what stays is rounded to 2^bits levels per row on the way (joint quantisation, section 3.5).
         floor: experts with fewer tokens are pruned by the Hessian of all experts of their layer.
@@ -80,26 +84,26 @@ def sparsegpt(
             raise InputError(f"bits={bits}: give 2 to 8, or 0 for no rounding")
         if columns < 1:
             raise InputError(f"columns={columns}: give at least 1; 128 in the paper")
-        every = pattern.m if pattern else columns
+        if true_sequential and not sequential:
+            raise InputError("true_sequential reads anew inside a block, so between blocks too: leave sequential on")
+        how = {"every": pattern.m if pattern else columns, "by_row": pattern is not None, "damp": damp, "bits": bits}
         choose = weights.chooser(share, pattern, "matrix")
         student, starving = subject.copy(), 0
-        for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
+        for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}"), sequential=sequential):
             for names in block.order() if true_sequential else [list(block.matrices)]:
-                starving += prune(block, names, choose, every=every, damp=damp, bits=bits, floor=floor)
+                starving += prune(block, names, choose, floor, **how)
         told = hessian.shortage(starving, floor, "pruned by their layer's H")
         cut = blocks.receipt(subject, student, (*notes, *told))
         yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, ())
 
 
-def prune(
-    block: blocks.Block, names: Sequence[str], choose: weights.Choose, *, every: int, damp: float, bits: int, floor: int
-) -> int:
-    """Steps 1 to 4 for some matrices of a block; how many starved. Its Hessians are gone when it returns."""
+def prune(block: blocks.Block, names: Sequence[str], choose: weights.Choose, floor: int, **how: Any) -> int:
+    """Steps 1 to 4 for some matrices of a block; how many starved. Its Hessians are gone when it returns.
+
+    how: of `obs.prune_all`.
+    """
     moments, starved = hessian.pooled(
         block.read(hessian.Moments, names), {name: block.matrices[name].leaf for name in names}, floor
     )
-    for name, H, U in obs.factored(moments, damp):
-        weight = block.matrices[name].weight
-        rounded = obs.grid(weight, bits) if bits else None
-        weight.copy_(obs.prune(weight, H, choose, every=every, inverse=U, rounded=rounded).weight)
+    obs.prune_all({name: block.matrices[name].weight for name in names}, moments, choose, **how)
     return len(starved)

@@ -304,7 +304,7 @@ def per_expert(module: nn.Module, count: int) -> dict[str, Tensor]:
 def unlike(slim: Moe, windows: Any, folder: Path, times: float, floor: int) -> list[list[float]]:
     """[outliers of each block in percent, weights of each block], of OWL."""
     found = []
-    for block in blocks.visit(slim, windows, folder, title="outliers", store=False):
+    for block in blocks.visit(slim, windows, folder, title="outliers", store=False, sequential=False):
         moments, _ = read(block, floor)
         scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
         found.append((wanda.outliers(scores, times), sum(m.weight.numel() for m in block.matrices.values())))

@@ -41,6 +41,7 @@ def wanda(
     length: int = 128,
     scope: weights.Scope = "row",
     cumulative: bool = False,
+    sequential: bool = True,
     floor: int = 1,
     seed: int = 0,
     dry_run: bool = False,
@@ -52,7 +53,7 @@ def wanda(
     1. all windows run through it as it is, and ||X_j||^2 of each input of each matrix is summed up (over the tokens
        that an expert got, in a mixture of experts);
     2. of each row of each matrix, the weights with the smallest |W_ij| ||X_j|| become zero (equation 1);
-    3. the windows run through the pruned block, for the next one.
+    3. the windows run through the pruned block, for the next one (not with `sequential` off).
 
     Args:
         subject: a causal language model, in memory or streamed from the disk; it stays as it is.
@@ -64,6 +65,8 @@ def wanda(
         scope: what is compared: row, block (128 columns), matrix or global. Global takes all norms from the original.
         cumulative: each row loses what is below a share of its summed scores (the paper's appendix), with one share for
             a matrix, found by bisection, that meets the budget.
+        sequential: let a block read what the pruned blocks before it give. Off, it reads what the dense ones gave, and
+            each block runs once in place of twice; so it is with scope=global.
         floor: experts with fewer tokens are judged by the norms of all experts of their layer.
         seed: of the choice of windows.
         dry_run: as a run; nothing is kept.
@@ -83,7 +86,8 @@ def wanda(
         if choose is None and not everywhere:
             choose = weights.chooser(share, pattern, scope)
         norms: dict[str, Tensor] = {}
-        for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}"), store=not everywhere):
+        folder, alone = run.folder(f"blocks-{budget}"), sequential and not everywhere
+        for block in blocks.visit(student, windows, folder, store=not everywhere, sequential=alone):
             moments = block.read(partial(hessian.Moments, diagonal=True))
             moments, starved = hessian.pooled(moments, {m.name: m.leaf for m in block.matrices.values()}, floor)
             starving += len(starved)
