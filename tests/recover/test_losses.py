@@ -392,6 +392,26 @@ def test_topk_of_everything_is_the_full_kl_and_less_is_a_lower_bound(logits):
     assert values[0] < values[-1]
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_topk_with_nothing_outside_is_the_same_by_its_shorter_way(logits, temperature):
+    """Rows of which all is inside, alone and beside rows of which something is not; one token stands there twice."""
+    student, teacher = logits
+    values, indices, remaining = topk(teacher, 5, temperature)
+    values = values.log_softmax(-1)
+    values[0, 4], indices[0, 4] = -math.inf, indices[0, 1]
+    values[0] = values[0].log_softmax(-1)
+    nothing = torch.full_like(remaining, -math.inf)
+    log_q = F.log_softmax(student / temperature, -1).gather(-1, indices)
+    plain = torch.where(values == -math.inf, 0.0, values.exp() * (values - log_q)).nan_to_num(0.0).sum()
+
+    def ours(remaining):
+        return losses.topk_kl(student, values, indices, remaining, temperature=temperature, chunk=4)
+
+    same(ours(nothing), plain, student)
+    tiny = torch.full_like(remaining, -90.0)  # e^-90 is nothing to a sum, and takes the longer way
+    same(ours(nothing), ours(tiny), student)
+
+
 def test_topk_targets_of_counted_tokens_or_of_all(logits):
     student, teacher = logits
     mask = torch.arange(TOKENS) % 2 == 0

@@ -359,12 +359,18 @@ def _topk_kl(temperature: float) -> Formula:
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         log_q = _log_softmax(student, temperature)
         indices, log_p, log_rest = indices.long(), log_p.to(log_q.dtype), log_rest.to(log_q.dtype)
-        inside = log_q.gather(-1, indices)
+        inside, p = log_q.gather(-1, indices), log_p.exp()
+        value = _expectation(p, log_p - inside)
+        if bool((log_rest == -math.inf).all()):  # nothing is outside, as where the k tokens are drawn: q - p is all
+
+            def difference() -> Tensor:
+                return log_q.exp_().scatter_add_(-1, indices, -p).div_(temperature)
+
+            return value, difference
         # Summing what is outside, rather than 1 minus what is inside: the latter cancels when q_r is tiny.
         outside = log_q.scatter_(-1, indices, -math.inf)
-        log_q_rest = outside.logsumexp(-1)
-        p, p_rest = log_p.exp(), log_rest.exp()
-        value = _expectation(p, log_p - inside) + _expectation(p_rest[:, None], (log_rest - log_q_rest)[:, None])
+        log_q_rest, p_rest = outside.logsumexp(-1), log_rest.exp()
+        value = value + _expectation(p_rest[:, None], (log_rest - log_q_rest)[:, None])
 
         def gradient() -> Tensor:
             # q_j (1 - p_r / q_r) as (q_j / q_r) (q_r - p_r): p_r / q_r may be too large for a number.
