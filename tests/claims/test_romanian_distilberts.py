@@ -116,7 +116,7 @@ def test_triple_loss_beats_fresh_weights_and_masked_tokens_alone(kind):
 
 
 NEARER = (
-    "without soft targets the states fall still further (0.944 against 0.950; 0.968 with all losses): here these losses "
+    "without soft targets the states fall still further (0.944 against 0.950; 0.968 with all losses): here both losses "
     "pull one way"
 )
 WITHOUT = {"soft": "without soft targets", "masked": "without masked tokens", "states": "without hidden states"}
@@ -193,8 +193,8 @@ def test_the_student_is_faster():
 
 
 ALIKE = (
-    "no difference: labels 0.809 against 0.817, probabilities 0.8425 against 0.8432, numbers 0.774 against 0.779; fine-tuned "
-    "from labels, a student keeps little of a second teacher that only its hidden states were drawn to, by words"
+    "no difference: labels 0.809 against 0.817, probabilities 0.8425 against 0.8432, numbers 0.774 against 0.779; "
+    "fine-tuned from labels, a student keeps little of a second teacher that its hidden states were drawn to, by words"
 )
 
 
