@@ -9,12 +9,17 @@ __all__ = ["all_finite"]
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no entry is NaN or infinite; of any shape, floats or integers.
+    """Whether no entry is NaN or infinite; of any shape and type.
 
     NaN goes through a least and a largest value, and one pass finds both: on a CPU 20 times as fast as asking each.
     """
     if not values.numel():
         return True
+    values = values.detach()
+    if values.is_complex():
+        values = torch.view_as_real(values)
     if not values.is_floating_point():
-        return bool(torch.isfinite(values).all())
-    return bool(torch.isfinite(torch.stack(torch.aminmax(values.detach()))).all())
+        return True
+    if values.element_size() == 1:  # eight bits know neither of these questions
+        values = values.float()
+    return bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())

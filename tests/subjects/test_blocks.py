@@ -173,6 +173,19 @@ def test_what_runs_twice_is_read_twice(tmp_path):
             torch.testing.assert_close(moments.value(name), expected[modules[name]], rtol=1e-4, atol=1e-6)
 
 
+def test_what_runs_only_for_some_batches_is_read_when_it_does(tmp_path):
+    """As an expert may that is a module: its first batch is not the first of all."""
+    one, data = subject(), batches()
+    for block in blocks.visit(one, data, tmp_path, store=False):
+        mlp, calls = block.module.mlp, []
+        mlp.forward = lambda x, once=mlp.forward, calls=calls: calls.append(1) or (once(x) if len(calls) > 1 else x)
+        found = block.read(hessian.Moments)
+        del mlp.forward
+        assert {name.split(".")[-2]: m.rows // 18 for name, m in found.items()} == {
+            "q_proj": 3, "k_proj": 3, "v_proj": 3, "o_proj": 3, "gate_proj": 2, "up_proj": 2, "down_proj": 2
+        }  # fmt: skip
+
+
 class Killed(Exception):
     pass
 

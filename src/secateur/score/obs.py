@@ -83,7 +83,8 @@ def prune_all(
         by_row: `choose` looks at each row by itself, so that it may be asked for several matrices at once.
     """
     for names, H, U in factored(moments, damp):
-        for some in batched(names, _TOGETHER):
+        for start in range(0, len(names), _TOGETHER):
+            some = names[start : start + _TOGETHER]
             sizes = [len(matrices[name]) for name in some]
             whole = torch.cat([matrices[name] for name in some])
 
@@ -96,11 +97,6 @@ def prune_all(
                 matrices[name].copy_(part)
             del whole, found
         del H, U  # before the next ones are made
-
-
-def batched(names: Sequence[str], most: int) -> Iterator[Sequence[str]]:
-    """`names` in runs of at most `most`."""
-    return (names[start : start + most] for start in range(0, len(names), most))
 
 
 def prune(

@@ -172,8 +172,9 @@ class Block:
                         for followers in leaders.values():
                             for follower in followers[1:]:
                                 hooks[follower].remove()
-                        # Experts that no token came to did not run, and what runs twice may do so later on.
-                        if following is None and len(ran) == len(set(ran)) == len(leaders) + len(packed):
+                        # All must have run, and once: an expert that no token came to may run later on.
+                        known = set(modules.values()) <= set(found) and len(ran) == len(leaders) + len(packed)
+                        if following is None and known:
                             asked.update(ran)
                     ran.clear()
                     seen.clear()
@@ -254,10 +255,11 @@ def visit(
     """Yield each block of `subject` in turn; once the caller is done with it, run it as it then is for the next one.
 
     What a block reads comes from blocks that are changed already, as in SparseGPT and Wanda. Without `sequential` it
-    comes from blocks as they were: each runs once in place of twice, and must be read before it is changed. With
-    `store`, each is
-    kept in `folder` when it is done; a second call with the same folder takes the finished ones from there and goes on
-    behind them. Without it nothing is kept, and what the caller changes stays in memory only where `subject` holds it.
+    comes from blocks as they were: each runs once in place of twice, and must be read before it is changed.
+
+    With `store`, each is kept in `folder` when it is done; a second call with the same folder takes the finished ones
+    from there and goes on behind them. Without it nothing is kept, and what the caller changes stays in memory only
+    where `subject` holds it.
 
     Under several processes (torchrun, accelerate launch) each runs every P-th batch.
 
