@@ -53,6 +53,7 @@ DAMP, BLOCK = 0.01, 128
 BATCH = 8
 LARGE = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 4}
 """The model that is timed, with random weights: what is computed does not depend on them."""
+DTYPES = ("float32", "bfloat16")
 WINDOWS, LENGTH = 128, {"trained": 64, "large": 128}
 """Calibration: how many windows, and of how many tokens."""
 
@@ -136,9 +137,10 @@ def ours(recipe: str, stream: bool = False, **options: Any) -> Callable[[Path, P
         prune = getattr(importlib.import_module(f"secateur.recipes.sparse.{recipe}"), recipe)
         yield None
         subject = open_streamed(folder) if stream else open_subject(folder)
+        calibration = load_file(windows)["calibration"]
         drawn = [
             {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape)}
-            for ids in load_file(windows)["calibration"].split(1)
+            for ids in calibration.split(512 // calibration.shape[1])  # as texts.windows does
         ]
         # The windows of the file, in place of what a recipe would draw from texts.
         texts.windows = lambda *_, **__: (drawn, ())
@@ -406,14 +408,14 @@ def ratio(rows: dict[str, Any], name: str, key: str) -> float | None:
     return statistics.median(ours) / statistics.median(theirs) if ours and theirs else None
 
 
-def claims(quality: dict[str, Any], speeds: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+def claims(quality: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
     """What is asked of secateur, and what came out."""
     found: dict[str, Any] = {}
     for name in (OURS, STREAMED, DENSE):
-        ours, theirs = (quality[PATTERN].get(one, {}).get("perplexity") for one in (name, THEIRS))
+        ours, theirs = (quality.get(PATTERN, {}).get(one, {}).get("perplexity") for one in (name, THEIRS))
         if ours and theirs:
             found[f"{name}: perplexity of theirs"] = statistics.mean(ours) / statistics.mean(theirs)
-    for dtype, speed in speeds.items():
+    for dtype, speed in ((dtype, speeds[dtype]) for dtype in DTYPES if dtype in speeds):
         for threads, rows in speed.items():
             for name in (OURS, STREAMED, DENSE):
                 for key in COLUMNS:
@@ -427,7 +429,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each tool")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the calibration windows, for perplexity")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--only", choices=["quality", "speed"], help="one half; writes nothing")
+    parser.add_argument("--only", choices=["quality", "speed"], help="measure one half, keep the other")
     for hidden in ("--child", "--budget"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     for hidden in ("--model", "--windows", "--out"):
@@ -445,61 +447,67 @@ def main() -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(prefix="sparse-") as folder:
-        root = Path(folder)
-        models = prepared(root, options.layers, options.seeds)
-        qualities = quality(models, root, options.seeds) if options.only != "speed" else None
-        speeds = {
-            dtype: speed(models, root, options.rounds, options.threads, model)
-            for dtype, model in {"float32": "large", "bfloat16": "bfloat16"}.items()
-            if options.only != "quality"
-        }
+    out = peers.ROOT / "docs" / "evidence" / "benchmarks"
+    record = out / "sparse.json"
+    found: dict[str, Any] = {}
+    if options.only and record.exists():  # the other half stays as it was measured, with its commit
+        found = json.loads(record.read_text(encoding="utf-8"))
     from secateur.measure.environment import describe
 
     machine = describe()
+    with tempfile.TemporaryDirectory(prefix="sparse-") as folder:
+        root = Path(folder)
+        models = prepared(root, options.layers, options.seeds)
+        if options.only != "speed":
+            found["quality"] = quality(models, root, options.seeds) | {"commit": machine.get("commit")}
+        if options.only != "quality":
+            found["speed"] = {
+                "commit": machine.get("commit"),
+                "size": models["large_size"],
+                **{
+                    dtype: speed(models, root, options.rounds, options.threads, model)
+                    for dtype, model in zip(DTYPES, ("large", "bfloat16"), strict=True)
+                },
+            }
+    found["claims"], found["machine"] = claims(found.get("quality", {}), found.get("speed", {})), machine
+    text = "\n".join(written(found))
+    print(text)
+    if options.layers == 4 and options.rounds >= 3 and options.seeds >= 3 and {"quality", "speed"} <= found.keys():
+        out.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (out / "sparse.md").write_text(text + "\n", encoding="utf-8")
+
+
+def written(found: dict[str, Any]) -> list[str]:
+    lines, machine = ["# SparseGPT", ""], found["machine"]
+    if "quality" in found:
+        lines += [f"**Perplexity: a Llama trained on Brown, {WINDOWS} windows of {LENGTH['trained']} tokens**", ""]
+        lines += quality_table(found["quality"])
+    for dtype in DTYPES if "speed" in found else ():
+        size = found["speed"]["size"]
+        lines += [
+            f"**Time and memory at 2:4, {dtype}: a Llama of {size['layers']} layers and "
+            f"{size['parameters'] / 1e6:.0f} M random weights, {WINDOWS} windows of {LENGTH['large']} tokens**",
+            "",
+            *speed_table(found["speed"][dtype]),
+        ]
     versions = ", ".join(
         f"{name} {peers.version(peer, PEERS[peer])} (transformers {peers.version(peer, PEERS[peer], 'transformers')})"
         for name, (_, peer) in CONTESTANTS.items()
         if peer
     )
-    lines = ["# SparseGPT", ""]
-    if qualities:
-        lines += [f"**Perplexity: a Llama trained on Brown, {WINDOWS} windows of {LENGTH['trained']} tokens**", ""]
-        lines += quality_table(qualities)
-    size = models["large_size"]
-    for dtype, found in speeds.items():
-        lines += [
-            f"**Time and memory at 2:4, {dtype}: a Llama of {size['layers']} layers and "
-            f"{size['parameters'] / 1e6:.0f} M random weights, {WINDOWS} windows of {LENGTH['large']} tokens**",
-            "",
-            *speed_table(found),
-        ]
-    lines += [
-        f"Perplexity in float32; dampening {DAMP}, blocks of {BLOCK} columns, batches of {BATCH}; the linears of the "
-        "decoder's blocks alone. Medians, each of a fresh process; the tools take turns. Above the loaded model: the "
-        "highest resident size while pruning, less what was resident right before. Model-Optimizer's search offers 2:4 "
-        "alone; it gives masks, and leaves the weights that stay as they were. Streamed: blocks are read from the disk "
-        "one at a time, and no model is loaded before. Dense inputs: blocks read what dense ones before them give, as "
-        "those of Model-Optimizer do (`--no-sequential`).",
+    commits = ", ".join(f"{half} {found[half]['commit']}" for half in ("quality", "speed") if half in found)
+    return [
+        *lines,
+        f"Perplexity in float32; dampening {DAMP}, blocks of {BLOCK} columns, batches of {BATCH} windows, "
+        "or of 512 tokens for secateur; the linears of the decoder's blocks alone. Medians, each of a fresh process; the "
+        "tools take turns. Above the loaded model: the highest resident size while pruning, less what was resident right "
+        "before. Model-Optimizer's search offers 2:4 alone; it gives masks, and leaves the weights that stay as they were. "
+        "Streamed: blocks are read from the disk one at a time, and no model is loaded before. Dense inputs: blocks "
+        "read what dense ones before them give, as those of Model-Optimizer do (`--no-sequential`).",
         f"{machine.get('cpu')}, {machine.get('logical_cores')} cores, Python {platform.python_version()}, torch "
-        f"{machine.get('torch')}, transformers {machine.get('transformers')}, commit {machine.get('commit')}; "
-        f"{versions}.",
+        f"{machine.get('torch')}, transformers {machine.get('transformers')}; {versions}; commits: {commits}.",
     ]
-    text = "\n".join(lines)
-    print(text)
-    whole = options.layers == 4 and options.only is None and options.rounds >= 3 and options.seeds >= 3
-    if whole and qualities:
-        out = peers.ROOT / "docs" / "evidence" / "benchmarks"
-        out.mkdir(parents=True, exist_ok=True)
-        found = {
-            "quality": qualities,
-            "speed": speeds,
-            "claims": claims(qualities, speeds),
-            "machine": machine,
-            "peers": versions,
-        }
-        (out / "sparse.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (out / "sparse.md").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

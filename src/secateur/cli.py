@@ -686,6 +686,9 @@ def prune_data(
     batch: Annotated[int, typer.Option(help="Examples per step.")] = 32,
     length: Annotated[int, typer.Option(help="Tokens of a text that a model reads.")] = 128,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Pass over texts with Ray Data: on all cores, or the cluster at RAY_ADDRESS.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would stay; write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --out holds another run.")] = False,
 ) -> None:  # fmt: skip
@@ -701,8 +704,8 @@ def prune_data(
     found = training_set.prune_data(
         data, budget, out or "", score=score, model=model, balanced=balanced,
         deduplicate="normalised" if normalised else "exact" if deduplicate else "", text=text, label=label,
-        tokenizer=tokenizer, runs=runs, epochs=epochs, lr=lr, batch=batch, length=length, seed=seed, dry_run=dry_run,
-        overwrite=overwrite,
+        tokenizer=tokenizer, runs=runs, epochs=epochs, lr=lr, batch=batch, length=length, seed=seed, ray=ray,
+        dry_run=dry_run, overwrite=overwrite,
     )  # fmt: skip
     for note in dict.fromkeys(note for result in found for note in result.notes):
         print(f"note: {note}")

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import tiny
 from secateur.errors import DataError
 from secateur.files import texts
 from secateur.files.texts import Corpus
@@ -275,3 +276,16 @@ def test_prompts_and_answers_in_parquet(tmp_path):
     parquet.write_table(pyarrow.table({"prompt": ["q"], "answer": ["a"], "label": [1], "id": [7]}), path)
     found = texts.read(path)
     assert (list(found.texts), found.labels) == (["q\na"], [1])
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "sizes"), [(70, 100, [4] * 17 + [2]), (20, 16, [1] * 20), (40, 512, [1] * 40)]
+)
+def test_short_windows_share_batches_of_which_there_stay_sixteen(count, length, sizes):
+    corpus = texts.read(tiny.chains(9000))
+    alone, told = texts.windows(corpus, tiny.tokenizer(), count, length)
+    together, same = texts.windows(corpus, tiny.tokenizer(), count, length, together=True)
+    assert told == same == ()
+    assert [len(batch["input_ids"]) for batch in together] == sizes
+    for key in alone[0]:
+        assert torch.equal(torch.cat([one[key] for one in together]), torch.cat([one[key] for one in alone]))

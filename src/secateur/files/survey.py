@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from secateur.errors import DataError
 from secateur.files import digests, texts
 
-__all__ = ["Survey", "survey"]
+__all__ = ["Count", "Survey", "gathered", "survey", "told"]
 
 CHUNK = 1024
 """Texts in memory at once."""
@@ -72,23 +72,37 @@ def survey(
     About 50 bytes per text remain, and 8 for each count. Raises `DataError` as `texts.read`.
     """
     name, rows = texts.opened(source, limit=limit, column=column, label=label)
-    counts, digest, labels = counts or {}, texts.Digest(), _Labels()
-    columns = {measure: array("d") for measure in ("bytes", "words", *counts)}
+    return gathered(name, ((chunk, told([text for text, _ in chunk], counts or {})) for chunk in _chunks(rows)))
+
+
+def told(spoken: Sequence[str], counts: Mapping[str, Count]) -> dict[str, Sequence[Any]]:
+    """What remains of texts: measure -> how many each has, and under "exact" and "normal" the bytes of its digests."""
+    packed = [text.encode("utf-8", "surrogatepass") for text in spoken]
+    return {
+        "bytes": list(map(len, packed)),
+        "words": [len(text.split()) for text in spoken],
+        **{measure: list(count(spoken)) for measure, count in counts.items()},
+        "exact": [one.tobytes() for one in digests.of(packed)],
+        "normal": [one.tobytes() for one in digests.of(map(digests.words, spoken))],
+    }
+
+
+def gathered(name: str, batches: Iterable[tuple[Sequence[texts.Row], Mapping[str, Sequence[Any]]]]) -> Survey:
+    """The survey of texts that come in batches, each with its classes and with what was `told` of them."""
+    digest, labels = texts.Digest(), _Labels()
+    columns: dict[str, array[float]] = {}
     exact, normal = list[bytes](), list[bytes]()
-    for chunk in _chunks(rows):
-        spoken = [text for text, _ in chunk]
-        packed = [text.encode("utf-8", "surrogatepass") for text in spoken]
-        for text, (_, value) in zip(spoken, chunk, strict=True):
+    for chunk, about in batches:
+        for text, value in chunk:
             digest.add(text)
             labels.add(value)
-        columns["bytes"].extend(map(float, map(len, packed)))
-        columns["words"].extend(float(len(text.split())) for text in spoken)
-        for measure, count in counts.items():
-            columns[measure].extend(map(float, count(spoken)))
-        exact.append(digests.of(packed).tobytes())
-        normal.append(digests.of(map(digests.words, spoken)).tobytes())
+        for measure, column in about.items():
+            if measure not in ("exact", "normal"):
+                columns.setdefault(measure, array("d")).extend(map(float, column))
+        exact.append(b"".join(about["exact"]))
+        normal.append(b"".join(about["normal"]))
     if not exact:
-        raise DataError(f"{source if isinstance(source, str | Path) else name} holds no text: give at least one line")
+        raise DataError(f"{name} holds no text: give at least one line")
     numbers, classes = labels.end()
     kind = np.dtype((np.void, digests.SIZE))
     return Survey(

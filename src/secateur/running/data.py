@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from secateur import encoders
 from secateur.errors import InputError
-from secateur.files import examples, plugins, tables, texts
+from secateur.files import examples, plugins, ray_data, tables, texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard
 from secateur.files.survey import Survey, survey
@@ -66,6 +66,7 @@ def prune_data(
     batch: int = 32,
     length: int = 128,
     seed: int = 0,
+    ray: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> list[Result]:
@@ -77,7 +78,7 @@ def prune_data(
 
     Args:
         data: texts as for `secateur.run` (also an iterable that is passed over once), arrays and folders of images, a
-            `datasets.Dataset`, a folder of `save_to_disk`, a .csv file.
+            `datasets.Dataset`, a folder of `save_to_disk`, a .csv file, a `ray.data.Dataset`.
         budget: how much may stay: examples=30%, bytes=10MB, words=1000000, tokens=50%; one or several.
         out: the run directory; the index for a budget stands in a folder of that name.
         score: which examples are worth most. "random"; "length" (of texts: most words first); what a model in training
@@ -95,6 +96,7 @@ def prune_data(
         batch: examples per step.
         length: tokens of a text that a model reads.
         seed: of everything random.
+        ray: pass over texts at a path with Ray Data: on all cores, or on the cluster that RAY_ADDRESS names.
         dry_run: say what would stay; nothing is written.
         overwrite: start anew where `out` holds another run.
 
@@ -107,7 +109,7 @@ def prune_data(
     budgets = _budgets(budget)
     _check(score, model, runs, epochs)
     counted = {"tokens": encoders.counter(str(tokenizer))} if tokenizer is not None else {}
-    source = rows(data, held=model is not None, text=text, label=label, counts=counted)
+    source = rows(data, held=model is not None, text=text, label=label, counts=counted, ray=ray)
     whole = ExampleSet(source)
     fair = whole.labels is not None if balanced is None else balanced
     if fair and whole.labels is None:
@@ -180,8 +182,16 @@ def rows(
     text: str = "text",
     label: str = "label",
     counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]] | None = None,
+    ray: bool = False,
 ) -> Examples | Corpus | Table | Survey:
-    """The training set in `data`; texts are passed over once and not held, unless `held`, for a model to read them."""
+    """The training set in `data`; texts are passed over once and not held, unless `held`, for a model to read them.
+
+    With `ray`, or of a data set of Ray's, it is Ray Data that passes over them.
+    """
+    if ray or ray_data.is_dataset(data):
+        if held:
+            raise InputError("a model that is asked holds the data in memory, Ray Data passes over it: leave one out")
+        return ray_data.survey(data, column=text, label=label, counts=counts)
     if isinstance(data, Examples | Corpus | Table | Survey):
         return data
     if _streamed(data) or (_of_texts(data) and not held):

@@ -70,7 +70,7 @@ def owl(
     For patterns n stays between 1 and m. A block's density is at
     most 1, where the official code stops at 0.99.
     """
-    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
+    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
     whole = blocks.count(subject)
     norms = partial(hessian.Moments, diagonal=True)
 

@@ -76,7 +76,7 @@ def sparsegpt(
     Departures: dead inputs do not enter the mean of the dampening, which grows until Cholesky succeeds. Each
     block of columns keeps int(n share) of its n weights. Experts without tokens are pruned by their layer's Hessian.
     """
-    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
+    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
     whole = blocks.count(subject)
     for budget in budgets:
         share, pattern = weights.asked(budget, whole, "sparsegpt")

@@ -74,7 +74,7 @@ def wanda(
     Departures: exactly int(n share) weights stay of n that are compared. Experts that saw no token are pruned by their
     layer's norms, where the official code skips them, so that the budget is met.
     """
-    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
+    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
     whole = blocks.count(subject)
     for budget in budgets:
         share, pattern = weights.asked(budget, whole, "wanda")

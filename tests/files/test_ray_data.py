@@ -1,0 +1,114 @@
+"""Surveys by Ray Data are those of one process, whatever the kind of file; and what can't be read is told in a line."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from secateur.errors import DataError, InputError
+from secateur.files import ray_data, texts
+from secateur.files.survey import CHUNK, survey
+from secateur.running import data
+
+ray = pytest.importorskip("ray")
+pyarrow = pytest.importorskip("pyarrow")
+
+ROWS = [{"text": f"Text {i % 997}" + " word" * (i % 5), "label": "bca"[i % 3]} for i in range(2 * CHUNK + 100)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def running():
+    """One Ray for the module: it takes seconds to start."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def letters(some):
+    return [len(text) for text in some]
+
+
+def same(found, other):
+    assert (found.digest, found.classes, len(found)) == (other.digest, other.classes, len(other))
+    assert (found.labels is None) == (other.labels is None)
+    assert found.labels is None or np.array_equal(found.labels, other.labels)
+    assert found.costs().keys() == other.costs().keys()
+    for measure, column in other.costs().items():
+        assert np.array_equal(found.costs()[measure], column)
+    for how in (False, True):
+        assert np.array_equal(found.keys(normalised=how), other.keys(normalised=how))
+
+
+def written(path, rows):
+    if path.suffix == ".txt":
+        path.write_text("\n".join(row["text"] for row in rows))
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, ["text", "label"])
+            table.writeheader()
+            table.writerows(rows)
+    else:
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=500)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".parquet"])
+def test_a_file_is_told_of_as_by_one_process(suffix, tmp_path):
+    path = written(tmp_path / f"rows{suffix}", ROWS)
+    given = path if suffix != ".csv" else ROWS
+    same(ray_data.survey(path, counts={"letters": letters}), survey(given, counts={"letters": letters}))
+
+
+def test_a_folder_in_its_order_and_blank_texts_left_out(tmp_path):
+    rows = [*ROWS[:5], {"text": "  ", "label": "a"}, *ROWS[5:50]]
+    for number in range(4):
+        written(tmp_path / f"part-{number}.parquet", rows[number * 13 :][:13])
+    same(ray_data.survey(tmp_path), survey(tmp_path))
+
+
+def test_a_data_set_with_columns_of_its_own_names():
+    rows = [{"body": row["text"], "kind": number % 4} for number, row in enumerate(ROWS[:300])]
+    given = ray.data.from_items(rows)
+    assert ray_data.is_dataset(given)
+    found = ray_data.survey(given, column="body", label="kind")
+    same(found, survey(rows, column="body", label="kind"))
+    assert not ray_data.is_dataset(rows)
+
+
+def test_a_training_set_is_cut_and_its_index_fits_the_corpus_read_whole(tmp_path):
+    path = written(tmp_path / "rows.jsonl", ROWS)
+    how = {"score": "length", "dry_run": True, "deduplicate": "exact"}
+    (ours,), (plain,) = (data.prune_data(path, "words=20%", "", ray=one, **how) for one in (True, False))
+    assert np.array_equal(ours.subject.kept, plain.subject.kept)
+    assert ours.cut == plain.cut
+    data.prune_data(path, "words=20%", tmp_path / "out", ray=True, score="length")
+    kept = type(ours.subject).load(texts.read(path), tmp_path / "out" / "words=20%")
+    assert len(kept) == len(np.load(tmp_path / "out" / "words=20%" / "index.npz")["kept"])
+
+
+def test_what_cannot_be_read_is_told_in_a_line(tmp_path):
+    with pytest.raises(DataError, match=r"rows.jsonl: a row has no text in 'body': it has text, label"):
+        ray_data.survey(written(tmp_path / "rows.jsonl", ROWS[:9]), column="body")
+    with pytest.raises(DataError, match="holds no text"):
+        ray_data.survey(written(tmp_path / "blank.jsonl", [{"text": " "}]))
+    (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text": \n')
+    with pytest.raises(DataError, match=r"bad.jsonl can't be read: Extra data: line 2"):
+        ray_data.survey(tmp_path / "bad.jsonl")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(DataError, match=r"bad.parquet can't be read: .*not a parquet"):
+        ray_data.survey(tmp_path / "bad.parquet")
+    with pytest.raises(DataError, match="give a folder of one kind"):
+        ray_data.survey(tmp_path)
+    with pytest.raises(DataError, match="give one that is there"):
+        ray_data.survey(tmp_path / "nothing.txt")
+    with pytest.raises(InputError, match="can't read a list"):
+        ray_data.survey([{"text": "one"}])
+    with pytest.raises(InputError, match="leave one out"):
+        data.rows(tmp_path / "rows.jsonl", held=True, ray=True)
