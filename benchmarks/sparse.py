@@ -499,12 +499,13 @@ def written(found: dict[str, Any]) -> list[str]:
     commits = ", ".join(f"{half} {found[half]['commit']}" for half in ("quality", "speed") if half in found)
     return [
         *lines,
-        f"Perplexity in float32; dampening {DAMP}, blocks of {BLOCK} columns, batches of {BATCH} windows, "
-        "or of 512 tokens for secateur; the linears of the decoder's blocks alone. Medians, each of a fresh process; the "
-        "tools take turns. Above the loaded model: the highest resident size while pruning, less what was resident right "
-        "before. Model-Optimizer's search offers 2:4 alone; it gives masks, and leaves the weights that stay as they were. "
-        "Streamed: blocks are read from the disk one at a time, and no model is loaded before. Dense inputs: blocks "
-        "read what dense ones before them give, as those of Model-Optimizer do (`--no-sequential`).",
+        f"Perplexity in float32; dampening {DAMP}, blocks of {BLOCK} columns, batches of {BATCH} windows, or of "
+        "512 tokens for secateur; the linears of the decoder's blocks alone. Medians, each of a fresh process; "
+        "the tools take turns. Above the loaded model: the highest resident size while pruning, less what was "
+        "resident right before. Model-Optimizer's search offers 2:4 alone; it gives masks, and leaves the weights "
+        "that stay as they were. Streamed: blocks are read from the disk one at a time, and no model is loaded "
+        "before. Dense inputs: blocks read what dense ones before them give, as those of Model-Optimizer do "
+        "(`--no-sequential`).",
         f"{machine.get('cpu')}, {machine.get('logical_cores')} cores, Python {platform.python_version()}, torch "
         f"{machine.get('torch')}, transformers {machine.get('transformers')}; {versions}; commits: {commits}.",
     ]
