@@ -146,6 +146,7 @@ def test_the_host_is_silent_in_the_first_epoch_and_nd_is_not(tmp_path):
     [
         {"host": "dkd", "weight": 0.5},
         {"host": "dist"},
+        {"host": "review"},
         {"variant": "direction"},
         {"variant": "norm", "nd": 0.1},
         {"variant": "features", "nd": 0.1, "keep_width": False},
@@ -291,7 +292,7 @@ def test_a_network_without_a_linear_head_has_its_feature_named(tmp_path):
     ("options", "kind", "said"),
     [
         ({"data": Examples(DATA.inputs, name="bare")}, DataError, "bare has no classes"),
-        ({"host": "review"}, InputError, "give kd, dkd, dist or none"),
+        ({"host": "review"}, InputError, "give kd, dkd, dist, review or none"),
         ({"variant": "angle"}, InputError, "give nd, direction, norm or features"),
         ({"host": "dkd", "mixup": 0.2}, InputError, "takes 0 only"),
         ({"warmup": -1.0}, InputError, "warmup=-1"),

@@ -22,7 +22,20 @@ from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import prototypes, quality
 from secateur.modes import evaluating
-from secateur.recover import compose, detecting, features, loop, losses, objectives, relations, slimming, taps, teachers
+from secateur.recover import (
+    compose,
+    detecting,
+    features,
+    loop,
+    losses,
+    maps,
+    objectives,
+    relations,
+    review,
+    slimming,
+    taps,
+    teachers,
+)
 from secateur.recover.centres import ClassMeans, collect
 from secateur.score import magnitude
 from secateur.select import ranking
@@ -38,7 +51,7 @@ CARD = {
     "family": "vision",
 }
 
-Host = Literal["kd", "dkd", "dist", "none"]
+Host = Literal["kd", "dkd", "dist", "review", "none"]
 Variant = Literal["nd", "direction", "norm", "features"]
 
 
@@ -61,6 +74,7 @@ def nd_loss(
     warmup: float = 20.0,
     mixup: float = 0.0,
     feature: str = "",
+    stages: Sequence[str] = (),
     means: str = "",
     dropout: float = 0.5,
     keep_width: bool = True,
@@ -83,7 +97,8 @@ def nd_loss(
     4. ``L_nd = mean_i 1 - <g(f_s,i), e_{y_i}> / max(||g(f_s,i)||, ||f_t,i||)``: 0 for a feature that points where its
        class mean does and is as long as the teacher's.
     5. ``L = task CE + weight min(1, epoch / warmup) L_host + nd L_nd``: the host warms up, ND is there from step 0.
-       Hosts: kd ``T^2 KL``; dkd, target and other classes apart; dist, correlations of classes and of examples.
+       Hosts: kd ``T^2 KL``; dkd, target and other classes apart; dist, correlations of classes and of examples;
+       review, ReviewKD's fused maps of all stages, by modules that are trained along and left out of the result.
 
     `work/` of the run holds the class means and, per budget, norm, cosine and nearest-mean accuracy of the features.
 
@@ -106,6 +121,8 @@ def nd_loss(
         warmup: epochs, counted from 0, over which the host's weight grows.
         mixup: alpha of Beta(alpha, alpha), by which inputs, labels and centres of pairs are mixed; 0 mixes none.
         feature: the module that gives the feature, "NAME@input" for what it reads; the classifier's input unless given.
+        stages: for host=review, the modules whose maps are compared, those with large maps first; the last of each
+            size unless given.
         means: a file of class means of this teacher, from another run's `work/`.
         dropout: of the projector.
         keep_width: leave the width of the feature uncut, so that no projector is needed.
@@ -120,22 +137,23 @@ def nd_loss(
 
     Departures: the paper trains students from scratch, 240 epochs at 0.1 and lr / 10 after 150, 180 and 210; a cut one
     starts from the teacher's weights, under a cosine. The norm-only form is from memory. Centres are not rounded to
-    four decimals, and the projector is attached by comparing widths. ReviewKD as a host is not here, nor are
-    detectors, whose class means `recover.centres` can make of proposals. In evidence are the training examples.
+    four decimals, and the projector is attached by comparing widths. ReviewKD compares maps alone, not the pooled
+    feature as well. Detectors are not here; `recover.centres` can make their class means of proposals. In evidence are
+    the training examples.
     """
     check(data, host, variant, mixup, warmup, dropout)
     further = loop.options(training)
     feed = examples.batches(data, batch=batch, seed=seed)
     accumulate = further.get("accumulate", 1)
     steps = detecting.steps(len(feed) / accumulate, epochs)
-    teacher = Tap.of(subject, feature)
+    teacher = Tap.of(subject, feature, stages, host == "review")
     centres = table(teacher, data, batch, run, means)
     for budget in budgets:
         if student:
             small, cut, predicted = given(subject, student, budget)
         else:
             small, cut, predicted = narrowed(subject, budget, keep_width, multiple)
-        pupil = Tap.of(small, feature)
+        pupil = Tap.of(small, feature, stages, host == "review")
         if pupil.classes != teacher.classes:
             raise InputError(
                 f"the student tells {pupil.classes} classes, its teacher {teacher.classes}: as many, please"
@@ -143,12 +161,14 @@ def nd_loss(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             projector = taps.adapter(pupil.width, teacher.width, "norm", dropout=dropout)
+            again = review.Review(pupil.shapes, teacher.shapes) if host == "review" else None
+        along = [one for one, used in ((projector, nd), (again, host == "review")) if used and one is not None]
         recovery = None
         if steps and not dry_run:
             share = warmup / epochs
             terms = [
                 compose.Term("labels", labelled, task),
-                compose.Term("host", hosted(host, temperature, target, other), weight if host != "none" else 0.0,
+                compose.Term("host", hosted(host, temperature, target, other, again), weight if host != "none" else 0.0,
                              share if share < 1 else share * steps),
                 compose.Term(variant, drawn(variant, centres, projector, step), nd),
             ]  # fmt: skip
@@ -161,7 +181,7 @@ def nd_loss(
             recovery = loop.train(
                 small.model, slimming.Numbered(feed, steps * accumulate * processes()), objective, steps=steps, lr=lr,
                 optimizer="sgd", warmup=0.0, weight_decay=weight_decay, seed=seed, count=examples.count,
-                extra=[projector] if nd else [], frozen=[subject.model], checkpoint=run.folder(f"train-{budget}"),
+                extra=along, frozen=[subject.model], checkpoint=run.folder(f"train-{budget}"),
                 title="distillation", **({"precision": "fp32", "clip": None} | further),
             )  # fmt: skip
         figures = partial(diagnosed, {"teacher": teacher, "student": pupil}, projector, centres, data, batch)
@@ -172,8 +192,8 @@ def check(data: Examples, host: str, variant: str, mixup: float, warmup: float, 
     """Refuse data without classes, and options that contradict one another."""
     if data.labels is None:
         raise DataError(f"{data.name} has no classes: class means and the directions to them need labels")
-    if host not in ("kd", "dkd", "dist", "none"):
-        raise InputError(f"host={host!r}: give kd, dkd, dist or none")
+    if host not in ("kd", "dkd", "dist", "review", "none"):
+        raise InputError(f"host={host!r}: give kd, dkd, dist, review or none")
     if variant not in ("nd", "direction", "norm", "features"):
         raise InputError(f"variant={variant!r}: give nd, direction, norm or features")
     if mixup < 0 or (mixup and host == "dkd"):
@@ -194,16 +214,21 @@ def processes() -> int:
 
 @dataclass(frozen=True, eq=False)
 class Tap:
-    """A network with the place of its feature."""
+    """A network with the place of its feature, and those of its maps where they are asked for, with their shapes."""
 
     subject: Traced
     name: str
     width: int
     classes: int
+    stages: Sequence[str] = ()
+    shapes: Sequence[tuple[int, int, int]] = ()
 
     @classmethod
-    def of(cls, subject: Traced, feature: str) -> Tap:
-        """At the module that fits `feature`, or at what the classifier reads. Raises `InputError` where neither is."""
+    def of(cls, subject: Traced, feature: str, stages: Sequence[str] = (), staged: bool = False) -> Tap:
+        """At the module that fits `feature`, or at what the classifier reads. Raises `InputError` where neither is.
+
+        staged: maps are asked for, at `stages`, or at the last of each size.
+        """
         reader = classifier(subject)
         if not feature and not reader:
             raise InputError(
@@ -214,13 +239,20 @@ class Tap:
         args, kwargs = subject.inputs.fresh()
         example = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
         (found,) = taps.seen(subject.model, [name], example, pooled, ask=subject.inputs.ask)
-        return cls(subject, name, found.shape[1], objectives.logits(subject.forward()).shape[1])
+        names, shapes = [taps.one(subject.model, stage) for stage in stages], list[tuple[int, int, int]]()
+        if staged and names:
+            seen = taps.seen(subject.model, names, example, maps.flat, ask=subject.inputs.ask)
+            shapes = [(one.shape[1], one.shape[2], one.shape[3]) for one in seen]
+        elif staged:
+            names, shapes = review.stages(subject.model, lambda model: subject.inputs.ask(model, example))
+        return cls(subject, name, found.shape[1], objectives.logits(subject.forward()).shape[1], names, shapes)
 
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """(feature [B, D], logits [B, K]) of one pass, in the network's own mode."""
-        with taps.tapped(self.subject.model, [self.name], pooled) as found:
-            logits = objectives.logits(self.subject.inputs.ask(self.subject.model, inputs))
-        return found[0], logits
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """(feature [B, D], logits [B, K], maps [B, C, H, W] of each stage) of one pass, in the network's own mode."""
+        model = self.subject.model
+        with taps.tapped(model, [self.name], pooled) as found, taps.tapped(model, self.stages, maps.flat) as seen:
+            logits = objectives.logits(self.subject.inputs.ask(model, inputs))
+        return found[0], logits, list(seen)
 
 
 def pooled(output: Any) -> list[Tensor]:
@@ -303,12 +335,14 @@ def given(subject: Traced, student: str, budget: Budget) -> tuple[Traced, Cut, M
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What terms see of a batch: features [B, D] and logits [B, K] of both, labels, and those it is mixed with."""
+    """What terms see of a batch: features [B, D], logits [B, K], maps of both; labels, and those it is mixed with."""
 
     feature: Tensor
     logits: Tensor
+    maps: list[Tensor]
     teacher_feature: Tensor
     teacher_logits: Tensor
+    teacher_maps: list[Tensor]
     labels: Tensor
     others: Tensor
     share: float
@@ -335,10 +369,14 @@ def labelled(view: View, batch: Mapping[str, Any]) -> Tensor:
     return view.share * first + (1 - view.share) * losses.cross_entropy(view.logits, view.others)
 
 
-def hosted(host: Host, temperature: float, target: float, other: float) -> Callable[[View, Mapping[str, Any]], Tensor]:
-    """The loss that ND is added to, with T^2 before it."""
+def hosted(
+    host: Host, temperature: float, target: float, other: float, again: review.Review | None = None
+) -> Callable[[View, Mapping[str, Any]], Tensor]:
+    """The loss that ND is added to; of logits, with T^2 before it."""
 
     def loss(view: View, batch: Mapping[str, Any]) -> Tensor:
+        if again is not None:
+            return review.hierarchical(again(view.maps), view.teacher_maps)
         pair = (view.logits, view.teacher_logits)
         if host == "dkd":
             value = losses.decoupled(*pair, view.labels, target=target, other=other, temperature=temperature)
@@ -387,8 +425,8 @@ def diagnosed(
     for name, tap in networks.items():
         with evaluating(tap.subject.model, projector):
             found = [tap(part["inputs"]) for part in data.in_order(batch)]
-            rows = torch.cat([row if row.shape[1] == centres.means.shape[1] else projector(row) for row, _ in found])
-        logits = torch.cat([one for _, one in found])
+            rows = torch.cat([row if row.shape[1] == centres.means.shape[1] else projector(row) for row, *_ in found])
+        logits = torch.cat([one for _, one, _ in found])
         first = rows if first is None else first
         result[name] = {
             "norm": prototypes.length(rows).value,
