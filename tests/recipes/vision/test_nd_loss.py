@@ -292,7 +292,9 @@ def test_a_network_without_a_linear_head_has_its_feature_named(tmp_path):
     ("options", "kind", "said"),
     [
         ({"data": Examples(DATA.inputs, name="bare")}, DataError, "bare has no classes"),
-        ({"host": "review"}, InputError, "give kd, dkd, dist, review or none"),
+        ({"host": "hint"}, InputError, "give kd, dkd, dist, review or none"),
+        ({"stages": ("2",)}, InputError, "stages=2: they are for host=review"),
+        ({"host": "review", "stages": ("layer",)}, InputError, "'layer' is no module of Sequential"),
         ({"variant": "angle"}, InputError, "give nd, direction, norm or features"),
         ({"host": "dkd", "mixup": 0.2}, InputError, "takes 0 only"),
         ({"warmup": -1.0}, InputError, "warmup=-1"),

@@ -141,7 +141,7 @@ def nd_loss(
     feature as well. Detectors are not here; `recover.centres` can make their class means of proposals. In evidence are
     the training examples.
     """
-    check(data, host, variant, mixup, warmup, dropout)
+    check(data, host, variant, mixup, warmup, dropout, stages)
     further = loop.options(training)
     feed = examples.batches(data, batch=batch, seed=seed)
     accumulate = further.get("accumulate", 1)
@@ -188,12 +188,16 @@ def nd_loss(
         yield Result(str(budget), small, cut, predicted, recovery, told(run.json(f"features-{budget}", figures)))
 
 
-def check(data: Examples, host: str, variant: str, mixup: float, warmup: float, dropout: float) -> None:
+def check(
+    data: Examples, host: str, variant: str, mixup: float, warmup: float, dropout: float, stages: Sequence[str]
+) -> None:
     """Refuse data without classes, and options that contradict one another."""
     if data.labels is None:
         raise DataError(f"{data.name} has no classes: class means and the directions to them need labels")
     if host not in ("kd", "dkd", "dist", "review", "none"):
         raise InputError(f"host={host!r}: give kd, dkd, dist, review or none")
+    if stages and host != "review":
+        raise InputError(f"stages={','.join(stages)}: they are for host=review")
     if variant not in ("nd", "direction", "norm", "features"):
         raise InputError(f"variant={variant!r}: give nd, direction, norm or features")
     if mixup < 0 or (mixup and host == "dkd"):
