@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 from safetensors.torch import load_file
 
@@ -9,6 +11,8 @@ import secateur
 import tiny
 from secateur import cli, running
 from secateur.errors import InputError, UnsupportedError
+from secateur.running import streamed
+from secateur.subjects import Streamed, open_streamed
 
 QUICK = {"samples": 16, "length": 16, "batch": 2}
 
@@ -47,6 +51,30 @@ def test_streamed_runs_have_the_same_weights_and_figures(recipe, model, tmp_path
         recipe, str(model), tiny.sentences(300), "weights=50%", tmp_path / "True", stream=True, **how
     )
     assert [row.verdict for row in again] == ["met"]
+
+
+def test_embeddings_and_head_are_held_once_where_they_are_the_same(model, tmp_path, monkeypatch):
+    """Held twice they took 500 MiB more than a block's pruning does, of a model of 2 GiB."""
+    held: list[int] = [0]
+    resident = Streamed.resident
+
+    @contextmanager
+    def watched(self, *paths):
+        held.append(held[-1] + (not paths))
+        with resident(self, *paths):
+            yield
+        held.append(held[-1] - (not paths))
+
+    monkeypatch.setattr(Streamed, "resident", watched)
+    original = open_streamed(model)
+    texts, where = streamed.read(tiny.sentences(300)), streamed.where(original, 2, 16, 1)
+    first = streamed.compared(original, original.copy(), texts, where)
+    assert max(held) == 1
+    other = open_streamed(tiny.folder("llama", tmp_path / "copy"))
+    second = streamed.compared(original, other, texts, where)
+    assert max(held) == 2
+    assert first == second
+    assert first[2]["label_loyalty"].value == 1.0
 
 
 def test_the_command_line_streams(model, tmp_path, capsys):

@@ -41,10 +41,15 @@ def test_streamed_results_equal_those_in_memory_and_load_plainly(name, tmp_path)
     assert all(p.device.type == "meta" for p in streamed.model.parameters())
     assert {file.name for file in (tmp_path / "out").iterdir()} >= {"config.json", "model.safetensors.index.json"}
     data = batches(padded=True)
-    for batch, output in zip(data, outside.outputs(data, tmp_path / "states"), strict=True):
-        real = batch["attention_mask"].bool()
-        expected = inside.forward(batch).prediction
-        torch.testing.assert_close(output.prediction[real], expected[real], rtol=1e-4, atol=1e-4)
+    for _ in blocks.visit(outside, data, tmp_path / "states", store=False):
+        pass
+    with outside.resident():
+        for batch, states in zip(data, blocks.states(tmp_path / "states", len(outside.layers())), strict=True):
+            real = batch["attention_mask"].bool()
+            found, expected = blocks.leaving(outside, batch, states).logits, inside.forward(batch).prediction
+            torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-4)
+    inner = tuple(f"{path}." for path in outside.layers())
+    assert set(outside.ends()) == {key for key in outside.files() if not key.startswith(inner)} != set()
 
 
 def test_streamed_cut_is_masks_that_hold_when_saved(tmp_path):

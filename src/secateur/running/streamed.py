@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +20,7 @@ from secateur.running import language
 from secateur.running.language import BATCH, LENGTH, NOUN
 from secateur.subjects import Streamed, blocks, open_streamed
 from secateur.subjects.matrices import matrices as of_model
+from secateur.subjects.transformer import Output
 from secateur.vocabulary import Figure
 
 __all__ = [
@@ -45,6 +47,8 @@ __all__ = [
 Model: TypeAlias = str | Path | Streamed
 Data: TypeAlias = str | Path | Sequence[str] | texts.Corpus
 _CHUNK = 2**22
+_ROWS = 256
+"""Tokens whose losses are in float32 at once."""
 
 
 def read(data: Data) -> texts.Corpus:
@@ -170,20 +174,34 @@ def _flops(subject: Streamed, batch: Mapping[str, Tensor]) -> float:
 def compared(
     original: Streamed, student: Streamed, held_out: texts.Corpus, place: latency.Environment
 ) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
-    """(before, after, both): perplexity and loyalty, each model's blocks read once for all sequences."""
+    """(before, after, both): perplexity and loyalty, each model's blocks read once for all sequences.
+
+    Embeddings and head are held once where both models have them from the same files, as after pruning blocks.
+    """
     if original.tokenizer is None:
         raise DataError("the model has no tokenizer to measure quality with: give one beside it")
     batches = language.held_batches(held_out, original.tokenizer, packed=True, length=place.length or 64)
     tally = loyalty.Tally()
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [one.outputs(batches, Path(folder, str(n))) for n, one in enumerate((original, student))]
-        before, after = quality.perplexities([partial(_next, one) for one in outputs], batches, watch=tally.add)
+    heads = [original, original if student.ends() == original.ends() else student]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as held:
+        left = [_left(one, batches, Path(folder, str(number))) for number, one in enumerate((original, student))]
+        for head in {id(head): head for head in heads}.values():
+            held.enter_context(head.resident())
+        forwards = [partial(_finished, head, states) for head, states in zip(heads, left, strict=True)]
+        before, after = quality.perplexities(forwards, batches, watch=tally.add, chunk=_ROWS)
     return {"perplexity": before}, {"perplexity": after}, tally.figures()
 
 
-def _next(outputs: Iterator[Any], _: Mapping[str, Tensor]) -> Any:
-    """The next output: they come in the order of the batches."""
-    return next(outputs)
+def _left(subject: Streamed, batches: Sequence[Mapping[str, Tensor]], folder: Path) -> Iterator[Tensor]:
+    """What leaves the last block, batch by batch."""
+    for _ in blocks.visit(subject, batches, folder, title="measuring", store=False):
+        pass
+    return blocks.states(folder, len(subject.layers()))
+
+
+def _finished(head: Streamed, states: Iterator[Tensor], batch: Mapping[str, Tensor]) -> Output:
+    """The logits [B, S, V] of the next states: they come in the order of the batches."""
+    return Output(blocks.leaving(head, batch, next(states)).logits, causal=True)
 
 
 def save(subject: Streamed, folder: Path) -> None:

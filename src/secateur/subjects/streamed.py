@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,6 @@ from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.finite import all_finite
 from secateur.subjects import blocks, matrices, saving
 from secateur.subjects.families import Family
-from secateur.subjects.transformer import Output
 from secateur.vocabulary import Cut, Selection, Site, Term, Units
 
 __all__ = ["Streamed", "stored"]
@@ -200,16 +199,11 @@ class Streamed:
                 return kind
         return torch.float32
 
-    # --------------------------------------------------------------------------------------------------- running
+    def ends(self) -> dict[str, Path]:
+        """Name of each tensor outside the blocks, such as embeddings and head -> the file that holds it."""
+        return {key: file for key, file in self.files().items() if self._number(key) is None}
 
-    def outputs(self, batches: Sequence[Mapping[str, Tensor]], folder: Path) -> Iterator[Output]:
-        """Logits [B, S, V] of each batch in turn: one pass over the blocks for all, with states in `folder`."""
-        for _ in blocks.visit(self, batches, folder, title="measuring", store=False):
-            pass
-        with self.resident():
-            for batch, states in zip(batches, blocks.states(folder, len(self.layers())), strict=True):
-                yield Output(blocks.leaving(self, batch, states).logits, causal=True)
-        shutil.rmtree(folder, ignore_errors=True)
+    # --------------------------------------------------------------------------------------------------- running
 
     def example(self, batch: int, length: int) -> dict[str, Tensor]:
         """A valid random input of `batch` sequences of `length` tokens, without padding."""
