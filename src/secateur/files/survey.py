@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from secateur.errors import DataError
 from secateur.files import digests, texts
 
-__all__ = ["Count", "Survey", "gathered", "survey", "told"]
+__all__ = ["CHUNK", "Count", "Survey", "gathered", "survey", "told"]
 
 CHUNK = 1024
 """Texts in memory at once."""

@@ -48,6 +48,7 @@ class Moments:
 
     @sum.setter
     def sum(self, value: Tensor | None) -> None:
+        """Take the whole of H, or its diagonal, as it is."""
         self._sum = value
 
     def add(self, rows: Tensor) -> None:
