@@ -93,22 +93,55 @@ def test_a_training_set_is_cut_and_its_index_fits_the_corpus_read_whole(tmp_path
     assert len(kept) == len(np.load(tmp_path / "out" / "words=20%" / "index.npz")["kept"])
 
 
+def test_lines_are_ours_and_not_those_of_other_readers(tmp_path):
+    """Ray's own readers keep blanks at a line's end, and end lines at form feeds and at Unicode's separators."""
+    texts_of = ["one ", "  two", "three\x0cand more", "four\u2028and more", "five\x85and more", "\ufeffsix"]
+    (tmp_path / "rows.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(texts_of).encode())
+    found = ray_data.survey(tmp_path / "rows.txt")
+    same(found, survey(tmp_path / "rows.txt"))
+    assert len(found) == len(texts_of)
+
+
+def test_a_folder_may_hold_files_of_several_kinds(tmp_path):
+    for number, suffix in enumerate((".txt", ".jsonl", ".parquet")):
+        written(tmp_path / f"{number}{suffix}", ROWS[number * 9 :][:9])
+    same(ray_data.survey(tmp_path), survey(tmp_path))
+
+
 def test_what_cannot_be_read_is_told_in_a_line(tmp_path):
-    with pytest.raises(DataError, match=r"rows.jsonl: a row has no text in 'body': it has text, label"):
-        ray_data.survey(written(tmp_path / "rows.jsonl", ROWS[:9]), column="body")
-    with pytest.raises(DataError, match="holds no text"):
-        ray_data.survey(written(tmp_path / "blank.jsonl", [{"text": " "}]))
-    (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text": \n')
-    with pytest.raises(DataError, match=r"bad.jsonl can't be read: Extra data: line 2"):
-        ray_data.survey(tmp_path / "bad.jsonl")
+    def refused(path, **how):
+        with pytest.raises(DataError) as caught:
+            ray_data.survey(path, **how)
+        return str(caught.value)
+
+    def as_alone(path, **how):
+        with pytest.raises(DataError) as caught:
+            survey(path, **how)
+        return str(caught.value)
+
+    rows, bad = written(tmp_path / "rows.jsonl", ROWS[:9]), tmp_path / "bad.jsonl"
+    assert refused(rows, column="body") == as_alone(rows, column="body")
+    for wrong in ('{"text": "one"}\n{"text": \n', '{"text": "one"}\n\n{"text": NaN}\n', '"one"\n', " \n"):
+        bad.write_text(wrong)
+        assert refused(bad) == as_alone(bad)
+    (tmp_path / "bad.txt").write_bytes(b"one\n\xff\n")
+    assert refused(tmp_path / "bad.txt") == as_alone(tmp_path / "bad.txt")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(DataError, match=r"bad.parquet can't be read: .*not a parquet"):
-        ray_data.survey(tmp_path / "bad.parquet")
-    with pytest.raises(DataError, match="give a folder of one kind"):
-        ray_data.survey(tmp_path)
-    with pytest.raises(DataError, match="give one that is there"):
-        ray_data.survey(tmp_path / "nothing.txt")
+    assert refused(tmp_path / "bad.parquet") == as_alone(tmp_path / "bad.parquet")
+    (tmp_path / "empty").mkdir()
+    assert refused(tmp_path / "empty") == as_alone(tmp_path / "empty")
+    assert "nothing.txt does not exist: give a" in refused(tmp_path / "nothing.txt")
+    given = ray.data.from_items([{"text": "one"}, {"text": None}])
+    assert refused(given) == "ray data set: a row has no text in 'text': it has text"
     with pytest.raises(InputError, match="can't read a list"):
         ray_data.survey([{"text": "one"}])
     with pytest.raises(InputError, match="leave one out"):
-        data.rows(tmp_path / "rows.jsonl", held=True, ray=True)
+        data.rows(rows, held=True, ray=True)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_a_cluster_that_does_not_answer_is_told_at_once(address, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(InputError, match=f"no cluster answers at RAY_ADDRESS={address}: start it, or unset"):
+        ray_data.survey(written(tmp_path / "rows.txt", ROWS[:9]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.errors import DataError, InputError, MissingExtraError, SecateurError
 from secateur.files import texts
-from secateur.files.survey import CHUNK, Count, Survey, gathered, told
+from secateur.files.survey import CHUNK, Count, Survey, batched, gathered, told
 
 if TYPE_CHECKING:
     import pyarrow
     from ray.data import Dataset
 
-__all__ = ["SUFFIXES", "is_dataset", "survey"]
+__all__ = ["is_dataset", "survey"]
 
-SUFFIXES = (*texts.SUFFIXES, ".csv")
+_PATIENCE = 5.0
+"""Seconds in which a cluster has to answer; Ray itself waits for minutes."""
 
 
 def is_dataset(data: object) -> bool:
@@ -41,38 +44,72 @@ def survey(
 
     Texts come by this process once, a batch at a time, for the digest of them all.
 
-    source: a .parquet, .jsonl, .csv or .txt file, a folder of them (in alphabetical order), or a `ray.data.Dataset`.
-    column, label, counts: see `survey.survey`; what counts must pickle. Ray runs on this machine's cores, or on the
-    cluster that RAY_ADDRESS names.
+    source: a .parquet, .jsonl or .txt file, or a folder of them, each read by a worker as `texts.read` reads it; a .csv
+    file; or a `ray.data.Dataset`. column, label, counts: see `survey.survey`; what counts must pickle. Ray runs on this
+    machine's cores, or on the cluster that RAY_ADDRESS names, whose workers then have to see the files.
 
-    Raises `MissingExtraError` without the `ray` extra, `DataError` as `texts.read`, `InputError` for another source.
+    Raises `MissingExtraError` without the `ray` extra, `DataError` as `texts.read`, `InputError` for another source and
+    for a cluster that does not answer.
     """
+    how: dict[str, Any] = {"column": column, "label": label, "counts": counts or {}}
     with _running() as ray:
         name = Path(source).name if isinstance(source, str | Path) else "ray data set"
-        tell = partial(_told, name=name, column=column, label=label, counts=counts or {})
         try:
-            data = _opened(source).map_batches(tell, batch_format="pyarrow", batch_size=CHUNK)
-            return gathered(name, _batches(data.iter_batches(batch_format="pyarrow", batch_size=CHUNK)))
+            data = _marked(source, name, how)
+            parts = _batches(data.iter_batches(batch_format="pyarrow", batch_size=CHUNK))
+            return gathered(name, parts, str(source) if isinstance(source, str | Path) else "")
         except (ray.exceptions.RayError, OSError, ValueError) as error:  # ValueError: what Arrow can't parse
             raise _plain(error, name) from error
 
 
+def _marked(source: str | Path | Dataset, name: str, how: Mapping[str, Any]) -> Dataset:
+    """The texts with what is told of them, see `_table`."""
+    import ray.data
+
+    if not isinstance(source, str | Path):
+        if not is_dataset(source):
+            raise InputError(f"Ray Data can't read a {type(source).__name__}: give a path or a ray.data.Dataset")
+        given = source
+    elif Path(source).suffix == ".csv" and Path(source).is_file():
+        given = ray.data.read_csv(str(Path(source).resolve()))
+    else:
+        paths = [{"path": str(file.resolve()), "shown": str(file)} for file in texts.files(Path(source))]
+        # Not by Ray's own readers: they split lines where we do not, and hold a file of text whole.
+        listed = ray.data.from_items(paths, override_num_blocks=len(paths))
+        return listed.map_batches(partial(_read, **how), batch_format="pyarrow", batch_size=1)
+    return given.map_batches(partial(_told, name=name, **how), batch_format="pyarrow", batch_size=CHUNK)
+
+
+def _read(table: pyarrow.Table, *, column: str, label: str, counts: Mapping[str, Count]) -> Iterator[pyarrow.Table]:
+    """In a worker: the texts of files, a batch at a time."""
+    for file in table.to_pylist():
+        _, rows = texts.opened(file["path"], column=column, label=label)
+        try:
+            for chunk in batched(rows):
+                yield _table(chunk, counts)
+        except DataError as error:
+            yield _table([("", None)], counts, str(error).replace(file["path"], file["shown"]))
+
+
 def _told(table: pyarrow.Table, *, name: str, column: str, label: str, counts: Mapping[str, Count]) -> pyarrow.Table:
-    """In a worker: a batch's texts that are not blank, their classes as JSON, and what `survey.told` tells of them."""
+    """In a worker: a batch of the data set."""
+    try:
+        return _table(list(texts.opened(table.to_pylist(), column=column, label=label)[1]), counts)
+    except DataError as error:  # its number is that of a row in this batch, which tells nobody anything
+        return _table([("", None)], counts, f"{name}: a row {str(error).split(' ', 2)[2]}")
+
+
+def _table(chunk: Sequence[texts.Row], counts: Mapping[str, Count], problem: str = "") -> pyarrow.Table:
+    """Texts, their classes as JSON, and what `survey.told` tells of them.
+
+    problem: what this process is to raise: what a worker raises comes with pages of trace.
+    """
     import pyarrow
 
-    _, rows = texts.opened(({**row} for row in table.to_pylist()), column=column, label=label)
-    chunk, problem = list[texts.Row](), ""
-    try:
-        chunk.extend(rows)
-    except DataError as error:  # its number is that of a row in this batch, which tells nobody anything
-        problem = f"{name}: a row {str(error).split(' ', 2)[2]}"
-    if problem:  # for the process that asked to raise: what a worker raises comes with pages of trace
-        chunk = [("", None)]
     spoken = [text for text, _ in chunk]
     columns = {
         "text": spoken,
-        "label": [json.dumps(value) for _, value in chunk],
+        "label": [json.dumps(value, default=str) for _, value in chunk],
         "problem": [problem for _ in chunk],
         **told(spoken, counts),
     }
@@ -92,25 +129,15 @@ def _batches(tables: Iterable[pyarrow.Table]) -> Iterator[tuple[list[texts.Row],
         yield list(zip(spoken, classes, strict=True)), columns
 
 
-def _opened(source: str | Path | Dataset) -> Dataset:
-    import ray.data
-
-    if not isinstance(source, str | Path):
-        if not is_dataset(source):
-            raise InputError(f"Ray Data can't read a {type(source).__name__}: give a path or a ray.data.Dataset")
-        return source
-    path = Path(source)
-    files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]
-    kinds = {file.suffix for file in files}
-    if not path.exists() or not files or not kinds <= set(SUFFIXES):
-        raise DataError(f"{path} is no {', '.join(SUFFIXES)} file and no folder of them: give one that is there")
-    if len(kinds) > 1:
-        raise DataError(f"{path} holds {', '.join(sorted(kinds))} files: give a folder of one kind")
-    read: dict[str, Callable[..., Dataset]] = {
-        ".parquet": ray.data.read_parquet, ".jsonl": ray.data.read_json, ".csv": ray.data.read_csv,
-        ".txt": partial(ray.data.read_text, drop_empty_lines=False),
-    }  # fmt: skip
-    return read[kinds.pop()]([str(file.resolve()) for file in files])
+def _reached(address: str) -> None:
+    """Raise `InputError` where nobody listens at the host and port of `address`."""
+    named = re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", address)
+    if named is None:  # such as "auto"
+        return
+    try:
+        socket.create_connection((named[1], int(named[2])), _PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"no cluster answers at RAY_ADDRESS={address}: start it, or unset RAY_ADDRESS") from error
 
 
 @contextmanager
@@ -123,13 +150,18 @@ def _running() -> Iterator[Any]:
         raise MissingExtraError("Ray Data is not installed: pip install 'secateur[ray]'") from error
     started = not ray.is_initialized()
     if started:
-        where = {"address": os.environ["RAY_ADDRESS"]} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
+        address = os.environ.get("RAY_ADDRESS", "")
+        where: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
+        _reached(address)
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **where)
+        except (ConnectionError, ValueError) as error:
+            raise InputError(f"no cluster answers at RAY_ADDRESS={address}: start it, or unset RAY_ADDRESS") from error
     context = ray.data.DataContext.get_current()
     before = context.execution_options.preserve_order, context.enable_progress_bars
     logger = logging.getLogger("ray.data")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)  # what fails is raised, and told in a line
     context.execution_options.preserve_order, context.enable_progress_bars = True, sys.stderr.isatty()
     try:
         yield ray

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from secateur.errors import DataError
 from secateur.files import digests, texts
 
-__all__ = ["CHUNK", "Count", "Survey", "gathered", "survey", "told"]
+__all__ = ["CHUNK", "Count", "Survey", "batched", "gathered", "survey", "told"]
 
 CHUNK = 1024
 """Texts in memory at once."""
@@ -72,7 +72,8 @@ def survey(
     About 50 bytes per text remain, and 8 for each count. Raises `DataError` as `texts.read`.
     """
     name, rows = texts.opened(source, limit=limit, column=column, label=label)
-    return gathered(name, ((chunk, told([text for text, _ in chunk], counts or {})) for chunk in _chunks(rows)))
+    shown = str(source) if isinstance(source, str | Path) else ""
+    return gathered(name, ((chunk, told([text for text, _ in chunk], counts or {})) for chunk in batched(rows)), shown)
 
 
 def told(spoken: Sequence[str], counts: Mapping[str, Count]) -> dict[str, Sequence[Any]]:
@@ -87,8 +88,13 @@ def told(spoken: Sequence[str], counts: Mapping[str, Count]) -> dict[str, Sequen
     }
 
 
-def gathered(name: str, batches: Iterable[tuple[Sequence[texts.Row], Mapping[str, Sequence[Any]]]]) -> Survey:
-    """The survey of texts that come in batches, each with its classes and with what was `told` of them."""
+def gathered(
+    name: str, batches: Iterable[tuple[Sequence[texts.Row], Mapping[str, Sequence[Any]]]], shown: str = ""
+) -> Survey:
+    """The survey of texts that come in batches, each with its classes and with what was `told` of them.
+
+    shown: how errors name the source, if not by `name`.
+    """
     digest, labels = texts.Digest(), _Labels()
     columns: dict[str, array[float]] = {}
     exact, normal = list[bytes](), list[bytes]()
@@ -102,7 +108,7 @@ def gathered(name: str, batches: Iterable[tuple[Sequence[texts.Row], Mapping[str
         exact.append(b"".join(about["exact"]))
         normal.append(b"".join(about["normal"]))
     if not exact:
-        raise DataError(f"{name} holds no text: give at least one line")
+        raise DataError(f"{shown or name} holds no text: give at least one line")
     numbers, classes = labels.end()
     kind = np.dtype((np.void, digests.SIZE))
     return Survey(
@@ -111,7 +117,8 @@ def gathered(name: str, batches: Iterable[tuple[Sequence[texts.Row], Mapping[str
     )  # fmt: skip
 
 
-def _chunks(rows: Iterator[texts.Row]) -> Iterator[list[texts.Row]]:
+def batched(rows: Iterator[texts.Row]) -> Iterator[list[texts.Row]]:
+    """Rows in lists of `CHUNK`."""
     while chunk := list(islice(rows, CHUNK)):
         yield chunk
 

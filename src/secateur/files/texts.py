@@ -27,6 +27,7 @@ __all__ = [
     "Digest",
     "Row",
     "batches",
+    "files",
     "in_order",
     "indexed",
     "opened",
@@ -181,19 +182,24 @@ def _given(one: Any, number: int, column: str, label: str) -> Row:
 
 def _open(source: str | Path, column: str, label: str, limit: int | None) -> tuple[str, Iterator[Row]]:
     path = Path(source)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-        if not files:
-            raise DataError(f"{path} holds no {', '.join(SUFFIXES)} file: give a folder with texts")
-        return path.name, itertools.chain.from_iterable(_rows(file, column, label) for file in files)
     if path.exists():
-        return path.name, _rows(path, column, label)
+        return path.name, itertools.chain.from_iterable(_rows(file, column, label) for file in files(path))
     text = str(source)
     if text.startswith("hub:") or (
         re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and path.suffix not in SUFFIXES and not path.parent.exists()
     ):
         return text, _hub(text.removeprefix("hub:"), column, label, limit)
     raise DataError(f"{source} does not exist: give a {', '.join(SUFFIXES)} file, a folder of them, or hub:owner/name")
+
+
+def files(path: Path) -> list[Path]:
+    """The files of texts in a folder, in order, or the file that `path` is. Raises `DataError` for none of either."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a {', '.join(SUFFIXES)} file, or a folder of them")
+    found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]
+    if not found:
+        raise DataError(f"{path} holds no {', '.join(SUFFIXES)} file: give a folder with texts")
+    return found
 
 
 def _rows(path: Path, column: str, label: str) -> Iterator[Row]:
