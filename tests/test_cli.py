@@ -331,6 +331,55 @@ def test_a_student_that_comes_no_nearer_ends_with_one(places):
     assert "failed: the student is no nearer to its teachers" in done.stdout
 
 
+def test_a_config_repeats_a_distillation_and_flags_win_over_it(places):
+    tiny.model("llama", 7).save_pretrained(places / "pupil")
+    tiny.tokenizer().save_pretrained(places / "pupil")
+    how = ["--lr", "0.003", "--hidden", "--training", "every=2", *TAUGHT]
+    done = forked(places, "distill", "pupil", "--from", "llama", "--out", "first", *how)
+    assert done.code == 0, done.stderr
+    done = forked(places, "distill", "--config", "first/run.yaml", "--out", "second")
+    assert done.code == 0, done.stderr
+    one, other = ((places / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert one == other
+    done = forked(places, "distill", "--config", "first/run.yaml", "--out", "second", "--steps", "5")
+    assert done.code == 2
+    assert "holds a run with steps=4, not steps=5" in done.stderr
+    done = forked(
+        places, "distill", "--config", "first/run.yaml", "--from", "llama=0.5", "--from", "pupil=0.5", "--dry-run"
+    )
+    assert done.code == 2
+    assert "hidden states of several teachers have no mean" in done.stderr  # what the file says still holds
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        ("recipe: distill\nstps: 3\n", ["distill"], "unknown key 'stps': did you mean 'steps'"),
+        ("recipe: distill\nsteps: many\n", ["distill"], "option steps='many' of distill"),
+        ("student: 3\n", ["distill"], "student is 3: give text"),
+        ("teachers: [a, 3]\n", ["distill"], "teachers is ['a', 3]: give text, or a list of texts"),
+        ("recipe: distill\n", ["run"], "say secateur distill --config"),
+        ("recipe: ziplm\n", ["distill"], "say secateur run --config"),
+        ("command: prune-data\n", ["run"], "say secateur prune-data --config"),
+        ("command: train-pruner\nrecipe: provence\n", ["run"], "say secateur train-pruner --config"),
+        ("student: llama\n", ["distill"], "distill needs --from, --data, --out"),
+        ("data: texts.txt\n", ["prune-data"], "prune-data needs --budget, --out"),
+        ("data: texts.txt\nbudget: examples=50%\nscor: x\n", ["prune-data"], "did you mean 'score'"),
+        ("recipe: provence\n", ["train-pruner"], "train-pruner needs MODEL, --data, --out"),
+        ("recipe: provence\nmodel: llama\nlongst: 3\n", ["train-pruner"], "did you mean 'longest'"),
+        ("recipe: wanda\nmodel: llama\ndata: texts.txt\nout: x\n", ["train-pruner"], "wanda trains no model"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_in_one_line(places, capsys, monkeypatch, text, words, said):
+    monkeypatch.chdir(places)
+    (places / "some.yaml").write_text(text)
+    assert cli.main([*words, "--config", "some.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (places / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -9,6 +9,7 @@ or stopped by an error that says what to do; 130, Ctrl-C.
 
 from __future__ import annotations
 
+import importlib
 import inspect as introspection
 import json
 import os
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_CONFIG = "A run.yaml with the same keys; flags win over it."
 _SHARED = ("seed", "batch", "length", "dry_run")
 """Options of recipes for which `run` has flags of its own."""
 
@@ -132,7 +134,7 @@ def _app(given: Sequence[str]) -> typer.Typer:
     app.command("run")(_run_command(_named_recipe(given)))
     app.command("distill")(distill)
     app.command("prune-context")(_prune_context_command(_flag_of(given, "--recipe")))
-    app.command("train-pruner")(_train_pruner_command(_first_word(given, "train-pruner")))
+    app.command("train-pruner")(_train_pruner_command(_named_recipe(given, "train-pruner")))
     app.command("prune-data")(prune_data)
     app.command("inspect")(inspect)
     app.command("measure")(measure)
@@ -178,13 +180,13 @@ def show(recipe: Annotated[str, typer.Argument(help="A recipe's name.")]) -> Non
 # --------------------------------------------------------------------------------------------------------- run
 
 
-def _named_recipe(given: Sequence[str]) -> str | None:
-    """The recipe which a `run` command line names, so that its flags are known.
+def _named_recipe(given: Sequence[str], command: str = "run") -> str | None:
+    """The recipe which the command line of `command` names, so that its flags are known.
 
     It is the first word that is no value, or else stands in the file that --config names.
     """
     config = None
-    words = iter(given[1:] if given and given[0] == "run" else ())
+    words = iter(given[1:] if given and given[0] == command else ())
     for word in words:
         if not word.startswith("-"):
             return word
@@ -197,11 +199,11 @@ def _named_recipe(given: Sequence[str]) -> str | None:
 
 
 def _is_switch(flag: str) -> bool:
-    """Whether `flag` takes no value: one of `run` itself, or one that is on or off in some recipe."""
+    """Whether `flag` takes no value: one of a command itself, or one that is on or off in some recipe."""
     name = flag[2:].replace("-", "_")
     if name in ("dry_run", "overwrite", "stream", "help") or name.startswith("no_"):
         return True
-    options = (option for recipe in recipes.cards() for option in recipes.signature(recipe))
+    options = (one for recipe in recipes.cards() for one in (*recipes.signature(recipe), *recipes.training(recipe)))
     return any(option.name == name and option.annotation == "bool" for option in options)
 
 
@@ -234,7 +236,7 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     flag("budget", list[str] | None, budget, metavar="MEASURE=AMOUNT")
     flag("data", str | None, "A .txt, .jsonl or .parquet file, a folder of them, or hub:owner/name.")
     flag("out", Path | None, "The run directory, where the result will stand.")
-    flag("config", Path | None, "A run.yaml with the same keys; flags win over it.")
+    flag("config", Path | None, _CONFIG)
     flag("dry-run", bool, "Say what would be cut and saved; train and write nothing.", False)
     flag("overwrite", bool, "Start anew where --out holds another run.", False)
     flag("seed", int | None, "Of everything random.")
@@ -323,21 +325,15 @@ def _value(text: str, annotation: str) -> Any:
 def _run(given: dict[str, Any]) -> None:
     for budget in given.get("budget", ()):
         Budget.parse(budget)  # before torch takes its seconds to load
-    from secateur import running
-
     config, fresh = given.pop("config", None), given.pop("scratch_baseline", None)
     if fresh not in (None, "E", "B", "both"):
         raise InputError(f"--scratch-baseline {fresh} is not one of E, B, both")
-    if config is not None:
-        given = running.configured(config, given)
+    needed = {"RECIPE": "recipe", "MODEL": "model", "--budget": "budget", "--data": "data", "--out": "out"}
+    example = "secateur run ziplm MODEL --budget speedup=2x --data texts.txt --out small"
+    given = _complete(given, config, "secateur.running", needed, example)
     dry_run = bool(given.get("dry_run"))
-    if dry_run:
-        given.setdefault("out", "")
-    missing = [name for name in ("recipe", "model", "budget", "data", "out") if name not in given]
-    if missing:
-        flags = [name.upper() if name in ("recipe", "model") else f"--{name}" for name in missing]
-        example = "secateur run ziplm MODEL --budget speedup=2x --data texts.txt --out small"
-        raise InputError(f"run needs {', '.join(flags)}: say for example {example}")
+    from secateur import running
+
     console, rows = _console(), []
     for row in running.results(**given):
         _print_evidence(console, row)
@@ -357,13 +353,17 @@ def _run(given: dict[str, Any]) -> None:
 
 
 def distill(
-    student: Annotated[str, typer.Argument(help="A model folder or Hub id, or file.py:function for any network.")],
+    typed: typer.Context,
+    student: Annotated[
+        str | None, typer.Argument(help="A model folder or Hub id, or file.py:function for any network.")
+    ] = None,
     teachers: Annotated[
         list[str] | None,
         typer.Option("--from", help="The teacher. Again for one more: the mean of both, or PATH=0.7.", metavar="MODEL"),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Texts, or for a network examples; a part is held out.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory, where the result will stand.")] = None,
+    config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
     choice: Annotated[str, typer.Option(help="Of several teachers the best per sample: by label or confidence.")] = "",
     assistants: Annotated[
         list[str] | None,
@@ -395,27 +395,45 @@ def distill(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --out holds a run.")] = False,
 ) -> None:
     """Teach a model to answer as another does; the same command again resumes."""
-    given = {"--from": teachers, "--data": data, "--out": out or dry_run}
-    if missing := [flag for flag, value in given.items() if not value]:
-        example = "secateur distill STUDENT --from TEACHER --data texts.txt --out taught"
-        raise InputError(f"distill needs {', '.join(missing)}: say for example {example}")
-    names, shares = _shared(teachers or [])
+    given = _typed(typed)
+    if teachers:
+        given["teachers"], given["shares"] = _shared(teachers)
+    needed = {"STUDENT": "student", "--from": "teachers", "--data": "data", "--out": "out"}
+    example = "secateur distill STUDENT --from TEACHER --data texts.txt --out taught"
+    given = _complete(given, config, "secateur.running.distilling", needed, example)
     from secateur.running import distilling
 
-    row = distilling.distill(
-        student, names, data or "", out or "", shares=shares, choice=choice, assistants=assistants or (),  # type: ignore[arg-type]
-        weights=weights, server=server, align=align, steps=steps, lr=lr, batch=batch, length=length,
-        temperature=temperature, direction=direction, task=task, hidden=hidden, cache=cache, on_policy=on_policy,
-        prompt=prompt, training=training, seed=seed, device=device, dry_run=dry_run, overwrite=overwrite,
-    )  # fmt: skip
+    row = distilling.distill(**given)
     console = _console()
     _print_evidence(console, row)
-    if not dry_run:
+    if row.verdict != "dry run":
         if why := row.settings.get("not_measured"):
             console.print(f"note: quality: {why}", highlight=False, markup=False)
-        console.print(f"\nresult  {out}\nreport  {Path(out or '') / 'report.html'}", highlight=False)
+        console.print(f"\nresult  {given['out']}\nreport  {Path(given['out']) / 'report.html'}", highlight=False)
         if not row.verdict.startswith("met"):
             raise typer.Exit(1)
+
+
+def _typed(given: typer.Context) -> dict[str, Any]:
+    """The values of a command that were typed; what was not stays at the function's own default."""
+    sources = {name: given.get_parameter_source(name) for name in given.params if name != "config"}
+    return {name: given.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _complete(
+    given: dict[str, Any], config: Path | None, module: str, needed: Mapping[str, str], example: str
+) -> dict[str, Any]:
+    """`given`, and what else the file `config` says; refused while something that is `needed` stands nowhere.
+
+    It is `configured` of `module` that reads the file: without one, nothing slow is loaded.
+    """
+    if config is not None:
+        given = importlib.import_module(module).configured(config, given)
+    if given.get("dry_run"):
+        given.setdefault("out", "")
+    if missing := [flag for flag, name in needed.items() if name not in given]:
+        raise InputError(f"{example.split()[1]} needs {', '.join(missing)}: say for example {example}")
+    return given
 
 
 def _shared(given: Sequence[str]) -> tuple[list[str], list[float] | None]:
@@ -585,39 +603,36 @@ def _print_estimate(found: Estimate) -> None:
     console.print("verdict: dry run", highlight=False, markup=False)
 
 
-def _first_word(given: Sequence[str], command: str) -> str | None:
-    """The first word after the name of a command, where that is what was called."""
-    return given[1] if len(given) > 1 and given[0] == command else None
-
-
 def _train_pruner_command(recipe: str | None) -> Callable[..., None]:
     """The `train-pruner` command, with the flags of `recipe` where one is named."""
     own = recipes.training(recipe) if recipe in recipes.cards() else []
     options = [*own, *(one for one in _about_servers(own) if one.name.startswith("llm_"))]
     data = "A .jsonl file with question, html, text or passages, and answers in each line; `secateur show` says more."
+    model = "Folder or Hub id of the model to train; it stays as it is."
+    out = "The run directory, where the model will stand."
     kinds: dict[str, tuple[Any, Any]] = {
-        "recipe": (Annotated[str, typer.Argument(help="A recipe of the family context.")], ...),
-        "model": (
-            Annotated[str, typer.Argument(help="Folder or Hub id of the model to train; it stays as it is.")],
-            ...,
-        ),
-        "data": (Annotated[Path, typer.Option("--data", help=data)], ...),
-        "out": (Annotated[Path, typer.Option("--out", help="The run directory, where the model will stand.")], ...),
+        "recipe": (Annotated[str | None, typer.Argument(help="A recipe of the family context.")], None),
+        "model": (Annotated[str | None, typer.Argument(help=model)], None),
+        "data": (Annotated[Path | None, typer.Option("--data", help=data)], None),
+        "out": (Annotated[Path | None, typer.Option("--out", help=out)], None),
+        "config": (Annotated[Path | None, typer.Option("--config", help=_CONFIG)], None),
         "overwrite": (Annotated[bool, typer.Option("--overwrite", help="Start anew where --out holds a run.")], False),
         **_flags(f"Options of {recipe}", own),
         **_flags("Servers", options[len(own) :]),
     }
 
     def command(**values: Any) -> None:
-        if not recipes.training(values["recipe"]):
+        if values["recipe"] and not recipes.training(values["recipe"]):
             raise InputError(f"{values['recipe']} trains no model: `secateur run` runs it")
+        needed = {"RECIPE": "recipe", "MODEL": "model", "--data": "data", "--out": "out"}
+        given = {name: values[name] for name in (*needed.values(), "overwrite") if values[name]}
+        example = "secateur train-pruner provence MODEL --data passages.jsonl --out pruner"
+        given |= _given(options, values)
+        given = _complete(given, values["config"], "secateur.running.context", needed, example)
         from secateur.running import context
 
-        made = context.train_pruner(
-            values["recipe"], values["model"], values["data"], values["out"], overwrite=values["overwrite"],
-            **_given(options, values),
-        )  # fmt: skip
-        print(f"{made.steps} steps on {made.tokens} tokens: {values['out']}", file=sys.stderr)
+        made = context.train_pruner(**given)
+        print(f"{made.steps} steps on {made.tokens} tokens: {given['out']}", file=sys.stderr)
 
     _sign(command, kinds)
     command.__doc__ = "Train the model with which a recipe prunes what a model reads; the same command again resumes."
@@ -649,18 +664,20 @@ def _cut(removed: Mapping[str, tuple[int, int]]) -> str:
 
 
 def prune_data(
+    typed: typer.Context,
     data: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="Texts, an .npz file, a folder of images or of save_to_disk, a .csv, hub:owner/name, file.py:function."
         ),
-    ],
+    ] = None,
     budget: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(help="How much may stay: examples=30%, words=1m, ... Give it again for one more index.",
                      metavar="MEASURE=AMOUNT"),
-    ],
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory, where the index files will stand.")] = None,
+    config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
     score: Annotated[
         str, typer.Option(help="random, length, el2n, grand, forgetting, moderate, herding, or file.py:function.")
     ] = "random",
@@ -693,20 +710,18 @@ def prune_data(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --out holds another run.")] = False,
 ) -> None:  # fmt: skip
     """Cut a training set to the examples that are worth most; the same command again resumes, other budgets too."""
-    for one in budget:
-        Budget.parse(one)
-    if out is None and not dry_run:
-        raise InputError("prune-data needs --out: say for example secateur prune-data texts.txt --budget examples=30% "
-                         "--out kept, or --dry-run")  # fmt: skip
+    for one in budget or ():
+        Budget.parse(one)  # before torch takes its seconds to load
+    given = _typed(typed)
+    if given.pop("normalised", False) | given.pop("deduplicate", False):
+        given["deduplicate"] = "normalised" if normalised else "exact"
+    needed = {"DATA": "data", "--budget": "budget", "--out": "out"}
+    example = "secateur prune-data texts.txt --budget examples=30% --out kept, or --dry-run"
+    given = _complete(given, config, "secateur.running.data", needed, example)
     from secateur.measure import display
     from secateur.running import data as training_set
 
-    found = training_set.prune_data(
-        data, budget, out or "", score=score, model=model, balanced=balanced,
-        deduplicate="normalised" if normalised else "exact" if deduplicate else "", text=text, label=label,
-        tokenizer=tokenizer, runs=runs, epochs=epochs, lr=lr, batch=batch, length=length, seed=seed, ray=ray,
-        dry_run=dry_run, overwrite=overwrite,
-    )  # fmt: skip
+    found = training_set.prune_data(**given)
     for note in dict.fromkeys(note for result in found for note in result.notes):
         print(f"note: {note}")
     for result in found:
@@ -715,7 +730,7 @@ def prune_data(
         kept = [f"{display.number(m, after[m])} of {display.number(m, whole[m])}{unit[m]}" for m in whole]
         gone, classes = result.cut.removed.get("classes", (0, 0))
         kept += [f"{classes - gone} of {classes} classes"] if classes else []
-        place = "" if dry_run or out is None else f": {out / result.name / 'index.npz'}"
+        place = "" if given.get("dry_run") else f": {Path(given['out']) / result.name / 'index.npz'}"
         print(f"{result.name}  {', '.join(kept)}{place}")
     if any(result.cut.is_noop for result in found):
         print("note: a budget that all examples fit in keeps them all", file=sys.stderr)

@@ -268,6 +268,9 @@ def test_a_path_model_is_trained_saved_and_prunes(learner, tmp_path):
     found = secateur.prune_context("htmlrag", PAGE, "mayor of town5", "tokens=300", **options)
     assert len(found.text) <= 300
     assert list(found.trace) == ["page", "page.fine"]
+    told = context.configured(tmp_path / "out" / "run.yaml", {"out": tmp_path / "repeated"})
+    assert secateur.train_pruner(**told).losses == made.losses
+    assert (tmp_path / "repeated/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
     with pytest.raises(RunError, match="epochs=1"):
         secateur.train_pruner("htmlrag", learner, rows, tmp_path / "out", **{**how, "epochs": 2})
     with Run.open(tmp_path / "out", {}) as run:  # nobody else holds it

@@ -294,6 +294,11 @@ def test_the_command_line(places):
         "examples=50%  30 of 60 examples, 480 B of 960 B, 3 of 3 classes: kept/examples=50%/index.npz",
     ]
     assert (places / "kept" / "run.yaml").is_file()
+    again = processes.run(places, "prune-data", "--config", "kept/run.yaml", "--out", "twice")
+    assert again.code == 0, again.stderr
+    for name in ("examples=30%", "examples=50%"):
+        one, other = (np.load(places / root / name / "index.npz")["kept"] for root in ("kept", "twice"))
+        assert (one == other).all()
     dry = processes.run(places, "prune-data", "rows.jsonl", "--budget", "examples=30%", "--normalised", "--dry-run")
     assert dry.code == 0
     assert "note: 1 examples repeat an earlier one: dropped" in dry.stdout

@@ -321,22 +321,6 @@ def test_a_run_yaml_repeats_the_run(places, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_a_config_with_an_unknown_key_is_refused(tmp_path):
-    path = tmp_path / "run.yaml"
-    for text, message in (
-        ("recipe: ziplm\nstps: 3\n", "unknown key 'stps': did you mean 'steps'"),
-        ("- 1\n", "holds no settings"),
-        ("a: [", "is not YAML"),
-    ):
-        path.write_text(text)
-        with pytest.raises(InputError, match=message):
-            running.configured(path)
-    with pytest.raises(InputError, match="can't be read"):
-        running.configured(tmp_path / "none.yaml")
-    path.write_text("recipe: ziplm\nsteps: 3\nseed: 4\n")
-    assert running.configured(path, {"seed": 5}) == {"recipe": "ziplm", "steps": 3, "seed": 5}
-
-
 def test_inspect_adds_up(places):
     found = running.inspect(places / "llama")
     axes = {row["kind"]: row for row in found["axes"]}

@@ -5,8 +5,6 @@ A recipe is a generator that yields one `Result` per budget; this module does wh
 
 from __future__ import annotations
 
-import difflib
-import inspect as introspection
 import random
 import tempfile
 import typing
@@ -19,7 +17,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
 from secateur import recipes
@@ -28,7 +25,7 @@ from secateur.files import texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard, writing
 from secateur.measure import display, environment, evidence, generation, latency, memory, sparsity
-from secateur.running import keywords, language, trades
+from secateur.running import configs, keywords, language, trades
 from secateur.running.trades import Trade
 from secateur.subjects import Traced, Transformer, open_subject
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result
@@ -323,29 +320,7 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
     Raises:
         InputError: no such file, not YAML, or a key that neither `run` nor the recipe knows.
     """
-    given = given or {}
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise InputError(f"config {path} can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} is not YAML: write one `key: value` per line") from error
-    if not isinstance(values, dict):
-        raise InputError(f"config {path} holds no settings: write one `key: value` per line")
-    recipe = given.get("recipe", values.get("recipe"))
-    known = list(introspection.signature(run).parameters)
-    known = [*known[: known.index("options")], *(options(recipe) if recipe else ())]
-    for key in values:
-        if key not in known and key not in _RECORDED:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it may hold {', '.join(known)}"
-            raise InputError(f"config {path} has the unknown key {key!r}: {hint}")
-    return {**{key: value for key, value in values.items() if key not in _RECORDED}, **given}
-
-
-_RECORDED = ("model_sha256", "data_sha256", "versions")
-"""What a run.yaml holds beside settings."""
+    return configs.read(path, "run", run, given, more=options)
 
 
 # --------------------------------------------------------------------------------------------------- measuring

@@ -30,16 +30,19 @@ from secateur import llms, quiet, recipes, rerankers
 from secateur.errors import DataError, InfeasibleError, InputError, RunError, SecateurError
 from secateur.files.rundir import Run, Transient, atomic_write, guard
 from secateur.llms import Ledger, Meter
-from secateur.measure import decisions
+from secateur.measure import decisions, environment
 from secateur.rerankers import Reranker
-from secateur.running import keywords, readings, servers
+from secateur.running import configs, keywords, readings, servers
 from secateur.running.estimates import Estimate
 from secateur.running.readings import Document, Reading
 from secateur.running.servers import Servers
 from secateur.subjects import markup
 from secateur.vocabulary import Budget, Recovery
 
-__all__ = ["Pruned", "Pruner", "estimate_context", "estimate_file", "prune_context", "prune_file", "train_pruner"]
+__all__ = [
+    "Pruned", "Pruner", "configured", "estimate_context", "estimate_file", "prune_context", "prune_file",
+    "train_pruner",
+]  # fmt: skip
 
 _WANTED = "each is to be an object with question and html, text or passages"
 _OPENED: dict[Any, Callable[[str], Any]] = {llms.Local: llms.opened, Reranker: rerankers.opened}
@@ -346,7 +349,13 @@ def train_pruner(
     learning = _OPENED[kind](str(model)).copied()
     bound = {name: value for name, value in chosen.items() if name not in llms.SPENDING}
     settings = {"recipe": recipe, "model": str(model), "data_sha256": digest, **bound}
-    with guard(Path(out)), Run.open(out, settings, overwrite=overwrite) as run:
+    about = {
+        "command": "train-pruner",
+        "data": str(data) if isinstance(data, str | Path) else "rows",
+        **{name: value for name, value in {**chosen, **options}.items() if name not in bound},
+        "versions": environment.describe(),
+    }
+    with guard(Path(out)), Run.open(out, settings, about=about, overwrite=overwrite) as run:
         if (Path(out) / "training.json").is_file():
             record = json.loads((Path(out) / "training.json").read_text(encoding="utf-8"))
             return Recovery.from_dict(record["recovery"])
@@ -359,6 +368,20 @@ def train_pruner(
 
         run.publish(save)
     return cast(Recovery, recovery)
+
+
+def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What to call `train_pruner` with: the settings in a YAML file, a run.yaml say, where `given` says nothing else.
+
+    Raises `InputError` where the file, or a key in it, can't be used.
+    """
+
+    def own(recipe: str) -> list[str]:
+        module = importlib.import_module(recipes.find(recipe).__module__)
+        taught = keywords.of(module.train) if hasattr(module, "train") else ()
+        return [*taught, *keywords.of(servers.servers)]
+
+    return configs.read(path, "train-pruner", train_pruner, given, more=own)
 
 
 def _taught(data: str | Path | Sequence[Mapping[str, Any]], reading: Reading) -> Iterator[dict[str, Any]]:

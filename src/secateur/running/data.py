@@ -30,14 +30,14 @@ from secateur.files.texts import Corpus
 from secateur.measure import environment, evidence
 from secateur.recipes.data import kd_data_pruning
 from secateur.recover import rehearsal
-from secateur.running import language, network
+from secateur.running import configs, language, network
 from secateur.score import difficulty, random
 from secateur.select import balance, ranking
 from secateur.subjects import ExampleSet, Traced, Transformer
 from secateur.subjects.recording import Example
 from secateur.vocabulary import Budget, Evidence, Result, Selection
 
-__all__ = ["SCORES", "prune_data", "rows"]
+__all__ = ["SCORES", "configured", "prune_data", "rows"]
 
 Data: TypeAlias = Any
 """A path, a Hub data set, texts, `Examples`, `Corpus`, or what `datasets` has."""
@@ -120,8 +120,9 @@ def prune_data(
         **({"model": _named(model), "runs": runs, "epochs": epochs, "lr": lr, "batch": batch, "length": length}
            if model is not None else {}),
     }  # fmt: skip
+    read = {"text": text, "label": label, "ray": ray, **({} if tokenizer is None else {"tokenizer": str(tokenizer)})}
     about = {"data": str(data) if isinstance(data, str | Path) else source.name, "budget": [str(b) for b in budgets],
-             "versions": environment.describe()}  # fmt: skip
+             **read, "versions": environment.describe()}  # fmt: skip
     place = tempfile.TemporaryDirectory() if dry_run else None
     where = Path(place.name) if place else Path(out)
     try:
@@ -139,6 +140,14 @@ def prune_data(
         if place is not None:
             place.cleanup()
     return found
+
+
+def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What to call `prune_data` with: the settings in a YAML file, such as a run.yaml, where `given` says nothing else.
+
+    Raises `InputError` where the file, a key in it or a value can't be used.
+    """
+    return configs.options(prune_data, configs.read(path, "prune-data", prune_data, given))
 
 
 def _budgets(given: str | Budget | Sequence[str | Budget]) -> list[Budget]:

@@ -21,13 +21,13 @@ from secateur.files.rundir import Run, guard
 from secateur.llms import Server
 from secateur.measure import environment, evidence, latency, size, statistics
 from secateur.recover import alignment, assistants, ensembles, loop, objectives, policy, teachers
-from secateur.running import language, publish_evidence, trades
+from secateur.running import configs, language, publish_evidence, trades
 from secateur.running.trades import Trade
 from secateur.served import cache_served
 from secateur.subjects import Traced, Transformer, traced
 from secateur.vocabulary import Evidence, Figure, Recovery
 
-__all__ = ["distill"]
+__all__ = ["configured", "distill"]
 
 Model: TypeAlias = str | Path | nn.Module | Transformer | Traced
 Data: TypeAlias = str | Path | Sequence[str] | texts.Corpus | Examples
@@ -89,7 +89,7 @@ def distill(
     cache: int = 0,
     on_policy: float = 0.0,
     prompt: int = 16,
-    training: str = "",
+    training: str | Mapping[str, Any] = "",
     seed: int = 0,
     device: str | None = None,
     dry_run: bool = False,
@@ -169,21 +169,34 @@ def distill(
         "assistants_sha256": [trade.digest(one) for one in between],
         "data_sha256": corpus.digest,
     }
-    about = {"model": _name(student), "teachers": [_name(one) for one in above],
-             "data": str(data) if isinstance(data, str | Path) else corpus.name}  # fmt: skip
+    about = {
+        "student": _name(student),
+        "teachers": [_name(one) for one in above],
+        "data": str(data) if isinstance(data, str | Path) else corpus.name,
+        **({"assistants": [_name(one) for one in assistants]} if assistants else {}),
+        **{name: str(value) for name, value in (("weights", weights), ("device", device)) if value},
+    }
     with (
         guard(Path(out)),
         Run.open(out, settings, about={**about, "versions": environment.describe()}, overwrite=overwrite) as run,
     ):
         record = run.path("evidence.json")
         if not record.exists():
-            row = course.taught(pupil, between, run, {**about, **settings})
+            row = course.taught(pupil, between, run, {"model": about["student"], **about, **settings})
             name = str(Path(run.root.resolve().name))
             run.publish(partial(_save, trade, pupil, row, name))
             evidence.write(record, row)
         (row,) = evidence.read(record)
         publish_evidence(run.root, [row])
     return row
+
+
+def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What to call `distill` with: the settings in a YAML file, such as a run.yaml, where `given` says nothing else.
+
+    Raises `InputError` where the file, a key in it or a value can't be used.
+    """
+    return configs.options(distill, configs.read(path, "distill", distill, given))
 
 
 # -------------------------------------------------------------------------------------------------------- what fits
