@@ -6,6 +6,9 @@ import math
 import re
 from xml.etree import ElementTree
 
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+
 from measure import samples
 from secateur.measure import charts
 from secateur.vocabulary import Cut, Evidence, Recovery
@@ -86,6 +89,30 @@ def test_losses_are_drawn_to_the_last_finite_one():
     (wide, _) = drawings(charts.losses(LOSSES, "loss"))
     assert "1.5" in words(wide)
     assert charts.losses(Recovery(1, losses=((0, 4.0), (1, math.nan))), "loss") == ""
+
+
+def test_losses_over_orders_of_magnitude_have_plain_numbers_at_their_ticks():
+    drawn = charts.losses(Recovery(60, losses=tuple((i, 300.0 / (1 + i) ** 1.5) for i in range(60))), "loss")
+    for drawing in drawings(drawn):
+        shown = words(drawing)
+        assert {"100", "10", "1"} <= set(shown)
+        assert not [word for word in shown if "$" in word or "\\" in word]
+
+
+def test_no_word_leaves_its_drawing():
+    """By the widths that the layout goes by: words start, end or have their middle where the drawing says."""
+    long = Recovery(90_000, losses=tuple((i * 10_000, 1e4 + i) for i in range(10)))
+    for drawing in drawings(charts.losses(long, "loss") + charts.quality([samples.result()], "quality")):
+        width, height = (float(part) for part in drawing.get("viewBox", "").split()[2:])
+        for node in drawing.iter(f"{SVG}text"):
+            style, text = node.get("style", ""), "".join(node.itertext()).strip()
+            size = float(re.search(r"font-size: ([\d.]+)px", style)[1])
+            wide = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), False)[0]
+            x, y = (float(node.get(axis)) for axis in "xy")
+            start = x - wide * {"start": 0.0, "middle": 0.5, "end": 1.0}[re.search(r"text-anchor: (\w+)", style)[1]]
+            assert start >= -0.5, text
+            assert start + wide <= width + 0.5, text
+            assert size <= y <= height, text
 
 
 def test_quality_names_the_original_the_result_and_the_baselines():

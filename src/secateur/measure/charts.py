@@ -12,15 +12,16 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from secateur.measure import display
 from secateur.vocabulary import Cut, Evidence, Figure, Recovery
@@ -59,21 +60,22 @@ _MOST_ROWS = 40
 """Rows of a panel that have room for words."""
 
 
-def _svg(draw: Callable[[Canvas, bool], None], name: str, height: Callable[[bool], float]) -> str:
+Draw: TypeAlias = Callable[[Canvas, bool], int]
+"""What fills a canvas, wide or narrow, and says how many rows its legend has."""
+
+
+def _svg(draw: Draw, name: str, height: Callable[[bool], float]) -> str:
     """The wide and the narrow drawing of one chart."""
     return "".join(_one(draw, f"{name}-{'n' if narrow else 'w'}", height(narrow), narrow) for narrow in (False, True))
 
 
-def _one(draw: Callable[[Canvas, bool], None], name: str, height: float, narrow: bool) -> str:
+def _one(draw: Draw, name: str, height: float, narrow: bool) -> str:
     with matplotlib.rc_context(_STYLE):
-        canvas = Canvas(
-            figsize=(NARROW if narrow else WIDE, height), layout=ConstrainedLayoutEngine(hspace=0.09, wspace=0.05)
-        )
+        canvas = Canvas(figsize=(NARROW if narrow else WIDE, height))
         canvas.patch.set_alpha(0.0)
-        FigureCanvasSVG(canvas)
-        draw(canvas, narrow)
-        out = io.StringIO()
-        canvas.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        out, svg = io.StringIO(), FigureCanvasSVG(canvas)
+        _place(canvas, draw(canvas, narrow))
+        svg.print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -92,6 +94,33 @@ def _one(draw: Callable[[Canvas, bool], None], name: str, height: float, narrow:
     start = f'<svg class="chart {kind}" viewBox="{box[1]}" xmlns="http://www.w3.org/2000/svg" '
     start += 'xmlns:xlink="http://www.w3.org/1999/xlink" aria-hidden="true" focusable="false"'
     return start + ">" + re.sub(r"\n\s*", "\n", body)
+
+
+def _place(canvas: Canvas, legend: int) -> None:
+    """Axes of equal size in what their words leave free, with so many rows of a legend above them; all in points.
+
+    matplotlib's own layouts draw everything once more to see how large it is: three times as long for each chart.
+    """
+    rows, columns = canvas.axes[0].get_subplotspec().get_geometry()[:2]  # type: ignore[union-attr]
+    width, height = (72.0 * inches for inches in canvas.get_size_inches())
+    title, below, above = 24.0, 30.0, 13.0 * legend + 2.0
+    wide, high = 26.0, below + title  # between two columns, and between two rows
+    for _ in range(2):  # which numbers stand at the ticks depends on the room they have
+        words = [(_widest(axes.yaxis), _widest(axes.xaxis)) for axes in canvas.axes]
+        left, right = max(y for y, _ in words) + 8.0, max(x for _, x in words) / 2 + 4.0
+        each = (width - left - right - (columns - 1) * wide) / columns, (height - above - rows * high) / rows
+        canvas.subplots_adjust(
+            left=left / width, right=1 - right / width, bottom=below / height, top=1 - (above + title) / height,
+            wspace=wide / each[0], hspace=high / each[1],
+        )  # fmt: skip
+
+
+def _widest(axis: Axis) -> float:
+    """Points that the longest of the words at an axis's ticks takes."""
+    labels = [label for label in axis.get_majorticklabels() if label.get_text() and label.get_visible()]
+    sizes = (text_to_path.get_text_width_height_descent(one.get_text(), one.get_fontproperties(), False)
+             for one in labels)  # fmt: skip
+    return max((width for width, _, _ in sizes), default=0.0)
 
 
 def _bare(axes: Axes, *, grid: str | None = "both") -> None:
@@ -120,7 +149,7 @@ def quality(results: Sequence[Evidence], name: str) -> str:
     if not panels:
         return ""
 
-    def draw(canvas: Canvas, narrow: bool) -> None:
+    def draw(canvas: Canvas, narrow: bool) -> int:
         shape = (len(panels), 1) if narrow else (1, len(panels))
         grid = canvas.subplots(*shape, squeeze=False, sharey=not narrow)
         for index, (axes, (label, points)) in enumerate(zip(grid.flat, panels, strict=True)):
@@ -132,8 +161,9 @@ def quality(results: Sequence[Evidence], name: str) -> str:
                 axes.set_title(f"{word.label}{arrow}", loc="left", fontsize=8, color=MUTED, pad=9)
         handles, labels = grid.flat[0].get_legend_handles_labels()
         columns = 2 if narrow else min(4, len(labels))
-        canvas.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=8,
-                      labelcolor=INK, borderpad=0.2, handletextpad=0.3, columnspacing=1.4)  # fmt: skip
+        canvas.legend(handles, labels, loc="upper left", ncols=columns, frameon=False, fontsize=8, labelcolor=INK,
+                      borderpad=0.2, borderaxespad=0.2, handletextpad=0.3, columnspacing=1.4)  # fmt: skip
+        return math.ceil(len(labels) / columns)
 
     series = 1 + len({name for result in results for name in result.baselines}) + 1
     return _svg(draw, name, lambda narrow: 2.5 * len(panels) + 0.09 * series if narrow else 3.1)
@@ -305,7 +335,7 @@ def losses(recovery: Recovery, name: str) -> str:
     smooth = np.asarray([np.median(values[max(0, i - window // 2) : i + window // 2 + 1]) for i in range(len(values))])
     noisy = len(values) >= 40
 
-    def draw(canvas: Canvas, narrow: bool) -> None:
+    def draw(canvas: Canvas, narrow: bool) -> int:
         axes = canvas.subplots()
         _bare(axes, grid="y")
         if noisy:
@@ -317,9 +347,12 @@ def losses(recovery: Recovery, name: str) -> str:
                       color=INK, fontsize=8, fontweight="bold")  # fmt: skip
         if values.min() > 0 and values.max() / values.min() > 30:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # powers would need mathematical text
+            axes.yaxis.set_minor_locator(NullLocator())
         axes.margins(x=0.02, y=0.14)
         axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 7, integer=True))
         axes.set_xlabel("step")
         axes.set_title("training loss", loc="left", fontsize=8, color=MUTED, pad=7)
+        return 0
 
     return _svg(draw, name, lambda narrow: 1.9 if narrow else 2.2)
