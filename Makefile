@@ -7,7 +7,9 @@ SHELL := bash
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Modules are compiled when they are first imported, not 26,000 of them during installation: a minute less.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+export PYTHONDONTWRITEBYTECODE :=
 # The first interpreter that is new enough; asked only when the environment is made. PYTHON=... overrides it.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$name"; break; }; done)
@@ -19,13 +21,17 @@ help:  ## what can be asked for
 demo: $(VENV)/.base  ## MiniLM twice as fast, distilled on Brown sentences, measured beside two baselines
 	@$(BIN)/python examples/demo.py
 
-test: lint  ## formatting, types, import contracts, all fast tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20
+test: style  ## formatting, types, import contracts, all fast tests
+	@$(BIN)/mypy >$(VENV)/mypy.log 2>&1 & types=$$!; status=0; \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 || status=$$?; \
+		wait $$types || { cat $(VENV)/mypy.log; status=1; }; exit $$status
 
-lint: $(VENV)/.full  ## ruff, mypy --strict on the package, import-linter
+lint: style  ## ruff, import-linter, mypy --strict on the package
+	@$(BIN)/mypy
+
+style: $(VENV)/.full
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
 claims: $(VENV)/.full  ## the papers' claims on real data; RECIPE=name for one recipe
@@ -73,4 +79,4 @@ $(VENV)/.bench: $(VENV)/.full
 	@$(PIP) --editable '.[bench]'
 	@touch $@
 
-.PHONY: help demo test lint claims docs bench changelog clean
+.PHONY: help demo test lint style claims docs bench changelog clean

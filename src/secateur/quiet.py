@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 
-__all__ = ["helper", "libraries", "loading"]
+__all__ = ["helper", "helpers", "libraries", "loading"]
 
 _CHATTY = ("torchao", "torch.utils._pytree")
 """transformers imports torchao wherever it is installed, and that warns of kernels for other devices than ours."""
@@ -24,11 +27,26 @@ def libraries() -> None:
         logging.getLogger(name).addFilter(_serious)
 
 
-def helper(threads: int) -> None:
-    """What a process that helps another does first. Ctrl-C is for the one that it helps, which then ends it."""
+def helper(threads: int, environ: Mapping[str, str]) -> None:
+    """What a process that helps another does first, with the `environ` of the one that it helps.
+
+    Ctrl-C is for that one, which then ends its helpers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     libraries()
+    os.environ.clear()
+    os.environ.update(environ)  # of now: the server from which helpers are forked has that of its own start
     importlib.import_module("torch").set_num_threads(threads)
+
+
+def helpers() -> BaseContext:
+    """Processes that help: forked from a server that has imported what they need, once for all of them.
+
+    A process of its own for each would import for seconds and hold all of it; a fork of ours would copy its threads.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["secateur.helped"])
+    return context
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -578,7 +577,7 @@ def _mapped(
         yield from map(work, rows)
         return
     threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, get_context("spawn"), quiet.helper, (threads,)) as pool:
+    with ProcessPoolExecutor(workers, quiet.helpers(), quiet.helper, (threads, dict(os.environ))) as pool:
         waiting: list[Future[tuple[str, bool]]] = []
         try:
             for row in rows:
