@@ -679,7 +679,10 @@ def prune_data(
     out: Annotated[Path | None, typer.Option(help="The run directory, where the index files will stand.")] = None,
     config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
     score: Annotated[
-        str, typer.Option(help="random, length, el2n, grand, forgetting, moderate, herding, or file.py:function.")
+        str,
+        typer.Option(
+            help="random, length, el2n, grand, forgetting, memorisation, moderate, herding, or file.py:function."
+        ),
     ] = "random",
     model: Annotated[
         str | None, typer.Option(help="For scores from el2n on: a classifier, net.py:build, or a folder for texts.")

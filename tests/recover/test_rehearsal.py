@@ -58,6 +58,15 @@ def test_without_epochs_the_network_is_looked_at_as_it_is(data):
     assert model.training  # as it was
 
 
+def test_halves_are_complements_and_another_pair_is_another_draw():
+    halves = [rehearsal.half(9, seed=3, number=number) for number in range(4)]
+    assert [int(half.sum()) for half in halves] == [4, 5, 4, 5]
+    assert torch.equal(halves[0], ~halves[1])
+    assert torch.equal(halves[2], ~halves[3])
+    assert not torch.equal(halves[0], halves[2])
+    assert not torch.equal(halves[0], rehearsal.half(9, seed=4, number=0))
+
+
 def test_it_repeats(data):
     first, second = record(net(), data, 2), record(net(), data, 2)
     assert all(torch.equal(first[name], second[name]) for name in first)

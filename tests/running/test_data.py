@@ -106,9 +106,10 @@ def test_another_budget_needs_no_scoring_and_a_kill_loses_one_training(places, m
         secateur.prune_data(places / "data.npz", "examples=20%", places / "out", seed=1, **how)
 
 
-@pytest.mark.parametrize("score", ["el2n", "grand", "forgetting", "moderate", "herding"])
+@pytest.mark.parametrize("score", ["el2n", "grand", "forgetting", "memorisation", "moderate", "herding"])
 def test_every_score_of_a_network_in_training(places, score):
-    how = dict(score=score, model=f"{places}/net.py:build", runs=1, epochs=2)
+    runs = 2 if score == "memorisation" else 1
+    how = dict(score=score, model=f"{places}/net.py:build", runs=runs, epochs=2)
     one, two = (
         secateur.prune_data(places / "data.npz", "examples=30%", places / name, **how)[0].subject for name in "ab"
     )
@@ -248,6 +249,13 @@ def test_a_score_of_ones_own(places):
             "holds arrays: give a network",
         ),
         ("rows.jsonl", "examples=30%", {"score": "el2n", "model": "net.py:build"}, InputError, "holds texts: give the"),
+        (
+            "data.npz",
+            "examples=30%",
+            {"score": "memorisation", "model": "net.py:build"},
+            InputError,
+            "memorisation of runs=1, epochs=1: runs come in pairs",
+        ),
         ("data.npz", "examples=30%", {"score": "length"}, InputError, "have no length to go by"),
         ("data.npz", "examples=30%", {"score": "net.py:short"}, InputError, r"shape \(1,\) for 60 examples"),
         ("data.npz", "examples=30%", {"runs": 0}, InputError, "at least one run"),

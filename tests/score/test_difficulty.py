@@ -78,12 +78,21 @@ def test_herding_follows_the_mean_of_the_class():
     assert far < chance.min()
 
 
+def test_memorisation_is_the_difference_that_learning_from_an_example_makes():
+    inside = torch.tensor([[True, True, False, False], [False, False, True, True]])
+    right = torch.tensor([[True, True, True, False], [False, True, True, False]])
+    found = [difficulty.memorisation(torch.stack([~one, one]), seen) for one, seen in zip(right, inside, strict=True)]
+    assert difficulty.averaged(found).tolist() == [1.0, 0.0, 0.0, 0.0]  # the first is right only where it was learned
+    with pytest.raises(InputError, match=r"inside \(3,\)"):
+        difficulty.memorisation(right, torch.ones(3, dtype=torch.bool))
+
+
 def test_scores_by_name_are_averaged_over_runs():
     labels = torch.tensor([0, 1])
     runs = [{"logits": torch.randn(2, 3), "labels": labels} for _ in range(3)]
     expected = sum(difficulty.el2n(run["logits"], labels) for run in runs) / 3
     torch.testing.assert_close(difficulty.by_name("el2n", runs), expected)
-    assert set(difficulty.NEEDS) == {"el2n", "forgetting", "grand", "herding", "moderate"}
+    assert set(difficulty.NEEDS) == {"el2n", "forgetting", "grand", "herding", "memorisation", "moderate"}
 
 
 def test_what_can_not_be_scored_is_refused_in_a_line():

@@ -16,7 +16,7 @@ from secateur.errors import InputError
 from secateur.modes import evaluating
 from secateur.recover import loop, losses
 
-__all__ = ["classes", "glance", "rehearse"]
+__all__ = ["classes", "glance", "half", "rehearse"]
 
 Batch = Mapping[str, Any]
 
@@ -42,8 +42,9 @@ def rehearse(
 ) -> dict[str, Tensor]:
     """Train `model` in place on classes, and record: logits [N, C], labels [N], features [N, d], right [visits, N].
 
-    Logits and features are those at the end; `right` says after each epoch, and at the end, which examples were
-    classified rightly, in evaluation mode and without augmentation. Without any epoch the model is looked at as it is.
+    Logits and features are those at the end, of all that `in_order` gives, whether or not it is in the `feed`; `right`
+    says after each epoch, and at the end, which examples were classified rightly, in evaluation mode and without
+    augmentation. Without any epoch the model is looked at as it is.
 
     Args:
         model: what is trained, a classifier.
@@ -72,6 +73,17 @@ def rehearse(
             model, feed, classes(ask), steps=steps, evaluate=note, evaluate_every=max(1, len(feed)), count=_count, **how
         )
     return glance(model, ask, in_order(), features=features) | {"right": torch.stack(visits)}
+
+
+def half(count: int, *, seed: int, number: int) -> Tensor:
+    """[count] booleans: the half of the examples that rehearsal `number` learns from.
+
+    Of the numbers 2j and 2j + 1 the halves are complements: each example is inside of one, and outside of the other.
+    """
+    draw = torch.Generator().manual_seed((seed << 20) + number // 2)
+    first = torch.zeros(count, dtype=torch.bool)
+    first[torch.randperm(count, generator=draw)[: count // 2]] = True
+    return ~first if number % 2 else first
 
 
 def _logits(output: Tensor) -> Tensor:

@@ -82,8 +82,9 @@ def prune_data(
         budget: how much may stay: examples=30%, bytes=10MB, words=1000000, tokens=50%; one or several.
         out: the run directory; the index for a budget stands in a folder of that name.
         score: which examples are worth most. "random"; "length" (of texts: most words first); what a model in training
-            made of them: "el2n", "grand" and "forgetting" (hardest first), "moderate" (neither hard nor easy),
-            "herding" (most typical first); or "file.py:function", from the data to one number for each example.
+            made of them: "el2n", "grand" and "forgetting" (hardest first), "memorisation" (first what no other example
+            tells about), "moderate" (neither hard nor easy), "herding" (most typical first); or "file.py:function",
+            from the data to one number for each example.
         model: a classifier: for arrays a module, or the name of a function that builds one ("file.py:build"), which is
             trained from new weights in each run; for texts a folder or Hub id, trained from its own weights.
         balanced: keep the same share of every class; by default where the data has classes.
@@ -169,6 +170,7 @@ def _check(score: str, model: object, runs: int, epochs: float) -> None:
         raise InputError(f"score {score!r} asks no model: leave it out, or take one of {', '.join(difficulty.NEEDS)}")
     if runs < 1 or not 0 <= epochs < np.inf:
         raise InputError(f"runs={runs}, epochs={epochs}: give at least one run of 0 epochs or more")
+    kd_data_pruning.check_runs(score, runs, epochs)
 
 
 def _named(model: Model) -> str:
@@ -253,7 +255,7 @@ def _scores(
     for number in range(how["runs"]):
 
         def one(number: int = number) -> dict[str, Tensor]:
-            return _rehearsed(whole.source, model, score, seed + number, how)
+            return _rehearsed(whole.source, model, score, seed, number, how)
 
         found.append(run.tensors(f"scores-{number}", one)["score"])
     return np.asarray(difficulty.averaged(found).numpy())
@@ -267,8 +269,10 @@ def _own(score: str, whole: ExampleSet) -> Tensor:
     return values
 
 
-def _rehearsed(data: Any, model: Model, score: str, seed: int, how: Mapping[str, Any]) -> dict[str, Tensor]:
-    """{"score": [N]} of one training: of a network from new weights, of a model of texts from its own."""
+def _rehearsed(
+    data: Any, model: Model, score: str, seed: int, number: int, how: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """{"score": [N]} of the `number`-th training: of a network from new weights, of a model of texts from its own."""
     if isinstance(data, Examples):
         if isinstance(model, Transformer) or (isinstance(model, str | Path) and ":" not in str(model)):
             raise InputError(f"{data.name} holds arrays: give a network for them, such as --model net.py:build")
@@ -282,7 +286,7 @@ def _rehearsed(data: Any, model: Model, score: str, seed: int, how: Mapping[str,
         ask = partial(kd_data_pruning.answer, subject.inputs)
         lr = how["lr"] or _LR["network"]
         return kd_data_pruning.rehearsed(
-            built, data, ask, score, epochs=how["epochs"], batch=how["batch"], lr=lr, seed=seed
+            built, data, ask, score, epochs=how["epochs"], batch=how["batch"], lr=lr, seed=seed, number=number
         )
     if not isinstance(data, Corpus):
         raise InputError(f"{data.name} is not in memory for a model to read: give the data itself, not a survey of it")
@@ -293,14 +297,17 @@ def _rehearsed(data: Any, model: Model, score: str, seed: int, how: Mapping[str,
         raise InputError(f"{type(reader.model).__name__} gives no classes, by which examples are scored: give a model "
                          "that classifies texts")  # fmt: skip
     corpus = language.fitted(data, reader)
-    tokens = {"batch": min(how["batch"], len(corpus)), "length": how["length"]}
+    needs = difficulty.NEEDS[score]
+    inside = rehearsal.half(len(corpus), seed=seed, number=number) if "inside" in needs else None
+    seen = corpus if inside is None else corpus.take(inside.nonzero().flatten().tolist())
+    tokens = {"batch": min(how["batch"], len(seen)), "length": how["length"]}
     record = rehearsal.rehearse(
         reader.model, lambda part: reader.forward(part).prediction,
-        texts.batches(corpus, reader.tokenizer, packed=False, seed=seed, **tokens),
+        texts.batches(seen, reader.tokenizer, packed=False, seed=seed + number, **tokens),
         lambda: texts.in_order(corpus, reader.tokenizer, **tokens),
-        epochs=how["epochs"], lr=how["lr"] or _LR["text"], seed=seed, features="features" in difficulty.NEEDS[score],
+        epochs=how["epochs"], lr=how["lr"] or _LR["text"], seed=seed + number, features="features" in needs,
     )  # fmt: skip
-    return {"score": difficulty.by_name(score, [record])}
+    return {"score": difficulty.by_name(score, [record if inside is None else record | {"inside": inside}])}
 
 
 # ----------------------------------------------------------------------------------------------------------- cutting

@@ -8,6 +8,7 @@ what is hard (EL2N, GraNd, forgetting), what is neither hard nor easy (`moderate
     labels    [N] int64, 0 to C - 1
     features  [N, d], what goes into the last layer
     right     [visits, N] booleans, whether the example was classified rightly at each visit, in order
+    inside    [N] booleans, whether the run learned from the example
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from secateur.errors import DataError, InputError
 from secateur.score.hooks import finite
 
-__all__ = ["NEEDS", "averaged", "by_name", "el2n", "forgetting", "grand", "herding", "moderate"]
+__all__ = ["NEEDS", "averaged", "by_name", "el2n", "forgetting", "grand", "herding", "memorisation", "moderate"]
 
 
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:
@@ -59,6 +60,24 @@ def forgetting(right: Tensor) -> Tensor:
     seen = right.bool()
     events = (seen[:-1] & ~seen[1:]).sum(0).float()
     return torch.where(seen.any(0), events, torch.full_like(events, float(len(seen))))
+
+
+def memorisation(right: Tensor, inside: Tensor) -> Tensor:
+    """Float32 [N]: 2 [ right at the last visit ] if the run learned from the example, -2 [ ... ] if it did not.
+
+    Over runs of which half learned from each example the mean is what memorisation is estimated by,
+
+        mem(i) = P[ right, learned with i ] - P[ right, learned without i ],
+
+    from -1 to 1: high for an example that no other tells about. Source: Feldman and Zhang, "What Neural Networks
+    Memorize and Why", NeurIPS 2020 (arXiv 2008.03703), equation 1 and section 2.2; runs there learn from 70 % of the
+    examples, here from complementary halves, so that each example is in as many runs as it is out of.
+    """
+    if right.dim() != 2 or not len(right) or right.shape[1:] != inside.shape:
+        raise InputError(
+            f"visits of shape {tuple(right.shape)} and inside {tuple(inside.shape)}: give [visits, N], [N]"
+        )
+    return 2.0 * right[-1].float() * (2.0 * inside.float() - 1.0)
 
 
 def moderate(features: Tensor, labels: Tensor) -> Tensor:
@@ -117,6 +136,7 @@ _FORMULAS: dict[str, Callable[..., Tensor]] = {
     "forgetting": forgetting,
     "grand": grand,
     "herding": herding,
+    "memorisation": memorisation,
     "moderate": moderate,
 }
 NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -124,6 +144,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     "forgetting": ("right",),
     "grand": ("logits", "labels", "features"),
     "herding": ("features", "labels"),
+    "memorisation": ("right", "inside"),
     "moderate": ("features", "labels"),
 }
 """Score -> what has to be recorded for it."""

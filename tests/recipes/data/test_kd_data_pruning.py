@@ -23,6 +23,7 @@ from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.recipes.data import kd_data_pruning as module
 from secateur.recipes.data.kd_data_pruning import kd_data_pruning
+from secateur.score import difficulty
 from secateur.subjects import ExampleSet, Traced, reload_traced
 from secateur.subjects.recording import Example
 from secateur.vocabulary import Budget
@@ -201,6 +202,22 @@ def test_scores_see_no_more_than_the_data_that_is_given(tmp_path, monkeypatch):
     assert [data.digest for data in seen] == [train.digest]
     rows = {tuple(row.flatten().tolist()) for row in seen[0].inputs}
     assert not any(tuple(row.flatten().tolist()) in rows for row in held_out.inputs)
+
+
+def test_what_is_mislabelled_is_memorised():
+    """No other example tells about a wrong label: a network is right about it only if it learned from it."""
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    inputs = functional.one_hot(labels, 3).float().repeat(1, 16) + 0.3 * torch.randn(60, 48)
+    wrong = torch.arange(60) < 4
+    data = Examples(inputs, torch.where(wrong, (labels + 1) % 3, labels), name="clouds")
+    net = nn.Sequential(nn.Linear(48, 128), nn.ReLU(), nn.Linear(128, 3))
+    found = difficulty.averaged([
+        module.rehearsed(net, data, lambda one, batch: one(batch["inputs"]), "memorisation", epochs=40, batch=10,
+                         seed=0, number=number, optimizer="adamw", lr=1e-2)["score"]
+        for number in range(4)
+    ])  # fmt: skip
+    assert found[wrong].min() > found[~wrong].max()
 
 
 def test_another_student_learns_too(tmp_path):

@@ -52,7 +52,7 @@ def kd_data_pruning(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    score: Literal["random", "el2n", "forgetting", "grand", "moderate", "herding"] = "random",
+    score: Literal["random", "el2n", "forgetting", "grand", "moderate", "herding", "memorisation"] = "random",
     balanced: bool = True,
     alpha: float | Literal["auto"] = "auto",
     temperature: float = 4.0,
@@ -91,7 +91,8 @@ def kd_data_pruning(
         budgets: one network for each: examples=30%, or examples=2000.
         run: where scores, indices, soft outputs and checkpoints go.
         score: which examples stay: random, which is as good as any with a teacher; the hardest (el2n, forgetting,
-            grand), those between (moderate), or the most typical (herding).
+            grand), those that no other tells about (memorisation), those between (moderate), or the most typical
+            (herding).
         balanced: keep the same share of every class.
         alpha: weight of the teacher, 0 to 1; auto looks for it.
         temperature: tau.
@@ -118,6 +119,7 @@ def kd_data_pruning(
     losses of the paper are left out.
     """
     check(data, budgets, alpha=alpha, tried=tried, held=held, trials=trials, runs=runs)
+    check_runs(score, runs, score_epochs)
     further = loop.options(training)
     ask: Ask = partial(answer, subject.inputs)
     how: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay}
@@ -131,8 +133,8 @@ def kd_data_pruning(
     if score == "random":
         column = random.scores(whole.units("examples"), seed)["examples"]
     else:
-        rate = partial(rehearsed, subject.model, data, ask, score, epochs=score_epochs, batch=batch, **how)
-        runs_of = [run.tensors(f"{score}-{seed + one}", partial(rate, seed=seed + one)) for one in range(runs)]
+        rate = partial(rehearsed, subject.model, data, ask, score, epochs=score_epochs, batch=batch, seed=seed, **how)
+        runs_of = [run.tensors(f"{score}-{seed + one}", partial(rate, number=one)) for one in range(runs)]
         column = difficulty.averaged([one["score"] for one in runs_of])
     whole = whole.scored(score, column.numpy())
     keep = partial(select, score=score, balanced=balanced)
@@ -177,19 +179,31 @@ def check(
 # ------------------------------------------------------------------------------------------------- what is kept
 
 
+def check_runs(score: str, runs: int, epochs: float) -> None:
+    """Refuse runs from which `score` can't be read: memorisation compares pairs of trainings on halves of the data."""
+    if score == "memorisation" and (runs % 2 or not epochs):
+        told = f"memorisation of runs={runs}, epochs={epochs:g}"
+        raise InputError(f"{told}: runs come in pairs, and each is a training: give 4 runs of 10 epochs, say")
+
+
 def rehearsed(
-    model: nn.Module, data: Examples, ask: Ask, score: str, *, epochs: float, batch: int, seed: int, **how: Any
-) -> dict[str, Tensor]:
-    """Step 2: {"score": [N]} of one short training of a network like `model`, from new weights.
+    model: nn.Module, data: Examples, ask: Ask, score: str, *, epochs: float, batch: int, seed: int, number: int = 0,
+    **how: Any,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Step 2: {"score": [N]} of one short training, the `number`-th, of a network like `model`, from new weights.
 
     Without any epoch, `model` is looked at as it is. how: further arguments of `loop.train`, such as lr.
     """
-    net = initialise.fresh(model, seed=seed, linear=None)[0] if epochs else model
+    own = seed + number
+    net = initialise.fresh(model, seed=own, linear=None)[0] if epochs else model
+    needs = difficulty.NEEDS[score]
+    inside = rehearsal.half(len(data), seed=seed, number=number) if "inside" in needs else None
+    seen = data if inside is None else data.take(inside.nonzero().flatten())
     record = rehearsal.rehearse(
-        net, partial(ask, net), examples.batches(data, batch=batch, seed=seed), lambda: data.in_order(batch),
-        epochs=epochs, seed=seed, **how, features="features" in difficulty.NEEDS[score], progress=False,
+        net, partial(ask, net), examples.batches(seen, batch=batch, seed=own), lambda: data.in_order(batch),
+        epochs=epochs, seed=own, **how, features="features" in needs, progress=False,
     )  # fmt: skip
-    return {"score": difficulty.by_name(score, [record])}
+    return {"score": difficulty.by_name(score, [record if inside is None else record | {"inside": inside}])}
 
 
 def select(whole: ExampleSet, budget: Budget | str, *, score: str, balanced: bool) -> ExampleSet:
