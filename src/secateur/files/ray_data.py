@@ -135,6 +135,8 @@ def _reached(address: str) -> None:
     if named is None:  # such as "auto"
         return
     try:
+        if int(named[2]) > 65_535:  # the system would take it modulo 65,536, and may find somebody else there
+            raise OverflowError(f"there is no port {named[2]}")
         socket.create_connection((named[1], int(named[2])), _PATIENCE).close()
     except (OSError, OverflowError) as error:
         raise InputError(f"no cluster answers at RAY_ADDRESS={address}: start it, or unset RAY_ADDRESS") from error
