@@ -272,7 +272,12 @@ def test_any_architecture_is_analysed_and_zeros_equal_the_cut():
 # ------------------------------------------------------------------------------------ claim 2: once, no fine-tuning
 
 
-NETS = {"ResNet": lambda seed: vision.resnet((8, 16, 32), seed=seed), "VGG": lambda seed: vision.vgg(seed=seed)}
+NETS = {
+    "ResNet": lambda seed: vision.resnet((8, 16, 32), seed=seed),
+    "VGG": lambda seed: vision.vgg(seed=seed),
+    "narrow VGG": lambda seed: vision.vgg((4, 4, "M", 8, 8, "M", 16, 16), seed=seed),
+}
+"""On the narrow one half of the channels is missed: asked after the lasso had tied on the wide one; seeds 7 and 8."""
 
 
 @functools.cache
@@ -348,7 +353,8 @@ def tuned(net: str, seed: int) -> float:
     return right(small)
 
 
-PENALTIES = (0.1, 0.3)
+PENALTIES = {"ResNet": (0.1, 0.3), "VGG": (0.1, 0.3), "narrow VGG": (0.4, 0.5, 0.6, 0.8, 1.0)}
+"""Lambdas of the lasso, up to where too much is zero."""
 
 
 @functools.cache
@@ -366,7 +372,7 @@ def arms(net: str) -> dict[str, list[float]]:
                 add(f"{method} difference", difference)
             add("dense", right(dense := trained(start(net, seed), seed)[0]))
             add("dense, then cut", right(by_norm(dense)))
-            for penalty in PENALTIES:
+            for penalty in PENALTIES[net]:
                 accuracy, sparsity = lasso(net, seed, penalty)
                 add(f"group lasso {penalty}", accuracy)
                 add(f"group lasso {penalty} sparsity", sparsity)
@@ -389,7 +395,7 @@ def test_trained_once_it_beats_cutting_after_training(net):
     names = ("dense, then cut", "random groups", "cut, then fine-tuned", "dense", "hesso")
     lab.record(
         "otov3",
-        f"once-{net.lower()}",
+        f"once-{net.lower().replace(' ', '-')}",
         "trained once to 50 % of its channels, without fine-tuning, it is more accurate than a dense network cut after "
         "as many epochs, and the cut network's outputs equal the trained one's to 1e-4",
         max(differences) <= 1e-4
@@ -406,15 +412,17 @@ def test_trained_once_it_beats_cutting_after_training(net):
 LASSO = "a lambda exists at which the lasso loses no more than DHSPG on this net; it has to be found"
 
 
-@pytest.mark.parametrize("net", [pytest.param("VGG", marks=pytest.mark.xfail(strict=True, reason=LASSO)), "ResNet"])
+@pytest.mark.parametrize(
+    "net", [pytest.param("VGG", marks=pytest.mark.xfail(strict=True, reason=LASSO)), "ResNet", "narrow VGG"]
+)
 def test_it_beats_the_group_lasso(net):
     found = arms(net)
-    rows = [f"group lasso {penalty}" for penalty in PENALTIES]
+    rows = [f"group lasso {penalty}" for penalty in PENALTIES[net]]
     best = max(rows, key=lambda name: sum(found[name]))
     sparsity = ", ".join(f"{np.mean(found[f'{name} sparsity']):.0%} at {name.split()[-1]}" for name in rows)
     lab.record(
         "otov3",
-        f"lasso-{net.lower()}",
+        f"lasso-{net.lower().replace(' ', '-')}",
         "trained once to 50 % of its channels, without fine-tuning, it is more accurate than the group lasso, at the "
         "best of its lambdas, cut to as many",
         lab.clearly_less([-v for v in found["dhspg"]], [-v for v in found[best]]),
