@@ -355,6 +355,8 @@ def tuned(net: str, seed: int) -> float:
 
 PENALTIES = {"ResNet": (0.1, 0.3), "VGG": (0.1, 0.3), "narrow VGG": (0.4, 0.5, 0.6, 0.8, 1.0)}
 """Lambdas of the lasso, up to where too much is zero."""
+DRAWN = {"ResNet": SEEDS, "VGG": SEEDS, "narrow VGG": range(6)}
+"""Seeds: on the narrow net the lasso's accuracy differs from seed to seed by 0.37, and three leave the mean open."""
 
 
 @functools.cache
@@ -365,7 +367,7 @@ def arms(net: str) -> dict[str, list[float]]:
         def add(name: str, value: float) -> None:
             found.setdefault(name, []).append(value)
 
-        for seed in SEEDS:
+        for seed in DRAWN[net]:
             for method in ("dhspg", "hesso"):
                 accuracy, difference = once(net, seed, method)
                 add(method, accuracy)
@@ -405,7 +407,7 @@ def test_trained_once_it_beats_cutting_after_training(net):
         lower=False,
         against=["dense, then cut"],
         setup=f"{setup(net)}; largest difference of outputs {max(differences):.2g}",
-        seeds=SEEDS,
+        seeds=tuple(DRAWN[net]),
     )
 
 
@@ -432,7 +434,7 @@ def test_it_beats_the_group_lasso(net):
         against=[best],
         setup=f"{setup(net)}; groups that the lasso brought to zero: {sparsity}",
         reason=LASSO,
-        seeds=SEEDS,
+        seeds=tuple(DRAWN[net]),
     )
 
 
