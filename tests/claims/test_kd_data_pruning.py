@@ -35,6 +35,10 @@ BALANCED = (
     "with clean labels and 10 %, EL2N and forgetting, classes in balance, are 0.6 points above random (96.5 and 96.5 "
     "against 95.9 %); at 3 % random is 1.8 and 1.4 points above them, with redrawn labels 2.3 and 2.5"
 )
+MEMORISED = (
+    "at 10 % memorisation, classes in balance, is 0.4 points above random with clean labels (96.3 against 95.9 %) and "
+    "0.1 with redrawn ones, less than seeds differ; at 3 % random is 1.4 and 6.8 points above it"
+)
 SHORT = (
     "with redrawn labels and 10 %, labels alone are 3.1 points above the teacher alone (82.3 against 79.2 %): equal "
     "epochs leave 40 steps, few for soft targets; at 30 %, and with clean labels, the teacher alone is above"
@@ -163,6 +167,7 @@ def test_with_a_teacher_random_is_as_good_as_any():
     )  # fmt: skip
 
 
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=MEMORISED)
 def test_with_a_teacher_random_is_as_good_as_memorisation():
     """The paper's other score; eight trainings on halves, so that an example is four times inside and four outside."""
     ways = {"random": {}, "memorisation": {"runs": 8}}
@@ -180,7 +185,7 @@ def test_with_a_teacher_random_is_as_good_as_memorisation():
         {f"{kind}, {score}, {f:.0%}": row for (kind, score, f), row in found.items()
          if (kind, score, f) != ("noisy", "random", 0.03)},
         against=["noisy, memorisation, 3%"],
-        reason=", ".join(f"{kind}, {f:.0%}: {gap:+.1f} points" for (kind, f), gap in gaps.items()),
+        reason=MEMORISED,
     )  # fmt: skip
 
 
