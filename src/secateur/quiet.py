@@ -6,10 +6,12 @@ import importlib
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.context import BaseContext
+from typing import Any
 
 __all__ = ["helper", "helpers", "libraries", "loading"]
 
@@ -30,13 +32,19 @@ def libraries() -> None:
 def helper(threads: int, environ: Mapping[str, str]) -> None:
     """What a process that helps another does first, with the `environ` of the one that it helps.
 
-    Ctrl-C is for that one, which then ends its helpers.
+    Ctrl-C is for that one, which then ends its helpers. Where it is killed it can't: then they end themselves.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     libraries()
     os.environ.clear()
     os.environ.update(environ)  # of now: the server from which helpers are forked has that of its own start
     importlib.import_module("torch").set_num_threads(threads)
+
+
+def _end_with(helped: Any) -> None:
+    helped.join()
+    os._exit(1)
 
 
 def helpers() -> BaseContext:
