@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -26,22 +27,26 @@ def test_helpers_have_their_imports_and_the_environment_of_now(monkeypatch, valu
         assert pool.submit(seen, "SECATEUR_SEEN").result() == (value, True, True)
 
 
-def test_a_helper_ends_with_the_process_that_it_helps():
+HELPED = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from secateur import quiet
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, quiet.helpers(), quiet.helper, (1, dict(os.environ)))
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_helper_ends_with_the_process_that_it_helps(tmp_path):
     """Also where that one is killed, and can end nobody."""
-    how = (1, quiet.helpers(), quiet.helper, (1, dict(os.environ)))
-    with ProcessPoolExecutor(*how) as pool:  # so that the server runs, and the fork below need not start it
-        pool.submit(os.getpid).result()
-    told, telling = os.pipe()
-    helped = os.fork()
-    if not helped:
-        pool = ProcessPoolExecutor(*how)
-        os.write(telling, str(pool.submit(os.getpid).result()).encode())
-        time.sleep(60)
-        os._exit(0)
-    helper = Path("/proc", os.read(told, 20).decode())
-    assert helper.exists()
-    os.kill(helped, signal.SIGKILL)
-    os.waitpid(helped, 0)
+    (tmp_path / "helped.py").write_text(HELPED)
+    with subprocess.Popen([sys.executable, tmp_path / "helped.py"], stdout=subprocess.PIPE, text=True) as helped:
+        helper = Path("/proc", helped.stdout.readline().strip())
+        assert helper.name.isdigit()
+        assert helper.exists()
+        helped.kill()
     end = time.monotonic() + 20
     while helper.exists() and time.monotonic() < end:
         time.sleep(0.01)
