@@ -197,6 +197,9 @@ def test_a_model_of_texts_scores_from_its_own_weights(places):
         places / "rows.jsonl", "examples=20", places / "c", tokenizer=None, epochs=0, **how
     )[0].subject  # fmt: skip
     assert np.array_equal(counted.kept, as_it_is.kept)
+    pair = {**how, "score": "memorisation", "runs": 2}
+    halves = secateur.prune_data(places / "rows.jsonl", "examples=20", places / "e", epochs=2, lr=1e-2, **pair)[0]
+    assert set(halves.subject.scores["memorisation"]) <= {-1.0, 0.0, 1.0}  # right where learned, right where not
     language_model = open_subject(tiny.model("llama"), tokenizer=tokenizer)
     with pytest.raises(InputError, match="gives no classes"):
         secateur.prune_data(places / "rows.jsonl", "examples=20", places / "d", score="el2n", model=language_model)
