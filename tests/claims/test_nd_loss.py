@@ -86,12 +86,10 @@ def figures(seed: int, size: str, name: str) -> dict[str, Any]:
     def compute() -> dict[str, Any]:
         torch.set_num_threads(1)
         small, large = trained(seed, size, **ARMS[name]), teacher(seed, size)
-        taps = {"teacher": recipe.Tap.of(large, ""), "student": recipe.Tap.of(small, "")}
+        theirs, ours = recipe.Tap.of(large), recipe.Tap.of(small)
         train, held = data(seed)
-        means = recipe.collect(
-            large.model, lambda part: (taps["teacher"](part["inputs"])[0], part["labels"]), train.in_order(TRAIN), 10
-        )
-        found = recipe.diagnosed(taps, nn.Identity(), means, held, 500)
+        means = recipe.collect(large.model, theirs.rows, train.in_order(TRAIN), 10)
+        found = recipe.diagnosed(ours, theirs, nn.Identity(), means, held, 500)
         return {**found, "parameters": sum(one.numel() for one in small.model.parameters())}
 
     return lab.remembered(f"nd_loss-{size}-{name.replace(' ', '')}-{seed}", compute)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import yolo
 from secateur.errors import InputError, UnsupportedError
@@ -92,6 +93,73 @@ def test_the_loss_and_the_detections_are_the_models_own():
         kept = other["labels"] > 0
         assert torch.equal(one["boxes"], other["boxes"][kept])
         assert torch.equal(one["labels"], other["labels"][kept] - 1)
+
+
+def staged(size: int = 96, seed: int = 0) -> Torchvision:
+    models = pytest.importorskip("torchvision.models.detection")
+    torch.manual_seed(seed)
+    net = models.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, num_classes=4, min_size=size, max_size=size
+    )
+    found = detectors.adapt(net)
+    assert isinstance(found, Torchvision)
+    return found
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_sampled_regions_are_those_of_the_loss_with_their_classes(training):
+    net = staged().train(training)
+    torch.manual_seed(1)
+    wanted = net.loss(BATCH)
+    torch.manual_seed(1)
+    found = net.sampled(BATCH)
+    assert torch.equal(found.loss, wanted)
+    assert net.training == training
+    assert [one.shape[1] for one in found.boxes] == [4, 4]
+    rows = sum(map(len, found.boxes))
+    assert found.features.shape == (rows, 1024)
+    assert found.logits.shape == (rows, 4)
+    assert found.labels.shape == (rows,)
+    first = found.labels[: len(found.boxes[0])]
+    true = BATCH["targets"][0]["boxes"]
+    from torchvision.ops import box_iou
+
+    inside = box_iou(found.boxes[0], true)[:, 0] >= 0.5
+    assert inside.any(), "the true box is among the regions"
+    assert torch.equal(first, inside.long()), "class 0 of the data is 1 behind the background"
+    assert not found.labels[len(first) :].any(), "an image without objects has background only"
+    linear = net.get_submodule(net.reader)
+    assert torch.allclose(linear(found.features), found.logits, atol=1e-5), (
+        "the feature is what the classes are read of"
+    )
+
+
+def test_the_same_regions_are_judged_alike_and_in_pixels_of_the_images_as_given():
+    net = staged().eval()
+    with torch.no_grad():
+        found = net.sampled(BATCH)
+        again = net.judged(BATCH["inputs"], found.boxes)
+        assert torch.allclose(again.features, found.features, atol=1e-5)
+        assert torch.allclose(again.logits, found.logits, atol=1e-5)
+        assert again.labels is None
+        other = staged(size=192).eval()  # looks at twice the pixels: the same places of the images
+        whole = [torch.tensor([[0.0, 0, 96, 96]])] * 2
+        twice = functional.interpolate(BATCH["inputs"], scale_factor=2.0, mode="bilinear")
+        double = [torch.tensor([[0.0, 0, 192, 192]])] * 2
+        assert torch.allclose(
+            other.judged(BATCH["inputs"], whole).features, other.judged(twice, double).features, atol=1e-3
+        )
+        boxes = other.sampled(BATCH).boxes
+        assert float(torch.cat(boxes).max()) <= 96
+
+
+def test_detectors_of_one_stage_have_no_regions():
+    assert detectors.two_stage(staged()).first == 1
+    for name in ("RetinaNet", "FCOS"):
+        with pytest.raises(UnsupportedError, match=f"{name} is no detector of two stages"):
+            detectors.two_stage(detectors.adapt(build(name)))
+    with pytest.raises(UnsupportedError, match="Yolo is no detector of two stages"):
+        detectors.two_stage(yolo.tiny())
 
 
 def test_a_module_with_the_four_names_is_a_detector():

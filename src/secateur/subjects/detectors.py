@@ -2,7 +2,8 @@
 
 A detector is a module with four names: `taps`, `loss`, `detect` and `features` (see `Detector`). A module of your own
 that has them is one. torchvision's and Ultralytics' models are wrapped (`adapt`). Of these, `forward` gives the raw
-answers of the heads, without suppression of overlapping boxes: that part has no weights, and follows the data.
+answers of the heads, without suppression of overlapping boxes: that part has no weights, and follows the data. One of
+two stages, that proposes regions and then judges them, has three names more (see `TwoStage`).
 
 Ultralytics is under the AGPL-3.0: this module reads the model that you built with it, and imports it only to suppress
 boxes and to train with its own trainer. What you make with it may fall under its licence.
@@ -13,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -23,7 +26,18 @@ from secateur.errors import InputError, MissingExtraError, UnsupportedError
 from secateur.modes import evaluating, restored
 from secateur.subjects.traced import Traced, open_traced
 
-__all__ = ["Detector", "Torchvision", "Ultralytics", "adapt", "opened", "regions", "trainer"]
+__all__ = [
+    "Detector",
+    "Judged",
+    "Torchvision",
+    "TwoStage",
+    "Ultralytics",
+    "adapt",
+    "opened",
+    "regions",
+    "trainer",
+    "two_stage",
+]
 
 Target = Mapping[str, Tensor]
 
@@ -49,6 +63,56 @@ class Detector(Protocol):
     def features(self, images: Tensor) -> list[Tensor]:
         """The maps [B, C_s, H_s, W_s] that the heads read, finest first."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What the second stage of a detector says of regions, and which those were; N in all images together."""
+
+    boxes: list[Tensor]
+    """Per image [n, 4], in pixels of the images as they were given."""
+    features: Tensor
+    """[N, D]: what the last layers read."""
+    logits: Tensor
+    """[N, K]: of the classes, the background among them."""
+    maps: list[Tensor]
+    """[B, C_s, H_s, W_s]: what regions are cut out of, finest first."""
+    labels: Tensor | None = None
+    """[N]: the class that each region has by the targets, in the order of the logits."""
+    loss: Tensor | None = None
+    """The detector's own of this pass, per image."""
+
+
+@runtime_checkable
+class TwoStage(Detector, Protocol):
+    """A detector that proposes regions and judges them in a second stage."""
+
+    first: int
+    """Where class 0 of the data stands in the logits of the second stage: 1 behind a background."""
+
+    @property
+    def reader(self) -> str:
+        """Name of the linear layer that gives those logits."""
+        ...
+
+    def sampled(self, batch: Mapping[str, Any]) -> Judged:
+        """One pass of `loss`, and the regions that the second stage learned from in it: all fields."""
+        ...
+
+    def judged(self, images: Tensor, boxes: Sequence[Tensor]) -> Judged:
+        """What the second stage says of these regions [n, 4] of each image, in pixels of the images as given."""
+        ...
+
+
+def two_stage(model: nn.Module) -> TwoStage:
+    """`model` if it is a detector of two stages. Raises `UnsupportedError` for another."""
+    if getattr(model, "staged", True) and isinstance(model, TwoStage):
+        return model
+    inner = model.detector if isinstance(model, Torchvision | Ultralytics) else model
+    raise UnsupportedError(
+        f"{type(inner).__name__} is no detector of two stages: give torchvision's Faster R-CNN or its kin, or a module "
+        "that has reader, sampled(batch) and judged(images, boxes), too"
+    )
 
 
 def adapt(model: nn.Module) -> nn.Module:
@@ -105,6 +169,13 @@ class Torchvision(nn.Module):
         background = self.staged or type(detector).__name__.startswith("SSD")
         self.first = (1 if background else 0) if first is None else first
 
+    @property
+    def reader(self) -> str:
+        """The first linear layer of the box predictor; "" where there is none."""
+        last: nn.Module = self.detector.roi_heads.box_predictor
+        linears = [name for name, module in last.named_modules() if isinstance(module, nn.Linear)]
+        return f"detector.roi_heads.box_predictor.{linears[0]}" if linears else ""
+
     def features(self, images: Tensor) -> list[Tensor]:
         """The maps of the backbone."""
         return list(self._maps(self._prepared(images).tensors).values())
@@ -117,9 +188,7 @@ class Torchvision(nn.Module):
             return tuple(_tensors(self.detector.head(list(maps.values()))))
         found = self.detector.rpn.head(list(maps.values()))
         boxes = [regions(height, width).to(images) for height, width in prepared.image_sizes]
-        heads = self.detector.roi_heads
-        pooled = heads.box_head(heads.box_roi_pool(maps, boxes, prepared.image_sizes))
-        return (*_tensors(found), *_tensors(heads.box_predictor(pooled)))
+        return (*_tensors(found), *_tensors(self._second(maps, boxes, prepared.image_sizes)[1]))
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """The sum of the model's own losses."""
@@ -140,12 +209,51 @@ class Torchvision(nn.Module):
             result.append({"boxes": one["boxes"][stays], "scores": one["scores"][stays], "labels": labels[stays]})
         return result
 
+    def sampled(self, batch: Mapping[str, Any]) -> Judged:
+        """The model's own loss, and the regions that its second stage drew of the first one's and the true boxes."""
+        heads, seen = self.detector.roi_heads, dict[str, Any]()
+        with contextlib.ExitStack() as stack:
+            hook = heads.box_roi_pool.register_forward_pre_hook(lambda module, args: seen.update(pooled=args))
+            stack.callback(hook.remove)
+            for name in ("box_head", "box_predictor"):
+                keep = partial(lambda name, module, args, output: seen.update({name: output}), name)
+                stack.callback(heads.get_submodule(name).register_forward_hook(keep).remove)
+            loss = self.loss(batch)
+        maps, boxes, sizes = seen["pooled"]
+        given = tuple(batch["inputs"].shape[2:])
+        true = [_moved(one["boxes"], given, size) for one, size in zip(batch["targets"], sizes, strict=True)]
+        kinds = [one["labels"] + self.first for one in batch["targets"]]
+        labels = heads.assign_targets_to_proposals(boxes, true, kinds)[1]
+        back = [_moved(one, size, given) for one, size in zip(boxes, sizes, strict=True)]
+        logits = next(iter(_tensors(seen["box_predictor"])))
+        return Judged(back, seen["box_head"].flatten(1), logits, list(maps.values()), torch.cat(labels), loss)
+
+    def judged(self, images: Tensor, boxes: Sequence[Tensor]) -> Judged:
+        """What box head and box predictor say of these regions."""
+        prepared, given = self._prepared(images), (images.shape[2], images.shape[3])
+        maps = self._maps(prepared.tensors)
+        own = [_moved(one, given, size) for one, size in zip(boxes, prepared.image_sizes, strict=True)]
+        features, found = self._second(maps, own, prepared.image_sizes)
+        return Judged(list(boxes), features.flatten(1), _tensors(found)[0], list(maps.values()))
+
+    def _second(self, maps: Mapping[str, Tensor], boxes: Sequence[Tensor], sizes: Any) -> tuple[Tensor, Any]:
+        """What the box head gives of boxes in pixels of the prepared images, and what the predictor makes of that."""
+        heads = self.detector.roi_heads
+        features: Tensor = heads.box_head(heads.box_roi_pool(maps, list(boxes), sizes))
+        return features, heads.box_predictor(features)
+
     def _prepared(self, images: Tensor) -> Any:
         return self.detector.transform(list(images))[0]
 
     def _maps(self, images: Tensor) -> dict[str, Tensor]:
         found = self.detector.backbone(images)
         return {"0": found} if isinstance(found, Tensor) else dict(found)
+
+
+def _moved(boxes: Tensor, given: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """Boxes [n, 4] of an image of `given` (height, width), in the same image at the size `wanted`."""
+    high, wide = wanted[0] / given[0], wanted[1] / given[1]
+    return boxes * boxes.new_tensor([wide, high, wide, high])
 
 
 def regions(height: int, width: int) -> Tensor:

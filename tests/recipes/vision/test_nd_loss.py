@@ -12,17 +12,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from claims import vision
+import yolo
+from claims import detection, vision
 from recipes.vision import nets
-from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
+from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, UnsupportedError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
+from secateur.files.scenes import scenes
 from secateur.recipes.vision import nd_loss as module
 from secateur.recipes.vision.nd_loss import nd_loss
-from secateur.recover import loop
-from secateur.subjects import open_traced
-from secateur.subjects.traced import reload_traced
+from secateur.recover import detecting, loop
+from secateur.subjects import detectors, open_traced
+from secateur.subjects.traced import Traced, reload_traced
 from secateur.vocabulary import Budget
 
 DATA, HELD_OUT = nets.data(160), nets.data(200, seed=5)
@@ -102,7 +104,7 @@ def test_a_projector_is_trained_where_widths_differ_and_is_not_in_the_student(tm
 def plain(steps: int, host: bool) -> nn.Module:
     """Labels, and KD with its warm-up, written out by hand: what nd=0 has to be bit for bit."""
     start = open_traced(taught(), DATA.inputs[:2])
-    small = module.narrowed(start, Budget.parse("params=50%"), True, 1)[0].model
+    small = module.narrowed(start, Budget.parse("params=50%"), module.classifier(start), 1)[0].model
     feed = examples.batches(DATA, batch=32, seed=0)
 
     class Numbered:
@@ -166,7 +168,7 @@ def test_mixed_labels_and_centres_are_those_of_the_mix():
     tap = module.Tap.of(open_traced(taught().eval(), DATA.inputs[:2]), "")
     batch = {"inputs": DATA.inputs[:16], "labels": DATA.labels[:16]}
     torch.manual_seed(3)
-    view = module.look(tap, tap, 1.0, batch)
+    view = tap.beside(tap, 1.0)(batch)
     assert 0 < view.share < 1
     onehot = [functional.one_hot(one, 4).float() for one in (view.labels, view.others)]
     soft = view.share * onehot[0] + (1 - view.share) * onehot[1]
@@ -310,3 +312,140 @@ def test_what_can_not_be_done_is_refused_in_one_line(tmp_path, options, kind, sa
     with pytest.raises(kind, match=said) as caught:
         results(tmp_path, **options)
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------ detectors of two stages
+
+SCENES, UNSEEN = scenes(24, size=detection.SIZE, stop=8000), scenes(6, size=detection.SIZE, start=8000, seed=1)
+FEW = {"batch": 8, "epochs": 2.0, "warmup": 1.0, "lr": 0.01}
+
+
+@functools.cache
+def detector() -> Traced:
+    """A Faster R-CNN that has seen its scenes for some steps."""
+    net = detectors.adapt(detection.rcnn(8, 32))
+    feed = examples.batches(SCENES, batch=8, seed=0)
+    loop.train(
+        net, feed, detecting.press(net.loss), steps=30, lr=5e-3, seed=0, count=examples.count, progress=False, clip=None
+    )
+    return detectors.opened(net.eval(), SCENES.inputs[:1])
+
+
+def boxed(root, budget="params=70%", data=SCENES, **options):
+    with Run.open(root, {}) as run:
+        (found,) = list(nd_loss(detector(), data, [Budget.parse(budget)], run, **{**FEW, **options}))
+    return found
+
+
+@pytest.fixture(scope="module")
+def detected(tmp_path_factory):
+    root = tmp_path_factory.mktemp("nd-boxes") / "run"
+    return root, boxed(root)
+
+
+def test_means_of_regions_are_those_of_the_classes_and_of_the_background(detected):
+    root, _ = detected
+    found = module.ClassMeans.load(root / "work" / "class-means.safetensors", {"feature": "regions"})
+    assert found.means.shape == (11, 32)
+    sums, counts = torch.zeros(11, 32, dtype=torch.float64), torch.zeros(11, dtype=torch.int64)
+    torch.manual_seed(0)
+    for part in SCENES.in_order(8):
+        with torch.no_grad():
+            seen = detector().model.sampled(part)
+        for feature, label in zip(seen.features, seen.labels.tolist(), strict=True):
+            sums[label] += feature.double()
+            counts[label] += 1
+    assert torch.equal(found.counts, counts)
+    assert counts[0] > counts[1:].sum() > 0, "most regions are background, and it has a mean too"
+    there = counts > 0
+    torch.testing.assert_close(found.means[there], (sums[there] / counts[there, None]).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_detector_is_narrowed_up_to_the_feature_of_its_regions(detected, tmp_path):
+    _, found = detected
+    inner = found.subject.model.detector
+    assert inner.roi_heads.box_predictor.cls_score.in_features == 32
+    assert inner.roi_heads.box_head.fc6.out_features < 32
+    assert found.cut.after["params"] == found.predicted["params"] <= 0.7 * found.cut.before["params"]
+    assert "of the training regions the nearest mean is right" in found.notes[0]
+    found.subject.save(tmp_path / "saved")
+    fresh = detectors.adapt(detection.rcnn(8, 32, seed=5))
+    again = reload_traced(tmp_path / "saved", fresh, SCENES.inputs[:2])
+    for one, other in zip(again.model.detect(UNSEEN.inputs), found.subject.model.detect(UNSEEN.inputs), strict=True):
+        assert torch.equal(one["boxes"], other["boxes"])
+
+
+def test_the_student_samples_regions_and_the_teacher_judges_the_same(tmp_path):
+    small, *_ = module.narrowed(detector(), Budget.parse("params=70%"), detector().model.reader, 1)
+    student, teacher = (module.Regions.of(one, SCENES) for one in (small, detector()))
+    batch = SCENES.take(range(4)).batch()
+    torch.manual_seed(2)
+    view = student.beside(teacher)(batch)
+    torch.manual_seed(2)
+    ours = small.model.sampled(batch)
+    theirs = detector().model.judged(batch["inputs"], ours.boxes)
+    assert torch.equal(view.logits, ours.logits)
+    assert torch.equal(view.labels, ours.labels)
+    assert torch.equal(view.teacher_feature, theirs.features)
+    assert not view.teacher_feature.requires_grad
+    assert view.feature.requires_grad
+    means = module.ClassMeans(torch.randn(11, 32), torch.ones(11, dtype=torch.long))
+    unit = functional.normalize(means.means[ours.labels], dim=1)
+    length = torch.maximum(ours.features.norm(dim=1), theirs.features.norm(dim=1))
+    wanted = (1 - (ours.features * unit).sum(1) / length).mean()
+    found = module.drawn("nd", means, nn.Identity(), 1.0)(view, batch) / 4
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5), "a mean over regions, per image"
+    near = functional.kl_div(ours.logits.log_softmax(1), theirs.logits.softmax(1), reduction="batchmean")
+    assert (module.hosted("kd", 1.0, 1.0, 8.0)(view, batch) / 4).item() == pytest.approx(near.item(), rel=1e-4)
+    assert (module.labelled(view, batch) / 4).item() == pytest.approx(ours.loss.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"host": "dkd"}, {"host": "dist"}, {"host": "review"}, {"host": "none"}, {"variant": "direction"},
+                {"variant": "norm"}, {"variant": "features", "nd": 0.01}, {"keep_width": False}], ids=str,
+)  # fmt: skip
+def test_hosts_and_variants_teach_detectors_too(tmp_path, detected, options):
+    found = boxed(tmp_path / "run", **options, epochs=1.0, warmup=0.0)
+    assert all(loss == loss for _, loss in found.recovery.losses)
+    assert len(found.subject.model.detect(UNSEEN.inputs)) == 6
+    names = {name for name in found.subject.model.state_dict() if "detector." not in name}
+    assert not names, "nothing of projector or review"
+
+
+def test_without_host_and_nd_a_detector_learns_by_its_own_loss(tmp_path):
+    found = boxed(tmp_path / "run", host="none", nd=0.0)
+    small, *_ = module.narrowed(detector(), Budget.parse("params=70%"), detector().model.reader, 1)
+    feed = examples.batches(SCENES, batch=8, seed=0)
+    plain = loop.train(
+        small.model, feed, detecting.press(small.model.loss), steps=6, lr=0.01, seed=0, count=examples.count,
+        optimizer="sgd", warmup=0.0, weight_decay=5e-4, precision="fp32", clip=None, progress=False,
+    )  # fmt: skip
+    assert plain.losses == found.recovery.losses
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mixup": 0.2}, "mixup=0.2: that is for classifiers, and scenes has boxes"),
+        ({"feature": "head"}, "feature=head: that is for classifiers, and scenes has boxes"),
+        ({"stages": ["a"], "host": "review"}, "stages=a: that is for classifiers, and scenes has boxes"),
+    ],
+)
+def test_options_of_classifiers_are_refused_for_boxes(tmp_path, options, says):
+    with pytest.raises(InputError, match=says):
+        boxed(tmp_path / "run", **options)
+
+
+def test_a_detector_of_one_stage_is_refused(tmp_path):
+    start = detectors.opened(yolo.tiny(), SCENES.inputs[:1])
+    with Run.open(tmp_path / "run", {}) as run, pytest.raises(UnsupportedError, match="no detector of two stages"):
+        list(nd_loss(start, SCENES, [Budget.parse("params=70%")], run, **FEW))
+
+
+def test_a_detector_of_ones_own_is_distilled(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from claims import detection\n\n\ndef build():\n    return detection.rcnn(4, 16, seed=2)\n")
+    found = boxed(tmp_path / "run", student=f"{file}:build", epochs=1.0)
+    inner = found.subject.model.detector
+    assert inner.roi_heads.box_predictor.cls_score.in_features == 16
+    assert found.cut.after["params"] == sum(one.numel() for one in inner.parameters())

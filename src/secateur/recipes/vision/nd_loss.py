@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,13 +39,15 @@ from secateur.recover import (
 from secateur.recover.centres import ClassMeans, collect
 from secateur.score import magnitude
 from secateur.select import ranking
+from secateur.subjects import detectors
+from secateur.subjects.detectors import TwoStage
 from secateur.subjects.traced import CutError, Traced, open_traced
 from secateur.vocabulary import Budget, Cut, Result
 
 CARD = {
     "title": "Improving Knowledge Distillation via Regularizing Feature Norm and Direction",
     "paper": "https://arxiv.org/abs/2305.17007",
-    "cuts": "channels of a classifier, the same share of every layer, by magnitude; or nothing: a student may be given",
+    "cuts": "channels of a classifier or two-stage detector, the same share of every layer, by magnitude; or nothing",
     "recovers": "distillation of logits, and of the norm and direction of the feature before the classifier",
     "extra": "",
     "family": "vision",
@@ -67,7 +69,7 @@ def nd_loss(
     task: float = 1.0,
     weight: float = 1.0,
     nd: float = 2.0,
-    temperature: float = 4.0,
+    temperature: float | None = None,
     target: float = 1.0,
     other: float = 8.0,
     step: float = 1.0,
@@ -87,7 +89,7 @@ def nd_loss(
     training: str = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
-    """Cut a classifier's channels, or take a student that is given, and distil it with a term for norm and direction.
+    """Cut a classifier's channels or a detector's, or take a given student; distil it with norm and direction.
 
     1. Class means: ``c_k`` is the mean over the training examples of class k of the teacher's feature f_t, what its
        last linear layer reads, in evaluation mode and in order. ``e_k = c_k / ||c_k||``.
@@ -100,21 +102,25 @@ def nd_loss(
        Hosts: kd ``T^2 KL``; dkd, target and other classes apart; dist, correlations of classes and of examples;
        review, ReviewKD's fused maps of all stages, by modules that are trained along and left out of the result.
 
+    With boxes, for detectors of two stages: f is what the box head gives of a region, classes are those of the regions,
+    the background among them, and means those of the regions that the teacher samples. The student proposes and
+    samples, the teacher judges the same regions of its own maps, and the detector's own loss takes the place of CE.
+
     `work/` of the run holds the class means and, per budget, norm, cosine and nearest-mean accuracy of the features.
 
     Args:
-        subject: a trained classifier, the teacher; it stays as it is.
-        data: inputs with classes.
+        subject: a trained classifier or detector (torchvision's Faster R-CNN and its kin), the teacher; it stays.
+        data: inputs with classes, or with boxes.
         budgets: one student for each; what a given student has to keep, too.
         run: where class means, figures and checkpoints go.
         student: "file.py:function" of a student of the same classes, in place of a cut.
         host: what ND is added to; none leaves labels and ND.
         variant: nd; or in its place direction, 1 - cos(g, e), norm, which asks g to be `step` longer, or features,
             ||g - f_t||^2.
-        task: weight of the labels.
+        task: weight of the labels, or of the detector's own loss.
         weight: of the host.
         nd: weight of ND or its variant; 0 is the host alone, bit for bit.
-        temperature: T of the host.
+        temperature: T of the host: 4 unless given, as on CIFAR, and of detectors 1, as on COCO.
         target: weight of the label's share in dkd.
         other: weight of the other classes' shares in dkd.
         step: of the norm variant.
@@ -138,22 +144,26 @@ def nd_loss(
     Departures: the paper trains students from scratch, 240 epochs at 0.1 and lr / 10 after 150, 180 and 210; a cut one
     starts from the teacher's weights, under a cosine. The norm-only form is from memory. Centres are not rounded to
     four decimals, and the projector is attached by comparing widths. ReviewKD compares maps alone, not the pooled
-    feature as well. Detectors are not here; `recover.centres` can make their class means of proposals. In evidence are
-    the training examples.
+    feature as well, and of a detector the maps that its regions are cut out of. A detector's means are of one pass over
+    the data, not of 30,000 iterations. In evidence are the training examples.
     """
-    check(data, host, variant, mixup, warmup, dropout, stages)
-    further = loop.options(training)
+    check(data, host, variant, mixup, warmup, dropout, stages, feature)
+    boxed, further = bool(data.targets), loop.options(training)
+    subject = detectors.opened(subject) if boxed else subject
+    temperature = temperature if temperature is not None else 1.0 if boxed else 4.0
     feed = examples.batches(data, batch=batch, seed=seed)
     accumulate = further.get("accumulate", 1)
     steps = detecting.steps(len(feed) / accumulate, epochs)
-    teacher = Tap.of(subject, feature, stages, host == "review")
-    centres = table(teacher, data, batch, run, means)
+    tap: Callable[[Traced], Any] = partial(Tap.of, feature=feature, stages=stages, staged=host == "review")
+    tap = partial(Regions.of, data=data) if boxed else tap
+    teacher = tap(subject)
+    centres = table(teacher, data, batch, run, means, seed)
     for budget in budgets:
         if student:
             small, cut, predicted = given(subject, student, budget)
         else:
-            small, cut, predicted = narrowed(subject, budget, keep_width, multiple)
-        pupil = Tap.of(small, feature, stages, host == "review")
+            small, cut, predicted = narrowed(subject, budget, teacher.reader if keep_width else "", multiple)
+        pupil = tap(small)
         if pupil.classes != teacher.classes:
             raise InputError(
                 f"the student tells {pupil.classes} classes, its teacher {teacher.classes}: as many, please"
@@ -174,7 +184,7 @@ def nd_loss(
             ]  # fmt: skip
             objective = compose.compose(
                 [term for term in terms if term.weight],
-                partial(look, pupil, teacher, mixup),
+                pupil.beside(teacher, mixup),
                 steps=steps,
                 stairs=epochs,
             )
@@ -184,16 +194,22 @@ def nd_loss(
                 extra=along, frozen=[subject.model], checkpoint=run.folder(f"train-{budget}"),
                 title="distillation", **({"precision": "fp32", "clip": None} | further),
             )  # fmt: skip
-        figures = partial(diagnosed, {"teacher": teacher, "student": pupil}, projector, centres, data, batch)
-        yield Result(str(budget), small, cut, predicted, recovery, told(run.json(f"features-{budget}", figures)))
+        figures = partial(diagnosed, pupil, teacher, projector, centres, data, batch)
+        notes = told(run.json(f"features-{budget}", figures), "regions" if boxed else "examples")
+        yield Result(str(budget), small, cut, predicted, recovery, notes)
 
 
 def check(
-    data: Examples, host: str, variant: str, mixup: float, warmup: float, dropout: float, stages: Sequence[str]
-) -> None:
+    data: Examples, host: str, variant: str, mixup: float, warmup: float, dropout: float, stages: Sequence[str],
+    feature: str,
+) -> None:  # fmt: skip
     """Refuse data without classes, and options that contradict one another."""
-    if data.labels is None:
+    if data.labels is None and not data.targets:
         raise DataError(f"{data.name} has no classes: class means and the directions to them need labels")
+    named = {"feature": feature, "stages": ",".join(stages), "mixup": f"{mixup:g}" if mixup else ""}
+    for name, value in named.items() if data.targets else ():
+        if value:
+            raise InputError(f"{name}={value}: that is for classifiers, and {data.name} has boxes; leave it out")
     if host not in ("kd", "dkd", "dist", "review", "none"):
         raise InputError(f"host={host!r}: give kd, dkd, dist, review or none")
     if stages and host != "review":
@@ -222,13 +238,14 @@ class Tap:
 
     subject: Traced
     name: str
+    reader: str
     width: int
     classes: int
     stages: Sequence[str] = ()
     shapes: Sequence[tuple[int, int, int]] = ()
 
     @classmethod
-    def of(cls, subject: Traced, feature: str, stages: Sequence[str] = (), staged: bool = False) -> Tap:
+    def of(cls, subject: Traced, feature: str = "", stages: Sequence[str] = (), staged: bool = False) -> Tap:
         """At the module that fits `feature`, or at what the classifier reads. Raises `InputError` where neither is.
 
         staged: maps are asked for, at `stages`, or at the last of each size.
@@ -249,7 +266,8 @@ class Tap:
             shapes = [(one.shape[1], one.shape[2], one.shape[3]) for one in seen]
         elif staged:
             names, shapes = review.stages(subject.model, lambda model: subject.inputs.ask(model, example))
-        return cls(subject, name, found.shape[1], objectives.logits(subject.forward()).shape[1], names, shapes)
+        classes = objectives.logits(subject.forward()).shape[1]
+        return cls(subject, name, reader, found.shape[1], classes, names, shapes)
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """(feature [B, D], logits [B, K], maps [B, C, H, W] of each stage) of one pass, in the network's own mode."""
@@ -257,6 +275,83 @@ class Tap:
         with taps.tapped(model, [self.name], pooled) as found, taps.tapped(model, self.stages, maps.flat) as seen:
             logits = objectives.logits(self.subject.inputs.ask(model, inputs))
         return found[0], logits, list(seen)
+
+    def rows(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """(features [B, D], classes [B]), for the class means."""
+        return self(batch["inputs"])[0], batch["labels"]
+
+    def classes_of(self, data: Examples) -> Tensor:
+        """The classes that need a mean."""
+        assert data.labels is not None
+        return data.labels
+
+    def beside(self, teacher: Tap, mixup: float = 0.0) -> Look:
+        """Both passes over a batch, mixed with itself in another order where `mixup` says so."""
+
+        def look(batch: Mapping[str, Any]) -> View:
+            inputs, labels = batch["inputs"], batch["labels"]
+            others, share = labels, 1.0
+            if mixup:
+                share = float(torch.distributions.Beta(mixup, mixup).sample())
+                order = torch.randperm(len(inputs)).to(inputs.device)
+                inputs, others = share * inputs + (1 - share) * inputs[order], labels[order]
+            with torch.no_grad():
+                theirs = teacher(inputs)
+            return View(*self(inputs), *theirs, labels, others, share)
+
+        return look
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """A detector of two stages; what stands for its inputs are the regions that the student samples of them."""
+
+    subject: Traced
+    model: TwoStage
+    width: int
+    classes: int
+    shapes: Sequence[tuple[int, int, int]]
+    name: str = "regions"
+
+    @classmethod
+    def of(cls, subject: Traced, data: Examples) -> Regions:
+        """Raises `UnsupportedError` for a detector that has no second stage."""
+        model, image = detectors.two_stage(subject.model), data.inputs[:1]
+        with torch.no_grad(), evaluating(subject.model):
+            found = model.judged(image, [detectors.regions(image.shape[2], image.shape[3]).to(image)])
+        shapes = [(one.shape[1], one.shape[2], one.shape[3]) for one in found.maps]
+        return cls(subject, model, found.features.shape[1], found.logits.shape[1], shapes)
+
+    @property
+    def reader(self) -> str:
+        """The linear layer that gives the classes of regions."""
+        return self.model.reader
+
+    def rows(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """(features [N, D], classes [N]) of the regions that the detector samples, for the class means."""
+        found = self.model.sampled(batch)
+        assert found.labels is not None
+        return found.features, found.labels
+
+    def classes_of(self, data: Examples) -> Tensor:
+        """The classes that need a mean: those of the boxes, and the background."""
+        found = torch.cat([one["labels"] for one in data.targets]) + self.model.first
+        return torch.cat([found, found.new_zeros(1)])
+
+    def beside(self, teacher: Regions, mixup: float = 0.0) -> Look:
+        """The student proposes, samples and learns; the teacher judges the same regions of its own maps."""
+
+        def look(batch: Mapping[str, Any]) -> View:
+            ours = self.model.sampled(batch)
+            with torch.no_grad():
+                theirs = teacher.model.judged(batch["inputs"], ours.boxes)
+            assert ours.labels is not None
+            return View(
+                ours.features, ours.logits, ours.maps, theirs.features, theirs.logits, theirs.maps, ours.labels,
+                ours.labels, 1.0, ours.loss,
+            )  # fmt: skip
+
+        return look
 
 
 def pooled(output: Any) -> list[Tensor]:
@@ -277,33 +372,29 @@ def classifier(subject: Traced) -> str:
     return ""
 
 
-def table(teacher: Tap, data: Examples, batch: int, run: Run, given: str) -> ClassMeans:
+def table(teacher: Tap | Regions, data: Examples, batch: int, run: Run, given: str, seed: int) -> ClassMeans:
     """Step 1: from the file that is given, or the run's, or made of the data."""
     key = {"teacher": teachers.fingerprint(teacher.subject.model), "feature": teacher.name}
     path = Path(given) if given else run.path("class-means.safetensors")
     if not given and not path.exists():
-        made = collect(
-            teacher.subject.model, lambda part: (teacher(part["inputs"])[0], part["labels"]), data.in_order(batch),
-            teacher.classes,
-        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # regions are sampled
+            made = collect(teacher.subject.model, teacher.rows, data.in_order(batch), teacher.classes)
         made.save(path, key)
     found = ClassMeans.load(path, key)
-    assert data.labels is not None
-    found.covers(data.labels)
+    found.covers(teacher.classes_of(data))
     return found
 
 
 # ---------------------------------------------------------------------------------------------------------- students
 
 
-def narrowed(
-    subject: Traced, budget: Budget, keep_width: bool, multiple: int
-) -> tuple[Traced, Cut, Mapping[str, float]]:
-    """Step 2: (student, receipt, what it was to cost)."""
-    start, reader = subject.copy(), classifier(subject)
+def narrowed(subject: Traced, budget: Budget, reader: str, multiple: int) -> tuple[Traced, Cut, Mapping[str, float]]:
+    """Step 2: (student, receipt, what it was to cost); what the layer `reader` reads keeps its width."""
+    start = subject.copy()
     while True:
         slices = start.slices()
-        weight = start.model.get_submodule(reader).weight if reader and keep_width else None
+        weight = start.model.get_submodule(reader).weight if reader else None
         held = {site for site, parts in slices.items() if any(one is weight and dim == 1 for one, dim, _ in parts)}
         units = start.units(multiple=multiple)
         sites = {
@@ -322,7 +413,10 @@ def narrowed(
 
 def given(subject: Traced, student: str, budget: Budget) -> tuple[Traced, Cut, Mapping[str, float]]:
     """The user's student. Raises `InfeasibleError` where it is larger than the budget."""
-    small = open_traced(plugins.network(student)[0], subject.inputs, prove=False)
+    own = plugins.network(student)[0]
+    if isinstance(subject.model, detectors.Detector):
+        own = detectors.adapt(own)
+    small = open_traced(own, subject.inputs, prove=False)
     before, after = subject.units().cost(), small.units().cost()
     for measure, limit in budget.absolute(before).items():
         if after[measure] > limit:
@@ -350,23 +444,17 @@ class View:
     labels: Tensor
     others: Tensor
     share: float
+    loss: Tensor | None = None
+    """A detector's own, per image; features, logits and labels are then those of regions."""
 
 
-def look(student: Tap, teacher: Tap, mixup: float, batch: Mapping[str, Any]) -> View:
-    """Both passes over a batch, mixed with itself in another order where `mixup` says so."""
-    inputs, labels = batch["inputs"], batch["labels"]
-    others, share = labels, 1.0
-    if mixup:
-        share = float(torch.distributions.Beta(mixup, mixup).sample())
-        order = torch.randperm(len(inputs)).to(inputs.device)
-        inputs, others = share * inputs + (1 - share) * inputs[order], labels[order]
-    with torch.no_grad():
-        theirs = teacher(inputs)
-    return View(*student(inputs), *theirs, labels, others, share)
+Look = Callable[[Mapping[str, Any]], View]
 
 
 def labelled(view: View, batch: Mapping[str, Any]) -> Tensor:
-    """Cross-entropy with the labels; of a mixed batch, with both labels in the shares of the mix."""
+    """Cross-entropy with the labels; of a mixed batch, with both in the shares of the mix. Or a detector's own loss."""
+    if view.loss is not None:
+        return view.loss * len(batch["inputs"])
     first = losses.cross_entropy(view.logits, view.labels)
     if view.share == 1.0:
         return first
@@ -388,9 +476,14 @@ def hosted(
             value = relations.correlation(*pair, temperature=temperature)
         else:
             value = losses.kl(*pair, temperature=temperature)
-        return temperature**2 * value
+        return temperature**2 * value * per_row(view, batch)
 
     return loss
+
+
+def per_row(view: View, batch: Mapping[str, Any]) -> float:
+    """Inputs by rows: a mean over the regions of a batch counts as often as the batch has images."""
+    return len(batch["inputs"]) / len(view.feature)
 
 
 def drawn(
@@ -398,7 +491,7 @@ def drawn(
 ) -> Callable[[View, Mapping[str, Any]], Tensor]:
     """Step 4, or what stands in its place."""
 
-    def loss(view: View, batch: Mapping[str, Any]) -> Tensor:
+    def value(view: View) -> Tensor:
         if variant == "norm":
             return features.growth(projector(view.feature), step=step)
         if variant == "features":
@@ -409,7 +502,7 @@ def drawn(
             return losses.cosine(view.feature, means, project=projector)
         return features.norms_and_directions(view.feature, view.teacher_feature, means, project=projector)
 
-    return loss
+    return lambda view, batch: per_row(view, batch) * value(view)
 
 
 # ----------------------------------------------------------------------------------------------------------- figures
@@ -417,37 +510,40 @@ def drawn(
 
 @torch.no_grad()
 def diagnosed(
-    networks: Mapping[str, Tap], projector: nn.Module, centres: ClassMeans, data: Examples, batch: int
-) -> dict[str, dict[str, float]]:
+    student: Tap | Regions, teacher: Tap | Regions, projector: nn.Module, centres: ClassMeans, data: Examples,
+    batch: int, seed: int = 0,
+) -> dict[str, dict[str, float]]:  # fmt: skip
     """Name -> norm, cosine to the class mean and nearest-mean accuracy of the features, and accuracy, on `data`.
 
-    Features of another width than the means' are those that the projector gives: what the loss acts on. Where both
-    widths are equal the "distance" is the root of the mean of ||f - f_t||^2, f_t of the first of `networks`.
+    Features of another width than the means' are those that the projector gives: what the loss acts on. The "distance"
+    is the root of the mean of ||g(f_s) - f_t||^2. Of a detector these are figures of the regions that the student
+    samples, of 128 images at most.
     """
-    assert data.labels is not None
-    result, first = dict[str, dict[str, float]](), None
-    for name, tap in networks.items():
-        with evaluating(tap.subject.model, projector):
-            found = [tap(part["inputs"]) for part in data.in_order(batch)]
-            rows = torch.cat([row if row.shape[1] == centres.means.shape[1] else projector(row) for row, *_ in found])
-        logits = torch.cat([one for _, one, _ in found])
-        first = rows if first is None else first
+    look = cast(Any, student).beside(teacher)
+    columns = ("feature", "logits", "teacher_feature", "teacher_logits", "labels")
+    data = data.take(range(min(len(data), 128))) if data.targets else data
+    with torch.random.fork_rng(devices=[]), evaluating(student.subject.model, teacher.subject.model, projector):
+        torch.manual_seed(seed)
+        parts = [[getattr(view, name) for name in columns] for view in map(look, data.in_order(batch))]
+        ours, said, theirs, answers, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        ours = ours if student.width == teacher.width else projector(ours)
+    result = dict[str, dict[str, float]]()
+    for name, rows, logits in (("teacher", theirs, answers), ("student", ours, said)):
+        found = {"logits": logits, "labels": labels}
         result[name] = {
             "norm": prototypes.length(rows).value,
-            "cosine": prototypes.cosine(rows, centres.means, data.labels).value,
-            "nearest": prototypes.nearest(rows, centres.means, data.labels).value,
-            "accuracy": quality.accuracy(
-                lambda part: part["logits"], [{"logits": logits, "labels": data.labels}]
-            ).value,
-            "distance": float((rows - first).square().sum(1).mean().sqrt()),
+            "cosine": prototypes.cosine(rows, centres.means, labels).value,
+            "nearest": prototypes.nearest(rows, centres.means, labels).value,
+            "accuracy": quality.accuracy(lambda part: part["logits"], [found]).value,
+            "distance": float((rows - theirs).square().sum(1).mean().sqrt()),
         }
     return result
 
 
-def told(figures: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+def told(figures: Mapping[str, Mapping[str, float]], what: str = "examples") -> tuple[str, ...]:
     """One line for each network."""
     return tuple(
         f"{name}: features of norm {one['norm']:.3g}, cosine {one['cosine']:.3f} to their class mean; of the training "
-        f"examples the nearest mean is right for {one['nearest']:.1%}, the logits for {one['accuracy']:.1%}"
+        f"{what} the nearest mean is right for {one['nearest']:.1%}, the logits for {one['accuracy']:.1%}"
         for name, one in figures.items()
     )
