@@ -32,8 +32,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"python", "bash", "yaml", "json", "toml", "text"}
 
-# A tiny model's time is noise, so budgets in time become budgets in size; and toys are trained for a few steps.
-STAND_INS = {"speedup=2x": "params=75%"}
+# A tiny model's time is noise, so budgets in time become budgets in size; detectors have backbones of a few layers; and
+# toys are trained for a few steps.
+STAND_INS = {
+    "speedup=2x": "params=75%",
+    "from torchvision.models import detection": "import vision_models as detection",
+}
 QUICK: dict[str, dict[str, Any]] = {
     "ziplm": dict(steps=2, calibration=32, trials=2, judged=16, batch=4, length=16, train_batch=4, train_length=16),
     "slimmoe": dict(steps=2, calibration=16, length=16, train_batch=4),

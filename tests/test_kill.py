@@ -16,9 +16,9 @@ from processes import Child, run, start
 BUDGETS = ("params=85%", "params=75%")
 RESULTS = [f"{budget}/{name}" for budget in BUDGETS for name in ("model.safetensors", "config.json", "tokenizer.json")]
 COMMANDS = {
-    "ziplm": ["--steps", "24", "--calibration", "16", "--trials", "4", "--judged", "16", "--train-batch", "4",
+    "ziplm": ["--steps", "12", "--calibration", "16", "--trials", "4", "--judged", "16", "--train-batch", "4",
               "--train-length", "16", "--training", "every=4"],
-    "minitron": ["--steps", "20", "--short-steps", "4", "--candidates", "2", "--calibration", "16",
+    "minitron": ["--steps", "12", "--short-steps", "4", "--candidates", "2", "--calibration", "16",
                  "--train-batch", "4", "--stages", "1", "--training", "every=4"],
 }  # fmt: skip
 

@@ -9,12 +9,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
-from torchvision.ops import MultiScaleRoIAlign
 
+import vision_models
 from claims.lab import CACHE
 from secateur.files import examples
 from secateur.files.examples import Examples
@@ -51,60 +47,27 @@ def fit(
 @functools.cache
 def taught(steps: int = 1250, lr: float = 6e-3, seed: int = 0, many: int = 2000) -> Traced:
     """The small YOLO, trained on so `many` scenes; kept in the cache of the claims."""
-    train = data(many)[0]
     torch.manual_seed(seed)
-    net = Yolo()
-    made = repr((str(net), train.digest, steps, lr, seed, BATCH))
-    file = CACHE / f"yolo-{hashlib.sha256(made.encode()).hexdigest()[:8]}.safetensors"
+    return _kept("yolo", Yolo(), steps, lr, seed, many, BATCH)
+
+
+@functools.cache
+def staged(steps: int = 1500, lr: float = 5e-3, seed: int = 0, many: int = 2000) -> Traced:
+    """A Faster R-CNN over a pyramid of 32 channels, trained on so `many` scenes; kept likewise."""
+    return _kept("rcnn", detectors.adapt(vision_models.rcnn(32, seed=seed)), steps, lr, seed, many, 16)
+
+
+def _kept(name: str, net: Any, steps: int, lr: float, seed: int, many: int, batch: int) -> Traced:
+    train = data(many)[0]
+    made = repr((str(net), train.digest, steps, lr, seed, batch))
+    file = CACHE / f"{name}-{hashlib.sha256(made.encode()).hexdigest()[:8]}.safetensors"
     if file.exists():
         net.load_state_dict(load_file(file))
     else:
-        fit(net, steps, lr=lr, seed=seed, batches=examples.batches(train, batch=BATCH, seed=seed))
+        fit(net, steps, lr=lr, seed=seed, batches=examples.batches(train, batch=batch, seed=seed))
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: value.contiguous() for key, value in net.state_dict().items()}, file)
     return detectors.opened(net.eval(), train.inputs[:1])
-
-
-class Pyramid(nn.Module):
-    """Three stages of two convolutions, at strides of 2, 4 and 8, joined to a pyramid of `width` channels each."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.out_channels = width
-        self.stages = nn.ModuleList()
-        before = 3
-        for channels in (width, width, 2 * width):
-            layers: list[nn.Module] = []
-            for stride in (2, 1):
-                layers += [nn.Conv2d(before, channels, 3, stride, 1), nn.BatchNorm2d(channels), nn.ReLU()]
-                before = channels
-            self.stages.append(nn.Sequential(*layers))
-        self.sides = nn.ModuleList(nn.Conv2d(c, width, 1) for c in (width, width, 2 * width))
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps = []
-        for stage in self.stages:
-            images = stage(images)
-            maps.append(images)
-        found, above = list[Tensor](), None
-        for side, one in zip(reversed(self.sides), reversed(maps), strict=True):
-            here = side(one)
-            above = here if above is None else here + functional.interpolate(above, scale_factor=2.0)
-            found.append(above)
-        return {str(place): one for place, one in enumerate(found[::-1])}
-
-
-def rcnn(width: int, feature: int = 128, seed: int = 0) -> nn.Module:
-    """torchvision's Faster R-CNN of the scenes, over a pyramid of `width`; its box head gives `feature` numbers."""
-    torch.manual_seed(seed)
-    anchors = AnchorGenerator(((12,), (18,), (27,)), ((0.7, 1.0),) * 3)
-    return FasterRCNN(
-        Pyramid(width), rpn_anchor_generator=anchors, box_roi_pool=MultiScaleRoIAlign(["0", "1", "2"], 5, 2),
-        box_head=TwoMLPHead(width * 25, feature), box_predictor=FastRCNNPredictor(feature, 11),
-        min_size=SIZE, max_size=SIZE, image_mean=[0.0] * 3, image_std=[1.0] * 3,
-        rpn_pre_nms_top_n_train=200, rpn_post_nms_top_n_train=100, rpn_pre_nms_top_n_test=100,
-        rpn_post_nms_top_n_test=50, rpn_batch_size_per_image=64, box_batch_size_per_image=32, box_detections_per_img=20,
-    )  # fmt: skip
 
 
 def held_out() -> list[Mapping[str, Any]]:

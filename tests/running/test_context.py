@@ -14,6 +14,7 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import keeper
+import processes
 import secateur
 import tiny
 from secateur.errors import DataError, InputError, NumericalError, RunError
@@ -189,21 +190,22 @@ def test_what_is_there_is_not_lost(tmp_path):
 def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path):
     source = written(tmp_path / "in.jsonl", 150)
     secateur.prune_file("htmlrag", source, tmp_path / "whole.jsonl", "words=12", processes=1)
-    command = [sys.executable, "-m", "secateur", "prune-context", "--recipe", "htmlrag", "--budget", "words=12"]
-    command += ["--in", str(source), "--out", str(tmp_path / "out.jsonl"), "--processes", "1"]
+    command = ["prune-context", "--recipe", "htmlrag", "--budget", "words=12", "--in", "in.jsonl"]
+    command += ["--out", "out.jsonl", "--processes", "1"]
     part = tmp_path / "out.jsonl.part"
-    process = subprocess.Popen(command, start_new_session=True)
-    while process.poll() is None and (not part.exists() or part.read_bytes().count(b"\n") < 20):
+    child = processes.start(tmp_path, *command)
+    while child.poll() is None and (not part.exists() or part.read_bytes().count(b"\n") < 20):
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
     done = part.read_bytes().count(b"\n")
     assert 20 <= done < 150
     with part.open("ab") as half:
         half.write(b'{"id": 99, "prun')  # as a kill in the midst of writing leaves it
     with pytest.raises(RunError, match="other settings"):
         secateur.prune_file("htmlrag", source, tmp_path / "out.jsonl", "words=13")
-    assert subprocess.run(command, check=False).returncode == 0
+    again = processes.run(tmp_path, *command)
+    assert again.code == 0, again.stderr
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
 

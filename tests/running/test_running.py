@@ -156,9 +156,12 @@ def test_a_sentence_encoder_is_measured_by_its_fidelity(places, tmp_path):
     assert "SentenceTransformer(" in (tmp_path / "small" / "README.md").read_text()
 
 
-def test_several_budgets_leave_a_folder_each(places, tmp_path):
+def test_several_budgets_leave_a_folder_each(places, tmp_path, monkeypatch):
+    real, published = running.publish_evidence, []
+    monkeypatch.setattr(running, "publish_evidence", lambda root, rows: (published.append(len(rows)), real(root, rows)))
     rows = go(places, tmp_path / "out", budget=["params=80%", Budget.parse("params=90%"), "params=80%"])
     assert [row.target for row in rows] == ["params=80%", "params=90%"]
+    assert published == [1, 2], "the report is drawn as soon as a result is there, and not once more"
     sizes = [sum(p.numel() for p in secateur.load(tmp_path / "out" / row.target).parameters()) for row in rows]
     assert sizes == [row.after["params"].value for row in rows]
     assert not (tmp_path / "out" / "config.json").exists()

@@ -8,6 +8,7 @@ Bars need no drawing: they are rows of the page, of which a deep model has hundr
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
@@ -327,9 +328,12 @@ def _bar(name: str, row: tuple[int, int] | None, whole: bool, rows: int) -> Bar:
 def losses(recovery: Recovery, name: str) -> str:
     """The training loss over steps: the raw curve faint, a running median over it. Empty for fewer than two points."""
     points = [(step, loss) for step, loss in recovery.losses if math.isfinite(loss)]
-    if len(points) < 2:
-        return ""
-    points = points[:: math.ceil(len(points) / _SMALL_RUN)]
+    return _curve(tuple(points[:: math.ceil(len(points) / _SMALL_RUN)]), name) if len(points) > 1 else ""
+
+
+@functools.lru_cache(maxsize=32)
+def _curve(points: tuple[tuple[int, float], ...], name: str) -> str:
+    """The drawing of `losses`; kept, as a run's report is written anew after each of its budgets."""
     steps, values = (np.asarray(column, dtype=float) for column in zip(*points, strict=True))
     window = max(3, len(values) // 24 * 2 + 1)
     smooth = np.asarray([np.median(values[max(0, i - window // 2) : i + window // 2 + 1]) for i in range(len(values))])

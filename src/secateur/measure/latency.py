@@ -104,7 +104,7 @@ def _quiet() -> Iterator[None]:
     A graph keeps every activation, whose fresh pages cost a small model several times its own time.
     """
     enabled = gc.isenabled()
-    gc.collect()
+    gc.collect(1)  # what is young; a walk through all that was ever imported takes longer than most timings
     gc.disable()
     try:
         with torch.no_grad():

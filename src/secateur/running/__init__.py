@@ -198,7 +198,8 @@ def results(
                 finished[result.name] = row
                 # The record comes after the model it speaks of: what is recorded is in place.
                 evidence.write(_record(directory, result.name), row)
-                publish_evidence(directory.root, [finished[name] for name in names if name in finished])
+                published = [finished[name] for name in names if name in finished]
+                publish_evidence(directory.root, published)
                 yield row
         rows = [finished[name] for name in names if name in finished]
         if rows != published or not (directory.root / "report.html").is_file():

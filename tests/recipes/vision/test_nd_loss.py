@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import vision_models
 import yolo
-from claims import detection, vision
+from claims import vision
 from recipes.vision import nets
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, UnsupportedError
 from secateur.files import examples
@@ -316,14 +317,14 @@ def test_what_can_not_be_done_is_refused_in_one_line(tmp_path, options, kind, sa
 
 # ------------------------------------------------------------------------------------------ detectors of two stages
 
-SCENES, UNSEEN = scenes(24, size=detection.SIZE, stop=8000), scenes(6, size=detection.SIZE, start=8000, seed=1)
+SCENES, UNSEEN = scenes(24, size=64, stop=8000), scenes(6, size=64, start=8000, seed=1)
 FEW = {"batch": 8, "epochs": 2.0, "warmup": 1.0, "lr": 0.01}
 
 
 @functools.cache
 def detector() -> Traced:
     """A Faster R-CNN that has seen its scenes for some steps."""
-    net = detectors.adapt(detection.rcnn(8, 32))
+    net = detectors.adapt(vision_models.rcnn(8, 32))
     feed = examples.batches(SCENES, batch=8, seed=0)
     loop.train(
         net, feed, detecting.press(net.loss), steps=30, lr=5e-3, seed=0, count=examples.count, progress=False, clip=None
@@ -369,7 +370,7 @@ def test_a_detector_is_narrowed_up_to_the_feature_of_its_regions(detected, tmp_p
     assert found.cut.after["params"] == found.predicted["params"] <= 0.7 * found.cut.before["params"]
     assert "of the training regions the nearest mean is right" in found.notes[0]
     found.subject.save(tmp_path / "saved")
-    fresh = detectors.adapt(detection.rcnn(8, 32, seed=5))
+    fresh = detectors.adapt(vision_models.rcnn(8, 32, seed=5))
     again = reload_traced(tmp_path / "saved", fresh, SCENES.inputs[:2])
     for one, other in zip(again.model.detect(UNSEEN.inputs), found.subject.model.detect(UNSEEN.inputs), strict=True):
         assert torch.equal(one["boxes"], other["boxes"])
@@ -444,7 +445,7 @@ def test_a_detector_of_one_stage_is_refused(tmp_path):
 
 def test_a_detector_of_ones_own_is_distilled(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("from claims import detection\n\n\ndef build():\n    return detection.rcnn(4, 16, seed=2)\n")
+    file.write_text("import vision_models\n\n\ndef build():\n    return vision_models.rcnn(4, 16, seed=2)\n")
     found = boxed(tmp_path / "run", student=f"{file}:build", epochs=1.0)
     inner = found.subject.model.detector
     assert inner.roi_heads.box_predictor.cls_score.in_features == 16
