@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from claims import lab, vision
+from claims import detection, lab, vision
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.recipes.vision import nd_loss as recipe
@@ -208,4 +208,83 @@ def test_a_larger_teacher_does_not_hurt_with_nd():
             for size in ("small", "middle") for name, row in rows[size].items()}},
         lower=False, against=["accuracy, KD, large teacher"],
         setup=f"{SETUP}; small: {TEACHERS['small']}, large: {TEACHERS['large']} channels", seeds=SEEDS, reason=LARGER,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- detectors of two stages
+
+BOXES, DETECTED, ND_BOXES = (0, 1, 2, 3, 4), 500, 0.2
+"""Of weights 0.2 and 0.5 by seeds 7 and 8; with twice the scenes and steps ND brought nothing there."""
+BOXED: dict[str, dict[str, Any]] = {
+    "own loss": {"host": "none", "nd": 0.0},
+    "own loss + ND": {"host": "none", "nd": ND_BOXES},
+    "KD": {"nd": 0.0},
+    "KD + ND": {"nd": ND_BOXES},
+}
+BOXED_SETUP = (
+    f"torchvision's Faster R-CNN over a pyramid of 8 channels from scratch, {DETECTED} scenes of 1 to 4 MNIST digits "
+    f"on 64 x 64 pixels, {STEPS} steps of 16 at 0.05, T 1, KD weighs 1 after a twelfth, ND {ND_BOXES:g}; teacher of 32 "
+    "channels, 2,000 scenes"
+)
+
+
+@functools.cache
+def detected(seed: int, name: str) -> dict[str, float]:
+    """Average precision on held-out scenes, and norm and cosine to the class means of the regions there."""
+
+    def compute() -> dict[str, float]:
+        torch.set_num_threads(1)
+        large, data = detection.staged(), detection.data()[0].take(range(DETECTED))
+        with tempfile.TemporaryDirectory() as place, Run.open(Path(place, "run"), {}) as run:
+            file = Path(place, "student.py")
+            file.write_text(
+                f"import vision_models\n\n\ndef build():\n    return vision_models.rcnn(8, 128, seed={seed})\n"
+            )
+            epochs = STEPS / (DETECTED // 16)
+            how = {"batch": 16, "epochs": epochs, "warmup": epochs / 12, "lr": 0.05, "seed": seed, **BOXED[name]}
+            budget = Budget.parse("params=100%")
+            (found,) = list(recipe.nd_loss(large, data, [budget], run, student=f"{file}:build", **how))
+            means = recipe.ClassMeans.load(run.path("class-means.safetensors"), {})
+        held = detection.data()[1]
+        ours, theirs = (recipe.Regions.of(one, held) for one in (found.subject, large))
+        seen = recipe.diagnosed(ours, theirs, nn.Identity(), means, held, 16)["student"]
+        return {**detection.sizes(found.subject.model), "norm": seen["norm"], "cosine": seen["cosine"]}
+
+    return lab.remembered(f"nd_loss-boxes-{name.replace(' ', '')}-{seed}", compute)
+
+
+@pytest.mark.parametrize("seed", BOXES)
+@pytest.mark.parametrize("name", BOXED)
+def test_a_detector_learns(name: str, seed: int) -> None:
+    """One experiment each; the tests below read what came out."""
+    assert detected(seed, name)["mAP"] > 0.2
+
+
+@pytest.mark.parametrize("host", ["own loss", "KD"])
+def test_nd_makes_features_of_regions_longer_and_turns_them(host: str) -> None:
+    rows = {
+        (name, what): [detected(seed, name)[what] for seed in BOXES]
+        for name in (host, f"{host} + ND")
+        for what in ("norm", "cosine")
+    }
+    lab.record(
+        "nd_loss", f"mechanism-boxes-{'kd' if host == 'KD' else 'own'}",
+        "with every seed, features of regions of held-out scenes are longer and nearer to their class mean with ND "
+        f"than without, on {host}",
+        all(a > b for what in ("norm", "cosine")
+            for a, b in zip(rows[f"{host} + ND", what], rows[host, what], strict=True)),
+        ("norm, ND", rows[f"{host} + ND", "norm"]),
+        {"norm, host alone": rows[host, "norm"], "cosine, ND": rows[f"{host} + ND", "cosine"],
+         "cosine, host alone": rows[host, "cosine"]},
+        lower=False, against=["norm, host alone"], setup=BOXED_SETUP, seeds=BOXES,
+    )  # fmt: skip
+
+
+def test_nd_improves_detection():
+    own, both, kd, full = ([detected(seed, name)["mAP"] for seed in BOXES] for name in BOXED)
+    lab.record(
+        "nd_loss", "boxes", "a detector under KD is better than by its own loss, and with ND no worse than without",
+        sum(own) < sum(kd) <= sum(full),
+        ("mAP, KD + ND", full), {"mAP, KD": kd, "mAP, own loss": own, "mAP, own loss + ND": both},
+        lower=False, against=["mAP, KD"], setup=BOXED_SETUP, seeds=BOXES,
     )  # fmt: skip
