@@ -86,6 +86,13 @@ def test_import_is_light() -> None:
     assert out.strip() == "[]", f"import secateur loads {out}"
 
 
+def test_what_prunes_pages_and_networks_does_without_transformers() -> None:
+    names = ("secateur.running.context", "secateur.running.network", "secateur.recipes.vision.otov3")
+    code = f"import sys, {', '.join(names)}; print([m for m in ('transformers', 'torchao') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert out.strip() == "[]", f"{', '.join(names)} load {out}"
+
+
 def test_imports_of_the_vocabulary_are_the_standard_library_only() -> None:
     for file in (PACKAGE / "vocabulary.py", PACKAGE / "errors.py"):
         for node in ast.walk(tree_of(file)):

@@ -22,8 +22,6 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import cached_file
 
 from secateur import quiet
 from secateur.errors import InputError, ModelError, NumericalError, opening
@@ -287,6 +285,9 @@ def opened(source: str | Path | Reranker) -> Reranker:
 
 @functools.lru_cache(maxsize=2)
 def _opened(name: str) -> Reranker:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # seconds, of which a page needs none
+    from transformers.utils import cached_file
+
     with opening("reranker", name), quiet.loading():
         model, told = AutoModelForSequenceClassification.from_pretrained(
             name, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
@@ -302,6 +303,8 @@ def _opened(name: str) -> Reranker:
 
 def _classes(name: str) -> bool:
     """Whether the checkpoint is a classifier, whose number of classes is its own matter."""
+    from transformers.utils import cached_file
+
     file = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
     config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     return any("SequenceClassification" in str(kind) for kind in config.get("architectures") or ())

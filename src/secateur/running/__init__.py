@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,10 +25,12 @@ from secateur.files import texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard, writing
 from secateur.measure import display, environment, evidence, generation, latency, memory, sparsity
-from secateur.running import configs, keywords, language, trades
+from secateur.running import configs, keywords, trades
 from secateur.running.trades import Trade
-from secateur.subjects import Traced, Transformer, open_subject
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result
+
+if TYPE_CHECKING:  # what is special to one trade is loaded by those who ply it: transformers alone takes seconds
+    from secateur.subjects import Traced, Transformer
 
 __all__ = [
     "CLOCK",
@@ -52,7 +54,7 @@ CLOCK: dict[str, Any] = {"lasting": 5.0, "enough": 200}
 """How long results are timed beside the original, as `latency.compare` takes it."""
 
 Recipe = Callable[..., Iterator[Result]]
-Model: TypeAlias = str | Path | nn.Module | Transformer | Traced
+Model: TypeAlias = "str | Path | nn.Module | Transformer | Traced"
 Data: TypeAlias = str | Path | Sequence[str] | texts.Corpus | Examples
 
 
@@ -343,7 +345,7 @@ def _evidence(
         measured["off_pattern"], found = _pattern(
             trade.matrices(result.subject),
             budget.pattern,
-            every=not isinstance(result.subject, Traced),
+            every=trades.name(trade) != "network",
             masked=getattr(result.subject, "masks", {}),
         )
         notes += found
@@ -463,13 +465,14 @@ def inspect(model: Model, *, batch: int = 1, length: int = 128, **options: Any) 
     measure -> share of the whole that goes when every unit of that kind goes}]}.
     """
     _check(batch=(batch, 1), length=(length, 1))
-    if trades.of_model(model) is not language:
+    trade = trades.of_model(model)
+    if trades.name(trade) != "language":
         from secateur.running import looking  # draws
 
         return looking.inspect(typing.cast(Any, model), **options)
     if any(value is not None for value in options.values()):
         raise UnsupportedError(f"{', '.join(options)}: only for networks, given as file.py:function or as a module")
-    subject = language.opened(typing.cast(Any, model))
+    subject = trade.opened(model)
     units = subject.units(batch=batch, length=length)
     whole = units.cost()
     rows = []
@@ -502,7 +505,7 @@ def measure(
     """
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1), limit=(limit, 1))
     trade = trades.of_model(model if against is None else against)
-    if trade is language:  # quantised models can be measured, though not pruned
+    if trades.name(trade) == "language":  # quantised models can be measured, though not pruned
         model, against = _any_weights(model), None if against is None else _any_weights(against)
     corpus = None if data is None else trade.read(data)
     other = None if against is None else trade.opened(against, device, corpus)
@@ -535,6 +538,8 @@ def measure(
 
 
 def _any_weights(model: Model) -> Model:
+    from secateur.subjects import open_subject
+
     return open_subject(model, quantised=True) if isinstance(model, str | Path) else model
 
 

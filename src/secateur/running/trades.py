@@ -6,21 +6,19 @@ A recipe says by the annotation of its first parameter what it works on; a model
 from __future__ import annotations
 
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from secateur.errors import InputError, UnsupportedError
 from secateur.measure.latency import Environment
-from secateur.running import language
-from secateur.subjects import Streamed, Traced
 from secateur.vocabulary import Figure
 
-__all__ = ["Trade", "match", "of_folder", "of_model", "of_recipe", "streaming"]
+__all__ = ["Trade", "match", "name", "of_folder", "of_model", "of_recipe", "streaming"]
 
 Row = dict[str, Figure]
 
@@ -31,6 +29,7 @@ _READ = {"page", "passage", "knowledge_graph"}
 class Trade(Protocol):
     """The functions of `language` and `network`; see there."""
 
+    __name__: str
     BATCH: int
     LENGTH: int | None
     NOUN: str
@@ -97,25 +96,31 @@ def of_recipe(function: Callable[..., Any]) -> Trade:
     hints = typing.get_type_hints(function)
     first = next(iter(inspect.signature(function).parameters), "")
     if getattr(hints.get(first), "__module__", "").removeprefix("secateur.subjects.") in _READ:
-        name = function.__name__
+        recipe = function.__name__
         raise UnsupportedError(
-            f"{name} prunes what a model reads, no model: use `secateur prune-context --recipe {name}`"
+            f"{recipe} prunes what a model reads, no model: use `secateur prune-context --recipe {recipe}`"
         )
-    return _network() if hints.get(first) is Traced else _language()
+    return _network() if _is_a(hints.get(first), "secateur.subjects.traced", "Traced") else _language()
+
+
+def name(trade: Trade) -> str:
+    """language, network or streamed: asking for one by name loads none of the others."""
+    return trade.__name__.rpartition(".")[2]
 
 
 def of_model(model: Any) -> Trade:
     """The trade of a model: networks are modules, `Traced`, or functions that build one ("file.py:function")."""
     named = isinstance(model, str) and ":" in model and not Path(model).exists()
-    module = isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel)
-    return _network() if named or module or isinstance(model, Traced) else _language()
+    kind = type(model)
+    module = isinstance(model, nn.Module) and not _is_a(kind, "transformers.modeling_utils", "PreTrainedModel")
+    return _network() if named or module or _is_a(kind, "secateur.subjects.traced", "Traced") else _language()
 
 
 def match(trade: Trade, model: Any, recipe: str) -> None:
     """Raise `InputError` for a name of a model that is not of the recipe's trade."""
     if not isinstance(model, str | Path) or of_model(model) is trade:
         return
-    if trade is language:
+    if name(trade) == "language":
         raise InputError(
             f"{recipe} works on language models, and {str(model)!r} names a function that builds a network: give a "
             "folder or a Hub id, or use a recipe on networks or secateur.prune"
@@ -137,14 +142,22 @@ def streaming(function: Callable[..., Any]) -> Trade:
     """The trade of models that stay on the disk; `UnsupportedError` for a recipe that needs them in memory."""
     hints = typing.get_type_hints(function)
     first = next(iter(inspect.signature(function).parameters), "")
-    if Streamed not in typing.get_args(hints.get(first)):
+    if not any(_is_a(kind, "secateur.subjects.streamed", "Streamed") for kind in typing.get_args(hints.get(first))):
         raise UnsupportedError(f"{function.__name__} needs the whole model in memory: leave stream out")
     from secateur.running import streamed
 
     return streamed
 
 
+def _is_a(kind: Any, module: str, wanted: str) -> bool:
+    """Whether `kind` is that class or is made of it; a module that nobody has loaded has no such thing."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(kind, type) and issubclass(kind, getattr(loaded, wanted))
+
+
 def _language() -> Trade:
+    from secateur.running import language  # networks do without
+
     return language
 
 
