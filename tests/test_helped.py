@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,8 @@ from secateur import quiet
 
 def seen(name: str) -> tuple[str | None, bool, bool]:
     """In a helper: a variable of its environment, whether slow modules are there, and whether Ctrl-C is ignored."""
-    return os.environ.get(name), "transformers" in sys.modules, signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    imported = "secateur.running.context" in sys.modules
+    return os.environ.get(name), imported, signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize("value", ["one", "two"])
@@ -25,6 +28,12 @@ def test_helpers_have_their_imports_and_the_environment_of_now(monkeypatch, valu
     monkeypatch.setenv("SECATEUR_SEEN", value)
     with ProcessPoolExecutor(1, quiet.helpers(), quiet.helper, (1, dict(os.environ))) as pool:
         assert pool.submit(seen, "SECATEUR_SEEN").result() == (value, True, True)
+
+
+def test_helpers_have_what_was_slow_here_already():
+    importlib.import_module("transformers.modeling_utils")
+    quiet.helpers()
+    assert forkserver._forkserver._preload_modules[:2] == ["secateur.helped", "transformers.modeling_utils"]
 
 
 HELPED = """

@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,13 +48,17 @@ def _end_with(helped: Any) -> None:
     os._exit(1)
 
 
+_SLOW = ("transformers.modeling_utils", "sentence_transformers")
+
+
 def helpers() -> BaseContext:
     """Processes that help: forked from a server that has imported what they need, once for all of them.
 
     A process of its own for each would import for seconds and hold all of it; a fork of ours would copy its threads.
+    What is slow and has been needed here already they will need, too.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["secateur.helped"])
+    context.set_forkserver_preload(["secateur.helped", *(name for name in _SLOW if name in sys.modules)])
     return context
 
 
