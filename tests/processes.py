@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from accelerate.state import AcceleratorState
 from transformers.utils import logging
 
 import secateur.recipes.language.minitron
@@ -73,6 +75,25 @@ class Child:
 
 def start(folder: Path, *arguments: object, before: Callable[[], object] = lambda: None) -> Child:
     """`secateur ARGUMENTS` in `folder`; `before` runs in the child first."""
+
+    def command() -> int:
+        # What the command line sets before it imports them, which it can't do here.
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        before()
+        cli._app = _unblocked(cli._app)
+        return cli.main([str(argument) for argument in arguments])
+
+    return forked(command, folder, waiting=True)
+
+
+def forked(
+    work: Callable[[], object], folder: Path | None = None, *, waiting: bool = False, **environment: str
+) -> Child:
+    """`work` in a process of its own, with more variables in its environment; an int that it returns is the exit code.
+
+    waiting: `work` itself says from when on Ctrl-C may interrupt it.
+    """
     out, err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - read until the test ends
     sys.stdout.flush()
     sys.stderr.flush()
@@ -89,14 +110,13 @@ def start(folder: Path, *arguments: object, before: Callable[[], object] = lambd
             os.dup2(os.open(f"/proc/self/fd/{file.fileno()}", os.O_WRONLY | os.O_APPEND), number)
         sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # What the command line sets before it imports them, which it can't do here.
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        if not waiting:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         torch.set_num_threads(1)
-        os.chdir(folder)
-        before()
-        cli._app = _unblocked(cli._app)
-        code = cli.main([str(argument) for argument in arguments])
+        os.environ.update(environment)
+        os.chdir(folder or ".")
+        returned = work()
+        code = returned if isinstance(returned, int) else 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 71
     except BaseException:
@@ -105,6 +125,24 @@ def start(folder: Path, *arguments: object, before: Callable[[], object] = lambd
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def both(work: Callable[[], object]) -> None:
+    """`work` in two processes that know of one another, as torch.distributed.run starts them; fails where one does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def alone() -> object:
+        AcceleratorState._reset_state(reset_partial_state=True)  # what the tests of this process have made of it
+        return work()
+
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [
+        forked(alone, ACCELERATE_USE_CPU="1", RANK=str(rank), LOCAL_RANK=str(rank), **meeting) for rank in range(2)
+    ]
+    for child in ranks:
+        assert child.wait() == 0, child.stderr
 
 
 def _unblocked(make: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ import-linter holds who may import whom (pyproject.toml); here stands the rest o
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import json
@@ -113,10 +114,15 @@ def test_a_recipe_is_file_function_command_test_and_page(file: Path) -> None:
     assert name in functions, f"{name_of(file)} has no function {name}"
     for place in (f"tests/recipes/{family}/test_{name}.py", f"docs/recipes/{name}.md"):
         assert (ROOT / place).is_file(), f"recipe {name} lacks {place}"
-    listed = subprocess.run(
+    assert name in json.dumps(listed()), f"secateur list does not name {name}"
+
+
+@functools.cache
+def listed() -> object:
+    out = subprocess.run(
         [sys.executable, "-m", "secateur", "list", "--json"], check=True, capture_output=True, text=True, cwd=ROOT
     ).stdout
-    assert name in json.dumps(json.loads(listed)), f"secateur list does not name {name}"
+    return json.loads(out)
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

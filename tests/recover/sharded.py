@@ -1,7 +1,6 @@
-"""Steps under moving masks, alone or sharded by FSDP2: `python sharded.py OUT`, also under torch.distributed.run."""
+"""Steps under moving masks, alone or sharded by FSDP2."""
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -9,7 +8,6 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from recover.students import Batches, llama, logit_objective
 from secateur.recover import adaptive, objectives
 from secateur.select.pattern import n_of_m
@@ -36,10 +34,10 @@ def run(*, sharded=False):
     return {"flips": masks.flips} | {name: tensor.detach().clone() for name, tensor in whole.items()}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def write(out: Path) -> None:
+    """What one of several processes finds; the first writes it."""
     torch.distributed.init_process_group("gloo")
     tensors = run(sharded=True)
     if int(os.environ["RANK"]) == 0:
-        save_file(tensors, sys.argv[1])
+        save_file(tensors, out)
     torch.distributed.destroy_process_group()

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +13,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
+import processes
 from recover import sharded
 from recover.students import Batches, llama, logit_objective
 from secateur.errors import InputError
@@ -290,13 +287,7 @@ def test_half_precision_weights_come_back_in_half_precision():
 
 @pytest.mark.slow
 def test_masks_follow_the_shards_of_two_processes(tmp_path):
-    job = Path(__file__).with_name("sharded.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, str(job), str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
+    processes.both(lambda: sharded.write(tmp_path / "two"))
     two, one = load_file(tmp_path / "two"), sharded.run()
     assert torch.equal(two["flips"], one["flips"])
     for name in one:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +17,13 @@ from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
 from torch import nn
 
+import processes
+from recover import job
 from recover.job import run
 from recover.students import VOCABULARY, Batches, bert, llama, logit_objective, token_objective
 from secateur.errors import InputError, NumericalError, RunError, UnsupportedError
 from secateur.files import examples
 from secateur.recover import loop, losses, storage
-
-JOB = Path(__file__).with_name("job.py")
 
 
 def weights(model):
@@ -35,17 +34,15 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def job(*arguments, launcher=(), **environment):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"} | environment
-    command = [sys.executable, *launcher, str(JOB), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+def start(*arguments):
+    return processes.forked(lambda: job.main(*map(str, arguments)))
 
 
 def wait_for_checkpoint(process, folder, newer_than=0):
     file = folder / "training.safetensors"
     while not file.exists() or file.stat().st_mtime_ns <= newer_than:
         time.sleep(0.01)
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.stderr
     return file.stat().st_mtime_ns
 
 
@@ -101,10 +98,11 @@ def test_totals_are_those_of_the_whole_step():
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """float64, as above, and without dropout's help: micro-batch i has the same random state in either run."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    process = job(tmp_path / "two", tmp_path / "kept", 4, 0, 1, launcher=launcher, DOUBLE="1")
-    _, problem = process.communicate(timeout=240)
-    assert process.returncode == 0, problem
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "DOUBLE": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, job.__file__, str(tmp_path / "two"), str(tmp_path / "kept"), "4", "0", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
     two, one = load_file(tmp_path / "two"), run(steps=4, accumulate=2, double=True)
     assert two["tokens"] == one["tokens"]
     assert two.pop("losses").tolist() == pytest.approx(one.pop("losses").tolist(), rel=1e-5)
@@ -118,11 +116,11 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(tmp_path, uni
     """Dropout is on: equal bytes need equal random states too."""
     seen = 0
     for _ in range(2):
-        process = job(tmp_path / "out", tmp_path / "kept", 12, 0.1, 1)
+        process = start(tmp_path / "out", tmp_path / "kept", 12, 0.1, 1)
         seen = wait_for_checkpoint(process, tmp_path / "kept", seen)
         time.sleep(random.uniform(0, 0.3))
         process.kill()
-        process.communicate()
+        assert process.wait() == -signal.SIGKILL
         assert not (tmp_path / "out").exists()
     assert equal(run(tmp_path / "kept", steps=12), uninterrupted)
     assert [file.name for file in (tmp_path / "kept").iterdir()] == ["training.safetensors"]
@@ -130,12 +128,11 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bytes(tmp_path, uni
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_a_checkpoint_of_the_last_step(tmp_path, uninterrupted, number, code):
-    process = job(tmp_path / "out", tmp_path / "kept", 12, 0.3, 1)
+    process = start(tmp_path / "out", tmp_path / "kept", 12, 0.3, 1)
     wait_for_checkpoint(process, tmp_path / "kept")
     time.sleep(0.4)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == code
+    process.kill(number)
+    assert process.wait(60) == code, process.stderr
     _, text = storage.read(tmp_path / "kept" / "training.safetensors")
     assert json.loads(text)["state"]["step"] not in (0, 3)
     assert equal(run(tmp_path / "kept", steps=12), uninterrupted)
@@ -209,10 +206,9 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_nothing_half_written(tmp_path):
-    process = job(tmp_path / "out", tmp_path / "kept", 4, 0, 1, 50)
-    _, problem = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "could not write" in problem.strip().splitlines()[-1]
+    process = start(tmp_path / "out", tmp_path / "kept", 4, 0, 1, 50)
+    assert process.wait() == 2, process.stderr
+    assert "could not write" in process.stderr.strip().splitlines()[-1]
     assert not list((tmp_path / "kept").iterdir())
 
 

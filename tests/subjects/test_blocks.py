@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3ForCausalLM,
@@ -26,6 +23,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import processes
 from secateur.errors import InputError, ModelError, NumericalError
 from secateur.score import hessian
 from secateur.subjects import blocks, open_subject
@@ -280,36 +278,23 @@ def test_bad_input_is_refused_by_name(tmp_path):
         open_streamed(tmp_path / "nothing" / "here")
 
 
-JOB = """
-import sys, torch
-sys.path.insert(0, sys.argv[2])
-from accelerate import PartialState
-from secateur.score import hessian
-from secateur.subjects import blocks
-from subjects.test_blocks import batches, subject
-one, found = subject(), {}
-for block in blocks.visit(one, batches(4), __import__("pathlib").Path(sys.argv[1])):
-    for name, moments in block.read(hessian.Moments).items():
-        found[name] = moments.value(name).clone()
-        block.matrices[name].weight[:, ::3] = 0.0
-    assert moments.rows == 4 * 2 * 9
-torch.save(found, sys.argv[1] + f"/found-{PartialState().process_index}.pt")
-"""
+def counted(folder):
+    one, found = subject(), {}
+    for block in blocks.visit(one, batches(4), folder):
+        for name, moments in block.read(hessian.Moments).items():
+            found[name] = moments.value(name).clone()
+            block.matrices[name].weight[:, ::3] = 0.0
+    return found, moments.rows
 
 
 def test_two_processes_count_what_one_counts(tmp_path):
-    (tmp_path / "job.py").write_text(JOB)
-    tests = str(Path(__file__).parents[1])
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    call = [*run, str(tmp_path / "job.py"), str(tmp_path), tests]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    one, expected = subject(), {}
-    for block in blocks.visit(one, batches(4), tmp_path / "single"):
-        for name, moments in block.read(hessian.Moments).items():
-            expected[name] = moments.value(name).clone()
-            block.matrices[name].weight[:, ::3] = 0.0
+    def write():
+        found, rows = counted(tmp_path)
+        assert rows == 4 * 2 * 9
+        torch.save(found, tmp_path / f"found-{PartialState().process_index}.pt")
+
+    processes.both(write)
+    expected, _ = counted(tmp_path / "single")
     for rank in range(2):
         found = torch.load(tmp_path / f"found-{rank}.pt")
         for name, H in expected.items():
