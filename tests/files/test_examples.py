@@ -65,6 +65,7 @@ def test_a_folder_in_the_form_of_coco(tmp_path):
     boxes = [
         {"image_id": 7, "bbox": [1, 1, 2, 2], "category_id": 30, "iscrowd": 0},
         {"image_id": 7, "bbox": [0, 0, 6, 4], "category_id": 20, "iscrowd": 1},
+        {"image_id": 8, "bbox": [2, 2, 0, 3], "category_id": 20, "iscrowd": 0},  # COCO itself has such
     ]
     data = {
         "images": [{"id": 7, "file_name": "one.png"}, {"id": 8, "file_name": "two.png"}],
@@ -129,6 +130,29 @@ def test_what_can_not_be_used_is_refused_in_a_line(tmp_path, name, content, word
         np.savez(file, inputs=np.zeros((3, 2), np.float32), labels=np.zeros(2, int))
     with pytest.raises(DataError, match=words):
         examples.read(tmp_path / name.split("/")[0] if "/" in name else file)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"boxes": [[0, 0, 2, 2], [3, 1, 3, 4]]}, r"the box \[3.0, 1.0, 3.0, 4.0\] on input 2: give x1, y1, x2, y2"),
+        ({"boxes": [[0, 0, np.nan, 2], [1, 1, 3, 4]]}, r"the box \[0.0, 0.0, nan, 2.0\] on input 0"),
+        ({"box_labels": [4, -1]}, "the label -1 on input 2: labels count from 0"),
+        ({"box_image": [0, 3]}, "boxes on images 0 to 3: there are images 0 to 2"),
+        ({"box_image": [-1, 1]}, "boxes on images -1 to 1"),
+    ],
+)
+def test_boxes_that_are_none_are_refused_in_a_line(tmp_path, changed, words):
+    given = {"boxes": [[0, 0, 2, 2], [1, 1, 3, 4]], "box_labels": [4, 5], "box_image": [0, 2]}
+    np.savez(tmp_path / "boxes.npz", inputs=np.zeros((3, 3, 8, 8), np.float32), **{**given, **changed})
+    with pytest.raises(DataError, match=words):
+        examples.read(tmp_path / "boxes.npz")
+
+
+def test_boxes_and_labels_come_in_pairs():
+    target = {"boxes": torch.zeros(2, 4), "labels": torch.zeros(1, dtype=torch.long)}
+    with pytest.raises(DataError, match=r"boxes of shape \[2, 4\] and 1 labels for input 0"):
+        examples.Examples(torch.zeros(1, 3, 4, 4), None, (target,))
 
 
 def test_images_of_two_sizes_are_refused(tmp_path):

@@ -173,6 +173,24 @@ def test_a_module_with_the_four_names_is_a_detector():
         detectors.opened(net)
 
 
+@pytest.mark.parametrize(
+    "name", ["ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", "RetinaNet", "FCOS"]
+)
+def test_a_label_that_the_detector_does_not_know_is_one_line(name):
+    net = detectors.adapt(build(name))
+    known = 3 - net.first
+    for label in (known, known + 1):
+        target = {"boxes": torch.tensor([[8.0, 8, 40, 56]]), "labels": torch.tensor([label])}
+        batch = {"inputs": BATCH["inputs"], "targets": [target, BATCH["targets"][1]]}
+        if label == known:
+            assert torch.isfinite(net.loss(batch))
+            continue
+        with pytest.raises(
+            InputError, match=f"label {label}: this detector knows 0 to {known}; build it for 5 classes"
+        ):
+            net.loss(batch)
+
+
 def test_regions_are_the_image_and_its_quarters():
     found = detectors.regions(8, 4)
     assert found[0].tolist() == [0, 0, 4, 8]

@@ -49,8 +49,33 @@ class Examples:
             raise DataError(f"{self.name} has {count} inputs and labels of shape {tuple(self.labels.shape)}: one each")
         if self.targets and len(self.targets) != count:
             raise DataError(f"{self.name} has {count} inputs and boxes for {len(self.targets)}: give them for each")
+        self._check_boxes()
         if self.inputs.is_floating_point() and not bool(torch.isfinite(self.inputs).all()):
             raise DataError(f"{self.name} holds NaN or infinity: clean the inputs")
+
+    def _check_boxes(self) -> None:
+        for number, target in enumerate(self.targets):
+            if target["boxes"].shape != (len(target["labels"]), 4):
+                raise DataError(
+                    f"{self.name} has boxes of shape {list(target['boxes'].shape)} and {len(target['labels'])} labels "
+                    f"for input {number}: give four numbers and one label each"
+                )
+        if not self.targets:
+            return
+        boxes, labels = (torch.cat([target[key] for target in self.targets]) for key in ("boxes", "labels"))
+        flat = ~(torch.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1))
+        for wrong, found, wanted in (
+            (flat, boxes, "give x1, y1, x2, y2 in pixels, x1 below x2 and y1 below y2"),
+            (labels < 0, labels, "labels count from 0"),
+        ):
+            if wrong.any():
+                first = int(wrong.nonzero()[0])
+                ends = np.cumsum([len(target["labels"]) for target in self.targets])
+                what = "box" if found is boxes else "label"
+                raise DataError(
+                    f"{self.name} has the {what} {found[first].tolist()} on input "
+                    f"{int(np.searchsorted(ends, first, side='right'))}: {wanted}"
+                )
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -186,6 +211,10 @@ def _arrays(path: Path) -> Examples:
             raise DataError(f"{path} has boxes that can't be used ({error}): see `examples.read`") from error
         if not len(boxes) == len(kinds) == len(owner):
             raise DataError(f"{path} has {len(boxes)} boxes, {len(kinds)} labels, {len(owner)} images: one each")
+        if len(owner) and not 0 <= int(owner.min()) <= int(owner.max()) < len(inputs):
+            raise DataError(
+                f"{path} has boxes on images {owner.min()} to {owner.max()}: there are images 0 to {len(inputs) - 1}"
+            )
         targets = tuple({"boxes": boxes[owner == i], "labels": kinds[owner == i]} for i in range(len(inputs)))
     return Examples(inputs, labels, targets, name=path.name)
 
@@ -226,7 +255,10 @@ def _images(files: Sequence[Path]) -> Tensor:
 
 
 def _coco(path: Path, annotations: Path) -> Examples:
-    """Annotations in COCO's form: images, annotations with bbox (x, y, width, height), categories."""
+    """Annotations in COCO's form: images, annotations with bbox (x, y, width, height), categories.
+
+    Crowds, and boxes without an area, of which COCO itself has some, are left out.
+    """
     try:
         data = json.loads(annotations.read_text("utf-8"))
         kinds = {int(one["id"]): str(one["name"]) for one in data["categories"]}
@@ -235,6 +267,8 @@ def _coco(path: Path, annotations: Path) -> Examples:
         for one in data["annotations"]:
             if not one.get("iscrowd"):
                 x, y, w, h = map(float, one["bbox"])
+                if min(w, h) <= 0:
+                    continue
                 rows[int(one["image_id"])].append(([x, y, x + w, y + h], int(one["category_id"])))
         number = {kind: index for index, kind in enumerate(sorted(kinds))}
         targets = tuple(

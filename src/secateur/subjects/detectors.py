@@ -193,6 +193,13 @@ class Torchvision(nn.Module):
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """The sum of the model's own losses."""
         targets = [{"boxes": one["boxes"], "labels": one["labels"] + self.first} for one in batch["targets"]]
+        known = self._classes()
+        highest = max((int(one["labels"].max()) for one in targets if len(one["labels"])), default=0)
+        if known and highest >= known:
+            raise InputError(
+                f"a box has the label {highest - self.first}: this detector knows 0 to {known - 1 - self.first}; build "
+                f"it for {highest + 1} classes, or leave such boxes out"
+            )
         with _asked_for_a_loss(self):
             found: Mapping[str, Tensor] = self.detector(list(batch["inputs"]), targets)
         return torch.stack(list(found.values())).sum()
@@ -241,6 +248,14 @@ class Torchvision(nn.Module):
         heads = self.detector.roi_heads
         features: Tensor = heads.box_head(heads.box_roi_pool(maps, list(boxes), sizes))
         return features, heads.box_predictor(features)
+
+    def _classes(self) -> int:
+        """How many classes the model tells, with its background; 0 where that is not known."""
+        if self.staged:
+            reader: Any = self.get_submodule(self.reader) if self.reader else None
+            return int(reader.out_features) if reader is not None else 0
+        head: Any = getattr(getattr(self.detector, "head", None), "classification_head", None)
+        return int(getattr(head, "num_classes", 0) or getattr(head, "num_columns", 0))
 
     def _prepared(self, images: Tensor) -> Any:
         return self.detector.transform(list(images))[0]
