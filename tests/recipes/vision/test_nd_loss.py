@@ -301,6 +301,7 @@ def test_a_network_without_a_linear_head_has_its_feature_named(tmp_path):
         ({"variant": "angle"}, InputError, "give nd, direction, norm or features"),
         ({"host": "dkd", "mixup": 0.2}, InputError, "takes 0 only"),
         ({"warmup": -1.0}, InputError, "warmup=-1"),
+        ({"temperature": 0.0}, InputError, "temperature=0: give a number above 0"),
         ({"dropout": 1.0}, InputError, "dropout=1"),
         ({"feature": "pool"}, InputError, "'pool' is no module of Sequential: near are"),
         ({"feature": "*"}, InputError, r"names 10 modules"),

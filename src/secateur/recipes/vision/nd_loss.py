@@ -147,7 +147,7 @@ def nd_loss(
     feature as well, and of a detector the maps that its regions are cut out of. A detector's means are of one pass over
     the data, not of 30,000 iterations. In evidence are the training examples.
     """
-    check(data, host, variant, mixup, warmup, dropout, stages, feature)
+    check(data, host, variant, mixup, warmup, dropout, stages, feature, temperature)
     boxed, further = bool(data.targets), loop.options(training)
     subject = detectors.opened(subject) if boxed else subject
     temperature = temperature if temperature is not None else 1.0 if boxed else 4.0
@@ -201,7 +201,7 @@ def nd_loss(
 
 def check(
     data: Examples, host: str, variant: str, mixup: float, warmup: float, dropout: float, stages: Sequence[str],
-    feature: str,
+    feature: str, temperature: float | None,
 ) -> None:  # fmt: skip
     """Refuse data without classes, and options that contradict one another."""
     if data.labels is None and not data.targets:
@@ -218,6 +218,8 @@ def check(
         raise InputError(f"variant={variant!r}: give nd, direction, norm or features")
     if mixup < 0 or (mixup and host == "dkd"):
         raise InputError(f"mixup={mixup:g}: give at least 0; dkd parts off one class of each example, and takes 0 only")
+    if temperature is not None and not temperature > 0:
+        raise InputError(f"temperature={temperature:g}: give a number above 0")
     if warmup < 0:
         raise InputError(f"warmup={warmup:g}: give epochs, at least 0")
     if not 0 <= dropout < 1:
