@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -460,6 +461,14 @@ def test_encoders_have_nothing_to_align(tmp_path):
         secateur.distill(folder, folder, TEXTS, tmp_path / "out", align=True, **QUICK)
 
 
+def elsewhere(module):
+    """Its parameters lie on a CUDA device, which need not be there as long as nobody reads them."""
+    with FakeTensorMode():
+        for part in module.modules():
+            for name, value in part.named_parameters(recurse=False):
+                part._parameters[name] = torch.nn.Parameter(torch.empty(value.shape, device="cuda"))
+
+
 def test_models_that_can_not_be_compared_are_refused(places, tmp_path):
     other = tiny.tokenizer()
     other.add_tokens(["wheelbarrow"])
@@ -470,7 +479,12 @@ def test_models_that_can_not_be_compared_are_refused(places, tmp_path):
     nowhere.model.to("meta")
     split = secateur.open_subject(places / "teacher")
     split.model.lm_head.to("meta")
+    away, half = (secateur.open_subject(places / "teacher") for _ in range(2))
+    elsewhere(away.model)
+    elsewhere(half.model.lm_head)
     for teacher, words in [
+        (away, "the student is on cpu and a teacher on cuda:0: say device=cpu, or bring them there"),
+        (half, "the teacher lies on cpu and cuda:0: bring it to one device"),
         (tmp_path / "other", "different tokenizers: 1 tokens are only in the teacher's, 'wheelbarrow'.*or compare by"),
         (tmp_path / "encoder", r"gives next tokens \(LlamaForCausalLM\) and a teacher states \(BertModel\)"),
         (nowhere, "without values"),
