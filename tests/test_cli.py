@@ -132,6 +132,8 @@ def test_options_are_read_as_text():
         ("3", "int", 3),
         ("2e-4", "float", 2e-4),
         ("none", "float | None", None),
+        ("none", "float", "none"),
+        ("none", "Literal['kd', 'none']", "none"),
         ("1,2", "Sequence[int]", ["1", "2"]),
         ("[1, 2]", "list[int]", [1, 2]),
         ("12", "str", "12"),
@@ -141,6 +143,15 @@ def test_options_are_read_as_text():
 )
 def test_flags_become_values(text, annotation, value):
     assert cli._value(text, annotation) == value
+
+
+def test_a_choice_by_another_name_is_read_in_full():
+    source = "Host = Literal['kd', 'none']\n\n\ndef f(*, host: Host = 'kd', other: Other = 1) -> None: ...\n"
+    assert [one.annotation for one in recipes.read_options(source, "f")] == ["Literal['kd', 'none']", "Other"]
+    hosts = {one.name: one.annotation for one in recipes.signature("nd_loss")}
+    assert cli._value("none", hosts["host"]) == "none", "nd_loss --host none is a host, not nothing"
+    assert cli._metavar(hosts["host"]) == "kd|dkd|dist|review|none"
+    assert [cli._metavar(kind) for kind in ("Any", "float | None")] == ["NAME", "float | None"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ or stopped by an error that says what to do; 130, Ctrl-C.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect as introspection
 import json
@@ -285,10 +286,16 @@ def _flags(panel: str, options: Sequence[recipes.Option]) -> dict[str, tuple[Any
             both = typer.Option(f"--{name}/--no-{name}", help=help, rich_help_panel=panel)
             kinds[option.name] = (Annotated[bool | None, both], None)
         else:
-            metavar = "NAME" if option.annotation == "Any" else option.annotation
-            flag = typer.Option(f"--{name}", help=help, metavar=metavar, rich_help_panel=panel)
+            flag = typer.Option(f"--{name}", help=help, metavar=_metavar(option.annotation), rich_help_panel=panel)
             kinds[option.name] = (Annotated[str | None, flag], None)
     return kinds
+
+
+def _metavar(annotation: str) -> str:
+    """What the help shows for a value: the choices where there are some, else the kind."""
+    if annotation.startswith("Literal["):
+        return "|".join(map(str, ast.literal_eval(annotation.removeprefix("Literal"))))
+    return "NAME" if annotation == "Any" else annotation
 
 
 def _given(options: Sequence[recipes.Option], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -319,7 +326,7 @@ def _value(text: str, annotation: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        return None if text.lower() == "none" else text
+        return None if text.lower() == "none" and "None" in annotation else text
 
 
 def _run(given: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ _CARD = re.compile(r"^CARD\b[^=]*=\s*(\{.*?^\})", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One keyword of a recipe: its name, default value, annotation as written, and the line that explains it."""
+    """One keyword of a recipe: its name, default value, annotation in full, and the line that explains it."""
 
     name: str
     default: Any
@@ -84,16 +84,30 @@ def describe(name: str) -> str:
 def read_options(source: str, name: str) -> list[Option]:
     """The keyword-only arguments of function `name` in `source`, explained by the `Args:` of its docstring."""
     function = _function(source, name)
-    explained = _arguments(ast.get_docstring(function) or "")
+    explained, aliases = _arguments(ast.get_docstring(function) or ""), _aliases(source)
+    written = [ast.unparse(one.annotation) if one.annotation else "" for one in function.args.kwonlyargs]
     return [
         Option(
             argument.arg,
             inspect.Parameter.empty if default is None else ast.literal_eval(default),
-            ast.unparse(argument.annotation) if argument.annotation else "",
+            aliases.get(annotation, annotation),
             explained.get(argument.arg, ""),
         )
-        for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+        for argument, default, annotation in zip(
+            function.args.kwonlyargs, function.args.kw_defaults, written, strict=True
+        )
     ]
+
+
+def _aliases(source: str) -> dict[str, str]:
+    """Name -> the type that a line ``Name = Literal[...]`` at the top of a module calls so."""
+    return {
+        node.targets[0].id: ast.unparse(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Subscript)
+    }
 
 
 def _files() -> list[Path]:

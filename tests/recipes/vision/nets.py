@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
 
 from secateur.files.examples import Examples
 from secateur.subjects import Traced, open_traced
@@ -56,16 +56,22 @@ def residual(seed: int = 0) -> nn.Module:
 
 
 class ViT(nn.Module):
-    """A vision transformer of transformers that gives its logits."""
+    """A vision transformer of transformers that gives its logits: of ViT, or of DeiT with two tokens and two heads."""
 
     def __init__(
-        self, size: int = 8, patch: int = 2, dim: int = 32, depth: int = 3, heads: int = 2, classes: int = 4
-    ) -> None:
+        self, size: int = 8, patch: int = 2, dim: int = 32, depth: int = 3, heads: int = 2, classes: int = 4,
+        two: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         shape = dict(hidden_size=dim, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=2 * dim)
         still = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         images = dict(image_size=size, patch_size=patch, num_channels=1, num_labels=classes, initializer_range=0.1)
-        self.net = ViTForImageClassification(ViTConfig(**shape, **still, **images))
+        kinds = (DeiTConfig, DeiTForImageClassificationWithTeacher) if two else (ViTConfig, ViTForImageClassification)
+        self.net = kinds[1](kinds[0](**shape, **still, **images))
+        if two:  # the library starts tokens and positions at zero, where both tokens are one
+            placed = self.net.deit.embeddings
+            for each in (placed.cls_token, placed.distillation_token, placed.position_embeddings):
+                nn.init.trunc_normal_(each, std=0.1)
 
     def forward(self, x):
         return self.net(x).logits

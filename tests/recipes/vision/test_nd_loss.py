@@ -24,6 +24,7 @@ from secateur.files.scenes import scenes
 from secateur.recipes.vision import nd_loss as module
 from secateur.recipes.vision.nd_loss import nd_loss
 from secateur.recover import detecting, loop
+from secateur.recover.mixing import Mix
 from secateur.subjects import detectors, open_traced
 from secateur.subjects.traced import Traced, reload_traced
 from secateur.vocabulary import Budget
@@ -105,7 +106,7 @@ def test_a_projector_is_trained_where_widths_differ_and_is_not_in_the_student(tm
 def plain(steps: int, host: bool) -> nn.Module:
     """Labels, and KD with its warm-up, written out by hand: what nd=0 has to be bit for bit."""
     start = open_traced(taught(), DATA.inputs[:2])
-    small = module.narrowed(start, Budget.parse("params=50%"), module.classifier(start), 1)[0].model
+    small = module.narrowed(start, Budget.parse("params=50%"), module.classifiers(start), 1)[0].model
     feed = examples.batches(DATA, batch=32, seed=0)
 
     class Numbered:
@@ -154,6 +155,9 @@ def test_the_host_is_silent_in_the_first_epoch_and_nd_is_not(tmp_path):
         {"variant": "norm", "nd": 0.1},
         {"variant": "features", "nd": 0.1, "keep_width": False},
         {"mixup": 0.4},
+        {"cutmix": 1.0},
+        {"mixup": 0.8, "cutmix": 1.0},
+        {"optimizer": "adamw", "lr": 0.005},
         {"feature": "3"},
         {"feature": "5@input"},
     ],
@@ -165,12 +169,17 @@ def test_every_host_and_variant_trains_to_a_network_of_its_own(tmp_path, first, 
     assert not torch.equal(found.subject.model[0].weight, first[1].subject.model[0].weight)
 
 
-def test_mixed_labels_and_centres_are_those_of_the_mix():
+@pytest.mark.parametrize("mix", [Mix(mixup=1.0), Mix(cutmix=1.0)], ids=["mixup", "cutmix"])
+def test_mixed_labels_and_centres_are_those_of_the_mix(mix):
     tap = module.Tap.of(open_traced(taught().eval(), DATA.inputs[:2]), "")
     batch = {"inputs": DATA.inputs[:16], "labels": DATA.labels[:16]}
     torch.manual_seed(3)
-    view = tap.beside(tap, 1.0)(batch)
-    assert 0 < view.share < 1
+    view = tap.beside(tap, mix)(batch)
+    torch.manual_seed(3)
+    inputs, order, share = mix(batch["inputs"])
+    assert 0 < view.share == share < 1
+    assert torch.equal(view.others, batch["labels"][order])
+    assert torch.equal(view.logits, taught().eval()(inputs))
     onehot = [functional.one_hot(one, 4).float() for one in (view.labels, view.others)]
     soft = view.share * onehot[0] + (1 - view.share) * onehot[1]
     wanted = -(soft * functional.log_softmax(view.logits, -1)).sum()
@@ -291,6 +300,10 @@ def test_a_network_without_a_linear_head_has_its_feature_named(tmp_path):
     assert found.recovery.steps == 5
 
 
+def rows() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "said"),
     [
@@ -299,7 +312,16 @@ def test_a_network_without_a_linear_head_has_its_feature_named(tmp_path):
         ({"stages": ("2",)}, InputError, "stages=2: they are for host=review"),
         ({"host": "review", "stages": ("layer",)}, InputError, "'layer' is no module of Sequential"),
         ({"variant": "angle"}, InputError, "give nd, direction, norm or features"),
-        ({"host": "dkd", "mixup": 0.2}, InputError, "takes 0 only"),
+        ({"host": "dkd", "mixup": 0.2}, InputError, "mixup=0.2: dkd parts off one class of each example, and takes 0"),
+        ({"host": "dkd", "cutmix": 1.0}, InputError, "cutmix=1: dkd parts off one class of each example, and takes 0"),
+        ({"mixup": -0.2}, InputError, "mixup=-0.2: give an alpha of at least 0"),
+        ({"cutmix": float("nan")}, InputError, "cutmix=nan: give an alpha of at least 0"),
+        (
+            {"cutmix": 1.0, "data": Examples(DATA.inputs.flatten(1), DATA.labels, name="rows"), "model": rows()},
+            InputError,
+            r"cutmix=1 is for images \[N, C, H, W\], and inputs of rows are \[160, 64\]",
+        ),
+        ({"optimizer": "adam"}, InputError, "optimizer='adam': give sgd or adamw"),
         ({"warmup": -1.0}, InputError, "warmup=-1"),
         ({"temperature": 0.0}, InputError, "temperature=0: give a number above 0"),
         ({"dropout": 1.0}, InputError, "dropout=1"),
@@ -314,6 +336,89 @@ def test_what_can_not_be_done_is_refused_in_one_line(tmp_path, options, kind, sa
     with pytest.raises(kind, match=said) as caught:
         results(tmp_path, **options)
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------ two heads
+
+
+def two_headed(seed: int = 0, depth: int = 1) -> nn.Module:
+    return nets.vit(seed, depth=depth, two=True)
+
+
+class Apart(nn.Module):
+    """Two heads with a feature each, the one of distillation made first."""
+
+    def __init__(self, wide: int = 8):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
+        self.one, self.two = nn.Linear(16, 8), nn.Linear(16, wide)
+        self.head_dist, self.head = nn.Linear(wide, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.body(x)
+        told, said = self.head_dist(self.two(x).relu()), self.head(self.one(x).relu())
+        return (said, told) if self.training else (said + told) / 2
+
+
+def test_heads_of_classes_and_of_distillation_are_told_apart():
+    assert module.classifiers(open_traced(two_headed(), DATA.inputs[:2])) == (
+        "net.cls_classifier", "net.distillation_classifier",
+    )  # fmt: skip
+    assert module.classifiers(open_traced(Apart().eval(), DATA.inputs[:2])) == ("head", "head_dist")
+    assert module.classifiers(open_traced(taught(), DATA.inputs[:2])) == ("9",)
+    assert module.classifiers(open_traced(Two(), DATA.inputs[:2])) == ()
+
+
+@pytest.mark.parametrize("make", [two_headed, Apart])
+def test_the_class_head_learns_labels_and_the_distillation_head_the_teacher(make):
+    torch.manual_seed(1)
+    net = make().train()
+    student = module.Tap.of(open_traced(net.eval(), DATA.inputs[:2]))
+    teacher = module.Tap.of(open_traced(taught().eval(), DATA.inputs[:2]))
+    batch = {"inputs": DATA.inputs[:16], "labels": DATA.labels[:16]}
+    with module.taps.tapped(net, student.names) as read:
+        whole = net.eval()(batch["inputs"])
+    net.train()
+    view = student.beside(teacher)(batch)
+    said, told = (net.get_submodule(name)(one) for name, one in zip(student.readers, read, strict=True))
+    torch.testing.assert_close(view.feature, (read[0] + read[1]) / 2)
+    torch.testing.assert_close(view.logits, whole)
+    wanted = functional.cross_entropy(said, batch["labels"], reduction="sum")
+    torch.testing.assert_close(module.labelled(view, batch), wanted)
+    near = functional.kl_div(told.log_softmax(1), view.teacher_logits.softmax(1), reduction="sum")
+    torch.testing.assert_close(module.hosted("kd", 1.0, 1.0, 8.0)(view, batch), near)
+    torch.testing.assert_close(view.teacher_logits, taught().eval()(batch["inputs"]))
+
+
+def test_a_student_of_two_heads_is_distilled_cut_and_reloaded(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from recipes.vision import nets\n\n\ndef build():\n    return nets.vit(3, depth=1, two=True)\n")
+    how = {"optimizer": "adamw", "lr": 5e-3, "mixup": 0.8, "cutmix": 1.0}
+    (given,) = results(tmp_path / "given", ("params=20K",), student=f"{file}:build", epochs=12.0, **how)
+    assert vision.accuracy(given.subject.model, HELD_OUT) > 0.6
+    heads = [getattr(given.subject.model.net, name).weight for name in ("cls_classifier", "distillation_classifier")]
+    assert not torch.allclose(*heads)
+    start = open_traced(given.subject.model, DATA.inputs[:2])
+    with Run.open(tmp_path / "cut", {}) as run:
+        (cut,) = list(nd_loss(start, DATA, [Budget.parse("params=80%")], run, **{**QUICK, **how}))
+    assert cut.cut.after["params"] == cut.predicted["params"] < 0.8 * cut.cut.before["params"]
+    assert cut.subject.model.net.cls_classifier.in_features == 32
+    cut.subject.save(tmp_path / "saved")
+    again = reload_traced(tmp_path / "saved", two_headed(5), DATA.inputs[:2])
+    assert torch.equal(again.forward(DATA.inputs[:8]), cut.subject.forward(DATA.inputs[:8]))
+
+
+@pytest.mark.parametrize("options", [{"host": "none"}, {"weight": 0.0}])
+def test_a_distillation_head_that_nothing_would_train_is_refused(tmp_path, options):
+    with pytest.raises(InputError, match=r"mean of head and head_dist, and without a host nothing trains the second"):
+        results(tmp_path, ("params=90%",), model=Apart().eval(), **options)
+
+
+def test_heads_that_read_features_of_other_widths_have_one_named(tmp_path):
+    with pytest.raises(InputError, match=r"head and head_dist read features of widths 8 and 6: name one, feature="):
+        results(tmp_path / "a", model=Apart(6).eval())
+    (found,) = results(tmp_path / "b", ("params=90%",), model=Apart(6).eval(), feature="head@input", epochs=1.0)
+    assert found.subject.model.head.in_features == 8
 
 
 # ------------------------------------------------------------------------------------------ detectors of two stages
@@ -378,7 +483,7 @@ def test_a_detector_is_narrowed_up_to_the_feature_of_its_regions(detected, tmp_p
 
 
 def test_the_student_samples_regions_and_the_teacher_judges_the_same(tmp_path):
-    small, *_ = module.narrowed(detector(), Budget.parse("params=70%"), detector().model.reader, 1)
+    small, *_ = module.narrowed(detector(), Budget.parse("params=70%"), [detector().model.reader], 1)
     student, teacher = (module.Regions.of(one, SCENES) for one in (small, detector()))
     batch = SCENES.take(range(4)).batch()
     torch.manual_seed(2)
@@ -416,7 +521,7 @@ def test_hosts_and_variants_teach_detectors_too(tmp_path, detected, options):
 
 def test_without_host_and_nd_a_detector_learns_by_its_own_loss(tmp_path):
     found = boxed(tmp_path / "run", host="none", nd=0.0)
-    small, *_ = module.narrowed(detector(), Budget.parse("params=70%"), detector().model.reader, 1)
+    small, *_ = module.narrowed(detector(), Budget.parse("params=70%"), [detector().model.reader], 1)
     feed = examples.batches(SCENES, batch=8, seed=0)
     plain = loop.train(
         small.model, feed, detecting.press(small.model.loss), steps=6, lr=0.01, seed=0, count=examples.count,
@@ -429,6 +534,7 @@ def test_without_host_and_nd_a_detector_learns_by_its_own_loss(tmp_path):
     ("options", "says"),
     [
         ({"mixup": 0.2}, "mixup=0.2: that is for classifiers, and scenes has boxes"),
+        ({"cutmix": 0.5}, "cutmix=0.5: that is for classifiers, and scenes has boxes"),
         ({"feature": "head"}, "feature=head: that is for classifiers, and scenes has boxes"),
         ({"stages": ["a"], "host": "review"}, "stages=a: that is for classifiers, and scenes has boxes"),
     ],

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from secateur.recover import (
     teachers,
 )
 from secateur.recover.centres import ClassMeans, collect
+from secateur.recover.mixing import Mix
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.subjects import detectors
@@ -75,6 +76,7 @@ def nd_loss(
     step: float = 1.0,
     warmup: float = 20.0,
     mixup: float = 0.0,
+    cutmix: float = 0.0,
     feature: str = "",
     stages: Sequence[str] = (),
     means: str = "",
@@ -84,6 +86,7 @@ def nd_loss(
     batch: int = 128,
     epochs: float = 240.0,
     lr: float = 0.05,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
     weight_decay: float = 5e-4,
     seed: int = 0,
     training: str = "",
@@ -101,6 +104,9 @@ def nd_loss(
     5. ``L = task CE + weight min(1, epoch / warmup) L_host + nd L_nd``: the host warms up, ND is there from step 0.
        Hosts: kd ``T^2 KL``; dkd, target and other classes apart; dist, correlations of classes and of examples;
        review, ReviewKD's fused maps of all stages, by modules that are trained along and left out of the result.
+
+    A student of two heads, whose answer is their mean (DeiT with its distillation token), learns the labels by its
+    class head and from the host by its distillation head; its feature is the mean of what both read.
 
     With boxes, for detectors of two stages: f is what the box head gives of a region, classes are those of the regions,
     the background among them, and means those of the regions that the teacher samples. The student proposes and
@@ -126,6 +132,7 @@ def nd_loss(
         step: of the norm variant.
         warmup: epochs, counted from 0, over which the host's weight grows.
         mixup: alpha of Beta(alpha, alpha), by which inputs, labels and centres of pairs are mixed; 0 mixes none.
+        cutmix: the same for CutMix, a box of another image in each; with `mixup` too, either by a coin for each batch.
         feature: the module that gives the feature, "NAME@input" for what it reads; the classifier's input unless given.
         stages: for host=review, the modules whose maps are compared, those with large maps first; the last of each
             size unless given.
@@ -135,7 +142,8 @@ def nd_loss(
         multiple: kept channels are multiples of this.
         batch: examples per step.
         epochs: of training.
-        lr: peak learning rate of SGD (Nesterov, momentum 0.9), decayed by a cosine.
+        lr: peak learning rate, decayed by a cosine.
+        optimizer: sgd (Nesterov, momentum 0.9), or adamw, which warms up over a twentieth, as for DeiT.
         weight_decay: of matrices.
         seed: of batches and training.
         training: more settings of the training loop, such as accumulate=2,precision=bf16.
@@ -147,7 +155,8 @@ def nd_loss(
     feature as well, and of a detector the maps that its regions are cut out of. A detector's means are of one pass over
     the data, not of 30,000 iterations. In evidence are the training examples.
     """
-    check(data, host, variant, mixup, warmup, dropout, stages, feature, temperature)
+    mix = Mix(mixup, cutmix)
+    check(data, host, variant, mix, warmup, dropout, stages, feature, temperature, optimizer)
     boxed, further = bool(data.targets), loop.options(training)
     subject = detectors.opened(subject) if boxed else subject
     temperature = temperature if temperature is not None else 1.0 if boxed else 4.0
@@ -162,11 +171,16 @@ def nd_loss(
         if student:
             small, cut, predicted = given(subject, student, budget)
         else:
-            small, cut, predicted = narrowed(subject, budget, teacher.reader if keep_width else "", multiple)
+            small, cut, predicted = narrowed(subject, budget, teacher.readers if keep_width else (), multiple)
         pupil = tap(small)
         if pupil.classes != teacher.classes:
             raise InputError(
                 f"the student tells {pupil.classes} classes, its teacher {teacher.classes}: as many, please"
+            )
+        if not boxed and len(pupil.readers) > 1 and (host == "none" or not weight):
+            raise InputError(
+                f"host={host}, weight={weight:g}: the student answers with the mean of {' and '.join(pupil.readers)}, "
+                "and without a host nothing trains the second: give kd, dist or another host"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -184,15 +198,16 @@ def nd_loss(
             ]  # fmt: skip
             objective = compose.compose(
                 [term for term in terms if term.weight],
-                pupil.beside(teacher, mixup),
+                pupil.beside(teacher, mix),
                 steps=steps,
                 stairs=epochs,
             )
             recovery = loop.train(
                 small.model, slimming.Numbered(feed, steps * accumulate * processes()), objective, steps=steps, lr=lr,
-                optimizer="sgd", warmup=0.0, weight_decay=weight_decay, seed=seed, count=examples.count,
-                extra=along, frozen=[subject.model], checkpoint=run.folder(f"train-{budget}"),
-                title="distillation", **({"precision": "fp32", "clip": None} | further),
+                optimizer=optimizer, warmup=0.05 if optimizer == "adamw" else 0.0, weight_decay=weight_decay,
+                seed=seed, count=examples.count, extra=along, frozen=[subject.model],
+                checkpoint=run.folder(f"train-{budget}"), title="distillation",
+                **({"precision": "fp32", "clip": None} | further),
             )  # fmt: skip
         figures = partial(diagnosed, pupil, teacher, projector, centres, data, batch)
         notes = told(run.json(f"features-{budget}", figures), "regions" if boxed else "examples")
@@ -200,13 +215,14 @@ def nd_loss(
 
 
 def check(
-    data: Examples, host: str, variant: str, mixup: float, warmup: float, dropout: float, stages: Sequence[str],
-    feature: str, temperature: float | None,
+    data: Examples, host: str, variant: str, mix: Mix, warmup: float, dropout: float, stages: Sequence[str],
+    feature: str, temperature: float | None, optimizer: str,
 ) -> None:  # fmt: skip
     """Refuse data without classes, and options that contradict one another."""
     if data.labels is None and not data.targets:
         raise DataError(f"{data.name} has no classes: class means and the directions to them need labels")
-    named = {"feature": feature, "stages": ",".join(stages), "mixup": f"{mixup:g}" if mixup else ""}
+    mixed = {name: f"{alpha:g}" for name, alpha in asdict(mix).items() if alpha}
+    named = {"feature": feature, "stages": ",".join(stages), **mixed}
     for name, value in named.items() if data.targets else ():
         if value:
             raise InputError(f"{name}={value}: that is for classifiers, and {data.name} has boxes; leave it out")
@@ -216,10 +232,17 @@ def check(
         raise InputError(f"stages={','.join(stages)}: they are for host=review")
     if variant not in ("nd", "direction", "norm", "features"):
         raise InputError(f"variant={variant!r}: give nd, direction, norm or features")
-    if mixup < 0 or (mixup and host == "dkd"):
-        raise InputError(f"mixup={mixup:g}: give at least 0; dkd parts off one class of each example, and takes 0 only")
+    if mixed and host == "dkd":
+        name, alpha = next(iter(mixed.items()))
+        raise InputError(f"{name}={alpha}: dkd parts off one class of each example, and takes 0 only")
+    if mix.cutmix and data.inputs.dim() != 4:
+        raise InputError(
+            f"cutmix={mix.cutmix:g} is for images [N, C, H, W], and inputs of {data.name} are {list(data.inputs.shape)}"
+        )
     if temperature is not None and not temperature > 0:
         raise InputError(f"temperature={temperature:g}: give a number above 0")
+    if optimizer not in ("sgd", "adamw"):
+        raise InputError(f"optimizer={optimizer!r}: give sgd or adamw")
     if warmup < 0:
         raise InputError(f"warmup={warmup:g}: give epochs, at least 0")
     if not 0 <= dropout < 1:
@@ -234,13 +257,29 @@ def processes() -> int:
 # ------------------------------------------------------------------------------------------- features and their means
 
 
+UNMIXED = Mix()
+
+
+class Seen(NamedTuple):
+    """Of one pass: feature [B, D], logits [B, K], maps [B, C, H, W] of each stage, logits of each of two heads."""
+
+    feature: Tensor
+    logits: Tensor
+    maps: list[Tensor]
+    heads: tuple[Tensor, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Tap:
-    """A network with the place of its feature, and those of its maps where they are asked for, with their shapes."""
+    """A network with the place of its feature, and those of its maps where they are asked for, with their shapes.
+
+    Of two heads, of classes and of distillation, the feature is the mean of what they read, or what was asked for.
+    """
 
     subject: Traced
-    name: str
-    reader: str
+    names: Sequence[str]
+    readers: Sequence[str]
+    """The linear layers that give the logits; none where no such layers do."""
     width: int
     classes: int
     stages: Sequence[str] = ()
@@ -252,16 +291,19 @@ class Tap:
 
         staged: maps are asked for, at `stages`, or at the last of each size.
         """
-        reader = classifier(subject)
-        if not feature and not reader:
+        heads = classifiers(subject)
+        if not feature and not heads:
             raise InputError(
                 f"no linear layer of this {type(subject.model).__name__} gives its logits: name the module that gives "
                 "the feature, feature=NAME, or feature=NAME@input for what it reads"
             )
-        name = taps.one(subject.model, feature) if feature else f"{reader}@input"
+        places = [taps.one(subject.model, feature)] if feature else [f"{head}@input" for head in heads]
         args, kwargs = subject.inputs.fresh()
         example = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
-        (found,) = taps.seen(subject.model, [name], example, pooled, ask=subject.inputs.ask)
+        found = taps.seen(subject.model, places, example, pooled, ask=subject.inputs.ask)
+        if found[0].shape != found[-1].shape:
+            wide = " and ".join(str(one.shape[1]) for one in found)
+            raise InputError(f"{' and '.join(heads)} read features of widths {wide}: name one, feature={places[0]}")
         names, shapes = [taps.one(subject.model, stage) for stage in stages], list[tuple[int, int, int]]()
         if staged and names:
             seen = taps.seen(subject.model, names, example, maps.flat, ask=subject.inputs.ask)
@@ -269,37 +311,50 @@ class Tap:
         elif staged:
             names, shapes = review.stages(subject.model, lambda model: subject.inputs.ask(model, example))
         classes = objectives.logits(subject.forward()).shape[1]
-        return cls(subject, name, reader, found.shape[1], classes, names, shapes)
+        return cls(subject, places, heads, found[0].shape[1], classes, names, shapes)
 
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """(feature [B, D], logits [B, K], maps [B, C, H, W] of each stage) of one pass, in the network's own mode."""
-        model = self.subject.model
-        with taps.tapped(model, [self.name], pooled) as found, taps.tapped(model, self.stages, maps.flat) as seen:
+    @property
+    def name(self) -> str:
+        """The place of the feature."""
+        return " and ".join(self.names)
+
+    def __call__(self, inputs: Tensor) -> Seen:
+        """What one pass gives, in the network's own mode."""
+        model, heads = self.subject.model, self.readers if len(self.readers) > 1 else ()
+        with (
+            taps.tapped(model, self.names, pooled) as found,
+            taps.tapped(model, heads) as said,
+            taps.tapped(model, self.stages, maps.flat) as staged,
+        ):
             logits = objectives.logits(self.subject.inputs.ask(model, inputs))
-        return found[0], logits, list(seen)
+        # In training some networks answer with both heads apart, for their mean.
+        return Seen(mean(found), mean(said) if heads else logits, list(staged), tuple(said))
 
     def rows(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """(features [B, D], classes [B]), for the class means."""
-        return self(batch["inputs"])[0], batch["labels"]
+        return self(batch["inputs"]).feature, batch["labels"]
 
     def classes_of(self, data: Examples) -> Tensor:
         """The classes that need a mean."""
         assert data.labels is not None
         return data.labels
 
-    def beside(self, teacher: Tap, mixup: float = 0.0) -> Look:
-        """Both passes over a batch, mixed with itself in another order where `mixup` says so."""
+    def beside(self, teacher: Tap, mix: Mix = UNMIXED) -> Look:
+        """Both passes over a batch, mixed with itself where `mix` says so."""
 
         def look(batch: Mapping[str, Any]) -> View:
             inputs, labels = batch["inputs"], batch["labels"]
             others, share = labels, 1.0
-            if mixup:
-                share = float(torch.distributions.Beta(mixup, mixup).sample())
-                order = torch.randperm(len(inputs)).to(inputs.device)
-                inputs, others = share * inputs + (1 - share) * inputs[order], labels[order]
+            if mix:
+                inputs, order, share = mix(inputs)
+                others = labels[order]
             with torch.no_grad():
                 theirs = teacher(inputs)
-            return View(*self(inputs), *theirs, labels, others, share)
+            ours = self(inputs)
+            return View(
+                ours.feature, ours.logits, ours.maps, theirs.feature, theirs.logits, theirs.maps, labels, others, share,
+                heads=ours.heads,
+            )  # fmt: skip
 
         return look
 
@@ -325,9 +380,9 @@ class Regions:
         return cls(subject, model, found.features.shape[1], found.logits.shape[1], shapes)
 
     @property
-    def reader(self) -> str:
+    def readers(self) -> tuple[str]:
         """The linear layer that gives the classes of regions."""
-        return self.model.reader
+        return (self.model.reader,)
 
     def rows(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """(features [N, D], classes [N]) of the regions that the detector samples, for the class means."""
@@ -340,7 +395,7 @@ class Regions:
         found = torch.cat([one["labels"] for one in data.targets]) + self.model.first
         return torch.cat([found, found.new_zeros(1)])
 
-    def beside(self, teacher: Regions, mixup: float = 0.0) -> Look:
+    def beside(self, teacher: Regions, mix: Mix = UNMIXED) -> Look:
         """The student proposes, samples and learns; the teacher judges the same regions of its own maps."""
 
         def look(batch: Mapping[str, Any]) -> View:
@@ -361,17 +416,32 @@ def pooled(output: Any) -> list[Tensor]:
     return [one.mean((2, 3)) if one.dim() == 4 else one for one in taps.first(output) if one.dim() in (2, 4)]
 
 
-def classifier(subject: Traced) -> str:
-    """The linear layer whose outputs are the logits; "" where there is none."""
+def mean(found: Sequence[Tensor]) -> Tensor:
+    """Of tensors of one shape; of one alone the tensor itself."""
+    return found[0] if len(found) == 1 else torch.stack(list(found)).mean(0)
+
+
+def classifiers(subject: Traced) -> tuple[str, ...]:
+    """The linear layer whose outputs are the logits, or the two whose mean is; none where there are neither.
+
+    Of two, the one of classes comes first: the one that has no "dist" in its name, or that the network has first.
+    """
     logits = objectives.logits(subject.forward())
     args, kwargs = subject.inputs.fresh()
-    linears: list[str] = [name for name, module in subject.model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [name for name, module in subject.model.named_modules() if isinstance(module, nn.Linear)]
+    alike = dict[str, Tensor]()
     for name in reversed(linears):
         with torch.no_grad(), evaluating(subject.model), taps.tapped(subject.model, [name]) as found:
             subject.model(*args, **kwargs)
-        if found and found[0].shape == logits.shape and torch.equal(found[0], logits):
-            return name
-    return ""
+        if not found or found[0].shape != logits.shape:
+            continue
+        if torch.equal(found[0], logits):
+            return (name,)
+        for other, said in alike.items():
+            if torch.allclose(mean([found[0], said]), logits):
+                return (other, name) if "dist" in name and "dist" not in other else (name, other)
+        alike[name] = found[0]
+    return ()
 
 
 def table(teacher: Tap | Regions, data: Examples, batch: int, run: Run, given: str, seed: int) -> ClassMeans:
@@ -391,13 +461,15 @@ def table(teacher: Tap | Regions, data: Examples, batch: int, run: Run, given: s
 # ---------------------------------------------------------------------------------------------------------- students
 
 
-def narrowed(subject: Traced, budget: Budget, reader: str, multiple: int) -> tuple[Traced, Cut, Mapping[str, float]]:
-    """Step 2: (student, receipt, what it was to cost); what the layer `reader` reads keeps its width."""
+def narrowed(
+    subject: Traced, budget: Budget, readers: Sequence[str], multiple: int
+) -> tuple[Traced, Cut, Mapping[str, float]]:
+    """Step 2: (student, receipt, what it was to cost); what the layers `readers` read keeps its width."""
     start = subject.copy()
     while True:
         slices = start.slices()
-        weight = start.model.get_submodule(reader).weight if reader else None
-        held = {site for site, parts in slices.items() if any(one is weight and dim == 1 for one, dim, _ in parts)}
+        read = {id(start.model.get_submodule(reader).weight) for reader in readers}
+        held = {site for site, parts in slices.items() if any(id(one) in read and dim == 1 for one, dim, _ in parts)}
         units = start.units(multiple=multiple)
         sites = {
             name: replace(site, frozen=site.frozen or name in held or name not in slices)
@@ -448,6 +520,8 @@ class View:
     share: float
     loss: Tensor | None = None
     """A detector's own, per image; features, logits and labels are then those of regions."""
+    heads: tuple[Tensor, ...] = ()
+    """Of a student of two: logits [B, K] of its class head, which learns the labels, and of its distillation head."""
 
 
 Look = Callable[[Mapping[str, Any]], View]
@@ -457,10 +531,11 @@ def labelled(view: View, batch: Mapping[str, Any]) -> Tensor:
     """Cross-entropy with the labels; of a mixed batch, with both in the shares of the mix. Or a detector's own loss."""
     if view.loss is not None:
         return view.loss * len(batch["inputs"])
-    first = losses.cross_entropy(view.logits, view.labels)
+    logits = view.heads[0] if view.heads else view.logits
+    first = losses.cross_entropy(logits, view.labels)
     if view.share == 1.0:
         return first
-    return view.share * first + (1 - view.share) * losses.cross_entropy(view.logits, view.others)
+    return view.share * first + (1 - view.share) * losses.cross_entropy(logits, view.others)
 
 
 def hosted(
@@ -471,7 +546,7 @@ def hosted(
     def loss(view: View, batch: Mapping[str, Any]) -> Tensor:
         if again is not None:
             return review.hierarchical(again(view.maps), view.teacher_maps)
-        pair = (view.logits, view.teacher_logits)
+        pair = (view.heads[1] if view.heads else view.logits, view.teacher_logits)
         if host == "dkd":
             value = losses.decoupled(*pair, view.labels, target=target, other=other, temperature=temperature)
         elif host == "dist":
