@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,6 +19,14 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("-m") != "claim":
         running.CLOCK.update(lasting=0.0, pairs=6, resolution=math.inf)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """`secateur.helped` gives up Ctrl-C where it is imported, as a test of all modules does."""
+    yield
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

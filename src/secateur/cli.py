@@ -294,7 +294,8 @@ def _flags(panel: str, options: Sequence[recipes.Option]) -> dict[str, tuple[Any
 def _metavar(annotation: str) -> str:
     """What the help shows for a value: the choices where there are some, else the kind."""
     if annotation.startswith("Literal["):
-        return "|".join(map(str, ast.literal_eval(annotation.removeprefix("Literal"))))
+        choices = annotation.removeprefix("Literal").partition("]")[0] + "]"
+        return "|".join(map(str, ast.literal_eval(choices)))
     return "NAME" if annotation == "Any" else annotation
 
 
