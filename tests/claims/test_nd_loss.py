@@ -241,6 +241,13 @@ def test_a_transformer_learns(name: str, seed: int) -> None:
     assert figures(seed, "middle", name)["student"]["accuracy"] > 0.85
 
 
+TOKEN = (
+    "with the paper's weight ND changes nothing that six seeds can tell (96.5 % against 96.6 %); on the pilots' two "
+    "seeds it was 0.2 points ahead"
+)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=TOKEN)
 def test_nd_improves_a_student_with_a_distillation_token():
     kd, both, one, plain = (column(name) for name in ("DeiT, KD", "DeiT, KD + ND", "one head, KD", "DeiT, KD, unmixed"))
     lab.record(
@@ -248,10 +255,17 @@ def test_nd_improves_a_student_with_a_distillation_token():
         sum(kd) <= sum(both),
         ("accuracy, DeiT, KD + ND", both),
         {"accuracy, DeiT, KD": kd, "accuracy, one head, KD": one, "accuracy, DeiT, KD, nothing mixed": plain},
-        lower=False, against=["accuracy, DeiT, KD"], setup=TOKEN_SETUP, seeds=SEEDS,
+        lower=False, against=["accuracy, DeiT, KD"], setup=TOKEN_SETUP, seeds=SEEDS, reason=TOKEN,
     )  # fmt: skip
 
 
+LENGTH = (
+    "ND turns the feature with every seed (cosine 0.91 against 0.01); how long it is the layer norm before both heads "
+    "all but settles, and on some seeds it is shorter with ND"
+)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=LENGTH)
 def test_nd_makes_the_mean_of_both_tokens_longer_and_turns_it():
     rows = {(name, what): column(name, what) for name in ("DeiT, KD", "DeiT, KD + ND") for what in ("norm", "cosine")}
     lab.record(
@@ -262,7 +276,7 @@ def test_nd_makes_the_mean_of_both_tokens_longer_and_turns_it():
         ("norm, ND", rows["DeiT, KD + ND", "norm"]),
         {"norm, KD alone": rows["DeiT, KD", "norm"], "cosine, ND": rows["DeiT, KD + ND", "cosine"],
          "cosine, KD alone": rows["DeiT, KD", "cosine"]},
-        lower=False, against=["norm, KD alone"], setup=TOKEN_SETUP, seeds=SEEDS,
+        lower=False, against=["norm, KD alone"], setup=TOKEN_SETUP, seeds=SEEDS, reason=LENGTH,
     )  # fmt: skip
 
 

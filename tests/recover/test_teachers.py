@@ -322,6 +322,39 @@ def test_drawn_tokens_stand_for_all_others_in_the_mean(tmp_path):
     assert apart[3] < 0.3 * apart[0]
 
 
+@pytest.mark.parametrize("peak", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("count", [1, 5, 19])
+def test_draws_are_the_distribution_in_the_mean_and_vary_less_than_draws_with_replacement(peak, count):
+    torch.manual_seed(0)
+    chances, rows, lot = torch.softmax(peak * torch.randn(20), -1), 20_000, torch.Generator().manual_seed(1)
+    found, shares = teachers._systematic(chances.expand(rows, -1).contiguous(), count, lot)
+    assert (found.sort(-1).values.diff(dim=-1) > 0).all(), "none twice"
+    torch.testing.assert_close(shares.sum(-1), torch.ones(rows))
+    seen = torch.zeros(rows, 20).scatter_(-1, found, shares)
+    torch.testing.assert_close(seen.mean(0), chances, atol=0.01, rtol=0)
+    taken = (seen > 0).float().mean(0)
+    level = float(seen[seen > 0].min())
+    for chance, share, often in zip(chances, seen.T, taken, strict=True):
+        if chance > level * 1.001:
+            assert often == 1, "what is above the threshold is always there"
+            torch.testing.assert_close(share, chance.expand(rows))
+        elif often:
+            torch.testing.assert_close(share[share > 0].mean(), torch.tensor(level))
+    again = chances.expand(rows, -1).multinomial(count, replacement=True, generator=lot)
+    others = torch.zeros(rows, 20).scatter_add_(-1, again, torch.full((rows, count), 1 / count))
+    assert seen.var(0).sum() <= 1.02 * others.var(0).sum()
+    if count == 19:
+        assert seen.var(0).sum() < 0.5 * others.var(0).sum()
+
+
+def test_draws_from_fewer_than_are_asked_for_keep_their_own_share():
+    chances = torch.zeros(2, 10)
+    chances[:, [3, 7]] = torch.tensor([0.75, 0.25])
+    found, shares = teachers._systematic(chances, 4, torch.Generator().manual_seed(0))
+    assert found[:, :2].tolist() == [[3, 7]] * 2
+    assert shares.tolist() == [[0.75, 0.25, 0.0, 0.0]] * 2
+
+
 def test_draws_are_part_of_what_a_cache_is_of(tmp_path):
     for drawn, words in ((4, "drawn=4 of k=4"), (-1, "drawn=-1")):
         with pytest.raises(InputError, match=words):

@@ -243,10 +243,11 @@ def cache_topk(
         count: batches to have in all.
         key: what the cache depends on, such as {"teacher": fingerprint(model), "tokenizer": ..., "data": ...}.
         k: tokens kept per position: about 6 k + 4 bytes each.
-        drawn: so many of the k are no likeliest ones, but drawn from the others by their probabilities, each with an
-            equal share of the mass that remains. The k likeliest alone say nothing of how the others compare; in the
-            mean over draws, the gradient is that of the whole distribution. Source: sparse logit sampling
-            (arXiv 2503.16870), which draws all; to keep the likeliest exactly is this project's.
+        drawn: so many of the k stand for all but the k - drawn likeliest, with their mass between them: those above
+            a threshold with their own probability, the rest drawn with equal shares, none twice. The k likeliest
+            alone say nothing of how the others compare; in the mean over draws, the gradient is that of the whole
+            distribution. Sources: sparse logit sampling (arXiv 2503.16870), which draws all k with replacement;
+            systematic sampling with probabilities proportional to size (Madow 1949), which varies less.
         temperature: of the teacher's softmax; the loss must use the same.
         vocabulary: columns of the logits to use, where `check_vocabularies` found fewer than the teacher has.
         shard: batches per file; a kill loses at most that many, an error or Ctrl-C none.
@@ -336,7 +337,7 @@ def _tokens(batch: Batch) -> str:
 def _likeliest(rows: Tensor, picked: Tensor, k: int, temperature: float, drawn: int = 0) -> Likeliest:
     """Log-probabilities and indices [n, k] of the k likeliest tokens, and the log mass of the others [n], in chunks.
 
-    With `drawn`, the last of the k are drawn from the others with replacement, and have all their mass between them.
+    With `drawn`, the last of the k stand for the others (see `_systematic`), and have all their mass between them.
     Draws are seeded by what is drawn from: the same rows give the same.
     """
     k, chunk = min(k, rows.shape[-1]), max(1, 2**22 // rows.shape[-1])
@@ -351,13 +352,36 @@ def _likeliest(rows: Tensor, picked: Tensor, k: int, temperature: float, drawn: 
             lot = torch.Generator(rows.device).manual_seed(int(indices.sum()) % 2**31)
             # Where a teacher rules all others out, nothing is drawn from: any will do, with no mass to share.
             chances = others.sub_(rest[:, None]).exp_().nan_to_num_(nan=1.0)
-            found = chances.multinomial(drawn, replacement=True, generator=lot)
-            share = (rest - math.log(drawn))[:, None].expand(-1, drawn)
-            values, indices = torch.cat([values, share], -1), torch.cat([indices, found], -1)
+            found, shares = _systematic(chances, drawn, lot)
+            values, indices = torch.cat([values, shares.log() + rest[:, None]], -1), torch.cat([indices, found], -1)
             rest = torch.full_like(rest, -math.inf)
         parts.append((values, indices, rest))
     values, indices, remaining = (torch.cat(part) for part in zip(*parts, strict=True))
     return values, indices, remaining
+
+
+def _systematic(chances: Tensor, count: int, lot: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(indices [n, count], shares [n, count]) that stand for all of `chances` [n, V] in the mean, none of them twice.
+
+    With the threshold t for which ``sum_i min(1, p_i / t) = count``, entry i is among them with that chance and then
+    has the share ``max(p_i, t)``: large ones always and as they are. One random start per row and steps of 1 along the
+    chances' running sum. Entries that are 0 are never taken; a row with fewer others has shares of 0.
+    """
+    largest = chances.topk(min(count + 1, chances.shape[-1])).values.double()
+    # After the j largest, those below have this much between them, for count - j places.
+    below = chances.sum(-1, dtype=torch.float64)[:, None] - functional.pad(largest.cumsum(-1), (1, 0))
+    levels = below[:, :count].clamp_min(0) / torch.arange(count, 0, -1, device=chances.device)
+    fits = largest[:, :count] <= levels
+    place = torch.where(fits.any(-1), fits.int().argmax(-1), count - 1)[:, None]
+    threshold = levels.gather(-1, place).clamp_min(torch.finfo(torch.float32).tiny)
+    running = (chances.double() / threshold).clamp_max_(1).cumsum_(-1)
+    start = torch.rand(len(chances), 1, generator=lot, dtype=torch.float64, device=chances.device)
+    points = start + torch.arange(count, device=chances.device)
+    found = torch.searchsorted(running, points, right=True)
+    there = found < chances.shape[-1]
+    found = found.clamp_max(chances.shape[-1] - 1)
+    shares = torch.where(there, chances.gather(-1, found).double().maximum(threshold), 0)
+    return found, (shares / shares.sum(-1, keepdim=True).clamp_min(1e-300)).float()
 
 
 # ------------------------------------------------------------------------------------------------------- encoders

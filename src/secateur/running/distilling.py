@@ -124,8 +124,8 @@ def distill(
         direction: forward or reverse KL, js, mse or cosine on the logits.
         task: weight of cross-entropy beside it: of the next token, of labels, or of masked tokens.
         hidden: also bring the hidden states near, as Minitron does; where widths differ, through a projection.
-        cache: ask the teachers once, for so many tokens at each place, and keep them on disk: half are the likeliest,
-            half are drawn from the others.
+        cache: ask the teachers once, for so many tokens at each place, and keep them on disk: the likeliest, and some
+            that are drawn from the others and stand for them.
         on_policy: share of the batches that the student writes itself (a language model), scored by its teacher.
         prompt: tokens of each text that it then writes on from.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
@@ -534,7 +534,7 @@ class _Course:
             kept.append(teachers.cache_topk(
                 run.folder(f"predictions-{number}"), partial(_predicted, ask), batches, count,
                 key={**key, "teacher": teachers.fingerprint(one.model), "tokenizer": teachers.fingerprint(tokenizer)},
-                k=lesson.cache, drawn=lesson.cache // 2, temperature=lesson.temperature,
+                k=lesson.cache, drawn=lesson.cache - 1, temperature=lesson.temperature,
                 vocabulary=_shared(student, one),
             ))  # fmt: skip
         return teachers.Joined(batches, ensembles.Blended(kept, lesson.shares or None))
