@@ -155,14 +155,14 @@ def build(name: str) -> tuple[Any, Any]:
             sizes = {} if rest.startswith("ssd") else {"min_size": 128, "max_size": 160}
             model = models.get_model(rest, weights=None, weights_backbone=None, **sizes)
             return model, ([torch.rand(3, 128, 128)],)
-        more = {"weights_backbone": None, "aux_loss": False} if library == "segmentation" else {}
+        more = {"weights_backbone": None, "aux_loss": True} if library == "segmentation" else {}
         if library == "segmentation" and "lraspp" in rest:
             more.pop("aux_loss")
         if rest in ("googlenet", "inception_v3"):
-            more = {"aux_logits": False, "init_weights": False}
+            more = {"init_weights": False}
         if rest == "swin_v2_t" or rest.startswith("swin"):
             more = {}
-        size = {"inception_v3": 160, "maxvit_t": 224, "vit_b_32": 224}.get(rest, 128)
+        size = {"inception_v3": 299, "maxvit_t": 224, "vit_b_32": 224}.get(rest, 128)
         return models.get_model(rest, weights=None, **more), torch.rand(1, 3, size, size)
     if library == "timm":
         model = importlib.import_module("timm").create_model(rest, pretrained=False)

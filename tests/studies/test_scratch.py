@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -184,3 +185,29 @@ def test_a_run_without_training_has_no_control(tmp_path):
         scratch.add(tmp_path / "out", *place)
     with pytest.raises(InputError, match="mode"):
         scratch.add(tmp_path / "out", *place, "F")
+
+
+@pytest.mark.parametrize("recipe", ["yolov8_cwd", "yolov4_group_sad"])
+def test_arms_are_added_to_a_run_of_a_detector(tmp_path, recipe):
+    """Trained by the detector's own loss, as long as the run in all its stages, and judged by average precision."""
+    (tmp_path / "detector.py").write_text(
+        "import yolo\nfrom secateur.files.scenes import scenes\n\n\n"
+        "def build():\n    return yolo.Yolo(10, (4, 8, 8, 12, 16))\n\n\n"
+        "def data():\n    return scenes(16, size=64, stop=4000)\n"
+    )
+    model, data = (f"{tmp_path}/detector.py:{name}" for name in ("build", "data"))
+    out = tmp_path / "out"
+    short = dict(sparse_epochs=1, finetune_epochs=1, distil_epochs=2, batch=8, seed=0, least=2)
+    running.run(recipe, model, data, "channels=60%", out, **short)
+    (row,) = scratch.add(out, model, data, "both")
+    assert set(row.baselines) == {"scratch-E", "scratch-B", "random units"}
+    assert all(0 <= arm["mAP"].value <= 1 for arm in row.baselines.values())
+    assert all(arm["params"].value == row.after["params"].value for arm in row.baselines.values())
+    assert "mAP: " in (out / "scratch.md").read_text()
+    steps = {
+        name: json.loads((out / "scratch" / f"{name}-channels=60%" / "evidence.json").read_text())["results"][0]
+        for name in row.baselines
+    }
+    assert steps["scratch-E"]["recovery"]["steps"] == row.recovery.steps
+    assert steps["scratch-B"]["recovery"]["steps"] > steps["scratch-E"]["recovery"]["steps"]
+    assert steps["random units"]["recovery"]["steps"] < steps["scratch-E"]["recovery"]["steps"]

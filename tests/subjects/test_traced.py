@@ -334,6 +334,102 @@ def test_a_branch_that_the_inputs_leave_out_is_refused_and_a_loop_is_not() -> No
     assert small.again.out_features == small.again.in_features == small.first.out_features == 4
 
 
+class Choosing(nn.Module):
+    """Which linear runs depends on the inputs themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return (self.left if x.mean() > 0 else self.right)(self.first(x).relu())
+
+
+class Masked(nn.Module):
+    """Looks at its inputs, as masks are looked at, in another place than where something takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.unused = nn.Linear(6, 8), Looks(), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu(), x)
+
+
+class Looks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x, mask):
+        return self.last(x if mask.isfinite().all() else x * 0)
+
+
+def test_a_branch_on_the_inputs_is_refused_where_it_leaves_something_out() -> None:
+    torch.manual_seed(0)
+    inputs, model = torch.rand(4, 6), Choosing()
+    with pytest.raises(UnsupportedError, match=r"right.weight takes no part .* and Choosing looks at values of its in"):
+        prune(model, inputs)
+    assert model.first.out_features == 8
+    small, cut = prune(Masked(), inputs)
+    assert small.first.out_features == 4
+    assert any("takes no part" in note for note in cut.notes)
+
+
+class Auxiliary(nn.Module):
+    """A second classifier that runs in training only, on a map that loses half of its channels."""
+
+    def __init__(self, late: bool = False) -> None:
+        super().__init__()
+        self.one, self.two, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12)
+        self.head, self.late = nn.Linear(12, 5), late
+        self.aux = nn.Sequential(
+            nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5),
+            nn.Linear(6, 5),
+        )  # fmt: skip
+
+    def forward(self, x):
+        x = self.one(x).relu()
+        y = self.head(self.norm(self.two(x)).relu().mean((2, 3)))
+        if not self.training:
+            return y
+        # Where it counts on a width, what feeds it has to keep it.
+        return y, self.aux(x.unflatten(1, (8, 1)).squeeze(2) if self.late else x)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_runs_in_training_only_is_cut_along_or_keeps_what_it_reads(late: bool) -> None:
+    torch.manual_seed(0)
+    model, inputs = Auxiliary(late), torch.rand(4, 3, 10, 10)
+    before = copy.deepcopy(model.state_dict())
+    small, cut = prune(model, inputs)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "also batch statistics"
+    assert small.two.out_channels == 6
+    assert (small.one.out_channels, small.aux[0].in_channels) == ((8, 8) if late else (4, 4))
+    assert small.aux[0].out_channels == 3
+    assert not any("takes no part" in note for note in cut.notes)
+    y, again = small.train()(inputs)
+    (y.sum() + again.sum()).backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+    assert small.aux[1].num_batches_tracked == 1
+    flops = open_traced(Auxiliary(late), inputs).flops()
+    assert cut.before["flops"] == flops, "of a pass in evaluation mode"
+
+
+def test_a_network_that_can_not_train_on_its_example_is_cut_as_it_runs() -> None:
+    class Wanting(Auxiliary):
+        def forward(self, x):
+            if self.training:
+                self.aux(self.one(x))
+                raise ValueError("targets should not be none when in training mode")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    small, cut = prune(Wanting(), torch.rand(4, 3, 10, 10))
+    assert small.one.out_channels == 4
+    assert any("takes no part" in note for note in cut.notes)
+
+
 class Shared(nn.Module):
     """One weight makes channels inside, and the output."""
 

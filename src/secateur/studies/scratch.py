@@ -27,7 +27,7 @@ from secateur.recipes.vision.rethinking_pruning_value import Arm, Augment, Prune
 from secateur.recover import initialise, masks
 from secateur.score import random
 from secateur.select import ranking
-from secateur.subjects import Transformer, open_subject, reload_traced
+from secateur.subjects import Transformer, detectors, open_subject, reload_traced
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Cut, Evidence, Figure, Result, Selection
 
@@ -232,9 +232,10 @@ def add(
 
     The arms are "scratch-E" and "scratch-B" as `mode` says, and with `chance` "random units": as many units of each
     site, at random, with their inherited weights. Networks are trained as `rethinking_pruning_value.fit` does, for
-    `epochs` from `lr` (the run's own options unless given); language models just as the run's students were, by
-    distillation from the original, for the run's steps and for steps F(dense) / F(cut). Their models stay in
-    `out/scratch`; `evidence.json` and `report.html` are written anew, and `out/scratch.md` has the verdicts.
+    `epochs` from `lr` (the run's own options unless given), detectors by AdamW for all epochs of the run, those before
+    the cut too; language models just as the run's students were, by distillation from the original, for the run's steps
+    and for steps F(dense) / F(cut). Their models stay in `out/scratch`; `evidence.json` and `report.html` are written
+    anew, and `out/scratch.md` has the verdicts.
 
     Returns the rows; their notes say that scratch lacks the original's own training (`LACKS`).
     """
@@ -278,8 +279,14 @@ def _arm(
     common = {"student": str(place), "removed": counts, "cap": cap}
     settings = row.settings
     if (place / "cut.json").is_file():
-        epochs = settings.get("epochs") if epochs is None else epochs
         lr = settings.get("lr") if lr is None else lr
+        if "sparse_epochs" in settings:
+            # A detector's recipe trains before its cut and after it, all with one optimiser and rate.
+            after = sum(float(settings.get(name, 0)) for name in ("finetune_epochs", "distil_epochs"))
+            whole = float(settings["sparse_epochs"]) + after if epochs is None else float(epochs)
+            own = {"weight_decay": settings["weight_decay"], "finetune": "same", "finetune_epochs": after}
+            return fresh_network, {**common, "epochs": whole, "lr": lr, "optimizer": "adamw", **own}
+        epochs = settings.get("epochs") if epochs is None else epochs
         if epochs is None or lr is None:
             raise InputError(f"recipe {row.recipe} records no epochs and lr: say what the original was trained with")
         own = {name: settings[name] for name in ("weight_decay", "finetune", "finetune_epochs") if name in settings}
@@ -307,11 +314,12 @@ def fresh_network(
     arm: str = "scratch-E",
     batch: int = 64,
     seed: int = 0,
-    epochs: int = 160,
+    epochs: float = 160,
     lr: float = 0.1,
     weight_decay: float = 1e-4,
+    optimizer: str = "sgd",
     finetune: str = "classic",
-    finetune_epochs: int | None = None,
+    finetune_epochs: float | None = None,
     cap: float | None = None,
     less: bool = False,
     dry_run: bool = False,
@@ -325,6 +333,7 @@ def fresh_network(
     """
     if less:
         data, _ = data.split(seed=seed)
+    subject = detectors.opened(subject) if data.targets else subject
     small = reload_traced(student, subject.model, subject.inputs)
     length, how = epochs, dict[str, Any](lr=lr)
     notes: tuple[str, ...] = ()
@@ -346,7 +355,7 @@ def fresh_network(
         small = Traced(fresh, small.inputs, small.plans)
     recovery = rethinking.fit(
         small.model, data, epochs=0 if dry_run else length, batch=batch, seed=seed, weight_decay=weight_decay,
-        closed=closed, folder=run.folder(f"train-{budgets[0]}"), **how,
+        optimizer=optimizer, closed=closed, folder=run.folder(f"train-{budgets[0]}"), **how,
     )  # fmt: skip
     yield Result(str(budgets[0]), small, _receipt(removed), {}, recovery, notes)
 
@@ -423,7 +432,7 @@ def _at_random(subject: Any, small: Any, removed: Mapping[str, Sequence[int]], s
 def _verdict(row: Evidence) -> str:
     """Per result: what is better by how much, from intervals over held-out examples."""
     lines = [f"## {row.target}", ""]
-    quality = next((name for name in ("accuracy", "map", "perplexity", "spearman") if name in row.after), None)
+    quality = next((name for name in ("accuracy", "mAP", "AP50", "perplexity", "spearman") if name in row.after), None)
     quality = quality or next((name for name in ("spearman", "cosine") if name in row.measured), None)
     ours = evidence.measured(row, quality) if quality else None
     for name in ("scratch-E", "scratch-B", "random units"):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from secateur.subjects import silencing
 from secateur.subjects.flops import Counter
-from secateur.subjects.recording import Example, Run, leaves, record, resting, running
+from secateur.subjects.recording import Example, Run, leaves, record, resting, running, training
 from secateur.subjects.shrinking import Plan, shrink, twin
 
-__all__ = ["FAINT", "Fault", "Silenced", "compare", "differences", "same", "silenced", "stirred"]
+__all__ = ["FAINT", "Fault", "Silenced", "compare", "differences", "same", "silenced", "stirred", "trains"]
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest output."""
@@ -68,8 +68,7 @@ def compare(
         with counter or nullcontext():
             found, given = _watched(watched, watched, example, where)
     except Exception as error:
-        line = str(error).strip().splitlines()
-        return math.inf, Fault(where[0], f"{type(error).__name__}: {line[0][:160] if line else ''}")
+        return math.inf, _stopped(error, where[0])
     # What can't run needs no reference.
     expected, wanted = _watched(reference.model, reference, example)
     return _verdict((found, given), (expected, wanted))
@@ -131,6 +130,23 @@ def _drawn(model: nn.Module) -> dict[str, Tensor]:
     return result
 
 
+def trains(small: nn.Module, example: Example) -> Fault | None:
+    """What is wrong with a pass in training, of a network with parts that run in training only."""
+    where = [""]
+    watched = twin(small, share=True)
+    try:
+        with training(watched):
+            _watched(watched, watched, example, where)
+    except Exception as error:
+        return _stopped(error, where[0])
+    return None
+
+
+def _stopped(error: Exception, where: str) -> Fault:
+    line = str(error).strip().splitlines()
+    return Fault(where, f"{type(error).__name__}: {line[0][:160] if line else ''}")
+
+
 def same(small: nn.Module, large: nn.Module, example: Example) -> tuple[float, Fault | None]:
     """The largest relative difference of the outputs of two networks, and the fault if it is above the tolerance."""
     expected, _ = _watched(shadow := twin(large, share=True).eval(), shadow, example)
@@ -139,8 +155,7 @@ def same(small: nn.Module, large: nn.Module, example: Example) -> tuple[float, F
     try:
         found, _ = _watched(watched, watched, example, where)
     except Exception as error:
-        line = str(error).strip().splitlines()
-        return math.inf, Fault(where[0], f"{type(error).__name__}: {line[0][:160] if line else ''}")
+        return math.inf, _stopped(error, where[0])
     worst, what = _difference(found, expected)
     return worst, None if worst <= TOLERANCE else Fault("", what)
 

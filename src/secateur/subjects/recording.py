@@ -8,8 +8,8 @@ over channels is averaged over those that are kept.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -23,13 +23,14 @@ from secateur.subjects import flops, rules, silencing
 from secateur.subjects.atoms import Atoms
 from secateur.subjects.flow import Flow, Labels
 
-__all__ = ["Example", "Run", "leaves", "record", "resting", "running", "tensors_of"]
+__all__ = ["Example", "Run", "leaves", "record", "resting", "running", "tensors_of", "training"]
 
 _SIDE = ("hidden_state", "attentions", "past_key_values", "cache", "states", "pooler_output", "mems")
 """Parts of an output that transformers gives beside the main one."""
 
 _LIVE = "_secateur_live"
-"""Marks tensors that an operator made: True where they were computed from parameters."""
+"""Marks tensors that an operator made, by what they were computed from: bits of `_PARAMETERS` and `_INPUTS`."""
+_PARAMETERS, _INPUTS = 1, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,10 @@ class Run:
     """Of parameters and buffers."""
     reads: list[str] = field(default_factory=list)
     """Modules in which Python read a value that was computed from parameters: code may have chosen by it."""
+    looks: list[str] = field(default_factory=list)
+    """The same of values of the inputs alone."""
+    late: bool = False
+    """Whether parts of the network run in training only; what they ask for was recorded too."""
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -141,21 +146,58 @@ def record(
         if entered is not None:
             entered[0] = path
 
-    args, kwargs = example.fresh()
-    try:
+    def one() -> Any:
+        args, kwargs = example.fresh()
+        mode.given = {id(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        mode.known = {id(one) for one in found.values()} | mode.given | _loose(model)
         with running(model, follow), mode:
-            mode.known = {id(one) for one in (*found.values(), *tree_leaves((args, kwargs)))} | _loose(model)
             output = model(*args, **kwargs)
         mode.settle(output)
+        flow.where, flow.operator = "", "output"
+        for value in leaves(output)[0]:
+            atoms.keep_all(flow.labels(value), "reaches the output of the network")
+        return output
+
+    late = False
+    try:
+        output = one()
+        if kept is None and (idle := dict(model.named_parameters()).keys() - mode.used) and _late(model, example, idle):
+            # What that pass costs and does is not part of the network's own.
+            products, steps, late = list(mode.products), list(mode.steps), True
+            with training(model):
+                one()
+            mode.products, mode.steps = products, steps
     finally:
         for tensor in found.values():
             for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base", "_secateur_raw"):
                 tensor.__dict__.pop(mark, None)
-    flow.where, flow.operator = "", "output"
-    main, _ = leaves(output)
-    for value in main:
-        flow.atoms.keep_all(flow.labels(value), "reaches the output of the network")
-    return Run(output, flow, mode.used, mode.products, mode.steps, given, mode.reads)
+    return Run(output, flow, mode.used, mode.products, mode.steps, given, mode.reads, mode.looks, late)
+
+
+def _late(model: nn.Module, example: Example, idle: Set[str]) -> bool:
+    """Whether a module with one of these parameters runs in training, such as an auxiliary classifier.
+
+    False where it can't train on the example inputs alone, as a detector that wants boxes.
+    """
+    owners, ran = {name.rpartition(".")[0] for name in idle}, set[str]()
+    with suppress(Exception), training(model), running(model, ran.add):
+        args, kwargs = example.fresh()
+        model(*args, **kwargs)
+        return not owners.isdisjoint(ran)
+    return False
+
+
+@contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """In training, as the network's own code sees it: layers of torch's, with their noise and statistics, are not."""
+    before = {module: module.training for module in model.modules()}
+    for module in before:
+        module.training = not type(module).__module__.startswith("torch.nn")
+    try:
+        yield
+    finally:
+        for module, was in before.items():
+            module.training = was
 
 
 def _loose(model: nn.Module) -> set[int]:
@@ -201,8 +243,11 @@ class _Recorder(TorchDispatchMode):
         self.products: list[flops.Product] = []
         self.own: set[int] = set()
         self.reads: list[str] = []
+        self.looks: list[str] = []
         self.known: set[int] = set()
         """Ids of tensors that were there before the pass."""
+        self.given: set[int] = set()
+        """Those of the inputs among them."""
         self.foreign = False
         """Whether numbers came in that no operator made."""
         self._unused: dict[int, tuple[Labels, str]] = {}
@@ -217,13 +262,15 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if _Recorder.resting:
             return func(*args, **kwargs)
-        live = False
+        live = 0
         for value in args:
             for one in value if isinstance(value, list | tuple) else (value,):
                 if id(one) in self.names:
                     self.used.add(self.names[id(one)])
-                    live = True
-                live = live or getattr(one, _LIVE, False)
+                    live |= _PARAMETERS
+                elif id(one) in self.given:
+                    live |= _INPUTS
+                live |= getattr(one, _LIVE, 0)
         if func.overloadpacket.__name__.endswith("_") and args and id(args[0]) in self.names.keys() - self.own:
             # The pass writes into a parameter, which is shared with the model that must stay as it is.
             self.own.add(id(args[0]))
@@ -234,7 +281,7 @@ class _Recorder(TorchDispatchMode):
             out = func(*args, **kwargs)
             self.products += flops.products(self.flow, func, args, kwargs, out)
             if live and func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal"):
-                self.reads.append(self.flow.where)
+                (self.reads if live & _PARAMETERS else self.looks).append(self.flow.where)
             rules.apply(self.flow, func, args, kwargs, out)
             made, whole = rules.marks(self.flow, out)
             self.steps.append(rules.Step(func, given, plain, made, whole and not values))
@@ -260,10 +307,10 @@ class _Recorder(TorchDispatchMode):
                         self._lost.append(left)
                     self.foreign = self.foreign or not (made or id(one) in self.known or one.numel() < 2)
 
-    def _give(self, out: Any, live: bool) -> None:
+    def _give(self, out: Any, live: int) -> None:
         for one in out if isinstance(out, list | tuple) else (out,):
             if isinstance(one, Tensor):
-                setattr(one, _LIVE, live or getattr(one, _LIVE, False))
+                setattr(one, _LIVE, live | getattr(one, _LIVE, 0))
                 if id(one) in self._unused:  # that of a tensor which is gone
                     self._lost.append(self._unused.pop(id(one)))
                 if labels := self.flow.labels(one):

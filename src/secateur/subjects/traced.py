@@ -26,7 +26,7 @@ from secateur.subjects import coupling as coupled
 from secateur.subjects import flops, integers, invariance, onnxing, segments
 from secateur.subjects import offsets as offsets_of
 from secateur.subjects.coupling import Coupling
-from secateur.subjects.proof import FAINT, Fault, Silenced, compare, differences, same, silenced, stirred
+from secateur.subjects.proof import FAINT, Fault, Silenced, compare, differences, same, silenced, stirred, trains
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
 from secateur.subjects.shrinking import Plan, plan, shrink, twin
 from secateur.vocabulary import Cut, Selection, Site, Term, Units
@@ -414,7 +414,8 @@ class Traced:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
 
         With `prove`, both the smaller network and the silenced original run on the example inputs and must agree to
-        1e-5 of the largest output; `CutError` says where they don't. Segments (see `units`) are erased: then the
+        1e-5 of the largest output; `CutError` says where they don't. Where parts run in training only (an auxiliary
+        classifier), a pass in training must run as well. Segments (see `units`) are erased: then the
         silenced original has zeros for their weights. Raises `InputError` where the network breaks without them.
 
         With `offsets`, channels that go are not silent but what their batch norms give at a scale of 0: the constants
@@ -439,6 +440,8 @@ class Traced:
             result.error, fault = compare(small, silenced(self.model, kept, self.run), self.inputs, counter)
             if fault is None and result.error < FAINT:
                 result.error, fault = stirred(self.model, made, kept, self.inputs, self.run)
+            if fault is None and self.run.late:
+                fault = trains(small, self.inputs)
             if fault is not None:
                 raise CutError(
                     f"a cut of {type(self.model).__name__} can't be proved: {fault.what}"
@@ -756,11 +759,21 @@ def _check(model: nn.Module, example: Example) -> None:
 
 def _check_branches(subject: Traced) -> None:
     """Refuse a network that chooses by its data what to run, where the example leaves something out."""
-    reads, parameters = subject.run.reads, dict(subject.model.named_parameters())
-    idle = [name for name in parameters if name not in subject.run.used]
-    if reads and idle:
+    run, whole = subject.run, type(subject.model).__name__
+    idle = [name for name in dict(subject.model.named_parameters()) if name not in run.used]
+    if run.reads and idle:
         raise UnsupportedError(
             f"{idle[0]} takes no part in the forward pass, which depends on values computed in "
-            f"{reads[0] or type(subject.model).__name__}: other inputs may run it; give example inputs that run all "
-            "of the network"
+            f"{run.reads[0] or whole}: other inputs may run it; give example inputs that run all of the network"
         )
+    # Code looks at its inputs for many reasons, such as masks without effect: where it then leaves out a module of its
+    # own it has chosen.
+    for name in idle:
+        place = name.rpartition(".")[0]
+        while place:
+            place = place.rpartition(".")[0]
+            if place in run.looks:
+                raise UnsupportedError(
+                    f"{name} takes no part in the forward pass, and {place or whole} looks at values of its inputs: "
+                    "others may run it; give example inputs that run all of the network"
+                )

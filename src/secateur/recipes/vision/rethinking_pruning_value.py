@@ -6,11 +6,12 @@ Liu, Sun, Zhou, Huang and Darrell, ICLR 2019 (arXiv 1810.05270).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,10 +24,11 @@ from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import size, statistics
 from secateur.modes import evaluating
-from secateur.recover import compensate, initialise, loop, losses, masks, objectives, slimming
+from secateur.recover import compensate, detecting, initialise, loop, losses, masks, objectives, slimming
 from secateur.recover.masks import Masks
 from secateur.score import magnitude, random, reconstruction
 from secateur.select import ranking
+from secateur.subjects.detectors import Detector
 from secateur.subjects.residual import Branches
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Cut, Figure, Recovery, Result, Selection, Site, Units
@@ -520,12 +522,12 @@ def fit(
 ) -> Recovery | None:
     """Train `model` in place on the classes of `data`, by SGD with momentum 0.9 or by "adamw"; None for no epochs.
 
-    schedule: "milestones", decays at 50 % and 75 % whatever the epochs; or "constant". penalty: is added to the mean
-    loss. closed: masks, held at 0. epoch_end: called after each epoch. step_end: called with the optimizer after each
-    step. extra: trained along. judged: examples whose error is noted after each epoch, for the best beside the last.
-    folder: of checkpoints. flops: of one forward pass of one example.
+    On boxes it trains a detector by its own loss. schedule: "milestones", decays at 50 % and 75 % whatever the epochs;
+    or "constant". penalty: is added to the mean loss. closed: masks, held at 0. epoch_end: called after each epoch.
+    step_end: called with the optimizer after each step. extra: trained along. judged: examples whose error is noted
+    after each epoch, for the best beside the last. folder: of checkpoints. flops: of one forward pass of one example.
     """
-    if data.labels is None:
+    if data.labels is None and not data.targets:
         raise DataError(f"{data.name} has no classes: give labels, for networks are trained on them here")
     feed, further = examples.batches(data, batch=batch, seed=seed, augment=augment), loop.options(training)
     epoch = len(feed) / further.get("accumulate", 1)  # in steps
@@ -535,7 +537,10 @@ def fit(
         return None
 
     def objective(part: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        loss = losses.cross_entropy(predict(model, part), part["labels"]) / totals["examples"]
+        if data.targets:
+            loss, _ = detecting.press(cast(Detector, model).loss)(part, totals)
+        else:
+            loss = losses.cross_entropy(predict(model, part), part["labels"]) / totals["examples"]
         if penalty is not None:
             loss = loss + penalty() * (len(part["inputs"]) / totals["examples"])
         return loss, {}
@@ -588,15 +593,20 @@ class Arm:
         return float(self.right.mean())
 
 
-def tuning_epochs(epochs: int, finetune: str, given: int | None = None) -> int:
+Epochs = TypeVar("Epochs", int, float)
+
+
+def tuning_epochs(epochs: Epochs, finetune: str, given: Epochs | None = None) -> Epochs:
     """Epochs of fine-tuning: those `given`, or a quarter of the large network's for classic, all of them for rewind."""
-    return (max(1, epochs // 4) if finetune == "classic" else epochs) if given is None else given
+    if given is not None:
+        return given
+    return max(type(epochs)(1), epochs // 4) if finetune == "classic" else epochs
 
 
-def epochs_for(epochs: int, dense: float, cut: float, cap: float | None = None) -> int:
-    """int(E F(dense) / F(cut)), at most `cap` times E: what Scratch-B may train for. Source: section 3."""
-    stretched = int(epochs * dense / cut + 1e-9)
-    return stretched if cap is None else min(stretched, int(cap * epochs))
+def epochs_for(epochs: Epochs, dense: float, cut: float, cap: float | None = None) -> Epochs:
+    """E F(dense) / F(cut), at most `cap` times E, whole where E is: what Scratch-B may train for. Source: section 3."""
+    kind, most = type(epochs), math.inf if cap is None else cap
+    return kind(min(epochs * dense / cut + 1e-9, most * epochs))
 
 
 def forward_flops(subject: Traced, sparse: bool = False) -> float:
