@@ -312,10 +312,10 @@ def nets(tmp_path):
     return tmp_path
 
 
-def of_nets(nets, student="thin", teacher="wide", **how):
+def of_nets(nets, student="thin", teacher="wide", out="out", **how):
     options = {"steps": 60, "batch": 32, "lr": 1e-2, **how}
     teachers = [f"{nets}/nets.py:{name}" for name in ([teacher] if isinstance(teacher, str) else teacher)]
-    return secateur.distill(f"{nets}/nets.py:{student}", teachers, nets / "data.npz", nets / "out", **options)
+    return secateur.distill(f"{nets}/nets.py:{student}", teachers, nets / "data.npz", nets / out, **options)
 
 
 def test_a_network_of_any_kind_learns_by_examples(nets):
@@ -349,6 +349,20 @@ def test_a_network_takes_its_weights_from_a_file_or_a_folder(nets, tmp_path):
 def test_networks_with_assistants_and_several_teachers(nets):
     row = of_nets(nets, teacher=["wide", "thin"], assistants=[f"{nets}/nets.py:wide"], shares=[3, 1])
     assert row.verdict
+
+
+@pytest.mark.parametrize("how", [{"shares": [0, 1]}, {"shares": [1, 0]}, {"choice": "label"}, {}], ids=str)
+def test_loyalty_is_to_the_teachers_that_are_asked(nets, how):
+    """Not to the first of them: with all weight on one, the figures are those of that one alone."""
+    both = of_nets(nets, teacher=["wide", "thin"], steps=4, **how)
+    alone = [of_nets(nets, teacher=one, out=one, steps=4) for one in ("wide", "thin")]
+    found, *others = map(loyal, (both, *alone))
+    assert others[0] != others[1]
+    shares = how.get("shares")
+    if shares:
+        assert found == others[shares.index(1)]
+    else:
+        assert found != others[0]
 
 
 @pytest.mark.parametrize(

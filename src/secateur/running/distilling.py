@@ -597,10 +597,15 @@ class _Course:
     def together(self, student: Any) -> Any:
         """The teachers as one subject to be measured."""
         one = self.masters[0] if self.masters else student
-        if len(self.masters) < 2 or not self.of_texts:
+        if len(self.masters) < 2:
             return one
-        joint = copy.copy(one)
-        joint.forward = self.voices(student, self.masters, 1.0)
+        joint, voices = copy.copy(one), self.voices(student, self.masters, 1.0)
+        if self.of_texts:
+            joint.forward = voices
+        else:
+            from secateur.running import network  # texts do without
+
+            joint.model = network.Joint(partial(_predicted, voices))
         return joint
 
     def planned(self, student: Any) -> Evidence:

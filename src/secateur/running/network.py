@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -147,9 +147,23 @@ def forward(subject: Traced, batch: Any) -> Any:
     return called(subject, batch)
 
 
+class Joint(nn.Module):
+    """Several networks that answer as one, by what `say` makes of a whole batch: for measuring only."""
+
+    def __init__(self, say: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.say = say
+
+    def forward(self, batch: Any) -> Tensor:
+        """Their answer."""
+        return self.say(batch)
+
+
 def called(subject: Traced, batch: Any) -> Any:
     """As `forward`, in the mode in which the network is."""
     model = subject.model
+    if isinstance(model, Joint):
+        return model(batch)
     if isinstance(batch, tuple):
         args, kwargs = batch
         return model(*args, **kwargs)
