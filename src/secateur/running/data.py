@@ -30,10 +30,11 @@ from secateur.files.texts import Corpus
 from secateur.measure import environment, evidence
 from secateur.recipes.data import kd_data_pruning
 from secateur.recover import rehearsal
-from secateur.running import configs, language, network
+from secateur.running import configs, indices, language, network
 from secateur.score import difficulty, random
 from secateur.select import balance, ranking
 from secateur.subjects import ExampleSet, Traced, Transformer
+from secateur.subjects.examples import INDEX
 from secateur.subjects.recording import Example
 from secateur.vocabulary import Budget, Evidence, Result, Selection
 
@@ -78,7 +79,8 @@ def prune_data(
 
     Args:
         data: texts as for `secateur.run` (also an iterable that is passed over once), arrays and folders of images, a
-            `datasets.Dataset`, a folder of `save_to_disk`, a .csv file, a `ray.data.Dataset`.
+            `datasets.Dataset`, a folder of `save_to_disk`, a .csv file, a `ray.data.Dataset`; or an earlier index, as
+            its folder or as an `ExampleSet`: what it keeps is cut further.
         budget: how much may stay: examples=30%, bytes=10MB, words=1000000, tokens=50%; one or several.
         out: the run directory; the index for a budget stands in a folder of that name.
         score: which examples are worth most. "random"; "length" (of texts: most words first); what a model in training
@@ -136,7 +138,9 @@ def prune_data(
             if not dry_run:
                 for result in found:
                     run.publish(result.subject.save, result.name)  # type: ignore[attr-defined]
-                evidence.write(where / "evidence.json", [_evidence(one, {**about, **settings}) for one in found])
+                said = {row.target: row for row in _earlier(where)}
+                said |= {one.name: _evidence(one, {**about, **settings}) for one in found}
+                evidence.write(where / "evidence.json", list(said.values()))
     finally:
         if place is not None:
             place.cleanup()
@@ -177,6 +181,13 @@ def _named(model: Model) -> str:
     return str(model) if isinstance(model, str | Path) else type(getattr(model, "model", model)).__name__
 
 
+def _earlier(where: Path) -> list[Evidence]:
+    """What earlier calls said of budgets whose indices are still there."""
+    if not (where / "evidence.json").is_file():
+        return []
+    return [row for row in evidence.read(where) if (where / row.target / INDEX).is_file()]
+
+
 def _evidence(result: Result, settings: Mapping[str, Any]) -> Evidence:
     row = Evidence("prune-data", result.name, predicted=result.predicted, cut=result.cut, settings=settings,
                    environment=environment.describe())  # fmt: skip
@@ -199,6 +210,8 @@ def rows(
 
     With `ray`, or of a data set of Ray's, it is Ray Data that passes over them.
     """
+    if indices.are(data):
+        return indices.kept(data)  # type: ignore[no-any-return]
     if ray or ray_data.is_dataset(data):
         if held:
             raise InputError("a model that is asked holds the data in memory, Ray Data passes over it: leave one out")

@@ -18,6 +18,7 @@ from secateur.errors import DataError, InputError
 from secateur.files import masking, texts
 from secateur.measure import latency, loyalty, quality, size, sparsity
 from secateur.recover import quantise, teachers
+from secateur.running import indices
 from secateur.subjects import Moe, Streamed, Transformer, open_subject, sides
 from secateur.subjects import matrices as blocks
 from secateur.subjects.transformer import positions
@@ -58,8 +59,8 @@ Model: TypeAlias = str | Path | PreTrainedModel | Transformer
 
 
 def read(data: str | Path | Sequence[str] | texts.Corpus) -> texts.Corpus:
-    """The texts in `data`."""
-    return texts.read(data)
+    """The texts in `data`, or those that an index keeps."""
+    return indices.kept(data) if indices.are(data) else texts.read(data)
 
 
 def opened(model: Model, device: str | None = None, data: texts.Corpus | None = None) -> Transformer:

@@ -16,6 +16,7 @@ from secateur.errors import DataError, InputError, MissingExtraError, Unsupporte
 from secateur.files import examples, plugins
 from secateur.files.examples import Examples
 from secateur.measure import detection, latency, loyalty, quality, size, sparsity
+from secateur.running import indices
 from secateur.subjects import detectors, integers
 from secateur.subjects import matrices as every
 from secateur.subjects.detectors import Detector
@@ -55,8 +56,8 @@ Model: TypeAlias = str | Path | nn.Module | Traced
 
 
 def read(data: str | Path | Examples) -> Examples:
-    """The examples in `data`."""
-    return examples.read(data)
+    """The examples in `data`, or those that an index keeps."""
+    return indices.kept(data) if indices.are(data) else examples.read(data)
 
 
 def opened(model: Model, device: str | None = None, data: Examples | None = None) -> Traced:

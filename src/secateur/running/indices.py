@@ -1,0 +1,63 @@
+"""An index that `secateur prune-data` wrote, as data: the examples that stay, of the data that it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from secateur.errors import DataError, RunError
+from secateur.subjects.examples import INDEX, ExampleSet
+
+__all__ = ["are", "kept"]
+
+
+def are(data: Any) -> bool:
+    """Whether `data` is an `ExampleSet`, an index file, or the folder of one."""
+    if isinstance(data, ExampleSet):
+        return True
+    return isinstance(data, str | Path) and any(path.is_file() for path in _places(data))
+
+
+def kept(data: Any) -> Any:
+    """The examples that an index keeps, read from where the run that wrote it had its data.
+
+    A path that was relative then is taken from here, or from beside the run. Raises `DataError` for an index without
+    its run, or data that is not there, or is other data now.
+    """
+    if isinstance(data, ExampleSet):
+        return data.data
+    from secateur.running.data import rows  # which reads data for the trades that read an index here
+
+    index = next(path for path in _places(data) if path.is_file())
+    settings = next((path for path in _above(index) if path.is_file()), None)
+    if settings is None:
+        raise DataError(f"{index} stands in no run directory, which would say what data it is of: give that data")
+    try:
+        told = yaml.safe_load(settings.read_text("utf-8"))
+        source, (text, label) = str(told["data"]), (str(told.get(name, name)) for name in ("text", "label"))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise DataError(f"{settings} does not say what data {index} is of: give that data") from error
+    beside = settings.parent.parent / source
+    found = beside if not Path(source).exists() and beside.exists() else source
+    try:
+        return ExampleSet.load(rows(str(found), held=True, text=text, label=label), index).data
+    except DataError as error:
+        raise DataError(f"{index} is of the data {source}: {error}") from error
+    except RunError as error:
+        raise DataError(str(error)) from error
+
+
+def _places(data: str | Path) -> Iterator[Path]:
+    path = Path(data)
+    yield path / INDEX
+    if path.name == INDEX:
+        yield path
+
+
+def _above(index: Path) -> Iterator[Path]:
+    """Where the run's settings may stand: a budget's folder is in the run's, a recipe's own work deeper."""
+    for folder in list(index.resolve().parents)[1:4]:
+        yield folder / "run.yaml"
