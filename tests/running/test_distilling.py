@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -349,6 +350,16 @@ def test_a_network_takes_its_weights_from_a_file_or_a_folder(nets, tmp_path):
 def test_networks_with_assistants_and_several_teachers(nets):
     row = of_nets(nets, teacher=["wide", "thin"], assistants=[f"{nets}/nets.py:wide"], shares=[3, 1])
     assert row.verdict
+
+
+def test_copies_in_the_held_out_part_are_told_of(nets):
+    assert "copies" not in of_nets(nets, steps=1).settings
+    with np.load(nets / "data.npz") as found:
+        twice = {name: np.concatenate([found[name]] * 2) for name in found.files}
+    np.savez(nets / "data.npz", **twice)
+    for how in ({"dry_run": True}, {}):
+        told = of_nets(nets, steps=1, out="twice", **how).settings["copies"]
+        assert re.match(r"\d+ of 80 held-out examples are in the training part, too, .*--deduplicate", told)
 
 
 @pytest.mark.parametrize("how", [{"shares": [0, 1]}, {"shares": [1, 0]}, {"choice": "label"}, {}], ids=str)

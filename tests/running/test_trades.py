@@ -9,6 +9,7 @@ import torch
 
 import tiny
 from secateur.errors import InputError
+from secateur.files.texts import Corpus
 from secateur.running import language, network, trades
 from secateur.subjects import Traced, Transformer
 
@@ -25,6 +26,13 @@ def test_a_recipe_says_by_its_first_annotation_what_it_takes():
 
     assert trades.of_recipe(on_networks) is network
     assert trades.of_recipe(on_text) is trades.of_recipe(silent) is language
+
+
+def test_copies_of_held_out_texts_are_counted():
+    train, held = Corpus(["a", "b", "a"], None, "some"), Corpus(["b", "c", "b", "d"], None, "others")
+    assert trades.copies(train, held, "texts").startswith("2 of 4 held-out texts are in the training part, too,")
+    assert trades.copies(held, train, "texts").startswith("1 of 3 held-out texts")
+    assert trades.copies(Corpus(["x"], None, "x"), held, "texts") == ""
 
 
 def test_a_model_says_it_by_its_name(tmp_path):

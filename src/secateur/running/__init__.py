@@ -150,6 +150,7 @@ def results(
         raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
     # Once, and before the recipe: what quality is measured on, it never sees.
     train, held_out = corpus.split(seed=seed)
+    warned = tuple(filter(None, [trades.copies(train, held_out, trade.NOUN)]))
     where = trade.where(subject, chosen.get("batch"), chosen.get("length"), threads)
     trade.check(subject, {"length": where.length, **chosen})
     settings = {
@@ -172,6 +173,7 @@ def results(
     if dry_run:
         with tempfile.TemporaryDirectory() as folder, Run.open(folder, settings) as directory, _threads(where):
             for result in _recipe(function, subject, train, budgets, directory, chosen, seed):
+                result = replace(result, notes=(*result.notes, *warned))
                 yield replace(_evidence(trade, result, subject, None, where, settings, budgets), verdict="dry run")
         return
     with (
@@ -192,6 +194,7 @@ def results(
             for result in _recipe(function, subject, train, budgets, directory, chosen, seed):
                 if result.name in finished:
                     continue
+                result = replace(result, notes=(*result.notes, *warned))
                 row = _evidence(trade, result, subject, held_out, where, {**about, **settings}, budgets)
                 if not result.cut.is_noop:
                     place = result.name if len(names) > 1 else ""

@@ -159,8 +159,10 @@ def distill(
     stream = _stream(trade, lesson, pupil, train, masters)
     where = trade.where(pupil, batch, length if trade is language else None, None)
     course = _Course(trade, lesson, tuple(map(str, above)), masters, train, held, stream, where)
+    warned = {"copies": told} if (told := trades.copies(train, held, trade.NOUN)) else {}
     if dry_run:
-        return course.planned(pupil)
+        row = course.planned(pupil)
+        return replace(row, settings={**row.settings, **warned})
     settings = {
         "recipe": "distill",
         **{name: value for name, value in asdict(lesson).items() if value not in ("", (), {})},
@@ -182,7 +184,7 @@ def distill(
     ):
         record = run.path("evidence.json")
         if not record.exists():
-            row = course.taught(pupil, between, run, {"model": about["student"], **about, **settings})
+            row = course.taught(pupil, between, run, {"model": about["student"], **about, **settings, **warned})
             name = str(Path(run.root.resolve().name))
             run.publish(partial(_save, trade, pupil, row, name))
             evidence.write(record, row)

@@ -27,6 +27,7 @@ __all__ = [
     "BATCH",
     "LENGTH",
     "NOUN",
+    "Joint",
     "Model",
     "again",
     "called",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
 from secateur.errors import InputError, UnsupportedError
@@ -128,6 +129,17 @@ def match(trade: Trade, model: Any, recipe: str) -> None:
     raise InputError(
         f"{recipe} works on networks, and {str(model)!r} names none: give a function that builds one, such as "
         "net.py:build"
+    )
+
+
+def copies(train: Any, held: Any, noun: str) -> str:
+    """A line on held-out examples that are in the training part as well; "" where there are none."""
+    found = int(np.isin(held.keys(), train.keys()).sum())
+    if not found:
+        return ""
+    return (
+        f"{found} of {len(held)} held-out {noun} are in the training part, too, and figures of quality are better for "
+        "it: `secateur prune-data DATA --deduplicate` leaves copies out"
     )
 
 
