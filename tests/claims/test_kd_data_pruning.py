@@ -18,6 +18,7 @@ from torch import nn
 from claims import lab, vision
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
+from secateur.measure import loyalty
 from secateur.recipes.data import kd_data_pruning as recipe
 from secateur.studies import ridge
 from secateur.subjects.recording import Example
@@ -80,21 +81,46 @@ def teacher(kind: str, seed: int, width: int = WIDTH) -> nn.Module:
     return trained(net(width), kind, seed, chance=seed, alpha=0.0)[0]
 
 
+def judged(student: nn.Module, taught_by: nn.Module, test: Examples) -> tuple[float, float]:
+    """Accuracy, and label loyalty to the teacher that saw all of the data."""
+    with torch.no_grad():
+        ours, theirs = (one.eval()(test.inputs) for one in (student, taught_by))
+    return vision.accuracy(student, test), loyalty.label(ours, theirs).value
+
+
 def accuracies(kind: str, seed: int, alpha: float, shares=SHARES, score: str = "random", **how) -> dict[str, float]:
-    """Share -> accuracy on the test part of a student that starts from other weights than its teacher did."""
+    """Share -> accuracy on the test part of a student that starts from other weights than its teacher did.
+
+    "SHARE loyal" is its label loyalty to that teacher.
+    """
 
     def compute() -> dict[str, float]:
         found = trained(
             teacher(kind, seed), kind, seed, shares, chance=seed + 50, alpha=alpha, score=score, **how
         )  # fmt: skip
-        return {str(s): vision.accuracy(one, data(kind, seed)[1]) for s, one in zip(shares, found, strict=True)}
+        told = {
+            str(s): judged(one, teacher(kind, seed), data(kind, seed)[1]) for s, one in zip(shares, found, strict=True)
+        }
+        return {s: a for s, (a, _) in told.items()} | {f"{s} loyal": b for s, (_, b) in told.items()}
 
     told = "-".join([kind, str(seed), str(alpha), score, *map(str, (*shares, *how.values()))])
     return lab.remembered(f"{NAME}-{told}", compute)
 
 
-def rows(kind: str, share: float, alpha: float, **how) -> list[float]:
-    return [accuracies(kind, seed, alpha, **how)[str(share)] for seed in SEEDS]
+class Row(list[float]):
+    """Accuracies, one for each seed, and label loyalties beside them."""
+
+    loyal: list[float]
+
+    @classmethod
+    def of(cls, found: list[dict[str, float]], share: str) -> Row:
+        row = cls(one[share] for one in found)
+        row.loyal = [one[f"{share} loyal"] for one in found]
+        return row
+
+
+def rows(kind: str, share: float, alpha: float, **how) -> Row:
+    return Row.of([accuracies(kind, seed, alpha, **how) for seed in SEEDS], str(share))
 
 
 def points(first, second) -> float:
@@ -103,10 +129,13 @@ def points(first, second) -> float:
 
 
 def told(name: str, claim: str, holds: bool, what: str, mine, others, *, setup: str = SETUP, **more) -> None:
-    """The row of a claim: the accuracy of `what`, beside the others'."""
+    """The row of a claim: the accuracy of `what`, beside the others'; and label loyalty, its own and its rivals'."""
+    more.setdefault("against", list(others))
+    rivals = {rival: others[rival] for rival in more["against"]}
+    loyal = {f"label loyalty, {one}": row.loyal for one, row in {what: mine, **rivals}.items()}
     lab.record(
-        NAME, name, claim, holds, ("accuracy", mine), others, lower=False, setup=f"{setup}; measured: {what}",
-        **({"seeds": SEEDS} | more),
+        NAME, name, claim, holds, ("accuracy", mine), {**others, **loyal}, lower=False,
+        setup=f"{setup}; loyalty to a teacher of all the data; measured: {what}", **({"seeds": SEEDS} | more),
     )  # fmt: skip
 
 
@@ -129,7 +158,7 @@ CHOSEN = (0.03, 0.1, 0.5)
 
 
 def test_with_a_teacher_every_rule_gains():
-    scores = ("random", "el2n", "forgetting")
+    scores = ("random", "el2n", "grand", "forgetting")
     found = {
         (kind, score, f, a): rows(kind, f, a, shares=CHOSEN, score=score)
         for kind in KINDS for score in scores for f in (0.03, 0.1) for a in (0.0, 1.0)
@@ -138,7 +167,7 @@ def test_with_a_teacher_every_rule_gains():
     gains = {cell: points(found[(*cell, 1.0)], found[(*cell, 0.0)]) for cell in cells}
     worst = min(gains, key=gains.__getitem__)
     told(
-        "rules", "at 3 % and 10 % the teacher alone is above labels alone for random, EL2N and forgetting",
+        "rules", "at 3 % and 10 % the teacher alone is above labels alone for random, EL2N, GraNd and forgetting",
         all(gain > 0 for gain in gains.values()),
         f"{' '.join(map(str, worst))}, the least gain", found[(*worst, 1.0)],
         {"labels alone": found[(*worst, 0.0)]},
@@ -248,12 +277,16 @@ def test_the_widest_teacher_is_not_the_best_for_a_small_share(tmp_path):
             large = teacher("clean", seed, round(WIDTH * factor))
             found = trained(large, "clean", seed, (0.03, 0.5), chance=seed + 50, alpha=1.0, student=f"{file}:build")
             test = data("clean", seed)[1]
-            return {"0.03": vision.accuracy(found[0], test), "0.5": vision.accuracy(found[1], test),
-                    "teacher": vision.accuracy(large, test)}  # fmt: skip
+            told = {
+                key: judged(one, large, test)
+                for key, one in zip(("0.03", "0.5", "teacher"), (*found, large), strict=True)
+            }
+            return {key: a for key, (a, _) in told.items()} | {f"{key} loyal": b for key, (_, b) in told.items()}
 
         return lab.remembered(f"{NAME}-capacity-{seed}-{factor}", compute)
 
-    table = {f: {key: [student(seed, f)[key] for seed in SEEDS] for key in ("0.03", "0.5", "teacher")} for f in FACTORS}
+    found = {f: [student(seed, f) for seed in SEEDS] for f in FACTORS}
+    table = {f: {key: Row.of(found[f], key) for key in ("0.03", "0.5", "teacher")} for f in FACTORS}
     best = {key: max(FACTORS, key=lambda f: float(np.mean(table[f][key]))) for key in ("0.03", "0.5")}
     told(
         "capacity", "for 3 % of the data, the teacher that teaches best is not the widest of five, from a "
@@ -268,14 +301,18 @@ def test_the_widest_teacher_is_not_the_best_for_a_small_share(tmp_path):
 
 def test_alpha_auto_finds_what_the_share_wants():
     shares = (0.03, 0.1, 0.3)
-    ours = {f: [] for f in shares}
-    for seed in SEEDS[:3]:
-        found = accuracies("noisy", seed, "auto", shares=shares, tried=(0.03, 0.3, 1.0), trials=1)
-        for f in shares:
-            ours[f].append(found[str(f)])
-    fixed = {a: [float(np.mean([accuracies("noisy", s, a)[str(f)] for f in shares])) for s in SEEDS[:3]]
-             for a in recipe.WEIGHTS}  # fmt: skip
-    mine = [float(np.mean([ours[f][number] for f in shares])) for number in range(3)]
+
+    def over(alpha, **how) -> Row:
+        """The means over the shares."""
+        found = [accuracies("noisy", seed, alpha, **how) for seed in SEEDS[:3]]
+        means = [
+            {key: float(np.mean([one[f"{f}{end}"] for f in shares])) for key, end in (("", ""), (" loyal", " loyal"))}
+            for one in found
+        ]
+        return Row.of(means, "")
+
+    mine = over("auto", shares=shares, tried=(0.03, 0.3, 1.0), trials=1)
+    fixed = {a: over(a) for a in recipe.WEIGHTS}
     told(
         "auto", "with a fifth of the labels redrawn, alpha auto is within a point of the best fixed alpha, over "
         "3 %, 10 % and 30 % together",

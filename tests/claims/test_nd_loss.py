@@ -96,8 +96,13 @@ def figures(seed: int, size: str, name: str) -> dict[str, Any]:
     return lab.remembered(f"nd_loss-{size}-{name.replace(' ', '')}-{seed}", compute)
 
 
+def loyal(*names: str, size: str = "middle") -> dict[str, list[float]]:
+    """Label loyalty to the teacher, of the held-out digits in percent."""
+    return {f"label loyalty, {name}": column(name, "loyalty", size) for name in names}
+
+
 def column(name: str, what: str = "accuracy", size: str = "middle") -> list[float]:
-    scale = 100 if what == "accuracy" else 1
+    scale = 100 if what in ("accuracy", "loyalty") else 1
     return [scale * figures(seed, size, name)["student"][what] for seed in SEEDS]
 
 
@@ -123,7 +128,8 @@ def test_nd_improves_kd():
     lab.record(
         "nd_loss", "claim1", "KD is better than labels alone, and with ND no worse than without",
         sum(ce) < sum(kd) <= sum(both),
-        ("accuracy, KD + ND", both), {"accuracy, KD": kd, "accuracy, labels": ce, "accuracy, KD + cosine": cosine},
+        ("accuracy, KD + ND", both),
+        {"accuracy, KD": kd, "accuracy, labels": ce, "accuracy, KD + cosine": cosine, **loyal("KD + ND", "KD", "CE")},
         lower=False, against=["accuracy, KD"], setup=SETUP, seeds=SEEDS,
     )  # fmt: skip
 
@@ -140,7 +146,8 @@ def test_nd_improves_labels_alone_more_than_the_cosine_does():
     lab.record(
         "nd_loss", "labels", "on labels alone, the cosine improves and ND improves at least as much",
         sum(ce) < sum(cosine) <= sum(both),
-        ("accuracy, labels + ND", both), {"accuracy, labels + cosine": cosine, "accuracy, labels": ce},
+        ("accuracy, labels + ND", both),
+        {"accuracy, labels + cosine": cosine, "accuracy, labels": ce, **loyal("CE + ND", "CE + cosine", "CE")},
         lower=False, against=["accuracy, labels"], setup=SETUP, seeds=SEEDS, reason=LABELS,
     )  # fmt: skip
 
@@ -203,7 +210,8 @@ def test_a_larger_teacher_does_not_hurt_with_nd():
         ("accuracy, KD + ND, large teacher", rows["large"]["KD + ND"]),
         {"accuracy, KD, large teacher": rows["large"]["KD"],
          **{f"accuracy, {name}, {size} teacher": row
-            for size in ("small", "middle") for name, row in rows[size].items()}},
+            for size in ("small", "middle") for name, row in rows[size].items()},
+         **loyal("KD + ND", "KD", size="large")},
         lower=False, against=["accuracy, KD, large teacher"],
         setup=f"{SETUP}; small: {TEACHERS['small']}, large: {TEACHERS['large']} channels", seeds=SEEDS, reason=LARGER,
     )  # fmt: skip
@@ -254,7 +262,8 @@ def test_nd_improves_a_student_with_a_distillation_token():
         "nd_loss", "token", "a DeiT with its distillation token is no worse with ND than without, centres mixed",
         sum(kd) <= sum(both),
         ("accuracy, DeiT, KD + ND", both),
-        {"accuracy, DeiT, KD": kd, "accuracy, one head, KD": one, "accuracy, DeiT, KD, nothing mixed": plain},
+        {"accuracy, DeiT, KD": kd, "accuracy, one head, KD": one, "accuracy, DeiT, KD, nothing mixed": plain,
+         **loyal("DeiT, KD + ND", "DeiT, KD")},
         lower=False, against=["accuracy, DeiT, KD"], setup=TOKEN_SETUP, seeds=SEEDS, reason=TOKEN,
     )  # fmt: skip
 
@@ -319,7 +328,8 @@ def detected(seed: int, name: str) -> dict[str, float]:
         held = detection.data()[1]
         ours, theirs = (recipe.Regions.of(one, held) for one in (found.subject, large))
         seen = recipe.diagnosed(ours, theirs, nn.Identity(), means, held, 16)["student"]
-        return {**detection.sizes(found.subject.model), "norm": seen["norm"], "cosine": seen["cosine"]}
+        return {**detection.sizes(found.subject.model), "norm": seen["norm"], "cosine": seen["cosine"],
+                "loyalty": seen["loyalty"]}  # fmt: skip
 
     return lab.remembered(f"nd_loss-boxes-{name.replace(' ', '')}-{seed}", compute)
 
@@ -356,6 +366,9 @@ def test_nd_improves_detection():
     lab.record(
         "nd_loss", "boxes", "a detector under KD is better than by its own loss, and with ND no worse than without",
         sum(own) < sum(kd) <= sum(full),
-        ("mAP, KD + ND", full), {"mAP, KD": kd, "mAP, own loss": own, "mAP, own loss + ND": both},
+        ("mAP, KD + ND", full),
+        {"mAP, KD": kd, "mAP, own loss": own, "mAP, own loss + ND": both,
+         **{f"label loyalty of regions, {name}": [detected(seed, name)["loyalty"] for seed in BOXES]
+            for name in ("KD + ND", "KD")}},
         lower=False, against=["mAP, KD"], setup=BOXED_SETUP, seeds=BOXES,
     )  # fmt: skip

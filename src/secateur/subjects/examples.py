@@ -152,6 +152,12 @@ class ExampleSet:
         result._costs = self._costs | {m: np.asarray(count(texts), np.float64) for m, count in counts.items()}
         return result
 
+    def plain(self) -> ExampleSet:
+        """The same without costs of the data: for a recipe whose result is a network, which has bytes of its own."""
+        result = self._like(self.kept, self.scores)
+        result._costs = {}
+        return result
+
     def repeats(self, *, normalised: bool = False) -> NDArray[np.bool_]:
         """[K] which examples repeat an earlier one that is left; `normalised`: have its words, for texts."""
         keys = self.source.keys(normalised=normalised)[self.kept]

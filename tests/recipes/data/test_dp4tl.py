@@ -127,6 +127,7 @@ def test_the_classes_that_the_target_looks_like_stay(half):
     assert kept(root, "classes=25%").class_numbers.tolist() == sorted(best.tolist())
     assert (first.cut.after["classes"], second.cut.after["classes"]) == (4, 2)
     assert first.predicted["classes"] == 4
+    assert "bytes" not in {**first.predicted, **first.cut.before, **first.cut.after}, "those of data are no network's"
     assert first.predicted["examples"] == first.cut.after["examples"] == len(kept(root, "classes=50%"))
     empty = int((found == 0).sum())
     assert first.notes[0].startswith(f"{empty} of 8 classes got none of 96 votes; 4 stay: upper left, upper right, ")
@@ -332,7 +333,7 @@ def test_what_is_refused(tmp_path, files):
     refused(InputError, "head='7' is no linear layer of the network: did you mean '8'", head="7")
     refused(DataError, "bare.npz has no classes to learn or to judge by", target=str(files / "bare.npz"))
     refused(DataError, "there is no data at", target=str(files / "none.npz"))
-    refused(BudgetError, "params has no cost here; costs known: bytes, classes, examples", budgets=["params=50%"],
+    refused(BudgetError, "params has no cost here; costs known: classes, examples", budgets=["params=50%"],
             surrogate_epochs=0, dry_run=True)  # fmt: skip
     refused(InfeasibleError, "classes can go down to 1", budgets=["classes=0.0001%"], surrogate_epochs=0, dry_run=True)
 

@@ -75,6 +75,7 @@ def test_the_share_of_each_class_and_the_receipt_agree(fifth):
     root, found = fifth
     kept = ExampleSet.load(DATA, root / "work" / "kept-examples=20%")
     assert len(kept) == 48 == found.predicted["examples"] == found.cut.after["examples"]
+    assert "bytes" not in {**found.predicted, **found.cut.before, **found.cut.after}, "those of data are no network's"
     sizes = np.bincount(DATA.labels.numpy())
     assert np.abs(np.bincount(kept.labels) - 0.2 * sizes).max() < 1
     assert found.cut.removed["examples"] == (192, 240)

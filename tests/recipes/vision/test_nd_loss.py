@@ -88,6 +88,10 @@ def test_figures_of_features_are_in_the_run_and_in_the_notes(first):
     assert said["teacher"]["norm"] == pytest.approx(rows.norm(dim=1).mean().item(), rel=1e-5)
     assert said["teacher"]["distance"] == 0
     assert said["student"]["distance"] > 0
+    assert said["teacher"]["loyalty"] == 1
+    with torch.no_grad():
+        alike = found.subject.model.eval()(DATA.inputs).argmax(1) == taught().eval()(DATA.inputs).argmax(1)
+    assert said["student"]["loyalty"] == pytest.approx(alike.float().mean().item())
     assert said["teacher"]["nearest"] > 0.9
     assert found.notes[1].startswith(f"student: features of norm {said['student']['norm']:.3g}, cosine")
 

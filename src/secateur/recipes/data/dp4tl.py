@@ -147,7 +147,7 @@ def dp4tl(
 
     scored = run.tensors("votes", score)
     source = replace(data, labels=scored["classes"], classes=() if grouped else data.classes)
-    whole = ExampleSet(source, ours, {"votes": scored["votes"][scored["classes"]]})
+    whole = ExampleSet(source, ours, {"votes": scored["votes"][scored["classes"]]}).plain()
     for budget in budgets:
         chosen = select(whole, scored["votes"], budget, order, seed)
         kept, cut = cutting(whole, chosen)

@@ -129,7 +129,7 @@ def kd_data_pruning(
         train=partial(loop.train, count=examples.count, **how, **further),
         steps=lambda part: max(1, round(epochs * epoch * (1.0 if equal == "iterations" else len(part) / len(data)))),
     )  # fmt: skip
-    whole = ExampleSet(data)
+    whole = ExampleSet(data).plain()
     if score == "random":
         column = random.scores(whole.units("examples"), seed)["examples"]
     else:

@@ -20,7 +20,7 @@ from secateur.errors import DataError, InfeasibleError, InputError
 from secateur.files import examples, plugins
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
-from secateur.measure import prototypes, quality
+from secateur.measure import loyalty, prototypes, quality
 from secateur.modes import evaluating
 from secateur.recover import (
     compose,
@@ -590,7 +590,8 @@ def diagnosed(
     student: Tap | Regions, teacher: Tap | Regions, projector: nn.Module, centres: ClassMeans, data: Examples,
     batch: int, seed: int = 0,
 ) -> dict[str, dict[str, float]]:  # fmt: skip
-    """Name -> norm, cosine to the class mean and nearest-mean accuracy of the features, and accuracy, on `data`.
+    """Name -> norm, cosine to the class mean and nearest-mean accuracy of the features; accuracy, and label loyalty to
+    the teacher, on `data`.
 
     Features of another width than the means' are those that the projector gives: what the loss acts on. The "distance"
     is the root of the mean of ||g(f_s) - f_t||^2. Of a detector these are figures of the regions that the student
@@ -612,6 +613,7 @@ def diagnosed(
             "cosine": prototypes.cosine(rows, centres.means, labels).value,
             "nearest": prototypes.nearest(rows, centres.means, labels).value,
             "accuracy": quality.accuracy(lambda part: part["logits"], [found]).value,
+            "loyalty": loyalty.label(logits, answers).value,
             "distance": float((rows - theirs).square().sum(1).mean().sqrt()),
         }
     return result
@@ -622,5 +624,6 @@ def told(figures: Mapping[str, Mapping[str, float]], what: str = "examples") -> 
     return tuple(
         f"{name}: features of norm {one['norm']:.3g}, cosine {one['cosine']:.3f} to their class mean; of the training "
         f"{what} the nearest mean is right for {one['nearest']:.1%}, the logits for {one['accuracy']:.1%}"
+        + ("" if name == "teacher" else f", and say what the teacher says of {one['loyalty']:.1%}")
         for name, one in figures.items()
     )
