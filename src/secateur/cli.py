@@ -392,7 +392,25 @@ def distill(
     temperature: Annotated[float, typer.Option(help="Of both predictions.")] = 1.0,
     direction: Annotated[str, typer.Option(help="forward or reverse KL, js, mse or cosine.")] = "forward",
     task: Annotated[float, typer.Option(help="Weight of cross-entropy beside it.")] = 0.0,
+    skew: Annotated[float, typer.Option(help="Of KL: share of one prediction in what it is compared with.")] = 0.0,
     hidden: Annotated[bool, typer.Option("--hidden", help="Bring hidden states near, too.")] = False,
+    match: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Modules whose features are brought near: layer3, or blocks.{i}.mlp=layers.{i}.ffn. Again for more.",
+            metavar="PATTERN[=PATTERN]",
+        ),
+    ] = None,
+    match_index: Annotated[
+        str, typer.Option(help="For {i}: the teacher's number for each of the student's.", metavar="1,3,...")
+    ] = "",
+    match_loss: Annotated[
+        str,
+        typer.Option(help="How features are compared.", metavar="mse|cosine|unit|attention|channel-wise|relational"),
+    ] = "mse",
+    match_weight: Annotated[
+        str, typer.Option(help="Of that loss: one, or one for each module.", metavar="NUMBER,...")
+    ] = "",
     cache: Annotated[int, typer.Option(help="Ask the teacher once, and keep so many tokens at each place.")] = 0,
     on_policy: Annotated[float, typer.Option(help="Share of the batches that the student writes itself.")] = 0.0,
     prompt: Annotated[int, typer.Option(help="Tokens of a text that it then writes on from.")] = 16,
@@ -406,6 +424,9 @@ def distill(
     given = _typed(typed)
     if teachers:
         given["teachers"], given["shares"] = _shared(teachers)
+    for name, kind in (("match_index", int), ("match_weight", float)):
+        if name in given:
+            given[name] = _numbers(given[name], kind, name.replace("_", "-"))
     needed = {"STUDENT": "student", "--from": "teachers", "--data": "data", "--out": "out"}
     example = "secateur distill STUDENT --from TEACHER --data texts.txt --out taught"
     given = _complete(given, config, "secateur.running.distilling", needed, example)
@@ -444,6 +465,13 @@ def _complete(
     if missing := [flag for flag, name in needed.items() if name not in given]:
         raise InputError(f"{example.split()[1]} needs {', '.join(missing)}: say for example {example}")
     return given
+
+
+def _numbers(text: str, kind: type[int] | type[float], flag: str) -> list[int] | list[float]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--{flag} {text}: give numbers, separated by commas") from error
 
 
 def _shared(given: Sequence[str]) -> tuple[list[str], list[float] | None]:

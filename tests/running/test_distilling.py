@@ -352,6 +352,36 @@ def test_networks_with_assistants_and_several_teachers(nets):
     assert row.verdict
 
 
+def test_modules_are_matched_by_patterns(nets):
+    plain = of_nets(nets, steps=8)
+    row = of_nets(nets, steps=8, match="0", match_weight=0.5, out="matched")
+    assert row.recovery.losses[0][1] > plain.recovery.losses[0][1], "the same loss, and that of the features beside it"
+    assert row.settings["match"] == ["0"]
+    state = load_file(nets / "matched" / "model.safetensors")
+    assert set(state) == set(load_file(nets / "out" / "model.safetensors")), "the adapter stays out"
+    again = of_nets(nets, steps=8, match=["0=0", "2"], match_loss="cosine", match_weight=[1, 0.1], out="two")
+    assert again.recovery.losses[0][1] != row.recovery.losses[0][1]
+    with pytest.raises(InputError, match="'first' is no module of Sequential: near are"):
+        of_nets(nets, match="first", out="no")
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"match": "0", "teacher": ["wide", "thin"]}, "match compares modules of one teacher as it runs"),
+        ({"match_weight": 2.0}, "say how modules match: name some by match"),
+        ({"match": "0", "match_loss": "hint"}, "match-loss 'hint' is not one of mse, cosine, unit"),
+        ({"match": "0", "match_weight": [1, 2]}, "2 weights for 1 pairs"),
+        ({"skew": 1.0}, "skew=1: give 0 to below 1"),
+        ({"skew": 0.1, "direction": "mse"}, "skew is of KL"),
+    ],
+)
+def test_matches_that_make_no_sense_are_refused(nets, how, words):
+    with pytest.raises(InputError, match=words):
+        of_nets(nets, out="no", **how)
+    assert not (nets / "no" / "config.json").exists()
+
+
 def test_copies_in_the_held_out_part_are_told_of(nets):
     assert "copies" not in of_nets(nets, steps=1).settings
     with np.load(nets / "data.npz") as found:

@@ -20,7 +20,7 @@ from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard
 from secateur.llms import Server
 from secateur.measure import environment, evidence, latency, size, statistics
-from secateur.recover import alignment, assistants, ensembles, loop, objectives, policy, teachers
+from secateur.recover import alignment, assistants, ensembles, loop, matching, objectives, policy, taps, teachers
 from secateur.running import configs, language, publish_evidence, trades
 from secateur.running.trades import Trade
 from secateur.served import cache_served
@@ -62,6 +62,11 @@ class _Lesson:
     prompt: int
     server: str
     align: bool
+    match: tuple[str, ...]
+    match_index: tuple[int, ...]
+    match_loss: str
+    match_weight: tuple[float, ...]
+    skew: float
     training: Mapping[str, Any]
     seed: int
 
@@ -85,7 +90,12 @@ def distill(
     temperature: float = 1.0,
     direction: str = "forward",
     task: float = 0.0,
+    skew: float = 0.0,
     hidden: bool = False,
+    match: str | Sequence[str] = (),
+    match_index: Sequence[int] = (),
+    match_loss: str = "mse",
+    match_weight: float | Sequence[float] = (),
     cache: int = 0,
     on_policy: float = 0.0,
     prompt: int = 16,
@@ -123,6 +133,13 @@ def distill(
         temperature: of both predictions.
         direction: forward or reverse KL, js, mse or cosine on the logits.
         task: weight of cross-entropy beside it: of the next token, of labels, or of masked tokens.
+        skew: of KL: share of one prediction in the mix that the other is compared with (DistiLLM); 0 is plain KL.
+        match: modules whose features are brought near as well, from the same passes: a pattern of the student's, such
+            as "layer3" or "encoder.layer.{i}.output", with "=PATTERN" of the teacher's where that differs.
+        match_index: for {i}, the number in the teacher of each of the student's: 1,3 for two layers that are its
+            second and fourth.
+        match_loss: mse, cosine, unit (vectors), for maps attention or channel-wise, for rows of examples relational.
+        match_weight: of that loss: one, or one for each module.
         hidden: also bring the hidden states near, as Minitron does; where widths differ, through a projection.
         cache: ask the teachers once, for so many tokens at each place, and keep them on disk: the likeliest, and some
             that are drawn from the others and stand for them.
@@ -142,7 +159,10 @@ def distill(
     above = list(teachers) if isinstance(teachers, list | tuple) else [cast(Model, teachers)]
     lesson = _Lesson(
         steps, lr, batch, length, temperature, direction, task, hidden, tuple(shares or ()), choice, cache, on_policy,
-        prompt, server, align, loop.options(training), seed,
+        prompt, server, align, (match,) if isinstance(match, str) and match else tuple(match),
+        tuple(map(int, match_index)), match_loss,
+        (match_weight,) if isinstance(match_weight, int | float) else tuple(map(float, match_weight)), skew,
+        loop.options(training), seed,
     )  # fmt: skip
     _check(lesson, above, assistants)
     trade = trades.of_model(student)
@@ -218,6 +238,10 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
         )
     if lesson.direction not in ("forward", "reverse", "js", "mse", "cosine"):
         raise InputError(f"direction {lesson.direction!r} is not one of forward, reverse, js, mse, cosine")
+    if lesson.match_loss not in matching.KINDS:
+        raise InputError(f"match-loss {lesson.match_loss!r} is not one of {', '.join(matching.KINDS)}")
+    if not 0 <= lesson.skew < 1:
+        raise InputError(f"skew={lesson.skew:g}: give 0 to below 1")
     if lesson.choice not in ("", "label", "confidence"):
         raise InputError(f"choice {lesson.choice!r} is not one of label, confidence")
     if lesson.shares:
@@ -242,6 +266,16 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
             lesson.on_policy and lesson.choice == "label",
         "hidden states of several teachers have no mean: name one teacher, or leave hidden out":
             lesson.hidden and len(above) > 1,
+        "match compares modules of one teacher as it runs: name one, and leave align, server, cache, choice and "
+        "on-policy out": lesson.match and (
+            len(above) > 1 or lesson.align or lesson.server or lesson.cache or lesson.choice or lesson.on_policy
+        ),
+        "match-index, match-loss and match-weight say how modules match: name some by match": not lesson.match and (
+            lesson.match_index or lesson.match_loss != "mse" or lesson.match_weight
+        ),
+        "skew is of KL of a teacher that answers whole, forward or reverse: leave it out": lesson.skew and (
+            kept or lesson.align or lesson.on_policy or lesson.direction not in ("forward", "reverse")
+        ),
         "on-policy scores what the student writes: leave task and hidden out":
             lesson.on_policy and (lesson.task or lesson.hidden),
         f"on-policy has the directions {', '.join(_BETA)}": lesson.on_policy and lesson.direction not in _BETA,
@@ -471,11 +505,15 @@ class _Course:
             objective = objectives.distil(
                 self.forward(student), asked, output=self.output(student), task=lesson.task,
                 temperature=lesson.temperature, direction=lesson.direction, hidden=pairs, projection=projection,
-                fused=self.of_texts and not lesson.choice,
+                fused=self.of_texts and not lesson.choice, skew=lesson.skew,
             )  # fmt: skip
+        extra = [] if projection is None else [projection]
+        if lesson.match and above:
+            objective, adapters = self.beside(objective, student, above[0], batches)
+            extra.append(adapters)
         return loop.train(
             student.model, batches, objective, steps=steps, lr=lesson.lr, seed=lesson.seed, dropout=False, count=count,
-            extra=[] if projection is None else [projection], frozen=[one.model for one in above] if asked else [],
+            extra=extra, frozen=[one.model for one in above] if asked else [],
             checkpoint=None if run is None else run.folder(name), title=name,
             flops_per_token=self.flops(student, above), **lesson.training,
         )  # fmt: skip
@@ -540,6 +578,19 @@ class _Course:
                 vocabulary=_shared(student, one),
             ))  # fmt: skip
         return teachers.Joined(batches, ensembles.Blended(kept, lesson.shares or None))
+
+    def beside(self, objective: Any, student: Any, teacher: Any, batches: Any) -> tuple[Any, nn.Module]:
+        """The objective with the features of the modules that are to match."""
+        lesson, first = self.lesson, {name: part[:4] for name, part in batches[0].items() if isinstance(part, Tensor)}
+        pairs = []
+        for pattern in lesson.match:
+            ours, _, theirs = pattern.partition("=")
+            found = taps.pairs(student.model, teacher.model, ours, other=theirs, index=lesson.match_index or None)
+            pairs += [(student.model, teacher.model, *one) for one in found]
+        return matching.beside(
+            objective, pairs, lambda: [self.forward(one)(first) for one in (student, teacher)],
+            kind=lesson.match_loss, weights=lesson.match_weight,
+        )  # fmt: skip
 
     def projection(
         self, student: Any, above: Sequence[Any], batches: Any, pairs: Sequence[tuple[int, int]]

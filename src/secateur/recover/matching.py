@@ -1,0 +1,108 @@
+"""Features of a student brought near its teacher's beside another objective, from the passes that this one makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError
+from secateur.modes import evaluating
+from secateur.recover import features, losses, maps, taps
+
+__all__ = ["KINDS", "beside"]
+
+Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
+
+_OF_ROWS: dict[str, Callable[..., Tensor]] = {"mse": losses.mse, "cosine": losses.cosine, "unit": features.unit}
+_OF_MAPS: dict[str, Callable[..., Tensor]] = {"attention": maps.spatial_attention, "channel-wise": maps.channel_wise}
+KINDS = (*_OF_ROWS, *_OF_MAPS, "relational")
+"""Of rows [..., d] (or of each place of maps): mse, cosine, unit vectors; of maps [N, C, H, W]: attention transfer,
+channel-wise softmaxes over space; of examples [N, d]: how alike they are to one another."""
+
+
+def beside(
+    objective: Objective,
+    pairs: Sequence[tuple[nn.Module, nn.Module, str, str]],
+    look: Callable[[], Any],
+    *,
+    kind: str = "mse",
+    weights: Sequence[float] = (),
+) -> tuple[Objective, nn.Module]:
+    """`objective` plus ``sum_i w_i L(s_i, t_i)`` of pairs of taps, and the adapters that are to be trained along.
+
+    Args:
+        objective: makes one pass of the student, and one of the teacher, in each call.
+        pairs: (student, teacher, tap of the student, tap of the teacher); the models are the same in all.
+        look: makes such passes once, for the widths; without gradients and in evaluation mode.
+        kind: L, one of `KINDS`: a mean over real tokens, or over the places of an example, and a mean over examples.
+        weights: w_i; all 1 unless given, one for all, or one for each pair.
+
+    Where widths differ, the student's features pass a linear map (of maps a 1 x 1 convolution) first; attention and
+    relational losses need none. Raises `InputError` for another kind, for features that it is not of, for modules that
+    do not run, and for as many weights as there are no pairs.
+    """
+    if kind not in KINDS:
+        raise InputError(f"features can't be compared by {kind!r}: give one of {', '.join(KINDS)}")
+    if not pairs:
+        raise InputError("no module was named whose features are compared: name one")
+    student, teacher = pairs[0][:2]
+    ours, theirs = [one[2] for one in pairs], [one[3] for one in pairs]
+    each = list(weights or (1.0,)) * (len(pairs) if len(weights) < 2 else 1)
+    if len(each) != len(pairs):
+        raise InputError(f"{len(each)} weights for {len(pairs)} pairs of modules: give one, or one for each")
+    with (
+        torch.no_grad(),
+        evaluating(student, teacher),
+        taps.tapped(student, ours) as seen,
+        taps.tapped(teacher, theirs) as known,
+    ):
+        look()
+    for names, found in ((ours, seen), (theirs, known)):
+        if len(found) != len(names):
+            raise InputError(f"{', '.join(names)}: not all of them run, or give tensors; name modules that do")
+    adapters = nn.ModuleList(
+        _adapter(kind, name, one, other) for name, one, other in zip(ours, seen, known, strict=True)
+    )
+
+    def together(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        with taps.tapped(student, ours) as mine, taps.tapped(teacher, theirs) as told:
+            total, parts = objective(batch, totals)
+        values = [
+            _apart(kind, adapter(one), other.detach(), batch, totals)
+            for adapter, one, other in zip(adapters, mine, told, strict=True)
+        ]
+        near = torch.stack(values) @ values[0].new_tensor(each)
+        return total + near, {**parts, "match": float(near.detach())}
+
+    return together, adapters
+
+
+def _adapter(kind: str, name: str, ours: Tensor, theirs: Tensor) -> nn.Module:
+    """What brings the student's feature to the teacher's width. Raises `InputError` for features `kind` is not of."""
+    shapes = f"{name} gives {list(ours.shape)}, its teacher's module {list(theirs.shape)}"
+    if ours.dim() != theirs.dim() or ours.dim() not in (2, 3, 4):
+        raise InputError(f"{shapes}: compare rows [N, d], tokens [N, S, d] or maps [N, C, H, W] of both")
+    if (kind in _OF_MAPS and ours.dim() != 4) or (kind == "relational" and ours.dim() != 2):
+        raise InputError(f"{shapes}: {kind} is of {'rows [N, d]' if kind == 'relational' else 'maps [N, C, H, W]'}")
+    if kind in ("attention", "relational"):
+        return nn.Identity()
+    axis = 1 if ours.dim() == 4 else -1
+    wide = ours.shape[axis], theirs.shape[axis]
+    return taps.adapter(*wide, "convolution" if ours.dim() == 4 else "linear")
+
+
+def _apart(kind: str, ours: Tensor, theirs: Tensor, batch: Mapping[str, Any], totals: Mapping[str, int]) -> Tensor:
+    if kind in _OF_MAPS:
+        return _OF_MAPS[kind](ours, theirs) / totals["sequences"]
+    if kind == "relational":
+        return losses.relational(ours, theirs) / totals["sequences"]
+    if ours.dim() == 4:
+        ours, theirs = ours.movedim(1, -1), theirs.movedim(1, -1)
+    mask = batch.get("attention_mask")
+    if ours.dim() == 3 and mask is not None and mask.shape == ours.shape[:2]:
+        return _OF_ROWS[kind](ours, theirs, mask) / totals["tokens"]
+    places = ours.shape[1:-1].numel()
+    return _OF_ROWS[kind](ours, theirs) / (places * totals["sequences"])

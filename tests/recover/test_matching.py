@@ -1,0 +1,130 @@
+"""Features beside another objective: from its own passes, by each loss, and with widths that differ."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from secateur.errors import InputError
+from secateur.recover import losses, maps, matching
+
+
+def net(width: int = 6, depth: int = 2) -> nn.Module:
+    body = [nn.Sequential(nn.Conv2d(3 if not i else width, width, 3, padding=1), nn.ReLU()) for i in range(depth)]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4))
+
+
+BATCH = {"inputs": torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+TOTALS = {"sequences": 10, "examples": 10}
+"""As if the batch were half of a step."""
+
+
+def objective(student: nn.Module, teacher: nn.Module, passes: list[str]):
+    def compute(batch, totals):
+        passes.append("one")
+        ours = student(batch["inputs"])
+        with torch.no_grad():
+            theirs = teacher(batch["inputs"])
+        return losses.kl(ours, theirs) / totals["examples"], {"logit": 1.0}
+
+    return compute
+
+
+def made(kind: str, ours: str, theirs: str, width: int = 6, other: int = 6, **how):
+    torch.manual_seed(1)
+    student, teacher, passes = net(width), net(other, 3), []
+    together, adapters = matching.beside(
+        objective(student, teacher, passes),
+        [(student, teacher, ours, theirs)],
+        lambda: (student(BATCH["inputs"]), teacher(BATCH["inputs"])),
+        kind=kind,
+        **how,
+    )
+    return student, teacher, together, adapters, passes
+
+
+def formula(kind: str, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    if kind == "attention":
+        return maps.spatial_attention(s, t) / 10
+    if kind == "channel-wise":
+        return maps.channel_wise(s, t) / 10
+    if kind == "relational":
+        return losses.relational(s, t) / 10
+    s, t = (one.movedim(1, -1) if one.dim() == 4 else one for one in (s, t))
+    each = {
+        "mse": (s - t).square().mean(-1),
+        "cosine": 1 - functional.cosine_similarity(s, t, dim=-1),
+        "unit": (functional.normalize(s, dim=-1) - functional.normalize(t, dim=-1)).square().sum(-1),
+    }[kind]
+    return each.flatten(1).mean(1).sum() / 10 if each.dim() > 1 else each.sum() / 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "theirs"),
+    [(kind, "1", "2") for kind in ("mse", "cosine", "unit", "attention", "channel-wise")]
+    + [(kind, "3", "4") for kind in ("mse", "cosine", "relational")],
+)
+def test_the_loss_is_that_of_its_formula_beside_the_other(kind, ours, theirs):
+    student, teacher, together, adapters, passes = made(kind, ours, theirs, weights=[0.5])
+    total, parts = together(BATCH, TOTALS)
+    plain, _ = objective(student, teacher, [])(BATCH, TOTALS)
+    s = nn.Sequential(*list(student)[: int(ours) + 1])(BATCH["inputs"])
+    t = nn.Sequential(*list(teacher)[: int(theirs) + 1])(BATCH["inputs"]).detach()
+    wanted = 0.5 * formula(kind, s, t)
+    torch.testing.assert_close(total, plain + wanted)
+    assert parts["match"] == pytest.approx(wanted.item(), rel=1e-5)
+    assert passes == ["one"], "no pass but the objective's own"
+    total.backward()
+    assert student[0][0].weight.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in teacher.parameters())
+    assert not list(adapters.parameters()), "widths are alike"
+
+
+@pytest.mark.parametrize(("ours", "theirs", "kind"), [("1", "2", nn.Conv2d), ("3", "4", nn.Linear)])
+def test_widths_that_differ_pass_an_adapter(ours, theirs, kind):
+    *_, together, adapters, _ = made("mse", ours, theirs, width=4, other=6)
+    assert isinstance(adapters[0], kind)
+    together(BATCH, TOTALS)[0].backward()
+    assert adapters[0].weight.grad.abs().sum() > 0
+    for free in ("attention",) if kind is nn.Conv2d else ("relational",):
+        assert not list(made(free, ours, theirs, width=4, other=6)[3].parameters())
+
+
+def test_tokens_count_where_the_mask_says_so():
+    torch.manual_seed(0)
+    student, teacher = nn.Embedding(9, 4), nn.Embedding(9, 4)
+    ids = torch.tensor([[1, 2, 3], [4, 5, 0]])
+    batch = {"inputs": ids, "attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]])}
+
+    def plain(part, totals):
+        student(part["inputs"]), teacher(part["inputs"])
+        return torch.zeros(()), {}
+
+    modules = [nn.Sequential(one) for one in (student, teacher)]
+    together, _ = matching.beside(plain, [(*modules, "0", "0")], lambda: [one(ids) for one in modules])
+    apart = (student.weight - teacher.weight).square().mean(1)[torch.tensor([1, 2, 3, 4])].sum() / 8
+    torch.testing.assert_close(together(batch, {"tokens": 8, "sequences": 2})[0], apart)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "theirs", "how", "words"),
+    [
+        ("hint", "1", "2", {}, "can't be compared by 'hint': give one of mse, cosine, unit, attention"),
+        ("attention", "3", "4", {}, r"3 gives \[5, 6\], .*: attention is of maps \[N, C, H, W\]"),
+        ("relational", "1", "2", {}, r"relational is of rows \[N, d\]"),
+        ("mse", "1", "4", {}, r"compare rows \[N, d\], tokens \[N, S, d\] or maps"),
+        ("mse", "1", "2", {"weights": [1.0, 2.0]}, "2 weights for 1 pairs of modules"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused(kind, ours, theirs, how, words):
+    with pytest.raises(InputError, match=words):
+        made(kind, ours, theirs, **how)
+    with pytest.raises(InputError, match="no module was named"):
+        matching.beside(lambda *_: None, [], lambda: None)
+    student = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
+    with pytest.raises(InputError, match="idle: not all of them run"):
+        matching.beside(
+            lambda *_: None, [(student, student, "idle", "used")], lambda: student["used"](torch.zeros(3, 2))
+        )
