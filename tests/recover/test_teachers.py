@@ -318,6 +318,25 @@ def test_outputs_on_disk_refuse_another_key_and_none():
         teachers.Outputs(dict, Batches(), folder="anywhere")
 
 
+def test_outputs_on_disk_refuse_other_batches_and_another_order(tmp_path):
+    def outputs(batches):
+        return teachers.Outputs(lambda batch: {"sum": batch["input_ids"].sum(-1)}, batches, folder=tmp_path, key=KEY)
+
+    made = outputs(Batches())
+    for index in (2, 0):
+        made[index]
+    assert torch.equal(outputs(Batches())[2]["sum"], made[2]["sum"])
+    for other in (Batches(seed=1), [Batches()[index] for index in (0, 2, 1)]):
+        with pytest.raises(DataError, match="another order"):
+            outputs(other)
+    index = tmp_path / "index.json"
+    known = json.loads(index.read_text())
+    for file in known["files"]:  # as written before files said what they are of
+        del file["order"]
+    index.write_text(json.dumps(known))
+    assert len(outputs(Batches(seed=1))[2]["sum"])
+
+
 def test_several_students_learn_from_one_pass_of_the_teacher():
     teacher, asked = bert(1), []
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -45,6 +45,9 @@ Likeliest: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 PROBE = "Two CAFÉS, 3 naïve  crows;\n\tx=42 #fin?  日本 🙂"
 """A text with what tokenizers treat differently: case, accents, spaces, numbers, signs, other scripts."""
+
+_LOOKED_AT = 32
+"""Of so many batches of `Outputs`, one is looked at when a folder is opened."""
 
 
 # --------------------------------------------------------------------------------------------------- vocabularies
@@ -317,7 +320,10 @@ def cache_answers(
     if count < 1 or shard < 1:
         raise InputError(f"count={count}, shard={shard}: give numbers above 0")
     shelf = _Shelf.open(Path(folder), key, whole=False)
-    _check_order(shelf, batches)
+    starts = [0, *(int(file["end"]) for file in shelf.files)]
+    _check_order(
+        shelf, batches, [(at, file.get("order", [""])[0]) for at, file in zip(starts, shelf.files, strict=False)]
+    )
     broken = shelf.damaged()
     if broken:
         warnings.warn(
@@ -325,9 +331,8 @@ def cache_answers(
             f"{shelf.files[broken[0]]['name']} the first: what they held is asked for again", stacklevel=2,
         )  # fmt: skip
     for number in broken:
-        first = int(shelf.files[number - 1]["end"]) if number else 0
-        _fill(shelf, number, ask, batches, first, int(shelf.files[number]["end"]))
-    done = int(shelf.files[-1]["end"]) if shelf.files else 0
+        _fill(shelf, number, ask, batches, starts[number], starts[number + 1])
+    done = starts[-1]
     while done < count:
         _fill(shelf, len(shelf.files), ask, batches, done, min(done + shard, count))
         done = int(shelf.files[-1]["end"])
@@ -352,19 +357,17 @@ def _fill(shelf: _Shelf, number: int, ask: Callable[[Batch], Likeliest], batches
             shelf.put(number, tensors, {"end": got, "order": order}, rest)
 
 
-def _check_order(shelf: _Shelf, batches: Any) -> None:
-    """Refuse a shelf that was filled from other batches, or in another order: the first of each file has to be equal.
+def _check_order(shelf: _Shelf, batches: Any, known: Sequence[tuple[int, str]]) -> None:
+    """Refuse a shelf that was filled from other batches, or in another order: those `known` by number have to be equal.
 
     The caller's key says how data and batches were made; this looks at what came of it.
     """
-    start = 0
-    for file in shelf.files:
-        if file.get("order", [""])[0] != _tokens(batches[start]):
+    for number, tokens in known:
+        if tokens != _tokens(batches[number]):
             raise DataError(
-                f"the cache in {shelf.folder} is of other data, or in another order (batch {start} differs): use "
+                f"the cache in {shelf.folder} is of other data, or in another order (batch {number} differs): use "
                 "another folder or remove this one"
             )
-        start = int(file["end"])
 
 
 def _tokens(batch: Batch) -> str:
@@ -442,6 +445,8 @@ class Outputs:
         folder: where to keep the outputs; None for memory.
         half: keep floating-point tensors in float16; they come back in float32.
         key: see `cache_topk`; needed with a folder.
+
+    Raises `DataError` for a folder of another key, of other batches or in another order, or with damaged files.
     """
 
     def __init__(
@@ -459,6 +464,10 @@ class Outputs:
         self._memory: dict[int, Mapping[str, Tensor]] = {}
         self._shelf = None if folder is None else _Shelf.open(Path(folder), {**(key or {}), "half": half})
         self._where = {int(file["batch"]): n for n, file in enumerate(self._shelf.files)} if self._shelf else {}
+        if self._shelf is not None:
+            # One file a batch: some tell as much as a look at all, and batches take time to make. Older ones say none.
+            some = [file for file in self._shelf.files if "order" in file][::_LOOKED_AT]
+            _check_order(self._shelf, batches, [(int(file["batch"]), file["order"][0]) for file in some])
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if index in self._where and self._shelf is not None:
@@ -466,13 +475,14 @@ class Outputs:
         elif index in self._memory:
             stored = self._memory[index]
         else:
+            batch = self._batches[index]
             with torch.no_grad():
-                found = self._forward(self._batches[index])
+                found = self._forward(batch)
             stored = {name: self._narrow(tensor.detach().cpu()) for name, tensor in found.items()}
             if self._shelf is None:
                 self._memory[index] = stored
             else:
-                self._shelf.add(stored, batch=index)
+                self._shelf.add(stored, batch=index, order=[_tokens(batch)])
                 self._where[index] = len(self._shelf.files) - 1
         wide = self._half
         return {
