@@ -261,6 +261,17 @@ def test_what_the_batch_brings_of_the_teacher_counts_as_its_logits():
     assert parts["logit"] == pytest.approx(2 * float(live))
 
 
+def test_one_number_is_compared_by_its_square_only():
+    ours, theirs, totals = torch.randn(2, 1), torch.randn(2, 1), objectives.count(BATCH)
+    found = objectives.distance(ours, theirs, BATCH, output="logits", direction="mse")
+    torch.testing.assert_close(found, functional.mse_loss(ours, theirs))
+    for direction in ("forward", "reverse", "js", "cosine"):
+        with pytest.raises(InputError, match=f"'{direction}' compares classes, and the models tell one number each"):
+            objectives.distance(ours, theirs, BATCH, output="logits", direction=direction)
+    with pytest.raises(InputError, match="task loss is of classes, and the model tells one number"):
+        objectives.task_loss(ours, {**BATCH, "labels": torch.tensor([0.5, 2.0])}, totals, causal=False)
+
+
 @pytest.mark.parametrize(("output", "shape"), [("states", (2, 4)), ("embedding", (2,))])
 def test_states_and_embeddings_of_another_width_need_a_projection(output, shape):
     ours, theirs = torch.randn(*shape, 6), torch.randn(*shape, 8)

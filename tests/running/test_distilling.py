@@ -16,6 +16,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertForTokenClassification,
     PreTrainedTokenizerFast,
 )
 
@@ -276,6 +277,45 @@ def test_labels_out_of_range_are_refused(labelled, tmp_path):
         )
 
 
+def test_one_number_per_text_is_learned_by_its_square(tmp_path):
+    for seed, name in enumerate(("teacher", "student")):
+        save(classifier(seed, 1), tmp_path / name)
+    rows = [{"text": text, "label": len(text) / 3} for text in TEXTS]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def told(**how):
+        return secateur.distill(
+            tmp_path / "student", how.pop("teachers", tmp_path / "teacher"), tmp_path / "data.jsonl", tmp_path / "out",
+            **{**QUICK, "steps": 40, **how},
+        )  # fmt: skip
+
+    for how, words in [
+        ({}, "direction forward compares classes, and the student tells one number: use --direction mse"),
+        ({"direction": "mse", "task": 1.0}, "task is cross-entropy of classes, and the student tells one number"),
+        ({"direction": "mse", "teachers": [tmp_path / "teacher"] * 2}, "name one teacher"),
+    ]:
+        with pytest.raises(InputError, match=words) as caught:
+            told(**how)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    row = told(direction="mse")
+    assert row.verdict.startswith("met: rmse")
+    assert row.after["rmse"].value < 0.7 * row.before["rmse"].value
+    assert "pearson" in row.after
+    assert not {"accuracy", "label_loyalty"} & set(row.after)
+
+
+def test_a_task_of_tokens_needs_labels_of_tokens(labelled, tmp_path):
+    for name in ("teacher", "student"):
+        save(BertForTokenClassification(classifier(0).config), tmp_path / name)
+    with pytest.raises(UnsupportedError, match=r"needs labels \[B, S\], -100 where a token has none") as caught:
+        secateur.distill(
+            tmp_path / "student", tmp_path / "teacher", labelled / "data.jsonl", tmp_path / "out", task=1.0, **QUICK
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 # ------------------------------------------------------------------------------------------------------------ networks
 
 NETS = """
@@ -300,6 +340,10 @@ def thin():
 
 def four():
     return nn.Sequential(nn.Linear(8, 4))
+
+
+def one():
+    return nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 1))
 """
 
 
@@ -309,13 +353,14 @@ def nets(tmp_path):
     draw = torch.Generator().manual_seed(0)
     inputs = torch.randn(400, 8, generator=draw)
     np.savez(tmp_path / "data.npz", inputs=inputs.numpy(), labels=(inputs[:, 0] > 0).long().numpy())
+    np.savez(tmp_path / "plain.npz", inputs=inputs.numpy())
     return tmp_path
 
 
-def of_nets(nets, student="thin", teacher="wide", **how):
+def of_nets(nets, student="thin", teacher="wide", data="data.npz", **how):
     options = {"steps": 60, "batch": 32, "lr": 1e-2, **how}
     teachers = [f"{nets}/nets.py:{name}" for name in ([teacher] if isinstance(teacher, str) else teacher)]
-    return secateur.distill(f"{nets}/nets.py:{student}", teachers, nets / "data.npz", nets / "out", **options)
+    return secateur.distill(f"{nets}/nets.py:{student}", teachers, nets / data, nets / "out", **options)
 
 
 def test_a_network_of_any_kind_learns_by_examples(nets):
@@ -349,6 +394,12 @@ def test_a_network_takes_its_weights_from_a_file_or_a_folder(nets, tmp_path):
 def test_networks_with_assistants_and_several_teachers(nets):
     row = of_nets(nets, teacher=["wide", "thin"], assistants=[f"{nets}/nets.py:wide"], shares=[3, 1])
     assert row.verdict
+
+
+def test_networks_of_one_number_are_refused_before_anything_is_written(nets):
+    with pytest.raises(InputError, match="use --direction mse"):
+        of_nets(nets, student="one", teacher="one", data="plain.npz")
+    assert not (nets / "out").exists()
 
 
 @pytest.mark.parametrize(

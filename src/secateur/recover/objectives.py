@@ -104,9 +104,11 @@ def prediction_loss(
     """How far the student's logits are from the teacher's; a mean over the whole step.
 
     Per real token of [B, S, V], per sequence of [B, C]. `direction`: "forward" or "reverse" KL, either with a `skew`
-    (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine". Raises `InputError` for other numbers of classes;
-    vocabularies may differ by padding (`losses.kl`).
+    (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine"; of one number (C = 1) "mse" alone tells anything. Raises
+    `InputError` for another direction there, and for other numbers of classes; vocabularies may differ by padding
+    (`losses.kl`).
     """
+    mask: Tensor | None
     if student.dim() == 3:
         divide, mask = totals["tokens"], mask_of(batch)
     else:
@@ -116,6 +118,8 @@ def prediction_loss(
                 f"the student gives {student.shape[-1]} classes and the teacher {teacher.shape[-1]}: use models of the "
                 "same classes"
             )
+    if student.shape[-1] == 1 and direction != "mse":
+        raise InputError(f"direction {direction!r} compares classes, and the models tell one number each: use mse")
     if direction in ("forward", "reverse"):
         return losses.kl(student, teacher, mask, temperature=temperature, direction=direction, skew=skew) / divide
     if direction == "js":
@@ -207,9 +211,11 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal
             "a task loss needs labels, and these batches have none: give data with labels, or set task=0 and learn "
             "from the teacher alone"
         )
+    if logits.shape[-1] == 1:
+        raise InputError("a task loss is of classes, and the model tells one number: set task=0")
     labels = batch["labels"]
-    _check_labels(labels, logits.shape[-1])
-    rows = _read(batch) if logits.dim() == 2 else None
+    losses.check_classes(labels, logits.shape[-1])
+    rows = _read(batch) if logits.dim() == 2 and labels.dim() == 1 else None
     if rows is not None:
         labels = labels.masked_fill(~rows.to(labels.device), losses.IGNORED)
     return losses.cross_entropy(logits, labels) / totals["tokens" if logits.dim() == 3 else "sequences"]
@@ -219,15 +225,6 @@ def _targets(totals: Mapping[str, int]) -> int:
     if not totals["targets"]:
         raise DataError("no token of a whole step follows another one: give texts of at least two tokens")
     return totals["targets"]
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != losses.IGNORED)]
-    if len(wrong):
-        raise InputError(
-            f"label {int(wrong[0])} is none of {classes} classes, 0 to {classes - 1}: mend it, or write "
-            f"{losses.IGNORED} where there is none"
-        )
 
 
 def count_answers(batch: Batch) -> dict[str, int]:
