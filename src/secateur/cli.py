@@ -436,8 +436,8 @@ def distill(
     console = _console()
     _print_evidence(console, row)
     if row.verdict != "dry run":
-        if copies := row.settings.get("copies"):
-            console.print(f"note: {copies}", highlight=False, markup=False)
+        for note in row.settings.get("notes", ()):
+            console.print(f"note: {note}", highlight=False, markup=False)
         if why := row.settings.get("not_measured"):
             console.print(f"note: quality: {why}", highlight=False, markup=False)
         console.print(f"\nresult  {given['out']}\nreport  {Path(given['out']) / 'report.html'}", highlight=False)

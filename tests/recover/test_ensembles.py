@@ -173,6 +173,20 @@ def test_a_language_models_sample_is_a_sequence_and_padding_says_nothing():
             assert torch.equal(found[MASK], best[MASK])
 
 
+def test_a_choice_by_labels_that_are_none_of_the_predictions_is_refused():
+    chosen = ensembles.Chosen([saying(torch.zeros(2, 3)), saying(torch.zeros(2, 3))])
+    with pytest.raises(InputError, match="label 3 is none of 3 classes"):
+        chosen({"labels": torch.tensor([0, 3])})
+    chosen = ensembles.Chosen([saying(torch.zeros(2, 4, 3))])
+    with pytest.raises(InputError, match=r"give labels \[2, 4\], -100 where there is none"):
+        chosen({"labels": torch.tensor([0, 1])})
+
+
+def test_teachers_of_one_number_have_no_mean():
+    with pytest.raises(UnsupportedError, match="one number each has no mean"):
+        ensembles.Averaged([saying(torch.zeros(2, 1)), saying(torch.ones(2, 1))])(BATCH)
+
+
 def test_what_a_choice_needs_and_can_not_give_is_said():
     chosen = ensembles.Chosen([saying(torch.zeros(2, 3)), saying(torch.zeros(2, 4))])
     with pytest.raises(InputError, match="same classes"):

@@ -531,6 +531,30 @@ def test_cross_entropy_equals_torch(logits):
     )
 
 
+@pytest.mark.parametrize("label", [4, -1, 10**6])
+def test_a_label_that_is_no_class_is_refused(label):
+    states, head, labels = torch.randn(2, 3), torch.randn(4, 3), torch.tensor([1, label])
+    for loss in (
+        lambda: losses.cross_entropy(states @ head.T, labels),
+        lambda: losses.cross_entropy_from_hidden(states, head, labels),
+    ):
+        with pytest.raises(InputError, match=f"label {label} is none of 4 classes, 0 to 3") as caught:
+            loss()
+        assert "\n" not in str(caught.value)
+    assert losses.cross_entropy(states @ head.T, torch.tensor([-100, -100])) == 0
+
+
+def test_labels_of_sequences_are_none_of_their_tokens():
+    for loss in (
+        lambda: losses.cross_entropy(torch.zeros(8, 14, 5), torch.zeros(8, dtype=torch.long)),
+        lambda: losses.cross_entropy_from_hidden(
+            torch.zeros(8, 14, 3), torch.zeros(5, 3), torch.zeros(8, dtype=torch.long)
+        ),
+    ):
+        with pytest.raises(InputError, match=r"labels \[8\] for logits \[8, 14, 5\]: give labels \[8, 14\], -100"):
+            loss()
+
+
 def test_next_tokens_shift_and_skip_padding():
     ids = torch.tensor([[5, 6, 7, 0], [0, 8, 9, 3]])
     mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])

@@ -30,6 +30,70 @@ def test_count_leaves_padding_out():
     assert objectives.count(BATCH) == {"tokens": 6, "sequences": 2, "targets": 4}
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]],
+        [[1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]],
+        [[1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]],
+        [[1, 1, 0, 1, 1, 1], [0, 0, 1, 1, 0, 1]],
+    ],
+)
+def test_targets_are_counted_as_the_loss_has_them(mask):
+    mask = torch.tensor(mask)
+    ids = torch.randint(1, 9, mask.shape)
+    totals = objectives.count({"input_ids": ids, "attention_mask": mask})
+    targets = losses.next_tokens(ids, mask)
+    assert totals["targets"] == int((targets != losses.IGNORED).sum())
+    assert totals["sequences"] == int((mask.sum(1) > 0).sum())
+    assert objectives.count({"input_ids": ids}) == {"tokens": 12, "sequences": 2, "targets": 10}
+
+
+def padded(batch, tensors):
+    """The batch and tensors of its sequences, with one more sequence of padding only."""
+    more = {name: torch.cat([value, torch.zeros_like(value[:1])]) for name, value in batch.items()}
+    return more, [torch.cat([tensor, torch.randn_like(tensor[:1])]) for tensor in tensors]
+
+
+@pytest.mark.parametrize(
+    ("shape", "output", "how"),
+    [
+        ((4, 3), "logits", {}),
+        ((4, 3), "logits", {"direction": "mse"}),
+        ((4, 5, 3), "logits", {}),
+        ((4, 3), "embedding", {}),
+        ((4, 3), "embedding", {"relational": True}),
+        ((4, 5, 3), "states", {}),
+        ((4, 5, 3), "states", {"relational": True}),
+    ],
+)
+def test_a_sequence_of_padding_only_changes_nothing(shape, output, how):
+    torch.manual_seed(0)
+    batch = {"input_ids": torch.ones(4, 5, dtype=torch.long), "attention_mask": torch.ones(4, 5, dtype=torch.long)}
+    batch["attention_mask"][1, 3:] = 0
+    ours, theirs = torch.randn(shape), torch.randn(shape)
+    wanted = objectives.distance(ours, theirs, batch, output=output, **how)
+    more, (ours, theirs) = padded(batch, [ours, theirs])
+    found = objectives.distance(ours.requires_grad_(), theirs, more, output=output, **how)
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    assert ours.grad.isfinite().all()
+    assert not ours.grad[4].any()
+
+
+def test_a_label_of_a_sequence_of_padding_only_is_none():
+    batch, (logits,) = padded({**BATCH, "labels": torch.tensor([2, 1])}, [torch.randn(2, 3)])
+    found = objectives.task_loss(logits, batch, objectives.count(batch), causal=False)
+    torch.testing.assert_close(found, functional.cross_entropy(logits[:2], torch.tensor([2, 1])))
+
+
+def test_a_step_without_a_next_token_is_refused():
+    batch = {**BATCH, "attention_mask": torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0]])}
+    objective = objectives.distil(model(torch.zeros(2, 4, 9), causal=True), None, output="logits", task=1.0)
+    with pytest.raises(DataError, match="no token of a whole step follows another"):
+        objective(batch, objectives.count(batch))
+
+
 def test_task_loss_is_the_mean_over_real_targets():
     torch.manual_seed(0)
     logits = torch.randn(2, 4, 9)
@@ -195,6 +259,17 @@ def test_what_the_batch_brings_of_the_teacher_counts_as_its_logits():
     live, _ = objectives.distil(model(ours), model(theirs), output="logits", logit=0.5)(BATCH, totals)
     torch.testing.assert_close(found, live)
     assert parts["logit"] == pytest.approx(2 * float(live))
+
+
+def test_one_number_is_compared_by_its_square_only():
+    ours, theirs, totals = torch.randn(2, 1), torch.randn(2, 1), objectives.count(BATCH)
+    found = objectives.distance(ours, theirs, BATCH, output="logits", direction="mse")
+    torch.testing.assert_close(found, functional.mse_loss(ours, theirs))
+    for direction in ("forward", "reverse", "js", "cosine"):
+        with pytest.raises(InputError, match=f"'{direction}' compares classes, and the models tell one number each"):
+            objectives.distance(ours, theirs, BATCH, output="logits", direction=direction)
+    with pytest.raises(InputError, match="task loss is of classes, and the model tells one number"):
+        objectives.task_loss(ours, {**BATCH, "labels": torch.tensor([0.5, 2.0])}, totals, causal=False)
 
 
 @pytest.mark.parametrize(("output", "shape"), [("states", (2, 4)), ("embedding", (2,))])

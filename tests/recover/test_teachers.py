@@ -1,6 +1,7 @@
 """Vocabularies that may and may not differ; caches equal to the live teacher, resumed, and refused when damaged."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -194,22 +195,90 @@ def test_a_cache_takes_two_bytes_a_probability_and_four_a_token(tmp_path):
     assert (tmp_path / "000000.safetensors").stat().st_size < 1.1 * tokens * (6 * 32 + 4) + 3000
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "index"])
-def test_a_damaged_cache_is_refused(tmp_path, damage):
+def spoil(path, damage):
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flip" else data[:-5])
+
+
+def bytes_in(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+@pytest.mark.parametrize("broken", [[0], [1], [0, 2]])
+def test_only_what_a_damaged_file_held_is_asked_for_again(tmp_path, damage, broken):
+    asked = []
+
+    def made():
+        def logits(batch):
+            asked.append(1)
+            return logits_of(llama(1))(batch)
+
+        return teachers.cache_topk(tmp_path, logits, Batches(), 6, key=KEY, k=4, shard=2)
+
+    made()
+    whole = bytes_in(tmp_path)
+    asked.clear()
+    for number in broken:
+        spoil(tmp_path / f"{number:06d}.safetensors", damage)
+    words = f"{len(broken)} of 3 files in .* are missing, damaged or cut short, 00000{broken[0]}.safetensors the first"
+    with pytest.warns(UserWarning, match=words) as caught:
+        made()
+    assert [("\n" in str(one.message)) for one in caught] == [False]
+    assert len(asked) == 2 * len(broken)
+    assert bytes_in(tmp_path) == whole
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made()
+    assert len(asked) == 2 * len(broken)
+
+
+def test_a_teacher_that_stops_while_it_is_asked_again_leaves_what_it_said(tmp_path):
+    asked = []
+
+    def logits(batch):
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        asked.append(1)
+        return logits_of(llama(1))(batch)
+
+    how = {"key": KEY, "k": 4, "shard": 3}
+    good = teachers.cache_topk(tmp_path / "good", logits_of(llama(1)), Batches(), 7, **how)
+    teachers.cache_topk(tmp_path / "bad", logits_of(llama(1)), Batches(), 7, **how)
+    spoil(tmp_path / "bad" / "000001.safetensors", "cut")
+    with pytest.warns(UserWarning, match="1 of 3 files"), pytest.raises(KeyboardInterrupt):
+        teachers.cache_topk(tmp_path / "bad", logits, Batches(), 7, **how)
+    with pytest.warns(UserWarning, match="1 of 4 files"):
+        found = teachers.cache_topk(tmp_path / "bad", logits_of(llama(1)), Batches(), 9, **how)
+    for index in range(7):
+        assert all(torch.equal(found[index][name], good[index][name]) for name in good[index])
+        assert found.order(index) == good.order(index)
+    assert len(found) == 9
+
+
+def test_a_damaged_cache_of_another_key_or_order_is_refused_and_not_asked_for(tmp_path):
     teachers.cache_topk(tmp_path, logits_of(llama(1)), Batches(), 2, key=KEY, k=4, shard=1)
-    shard = tmp_path / "000001.safetensors"
-    data = bytearray(shard.read_bytes())
+    spoil(tmp_path / "000001.safetensors", "cut")
+    with pytest.raises(DataError, match="another data"):
+        teachers.cache_topk(tmp_path, None, Batches(), 2, key=KEY | {"data": "z"}, k=4, shard=1)
+    with pytest.raises(DataError, match="another order"):
+        teachers.cache_topk(tmp_path, None, Batches(seed=1), 2, key=KEY, k=4, shard=1)
+
+
+@pytest.mark.parametrize("damage", ["flip", "index"])
+def test_what_can_not_be_asked_for_again_is_refused(tmp_path, damage):
+    """A file that is damaged while it is in use, and an index, without which nobody knows what the files are of."""
+    cache = teachers.cache_topk(tmp_path, logits_of(llama(1)), Batches(), 2, key=KEY, k=4, shard=1)
     if damage == "flip":
-        data[-5] ^= 1
-        shard.write_bytes(data)
-    elif damage == "cut":
-        shard.write_bytes(data[:-5])
-    elif damage == "gone":
-        shard.unlink()
+        spoil(tmp_path / "000001.safetensors", "flip")
     else:
         (tmp_path / "index.json").write_text("{")
     with pytest.raises(DataError, match="remove the folder") as caught:
-        teachers.cache_topk(tmp_path, logits_of(llama(1)), Batches(), 2, key=KEY, k=4, shard=1)[1]
+        cache[1] if damage == "flip" else teachers.cache_topk(tmp_path, None, Batches(), 2, key=KEY, k=4, shard=1)
     assert "\n" not in str(caught.value)
 
 
@@ -247,6 +316,25 @@ def test_outputs_are_asked_once_and_equal_the_live_ones(tmp_path, disk, half):
 def test_outputs_on_disk_refuse_another_key_and_none():
     with pytest.raises(InputError, match="key="):
         teachers.Outputs(dict, Batches(), folder="anywhere")
+
+
+def test_outputs_on_disk_refuse_other_batches_and_another_order(tmp_path):
+    def outputs(batches):
+        return teachers.Outputs(lambda batch: {"sum": batch["input_ids"].sum(-1)}, batches, folder=tmp_path, key=KEY)
+
+    made = outputs(Batches())
+    for index in (2, 0):
+        made[index]
+    assert torch.equal(outputs(Batches())[2]["sum"], made[2]["sum"])
+    for other in (Batches(seed=1), [Batches()[index] for index in (0, 2, 1)]):
+        with pytest.raises(DataError, match="another order"):
+            outputs(other)
+    index = tmp_path / "index.json"
+    known = json.loads(index.read_text())
+    for file in known["files"]:  # as written before files said what they are of
+        del file["order"]
+    index.write_text(json.dumps(known))
+    assert len(outputs(Batches(seed=1))[2]["sum"])
 
 
 def test_several_students_learn_from_one_pass_of_the_teacher():

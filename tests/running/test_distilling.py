@@ -17,6 +17,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertForTokenClassification,
     PreTrainedTokenizerFast,
 )
 
@@ -277,6 +278,45 @@ def test_labels_out_of_range_are_refused(labelled, tmp_path):
         )
 
 
+def test_one_number_per_text_is_learned_by_its_square(tmp_path):
+    for seed, name in enumerate(("teacher", "student")):
+        save(classifier(seed, 1), tmp_path / name)
+    rows = [{"text": text, "label": len(text) / 3} for text in TEXTS]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def told(**how):
+        return secateur.distill(
+            tmp_path / "student", how.pop("teachers", tmp_path / "teacher"), tmp_path / "data.jsonl", tmp_path / "out",
+            **{**QUICK, "steps": 40, **how},
+        )  # fmt: skip
+
+    for how, words in [
+        ({}, "direction forward compares classes, and the student tells one number: use --direction mse"),
+        ({"direction": "mse", "task": 1.0}, "task is cross-entropy of classes, and the student tells one number"),
+        ({"direction": "mse", "teachers": [tmp_path / "teacher"] * 2}, "name one teacher"),
+    ]:
+        with pytest.raises(InputError, match=words) as caught:
+            told(**how)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    row = told(direction="mse")
+    assert row.verdict.startswith("met: rmse")
+    assert row.after["rmse"].value < 0.7 * row.before["rmse"].value
+    assert "pearson" in row.after
+    assert not {"accuracy", "label_loyalty"} & set(row.after)
+
+
+def test_a_task_of_tokens_needs_labels_of_tokens(labelled, tmp_path):
+    for name in ("teacher", "student"):
+        save(BertForTokenClassification(classifier(0).config), tmp_path / name)
+    with pytest.raises(UnsupportedError, match=r"needs labels \[B, S\], -100 where a token has none") as caught:
+        secateur.distill(
+            tmp_path / "student", tmp_path / "teacher", labelled / "data.jsonl", tmp_path / "out", task=1.0, **QUICK
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 # ------------------------------------------------------------------------------------------------------------ networks
 
 NETS = """
@@ -301,6 +341,10 @@ def thin():
 
 def four():
     return nn.Sequential(nn.Linear(8, 4))
+
+
+def one():
+    return nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 1))
 """
 
 
@@ -310,13 +354,14 @@ def nets(tmp_path):
     draw = torch.Generator().manual_seed(0)
     inputs = torch.randn(400, 8, generator=draw)
     np.savez(tmp_path / "data.npz", inputs=inputs.numpy(), labels=(inputs[:, 0] > 0).long().numpy())
+    np.savez(tmp_path / "plain.npz", inputs=inputs.numpy())
     return tmp_path
 
 
-def of_nets(nets, student="thin", teacher="wide", out="out", **how):
+def of_nets(nets, student="thin", teacher="wide", out="out", data="data.npz", **how):
     options = {"steps": 60, "batch": 32, "lr": 1e-2, **how}
     teachers = [f"{nets}/nets.py:{name}" for name in ([teacher] if isinstance(teacher, str) else teacher)]
-    return secateur.distill(f"{nets}/nets.py:{student}", teachers, nets / "data.npz", nets / out, **options)
+    return secateur.distill(f"{nets}/nets.py:{student}", teachers, nets / data, nets / out, **options)
 
 
 def test_a_network_of_any_kind_learns_by_examples(nets):
@@ -383,12 +428,12 @@ def test_matches_that_make_no_sense_are_refused(nets, how, words):
 
 
 def test_copies_in_the_held_out_part_are_told_of(nets):
-    assert "copies" not in of_nets(nets, steps=1).settings
+    assert of_nets(nets, steps=1).settings["notes"] == []
     with np.load(nets / "data.npz") as found:
         twice = {name: np.concatenate([found[name]] * 2) for name in found.files}
     np.savez(nets / "data.npz", **twice)
     for how in ({"dry_run": True}, {}):
-        told = of_nets(nets, steps=1, out="twice", **how).settings["copies"]
+        (told,) = of_nets(nets, steps=1, out="twice", **how).settings["notes"]
         assert re.match(r"\d+ of 80 held-out examples are in the training part, too, .*--deduplicate", told)
 
 
@@ -399,11 +444,21 @@ def test_loyalty_is_to_the_teachers_that_are_asked(nets, how):
     alone = [of_nets(nets, teacher=one, out=one, steps=4) for one in ("wide", "thin")]
     found, *others = map(loyal, (both, *alone))
     assert others[0] != others[1]
+    to_each = both.settings["notes"]
+    assert [line.split()[3].rsplit(":", 1)[1] for line in to_each] == ["wide", "thin"]
+    if how.get("shares") == [0, 1]:
+        assert str(both.measured.get("probability_loyalty", both.after["probability_loyalty"])) in to_each[1]
     shares = how.get("shares")
     if shares:
         assert found == others[shares.index(1)]
     else:
         assert found != others[0]
+
+
+def test_networks_of_one_number_are_refused_before_anything_is_written(nets):
+    with pytest.raises(InputError, match="use --direction mse"):
+        of_nets(nets, student="one", teacher="one", data="plain.npz")
+    assert not (nets / "out").exists()
 
 
 @pytest.mark.parametrize(

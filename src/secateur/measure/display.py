@@ -69,6 +69,8 @@ _MEASURES = {
     "loss": Measure("Loss", "plain", "quality", "less"),
     "accuracy": Measure("Accuracy", "plain", "quality", "more"),
     "label_loyalty": Measure("Label loyalty", "plain", "quality", "more"),
+    "pearson": Measure("Regression loyalty (Pearson)", "plain", "quality", "more"),
+    "rmse": Measure("RMSE to the original", "plain", "quality", "less"),
     "shared_kl": Measure("KL over shared tokens", "plain", "quality", "less"),
     "probability_loyalty": Measure("Probability loyalty", "plain", "quality", "more"),
     "mAP": Measure("mAP", "plain", "quality", "more"),

@@ -74,7 +74,7 @@ class Averaged:
     matrix of logits is ever whole; else the mean is one float32 matrix, beside the logits of one teacher at a time.
 
     The call raises `InputError` for teachers of other numbers of classes, `UnsupportedError` where hidden states are
-    wanted: they lie in spaces of their own, and have no mean.
+    wanted, since they lie in spaces of their own and have no mean, or where teachers tell one number each.
     """
 
     def __init__(
@@ -111,6 +111,8 @@ class Averaged:
                     f"the teachers give predictions of {list(mixed.shape)} and {list(logits.shape)}: use teachers of "
                     "the same classes, or vocabulary= where only padding differs"
                 )
+            if logits.shape[-1] == 1:
+                raise UnsupportedError("one number each has no mean of probabilities: give one teacher")
             mixed = _into(mixed, logits, weight, self.temperature)
         assert mixed is not None
         return _Answer(mixed.mul_(self.temperature), causal)
@@ -230,6 +232,13 @@ def _fit(prediction: Tensor, batch: Batch, causal: bool) -> Tensor:
         labels = batch["labels"]
     else:
         raise InputError("teachers are chosen by labels, and these batches have none: choose by confidence")
+    if labels.shape != prediction.shape[:-1]:
+        raise InputError(
+            f"labels {list(labels.shape)} for predictions {list(prediction.shape)}: give labels "
+            f"{list(prediction.shape[:-1])}, {losses.IGNORED} where there is none, or choose by confidence"
+        )
+    if labels.device.type == "cpu":  # a GPU would have to be waited for
+        losses.check_classes(labels, prediction.shape[-1])
     labels = labels.to(prediction.device)
     rows = [_per_token(losses.cross_entropy, logits, row) for logits, row in zip(prediction, labels, strict=True)]
     return -torch.stack(rows)

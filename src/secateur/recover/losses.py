@@ -27,6 +27,7 @@ __all__ = [
     "IGNORED",
     "Head",
     "bucketed_kl",
+    "check_classes",
     "cosine",
     "cross_entropy",
     "cross_entropy_from_hidden",
@@ -615,9 +616,32 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, chunk: int | None = None) -
     """``sum_tokens -log softmax(logits)[label]`` over labels other than -100, in nats.
 
     Shapes: logits [..., V], labels [...]; ``labels[i]`` belongs to ``logits[i]``. For next-token prediction make them
-    with `next_tokens` instead of slicing the logits, which would copy them.
+    with `next_tokens` instead of slicing the logits, which would copy them. Raises `InputError` for another number of
+    labels than rows and, on a CPU, for one that is none of the classes; a GPU would have to be waited for.
     """
+    _check_labels(labels, logits.shape[:-1], logits.shape[-1])
     return _on_logits(_cross_entropy, logits, logits.shape[-1], labels != IGNORED, chunk, labels.reshape(-1))
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Raise `InputError` for a label that is none of `classes`, nor -100."""
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != IGNORED)
+    if bool(wrong.any()):
+        first = labels[wrong][0].item()
+        raise InputError(
+            f"label {first} is none of {classes} classes, 0 to {classes - 1}: mend it, or write {IGNORED} "
+            "where there is none"
+        )
+
+
+def _check_labels(labels: Tensor, rows: torch.Size, classes: int) -> None:
+    if labels.numel() != rows.numel():
+        raise InputError(
+            f"labels {list(labels.shape)} for logits {[*rows, classes]}: give labels {list(rows)}, {IGNORED} where one "
+            "does not count"
+        )
+    if labels.device.type == "cpu":
+        check_classes(labels, classes)
 
 
 def next_tokens(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -745,6 +769,7 @@ def cross_entropy_from_hidden(
 ) -> Tensor:
     """`cross_entropy` of ``hidden @ head.T``, fused with the head. Shapes: hidden [..., d], labels [...]."""
     weight, bias = _weight_and_bias(head)
+    _check_labels(labels, hidden.shape[:-1], len(weight))
     rows = _counted(labels != IGNORED, _flat(hidden).shape[0])
     flat = labels.reshape(-1)[rows]
     return _through_walk(_cross_entropy, hidden, weight, bias, rows, softcap, chunk, lambda span: (flat[span],))

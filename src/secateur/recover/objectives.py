@@ -64,11 +64,17 @@ class Forward(Protocol):
 
 
 def count(batch: Batch) -> dict[str, int]:
-    """What a batch holds, for the divisors of the losses: tokens that are not padding, and sequences."""
+    """What a batch holds, for the divisors of the losses: tokens that are no padding, sequences with any, targets.
+
+    A target is a token that follows another one, as `losses.next_tokens` has it.
+    """
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
-    tokens = int(mask.sum()) if mask is not None else ids.numel()
-    return {"tokens": tokens, "sequences": ids.shape[0], "targets": tokens - ids.shape[0]}
+    if mask is None:
+        return {"tokens": ids.numel(), "sequences": len(ids), "targets": ids.numel() - len(ids)}
+    real = mask.bool()
+    targets, sequences = int((real[:, 1:] & real[:, :-1]).sum()), int(real.any(1).sum())
+    return {"tokens": int(mask.sum()), "sequences": sequences, "targets": targets}
 
 
 def mask_of(batch: Batch) -> Tensor:
@@ -76,6 +82,13 @@ def mask_of(batch: Batch) -> Tensor:
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
     return mask.bool() if mask is not None else torch.ones_like(ids, dtype=torch.bool)
+
+
+def _read(batch: Batch) -> Tensor | None:
+    """Which sequences [B] have tokens; None where all do, since picking all rows would copy them."""
+    mask = batch.get("attention_mask")
+    rows = None if mask is None else mask.bool().any(1)
+    return None if rows is None or bool(rows.all()) else rows
 
 
 def prediction_loss(
@@ -91,18 +104,22 @@ def prediction_loss(
     """How far the student's logits are from the teacher's; a mean over the whole step.
 
     Per real token of [B, S, V], per sequence of [B, C]. `direction`: "forward" or "reverse" KL, either with a `skew`
-    (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine". Raises `InputError` for other numbers of classes;
-    vocabularies may differ by padding (`losses.kl`).
+    (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine"; of one number (C = 1) "mse" alone tells anything. Raises
+    `InputError` for another direction there, and for other numbers of classes; vocabularies may differ by padding
+    (`losses.kl`).
     """
+    mask: Tensor | None
     if student.dim() == 3:
         divide, mask = totals["tokens"], mask_of(batch)
     else:
-        divide, mask = totals["sequences"], None
+        divide, mask = totals["sequences"], _read(batch)
         if student.shape != teacher.shape:
             raise InputError(
                 f"the student gives {student.shape[-1]} classes and the teacher {teacher.shape[-1]}: use models of the "
                 "same classes"
             )
+    if student.shape[-1] == 1 and direction != "mse":
+        raise InputError(f"direction {direction!r} compares classes, and the models tell one number each: use mse")
     if direction in ("forward", "reverse"):
         return losses.kl(student, teacher, mask, temperature=temperature, direction=direction, skew=skew) / divide
     if direction == "js":
@@ -135,14 +152,15 @@ def distance(
 
     Embeddings and states of another width than the teacher's are compared through `projection`, a map [student width]
     -> [teacher width]; or, with `relational`, by the similarities between the sequences of the batch (B >= 3; states
-    enter as their mean over real tokens), which needs no common width.
+    enter as their mean over real tokens), which needs no common width. Sequences of padding only count nowhere.
     Raises `UnsupportedError` where widths differ and neither is given.
     """
     totals = count(batch) if totals is None else totals
     if output in ("embedding", "states"):
-        mask = mask_of(batch).to(student.device) if output == "states" else None
+        mask = mask_of(batch).to(student.device) if output == "states" else _read(batch)
         if relational:
-            return losses.relational(_sequences(student, mask), _sequences(teacher, mask)) / totals["sequences"]
+            ours, theirs = (_sequences(one, batch) for one in (student, teacher))
+            return losses.relational(ours, theirs) / totals["sequences"]
         if student.shape[-1] != teacher.shape[-1]:
             if projection is None:
                 raise UnsupportedError(
@@ -154,10 +172,13 @@ def distance(
     return prediction_loss(student, teacher, batch, totals, temperature=temperature, direction=direction, skew=skew)
 
 
-def _sequences(states: Tensor, mask: Tensor | None) -> Tensor:
-    """[B, d]: embeddings as they are, states [B, S, d] as their mean over the tokens of `mask` [B, S]."""
-    if mask is None:
-        return states
+def _sequences(found: Tensor, batch: Batch) -> Tensor:
+    """[n, d] of the n sequences that have tokens: embeddings [B, d] as they are, states [B, S, d] as their mean."""
+    rows = _read(batch)
+    kept = slice(None) if rows is None else rows.to(found.device)
+    if found.dim() == 2:
+        return found[kept]
+    states, mask = found[kept], mask_of(batch).to(found.device)[kept]
     return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
@@ -179,28 +200,31 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal
     """Cross-entropy: of the next token where logits [B, S, V] are `causal`, of the batch's `labels` of any others.
 
     Labels are [B] for [B, C], and [B, S] for [B, S, V], with -100 where a token has none; the mean is over sequences,
-    or over all real tokens. Raises `InputError` where labels are needed and not there, or are none of the classes.
+    or over all real tokens. Raises `InputError` where labels are needed and not there, or are none of the classes,
+    `DataError` for a step without a next token.
     """
     if causal:
         targets = losses.next_tokens(batch["input_ids"], mask_of(batch))
-        return losses.cross_entropy(logits, targets) / totals["targets"]
+        return losses.cross_entropy(logits, targets) / _targets(totals)
     if "labels" not in batch:
         raise InputError(
             "a task loss needs labels, and these batches have none: give data with labels, or set task=0 and learn "
             "from the teacher alone"
         )
+    if logits.shape[-1] == 1:
+        raise InputError("a task loss is of classes, and the model tells one number: set task=0")
     labels = batch["labels"]
-    _check_labels(labels, logits.shape[-1])
+    losses.check_classes(labels, logits.shape[-1])
+    rows = _read(batch) if logits.dim() == 2 and labels.dim() == 1 else None
+    if rows is not None:
+        labels = labels.masked_fill(~rows.to(labels.device), losses.IGNORED)
     return losses.cross_entropy(logits, labels) / totals["tokens" if logits.dim() == 3 else "sequences"]
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
-    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != losses.IGNORED)]
-    if len(wrong):
-        raise InputError(
-            f"label {int(wrong[0])} is none of {classes} classes, 0 to {classes - 1}: mend it, or write "
-            f"{losses.IGNORED} where there is none"
-        )
+def _targets(totals: Mapping[str, int]) -> int:
+    if not totals["targets"]:
+        raise DataError("no token of a whole step follows another one: give texts of at least two tokens")
+    return totals["targets"]
 
 
 def count_answers(batch: Batch) -> dict[str, int]:
@@ -311,7 +335,7 @@ def distil(
 
     Returns a mean over the step's totals and its parts as floats. Raises `UnsupportedError` for a task loss on
     embeddings or states; the objective raises `InputError` where that needs labels which a batch has not, and
-    `DataError` for a step of padding only.
+    `DataError` for a step of padding only, or with nothing to predict.
     """
     if task and output != "logits":
         raise UnsupportedError(
@@ -346,7 +370,7 @@ def distil(
         if task and through is not None:
             targets = losses.next_tokens(batch["input_ids"], mask_of(batch))
             value = losses.cross_entropy_from_hidden(ours.prediction, through, targets, softcap=ours.softcap)
-            add("task", task, value / totals["targets"])
+            add("task", task, value / _targets(totals))
         elif task:
             add("task", task, task_loss(ours.prediction, batch, totals, causal=ours.causal))
         near = None

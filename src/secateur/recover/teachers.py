@@ -1,7 +1,7 @@
 """The original as teacher: live, or asked once and remembered, after a look whether it speaks the same language.
 
 What a cache holds is tied to the teacher, the tokenizer and the data by the caller's key (see `fingerprint`): another
-key, a damaged file or one cut short is refused, never used.
+key is refused, and a damaged file or one cut short is never used: who fills the cache asks for it again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -44,6 +45,9 @@ Likeliest: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 PROBE = "Two CAFÉS, 3 naïve  crows;\n\tx=42 #fin?  日本 🙂"
 """A text with what tokenizers treat differently: case, accents, spaces, numbers, signs, other scripts."""
+
+_LOOKED_AT = 32
+"""Of so many batches of `Outputs`, one is looked at when a folder is opened."""
 
 
 # --------------------------------------------------------------------------------------------------- vocabularies
@@ -134,8 +138,11 @@ class _Shelf:
     key: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path, key: Mapping[str, Any]) -> _Shelf:
-        """The shelf at `folder`, new or as far as it got. `DataError` when it is of another key or damaged."""
+    def open(cls, folder: Path, key: Mapping[str, Any], *, whole: bool = True) -> _Shelf:
+        """The shelf at `folder`, new or as far as it got. `DataError` when it is of another key or damaged.
+
+        Without `whole`, files may be missing or cut short: see `damaged`.
+        """
         index = folder / "index.json"
         wanted = {name: value if isinstance(value, int | float) else str(value) for name, value in key.items()}
         if not index.exists():
@@ -153,19 +160,41 @@ class _Shelf:
                     "use another folder or remove this one"
                 )
         for path, size in sizes:
-            if not path.is_file() or path.stat().st_size != size:
+            if whole and not (path.is_file() and path.stat().st_size == size):
                 raise DataError(f"{path} is missing or cut short: remove the folder and run again")
         return cls(folder, files, wanted)
 
+    def damaged(self) -> list[int]:
+        """Numbers of the files that are missing, cut short, or not what was written. Reads all of them."""
+        found = []
+        for number, file in enumerate(self.files):
+            path = self.folder / file["name"]
+            same = path.is_file() and path.stat().st_size == file["bytes"] and storage.digest(path) == file["sha256"]
+            found += [] if same else [number]
+        return found
+
     def add(self, tensors: Mapping[str, Tensor], **about: Any) -> None:
         """Write one more file, then the index that names it: a kill between the two loses that file only."""
-        path = self.folder / f"{len(self.files):06d}.safetensors"
+        self.put(len(self.files), tensors, about)
+
+    def put(
+        self,
+        number: int,
+        tensors: Mapping[str, Tensor],
+        about: Mapping[str, Any],
+        rest: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write one more file, or in place of a damaged one; `rest`: what of that is still to be written, behind it."""
+        names = [file["name"] for file in self.files]
+        new = f"{len(names):06d}.safetensors"
+        path = self.folder / (names[number] if number < len(names) else new)
         storage.write(path, tensors)
-        entry = {"name": path.name, "bytes": path.stat().st_size, "sha256": storage.digest(path), **about}
-        storage.write_text(
-            self.folder / "index.json", json.dumps({"key": self.key, "files": [*self.files, entry]}, indent=1)
-        )
-        self.files.append(entry)
+        entries = [{"name": path.name, "bytes": path.stat().st_size, "sha256": storage.digest(path), **about}]
+        if rest is not None:  # as a file that is missing, so that it is asked for next time
+            entries.append({"name": new, "bytes": 0, "sha256": "", **rest})
+        files = [*self.files[:number], *entries, *self.files[number + 1 :]]
+        storage.write_text(self.folder / "index.json", json.dumps({"key": self.key, "files": files}, indent=1))
+        self.files = files
 
     def read(self, number: int) -> dict[str, Tensor]:
         """The tensors of one file, after its checksum."""
@@ -252,8 +281,9 @@ def cache_topk(
         vocabulary: columns of the logits to use, where `check_vocabularies` found fewer than the teacher has.
         shard: batches per file; a kill loses at most that many, an error or Ctrl-C none.
 
-    Log-probabilities are stored in half precision, the log of the remaining mass in float32. Raises `DataError` for a
-    cache of another key, of other batches or in another order, or a damaged one, `RunError` when the disk is full.
+    Log-probabilities are stored in half precision, the log of the remaining mass in float32. Files that are missing,
+    damaged or cut short are asked for again, with a warning. Raises `DataError` for a cache of another key, of other
+    batches or in another order, or whose index is damaged, `RunError` when the disk is full.
     """
     if k < 1 or not 0 < temperature < math.inf:
         raise InputError(f"k={k}, temperature={temperature}: give numbers above 0")
@@ -289,39 +319,55 @@ def cache_answers(
     """
     if count < 1 or shard < 1:
         raise InputError(f"count={count}, shard={shard}: give numbers above 0")
-    shelf = _Shelf.open(Path(folder), key)
-    done = int(shelf.files[-1]["end"]) if shelf.files else 0
-    _check_order(shelf, batches)
+    shelf = _Shelf.open(Path(folder), key, whole=False)
+    starts = [0, *(int(file["end"]) for file in shelf.files)]
+    _check_order(
+        shelf, batches, [(at, file.get("order", [""])[0]) for at, file in zip(starts, shelf.files, strict=False)]
+    )
+    broken = shelf.damaged()
+    if broken:
+        warnings.warn(
+            f"{len(broken)} of {len(shelf.files)} files in {folder} are missing, damaged or cut short, "
+            f"{shelf.files[broken[0]]['name']} the first: what they held is asked for again", stacklevel=2,
+        )  # fmt: skip
+    for number in broken:
+        _fill(shelf, number, ask, batches, starts[number], starts[number + 1])
+    done = starts[-1]
     while done < count:
-        first, end, tensors, order = done, min(done + shard, count), dict[str, Tensor](), list[str]()
-        try:
-            for done in range(first, end):
-                batch = batches[done]
-                values, indices, remaining = ask(batch)
-                order.append(_tokens(batch))
-                tensors[f"{done}.values"] = values.half()
-                tensors[f"{done}.indices"] = indices.int()
-                tensors[f"{done}.remaining"] = remaining.float()
-        finally:
-            if order:
-                shelf.add(tensors, end=first + len(order), order=order)
-        done = end
+        _fill(shelf, len(shelf.files), ask, batches, done, min(done + shard, count))
+        done = int(shelf.files[-1]["end"])
     return TopK(shelf)
 
 
-def _check_order(shelf: _Shelf, batches: Any) -> None:
-    """Refuse a shelf that was filled from other batches, or in another order: the first of each file has to be equal.
+def _fill(shelf: _Shelf, number: int, ask: Callable[[Batch], Likeliest], batches: Any, first: int, end: int) -> None:
+    """Ask for batches `first` to `end` - 1, and put them in file `number`; after an error or Ctrl-C, what there is."""
+    tensors, order = dict[str, Tensor](), list[str]()
+    try:
+        for index in range(first, end):
+            batch = batches[index]
+            values, indices, remaining = ask(batch)
+            order.append(_tokens(batch))
+            tensors[f"{index}.values"] = values.half()
+            tensors[f"{index}.indices"] = indices.int()
+            tensors[f"{index}.remaining"] = remaining.float()
+    finally:
+        if order:
+            known, got = shelf.files[number:][:1], first + len(order)
+            rest = {"end": end, "order": known[0]["order"][len(order) :]} if known and got < end else None
+            shelf.put(number, tensors, {"end": got, "order": order}, rest)
+
+
+def _check_order(shelf: _Shelf, batches: Any, known: Sequence[tuple[int, str]]) -> None:
+    """Refuse a shelf that was filled from other batches, or in another order: those `known` by number have to be equal.
 
     The caller's key says how data and batches were made; this looks at what came of it.
     """
-    start = 0
-    for file in shelf.files:
-        if file.get("order", [""])[0] != _tokens(batches[start]):
+    for number, tokens in known:
+        if tokens != _tokens(batches[number]):
             raise DataError(
-                f"the cache in {shelf.folder} is of other data, or in another order (batch {start} differs): use "
+                f"the cache in {shelf.folder} is of other data, or in another order (batch {number} differs): use "
                 "another folder or remove this one"
             )
-        start = int(file["end"])
 
 
 def _tokens(batch: Batch) -> str:
@@ -399,6 +445,8 @@ class Outputs:
         folder: where to keep the outputs; None for memory.
         half: keep floating-point tensors in float16; they come back in float32.
         key: see `cache_topk`; needed with a folder.
+
+    Raises `DataError` for a folder of another key, of other batches or in another order, or with damaged files.
     """
 
     def __init__(
@@ -416,6 +464,10 @@ class Outputs:
         self._memory: dict[int, Mapping[str, Tensor]] = {}
         self._shelf = None if folder is None else _Shelf.open(Path(folder), {**(key or {}), "half": half})
         self._where = {int(file["batch"]): n for n, file in enumerate(self._shelf.files)} if self._shelf else {}
+        if self._shelf is not None:
+            # One file a batch: some tell as much as a look at all, and batches take time to make. Older ones say none.
+            some = [file for file in self._shelf.files if "order" in file][::_LOOKED_AT]
+            _check_order(self._shelf, batches, [(int(file["batch"]), file["order"][0]) for file in some])
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if index in self._where and self._shelf is not None:
@@ -423,13 +475,14 @@ class Outputs:
         elif index in self._memory:
             stored = self._memory[index]
         else:
+            batch = self._batches[index]
             with torch.no_grad():
-                found = self._forward(self._batches[index])
+                found = self._forward(batch)
             stored = {name: self._narrow(tensor.detach().cpu()) for name, tensor in found.items()}
             if self._shelf is None:
                 self._memory[index] = stored
             else:
-                self._shelf.add(stored, batch=index)
+                self._shelf.add(stored, batch=index, order=[_tokens(batch)])
                 self._where[index] = len(self._shelf.files) - 1
         wide = self._half
         return {

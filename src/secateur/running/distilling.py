@@ -35,8 +35,12 @@ Row = dict[str, Figure]
 
 _BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """Directions of on-policy distillation, as the beta of its divergence."""
-_NEARER = ("shared_kl", "probability_loyalty", "label_loyalty", "spearman", "cosine", "accuracy", "perplexity")
+_NEARER = (
+    "shared_kl", "probability_loyalty", "label_loyalty", "rmse", "spearman", "cosine", "accuracy", "perplexity",
+)  # fmt: skip
 """What says whether a student came nearer to its teachers, the first that was measured."""
+_LESS = ("perplexity", "shared_kl", "rmse")
+"""Of these, less is nearer."""
 _BATCHES = 24
 """Held-out batches on which aligned teachers are compared."""
 _SERVED = 20
@@ -177,12 +181,13 @@ def distill(
     trade.check(pupil, {"length": length} if trade is language else {})
     train, held = corpus.split(seed=seed)
     stream = _stream(trade, lesson, pupil, train, masters)
+    _check_number(trade, lesson, pupil, stream, len(above) > 1)
     where = trade.where(pupil, batch, length if trade is language else None, None)
     course = _Course(trade, lesson, tuple(map(str, above)), masters, train, held, stream, where)
-    warned = {"copies": told} if (told := trades.copies(train, held, trade.NOUN)) else {}
+    notes = [told] if (told := trades.copies(train, held, trade.NOUN)) else []
     if dry_run:
         row = course.planned(pupil)
-        return replace(row, settings={**row.settings, **warned})
+        return replace(row, settings={**row.settings, "notes": notes})
     settings = {
         "recipe": "distill",
         **{name: value for name, value in asdict(lesson).items() if value not in ("", (), {})},
@@ -204,7 +209,7 @@ def distill(
     ):
         record = run.path("evidence.json")
         if not record.exists():
-            row = course.taught(pupil, between, run, {"model": about["student"], **about, **settings, **warned})
+            row = course.taught(pupil, between, run, {"model": about["student"], **about, **settings, "notes": notes})
             name = str(Path(run.root.resolve().name))
             run.publish(partial(_save, trade, pupil, row, name))
             evidence.write(record, row)
@@ -339,10 +344,29 @@ def _check_kind(trade: Trade, lesson: _Lesson, pupil: Any, several: bool) -> Non
         and bool(pupil.masks),
         "align is about tokens: it serves models of next or masked tokens": lesson.align
         and not (texts_ and (pupil.causal or _masked(pupil))),
+        "task of a token classifier needs labels [B, S], -100 where a token has none, and texts have one each: leave "
+        "task out": texts_ and bool(lesson.task) and type(pupil.model).__name__.endswith("ForTokenClassification"),
     }
     for words, holds in wrong.items():
         if holds:
             raise UnsupportedError(words)
+
+
+def _check_number(trade: Trade, lesson: _Lesson, pupil: Any, stream: Any, several: bool) -> None:
+    """Refuse options about classes where the student tells one number."""
+    if trade is language:
+        one = language.tells_number(pupil)
+    else:
+        one = teachers.live(pupil.model, partial(_classes, pupil))(stream[0]).prediction.shape[-1] == 1
+    wrong = {
+        f"direction {lesson.direction} compares classes, and the student tells one number: use --direction mse":
+            lesson.direction != "mse",
+        "task is cross-entropy of classes, and the student tells one number: leave task out": lesson.task,
+        "teachers are averaged or chosen by their classes, and these tell one number each: name one teacher": several,
+    }  # fmt: skip
+    for words, holds in wrong.items():
+        if one and holds:
+            raise InputError(words)
 
 
 def _check_chain(trade: Trade, pupil: Any, between: Sequence[Any], masters: Sequence[Any], align: bool) -> None:
@@ -470,6 +494,7 @@ class _Course:
             settings={
                 **settings,
                 **({"not_measured": why} if why else {}),
+                "notes": [*settings["notes"], *([] if why else self.to_each(pupil))],
                 **({"assistants": [asdict(record) for record in records[:-1]]} if between else {}),
             },
         )
@@ -634,6 +659,15 @@ class _Course:
             return row, known, str(error)
         return ({**row, **second, **both}, {**known, **first}, "") if self.masters else ({**row, **second}, {}, "")
 
+    def to_each(self, student: Any) -> list[str]:
+        """A line on the student's loyalty to each of several teachers, beside that to all of them together."""
+        lines = []
+        for name, one in zip(self.names, self.masters, strict=True) if len(self.masters) > 1 else ():
+            both = self.trade.compared(one, student, self.held, self.where)[2]
+            figures = ", ".join(f"{key.replace('_', ' ')} {both[key]}" for key in _NEARER if key in both)
+            lines.append(f"to the teacher {name} alone: {figures}")
+        return lines
+
     @torch.no_grad()
     def divergence(self, student: Any) -> Figure:
         """What training brings down, of held-out texts: KL over shared tokens, in nats for a pair of tokens."""
@@ -739,7 +773,7 @@ def _verdict(row: Evidence) -> str:
         return ""
     before, after = row.before[name].value, row.after[name].value
     words = f"{name.replace('_', ' ')} {before:.4g} -> {after:.4g}"
-    better = after < before if name in ("perplexity", "shared_kl") else after > before
+    better = after < before if name in _LESS else after > before
     return f"met: {words}" if better else f"failed: the student is no nearer to its teachers, {words}"
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from secateur.errors import DataError, InputError
 from secateur.files import masking, texts
 from secateur.measure import latency, loyalty, quality, size, sparsity
+from secateur.measure.statistics import Values
 from secateur.recover import quantise, teachers
 from secateur.running import indices
 from secateur.subjects import Moe, Streamed, Transformer, open_subject, sides
@@ -44,6 +46,7 @@ __all__ = [
     "save",
     "sizes",
     "stored",
+    "tells_number",
     "where",
 ]
 
@@ -86,11 +89,18 @@ def _classifies(subject: Transformer) -> bool:
     return type(subject.model).__name__.endswith("ForSequenceClassification")
 
 
+def tells_number(subject: Transformer) -> bool:
+    """Whether the model gives one number per text, as for a regression or a ranking, and no classes."""
+    return _classifies(subject) and int(subject.model.config.num_labels) == 1
+
+
 def fitted(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
-    """The texts with the model's own numbers of classes."""
+    """The texts with the model's own numbers of classes, or without labels where it has none."""
     if subject.tokenizer is None:
         raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
     config = subject.model.config
+    if tells_number(subject):
+        return replace(corpus, labels=None, classes=())  # labels are classes here, and this model has none
     return corpus.labelled(config.label2id, config.num_labels) if _classifies(subject) else corpus
 
 
@@ -197,7 +207,8 @@ def compared(
     original: Transformer, student: Transformer, held_out: texts.Corpus, place: latency.Environment
 ) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
     """(before, after, both): perplexity of language models, accuracy of labelled classifiers and, on masked tokens, of
-    masked language models, fidelity of embeddings and states; and the student's loyalty wherever both give logits.
+    masked language models, fidelity of embeddings and states; and the student's loyalty wherever both give logits, or
+    one number per text.
 
     Raises `InputError` for two models of different tokenizers.
     """
@@ -216,6 +227,9 @@ def compared(
         return {"accuracy": before}, {"accuracy": after}, tally.figures()
     teacher, copy = (torch.cat([_embed(subject, batch).cpu() for batch in batches]) for subject in (original, student))
     both = quality.fidelity(teacher, copy)
+    if tells_number(original) and tells_number(student):
+        told = loyalty.regression(*(_numbers(subject, batches) for subject in (student, original)))
+        return {}, {}, both | {name: told[name] for name in ("pearson", "rmse")}
     if not _masked(original, student):
         return {}, {}, both
     before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
@@ -235,6 +249,12 @@ def held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length
         return texts.batches(held_out, tokenizer, packed=packed, batch=16, length=length).take(64)
     except DataError:
         return texts.batches(held_out, tokenizer, packed=packed, batch=1, length=length).take(1024)
+
+
+@torch.inference_mode()
+def _numbers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]]) -> Values:
+    """[n]: what the model tells of each text."""
+    return torch.cat([subject.forward(batch).prediction.float().cpu() for batch in batches]).flatten().tolist()
 
 
 @torch.inference_mode()

@@ -198,6 +198,20 @@ def test_a_teacher_of_another_tokenizer_teaches_and_padding_never_counts(folders
     assert lesson(student, found, wider, foreign=foreign)[1] == pytest.approx(parts, rel=1e-4)
 
 
+def test_a_text_of_padding_only_has_no_part_in_the_relations_of_sentences(folders):
+    torch.manual_seed(0)
+    (one,) = [one for one in recipe.company(bert(), [folders["foreign"]], (), "sentences", 24) if one.foreign]
+    ours, theirs, real = torch.randn(5, 4, 6), torch.randn(5, 3, 8), torch.ones(5, 4, dtype=torch.bool)
+    batch = {f"{one.name}.attention_mask": torch.ones(5, 3, dtype=torch.long)}
+    short = {f"{one.name}.attention_mask": torch.ones(4, 3, dtype=torch.long)}
+    wanted = recipe.distance(one, ours[:4], theirs[:4], short, real[:4], "sentences")
+    real[4], batch[f"{one.name}.attention_mask"][4] = False, 0
+    found = recipe.distance(one, ours.requires_grad_(), theirs, batch, real, "sentences")
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    assert ours.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("factors", [(5.0, 0.0, 0.0), (0.0, 2.0, 0.0), (0.0, 0.0, 1.0)])
 def test_training_brings_each_loss_down_where_it_is_alone(tmp_path, folders, factors):
     teacher = bert()

@@ -389,7 +389,8 @@ def distance(one: Teacher, ours: Tensor, theirs: Tensor, batch: Batch, real: Ten
         return losses.cosine(ours, theirs, real, project=one.project)
     if foreign == "sentences":
         mask = batch[f"{one.name}.attention_mask"].bool()
-        return losses.relational(averaged(ours, real), averaged(theirs, mask))
+        read = real.any(1) & mask.any(1)  # a text of padding only has no mean
+        return losses.relational(averaged(ours[read], real[read]), averaged(theirs[read], mask[read]))
     return alignment.word_cosine(ours, theirs, batch, one.name, project=one.project)
 
 
