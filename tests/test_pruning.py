@@ -128,6 +128,11 @@ def test_a_batch_that_the_network_does_not_take_is_named_and_leaves_the_model_as
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
+def test_who_asks_for_segments_is_told_what_erases_them() -> None:
+    with pytest.raises(UnsupportedError, match=r"budget segments=50%: segments are .* `secateur run otov3 MODEL"):
+        prune(residual(), IMAGE, "segments=50%")
+
+
 class Stages(nn.Module):
     """Two blocks of one make and a head: the blocks' inner channels are of one structure."""
 

@@ -15,6 +15,7 @@ from secateur.files import plugins
 from secateur.score import activation, gradient, magnitude, random, similarity
 from secateur.select import ranking
 from secateur.select.arrays import as_numpy
+from secateur.subjects import segments
 from secateur.subjects.recording import Example
 from secateur.subjects.traced import CutError, Traced, open_traced
 from secateur.vocabulary import Budget, Cut, Units
@@ -91,6 +92,7 @@ def prune(
     floor or a cut that would change nothing, `InputError` for a score that lacks what it needs.
     """
     budget = Budget.parse(budget)
+    segments.refuse(budget)
     rate = _scorer(score, batches, loss, seed)
     # What costs passes over data is not to be done again and again for cuts that fail: try them first.
     subject = open_traced(model, example_inputs, protect=protect, prove=batches is not None)
