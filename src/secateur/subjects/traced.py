@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -258,7 +257,7 @@ class Traced:
         `units("segments")` gives the operators that can be erased whole instead, one site. They are cut alone; some
         selections of them would break the network, which `cut` refuses and `erasure` tells.
         """
-        if not isinstance(multiple, Integral) or multiple < 1:
+        if not hasattr(multiple, "__index__") or multiple < 1:
             raise InputError(f"multiple={multiple!r}: give a whole number of at least 1, such as 8")
         if segments.SITE in axes:
             if len(axes) > 1:
