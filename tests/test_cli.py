@@ -319,6 +319,24 @@ def test_a_missed_budget_ends_with_one(places, capsys, monkeypatch):
     assert "verdict: missed: by a mile" in capsys.readouterr().out
 
 
+def test_a_run_without_a_result_does_not_point_to_one(places, capsys, monkeypatch):
+    from secateur import running
+
+    (row,) = running.evidence.read(places / "small")
+    arguments = ["run", "ziplm", "m", "--budget", "params=80%", "--data", "d", "--out"]
+    nothing = running.replace(row, cut=running.replace(row.cut, removed={}), verdict="failed: nothing was removed")
+    monkeypatch.setattr(running, "results", lambda **_: iter([nothing]))
+    assert cli.main([*arguments, str(places / "small")]) == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert not any(line.startswith("result  ") for line in shown)
+    assert f"report  {places / 'small' / 'report.html'}" in "".join(shown)
+    assert cli.main([*arguments, str(places / "nowhere")]) == 1
+    assert "nowhere" not in capsys.readouterr().out
+    monkeypatch.setattr(running, "results", lambda **_: iter([nothing, row]))
+    assert cli.main([*arguments, str(places / "small")]) == 1
+    assert any(line.startswith("result  ") for line in capsys.readouterr().out.splitlines())
+
+
 TAUGHT = ["--data", "texts.txt", "--steps", "4", "--batch", "8", "--length", "16"]
 
 

@@ -96,6 +96,43 @@ def test_a_score_of_ones_own_as_function_and_as_file(tmp_path: Path, monkeypatch
         prune(model, IMAGE, score="yours.py:last")
 
 
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (None, r"the score function mine returned NoneType: give a mapping from each site to one score per unit"),
+        (torch.zeros(3), "the score function mine returned Tensor: give a mapping"),
+        ({"stem.channels": "high"}, "the score function mine gave stem.channels a str that holds no numbers"),
+        ({"stem.channels": torch.zeros(3), "inner.channels": torch.zeros(8)}, r"6 units, but scores of shape \(3,\)"),
+        ({"stem.channels": torch.zeros(6)}, "inner.channels has no scores"),
+    ],
+)
+def test_a_score_of_ones_own_that_gives_something_else_is_refused_in_one_line(found: object, words: str) -> None:
+    def mine(subject: object) -> object:
+        return found
+
+    with pytest.raises(InputError, match=words) as told:
+        prune(residual(), IMAGE, score=mine)  # type: ignore[arg-type]
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["activation", "taylor", "cosine"])
+def test_a_batch_that_the_network_does_not_take_is_named_and_leaves_the_model_as_it_was(name: str) -> None:
+    model = residual().train()
+    before, hooks = state(model), [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    batches = [*images(), {"x": torch.randn(2, 5, 6, 6), "labels": torch.zeros(2, dtype=torch.long)}]
+    with pytest.raises(InputError, match=r"batch 3 of shape \(2, 5, 6, 6\), \(2,\) can't be scored: Runtime") as told:
+        prune(model, IMAGE, score=name, batches=batches, loss=loss)
+    assert "\n" not in str(told.value)
+    assert same(before, state(model))
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_who_asks_for_segments_is_told_what_erases_them() -> None:
+    with pytest.raises(UnsupportedError, match=r"budget segments=50%: segments are .* `secateur run otov3 MODEL"):
+        prune(residual(), IMAGE, "segments=50%")
+
+
 class Stages(nn.Module):
     """Two blocks of one make and a head: the blocks' inner channels are of one structure."""
 

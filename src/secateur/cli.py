@@ -352,7 +352,14 @@ def _run(given: dict[str, Any]) -> None:
         rows = scratch.add(given["out"], given["model"], given["data"], fresh)
         console.print((Path(given["out"]) / "scratch.md").read_text("utf-8"), highlight=False, markup=False)
     if not dry_run:
-        console.print(f"\nresult  {given['out']}\nreport  {Path(given['out']) / 'report.html'}", highlight=False)
+        page = Path(given["out"]) / "report.html"
+        places = {  # a cut that removed nothing is not saved
+            "result": given["out"] if any(row.cut is None or not row.cut.is_noop for row in rows) else None,
+            "report": page if page.is_file() else None,
+        }
+        lines = [f"{name}  {place}" for name, place in places.items() if place is not None]
+        if lines:
+            console.print("", *lines, sep="\n", highlight=False)
         if any(row.verdict != "met" for row in rows):
             raise typer.Exit(1)
 

@@ -8,11 +8,14 @@ from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from secateur.errors import InfeasibleError, InputError, UnsupportedError
+from secateur.errors import InfeasibleError, InputError, SecateurError, UnsupportedError
 from secateur.files import plugins
 from secateur.score import activation, gradient, magnitude, random, similarity
 from secateur.select import ranking
+from secateur.select.arrays import as_numpy
+from secateur.subjects import segments
 from secateur.subjects.recording import Example
 from secateur.subjects.traced import CutError, Traced, open_traced
 from secateur.vocabulary import Budget, Cut, Units
@@ -89,6 +92,7 @@ def prune(
     floor or a cut that would change nothing, `InputError` for a score that lacks what it needs.
     """
     budget = Budget.parse(budget)
+    segments.refuse(budget)
     rate = _scorer(score, batches, loss, seed)
     # What costs passes over data is not to be done again and again for cuts that fail: try them first.
     subject = open_traced(model, example_inputs, protect=protect, prove=batches is not None)
@@ -122,7 +126,7 @@ def _scorer(
         score = plugins.function(score)
     if callable(score):
         own = score
-        return own if given is None else lambda subject: own(subject, given)
+        return lambda subject: _mapped(own, subject, *(() if given is None else (given,)))
     if score == "random":
         return lambda subject: random.scores(subject.units(), seed)
     if score in _OF_WEIGHTS:
@@ -134,14 +138,50 @@ def _scorer(
         raise InputError(f"score {score!r} is measured on data: give batches=[...]")
     if score in _OF_ACTIVATIONS:
         return lambda subject: _OF_ACTIVATIONS[score](
-            partial(loss, subject.model) if loss else partial(_called, subject.model),
+            partial(_asked, given, partial(loss or _called, subject.model)),
             subject.model,
             given,
             subject.slices(),
         )
     if loss is None:
         raise InputError(f"score {score!r} needs gradients: give loss=, a function (model, batch) -> mean loss")
-    return lambda subject: _OF_GRADIENTS[score](partial(loss, subject.model), subject.model, given, subject.slices())
+    return lambda subject: _OF_GRADIENTS[score](
+        partial(_asked, given, partial(loss, subject.model)), subject.model, given, subject.slices()
+    )
+
+
+def _mapped(score: Callable[..., Any], subject: Traced, *given: Any) -> Mapping[str, Tensor]:
+    """What a function of the user's gives, if it is a mapping to numbers; how many, the selection looks at."""
+    found = score(subject, *given)
+    name = getattr(score, "__name__", type(score).__name__)
+    wanted = "give a mapping from each site to one score per unit, as {site.name: scores for site in units().free()}"
+    if not isinstance(found, Mapping):
+        raise InputError(f"the score function {name} returned {type(found).__name__}: {wanted}")
+    for site, values in found.items():
+        try:
+            as_numpy(values)
+        except (TypeError, ValueError) as error:
+            kind = type(values).__name__
+            raise InputError(
+                f"the score function {name} gave {site} a {kind} that holds no numbers: {wanted}"
+            ) from error
+    return found
+
+
+def _asked(batches: Sequence[Any], ask: Callable[[Any], Any], batch: Any) -> Any:
+    """`ask(batch)`, and which batch it is that fails."""
+    try:
+        return ask(batch)
+    except SecateurError:
+        raise
+    except Exception as error:
+        number = next((str(place) for place, one in enumerate(batches) if one is batch), "?")
+        shapes = ", ".join(str(tuple(one.shape)) for one in tree_leaves(batch) if isinstance(one, Tensor))
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        raise InputError(
+            f"batch {number}{f' of shape {shapes}' if shapes else ''} can't be scored: {type(error).__name__}: {line}; "
+            "give batches that the network (or loss=) takes"
+        ) from error
 
 
 def _called(model: nn.Module, batch: Any) -> Any:

@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 
@@ -32,6 +33,33 @@ def test_a_file_that_fails_is_refused_with_its_error(tmp_path):
     (tmp_path / "broken.py").write_text("def build(:\n")
     with pytest.raises(InputError, match=r"broken.py can't be run: SyntaxError"):
         plugins.function(f"{tmp_path}/broken.py:build")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_file_imports_what_stands_beside_it_and_the_path_is_left_as_it_was(tmp_path, monkeypatch, fails):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "beside_secateur_test.py").write_text("def width():\n    return 7\n")
+    (folder / "mine.py").write_text(
+        "from beside_secateur_test import width\ndef build():\n    return width()\n" + "1 / 0\n" * fails
+    )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    if fails:
+        with pytest.raises(InputError, match="ZeroDivisionError"):
+            plugins.function("own/mine.py:build")
+    else:
+        assert plugins.function("own/mine.py:build")() == 7
+    assert sys.path == before
+    sys.modules.pop("beside_secateur_test")
+
+
+def test_a_file_that_changes_the_path_keeps_its_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mine.py").write_text("import sys\nsys.path.append('/elsewhere')\ndef build():\n    pass\n")
+    before = list(sys.path)
+    plugins.function(f"{tmp_path}/mine.py:build")
+    assert sys.path == [*before, "/elsewhere"]
 
 
 def test_a_network_is_built_with_its_inputs_or_without(tmp_path):

@@ -269,14 +269,17 @@ def test_a_damaged_cache_of_another_key_or_order_is_refused_and_not_asked_for(tm
         teachers.cache_topk(tmp_path, None, Batches(seed=1), 2, key=KEY, k=4, shard=1)
 
 
-@pytest.mark.parametrize("damage", ["flip", "index"])
+@pytest.mark.parametrize("damage", ["flip", "index", "elsewhere"])
 def test_what_can_not_be_asked_for_again_is_refused(tmp_path, damage):
     """A file that is damaged while it is in use, and an index, without which nobody knows what the files are of."""
     cache = teachers.cache_topk(tmp_path, logits_of(llama(1)), Batches(), 2, key=KEY, k=4, shard=1)
     if damage == "flip":
         spoil(tmp_path / "000001.safetensors", "flip")
-    else:
+    elif damage == "index":
         (tmp_path / "index.json").write_text("{")
+    else:  # what is damaged is written anew, but nowhere else
+        text = (tmp_path / "index.json").read_text()
+        (tmp_path / "index.json").write_text(text.replace("000001.safetensors", "../mine.safetensors"))
     with pytest.raises(DataError, match="remove the folder") as caught:
         cache[1] if damage == "flip" else teachers.cache_topk(tmp_path, None, Batches(), 2, key=KEY, k=4, shard=1)
     assert "\n" not in str(caught.value)

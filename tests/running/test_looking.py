@@ -68,6 +68,22 @@ def test_a_budget_says_what_would_go_and_leaves_the_subject_alone() -> None:
     assert subject.units().cost()["channels"] == 28
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"budget": "segments=50%"}, "segments are erased while training, by `secateur run otov3 MODEL"),
+        ({"multiple": 0}, "multiple=0: give a whole number of at least 1"),
+        ({"multiple": -4, "budget": "channels=50%"}, "multiple=-4: give a whole number of at least 1"),
+    ],
+)
+def test_what_can_not_be_looked_at_is_refused_in_one_line(place: Path, capsys, asked: dict, words: str) -> None:
+    flags = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
+    assert cli.main(["inspect", "net.py:build", *flags]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.strip().count("\n") == 0
+
+
 def test_pictures_are_files_of_their_own(tmp_path: Path) -> None:
     subject = open_traced(*nets.make("grouped queries"))
     looking.inspect(subject, budget="channels=50%", picture=tmp_path / "deep" / "net.svg")

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+import yolo
 from secateur import running
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
+from secateur.running import network
 from secateur.score import magnitude
 from secateur.select import ranking
-from secateur.subjects import Traced
+from secateur.subjects import Traced, detectors
 from secateur.vocabulary import Budget, Result
 
 BUILD = """
@@ -130,6 +132,33 @@ def test_what_can_not_be_used_is_refused_in_a_line(place, model, data, error, wo
     with pytest.raises(error, match=words):
         running.run(snips, f"{place}/{model}", place / data, "channels=50%", place / "out")
     assert not (place / "out").exists()
+
+
+def test_a_label_that_a_detector_does_not_have_is_refused_before_anything_runs():
+    data = yolo.squares(8)
+    subject = detectors.opened(yolo.tiny(), data.inputs[:1])
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    assert network.fitted(data, subject) is data
+    targets = [dict(target) for target in data.targets]
+    targets[5]["labels"] = targets[5]["labels"] + 7
+    wrong = Examples(data.inputs, None, tuple(targets), name="squares")
+    highest = int(targets[5]["labels"].max())
+    words = rf"squares has the label {highest}, on which the loss .* fails \(IndexError\): build it for {highest + 1}"
+    with pytest.raises(DataError, match=words) as told:
+        network.fitted(wrong, subject)
+    assert "\n" not in str(told.value)
+    assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
+
+
+def test_a_loss_that_fails_for_another_reason_is_not_laid_to_the_labels(monkeypatch):
+    data = yolo.squares(4)
+    subject = detectors.opened(yolo.tiny(), data.inputs[:1])
+
+    def broken(self, batch):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(yolo.Yolo, "loss", broken)
+    assert network.fitted(data, subject) is data
 
 
 def test_a_network_is_wholly_loyal_to_itself(place):

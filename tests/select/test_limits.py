@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from secateur.errors import InfeasibleError, InputError
+from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.select import limits
 from secateur.vocabulary import Budget
 
 
 def reading(text, **whole):
     return limits.reading(Budget.parse(text), whole, "a page")
+
+
+def test_a_budget_by_which_nothing_has_to_go_is_refused():
+    whole = {"params": 200.0, "channels": 12.0}
+    assert limits.cutting(Budget.parse("params=50%,channels=100%"), whole) == {"params": 100.0, "channels": 12.0}
+    for text in ("channels=100%", "channels=100%,params=100%", "params=3000"):
+        with pytest.raises(InfeasibleError, match=f"budget {text} would change nothing: all of the model fits in it"):
+            limits.cutting(Budget.parse(text), whole)
+    with pytest.raises(BudgetError, match="latency has no cost here; costs known: channels, params"):
+        limits.cutting(Budget.parse("speedup=2x"), whole)
+    for text in ("pattern=2:4", "params=50%,pattern=2:4"):
+        with pytest.raises(BudgetError, match="no pattern is made here; limit one of channels, params"):
+            limits.cutting(Budget.parse(text), whole)
 
 
 def test_shares_become_numbers():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 import yolo
 from secateur.errors import InputError
@@ -47,3 +49,25 @@ def test_groups_begin_where_the_user_says():
 
 def test_what_feeds_pools_and_upsampling_is_found():
     assert stages.feeders(yolo.tiny(), IMAGE) == {"stage5.2.cv1.bn", "stage5.2.cv2.bn", "up4.cv2.bn"}
+
+
+class Pyramid(nn.Module):
+    """Maps that are pooled and grow by functions, in the manner of torchvision's feature pyramids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.top, self.side = yolo.Conv(3, 8, 3, 2), yolo.Conv(8, 8, 3, 2), yolo.Conv(8, 8)
+        self.deep, self.out = yolo.Conv(8, 8, 3, 2, act=nn.Mish), yolo.Conv(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = self.stem(x)
+        middle = self.top(functional.max_pool2d(fine, 3, 2, 1))
+        deep = functional.relu_(self.deep(functional.max_pool2d(middle, 5, 1, 2)))
+        middle = self.side(middle) + functional.interpolate(deep, size=middle.shape[-2:])
+        return self.out(functional.interpolate(middle, scale_factor=2.0, mode="bilinear"))
+
+
+def test_what_feeds_pools_and_upsampling_that_are_no_modules_is_found():
+    net = Pyramid()
+    assert stages.feeders(net, IMAGE) == {"top.bn", "deep.bn"}, "a pool that halves and a sum are none"
+    assert net.training

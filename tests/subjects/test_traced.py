@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +179,66 @@ def test_half_precision_is_proved_in_single_and_stays_half() -> None:
     small, _ = prune(model.bfloat16(), inputs.bfloat16())
     assert small.stem.weight.dtype == torch.bfloat16
     assert model.stem.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ([], "damaged"),
+        ({"plans": 3}, "damaged"),
+        ({"plans": [3]}, "the file of a cut is damaged"),
+        ({"plans": [{"tensors": {"stem.weight": {"0": [-99]}}, "attributes": []}]}, "damaged"),
+        ({"plans": [{"tensors": {"stem.weight": {"-9": [0]}}, "attributes": []}]}, "damaged"),
+        ({"plans": [{"tensors": {}, "attributes": [["stem", "nothing", 3]]}]}, "damaged"),
+        ({"plans": [{"tensors": {}, "attributes": [], "biases": [""]}]}, "damaged"),
+        ({"plans": [{"tensors": {}, "attributes": [], "bits": [["stem", "x"]]}]}, "the file of a cut is damaged"),
+        ({"plans": [], "forms": 3}, "damaged"),
+        ({"plans": [], "channels": "many"}, "damaged"),
+    ],
+)
+def test_a_file_of_a_cut_that_holds_something_else_is_one_line(tmp_path: Path, said: object, words: str) -> None:
+    model, inputs = nets.make("residual")
+    open_traced(model, inputs).save(tmp_path)
+    (tmp_path / "cut.json").write_text(json.dumps(said))
+    with pytest.raises(ModelError, match=words) as told:
+        reload_traced(tmp_path, model, inputs)
+    assert "\n" not in str(told.value)
+
+
+def test_files_that_can_not_be_read_are_one_line(tmp_path: Path) -> None:
+    model, inputs = nets.make("residual")
+    open_traced(model, inputs).save(tmp_path)
+    (tmp_path / "cut.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="no saved network"):
+        reload_traced(tmp_path, model, inputs)
+    (tmp_path / "cut.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(ModelError, match="no saved network"):
+        reload_traced(tmp_path, model, inputs)
+
+
+@pytest.mark.parametrize("multiple", [0, -8, 2.5])
+def test_channels_in_multiples_of_nothing_are_refused(multiple: int) -> None:
+    model, inputs = nets.make("residual")
+    with pytest.raises(InputError, match=rf"multiple={multiple}: give a whole number of at least 1"):
+        prune(model, inputs, multiple=multiple)
+
+
+def test_a_lone_name_is_protected_as_one_in_a_list_is() -> None:
+    model, inputs = nets.make("residual")
+    alone, listed = (open_traced(model, inputs, protect=names) for names in ("stem", ["stem"]))
+    assert alone.reasons == listed.reasons
+    assert "is protected by the caller" in alone.reasons.values()
+
+
+def test_a_network_that_is_trained_on_several_machines_is_refused() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nets.make("mlp")[0])
+        with pytest.raises(UnsupportedError, match=r"DistributedDataParallel spreads .*model\.module"):
+            open_traced(model, torch.zeros(4, 6))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_bad_input_is_one_clear_line() -> None:
@@ -471,12 +532,37 @@ def spoilt(name: str, value: float) -> nn.Module:
     return model
 
 
+class Calling(nn.Module):
+    """Compiled code that is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 2)
+        self.middle = torch.compile(torch.relu, backend="eager")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.middle(self.a(x)))
+
+
 MLP = torch.zeros(4, 6)
 REFUSED = {
     "scripted": (lambda: torch.jit.script(nets.make("mlp")[0]), MLP, UnsupportedError, "is compiled: prune the model"),
     "traced": (lambda: torch.jit.trace(nets.make("mlp")[0], MLP), MLP, UnsupportedError, "is compiled"),
     "scripted inside": (lambda: inner(torch.jit.script), MLP, UnsupportedError, r"2 \(RecursiveScriptModule\) is comp"),
     "compiled inside": (lambda: inner(torch.compile), MLP, UnsupportedError, r"2 \(OptimizedModule\) is compiled"),
+    "calling compiled": (
+        Calling,
+        MLP,
+        UnsupportedError,
+        r"Calling calls compiled code \(torch.compile\): prune it with",
+    ),
+    "spread": (
+        lambda: nn.DataParallel(nets.make("mlp")[0]),
+        MLP,
+        UnsupportedError,
+        "DataParallel spreads .*model.module",
+    ),
+    "spread inside": (lambda: inner(nn.DataParallel), MLP, UnsupportedError, "2 .DataParallel. spreads .*, 2.module"),
     "quantised": (quantised, MLP, UnsupportedError, r"0 \(Linear\) is quantised: prune first"),
     "eight bits": (eight_bits, MLP, UnsupportedError, "2.weight is in torch.float8_e4m3fn: prune in a wider type"),
     "NaN": (lambda: spoilt("2.weight", float("nan")), MLP, ModelError, "2.weight holds NaN or infinity"),

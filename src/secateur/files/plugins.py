@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ __all__ = ["function", "network"]
 
 def function(name: str) -> Callable[..., Any]:
     """The function `name` points to. It runs the user's own code, so only a name the user gave may come here.
+
+    As in a script, a file imports what stands beside it; imports inside of its functions are too late for that.
 
     Raises `InputError` when the file, the module or the function is not there, or the file fails.
     """
@@ -32,7 +36,8 @@ def function(name: str) -> Callable[..., Any]:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         try:
-            spec.loader.exec_module(module)
+            with _beside(path):
+                spec.loader.exec_module(module)
         except Exception as error:
             raise InputError(f"{name!r}: {where} can't be run: {type(error).__name__}: {error}") from error
     else:
@@ -45,6 +50,19 @@ def function(name: str) -> Callable[..., Any]:
         raise InputError(f"{name!r}: {where} has no function {what}")
     result: Callable[..., Any] = found
     return result
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """As in a script: what stands in the folder of the file can be imported by it."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        # The file may have changed the path itself: only what was put here goes, and only one of it.
+        if folder in sys.path:
+            sys.path.remove(folder)
 
 
 def network(name: str) -> tuple[nn.Module, Any]:

@@ -151,6 +151,9 @@ class _Shelf:
             known = json.loads(index.read_text(encoding="utf-8"))
             files, stored = list(known["files"]), dict(known["key"])
             sizes = [(folder / file["name"], int(file["bytes"])) for file in files]
+            # What is damaged is written anew: nowhere but here, whatever an index says.
+            if wrong := [file["name"] for file in files if Path(file["name"]).name != file["name"]]:
+                raise ValueError(f"{wrong[0]!r} is no file of this folder")
         except (OSError, ValueError, KeyError, TypeError) as problem:
             raise DataError(f"{index} is damaged ({problem}): remove the folder and run again") from problem
         for name in sorted(wanted.keys() | stored.keys()):

@@ -16,6 +16,7 @@ from secateur.measure import pictures
 from secateur.running import network
 from secateur.score import magnitude
 from secateur.select import ranking
+from secateur.subjects import segments
 from secateur.subjects.outline import outline
 from secateur.subjects.traced import CutError, Traced, open_traced
 from secateur.vocabulary import Budget, Cut, Selection, Units
@@ -47,6 +48,8 @@ def inspect(
     if picture is not None and Path(picture).suffix not in (".svg", ".html"):
         raise InputError(f"the picture {picture} is neither .svg nor .html: give it one of these endings")
     limit = None if budget is None else Budget.parse(budget)
+    if limit is not None:
+        segments.refuse(limit)
     subject, selection, after = _opened(model, inputs), Selection({}), {}
     if limit is not None:
         selection, small, cut = _cut(subject, limit, multiple)

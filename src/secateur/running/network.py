@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -20,6 +22,7 @@ from secateur.running import indices
 from secateur.subjects import detectors, integers
 from secateur.subjects import matrices as every
 from secateur.subjects.detectors import Detector
+from secateur.subjects.shrinking import twin
 from secateur.subjects.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Figure
 
@@ -106,7 +109,30 @@ def fitted(data: Examples, subject: Traced) -> Examples:
             if low < 0 or high >= count:
                 wrong = low if low < 0 else high
                 raise DataError(f"{data.name} has the label {wrong}: the model has {count} classes, 0 to {count - 1}")
+    if data.targets and isinstance(subject.model, Detector):
+        _learnt(data, subject.model)
     return data
+
+
+def _learnt(data: Examples, model: nn.Module) -> None:
+    """Raise `DataError` where the loss of a detector fails on the highest label, and runs if the labels are all 0.
+
+    How many classes it has, a detector does not say. What fails for another reason is left to those who ask for it.
+    """
+    highest = [int(target["labels"].max()) if len(target["labels"]) else -1 for target in data.targets]
+    batch = data.take([int(np.argmax(highest))]).batch()
+    first = [{**target, "labels": torch.zeros_like(target["labels"])} for target in batch["targets"]]
+    loss = cast(Detector, twin(model, share=True).eval()).loss
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            loss(batch)
+        except (IndexError, RuntimeError) as error:
+            with suppress(IndexError, RuntimeError):
+                loss({**batch, "targets": first})
+                raise DataError(
+                    f"{data.name} has the label {max(highest)}, on which the loss of the detector fails "
+                    f"({type(error).__name__}): build it for {max(highest) + 1} classes, or leave such boxes out"
+                ) from error
 
 
 def where(subject: Traced, batch: int | None, length: int | None, threads: int | None) -> latency.Environment:

@@ -1,13 +1,27 @@
-"""How much of what a language model reads may stay: budgets in words and tokens, and what they can not say."""
+"""What budgets can not say: of models, that all may stay; of what is read, other than words and tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.errors import InfeasibleError, InputError
+from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.vocabulary import Budget
 
-__all__ = ["reading"]
+__all__ = ["cutting", "reading"]
+
+
+def cutting(budget: Budget, whole: Mapping[str, float]) -> dict[str, float]:
+    """Measure -> limit, for what cuts and then trains: refuses a budget by which nothing has to go.
+
+    whole: what the uncut model costs. Raises `InfeasibleError` where all of it fits in the budget, `BudgetError` for a
+    measure that it has no cost in, and for a pattern.
+    """
+    if budget.pattern or not budget.limits:
+        raise BudgetError(f"budget {budget}: no pattern is made here; limit one of {', '.join(sorted(whole))}")
+    limits = budget.absolute(whole)
+    if all(limit >= whole[measure] for measure, limit in limits.items()):
+        raise InfeasibleError(f"budget {budget} would change nothing: all of the model fits in it; ask for less")
+    return limits
 
 
 def reading(budget: Budget, whole: Mapping[str, float], what: str) -> dict[str, float]:

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import InputError
+from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.graph import SUMS, Graph, record
 from secateur.subjects.recording import Example, leaves, tensors_of
 from secateur.subjects.shrinking import Plan, twin
+from secateur.vocabulary import Budget
 
-__all__ = ["SITE", "Erasure", "Segment", "Segments", "trace"]
+__all__ = ["SITE", "Erasure", "Segment", "Segments", "refuse", "trace"]
 
 SITE = "segments"
 """The site's name among units."""
@@ -28,6 +29,15 @@ SITE = "segments"
 _PRODUCTS = frozenset(["mul", "mul_", "mm", "bmm", "matmul", "convolution", "addmm", "linear"])
 _JOINTS = frozenset(["cat", "stack"])
 _STATISTICS = ("running_mean", "running_var")
+
+
+def refuse(budget: Budget) -> None:
+    """Raise `UnsupportedError` where a budget of what cuts channels without training limits segments."""
+    if SITE in budget:
+        raise UnsupportedError(
+            f"budget {budget}: segments are erased while training, by `secateur run otov3 MODEL --budget {SITE}=50% "
+            "--data DATA --out OUT`; give channels=, params=, bytes= or flops= here"
+        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 from secateur.modes import evaluating
+from secateur.subjects.graph import Graph, record
+from secateur.subjects.recording import Example
+from secateur.subjects.shrinking import twin
 
 __all__ = ["Place", "feeders", "grouped", "places"]
 
@@ -72,30 +75,30 @@ def grouped(order: Sequence[Place], starts: Iterable[str] = ()) -> dict[str, str
     return result
 
 
-@torch.no_grad()
 def feeders(model: nn.Module, images: Tensor) -> set[str]:
-    """The batch norms whose channels go straight into a max-pool of stride 1 (as in SPP) or an upsampling module."""
-    source: dict[int, tuple[str, Tensor]] = {}
+    """The batch norms whose channels go straight into an upsampling, or a max-pool that keeps the size (as in SPP).
+
+    Told from the operators that ran, so that functions count as modules do.
+    """
+    norms = {
+        f"{path}.{name}": path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name in (*module._parameters, *module._buffers)
+    }
+    graph = record(twin(model, share=True).eval(), Example.of(images), Graph())
+    sources: list[str] = []  # of each vertex, the batch norm whose channels it has, or nothing
     found: set[str] = set()
-    names = {id(module): name for name, module in model.named_modules()}
-
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        given = args[0] if args and isinstance(args[0], Tensor) else None
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            source[id(output)] = (names[id(module)], output)
-        elif given is not None and id(given) in source:
-            pooled = isinstance(module, nn.MaxPool2d) and module.stride in (1, (1, 1))
-            if pooled or isinstance(module, nn.Upsample):
-                found.add(source[id(given)][0])
-            elif (
-                isinstance(output, Tensor)
-                and not any(True for _ in module.parameters())
-                and output.shape == given.shape
-            ):
-                source[id(output)] = (source[id(given)][0], output)
-
-    _watched(model, images, nn.Module, note)
-    return found
+    for vertex in graph.vertices:
+        given = {sources[one] for one in vertex.inputs}
+        kept = bool(vertex.sizes) and set(vertex.shapes) == {vertex.sizes[0]}
+        if "upsample" in vertex.operator or (kept and "max_pool" in vertex.operator):
+            found |= given
+        if vertex.parameters:
+            given = {norms.get(name, "") for name in vertex.parameters}
+            kept = True
+        sources.append(given.pop() if kept and len(given) == 1 else "")
+    return found - {""}
 
 
 def _watched(model: nn.Module, images: Tensor, kind: type[nn.Module], note: Any) -> None:

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
 from secateur.subjects import coupling as coupled
 from secateur.subjects import flops, integers, invariance, onnxing, segments
 from secateur.subjects import offsets as offsets_of
@@ -80,6 +81,11 @@ class Traced:
         except Exception as error:
             line = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             place = f" in {where[0]}" if where[0] else ""
+            if type(error).__module__.startswith("torch._dynamo"):
+                raise UnsupportedError(
+                    f"{type(self.model).__name__} calls compiled code{place} (torch.compile): prune it with the plain "
+                    "function, then compile the result"
+                ) from error
             raise ModelError(
                 f"{type(self.model).__name__} can't run on the example inputs{place}: {type(error).__name__}: {line}; "
                 "give inputs with which model(*args, **kwargs) runs, on the model's device"
@@ -101,8 +107,11 @@ class Traced:
         return self.coupling.reasons
 
     def protect(self, names: Iterable[str], reason: str = "is protected by the caller") -> None:
-        """Let nothing of these modules, parameters or sites go. Raises `InputError` for a name that is none."""
-        for name in names:
+        """Let nothing of these modules, parameters or sites go. Raises `InputError` for a name that is none.
+
+        A lone string is one name.
+        """
+        for name in [names] if isinstance(names, str) else names:
             self._held.update(
                 dict.fromkeys((n for n in tensors_of(self.model) if n == name or n.startswith(f"{name}.")), reason)
             )
@@ -242,11 +251,14 @@ class Traced:
         Measures: channels (as they are made: a head counts all of its own); params, bytes and flops (of a forward pass
         on the example inputs), as polynomials of kept counts. Where Python code follows the data (routing to experts),
         FLOPs are those of the recorded pass. `multiple` rounds channels. At least one unit of each site stays. Raises
-        `UnsupportedError` for a network in which nothing can go, with the reasons.
+        `UnsupportedError` for a network in which nothing can go, with the reasons, `InputError` for a `multiple`
+        below 1.
 
         `units("segments")` gives the operators that can be erased whole instead, one site. They are cut alone; some
         selections of them would break the network, which `cut` refuses and `erasure` tells.
         """
+        if not hasattr(multiple, "__index__") or multiple < 1:
+            raise InputError(f"multiple={multiple!r}: give a whole number of at least 1, such as 8")
         if segments.SITE in axes:
             if len(axes) > 1:
                 raise UnsupportedError("segments are cut alone: cut them first, then the channels of the result")
@@ -693,18 +705,28 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
     try:
         data = json.loads((folder / _PLAN).read_text("utf-8"))
         state = load_file(folder / _WEIGHTS)
-        forms = {str(name): integers.Form(*map(int, form)) for name, form in data.get("forms", {}).items()}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ModelError(f"{folder} holds no saved network ({error}): give the folder that save() wrote") from error
+    # What the file says is followed step by step: whatever does not fit shows as an error of some kind.
+    try:
+        forms = {str(name): integers.Form(*map(int, form)) for name, form in data.get("forms", {}).items()}
+        channels = float(data["channels"]) if data.get("channels") else None
+        plans = tuple(Plan.from_dict(one) for one in data.get("plans", ()))
+        small = twin(model)
+        for one in plans:
+            small = shrink(small, one)
+    except SecateurError:
+        raise
+    except Exception as error:
+        line = str(error).partition("\n")[0][:200]
+        raise ModelError(
+            f"{folder / _PLAN} is damaged ({type(error).__name__}: {line}): give a folder as save() wrote it"
+        ) from error
     masks: dict[str, Tensor] = {}
     if (folder / _MASKS).is_file():
         from secateur.subjects import packing  # which loads transformers
 
         masks = packing.load_masks(folder / _MASKS)
-    plans = tuple(Plan.from_dict(one) for one in data.get("plans", ()))
-    small = twin(model)
-    for one in plans:
-        small = shrink(small, one)
     state, packed = integers.taken(small, state, forms)
     found = tensors_of(small)
     wrong = [
@@ -718,7 +740,7 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
         for name, tensor in found.items():
             tensor.copy_(state[name])
     result = Traced(small, Example.of(example_inputs), plans)
-    result._channels = float(data["channels"]) if data.get("channels") else None
+    result._channels = channels
     result.masks, result.forms = {**masks, **packed}, forms
     return result
 
@@ -730,6 +752,9 @@ def _check(model: nn.Module, example: Example) -> None:
         name = f"{path} ({type(module).__name__})" if path else type(module).__name__
         if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
             raise UnsupportedError(f"{name} is compiled: prune the model first, then compile the result")
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = f"{path}.module" if path else "model.module"
+            raise UnsupportedError(f"{name} spreads a network over devices: give the network inside, {inner}")
         if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes"):
             raise UnsupportedError(f"{name} is quantised: prune first, then quantise the result")
     found = tensors_of(model)

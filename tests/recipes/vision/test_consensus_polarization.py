@@ -328,6 +328,17 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(UnsupportedError, match="can be gated"):
         recipe.gate(open_traced(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 9), nn.LayerNorm(9), nn.Linear(9, 3)),
                                 torch.randn(4, 6)))  # fmt: skip
+    for budget in ("params=100%", "channels=100%,flops=100%"):
+        with pytest.raises(InfeasibleError, match=f"budget {budget} would change nothing"):
+            results(tmp_path / "c", ["params=60%", budget])
+    for options, words in (
+        ({"epochs": 0}, "epochs=0: give a number above 0"),
+        ({"epochs": float("nan")}, "epochs=nan"),
+        ({"threshold": 7}, "threshold=7: give the least share of inputs that stays, from 0 to 1"),
+        ({"threshold": -0.1}, r"threshold=-0\.1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            results(tmp_path / "d", ["params=60%"], **options)
     unlabelled = Examples(data().inputs, None, name="pictures")
     with Run.open(tmp_path / "b", {}) as run, pytest.raises(DataError, match="pictures has no classes"):
         next(recipe.consensus_polarization(subject(), unlabelled, [Budget.parse("params=60%")], run))

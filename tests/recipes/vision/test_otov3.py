@@ -201,12 +201,37 @@ def test_what_can_not_be_met_is_refused_before_training(tmp_path, monkeypatch) -
         quick(tmp_path / "a", "channels=0.001%")
     with pytest.raises(InputError, match="give channels="):
         quick(tmp_path / "b", "pattern=2:4")
+    for budget in ("channels=100%", "channels=100%,params=100%", "segments=100%", "segments=100%,channels=100%"):
+        with pytest.raises(InfeasibleError, match=f"budget {budget} would change nothing"):
+            quick(tmp_path / "e", budget)
+    with (
+        Run.open(tmp_path / "f", {}) as run,
+        pytest.raises(InfeasibleError, match="channels=100% would change nothing"),
+    ):
+        next(otov3(subject(), bars(), [Budget.parse("channels=50%"), Budget.parse("channels=100%")], run))
     flat = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3))
     data = Examples(torch.randn(20, 6), torch.arange(20) % 3)
     with pytest.raises(UnsupportedError, match="no channel of this network is zero"):
         quick(tmp_path / "c", "channels=50%", data, Traced(flat, Example.of(data.inputs[:2])))
     with pytest.raises(UnsupportedError, match="no segment"):
         quick(tmp_path / "d", "segments=50%", data, Traced(flat, Example.of(data.inputs[:2])))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0}, "epochs=0: give at least 1"),
+        ({"warm": 2.0}, "warm=2: give a share of the training, from 0 to below 1"),
+        ({"warm": float("nan")}, "warm=nan: give a share"),
+        ({"warm": 0.9, "span": 0.8}, r"span=0\.8: give a share of the training above 0, at most the 0\.1 after warm"),
+        ({"span": 0.0}, "span=0: give a share"),
+        ({"finish": 1.5}, r"finish=1\.5: give a share of span"),
+    ],
+)
+def test_shares_of_the_training_fit_into_it(options: dict[str, Any], words: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    with pytest.raises(InputError, match=words):
+        quick(tmp_path, "channels=50%", **options)
 
 
 def test_sites_that_are_not_exact_stay_whole_and_are_named(tmp_path) -> None:

@@ -12,7 +12,7 @@ from secateur.errors import BudgetError, DataError, InfeasibleError, InputError,
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
-from secateur.recover import masks
+from secateur.recover import loop, masks
 from secateur.vocabulary import Budget, Figure
 
 DATA = nets.data()
@@ -315,6 +315,21 @@ def test_a_dry_run_trains_nothing(dense, tmp_path):
 def test_what_does_not_fit_is_refused(dense, tmp_path, options, error, words):
     with pytest.raises(error, match=words):
         results(tmp_path, dense, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "budget"),
+    [("l1", "channels=100%"), ("soft", "channels=100%,params=100%"), ("unstructured", "weights=100%")],
+)
+def test_a_budget_that_keeps_everything_is_refused_before_training(dense, tmp_path, monkeypatch, method, budget):
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    with pytest.raises(InfeasibleError, match=f"budget {budget} would change nothing"):
+        results(tmp_path, dense, Budget.parse(budget), method=method, untrained=True)
+
+
+def test_widths_say_on_their_own_what_goes(dense, tmp_path):
+    (found,) = results(tmp_path, dense, Budget.parse("channels=100%"), widths="3,5,6,2", dry_run=True)
+    assert not found.cut.is_noop
 
 
 def test_examples_without_classes_are_refused(dense, tmp_path):

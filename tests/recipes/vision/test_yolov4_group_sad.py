@@ -209,6 +209,11 @@ def test_all_stages_run_and_resume(tmp_path):
 def test_what_can_not_be_done_is_said(tmp_path):
     with pytest.raises(InfeasibleError, match="can go down to"):
         results(tmp_path / "a", ("params=1%",), dry_run=True)
+    with pytest.raises(InfeasibleError, match="params=100% would change nothing"):
+        results(tmp_path / "c", ("params=60%", "params=100%"))
+    with pytest.raises(InputError, match="multiple=-8: give a whole number of at least 1"):
+        results(tmp_path / "c", multiple=-8)
+    assert not list((tmp_path / "c").rglob("sparse*")), "nothing was trained"
     net = yolo.tiny()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import yolo
-from secateur.errors import InfeasibleError, InputError
+from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.files.rundir import Run
 from secateur.recipes.vision.yolov8_cwd import histogram, yolov8_cwd
 from secateur.subjects import detectors
@@ -145,6 +145,13 @@ def test_widths_of_eight_a_global_baseline_and_a_reach(tmp_path):
     assert found.predicted["channels"] <= 0.5 * wide.units().cost()["channels"]
     with pytest.raises(InfeasibleError, match="channels can go down to"):
         results(tmp_path / "c", ("channels=5%",), start=wide, least=8, dry_run=True)
+    with pytest.raises(InfeasibleError, match="channels=100%,params=100% would change nothing"):
+        results(tmp_path / "e", ("channels=50%", "channels=100%,params=100%"), start=wide)
+    with pytest.raises(BudgetError, match="latency has no cost here"):
+        results(tmp_path / "e", ("speedup=2x",), start=wide)
+    with pytest.raises(InputError, match="multiple=0: give a whole number of at least 1"):
+        results(tmp_path / "e", start=wide, multiple=0)
+    assert not list((tmp_path / "e").rglob("sparse*")), "nothing was trained"
     with pytest.raises(InputError, match="epochs=-1"):
         results(tmp_path / "d", start=wide, sparse_epochs=-1)
 

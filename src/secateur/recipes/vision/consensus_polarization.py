@@ -25,6 +25,7 @@ from secateur.measure import quality
 from secateur.recover import gates, loop, norms, objectives
 from secateur.score import gates as statistics
 from secateur.select import ranking
+from secateur.select.limits import cutting
 from secateur.subjects.readers import inner
 from secateur.subjects.residual import Branches
 from secateur.subjects.traced import Traced
@@ -118,10 +119,15 @@ def consensus_polarization(
     """
     if data.labels is None:
         raise DataError(f"{data.name} has no classes: this recipe trains a classifier; give labels")
+    if not epochs > 0:
+        raise InputError(f"epochs={epochs:g}: give a number above 0, for gates that were not trained say nothing")
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold={threshold:g}: give the least share of inputs that stays, from 0 to 1")
     gated = gate(subject, mode, units, multiple=multiple, seed=seed, hidden=hidden, bias=bias, leak=leak)
     whole = gated.units.cost()
     flat = {site.name: np.zeros(site.count) for site in gated.units.free()}
     for budget in budgets:  # what can't be met is said before anything is trained
+        cutting(budget, whole)
         ranking.by_budget(gated.units, flat, budget)
     train, held = data.split(seed=seed)
     further = loop.options(training)

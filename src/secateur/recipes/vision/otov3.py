@@ -22,7 +22,7 @@ from secateur.files.rundir import Run
 from secateur.recover import loop, records
 from secateur.recover.sparsify import GroupSparse
 from secateur.score import gradient, magnitude
-from secateur.select import ranking
+from secateur.select import limits, ranking
 from secateur.subjects.recording import leaves
 from secateur.subjects.segments import SITE, Segments
 from secateur.subjects.traced import Traced
@@ -129,10 +129,14 @@ def otov3(
     """
     if data.targets and data.labels is None:
         raise DataError(f"{data.name} has boxes: otov3 trains on classes, or on the outputs of the original")
+    check(epochs, warm, span, finish)
     start = subject
     if protect:
         start = subject.copy()
         start.protect([name.strip() for name in protect.split(",") if name.strip()])
+    for budget in budgets:  # what would train for nothing is said before anything is trained
+        costs = [start.units(*([SITE] if SITE in part else [])).cost() for part in split(budget)]
+        limits.cutting(budget, {measure: cost for row in reversed(costs) for measure, cost in row.items()})
     feed = examples.batches(data, batch=batch, seed=seed)
     further: dict[str, Any] = {"clip": None} | loop.options(training)
     for budget in budgets:
@@ -177,6 +181,18 @@ def otov3(
             predicted |= task.units.cost(selection.keep)
             notes += task.notes if dry_run else [*task.notes, compared(work, current, data)]
         yield Result(str(budget), current, joined(cuts), predicted, records.together(*recoveries), tuple(notes))
+
+
+def check(epochs: int, warm: float, span: float, finish: float) -> None:
+    """Refuse shares of the training that do not fit into it."""
+    if epochs < 1:
+        raise InputError(f"epochs={epochs}: give at least 1, for nothing becomes zero without training")
+    if not 0 <= warm < 1:
+        raise InputError(f"warm={warm:g}: give a share of the training, from 0 to below 1")
+    if not 0 < span <= 1 - warm + 1e-9:
+        raise InputError(f"span={span:g}: give a share of the training above 0, at most the {1 - warm:g} after warm")
+    if not 0 <= finish <= 1:
+        raise InputError(f"finish={finish:g}: give a share of span, from 0 to 1")
 
 
 def split(budget: Budget) -> list[Budget]:

@@ -27,7 +27,7 @@ from secateur.modes import evaluating
 from secateur.recover import compensate, detecting, initialise, loop, losses, masks, objectives, slimming
 from secateur.recover.masks import Masks
 from secateur.score import magnitude, random, reconstruction
-from secateur.select import ranking
+from secateur.select import limits, ranking
 from secateur.subjects.detectors import Detector
 from secateur.subjects.residual import Branches
 from secateur.subjects.traced import Traced
@@ -125,6 +125,10 @@ def rethinking_pruning_value(
     other tasks than classification, are not here. The rewinding recipe is later work.
     """
     _check(method, finetune, scratch, budgets, widths, data)
+    if not widths:  # which say on their own what goes
+        whole = _whole(subject, method)
+        for budget in budgets:
+            limits.cutting(budget, whole)
     train, judged = data.split(seed=seed)
     longest = 0 if dry_run else epochs
     fitting = partial(
@@ -378,10 +382,22 @@ def _within(budget: Budget, selection: Selection, whole: Mapping[str, float]) ->
             )  # fmt: skip
 
 
-def _prune_weights(dense: Traced, budget: Budget) -> Pruned:
+def _whole(dense: Traced, method: str) -> dict[str, float]:
+    """What a method's budgets are shares of."""
+    if method == "unstructured":
+        return {"weights": float(sum(weight.numel() for weight in _convolutions(dense).values()))}
+    return (Branches(dense) if method == "blocks" else dense).units().cost()
+
+
+def _convolutions(dense: Traced) -> dict[str, Tensor]:
     found = masks.convolutions(dense.model)
     if not found:
         raise UnsupportedError("unstructured pruning is over convolutions, and there is none: choose another method")
+    return dict(found)
+
+
+def _prune_weights(dense: Traced, budget: Budget) -> Pruned:
+    found = _convolutions(dense)
     ones = {name: np.ones(weight.numel()) for name, weight in found.items()}
     units = Units({name: Site(name, len(one), {"weights": one}, minimum=1) for name, one in ones.items()})
     scores = {name: weight.detach().abs().flatten().float() for name, weight in found.items()}

@@ -23,6 +23,7 @@ from secateur.recover import detecting, loop, maps, records, slimming
 from secateur.recover.taps import seen
 from secateur.score import scales
 from secateur.select import thresholds
+from secateur.select.limits import cutting
 from secateur.subjects import detectors, stages
 from secateur.subjects.detectors import Detector
 from secateur.subjects.traced import CutError, Traced
@@ -140,6 +141,9 @@ def yolov4_group_sad(
     Positive places of the output option are those where the teacher is sure. AdamW in place of SGD.
     """
     subject, further = detectors.opened(subject), loop.options(training)
+    whole = subject.units(multiple=multiple).cost()
+    for budget in budgets:  # what would train for nothing is said before anything is trained
+        cutting(budget, whole)
     feed = examples.batches(data, batch=batch, seed=seed)
     per_epoch, image = len(feed) / further.get("accumulate", 1), data.inputs[:1]
     train: Callable[..., Recovery] = partial(

@@ -20,7 +20,7 @@ from secateur.files.rundir import Run
 from secateur.recover import detecting, loop, maps, records, slimming
 from secateur.recover.taps import Adapters, seen
 from secateur.score import scales
-from secateur.select import ranking, thresholds
+from secateur.select import limits, ranking, thresholds
 from secateur.subjects import detectors
 from secateur.subjects.detectors import Detector
 from secateur.subjects.traced import CutError, Traced
@@ -108,6 +108,9 @@ def yolov8_cwd(
     paper's TensorRT step is the export of the result, to a torch.export program or ONNX.
     """
     subject, further = detectors.opened(subject), loop.options(training)
+    whole = subject.units(multiple=multiple).cost()
+    for budget in budgets:  # what would train for nothing is said before anything is trained
+        limits.cutting(budget, whole)
     feed = examples.batches(data, batch=batch, seed=seed)
     epochs = partial(detecting.steps, len(feed) / further.get("accumulate", 1))
     train: Callable[..., Recovery] = partial(
