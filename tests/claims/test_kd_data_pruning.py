@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from claims import lab, vision
+from claims import kinds, lab, vision
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import loyalty
@@ -32,6 +32,8 @@ STEPS, BATCH, SIZE, WIDTH = 400, 64, 1000, 128
 SHARES = (0.03, 0.1, 0.3, 1.0)
 SETUP = f"digits, 1,000 to train on, one hidden layer of {WIDTH}, {STEPS} steps for each share, SGD 0.1, tau 4"
 KINDS = {"clean": 0.0, "noisy": 0.2}
+TEXTS = {"clean genres": 0.0, "noisy genres": 0.2}
+"""Share of redrawn labels, of digits and of Brown's genres."""
 BALANCED = (
     "with clean labels and 10 %, EL2N and forgetting, classes in balance, are 0.6 points above random (96.5 and 96.5 "
     "against 95.9 %); at 3 % random is 1.8 and 1.4 points above them, with redrawn labels 2.3 and 2.5"
@@ -44,22 +46,28 @@ SHORT = (
     "with redrawn labels and 10 %, labels alone are 3.1 points above the teacher alone (82.3 against 79.2 %): equal "
     "epochs leave 40 steps, few for soft targets; at 30 %, and with clean labels, the teacher alone is above"
 )
-WIDEST = (
-    "the teacher of four times the width teaches best at 3 %, 93.8 against 93.4 to 93.7 %: less than the seeds differ"
-)
+WIDEST = "teachers of once, twice and four times the width teach alike at 3 %, 93.7 %: which is best is rounding"
+"""It fell short by as little as it holds by now: the order of sums in a loss decided it."""
 
 
 @functools.cache
 def data(kind: str, seed: int) -> tuple[Examples, Examples]:
     """(train, test) of a split of its own for each seed; the test part is never redrawn."""
-    train, test = vision.digits(SIZE, seed)
+    if kind in TEXTS:
+        whole = kinds.genres(100)
+        whole = replace(whole, inputs=whole.inputs * 384**0.5)  # of length 1: entries of size 1
+        order = np.random.default_rng([seed, 1500]).permutation(len(whole))
+        train, test, classes = whole.take(order[:SIZE]), whole.take(order[SIZE:]), 15
+    else:
+        (train, test), classes = vision.digits(SIZE, seed), 10
     draw = np.random.default_rng([seed, 7])
-    wrong, other = draw.random(SIZE) < KINDS[kind], draw.integers(0, 10, SIZE)
+    wrong, other = draw.random(SIZE) < {**KINDS, **TEXTS}[kind], draw.integers(0, classes, SIZE)
     return replace(train, labels=torch.where(torch.from_numpy(wrong), torch.from_numpy(other), train.labels)), test
 
 
-def net(width: int = WIDTH) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+def net(width: int = WIDTH, kind: str = "clean") -> nn.Module:
+    inputs, classes = (384, 15) if kind in TEXTS else (64, 10)
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, classes))
 
 
 def trained(teacher: nn.Module, kind: str, seed: int, shares=(1.0,), *, chance: int, **how) -> list[nn.Module]:
@@ -78,7 +86,7 @@ def trained(teacher: nn.Module, kind: str, seed: int, shares=(1.0,), *, chance: 
 @functools.cache
 def teacher(kind: str, seed: int, width: int = WIDTH) -> nn.Module:
     """Trained on all of the data, labels alone."""
-    return trained(net(width), kind, seed, chance=seed, alpha=0.0)[0]
+    return trained(net(width, kind), kind, seed, chance=seed, alpha=0.0)[0]
 
 
 def judged(student: nn.Module, taught_by: nn.Module, test: Examples) -> tuple[float, float]:
@@ -151,6 +159,25 @@ def test_a_teacher_is_worth_points_at_small_shares():
            for kind, f, a in found if (kind, f) != ("noisy", 0.1)},
         against=["noisy, 10 %, labels alone"],
         reason="less than 2 points somewhere",
+    )  # fmt: skip
+
+
+def test_texts_gain_by_a_teacher_too():
+    found = {
+        (kind, f, a): rows(kind, f, a, shares=(0.1, 0.3)) for kind in TEXTS for f in (0.1, 0.3) for a in (0.0, 1.0)
+    }
+    told(
+        "texts", "with the teacher alone, random pruning of texts to 10 % and to 30 % is above labels alone, with "
+        "clean labels and with a fifth redrawn",
+        all(points(found[kind, f, 1.0], found[kind, f, 0.0]) > 0 for kind in TEXTS for f in (0.1, 0.3)),
+        "noisy genres, 10 %", found["noisy genres", 0.1, 1.0],
+        {"noisy genres, 10 %, labels alone": found["noisy genres", 0.1, 0.0]}
+        | {f"{kind}, {f:.0%}, {'labels' if a == 0 else 'teacher'} alone": found[kind, f, a]
+           for kind, f, a in found if (kind, f) != ("noisy genres", 0.1)},
+        against=["noisy genres, 10 %, labels alone"],
+        setup="1,000 of 1,500 passages of Brown's 15 genres as MiniLM's embeddings, one hidden layer of "
+        f"{WIDTH}, {STEPS} steps for each share, SGD 0.1, tau 4",
+        reason="a share loses by its teacher",
     )  # fmt: skip
 
 
@@ -265,7 +292,6 @@ def test_equal_epochs_gain_too():
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=WIDEST)
 def test_the_widest_teacher_is_not_the_best_for_a_small_share(tmp_path):
     def student(seed: int, factor: float) -> dict[str, float]:
         def compute() -> dict[str, float]:
