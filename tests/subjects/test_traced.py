@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -393,6 +394,27 @@ def test_a_branch_that_the_inputs_leave_out_is_refused_and_a_loop_is_not() -> No
         prune(Branching(), torch.randn(4, 6))
     small, _ = prune(Looping(), torch.randn(4, 6))
     assert small.again.out_features == small.again.in_features == small.first.out_features == 4
+
+
+FAMILIES = [
+    "bert", "roberta", "distilbert", "electra", "deberta_v2", "albert", "modernbert", "gpt2", "gpt_neox", "opt",
+    "bloom", "llama", "llama_one_layer", "llama_eager", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3",
+    "olmo2", "mixtral", "qwen3_moe", "t5", "bart", "mamba", "mamba2", "vit", "deit", "dinov2", "swin", "segformer",
+    "convnext", "clip", "wav2vec2", "whisper",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_of_transformers_lose_half_without_a_line_for_any(name: str, monkeypatch) -> None:
+    """Of tiny configurations, with a mask where they take one: what the benchmark tells figures of."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    model, inputs = importlib.import_module("zoo").build(f"transformers:{name}")
+    if "input_ids" in inputs and "pixel_values" not in inputs:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"]).index_fill(1, torch.tensor([11]), 0)
+    small, cut = prune(model, inputs)
+    assert cut.after["params"] == sum(one.numel() for one in small.parameters()) < 0.7 * cut.before["params"]
+    with torch.no_grad():
+        assert small.eval()(**inputs)[0].shape == model.eval()(**inputs)[0].shape
 
 
 class Choosing(nn.Module):
