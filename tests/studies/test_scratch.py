@@ -192,7 +192,7 @@ def test_arms_are_added_to_a_run_of_a_detector(tmp_path):
     (tmp_path / "detector.py").write_text(
         "import yolo\nfrom secateur.files.scenes import scenes\n\n\n"
         "def build():\n    return yolo.Yolo(10, (4, 8, 8, 12, 16))\n\n\n"
-        "def data():\n    return scenes(16, size=32, stop=4000)\n"
+        "def data():\n    return scenes(16, size=64, stop=4000)\n"
     )
     model, data = (f"{tmp_path}/detector.py:{name}" for name in ("build", "data"))
     out = tmp_path / "out"
