@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     BertConfig,
@@ -163,3 +164,11 @@ def folder(kind: str, path: Path, *, sentence: bool = False) -> Path:
         word = models.Transformer(str(path), max_seq_length=64)
         SentenceTransformer(modules=[word, models.Pooling(32), models.Normalize()], device="cpu").save(str(path))
     return path
+
+
+def training_set(folder: Path) -> None:
+    """data.npz, 60 images of 2 x 2 in classes of 30, 20 and 10, and bare.npz, the same without classes."""
+    labels = np.repeat([0, 1, 2], [30, 20, 10])
+    inputs = np.random.default_rng(0).random((60, 1, 2, 2), np.float32) + labels[:, None, None, None] * 0.5
+    np.savez(folder / "data.npz", inputs=inputs, labels=labels)
+    np.savez(folder / "bare.npz", inputs=inputs)

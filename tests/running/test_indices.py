@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
 import secateur
+import tiny
 from secateur.errors import DataError
 from secateur.files import texts
 from secateur.running import indices, language, network
@@ -23,11 +23,7 @@ def build():
 
 @pytest.fixture
 def places(tmp_path):
-    draw = np.random.default_rng(0)
-    labels = np.repeat([0, 1, 2], [30, 20, 10])
-    inputs = draw.random((60, 1, 2, 2), np.float32) + labels[:, None, None, None] * 0.5
-    np.savez(tmp_path / "data.npz", inputs=inputs, labels=labels)
-    np.savez(tmp_path / "bare.npz", inputs=inputs)
+    tiny.training_set(tmp_path)
     (tmp_path / "net.py").write_text(BUILD)
     rows = [{"text": " ".join(["w"] * (1 + i % 9)) + f" {i}", "label": "ab"[i % 2]} for i in range(50)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
