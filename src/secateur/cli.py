@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _CONFIG = "A run.yaml with the same keys; flags win over it."
+_SHAPE = "Shape of a network's input, 1x3x224x224 say."
+_SCORES = "magnitude, l1, taylor, ..., or file.py:function."
+_SCOPE = "Which sites share one ranking."
+_NORMALISE = "What makes scores of different sites comparable first."
+_PROTECT = "A module, parameter or site that stays whole. Again for more."
 _SHARED = ("seed", "batch", "length", "dry_run")
 """Options of recipes for which `run` has flags of its own."""
 
@@ -133,6 +138,7 @@ def _app(given: Sequence[str]) -> typer.Typer:
     app.command("list")(list_recipes)
     app.command("show")(show)
     app.command("run")(_run_command(_named_recipe(given)))
+    app.command("prune")(prune)
     app.command("distill")(distill)
     app.command("prune-context")(_prune_context_command(_flag_of(given, "--recipe")))
     app.command("train-pruner")(_train_pruner_command(_named_recipe(given, "train-pruner")))
@@ -342,26 +348,83 @@ def _run(given: dict[str, Any]) -> None:
     dry_run = bool(given.get("dry_run"))
     from secateur import running
 
-    console, rows = _console(), []
-    for row in running.results(**given):
-        _print_evidence(console, row)
-        rows.append(row)
+    rows = _followed(running.results(**given))
     if fresh and not dry_run:
         from secateur.studies import scratch
 
         rows = scratch.add(given["out"], given["model"], given["data"], fresh)
-        console.print((Path(given["out"]) / "scratch.md").read_text("utf-8"), highlight=False, markup=False)
+        _console().print((Path(given["out"]) / "scratch.md").read_text("utf-8"), highlight=False, markup=False)
     if not dry_run:
-        page = Path(given["out"]) / "report.html"
-        places = {  # a cut that removed nothing is not saved
-            "result": given["out"] if any(row.cut is None or not row.cut.is_noop for row in rows) else None,
-            "report": page if page.is_file() else None,
-        }
-        lines = [f"{name}  {place}" for name, place in places.items() if place is not None]
-        if lines:
-            console.print("", *lines, sep="\n", highlight=False)
-        if any(row.verdict != "met" for row in rows):
-            raise typer.Exit(1)
+        _told(rows, given["out"])
+
+
+def _followed(results: Iterable[Evidence]) -> list[Evidence]:
+    """The evidence of each budget, printed as it comes."""
+    console, rows = _console(), []
+    for row in results:
+        _print_evidence(console, row)
+        rows.append(row)
+    return rows
+
+
+def _told(rows: Sequence[Evidence], out: str | Path) -> None:
+    """Say where the results stand; a target that was missed ends with 1."""
+    page = Path(out) / "report.html"
+    places = {  # a cut that removed nothing is not saved
+        "result": out if any(row.cut is None or not row.cut.is_noop for row in rows) else None,
+        "report": page if page.is_file() else None,
+    }
+    lines = [f"{name}  {place}" for name, place in places.items() if place is not None]
+    if lines:
+        _console().print("", *lines, sep="\n", highlight=False)
+    if any(row.verdict != "met" for row in rows):
+        raise typer.Exit(1)
+
+
+def prune(
+    typed: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help="file.py:function, or package.module:function, that builds any network.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="How much may stay: channels=50%, params=, bytes=, flops=. Give it again for one more.",
+                     metavar="MEASURE=AMOUNT"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory, where the result will stand.")] = None,
+    config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
+    data: Annotated[str | None, typer.Option(help="Examples, for scores that look at them, and for quality.")] = None,
+    shape: Annotated[str | None, typer.Option("--input", help=_SHAPE)] = None,
+    score: Annotated[str, typer.Option(help=_SCORES)] = "magnitude",
+    scope: Annotated[str, typer.Option(help=_SCOPE, metavar="local|kind|global|isomorphic")] = "local",
+    normalise: Annotated[str, typer.Option(help=_NORMALISE, metavar="l2|max|mean|zscore|rank")] = "",
+    multiple: Annotated[int, typer.Option(help="Kept channels are multiples of this.")] = 1,
+    protect: Annotated[list[str] | None, typer.Option(help=_PROTECT, metavar="NAME")] = None,
+    offsets: Annotated[
+        bool, typer.Option("--offsets", help="Fold the constants that channels leave behind into what reads them.")
+    ] = False,
+    looks: Annotated[int, typer.Option(help="Examples that a score looks at.")] = 512,
+    batch: Annotated[int, typer.Option(help="Examples at a time, also while measuring.")] = 32,
+    threads: Annotated[int | None, typer.Option(help="Of torch, also while measuring.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be cut and saved; write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where --out holds another run.")] = False,
+) -> None:  # fmt: skip
+    """Cut any network to a budget, without training; recipes (run) also win back what was lost."""
+    for one in budget or ():
+        Budget.parse(one)  # before torch takes its seconds to load
+    given = _typed(typed)
+    if "shape" in given:
+        given["inputs"] = given.pop("shape")
+    needed = {"MODEL": "model", "--budget": "budget", "--out": "out"}
+    example = "secateur prune net.py:build --budget channels=50% --out small"
+    given = _complete(given, config, "secateur.running.cutting", needed, example)
+    from secateur import running
+    from secateur.running import cutting
+
+    rows = _followed(running.results(cutting.prune, **{"data": None, **given}))
+    if not given.get("dry_run"):
+        _told(rows, given["out"])
 
 
 # ------------------------------------------------------------------------------------------------------ distilling
@@ -793,16 +856,22 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     batch: Annotated[int, typer.Option(help="Sequences, for FLOPs and the KV cache.")] = 1,
     length: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
-    shape: Annotated[str | None, typer.Option("--input", help="Shape of a network's input, 1x3x224x224 say.")] = None,
+    shape: Annotated[str | None, typer.Option("--input", help=_SHAPE)] = None,
     budget: Annotated[str | None, typer.Option(help="What may stay of a network, channels=50% say.")] = None,
+    score: Annotated[str | None, typer.Option(help="Of a network, what goes first: " + _SCORES)] = None,
+    scope: Annotated[str | None, typer.Option(help=_SCOPE, metavar="local|kind|global|isomorphic")] = None,
+    normalise: Annotated[str | None, typer.Option(help=_NORMALISE, metavar="l2|max|mean|zscore|rank")] = None,
     multiple: Annotated[int | None, typer.Option(help="A network's kept channels are multiples of this.")] = None,
+    protect: Annotated[list[str] | None, typer.Option(help=_PROTECT, metavar="NAME")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of random scores.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw a network, and what would go: an .svg or .html.")] = None,
 ) -> None:
     """What could go in a model, and what that would save."""
     from secateur import running
     from secateur.measure import display, evidence
 
-    given = {"inputs": shape, "budget": budget, "multiple": multiple, "picture": picture}
+    given = {"inputs": shape, "budget": budget, "score": score, "scope": scope, "normalise": normalise,
+             "multiple": multiple, "protect": protect, "seed": seed, "picture": picture}  # fmt: skip
     asked = {name: value for name, value in given.items() if value is not None}
     found = running.inspect(model, batch=batch, length=length, **asked)
     if as_json:
@@ -841,6 +910,12 @@ def _print_network(found: Mapping[str, Any], picture: Path | None) -> None:
     for row in found["stays"]:
         more = f" and {len(row['axes']) - 4} more" if len(row["axes"]) > 4 else ""
         console.print(f"stays: {', '.join(row['axes'][:4])}{more}: {row['reason']}", highlight=False, markup=False)
+    whole = [one for one in found["segments"] if not one["stays"]]
+    for one in whole:
+        share = one["params"] / found["cost"]["params"]
+        console.print(
+            f"may be erased whole: {one['name']}, {share:.1%} of the parameters", highlight=False, markup=False
+        )
     for name, cost in found["cost"].items():
         number = display.number(name, cost) + (f" -> {display.number(name, after[name])}" if after else "")
         console.print(f"{display.measure(name).label}: {number}", highlight=False, markup=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,9 +18,9 @@ from secateur.select.arrays import as_numpy
 from secateur.subjects import segments
 from secateur.subjects.recording import Example
 from secateur.subjects.traced import CutError, Traced, open_traced
-from secateur.vocabulary import Budget, Cut, Units
+from secateur.vocabulary import Budget, Cut, Selection, Units
 
-__all__ = ["prune"]
+__all__ = ["Rate", "Scope", "needs", "prune", "scorer", "thinned"]
 
 Score = Callable[..., Mapping[str, Tensor]]
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -93,9 +93,27 @@ def prune(
     """
     budget = Budget.parse(budget)
     segments.refuse(budget)
-    rate = _scorer(score, batches, loss, seed)
+    rate = scorer(score, batches, loss, seed)
     # What costs passes over data is not to be done again and again for cuts that fail: try them first.
     subject = open_traced(model, example_inputs, protect=protect, prove=batches is not None)
+    _, small, cut = thinned(subject, budget, rate, multiple=multiple, scope=scope, normalise=normalise, offsets=offsets)
+    return small.model, cut
+
+
+def thinned(
+    subject: Traced,
+    budget: Budget,
+    rate: Rate,
+    *,
+    multiple: int = 1,
+    scope: Scope = "local",
+    normalise: ranking.Normalise | None = None,
+    offsets: bool = False,
+) -> tuple[Selection, Traced, Cut]:
+    """What is kept of a subject within the budget, the smaller one, and the receipt: `prune` of what is open already.
+
+    rate: of `scorer`. What can't be cut after all, is noted in `subject`. Raises as `prune` does.
+    """
     if isinstance(scope, Mapping):
         unknown = sorted(set(scope) - set(subject.coupling.sites))
         if unknown:
@@ -104,8 +122,8 @@ def prune(
         scores = rate(subject)
         units = subject.units(multiple=multiple)
         notes: tuple[str, ...] = ()
-        if isinstance(score, str) and ":" not in score:
-            units, notes = _scored(units, scores, score)
+        if rate.name:
+            units, notes = _scored(units, scores, rate.name)
         selection = ranking.by_budget(units, scores, budget, scope=_pools(subject, scope), normalise=normalise)
         if all(bool(mask.all()) for mask in selection.keep.values()):
             raise InfeasibleError(f"budget {budget} would change nothing: every unit fits in it; ask for less")
@@ -114,29 +132,61 @@ def prune(
         except CutError as error:
             subject.without(error.fault, selection)
             continue
-        return small.model, replace(cut, notes=(*cut.notes, *notes))
+        return selection, small, replace(cut, notes=(*cut.notes, *notes))
 
 
-def _scorer(
-    score: str | Score, batches: Iterable[Any] | None, loss: Loss | None, seed: int
-) -> Callable[[Traced], Mapping[str, Tensor]]:
-    """From a subject to its scores, with all that the score needs at hand."""
+def needs(score: str) -> Literal["", "batches", "loss"]:
+    """What a score looks at beside weights: nothing, batches, or batches and a loss; of a function that is not known.
+
+    Raises `InputError` for a name that is no score's.
+    """
+    if score in _OF_GRADIENTS:
+        return "loss"
+    if score in _OF_ACTIVATIONS:
+        return "batches"
+    if score not in _OF_WEIGHTS and score != "random" and ":" not in score:
+        names = ", ".join([*_OF_WEIGHTS, "random", *_OF_ACTIVATIONS, *_OF_GRADIENTS])
+        raise InputError(f"score {score!r} is not one of {names}: name one, or give a function")
+    return ""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """From a subject to one score per unit of each site, with all that the score needs at hand."""
+
+    name: str
+    """Of a score that may have nothing to say of a site, which stays whole then; "" for a function of the user's."""
+    of: Callable[[Traced], Mapping[str, Tensor]]
+
+    def __call__(self, subject: Traced) -> Mapping[str, Tensor]:
+        """Site -> scores [count]; higher means keep."""
+        return self.of(subject)
+
+
+def scorer(score: str | Score, batches: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0) -> Rate:
+    """A score of `prune` by its name, or a function, and what it looks at. Raises `InputError` where that is missing.
+
+    The arguments are those of `prune`.
+    """
     given = list(batches) if batches is not None and not isinstance(batches, Sequence) else batches
     if isinstance(score, str) and ":" in score:
         score = plugins.function(score)
     if callable(score):
-        own = score
-        return lambda subject: _mapped(own, subject, *(() if given is None else (given,)))
+        return Rate("", partial(_mapped, score, given))
+    return Rate(score, _named(score, given, loss, seed))
+
+
+def _named(
+    score: str, given: Sequence[Any] | None, loss: Loss | None, seed: int
+) -> Callable[[Traced], Mapping[str, Tensor]]:
     if score == "random":
         return lambda subject: random.scores(subject.units(), seed)
     if score in _OF_WEIGHTS:
         return _OF_WEIGHTS[score]
-    if score not in _OF_GRADIENTS and score not in _OF_ACTIVATIONS:
-        names = ", ".join([*_OF_WEIGHTS, "random", *_OF_ACTIVATIONS, *_OF_GRADIENTS])
-        raise InputError(f"score {score!r} is not one of {names}: name one, or give a function")
+    wants = needs(score)
     if given is None:
         raise InputError(f"score {score!r} is measured on data: give batches=[...]")
-    if score in _OF_ACTIVATIONS:
+    if wants == "batches":
         return lambda subject: _OF_ACTIVATIONS[score](
             partial(_asked, given, partial(loss or _called, subject.model)),
             subject.model,
@@ -150,9 +200,9 @@ def _scorer(
     )
 
 
-def _mapped(score: Callable[..., Any], subject: Traced, *given: Any) -> Mapping[str, Tensor]:
+def _mapped(score: Score, given: Sequence[Any] | None, subject: Traced) -> Mapping[str, Tensor]:
     """What a function of the user's gives, if it is a mapping to numbers; how many, the selection looks at."""
-    found = score(subject, *given)
+    found = score(subject, *(() if given is None else (given,)))
     name = getattr(score, "__name__", type(score).__name__)
     wanted = "give a mapping from each site to one score per unit, as {site.name: scores for site in units().free()}"
     if not isinstance(found, Mapping):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from secateur import cli, running
-from secateur.errors import UnsupportedError
+from secateur.errors import InputError, UnsupportedError
 from secateur.running import looking
 from secateur.subjects.traced import open_traced
 from subjects import nets
@@ -82,6 +82,36 @@ def test_what_can_not_be_looked_at_is_refused_in_one_line(place: Path, capsys, a
     said = capsys.readouterr().err
     assert words in said
     assert said.strip().count("\n") == 0
+
+
+def test_what_would_go_is_by_the_score_that_is_asked_for() -> None:
+    model, inputs = nets.make("residual")
+    with torch.no_grad():
+        for weight in (model.inner.weight, model.inner.bias):
+            weight.mul_(1e-3)
+        model.outer.weight.mul_(1e-3)
+    asked = {"inputs": inputs, "budget": "channels=60%", "scope": "global"}
+    small = looking.inspect(model, score="l2", **asked)["kept"]
+    equal = looking.inspect(model, score="l2", normalise="l2", **asked)["kept"]
+    assert small["inner.channels"] == 4  # all twelve of both sites that go, for they are the weakest
+    assert equal["inner.channels"] > 4
+    held = looking.inspect(model, score="l2", protect=["stem.channels"], inputs=inputs, budget="channels=70%")
+    assert held["kept"].get("stem.channels", 12) == 12
+    assert held["kept"]["inner.channels"] < 12
+    drawn = [looking.inspect(model, score="random", seed=seed, picture=None, **asked)["after"] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1]
+    with pytest.raises(InputError, match="is measured on data"):
+        looking.inspect(model, score="taylor", **asked)
+
+
+def test_segments_that_may_be_erased_and_why_others_may_not() -> None:
+    model, inputs = nets.make("residual")
+    found = {one["name"]: one for one in looking.inspect(model, inputs=inputs)["segments"]}
+    (whole,) = [one for one in found.values() if not one["stays"]]
+    assert whole["name"] == "inner..scale"
+    parts = [*model.inner.parameters(), *model.outer.parameters(), model.scale]
+    assert whole["params"] == sum(part.numel() for part in parts)
+    assert "output" in found["head"]["stays"]
 
 
 def test_pictures_are_files_of_their_own(tmp_path: Path) -> None:

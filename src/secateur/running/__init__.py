@@ -64,10 +64,11 @@ Data: TypeAlias = str | Path | Sequence[str] | texts.Corpus | Examples
 def run(
     recipe: str | Recipe,
     model: Model,
-    data: Data,
+    data: Data | None,
     budget: str | Budget | Sequence[str | Budget],
     out: str | Path,
     *,
+    inputs: Any = None,
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -87,8 +88,11 @@ def run(
         model: a folder, a Hub id, or what `open_subject` gives; for recipes on networks a module, or the name of a
             function that builds one, as "file.py:build". It stays as it is.
         data: a text file, a folder of them, a Hub data set, or the texts; for networks what `examples.read` takes.
+            None where the recipe does without, as `secateur.running.cutting.prune` does: quality is not measured then.
         budget: one budget such as "speedup=2x", or several, each giving a model of its own.
         out: the run directory. The model stands there for one budget, in a folder per budget for several.
+        inputs: what a network runs on, or a shape such as "1x3x224x224"; what its function gives, or the first of the
+            data, if None.
         dry_run: say what would be cut and what that saves; nothing is trained or written.
         overwrite: start anew where `out` holds another run.
         seed: of everything random.
@@ -108,7 +112,7 @@ def run(
     """
     return list(
         results(
-            recipe, model, data, budget, out, dry_run=dry_run, overwrite=overwrite,
+            recipe, model, data, budget, out, inputs=inputs, dry_run=dry_run, overwrite=overwrite,
             seed=seed, threads=threads, device=device, batch=batch, length=length, stream=stream, **options,
         )
     )  # fmt: skip
@@ -117,10 +121,11 @@ def run(
 def results(
     recipe: str | Recipe,
     model: Model,
-    data: Data,
+    data: Data | None,
     budget: str | Budget | Sequence[str | Budget],
     out: str | Path,
     *,
+    inputs: Any = None,
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -142,15 +147,24 @@ def results(
     trade = trades.of_recipe(function)
     trades.match(trade, model, function.__name__)
     trade = trades.streaming(function) if stream else trade
-    corpus = trade.read(data)
-    subject = trade.opened(model, device, corpus)
-    corpus = trade.fitted(corpus, subject)
-    if len(corpus) < 3:
-        few = f"{corpus.name} holds {len(corpus)} {trade.NOUN}"
-        raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
-    # Once, and before the recipe: what quality is measured on, it never sees.
-    train, held_out = corpus.split(seed=seed)
-    warned = tuple(filter(None, [trades.copies(train, held_out, trade.NOUN)]))
+    if data is None and not keywords.spares(function, "data"):
+        raise InputError(f"{function.__name__} needs data: give some")
+    corpus = None if data is None else trade.read(data)
+    if inputs is None:
+        subject = trade.opened(model, device, corpus)
+    elif trades.name(trade) == "network":
+        subject = typing.cast(Any, trade).opened(model, device, corpus, inputs)
+    else:
+        raise InputError("inputs are of networks, and this recipe works on language models: leave them out")
+    train = held_out = None
+    if corpus is not None:
+        corpus = trade.fitted(corpus, subject)
+        if len(corpus) < 3:
+            few = f"{corpus.name} holds {len(corpus)} {trade.NOUN}"
+            raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
+        # Once, and before the recipe: what quality is measured on, it never sees.
+        train, held_out = corpus.split(seed=seed)
+    warned = tuple(filter(None, [train and trades.copies(train, held_out, trade.NOUN)]))
     where = trade.where(subject, chosen.get("batch"), chosen.get("length"), threads)
     trade.check(subject, {"length": where.length, **chosen})
     settings = {
@@ -164,11 +178,12 @@ def results(
         **({"stream": True} if stream else {}),
         **{name: value for name, value in chosen.items() if name != "dry_run"},
         "model_sha256": trade.digest(subject),
-        "data_sha256": corpus.digest,
+        **({} if corpus is None else {"data_sha256": corpus.digest}),
     }
     about = {
         "model": str(model) if isinstance(model, (str, Path)) else type(subject.model).__name__,
-        "data": str(data) if isinstance(data, (str, Path)) else corpus.name,
+        **({} if corpus is None else {"data": str(data) if isinstance(data, (str, Path)) else corpus.name}),
+        **({"inputs": inputs} if isinstance(inputs, str) else {}),
     }
     if dry_run:
         with tempfile.TemporaryDirectory() as folder, Run.open(folder, settings) as directory, _threads(where):

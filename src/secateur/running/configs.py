@@ -82,8 +82,8 @@ def _values(path: Path) -> dict[str, Any]:
 
 def _command(values: Mapping[str, Any], of_recipes: str) -> str:
     """The command that the file is of, where it tells; one of recipes where it names a recipe and nothing else."""
-    if values.get("recipe") == "distill":
-        return "distill"
+    if values.get("recipe") in ("distill", "prune"):
+        return str(values["recipe"])
     return str(values.get("command") or (of_recipes if "recipe" in values else ""))
 
 

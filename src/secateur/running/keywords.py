@@ -12,7 +12,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from secateur.errors import InputError
 
-__all__ = ["checked", "fitting", "of"]
+__all__ = ["checked", "fitting", "of", "spares"]
 
 
 def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -28,6 +28,11 @@ def fitting(
     known = of(function)
     values = {name: value for name, value in given.items() if name in known or name not in optional}
     return {**values, **{name: value for name, value in shared.items() if name in known}}
+
+
+def spares(function: Callable[..., Any], name: str) -> bool:
+    """Whether the parameter `name` may be None."""
+    return type(None) in typing.get_args(typing.get_type_hints(function).get(name))
 
 
 def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from secateur.errors import InfeasibleError, InputError
-from secateur.files import plugins
+from secateur import pruning
+from secateur.errors import InputError
 from secateur.files.rundir import atomic_write
 from secateur.measure import pictures
 from secateur.running import network
-from secateur.score import magnitude
-from secateur.select import ranking
+from secateur.select.ranking import Normalise
 from secateur.subjects import segments
 from secateur.subjects.outline import outline
-from secateur.subjects.traced import CutError, Traced, open_traced
-from secateur.vocabulary import Budget, Cut, Selection, Units
+from secateur.subjects.traced import Traced, open_traced
+from secateur.vocabulary import Budget, Selection, Units
 
 __all__ = ["inspect"]
 
@@ -29,7 +27,12 @@ def inspect(
     *,
     inputs: str | Any = None,
     budget: str | Budget | None = None,
+    score: str = "magnitude",
+    scope: pruning.Scope = "local",
+    normalise: Normalise | None = None,
     multiple: int = 1,
+    protect: Sequence[str] = (),
+    seed: int = 0,
     picture: str | Path | None = None,
 ) -> dict[str, Any]:
     """What could go in a network, and with a budget what would.
@@ -37,22 +40,33 @@ def inspect(
     Args:
         model: a module, a `Traced`, or "file.py:function" that gives a module or (module, inputs).
         inputs: example inputs, or their shape such as "1x3x224x224"; those of the function if None.
-        budget: what may stay, such as "channels=50%"; the units of the smallest weights go.
+        budget: what may stay, such as "channels=50%".
+        score: by which the least go; one that looks at no data, or "file.py:function".
+        scope: which sites share one ranking: local, kind, global or isomorphic.
+        normalise: what makes scores of different sites comparable first: l2, max, mean, zscore or rank.
         multiple: kept channels are multiples of this.
+        protect: modules, parameters or sites that stay whole.
+        seed: of random scores.
         picture: an .svg or .html file to draw the network into, with what would go.
+
+    `score` to `normalise` and `seed` are those of `secateur.prune`, and count with a budget only.
 
     Returns {"model", "kind": "network", "cost": measure -> total, "axes": as for a transformer, "sites": [{"name",
     "kind", "units", "width", "members": tensor[dim] -> indices per unit, "share": measure -> share of the whole}],
-    "stays": [{"reason", "axes"}]} and, with a budget, "budget", "kept": site -> units and "after": measure -> total.
+    "stays": [{"reason", "axes"}], "segments": [{"name", "params", "stays": why it can't be erased, or ""}]} and, with a
+    budget, "budget", "kept": site -> units and "after": measure -> total.
     """
     if picture is not None and Path(picture).suffix not in (".svg", ".html"):
         raise InputError(f"the picture {picture} is neither .svg nor .html: give it one of these endings")
     limit = None if budget is None else Budget.parse(budget)
     if limit is not None:
         segments.refuse(limit)
-    subject, selection, after = _opened(model, inputs), Selection({}), {}
+    rate = pruning.scorer(score, seed=seed)
+    subject, selection, after = _opened(model, inputs, protect), Selection({}), {}
     if limit is not None:
-        selection, small, cut = _cut(subject, limit, multiple)
+        selection, small, cut = pruning.thinned(
+            subject, limit, rate, multiple=multiple, scope=scope, normalise=normalise
+        )
         after = {**{name: cut.after[name] for name in subject.units().cost()}, "flops": small.flops()}
     units = subject.units(multiple=multiple)
     found: dict[str, Any] = {
@@ -62,6 +76,7 @@ def inspect(
         "axes": _axes(units),
         "sites": _sites(subject, units),
         "stays": _stays(subject),
+        "segments": _segments(subject),
     }
     if limit is not None:
         kept = {name: int(np.asarray(mask).sum()) for name, mask in selection.keep.items()}
@@ -73,39 +88,13 @@ def inspect(
     return found
 
 
-def _opened(model: network.Model, inputs: str | Any) -> Traced:
+def _opened(model: network.Model, inputs: str | Any, protect: Sequence[str]) -> Traced:
     if isinstance(model, Traced):
-        return model.copy()  # what turns out to stay is noted there
-    module, given = plugins.network(str(model)) if isinstance(model, str | Path) else (model, None)
-    given = _random(inputs) if isinstance(inputs, str) else given if inputs is None else inputs
-    if given is None:
-        what = model if isinstance(model, str | Path) else type(model).__name__
-        raise InputError(
-            f"{what} comes without example inputs: give their shape, such as --input 1x3x224x224, "
-            "or let its function return (model, inputs)"
-        )
-    return open_traced(module, given)
-
-
-def _random(shape: str) -> torch.Tensor:
-    """Random numbers of a shape such as 1x3x224x224."""
-    sizes = shape.lower().split("x")
-    if not all(size.isdigit() and int(size) for size in sizes):
-        raise InputError(f"input {shape!r} is no shape: say for example 1x3x224x224")
-    return torch.rand([int(size) for size in sizes], generator=torch.Generator().manual_seed(0))
-
-
-def _cut(subject: Traced, budget: Budget, multiple: int) -> tuple[Selection, Traced, Cut]:
-    """What is kept within the budget, the result and the receipt. What can't be cut after all, stays in `subject`."""
-    while True:
-        scores = magnitude.coupled(subject.slices())
-        selection = ranking.by_budget(subject.units(multiple=multiple), scores, budget)
-        if all(bool(np.asarray(mask).all()) for mask in selection.keep.values()):
-            raise InfeasibleError(f"budget {budget} would change nothing: every unit fits in it; ask for less")
-        try:
-            return selection, *subject.cut(selection)
-        except CutError as error:
-            subject.without(error.fault, selection)
+        found = model.copy()  # what turns out to stay is noted there
+        found.protect(protect)
+        return found
+    module, given = network.built(model, inputs)
+    return open_traced(module, given, protect=protect)
 
 
 def _axes(units: Units) -> list[dict[str, Any]]:
@@ -143,6 +132,15 @@ def _stays(subject: Traced) -> list[dict[str, Any]]:
     for axis, reason in subject.reasons.items():
         found.setdefault(reason, []).append(axis)
     return [{"reason": reason, "axes": axes} for reason, axes in found.items()]
+
+
+def _segments(subject: Traced) -> list[dict[str, Any]]:
+    """Chains of operators that can be erased whole, and why the others can't."""
+    graph = subject.graph
+    return [
+        {"name": one.name, "params": sum(graph.weights[name] for name in one.parameters), "stays": one.reason}
+        for one in graph.segments
+    ]
 
 
 def _drawn(subject: Traced, selection: Selection, found: Mapping[str, Any], title: str) -> str:

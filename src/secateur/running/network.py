@@ -33,6 +33,7 @@ __all__ = [
     "Joint",
     "Model",
     "again",
+    "built",
     "called",
     "check",
     "compared",
@@ -64,23 +65,42 @@ def read(data: str | Path | Examples) -> Examples:
     return indices.kept(data) if indices.are(data) else examples.read(data)
 
 
-def opened(model: Model, device: str | None = None, data: Examples | None = None) -> Traced:
+def opened(model: Model, device: str | None = None, data: Examples | None = None, inputs: Any = None) -> Traced:
     """`model` as a subject: a module, a `Traced`, or the name of a function that builds a module.
 
-    Its example inputs are those that the function gives, or the first of the data.
+    Its example inputs are `inputs`, or those that the function gives, or the first of the data.
     """
     if device not in (None, "cpu"):
         raise UnsupportedError(f"device {device!r}: networks are pruned and timed on the CPU for now")
     if isinstance(model, Traced):
         return detectors.opened(model) if data is not None and data.targets else model
-    module, inputs = (model, None) if isinstance(model, nn.Module) else plugins.network(str(model))
-    if data is not None and data.targets:
-        return detectors.opened(module, data.inputs[:1] if inputs is None else inputs)
-    if inputs is None:
-        if data is None:
-            raise InputError(f"{model} comes without example inputs: let its function return (model, inputs)")
-        inputs = data.inputs[:1]
-    return open_traced(module, inputs)
+    module, given = built(model, inputs, None if data is None else data.inputs[:1])
+    return detectors.opened(module, given) if data is not None and data.targets else open_traced(module, given)
+
+
+def built(model: str | Path | nn.Module, inputs: Any = None, first: Tensor | None = None) -> tuple[nn.Module, Any]:
+    """(module, example inputs) of a module, or of the name of a function that builds one.
+
+    inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or `first`, if None.
+    """
+    module, given = plugins.network(str(model)) if isinstance(model, str | Path) else (model, None)
+    given = _random(inputs) if isinstance(inputs, str) else given if inputs is None else inputs
+    given = first if given is None else given
+    if given is None:
+        what = model if isinstance(model, str | Path) else type(model).__name__
+        raise InputError(
+            f"{what} comes without example inputs: give their shape, such as --input 1x3x224x224, "
+            "or let its function return (model, inputs)"
+        )
+    return module, given
+
+
+def _random(shape: str) -> Tensor:
+    """Random numbers of a shape such as 1x3x224x224."""
+    sizes = shape.lower().split("x")
+    if not all(one.isdigit() and int(one) for one in sizes):
+        raise InputError(f"input {shape!r} is no shape: say for example 1x3x224x224")
+    return torch.rand([int(one) for one in sizes], generator=torch.Generator().manual_seed(0))
 
 
 def again(model: Model, original: Traced, device: str | None = None) -> Traced:

@@ -128,7 +128,7 @@ def match(trade: Trade, model: Any, recipe: str) -> None:
         )
     raise InputError(
         f"{recipe} works on networks, and {str(model)!r} names none: give a function that builds one, such as "
-        "net.py:build"
+        "net.py:build, or use a recipe on language models (secateur list)"
     )
 
 

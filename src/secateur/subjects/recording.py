@@ -60,7 +60,12 @@ class Example:
 
         In the mode in which it is and with gradients, on the device of the inputs: for training loops.
         """
-        return network(inputs) if self.args else network(**{next(iter(self.kwargs)): inputs})
+        one = self.given(inputs)
+        return network(*one.args, **one.kwargs)
+
+    def given(self, inputs: Any) -> Example:
+        """Other `inputs` alone, in the place of the first of these, by the same name."""
+        return Example((inputs,)) if self.args else Example((), {next(iter(self.kwargs)): inputs})
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -1,0 +1,186 @@
+"""Any network cut by a score, as a run: from Python and through the command line, with and without data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import secateur
+import yolo
+from secateur import cli, running
+from secateur.errors import InputError
+from secateur.files import examples, plugins
+from secateur.files.examples import Examples
+from secateur.measure import evidence
+from secateur.running import cutting, network
+from secateur.subjects.traced import open_traced, reload_traced
+
+CODE = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4),
+    )
+
+def biases(subject):
+    return {name: next(w for w, d, _ in parts if w.dim() == 1).detach() for name, parts in subject.slices().items()}
+
+def counted(subject, batches):
+    assert sum(len(batch["inputs"]) for batch in batches) == 8
+    return biases(subject)
+"""
+SHAPE = ["--input", "2x1x8x8"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "net.py").write_text(CODE)
+    draw = torch.Generator().manual_seed(0)
+    inputs, labels = torch.rand(40, 1, 8, 8, generator=draw), torch.arange(40) % 4
+    np.savez(tmp_path / "data.npz", inputs=inputs.numpy(), labels=labels.numpy())
+    np.savez(tmp_path / "bare.npz", inputs=inputs.numpy())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    program = torch.export.load(f"{folder}/model.pt2")
+    return dict(program.state_dict)
+
+
+def test_the_command_cuts_what_the_three_lines_cut(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["prune", "net.py:build", *SHAPE, "--budget", "channels=50%", "--out", "small"]
+    assert cli.main(asked) == 0
+    shown = capsys.readouterr().out
+    assert "cut: 10 of 20 channels" in shown
+    assert "quality was not measured: no data was given" in shown
+    assert "verdict: met" in shown
+    model = plugins.network("net.py:build")[0]
+    small, cut = secateur.prune(model, torch.rand(2, 1, 8, 8), "channels=50%")
+    found = weights("small")
+    assert found.keys() == small.state_dict().keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in small.state_dict().items())
+    again = reload_traced("small", model, torch.rand(2, 1, 8, 8))
+    torch.testing.assert_close(again.model.eval()(torch.ones(1, 1, 8, 8)), small.eval()(torch.ones(1, 1, 8, 8)))
+    (row,) = evidence.read(Path("small"))
+    assert row.predicted["params"] == row.after["params"].value == cut.after["params"]
+    assert row.predicted["flops"] == row.after["flops"].value
+    assert Path("small/report.html").is_file()
+
+
+def test_its_run_yaml_repeats_it_and_flags_win(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = ["--score", "random", "--seed", "3", "--protect", "0", "--multiple", "2"]
+    assert cli.main(["prune", "net.py:build", *SHAPE, "--budget", "channels=70%", *how, "--out", "a"]) == 0
+    assert cli.main(["prune", "--config", "a/run.yaml", "--out", "b"]) == 0
+    assert cli.main(["prune", "--config", "a/run.yaml", "--seed", "4", "--out", "c"]) == 0
+    first, again, other = (weights(folder) for folder in "abc")
+    assert len(first["0.weight"]) == 8  # protected
+    assert len(first["3.weight"]) % 2 == 0
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["3.weight"], other["3.weight"])
+    assert cli.main(["run", "--config", "a/run.yaml", "--out", "d"]) == 2
+    assert "say secateur prune --config a/run.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "score"),
+    [("data.npz", "taylor"), ("data.npz", "nonzero"), ("bare.npz", "activation"), ("data.npz", "net.py:biases"),
+     ("data.npz", "net.py:counted")],
+)  # fmt: skip
+def test_scores_look_at_data(place: Path, data: str, score: str) -> None:
+    asked = ["prune", "net.py:build", "--data", data, "--budget", "flops=50%", "--score", score, "--looks", "8"]
+    assert cli.main([*asked, "--batch", "4", "--scope", "global", "--normalise", "l2", "--out", "small"]) == 0
+    (row,) = evidence.read(Path("small"))
+    assert ("accuracy" in row.after) == (data == "data.npz")
+    assert "label_loyalty" in row.measured or data == "bare.npz"
+    assert row.after["flops"].value <= 0.5 * row.before["flops"].value
+
+
+def test_a_gradient_score_is_that_of_the_mean_cross_entropy(place: Path) -> None:
+    """What goes by `taylor` is what `secateur.prune` takes by it, given the same examples and loss by hand."""
+    data = network.read("data.npz")
+    train, _ = data.split(seed=0)
+    asked = {"batch": 12, "looks": 36, "score": "taylor", "scope": "global"}
+    (row,) = running.run(cutting.prune, "net.py:build", data, "channels=50%", "small", **asked)
+    model = plugins.network("net.py:build")[0]
+
+    def loss(net, batch):
+        return nn.functional.cross_entropy(net(batch["inputs"]), batch["labels"])
+
+    batches = examples.batches(train, batch=12, seed=0).take(3)
+    small, _ = secateur.prune(
+        model, data.inputs[:1], "channels=50%", "taylor", batches=batches, loss=loss, scope="global"
+    )
+    found = weights("small")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in small.state_dict().items())
+    assert row.verdict == "met"
+
+
+def test_detectors_are_cut_by_their_own_loss(tmp_path: Path) -> None:
+    detector, data = yolo.tiny(), yolo.squares(12)
+    rows = running.run(cutting.prune, detector, data, "channels=60%", tmp_path / "x", score="fisher", looks=4, batch=4)
+    assert "AP50" in rows[0].after
+    assert rows[0].cut is not None
+    assert rows[0].cut.after["channels"] <= 0.6 * rows[0].cut.before["channels"]
+
+
+def test_a_dry_run_writes_nothing_and_the_network_stays(place: Path) -> None:
+    model = plugins.network("net.py:build")[0]
+    subject = open_traced(model, torch.rand(2, 1, 8, 8))
+    sites = set(subject.coupling.sites)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    (row,) = running.run(cutting.prune, subject, None, "params=40%", "none", protect=["0"], dry_run=True)
+    assert row.verdict == "dry run"
+    assert row.cut is not None
+    assert row.cut.after["params"] <= 0.4 * row.cut.before["params"]
+    assert not Path("none").exists()
+    assert set(subject.coupling.sites) == sites
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_what_needs_data_is_not_run_without(place: Path) -> None:
+    with pytest.raises(InputError, match="otov3 needs data: give some"):
+        running.run("otov3", "net.py:build", None, "channels=50%", "x")
+    with pytest.raises(InputError, match="inputs are of networks"):
+        running.run("minitron", "some/folder", ["a", "b", "c"], "params=50%", "x", inputs="1x3")
+    unlabelled = Examples(torch.rand(8, 1, 8, 8), name="plain")
+    with pytest.raises(InputError, match="'fisher' needs a loss, and plain has neither classes nor boxes"):
+        running.run(cutting.prune, "net.py:build", unlabelled, "channels=50%", "x", score="fisher")
+    assert not Path("x").exists()
+
+
+BAD = {
+    "llama --budget channels=50%": "'llama' names none: give a function that builds one",
+    "net.py:build --budget channels=50%": "comes without example inputs: give their shape, such as --input",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --score taylor": "is measured on data: give some with --data",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --score size": "'size' is not one of magnitude, l1,",
+    "net.py:build --input 2x1x8x8 --budget segments=50%": "segments are erased while training, by `secateur run otov3",
+    "net.py:build --input 2x1x8x8 --budget channels=100%": "would change nothing",
+    "net.py:build --input 2x1x8x8 --budget channels=1%": "can't be met",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --scope all": "scope='all'",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --protect no": "protect names 'no', which is no module",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --looks 0": "looks=0: give at least one",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --multiple 0": "multiple=0",
+    "net.py:build --data none.npz --budget channels=50%": "there is no data at none.npz",
+    "net.py:build --input 2x1x8x8": "prune needs --budget",
+}
+
+
+@pytest.mark.parametrize("asked", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(asked: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(place.iterdir())
+    assert cli.main(["prune", *asked.split(), "--out", "x"]) == 2
+    out, err = capsys.readouterr()
+    assert BAD[asked] in err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+    assert not out
+    assert sorted(path for path in place.iterdir() if path.name != "__pycache__") == before
