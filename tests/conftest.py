@@ -10,6 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from secateur import running
+from secateur.measure import charts
+
+DRAWING = ("measure", "conformance", "test_demo.py")
+"""Tests with these in their paths draw the charts of their reports; a chart takes a tenth of a second."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -18,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("-m") != "claim":
-        running.CLOCK.update(lasting=0.0, pairs=6, resolution=math.inf)
+        running.CLOCK.update(lasting=0.0, pairs=6, warmup=1, resolution=math.inf)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +31,14 @@ def ctrl_c() -> Iterator[None]:
     yield
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of runs whose tests look at something else have no charts in them."""
+    if not set(DRAWING) & set(request.path.parts):
+        monkeypatch.setattr(charts, "quality", lambda results, name: "")
+        monkeypatch.setattr(charts, "losses", lambda recovery, name: "")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
