@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -23,10 +24,10 @@ from transformers import (
 
 import secateur
 import tiny
-from secateur.errors import DataError, InputError, ModelError, RunError, ServerError, UnsupportedError
+from secateur.errors import DataError, InputError, MendedWarning, ModelError, RunError, ServerError, UnsupportedError
 from secateur.llms import Local
 from secateur.measure import evidence
-from secateur.recover import loop
+from secateur.recover import loop, teachers
 from secateur.running import report
 from test_llms import say, speaking
 from test_llms import served as serving
@@ -140,9 +141,9 @@ def test_several_teachers_are_followed_together(places, tmp_path, how):
 
 
 def test_a_cache_of_all_tokens_teaches_as_the_live_teachers_do(places, tmp_path):
-    for teachers in (["teacher"], ["teacher", "second"]):
-        live = taught(places, tmp_path / f"live{len(teachers)}", teachers, temperature=2.0)
-        cached = taught(places, tmp_path / f"cached{len(teachers)}", teachers, temperature=2.0, cache=64)
+    for named in (["teacher"], ["teacher", "second"]):
+        live = taught(places, tmp_path / f"live{len(named)}", named, temperature=2.0)
+        cached = taught(places, tmp_path / f"cached{len(named)}", named, temperature=2.0, cache=64)
         assert loyal(cached) == pytest.approx(loyal(live), abs=2e-3)
     few = taught(places, tmp_path / "few", cache=4)
     assert few.verdict.startswith("met")
@@ -221,16 +222,111 @@ def test_embeddings_of_a_thinner_student_come_near(tmp_path):
         secateur.distill(tmp_path / "thin", [tmp_path / "wide"] * 2, TEXTS, tmp_path / "two", **QUICK)
 
 
-def test_masked_language_models_learn_from_masked_tokens(tmp_path):
+def masked(folder):
+    """A teacher and a student of masked tokens."""
     config = BertConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64, pad_token_id=0,
     )  # fmt: skip
     for seed, name in enumerate(("teacher", "student")):
         torch.manual_seed(seed)
-        save(BertForMaskedLM(config), tmp_path / name)
+        save(BertForMaskedLM(config), folder / name)
+
+
+def test_masked_language_models_learn_from_masked_tokens(tmp_path):
+    masked(tmp_path)
     row = secateur.distill(tmp_path / "student", tmp_path / "teacher", TEXTS, tmp_path / "out", task=0.5, **QUICK)
     assert "label_loyalty" in row.after
+
+
+# -------------------------------------------------------------------------------------------------------------- cached
+
+
+def kept(out, number=0):
+    return sorted((out / "work" / f"predictions-{number}").glob("*.safetensors"))
+
+
+def same(live, cached):
+    """They ended alike, but for what half precision rounds off."""
+    assert set(live.after) == set(cached.after)
+    for name in ("probability_loyalty", "cosine", "accuracy", "perplexity", "rmse"):
+        if name in live.after:
+            assert cached.after[name].value == pytest.approx(live.after[name].value, rel=5e-3, abs=5e-3)
+
+
+def test_all_that_a_network_is_told_is_kept_and_each_example_asked_once(nets, monkeypatch):
+    asked = []
+    real = teachers._tokens
+    monkeypatch.setattr(teachers, "_tokens", lambda batch: asked.append(len(batch["inputs"])) or real(batch))
+    how = {"temperature": 2.0, "direction": "js", "steps": 30}
+    live, cached = of_nets(nets, out="live", **how), of_nets(nets, out="cached", cache="all", **how)
+    same(live, cached)
+    assert cached.verdict.startswith("met")
+    assert sum(asked) == 360, "each example of the training part once, in thirty steps of 32"
+    assert len(kept(nets / "cached")) == 3
+    both = {"teacher": ["wide", "thin"], "student": "thin", "steps": 8}
+    for number, more in enumerate(({"shares": [3, 1]}, {"choice": "confidence"})):
+        one, other = (of_nets(nets, out=f"{number}{cache}", cache=cache, **both, **more) for cache in (0, "all"))
+        same(one, other)
+        assert len(kept(nets / f"{number}all", 1)) == 3
+
+
+def test_a_cache_of_a_network_is_gone_on_with_mended_and_tied_to_its_teacher(nets):
+    of_nets(nets, out="whole", cache="all", steps=8)
+    for name in ("part", "other"):
+        shutil.copytree(nets / "whole" / "work" / "predictions-0", nets / name / "work" / "predictions-0")
+        (nets / name / "work" / "lock").touch()  # as a run leaves it that was killed before it trained
+    damaged = kept(nets / "part")[1]
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.warns(MendedWarning, match=f"1 of 3 files in .* missing, damaged or cut short, {damaged.name} the"):
+        of_nets(nets, out="part", cache="all", steps=8)
+    assert damaged.read_bytes() == good
+    one, other = ((nets / name / "model.safetensors").read_bytes() for name in ("whole", "part"))
+    assert one == other
+    with pytest.raises(DataError, match="is of another teacher"):
+        of_nets(nets, out="other", teacher="thin", cache="all", steps=8)
+
+
+def test_all_that_encoders_and_language_models_are_told_is_kept(places, labelled, tmp_path):
+    tiny.folder("bert", tmp_path / "wide", sentence=True)
+    tiny.folder("distilbert", tmp_path / "thin", sentence=True)
+    for kind in ("bert", "distilbert"):
+        tiny.folder(kind, tmp_path / kind)
+    cases = [
+        (tmp_path / "thin", tmp_path / "wide", TEXTS, 12, {}),
+        (labelled / "student", labelled / "teacher", labelled / "data.jsonl", 12, {"task": 0.1}),
+        (tmp_path / "distilbert", tmp_path / "bert", TEXTS, 4, {}),
+        (places / "student", places / "teacher", TEXTS, 4, {"direction": "reverse", "skew": 0.1}),
+    ]
+    for number, (student, teacher, data, files, how) in enumerate(cases):
+        how = {**QUICK, "steps": 4, **how}
+        live, cached = (
+            secateur.distill(student, teacher, data, tmp_path / f"{number}-{cache}", cache=cache, **how)
+            for cache in (0, "all")
+        )
+        same(live, cached)
+        assert len(kept(tmp_path / f"{number}-all")) == files
+
+
+def test_masked_tokens_are_kept_by_their_number_or_all(tmp_path):
+    masked(tmp_path)
+    rows = [
+        secateur.distill(tmp_path / "student", tmp_path / "teacher", TEXTS, tmp_path / f"{cache}", cache=cache, **QUICK)
+        for cache in (0, 64, "all")
+    ]
+    for row in rows[1:]:
+        same(rows[0], row)
+
+
+def test_a_dry_run_tells_what_a_cache_would_take(places, nets):
+    (row,) = [of_nets(nets, out="no", cache="all", dry_run=True, steps=500)]
+    assert row.predicted["cache bytes"] == 360 * 3 * 2
+    one = taught(places, nets / "no", dry_run=True, steps=1000, cache=4)
+    assert one.predicted["cache bytes"] == 1000 * 8 * 16 * (6 * 4 + 4)
+    whole = taught(places, nets / "no", dry_run=True, steps=10, cache="all")
+    assert whole.predicted["cache bytes"] == 10 * 8 * 16 * 64 * 2
+    assert not (nets / "no").exists()
 
 
 # --------------------------------------------------------------------------------------------------------- classifiers
@@ -466,7 +562,8 @@ def test_networks_of_one_number_are_refused_before_anything_is_written(nets):
     [
         ({"teacher": "four"}, "3 classes and the teacher 4"),
         ({"hidden": True}, "hidden states of networks"),
-        ({"cache": 8}, "they serve language models"),
+        ({"cache": 8}, "cache=8 keeps the likeliest tokens, and this student tells none: say cache=all"),
+        ({"cache": "all", "match": "0"}, "leave align, server, cache, choice and on-policy out"),
         ({"on_policy": 0.5}, "they serve language models"),
     ],
 )
@@ -484,14 +581,18 @@ def test_what_networks_can_not_do_is_said(nets, how, words):
     [
         ({"steps": 0}, "steps=0"),
         ({"length": 1}, "length=1"),
-        ({"cache": -1}, "cache=-1"),
+        ({"cache": -1}, 'cache=-1 is not a whole number of at least 0, nor "all"'),
+        ({"cache": "some"}, "cache='some' is not"),
         ({"on_policy": 2.0}, "on_policy=2"),
         ({"temperature": 0.0}, "temperature=0"),
         ({"direction": "sideways"}, "'sideways' is not one of"),
         ({"choice": "luck"}, "'luck' is not one of"),
         ({"shares": [1, 2]}, "2 weights for 1 teachers"),
         ({"training": "speed=9"}, "no setting 'speed'"),
-        ({"cache": 8, "direction": "reverse"}, "serves forward KL"),
+        ({"cache": 8, "direction": "reverse"}, "serves forward KL, cache=all any"),
+        ({"cache": "all", "hidden": True}, "keeps predictions only: leave hidden out"),
+        ({"cache": "all", "on_policy": 0.5}, "leave on-policy out"),
+        ({"cache": "all", "server": "http://localhost:1/v1"}, "give cache their number"),
         ({"cache": 8, "hidden": True}, "leave hidden out"),
         ({"cache": 8, "on_policy": 0.5}, "leave on-policy out"),
         ({"server": "http://localhost:1/v1", "temperature": 2.0}, "temperature 1"),

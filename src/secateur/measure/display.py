@@ -59,6 +59,7 @@ _MEASURES = {
     "layers": Measure("Layers", "count", "size", "less"),
     "channels": Measure("Channels", "count", "size", "less"),
     "segments": Measure("Segments", "count", "size", "less"),
+    "cache bytes": Measure("Cache on disk", "bytes", "other", "less"),
     "tokens": Measure("Tokens", "count", "size", "less"),
     "words": Measure("Words", "count", "size", "less"),
     "examples": Measure("Examples", "count", "size", "less"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,13 +43,15 @@ _LESS = ("perplexity", "shared_kl", "rmse")
 """Of these, less is nearer."""
 _BATCHES = 24
 """Held-out batches on which aligned teachers are compared."""
+_ASKED_AT_ONCE = 4
+"""Batches of training that a teacher reads at a time where nothing is trained meanwhile."""
 _SERVED = 20
 """Likeliest tokens that a server is asked for, unless told otherwise."""
 
 
 @dataclass(frozen=True)
 class _Lesson:
-    """How each link of the chain is taught."""
+    """How each link of the chain is taught; see `distill`."""
 
     steps: int
     lr: float
@@ -61,7 +63,7 @@ class _Lesson:
     hidden: bool
     shares: tuple[float, ...]
     choice: Literal["", "label", "confidence"]
-    cache: int
+    cache: int | Literal["all"]
     on_policy: float
     prompt: int
     server: str
@@ -73,6 +75,11 @@ class _Lesson:
     skew: float
     training: Mapping[str, Any]
     seed: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens at each place a cache keeps; 0 where there is none, or it keeps all."""
+        return 0 if self.cache == "all" else self.cache
 
 
 def distill(
@@ -100,7 +107,7 @@ def distill(
     match_index: Sequence[int] = (),
     match_loss: str = "mse",
     match_weight: float | Sequence[float] = (),
-    cache: int = 0,
+    cache: int | Literal["all"] = 0,
     on_policy: float = 0.0,
     prompt: int = 16,
     training: str | Mapping[str, Any] = "",
@@ -145,8 +152,10 @@ def distill(
         match_loss: mse, cosine, unit (vectors), for maps attention or channel-wise, for rows of examples relational.
         match_weight: of that loss: one, or one for each module.
         hidden: also bring the hidden states near, as Minitron does; where widths differ, through a projection.
-        cache: ask the teachers once, for so many tokens at each place, and keep them on disk: the likeliest, and some
-            that are drawn from the others and stand for them.
+        cache: ask the teachers once, and keep what they say on disk. A number: so many tokens at each place, the
+            likeliest, and some that are drawn from the others and stand for them. "all": all that they say, in half
+            precision: classes, embeddings, numbers once for each example; states and predictions of tokens once for
+            each batch. It can't keep hidden states and modules' features, nor what is said of the student's own texts.
         on_policy: share of the batches that the student writes itself (a language model), scored by its teacher.
         prompt: tokens of each text that it then writes on from.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
@@ -233,8 +242,9 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
     """Refuse numbers that make no sense, and options that do not go together."""
     for name, least in (("steps", 1), ("batch", 1), ("length", 2), ("cache", 0), ("prompt", 1)):
         value = getattr(lesson, name)
-        if not (isinstance(value, int) and value >= least):
-            raise InputError(f"{name}={value!r} is not a whole number of at least {least}")
+        if not (isinstance(value, int) and value >= least) and not (name == "cache" and value == "all"):
+            other = ', nor "all"' if name == "cache" else ""
+            raise InputError(f"{name}={value!r} is not a whole number of at least {least}{other}")
     if not above:
         raise InputError("no teacher was given: name at least one")
     if not 0 <= lesson.on_policy <= 1 or not 0 < lesson.temperature < float("inf"):
@@ -252,16 +262,20 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
     if lesson.shares:
         ensembles.shares(lesson.shares, len(above))
     kept = "server" if lesson.server else "cache" if lesson.cache else ""
+    some = kept if lesson.server or lesson.tokens else ""
+    all_ = ", cache=all any" if some == "cache" else ""
     beside = {"server": lesson.server, "cache": lesson.cache, "on-policy": lesson.on_policy, "hidden": lesson.hidden,
               "choice": lesson.choice, "assistant": between}  # fmt: skip
     extra = next((name for name, given in beside.items() if given), "")
     wrong = {
         f"align compares what teachers say of the same characters: leave {extra} out": lesson.align and extra,
         "align serves forward KL: leave direction out": lesson.align and lesson.direction != "forward",
-        f"{kept} keeps some of the tokens: it serves forward KL": kept and lesson.direction != "forward",
+        f"{some} keeps some of the tokens: it serves forward KL{all_}": some and lesson.direction != "forward",
         f"{kept} keeps predictions only: leave hidden out": kept and lesson.hidden,
         f"{kept} keeps what is said of given texts: leave on-policy out": kept and lesson.on_policy,
-        f"{kept} and choice do not go together: name shares, or leave {kept} out": kept and lesson.choice,
+        f"{some} and choice do not go together: name shares, or leave {some} out": some and lesson.choice,
+        "a server tells its likeliest tokens and not all: give cache their number": lesson.server
+            and lesson.cache == "all",
         "a server tells probabilities at temperature 1: leave temperature out":
             lesson.server and lesson.temperature != 1,
         "a server has one teacher: name one": lesson.server and len(above) > 1,
@@ -279,7 +293,7 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
             lesson.match_index or lesson.match_loss != "mse" or lesson.match_weight
         ),
         "skew is of KL of a teacher that answers whole, forward or reverse: leave it out": lesson.skew and (
-            kept or lesson.align or lesson.on_policy or lesson.direction not in ("forward", "reverse")
+            some or lesson.align or lesson.on_policy or lesson.direction not in ("forward", "reverse")
         ),
         "on-policy scores what the student writes: leave task and hidden out":
             lesson.on_policy and (lesson.task or lesson.hidden),
@@ -331,19 +345,20 @@ def _load(model: nn.Module, file: Path) -> None:
 def _check_kind(trade: Trade, lesson: _Lesson, pupil: Any, several: bool) -> None:
     """Refuse options that this kind of student can't follow."""
     texts_ = trade is language
+    causal = texts_ and pupil.causal
+    tokens = texts_ and (causal or _masked(pupil))
     wrong = {
-        "cache, server and on-policy are about the next token: they serve language models": not (
-            texts_ and pupil.causal
-        )
-        and bool(lesson.cache or lesson.server or lesson.on_policy),
+        "server and on-policy are about the next token: they serve language models": not causal
+        and bool(lesson.server or lesson.on_policy),
+        f"cache={lesson.cache} keeps the likeliest tokens, and this student tells none: say cache=all, which keeps all "
+        "that its teacher says": not tokens and bool(lesson.tokens),
         "hidden states of networks are not compared here: leave hidden out": not texts_ and lesson.hidden,
         "embeddings and states of several teachers have no mean: name one teacher": texts_
         and pupil.output != "logits"
         and several,
         "a network that was cut to masks would fill them in training: use the recipe that made it": not texts_
         and bool(pupil.masks),
-        "align is about tokens: it serves models of next or masked tokens": lesson.align
-        and not (texts_ and (pupil.causal or _masked(pupil))),
+        "align is about tokens: it serves models of next or masked tokens": lesson.align and not tokens,
         "task of a token classifier needs labels [B, S], -100 where a token has none, and texts have one each: leave "
         "task out": texts_ and bool(lesson.task) and type(pupil.model).__name__.endswith("ForTokenClassification"),
     }
@@ -509,12 +524,17 @@ class _Course:
             return self.aligned(student, above, run, name, steps)
         asked: Any = None
         # An assistant is asked live: it has just learned, and is no large model behind a server.
-        if run is not None and (lesson.server or lesson.cache) and all(one in self.masters for one in above):
+        kept = run is not None and (lesson.server or lesson.cache) and all(one in self.masters for one in above)
+        if run is not None and kept and lesson.cache == "all":
+            batches = self.recalled(student, above, batches, run)
+            names, causal = map(_said, range(len(above))), getattr(student, "causal", False)
+            asked = self.voices(student, above, lesson.temperature, [partial(_recalled, n, causal) for n in names])
+        elif run is not None and kept:
             batches = self.remembered(student, above, batches, run)
         elif above:
             asked = self.voices(student, above, lesson.temperature)
         pairs = objectives.matched(len(student.layers()), len(above[0].layers())) if lesson.hidden and above else []
-        projection = self.projection(student, above, batches, pairs)
+        projection = self.projection(student, above, pairs)
         if lesson.on_policy:
             tokenizer = student.tokenizer
             batches = policy.Rollouts(
@@ -530,7 +550,7 @@ class _Course:
             objective = objectives.distil(
                 self.forward(student), asked, output=self.output(student), task=lesson.task,
                 temperature=lesson.temperature, direction=lesson.direction, hidden=pairs, projection=projection,
-                fused=self.of_texts and not lesson.choice, skew=lesson.skew,
+                fused=self.of_texts and not lesson.choice and not (kept and asked), skew=lesson.skew,
             )  # fmt: skip
         extra = [] if projection is None else [projection]
         if lesson.match and above:
@@ -538,7 +558,7 @@ class _Course:
             extra.append(adapters)
         return loop.train(
             student.model, batches, objective, steps=steps, lr=lesson.lr, seed=lesson.seed, dropout=False, count=count,
-            extra=extra, frozen=[one.model for one in above] if asked else [],
+            extra=extra, frozen=[one.model for one in above] if asked and not kept else [],
             checkpoint=None if run is None else run.folder(name), title=name,
             flops_per_token=self.flops(student, above), **lesson.training,
         )  # fmt: skip
@@ -572,9 +592,9 @@ class _Course:
         """What a prediction holds."""
         return str(subject.output) if self.of_texts else "logits"
 
-    def voices(self, student: Any, above: Sequence[Any], temperature: float) -> Any:
-        """The teachers as one."""
-        asked = [teachers.live(one.model, self.forward(one)) for one in above]
+    def voices(self, student: Any, above: Sequence[Any], temperature: float, each: Sequence[Any] = ()) -> Any:
+        """The teachers as one; `each` of them as it is asked, live unless given."""
+        asked = each or [teachers.live(one.model, self.forward(one)) for one in above]
         if self.lesson.choice and len(asked) > 1:
             return ensembles.Chosen(asked, self.lesson.choice)
         if len(asked) == 1:
@@ -586,11 +606,10 @@ class _Course:
     def remembered(self, student: Any, above: Sequence[Any], batches: Any, run: Run) -> teachers.Joined:
         """The batches with the likeliest tokens of their teachers, which are asked once."""
         lesson, tokenizer = self.lesson, student.tokenizer
-        count = lesson.steps * int(lesson.training.get("accumulate", 1))
-        key = {"data": self.train.digest, "batches": f"{lesson.batch} x {lesson.length}, seed {lesson.seed + 1}"}
+        count, key = self.count, self.key
         if lesson.server:
             server = Server(lesson.server, self.names[0])
-            k = lesson.cache or _SERVED
+            k = lesson.tokens or _SERVED
             found = cache_served(run.folder("predictions"), server, tokenizer, batches, count, key=key, k=k)
             return teachers.Joined(batches, found)
         kept = []
@@ -599,10 +618,49 @@ class _Course:
             kept.append(teachers.cache_topk(
                 run.folder(f"predictions-{number}"), partial(_predicted, ask), batches, count,
                 key={**key, "teacher": teachers.fingerprint(one.model), "tokenizer": teachers.fingerprint(tokenizer)},
-                k=lesson.cache, drawn=lesson.cache - 1, temperature=lesson.temperature,
+                k=lesson.tokens, drawn=lesson.tokens - 1, temperature=lesson.temperature,
                 vocabulary=_shared(student, one),
             ))  # fmt: skip
         return teachers.Joined(batches, ensembles.Blended(kept, lesson.shares or None))
+
+    @property
+    def count(self) -> int:
+        """Batches that training takes in all."""
+        return self.lesson.steps * int(self.lesson.training.get("accumulate", 1))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What a cache depends on beside its teacher: data and batches."""
+        lesson = self.lesson
+        return {"data": self.train.digest, "batches": f"{lesson.batch} x {lesson.length}, seed {lesson.seed + 1}"}
+
+    def recalled(self, student: Any, above: Sequence[Any], batches: Any, run: Run) -> Any:
+        """The batches with all that each of their teachers says, which is asked once: see `_recalled`."""
+        key = self.key | ({"tokenizer": teachers.fingerprint(student.tokenizer)} if self.of_texts else {})
+        ordered = _Ordered(self.train, _ASKED_AT_ONCE * self.lesson.batch, self.whole(student))
+        for number, one in enumerate(above):
+            ask = partial(_predicted, teachers.live(one.model, self.forward(one)))
+            folder, name = run.folder(f"predictions-{number}"), _said(number)
+            own = {**key, "teacher": teachers.fingerprint(one.model)}
+            if self.by_example(ask):
+                own |= {"batches": f"in order, {ordered.size} x {self.lesson.length if self.of_texts else 1}"}
+                rows = self.stream.rows if self.of_texts else self.stream.places
+                batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})
+                continue
+            known = teachers.Outputs(partial(_named, name, ask), self.stream, folder=folder, half=True, key=own)
+            known.fill(self.count)
+            batches = teachers.Joined(batches, known, prefix="")
+        return batches
+
+    def by_example(self, ask: Callable[[Any], Tensor]) -> bool:
+        """Whether a teacher says one row for each example, whatever stands beside it in its batch."""
+        return ask(self.stream[0]).dim() == 2
+
+    def whole(self, student: Any) -> Callable[[Any], Mapping[str, Any]]:
+        """How a part of the data becomes one batch."""
+        if not self.of_texts:
+            return Examples.batch
+        return lambda part: next(texts.in_order(part, student.tokenizer, batch=len(part), length=self.lesson.length))
 
     def beside(self, objective: Any, student: Any, teacher: Any, batches: Any) -> tuple[Any, nn.Module]:
         """The objective with the features of the modules that are to match."""
@@ -617,13 +675,11 @@ class _Course:
             kind=lesson.match_loss, weights=lesson.match_weight,
         )  # fmt: skip
 
-    def projection(
-        self, student: Any, above: Sequence[Any], batches: Any, pairs: Sequence[tuple[int, int]]
-    ) -> nn.Module | None:
+    def projection(self, student: Any, above: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> nn.Module | None:
         """One map from the student's width to its teacher's, where widths differ and are compared."""
         if not above or not (pairs or self.output(student) != "logits"):
             return None
-        first = {name: tensor[:1] for name, tensor in batches[0].items()}
+        first = {name: tensor[:1] for name, tensor in self.stream[0].items()}
         with torch.no_grad():
             ours, theirs = (
                 one.forward(first, hidden=True).hidden[-1] if pairs else one.forward(first).prediction
@@ -714,15 +770,34 @@ class _Course:
                 ("tokens" if self.of_texts else "examples"): float(one.tokens * lesson.steps),
                 "seconds per step": one.seconds,
                 "seconds": one.seconds * lesson.steps,
+                **self.kept(one.tokens * lesson.steps),
             },
             settings={"model": type(student.model).__name__, "teachers": list(self.names)},
             verdict="dry run",
         )
 
+    def kept(self, tokens: int) -> dict[str, float]:
+        """Bytes that a cache would take, of so many tokens in all, and how often a server would be asked."""
+        lesson = self.lesson
+        if lesson.server:
+            calls = 1 + lesson.batch * self.count
+            return {"server calls": float(calls), "cache bytes": float(tokens * (6 * (lesson.tokens or _SERVED) + 4))}
+        if lesson.tokens:
+            return {"cache bytes": float(tokens * len(self.masters) * (6 * lesson.tokens + 4))}
+        if not lesson.cache:
+            return {}
+        said = [teachers.live(one.model, self.forward(one))(self.stream[0]).prediction for one in self.masters]
+        each = (len(self.train) * one.shape[-1] if one.dim() == 2 else self.count * one.numel() for one in said)
+        return {"cache bytes": 2.0 * sum(each)}
+
 
 def _predicted(ask: Any, batch: Mapping[str, Tensor]) -> Tensor:
     logits: Tensor = ask(batch).prediction
     return logits
+
+
+def _named(name: str, ask: Callable[[Any], Tensor], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: ask(batch)}
 
 
 @dataclass
@@ -732,6 +807,31 @@ class _Said:
     prediction: Tensor
     hidden: tuple[Tensor, ...] = ()
     causal: bool = False
+
+
+@dataclass(frozen=True)
+class _Ordered:
+    """All examples once, in their order, `size` at a time: `ordered[i]` is a batch."""
+
+    data: Any
+    size: int
+    read: Callable[[Any], Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.size)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self.read(self.data.take(range(index * self.size, min((index + 1) * self.size, len(self.data)))))
+
+
+def _said(number: int) -> str:
+    """What is called in the batches what a teacher has said."""
+    return f"said{number}"
+
+
+def _recalled(name: str, causal: bool, batch: Mapping[str, Any], *, hidden: bool = False) -> _Said:
+    """A teacher whose answer the batch brings along, under `name`."""
+    return _Said(batch[name], causal=causal)
 
 
 def _classes(subject: Traced, batch: Mapping[str, Any], *, hidden: bool = False) -> _Said:
