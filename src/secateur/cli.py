@@ -417,6 +417,9 @@ def distill(
     direction: Annotated[str, typer.Option(help="forward or reverse KL, js, mse or cosine.")] = "forward",
     task: Annotated[float, typer.Option(help="Weight of cross-entropy beside it.")] = 0.0,
     skew: Annotated[float, typer.Option(help="Of KL: share of one prediction in what it is compared with.")] = 0.0,
+    buckets: Annotated[
+        str, typer.Option(help="Forward KL of K tokens one by one, of the others in N buckets: 64,8.", metavar="K,N")
+    ] = "",
     hidden: Annotated[bool, typer.Option("--hidden", help="Bring hidden states near, too.")] = False,
     match: Annotated[
         list[str] | None,
@@ -435,6 +438,16 @@ def distill(
     match_weight: Annotated[
         str, typer.Option(help="Of that loss: one, or one for each module.", metavar="NUMBER,...")
     ] = "",
+    match_balance: Annotated[
+        bool, typer.Option("--match-balance", help="Make that loss as large as the predictions', then weigh it.")
+    ] = False,
+    warm_up: Annotated[
+        str,
+        typer.Option(
+            help="Parts of the loss that grow from 0: task, hidden, match; over a share of the steps, or so many.",
+            metavar="match=0.1,...",
+        ),
+    ] = "",
     cache: Annotated[
         str,
         typer.Option(help="Ask the teacher once: keep so many tokens at each place, or all it says.", metavar="K|all"),
@@ -451,7 +464,7 @@ def distill(
     given = _typed(typed)
     if teachers:
         given["teachers"], given["shares"] = _shared(teachers)
-    for name, kind in (("match_index", int), ("match_weight", float)):
+    for name, kind in (("match_index", int), ("match_weight", float), ("buckets", int)):
         if name in given:
             given[name] = _numbers(given[name], kind, name.replace("_", "-"))
     if given.get("cache", "all") != "all":

@@ -511,6 +511,16 @@ def test_modules_are_matched_by_patterns(nets):
     [
         ({"match": "0", "teacher": ["wide", "thin"]}, "match compares modules of one teacher as it runs"),
         ({"match_weight": 2.0}, "say how modules match: name some by match"),
+        ({"match_balance": True}, "say how modules match: name some by match"),
+        ({"warm_up": "match=0.1"}, "warm-up of match, which is no part of the loss"),
+        ({"warm_up": "mtch=0.1"}, "warm-up 'mtch=0.1': give task, hidden or match"),
+        ({"warm_up": "task"}, "warm-up 'task': give task, hidden or match, and the share"),
+        ({"warm_up": {"task": -1}, "task": 1.0}, "such as match=0.1,task=200"),
+        ({"warm_up": "task=61", "task": 1.0}, "takes 61 steps, and training 60: give fewer"),
+        ({"buckets": [4]}, "buckets 4: give two numbers of at least 1, as 64,8"),
+        ({"buckets": [4, 0]}, "buckets 4,0: give two numbers"),
+        ({"buckets": [4, 2], "direction": "js"}, "buckets are of forward KL"),
+        ({"buckets": [4, 2], "skew": 0.1}, "two ways to compare: name one"),
         ({"match": "0", "match_loss": "hint"}, "match-loss 'hint' is not one of mse, cosine, unit"),
         ({"match": "0", "match_weight": [1, 2]}, "2 weights for 1 pairs"),
         ({"skew": 1.0}, "skew=1: give 0 to below 1"),
@@ -521,6 +531,49 @@ def test_matches_that_make_no_sense_are_refused(nets, how, words):
     with pytest.raises(InputError, match=words):
         of_nets(nets, out="no", **how)
     assert not (nets / "no" / "config.json").exists()
+
+
+def test_what_warms_up_grows_from_nothing_over_its_share_of_the_steps(nets):
+    plain = of_nets(nets, steps=4)
+    for name, how in (("task", {"task": 5.0}), ("match", {"match": "0", "match_weight": 5.0})):
+        full = of_nets(nets, steps=4, out=name, **how)
+        both = [of_nets(nets, steps=4, out=f"{name}{over}", warm_up={name: over}, **how) for over in (4, 0.5)]
+        for rising in both:
+            assert rising.recovery.losses[0][1] == pytest.approx(plain.recovery.losses[0][1]), "it stands at 0 at first"
+            assert rising.recovery.losses[-1][1] != pytest.approx(plain.recovery.losses[-1][1])
+        assert full.recovery.losses[0][1] > plain.recovery.losses[0][1]
+        assert both[0].recovery.losses != both[1].recovery.losses
+    assert both[0].settings["warm_up"] == {"match": 4.0}
+
+
+def test_modules_in_balance_count_as_much_as_the_predictions(nets):
+    plain, even = (
+        of_nets(nets, steps=2, out=out, match="0", match_weight=0.5, match_balance=out == "even")
+        for out in ("plain", "even")
+    )
+    alone = of_nets(nets, steps=2).recovery.losses[0][1]
+    assert even.recovery.losses[0][1] == pytest.approx(1.5 * alone, rel=1e-4)
+    assert plain.recovery.losses[0][1] != pytest.approx(1.5 * alone, rel=1e-2)
+
+
+def test_buckets_are_between_the_likeliest_and_all(places, nets, tmp_path):
+    plain, all_, some = (
+        of_nets(nets, steps=4, out=str(n), **how)
+        for n, how in enumerate(({}, {"buckets": [3, 1]}, {"buckets": [1, 1]}))
+    )
+    assert dict(all_.recovery.losses) == pytest.approx(dict(plain.recovery.losses))
+    assert some.recovery.losses[0][1] < plain.recovery.losses[0][1], "what lies in one bucket is not told apart"
+    rows = [
+        taught(places, tmp_path / f"{buckets}{cache}", buckets=buckets, cache=cache)
+        for buckets, cache in (((), 0), ((64, 1), 0), ((4, 2), 0), ((4, 2), "all"))
+    ]
+    assert loyal(rows[1]) == pytest.approx(loyal(rows[0]), abs=1e-3)
+    assert loyal(rows[2]) != pytest.approx(loyal(rows[0]), abs=1e-5)
+    assert rows[2].verdict.startswith("met")
+    same(rows[2], rows[3])
+    tiny.folder("bert", tmp_path / "encoder", sentence=True)
+    with pytest.raises(UnsupportedError, match="this student tells none: leave them out"):
+        secateur.distill(tmp_path / "encoder", tmp_path / "encoder", TEXTS, tmp_path / "no", buckets=[4, 2], **QUICK)
 
 
 def test_copies_in_the_held_out_part_are_told_of(nets):

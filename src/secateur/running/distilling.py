@@ -20,7 +20,18 @@ from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard
 from secateur.llms import Server
 from secateur.measure import environment, evidence, latency, size, statistics
-from secateur.recover import alignment, assistants, ensembles, loop, matching, objectives, policy, taps, teachers
+from secateur.recover import (
+    alignment,
+    assistants,
+    ensembles,
+    loop,
+    matching,
+    objectives,
+    policy,
+    slimming,
+    taps,
+    teachers,
+)
 from secateur.running import configs, language, publish_evidence, trades
 from secateur.running.trades import Trade
 from secateur.served import cache_served
@@ -72,7 +83,10 @@ class _Lesson:
     match_index: tuple[int, ...]
     match_loss: str
     match_weight: tuple[float, ...]
+    match_balance: bool
     skew: float
+    buckets: tuple[int, ...]
+    warm_up: Mapping[str, float]
     training: Mapping[str, Any]
     seed: int
 
@@ -102,11 +116,14 @@ def distill(
     direction: str = "forward",
     task: float = 0.0,
     skew: float = 0.0,
+    buckets: Sequence[int] = (),
     hidden: bool = False,
     match: str | Sequence[str] = (),
     match_index: Sequence[int] = (),
     match_loss: str = "mse",
     match_weight: float | Sequence[float] = (),
+    match_balance: bool = False,
+    warm_up: str | Mapping[str, float] = "",
     cache: int | Literal["all"] = 0,
     on_policy: float = 0.0,
     prompt: int = 16,
@@ -145,12 +162,17 @@ def distill(
         direction: forward or reverse KL, js, mse or cosine on the logits.
         task: weight of cross-entropy beside it: of the next token, of labels, or of masked tokens.
         skew: of KL: share of one prediction in the mix that the other is compared with (DistiLLM); 0 is plain KL.
+        buckets: (K, N): forward KL of the teacher's K likeliest classes or tokens one by one, and of all others in N
+            buckets, by the powers of ten of their probability.
         match: modules whose features are brought near as well, from the same passes: a pattern of the student's, such
             as "layer3" or "encoder.layer.{i}.output", with "=PATTERN" of the teacher's where that differs.
         match_index: for {i}, the number in the teacher of each of the student's: 1,3 for two layers that are its
             second and fourth.
         match_loss: mse, cosine, unit (vectors), for maps attention or channel-wise, for rows of examples relational.
         match_weight: of that loss: one, or one for each module.
+        match_balance: each module's loss is first made as large as that of the predictions, in every batch.
+        warm_up: what of task, hidden and match grows from 0 to its weight, over a share of the steps or, from 1 on, so
+            many: "match=0.1,task=200".
         hidden: also bring the hidden states near, as Minitron does; where widths differ, through a projection.
         cache: ask the teachers once, and keep what they say on disk. A number: so many tokens at each place, the
             likeliest, and some that are drawn from the others and stand for them. "all": all that they say, in half
@@ -174,8 +196,8 @@ def distill(
         steps, lr, batch, length, temperature, direction, task, hidden, tuple(shares or ()), choice, cache, on_policy,
         prompt, server, align, (match,) if isinstance(match, str) and match else tuple(match),
         tuple(map(int, match_index)), match_loss,
-        (match_weight,) if isinstance(match_weight, int | float) else tuple(map(float, match_weight)), skew,
-        loop.options(training), seed,
+        (match_weight,) if isinstance(match_weight, int | float) else tuple(map(float, match_weight)), match_balance,
+        skew, tuple(map(int, buckets)), _warming(warm_up), loop.options(training), seed,
     )  # fmt: skip
     _check(lesson, above, assistants)
     trade = trades.of_model(student)
@@ -257,6 +279,14 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
         raise InputError(f"match-loss {lesson.match_loss!r} is not one of {', '.join(matching.KINDS)}")
     if not 0 <= lesson.skew < 1:
         raise InputError(f"skew={lesson.skew:g}: give 0 to below 1")
+    if lesson.buckets and (len(lesson.buckets) != 2 or min(lesson.buckets) < 1):
+        given = ",".join(map(str, lesson.buckets))
+        raise InputError(f"buckets {given}: give two numbers of at least 1, as 64,8: tokens one by one, and buckets")
+    for name, over in lesson.warm_up.items():
+        if over > lesson.steps:
+            raise InputError(f"warm-up of {name} takes {over:g} steps, and training {lesson.steps}: give fewer")
+        if not getattr(lesson, name):
+            raise InputError(f"warm-up of {name}, which is no part of the loss: name {name}, or leave it out")
     if lesson.choice not in ("", "label", "confidence"):
         raise InputError(f"choice {lesson.choice!r} is not one of label, confidence")
     if lesson.shares:
@@ -289,9 +319,13 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
         "on-policy out": lesson.match and (
             len(above) > 1 or lesson.align or lesson.server or lesson.cache or lesson.choice or lesson.on_policy
         ),
-        "match-index, match-loss and match-weight say how modules match: name some by match": not lesson.match and (
-            lesson.match_index or lesson.match_loss != "mse" or lesson.match_weight
+        "match-index, -loss, -weight and -balance say how modules match: name some by match": not lesson.match and (
+            lesson.match_index or lesson.match_loss != "mse" or lesson.match_weight or lesson.match_balance
         ),
+        "align has no warm-up: leave one of them out": lesson.align and lesson.warm_up,
+        "buckets are of forward KL of a teacher that answers whole, live or from cache=all: leave them out":
+            lesson.buckets and (some or lesson.align or lesson.on_policy or lesson.direction != "forward"),
+        "buckets and skew are two ways to compare: name one of them": lesson.buckets and lesson.skew,
         "skew is of KL of a teacher that answers whole, forward or reverse: leave it out": lesson.skew and (
             some or lesson.align or lesson.on_policy or lesson.direction not in ("forward", "reverse")
         ),
@@ -303,6 +337,24 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
     for words, holds in wrong.items():
         if holds:
             raise InputError(words)
+
+
+def _warming(given: str | Mapping[str, float]) -> dict[str, float]:
+    """What grows from 0, and over how much of training, from "match=0.1,task=200"."""
+    parts = [part.partition("=")[::2] for part in given.split(",") if part.strip()] if isinstance(given, str) else []
+    found = dict[str, float]()
+    for name, over in dict(given).items() if isinstance(given, Mapping) else parts:
+        try:
+            found[name.strip()] = float(over)
+        except (TypeError, ValueError):
+            found[name.strip()] = -1.0
+    for name, number in found.items():
+        if name not in ("task", "hidden", "match") or not 0 < number < float("inf"):
+            raise InputError(
+                f"warm-up {given!r}: give task, hidden or match, and the share of training or the steps over which it "
+                "grows, such as match=0.1,task=200"
+            )
+    return found
 
 
 def _opened(trade: Trade, model: Model, device: str | None, data: Any, like: Any = None) -> Any:
@@ -353,6 +405,9 @@ def _check_kind(trade: Trade, lesson: _Lesson, pupil: Any, several: bool) -> Non
         f"cache={lesson.cache} keeps the likeliest tokens, and this student tells none: say cache=all, which keeps all "
         "that its teacher says": not tokens and bool(lesson.tokens),
         "hidden states of networks are not compared here: leave hidden out": not texts_ and lesson.hidden,
+        "buckets are of classes and tokens, and this student tells none: leave them out": texts_
+        and pupil.output != "logits"
+        and bool(lesson.buckets),
         "embeddings and states of several teachers have no mean: name one teacher": texts_
         and pupil.output != "logits"
         and several,
@@ -551,11 +606,14 @@ class _Course:
                 self.forward(student), asked, output=self.output(student), task=lesson.task,
                 temperature=lesson.temperature, direction=lesson.direction, hidden=pairs, projection=projection,
                 fused=self.of_texts and not lesson.choice and not (kept and asked), skew=lesson.skew,
+                buckets=lesson.buckets, warmup=self.ramps,
             )  # fmt: skip
         extra = [] if projection is None else [projection]
         if lesson.match and above:
             objective, adapters = self.beside(objective, student, above[0], batches)
             extra.append(adapters)
+        if lesson.warm_up:
+            batches = slimming.Numbered(batches, self.count)
         return loop.train(
             student.model, batches, objective, steps=steps, lr=lesson.lr, seed=lesson.seed, dropout=False, count=count,
             extra=extra, frozen=[one.model for one in above] if asked and not kept else [],
@@ -624,6 +682,12 @@ class _Course:
         return teachers.Joined(batches, ensembles.Blended(kept, lesson.shares or None))
 
     @property
+    def ramps(self) -> dict[str, float]:
+        """What warms up, and over which share of training."""
+        steps = self.lesson.steps
+        return {name: over if over < 1 else over / steps for name, over in self.lesson.warm_up.items()}
+
+    @property
     def count(self) -> int:
         """Batches that training takes in all."""
         return self.lesson.steps * int(self.lesson.training.get("accumulate", 1))
@@ -672,7 +736,8 @@ class _Course:
             pairs += [(student.model, teacher.model, *one) for one in found]
         return matching.beside(
             objective, pairs, lambda: [self.forward(one)(first) for one in (student, teacher)],
-            kind=lesson.match_loss, weights=lesson.match_weight,
+            kind=lesson.match_loss, weights=lesson.match_weight, warmup=self.ramps.get("match", 0.0),
+            balanced=lesson.match_balance,
         )  # fmt: skip
 
     def projection(self, student: Any, above: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> nn.Module | None:
