@@ -155,12 +155,17 @@ def test_a_teacher_behind_a_server_fills_the_cache_and_may_stop(places, tmp_path
 
     def flaky(body, headers):
         asked.append(body)
-        return say(b"", 400) if broken[0] and len(asked) > 40 else answer(body, headers)
+        return say(b"", 400) if broken[0] and len(asked) > 2 + held + 8 * 4 else answer(body, headers)
 
-    def run(url):
+    def run(url, **how):
         return secateur.distill(
-            places / "student", "far", TEXTS, tmp_path / "out", server=url, cache=8, **{**QUICK, "steps": 6}
+            places / "student", "far", TEXTS, tmp_path / "out", server=url, cache=8, **{**QUICK, "steps": 6, **how}
         )
+
+    would = run("http://localhost:1/v1", dry_run=True).predicted
+    held = int(would["server calls"]) - 2 - 8 * 6  # two probes, and what is trained on
+    assert 0 < held <= 64
+    assert would["cache bytes"] == 6 * 8 * 16 * (6 * 8 + 4)
 
     with serving(flaky) as url:
         with pytest.raises(ServerError, match="the same call goes on"):
@@ -171,7 +176,12 @@ def test_a_teacher_behind_a_server_fills_the_cache_and_may_stop(places, tmp_path
     assert all(body["model"] == "far" for body in asked)
     assert len(asked) == 1 + 8 * (6 - 4)  # a probe, and the batches that were not there yet
     assert row.after["perplexity"].value < row.before["perplexity"].value
-    assert row.verdict.startswith("met: perplexity")
+    assert row.verdict.startswith("met: served label loyalty")
+    # Held against the same teacher in memory: it is the same share of the same tokens.
+    near = taught(places, tmp_path / "near", steps=1)
+    told = row.before["served_label_loyalty"], near.before["label_loyalty"]
+    assert told[0].value == pytest.approx(told[1].value, abs=0.05)
+    assert told[0].low < told[0].value < told[0].high
 
 
 def test_an_assistant_learns_first_and_teaches_the_student(places, tmp_path):
@@ -704,9 +714,39 @@ def test_a_teacher_of_another_tokenizer_is_aligned_by_characters(places, tmp_pat
         assert last < 0.8 * first
         assert row.verdict.startswith("met: shared kl")
         assert row.after["perplexity"].value < row.before["perplexity"].value
+        for name in ("shared_label_loyalty", "shared_probability_loyalty"):
+            assert row.after[name].value > row.before[name].value + 0.05
+            assert row.after[name].low < row.after[name].value < row.after[name].high
     # The numbers of words are nothing to the comparison: the same teacher by other numbers teaches the same.
     assert rows[0].after["shared_kl"].value == pytest.approx(rows[1].after["shared_kl"].value, rel=1e-3)
+    for name in ("shared_label_loyalty", "shared_probability_loyalty"):
+        assert rows[0].after[name].value == pytest.approx(rows[1].after[name].value, abs=1e-2)
     assert rows[0].settings["align"] is True
+    assert rows[0].settings["notes"] == []
+
+
+def test_loyalty_to_each_of_several_aligned_teachers_is_told(places, tmp_path):
+    other = renumbered(places / "second", tmp_path / "other")
+    both, *alone = (
+        secateur.distill(
+            places / "student", named, TEXTS, tmp_path / str(n), align=True, **{**QUICK, "steps": 2, **how}
+        )
+        for n, (named, how) in enumerate(
+            [
+                ([places / "teacher", other], {"shares": [0.75, 0.25]}),
+                ([places / "teacher"], {}),
+                ([other], {}),
+            ]
+        )
+    )
+    for name in ("shared_kl", "shared_label_loyalty", "shared_probability_loyalty"):
+        first, second = (row.before[name].value for row in alone)
+        assert first != second
+        assert both.before[name].value == pytest.approx(0.75 * first + 0.25 * second, rel=1e-4)
+    one, two = both.settings["notes"]
+    assert re.match(r"to the teacher .*/teacher alone: shared kl \S+ .*shared label loyalty", one)
+    assert re.match(r"to the teacher .*/other alone: shared kl ", two)
+    assert one.split("alone: ")[1] != two.split("alone: ")[1]
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,13 @@ from secateur.files import examples, masking, texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard
 from secateur.llms import Server
-from secateur.measure import environment, evidence, latency, size, statistics
+from secateur.measure import environment, evidence, latency, loyalty, size, statistics
 from secateur.recover import (
     alignment,
     assistants,
     ensembles,
     loop,
+    losses,
     matching,
     objectives,
     policy,
@@ -47,7 +48,8 @@ Row = dict[str, Figure]
 _BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """Directions of on-policy distillation, as the beta of its divergence."""
 _NEARER = (
-    "shared_kl", "probability_loyalty", "label_loyalty", "rmse", "spearman", "cosine", "accuracy", "perplexity",
+    "shared_kl", "shared_probability_loyalty", "shared_label_loyalty", "served_label_loyalty", "probability_loyalty",
+    "label_loyalty", "rmse", "spearman", "cosine", "accuracy", "perplexity",
 )  # fmt: skip
 """What says whether a student came nearer to its teachers, the first that was measured."""
 _LESS = ("perplexity", "shared_kl", "rmse")
@@ -56,6 +58,8 @@ _BATCHES = 24
 """Held-out batches on which aligned teachers are compared."""
 _ASKED_AT_ONCE = 4
 """Batches of training that a teacher reads at a time where nothing is trained meanwhile."""
+_HEARD = 64
+"""Held-out sequences of which a server is asked what it would say."""
 _SERVED = 20
 """Likeliest tokens that a server is asked for, unless told otherwise."""
 
@@ -546,13 +550,13 @@ class _Course:
 
     def taught(self, pupil: Any, between: Sequence[Any], run: Run, settings: Mapping[str, Any]) -> Evidence:
         """Teach the chain, and measure its last before and after."""
-        before, known, why = run.json("before", lambda: _plain(*self.measured(pupil)))
+        before, known, why = run.json("before", lambda: _plain(*self.measured(pupil, run)))
         records = assistants.chain(
             tuple(self.masters), [*between, pupil], lambda learner, above, number: self.teach(
                 learner, above if isinstance(above, tuple) else (above,), run, f"link-{number}"
             )
         )  # fmt: skip
-        after = self.measured(pupil)[0]
+        after = self.measured(pupil, run)[0]
         row = Evidence(
             recipe="distill",
             target=f"{self.lesson.steps} steps",
@@ -762,13 +766,13 @@ class _Course:
 
     # --------------------------------------------------------------------------------------------- measured
 
-    def measured(self, student: Any) -> tuple[Row, Row, str]:
+    def measured(self, student: Any, run: Run) -> tuple[Row, Row, str]:
         """Sizes, quality and loyalty of the student, and of its teachers; and why quality could not be measured."""
         row = dict(self.trade.sizes(student, self.trade.example(student, self.where)))
         known: Row = {}
         if self.lesson.align:
             first, _, _ = self.trade.compared(student, student, self.held, self.where)
-            return {**row, **first, "shared_kl": self.divergence(student)}, known, ""
+            return {**row, **first, **self.apart(student)[0]}, known, ""
         for one in self.masters:
             for name, figure in self.trade.sizes(one, self.trade.example(one, self.where)).items():
                 known[name] = Figure(known[name].value + figure.value, unit=figure.unit) if name in known else figure
@@ -776,31 +780,79 @@ class _Course:
             known.pop("zeros", None)  # shares do not add up
         try:
             first, second, both = self.trade.compared(self.together(student), student, self.held, self.where)
+            heard = {"served_label_loyalty": self.agreed(student, run)} if self.lesson.server else {}
         except (DataError, MeasurementError, UnsupportedError) as error:
             return row, known, str(error)
-        return ({**row, **second, **both}, {**known, **first}, "") if self.masters else ({**row, **second}, {}, "")
+        if not self.masters:  # the student was held against itself
+            return {**row, **second, **heard}, {}, ""
+        return {**row, **second, **both}, {**known, **first}, ""
 
     def to_each(self, student: Any) -> list[str]:
         """A line on the student's loyalty to each of several teachers, beside that to all of them together."""
+        if len(self.masters) < 2:
+            return []
+        if self.lesson.align:
+            each = self.apart(student)[1]
+        else:
+            each = [self.trade.compared(one, student, self.held, self.where)[2] for one in self.masters]
         lines = []
-        for name, one in zip(self.names, self.masters, strict=True) if len(self.masters) > 1 else ():
-            both = self.trade.compared(one, student, self.held, self.where)[2]
+        for name, both in zip(self.names, each, strict=True):
             figures = ", ".join(f"{key.replace('_', ' ')} {both[key]}" for key in _NEARER if key in both)
             lines.append(f"to the teacher {name} alone: {figures}")
         return lines
 
     @torch.no_grad()
-    def divergence(self, student: Any) -> Figure:
-        """What training brings down, of held-out texts: KL over shared tokens, in nats for a pair of tokens."""
+    def apart(self, student: Any) -> tuple[Row, list[Row]]:
+        """What aligned teachers and the student say of held-out texts: their mean by shares, and each of them alone.
+
+        After equal characters, over the tokens that both have: KL in nats for a pair of tokens, which training brings
+        down, and label and probability loyalty. A mean of several has an interval for the KL alone.
+        """
         lesson, others = replace(self.lesson, batch=min(self.lesson.batch, len(self.held))), self.foreign(student)
-        items, values = _stream(self.trade, lesson, student, self.held, self.masters), list[float]()
+        items = _stream(self.trade, lesson, student, self.held, self.masters)
+        values = {name: list[float]() for name in others}
+        tallies = {name: loyalty.Tally() for name in others}
         for batch in items[: min(len(items), _BATCHES)]:
             ours = student.forward(batch).prediction
-            values.append(sum(
-                one.weight * float(one.apart(ours, batch, name)) / max(1, len(batch[f"{name}.pairs"]))
-                for name, one in others.items()
-            ))  # fmt: skip
-        return statistics.mean_interval(values) if len(values) > 1 else Figure(values[0])
+            for name, one in others.items():
+                mine, yours = one.beside(ours, batch, name)
+                values[name].append(float(losses.kl(mine, yours)) / max(1, len(mine)))
+                rows = (batch[f"{name}.pairs"][:, 0] // ours.shape[1]).to(mine.device)
+                for row in rows.unique():  # a text is the sample of the interval
+                    tallies[name].add((yours[rows == row][None], mine[rows == row][None]), {})
+        each = [{"shared_kl": _mean(values[name]), **_loyal(tallies[name])} for name in others]
+        weights = [one.weight for one in others.values()]
+        mean = {
+            key: Figure(sum(w * row[key].value for w, row in zip(weights, each, strict=True)))
+            for key in each[0]
+            if all(key in row for row in each)
+        }
+        together = [
+            sum(w * v for w, v in zip(weights, step, strict=True)) for step in zip(*values.values(), strict=True)
+        ]
+        return (each[0] if len(each) == 1 else {**mean, "shared_kl": _mean(together)}), each
+
+    def agreed(self, student: Any, run: Run) -> Figure:
+        """Share of tokens of held-out texts at which the student finds likeliest what its server names first."""
+        batches, say = self.heard(student), teachers.live(student.model, student.forward)
+        key = {"data": self.held.digest, "batches": f"{len(batches)}, {self.lesson.length} tokens"}
+        server, k = Server(self.lesson.server, self.names[0]), self.lesson.tokens or _SERVED
+        told = cache_served(
+            run.folder("predictions-held"), server, student.tokenizer, batches, len(batches), key=key, k=k
+        )
+        same, counts = list[float](), list[int]()
+        for number, batch in enumerate(batches):
+            real = batch["attention_mask"].bool()
+            first = torch.full_like(batch["input_ids"], -1)
+            first[real] = told[number]["indices"][:, 0]
+            same += ((say(batch).prediction.argmax(-1).cpu() == first) & real).sum(1).tolist()
+            counts += real.sum(1).tolist()
+        return statistics.per_item(same, counts)
+
+    def heard(self, student: Any) -> list[dict[str, Tensor]]:
+        """Batches of held-out texts of which a server is asked."""
+        found = language.held_batches(self.held, student.tokenizer, packed=True, length=self.lesson.length)
+        return found[: max(1, _HEARD // len(found[0]["input_ids"]))]
 
     def together(self, student: Any) -> Any:
         """The teachers as one subject to be measured."""
@@ -835,17 +887,18 @@ class _Course:
                 ("tokens" if self.of_texts else "examples"): float(one.tokens * lesson.steps),
                 "seconds per step": one.seconds,
                 "seconds": one.seconds * lesson.steps,
-                **self.kept(one.tokens * lesson.steps),
+                **self.kept(student, one.tokens * lesson.steps),
             },
             settings={"model": type(student.model).__name__, "teachers": list(self.names)},
             verdict="dry run",
         )
 
-    def kept(self, tokens: int) -> dict[str, float]:
+    def kept(self, student: Any, tokens: int) -> dict[str, float]:
         """Bytes that a cache would take, of so many tokens in all, and how often a server would be asked."""
         lesson = self.lesson
         if lesson.server:
-            calls = 1 + lesson.batch * self.count
+            held = sum(len(batch["input_ids"]) for batch in self.heard(student))
+            calls = 2 + lesson.batch * self.count + held  # 2: what is asked to tell the tokenizer
             return {"server calls": float(calls), "cache bytes": float(tokens * (6 * (lesson.tokens or _SERVED) + 4))}
         if lesson.tokens:
             return {"cache bytes": float(tokens * len(self.masters) * (6 * lesson.tokens + 4))}
@@ -917,6 +970,18 @@ def _count(batch: Mapping[str, Any]) -> dict[str, int]:
 
 
 # --------------------------------------------------------------------------------------------------------- results
+
+
+def _mean(values: Sequence[float]) -> Figure:
+    return statistics.mean_interval(values) if len(values) > 1 else Figure(values[0])
+
+
+def _loyal(tally: loyalty.Tally) -> Row:
+    """Loyalty over shared tokens; nothing where no token of the one stands for the characters of another's."""
+    try:
+        return {f"shared_{name}": figure for name, figure in tally.figures().items()}
+    except MeasurementError:
+        return {}
 
 
 def _plain(row: Row, known: Row, why: str) -> list[Any]:
