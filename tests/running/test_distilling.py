@@ -727,17 +727,11 @@ def test_a_teacher_of_another_tokenizer_is_aligned_by_characters(places, tmp_pat
 
 def test_loyalty_to_each_of_several_aligned_teachers_is_told(places, tmp_path):
     other = renumbered(places / "second", tmp_path / "other")
+    how = {**QUICK, "steps": 2, "align": True}
+    cases = [([places / "teacher", other], [0.75, 0.25]), ([places / "teacher"], None), ([other], None)]
     both, *alone = (
-        secateur.distill(
-            places / "student", named, TEXTS, tmp_path / str(n), align=True, **{**QUICK, "steps": 2, **how}
-        )
-        for n, (named, how) in enumerate(
-            [
-                ([places / "teacher", other], {"shares": [0.75, 0.25]}),
-                ([places / "teacher"], {}),
-                ([other], {}),
-            ]
-        )
+        secateur.distill(places / "student", named, TEXTS, tmp_path / str(n), shares=shares, **how)
+        for n, (named, shares) in enumerate(cases)
     )
     for name in ("shared_kl", "shared_label_loyalty", "shared_probability_loyalty"):
         first, second = (row.before[name].value for row in alone)
