@@ -140,10 +140,10 @@ class _Shelf:
     key: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path, key: Mapping[str, Any], *, whole: bool = True) -> _Shelf:
-        """The shelf at `folder`, new or as far as it got. `DataError` when it is of another key or damaged.
+    def open(cls, folder: Path, key: Mapping[str, Any]) -> _Shelf:
+        """The shelf at `folder`, new or as far as it got. `DataError` when it is of another key, or its index damaged.
 
-        Without `whole`, files may be missing or cut short: see `damaged`.
+        Files may be missing or cut short: see `damaged`.
         """
         index = folder / "index.json"
         wanted = {name: value if isinstance(value, int | float) else str(value) for name, value in key.items()}
@@ -151,8 +151,8 @@ class _Shelf:
             return cls(folder, [], wanted)
         try:
             known = json.loads(index.read_text(encoding="utf-8"))
-            files, stored = list(known["files"]), dict(known["key"])
-            sizes = [(folder / file["name"], int(file["bytes"])) for file in files]
+            files = [{**file, "bytes": int(file["bytes"])} for file in known["files"]]
+            stored = dict(known["key"])
             # What is damaged is written anew: nowhere but here, whatever an index says.
             if wrong := [file["name"] for file in files if Path(file["name"]).name != file["name"]]:
                 raise ValueError(f"{wrong[0]!r} is no file of this folder")
@@ -164,9 +164,6 @@ class _Shelf:
                     f"the cache in {folder} is of another {name} ({stored.get(name)}, now {wanted.get(name)}): "
                     "use another folder or remove this one"
                 )
-        for path, size in sizes:
-            if whole and not (path.is_file() and path.stat().st_size == size):
-                raise DataError(f"{path} is missing or cut short: remove the folder and run again")
         return cls(folder, files, wanted)
 
     def damaged(self) -> list[int]:
@@ -330,7 +327,7 @@ def cache_answers(
     """
     if count < 1 or shard < 1:
         raise InputError(f"count={count}, shard={shard}: give numbers above 0")
-    shelf = _Shelf.open(Path(folder), key, whole=False)
+    shelf = _Shelf.open(Path(folder), key)
     starts = [0, *(int(file["end"]) for file in shelf.files)]
     _check_order(
         shelf, batches, [(at, file.get("order", [""])[0]) for at, file in zip(starts, shelf.files, strict=False)]
@@ -469,7 +466,7 @@ class Outputs:
             raise InputError("a cache on disk needs key={...}: the fingerprints of teacher, tokenizer and data")
         self._forward, self._batches, self._half = forward, batches, half
         self._memory: dict[int, Mapping[str, Tensor]] = {}
-        self._shelf = None if folder is None else _Shelf.open(Path(folder), {**(key or {}), "half": half}, whole=False)
+        self._shelf = None if folder is None else _Shelf.open(Path(folder), {**(key or {}), "half": half})
         self._where = {int(file["batch"]): n for n, file in enumerate(self._shelf.files)} if self._shelf else {}
         self._broken = set[int]()
         if self._shelf is not None:
@@ -553,7 +550,7 @@ def cache_rows(folder: str | Path, ask: Callable[[Batch], Tensor], batches: Any,
     """What a teacher says of each of N examples, [N, C] in float16 (see `Outputs`), asked once and kept on disk.
 
     ask: batch -> [B, C]. batches: all examples once, in their order, as a sequence; their order in training, and how
-    often they come, is then free: see `Told`. key: see `cache_topk`.
+    often they come, is then free: see `Told`. key: see `cache_topk`. All of it is held in memory.
     """
     known = Outputs(lambda batch: {"said": ask(batch)}, batches, folder=folder, half=True, key=key)
     return _narrow(torch.cat([known[index]["said"] for index in range(len(batches))]))

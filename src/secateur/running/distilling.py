@@ -780,11 +780,10 @@ class _Course:
             known.pop("zeros", None)  # shares do not add up
         try:
             first, second, both = self.trade.compared(self.together(student), student, self.held, self.where)
-            heard = {"served_label_loyalty": self.agreed(student, run)} if self.lesson.server else {}
         except (DataError, MeasurementError, UnsupportedError) as error:
             return row, known, str(error)
         if not self.masters:  # the student was held against itself
-            return {**row, **second, **heard}, {}, ""
+            return {**row, **second, "served_label_loyalty": self.agreed(student, run)}, {}, ""
         return {**row, **second, **both}, {**known, **first}, ""
 
     def to_each(self, student: Any) -> list[str]:
