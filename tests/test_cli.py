@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -353,6 +354,41 @@ def test_distill_prints_what_it_did_and_what_it_would_take(places):
     assert "verdict: met: probability loyalty" in done.stdout
     assert "taught/report.html" in done.stdout
     assert (places / "taught" / "config.json").is_file()
+
+
+def test_a_cache_that_mends_itself_says_so_in_one_line(places):
+    tiny.model("llama", 7).save_pretrained(places / "asking")
+    tiny.tokenizer().save_pretrained(places / "asking")
+    how = ["distill", "asking", "--from", "llama", "--cache", "4", "--lr", "0.003", *TAUGHT]
+    assert forked(places, *how, "--out", "sound").code == 0
+    cache = places / "mended" / "work" / "predictions-0"
+    shutil.copytree(places / "sound" / "work" / "predictions-0", cache)
+    (places / "mended" / "work" / "lock").touch()  # as a run leaves it that was killed before it trained
+    (cache / "000000.safetensors").write_bytes(b"")
+    done = forked(places, *how, "--out", "mended")
+    assert done.code == 0, done.stderr
+    assert done.stderr == (
+        "note: 1 of 1 files in mended/work/predictions-0 are missing, damaged or cut short, 000000.safetensors the "
+        "first: what they held is asked for again\n"
+    )
+    one, other = ((places / name / "model.safetensors").read_bytes() for name in ("sound", "mended"))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--cache", "some"], "--cache some: give a number of tokens, or all"),
+        (["--cache", "all", "--hidden"], "cache keeps predictions only: leave hidden out"),
+    ],
+)
+def test_a_cache_that_makes_no_sense_is_refused_in_one_line(places, capsys, monkeypatch, flags, said):
+    monkeypatch.chdir(places)
+    assert cli.main(["distill", "llama", "--from", "llama", "--out", "x", *TAUGHT, *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (places / "x").exists()
 
 
 def test_a_student_that_comes_no_nearer_ends_with_one(places):

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur import __version__, quiet, recipes
-from secateur.errors import InputError, SecateurError
+from secateur.errors import InputError, MendedWarning, SecateurError
 from secateur.vocabulary import Budget
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quiet.libraries()
     interrupts: list[int] = []
     try:
-        with _noting(interrupts):
+        with _mending(), _noting(interrupts):
             code = typer.main.get_command(_app(given))(args=given, prog_name="secateur", standalone_mode=False)
         if code == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
@@ -79,6 +79,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         return _stop(_INTERRUPTED, 130, debug) if interrupts else _stop(_explain(error), 2, debug)
+
+
+@contextmanager
+def _mending() -> Iterator[None]:
+    """Warnings of what was mended are told, as a note and at once, whatever becomes of others."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", MendedWarning)
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, MendedWarning):
+                print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
+            else:
+                shown(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 _INTERRUPTED = "interrupted; the same command resumes where it stopped"
@@ -463,6 +480,9 @@ def distill(
     direction: Annotated[str, typer.Option(help="forward or reverse KL, js, mse or cosine.")] = "forward",
     task: Annotated[float, typer.Option(help="Weight of cross-entropy beside it.")] = 0.0,
     skew: Annotated[float, typer.Option(help="Of KL: share of one prediction in what it is compared with.")] = 0.0,
+    buckets: Annotated[
+        str, typer.Option(help="Forward KL of K tokens one by one, of the others in N buckets: 64,8.", metavar="K,N")
+    ] = "",
     hidden: Annotated[bool, typer.Option("--hidden", help="Bring hidden states near, too.")] = False,
     match: Annotated[
         list[str] | None,
@@ -481,7 +501,20 @@ def distill(
     match_weight: Annotated[
         str, typer.Option(help="Of that loss: one, or one for each module.", metavar="NUMBER,...")
     ] = "",
-    cache: Annotated[int, typer.Option(help="Ask the teacher once, and keep so many tokens at each place.")] = 0,
+    match_balance: Annotated[
+        bool, typer.Option("--match-balance", help="Make that loss as large as the predictions', then weigh it.")
+    ] = False,
+    warm_up: Annotated[
+        str,
+        typer.Option(
+            help="Parts of the loss that grow from 0: task, hidden, match; over a share of the steps, or so many.",
+            metavar="match=0.1,...",
+        ),
+    ] = "",
+    cache: Annotated[
+        str,
+        typer.Option(help="Ask the teacher once: keep so many tokens at each place, or all it says.", metavar="K|all"),
+    ] = "0",
     on_policy: Annotated[float, typer.Option(help="Share of the batches that the student writes itself.")] = 0.0,
     prompt: Annotated[int, typer.Option(help="Tokens of a text that it then writes on from.")] = 16,
     training: Annotated[str, typer.Option(help="More settings of training: accumulate=4,precision=bf16.")] = "",
@@ -494,9 +527,11 @@ def distill(
     given = _typed(typed)
     if teachers:
         given["teachers"], given["shares"] = _shared(teachers)
-    for name, kind in (("match_index", int), ("match_weight", float)):
+    for name, kind in (("match_index", int), ("match_weight", float), ("buckets", int)):
         if name in given:
             given[name] = _numbers(given[name], kind, name.replace("_", "-"))
+    if given.get("cache", "all") != "all":
+        given["cache"] = _kept(given["cache"])
     needed = {"STUDENT": "student", "--from": "teachers", "--data": "data", "--out": "out"}
     example = "secateur distill STUDENT --from TEACHER --data texts.txt --out taught"
     given = _complete(given, config, "secateur.running.distilling", needed, example)
@@ -542,6 +577,13 @@ def _numbers(text: str, kind: type[int] | type[float], flag: str) -> list[int] |
         return [kind(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"--{flag} {text}: give numbers, separated by commas") from error
+
+
+def _kept(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"--cache {text}: give a number of tokens, or all") from error
 
 
 def _shared(given: Sequence[str]) -> tuple[list[str], list[float] | None]:

@@ -14,6 +14,8 @@
     ├── MeasurementError          the clock or the sample is too poor to answer
     └── RunError                  a run directory: in use, damaged, of another run, disk full
 
+    MendedWarning                 no error: something on disk was damaged, and is made anew
+
 Each message says what was given, what was expected and what to do, in one line.
 """
 
@@ -29,6 +31,7 @@ __all__ = [
     "InfeasibleError",
     "InputError",
     "MeasurementError",
+    "MendedWarning",
     "MissingExtraError",
     "ModelError",
     "NumericalError",
@@ -97,6 +100,10 @@ class ServerError(SecateurError):
 
 class RunError(SecateurError):
     """A run directory that can't be used as asked."""
+
+
+class MendedWarning(UserWarning):
+    """Something on disk was damaged, and is made anew; no error, and one line for users of the command line."""
 
 
 @contextmanager

@@ -179,6 +179,12 @@ def test_kl_over_shared_tokens_by_hand_and_nothing_for_equal_readers():
         log_t = (theirs.flatten(0, 1)[other, shared[1]] / 2).log_softmax(-1)
         total += float(functional.kl_div(log_s.detach(), log_t, log_target=True, reduction="sum"))
     assert float(loss.detach()) == pytest.approx(total, rel=1e-4)
+    places = batch["B.pairs"][0].tolist()
+    for found, logits, place, columns in zip(
+        alignment.at_pairs(ours, theirs, batch, "B", shared), (ours, theirs), places, shared, strict=True
+    ):
+        assert found.shape == (len(batch["B.pairs"]), len(columns))
+        assert torch.equal(found[0], logits.flatten(0, 1)[place, columns])
     loss.backward()
     outside = torch.ones(len(home), dtype=torch.bool)
     outside[shared[0]] = False

@@ -45,6 +45,29 @@ def made(kind: str, ours: str, theirs: str, width: int = 6, other: int = 6, **ho
     return student, teacher, together, adapters, passes
 
 
+def test_a_loss_in_balance_is_as_large_as_that_of_the_predictions_times_its_weight():
+    for weight in (0.5, 2.0):
+        _, _, plain, _, _ = made("mse", "0", "0", weights=(weight,))
+        _, _, even, _, _ = made("mse", "0", "0", weights=(weight,), balanced=True)
+        alone, _ = plain(BATCH, TOTALS)
+        both, parts = even(BATCH, TOTALS)
+        assert parts["match"] == pytest.approx(weight * parts["logit"])
+        assert both.item() != pytest.approx(alone.item())
+
+
+def test_a_loss_warms_up_and_needs_to_know_when():
+    _, _, plain, _, _ = made("mse", "0", "0")
+    _, _, rising, _, _ = made("mse", "0", "0", warmup=0.5)
+    whole, parts = plain(BATCH, TOTALS)
+    rest = whole.item() - parts["match"]
+    for done, share in ((0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.9, 1.0)):
+        total, told = rising({**BATCH, "done": done}, TOTALS)
+        assert total.item() == pytest.approx(rest + share * parts["match"])
+        assert told["match"] == pytest.approx(parts["match"])
+    with pytest.raises(InputError, match="'match' warms up"):
+        rising(BATCH, TOTALS)
+
+
 def formula(kind: str, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     if kind == "attention":
         return maps.spatial_attention(s, t) / 10

@@ -178,6 +178,29 @@ def test_a_skew_reaches_the_kl(direction):
     assert parts["logit"] < losses.kl(student, teacher, BATCH["attention_mask"], direction=direction) / 6
 
 
+def test_buckets_reach_the_kl_and_are_of_no_other_direction():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 2, 4, 7)
+    found = objectives.prediction_loss(ours, theirs, BATCH, {"tokens": 12}, buckets=(2, 3))
+    want = losses.bucketed_kl(ours, theirs, BATCH["attention_mask"].bool(), k=2, buckets=3) / 12
+    torch.testing.assert_close(found, want)
+    for how in ({"direction": "reverse"}, {"skew": 0.1}):
+        with pytest.raises(InputError, match="buckets are of forward KL"):
+            objectives.prediction_loss(ours, theirs, BATCH, {"tokens": 12}, buckets=(2, 3), **how)
+
+
+def test_parts_warm_up_over_their_share_of_training():
+    torch.manual_seed(0)
+    states = torch.randn(2, 1, 2, 4, 8)
+    student, teacher = (model(torch.randn(2, 4, 7), list(one), causal=True) for one in states)
+    how = {"output": "logits", "task": 2.0, "hidden": [(0, 0)], "alpha": 3.0}
+    objective = objectives.distil(student, teacher, **how, warmup={"task": 0.5, "hidden": 0.25})
+    for done, task, hidden in ((0.0, 0.0, 0.0), (0.125, 0.25, 0.5), (0.25, 0.5, 1.0), (1.0, 1.0, 1.0)):
+        total, parts = objective({**BATCH, "done": done}, objectives.count(BATCH))
+        want = parts["logit"] + 2.0 * task * parts["task"] + 3.0 * hidden * parts["hidden"]
+        assert total.item() == pytest.approx(want, rel=1e-5)
+
+
 def test_hidden_loss_is_weighted_to_the_logit_loss():
     torch.manual_seed(0)
     ours, theirs = torch.randn(2, 4, 9), torch.randn(2, 4, 9)

@@ -1,6 +1,7 @@
 """Vocabularies that may and may not differ; caches equal to the live teacher, resumed, and refused when damaged."""
 
 import json
+import math
 import warnings
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 
 from recover.students import VOCABULARY, Batches, bert, llama
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, InputError, MendedWarning
 from secateur.recover import loop, losses, teachers
 from tiny import tokenizer
 
@@ -338,6 +339,65 @@ def test_outputs_on_disk_refuse_other_batches_and_another_order(tmp_path):
         del file["order"]
     index.write_text(json.dumps(known))
     assert len(outputs(Batches(seed=1))[2]["sum"])
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_outputs_ask_again_for_what_a_damaged_file_held(tmp_path, damage):
+    asked = []
+
+    def outputs():
+        def forward(batch):
+            asked.append(batch)
+            return {"sum": batch["input_ids"].sum(-1)}
+
+        return teachers.Outputs(forward, Batches(), folder=tmp_path, key=KEY)
+
+    made = outputs()
+    made.fill(3)
+    assert len(asked) == 3
+    assert [index in made for index in range(4)] == [True] * 3 + [False]
+    spoil(tmp_path / "000001.safetensors", damage)
+    with pytest.warns(MendedWarning, match=r"1 of 3 files in .* 000001.safetensors the first"):
+        again = outputs()
+    again.fill(3)
+    assert len(asked) == 4
+    assert all(torch.equal(again[index]["sum"], made[index]["sum"]) for index in range(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outputs().fill(3)
+    assert len(asked) == 4
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3
+
+
+def test_half_precision_is_for_numbers_that_fit_it(tmp_path):
+    large = {"one": torch.tensor([1e5, 1.0]), "two": torch.tensor([math.inf, 0.1]), "three": torch.tensor([3])}
+    found = teachers.Outputs(lambda batch: large, Batches(), folder=tmp_path, key=KEY, half=True)[0]
+    assert torch.equal(found["one"], large["one"])
+    assert found["two"].tolist() == [math.inf, pytest.approx(0.1, abs=1e-4)]
+    assert found["two"][1] != large["two"][1]
+    assert torch.equal(found["three"], large["three"])
+
+
+def test_rows_of_examples_are_asked_once_and_follow_them_in_any_order(tmp_path):
+    values = torch.arange(10.0)[:, None] * torch.ones(3)
+    ordered = [{"x": values[start : start + 4]} for start in range(0, 10, 4)]
+    asked = []
+
+    def ask(batch):
+        asked.append(len(batch["x"]))
+        return batch["x"] + 0.5
+
+    for _ in range(2):
+        rows = teachers.cache_rows(tmp_path, ask, ordered, key=KEY)
+    assert asked == [4, 4, 2]
+    assert rows.dtype == torch.float16
+    places = [[3, 9], [0, 3], [9, 1]]
+    told = teachers.Told([{"x": values[some]} for some in places], lambda index: places[index], {"said": rows})
+    for index in range(3):
+        assert torch.equal(told[index]["said"], told[index]["x"] + 0.5)
+        assert told[index]["said"].dtype == torch.float32
+    with pytest.raises(DataError, match="another order"):
+        teachers.cache_rows(tmp_path, ask, ordered[::-1], key=KEY)
 
 
 def test_several_students_learn_from_one_pass_of_the_teacher():

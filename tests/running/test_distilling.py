@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -23,10 +24,10 @@ from transformers import (
 
 import secateur
 import tiny
-from secateur.errors import DataError, InputError, ModelError, RunError, ServerError, UnsupportedError
+from secateur.errors import DataError, InputError, MendedWarning, ModelError, RunError, ServerError, UnsupportedError
 from secateur.llms import Local
 from secateur.measure import evidence
-from secateur.recover import loop
+from secateur.recover import loop, teachers
 from secateur.running import report
 from test_llms import say, speaking
 from test_llms import served as serving
@@ -140,9 +141,9 @@ def test_several_teachers_are_followed_together(places, tmp_path, how):
 
 
 def test_a_cache_of_all_tokens_teaches_as_the_live_teachers_do(places, tmp_path):
-    for teachers in (["teacher"], ["teacher", "second"]):
-        live = taught(places, tmp_path / f"live{len(teachers)}", teachers, temperature=2.0)
-        cached = taught(places, tmp_path / f"cached{len(teachers)}", teachers, temperature=2.0, cache=64)
+    for named in (["teacher"], ["teacher", "second"]):
+        live = taught(places, tmp_path / f"live{len(named)}", named, temperature=2.0)
+        cached = taught(places, tmp_path / f"cached{len(named)}", named, temperature=2.0, cache=64)
         assert loyal(cached) == pytest.approx(loyal(live), abs=2e-3)
     few = taught(places, tmp_path / "few", cache=4)
     assert few.verdict.startswith("met")
@@ -154,12 +155,17 @@ def test_a_teacher_behind_a_server_fills_the_cache_and_may_stop(places, tmp_path
 
     def flaky(body, headers):
         asked.append(body)
-        return say(b"", 400) if broken[0] and len(asked) > 40 else answer(body, headers)
+        return say(b"", 400) if broken[0] and len(asked) > 2 + held + 8 * 4 else answer(body, headers)
 
-    def run(url):
+    def run(url, **how):
         return secateur.distill(
-            places / "student", "far", TEXTS, tmp_path / "out", server=url, cache=8, **{**QUICK, "steps": 6}
+            places / "student", "far", TEXTS, tmp_path / "out", server=url, cache=8, **{**QUICK, "steps": 6, **how}
         )
+
+    would = run("http://localhost:1/v1", dry_run=True).predicted
+    held = int(would["server calls"]) - 2 - 8 * 6  # two probes, and what is trained on
+    assert 0 < held <= 64
+    assert would["cache bytes"] == 6 * 8 * 16 * (6 * 8 + 4)
 
     with serving(flaky) as url:
         with pytest.raises(ServerError, match="the same call goes on"):
@@ -170,7 +176,12 @@ def test_a_teacher_behind_a_server_fills_the_cache_and_may_stop(places, tmp_path
     assert all(body["model"] == "far" for body in asked)
     assert len(asked) == 1 + 8 * (6 - 4)  # a probe, and the batches that were not there yet
     assert row.after["perplexity"].value < row.before["perplexity"].value
-    assert row.verdict.startswith("met: perplexity")
+    assert row.verdict.startswith("met: served label loyalty")
+    # Held against the same teacher in memory: it is the same share of the same tokens.
+    near = taught(places, tmp_path / "near", steps=1)
+    told = row.before["served_label_loyalty"], near.before["label_loyalty"]
+    assert told[0].value == pytest.approx(told[1].value, abs=0.05)
+    assert told[0].low < told[0].value < told[0].high
 
 
 def test_an_assistant_learns_first_and_teaches_the_student(places, tmp_path):
@@ -221,16 +232,111 @@ def test_embeddings_of_a_thinner_student_come_near(tmp_path):
         secateur.distill(tmp_path / "thin", [tmp_path / "wide"] * 2, TEXTS, tmp_path / "two", **QUICK)
 
 
-def test_masked_language_models_learn_from_masked_tokens(tmp_path):
+def masked(folder):
+    """A teacher and a student of masked tokens."""
     config = BertConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64, pad_token_id=0,
     )  # fmt: skip
     for seed, name in enumerate(("teacher", "student")):
         torch.manual_seed(seed)
-        save(BertForMaskedLM(config), tmp_path / name)
+        save(BertForMaskedLM(config), folder / name)
+
+
+def test_masked_language_models_learn_from_masked_tokens(tmp_path):
+    masked(tmp_path)
     row = secateur.distill(tmp_path / "student", tmp_path / "teacher", TEXTS, tmp_path / "out", task=0.5, **QUICK)
     assert "label_loyalty" in row.after
+
+
+# -------------------------------------------------------------------------------------------------------------- cached
+
+
+def kept(out, number=0):
+    return sorted((out / "work" / f"predictions-{number}").glob("*.safetensors"))
+
+
+def same(live, cached):
+    """They ended alike, but for what half precision rounds off."""
+    assert set(live.after) == set(cached.after)
+    for name in ("probability_loyalty", "cosine", "accuracy", "perplexity", "rmse"):
+        if name in live.after:
+            assert cached.after[name].value == pytest.approx(live.after[name].value, rel=5e-3, abs=5e-3)
+
+
+def test_all_that_a_network_is_told_is_kept_and_each_example_asked_once(nets, monkeypatch):
+    asked = []
+    real = teachers._tokens
+    monkeypatch.setattr(teachers, "_tokens", lambda batch: asked.append(len(batch["inputs"])) or real(batch))
+    how = {"temperature": 2.0, "direction": "js", "steps": 30}
+    live, cached = of_nets(nets, out="live", **how), of_nets(nets, out="cached", cache="all", **how)
+    same(live, cached)
+    assert cached.verdict.startswith("met")
+    assert sum(asked) == 360, "each example of the training part once, in thirty steps of 32"
+    assert len(kept(nets / "cached")) == 3
+    both = {"teacher": ["wide", "thin"], "student": "thin", "steps": 8}
+    for number, more in enumerate(({"shares": [3, 1]}, {"choice": "confidence"})):
+        one, other = (of_nets(nets, out=f"{number}{cache}", cache=cache, **both, **more) for cache in (0, "all"))
+        same(one, other)
+        assert len(kept(nets / f"{number}all", 1)) == 3
+
+
+def test_a_cache_of_a_network_is_gone_on_with_mended_and_tied_to_its_teacher(nets):
+    of_nets(nets, out="whole", cache="all", steps=8)
+    for name in ("part", "other"):
+        shutil.copytree(nets / "whole" / "work" / "predictions-0", nets / name / "work" / "predictions-0")
+        (nets / name / "work" / "lock").touch()  # as a run leaves it that was killed before it trained
+    damaged = kept(nets / "part")[1]
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.warns(MendedWarning, match=f"1 of 3 files in .* missing, damaged or cut short, {damaged.name} the"):
+        of_nets(nets, out="part", cache="all", steps=8)
+    assert damaged.read_bytes() == good
+    one, other = ((nets / name / "model.safetensors").read_bytes() for name in ("whole", "part"))
+    assert one == other
+    with pytest.raises(DataError, match="is of another teacher"):
+        of_nets(nets, out="other", teacher="thin", cache="all", steps=8)
+
+
+def test_all_that_encoders_and_language_models_are_told_is_kept(places, labelled, tmp_path):
+    tiny.folder("bert", tmp_path / "wide", sentence=True)
+    tiny.folder("distilbert", tmp_path / "thin", sentence=True)
+    for kind in ("bert", "distilbert"):
+        tiny.folder(kind, tmp_path / kind)
+    cases = [
+        (tmp_path / "thin", tmp_path / "wide", TEXTS, 12, {}),
+        (labelled / "student", labelled / "teacher", labelled / "data.jsonl", 12, {"task": 0.1}),
+        (tmp_path / "distilbert", tmp_path / "bert", TEXTS, 4, {}),
+        (places / "student", places / "teacher", TEXTS, 4, {"direction": "reverse", "skew": 0.1}),
+    ]
+    for number, (student, teacher, data, files, how) in enumerate(cases):
+        how = {**QUICK, "steps": 4, **how}
+        live, cached = (
+            secateur.distill(student, teacher, data, tmp_path / f"{number}-{cache}", cache=cache, **how)
+            for cache in (0, "all")
+        )
+        same(live, cached)
+        assert len(kept(tmp_path / f"{number}-all")) == files
+
+
+def test_masked_tokens_are_kept_by_their_number_or_all(tmp_path):
+    masked(tmp_path)
+    rows = [
+        secateur.distill(tmp_path / "student", tmp_path / "teacher", TEXTS, tmp_path / f"{cache}", cache=cache, **QUICK)
+        for cache in (0, 64, "all")
+    ]
+    for row in rows[1:]:
+        same(rows[0], row)
+
+
+def test_a_dry_run_tells_what_a_cache_would_take(places, nets):
+    (row,) = [of_nets(nets, out="no", cache="all", dry_run=True, steps=500)]
+    assert row.predicted["cache bytes"] == 360 * 3 * 2
+    one = taught(places, nets / "no", dry_run=True, steps=1000, cache=4)
+    assert one.predicted["cache bytes"] == 1000 * 8 * 16 * (6 * 4 + 4)
+    whole = taught(places, nets / "no", dry_run=True, steps=10, cache="all")
+    assert whole.predicted["cache bytes"] == 10 * 8 * 16 * 64 * 2
+    assert not (nets / "no").exists()
 
 
 # --------------------------------------------------------------------------------------------------------- classifiers
@@ -415,6 +521,16 @@ def test_modules_are_matched_by_patterns(nets):
     [
         ({"match": "0", "teacher": ["wide", "thin"]}, "match compares modules of one teacher as it runs"),
         ({"match_weight": 2.0}, "say how modules match: name some by match"),
+        ({"match_balance": True}, "say how modules match: name some by match"),
+        ({"warm_up": "match=0.1"}, "warm-up of match, which is no part of the loss"),
+        ({"warm_up": "mtch=0.1"}, "warm-up 'mtch=0.1': give task, hidden or match"),
+        ({"warm_up": "task"}, "warm-up 'task': give task, hidden or match, and the share"),
+        ({"warm_up": {"task": -1}, "task": 1.0}, "such as match=0.1,task=200"),
+        ({"warm_up": "task=61", "task": 1.0}, "takes 61 steps, and training 60: give fewer"),
+        ({"buckets": [4]}, "buckets 4: give two numbers of at least 1, as 64,8"),
+        ({"buckets": [4, 0]}, "buckets 4,0: give two numbers"),
+        ({"buckets": [4, 2], "direction": "js"}, "buckets are of forward KL"),
+        ({"buckets": [4, 2], "skew": 0.1}, "two ways to compare: name one"),
         ({"match": "0", "match_loss": "hint"}, "match-loss 'hint' is not one of mse, cosine, unit"),
         ({"match": "0", "match_weight": [1, 2]}, "2 weights for 1 pairs"),
         ({"skew": 1.0}, "skew=1: give 0 to below 1"),
@@ -425,6 +541,49 @@ def test_matches_that_make_no_sense_are_refused(nets, how, words):
     with pytest.raises(InputError, match=words):
         of_nets(nets, out="no", **how)
     assert not (nets / "no" / "config.json").exists()
+
+
+def test_what_warms_up_grows_from_nothing_over_its_share_of_the_steps(nets):
+    plain = of_nets(nets, steps=4)
+    for name, how in (("task", {"task": 5.0}), ("match", {"match": "0", "match_weight": 5.0})):
+        full = of_nets(nets, steps=4, out=name, **how)
+        both = [of_nets(nets, steps=4, out=f"{name}{over}", warm_up={name: over}, **how) for over in (4, 0.5)]
+        for rising in both:
+            assert rising.recovery.losses[0][1] == pytest.approx(plain.recovery.losses[0][1]), "it stands at 0 at first"
+            assert rising.recovery.losses[-1][1] != pytest.approx(plain.recovery.losses[-1][1])
+        assert full.recovery.losses[0][1] > plain.recovery.losses[0][1]
+        assert both[0].recovery.losses != both[1].recovery.losses
+    assert both[0].settings["warm_up"] == {"match": 4.0}
+
+
+def test_modules_in_balance_count_as_much_as_the_predictions(nets):
+    plain, even = (
+        of_nets(nets, steps=2, out=out, match="0", match_weight=0.5, match_balance=out == "even")
+        for out in ("plain", "even")
+    )
+    alone = of_nets(nets, steps=2).recovery.losses[0][1]
+    assert even.recovery.losses[0][1] == pytest.approx(1.5 * alone, rel=1e-4)
+    assert plain.recovery.losses[0][1] != pytest.approx(1.5 * alone, rel=1e-2)
+
+
+def test_buckets_are_between_the_likeliest_and_all(places, nets, tmp_path):
+    plain, all_, some = (
+        of_nets(nets, steps=4, out=str(n), **how)
+        for n, how in enumerate(({}, {"buckets": [3, 1]}, {"buckets": [1, 1]}))
+    )
+    assert dict(all_.recovery.losses) == pytest.approx(dict(plain.recovery.losses))
+    assert some.recovery.losses[0][1] < plain.recovery.losses[0][1], "what lies in one bucket is not told apart"
+    rows = [
+        taught(places, tmp_path / f"{buckets}{cache}", buckets=buckets, cache=cache)
+        for buckets, cache in (((), 0), ((64, 1), 0), ((4, 2), 0), ((4, 2), "all"))
+    ]
+    assert loyal(rows[1]) == pytest.approx(loyal(rows[0]), abs=1e-3)
+    assert loyal(rows[2]) != pytest.approx(loyal(rows[0]), abs=1e-5)
+    assert rows[2].verdict.startswith("met")
+    same(rows[2], rows[3])
+    tiny.folder("bert", tmp_path / "encoder", sentence=True)
+    with pytest.raises(UnsupportedError, match="this student tells none: leave them out"):
+        secateur.distill(tmp_path / "encoder", tmp_path / "encoder", TEXTS, tmp_path / "no", buckets=[4, 2], **QUICK)
 
 
 def test_copies_in_the_held_out_part_are_told_of(nets):
@@ -466,7 +625,8 @@ def test_networks_of_one_number_are_refused_before_anything_is_written(nets):
     [
         ({"teacher": "four"}, "3 classes and the teacher 4"),
         ({"hidden": True}, "hidden states of networks"),
-        ({"cache": 8}, "they serve language models"),
+        ({"cache": 8}, "cache=8 keeps the likeliest tokens, and this student tells none: say cache=all"),
+        ({"cache": "all", "match": "0"}, "leave align, server, cache, choice and on-policy out"),
         ({"on_policy": 0.5}, "they serve language models"),
     ],
 )
@@ -484,14 +644,18 @@ def test_what_networks_can_not_do_is_said(nets, how, words):
     [
         ({"steps": 0}, "steps=0"),
         ({"length": 1}, "length=1"),
-        ({"cache": -1}, "cache=-1"),
+        ({"cache": -1}, 'cache=-1 is not a whole number of at least 0, nor "all"'),
+        ({"cache": "some"}, "cache='some' is not"),
         ({"on_policy": 2.0}, "on_policy=2"),
         ({"temperature": 0.0}, "temperature=0"),
         ({"direction": "sideways"}, "'sideways' is not one of"),
         ({"choice": "luck"}, "'luck' is not one of"),
         ({"shares": [1, 2]}, "2 weights for 1 teachers"),
         ({"training": "speed=9"}, "no setting 'speed'"),
-        ({"cache": 8, "direction": "reverse"}, "serves forward KL"),
+        ({"cache": 8, "direction": "reverse"}, "serves forward KL, cache=all any"),
+        ({"cache": "all", "hidden": True}, "keeps predictions only: leave hidden out"),
+        ({"cache": "all", "on_policy": 0.5}, "leave on-policy out"),
+        ({"cache": "all", "server": "http://localhost:1/v1"}, "give cache their number"),
         ({"cache": 8, "hidden": True}, "leave hidden out"),
         ({"cache": 8, "on_policy": 0.5}, "leave on-policy out"),
         ({"server": "http://localhost:1/v1", "temperature": 2.0}, "temperature 1"),
@@ -550,9 +714,33 @@ def test_a_teacher_of_another_tokenizer_is_aligned_by_characters(places, tmp_pat
         assert last < 0.8 * first
         assert row.verdict.startswith("met: shared kl")
         assert row.after["perplexity"].value < row.before["perplexity"].value
+        for name in ("shared_label_loyalty", "shared_probability_loyalty"):
+            assert row.after[name].value > row.before[name].value + 0.05
+            assert row.after[name].low < row.after[name].value < row.after[name].high
     # The numbers of words are nothing to the comparison: the same teacher by other numbers teaches the same.
     assert rows[0].after["shared_kl"].value == pytest.approx(rows[1].after["shared_kl"].value, rel=1e-3)
+    for name in ("shared_label_loyalty", "shared_probability_loyalty"):
+        assert rows[0].after[name].value == pytest.approx(rows[1].after[name].value, abs=1e-2)
     assert rows[0].settings["align"] is True
+    assert rows[0].settings["notes"] == []
+
+
+def test_loyalty_to_each_of_several_aligned_teachers_is_told(places, tmp_path):
+    other = renumbered(places / "second", tmp_path / "other")
+    how = {**QUICK, "steps": 2, "align": True}
+    cases = [([places / "teacher", other], [0.75, 0.25]), ([places / "teacher"], None), ([other], None)]
+    both, *alone = (
+        secateur.distill(places / "student", named, TEXTS, tmp_path / str(n), shares=shares, **how)
+        for n, (named, shares) in enumerate(cases)
+    )
+    for name in ("shared_kl", "shared_label_loyalty", "shared_probability_loyalty"):
+        first, second = (row.before[name].value for row in alone)
+        assert first != second
+        assert both.before[name].value == pytest.approx(0.75 * first + 0.25 * second, rel=1e-4)
+    one, two = both.settings["notes"]
+    assert re.match(r"to the teacher .*/teacher alone: shared kl \S+ .*shared label loyalty", one)
+    assert re.match(r"to the teacher .*/other alone: shared kl ", two)
+    assert one.split("alone: ")[1] != two.split("alone: ")[1]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ __all__ = [
     "Foreign",
     "Parallel",
     "Reading",
+    "at_pairs",
     "count",
     "counted",
     "lowered",
@@ -340,10 +341,17 @@ def shared_kl(
     ``sum_pairs KL(softmax(z_t[T] / tau) || softmax(z_s[S] / tau))``: student [B, S, V_s] and teacher [B, S_o, V_t]
     logits, of the columns `shared` (see `shared_vocabulary`), both renormalised over them.
     """
+    return losses.kl(*at_pairs(student, teacher, batch, name, shared), temperature=temperature)
+
+
+def at_pairs(
+    student: Tensor, teacher: Tensor, batch: Batch, name: str, shared: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """[pairs, k] logits of both at tokens for the same characters, of the k columns `shared`; shapes as `shared_kl`."""
     pairs = batch[f"{name}.pairs"].to(student.device)
     ours = student.flatten(0, 1)[pairs[:, 0]][:, shared[0].to(student.device)]
     theirs = teacher.flatten(0, 1)[pairs[:, 1]][:, shared[1].to(student.device)]
-    return losses.kl(ours, theirs, temperature=temperature)
+    return ours, theirs
 
 
 @dataclass(frozen=True)
@@ -356,10 +364,14 @@ class Foreign:
 
     def apart(self, student: Tensor, batch: Batch, name: str, *, temperature: float = 1.0) -> Tensor:
         """`shared_kl` of the student's logits for a batch of `Parallel`, where this is teacher `name`."""
+        return losses.kl(*self.beside(student, batch, name), temperature=temperature)
+
+    def beside(self, student: Tensor, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
+        """The student's logits and this teacher's `at_pairs`."""
         own = {key: batch[f"{name}.{key}"] for key in ("input_ids", "attention_mask")}
         with torch.no_grad():
             said = self.forward(own).prediction
-        return shared_kl(student, said, batch, name, self.shared, temperature=temperature)
+        return at_pairs(student, said, batch, name, self.shared)
 
 
 def objective(

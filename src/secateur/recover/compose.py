@@ -17,7 +17,7 @@ from torch import Tensor
 from secateur.errors import InputError
 from secateur.recover import balance
 
-__all__ = ["Objective", "Term", "compose", "layered"]
+__all__ = ["Objective", "Term", "compose", "layered", "ramp"]
 
 View = TypeVar("View")
 
@@ -67,9 +67,7 @@ def compose(
     def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         view, total, found = look(batch), None, dict[str, Tensor]()
         for term in terms:
-            weight: float | Tensor = term.weight
-            if shares[term.name]:
-                weight = _risen(term.weight, _done(batch, term.name), shares[term.name], stairs)
+            weight: float | Tensor = term.weight * ramp(batch, term.name, shares[term.name], stairs)
             if not weight:
                 continue
             value = term.loss(view, batch) / totals[term.per]
@@ -83,16 +81,20 @@ def compose(
     return objective
 
 
-def _risen(weight: float, done: float, share: float, stairs: float = 0.0) -> float:
-    """``weight min(1, done / share)``, with `done` (0 to 1) rounded down to one of `stairs`, if there are any.
+def ramp(batch: Mapping[str, Any], name: str, share: float, stairs: float = 0.0) -> float:
+    """``min(1, done / share)``, the batch's "done" (0 to 1) rounded down to one of `stairs`, if any; 1 if share is 0.
 
     ND's warm-up (arXiv 2305.17007) is ``min(1, epoch / warmup)`` with epochs counted from 0: stairs are its epochs.
+    Raises `InputError`, which calls the term `name`, for a batch that does not know.
     """
+    if not share:
+        return 1.0
+    done = _done(batch, name)
     if not stairs:
-        return weight * min(1.0, done / share)
+        return min(1.0, done / share)
     # A batch's share is a quotient: one that should be whole may lie a rounding below.
     stair = math.floor(done * stairs + 1e-9)
-    return weight * min(1.0, stair / (share * stairs))
+    return min(1.0, stair / (share * stairs))
 
 
 def layered(

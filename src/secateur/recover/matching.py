@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 from secateur.modes import evaluating
-from secateur.recover import features, losses, maps, taps
+from secateur.recover import balance, compose, features, losses, maps, taps
 
 __all__ = ["KINDS", "beside"]
 
@@ -30,6 +30,8 @@ def beside(
     *,
     kind: str = "mse",
     weights: Sequence[float] = (),
+    warmup: float = 0.0,
+    balanced: bool = False,
 ) -> tuple[Objective, nn.Module]:
     """`objective` plus ``sum_i w_i L(s_i, t_i)`` of pairs of taps, and the adapters that are to be trained along.
 
@@ -39,6 +41,9 @@ def beside(
         look: makes such passes once, for the widths; without gradients and in evaluation mode.
         kind: L, one of `KINDS`: a mean over real tokens, or over the places of an example, and a mean over examples.
         weights: w_i; all 1 unless given, one for all, or one for each pair.
+        warmup: share of training over which all w_i grow from 0; batches then need "done" (`slimming.Numbered`).
+        balanced: each L_i is first multiplied by what makes it as large as the objective's part "logit"
+            (`balance.dynamic`).
 
     Where widths differ, the student's features pass a linear map (of maps a 1 x 1 convolution) first; attention and
     relational losses need none. Raises `InputError` for another kind, for features that it is not of, for modules that
@@ -74,8 +79,10 @@ def beside(
             _apart(kind, adapter(one), other.detach(), batch, totals)
             for adapter, one, other in zip(adapters, mine, told, strict=True)
         ]
+        if balanced:
+            values = [balance.dynamic(one.new_tensor(parts["logit"]), one) * one for one in values]
         near = torch.stack(values) @ values[0].new_tensor(each)
-        return total + near, {**parts, "match": float(near.detach())}
+        return total + compose.ramp(batch, "match", warmup) * near, {**parts, "match": float(near.detach())}
 
     return together, adapters
 

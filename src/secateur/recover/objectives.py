@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError, InputError, UnsupportedError
-from secateur.recover import balance, losses
+from secateur.recover import balance, compose, losses
 
 __all__ = [
     "Batch",
@@ -100,13 +100,15 @@ def prediction_loss(
     temperature: float = 1.0,
     direction: str = "forward",
     skew: float = 0.0,
+    buckets: Sequence[int] = (),
 ) -> Tensor:
     """How far the student's logits are from the teacher's; a mean over the whole step.
 
     Per real token of [B, S, V], per sequence of [B, C]. `direction`: "forward" or "reverse" KL, either with a `skew`
-    (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine"; of one number (C = 1) "mse" alone tells anything. Raises
-    `InputError` for another direction there, and for other numbers of classes; vocabularies may differ by padding
-    (`losses.kl`).
+    (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine"; of one number (C = 1) "mse" alone tells anything. With
+    `buckets` = (k, n), forward KL is of k tokens one by one and of the others in n buckets (`losses.bucketed_kl`).
+    Raises `InputError` for another direction there, and for other numbers of classes; vocabularies may differ by
+    padding (`losses.kl`).
     """
     mask: Tensor | None
     if student.dim() == 3:
@@ -120,6 +122,11 @@ def prediction_loss(
             )
     if student.shape[-1] == 1 and direction != "mse":
         raise InputError(f"direction {direction!r} compares classes, and the models tell one number each: use mse")
+    if buckets and (direction != "forward" or skew):
+        raise InputError(f"buckets are of forward KL without skew, not of {direction!r}, skew={skew:g}: leave them out")
+    if buckets:
+        k, count = buckets
+        return losses.bucketed_kl(student, teacher, mask, k=k, buckets=count, temperature=temperature) / divide
     if direction in ("forward", "reverse"):
         return losses.kl(student, teacher, mask, temperature=temperature, direction=direction, skew=skew) / divide
     if direction == "js":
@@ -141,6 +148,7 @@ def distance(
     temperature: float = 1.0,
     direction: str = "forward",
     skew: float = 0.0,
+    buckets: Sequence[int] = (),
     projection: nn.Module | None = None,
     relational: bool = False,
 ) -> Tensor:
@@ -169,7 +177,9 @@ def distance(
                 )
             student = projection(student)
         return losses.cosine(student, teacher, mask) / totals["tokens" if output == "states" else "sequences"]
-    return prediction_loss(student, teacher, batch, totals, temperature=temperature, direction=direction, skew=skew)
+    return prediction_loss(
+        student, teacher, batch, totals, temperature=temperature, direction=direction, skew=skew, buckets=buckets
+    )
 
 
 def _sequences(found: Tensor, batch: Batch) -> Tensor:
@@ -300,6 +310,8 @@ def distil(
     temperature: float = 1.0,
     direction: str = "forward",
     skew: float = 0.0,
+    buckets: Sequence[int] = (),
+    warmup: Mapping[str, float] | None = None,
     blocks: Sequence[tuple[int, int]] = (),
     hidden: Sequence[tuple[int, int]] = (),
     measure: Literal["cosine", "relative"] = "cosine",
@@ -321,6 +333,9 @@ def distil(
         temperature: of the KL.
         direction: of the KL, see `prediction_loss`.
         skew: of the KL, see `losses.kl`; a cache of likeliest tokens takes none.
+        buckets: of forward KL, see `prediction_loss`; the whole logits are held then, fused or not.
+        warmup: shares of training over which "task", "hidden" and others grow from 0 to their weight; batches then need
+            "done" (`slimming.Numbered`).
         blocks: (student, teacher) indices into `hidden` for L_token; same width, no projection.
         hidden: (student, teacher) indices for the loss between hidden states (Minitron's L_is), summed over pairs.
         measure: of that loss: "cosine", through the projection, or "relative" (`losses.relative`), of equal widths.
@@ -343,7 +358,8 @@ def distil(
             "the model with its task's head"
         )
     wants_hidden = bool((token and blocks) or hidden)
-    fused = fused and output == "logits" and direction in ("forward", "reverse")
+    fused = fused and output == "logits" and direction in ("forward", "reverse") and not buckets
+    ramps = warmup or {}
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         if not totals.get("tokens", 1):
@@ -364,7 +380,7 @@ def distil(
 
         def add(name: str, weight: float | Tensor, value: Tensor) -> None:
             nonlocal total
-            total = total + weight * value
+            total = total + weight * compose.ramp(batch, name, ramps.get(name, 0.0)) * value
             parts[name] = float(value.detach())
 
         if task and through is not None:
@@ -400,6 +416,7 @@ def distil(
                 temperature=temperature,
                 direction=direction,
                 skew=skew,
+                buckets=buckets,
                 projection=projection,
             )
             add("logit", logit, near)

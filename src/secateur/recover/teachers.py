@@ -20,7 +20,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, InputError, MendedWarning
 from secateur.modes import evaluating
 from secateur.recover import storage
 
@@ -30,8 +30,10 @@ __all__ = [
     "Joined",
     "Likeliest",
     "Outputs",
+    "Told",
     "TopK",
     "cache_answers",
+    "cache_rows",
     "cache_topk",
     "check_vocabularies",
     "fingerprint",
@@ -138,10 +140,10 @@ class _Shelf:
     key: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path, key: Mapping[str, Any], *, whole: bool = True) -> _Shelf:
-        """The shelf at `folder`, new or as far as it got. `DataError` when it is of another key or damaged.
+    def open(cls, folder: Path, key: Mapping[str, Any]) -> _Shelf:
+        """The shelf at `folder`, new or as far as it got. `DataError` when it is of another key, or its index damaged.
 
-        Without `whole`, files may be missing or cut short: see `damaged`.
+        Files may be missing or cut short: see `damaged`.
         """
         index = folder / "index.json"
         wanted = {name: value if isinstance(value, int | float) else str(value) for name, value in key.items()}
@@ -149,8 +151,8 @@ class _Shelf:
             return cls(folder, [], wanted)
         try:
             known = json.loads(index.read_text(encoding="utf-8"))
-            files, stored = list(known["files"]), dict(known["key"])
-            sizes = [(folder / file["name"], int(file["bytes"])) for file in files]
+            files = [{**file, "bytes": int(file["bytes"])} for file in known["files"]]
+            stored = dict(known["key"])
             # What is damaged is written anew: nowhere but here, whatever an index says.
             if wrong := [file["name"] for file in files if Path(file["name"]).name != file["name"]]:
                 raise ValueError(f"{wrong[0]!r} is no file of this folder")
@@ -162,23 +164,23 @@ class _Shelf:
                     f"the cache in {folder} is of another {name} ({stored.get(name)}, now {wanted.get(name)}): "
                     "use another folder or remove this one"
                 )
-        for path, size in sizes:
-            if whole and not (path.is_file() and path.stat().st_size == size):
-                raise DataError(f"{path} is missing or cut short: remove the folder and run again")
         return cls(folder, files, wanted)
 
     def damaged(self) -> list[int]:
-        """Numbers of the files that are missing, cut short, or not what was written. Reads all of them."""
+        """Numbers of the files that are missing, cut short, or not what was written, with a warning. Reads all."""
         found = []
         for number, file in enumerate(self.files):
             path = self.folder / file["name"]
             same = path.is_file() and path.stat().st_size == file["bytes"] and storage.digest(path) == file["sha256"]
             found += [] if same else [number]
+        if found:
+            warnings.warn(
+                f"{len(found)} of {len(self.files)} files in {self.folder} are missing, damaged or cut short, "
+                f"{self.files[found[0]]['name']} the first: what they held is asked for again",
+                MendedWarning,
+                stacklevel=3,
+            )
         return found
-
-    def add(self, tensors: Mapping[str, Tensor], **about: Any) -> None:
-        """Write one more file, then the index that names it: a kill between the two loses that file only."""
-        self.put(len(self.files), tensors, about)
 
     def put(
         self,
@@ -187,7 +189,10 @@ class _Shelf:
         about: Mapping[str, Any],
         rest: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write one more file, or in place of a damaged one; `rest`: what of that is still to be written, behind it."""
+        """Write one more file, or in place of a damaged one, then the index: a kill between the two loses that alone.
+
+        rest: what of a damaged one is still to be written, behind it.
+        """
         names = [file["name"] for file in self.files]
         new = f"{len(names):06d}.safetensors"
         path = self.folder / (names[number] if number < len(names) else new)
@@ -285,8 +290,8 @@ def cache_topk(
         shard: batches per file; a kill loses at most that many, an error or Ctrl-C none.
 
     Log-probabilities are stored in half precision, the log of the remaining mass in float32. Files that are missing,
-    damaged or cut short are asked for again, with a warning. Raises `DataError` for a cache of another key, of other
-    batches or in another order, or whose index is damaged, `RunError` when the disk is full.
+    damaged or cut short are asked for again, with a `MendedWarning`. Raises `DataError` for a cache of another key, of
+    other batches or in another order, or whose index is damaged, `RunError` when the disk is full.
     """
     if k < 1 or not 0 < temperature < math.inf:
         raise InputError(f"k={k}, temperature={temperature}: give numbers above 0")
@@ -322,18 +327,12 @@ def cache_answers(
     """
     if count < 1 or shard < 1:
         raise InputError(f"count={count}, shard={shard}: give numbers above 0")
-    shelf = _Shelf.open(Path(folder), key, whole=False)
+    shelf = _Shelf.open(Path(folder), key)
     starts = [0, *(int(file["end"]) for file in shelf.files)]
     _check_order(
         shelf, batches, [(at, file.get("order", [""])[0]) for at, file in zip(starts, shelf.files, strict=False)]
     )
-    broken = shelf.damaged()
-    if broken:
-        warnings.warn(
-            f"{len(broken)} of {len(shelf.files)} files in {folder} are missing, damaged or cut short, "
-            f"{shelf.files[broken[0]]['name']} the first: what they held is asked for again", stacklevel=2,
-        )  # fmt: skip
-    for number in broken:
+    for number in shelf.damaged():
         _fill(shelf, number, ask, batches, starts[number], starts[number + 1])
     done = starts[-1]
     while done < count:
@@ -446,10 +445,12 @@ class Outputs:
         forward: batch -> mapping of names to tensors.
         batches: as for `loop.train`.
         folder: where to keep the outputs; None for memory.
-        half: keep floating-point tensors in float16; they come back in float32.
+        half: keep floating-point tensors in float16, but for those with numbers too large for it; they come back in
+            float32.
         key: see `cache_topk`; needed with a folder.
 
-    Raises `DataError` for a folder of another key, of other batches or in another order, or with damaged files.
+    What files held that are missing, damaged or cut short is asked for again, with a `MendedWarning`. Raises
+    `DataError` for a folder of another key, of other batches or in another order, or whose index is damaged.
     """
 
     def __init__(
@@ -467,33 +468,54 @@ class Outputs:
         self._memory: dict[int, Mapping[str, Tensor]] = {}
         self._shelf = None if folder is None else _Shelf.open(Path(folder), {**(key or {}), "half": half})
         self._where = {int(file["batch"]): n for n, file in enumerate(self._shelf.files)} if self._shelf else {}
+        self._broken = set[int]()
         if self._shelf is not None:
             # One file a batch: some tell as much as a look at all, and batches take time to make. Older ones say none.
             some = [file for file in self._shelf.files if "order" in file][::_LOOKED_AT]
             _check_order(self._shelf, batches, [(int(file["batch"]), file["order"][0]) for file in some])
+            self._broken.update(self._shelf.damaged())
+
+    def __contains__(self, index: int) -> bool:
+        """Whether batch `index` was asked for."""
+        return index in self._memory or (index in self._where and self._where[index] not in self._broken)
+
+    def fill(self, count: int) -> None:
+        """Ask for those of the first `count` batches that are not there."""
+        for index in range(count):
+            if index not in self:
+                self._ask(index)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if index in self._where and self._shelf is not None:
-            stored: Mapping[str, Tensor] = self._shelf.read(self._where[index])
-        elif index in self._memory:
-            stored = self._memory[index]
+        if index not in self:
+            stored = self._ask(index)
         else:
-            batch = self._batches[index]
-            with torch.no_grad():
-                found = self._forward(batch)
-            stored = {name: self._narrow(tensor.detach().cpu()) for name, tensor in found.items()}
-            if self._shelf is None:
-                self._memory[index] = stored
-            else:
-                self._shelf.add(stored, batch=index, order=[_tokens(batch)])
-                self._where[index] = len(self._shelf.files) - 1
+            stored = self._memory[index] if self._shelf is None else self._shelf.read(self._where[index])
         wide = self._half
         return {
             name: value.float() if wide and value.dtype == torch.float16 else value for name, value in stored.items()
         }
 
-    def _narrow(self, tensor: Tensor) -> Tensor:
-        return tensor.half() if self._half and tensor.is_floating_point() else tensor
+    def _ask(self, index: int) -> Mapping[str, Tensor]:
+        batch = self._batches[index]
+        with torch.no_grad():
+            found = self._forward(batch)
+        narrow = _narrow if self._half else lambda tensor: tensor
+        stored = {name: narrow(tensor.detach().cpu()) for name, tensor in found.items()}
+        if self._shelf is None:
+            self._memory[index] = stored
+        else:
+            number = self._where.setdefault(index, len(self._shelf.files))
+            self._shelf.put(number, stored, {"batch": index, "order": [_tokens(batch)]})
+            self._broken.discard(number)
+        return stored
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """`tensor` in float16, unless it is of whole numbers, or has finite ones that would become infinite."""
+    if not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    return half if torch.equal(half.isfinite(), tensor.isfinite()) else tensor
 
 
 class Joined:
@@ -508,6 +530,30 @@ class Joined:
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         answers = {f"{self._prefix}{name}": tensor for name, tensor in self._cache[index].items()}
         return {**self._batches[index], **answers}
+
+
+class Told:
+    """Batches with what was said of each of their examples: `Told(batches, rows, answers)[i]` is batch i and more.
+
+    rows: i -> which examples stand in batch i, in its order. answers: name -> [N, ...], a row for each example.
+    """
+
+    def __init__(self, batches: Any, rows: Callable[[int], Any], answers: Mapping[str, Tensor]) -> None:
+        self._batches, self._rows, self._answers = batches, rows, answers
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rows = torch.as_tensor(self._rows(index))
+        return {**self._batches[index], **{name: answer[rows].float() for name, answer in self._answers.items()}}
+
+
+def cache_rows(folder: str | Path, ask: Callable[[Batch], Tensor], batches: Any, *, key: Mapping[str, Any]) -> Tensor:
+    """What a teacher says of each of N examples, [N, C] in float16 (see `Outputs`), asked once and kept on disk.
+
+    ask: batch -> [B, C]. batches: all examples once, in their order, as a sequence; their order in training, and how
+    often they come, is then free: see `Told`. key: see `cache_topk`. All of it is held in memory.
+    """
+    known = Outputs(lambda batch: {"said": ask(batch)}, batches, folder=folder, half=True, key=key)
+    return _narrow(torch.cat([known[index]["said"] for index in range(len(batches))]))
 
 
 def remembered(

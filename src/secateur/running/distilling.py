@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,20 @@ from secateur.files import examples, masking, texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard
 from secateur.llms import Server
-from secateur.measure import environment, evidence, latency, size, statistics
-from secateur.recover import alignment, assistants, ensembles, loop, matching, objectives, policy, taps, teachers
+from secateur.measure import environment, evidence, latency, loyalty, size, statistics
+from secateur.recover import (
+    alignment,
+    assistants,
+    ensembles,
+    loop,
+    losses,
+    matching,
+    objectives,
+    policy,
+    slimming,
+    taps,
+    teachers,
+)
 from secateur.running import configs, language, publish_evidence, trades
 from secateur.running.trades import Trade
 from secateur.served import cache_served
@@ -36,20 +48,25 @@ Row = dict[str, Figure]
 _BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """Directions of on-policy distillation, as the beta of its divergence."""
 _NEARER = (
-    "shared_kl", "probability_loyalty", "label_loyalty", "rmse", "spearman", "cosine", "accuracy", "perplexity",
+    "shared_kl", "shared_probability_loyalty", "shared_label_loyalty", "served_label_loyalty", "probability_loyalty",
+    "label_loyalty", "rmse", "spearman", "cosine", "accuracy", "perplexity",
 )  # fmt: skip
 """What says whether a student came nearer to its teachers, the first that was measured."""
 _LESS = ("perplexity", "shared_kl", "rmse")
 """Of these, less is nearer."""
 _BATCHES = 24
 """Held-out batches on which aligned teachers are compared."""
+_ASKED_AT_ONCE = 4
+"""Batches of training that a teacher reads at a time where nothing is trained meanwhile."""
+_HEARD = 64
+"""Held-out sequences of which a server is asked what it would say."""
 _SERVED = 20
 """Likeliest tokens that a server is asked for, unless told otherwise."""
 
 
 @dataclass(frozen=True)
 class _Lesson:
-    """How each link of the chain is taught."""
+    """How each link of the chain is taught; see `distill`."""
 
     steps: int
     lr: float
@@ -61,7 +78,7 @@ class _Lesson:
     hidden: bool
     shares: tuple[float, ...]
     choice: Literal["", "label", "confidence"]
-    cache: int
+    cache: int | Literal["all"]
     on_policy: float
     prompt: int
     server: str
@@ -70,9 +87,17 @@ class _Lesson:
     match_index: tuple[int, ...]
     match_loss: str
     match_weight: tuple[float, ...]
+    match_balance: bool
     skew: float
+    buckets: tuple[int, ...]
+    warm_up: Mapping[str, float]
     training: Mapping[str, Any]
     seed: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens at each place a cache keeps; 0 where there is none, or it keeps all."""
+        return 0 if self.cache == "all" else self.cache
 
 
 def distill(
@@ -95,12 +120,15 @@ def distill(
     direction: str = "forward",
     task: float = 0.0,
     skew: float = 0.0,
+    buckets: Sequence[int] = (),
     hidden: bool = False,
     match: str | Sequence[str] = (),
     match_index: Sequence[int] = (),
     match_loss: str = "mse",
     match_weight: float | Sequence[float] = (),
-    cache: int = 0,
+    match_balance: bool = False,
+    warm_up: str | Mapping[str, float] = "",
+    cache: int | Literal["all"] = 0,
     on_policy: float = 0.0,
     prompt: int = 16,
     training: str | Mapping[str, Any] = "",
@@ -138,15 +166,22 @@ def distill(
         direction: forward or reverse KL, js, mse or cosine on the logits.
         task: weight of cross-entropy beside it: of the next token, of labels, or of masked tokens.
         skew: of KL: share of one prediction in the mix that the other is compared with (DistiLLM); 0 is plain KL.
+        buckets: (K, N): forward KL of the teacher's K likeliest classes or tokens one by one, and of all others in N
+            buckets, by the powers of ten of their probability.
         match: modules whose features are brought near as well, from the same passes: a pattern of the student's, such
             as "layer3" or "encoder.layer.{i}.output", with "=PATTERN" of the teacher's where that differs.
         match_index: for {i}, the number in the teacher of each of the student's: 1,3 for two layers that are its
             second and fourth.
         match_loss: mse, cosine, unit (vectors), for maps attention or channel-wise, for rows of examples relational.
         match_weight: of that loss: one, or one for each module.
+        match_balance: each module's loss is first made as large as that of the predictions, in every batch.
+        warm_up: what of task, hidden and match grows from 0 to its weight, over a share of the steps or, from 1 on, so
+            many: "match=0.1,task=200".
         hidden: also bring the hidden states near, as Minitron does; where widths differ, through a projection.
-        cache: ask the teachers once, for so many tokens at each place, and keep them on disk: the likeliest, and some
-            that are drawn from the others and stand for them.
+        cache: ask the teachers once, and keep what they say on disk. A number: so many tokens at each place, the
+            likeliest, and some that are drawn from the others and stand for them. "all": all that they say, in half
+            precision: classes, embeddings, numbers once for each example; states and predictions of tokens once for
+            each batch. It can't keep hidden states and modules' features, nor what is said of the student's own texts.
         on_policy: share of the batches that the student writes itself (a language model), scored by its teacher.
         prompt: tokens of each text that it then writes on from.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
@@ -165,8 +200,8 @@ def distill(
         steps, lr, batch, length, temperature, direction, task, hidden, tuple(shares or ()), choice, cache, on_policy,
         prompt, server, align, (match,) if isinstance(match, str) and match else tuple(match),
         tuple(map(int, match_index)), match_loss,
-        (match_weight,) if isinstance(match_weight, int | float) else tuple(map(float, match_weight)), skew,
-        loop.options(training), seed,
+        (match_weight,) if isinstance(match_weight, int | float) else tuple(map(float, match_weight)), match_balance,
+        skew, tuple(map(int, buckets)), _warming(warm_up), loop.options(training), seed,
     )  # fmt: skip
     _check(lesson, above, assistants)
     trade = trades.of_model(student)
@@ -233,8 +268,9 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
     """Refuse numbers that make no sense, and options that do not go together."""
     for name, least in (("steps", 1), ("batch", 1), ("length", 2), ("cache", 0), ("prompt", 1)):
         value = getattr(lesson, name)
-        if not (isinstance(value, int) and value >= least):
-            raise InputError(f"{name}={value!r} is not a whole number of at least {least}")
+        if not (isinstance(value, int) and value >= least) and not (name == "cache" and value == "all"):
+            other = ', nor "all"' if name == "cache" else ""
+            raise InputError(f"{name}={value!r} is not a whole number of at least {least}{other}")
     if not above:
         raise InputError("no teacher was given: name at least one")
     if not 0 <= lesson.on_policy <= 1 or not 0 < lesson.temperature < float("inf"):
@@ -247,21 +283,33 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
         raise InputError(f"match-loss {lesson.match_loss!r} is not one of {', '.join(matching.KINDS)}")
     if not 0 <= lesson.skew < 1:
         raise InputError(f"skew={lesson.skew:g}: give 0 to below 1")
+    if lesson.buckets and (len(lesson.buckets) != 2 or min(lesson.buckets) < 1):
+        given = ",".join(map(str, lesson.buckets))
+        raise InputError(f"buckets {given}: give two numbers of at least 1, as 64,8: tokens one by one, and buckets")
+    for name, over in lesson.warm_up.items():
+        if over > lesson.steps:
+            raise InputError(f"warm-up of {name} takes {over:g} steps, and training {lesson.steps}: give fewer")
+        if not getattr(lesson, name):
+            raise InputError(f"warm-up of {name}, which is no part of the loss: name {name}, or leave it out")
     if lesson.choice not in ("", "label", "confidence"):
         raise InputError(f"choice {lesson.choice!r} is not one of label, confidence")
     if lesson.shares:
         ensembles.shares(lesson.shares, len(above))
     kept = "server" if lesson.server else "cache" if lesson.cache else ""
+    some = kept if lesson.server or lesson.tokens else ""
+    all_ = ", cache=all any" if some == "cache" else ""
     beside = {"server": lesson.server, "cache": lesson.cache, "on-policy": lesson.on_policy, "hidden": lesson.hidden,
               "choice": lesson.choice, "assistant": between}  # fmt: skip
     extra = next((name for name, given in beside.items() if given), "")
     wrong = {
         f"align compares what teachers say of the same characters: leave {extra} out": lesson.align and extra,
         "align serves forward KL: leave direction out": lesson.align and lesson.direction != "forward",
-        f"{kept} keeps some of the tokens: it serves forward KL": kept and lesson.direction != "forward",
+        f"{some} keeps some of the tokens: it serves forward KL{all_}": some and lesson.direction != "forward",
         f"{kept} keeps predictions only: leave hidden out": kept and lesson.hidden,
         f"{kept} keeps what is said of given texts: leave on-policy out": kept and lesson.on_policy,
-        f"{kept} and choice do not go together: name shares, or leave {kept} out": kept and lesson.choice,
+        f"{some} and choice do not go together: name shares, or leave {some} out": some and lesson.choice,
+        "a server tells its likeliest tokens and not all: give cache their number": lesson.server
+            and lesson.cache == "all",
         "a server tells probabilities at temperature 1: leave temperature out":
             lesson.server and lesson.temperature != 1,
         "a server has one teacher: name one": lesson.server and len(above) > 1,
@@ -275,11 +323,15 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
         "on-policy out": lesson.match and (
             len(above) > 1 or lesson.align or lesson.server or lesson.cache or lesson.choice or lesson.on_policy
         ),
-        "match-index, match-loss and match-weight say how modules match: name some by match": not lesson.match and (
-            lesson.match_index or lesson.match_loss != "mse" or lesson.match_weight
+        "match-index, -loss, -weight and -balance say how modules match: name some by match": not lesson.match and (
+            lesson.match_index or lesson.match_loss != "mse" or lesson.match_weight or lesson.match_balance
         ),
+        "align has no warm-up: leave one of them out": lesson.align and lesson.warm_up,
+        "buckets are of forward KL of a teacher that answers whole, live or from cache=all: leave them out":
+            lesson.buckets and (some or lesson.align or lesson.on_policy or lesson.direction != "forward"),
+        "buckets and skew are two ways to compare: name one of them": lesson.buckets and lesson.skew,
         "skew is of KL of a teacher that answers whole, forward or reverse: leave it out": lesson.skew and (
-            kept or lesson.align or lesson.on_policy or lesson.direction not in ("forward", "reverse")
+            some or lesson.align or lesson.on_policy or lesson.direction not in ("forward", "reverse")
         ),
         "on-policy scores what the student writes: leave task and hidden out":
             lesson.on_policy and (lesson.task or lesson.hidden),
@@ -289,6 +341,24 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
     for words, holds in wrong.items():
         if holds:
             raise InputError(words)
+
+
+def _warming(given: str | Mapping[str, float]) -> dict[str, float]:
+    """What grows from 0, and over how much of training, from "match=0.1,task=200"."""
+    parts = [part.partition("=")[::2] for part in given.split(",") if part.strip()] if isinstance(given, str) else []
+    found = dict[str, float]()
+    for name, over in dict(given).items() if isinstance(given, Mapping) else parts:
+        try:
+            found[name.strip()] = float(over)
+        except (TypeError, ValueError):
+            found[name.strip()] = -1.0
+    for name, number in found.items():
+        if name not in ("task", "hidden", "match") or not 0 < number < float("inf"):
+            raise InputError(
+                f"warm-up {given!r}: give task, hidden or match, and the share of training or the steps over which it "
+                "grows, such as match=0.1,task=200"
+            )
+    return found
 
 
 def _opened(trade: Trade, model: Model, device: str | None, data: Any, like: Any = None) -> Any:
@@ -331,19 +401,23 @@ def _load(model: nn.Module, file: Path) -> None:
 def _check_kind(trade: Trade, lesson: _Lesson, pupil: Any, several: bool) -> None:
     """Refuse options that this kind of student can't follow."""
     texts_ = trade is language
+    causal = texts_ and pupil.causal
+    tokens = texts_ and (causal or _masked(pupil))
     wrong = {
-        "cache, server and on-policy are about the next token: they serve language models": not (
-            texts_ and pupil.causal
-        )
-        and bool(lesson.cache or lesson.server or lesson.on_policy),
+        "server and on-policy are about the next token: they serve language models": not causal
+        and bool(lesson.server or lesson.on_policy),
+        f"cache={lesson.cache} keeps the likeliest tokens, and this student tells none: say cache=all, which keeps all "
+        "that its teacher says": not tokens and bool(lesson.tokens),
         "hidden states of networks are not compared here: leave hidden out": not texts_ and lesson.hidden,
+        "buckets are of classes and tokens, and this student tells none: leave them out": texts_
+        and pupil.output != "logits"
+        and bool(lesson.buckets),
         "embeddings and states of several teachers have no mean: name one teacher": texts_
         and pupil.output != "logits"
         and several,
         "a network that was cut to masks would fill them in training: use the recipe that made it": not texts_
         and bool(pupil.masks),
-        "align is about tokens: it serves models of next or masked tokens": lesson.align
-        and not (texts_ and (pupil.causal or _masked(pupil))),
+        "align is about tokens: it serves models of next or masked tokens": lesson.align and not tokens,
         "task of a token classifier needs labels [B, S], -100 where a token has none, and texts have one each: leave "
         "task out": texts_ and bool(lesson.task) and type(pupil.model).__name__.endswith("ForTokenClassification"),
     }
@@ -476,13 +550,13 @@ class _Course:
 
     def taught(self, pupil: Any, between: Sequence[Any], run: Run, settings: Mapping[str, Any]) -> Evidence:
         """Teach the chain, and measure its last before and after."""
-        before, known, why = run.json("before", lambda: _plain(*self.measured(pupil)))
+        before, known, why = run.json("before", lambda: _plain(*self.measured(pupil, run)))
         records = assistants.chain(
             tuple(self.masters), [*between, pupil], lambda learner, above, number: self.teach(
                 learner, above if isinstance(above, tuple) else (above,), run, f"link-{number}"
             )
         )  # fmt: skip
-        after = self.measured(pupil)[0]
+        after = self.measured(pupil, run)[0]
         row = Evidence(
             recipe="distill",
             target=f"{self.lesson.steps} steps",
@@ -509,12 +583,17 @@ class _Course:
             return self.aligned(student, above, run, name, steps)
         asked: Any = None
         # An assistant is asked live: it has just learned, and is no large model behind a server.
-        if run is not None and (lesson.server or lesson.cache) and all(one in self.masters for one in above):
+        kept = run is not None and (lesson.server or lesson.cache) and all(one in self.masters for one in above)
+        if run is not None and kept and lesson.cache == "all":
+            batches = self.recalled(student, above, batches, run)
+            names, causal = map(_said, range(len(above))), getattr(student, "causal", False)
+            asked = self.voices(student, above, lesson.temperature, [partial(_recalled, n, causal) for n in names])
+        elif run is not None and kept:
             batches = self.remembered(student, above, batches, run)
         elif above:
             asked = self.voices(student, above, lesson.temperature)
         pairs = objectives.matched(len(student.layers()), len(above[0].layers())) if lesson.hidden and above else []
-        projection = self.projection(student, above, batches, pairs)
+        projection = self.projection(student, above, pairs)
         if lesson.on_policy:
             tokenizer = student.tokenizer
             batches = policy.Rollouts(
@@ -530,15 +609,18 @@ class _Course:
             objective = objectives.distil(
                 self.forward(student), asked, output=self.output(student), task=lesson.task,
                 temperature=lesson.temperature, direction=lesson.direction, hidden=pairs, projection=projection,
-                fused=self.of_texts and not lesson.choice, skew=lesson.skew,
+                fused=self.of_texts and not lesson.choice and not (kept and asked), skew=lesson.skew,
+                buckets=lesson.buckets, warmup=self.ramps,
             )  # fmt: skip
         extra = [] if projection is None else [projection]
         if lesson.match and above:
             objective, adapters = self.beside(objective, student, above[0], batches)
             extra.append(adapters)
+        if lesson.warm_up:
+            batches = slimming.Numbered(batches, self.count)
         return loop.train(
             student.model, batches, objective, steps=steps, lr=lesson.lr, seed=lesson.seed, dropout=False, count=count,
-            extra=extra, frozen=[one.model for one in above] if asked else [],
+            extra=extra, frozen=[one.model for one in above] if asked and not kept else [],
             checkpoint=None if run is None else run.folder(name), title=name,
             flops_per_token=self.flops(student, above), **lesson.training,
         )  # fmt: skip
@@ -572,9 +654,9 @@ class _Course:
         """What a prediction holds."""
         return str(subject.output) if self.of_texts else "logits"
 
-    def voices(self, student: Any, above: Sequence[Any], temperature: float) -> Any:
-        """The teachers as one."""
-        asked = [teachers.live(one.model, self.forward(one)) for one in above]
+    def voices(self, student: Any, above: Sequence[Any], temperature: float, each: Sequence[Any] = ()) -> Any:
+        """The teachers as one; `each` of them as it is asked, live unless given."""
+        asked = each or [teachers.live(one.model, self.forward(one)) for one in above]
         if self.lesson.choice and len(asked) > 1:
             return ensembles.Chosen(asked, self.lesson.choice)
         if len(asked) == 1:
@@ -586,11 +668,10 @@ class _Course:
     def remembered(self, student: Any, above: Sequence[Any], batches: Any, run: Run) -> teachers.Joined:
         """The batches with the likeliest tokens of their teachers, which are asked once."""
         lesson, tokenizer = self.lesson, student.tokenizer
-        count = lesson.steps * int(lesson.training.get("accumulate", 1))
-        key = {"data": self.train.digest, "batches": f"{lesson.batch} x {lesson.length}, seed {lesson.seed + 1}"}
+        count, key = self.count, self.key
         if lesson.server:
             server = Server(lesson.server, self.names[0])
-            k = lesson.cache or _SERVED
+            k = lesson.tokens or _SERVED
             found = cache_served(run.folder("predictions"), server, tokenizer, batches, count, key=key, k=k)
             return teachers.Joined(batches, found)
         kept = []
@@ -599,10 +680,55 @@ class _Course:
             kept.append(teachers.cache_topk(
                 run.folder(f"predictions-{number}"), partial(_predicted, ask), batches, count,
                 key={**key, "teacher": teachers.fingerprint(one.model), "tokenizer": teachers.fingerprint(tokenizer)},
-                k=lesson.cache, drawn=lesson.cache - 1, temperature=lesson.temperature,
+                k=lesson.tokens, drawn=lesson.tokens - 1, temperature=lesson.temperature,
                 vocabulary=_shared(student, one),
             ))  # fmt: skip
         return teachers.Joined(batches, ensembles.Blended(kept, lesson.shares or None))
+
+    @property
+    def ramps(self) -> dict[str, float]:
+        """What warms up, and over which share of training."""
+        steps = self.lesson.steps
+        return {name: over if over < 1 else over / steps for name, over in self.lesson.warm_up.items()}
+
+    @property
+    def count(self) -> int:
+        """Batches that training takes in all."""
+        return self.lesson.steps * int(self.lesson.training.get("accumulate", 1))
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What a cache depends on beside its teacher: data and batches."""
+        lesson = self.lesson
+        return {"data": self.train.digest, "batches": f"{lesson.batch} x {lesson.length}, seed {lesson.seed + 1}"}
+
+    def recalled(self, student: Any, above: Sequence[Any], batches: Any, run: Run) -> Any:
+        """The batches with all that each of their teachers says, which is asked once: see `_recalled`."""
+        key = self.key | ({"tokenizer": teachers.fingerprint(student.tokenizer)} if self.of_texts else {})
+        ordered = _Ordered(self.train, _ASKED_AT_ONCE * self.lesson.batch, self.whole(student))
+        for number, one in enumerate(above):
+            ask = partial(_predicted, teachers.live(one.model, self.forward(one)))
+            folder, name = run.folder(f"predictions-{number}"), _said(number)
+            own = {**key, "teacher": teachers.fingerprint(one.model)}
+            if self.by_example(ask):
+                own |= {"batches": f"in order, {ordered.size} x {self.lesson.length if self.of_texts else 1}"}
+                rows = self.stream.rows if self.of_texts else self.stream.places
+                batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})
+                continue
+            known = teachers.Outputs(partial(_named, name, ask), self.stream, folder=folder, half=True, key=own)
+            known.fill(self.count)
+            batches = teachers.Joined(batches, known, prefix="")
+        return batches
+
+    def by_example(self, ask: Callable[[Any], Tensor]) -> bool:
+        """Whether a teacher says one row for each example, whatever stands beside it in its batch."""
+        return ask(self.stream[0]).dim() == 2
+
+    def whole(self, student: Any) -> Callable[[Any], Mapping[str, Any]]:
+        """How a part of the data becomes one batch."""
+        if not self.of_texts:
+            return Examples.batch
+        return lambda part: next(texts.in_order(part, student.tokenizer, batch=len(part), length=self.lesson.length))
 
     def beside(self, objective: Any, student: Any, teacher: Any, batches: Any) -> tuple[Any, nn.Module]:
         """The objective with the features of the modules that are to match."""
@@ -614,16 +740,15 @@ class _Course:
             pairs += [(student.model, teacher.model, *one) for one in found]
         return matching.beside(
             objective, pairs, lambda: [self.forward(one)(first) for one in (student, teacher)],
-            kind=lesson.match_loss, weights=lesson.match_weight,
+            kind=lesson.match_loss, weights=lesson.match_weight, warmup=self.ramps.get("match", 0.0),
+            balanced=lesson.match_balance,
         )  # fmt: skip
 
-    def projection(
-        self, student: Any, above: Sequence[Any], batches: Any, pairs: Sequence[tuple[int, int]]
-    ) -> nn.Module | None:
+    def projection(self, student: Any, above: Sequence[Any], pairs: Sequence[tuple[int, int]]) -> nn.Module | None:
         """One map from the student's width to its teacher's, where widths differ and are compared."""
         if not above or not (pairs or self.output(student) != "logits"):
             return None
-        first = {name: tensor[:1] for name, tensor in batches[0].items()}
+        first = {name: tensor[:1] for name, tensor in self.stream[0].items()}
         with torch.no_grad():
             ours, theirs = (
                 one.forward(first, hidden=True).hidden[-1] if pairs else one.forward(first).prediction
@@ -641,13 +766,13 @@ class _Course:
 
     # --------------------------------------------------------------------------------------------- measured
 
-    def measured(self, student: Any) -> tuple[Row, Row, str]:
+    def measured(self, student: Any, run: Run) -> tuple[Row, Row, str]:
         """Sizes, quality and loyalty of the student, and of its teachers; and why quality could not be measured."""
         row = dict(self.trade.sizes(student, self.trade.example(student, self.where)))
         known: Row = {}
         if self.lesson.align:
             first, _, _ = self.trade.compared(student, student, self.held, self.where)
-            return {**row, **first, "shared_kl": self.divergence(student)}, known, ""
+            return {**row, **first, **self.apart(student)[0]}, known, ""
         for one in self.masters:
             for name, figure in self.trade.sizes(one, self.trade.example(one, self.where)).items():
                 known[name] = Figure(known[name].value + figure.value, unit=figure.unit) if name in known else figure
@@ -657,29 +782,76 @@ class _Course:
             first, second, both = self.trade.compared(self.together(student), student, self.held, self.where)
         except (DataError, MeasurementError, UnsupportedError) as error:
             return row, known, str(error)
-        return ({**row, **second, **both}, {**known, **first}, "") if self.masters else ({**row, **second}, {}, "")
+        if not self.masters:  # the student was held against itself
+            return {**row, **second, "served_label_loyalty": self.agreed(student, run)}, {}, ""
+        return {**row, **second, **both}, {**known, **first}, ""
 
     def to_each(self, student: Any) -> list[str]:
         """A line on the student's loyalty to each of several teachers, beside that to all of them together."""
+        if len(self.masters) < 2:
+            return []
+        if self.lesson.align:
+            each = self.apart(student)[1]
+        else:
+            each = [self.trade.compared(one, student, self.held, self.where)[2] for one in self.masters]
         lines = []
-        for name, one in zip(self.names, self.masters, strict=True) if len(self.masters) > 1 else ():
-            both = self.trade.compared(one, student, self.held, self.where)[2]
+        for name, both in zip(self.names, each, strict=True):
             figures = ", ".join(f"{key.replace('_', ' ')} {both[key]}" for key in _NEARER if key in both)
             lines.append(f"to the teacher {name} alone: {figures}")
         return lines
 
     @torch.no_grad()
-    def divergence(self, student: Any) -> Figure:
-        """What training brings down, of held-out texts: KL over shared tokens, in nats for a pair of tokens."""
+    def apart(self, student: Any) -> tuple[Row, list[Row]]:
+        """What aligned teachers and the student say of held-out texts: their mean by shares, and each of them alone.
+
+        After equal characters, over the tokens that both have: KL in nats for a pair of tokens, which training brings
+        down, and label and probability loyalty. A mean of several has an interval for the KL alone.
+        """
         lesson, others = replace(self.lesson, batch=min(self.lesson.batch, len(self.held))), self.foreign(student)
-        items, values = _stream(self.trade, lesson, student, self.held, self.masters), list[float]()
+        items = _stream(self.trade, lesson, student, self.held, self.masters)
+        values = {name: list[float]() for name in others}
+        tallies = {name: loyalty.Tally() for name in others}
         for batch in items[: min(len(items), _BATCHES)]:
             ours = student.forward(batch).prediction
-            values.append(sum(
-                one.weight * float(one.apart(ours, batch, name)) / max(1, len(batch[f"{name}.pairs"]))
-                for name, one in others.items()
-            ))  # fmt: skip
-        return statistics.mean_interval(values) if len(values) > 1 else Figure(values[0])
+            for name, one in others.items():
+                mine, yours = one.beside(ours, batch, name)
+                values[name].append(float(losses.kl(mine, yours)) / max(1, len(mine)))
+                rows = (batch[f"{name}.pairs"][:, 0] // ours.shape[1]).to(mine.device)
+                for row in rows.unique():  # a text is the sample of the interval
+                    tallies[name].add((yours[rows == row][None], mine[rows == row][None]), {})
+        each = [{"shared_kl": _mean(values[name]), **_loyal(tallies[name])} for name in others]
+        weights = [one.weight for one in others.values()]
+        mean = {
+            key: Figure(sum(w * row[key].value for w, row in zip(weights, each, strict=True)))
+            for key in each[0]
+            if all(key in row for row in each)
+        }
+        together = [
+            sum(w * v for w, v in zip(weights, step, strict=True)) for step in zip(*values.values(), strict=True)
+        ]
+        return (each[0] if len(each) == 1 else {**mean, "shared_kl": _mean(together)}), each
+
+    def agreed(self, student: Any, run: Run) -> Figure:
+        """Share of tokens of held-out texts at which the student finds likeliest what its server names first."""
+        batches, say = self.heard(student), teachers.live(student.model, student.forward)
+        key = {"data": self.held.digest, "batches": f"{len(batches)}, {self.lesson.length} tokens"}
+        server, k = Server(self.lesson.server, self.names[0]), self.lesson.tokens or _SERVED
+        told = cache_served(
+            run.folder("predictions-held"), server, student.tokenizer, batches, len(batches), key=key, k=k
+        )
+        same, counts = list[float](), list[int]()
+        for number, batch in enumerate(batches):
+            real = batch["attention_mask"].bool()
+            first = torch.full_like(batch["input_ids"], -1)
+            first[real] = told[number]["indices"][:, 0]
+            same += ((say(batch).prediction.argmax(-1).cpu() == first) & real).sum(1).tolist()
+            counts += real.sum(1).tolist()
+        return statistics.per_item(same, counts)
+
+    def heard(self, student: Any) -> list[dict[str, Tensor]]:
+        """Batches of held-out texts of which a server is asked."""
+        found = language.held_batches(self.held, student.tokenizer, packed=True, length=self.lesson.length)
+        return found[: max(1, _HEARD // len(found[0]["input_ids"]))]
 
     def together(self, student: Any) -> Any:
         """The teachers as one subject to be measured."""
@@ -714,15 +886,35 @@ class _Course:
                 ("tokens" if self.of_texts else "examples"): float(one.tokens * lesson.steps),
                 "seconds per step": one.seconds,
                 "seconds": one.seconds * lesson.steps,
+                **self.kept(student, one.tokens * lesson.steps),
             },
             settings={"model": type(student.model).__name__, "teachers": list(self.names)},
             verdict="dry run",
         )
 
+    def kept(self, student: Any, tokens: int) -> dict[str, float]:
+        """Bytes that a cache would take, of so many tokens in all, and how often a server would be asked."""
+        lesson = self.lesson
+        if lesson.server:
+            held = sum(len(batch["input_ids"]) for batch in self.heard(student))
+            calls = 2 + lesson.batch * self.count + held  # 2: what is asked to tell the tokenizer
+            return {"server calls": float(calls), "cache bytes": float(tokens * (6 * (lesson.tokens or _SERVED) + 4))}
+        if lesson.tokens:
+            return {"cache bytes": float(tokens * len(self.masters) * (6 * lesson.tokens + 4))}
+        if not lesson.cache:
+            return {}
+        said = [teachers.live(one.model, self.forward(one))(self.stream[0]).prediction for one in self.masters]
+        each = (len(self.train) * one.shape[-1] if one.dim() == 2 else self.count * one.numel() for one in said)
+        return {"cache bytes": 2.0 * sum(each)}
+
 
 def _predicted(ask: Any, batch: Mapping[str, Tensor]) -> Tensor:
     logits: Tensor = ask(batch).prediction
     return logits
+
+
+def _named(name: str, ask: Callable[[Any], Tensor], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: ask(batch)}
 
 
 @dataclass
@@ -732,6 +924,31 @@ class _Said:
     prediction: Tensor
     hidden: tuple[Tensor, ...] = ()
     causal: bool = False
+
+
+@dataclass(frozen=True)
+class _Ordered:
+    """All examples once, in their order, `size` at a time: `ordered[i]` is a batch."""
+
+    data: Any
+    size: int
+    read: Callable[[Any], Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.size)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self.read(self.data.take(range(index * self.size, min((index + 1) * self.size, len(self.data)))))
+
+
+def _said(number: int) -> str:
+    """What is called in the batches what a teacher has said."""
+    return f"said{number}"
+
+
+def _recalled(name: str, causal: bool, batch: Mapping[str, Any], *, hidden: bool = False) -> _Said:
+    """A teacher whose answer the batch brings along, under `name`."""
+    return _Said(batch[name], causal=causal)
 
 
 def _classes(subject: Traced, batch: Mapping[str, Any], *, hidden: bool = False) -> _Said:
@@ -752,6 +969,18 @@ def _count(batch: Mapping[str, Any]) -> dict[str, int]:
 
 
 # --------------------------------------------------------------------------------------------------------- results
+
+
+def _mean(values: Sequence[float]) -> Figure:
+    return statistics.mean_interval(values) if len(values) > 1 else Figure(values[0])
+
+
+def _loyal(tally: loyalty.Tally) -> Row:
+    """Loyalty over shared tokens; nothing where no token of the one stands for the characters of another's."""
+    try:
+        return {f"shared_{name}": figure for name, figure in tally.figures().items()}
+    except MeasurementError:
+        return {}
 
 
 def _plain(row: Row, known: Row, why: str) -> list[Any]:
