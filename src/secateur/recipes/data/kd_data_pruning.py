@@ -82,7 +82,7 @@ def kd_data_pruning(
     5. The less is left, the more the teacher is to be trusted: alpha "auto" is looked for at two or three f on a
        held-out part, and interpolated so that it never rises with f.
 
-    `work/` of the run holds for each budget the index (`kept-BUDGET`), the teacher's outputs for what is kept
+    `work/` of the run holds for each budget the index (`kept-BUDGET`), the teacher's outputs for what is kept, in float16
     (`soft-BUDGET`), and what was found out about alpha.
 
     Args:
@@ -150,7 +150,7 @@ def kd_data_pruning(
                 table = judge(shares=tried, held=held, trials=trials, seed=seed)
                 weight = trusted(table, len(left) / len(data))
             left.save(run.folder(f"kept-{budget}"))
-            said = run.tensors(f"soft-{budget}", partial(soft, left.data))["logits"]
+            said = run.tensors(f"soft-{budget}", partial(soft, left))["logits"]
             net, took = fit(left.data, said, weight, seed=seed, checkpoint=run.folder(f"train-{budget}"))
         told = "alpha is looked for when trained" if weight == "auto" else f"alpha {weight:.3g}"
         yield Result(str(budget), Traced(net, subject.inputs), cut, predicted, took, (f"{score} examples, {told}",))
@@ -233,20 +233,27 @@ def answer(inputs: Example, network: nn.Module, batch: Mapping[str, Any]) -> Ten
     return objectives.logits(inputs.ask(network, batch["inputs"]))
 
 
-def outputs(teacher: nn.Module, ask: Ask, data: Examples, *, batch: int) -> dict[str, Tensor]:
-    """Step 3: {"logits": [K, C]} of the teacher, in evaluation mode, for all of `data` in its order."""
-    return {"logits": rehearsal.glance(teacher, partial(ask, teacher), data.in_order(batch))["logits"]}
+def outputs(teacher: nn.Module, ask: Ask, left: ExampleSet, *, batch: int) -> dict[str, Tensor]:
+    """Step 3: {"logits": [K, C] float16 of the teacher in evaluation mode, "examples": [K] their places in the source}.
+
+    Logits are less each row's largest, which changes no softmax: the best class keeps its 0 whatever the scale, and
+    what lies more than 65,504 below it, float16's range, has a probability of 0 all the same.
+    """
+    logits = rehearsal.glance(teacher, partial(ask, teacher), left.data.in_order(batch))["logits"]
+    below = logits - logits.amax(-1, keepdim=True)
+    half = below.clamp(min=torch.finfo(torch.float16).min).half()
+    return {"logits": half, "examples": torch.from_numpy(left.kept)}
 
 
 @dataclass(frozen=True)
 class Soft:
-    """The teacher's logits [K, C] as a cache for `teachers.Joined`: those of the examples in each batch."""
+    """The teacher's logits [K, C] as a cache for `teachers.Joined`: those of the examples in each batch, float32."""
 
     feed: Batches
     logits: Tensor
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"logits": self.logits[torch.from_numpy(self.feed.places(index))]}
+        return {"logits": self.logits[torch.from_numpy(self.feed.places(index))].float()}
 
 
 def mixture(ask: Callable[[Mapping[str, Any]], Tensor], alpha: float, temperature: float) -> Objective:
@@ -293,7 +300,7 @@ def tried_out(
     *,
     run: Run,
     keep: Callable[..., ExampleSet],
-    soft: Callable[[Examples], dict[str, Tensor]],
+    soft: Callable[[ExampleSet], dict[str, Tensor]],
     fit: Callable[..., tuple[nn.Module, Recovery]],
     ask: Ask,
     shares: Sequence[float],
@@ -308,7 +315,7 @@ def tried_out(
     judged, seen = whole.source.take(np.sort(order[:count])), ExampleSet(whole.source, np.sort(order[count:]))
 
     def accuracy(part: ExampleSet, alpha: float, trial: int) -> float:
-        net = fit(part.data, soft(part.data)["logits"], alpha, seed=seed + trial, progress=False)[0]
+        net = fit(part.data, soft(part)["logits"], alpha, seed=seed + trial, progress=False)[0]
         found = rehearsal.glance(net, partial(ask, net), judged.in_order(batch))
         return float((found["logits"].argmax(-1) == found["labels"]).float().mean())
 
