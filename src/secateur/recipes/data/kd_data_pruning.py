@@ -82,7 +82,7 @@ def kd_data_pruning(
     5. The less is left, the more the teacher is to be trusted: alpha "auto" is looked for at two or three f on a
        held-out part, and interpolated so that it never rises with f.
 
-    `work/` of the run holds for each budget the index (`kept-BUDGET`), the teacher's outputs for what is kept, in float16
+    `work/` of the run holds for each budget the index (`kept-BUDGET`), the teacher's outputs for what is kept, float16
     (`soft-BUDGET`), and what was found out about alpha.
 
     Args:
@@ -151,7 +151,7 @@ def kd_data_pruning(
                 weight = trusted(table, len(left) / len(data))
             left.save(run.folder(f"kept-{budget}"))
             said = run.tensors(f"soft-{budget}", partial(soft, left))["logits"]
-            net, took = fit(left.data, said, weight, seed=seed, checkpoint=run.folder(f"train-{budget}"))
+            net, took = fit(left.data, said, weight, seed=seed, checkpoint=run.folder(trained(budget, weight)))
         told = "alpha is looked for when trained" if weight == "auto" else f"alpha {weight:.3g}"
         yield Result(str(budget), Traced(net, subject.inputs), cut, predicted, took, (f"{score} examples, {told}",))
 
@@ -270,6 +270,11 @@ def mixture(ask: Callable[[Mapping[str, Any]], Tensor], alpha: float, temperatur
         return torch.stack(list(terms.values())).sum(), {name: float(term.detach()) for name, term in terms.items()}
 
     return objective
+
+
+def trained(budget: Budget, alpha: float) -> str:
+    """The name, in a run, of the checkpoints of the student of a budget and a weight of the teacher."""
+    return f"train-{budget}-alpha-{alpha:g}"
 
 
 def taught(
