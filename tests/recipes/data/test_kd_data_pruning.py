@@ -21,6 +21,7 @@ from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
+from secateur.measure import display
 from secateur.recipes.data import kd_data_pruning as module
 from secateur.recipes.data.kd_data_pruning import kd_data_pruning
 from secateur.score import difficulty
@@ -276,6 +277,32 @@ def test_a_teacher_is_worth_more_than_labels_of_which_some_are_wrong(tmp_path, s
         found = [results(tmp_path / f"{alpha}-{seed}", seed=seed, **how)[0] for seed in range(2)]
         accuracy[alpha] = np.mean([vision.accuracy(one.subject.model, HELD_OUT) for one in found])
     assert accuracy[1.0] > accuracy[0.0]
+
+
+def test_labels_alone_stand_beside_the_result_and_are_the_student_of_alpha_0(tmp_path):
+    (found,) = results(tmp_path / "both", labels_alone=True)
+    (plain,), (alone,) = results(tmp_path / "plain"), results(tmp_path / "alone", alpha=0.0)
+    assert torch.equal(weights(found), weights(plain)), "the result is the same with and without it"
+    beside = torch.cat([weight.detach().flatten() for weight in found.beside["labels alone"].model.parameters()])
+    assert torch.equal(beside, weights(alone))
+    assert not plain.beside
+    assert not results(tmp_path / "dry", labels_alone=True, dry_run=True)[0].beside
+
+
+def test_labels_alone_are_measured_on_what_the_result_is(tmp_path):
+    how = {**QUICK, "threads": 1, "labels_alone": True}
+    (row,) = secateur.run("kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", **how)
+    theirs = row.baselines["labels alone"]
+    train, held_out = DATA.split(seed=0)
+    (alone,) = results(tmp_path / "alone", data=train, alpha=0.0)
+    assert theirs["accuracy"].value == pytest.approx(vision.accuracy(alone.subject.model, held_out))
+    assert theirs["params"] == row.after["params"]
+    assert "latency" not in theirs
+    expected = f"labels alone: Accuracy {display.text('accuracy', theirs['accuracy'])} beside "
+    assert f"{expected}{display.text('accuracy', row.after['accuracy'])}" in row.cut.notes
+    assert "labels alone" in (tmp_path / "out" / "report.html").read_text()
+    again = secateur.run("kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", **how)
+    assert again[0].baselines == row.baselines
 
 
 def test_a_run_from_the_command_line_is_judged_by_its_examples(tmp_path):

@@ -68,6 +68,7 @@ def kd_data_pruning(
     tried: Sequence[float] = (0.05, 0.3, 1.0),
     trials: int = 2,
     held: float = 0.2,
+    labels_alone: bool = False,
     training: str = "",
     seed: int = 0,
     dry_run: bool = False,
@@ -108,6 +109,7 @@ def kd_data_pruning(
         tried: shares f at which alpha is looked for.
         trials: trainings for each of them and each alpha.
         held: share of the data on which alpha is judged.
+        labels_alone: train another student beside it, from the same weights on the same examples, without the teacher.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         seed: of everything random.
         dry_run: stop after the selection; nothing is trained but what scores take.
@@ -143,7 +145,7 @@ def kd_data_pruning(
         left, weight = keep(whole, budget=budget), alpha
         mask = np.isin(whole.kept, left.kept)
         cut, predicted = whole.cut(Selection({"examples": mask}))[1], whole.units().cost({"examples": mask})
-        net, took = fresh(subject.model, student, seed=seed), None
+        net, took, beside = fresh(subject.model, student, seed=seed), None, dict[str, Traced]()
         if not dry_run:
             if weight == "auto":
                 judge = partial(tried_out, whole, run=run, keep=keep, soft=soft, fit=fit, ask=ask, batch=batch)
@@ -152,8 +154,12 @@ def kd_data_pruning(
             left.save(run.folder(f"kept-{budget}"))
             said = run.tensors(f"soft-{budget}", partial(soft, left))["logits"]
             net, took = fit(left.data, said, weight, seed=seed, checkpoint=run.folder(trained(budget, weight)))
+            if labels_alone:
+                alone, _ = fit(left.data, said, 0.0, seed=seed, checkpoint=run.folder(trained(budget, 0.0)))
+                beside["labels alone"] = Traced(alone, subject.inputs)
         told = "alpha is looked for when trained" if weight == "auto" else f"alpha {weight:.3g}"
-        yield Result(str(budget), Traced(net, subject.inputs), cut, predicted, took, (f"{score} examples, {told}",))
+        notes = (f"{score} examples, {told}",)
+        yield Result(str(budget), Traced(net, subject.inputs), cut, predicted, took, notes, beside)
 
 
 def check(
