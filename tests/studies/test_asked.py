@@ -187,6 +187,8 @@ def test_a_study_from_the_command_line(place):
     [
         (["study", "curves"], "no study is called 'curves': did you mean 'curve'"),
         (["study", "curve", "net.py:build", "--data", "data.npz"], "study needs --out: say for example"),
+        (["study", "--config", "other.yaml", "--out", "x"], "say secateur run --config other.yaml"),
+        (["run", "--config", "own.yaml"], "say secateur study --config own.yaml"),
         (["study", "curve", "--out", "x"], "needs a network and examples: give MODEL and --data"),
         (["study", "ridge", "--out", "x", "--shares", "two"], "option shares="),
         (["study", "ridge", "--out", "data.npz"], "data.npz is a file"),
@@ -195,6 +197,8 @@ def test_a_study_from_the_command_line(place):
     ],
 )
 def test_what_is_wrong_is_one_line(place, words, said):
+    (place / "other.yaml").write_text("recipe: kd_data_pruning\n")
+    (place / "own.yaml").write_text("command: study\nstudy: ridge\n")
     done = processes.run(place, *words)
     assert done.code == 2
     assert said in done.stderr

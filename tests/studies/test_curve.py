@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from torch import nn
 
 from claims import vision
 from recipes.data import test_kd_data_pruning as toy
@@ -14,6 +15,8 @@ from secateur.files.examples import Examples
 from secateur.recipes.data import kd_data_pruning as recipe
 from secateur.studies import curve
 from secateur.studies.curve import Cell, Curve
+from secateur.subjects.recording import Example
+from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget
 
 QUICK = {"batch": 24, "epochs": 1.0, "runs": 1, "score_epochs": 1.0}
@@ -152,6 +155,14 @@ def test_a_plan_refuses_what_can_not_be_done_before_anything_is_trained(given, e
     monkeypatch.setattr(recipe, "taught", lambda *given, **how: 1 / 0)
     with pytest.raises(error, match=words):
         curve.plan(toy.teacher(), toy.DATA, **{**GRID, **QUICK, **given})
+
+
+def test_a_rule_that_the_network_can_not_give_is_refused_before_the_others_are_trained(monkeypatch):
+    monkeypatch.setattr(recipe, "taught", lambda *given, **how: 1 / 0)
+    pooled = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    grid = {**GRID, "rules": ("random", "el2n", "grand")}
+    with pytest.raises(InputError, match="this score needs the input of a last linear layer"):
+        curve.plan(Traced(pooled, Example.of(toy.DATA.inputs[:1])), toy.DATA, **grid, **QUICK)
 
 
 def test_a_budget_is_a_share_of_the_examples():

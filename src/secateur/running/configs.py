@@ -42,7 +42,7 @@ def read(
         InputError: no such file, not YAML, a key that is no parameter, or text that is none.
     """
     given, values = given or {}, _values(Path(path))
-    written = _command(values, command if more else "run")
+    written = _command(values, command if more and key == "recipe" else "run")
     if written not in ("", command):
         raise InputError(f"config {path} is of another command: say secateur {written} --config {path}")
     named = {**values, **given}.get(key)

@@ -237,7 +237,10 @@ def plan(
                 subject, train, [_budget(share) for share in wanted.shares], run, score="random", alpha=0.0, seed=seed,
                 dry_run=True, **options,
             ))  # fmt: skip
-    if scored := [rule for rule in wanted.rules if rule != "random"]:
+    scored, ask = [rule for rule in wanted.rules if rule != "random"], partial(recipe.answer, subject.inputs)
+    for rule in scored:  # a look at the teacher as it is: some rules read what enters a last linear layer
+        recipe.rehearsed(subject.model, train, ask, rule, epochs=0, batch=options["batch"], seed=0)
+    if scored:
         runs = len(scored) * len(wanted.seeds) * int(options["runs"])
         return {"students": len(list(wanted.trainings())), "short trainings for scores": runs}
     return {"students": len(list(wanted.trainings()))}
