@@ -29,6 +29,11 @@ def test_points_are_written_with_one_decimal_and_a_sign_where_asked_for():
     assert sheet.points(Figure(3.0), signed=True) == "+3.0"
 
 
+def test_one_seed_is_no_mean():
+    assert sheet.over((0, 1)) == "Mean over 2 seeds with its 95 % interval"
+    assert sheet.over((7,)) == "Of seed 7 alone"
+
+
 def test_the_page_says_all_and_runs_nothing():
     page = sheet.render(ONE, about=["net.py:build", HOSTILE], run_yaml="study: curve\n")
     assert "<script" not in page

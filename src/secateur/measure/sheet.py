@@ -14,7 +14,7 @@ from markupsafe import Markup
 from secateur.measure import charts, display, evidence
 from secateur.vocabulary import Figure
 
-__all__ = ["Chart", "Sheet", "Table", "points", "render", "write"]
+__all__ = ["Chart", "Sheet", "Table", "over", "points", "render", "write"]
 
 FORMAT = 1
 
@@ -64,6 +64,11 @@ def points(figure: Figure, *, signed: bool = False) -> str:
     form = "+.1f" if signed else ".1f"
     ends = [] if figure.low is None or figure.high is None else [f"[{figure.low:{form}} to {figure.high:{form}}]"]
     return " ".join([f"{figure.value:{form}}", *ends]).replace("-", "−")
+
+
+def over(seeds: Sequence[int]) -> str:
+    """What the figures of a table are: means with intervals, or those of the one seed there was."""
+    return f"Mean over {len(seeds)} seeds with its 95 % interval" if len(seeds) > 1 else f"Of seed {seeds[0]} alone"
 
 
 def render(sheet: Sheet, *, about: Sequence[str] = (), run_yaml: str = "") -> str:

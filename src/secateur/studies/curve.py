@@ -24,7 +24,7 @@ from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import quality
 from secateur.measure.charts import Line
-from secateur.measure.sheet import Chart, Sheet, Table, points
+from secateur.measure.sheet import Chart, Sheet, Table, over, points
 from secateur.measure.statistics import mean_interval, paired_difference
 from secateur.recipes.data import kd_data_pruning as recipe
 from secateur.recipes.vision.rethinking_pruning_value import in_points
@@ -105,11 +105,11 @@ class Curve:
         """Tables, chart and figures; accuracies in percent, differences in points."""
         taught = self.alphas[-1]
         rule = max(self.rules, key=lambda one: self.area(one, taught).value)
-        over = f"{100 * self.shares[0]:g}"
-        over = f"{over} to {100 * self.shares[-1]:g}%, mean over log f" if len(self.shares) > 1 else f"{over}%"
+        span = f"{100 * self.shares[0]:g}"
+        span = f"{span} to {100 * self.shares[-1]:g}%, mean over log f" if len(self.shares) > 1 else f"{span}%"
         gain = points(in_points(self.area_gain(rule, taught)), signed=True)
         called = _called(taught).capitalize()
-        headline = f"{called} brings {gain} points over labels alone: {rule} examples, {over}"
+        headline = f"{called} brings {gain} points over labels alone: {rule} examples, {span}"
         tables = [*map(self._accuracies, self.rules), self._areas()]
         return Sheet("curve", headline, tables, self._figures(), chart=Chart(
             "Accuracy by the share that is kept",
@@ -118,7 +118,7 @@ class Curve:
                 for alpha in self.alphas
             ] for one in self.rules},
             "examples kept, %", "accuracy, %", log=len(self.shares) > 1, bounds=(0.0, 100.0),
-            words=f"Mean over {len(self.seeds)} seeds; whiskers are intervals. The share is drawn by its logarithm.",
+            words=f"{over(self.seeds)}. The share is drawn by its logarithm.",
         ))  # fmt: skip
 
     def _accuracies(self, rule: str) -> Table:
@@ -131,7 +131,7 @@ class Curve:
             )
         return Table(
             f"{rule}: accuracy, %", rows,
-            f"Mean over {len(self.seeds)} seeds with its 95 % interval. The gain is over labels alone, in points, "
+            f"{over(self.seeds)}. The gain is over labels alone, in points, "
             "paired over seeds; where the best of several is taken on these seeds, it flatters a little.",
         )  # fmt: skip
 

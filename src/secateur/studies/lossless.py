@@ -102,7 +102,7 @@ class Lossless:
             ])  # fmt: skip
         table = Table(
             "Accuracy on the target, by the share of the source's classes that goes", rows,
-            f"Mean over {len(self.seeds)} seeds with its 95 % interval; losses against the whole source in points, "
+            f"{sheets.over(self.seeds)}; losses against the whole source in points, "
             "paired over seeds. Times faster: seconds of pre-training, the whole source's over this one's. A share "
             "that does well behind one that loses does not count.",
         )  # fmt: skip

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from secateur.errors import InputError
 from secateur.files.rundir import Run
 from secateur.measure.charts import Line
-from secateur.measure.sheet import Chart, Sheet, Table
+from secateur.measure.sheet import Chart, Sheet, Table, over
 from secateur.measure.statistics import mean_interval
 from secateur.vocabulary import Figure
 
@@ -125,7 +125,7 @@ class Ridge:
         )
         table = Table(
             "Relative squared error of the student, by the share f_t that its teacher saw", rows,
-            f"Mean over {len(self.seeds)} seeds of draws with its 95 % interval; a teacher sees at least what its "
+            f"{over(self.seeds)}; a teacher sees at least what its "
             "student sees.",
         )  # fmt: skip
         panels = {
