@@ -69,7 +69,7 @@ def places(tmp_path_factory):
 def test_help_lists_the_commands_and_loads_nothing_slow():
     done = secateur("--help")
     assert done.returncode == 0
-    for command in ("list", "show", "run", "distill", "inspect", "measure", "report", "export"):
+    for command in ("list", "show", "run", "distill", "study", "inspect", "measure", "report", "export"):
         assert f"\n  {command}" in done.stdout
     assert secateur().stdout == done.stdout
     code = (

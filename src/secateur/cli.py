@@ -160,6 +160,7 @@ def _app(given: Sequence[str]) -> typer.Typer:
     app.command("prune-context")(_prune_context_command(_flag_of(given, "--recipe")))
     app.command("train-pruner")(_train_pruner_command(_named_recipe(given, "train-pruner")))
     app.command("prune-data")(prune_data)
+    app.command("study")(_study_command(_named_recipe(given, "study")))
     app.command("inspect")(inspect)
     app.command("measure")(measure)
     app.command("report")(report)
@@ -205,7 +206,7 @@ def show(recipe: Annotated[str, typer.Argument(help="A recipe's name.")]) -> Non
 
 
 def _named_recipe(given: Sequence[str], command: str = "run") -> str | None:
-    """The recipe which the command line of `command` names, so that its flags are known.
+    """The recipe, or study, which the command line of `command` names, so that its flags are known.
 
     It is the first word that is no value, or else stands in the file that --config names.
     """
@@ -219,7 +220,7 @@ def _named_recipe(given: Sequence[str], command: str = "run") -> str | None:
             value = next(words, "")
         if flag == "--config":
             config = value
-    return _configured_recipe(config) if config else None
+    return _configured_recipe(config, "study" if command == "study" else "recipe") if config else None
 
 
 def _is_switch(flag: str) -> bool:
@@ -231,15 +232,15 @@ def _is_switch(flag: str) -> bool:
     return any(option.name == name and option.annotation == "bool" for option in options)
 
 
-def _configured_recipe(config: str) -> str | None:
-    """The recipe that the YAML file `config` names. What is wrong with the file is said where it is read for good."""
+def _configured_recipe(config: str, key: str) -> str | None:
+    """The recipe, or study, that the YAML file `config` names. What is wrong is said where it is read for good."""
     import yaml
 
     try:
         values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    recipe = values.get("recipe") if isinstance(values, dict) else None
+    recipe = values.get(key) if isinstance(values, dict) else None
     return recipe if isinstance(recipe, str) else None
 
 
@@ -888,6 +889,61 @@ def prune_data(
     if any(result.cut.is_noop for result in found):
         print("note: a budget that all examples fit in keeps them all", file=sys.stderr)
         raise typer.Exit(1)
+
+
+# --------------------------------------------------------------------------------------------------------- studies
+
+
+def _study_command(study: str | None) -> Callable[..., None]:
+    """The `study` command, with the flags of `study` where one is named."""
+    from secateur import studies
+
+    named = study is not None and study in studies.cards()
+    options = studies.options(study) if study and named else []
+    kinds: dict[str, tuple[Any, Any]] = {
+        "study": (Annotated[str | None, typer.Argument(help="A study's name; without one, all are listed.")], None),
+        "model": (Annotated[str | None, typer.Argument(help="file.py:function for any network.")], None),
+    }
+
+    def flag(name: str, kind: Any, help: str, default: Any = None) -> None:
+        kinds[name.replace("-", "_")] = (Annotated[kind, typer.Option(f"--{name}", help=help)], default)
+
+    flag("data", str | None, "Examples: an .npz file, a folder of images, file.py:function.")
+    flag("out", Path | None, "The folder, where study.json and study.html will stand.")
+    flag("config", Path | None, _CONFIG)
+    flag("dry-run", bool, "Say how many trainings it will be; train and write nothing.", False)
+    flag("overwrite", bool, "Start anew where --out holds another study.", False)
+    kinds |= _flags(f"Options of {study}", options)
+
+    def command(**values: Any) -> None:
+        if values["study"] is None and values["config"] is None:
+            cards = studies.cards()
+            for name, card in cards.items():
+                print(f"{name:<{max(map(len, cards))}}  {card['recipe'] or '-':<15}  {card['title']}")
+            return
+        if values["study"]:
+            studies.options(values["study"])  # an unknown study is refused before its missing arguments are
+        shared = ("study", "model", "data", "out", "dry_run", "overwrite")
+        given = {name: values[name] for name in shared if values[name]} | _given(options, values)
+        example = "secateur study curve net.py:build --data digits.npz --out curves"
+        needed = {"STUDY": "study", "--out": "out"}
+        given = _complete(given, values["config"], "secateur.studies.asked", needed, example)
+        from secateur.measure import evidence
+        from secateur.studies import asked
+
+        found, console = asked.study(**given), _console()
+        for table in found.tables:
+            console.print(evidence.rich_table(table.rows, title=table.title))
+        console.print(*found.notes, found.headline, sep="\n", highlight=False, markup=False)
+        if not given.get("dry_run"):
+            places = (f"{name}  {Path(given['out']) / f'study.{name}'}" for name in ("json", "html"))
+            console.print("", *places, sep="\n", highlight=False)
+
+    _sign(command, kinds)
+    command.__doc__ = "Answer a question over many runs of a recipe; the same command again resumes."
+    if study and named:
+        command.__doc__ += f"\n\n{study}: {studies.cards()[study]['title']}."
+    return command
 
 
 # ----------------------------------------------------------------------------------------- the other commands

@@ -474,3 +474,5 @@ class Result:
     predicted: Mapping[str, float] = field(default_factory=dict)
     recovery: Recovery | None = None
     notes: tuple[str, ...] = ()
+    beside: Mapping[str, Subject] = field(default_factory=dict)
+    """Name -> a rival at the same budget, of the kind of `subject`: measured as it is but for time, and not saved."""

@@ -11,7 +11,7 @@ from matplotlib.textpath import text_to_path
 
 from measure import samples
 from secateur.measure import charts
-from secateur.vocabulary import Cut, Evidence, Recovery
+from secateur.vocabulary import Cut, Evidence, Figure, Recovery
 
 SVG = "{http://www.w3.org/2000/svg}"
 CUT = Cut(
@@ -124,3 +124,32 @@ def test_quality_names_the_original_the_result_and_the_baselines():
         assert row.recipe in shown
         assert set(row.baselines) <= set(shown)
     assert charts.quality([], "quality") == ""
+
+
+def test_curves_are_panels_of_lines_with_one_legend():
+    lines = [
+        charts.Line("labels alone", [(5.0, Figure(80.0, 70.0, 190.0)), (100.0, Figure(94.0))], 0.0),
+        charts.Line("alpha 1", [(5.0, Figure(91.0)), (100.0, Figure(94.0))]),
+    ]
+    text = charts.curves({"random": lines, "el2n": lines}, "curves", x="kept, %", y="accuracy", log=True)
+    for drawing in drawings(text):
+        said = words(drawing)
+        assert said.count("labels alone") == said.count("alpha 1") == 1
+        assert said.count("random: accuracy") == said.count("el2n: accuracy") == 1
+        assert {"5", "100"} <= set(said), "each x that was tried has its tick"
+    assert charts.curves({"random": lines, "el2n": lines}, "curves", x="kept, %", y="accuracy", log=True) == text
+
+
+def test_whiskers_end_where_a_figure_can_not_be():
+    wide = charts.Line("a", [(0.0, Figure(50.0, -900.0, 900.0)), (1.0, Figure(60.0))])
+    free, bound = (
+        charts.curves({"": [wide]}, "curves", x="x", y="y", bounds=bounds)
+        for bounds in ((-math.inf, math.inf), (0.0, 100.0))
+    )
+    assert any("800" in word or "1000" in word or "500" in word for word in words(drawings(free)[0]))
+    assert max(float(word) for word in words(drawings(bound)[0]) if word.replace("−", "").isdigit()) <= 120
+
+
+def test_a_marked_place_is_a_line_of_its_own():
+    lines = {"": [charts.Line("a", [(0.0, Figure(1.0)), (1.0, Figure(2.0))])]}
+    assert charts.curves(lines, "c", x="x", y="y", mark=0.5) != charts.curves(lines, "c", x="x", y="y")

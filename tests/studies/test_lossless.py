@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from recipes.data import test_dp4tl as toy
-from secateur.errors import InputError
+from secateur.errors import InputError, SecateurError
 from secateur.recipes.data import dp4tl as recipe
 from secateur.studies import lossless
 from secateur.studies.lossless import Point
@@ -62,14 +63,76 @@ def test_a_study_of_the_recipe_scores_once_per_seed_and_goes_on_where_it_stopped
         return lossless.lossless(lambda seed: toy.opened(seed), toy.source(), tmp_path, shares=(0.5, 0.75),
                                  seeds=(0, 1), measure="linear probe", **options)  # fmt: skip
 
-    winner, found = study()
+    answer = study()
+    winner, found = answer.best, answer.points
     assert scored == [0, 1]
     assert found[0].figures["examples"][0] > found[1].figures["examples"][0] > found[2].figures["examples"][0]
     assert winner is lossless.largest_lossless(found, "linear probe")
     assert winner.pruned >= 0.5, "half of the classes are nothing like the target"
-    again, _ = study()
     assert scored == [0, 1]
-    assert again == winner
+    assert study() == answer, "all figures again, seconds too"
+    assert scored == [0, 1]
+
+
+PLAN = {"shares": (0.5, 0.75), "seeds": (0, 1), "measure": "linear probe", "tolerance": 1.0, "weights": "new"}
+
+
+def test_a_plan_counts_trainings_and_trains_nothing(files, monkeypatch):
+    monkeypatch.setattr(recipe, "fit", lambda model, *given, epochs, **how: None if not epochs else 1 / 0)
+    options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **toy.QUICK}
+    found = lossless.plan(toy.opened(), toy.source(), **PLAN, **options)
+    assert found == {"surrogates": 2, "pre-trainings": 6, "transfers": 12}
+    options |= {"surrogate_epochs": 0, "tune_epochs": 0}
+    assert lossless.plan(toy.opened(), toy.source(), **PLAN, **options) == {"pre-trainings": 6, "transfers": 6}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"tune_epochs": 0, "measure": "full fine-tuning"}, "tune_epochs=0 leaves out the full fine-tuning"),
+        ({"tolerance": -1.0}, "give standard errors, 0 or more"),
+        ({"shares": (0.999999,)}, "classes can go down to 1"),
+        ({"mapping": "feature", "clusters": 99}, "clusters=99: give 2 to 8"),
+        ({"target": "nowhere.npz"}, "there is no data at nowhere.npz"),
+    ],
+)
+def test_a_plan_refuses_what_the_sweep_would(files, given, words):
+    options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **toy.QUICK}
+    with pytest.raises(SecateurError, match=words):
+        lossless.plan(toy.opened(), toy.source(), **{**PLAN, **options, **given})
+
+
+def test_a_network_that_is_given_is_drawn_anew_for_each_seed_unless_its_weights_are_to_be_kept():
+    given = toy.opened()
+    new, kept = (lossless._builder(given, weights) for weights in ("new", "given"))
+    rows = [build(seed).model[0].weight for build in (new, kept) for seed in (0, 1)]
+    assert not torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[0], given.model[0].weight)
+    assert torch.equal(new(1).model[0].weight, rows[1])
+    assert all(torch.equal(row, given.model[0].weight) and row is not given.model[0].weight for row in rows[2:])
+
+
+def test_the_sheet_names_the_winner_and_what_each_share_lost():
+    found = points(p0=(0.90, 0.92, 0.91), p20=(0.91, 0.92, 0.92), p40=(0.80, 0.81, 0.82))
+    spent = [{"seconds": (6.0 * (1 - one.pruned),) * 3, "examples": (100 * (1 - one.pruned),) * 3} for one in found]
+    found = [Point(one.pruned, {**one.figures, **more}) for one, more in zip(found, spent, strict=True)]
+    best = lossless.largest_lossless(found, "accuracy")
+    sheet = lossless.Lossless(best, tuple(found), "accuracy", 1.0, (0, 1, 2)).sheet()
+    assert sheet.headline == "20% of the classes can go without loss: accuracy, within 1 standard error"
+    header, whole, first, second = sheet.tables[0].rows
+    assert header == ["Classes gone", "Examples", "accuracy, %", "Lost, accuracy", "Times faster", ""]
+    assert whole[0] == "0%"
+    assert whole[3:] == ["", "", ""]
+    assert first[1] == "80"
+    assert first[-1] == "winner"
+    assert first[3].startswith("−0.7 [")
+    assert first[4] == "1.2×" or first[4] == "1.3×"
+    assert second[3].startswith("10.0 [")
+    assert second[-1] == ""
+    assert sheet.figures["winner"] == {"pruned": 0.2, "measure": "accuracy", "tolerance": 1.0}
+    assert sheet.figures["points"][2]["by_seed"]["accuracy"] == (0.80, 0.81, 0.82)
+    none = lossless.Lossless(found[0], tuple(found), "accuracy", 2.0, (0, 1, 2)).sheet()
+    assert none.headline.startswith("None of the shares that were tried can go without loss")
 
 
 def test_what_is_refused():

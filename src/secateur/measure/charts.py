@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +23,12 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from secateur.measure import display
 from secateur.vocabulary import Cut, Evidence, Figure, Recovery
 
-__all__ = ["Bar", "layers", "losses", "panels", "quality"]
+__all__ = ["Bar", "Line", "curves", "layers", "losses", "panels", "quality"]
 
 WIDE, NARROW = 7.2, 3.5
 """Inches; at 72 units per inch the page shows them at about 1.45 CSS pixels per unit, wide and narrow alike."""
@@ -360,3 +361,72 @@ def _curve(points: tuple[tuple[int, float], ...], name: str) -> str:
         return 0
 
     return _svg(draw, name, lambda narrow: 1.9 if narrow else 2.2)
+
+
+# --------------------------------------------------------------------------------------------------------- studies
+
+
+class Line(NamedTuple):
+    """A curve of a study: its name, points (x, figure) by rising x, and how much of the accent it has, 0 to 1."""
+
+    name: str
+    points: Sequence[tuple[float, Figure]]
+    weight: float = 1.0
+
+
+def curves(
+    panels: Mapping[str, Sequence[Line]], name: str, *, x: str, y: str, log: bool = False, mark: float | None = None,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> str:  # fmt: skip
+    """Lines with their intervals, a panel for each title; all panels have the same lines, told by one legend.
+
+    x, y: what the axes are called; log: x by its logarithm; mark: a value of x that is told apart; bounds:
+    of what y can be, up to which whiskers are drawn.
+    """
+    columns = min(3, len(panels))
+
+    def draw(canvas: Canvas, narrow: bool) -> int:
+        wide = 1 if narrow else columns
+        grid = canvas.subplots(math.ceil(len(panels) / wide), wide, squeeze=False, sharey=True)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+            _bare(axes, grid="y")
+            ticks = sorted({place for line in lines for place, _ in line.points})
+            if log:
+                axes.set_xscale("log")
+                axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_locator(FixedLocator(ticks))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            if mark is not None:
+                axes.axvline(mark, color=INK, linewidth=0.8, linestyle=":", zorder=1)
+            for line, marker in zip(lines, itertools.cycle("oDsvP^X"), strict=False):
+                _line(axes, line, marker, bounds)
+            axes.margins(x=0.05, y=0.08)
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            axes.set_xlabel(x)
+            axes.set_title(f"{title}: {y}" if title else y, loc="left", fontsize=8, color=MUTED, pad=9)
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        across = 2 if narrow else min(5, len(labels))
+        canvas.legend(handles, labels, loc="upper left", ncols=across, frameon=False, fontsize=8, labelcolor=INK,
+                      borderpad=0.2, borderaxespad=0.2, handletextpad=0.3, columnspacing=1.4)  # fmt: skip
+        return math.ceil(len(labels) / across)
+
+    most = max(len(lines) for lines in panels.values())
+    return _svg(
+        draw, name,
+        lambda narrow: 2.2 * (len(panels) if narrow else math.ceil(len(panels) / columns)) + 0.09 * most + 0.3,
+    )  # fmt: skip
+
+
+def _line(axes: Axes, line: Line, marker: str, bounds: tuple[float, float]) -> None:
+    """One curve: the fainter the less it weighs; whiskers where a point has an interval."""
+    colour, alpha = (MUTED, 0.9) if not line.weight else (ACCENT, 0.35 + 0.65 * line.weight)
+    xs, ys = [place for place, _ in line.points], [figure.value for _, figure in line.points]
+    for place, figure in line.points:
+        if figure.low is not None and figure.high is not None:
+            ends = [max(bounds[0], figure.low), min(bounds[1], figure.high)]
+            axes.plot([place, place], ends, color=colour, linewidth=0.9, alpha=0.5 * alpha, zorder=3,
+                      solid_capstyle="butt")  # fmt: skip
+    axes.plot(xs, ys, color=colour, alpha=alpha, linewidth=1.3, label=line.name, marker=marker, markersize=4.5,
+              linestyle="-" if line.weight else "--", markeredgewidth=0, zorder=4)  # fmt: skip

@@ -23,6 +23,7 @@ __all__ = [
     "markdown",
     "measured",
     "not_faster",
+    "plain",
     "read",
     "render",
     "rich_table",
@@ -46,7 +47,7 @@ def write(path: str | Path, evidence: Evidence | Sequence[Evidence]) -> Path:
     path = path / "evidence.json" if path.is_dir() else path
     results = [evidence] if isinstance(evidence, Evidence) else list(evidence)
     document = {"format": FORMAT, "results": [result.to_dict() for result in results]}
-    write_whole(path, json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
@@ -65,12 +66,12 @@ def read(path: str | Path) -> list[Evidence]:
         raise RunError(f"{path} is damaged and can't be read: repeat the run's last command") from error
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON's own types only. Infinity and NaN, which strict readers refuse, become {"float": "inf"}."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(part) for part in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+        return [plain(part) for part in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # NumPy and torch scalars
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -79,7 +80,7 @@ def _plain(value: Any) -> Any:
 
 
 def _lively(value: Any) -> Any:
-    """The inverse of `_plain` for floats."""
+    """The inverse of `plain` for floats."""
     if isinstance(value, dict):
         if set(value) == {"float"}:
             return float(value["float"])
@@ -323,7 +324,7 @@ def row(
         "commit": environment.get("commit", ""),
         "environment": {key: value for key, value in environment.items() if key != "commit"},
     }
-    record = _plain(record)
+    record = plain(record)
     write_whole(Path(path), json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
     return record
 

@@ -368,6 +368,8 @@ def _evidence(
         )
         notes += found
     notes += _worth(before, after, measured)
+    rivals, found = _rivals(original, result, held_out, where, trade)
+    notes += found + list(filter(None, (_gap(name, {**after, **measured}, row) for name, row in rivals.items())))
     predicted = dict(result.predicted)
     if "latency" in predicted and "latency" in before:
         predicted.setdefault("speedup", before["latency"].value / predicted["latency"])
@@ -378,6 +380,7 @@ def _evidence(
         measured=measured,
         before=before,
         after=after,
+        baselines=rivals,
         cut=replace(result.cut, notes=(*result.cut.notes, *result.notes, *notes)),
         recovery=result.recovery,
         environment={**environment.describe(), "measured_at": str(where)},
@@ -415,6 +418,34 @@ def compare(
         except (DataError, MeasurementError) as error:
             notes.append(f"quality: {error}")
     return before, after, measured, notes
+
+
+def _rivals(
+    original: Any, result: Result, held_out: Any, where: latency.Environment, trade: Trade
+) -> tuple[dict[str, dict[str, Figure]], list[str]]:
+    """(name -> figures, notes) of what a recipe made beside its result: sizes and quality, but no time."""
+    rows, notes = dict[str, dict[str, Figure]](), list[str]()
+    for name, rival in result.beside.items():
+        rows[name] = trade.sizes(rival, trade.example(original, where))
+        if held_out is None:
+            continue
+        try:
+            with where.active():
+                _, after, both = trade.compared(original, rival, held_out, where)
+            rows[name] |= {**after, **both}
+        except (DataError, MeasurementError) as error:
+            notes.append(f"quality of {name}: {error}")
+    return rows, notes
+
+
+def _gap(name: str, ours: Mapping[str, Figure], theirs: Mapping[str, Figure]) -> str:
+    """A rival's quality beside the result's, in the first measure that both have; nothing where there is none."""
+    both = (one for one in display.order(theirs) if display.measure(one).role == "quality" and one in ours)
+    measure = next(both, None)
+    if measure is None:
+        return ""
+    label = display.measure(measure).label
+    return f"{name}: {label} {display.text(measure, theirs[measure])} beside {display.text(measure, ours[measure])}"
 
 
 def _pattern(

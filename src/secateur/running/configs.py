@@ -26,6 +26,7 @@ def read(
     given: Mapping[str, Any] | None = None,
     *,
     more: Callable[[str], Collection[str]] | None = None,
+    key: str = "recipe",
 ) -> dict[str, Any]:
     """What to call `function` with: the settings in the YAML file `path`, where `given` does not say otherwise.
 
@@ -35,15 +36,16 @@ def read(
         function: whose parameters the keys are.
         given: settings that win over the file's.
         more: from a recipe's name to options of its own, where the file names a recipe.
+        key: what the file calls that recipe, or whatever else has options of its own.
 
     Raises:
         InputError: no such file, not YAML, a key that is no parameter, or text that is none.
     """
     given, values = given or {}, _values(Path(path))
-    written = _command(values, command if more else "run")
+    written = _command(values, command if more and key == "recipe" else "run")
     if written not in ("", command):
         raise InputError(f"config {path} is of another command: say secateur {written} --config {path}")
-    named = {**values, **given}.get("recipe")
+    named = {**values, **given}.get(key)
     parameters = inspect.signature(function).parameters.values()
     known = [one.name for one in parameters if one.kind is not inspect.Parameter.VAR_KEYWORD]
     if more and isinstance(named, str):
@@ -51,13 +53,13 @@ def read(
     elif not more:
         values.pop("recipe", None)
     found = {key: value for key, value in values.items() if not _is_recorded(key)}
-    for key, value in found.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+    for name, value in found.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"it may hold {', '.join(known)}"
-            raise InputError(f"config {path} has the unknown key {key!r}: {hint}")
-        if key not in given:
-            _check(path, key, value)
+            raise InputError(f"config {path} has the unknown key {name!r}: {hint}")
+        if name not in given:
+            _check(path, name, value)
     return {**found, **given}
 
 
@@ -93,7 +95,7 @@ def _is_recorded(key: Any) -> bool:
 
 def _check(path: str | Path, key: str, value: Any) -> None:
     """Refuse what stands where a name, or several, belong: it would be looked for as a file."""
-    one = key in ("recipe", "model", "student", "data", "out")
+    one = key in ("recipe", "study", "model", "student", "data", "out")
     several = key in ("budget", "teachers", "assistants")
     fits = isinstance(value, str) or (several and isinstance(value, list) and all(isinstance(v, str) for v in value))
     if (one or several) and not fits:

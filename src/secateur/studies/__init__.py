@@ -1,1 +1,49 @@
-"""QUESTIONS over recipes: is it better than what is simple, at equal cost?"""
+"""QUESTIONS over recipes: is it better than what is simple, at equal cost?
+
+A study that the command line knows opens with a literal `STUDY = {...}`; the folder is the registry. Its module has a
+function of the file's name, which answers, and `plan`, which refuses what can't be answered and counts trainings.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from pathlib import Path
+
+from secateur import recipes
+from secateur.errors import InputError
+from secateur.recipes import Option
+
+__all__ = ["cards", "options"]
+
+
+def cards() -> dict[str, dict[str, str]]:
+    """Study name -> its card, in alphabetical order: read from its text, without importing it.
+
+    title; recipe: whose runs it compares, or nothing; sets: the recipe's options that it sets itself; grid: its own
+    options that may differ when it is given again in the same folder.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and [getattr(one, "id", "") for one in node.targets] == ["STUDY"]:
+                found[path.stem] = ast.literal_eval(node.value)
+    return found
+
+
+def options(name: str) -> list[Option]:
+    """The options of the study called `name`: its own, then those of its recipe that it leaves to the user.
+
+    Raises `InputError` for an unknown study; names the nearest.
+    """
+    known = cards()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        raise InputError(
+            f"no study is called {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+        )
+    own = recipes.read_options((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"), name)
+    if not (recipe := known[name]["recipe"]):
+        return own
+    without = {*known[name]["sets"].split(), *(option.name for option in own)}
+    return [*own, *(option for option in recipes.signature(recipe) if option.name not in without)]

@@ -347,6 +347,21 @@ def test_a_target_of_another_shape_or_with_classes_of_its_own_is_refused(tmp_pat
         results(tmp_path / "run", files, judged=str(tmp_path / "more.npz"))
 
 
+def test_a_target_of_one_class_is_refused_where_it_would_be_learned(tmp_path, files):
+    np.savez(tmp_path / "one.npz", inputs=target().inputs.numpy(), labels=np.full(len(target()), 3))
+    for dry_run in (False, True):
+        with pytest.raises(DataError, match=r"one.npz holds examples of class 3 alone, which any network is right"):
+            results(tmp_path / "run", files, target=str(tmp_path / "one.npz"), dry_run=dry_run)
+        assert not (tmp_path / "run").exists()
+    how = {"probe_epochs": 0, "tune_epochs": 0, "epochs": 0}
+    assert results(tmp_path / "run", files, target=str(tmp_path / "one.npz"), **how), "it may vote all the same"
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path, files):
+    with pytest.raises(DataError, match=r"bare.npz has no classes to learn or to judge by"):
+        results(tmp_path / "run", files, target=str(files / "bare.npz"), dry_run=True)
+
+
 def test_scoring_alone_needs_no_labels_of_the_target(tmp_path, files):
     (found,) = results(tmp_path, files, target=str(files / "bare.npz"), probe_epochs=0, tune_epochs=0, epochs=0)
     assert found.recovery is None

@@ -21,6 +21,7 @@ from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
+from secateur.measure import display
 from secateur.recipes.data import kd_data_pruning as module
 from secateur.recipes.data.kd_data_pruning import kd_data_pruning
 from secateur.score import difficulty
@@ -88,17 +89,53 @@ def test_even_classes_keep_their_rounded_share(tmp_path, share):
     assert found.cut.after["examples"] == sum(round(share * 40) for _ in range(4))
 
 
-def test_soft_outputs_are_those_of_the_live_teacher(fifth):
+def test_soft_outputs_are_those_of_the_live_teacher_to_the_precision_of_float16(fifth):
     root, _ = fifth
     kept = ExampleSet.load(DATA, root / "work" / "kept-examples=20%")
-    said = load_file(root / "work" / "soft-examples=20%.safetensors")["logits"]
+    stored = load_file(root / "work" / "soft-examples=20%.safetensors")
+    assert stored["logits"].dtype == torch.float16
+    assert torch.equal(stored["examples"], torch.from_numpy(kept.kept))
     with torch.no_grad():
-        assert torch.equal(said, torch.cat([teacher().model(b["inputs"]) for b in kept.data.in_order(24)]))
+        live = teacher().model(kept.data.inputs)
+    below = live - live.amax(-1, keepdim=True)
+    assert ((stored["logits"].float() - below).abs() <= below.abs() * 2**-11 + 1e-7).all()
     feed = examples.batches(kept.data, batch=10, seed=3)
     for index in (0, 3, 17):
         with torch.no_grad():
             live = teacher().model(feed[index]["inputs"])
-        torch.testing.assert_close(module.Soft(feed, said)[index]["logits"], live)
+        said = module.Soft(feed, stored["logits"])[index]["logits"]
+        assert said.dtype == torch.float32
+        torch.testing.assert_close((said / 4).softmax(-1), (live / 4).softmax(-1), atol=2e-4, rtol=0)
+
+
+def test_a_stored_and_a_live_teacher_teach_alike(fifth, tmp_path, monkeypatch):
+    """The weights of the student that learned from what is stored, and of one that learned from float32 outputs."""
+    _, found = fifth
+    with torch.no_grad():
+        live = {"logits": teacher().model(DATA.inputs)}
+    monkeypatch.setattr(
+        module, "outputs", lambda model, ask, left, *, batch: {"logits": live["logits"][torch.from_numpy(left.kept)]}
+    )
+    other = results(tmp_path / "live")[0]
+    torch.testing.assert_close(weights(found), weights(other), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e30])
+def test_logits_beyond_float16_lose_no_class_and_give_no_nan(scale):
+    net = nn.Linear(4, 4)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(4) * scale)
+        net.bias.copy_(torch.tensor([3.0, -2.0, 1.0, 0.0]))
+    ask = lambda one, batch: one(batch["inputs"])  # noqa: E731
+    found = module.outputs(net, ask, ExampleSet(Examples(torch.eye(4), torch.arange(4))), batch=3)["logits"]
+    assert torch.isfinite(found).all()
+    assert found.argmax(-1).tolist() == [0, 1, 2, 3]
+    logits = torch.zeros(4, 4, requires_grad=True)
+    batch = {"teacher_logits": found.float(), "labels": torch.arange(4)}
+    loss, _ = module.mixture(lambda _: logits, 1.0, 4.0)(batch, {"examples": 4})
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
 
 
 def test_larger_budgets_keep_what_smaller_ones_do(tmp_path):
@@ -240,6 +277,32 @@ def test_a_teacher_is_worth_more_than_labels_of_which_some_are_wrong(tmp_path, s
         found = [results(tmp_path / f"{alpha}-{seed}", seed=seed, **how)[0] for seed in range(2)]
         accuracy[alpha] = np.mean([vision.accuracy(one.subject.model, HELD_OUT) for one in found])
     assert accuracy[1.0] > accuracy[0.0]
+
+
+def test_labels_alone_stand_beside_the_result_and_are_the_student_of_alpha_0(tmp_path):
+    (found,) = results(tmp_path / "both", labels_alone=True)
+    (plain,), (alone,) = results(tmp_path / "plain"), results(tmp_path / "alone", alpha=0.0)
+    assert torch.equal(weights(found), weights(plain)), "the result is the same with and without it"
+    beside = torch.cat([weight.detach().flatten() for weight in found.beside["labels alone"].model.parameters()])
+    assert torch.equal(beside, weights(alone))
+    assert not plain.beside
+    assert not results(tmp_path / "dry", labels_alone=True, dry_run=True)[0].beside
+
+
+def test_labels_alone_are_measured_on_what_the_result_is(tmp_path):
+    how = {**QUICK, "threads": 1, "labels_alone": True}
+    (row,) = secateur.run("kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", **how)
+    theirs = row.baselines["labels alone"]
+    train, held_out = DATA.split(seed=0)
+    (alone,) = results(tmp_path / "alone", data=train, alpha=0.0)
+    assert theirs["accuracy"].value == pytest.approx(vision.accuracy(alone.subject.model, held_out))
+    assert theirs["params"] == row.after["params"]
+    assert "latency" not in theirs
+    expected = f"labels alone: Accuracy {display.text('accuracy', theirs['accuracy'])} beside "
+    assert f"{expected}{display.text('accuracy', row.after['accuracy'])}" in row.cut.notes
+    assert "labels alone" in (tmp_path / "out" / "report.html").read_text()
+    again = secateur.run("kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", **how)
+    assert again[0].baselines == row.baselines
 
 
 def test_a_run_from_the_command_line_is_judged_by_its_examples(tmp_path):

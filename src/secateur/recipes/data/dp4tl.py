@@ -131,7 +131,7 @@ def dp4tl(
     classes = len(subject.model.get_parameter(f"{last}.weight".lstrip(".")))
     check(data, classes, mapping=mapping, clusters=clusters, surrogate=surrogate, epochs=surrogate_epochs,
           attack=attack, validation=validation)  # fmt: skip
-    taught, held = targets(data, target, judged, seed, labelled=not dry_run and bool(probe_epochs or tune_epochs))
+    taught, held = targets(data, target, judged, seed, labelled=bool(probe_epochs or tune_epochs))
     moved: Augment | None = plugins.function(augment) if augment else None
     train = partial(fit, batch=batch, seed=seed, training=training)
     pretrain = partial(train, lr=lr, optimizer="sgd", weight_decay=weight_decay, warmup=0.125, schedule="linear")
@@ -215,6 +215,9 @@ def targets(source: Examples, target: str, judged: str, seed: int, *, labelled: 
                             "probe_epochs=0 and tune_epochs=0")  # fmt: skip
     if labelled and taught.labels is not None and held.labels is not None:
         extra = sorted(set(held.labels.tolist()) - set(taught.labels.tolist()))
+        if len(only := set(taught.labels.tolist())) < 2:
+            raise DataError(f"{taught.name} holds examples of class {only.pop()} alone, which any network is right "
+                            "about: give a target of two classes or more")  # fmt: skip
         if extra:
             raise DataError(f"{held.name} is judged on class {extra[0]}, which {taught.name} has no example of: give "
                             "both the same classes")  # fmt: skip

@@ -68,6 +68,7 @@ def kd_data_pruning(
     tried: Sequence[float] = (0.05, 0.3, 1.0),
     trials: int = 2,
     held: float = 0.2,
+    labels_alone: bool = False,
     training: str = "",
     seed: int = 0,
     dry_run: bool = False,
@@ -82,7 +83,7 @@ def kd_data_pruning(
     5. The less is left, the more the teacher is to be trusted: alpha "auto" is looked for at two or three f on a
        held-out part, and interpolated so that it never rises with f.
 
-    `work/` of the run holds for each budget the index (`kept-BUDGET`), the teacher's outputs for what is kept
+    `work/` of the run holds for each budget the index (`kept-BUDGET`), the teacher's outputs for what is kept, float16
     (`soft-BUDGET`), and what was found out about alpha.
 
     Args:
@@ -108,6 +109,7 @@ def kd_data_pruning(
         tried: shares f at which alpha is looked for.
         trials: trainings for each of them and each alpha.
         held: share of the data on which alpha is judged.
+        labels_alone: train another student beside it, from the same weights on the same examples, without the teacher.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         seed: of everything random.
         dry_run: stop after the selection; nothing is trained but what scores take.
@@ -143,17 +145,21 @@ def kd_data_pruning(
         left, weight = keep(whole, budget=budget), alpha
         mask = np.isin(whole.kept, left.kept)
         cut, predicted = whole.cut(Selection({"examples": mask}))[1], whole.units().cost({"examples": mask})
-        net, took = fresh(subject.model, student, seed=seed), None
+        net, took, beside = fresh(subject.model, student, seed=seed), None, dict[str, Traced]()
         if not dry_run:
             if weight == "auto":
                 judge = partial(tried_out, whole, run=run, keep=keep, soft=soft, fit=fit, ask=ask, batch=batch)
                 table = judge(shares=tried, held=held, trials=trials, seed=seed)
                 weight = trusted(table, len(left) / len(data))
             left.save(run.folder(f"kept-{budget}"))
-            said = run.tensors(f"soft-{budget}", partial(soft, left.data))["logits"]
-            net, took = fit(left.data, said, weight, seed=seed, checkpoint=run.folder(f"train-{budget}"))
+            said = run.tensors(f"soft-{budget}", partial(soft, left))["logits"]
+            net, took = fit(left.data, said, weight, seed=seed, checkpoint=run.folder(trained(budget, weight)))
+            if labels_alone:
+                alone, _ = fit(left.data, said, 0.0, seed=seed, checkpoint=run.folder(trained(budget, 0.0)))
+                beside["labels alone"] = Traced(alone, subject.inputs)
         told = "alpha is looked for when trained" if weight == "auto" else f"alpha {weight:.3g}"
-        yield Result(str(budget), Traced(net, subject.inputs), cut, predicted, took, (f"{score} examples, {told}",))
+        notes = (f"{score} examples, {told}",)
+        yield Result(str(budget), Traced(net, subject.inputs), cut, predicted, took, notes, beside)
 
 
 def check(
@@ -233,20 +239,27 @@ def answer(inputs: Example, network: nn.Module, batch: Mapping[str, Any]) -> Ten
     return objectives.logits(inputs.ask(network, batch["inputs"]))
 
 
-def outputs(teacher: nn.Module, ask: Ask, data: Examples, *, batch: int) -> dict[str, Tensor]:
-    """Step 3: {"logits": [K, C]} of the teacher, in evaluation mode, for all of `data` in its order."""
-    return {"logits": rehearsal.glance(teacher, partial(ask, teacher), data.in_order(batch))["logits"]}
+def outputs(teacher: nn.Module, ask: Ask, left: ExampleSet, *, batch: int) -> dict[str, Tensor]:
+    """Step 3: {"logits": [K, C] float16 of the teacher in evaluation mode, "examples": [K] their places in the source}.
+
+    Logits are less each row's largest, which changes no softmax: the best class keeps its 0 whatever the scale, and
+    what lies more than 65,504 below it, float16's range, has a probability of 0 all the same.
+    """
+    logits = rehearsal.glance(teacher, partial(ask, teacher), left.data.in_order(batch))["logits"]
+    below = logits - logits.amax(-1, keepdim=True)
+    half = below.clamp(min=torch.finfo(torch.float16).min).half()
+    return {"logits": half, "examples": torch.from_numpy(left.kept)}
 
 
 @dataclass(frozen=True)
 class Soft:
-    """The teacher's logits [K, C] as a cache for `teachers.Joined`: those of the examples in each batch."""
+    """The teacher's logits [K, C] as a cache for `teachers.Joined`: those of the examples in each batch, float32."""
 
     feed: Batches
     logits: Tensor
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"logits": self.logits[torch.from_numpy(self.feed.places(index))]}
+        return {"logits": self.logits[torch.from_numpy(self.feed.places(index))].float()}
 
 
 def mixture(ask: Callable[[Mapping[str, Any]], Tensor], alpha: float, temperature: float) -> Objective:
@@ -263,6 +276,11 @@ def mixture(ask: Callable[[Mapping[str, Any]], Tensor], alpha: float, temperatur
         return torch.stack(list(terms.values())).sum(), {name: float(term.detach()) for name, term in terms.items()}
 
     return objective
+
+
+def trained(budget: Budget, alpha: float) -> str:
+    """The name, in a run, of the checkpoints of the student of a budget and a weight of the teacher."""
+    return f"train-{budget}-alpha-{alpha:g}"
 
 
 def taught(
@@ -293,7 +311,7 @@ def tried_out(
     *,
     run: Run,
     keep: Callable[..., ExampleSet],
-    soft: Callable[[Examples], dict[str, Tensor]],
+    soft: Callable[[ExampleSet], dict[str, Tensor]],
     fit: Callable[..., tuple[nn.Module, Recovery]],
     ask: Ask,
     shares: Sequence[float],
@@ -308,7 +326,7 @@ def tried_out(
     judged, seen = whole.source.take(np.sort(order[:count])), ExampleSet(whole.source, np.sort(order[count:]))
 
     def accuracy(part: ExampleSet, alpha: float, trial: int) -> float:
-        net = fit(part.data, soft(part.data)["logits"], alpha, seed=seed + trial, progress=False)[0]
+        net = fit(part.data, soft(part)["logits"], alpha, seed=seed + trial, progress=False)[0]
         found = rehearsal.glance(net, partial(ask, net), judged.in_order(batch))
         return float((found["logits"].argmax(-1) == found["labels"]).float().mean())
 

@@ -1,0 +1,319 @@
+"""What is a teacher worth, by the share of the data that is left? The curves of arXiv 2403.07854.
+
+Accuracy(f, alpha, rule): students of `kd_data_pruning` for each share f of the training set, each weight alpha of the
+teacher and each rule by which examples are kept, over seeds. All of one seed and share are judged on the same examples
+and start from the same weights: what the teacher brings is paired.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.integrate import trapezoid
+
+from secateur.errors import DataError, InputError
+from secateur.files import examples
+from secateur.files.examples import Examples
+from secateur.files.rundir import Run
+from secateur.measure import quality
+from secateur.measure.charts import Line
+from secateur.measure.sheet import Chart, Sheet, Table, over, points
+from secateur.measure.statistics import mean_interval, paired_difference
+from secateur.recipes.data import kd_data_pruning as recipe
+from secateur.recipes.vision.rethinking_pruning_value import in_points
+from secateur.running import keywords, network
+from secateur.subjects.traced import Traced
+from secateur.vocabulary import Budget, Figure, Limit
+
+__all__ = ["STUDY", "Cell", "Curve", "curve", "plan"]
+
+STUDY = {
+    "title": "accuracy by share of the data kept, rule and weight of the teacher: with a teacher and without",
+    "recipe": "kd_data_pruning",
+    "sets": "score alpha tried trials held labels_alone seed dry_run",
+    "grid": "shares alphas rules seeds",
+}
+
+
+class Cell(NamedTuple):
+    """One training."""
+
+    seed: int
+    rule: str
+    share: float
+    alpha: float
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}, {self.rule}, {100 * self.share:g}%, {_called(self.alpha)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Accuracies on held-out examples, seed by seed."""
+
+    accuracies: Mapping[tuple[str, float, float], tuple[float, ...]]
+    """(rule, share, alpha) -> one per seed, in the order of `seeds`."""
+    rules: tuple[str, ...]
+    shares: tuple[float, ...]
+    """Rising."""
+    alphas: tuple[float, ...]
+    """Rising; 0, labels alone, is the first."""
+    seeds: tuple[int, ...]
+
+    def accuracy(self, rule: str, share: float, alpha: float) -> Figure:
+        """Mean over seeds with Student's interval."""
+        return mean_interval(self.accuracies[rule, share, alpha])
+
+    def gain(self, rule: str, share: float, alpha: float) -> Figure:
+        """What the teacher at this weight brings over labels alone, paired over seeds."""
+        return paired_difference(self.accuracies[rule, share, alpha], self.accuracies[rule, share, 0.0])
+
+    def best(self, rule: str, share: float) -> float:
+        """The alpha of the highest mean; of equals the smallest."""
+        means = [self.accuracy(rule, share, alpha).value for alpha in self.alphas]
+        return self.alphas[int(np.argmax(means))]
+
+    def areas(self, rule: str, alpha: float) -> tuple[float, ...]:
+        """Per seed the area under accuracy over log f, divided by its width: the mean accuracy over log f.
+
+        ``1 / log(f_n / f_1) sum_i (a_i + a_{i+1}) / 2 log(f_{i+1} / f_i)``, the trapezoid rule, from the smallest share
+        f_1 to the largest. By log f a halving of the data counts the same wherever it falls, and 1 is still the best.
+        Of a single share it is the accuracy.
+        """
+        rows = np.array([self.accuracies[rule, share, alpha] for share in self.shares])
+        if len(self.shares) == 1:
+            return tuple(rows[0].tolist())
+        places = np.log(self.shares)
+        return tuple((trapezoid(rows, places, axis=0) / (places[-1] - places[0])).tolist())
+
+    def area(self, rule: str, alpha: float) -> Figure:
+        """Mean of `areas`, with its interval."""
+        return mean_interval(self.areas(rule, alpha))
+
+    def area_gain(self, rule: str, alpha: float) -> Figure:
+        """How much larger the area is than that of labels alone, paired over seeds."""
+        return paired_difference(self.areas(rule, alpha), self.areas(rule, 0.0))
+
+    def sheet(self) -> Sheet:
+        """Tables, chart and figures; accuracies in percent, differences in points."""
+        taught = self.alphas[-1]
+        rule = max(self.rules, key=lambda one: self.area(one, taught).value)
+        span = f"{100 * self.shares[0]:g}"
+        span = f"{span} to {100 * self.shares[-1]:g}%, mean over log f" if len(self.shares) > 1 else f"{span}%"
+        gain = points(in_points(self.area_gain(rule, taught)), signed=True)
+        called = _called(taught).capitalize()
+        headline = f"{called} brings {gain} points over labels alone: {rule} examples, {span}"
+        tables = [*map(self._accuracies, self.rules), self._areas()]
+        return Sheet("curve", headline, tables, self._figures(), chart=Chart(
+            "Accuracy by the share that is kept",
+            {one: [
+                Line(_called(alpha), [(100 * f, in_points(self.accuracy(one, f, alpha))) for f in self.shares], alpha)
+                for alpha in self.alphas
+            ] for one in self.rules},
+            "examples kept, %", "accuracy, %", log=len(self.shares) > 1, bounds=(0.0, 100.0),
+            words=f"{over(self.seeds)}. The share is drawn by its logarithm.",
+        ))  # fmt: skip
+
+    def _accuracies(self, rule: str) -> Table:
+        rows = [["Kept", *map(_called, self.alphas), "Best alpha", "Gain of the best"]]
+        for share in self.shares:
+            best = self.best(rule, share)
+            cells = [points(in_points(self.accuracy(rule, share, alpha))) for alpha in self.alphas]
+            rows.append(
+                [f"{100 * share:g}%", *cells, f"{best:g}", points(in_points(self.gain(rule, share, best)), signed=True)]
+            )
+        return Table(
+            f"{rule}: accuracy, %", rows,
+            f"{over(self.seeds)}. The gain is over labels alone, in points, "
+            "paired over seeds; where the best of several is taken on these seeds, it flatters a little.",
+        )  # fmt: skip
+
+    def _areas(self) -> Table:
+        taught = self.alphas[1:]
+        rows = [["Rule", *map(_called, self.alphas), *(f"Gain, {_called(alpha)}" for alpha in taught)]]
+        rows += [
+            [rule, *(points(in_points(self.area(rule, alpha))) for alpha in self.alphas),
+             *(points(in_points(self.area_gain(rule, alpha)), signed=True) for alpha in taught)]
+            for rule in self.rules
+        ]  # fmt: skip
+        return Table(
+            "Area under the curve", rows,
+            f"Mean accuracy over log f from {100 * self.shares[0]:g} to {100 * self.shares[-1]:g}%, in percent; gains "
+            "over labels alone in points, paired over seeds.",
+        )  # fmt: skip
+
+    def _figures(self) -> dict[str, Any]:
+        return {
+            "accuracy": [
+                {"rule": rule, "share": share, "alpha": alpha, "by_seed": self.accuracies[rule, share, alpha],
+                 "mean": asdict(self.accuracy(rule, share, alpha)), "gain": asdict(self.gain(rule, share, alpha))}
+                for rule in self.rules for share in self.shares for alpha in self.alphas
+            ],
+            "best_alpha": [
+                {"rule": rule, "share": share, "alpha": self.best(rule, share)}
+                for rule in self.rules for share in self.shares
+            ],
+            "area_over_log_share": [
+                {"rule": rule, "alpha": alpha, "by_seed": self.areas(rule, alpha),
+                 "mean": asdict(self.area(rule, alpha)), "gain": asdict(self.area_gain(rule, alpha))}
+                for rule in self.rules for alpha in self.alphas
+            ],
+        }  # fmt: skip
+
+
+def curve(
+    subject: Traced,
+    data: Examples,
+    folder: str | Path,
+    progress: Callable[[Sequence[Cell]], Iterable[Cell]] = iter,
+    *,
+    shares: Sequence[float] = (0.05, 0.1, 0.3, 1.0),
+    alphas: Sequence[float] = (0.0, 0.5, 1.0),
+    rules: Sequence[str] = ("random",),
+    seeds: Sequence[int] = (0, 1, 2),
+    judged: str | Examples = "",
+    **options: Any,
+) -> Curve:
+    """Train the students of `kd_data_pruning` for the whole grid, each in a run directory of its rule and seed.
+
+    The same call again goes on where it stopped; a larger grid in the same folder trains what is new. At a share of 1
+    all rules keep the same, and share one training.
+
+    Args:
+        subject: the teacher: a trained classifier.
+        data: what it was trained on, with classes.
+        folder: of the run directories.
+        progress: wraps the trainings, such as rich.progress.track.
+        shares: of the examples that stay, above 0 and up to 1.
+        alphas: weights of the teacher, 0 to 1; 0, labels alone, is always among them.
+        rules: scores by which examples stay: random, el2n, forgetting, grand, moderate, herding, memorisation.
+        seeds: each splits the data, draws what stays and starts from weights of its own; two or more for intervals.
+        judged: examples to judge on; a tenth of the data, another for each seed, is held out unless given.
+        options: of `kd_data_pruning`.
+    """
+    wanted, options, found = _grid(shares, alphas, rules, seeds), _checked(rules, options), dict[Cell, float]()
+    apart = examples.read(judged) if judged else None
+    about = {"model": network.digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
+    for cell in progress(list(wanted.trainings())):
+        train, held = _parts(data, apart, cell.seed)
+        place = Path(folder, f"{cell.rule}-{cell.seed}")
+        with Run.open(place, {"rule": cell.rule, "seed": cell.seed, **about, **options}) as run:
+            found[cell] = run.json(f"accuracy-{cell.share:g}-alpha-{cell.alpha:g}",
+                                   partial(_accuracy, subject, train, held, run, cell, options))  # fmt: skip
+    return Curve(
+        {(rule, share, alpha): tuple(found[wanted.training(seed, rule, share, alpha)] for seed in wanted.seeds)
+         for rule in wanted.rules for share in wanted.shares for alpha in wanted.alphas},
+        wanted.rules, wanted.shares, wanted.alphas, wanted.seeds,
+    )  # fmt: skip
+
+
+def plan(
+    subject: Traced,
+    data: Examples,
+    *,
+    shares: Sequence[float],
+    alphas: Sequence[float],
+    rules: Sequence[str],
+    seeds: Sequence[int],
+    judged: str | Examples = "",
+    **options: Any,
+) -> dict[str, int]:
+    """What `curve` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
+    wanted, options = _grid(shares, alphas, rules, seeds), _checked(rules, options)
+    network.fitted(data, subject)
+    apart = examples.read(judged) if judged else None
+    for seed in wanted.seeds:
+        train, held = _parts(data, apart, seed)
+        network.fitted(held, subject)
+        with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
+            list(recipe.kd_data_pruning(
+                subject, train, [_budget(share) for share in wanted.shares], run, score="random", alpha=0.0, seed=seed,
+                dry_run=True, **options,
+            ))  # fmt: skip
+    scored, ask = [rule for rule in wanted.rules if rule != "random"], partial(recipe.answer, subject.inputs)
+    for rule in scored:  # a look at the teacher as it is: some rules read what enters a last linear layer
+        recipe.rehearsed(subject.model, train, ask, rule, epochs=0, batch=options["batch"], seed=0)
+    if scored:
+        runs = len(scored) * len(wanted.seeds) * int(options["runs"])
+        return {"students": len(list(wanted.trainings())), "short trainings for scores": runs}
+    return {"students": len(list(wanted.trainings()))}
+
+
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    rules: tuple[str, ...]
+    shares: tuple[float, ...]
+    alphas: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    def training(self, seed: int, rule: str, share: float, alpha: float) -> Cell:
+        """The training that stands for this cell: all of the data is the same whatever the rule."""
+        return Cell(seed, rule if share < 1 else "random", share, alpha)
+
+    def trainings(self) -> Iterator[Cell]:
+        cells = (
+            self.training(seed, rule, share, alpha)
+            for seed in self.seeds for rule in self.rules for share in self.shares for alpha in self.alphas
+        )  # fmt: skip
+        yield from dict.fromkeys(cells)
+
+
+def _grid(shares: Sequence[float], alphas: Sequence[float], rules: Sequence[str], seeds: Sequence[int]) -> _Grid:
+    if not shares or not all(0 < share <= 1 for share in shares):
+        raise InputError(f"shares={list(shares)}: give shares of the examples that stay, above 0 and up to 1")
+    if not all(0 <= alpha <= 1 for alpha in alphas) or not any(alphas):
+        raise InputError(f"alphas={list(alphas)}: give weights of the teacher up to 1, one of them above 0")
+    if not rules or not seeds:
+        raise InputError(f"rules={list(rules)}, seeds={list(seeds)}: give at least one of each")
+    return _Grid(
+        tuple(dict.fromkeys(rules)), tuple(sorted({*shares})), tuple(sorted({0.0, *alphas})),
+        tuple(dict.fromkeys(seeds)),
+    )  # fmt: skip
+
+
+def _checked(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the recipe's options that are not the grid's, checked."""
+    for rule in rules:
+        found = keywords.checked(recipe.kd_data_pruning, {**options, "score": rule})
+        recipe.check_runs(rule, found["runs"], found["score_epochs"])
+    return {name: value for name, value in found.items() if name not in STUDY["sets"].split()}
+
+
+def _parts(data: Examples, judged: Examples | None, seed: int) -> tuple[Examples, Examples]:
+    """(what is learned from, what is judged on) under a seed."""
+    train, held = data.split(seed=seed) if judged is None else (data, judged)
+    if held.labels is None:
+        raise DataError(f"{held.name} has no classes to judge by: give labels")
+    return train, held
+
+
+def _budget(share: float) -> Budget:
+    return Budget((Limit("examples", share, True),))
+
+
+def _accuracy(
+    subject: Traced, train: Examples, held: Examples, run: Run, cell: Cell, options: Mapping[str, Any]
+) -> float:
+    """Of the student of one cell, on `held`."""
+    budget = _budget(cell.share)
+    (result,) = recipe.kd_data_pruning(
+        subject, train, [budget], run, alpha=cell.alpha, seed=cell.seed, **{**options, "score": cell.rule}
+    )
+    assert isinstance(result.subject, Traced)
+    found = quality.accuracy(partial(network.forward, result.subject), held.in_order(256)).value
+    shutil.rmtree(run.path(recipe.trained(budget, cell.alpha)), ignore_errors=True)  # its answer is known
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------- in words
+
+
+def _called(alpha: float) -> str:
+    return {0.0: "labels alone", 1.0: "teacher alone"}.get(alpha, f"alpha {alpha:g}")
