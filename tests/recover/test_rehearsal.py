@@ -46,8 +46,7 @@ def test_what_is_recorded_is_the_network_at_the_end_and_its_way(data):
 
 
 def test_a_part_of_an_epoch_has_a_last_look(data):
-    assert record(net(), data, 1.5, features=False)["right"].shape == (2, 48)
-    assert "features" not in record(net(), data, 1, features=False)
+    assert record(net(), data, 1.5)["right"].shape == (2, 48)
 
 
 def test_without_epochs_the_network_is_looked_at_as_it_is(data):

@@ -24,6 +24,7 @@ from secateur.errors import InputError
 from secateur.files import examples, plugins, ray_data, tables, texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard
+from secateur.files.shelf import nearest
 from secateur.files.survey import Survey, survey
 from secateur.files.tables import Table
 from secateur.files.texts import Corpus
@@ -112,7 +113,10 @@ def prune_data(
     budgets = _budgets(budget)
     _check(score, model, runs, epochs)
     counted = {"tokens": encoders.counter(str(tokenizer))} if tokenizer is not None else {}
-    source = rows(data, held=model is not None, text=text, label=label, counts=counted, ray=ray)
+    # A function of one's own is given texts, too, or the whole table.
+    held = model is not None or (":" in score and (ray or _streamed(data) or _of_texts(data)))
+    shelf = Path(tempfile.gettempdir()) if dry_run else nearest(out)
+    source = rows(data, held=held, shelf=shelf, text=text, label=label, counts=counted, ray=ray)
     whole = ExampleSet(source)
     fair = whole.labels is not None if balanced is None else balanced
     if fair and whole.labels is None:
@@ -201,6 +205,7 @@ def rows(
     data: Data,
     *,
     held: bool = False,
+    shelf: Path | None = None,
     text: str = "text",
     label: str = "label",
     counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]] | None = None,
@@ -208,26 +213,26 @@ def rows(
 ) -> Examples | Corpus | Table | Survey:
     """The training set in `data`; texts are passed over once and not held, unless `held`, for a model to read them.
 
-    With `ray`, or of a data set of Ray's, it is Ray Data that passes over them.
+    shelf: a folder for texts that are held: they lie there on the disk and are read when they are asked for. Without,
+    and where they are in memory already, that is where they are. With `ray`, or of a data set of Ray's, it is Ray Data
+    that passes over them.
     """
     if indices.are(data):
-        return indices.kept(data)  # type: ignore[no-any-return]
+        return indices.kept(data, shelf=shelf)  # type: ignore[no-any-return]
+    how: dict[str, Any] = {"column": text, "label": label}
     if ray or ray_data.is_dataset(data):
-        if held:
-            raise InputError("a model that is asked holds the data in memory, Ray Data passes over it: leave one out")
-        return ray_data.survey(data, column=text, label=label, counts=counts)
-    if isinstance(data, Examples | Corpus | Table | Survey):
+        place = shelf or Path(tempfile.gettempdir())
+        return ray_data.survey(data, counts=counts, shelf=place if held else None, **how)
+    if isinstance(data, Examples | Corpus | Survey):
         return data
-    if _streamed(data) or (_of_texts(data) and not held):
-        return survey(data, column=text, label=label, counts=counts)
-    if tables.is_table(data) and not _of_texts(data):
-        table = tables.read(data, text=text, label=label)
-        if not held:
-            return table
-        if table.texts is None:
-            raise InputError(f"{table.name} has no column {text!r} for a model to read: name it with --text")
-        return Corpus(list(table.texts), table.labels, table.name, table.digest, table.classes)
-    return texts.read(data, column=text, label=label) if _of_texts(data) else examples.read(data)
+    if not isinstance(data, Table) and (_streamed(data) or _of_texts(data)):
+        if held and (shelf is None or isinstance(data, list | tuple)):
+            return texts.read(data, **how)
+        return survey(data, counts=counts, shelf=shelf if held else None, **how)
+    if isinstance(data, Table) or tables.is_table(data):
+        table = data if isinstance(data, Table) else tables.read(data, text=text, label=label)
+        return table.corpus(shelf) if held else table
+    return examples.read(data)
 
 
 def _streamed(data: Data) -> bool:
@@ -302,7 +307,7 @@ def _rehearsed(
             built, data, ask, score, epochs=how["epochs"], batch=how["batch"], lr=lr, seed=seed, number=number
         )
     if not isinstance(data, Corpus):
-        raise InputError(f"{data.name} is not in memory for a model to read: give the data itself, not a survey of it")
+        raise InputError(f"{data.name} is no text that a model could read, but a survey: give the data itself")
     if isinstance(model, nn.Module) or (isinstance(model, str) and ":" in model and not os.path.exists(model)):
         raise InputError(f"{data.name} holds texts: give the folder or Hub id of a model that classifies texts")
     reader = language.opened(model).cut(Selection({}))[0]
@@ -314,11 +319,11 @@ def _rehearsed(
     inside = rehearsal.half(len(corpus), seed=seed, number=number) if "inside" in needs else None
     seen = corpus if inside is None else corpus.take(inside.nonzero().flatten().tolist())
     tokens = {"batch": min(how["batch"], len(seen)), "length": how["length"]}
+    feed = texts.batches(seen, reader.tokenizer, packed=False, seed=seed + number, **tokens) if how["epochs"] else ()
     record = rehearsal.rehearse(
-        reader.model, lambda part: reader.forward(part).prediction,
-        texts.batches(seen, reader.tokenizer, packed=False, seed=seed + number, **tokens),
+        reader.model, lambda part: reader.forward(part).prediction, feed,
         lambda: texts.in_order(corpus, reader.tokenizer, **tokens),
-        epochs=how["epochs"], lr=how["lr"] or _LR["text"], seed=seed + number, features="features" in needs,
+        epochs=how["epochs"], lr=how["lr"] or _LR["text"], seed=seed + number, needs=needs,
     )  # fmt: skip
     return {"score": difficulty.by_name(score, [record if inside is None else record | {"inside": inside}])}
 
