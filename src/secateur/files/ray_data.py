@@ -47,8 +47,9 @@ def survey(
     Texts come by this process once, a batch at a time, for the digest of them all, and for a `shelf` on this machine.
 
     source: a .parquet, .jsonl or .txt file, or a folder of them, each read by a worker as `texts.read` reads it; a .csv
-    file; or a `ray.data.Dataset`. column, label, counts, shelf: see `survey.survey`; what counts must pickle. Ray runs on
-    this machine's cores, or on the cluster that RAY_ADDRESS names, whose workers then have to see the files.
+    file; or a `ray.data.Dataset`. column, label, counts, shelf: see `survey.survey`; what counts must pickle.
+    Ray runs on this machine's cores, or on the cluster that RAY_ADDRESS names, whose workers then have to see the
+    files.
 
     Raises `MissingExtraError` without the `ray` extra, `DataError` as `texts.read`, `InputError` for another source and
     for a cluster that does not answer.

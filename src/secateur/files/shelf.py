@@ -1,6 +1,6 @@
 """Shelves: arrays and texts that are written to the disk as they come and read back a part at a time.
 
-For what is larger than memory. A shelf is a file without a name: no kill leaves it behind, and nobody else can change it.
+For what is larger than memory. A shelf is a file without a name: no kill leaves it behind, nobody else can change it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ __all__ = ["CHUNK", "Shelf", "Texts", "Writer", "nearest"]
 
 CHUNK = 1024
 """Texts in memory at once."""
+Fetch: TypeAlias = Callable[[NDArray[np.int64]], list[str]]
 
 
 class Shelf:
@@ -35,7 +36,7 @@ class Shelf:
     def __init__(self, folder: Path, kind: type[np.generic]) -> None:
         self.folder, self.kind = folder, np.dtype(kind)
         with guard(folder):
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - lives as long as the shelf
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the shelf
         self._count = 0
 
     def __len__(self) -> int:
@@ -43,14 +44,14 @@ class Shelf:
 
     def add(self, values: bytes | NDArray[Any]) -> None:
         """These numbers, of the shelf's kind, or their bytes, at the end."""
-        data = memoryview(values).cast("B") if len(values) else memoryview(b"")
         with guard(self.folder):
-            while data:
-                data = data[self._file.write(data) :]
-        self._count = self._file.tell() // self.kind.itemsize
+            written = self._file.write(values if isinstance(values, bytes) else values.data)
+        self._count += written // self.kind.itemsize
 
     def __getitem__(self, part: slice) -> NDArray[Any]:
         """The numbers from `part.start` to `part.stop`, read now."""
+        with guard(self.folder):
+            self._file.flush()
         size = self.kind.itemsize
         start, stop, _ = part.indices(self._count)
         wanted = bytearray(max(0, stop - start) * size)
@@ -67,7 +68,7 @@ class Texts(Sequence[str]):
     as large as they are may be written.
     """
 
-    def __init__(self, fetch: Callable[[NDArray[np.int64]], list[str]], places: NDArray[np.int64], folder: Path) -> None:
+    def __init__(self, fetch: Fetch, places: NDArray[np.int64], folder: Path) -> None:
         self._fetch, self._places, self.folder = fetch, places, folder
 
     def __len__(self) -> int:
@@ -100,10 +101,9 @@ class Writer:
 
     def add(self, texts: Sequence[str]) -> None:
         """Some more texts."""
-        packed = [text.encode("utf-8", "surrogatepass") for text in texts]
-        self._bytes.add(b"".join(packed))
-        for one in packed:
-            self._ends.append(self._ends[-1] + len(one))
+        for text in texts:
+            self._bytes.add(text.encode("utf-8", "surrogatepass"))
+            self._ends.append(len(self._bytes))
 
     def end(self) -> Texts:
         """After the last text: all of them."""
@@ -112,10 +112,10 @@ class Writer:
         def fetch(places: NDArray[np.int64]) -> list[str]:
             if len(places) and (np.diff(places) == 1).all():  # neighbours are read together
                 first = ends[places[0]]
-                packed = memoryview(data[first : ends[places[-1] + 1]])
+                packed = data[first : ends[places[-1] + 1]].data
                 parts = (packed[a:b] for a, b in pairwise((ends[places[0] : places[-1] + 2] - first).tolist()))
             else:
-                parts = (memoryview(data[ends[place] : ends[place + 1]]) for place in places)
+                parts = (data[ends[place] : ends[place + 1]].data for place in places)
             return [str(part, "utf-8", "surrogatepass") for part in parts]
 
         return Texts(fetch, np.arange(len(ends) - 1), data.folder)

@@ -141,7 +141,8 @@ def gathered(
     )  # fmt: skip
     if writer is None:
         return found
-    return Surveyed(writer.end(), None if numbers is None else numbers.tolist(), name, found.digest, classes, told=found)
+    plain = None if numbers is None else numbers.tolist()
+    return Surveyed(writer.end(), plain, name, found.digest, classes, told=found)
 
 
 def batched(rows: Iterator[texts.Row]) -> Iterator[list[texts.Row]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from secateur.errors import DataError, MissingExtraError
 from secateur.files import digests, texts
 from secateur.files.shelf import CHUNK, Texts
+from secateur.files.texts import Corpus
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,7 +67,7 @@ class Table:
         """[N] texts, read when asked for; None where there is no such column."""
         return self.rows.with_format(None)[self.text] if self.text in self.rows.column_names else None
 
-    def corpus(self, shelf: Path | None = None) -> texts.Corpus:
+    def corpus(self, shelf: Path | None = None) -> Corpus:
         """The texts with their classes, for a model to read.
 
         shelf: a folder for what is as large as the texts; the texts stay in the table, and are read when asked for.
@@ -89,7 +90,7 @@ class Table:
             return found
 
         spoken: Sequence[str] = Texts(fetch, np.arange(len(self)), shelf or Path())
-        return texts.Corpus(spoken if shelf else list(spoken), self.labels, self.name, self.digest, self.classes)
+        return Corpus(spoken if shelf else list(spoken), self.labels, self.name, self.digest, self.classes)
 
     @cached_property
     def digest(self) -> str:

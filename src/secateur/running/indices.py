@@ -24,8 +24,9 @@ def are(data: Any) -> bool:
 def kept(data: Any, *, shelf: Path | None = None) -> Any:
     """The examples that an index keeps, read from where the run that wrote it had its data.
 
-    A path that was relative then is taken from here, or from beside the run. shelf: see `data.rows`. Raises `DataError` for an index without
-    its run, or data that is not there, or is other data now.
+    A path that was relative then is taken from here, or from beside the run. shelf: see `data.rows`.
+
+    Raises `DataError` for an index without its run, or data that is not there, or is other data now.
     """
     if isinstance(data, ExampleSet):
         return data.data
