@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import datasets
 import numpy as np
@@ -232,6 +234,26 @@ def test_tables_on_the_disk_are_scored_as_in_memory(corpus, monkeypatch):
     with pytest.raises(DataError, match=r"empty.csv has None and no text in 'empty' of row 1: drop the row"):
         secateur.prune_data(root / "empty.csv", "words=30%", root / "bad", text="empty", **how)
     assert not (root / "bad").exists()
+
+
+def test_ctrl_c_and_the_same_command_again(corpus):
+    root, _ = corpus
+    words = ["prune-data", "rows.jsonl", "--score", "el2n", "--model", "model", "--runs", "3", "--epochs", "1",
+             "--length", "16", "--budget", "words=30%", "--out"]  # fmt: skip
+    child = processes.start(root, *words, "out")
+    while not (root / "out/work/scores-0.safetensors").exists():
+        assert child.poll() is None, child.stderr
+        time.sleep(0.005)
+    child.kill(signal.SIGINT)
+    assert child.wait() == 130
+    assert not (root / "out/words=30%").exists()
+    first = (root / "out/work/scores-0.safetensors").stat().st_mtime_ns
+    assert sorted(path.name for path in root.iterdir()) == ["model", "out", "rows.jsonl"]
+    for name in ("out", "whole"):
+        done = processes.run(root, *words, name)
+        assert done.code == 0, done.stderr
+    assert (root / "out/work/scores-0.safetensors").stat().st_mtime_ns == first
+    assert (root / "out/words=30%/index.npz").read_bytes() == (root / "whole/words=30%/index.npz").read_bytes()
 
 
 def test_an_index_of_texts_is_cut_further_from_the_disk(corpus):

@@ -74,7 +74,9 @@ def prune_data(
 ) -> list[Result]:
     """Cut a training set to each budget, and leave an index file for each in `out`; the data stays as it is.
 
-    `Result.subject` is an `ExampleSet`: its `kept` are the places that stay, its `data` the examples. A larger budget
+    `Result.subject` is an `ExampleSet`: its `kept` are the places that stay, its `data` the examples. Texts are never
+    all in memory unless they were given so: what reads them reads them from the disk, where those that come from a path
+    or a stream stand in a file without a name, near `out`, for as long as the results live. A larger budget
     keeps all that a smaller one keeps. The same call again resumes: a run of scoring that is done is not done twice,
     and further budgets take the scores that are there.
 
@@ -87,7 +89,7 @@ def prune_data(
         score: which examples are worth most. "random"; "length" (of texts: most words first); what a model in training
             made of them: "el2n", "grand" and "forgetting" (hardest first), "memorisation" (first what no other example
             tells about), "moderate" (neither hard nor easy), "herding" (most typical first); or "file.py:function",
-            from the data to one number for each example.
+            from the data (of texts, a `Corpus`) to one number for each example.
         model: a classifier: for arrays a module, or the name of a function that builds one ("file.py:build"), which is
             trained from new weights in each run; for texts a folder or Hub id, trained from its own weights.
         balanced: keep the same share of every class; by default where the data has classes.
@@ -100,7 +102,8 @@ def prune_data(
         batch: examples per step.
         length: tokens of a text that a model reads.
         seed: of everything random.
-        ray: pass over texts at a path with Ray Data: on all cores, or on the cluster that RAY_ADDRESS names.
+        ray: pass over texts at a path with Ray Data: on all cores, or on the cluster that RAY_ADDRESS names. A model
+            reads them here.
         dry_run: say what would stay; nothing is written.
         overwrite: start anew where `out` holds another run.
 
