@@ -163,5 +163,9 @@ def test_a_model_reads_what_ray_passed_over(tmp_path):
         data.prune_data(given, "words=20%", tmp_path / name, ray=ours, **how)
     plain, held, by_ray = ((tmp_path / name / "words=20%/index.npz").read_bytes() for name in ("plain", "held", "ray"))
     assert plain == held == by_ray
+    (tmp_path / "own.py").write_text("def first(data):\n    return [ord(text[5]) for text in data.texts]\n")
+    own = dict(score=f"{tmp_path}/own.py:first", dry_run=True)
+    found = data.prune_data(ray.data.from_items(ROWS[:9]), "examples=3", "", **own)[0].subject.scores[own["score"]]
+    assert found.tolist() == [ord(row["text"][5]) for row in ROWS[:9]]
     one, other = (np.load(tmp_path / name / "words=20%/index.npz") for name in ("plain", "set"))
     assert all(np.array_equal(one[key], other[key]) for key in one.files if key != "name")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
+import warnings
 
 import numpy as np
+import psutil
 import pytest
 
 import processes
@@ -63,6 +66,12 @@ def test_it_leaves_no_file(tmp_path):
     found = written(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert len(found[2:5]) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        files = psutil.Process().num_fds()
+        del found
+        gc.collect()
+        assert psutil.Process().num_fds() == files - 1
 
 
 def test_a_system_that_reads_less_than_was_asked_for(tmp_path, monkeypatch):

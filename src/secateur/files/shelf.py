@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -37,6 +38,7 @@ class Shelf:
         self.folder, self.kind = folder, np.dtype(kind)
         with guard(folder):
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the shelf
+        weakref.finalize(self, self._file.close)
         self._count = 0
 
     def __len__(self) -> int:

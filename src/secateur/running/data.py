@@ -117,7 +117,8 @@ def prune_data(
     _check(score, model, runs, epochs)
     counted = {"tokens": encoders.counter(str(tokenizer))} if tokenizer is not None else {}
     # A function of one's own is given texts, too, or the whole table.
-    held = model is not None or (":" in score and (ray or _streamed(data) or _of_texts(data)))
+    spoken = ray or ray_data.is_dataset(data) or _streamed(data) or _of_texts(data)
+    held = model is not None or (":" in score and spoken)
     shelf = Path(tempfile.gettempdir()) if dry_run else nearest(out)
     source = rows(data, held=held, shelf=shelf, text=text, label=label, counts=counted, ray=ray)
     whole = ExampleSet(source)
