@@ -11,6 +11,7 @@ import torch
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForSequenceClassification,
     BertModel,
     DistilBertConfig,
     DistilBertModel,
@@ -91,6 +92,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         model_max_length=64,
     )
+
+
+def classifier(classes: str = "ab", seed: int = 0) -> PreTrainedModel:
+    """A BERT of one layer that tells texts apart, a class for each letter of `classes`, for `tokenizer()`'s tokens."""
+    torch.manual_seed(seed)
+    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, pad_token_id=0)
+    names = {name: number for number, name in enumerate(classes)}
+    config = BertConfig(vocab_size=64, **small, label2id=names, id2label={n: name for name, n in names.items()})
+    return BertForSequenceClassification(config)
 
 
 def model(kind: str, seed: int = 0) -> PreTrainedModel:

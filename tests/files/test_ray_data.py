@@ -11,7 +11,8 @@ import pytest
 
 from secateur.errors import DataError, InputError
 from secateur.files import ray_data, texts
-from secateur.files.survey import CHUNK, survey
+from secateur.files.shelf import CHUNK
+from secateur.files.survey import survey
 from secateur.running import data
 
 ray = pytest.importorskip("ray")
@@ -136,8 +137,6 @@ def test_what_cannot_be_read_is_told_in_a_line(tmp_path):
     assert refused(given) == "ray data set: a row has no text in 'text': it has text"
     with pytest.raises(InputError, match="can't read a list"):
         ray_data.survey([{"text": "one"}])
-    with pytest.raises(InputError, match="leave one out"):
-        data.rows(rows, held=True, ray=True)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
@@ -148,3 +147,25 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(address, monkeypatch, tm
         monkeypatch.setattr(socket, "create_connection", lambda *given: pytest.fail(f"asked at {given}"))
     with pytest.raises(InputError, match=f"no cluster answers at RAY_ADDRESS={address}: start it, or unset"):
         ray_data.survey(written(tmp_path / "rows.txt", ROWS[:9]))
+
+
+def test_a_model_reads_what_ray_passed_over(tmp_path):
+    import tiny  # here, since Ray's workers import this module for `letters`
+
+    path, model = written(tmp_path / "rows.jsonl", ROWS[:1200]), str(tmp_path / "model")
+    tiny.classifier("bca").save_pretrained(model)
+    tiny.tokenizer().save_pretrained(model)
+    how = dict(score="grand", model=model, runs=1, epochs=0.1, length=16, deduplicate="normalised")
+    for name, given, ours in (
+        ("plain", path, False), ("held", texts.read(path), False), ("ray", path, True),
+        ("set", ray.data.from_items(ROWS[:1200]), False),
+    ):  # fmt: skip
+        data.prune_data(given, "words=20%", tmp_path / name, ray=ours, **how)
+    plain, held, by_ray = ((tmp_path / name / "words=20%/index.npz").read_bytes() for name in ("plain", "held", "ray"))
+    assert plain == held == by_ray
+    (tmp_path / "own.py").write_text("def first(data):\n    return [ord(text[5]) for text in data.texts]\n")
+    own = dict(score=f"{tmp_path}/own.py:first", dry_run=True)
+    found = data.prune_data(ray.data.from_items(ROWS[:9]), "examples=3", "", **own)[0].subject.scores[own["score"]]
+    assert found.tolist() == [ord(row["text"][5]) for row in ROWS[:9]]
+    one, other = (np.load(tmp_path / name / "words=20%/index.npz") for name in ("plain", "set"))
+    assert all(np.array_equal(one[key], other[key]) for key in one.files if key != "name")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from secateur.errors import DataError
-from secateur.files import survey as module
 from secateur.files import texts
+from secateur.files.shelf import CHUNK, Texts
 from secateur.files.survey import survey
 
 
@@ -48,18 +48,18 @@ def test_texts_are_passed_over_once_and_let_go():
 
     def stream():
         nonlocal most, given
-        for number in range(10 * module.CHUNK):
+        for number in range(10 * CHUNK):
             one = Text(f"text {number}")
             alive.add(one)
             given += 1
-            if number % module.CHUNK == 7:
+            if number % CHUNK == 7:
                 gc.collect()
                 most = max(most, len(alive))
             yield one
 
     found = survey(stream())
-    assert given == len(found) == 10 * module.CHUNK
-    assert 0 < most <= 2 * module.CHUNK
+    assert given == len(found) == 10 * CHUNK
+    assert 0 < most <= 2 * CHUNK
 
 
 def test_a_streamed_data_set_is_a_corpus():
@@ -84,3 +84,23 @@ def test_what_can_not_be_used_is_refused_in_a_line(tmp_path):
         survey([{"text": "a"}, {"body": "b"}])
     with pytest.raises(DataError, match="does not exist"):
         survey(tmp_path / "none.txt")
+
+
+def test_texts_on_a_shelf_are_a_corpus_that_is_told_of(tmp_path):
+    path = written(tmp_path, ["b", "a", "c"])
+    count = {"tokens": lambda some: [len(text) for text in some]}
+    found, whole, plain = survey(path, counts=count, shelf=tmp_path), texts.read(path), survey(path, counts=count)
+    assert isinstance(found, texts.Corpus)
+    assert isinstance(found.texts, Texts)
+    assert (list(found.texts), found.labels) == (list(whole.texts), whole.labels)
+    assert (found.name, found.digest, found.classes) == (whole.name, whole.digest, whole.classes)
+    assert found.costs().keys() == {"bytes", "words", "tokens"}
+    for measure, column in plain.costs().items():
+        assert np.array_equal(found.costs()[measure], column)
+    for how in (False, True):
+        assert np.array_equal(found.keys(normalised=how), whole.keys(normalised=how))
+    part, other = found.take([5, 3, 30]), whole.take([5, 3, 30])
+    assert isinstance(part.texts, Texts)
+    assert (list(part.texts), part.labels, part.digest) == (other.texts, other.labels, other.digest)
+    assert np.array_equal(part.costs()["words"], other.costs()["words"])
+    assert list(tmp_path.iterdir()) == [path]

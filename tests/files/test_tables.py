@@ -8,6 +8,7 @@ import pytest
 
 from secateur.errors import DataError
 from secateur.files import tables
+from secateur.files.shelf import Texts
 
 ROWS = {"text": ["a cat", "a dog", "A  cat!", "a dog"], "label": ["pet", "pet", "wild", "pet"], "page": [1, 2, 3, 4]}
 
@@ -87,3 +88,25 @@ def test_what_can_not_be_used_is_refused_in_a_line(rows, tmp_path):
         with pytest.raises(DataError, match=words) as refused:
             tables.read(place)
         assert "\n" not in str(refused.value)
+
+
+def test_its_texts_are_a_corpus_that_is_read_from_the_table(rows, tmp_path):
+    table = tables.read(rows.select([3, 0, 1, 2]))
+    held, lazy = table.corpus(), table.corpus(tmp_path)
+    assert isinstance(lazy.texts, Texts)
+    assert held.texts == list(lazy.texts) == ["a dog", "a cat", "a dog", "A  cat!"]
+    assert lazy.texts[1:3] == ["a cat", "a dog"]
+    assert list(lazy.take([3, 0]).texts) == ["A  cat!", "a dog"]
+    assert lazy.digest == held.digest == table.digest
+    assert lazy.labels == held.labels == table.labels
+    assert lazy.classes == ("pet", "wild")
+
+
+def test_rows_without_a_text_are_told():
+    some = datasets.Dataset.from_dict({"text": ["one", None], "page": [1, 2]})
+    with pytest.raises(DataError, match=r"table has None and no text in 'text' of row 2: drop the row"):
+        tables.read(some).corpus()
+    with pytest.raises(DataError, match=r"has 1 and no text in 'page' of row 1"):
+        tables.read(some, text="page").corpus()
+    with pytest.raises(DataError, match=r"has no column 'body' for a model to read: name it with --text"):
+        tables.read(some, text="body").corpus()

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 import tiny
 from secateur.errors import DataError
 from secateur.files import texts
+from secateur.files.shelf import Shelf, Writer
 from secateur.files.texts import Corpus
 
 
@@ -289,3 +290,24 @@ def test_short_windows_share_batches_of_which_there_stay_sixteen(count, length, 
     assert [len(batch["input_ids"]) for batch in together] == sizes
     for key in alone[0]:
         assert torch.equal(torch.cat([one[key] for one in together]), torch.cat([one[key] for one in alone]))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_texts_on_the_disk_make_the_same_batches_of_tokens_on_the_disk(tokenizer, packed, tmp_path):
+    corpus = Corpus(tiny.sentences(300), [i % 3 for i in range(300)])
+    writer = Writer(tmp_path)
+    writer.add(corpus.texts)
+    lazy = Corpus(writer.end(), corpus.labels)
+    how = dict(packed=packed, batch=7, length=12, seed=4)
+    held, found = (texts.batches(one, tokenizer, **how) for one in (corpus, lazy))
+    assert isinstance(found.tokens, Shelf)
+    assert len(found) == len(held)
+    for index in range(2 * len(held)):
+        one, other = held[index], found[index]
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    orders = [list(texts.in_order(one, tokenizer, batch=64, length=12)) for one in (corpus, lazy)]
+    for one, other in zip(*orders, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    told = [one.labelled({}, 3) for one in (corpus, lazy)]
+    assert told[0].digest == told[1].digest

@@ -46,8 +46,7 @@ def test_what_is_recorded_is_the_network_at_the_end_and_its_way(data):
 
 
 def test_a_part_of_an_epoch_has_a_last_look(data):
-    assert record(net(), data, 1.5, features=False)["right"].shape == (2, 48)
-    assert "features" not in record(net(), data, 1, features=False)
+    assert record(net(), data, 1.5)["right"].shape == (2, 48)
 
 
 def test_without_epochs_the_network_is_looked_at_as_it_is(data):
@@ -78,3 +77,15 @@ def test_networks_without_a_linear_end_have_no_features(data):
         record(plain, data, 0)
     with pytest.raises(InputError, match="a classifier gives logits"):
         record(nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (3, 2))), data, 0)
+
+
+@pytest.mark.parametrize("needs", [["logits", "labels"], ["labels", "features"], ["right"], ["right", "inside"]])
+def test_only_what_is_needed_is_recorded_and_the_same(data, needs, monkeypatch):
+    whole = record(net(), data, 3)
+    looks, real = [], rehearsal._looks
+    monkeypatch.setattr(rehearsal, "_looks", lambda *given, **how: looks.append(how) or real(*given, **how))
+    found = record(net(), data, 3, needs=needs)
+    assert found.keys() == set(needs) - {"inside"}
+    assert all(torch.equal(found[name], whole[name]) for name in found)
+    assert len(looks) == (3 if "right" in needs else 1)
+    assert record(net(), data, 0, needs=needs).keys() == found.keys()

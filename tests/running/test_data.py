@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import datasets
 import numpy as np
@@ -18,6 +22,7 @@ from secateur import encoders
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, RunError
 from secateur.files import texts
 from secateur.files.examples import Examples
+from secateur.files.shelf import CHUNK, Texts
 from secateur.files.texts import Corpus
 from secateur.recover import rehearsal
 from secateur.running import data as module
@@ -180,6 +185,149 @@ def test_tables_of_datasets(places, monkeypatch):
     part = ExampleSet.load(module.rows(rows), places / "out0" / "examples=50%").data.rows
     assert part["x"] == indices[0]
     assert rows.select(np.load(places / "out0/examples=50%/index.npz")["kept"])["x"] == indices[0]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Texts of two classes, of more than one chunk, a classifier of them, and places where the texts stand."""
+    tiny.classifier("ba").save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    spoken = tiny.sentences(CHUNK + 200)
+    rows = [{"text": f"{text} {'é' * (i % 3)}", "label": "ab"[i % 3 % 2]} for i, text in enumerate(spoken)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path, rows
+
+
+@pytest.mark.parametrize(("score", "epochs"), [("el2n", 0), ("forgetting", 0.2), ("memorisation", 0.2)])
+def test_texts_on_the_disk_are_scored_as_in_memory(corpus, score, epochs):
+    root, rows = corpus
+    how = dict(score=score, model=root / "model", runs=2, epochs=epochs, length=16, deduplicate="exact", lr=1e-2)
+    held = secateur.prune_data(texts.read(root / "rows.jsonl"), "words=30%", root / "held", **how)[0]
+    disk = secateur.prune_data(root / "rows.jsonl", "words=30%", root / "disk", **how)[0]
+    assert isinstance(disk.subject.data.texts, Texts)
+    assert (root / "held/words=30%/index.npz").read_bytes() == (root / "disk/words=30%/index.npz").read_bytes()
+    assert list(disk.subject.data.texts) == list(held.subject.data.texts)  # also when the run is over
+    assert held.cut == disk.cut
+    streamed = secateur.prune_data(iter(rows), "words=30%", root / "stream", **how)[0]
+    assert np.array_equal(streamed.subject.scores[score], held.subject.scores[score])
+    assert streamed.subject.source.digest == held.subject.source.digest
+    assert sorted(path.name for path in (root / "disk").rglob("*") if path.is_file()) == [
+        "evidence.json", "index.npz", "lock", "run.yaml", "scores-0.safetensors", "scores-1.safetensors"
+    ]  # fmt: skip
+
+
+def test_tables_on_the_disk_are_scored_as_in_memory(corpus, monkeypatch):
+    root, rows = corpus
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+    table = datasets.Dataset.from_list(rows)
+    table.to_csv(str(root / "rows.csv"))
+    how = dict(score="el2n", model=root / "model", runs=1, epochs=0.2, length=16)
+    held = secateur.prune_data(module.rows(root / "rows.csv", held=True), "words=30%", root / "held", **how)
+    disk = secateur.prune_data(root / "rows.csv", "words=30%", root / "disk", **how)
+    assert isinstance(held[0].subject.source.texts, list)
+    assert isinstance(disk[0].subject.source.texts, Texts)
+    assert (root / "held/words=30%/index.npz").read_bytes() == (root / "disk/words=30%/index.npz").read_bytes()
+    for place, given in (("set", table), ("table", module.rows(table))):
+        other = secateur.prune_data(given, "words=30%", root / place, **how)[0].subject
+        assert np.array_equal(other.scores["el2n"], disk[0].subject.scores["el2n"])
+    table.add_column("empty", [None] * len(rows)).to_csv(str(root / "empty.csv"))
+    with pytest.raises(DataError, match=r"empty.csv has None and no text in 'empty' of row 1: drop the row"):
+        secateur.prune_data(root / "empty.csv", "words=30%", root / "bad", text="empty", **how)
+    assert not (root / "bad").exists()
+
+
+def test_ctrl_c_and_the_same_command_again(corpus):
+    root, _ = corpus
+    words = ["prune-data", "rows.jsonl", "--score", "el2n", "--model", "model", "--runs", "3", "--epochs", "1",
+             "--length", "16", "--budget", "words=30%", "--out"]  # fmt: skip
+    child = processes.start(root, *words, "out")
+    while not (root / "out/work/scores-0.safetensors").exists():
+        assert child.poll() is None, child.stderr
+        time.sleep(0.005)
+    child.kill(signal.SIGINT)
+    assert child.wait() == 130
+    assert not (root / "out/words=30%").exists()
+    first = (root / "out/work/scores-0.safetensors").stat().st_mtime_ns
+    assert sorted(path.name for path in root.iterdir()) == ["model", "out", "rows.jsonl"]
+    for name in ("out", "whole"):
+        done = processes.run(root, *words, name)
+        assert done.code == 0, done.stderr
+    assert (root / "out/work/scores-0.safetensors").stat().st_mtime_ns == first
+    assert (root / "out/words=30%/index.npz").read_bytes() == (root / "whole/words=30%/index.npz").read_bytes()
+
+
+def test_an_index_of_texts_is_cut_further_from_the_disk(corpus):
+    root, _ = corpus
+    secateur.prune_data(root / "rows.jsonl", "examples=50%", root / "first", deduplicate="normalised")
+    index = root / "first/examples=50%"
+    how = dict(score="el2n", model=root / "model", runs=1, epochs=0, length=16)
+    held = secateur.prune_data(module.rows(index), "examples=30%", root / "held", **how)[0]
+    disk = secateur.prune_data(index, "examples=30%", root / "disk", **how)[0]
+    assert isinstance(held.subject.source.texts, list)
+    assert isinstance(disk.subject.source.texts, Texts)
+    assert (root / "held/examples=30%/index.npz").read_bytes() == (root / "disk/examples=30%/index.npz").read_bytes()
+
+
+def test_a_score_of_ones_own_reads_texts(corpus):
+    root, rows = corpus
+    (root / "own.py").write_text("def vowels(data):\n    return [text.count('e') for text in data.texts]\n")
+    own = f"{root}/own.py:vowels"
+    for name, given in (("file", root / "rows.jsonl"), ("list", rows), ("stream", iter(rows))):
+        found = secateur.prune_data(given, "examples=30%", root / name, score=own)[0].subject
+        assert found.scores[own].tolist() == [row["text"].count("e") for row in rows]
+
+
+LARGE = """
+import gc, resource, sys, threading
+from pathlib import Path
+
+import secateur
+import torch
+from secateur.files import texts
+
+def data():
+    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmData"))
+    return int(line.split()[1]) * 1024
+
+torch.set_num_threads(1)
+threading.stack_size(2**19)  # of those that read weights
+how = dict(score="el2n", model="model", runs=1, length=16, batch=128)
+few = [{"text": "one two", "label": "a"}, {"text": "tree", "label": "b"}] * 16
+secateur.prune_data(iter(few), "examples=50%", "", epochs=1, dry_run=True, **how)  # what is loaded on first use
+gc.collect()
+limit = data() + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+try:
+    texts.read("large.jsonl")
+except MemoryError:
+    print("too large to hold")
+for epochs in (0, 0.05):
+    gc.collect()
+    secateur.prune_data("large.jsonl", "examples=30%", f"out-{epochs}", epochs=epochs, **how)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is bounded by Linux's means")
+def test_a_model_scores_texts_that_memory_can_not_hold(corpus):
+    """In a process of its own that may take 16 MB more than what it has loaded, of a file of 22 MB."""
+    root, rows = corpus
+    with (root / "large.jsonl").open("w") as file:
+        for number in range(11_000):
+            row = rows[number % len(rows)]
+            file.write(json.dumps({**row, "text": f"{row['text']} {number} {'🌳' * 500}"}, ensure_ascii=False) + "\n")
+    assert (root / "large.jsonl").stat().st_size > 22e6
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, str(16 << 20)], cwd=root, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["too large to hold"]
+    how = dict(score="el2n", model=root / "model", runs=1, length=16, batch=128, epochs=0)
+    secateur.prune_data(texts.read(root / "large.jsonl"), "examples=30%", root / "held", **how)
+    ours, held = (root / name / "examples=30%/index.npz" for name in ("out-0", "held"))
+    assert ours.read_bytes() == held.read_bytes()
+    one, other = (np.load(root / name / "examples=30%/index.npz")["scores/el2n"] for name in ("out-0", "out-0.05"))
+    assert len(one) == len(other) == 11_000
+    assert not np.array_equal(one, other)
 
 
 def test_a_model_of_texts_scores_from_its_own_weights(places):

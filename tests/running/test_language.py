@@ -6,13 +6,14 @@ import json
 
 import pytest
 import torch
-from transformers import BertForMaskedLM, BertForSequenceClassification, LlamaForCausalLM
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, LlamaForCausalLM
 
 import secateur
 import tiny
 from secateur import running
-from secateur.errors import InputError
+from secateur.errors import DataError, InputError
 from secateur.files import texts
+from secateur.measure import latency
 from secateur.running import language
 
 
@@ -76,3 +77,24 @@ def test_the_card_names_the_class_that_loads_the_head(tmp_path, architecture, ca
     assert language.loading(tmp_path, "small") == (
         f'from transformers import {call}\n\nmodel = {call}.from_pretrained("small")'
     )
+
+
+@pytest.mark.parametrize("empty", [1, 40])
+def test_texts_without_tokens_are_left_out_of_what_embeddings_tell(empty):
+    """Alone in their batches, or beside others."""
+    small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+
+    def made(seed):
+        torch.manual_seed(seed)
+        return secateur.open_subject(BertModel(BertConfig(vocab_size=300, **small)), tokenizer=tokenizer)
+
+    tokenizer = tiny.letters()  # which adds no special tokens
+    one, other, place = made(0), made(1), latency.Environment(1, 16, 1)
+    spoken = tiny.sentences(47)
+    found = language.compared(one, other, texts.Corpus([*spoken, *[""] * empty]), place)[2]
+    batches = texts.batches(texts.Corpus([*spoken, *[""] * empty]), tokenizer, packed=False, batch=16, length=16)
+    read = int(sum(batch["attention_mask"].any(1).sum() for batch in batches))
+    assert found["cosine"].samples == read < 48
+    assert abs(found["cosine"].value) < 1
+    with pytest.raises(DataError, match="texts holds no text that the tokenizer finds a token in: give others"):
+        language.compared(one, other, texts.Corpus([""] * empty), place)

@@ -89,6 +89,18 @@ def test_a_class_that_loses_all_its_examples_is_gone():
     assert smaller.class_numbers.tolist() == [0, 2]
 
 
+def test_texts_are_counted_a_part_at_a_time():
+    asked = []
+
+    def letters(some):
+        asked.append(len(some))
+        return [len(text) for text in some]
+
+    corpus = Corpus([f"text {i}" for i in range(2100)])
+    assert ExampleSet(corpus).counted(letters=letters).units().cost()["letters"] == sum(map(len, corpus.texts))
+    assert max(asked) <= 1024
+
+
 def test_what_is_counted_is_a_cost():
     subject = ExampleSet(CORPUS).counted(tokens=lambda some: [len(text) for text in some])
     assert subject.units().cost() == {"examples": 6, "bytes": 26, "words": 7, "tokens": 26}

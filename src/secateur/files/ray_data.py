@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.errors import DataError, InputError, MissingExtraError, SecateurError
 from secateur.files import texts
-from secateur.files.survey import CHUNK, Count, Survey, batched, gathered, told
+from secateur.files.shelf import CHUNK
+from secateur.files.survey import Count, Survey, Surveyed, batched, gathered, told
 
 if TYPE_CHECKING:
     import pyarrow
@@ -39,14 +40,16 @@ def survey(
     column: str = "text",
     label: str = "label",
     counts: Mapping[str, Count] | None = None,
-) -> Survey:
+    shelf: Path | None = None,
+) -> Survey | Surveyed:
     """What `survey.survey` tells of the same texts, digest and all; reading and counting run in Ray's workers.
 
-    Texts come by this process once, a batch at a time, for the digest of them all.
+    Texts come by this process once, a batch at a time, for the digest of them all, and for a `shelf` on this machine.
 
     source: a .parquet, .jsonl or .txt file, or a folder of them, each read by a worker as `texts.read` reads it; a .csv
-    file; or a `ray.data.Dataset`. column, label, counts: see `survey.survey`; what counts must pickle. Ray runs on this
-    machine's cores, or on the cluster that RAY_ADDRESS names, whose workers then have to see the files.
+    file; or a `ray.data.Dataset`. column, label, counts, shelf: see `survey.survey`; what counts must pickle.
+    Ray runs on this machine's cores, or on the cluster that RAY_ADDRESS names, whose workers then have to see the
+    files.
 
     Raises `MissingExtraError` without the `ray` extra, `DataError` as `texts.read`, `InputError` for another source and
     for a cluster that does not answer.
@@ -57,7 +60,7 @@ def survey(
         try:
             data = _marked(source, name, how)
             parts = _batches(data.iter_batches(batch_format="pyarrow", batch_size=CHUNK))
-            return gathered(name, parts, str(source) if isinstance(source, str | Path) else "")
+            return gathered(name, parts, str(source) if isinstance(source, str | Path) else "", shelf)
         except (ray.exceptions.RayError, OSError, ValueError) as error:  # ValueError: what Arrow can't parse
             raise _plain(error, name) from error
 

@@ -1,4 +1,7 @@
-"""Surveys: what can be told of a corpus in one pass, without holding it: columns for scores and budgets."""
+"""Surveys: what can be told of a corpus in one pass, without holding it: columns for scores and budgets.
+
+Texts that something is to read afterwards are written to the disk in the same pass.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,9 @@ from numpy.typing import NDArray
 
 from secateur.errors import DataError
 from secateur.files import digests, texts
+from secateur.files.shelf import CHUNK, Writer
 
-__all__ = ["CHUNK", "Count", "Survey", "batched", "gathered", "survey", "told"]
-
-CHUNK = 1024
-"""Texts in memory at once."""
+__all__ = ["Count", "Survey", "Surveyed", "batched", "gathered", "survey", "told"]
 
 Count = Callable[[Sequence[str]], Sequence[int]]
 
@@ -58,6 +59,21 @@ class Survey:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class Surveyed(texts.Corpus):
+    """A corpus whose texts lie on the disk, with what its survey has `told` of them: nothing is counted again."""
+
+    told: Survey = field(kw_only=True, repr=False)
+
+    def costs(self) -> dict[str, NDArray[np.float64]]:
+        """Measure -> [N]: bytes, words, and what else was counted."""
+        return self.told.costs()
+
+    def keys(self, *, normalised: bool = False) -> NDArray[np.void]:
+        """[N] digests, as `texts.Corpus.keys` gives them."""
+        return self.told.keys(normalised=normalised)
+
+
 def survey(
     source: str | Path | Iterable[str] | Iterable[Mapping[str, Any]],
     *,
@@ -65,15 +81,18 @@ def survey(
     label: str = "label",
     limit: int | None = None,
     counts: Mapping[str, Count] | None = None,
-) -> Survey:
+    shelf: Path | None = None,
+) -> Survey | Surveyed:
     """Pass once over texts, of which at most 1,024 are in memory at a time.
 
     source, column, label, limit: see `texts.opened`. counts: measure -> (texts -> how many each has), such as tokens.
-    About 50 bytes per text remain, and 8 for each count. Raises `DataError` as `texts.read`.
+    shelf: a folder in which the texts are to lie for as long as they are asked for, see `shelf.Texts`.
+    About 50 bytes per text remain, 8 for each count, and 24 for a text on a shelf. Raises `DataError` as `texts.read`.
     """
     name, rows = texts.opened(source, limit=limit, column=column, label=label)
     shown = str(source) if isinstance(source, str | Path) else ""
-    return gathered(name, ((chunk, told([text for text, _ in chunk], counts or {})) for chunk in batched(rows)), shown)
+    parts = ((chunk, told([text for text, _ in chunk], counts or {})) for chunk in batched(rows))
+    return gathered(name, parts, shown, shelf)
 
 
 def told(spoken: Sequence[str], counts: Mapping[str, Count]) -> dict[str, Sequence[Any]]:
@@ -89,19 +108,24 @@ def told(spoken: Sequence[str], counts: Mapping[str, Count]) -> dict[str, Sequen
 
 
 def gathered(
-    name: str, batches: Iterable[tuple[Sequence[texts.Row], Mapping[str, Sequence[Any]]]], shown: str = ""
-) -> Survey:
+    name: str,
+    batches: Iterable[tuple[Sequence[texts.Row], Mapping[str, Sequence[Any]]]],
+    shown: str = "",
+    shelf: Path | None = None,
+) -> Survey | Surveyed:
     """The survey of texts that come in batches, each with its classes and with what was `told` of them.
 
-    shown: how errors name the source, if not by `name`.
+    shown: how errors name the source, if not by `name`; shelf: see `survey`.
     """
-    digest, labels = texts.Digest(), _Labels()
+    digest, labels, writer = texts.Digest(), _Labels(), None if shelf is None else Writer(shelf)
     columns: dict[str, array[float]] = {}
     exact, normal = list[bytes](), list[bytes]()
     for chunk, about in batches:
         for text, value in chunk:
             digest.add(text)
             labels.add(value)
+        if writer is not None:
+            writer.add([text for text, _ in chunk])
         for measure, column in about.items():
             if measure not in ("exact", "normal"):
                 columns.setdefault(measure, array("d")).extend(map(float, column))
@@ -111,10 +135,14 @@ def gathered(
         raise DataError(f"{shown or name} holds no text: give at least one line")
     numbers, classes = labels.end()
     kind = np.dtype((np.void, digests.SIZE))
-    return Survey(
+    found = Survey(
         name, digest.end(numbers), numbers, classes, {key: np.array(one) for key, one in columns.items()},
         np.frombuffer(b"".join(exact), kind), np.frombuffer(b"".join(normal), kind),
     )  # fmt: skip
+    if writer is None:
+        return found
+    plain = None if numbers is None else numbers.tolist()
+    return Surveyed(writer.end(), plain, name, found.digest, classes, told=found)
 
 
 def batched(rows: Iterator[texts.Row]) -> Iterator[list[texts.Row]]:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from secateur.errors import DataError, MissingExtraError
 from secateur.files import digests, texts
+from secateur.files.shelf import CHUNK, Texts
+from secateur.files.texts import Corpus
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["SUFFIXES", "Table", "is_table", "read"]
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
-_CHUNK = 1024
-"""Rows in memory at once: a table is mapped from the disk."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,31 @@ class Table:
         """[N] texts, read when asked for; None where there is no such column."""
         return self.rows.with_format(None)[self.text] if self.text in self.rows.column_names else None
 
+    def corpus(self, shelf: Path | None = None) -> Corpus:
+        """The texts with their classes, for a model to read.
+
+        shelf: a folder for what is as large as the texts; the texts stay in the table, and are read when asked for.
+        Without, they are all in memory.
+
+        Raises:
+            DataError: no column of texts, or a row without one.
+        """
+        if self.text not in self.rows.column_names:
+            raise DataError(f"{self.name} has no column {self.text!r} for a model to read: name it with --text")
+        column = self.rows.with_format(None).select_columns(self.text)
+
+        def fetch(places: NDArray[np.int64]) -> list[str]:
+            near = len(places) and (np.diff(places) == 1).all()  # a slice is read at once
+            found = list(column[slice(places[0], places[-1] + 1) if near else places.tolist()][self.text])
+            for place, text in zip(places, found, strict=True):
+                if not isinstance(text, str):
+                    raise DataError(f"{self.name} has {text!r} and no text in {self.text!r} of row {place + 1}: "
+                                    "drop the row")  # fmt: skip
+            return found
+
+        spoken: Sequence[str] = Texts(fetch, np.arange(len(self)), shelf or Path())
+        return Corpus(spoken if shelf else list(spoken), self.labels, self.name, self.digest, self.classes)
+
     @cached_property
     def digest(self) -> str:
         """sha256 of the columns' names and of all rows."""
@@ -101,7 +126,7 @@ class Table:
 
     def _packed(self, skip: str = "") -> Iterator[bytes]:
         """Each row as JSON; what JSON can't hold, such as an image's bytes, as Python writes it."""
-        for chunk in self.rows.with_format("arrow").iter(batch_size=_CHUNK):
+        for chunk in self.rows.with_format("arrow").iter(batch_size=CHUNK):
             for row in chunk.to_pylist():
                 row.pop(skip, None)
                 yield json.dumps(row, sort_keys=True, default=repr).encode()

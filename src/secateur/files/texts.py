@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import DataError, MissingExtraError
 from secateur.files import digests
+from secateur.files.shelf import Shelf, Texts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +39,8 @@ __all__ = [
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 _HUB_LIMIT = 100_000
-_CHUNK = 1024
+_TOKENISED = 128
+"""Texts that are tokenised at once: meanwhile a tokenizer takes some 30 bytes for each byte of them."""
 _TOGETHER = 512
 """Tokens of a batch of several calibration windows, at most."""
 _PROMPTED = ("prompt", "answer")
@@ -49,7 +52,7 @@ class Corpus:
     """Texts in order, their class indices if they have any, a name for people and a digest of the content.
 
     Where the data names its classes, `classes` are the names that the indices count, until `labelled` turns them into a
-    model's numbers.
+    model's numbers. The texts may lie on the disk (`shelf.Texts`): then they are read as they are asked for.
     """
 
     texts: Sequence[str]
@@ -98,7 +101,7 @@ class Corpus:
     def take(self, indices: Sequence[int] | NDArray[np.int64], name: str = "") -> Corpus:
         """The texts at `indices`, in that order, called `name` if one is given."""
         places = [int(index) for index in indices]
-        texts = [self.texts[place] for place in places]
+        texts = self.texts.take(places) if isinstance(self.texts, Texts) else [self.texts[place] for place in places]
         labels = None if self.labels is None else [self.labels[place] for place in places]
         return Corpus(texts, labels, name or self.name, _digest(texts, labels), self.classes)
 
@@ -341,12 +344,12 @@ class Batches(Sequence["dict[str, Tensor]"]):
     """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the texts, the seed and i.
 
     `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch.
-    Tokens are held once, as int32.
+    Tokens are held once, as int32; those of texts on the disk lie on the disk.
     """
 
     def __init__(
         self,
-        tokens: NDArray[np.int32],
+        tokens: NDArray[np.int32] | Shelf,
         starts: NDArray[np.int64],
         *,
         batch: int,
@@ -456,26 +459,30 @@ def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length:
     Raises:
         DataError: less than one batch, saying how much there is and how much is needed.
     """
-    ids: list[NDArray[np.int32]] = []
+    held: list[NDArray[np.int32]] = []
+    shelf = Shelf(corpus.texts.folder, np.int32) if isinstance(corpus.texts, Texts) else None
+    keep = held.append if shelf is None else shelf.add
+    sizes = array("q", [0])
     end = [tokenizer.eos_token_id] if packed and tokenizer.eos_token_id is not None else []
-    for start in range(0, len(corpus.texts), _CHUNK):
-        chunk = list(corpus.texts[start : start + _CHUNK])
+    for start in range(0, len(corpus.texts), _TOKENISED):
+        chunk = list(corpus.texts[start : start + _TOKENISED])
         if packed:
             rows = tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
         else:
             rows = tokenizer(chunk, truncation=True, max_length=length)["input_ids"]
-        ids.extend(np.asarray(row + end, np.int32) for row in rows)
-    tokens = np.concatenate(ids)
+        sizes.extend(len(row) + len(end) for row in rows)
+        keep(np.fromiter(itertools.chain.from_iterable(row + end for row in rows), np.int32))
+    tokens = np.concatenate(held) if shelf is None else shelf
     if packed:
         count = len(tokens) // length
         starts = np.arange(count + 1, dtype=np.int64) * length
-        held, needed, unit = len(tokens), batch * length, "tokens"
+        there, needed, unit = len(tokens), batch * length, "tokens"
     else:
-        starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64)
-        count, held, needed, unit = len(ids), len(ids), batch, "texts"
+        starts = np.cumsum(np.array(sizes))
+        count, there, needed, unit = len(corpus), len(corpus), batch, "texts"
     if count < batch:
         raise DataError(
-            f"{corpus.name} holds {held} {unit}, less than one batch: {needed} are needed, so give more texts"
+            f"{corpus.name} holds {there} {unit}, less than one batch: {needed} are needed, so give more texts"
         )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     labels = None if packed or corpus.labels is None else np.asarray(corpus.labels, np.int64)

@@ -5,7 +5,7 @@ Scores of examples are read from these records; several rehearsals from other be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,10 @@ from secateur.errors import InputError
 from secateur.modes import evaluating
 from secateur.recover import loop, losses
 
-__all__ = ["classes", "glance", "half", "rehearse"]
+__all__ = ["RECORDED", "classes", "glance", "half", "rehearse"]
+
+RECORDED = ("logits", "labels", "features", "right")
+"""What a rehearsal can write down."""
 
 Batch = Mapping[str, Any]
 
@@ -37,7 +40,7 @@ def rehearse(
     in_order: Callable[[], Iterator[Batch]],
     *,
     epochs: float,
-    features: bool = True,
+    needs: Collection[str] = RECORDED,
     **how: Any,
 ) -> dict[str, Tensor]:
     """Train `model` in place on classes, and record: logits [N, C], labels [N], features [N, d], right [visits, N].
@@ -52,7 +55,8 @@ def rehearse(
         feed: batches to train on, `len(feed)` to an epoch; see `loop.train`.
         in_order: gives all examples once, in their order, in batches with "labels".
         epochs: how long; scores of the data diet are read early.
-        features: record what goes into the last linear layer; without, the record has none.
+        needs: which of these four are recorded; nothing else is held, and the model is looked at after each epoch only
+            for "right". "features" are what goes into the last linear layer.
         how: further arguments of `loop.train`, such as lr and seed.
 
     Raises `InputError` for outputs that are not [B, C], or a network whose last layer is not linear where features are
@@ -62,17 +66,18 @@ def rehearse(
     visits: list[Tensor] = []
 
     def note() -> float:
-        found = glance(model, ask, in_order(), features=False)
-        visits.append(found["logits"].argmax(-1) == found["labels"])
+        looks = _looks(model, ask, in_order())
+        visits.append(torch.cat([look["logits"].argmax(-1) == look["labels"] for look in looks]))
         return 1.0 - float(visits[-1].float().mean())
 
-    if steps < 1:
+    watch: dict[str, Any] = {"evaluate": note, "evaluate_every": max(1, len(feed))} if "right" in needs else {}
+    if steps >= 1:
+        loop.train(model, feed, classes(ask), steps=steps, count=_count, **watch, **how)
+    elif watch:
         note()
-    else:
-        loop.train(
-            model, feed, classes(ask), steps=steps, evaluate=note, evaluate_every=max(1, len(feed)), count=_count, **how
-        )
-    return glance(model, ask, in_order(), features=features) | {"right": torch.stack(visits)}
+    at_end = [name for name in RECORDED if name in needs and name != "right"]
+    record = _gathered(_looks(model, ask, in_order(), features="features" in needs), at_end) if at_end else {}
+    return record | ({"right": torch.stack(visits)} if watch else {})
 
 
 def half(count: int, *, seed: int, number: int) -> Tensor:
@@ -96,7 +101,6 @@ def _count(batch: Batch) -> dict[str, int]:
     return {"examples": len(batch["labels"])}
 
 
-@torch.no_grad()
 def glance(
     model: nn.Module, ask: Callable[[Batch], Tensor], batches: Iterator[Batch], *, features: bool = False
 ) -> dict[str, Tensor]:
@@ -104,16 +108,32 @@ def glance(
 
     float32, on the CPU.
     """
-    found: dict[str, list[Tensor]] = {"logits": [], "labels": [], "features": []}
+    return _gathered(_looks(model, ask, batches, features=features), ("logits", "labels", "features"))
+
+
+@torch.no_grad()
+def _looks(
+    model: nn.Module, ask: Callable[[Batch], Tensor], batches: Iterator[Batch], *, features: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """What `glance` gives, of one batch after another."""
     with evaluating(model), _entering(model, features) as entered:
         for batch in batches:
             logits = _logits(ask(batch))
-            found["logits"].append(logits.float().cpu())
+            look = {"logits": logits.float().cpu()}
             if "labels" in batch:
-                found["labels"].append(batch["labels"].cpu())
+                look["labels"] = batch["labels"].cpu()
             if features:
-                found["features"].append(_last(entered, logits).float().cpu())
+                look["features"] = _last(entered, logits).float().cpu()
                 entered.clear()
+            yield look
+
+
+def _gathered(looks: Iterable[Mapping[str, Tensor]], names: Collection[str]) -> dict[str, Tensor]:
+    """Of all looks in one, what is named and there."""
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for look in looks:
+        for name in found.keys() & look.keys():
+            found[name].append(look[name])
     return {name: torch.cat(parts) for name, parts in found.items() if parts}
 
 

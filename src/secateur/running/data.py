@@ -24,6 +24,7 @@ from secateur.errors import InputError
 from secateur.files import examples, plugins, ray_data, tables, texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard
+from secateur.files.shelf import nearest
 from secateur.files.survey import Survey, survey
 from secateur.files.tables import Table
 from secateur.files.texts import Corpus
@@ -73,7 +74,9 @@ def prune_data(
 ) -> list[Result]:
     """Cut a training set to each budget, and leave an index file for each in `out`; the data stays as it is.
 
-    `Result.subject` is an `ExampleSet`: its `kept` are the places that stay, its `data` the examples. A larger budget
+    `Result.subject` is an `ExampleSet`: its `kept` are the places that stay, its `data` the examples. Texts are never
+    all in memory unless they were given so: what reads them reads them from the disk, where those that come from a path
+    or a stream stand in a file without a name, near `out`, for as long as the results live. A larger budget
     keeps all that a smaller one keeps. The same call again resumes: a run of scoring that is done is not done twice,
     and further budgets take the scores that are there.
 
@@ -86,7 +89,7 @@ def prune_data(
         score: which examples are worth most. "random"; "length" (of texts: most words first); what a model in training
             made of them: "el2n", "grand" and "forgetting" (hardest first), "memorisation" (first what no other example
             tells about), "moderate" (neither hard nor easy), "herding" (most typical first); or "file.py:function",
-            from the data to one number for each example.
+            from the data (of texts, a `Corpus`) to one number for each example.
         model: a classifier: for arrays a module, or the name of a function that builds one ("file.py:build"), which is
             trained from new weights in each run; for texts a folder or Hub id, trained from its own weights.
         balanced: keep the same share of every class; by default where the data has classes.
@@ -99,7 +102,8 @@ def prune_data(
         batch: examples per step.
         length: tokens of a text that a model reads.
         seed: of everything random.
-        ray: pass over texts at a path with Ray Data: on all cores, or on the cluster that RAY_ADDRESS names.
+        ray: pass over texts at a path with Ray Data: on all cores, or on the cluster that RAY_ADDRESS names. A model
+            reads them here.
         dry_run: say what would stay; nothing is written.
         overwrite: start anew where `out` holds another run.
 
@@ -112,7 +116,11 @@ def prune_data(
     budgets = _budgets(budget)
     _check(score, model, runs, epochs)
     counted = {"tokens": encoders.counter(str(tokenizer))} if tokenizer is not None else {}
-    source = rows(data, held=model is not None, text=text, label=label, counts=counted, ray=ray)
+    # A function of one's own is given texts, too, or the whole table.
+    spoken = ray or ray_data.is_dataset(data) or _streamed(data) or _of_texts(data)
+    held = model is not None or (":" in score and spoken)
+    shelf = Path(tempfile.gettempdir()) if dry_run else nearest(out)
+    source = rows(data, held=held, shelf=shelf, text=text, label=label, counts=counted, ray=ray)
     whole = ExampleSet(source)
     fair = whole.labels is not None if balanced is None else balanced
     if fair and whole.labels is None:
@@ -201,6 +209,7 @@ def rows(
     data: Data,
     *,
     held: bool = False,
+    shelf: Path | None = None,
     text: str = "text",
     label: str = "label",
     counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]] | None = None,
@@ -208,26 +217,26 @@ def rows(
 ) -> Examples | Corpus | Table | Survey:
     """The training set in `data`; texts are passed over once and not held, unless `held`, for a model to read them.
 
-    With `ray`, or of a data set of Ray's, it is Ray Data that passes over them.
+    shelf: a folder for texts that are held: they lie there on the disk and are read when they are asked for. Without,
+    and where they are in memory already, that is where they are. With `ray`, or of a data set of Ray's, it is Ray Data
+    that passes over them.
     """
     if indices.are(data):
-        return indices.kept(data)  # type: ignore[no-any-return]
+        return indices.kept(data, shelf=shelf)  # type: ignore[no-any-return]
+    how: dict[str, Any] = {"column": text, "label": label}
     if ray or ray_data.is_dataset(data):
-        if held:
-            raise InputError("a model that is asked holds the data in memory, Ray Data passes over it: leave one out")
-        return ray_data.survey(data, column=text, label=label, counts=counts)
-    if isinstance(data, Examples | Corpus | Table | Survey):
+        place = shelf or Path(tempfile.gettempdir())
+        return ray_data.survey(data, counts=counts, shelf=place if held else None, **how)
+    if isinstance(data, Examples | Corpus | Survey):
         return data
-    if _streamed(data) or (_of_texts(data) and not held):
-        return survey(data, column=text, label=label, counts=counts)
-    if tables.is_table(data) and not _of_texts(data):
-        table = tables.read(data, text=text, label=label)
-        if not held:
-            return table
-        if table.texts is None:
-            raise InputError(f"{table.name} has no column {text!r} for a model to read: name it with --text")
-        return Corpus(list(table.texts), table.labels, table.name, table.digest, table.classes)
-    return texts.read(data, column=text, label=label) if _of_texts(data) else examples.read(data)
+    if not isinstance(data, Table) and (_streamed(data) or _of_texts(data)):
+        if held and (shelf is None or isinstance(data, list | tuple)):
+            return texts.read(data, **how)
+        return survey(data, counts=counts, shelf=shelf if held else None, **how)
+    if isinstance(data, Table) or tables.is_table(data):
+        table = data if isinstance(data, Table) else tables.read(data, text=text, label=label)
+        return table.corpus(shelf) if held else table
+    return examples.read(data)
 
 
 def _streamed(data: Data) -> bool:
@@ -302,7 +311,7 @@ def _rehearsed(
             built, data, ask, score, epochs=how["epochs"], batch=how["batch"], lr=lr, seed=seed, number=number
         )
     if not isinstance(data, Corpus):
-        raise InputError(f"{data.name} is not in memory for a model to read: give the data itself, not a survey of it")
+        raise InputError(f"{data.name} is no text that a model could read, but a survey: give the data itself")
     if isinstance(model, nn.Module) or (isinstance(model, str) and ":" in model and not os.path.exists(model)):
         raise InputError(f"{data.name} holds texts: give the folder or Hub id of a model that classifies texts")
     reader = language.opened(model).cut(Selection({}))[0]
@@ -314,11 +323,11 @@ def _rehearsed(
     inside = rehearsal.half(len(corpus), seed=seed, number=number) if "inside" in needs else None
     seen = corpus if inside is None else corpus.take(inside.nonzero().flatten().tolist())
     tokens = {"batch": min(how["batch"], len(seen)), "length": how["length"]}
+    feed = texts.batches(seen, reader.tokenizer, packed=False, seed=seed + number, **tokens) if how["epochs"] else ()
     record = rehearsal.rehearse(
-        reader.model, lambda part: reader.forward(part).prediction,
-        texts.batches(seen, reader.tokenizer, packed=False, seed=seed + number, **tokens),
+        reader.model, lambda part: reader.forward(part).prediction, feed,
         lambda: texts.in_order(corpus, reader.tokenizer, **tokens),
-        epochs=how["epochs"], lr=how["lr"] or _LR["text"], seed=seed + number, features="features" in needs,
+        epochs=how["epochs"], lr=how["lr"] or _LR["text"], seed=seed + number, needs=needs,
     )  # fmt: skip
     return {"score": difficulty.by_name(score, [record if inside is None else record | {"inside": inside}])}
 

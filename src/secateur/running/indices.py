@@ -21,11 +21,12 @@ def are(data: Any) -> bool:
     return isinstance(data, str | Path) and any(path.is_file() for path in _places(data))
 
 
-def kept(data: Any) -> Any:
+def kept(data: Any, *, shelf: Path | None = None) -> Any:
     """The examples that an index keeps, read from where the run that wrote it had its data.
 
-    A path that was relative then is taken from here, or from beside the run. Raises `DataError` for an index without
-    its run, or data that is not there, or is other data now.
+    A path that was relative then is taken from here, or from beside the run. shelf: see `data.rows`.
+
+    Raises `DataError` for an index without its run, or data that is not there, or is other data now.
     """
     if isinstance(data, ExampleSet):
         return data.data
@@ -43,7 +44,7 @@ def kept(data: Any) -> Any:
     beside = settings.parent.parent / source
     found = beside if not Path(source).exists() and beside.exists() else source
     try:
-        return ExampleSet.load(rows(str(found), held=True, text=text, label=label), index).data
+        return ExampleSet.load(rows(str(found), held=True, text=text, label=label, shelf=shelf), index).data
     except DataError as error:
         raise DataError(f"{index} is of the data {source}: {error}") from error
     except RunError as error:

@@ -225,7 +225,10 @@ def compared(
     if _classifies(original) and "labels" in batches[0]:
         before, after = quality.accuracies(pair, batches, watch=tally.add)
         return {"accuracy": before}, {"accuracy": after}, tally.figures()
-    teacher, copy = (torch.cat([_embed(subject, batch).cpu() for batch in batches]) for subject in (original, student))
+    read = [batch for batch in batches if batch["attention_mask"].any()]
+    if not read:
+        raise DataError(f"{held_out.name} holds no text that the tokenizer finds a token in: give others")
+    teacher, copy = (torch.cat([_embed(subject, batch).cpu() for batch in read]) for subject in (original, student))
     both = quality.fidelity(teacher, copy)
     if tells_number(original) and tells_number(student):
         told = loyalty.regression(*(_numbers(subject, batches) for subject in (student, original)))
@@ -259,7 +262,13 @@ def _numbers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]]) -> V
 
 @torch.inference_mode()
 def _embed(subject: Transformer, batch: Mapping[str, Tensor]) -> Tensor:
-    """[B, d]: the model's own sentence embedding, or the mean of its last hidden states over real tokens."""
+    """[n, d]: the model's own sentence embedding, or the mean of its last hidden states over real tokens.
+
+    Of the n texts that have tokens: in others there is nothing to read, and two models can't differ on them.
+    """
+    rows = batch["attention_mask"].any(1)
+    if not bool(rows.all()):
+        batch = {name: tensor[rows] for name, tensor in batch.items()}
     if subject.output == "embedding":
         return subject.forward(batch).prediction
     states = subject.forward(batch, hidden=True).hidden[-1].float()

@@ -19,6 +19,8 @@ __all__ = ["INDEX", "Data", "ExampleSet"]
 INDEX = "index.npz"
 """What an index file is called in a folder."""
 _SCORES = "scores/"
+_CHUNK = 1024
+"""Texts whose tokens are counted at once."""
 
 Count = Callable[[Sequence[str]], Sequence[int]]
 """Texts -> how many tokens, or whatever is counted, each of them has."""
@@ -149,7 +151,12 @@ class ExampleSet:
         if texts is None:
             raise InputError(f"{self.source.name} holds no texts whose {next(iter(counts))} could be counted")
         result = self._like(self.kept, self.scores)
-        result._costs = self._costs | {m: np.asarray(count(texts), np.float64) for m, count in counts.items()}
+        found: dict[str, list[NDArray[np.float64]]] = {measure: [] for measure in counts}
+        for start in range(0, len(texts), _CHUNK):  # texts may lie on the disk
+            part = list(texts[start : start + _CHUNK])
+            for measure, count in counts.items():
+                found[measure].append(np.asarray(count(part), np.float64))
+        result._costs = self._costs | {measure: np.concatenate(parts) for measure, parts in found.items()}
         return result
 
     def plain(self) -> ExampleSet:

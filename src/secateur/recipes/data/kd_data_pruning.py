@@ -207,7 +207,7 @@ def rehearsed(
     seen = data if inside is None else data.take(inside.nonzero().flatten())
     record = rehearsal.rehearse(
         net, partial(ask, net), examples.batches(seen, batch=batch, seed=own), lambda: data.in_order(batch),
-        epochs=epochs, seed=own, **how, features="features" in needs, progress=False,
+        epochs=epochs, seed=own, **how, needs=needs, progress=False,
     )  # fmt: skip
     return {"score": difficulty.by_name(score, [record if inside is None else record | {"inside": inside}])}
 

@@ -306,7 +306,7 @@ def batches(
 ) -> Any:
     """Masked batches, with the readings of foreign teachers beside them."""
     plain = texts.batches(corpus, subject.tokenizer, packed=False, batch=batch, length=length, seed=seed)
-    rare = masking.rare_first(plain.tokens, len(subject.tokenizer), smoothing)
+    rare = masking.rare_first(plain.tokens[:], len(subject.tokenizer), smoothing)
     items = masking.Masked(plain, subject.tokenizer, share=share, weights=rare, seed=seed)
     others = {one.name: one.subject.tokenizer for one in found if one.foreign}
     if not others:
