@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from claims import vision
@@ -35,7 +36,8 @@ def by_hand() -> Curve:
         ("random", 0.8, 0.5): (0.80, 0.80),
         ("random", 0.8, 1.0): (0.80, 0.70),
     }
-    return Curve(rows, ("random",), (0.1, 0.2, 0.8), (0.0, 0.5, 1.0), (0, 1))
+    loyal = {cell: tuple(1 - value / 2 for value in values) for cell, values in rows.items()}
+    return Curve(rows, ("random",), (0.1, 0.2, 0.8), (0.0, 0.5, 1.0), (0, 1), loyal)
 
 
 def test_the_best_alpha_is_the_smallest_of_equals():
@@ -66,7 +68,11 @@ def test_the_area_is_the_mean_over_the_logarithm_of_the_share():
 
 def test_the_sheet_has_a_row_for_each_share_and_tells_the_best():
     sheet = by_hand().sheet()
-    accuracy, area = sheet.tables
+    accuracy, area, loyal = sheet.tables
+    assert loyal.title == "random: label loyalty to the teacher, %"
+    assert loyal.rows[1][0] == "10%"
+    assert loyal.rows[1][1].startswith("72.5 [")
+    assert sheet.figures["accuracy"][0]["label_loyalty"]["value"] == pytest.approx(0.725)
     assert accuracy.rows[0] == ["Kept", "labels alone", "alpha 0.5", "teacher alone", "Best alpha", "Gain of the best"]
     assert [row[0] for row in accuracy.rows[1:]] == ["10%", "20%", "80%"]
     assert accuracy.rows[1][-2] == "0.5"
@@ -108,6 +114,9 @@ def test_a_cell_is_the_student_of_the_recipe_on_what_its_seed_holds_out(ran, tmp
     train, held = toy.DATA.split(seed=1)
     (alone,) = toy.results(tmp_path / "run", ["examples=20%"], train, seed=1, alpha=1.0, epochs=1.0)
     assert found.accuracies["random", 0.2, 1.0][1] == pytest.approx(vision.accuracy(alone.subject.model, held))
+    with torch.inference_mode():
+        ours, theirs = (one.model.eval()(held.inputs).argmax(-1) for one in (alone.subject, toy.teacher()))
+    assert found.loyalties["random", 0.2, 1.0][1] == pytest.approx(float((ours == theirs).float().mean()))
 
 
 def test_the_same_call_trains_nothing_and_a_larger_grid_only_what_is_new(ran, monkeypatch):

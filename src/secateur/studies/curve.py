@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from secateur.errors import DataError, InputError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
-from secateur.measure import quality
+from secateur.measure import loyalty, quality
 from secateur.measure.charts import Line
 from secateur.measure.sheet import Chart, Sheet, Table, over, points
 from secateur.measure.statistics import mean_interval, paired_difference
@@ -56,7 +56,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Accuracies on held-out examples, seed by seed."""
+    """Accuracies on held-out examples, seed by seed, and how often the students say what the teacher says."""
 
     accuracies: Mapping[tuple[str, float, float], tuple[float, ...]]
     """(rule, share, alpha) -> one per seed, in the order of `seeds`."""
@@ -66,10 +66,16 @@ class Curve:
     alphas: tuple[float, ...]
     """Rising; 0, labels alone, is the first."""
     seeds: tuple[int, ...]
+    loyalties: Mapping[tuple[str, float, float], tuple[float, ...]] = field(default_factory=dict)
+    """As `accuracies`: label loyalty to the teacher, on the same examples."""
 
     def accuracy(self, rule: str, share: float, alpha: float) -> Figure:
         """Mean over seeds with Student's interval."""
         return mean_interval(self.accuracies[rule, share, alpha])
+
+    def loyalty(self, rule: str, share: float, alpha: float) -> Figure:
+        """Mean label loyalty over seeds with Student's interval."""
+        return mean_interval(self.loyalties[rule, share, alpha])
 
     def gain(self, rule: str, share: float, alpha: float) -> Figure:
         """What the teacher at this weight brings over labels alone, paired over seeds."""
@@ -110,7 +116,7 @@ class Curve:
         gain = points(in_points(self.area_gain(rule, taught)), signed=True)
         called = _called(taught).capitalize()
         headline = f"{called} brings {gain} points over labels alone: {rule} examples, {span}"
-        tables = [*map(self._accuracies, self.rules), self._areas()]
+        tables = [*map(self._accuracies, self.rules), self._areas(), *map(self._loyalties, self.rules)]
         return Sheet("curve", headline, tables, self._figures(), chart=Chart(
             "Accuracy by the share that is kept",
             {one: [
@@ -135,6 +141,15 @@ class Curve:
             "paired over seeds; where the best of several is taken on these seeds, it flatters a little.",
         )  # fmt: skip
 
+    def _loyalties(self, rule: str) -> Table:
+        rows = [["Kept", *map(_called, self.alphas)]]
+        rows += [
+            [f"{100 * share:g}%", *(points(in_points(self.loyalty(rule, share, alpha))) for alpha in self.alphas)]
+            for share in self.shares
+        ]
+        words = f"{over(self.seeds)}: of held-out examples, how many the student gives the teacher's class."
+        return Table(f"{rule}: label loyalty to the teacher, %", rows, words)
+
     def _areas(self) -> Table:
         taught = self.alphas[1:]
         rows = [["Rule", *map(_called, self.alphas), *(f"Gain, {_called(alpha)}" for alpha in taught)]]
@@ -153,7 +168,8 @@ class Curve:
         return {
             "accuracy": [
                 {"rule": rule, "share": share, "alpha": alpha, "by_seed": self.accuracies[rule, share, alpha],
-                 "mean": asdict(self.accuracy(rule, share, alpha)), "gain": asdict(self.gain(rule, share, alpha))}
+                 "mean": asdict(self.accuracy(rule, share, alpha)), "gain": asdict(self.gain(rule, share, alpha)),
+                 "label_loyalty": asdict(self.loyalty(rule, share, alpha))}
                 for rule in self.rules for share in self.shares for alpha in self.alphas
             ],
             "best_alpha": [
@@ -198,20 +214,22 @@ def curve(
         judged: examples to judge on; a tenth of the data, another for each seed, is held out unless given.
         options: of `kd_data_pruning`.
     """
-    wanted, options, found = _grid(shares, alphas, rules, seeds), _checked(rules, options), dict[Cell, float]()
+    wanted, options = _grid(shares, alphas, rules, seeds), _checked(rules, options)
+    found = dict[Cell, dict[str, float]]()
     apart = examples.read(judged) if judged else None
     about = {"model": network.digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
     for cell in progress(list(wanted.trainings())):
         train, held = _parts(data, apart, cell.seed)
         place = Path(folder, f"{cell.rule}-{cell.seed}")
         with Run.open(place, {"rule": cell.rule, "seed": cell.seed, **about, **options}) as run:
-            found[cell] = run.json(f"accuracy-{cell.share:g}-alpha-{cell.alpha:g}",
-                                   partial(_accuracy, subject, train, held, run, cell, options))  # fmt: skip
-    return Curve(
-        {(rule, share, alpha): tuple(found[wanted.training(seed, rule, share, alpha)] for seed in wanted.seeds)
-         for rule in wanted.rules for share in wanted.shares for alpha in wanted.alphas},
-        wanted.rules, wanted.shares, wanted.alphas, wanted.seeds,
+            found[cell] = run.json(f"judged-{cell.share:g}-alpha-{cell.alpha:g}",
+                                   partial(_judged, subject, train, held, run, cell, options))  # fmt: skip
+    accuracies, loyalties = (
+        {(rule, share, alpha): tuple(found[wanted.training(seed, rule, share, alpha)][name] for seed in wanted.seeds)
+         for rule in wanted.rules for share in wanted.shares for alpha in wanted.alphas}
+        for name in ("accuracy", "label_loyalty")
     )  # fmt: skip
+    return Curve(accuracies, wanted.rules, wanted.shares, wanted.alphas, wanted.seeds, loyalties)
 
 
 def plan(
@@ -298,18 +316,19 @@ def _budget(share: float) -> Budget:
     return Budget((Limit("examples", share, True),))
 
 
-def _accuracy(
+def _judged(
     subject: Traced, train: Examples, held: Examples, run: Run, cell: Cell, options: Mapping[str, Any]
-) -> float:
-    """Of the student of one cell, on `held`."""
+) -> dict[str, float]:
+    """{"accuracy", "label_loyalty" to the teacher} of the student of one cell, on `held`."""
     budget = _budget(cell.share)
     (result,) = recipe.kd_data_pruning(
         subject, train, [budget], run, alpha=cell.alpha, seed=cell.seed, **{**options, "score": cell.rule}
     )
     assert isinstance(result.subject, Traced)
-    found = quality.accuracy(partial(network.forward, result.subject), held.in_order(256)).value
+    tally, both = loyalty.Tally(), [partial(network.forward, one) for one in (subject, result.subject)]
+    accuracy = quality.accuracies(both, held.in_order(256), watch=tally.add)[1].value
     shutil.rmtree(run.path(recipe.trained(budget, cell.alpha)), ignore_errors=True)  # its answer is known
-    return found
+    return {"accuracy": accuracy, "label_loyalty": tally.figures()["label_loyalty"].value}
 
 
 # ----------------------------------------------------------------------------------------------------- in words
