@@ -269,6 +269,26 @@ def test_another_student_learns_too(tmp_path):
         results(tmp_path / "other", student=f"{tmp_path}/net.py:none")
 
 
+@pytest.mark.parametrize(
+    ("built", "words"),
+    [
+        ("nn.Linear(64, 6)", "tells 6 classes, its teacher 4: build it with 4 outputs"),
+        ("nn.Linear(64, 3)", "tells 3 classes, its teacher 4: build it with 4 outputs"),
+        ("nn.Linear(65, 4)", "can't take quarters: mat1 and mat2 shapes"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_student_that_does_not_fit_is_refused_before_anything_is_scored(tmp_path, monkeypatch, built, words, dry_run):
+    net = tmp_path / "net.py"
+    net.write_text(f"from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), {built})\n")
+    monkeypatch.setattr(module, "rehearsed", lambda *a, **k: pytest.fail("scored"))
+    how = {**QUICK, "student": f"{net}:build", "score": "el2n", "dry_run": dry_run}
+    with pytest.raises(InputError, match=words) as caught:
+        secateur.run("kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", **how)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("score", ["random", "el2n", "forgetting", "grand"])
 def test_a_teacher_is_worth_more_than_labels_of_which_some_are_wrong(tmp_path, score):
     accuracy = {}

@@ -124,6 +124,8 @@ def kd_data_pruning(
     check_runs(score, runs, score_epochs)
     further = loop.options(training)
     ask: Ask = partial(answer, subject.inputs)
+    if student:
+        check_student(fresh(subject.model, student, seed=seed), student, classes(subject.model, ask, data), ask, data)
     how: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay}
     epoch = max(1, len(data) // batch) / further.get("accumulate", 1)
     fit = partial(
@@ -182,6 +184,22 @@ def check(
         raise InputError(f"trials={trials}, runs={runs}: give at least one of each")
 
 
+def check_student(net: nn.Module, name: str, told: int, ask: Ask, data: Examples) -> None:
+    """Refuse a student that can't take the data, or tells another number of classes than its teacher's, `told`."""
+    try:
+        own = classes(net, ask, data)
+    except (RuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{name} can't take {data.name}: {first}; build it for its inputs") from error
+    if own != told:
+        raise InputError(f"{name} tells {own} classes, its teacher {told}: build it with {told} outputs")
+
+
+def classes(net: nn.Module, ask: Ask, data: Examples) -> int:
+    """How many classes a network tells, by two examples."""
+    return rehearsal.glance(net, partial(ask, net), data.take(range(min(2, len(data)))).in_order(2))["logits"].shape[1]
+
+
 # ------------------------------------------------------------------------------------------------- what is kept
 
 
@@ -227,10 +245,7 @@ def select(whole: ExampleSet, budget: Budget | str, *, score: str, balanced: boo
 
 def fresh(model: nn.Module, student: str, *, seed: int) -> nn.Module:
     """A network with new weights: like `model`, or what the user's function `student` builds."""
-    built = plugins.function(student)() if student else model
-    built = built[0] if isinstance(built, tuple) else built
-    if not isinstance(built, nn.Module):
-        raise InputError(f"{student} returned {type(built).__name__}: expected a torch.nn.Module")
+    built = plugins.network(student)[0] if student else model
     return initialise.fresh(built, seed=seed, linear=None)[0]
 
 
