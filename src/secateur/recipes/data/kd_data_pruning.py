@@ -122,7 +122,7 @@ def kd_data_pruning(
     are rounded so that the budget is met exactly (`select.balance`). Forgetting is looked for at the end of each epoch,
     in evaluation mode. Inputs are not augmented, so that the teacher need not be asked again. The rule for alpha is
     this project's form of the paper's finding; the teacher has seen the part on which it is judged. Other distillation
-    losses of the paper are left out.
+    losses of the paper are left out, and wrong labels are not injected: data come as noisy as they are.
     """
     check(data, budgets, alpha=alpha, tried=tried, held=held, trials=trials, runs=runs)
     check_runs(score, runs, score_epochs)
