@@ -275,6 +275,7 @@ def test_another_student_learns_too(tmp_path):
     [
         ("nn.Linear(64, 6)", "tells 6 classes, its teacher 4: build it with 4 outputs"),
         ("nn.Linear(64, 3)", "tells 3 classes, its teacher 4: build it with 4 outputs"),
+        ("nn.Unflatten(1, (4, 4, 4))", r"net.py:build: the model gives \(2, 4, 4, 4\): a classifier gives"),
         ("nn.Linear(65, 4)", "can't take quarters: mat1 and mat2 shapes"),
     ],
 )

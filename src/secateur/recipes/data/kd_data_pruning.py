@@ -195,6 +195,8 @@ def check_student(net: nn.Module, name: str, told: int, ask: Ask, data: Examples
     """Refuse a student that can't take the data, or tells another number of classes than its teacher's, `told`."""
     try:
         own = classes(net, ask, data)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     except (RuntimeError, ValueError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{name} can't take {data.name}: {first}; build it for its inputs") from error
