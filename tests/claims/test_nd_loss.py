@@ -96,9 +96,10 @@ def figures(seed: int, size: str, name: str) -> dict[str, Any]:
     return lab.remembered(f"nd_loss-{size}-{name.replace(' ', '')}-{seed}", compute)
 
 
-def loyal(*names: str, size: str = "middle") -> dict[str, list[float]]:
-    """Label loyalty to the teacher, of the held-out digits in percent."""
-    return {f"label loyalty, {name}": column(name, "loyalty", size) for name in names}
+def loyal(*names: str, size: str = "") -> dict[str, list[float]]:
+    """Label loyalty to the teacher, of the held-out digits in percent; the teacher is named where its size is."""
+    whose = f", {size} teacher" if size else ""
+    return {f"label loyalty, {name}{whose}": column(name, "loyalty", size or "middle") for name in names}
 
 
 def column(name: str, what: str = "accuracy", size: str = "middle") -> list[float]:
@@ -129,7 +130,8 @@ def test_nd_improves_kd():
         "nd_loss", "claim1", "KD is better than labels alone, and with ND no worse than without",
         sum(ce) < sum(kd) <= sum(both),
         ("accuracy, KD + ND", both),
-        {"accuracy, KD": kd, "accuracy, labels": ce, "accuracy, KD + cosine": cosine, **loyal("KD + ND", "KD", "CE")},
+        {"accuracy, KD": kd, "accuracy, labels": ce, "accuracy, KD + cosine": cosine,
+         **loyal("KD + ND", "KD", "CE", "KD + cosine")},
         lower=False, against=["accuracy, KD"], setup=SETUP, seeds=SEEDS,
     )  # fmt: skip
 
@@ -194,7 +196,8 @@ def test_plain_alignment_comes_nearer_to_the_features_than_nd():
         all(a < b for a, b in zip(far["KD + features"], far["KD + ND"], strict=True)),
         ("distance, KD + features", far["KD + features"]),
         {"distance, KD + ND": far["KD + ND"], "distance, KD": far["KD"],
-         "accuracy, KD + features": column("KD + features"), "accuracy, KD + ND": column("KD + ND")},
+         "accuracy, KD + features": column("KD + features"), "accuracy, KD + ND": column("KD + ND"),
+         **loyal("KD + features", "KD + ND")},
         against=["distance, KD + ND"], setup=SETUP, seeds=SEEDS,
     )  # fmt: skip
 
@@ -211,7 +214,7 @@ def test_a_larger_teacher_does_not_hurt_with_nd():
         {"accuracy, KD, large teacher": rows["large"]["KD"],
          **{f"accuracy, {name}, {size} teacher": row
             for size in ("small", "middle") for name, row in rows[size].items()},
-         **loyal("KD + ND", "KD", size="large")},
+         **{key: row for size in TEACHERS for key, row in loyal("KD + ND", "KD", size=size).items()}},
         lower=False, against=["accuracy, KD, large teacher"],
         setup=f"{SETUP}; small: {TEACHERS['small']}, large: {TEACHERS['large']} channels", seeds=SEEDS, reason=LARGER,
     )  # fmt: skip
@@ -263,7 +266,7 @@ def test_nd_improves_a_student_with_a_distillation_token():
         sum(kd) <= sum(both),
         ("accuracy, DeiT, KD + ND", both),
         {"accuracy, DeiT, KD": kd, "accuracy, one head, KD": one, "accuracy, DeiT, KD, nothing mixed": plain,
-         **loyal("DeiT, KD + ND", "DeiT, KD")},
+         **loyal("DeiT, KD + ND", "DeiT, KD", "one head, KD", "DeiT, KD, unmixed")},
         lower=False, against=["accuracy, DeiT, KD"], setup=TOKEN_SETUP, seeds=SEEDS, reason=TOKEN,
     )  # fmt: skip
 
@@ -369,6 +372,6 @@ def test_nd_improves_detection():
         ("mAP, KD + ND", full),
         {"mAP, KD": kd, "mAP, own loss": own, "mAP, own loss + ND": both,
          **{f"label loyalty of regions, {name}": [detected(seed, name)["loyalty"] for seed in BOXES]
-            for name in ("KD + ND", "KD")}},
+            for name in BOXED}},
         lower=False, against=["mAP, KD"], setup=BOXED_SETUP, seeds=BOXES,
     )  # fmt: skip

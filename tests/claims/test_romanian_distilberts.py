@@ -75,6 +75,12 @@ def loyalties(variant: str, kind: str, teacher: str = "A") -> list[float]:
     ]
 
 
+def loyal(variant: str, teacher: str = "A") -> dict[str, list[float]]:
+    """Rows of each loyalty of a student: to the first teacher, the second (B) or both (ensemble)."""
+    whose = {"A": "the first", "B": "the second", "ensemble": "both"}[teacher]
+    return {f"{kind} loyalty to {whose}: {variant}": loyalties(variant, kind, teacher) for kind in LOYALTIES}
+
+
 def on_texts(variant: str, what: str) -> list[float]:
     return [measured(variant, seed)["texts"][what] for seed in SEEDS]
 
@@ -165,8 +171,9 @@ def test_the_student_keeps_the_teachers_score():
         "the student of half the layers keeps 97 % of its teacher's mean task score",
         sum(ours) >= 0.97 * sum(theirs),
         ("score", ours),
-        {"teacher": theirs},
+        {"teacher": theirs, **loyal("triple loss")},
         lower=False,
+        against=("teacher",),
         setup=masked.SETUP,
     )
 
@@ -231,8 +238,9 @@ def test_two_teachers_cost_no_score():
         "taught by two, a student's mean task score is not clearly below that of the better taught by one",
         not lab.clearly_less(ours, better),
         ("score", ours),
-        single,
+        single | loyal("two teachers", "ensemble") | loyal("triple loss") | loyal("of the second teacher", "B"),
         lower=False,
+        against=tuple(single),
         setup=masked.SETUP,
     )
 

@@ -87,6 +87,23 @@ def test_parquet(tmp_path):
         texts.read(path)
 
 
+def test_rows_without_a_text_are_told_by_their_columns(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for name, row in (("body", {"body": "a"}), ("asked", {"prompt": "a", "answer": "b"}), ("bare", {"x": 1})):
+        datasets.Dataset.from_list([row]).to_parquet(str(tmp_path / f"{name}.parquet"))
+        (tmp_path / f"{name}.jsonl").write_text("\n" + json.dumps(row))
+    for kind in ("parquet", "jsonl"):
+        assert texts.wordless(tmp_path / f"body.{kind}", "text")
+        assert not texts.wordless(tmp_path / f"body.{kind}", "body")
+        assert not texts.wordless(tmp_path / f"asked.{kind}", "text")
+        assert texts.wordless(tmp_path / f"bare.{kind}", "text")
+        (tmp_path / f"damaged.{kind}").write_bytes(b"\xff")
+        assert not texts.wordless(tmp_path / f"damaged.{kind}", "text")
+    for name, content in (("list.jsonl", "[1]"), ("empty.jsonl", "\n"), ("texts.txt", "{}")):
+        (tmp_path / name).write_text(content)
+        assert not texts.wordless(tmp_path / name, "text")
+
+
 def test_a_folder_in_the_order_of_its_paths(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "c.jsonl").write_text('{"text": "3"}\n')

@@ -119,6 +119,19 @@ def test_of_tokens_padding_does_not_count_and_texts_are_the_sample(monkeypatch):
     assert equal == [3, 3]
 
 
+def test_pairs_of_tokens_are_counted_by_the_text_that_they_stand_in():
+    teacher, student = drawn(6, 5, seed=8), drawn(6, 5, seed=9)
+    texts = torch.tensor([2, 0, 0, 2, 2, 5])
+    tally, rows = loyalty.Tally(), loyalty.Tally()
+    assert tally.seen == 0
+    tally.add_pairs([teacher[:0], student[:0]], texts[:0])
+    tally.add_pairs([teacher, student], texts)
+    for text in (0, 2, 5):
+        rows.add([teacher[texts == text][None], student[texts == text][None]], {})
+    assert tally.figures() == rows.figures()
+    assert (tally.seen, tally.figures()["label_loyalty"].samples) == (6, 3)
+
+
 def test_padding_rows_of_a_vocabulary_are_left_aside():
     teacher = drawn(2, 4, 6, seed=10)
     tally = loyalty.Tally()

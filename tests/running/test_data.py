@@ -47,6 +47,9 @@ def wide():
 def scores(data):
     return -torch.arange(len(data))
 
+def rows(data):
+    return -torch.tensor(data.rows["x"])
+
 def short(data):
     return [1.0]
 """
@@ -57,6 +60,8 @@ def places(tmp_path):
     tiny.training_set(tmp_path)
     (tmp_path / "net.py").write_text(BUILD)
     rows = [{"text": " ".join(["w"] * (1 + i % 9)) + f" {i}", "label": "ab"[i % 2]} for i in range(50)]
+    (tmp_path / "bare.jsonl").write_text('{"x": 1, "label": "a"}\n{"x": 2, "label": "b"}')
+    (tmp_path / "some.jsonl").write_text('{"x": 1}\n{"x": 2, "text": "b"}')
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"text": "W  w 1.", "label": "a"}])))
     return tmp_path
 
@@ -177,11 +182,15 @@ def test_tables_of_datasets(places, monkeypatch):
     rows = datasets.Dataset.from_dict({"x": list(range(40)), "label": [i % 4 for i in range(40)]})
     rows.save_to_disk(str(places / "saved"))
     rows.to_csv(str(places / "rows.csv"))
-    indices = [
-        secateur.prune_data(source, "examples=50%", places / f"out{n}")[0].subject.kept.tolist()
-        for n, source in enumerate((rows, places / "saved", places / "rows.csv"))
-    ]
-    assert indices[0] == indices[1] == indices[2]
+    rows.to_parquet(str(places / "bare.parquet"))
+    rows.to_json(str(places / "bare.jsonl"))
+    files = [places / name for name in ("saved", "rows.csv", "bare.parquet", "bare.jsonl")]
+    for score, out in ((f"{places}/net.py:rows", "own"), ("random", "out")):  # the function is given the table
+        indices = [
+            secateur.prune_data(source, "examples=50%", places / f"{out}{n}", score=score)[0].subject.kept.tolist()
+            for n, source in enumerate((rows, *files))
+        ]
+        assert indices == indices[:1] * 5
     part = ExampleSet.load(module.rows(rows), places / "out0" / "examples=50%").data.rows
     assert part["x"] == indices[0]
     assert rows.select(np.load(places / "out0/examples=50%/index.npz")["kept"])["x"] == indices[0]
@@ -419,6 +428,10 @@ def test_a_score_of_ones_own(places):
         ("data.npz", "examples=0.1%", {"balanced": False}, InfeasibleError, "examples can go down to 1"),
         ("data.npz", "tokens=50%", {}, BudgetError, "tokens has no cost here; costs known: bytes, examples"),
         ("rows.jsonl", "examples=30%", {"text": "body"}, DataError, "has no text in 'body': it has text, label"),
+        ("bare.jsonl", "examples=50%", {"text": "body"}, DataError, "has no text in 'body': it has x, label"),
+        ("bare.jsonl", "examples=50%", {"score": "length"}, InputError, "has no column 'text' whose words could be"),
+        ("bare.jsonl", "examples=50%", {"score": "el2n", "model": "a/folder"}, DataError, "for a model to read"),
+        ("some.jsonl", "examples=50%", {}, DataError, "has texts in 'text' of some rows, and its first has none"),
         ("none.npz", "examples=30%", {}, DataError, "there is no data at"),
         ("none.jsonl", "examples=30%", {}, DataError, "does not exist"),
     ],

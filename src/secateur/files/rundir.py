@@ -25,7 +25,7 @@ import yaml
 
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
-__all__ = ["Run", "Transient", "atomic_write", "guard", "is_disk_full", "writing"]
+__all__ = ["Run", "Transient", "atomic_write", "guard", "is_disk_full", "stored", "writing"]
 
 _TEMPORARY = ".tmp-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -81,6 +81,17 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     """Write `data` (text as UTF-8) to `path`: whole, or not at all."""
     with writing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """The torch tensors that `Run.tensors` left at `path`. Raises `RunError` for a file that is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(str(path)))
+    except SafetensorError as error:
+        raise RunError(f"{path} is damaged: delete it and run the same command again") from error
 
 
 @dataclass
@@ -187,8 +198,7 @@ class Run:
 
     def tensors(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The torch tensors `name`: computed and stored as safetensors the first time, read afterwards."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import save_file
 
         path = self.path(f"{name}.safetensors")
         if not path.exists():
@@ -196,10 +206,7 @@ class Run:
             values = {key: value.detach().cpu().contiguous().clone() for key, value in compute().items()}
             with writing(path) as temporary:
                 save_file(values, str(temporary))
-        try:
-            return dict(load_file(str(path)))
-        except SafetensorError as error:
-            raise RunError(f"{path} is damaged: delete it and run the same command again") from error
+        return stored(path)
 
     # ---------------------------------------------------------------------------------------------- result
 

@@ -35,6 +35,7 @@ __all__ = [
     "opened",
     "read",
     "windows",
+    "wordless",
 ]
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -205,6 +206,31 @@ def files(path: Path) -> list[Path]:
     return found
 
 
+def wordless(path: Path, column: str) -> bool:
+    """Whether the rows of a .jsonl or .parquet file have columns of which none is one of texts, as `read` takes them.
+
+    Told by the schema, or by the first row; of a file that can't be read, or of another kind, `read` tells what is
+    wrong.
+    """
+    try:
+        if path.suffix == ".jsonl":
+            row = json.loads(next(line for _, line in _lines(path) if line))
+            names = list(row) if isinstance(row, dict) else []
+        elif path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            names = pyarrow.parquet.read_schema(path).names
+        else:
+            names = []
+    except (OSError, ValueError, StopIteration, ImportError, DataError):
+        return False
+    return bool(names) and not _spoken(names, column)
+
+
+def _spoken(names: Sequence[str], column: str) -> bool:
+    return column in names or set(_PROMPTED) <= set(names)
+
+
 def _rows(path: Path, column: str, label: str) -> Iterator[Row]:
     try:
         if path.suffix == ".txt":
@@ -251,7 +277,7 @@ def _parquet_rows(path: Path, column: str, label: str) -> Iterator[Row]:
     try:
         table = pyarrow.parquet.ParquetFile(path)
         names = table.schema_arrow.names
-        if column not in names and not set(_PROMPTED) <= set(names):
+        if not _spoken(names, column):
             raise DataError(f"{path} has no column {column!r}: it has {', '.join(names)}")
         wanted = (column, label) if column in names else (*_PROMPTED, label)
         for batch in table.iter_batches(columns=[name for name in wanted if name in names]):

@@ -154,6 +154,20 @@ class Tally:
             self._close.append(close)
             self._counts.append(len(mine))
 
+    @property
+    def seen(self) -> int:
+        """How many predictions were added."""
+        return sum(self._counts)
+
+    def add_pairs(self, logits: Sequence[Tensor], texts: Tensor) -> None:
+        """Logits of teacher and student, [n, C] each, at n places, and the number [n] of the text each stands in.
+
+        For models that read one text with different tokenizers: the places are those that both share.
+        """
+        for text in texts.unique():
+            here = texts == text
+            self.add([one[here.to(one.device)][None] for one in logits], {})
+
     def figures(self) -> dict[str, Figure]:
         """{"label_loyalty", "probability_loyalty"}; of tokens, texts are the sample of the intervals."""
         if not self._counts:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur import encoders
-from secateur.errors import InputError
+from secateur.errors import DataError, InputError
 from secateur.files import examples, plugins, ray_data, tables, texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard
@@ -82,8 +82,9 @@ def prune_data(
 
     Args:
         data: texts as for `secateur.run` (also an iterable that is passed over once), arrays and folders of images, a
-            `datasets.Dataset`, a folder of `save_to_disk`, a .csv file, a `ray.data.Dataset`; or an earlier index, as
-            its folder or as an `ExampleSet`: what it keeps is cut further.
+            `datasets.Dataset`, a folder of `save_to_disk`, a .csv file, a .parquet or .jsonl file of rows without
+            texts, a `ray.data.Dataset`; or an earlier index, as its folder or as an `ExampleSet`: what it keeps is cut
+            further.
         budget: how much may stay: examples=30%, bytes=10MB, words=1000000, tokens=50%; one or several.
         out: the run directory; the index for a budget stands in a folder of that name.
         score: which examples are worth most. "random"; "length" (of texts: most words first); what a model in training
@@ -117,7 +118,7 @@ def prune_data(
     _check(score, model, runs, epochs)
     counted = {"tokens": encoders.counter(str(tokenizer))} if tokenizer is not None else {}
     # A function of one's own is given texts, too, or the whole table.
-    spoken = ray or ray_data.is_dataset(data) or _streamed(data) or _of_texts(data)
+    spoken = ray or ray_data.is_dataset(data) or _streamed(data) or _of_texts(data, text)
     held = model is not None or (":" in score and spoken)
     shelf = Path(tempfile.gettempdir()) if dry_run else nearest(out)
     source = rows(data, held=held, shelf=shelf, text=text, label=label, counts=counted, ray=ray)
@@ -229,12 +230,14 @@ def rows(
         return ray_data.survey(data, counts=counts, shelf=place if held else None, **how)
     if isinstance(data, Examples | Corpus | Survey):
         return data
-    if not isinstance(data, Table) and (_streamed(data) or _of_texts(data)):
+    if not isinstance(data, Table) and (_streamed(data) or _of_texts(data, text)):
         if held and (shelf is None or isinstance(data, list | tuple)):
             return texts.read(data, **how)
         return survey(data, counts=counts, shelf=shelf if held else None, **how)
     if isinstance(data, Table) or tables.is_table(data):
         table = data if isinstance(data, Table) else tables.read(data, text=text, label=label)
+        if table.texts is not None and isinstance(data, str | Path) and Path(data).suffix in texts.SUFFIXES:
+            raise DataError(f"{table.name} has texts in {text!r} of some rows, and its first has none: drop such rows")
         return table.corpus(shelf) if held else table
     return examples.read(data)
 
@@ -244,14 +247,15 @@ def _streamed(data: Data) -> bool:
     return isinstance(data, Iterator) or type(data).__name__ == "IterableDataset"
 
 
-def _of_texts(data: Data) -> bool:
+def _of_texts(data: Data, text: str) -> bool:
+    """Whether `data` is texts alone; rows without any are a table, unless `text` was to name a column of theirs."""
     if not isinstance(data, str | Path):
         return isinstance(data, Iterable) and not tables.is_table(data)
     path, name = Path(data), str(data)
     if path.is_dir():
         return not tables.is_table(path) and any(one.suffix in texts.SUFFIXES for one in path.rglob("*"))
     if path.exists() or path.suffix in (".npz", *tables.SUFFIXES):
-        return path.suffix in texts.SUFFIXES
+        return path.suffix in texts.SUFFIXES and not (text == "text" and texts.wordless(path, text))
     return name.startswith("hub:") or ":" not in name
 
 
@@ -266,6 +270,9 @@ def _scores(
         return np.asarray(random.scores(whole.units("examples"), seed)["examples"].numpy())
     if score == "length":
         words = whole.source.costs().get("words")
+        if words is None and isinstance(whole.source, Table):
+            raise InputError(f"{whole.source.name} has no column {whole.source.text!r} whose words could be counted: "
+                             "name it with --text")  # fmt: skip
         if words is None:
             raise InputError(f"{whole.source.name} holds no texts: examples of one size have no length to go by")
         return words.astype(np.float32)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
@@ -267,6 +268,81 @@ def test_another_student_learns_too(tmp_path):
     assert [tuple(w.shape) for w in found.subject.model.parameters()] == [(8, 64), (8,), (4, 8), (4,)]
     with pytest.raises(InputError, match="returned int: expected a torch"):
         results(tmp_path / "other", student=f"{tmp_path}/net.py:none")
+
+
+@pytest.mark.parametrize(
+    ("built", "words"),
+    [
+        ("nn.Linear(64, 6)", "tells 6 classes, its teacher 4: build it with 4 outputs"),
+        ("nn.Linear(64, 3)", "tells 3 classes, its teacher 4: build it with 4 outputs"),
+        ("nn.Unflatten(1, (4, 4, 4))", r"net.py:build: the model gives \(2, 4, 4, 4\): a classifier gives"),
+        ("nn.Linear(65, 4)", "can't take quarters: mat1 and mat2 shapes"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_student_that_does_not_fit_is_refused_before_anything_is_scored(tmp_path, monkeypatch, built, words, dry_run):
+    net = tmp_path / "net.py"
+    net.write_text(f"from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), {built})\n")
+    monkeypatch.setattr(module, "rehearsed", lambda *a, **k: pytest.fail("scored"))
+    how = {**QUICK, "student": f"{net}:build", "score": "el2n", "dry_run": dry_run}
+    with pytest.raises(InputError, match=words) as caught:
+        secateur.run("kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", **how)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_student_learns_from_an_earlier_run_without_its_teacher(fifth, tmp_path):
+    """The same weights as with the teacher, though the network given now knows nothing."""
+    root, first = fifth
+    other = Traced(mlp(seed=9), Example.of(DATA.inputs[:1]))
+    with Run.open(tmp_path / "again", {}) as run:
+        budgets = [Budget.parse("examples=20%")]
+        (again,) = kd_data_pruning(other, DATA, budgets, run, **QUICK, soft=str(root))
+    assert torch.equal(weights(again), weights(first))
+    assert (again.cut.removed, again.predicted) == (first.cut.removed, first.predicted)
+    assert again.notes == (f"examples and outputs of {root}, alpha 0.5",)
+    for name in ("kept-examples=20%/index.npz", "soft-examples=20%.safetensors"):  # a third may learn from the second
+        assert (tmp_path / "again/work" / name).read_bytes() == (root / "work" / name).read_bytes()
+    wide = Traced(mlp(32), Example.of(DATA.inputs[:1]))
+    with Run.open(tmp_path / "wide", {}) as run:
+        (wider,) = kd_data_pruning(wide, DATA, budgets, run, **{**QUICK, "alpha": 1.0}, soft=str(root))
+    assert vision.accuracy(wider.subject.model, HELD_OUT) > vision.accuracy(mlp(32), HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"alpha": "auto"}, "alpha=auto asks the teacher for more: give a weight"),
+        ({"score": "el2n"}, "leave out score=el2n"),
+        ({"budgets": ["examples=20%", "examples=30%"]}, "for examples=30%: it has those of examples=20%"),
+        ({"soft": "nowhere"}, "soft=nowhere holds no outputs of a teacher .* give the folder of a run of kd"),
+        ({"data": HELD_OUT}, "give the data that it was made of, and the seed, which says what is held out"),
+        ({"student": "six"}, "tells 6 classes, its teacher 4"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_earlier_run_that_does_not_fit_is_refused(fifth, tmp_path, options, words, dry_run):
+    if "student" in options:
+        (tmp_path / "net.py").write_text(
+            "from torch import nn\n\ndef six():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 6))\n"
+        )
+        options = {"student": f"{tmp_path}/net.py:six"}
+    with pytest.raises(InputError, match=words) as caught:
+        results(tmp_path / "run", **{"soft": str(fifth[0]), "dry_run": dry_run, **options})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_outputs_that_are_damaged_or_of_other_examples_are_refused(fifth, tmp_path, damage):
+    shutil.copytree(fifth[0], tmp_path / "first")
+    path = tmp_path / "first/work/soft-examples=20%.safetensors"
+    stored = load_file(path)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:40])
+    else:
+        save_file({**stored, "examples": stored["examples"] + 1}, path)
+    with pytest.raises(InputError, match="is damaged" if damage == "cut" else "outputs of other examples"):
+        results(tmp_path / "run", soft=str(tmp_path / "first"))
 
 
 @pytest.mark.parametrize("score", ["random", "el2n", "forgetting", "grand"])

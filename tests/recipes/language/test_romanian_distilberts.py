@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ import readers
 import tiny
 from secateur import running
 from secateur.errors import BudgetError, InfeasibleError, InputError
-from secateur.files import texts
+from secateur.files import masking, texts
 from secateur.files.rundir import Run
 from secateur.recipes.language import romanian_distilberts as recipe
 from secateur.recover import losses
@@ -28,6 +30,7 @@ from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Result, Selection
 
 DATA = texts.read(list(readers.sentences()[:200]))
+HELD = texts.read(list(readers.sentences()[300:340]))
 QUICK = {"length": 24, "train_batch": 8, "steps": 3, "lr": 3e-3}
 
 
@@ -236,17 +239,53 @@ def test_teachers_stay_as_they_are_and_maps_are_left_behind(tmp_path, folders):
     assert found.subject.model.state_dict().keys() == plain.model.state_dict().keys()
     assert found.recovery.steps == 3
     stored = json.loads((tmp_path / "work" / "loyalty-layers=50%").with_suffix(".json").read_text())
-    assert list(stored) == ["original", "teacher1", "ensemble"]
+    assert list(stored) == ["original", "teacher1", "teacher2", "ensemble"]
     assert any(note.startswith("loyal to ensemble: label loyalty 0.") for note in found.notes)
 
 
 def test_loyalty_is_to_each_teacher_of_the_vocabulary_and_to_their_mean(folders):
     teacher = bert()
     found = recipe.company(teacher, [folders["same"]], (), "words", 24)
-    told = recipe.loyal(teacher, found, texts.read(list(readers.sentences()[300:340])), 8, 24)
+    told = recipe.loyal(teacher, found, HELD, 8, 24)
     assert told["original"].startswith("label loyalty 1 [1, 1], probability loyalty 1 [1, 1]")
     assert not told["teacher1"].startswith("label loyalty 1 ")
     assert recipe.loyal(teacher, found[:1], DATA, 8, 24) == {}
+    assert list(recipe.loyal(teacher, found[1:], DATA, 8, 24)) == ["teacher1"]
+
+
+@pytest.mark.parametrize("foreign", ["words", "tokens", "sentences"])
+def test_loyalty_is_to_teachers_of_another_vocabulary_too(folders, foreign):
+    others = [folders["foreign"], folders["same"]]
+    found = recipe.company(bert(), others, (), foreign, 24)
+    told = recipe.loyal(bert(), found, HELD, 8, 24)
+    assert list(told) == ["original", "teacher1", "teacher2", "ensemble"]
+    assert told["teacher1"].startswith("label loyalty 0")
+    without = recipe.loyal(bert(), [one for one in found if not one.foreign], HELD, 8, 24)
+    assert without == {name: text for name, text in told.items() if name != "teacher1"}
+
+
+def test_loyalty_over_shared_tokens_is_that_of_one_vocabulary_where_all_are_shared(monkeypatch):
+    """Whatever is chosen is hidden, so that a second reading by the same tokenizer hides the same."""
+    monkeypatch.setattr(recipe.masking, "Masked", partial(masking.Masked, hidden=1.0, random=0.0))
+    teacher = bert()
+    student, _ = teacher.cut(Selection({"layers": np.array([True, True, True, False])}))
+    same, foreign = (recipe.Teacher(f"{one}", teacher, 0.5, foreign=one) for one in (False, True))
+    told = recipe.loyal(student, [same, foreign], HELD, 8, 24)
+    ours, theirs = ([float(n) for n in re.findall(r"loyalty ([0-9.]+)", told[name])] for name in ("False", "True"))
+    assert theirs == pytest.approx(ours, abs=0.02)  # special tokens are not shared
+    assert 0.05 < ours[0] < 0.95
+    assert recipe.loyal(teacher, [foreign], HELD, 8, 24)["True"].startswith("label loyalty 1 [1, 1]")
+
+
+def test_teachers_that_share_nothing_to_tell_are_left_out_of_loyalty(folders, monkeypatch):
+    found = recipe.company(bert(), [folders["states"], folders["bpe"]], (), "words", 24)
+    assert list(recipe.loyal(bert(), found, HELD, 8, 24)) == ["original", "teacher2"]
+
+    def none(*tokenizers):
+        raise InputError("the vocabularies share 0 tokens")
+
+    monkeypatch.setattr(recipe.alignment, "shared_vocabulary", none)
+    assert list(recipe.loyal(bert(), found, HELD, 8, 24)) == ["original"]
 
 
 def test_a_teacher_without_a_head_is_compared_by_words(folders):

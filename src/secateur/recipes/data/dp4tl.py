@@ -125,7 +125,9 @@ def dp4tl(
     without decay. A source without classes is pre-trained on its clusters, where the paper takes a MoCo-type loss;
     K-means, which its code leaves to the user, starts from k-means++. The code stores the distances of feature mapping
     under the wrong index; the equation is followed. Adversarial pre-training takes one step from a random start (arXiv
-    2001.03994); the judge's attack is FGSM.
+    2001.03994); the judge's attack is FGSM. Of the paper's rivals, `order` has chance alone: GraNd and Moderate, which
+    rank examples and not classes, are scores of `secateur prune-data`, and the influence of each class by brute force,
+    which takes a pre-training without it, is left out.
     """
     last = transfer.head(subject.model, head)
     classes = len(subject.model.get_parameter(f"{last}.weight".lstrip(".")))

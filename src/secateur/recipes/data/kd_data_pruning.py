@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +17,8 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.errors import BudgetError, InputError
-from secateur.files import examples, plugins
+from secateur.errors import BudgetError, DataError, InputError, RunError
+from secateur.files import examples, plugins, rundir
 from secateur.files.examples import Batches, Examples
 from secateur.files.rundir import Run
 from secateur.recover import initialise, loop, losses, objectives, rehearsal
@@ -57,6 +58,7 @@ def kd_data_pruning(
     alpha: float | Literal["auto"] = "auto",
     temperature: float = 4.0,
     student: str = "",
+    soft: str = "",
     equal: Literal["iterations", "epochs"] = "iterations",
     epochs: float = 30.0,
     optimizer: Literal["sgd", "adamw"] = "sgd",
@@ -84,7 +86,7 @@ def kd_data_pruning(
        held-out part, and interpolated so that it never rises with f.
 
     `work/` of the run holds for each budget the index (`kept-BUDGET`), the teacher's outputs for what is kept, float16
-    (`soft-BUDGET`), and what was found out about alpha.
+    (`soft-BUDGET`), and what was found out about alpha. From the first two, further students learn without a teacher.
 
     Args:
         subject: the teacher: a trained classifier. It stays as it is.
@@ -98,6 +100,8 @@ def kd_data_pruning(
         alpha: weight of the teacher, 0 to 1; auto looks for it.
         temperature: tau.
         student: file.py:function that builds another network; by default one like the teacher.
+        soft: folder of an earlier run, of the same data, seed and budgets, for another student: what that kept, and
+            what its teacher said. Nothing is scored and nobody asked: `subject` may be any network.
         equal: iterations takes as many steps for every f; epochs takes fewer the less is left.
         epochs: of all of the data.
         optimizer: sgd with momentum, as in the paper, or adamw, which wants an lr of about 1e-3.
@@ -118,12 +122,16 @@ def kd_data_pruning(
     are rounded so that the budget is met exactly (`select.balance`). Forgetting is looked for at the end of each epoch,
     in evaluation mode. Inputs are not augmented, so that the teacher need not be asked again. The rule for alpha is
     this project's form of the paper's finding; the teacher has seen the part on which it is judged. Other distillation
-    losses of the paper are left out.
+    losses of the paper are left out, and wrong labels are not injected: data come as noisy as they are.
     """
     check(data, budgets, alpha=alpha, tried=tried, held=held, trials=trials, runs=runs)
     check_runs(score, runs, score_epochs)
     further = loop.options(training)
     ask: Ask = partial(answer, subject.inputs)
+    earlier = {budget: before(soft, data, budget, alpha=alpha, score=score) for budget in budgets} if soft else {}
+    if student or soft:
+        wide = earlier[budgets[0]][1]["logits"].shape[1] if soft else classes(subject.model, ask, data)
+        check_student(fresh(subject.model, student, seed=seed), student or "the network", wide, ask, data)
     how: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay}
     epoch = max(1, len(data) // batch) / further.get("accumulate", 1)
     fit = partial(
@@ -140,25 +148,26 @@ def kd_data_pruning(
         column = difficulty.averaged([one["score"] for one in runs_of])
     whole = whole.scored(score, column.numpy())
     keep = partial(select, score=score, balanced=balanced)
-    soft = partial(outputs, subject.model, ask, batch=batch)
+    say = partial(outputs, subject.model, ask, batch=batch)
     for budget in budgets:
-        left, weight = keep(whole, budget=budget), alpha
+        left, weight = earlier[budget][0] if soft else keep(whole, budget=budget), alpha
         mask = np.isin(whole.kept, left.kept)
         cut, predicted = whole.cut(Selection({"examples": mask}))[1], whole.units().cost({"examples": mask})
         net, took, beside = fresh(subject.model, student, seed=seed), None, dict[str, Traced]()
         if not dry_run:
             if weight == "auto":
-                judge = partial(tried_out, whole, run=run, keep=keep, soft=soft, fit=fit, ask=ask, batch=batch)
+                judge = partial(tried_out, whole, run=run, keep=keep, soft=say, fit=fit, ask=ask, batch=batch)
                 table = judge(shares=tried, held=held, trials=trials, seed=seed)
                 weight = trusted(table, len(left) / len(data))
             left.save(run.folder(f"kept-{budget}"))
-            said = run.tensors(f"soft-{budget}", partial(soft, left))["logits"]
+            heard = partial(dict, earlier[budget][1]) if soft else partial(say, left)
+            said = run.tensors(f"soft-{budget}", heard)["logits"]
             net, took = fit(left.data, said, weight, seed=seed, checkpoint=run.folder(trained(budget, weight)))
             if labels_alone:
                 alone, _ = fit(left.data, said, 0.0, seed=seed, checkpoint=run.folder(trained(budget, 0.0)))
                 beside["labels alone"] = Traced(alone, subject.inputs)
         told = "alpha is looked for when trained" if weight == "auto" else f"alpha {weight:.3g}"
-        notes = (f"{score} examples, {told}",)
+        notes = (f"{f'examples and outputs of {soft}' if soft else f'{score} examples'}, {told}",)
         yield Result(str(budget), Traced(net, subject.inputs), cut, predicted, took, notes, beside)
 
 
@@ -180,6 +189,24 @@ def check(
         raise InputError(f"held={held}: give a share between 0 and 1")
     if trials < 1 or runs < 1:
         raise InputError(f"trials={trials}, runs={runs}: give at least one of each")
+
+
+def check_student(net: nn.Module, name: str, told: int, ask: Ask, data: Examples) -> None:
+    """Refuse a student that can't take the data, or tells another number of classes than its teacher's, `told`."""
+    try:
+        own = classes(net, ask, data)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{name} can't take {data.name}: {first}; build it for its inputs") from error
+    if own != told:
+        raise InputError(f"{name} tells {own} classes, its teacher {told}: build it with {told} outputs")
+
+
+def classes(net: nn.Module, ask: Ask, data: Examples) -> int:
+    """How many classes a network tells, by two examples."""
+    return rehearsal.glance(net, partial(ask, net), data.take(range(min(2, len(data)))).in_order(2))["logits"].shape[1]
 
 
 # ------------------------------------------------------------------------------------------------- what is kept
@@ -227,10 +254,7 @@ def select(whole: ExampleSet, budget: Budget | str, *, score: str, balanced: boo
 
 def fresh(model: nn.Module, student: str, *, seed: int) -> nn.Module:
     """A network with new weights: like `model`, or what the user's function `student` builds."""
-    built = plugins.function(student)() if student else model
-    built = built[0] if isinstance(built, tuple) else built
-    if not isinstance(built, nn.Module):
-        raise InputError(f"{student} returned {type(built).__name__}: expected a torch.nn.Module")
+    built = plugins.network(student)[0] if student else model
     return initialise.fresh(built, seed=seed, linear=None)[0]
 
 
@@ -249,6 +273,29 @@ def outputs(teacher: nn.Module, ask: Ask, left: ExampleSet, *, batch: int) -> di
     below = logits - logits.amax(-1, keepdim=True)
     half = below.clamp(min=torch.finfo(torch.float16).min).half()
     return {"logits": half, "examples": torch.from_numpy(left.kept)}
+
+
+def before(
+    soft: str, data: Examples, budget: Budget, *, alpha: float | str, score: str
+) -> tuple[ExampleSet, dict[str, Tensor]]:
+    """Of the run at `soft`: what stayed under a budget, and the `outputs` of its teacher. Refuses what is not there."""
+    if alpha == "auto" or score != "random":
+        wrong = "alpha=auto asks the teacher for more: give a weight" if alpha == "auto" else f"leave out score={score}"
+        raise InputError(f"soft={soft} tells what stays, and what a teacher said of that alone: {wrong}")
+    work = Path(soft, "work")
+    if not (work / f"soft-{budget}.safetensors").is_file():
+        known = [path.stem.removeprefix("soft-") for path in sorted(work.glob("soft-*.safetensors"))]
+        has = f"it has those of {', '.join(known)}" if known else "give the folder of a run of kd_data_pruning"
+        raise InputError(f"soft={soft} holds no outputs of a teacher for {budget}: {has}")
+    try:
+        left, said = ExampleSet.load(data, work / f"kept-{budget}"), rundir.stored(work / f"soft-{budget}.safetensors")
+    except DataError as error:
+        raise InputError(f"soft={soft}: {error}, and the seed, which says what is held out") from error
+    except RunError as error:
+        raise InputError(f"soft={soft}: {error}") from error
+    if said["examples"].tolist() != left.kept.tolist():
+        raise InputError(f"soft={soft} has an index and outputs of other examples for {budget}: make that run anew")
+    return left, said
 
 
 @dataclass(frozen=True)

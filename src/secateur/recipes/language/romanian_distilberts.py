@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -79,7 +80,8 @@ def romanian_distilberts(
        tokens: also the predictions, over the tokens that both have, where both stand for the same characters;
        sentences: which texts of the batch are how similar. The P_k are left behind.
     5. The student is an ordinary masked language model, to be fine-tuned as its teachers are. How loyal it is to each
-       teacher of its vocabulary, and to their average, is told on texts that were held out.
+       of several teachers, and to the average of those of its vocabulary, is told on texts that were held out: to one
+       of another vocabulary over the tokens that both have, where both stand for the same characters.
 
     Args:
         subject: a trained masked language model, the home teacher; it stays as it is.
@@ -108,6 +110,8 @@ def romanian_distilberts(
         dry_run: stop after the cut.
 
     Departures: the article does not say how its teachers are combined, nor gives its factors; these are DistilBERT's.
+    Predictions of another vocabulary enter no average that loyalty could be told to, and a teacher without a masked-LM
+    head makes none.
     The student keeps the original's architecture, token types included (two rows of the embedding table), so that it
     loads as the original does. A teacher without a masked-LM head counts as foreign, whatever its vocabulary. Teachers
     of the same vocabulary and another width are compared through a P_k, too. Texts stand one to a row, and are not
@@ -404,26 +408,52 @@ def averaged(states: Tensor, real: Tensor) -> Tensor:
 
 
 def loyal(student: Transformer, found: Sequence[Teacher], held: Corpus, batch: int, length: int) -> dict[str, str]:
-    """Loyalty on masked tokens of held-out texts to each of several teachers of one vocabulary, and to their mean.
+    """Loyalty on masked tokens of held-out texts: to each teacher, and to the mean of several of one vocabulary.
 
-    To the original alone, it stands in the evidence anyway.
+    To one of another vocabulary, over the tokens that both have, where a masked token stands for the same characters in
+    both readings. Left out are teachers without such tokens, or without a masked-LM head; and the original where it
+    teaches alone, since loyalty to it stands in the evidence anyway.
     """
-    same = [one for one in found if not one.foreign]
-    if len(same) < 2:
+    if [one.name for one in found] == ["original"]:
         return {}
-    tallies = {name: loyalty.Tally() for name in (*(one.name for one in same), "ensemble")}
+    same, shared = [one for one in found if not one.foreign], common(student, found)
+    strange = [one for one in found if one.name in shared]
+    tallies = {one.name: loyalty.Tally() for one in found if not one.foreign or one.name in shared}
+    if len(same) > 1:
+        tallies["ensemble"] = loyalty.Tally()
     plain = texts.batches(held, student.tokenizer, packed=False, batch=min(batch, len(held)), length=length)
+    items: Any = masking.Masked(plain, student.tokenizer)
+    if strange:
+        others = {one.name: one.subject.tokenizer for one in strange}
+        items = alignment.Parallel(items, plain.rows, held.texts, student.tokenizer, others, length=length)
 
     def watch(logits: Sequence[Tensor], item: Batch) -> None:
         *theirs, ours = logits
         answers = {one.name: Output(told) for one, told in zip(same, theirs, strict=True)}
-        theirs.append(together(same, answers, 1.0))
-        for tally, told in zip(tallies.values(), theirs, strict=True):
-            tally.add([told, ours], item)
+        for name, answer in answers.items():
+            tallies[name].add([answer.prediction, ours], item)
+        if "ensemble" in tallies:
+            tallies["ensemble"].add([together(same, answers, 1.0), ours], item)
+        for one in strange:
+            pairs = item[f"{one.name}.pairs"]
+            pairs = pairs[item["labels"].flatten()[pairs[:, 0]] != masking.IGNORED]
+            there = {f"{one.name}.pairs": pairs}
+            mine, yours = alignment.at_pairs(ours, one.forward(item).prediction, there, one.name, shared[one.name])
+            tallies[one.name].add_pairs([yours, mine], pairs[:, 0] // ours.shape[1])
 
-    items = masking.Masked(plain, student.tokenizer).take(64)
-    quality.accuracies([*(one.subject.forward for one in same), student.forward], items, watch=watch)
-    return {name: shown(tally.figures()) for name, tally in tallies.items()}
+    forwards = [*(one.subject.forward for one in same), student.forward]
+    quality.accuracies(forwards, items[: min(64, len(items))], watch=watch)
+    return {name: shown(tally.figures()) for name, tally in tallies.items() if tally.seen}
+
+
+def common(student: Transformer, found: Sequence[Teacher]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each foreign teacher that tells masked tokens: ids of the tokens in both vocabularies, if there are some."""
+    result = {}
+    for one in found:
+        if one.foreign and masked(one.subject):
+            with suppress(InputError):  # too few: they were compared by hidden states
+                result[one.name] = alignment.shared_vocabulary(student.tokenizer, one.subject.tokenizer)
+    return result
 
 
 def shown(figures: Mapping[str, Figure]) -> str:
