@@ -617,10 +617,13 @@ def test_hidden_losses_ignore_nan_in_padding():
     student[3] = math.nan
     student.requires_grad_()
     mask = torch.tensor([1, 1, 1, 0])
-    for loss in (losses.token, losses.cosine, losses.mse):
+    for loss in (losses.token, losses.cosine, losses.mse, losses.relative, losses.relational):
         value = loss(student, teacher, mask)
-        assert value.isfinite()
-        assert gradient(value, student)[0].isfinite().all()
+        same(value, loss(student[:3], teacher[:3]), student)
+        assert gradient(loss(student, teacher, mask), student)[0].isfinite().all()
+        nothing = loss(student, teacher, torch.zeros(4))
+        assert nothing == 0
+        assert gradient(nothing, student)[0].abs().sum() == 0
 
 
 def test_cosine_of_a_zero_row_is_finite():
@@ -659,6 +662,7 @@ def test_relational_is_zero_for_a_rotation_and_equals_the_plain_formula():
         (lambda s, t: losses.topk_kl(s, *(x[:4] for x in topk(t, 3))), "one row per token"),
         (lambda s, t: losses.cosine(s, t[:, :9]), "project=nn.Linear"),
         (lambda s, t: losses.relational(s[:2], t[:2]), "at least 3"),
+        (lambda s, t: losses.relational(s[:4], t[:4], torch.tensor([1, 0, 1, 0])), "a batch of 2 .* at least 3"),
     ],
 )
 def test_bad_input_is_named(logits, call, words):

@@ -131,6 +131,72 @@ def test_tokens_count_where_the_mask_says_so():
     torch.testing.assert_close(together(batch, {"tokens": 8, "sequences": 2})[0], apart)
 
 
+class Pooled(nn.Module):
+    """States [B, S, d] of tokens, and what stands for a sequence: rows [B, d], NaN where it has no token."""
+
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.embed = nn.Embedding(9, width)
+        self.flat, self.rows, self.maps = nn.Identity(), nn.Identity(), nn.Identity()
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        states = self.embed(ids)
+        self.flat(states.flatten(0, 1))
+        real = mask.sum(1, keepdim=True)
+        rows = self.rows(((states * mask[..., None]).sum(1) / real.clamp_min(1)).where(real > 0, torch.nan))
+        return self.maps(rows[:, :, None, None] ** torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+
+
+def of_texts(kind: str, tap: str, width: int = 4):
+    """(objective of padded texts of which the last has no token, student, the batch without it, the batch)."""
+    torch.manual_seed(0)
+    student, teacher = Pooled(width), Pooled()
+    ids = torch.tensor([[1, 2, 3], [4, 5, 0], [6, 7, 0], [8, 0, 0], [0, 0, 0]])
+    batch = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    short = {name: part[:4] for name, part in batch.items()}
+
+    def plain(part, totals):
+        for one in (student, teacher):
+            one(part["input_ids"], part["attention_mask"])
+        return torch.zeros(()), {}
+
+    together, adapters = matching.beside(
+        plain, [(student, teacher, tap, tap)], lambda: [one(*short.values()) for one in (student, teacher)], kind=kind
+    )
+    return together, nn.ModuleList([student, adapters]), short, batch
+
+
+@pytest.mark.parametrize("width", [4, 3])
+@pytest.mark.parametrize(
+    ("kind", "tap"),
+    [(kind, "rows") for kind in ("mse", "cosine", "unit", "relational")]
+    + [(kind, "maps") for kind in ("mse", "attention", "channel-wise")]
+    + [("mse", "flat"), ("cosine", "embed")],
+)
+def test_a_sequence_of_padding_only_changes_nothing(kind, tap, width):
+    together, trained, short, batch = of_texts(kind, tap, width)
+    totals = {"tokens": 8, "sequences": 4}
+    slopes = []
+    for part in (short, batch):
+        total, _ = together(part, totals)
+        trained.zero_grad()
+        total.backward()
+        slopes.append([total.detach()] + [one.grad.clone() for one in trained.parameters() if one.grad is not None])
+    assert len(slopes[0]) > 1
+    assert slopes[0][0] > 0
+    for one, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(other, one)
+
+
+def test_tokens_in_one_long_row_count_as_tokens_and_are_no_examples():
+    long, _, _, batch = of_texts("mse", "flat")
+    square, _, _, _ = of_texts("mse", "embed")
+    totals = {"tokens": 8, "sequences": 4}
+    torch.testing.assert_close(long(batch, totals)[0], square(batch, totals)[0])
+    with pytest.raises(InputError, match="relational is of a row for each of 5 texts, and a module gives 15"):
+        of_texts("relational", "flat")[0](batch, totals)
+
+
 @pytest.mark.parametrize(
     ("kind", "ours", "theirs", "how", "words"),
     [

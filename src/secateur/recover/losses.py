@@ -871,6 +871,8 @@ def relative(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, ep
     2310.06927), with the eps of AST's code (arXiv 2407.20584).
     """
     student, teacher = pair(student, teacher, mask, None)
+    if not len(student):
+        return student.sum()  # of nothing there is no mean
     return (student - teacher).square().mean(-1).sum() / (teacher.square().mean() + eps)
 
 
@@ -886,19 +888,25 @@ def token(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tenso
     return torch.where(moved, torch.where(moved, squared, 1).sqrt(), 0).sum()
 
 
-def relational(student: Tensor, teacher: Tensor, *, temperature: float = 0.05) -> Tensor:
-    """KL between the rows of in-batch cosine similarities of teacher and student, summed over the B rows, in nats.
+def relational(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, temperature: float = 0.05) -> Tensor:
+    """KL between the rows of in-batch cosine similarities of teacher and student, summed over the rows, in nats.
 
     ``sum_i KL(softmax_j(cos(t_i, t_j) / T) || softmax_j(cos(s_i, s_j) / T))`` over j != i: which neighbours each
     sentence has, whatever the two spaces look like, so widths may differ. Shapes: student [B, d_s], teacher
-    [B, d_t], B >= 3 (with two there is one neighbour and nothing to compare).
+    [B, d_t], mask [B]: nonzero rows count, and no others are anyone's neighbours. At least 3 count (with two there is
+    one neighbour and nothing to compare), or none at all, which is 0.
     """
     _check_temperature(temperature)
     if student.shape[0] != teacher.shape[0] or student.dim() != 2 or teacher.dim() != 2:
         raise InputError(
             f"embeddings {list(student.shape)} and {list(teacher.shape)}: give [batch, width] of one batch"
         )
+    rows = _counted(mask, len(student))
+    if rows is not None:
+        student, teacher = student[rows], teacher[rows]
     count = len(student)
+    if not count:
+        return student.to(_wide(student)).sum()
     if count < 3:
         raise InputError(f"a batch of {count} has no relations to compare: give at least 3 sequences")
     others = ~torch.eye(count, dtype=torch.bool, device=student.device)

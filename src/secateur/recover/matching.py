@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 from secateur.modes import evaluating
-from secateur.recover import balance, compose, features, losses, maps, taps
+from secateur.recover import balance, compose, features, losses, maps, objectives, taps
 
 __all__ = ["KINDS", "beside"]
 
@@ -76,7 +76,7 @@ def beside(
         with taps.tapped(student, ours) as mine, taps.tapped(teacher, theirs) as told:
             total, parts = objective(batch, totals)
         values = [
-            _apart(kind, adapter(one), other.detach(), batch, totals)
+            _apart(kind, adapter, one, other.detach(), batch, totals)
             for adapter, one, other in zip(adapters, mine, told, strict=True)
         ]
         if balanced:
@@ -101,15 +101,27 @@ def _adapter(kind: str, name: str, ours: Tensor, theirs: Tensor) -> nn.Module:
     return taps.adapter(*wide, "convolution" if ours.dim() == 4 else "linear")
 
 
-def _apart(kind: str, ours: Tensor, theirs: Tensor, batch: Mapping[str, Any], totals: Mapping[str, int]) -> Tensor:
+def _apart(
+    kind: str, adapter: nn.Module, ours: Tensor, theirs: Tensor, batch: Mapping[str, Any], totals: Mapping[str, int]
+) -> Tensor:
+    """L of one pair: over real tokens where the features have one row for each, else over sequences that have any.
+
+    Rows are picked before the adapter, so that what stands in the padding, NaN even, stays out of its gradient as well.
+    """
+    divide, mask, kept = totals["sequences"], batch.get("attention_mask"), objectives.rows_of(batch)
+    if mask is not None and kind in _OF_ROWS and ours.shape[:-1] in (mask.shape, (mask.numel(),)):
+        divide, kept = totals["tokens"], mask.bool().reshape(ours.shape[:-1])
+    if kept is not None and kept.shape == ours.shape[: kept.dim()] == theirs.shape[: kept.dim()]:
+        ours, theirs = (one[kept.to(one.device)] for one in (ours, theirs))
+    elif mask is not None and kind == "relational" and len(ours) != len(mask):
+        raise InputError(
+            f"{kind} is of a row for each of {len(mask)} texts, and a module gives {len(ours)}: name another"
+        )
+    ours = adapter(ours)
     if kind in _OF_MAPS:
-        return _OF_MAPS[kind](ours, theirs) / totals["sequences"]
+        return _OF_MAPS[kind](ours, theirs) / divide
     if kind == "relational":
-        return losses.relational(ours, theirs) / totals["sequences"]
+        return losses.relational(ours, theirs) / divide
     if ours.dim() == 4:
         ours, theirs = ours.movedim(1, -1), theirs.movedim(1, -1)
-    mask = batch.get("attention_mask")
-    if ours.dim() == 3 and mask is not None and mask.shape == ours.shape[:2]:
-        return _OF_ROWS[kind](ours, theirs, mask) / totals["tokens"]
-    places = ours.shape[1:-1].numel()
-    return _OF_ROWS[kind](ours, theirs) / (places * totals["sequences"])
+    return _OF_ROWS[kind](ours, theirs) / (ours.shape[1:-1].numel() * divide)

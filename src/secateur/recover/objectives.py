@@ -33,6 +33,7 @@ __all__ = [
     "mask_of",
     "matched",
     "prediction_loss",
+    "rows_of",
     "task_loss",
 ]
 
@@ -84,7 +85,7 @@ def mask_of(batch: Batch) -> Tensor:
     return mask.bool() if mask is not None else torch.ones_like(ids, dtype=torch.bool)
 
 
-def _read(batch: Batch) -> Tensor | None:
+def rows_of(batch: Batch) -> Tensor | None:
     """Which sequences [B] have tokens; None where all do, since picking all rows would copy them."""
     mask = batch.get("attention_mask")
     rows = None if mask is None else mask.bool().any(1)
@@ -114,7 +115,7 @@ def prediction_loss(
     if student.dim() == 3:
         divide, mask = totals["tokens"], mask_of(batch)
     else:
-        divide, mask = totals["sequences"], _read(batch)
+        divide, mask = totals["sequences"], rows_of(batch)
         if student.shape != teacher.shape:
             raise InputError(
                 f"the student gives {student.shape[-1]} classes and the teacher {teacher.shape[-1]}: use models of the "
@@ -165,7 +166,7 @@ def distance(
     """
     totals = count(batch) if totals is None else totals
     if output in ("embedding", "states"):
-        mask = mask_of(batch).to(student.device) if output == "states" else _read(batch)
+        mask = mask_of(batch).to(student.device) if output == "states" else rows_of(batch)
         if relational:
             ours, theirs = (_sequences(one, batch) for one in (student, teacher))
             return losses.relational(ours, theirs) / totals["sequences"]
@@ -184,7 +185,7 @@ def distance(
 
 def _sequences(found: Tensor, batch: Batch) -> Tensor:
     """[n, d] of the n sequences that have tokens: embeddings [B, d] as they are, states [B, S, d] as their mean."""
-    rows = _read(batch)
+    rows = rows_of(batch)
     kept = slice(None) if rows is None else rows.to(found.device)
     if found.dim() == 2:
         return found[kept]
@@ -225,7 +226,7 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal
         raise InputError("a task loss is of classes, and the model tells one number: set task=0")
     labels = batch["labels"]
     losses.check_classes(labels, logits.shape[-1])
-    rows = _read(batch) if logits.dim() == 2 and labels.dim() == 1 else None
+    rows = rows_of(batch) if logits.dim() == 2 and labels.dim() == 1 else None
     if rows is not None:
         labels = labels.masked_fill(~rows.to(labels.device), losses.IGNORED)
     return losses.cross_entropy(logits, labels) / totals["tokens" if logits.dim() == 3 else "sequences"]
