@@ -133,9 +133,9 @@ def prediction_loss(
     if direction == "js":
         return losses.jensen_shannon(student, teacher, mask, temperature=temperature) / divide
     if direction == "mse":
-        return losses.mse(student, teacher, mask) / divide
+        return losses.mse(student, teacher, mask, shared=True) / divide
     if direction == "cosine":
-        return losses.cosine(student, teacher, mask) / divide
+        return losses.cosine(student, teacher, mask, shared=True) / divide
     raise UnsupportedError(f"direction {direction!r} is not one of forward, reverse, js, mse, cosine")
 
 
@@ -346,8 +346,9 @@ def distil(
             prediction loss to be as large as. The ratio is taken in each micro-batch: under gradient accumulation, and
             over several processes, the losses add up to those of one big batch, but a micro-batch's L_is weighs by its
             own ratio, not by that of their sums, so the gradient differs a little.
-        fused: let causal models stop before their heads, and take cross-entropy and KL through the heads in pieces, so
-            that no matrix of logits [tokens, V] is ever held; where a loss has no such form, this changes nothing.
+        fused: let causal models stop before their heads, and take cross-entropy, KL and "js" through the heads in
+            pieces, so that no matrix of logits [tokens, V] is ever held; where a loss has no such form, this changes
+            nothing.
 
     Returns a mean over the step's totals and its parts as floats. Raises `UnsupportedError` for a task loss on
     embeddings or states; the objective raises `InputError` where that needs labels which a batch has not, and
@@ -359,7 +360,7 @@ def distil(
             "the model with its task's head"
         )
     wants_hidden = bool((token and blocks) or hidden)
-    fused = fused and output == "logits" and direction in ("forward", "reverse") and not buckets
+    fused = fused and output == "logits" and direction in ("forward", "reverse", "js") and not buckets
     ramps = warmup or {}
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
@@ -402,10 +403,12 @@ def distil(
             near = near / totals["tokens"]
             add("logit", logit, near)
         elif theirs is not None and logit and through is not None:
-            near = losses.kl_from_hidden(
-                ours.prediction, through, theirs.prediction, theirs.head, mask_of(batch), temperature=temperature,
-                direction=direction, skew=skew, softcap=ours.softcap,
-            ) / totals["tokens"]  # fmt: skip
+            sides = ours.prediction, through, theirs.prediction, theirs.head, mask_of(batch)
+            about: dict[str, Any] = {"temperature": temperature, "softcap": ours.softcap}
+            if direction == "js":
+                near = losses.jensen_shannon_from_hidden(*sides, **about) / totals["tokens"]
+            else:
+                near = losses.kl_from_hidden(*sides, direction=direction, skew=skew, **about) / totals["tokens"]
             add("logit", logit, near)
         elif theirs is not None and logit:
             near = distance(
