@@ -93,7 +93,7 @@ def token_objective(student, teacher):
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most elements of any float32 tensor that was made meanwhile, views left out, backward passes included."""
+    """Notes the most elements of any float32 tensor made meanwhile, views left out, backward passes included."""
 
     def __init__(self):
         super().__init__()

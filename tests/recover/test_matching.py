@@ -213,7 +213,10 @@ def test_what_can_not_be_compared_is_refused(kind, ours, theirs, how, words):
     with pytest.raises(InputError, match="no module was named"):
         matching.beside(lambda *_: None, [], lambda: None)
     student = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
-    with pytest.raises(InputError, match="idle: not all of them run"):
-        matching.beside(
-            lambda *_: None, [(student, student, "idle", "used")], lambda: student["used"](torch.zeros(3, 2))
-        )
+    for whose, taps in (("student", ("idle", "used")), ("teacher", ("used", "idle"))):
+        with pytest.raises(InputError, match=f"^idle of the {whose}'s modules does not run, or gives no tensor"):
+            matching.beside(
+                lambda *_: None,
+                [(student, student, "used", "used"), (student, student, *taps)],
+                lambda: student["used"](torch.zeros(3, 2)),
+            )

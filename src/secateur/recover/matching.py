@@ -61,15 +61,18 @@ def beside(
     with (
         torch.no_grad(),
         evaluating(student, teacher),
-        taps.tapped(student, ours) as seen,
-        taps.tapped(teacher, theirs) as known,
+        taps.each(student, ours) as seen,
+        taps.each(teacher, theirs) as known,
     ):
         look()
-    for names, found in ((ours, seen), (theirs, known)):
-        if len(found) != len(names):
-            raise InputError(f"{', '.join(names)}: not all of them run, or give tensors; name modules that do")
+    for whose, names, found in (("student", ours, seen), ("teacher", theirs, known)):
+        if silent := [name for name, given in zip(names, found, strict=True) if not given]:
+            raise InputError(
+                f"{taps.named(silent)} of the {whose}'s modules does not run, or gives no tensor of floats: name "
+                "modules that do"
+            )
     adapters = nn.ModuleList(
-        _adapter(kind, name, one, other) for name, one, other in zip(ours, seen, known, strict=True)
+        _adapter(kind, name, one, other) for name, (one,), (other,) in zip(ours, seen, known, strict=True)
     )
 
     def together(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
