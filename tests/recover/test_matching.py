@@ -75,19 +75,24 @@ def formula(kind: str, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return maps.channel_wise(s, t) / 10
     if kind == "relational":
         return losses.relational(s, t) / 10
+    if kind == "contrastive":
+        cosines = functional.normalize(s, dim=-1) @ functional.normalize(t, dim=-1).T
+        return functional.cross_entropy(cosines / 0.1, torch.arange(len(s)), reduction="sum") / 10
     s, t = (one.movedim(1, -1) if one.dim() == 4 else one for one in (s, t))
     each = {
         "mse": (s - t).square().mean(-1),
         "cosine": 1 - functional.cosine_similarity(s, t, dim=-1),
         "unit": (functional.normalize(s, dim=-1) - functional.normalize(t, dim=-1)).square().sum(-1),
+        "unit-l1": (functional.normalize(s, dim=-1) - functional.normalize(t, dim=-1)).abs().sum(-1),
+        "normalised": (s - t).square().sum(-1) / t.square().sum(-1).mean(),
     }[kind]
     return each.flatten(1).mean(1).sum() / 10 if each.dim() > 1 else each.sum() / 10
 
 
 @pytest.mark.parametrize(
     ("kind", "ours", "theirs"),
-    [(kind, "1", "2") for kind in ("mse", "cosine", "unit", "attention", "channel-wise")]
-    + [(kind, "3", "4") for kind in ("mse", "cosine", "relational")],
+    [(kind, "1", "2") for kind in matching.KINDS if kind not in ("relational", "contrastive")]
+    + [(kind, "3", "4") for kind in matching.KINDS if kind not in ("attention", "channel-wise")],
 )
 def test_the_loss_is_that_of_its_formula_beside_the_other(kind, ours, theirs):
     student, teacher, together, adapters, passes = made(kind, ours, theirs, weights=[0.5])
@@ -169,9 +174,9 @@ def of_texts(kind: str, tap: str, width: int = 4):
 @pytest.mark.parametrize("width", [4, 3])
 @pytest.mark.parametrize(
     ("kind", "tap"),
-    [(kind, "rows") for kind in ("mse", "cosine", "unit", "relational")]
+    [(kind, "rows") for kind in matching.KINDS if kind not in ("attention", "channel-wise")]
     + [(kind, "maps") for kind in ("mse", "attention", "channel-wise")]
-    + [("mse", "flat"), ("cosine", "embed")],
+    + [("mse", "flat"), ("cosine", "embed"), ("normalised", "embed")],
 )
 def test_a_sequence_of_padding_only_changes_nothing(kind, tap, width):
     together, trained, short, batch = of_texts(kind, tap, width)
@@ -193,16 +198,24 @@ def test_tokens_in_one_long_row_count_as_tokens_and_are_no_examples():
     square, _, _, _ = of_texts("mse", "embed")
     totals = {"tokens": 8, "sequences": 4}
     torch.testing.assert_close(long(batch, totals)[0], square(batch, totals)[0])
-    with pytest.raises(InputError, match="relational is of a row for each of 5 texts, and a module gives 15"):
-        of_texts("relational", "flat")[0](batch, totals)
+    for kind in ("relational", "contrastive"):
+        with pytest.raises(InputError, match=f"{kind} is of a row for each of 5 texts, and a module gives 15"):
+            of_texts(kind, "flat")[0](batch, totals)
 
 
 @pytest.mark.parametrize(
     ("kind", "ours", "theirs", "how", "words"),
     [
-        ("hint", "1", "2", {}, "can't be compared by 'hint': give one of mse, cosine, unit, attention"),
+        (
+            "hint",
+            "1",
+            "2",
+            {},
+            "can't be compared by 'hint': give one of mse, cosine, unit, unit-l1, normalised, attention",
+        ),
         ("attention", "3", "4", {}, r"3 gives \[5, 6\], .*: attention is of maps \[N, C, H, W\]"),
         ("relational", "1", "2", {}, r"relational is of rows \[N, d\]"),
+        ("contrastive", "1", "2", {}, r"contrastive is of rows \[N, d\]"),
         ("mse", "1", "4", {}, r"compare rows \[N, d\], tokens \[N, S, d\] or maps"),
         ("mse", "1", "2", {"weights": [1.0, 2.0]}, "2 weights for 1 pairs of modules"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,17 +11,32 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 from secateur.modes import evaluating
-from secateur.recover import balance, compose, features, losses, maps, objectives, taps
+from secateur.recover import balance, compose, features, losses, maps, objectives, relations, taps
 
 __all__ = ["KINDS", "beside"]
 
 Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
 
-_OF_ROWS: dict[str, Callable[..., Tensor]] = {"mse": losses.mse, "cosine": losses.cosine, "unit": features.unit}
+
+def _normalised(ours: Tensor, theirs: Tensor) -> Tensor:
+    """`features.normalised` of rows [..., d]: a token, or a place of a map, is an input."""
+    rows = losses.pair(ours, theirs, None, None)
+    return features.normalised(rows[:1], rows[1:])
+
+
+_OF_ROWS: dict[str, Callable[..., Tensor]] = {
+    "mse": losses.mse,
+    "cosine": losses.cosine,
+    "unit": features.unit,
+    "unit-l1": partial(features.unit, power=1),
+    "normalised": _normalised,
+}
 _OF_MAPS: dict[str, Callable[..., Tensor]] = {"attention": maps.spatial_attention, "channel-wise": maps.channel_wise}
-KINDS = (*_OF_ROWS, *_OF_MAPS, "relational")
-"""Of rows [..., d] (or of each place of maps): mse, cosine, unit vectors; of maps [N, C, H, W]: attention transfer,
-channel-wise softmaxes over space; of examples [N, d]: how alike they are to one another."""
+_OF_EXAMPLES = {"relational": losses.relational, "contrastive": relations.contrastive}
+KINDS = (*_OF_ROWS, *_OF_MAPS, *_OF_EXAMPLES)
+"""Of rows [..., d] (or of each place of maps): mse, cosine, unit vectors by squares or absolutes, squares as a share of
+the teacher's norm; of maps [N, C, H, W]: attention transfer, channel-wise softmaxes over space; of examples [N, d]: how
+alike they are to one another, and whether each is nearest to its own of the teacher's."""
 
 
 def beside(
@@ -95,8 +111,8 @@ def _adapter(kind: str, name: str, ours: Tensor, theirs: Tensor) -> nn.Module:
     shapes = f"{name} gives {list(ours.shape)}, its teacher's module {list(theirs.shape)}"
     if ours.dim() != theirs.dim() or ours.dim() not in (2, 3, 4):
         raise InputError(f"{shapes}: compare rows [N, d], tokens [N, S, d] or maps [N, C, H, W] of both")
-    if (kind in _OF_MAPS and ours.dim() != 4) or (kind == "relational" and ours.dim() != 2):
-        raise InputError(f"{shapes}: {kind} is of {'rows [N, d]' if kind == 'relational' else 'maps [N, C, H, W]'}")
+    if (kind in _OF_MAPS and ours.dim() != 4) or (kind in _OF_EXAMPLES and ours.dim() != 2):
+        raise InputError(f"{shapes}: {kind} is of {'rows [N, d]' if kind in _OF_EXAMPLES else 'maps [N, C, H, W]'}")
     if kind in ("attention", "relational"):
         return nn.Identity()
     axis = 1 if ours.dim() == 4 else -1
@@ -116,15 +132,15 @@ def _apart(
         divide, kept = totals["tokens"], mask.bool().reshape(ours.shape[:-1])
     if kept is not None and kept.shape == ours.shape[: kept.dim()] == theirs.shape[: kept.dim()]:
         ours, theirs = (one[kept.to(one.device)] for one in (ours, theirs))
-    elif mask is not None and kind == "relational" and len(ours) != len(mask):
+    elif mask is not None and kind in _OF_EXAMPLES and len(ours) != len(mask):
         raise InputError(
             f"{kind} is of a row for each of {len(mask)} texts, and a module gives {len(ours)}: name another"
         )
     ours = adapter(ours)
     if kind in _OF_MAPS:
         return _OF_MAPS[kind](ours, theirs) / divide
-    if kind == "relational":
-        return losses.relational(ours, theirs) / divide
+    if kind in _OF_EXAMPLES:
+        return _OF_EXAMPLES[kind](ours, theirs) / divide
     if ours.dim() == 4:
         ours, theirs = ours.movedim(1, -1), theirs.movedim(1, -1)
     return _OF_ROWS[kind](ours, theirs) / (ours.shape[1:-1].numel() * divide)
