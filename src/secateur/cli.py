@@ -497,7 +497,10 @@ def distill(
     ] = "",
     match_loss: Annotated[
         str,
-        typer.Option(help="How features are compared.", metavar="mse|cosine|unit|attention|channel-wise|relational"),
+        typer.Option(
+            help="How features are compared.",
+            metavar="mse|cosine|unit|unit-l1|normalised|attention|channel-wise|relational|contrastive",
+        ),
     ] = "mse",
     match_weight: Annotated[
         str, typer.Option(help="Of that loss: one, or one for each module.", metavar="NUMBER,...")

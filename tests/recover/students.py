@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from secateur.recover import losses
@@ -88,3 +90,21 @@ def token_objective(student, teacher):
         return losses.token(ours, target, batch["attention_mask"]) / totals["tokens"], {}
 
     return objective
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements of any float32 tensor made meanwhile, views left out, backward passes included."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        found = function(*arguments, **(options or {}))
+        given, made = (
+            [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)] for tree in (arguments, found)
+        )
+        there = {leaf.untyped_storage().data_ptr() for leaf in given}
+        new = [leaf for leaf in made if leaf.dtype == torch.float32 and leaf.untyped_storage().data_ptr() not in there]
+        self.elements = max([self.elements, *(tensor.numel() for tensor in new)])
+        return found

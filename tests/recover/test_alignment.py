@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 import readers
+from recover.students import Largest
 from secateur.errors import InputError
 from secateur.files import masking, texts
 from secateur.recover import alignment, losses
@@ -194,6 +196,22 @@ def test_kl_over_shared_tokens_by_hand_and_nothing_for_equal_readers():
     again = torch.randn(*batch["input_ids"].shape, len(home))
     assert float(alignment.shared_kl(again, again, batch, "B", whole)) == pytest.approx(0.0, abs=1e-4)
     assert float(losses.kl(again, again)) == 0.0
+
+
+def test_training_beside_an_aligned_teacher_copies_no_matrix_of_logits():
+    pairs, vocabulary, k = 256, 2**14, 2**13
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(1, pairs, vocabulary, requires_grad=True), torch.randn(1, pairs, vocabulary)
+    batch = dict.fromkeys(["B.input_ids", "B.attention_mask"], torch.ones(1, pairs, dtype=torch.long))
+    batch["B.pairs"] = torch.stack([torch.arange(pairs), torch.arange(pairs).flip(0)], 1)
+    shared = torch.arange(k), torch.arange(k).flip(0)
+    one = alignment.Foreign(lambda batch: SimpleNamespace(prediction=theirs), shared)
+    with Largest() as largest:
+        loss = one.apart(ours, batch, "B", temperature=2.0)
+    assert 0 < largest.elements <= 2**20 < pairs * k
+    wanted = losses.kl(*one.beside(ours, batch, "B"), temperature=2.0)
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(value, ours)[0] for value in (loss, wanted)))
 
 
 def test_what_can_not_be_aligned_is_refused_in_a_line():

@@ -150,6 +150,20 @@ def test_stages_of_other_sizes_count_alike():
     assert features.normalised(student, teacher).item() == pytest.approx(sum(terms).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", ["one", "mean", "max"])
+def test_inputs_that_the_mask_leaves_out_are_not_in_the_teachers_norm_either(scale):
+    student, teacher = stages()
+    mask = torch.tensor([1, 1, 0, 1, 1, 0])
+    wanted = features.normalised([s[mask > 0] for s in student], [t[mask > 0] for t in teacher], scale=scale)
+    for stage in student:
+        stage[mask == 0] = torch.nan
+        stage.requires_grad_()
+    found = features.normalised(student, teacher, mask, scale=scale)
+    torch.testing.assert_close(found, wanted)
+    assert all(one.isfinite().all() for one in torch.autograd.grad(found, student))
+    assert features.normalised(student, teacher, torch.zeros(6), scale=scale) == 0
+
+
 def test_a_tap_may_change_its_unit_and_the_scale_may_stay():
     student, teacher = stages()
     moved = features.normalised([s * 7 for s in student], [t * 7 for t in teacher])

@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from recover.students import Largest
 from secateur.errors import InputError
 from secateur.recover import losses
 
@@ -224,12 +223,54 @@ def test_jensen_shannon_is_symmetric_and_at_most_log_2():
         lambda s, t: losses.kl(s, t, torch.tensor([1, 0, 1, 1, 0]), direction="reverse", skew=0.3, chunk=2),
         lambda s, t: losses.bucketed_kl(s, t, k=2, buckets=3, ratio=2.0, chunk=2),
         lambda s, t: losses.decoupled(s, t, torch.tensor([0, 6, -100, 2, 2]), temperature=2, chunk=2),
+        lambda s, t: losses.mse(s, t, chunk=2),
+        lambda s, t: losses.mse(s, t[:, :5], torch.tensor([1, 0, 1, 1, 0]), shared=True, chunk=2),
+        lambda s, t: losses.cosine(s, t, chunk=2),
+        lambda s, t: losses.cosine(s, t[:, :5], torch.tensor([1, 0, 1, 1, 0]), shared=True, chunk=2),
+        lambda s, t: losses.kl_at(s, t[:, :5], *named(5, 5), temperature=2, chunk=2),
     ],
 )
 def test_gradcheck(loss):
     student = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(5, 7, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher), (student,))
+
+
+def named(rows, columns):
+    """Pairs of rows, the student's last one first and once more at the end, and columns of both in another order."""
+    places = torch.arange(rows)
+    pairs = torch.stack([places.flip(0), places], 1)
+    return torch.cat([pairs, pairs[:1]]), (torch.arange(columns).roll(1), torch.arange(columns).flip(0))
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4])
+@pytest.mark.parametrize("rows", [TOKENS, 7])
+def test_kl_of_named_rows_and_columns_is_that_of_the_picked_ones(logits, rows, chunk):
+    student, teacher = (x.detach().double() for x in logits)
+    student.requires_grad_()
+    pairs, (mine, yours) = named(rows, 20)
+    ours = losses.kl_at(student, teacher[:, :30], pairs, (mine, yours), temperature=2.0, chunk=chunk)
+    picked = student[pairs[:, 0]][:, mine], teacher[pairs[:, 1]][:, yours]
+    log_s, log_t = (F.log_softmax(x / 2.0, -1) for x in picked)
+    same(3 * ours, 3 * (log_t.exp() * (log_t - log_s)).sum(), student, tolerance=1e-12)
+    shaped = losses.kl_at(student.view(1, *student.shape), teacher.view(1, *teacher.shape), pairs, (mine, yours))
+    assert shaped == losses.kl_at(student, teacher, pairs, (mine, yours))
+    nothing = losses.kl_at(student, teacher, pairs[:0], (mine, yours))
+    assert nothing == 0
+    assert not gradient(nothing, student)[0].any()
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cosine_and_mse_in_chunks_are_the_plain_formulas(logits, masked, chunk):
+    student, teacher = (x.detach().double() for x in logits)
+    student.requires_grad_()
+    mask = torch.arange(TOKENS) % 3 != 0 if masked else None
+    kept = slice(None) if mask is None else mask
+    s, t = student[kept], teacher[kept]
+    same(losses.mse(student, teacher, mask, chunk=chunk), (s - t).square().mean(-1).sum(), student, tolerance=1e-12)
+    plain = (1 - F.cosine_similarity(student[kept], t, dim=-1, eps=1e-8)).sum()
+    same(3 * losses.cosine(student, teacher, mask, chunk=chunk), 3 * plain, student, tolerance=1e-12)
 
 
 def test_a_second_backward_pass_gives_the_same_gradient(logits):
@@ -318,20 +359,6 @@ def test_shapes_with_leading_dimensions(logits):
     assert losses.kl(student, teacher, mask).item() == pytest.approx(want.item(), rel=1e-5)
 
 
-class Largest(TorchDispatchMode):
-    """Notes the most elements that any float32 tensor had which was computed meanwhile, backward passes included."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        found = function(*arguments, **(options or {}))
-        made = [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float32]
-        self.elements = max([self.elements, *(tensor.numel() for tensor in made)])
-        return found
-
-
 @pytest.mark.parametrize(
     "loss",
     [
@@ -339,9 +366,13 @@ class Largest(TorchDispatchMode):
         lambda s, t, labels: losses.kl(s, t, labels > 9, direction="reverse"),
         lambda s, t, labels: losses.jensen_shannon(s, t),
         lambda s, t, labels: losses.cross_entropy(s, labels),
+        lambda s, t, labels: losses.mse(s, t),
+        lambda s, t, labels: losses.mse(s, t, labels > 9, shared=True),
+        lambda s, t, labels: losses.cosine(s, t, labels > 9),
+        lambda s, t, labels: losses.kl_at(s, t[:-1], *named(len(s) - 1, 2**13)),
         lambda s, t, labels: losses.topk_kl(s, torch.zeros(len(s), 1), labels[:, None], torch.full((len(s),), -9.0)),
     ],
-    ids=["forward", "reverse", "js", "cross-entropy", "top-k"],
+    ids=["forward", "reverse", "js", "cross-entropy", "mse", "mse-masked", "cosine", "named", "top-k"],
 )
 def test_no_whole_float32_matrix_of_the_vocabulary_is_made(loss):
     tokens, vocabulary = 256, 2**14
@@ -352,11 +383,12 @@ def test_no_whole_float32_matrix_of_the_vocabulary_is_made(loss):
     assert 0 < largest.elements <= 2**20 < tokens * vocabulary
 
 
-def test_through_heads_not_even_the_logits_are_whole():
+@pytest.mark.parametrize("loss", [losses.kl_from_hidden, losses.jensen_shannon_from_hidden])
+def test_through_heads_not_even_the_logits_are_whole(loss):
     tokens, vocabulary = 160, 2**17
     head, hidden = nn.Linear(2, vocabulary, bias=False), torch.randn(tokens, 2, requires_grad=True)
     with Largest() as largest:
-        losses.kl_from_hidden(hidden, head, torch.randn(tokens, 2), head.weight.detach().clone()).backward()
+        loss(hidden, head, torch.randn(tokens, 2), head.weight.detach().clone()).backward()
     assert 0 < largest.elements <= 2**24 < tokens * vocabulary
 
 
@@ -440,6 +472,26 @@ def test_kl_from_hidden_equals_kl_of_the_logits(direction, softcap):
     )
     plain = plain_kl(cap(head_s(hidden_s))[:, :VOCABULARY], cap(head_t(hidden_t)).detach(), mask, 2, direction)
     same(0.5 * ours, 0.5 * plain, hidden_s, head_s.weight, head_s.bias)
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.2])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_jensen_shannon_from_hidden_equals_that_of_the_logits(weight, softcap):
+    head_s, head_t = nn.Linear(6, VOCABULARY + 4).double(), nn.Linear(9, VOCABULARY, bias=False).double()
+    hidden_s, hidden_t = torch.randn(TOKENS, 6).double().requires_grad_(), torch.randn(TOKENS, 9).double()
+    mask = torch.rand(TOKENS) > 0.3
+
+    def cap(x):
+        return x if softcap is None else softcap * torch.tanh(x / softcap)
+
+    ours = losses.jensen_shannon_from_hidden(
+        hidden_s, head_s, hidden_t, head_t, mask, temperature=2, weight=weight, softcap=softcap, chunk=4
+    )
+    picked = cap(head_s(hidden_s))[mask, :VOCABULARY], cap(head_t(hidden_t)).detach()[mask]
+    plain = plain_jensen_shannon(*picked, weight, 2)
+    same(0.5 * ours, 0.5 * plain, hidden_s, head_s.weight, head_s.bias, tolerance=1e-12)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        losses.jensen_shannon_from_hidden(hidden_s, head_s, hidden_t, head_t, weight=0)
 
 
 def test_kl_from_hidden_gradcheck():
@@ -617,10 +669,13 @@ def test_hidden_losses_ignore_nan_in_padding():
     student[3] = math.nan
     student.requires_grad_()
     mask = torch.tensor([1, 1, 1, 0])
-    for loss in (losses.token, losses.cosine, losses.mse):
+    for loss in (losses.token, losses.cosine, losses.mse, losses.relative, losses.relational):
         value = loss(student, teacher, mask)
-        assert value.isfinite()
-        assert gradient(value, student)[0].isfinite().all()
+        same(value, loss(student[:3], teacher[:3]), student)
+        assert gradient(loss(student, teacher, mask), student)[0].isfinite().all()
+        nothing = loss(student, teacher, torch.zeros(4))
+        assert nothing == 0
+        assert gradient(nothing, student)[0].abs().sum() == 0
 
 
 def test_cosine_of_a_zero_row_is_finite():
@@ -659,6 +714,7 @@ def test_relational_is_zero_for_a_rotation_and_equals_the_plain_formula():
         (lambda s, t: losses.topk_kl(s, *(x[:4] for x in topk(t, 3))), "one row per token"),
         (lambda s, t: losses.cosine(s, t[:, :9]), "project=nn.Linear"),
         (lambda s, t: losses.relational(s[:2], t[:2]), "at least 3"),
+        (lambda s, t: losses.relational(s[:4], t[:4], torch.tensor([1, 0, 1, 0])), "a batch of 2 .* at least 3"),
     ],
 )
 def test_bad_input_is_named(logits, call, words):

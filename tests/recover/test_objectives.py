@@ -319,6 +319,20 @@ def test_relations_compare_any_widths_and_leave_padding_out():
     assert objectives.distance(ours, theirs, batch, output="states", relational=True) > 0.01
 
 
+@pytest.mark.parametrize("direction", ["mse", "cosine", "js"])
+def test_vocabularies_may_differ_by_padding_in_every_direction(direction):
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 4, 6, requires_grad=True), torch.randn(2, 4, 6)
+    padded = torch.cat([theirs, torch.full((2, 4, 3), 30.0)], -1)
+    totals = objectives.count(BATCH)
+    wanted = objectives.prediction_loss(ours, theirs, BATCH, totals, direction=direction)
+    torch.testing.assert_close(objectives.prediction_loss(ours, padded, BATCH, totals, direction=direction), wanted)
+    wide = torch.cat([ours, torch.full((2, 4, 3), 30.0)], -1)
+    torch.testing.assert_close(objectives.prediction_loss(wide, theirs, BATCH, totals, direction=direction), wanted)
+    with pytest.raises(InputError, match="width 9 differs from teacher width 6"):
+        losses.mse(wide, theirs)
+
+
 def test_unknown_direction_is_refused():
     with pytest.raises(UnsupportedError, match="sideways"):
         objectives.distance(torch.zeros(2, 4, 6), torch.zeros(2, 4, 6), BATCH, output="logits", direction="sideways")
@@ -343,7 +357,7 @@ class Fused:
         )
 
 
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "js"])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_fused_with_the_heads_it_is_the_same_objective_without_logits(direction, softcap):
     student, teacher = Fused(0, 9, softcap), Fused(1, 12, softcap)  # vocabularies differ by padding
@@ -380,7 +394,7 @@ def test_fused_with_the_head_a_cache_gives_the_same_objective_without_logits(sof
 
 def test_what_has_no_fused_form_keeps_its_logits():
     student, teacher = Fused(0), Fused(1)
-    objectives.distil(student, teacher, output="logits", direction="js", fused=True)(BATCH, objectives.count(BATCH))
+    objectives.distil(student, teacher, output="logits", direction="mse", fused=True)(BATCH, objectives.count(BATCH))
     assert student.widths == teacher.widths == {9}
     sharded = model(torch.randn(2, 4, 9), causal=True)  # gives logits whatever it is asked
     kept = lambda batch, *, hidden=False, head=True: sharded(batch)  # noqa: E731

@@ -124,13 +124,22 @@ def plain(p, q, beta):
     return beta * (p * (p / m).log()).sum(-1) + (1 - beta) * (q * (q / m).log()).sum(-1)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("beta", [0, 0.1, 0.5, 0.9, 1])
-def test_only_what_follows_the_prompt_counts(beta):
+def test_only_what_follows_the_prompt_counts(beta, fused):
     student, teacher = sure(1), sure(2)
     batch = rollouts(student)[0]
     totals = policy.count(batch)
     assert totals["tokens"] == int(batch["counted"].sum()) < int(batch["attention_mask"].sum())
-    loss, parts = policy.objective(forward(student), forward(teacher), beta=beta, temperature=2.0)(batch, totals)
+    asked = []
+
+    def watched(model):
+        ask = forward(model)
+        return lambda batch, **how: asked.append(how) or ask(batch, **how)
+
+    objective = policy.objective(watched(student), watched(teacher), beta=beta, temperature=2.0, fused=fused)
+    loss, parts = objective(batch, totals)
+    assert asked == [{"head": False} if fused else {}] * 2
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     p, q = (functional.softmax(one(**inputs).logits / 2.0, -1)[batch["counted"]] for one in (teacher, student))
     wanted = plain(p.detach(), q, beta).mean()

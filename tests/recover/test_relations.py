@@ -105,6 +105,31 @@ def test_lists_are_compared_over_their_candidates(both):
 @pytest.mark.parametrize(
     "loss",
     [
+        lambda s, t, *mask: relations.correlation(s, t, *mask, temperature=2.0),
+        lambda s, t, *mask: relations.contrastive(s, t, *mask),
+        lambda s, t, *mask: relations.contrastive(s, t, *mask, anchor="teacher", keys=torch.arange(len(s)) % 3),
+        lambda s, t, *mask: relations.pairwise(s[:, 0], t[:, 0], *mask),
+        lambda s, t, *mask: relations.margins(s[:, 0], t[:, 0], *mask),
+    ],
+)
+def test_rows_that_the_mask_leaves_out_are_not_there(both, loss):
+    student, teacher = both
+    mask = torch.tensor([1, 1, 1, 1, 0, 0])
+    wanted = loss(student[:4], teacher[:4])
+    (slope,) = torch.autograd.grad(wanted, student)
+    padded = student.detach().clone()
+    padded[4:] = math.nan
+    found = loss(padded.requires_grad_(), teacher, mask)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, padded)[0], slope)
+    nothing = loss(padded, teacher, torch.zeros(6))
+    assert nothing == 0
+    assert not torch.autograd.grad(nothing, padded)[0].any()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
         lambda s, t: relations.correlation(s, t, temperature=2.0, inter=1.0, intra=2.0),
         lambda s, t: relations.contrastive(s, t),
         lambda s, t: relations.contrastive(s, t, anchor="teacher", keys=torch.tensor([0, 1, 0])),
@@ -127,6 +152,9 @@ def test_gradcheck_and_no_gradient_for_teachers(loss):
         (lambda x: relations.correlation(x[:1], x[:1]), "both at least 2"),
         (lambda x: relations.correlation(x, x, temperature=0), "temperature=0"),
         (lambda x: relations.contrastive(x[:1], x[:1]), "at least 2"),
+        (lambda x: relations.correlation(x, x, torch.tensor([0, 1, 0])), "1 rows count: .* both at least 2"),
+        (lambda x: relations.contrastive(x, x, torch.tensor([0, 1, 0])), "1 count: .* at least 2"),
+        (lambda x: relations.correlation(x[:, :1], x[:, :1]), "both at least 2"),
         (lambda x: relations.contrastive(x, x, anchor="pupil"), "anchor='pupil'"),
         (lambda x: relations.contrastive(x, x, temperature=-1), "temperature=-1"),
         (lambda x: relations.pairwise(x[0], x[0], temperature=0), "temperature=0"),

@@ -78,7 +78,12 @@ def test_layers_that_are_missing_are_mapped_by_their_numbers():
         ("layers.{i}", {"index": [0, 2, 9]}, "'layers.9' is no module"),
         ("layers.{i}", {"other": "layers.*"}, "in both, or in neither"),
         ("layers.{i}.*", {}, "without other wildcards"),
-        ("layers.*", {}, "fits 3 modules of the student and 'layers.\\*' 5 of the teacher"),
+        (
+            "layers.*",
+            {},
+            r"fits 3 modules of the student \(layers.0, layers.1, layers.2\) and 'layers.\*' 5 of the teacher "
+            r"\(layers.0, .* and 1 more\): write \{i\} for",
+        ),
     ],
 )
 def test_pairs_that_make_no_sense_are_refused(pattern, how, said):
@@ -124,8 +129,9 @@ def test_features_are_seen_in_evaluation_mode():
     assert torch.equal(found, net[1](x))
     assert net.training
     assert net[0].training
-    with pytest.raises(InputError, match="2 gives nothing to compare"):
-        taps.seen(net, ["2"], x, maps.flat)
+    for names in (["2"], ["1", "2"]):
+        with pytest.raises(InputError, match=r"^2 gives nothing to compare"):
+            taps.seen(net, names, x, maps.flat)
 
 
 def test_the_first_floats_are_a_feature():

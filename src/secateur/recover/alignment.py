@@ -339,18 +339,24 @@ def shared_kl(
     """Forward KL over the tokens that both vocabularies have, summed over tokens for the same characters, in nats.
 
     ``sum_pairs KL(softmax(z_t[T] / tau) || softmax(z_s[S] / tau))``: student [B, S, V_s] and teacher [B, S_o, V_t]
-    logits, of the columns `shared` (see `shared_vocabulary`), both renormalised over them.
+    logits, of the columns `shared` (see `shared_vocabulary`), both renormalised over them. Both are picked in chunks
+    (`losses.kl_at`): to train needs no copies of logits at all.
     """
-    return losses.kl(*at_pairs(student, teacher, batch, name, shared), temperature=temperature)
+    return losses.kl_at(student, teacher, batch[f"{name}.pairs"], shared, temperature=temperature)
 
 
 def at_pairs(
     student: Tensor, teacher: Tensor, batch: Batch, name: str, shared: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """[pairs, k] logits of both at tokens for the same characters, of the k columns `shared`; shapes as `shared_kl`."""
-    pairs = batch[f"{name}.pairs"].to(student.device)
-    ours = student.flatten(0, 1)[pairs[:, 0]][:, shared[0].to(student.device)]
-    theirs = teacher.flatten(0, 1)[pairs[:, 1]][:, shared[1].to(student.device)]
+    """[pairs, k] logits of both at tokens for the same characters, of the k columns `shared`; shapes as `shared_kl`.
+
+    For figures that need them whole, such as loyalty; a loss picks them in chunks (`shared_kl`).
+    """
+    places = batch[f"{name}.pairs"].to(student.device).unbind(1)
+    ours, theirs = (
+        logits.flatten(0, 1)[rows[:, None], columns.to(student.device)]
+        for logits, rows, columns in zip((student, teacher), places, shared, strict=True)
+    )
     return ours, theirs
 
 
@@ -364,14 +370,16 @@ class Foreign:
 
     def apart(self, student: Tensor, batch: Batch, name: str, *, temperature: float = 1.0) -> Tensor:
         """`shared_kl` of the student's logits for a batch of `Parallel`, where this is teacher `name`."""
-        return losses.kl(*self.beside(student, batch, name), temperature=temperature)
+        return shared_kl(student, self._said(batch, name), batch, name, self.shared, temperature=temperature)
 
     def beside(self, student: Tensor, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
         """The student's logits and this teacher's `at_pairs`."""
+        return at_pairs(student, self._said(batch, name), batch, name, self.shared)
+
+    def _said(self, batch: Batch, name: str) -> Tensor:
         own = {key: batch[f"{name}.{key}"] for key in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            said = self.forward(own).prediction
-        return at_pairs(student, said, batch, name, self.shared)
+            return self.forward(own).prediction
 
 
 def objective(

@@ -82,7 +82,11 @@ def unit(
 
 
 def normalised(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], *, scale: Literal["one", "mean", "max"] = "one"
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    mask: Tensor | None = None,
+    *,
+    scale: Literal["one", "mean", "max"] = "one",
 ) -> Tensor:
     """``c sum_i sum_n ||t_i,n - s_i,n||^2 / mean_n ||t_i,n||^2`` over taps i and inputs n: each tap counts alike.
 
@@ -90,8 +94,8 @@ def normalised(
     takes the whole gradient. scale, c: "one" leaves relative errors; "mean" and "max" multiply by the mean or the
     largest of the taps' ``mean_n ||t_i,n||^2``, which keeps the size of the plain loss. Weights have no gradient.
 
-    Shapes: one feature [N, ...] per tap; both of a pair alike. Source: LAPTOP-Diff (arXiv 2404.11098), the normalised
-    feature loss; which norm it takes is this project's reading.
+    Shapes: one feature [N, ...] per tap; both of a pair alike; mask [N]: nonzero inputs count, in the means. Source:
+    LAPTOP-Diff (arXiv 2404.11098), the normalised feature loss; which norm it takes is this project's reading.
     """
     if scale not in ("one", "mean", "max"):
         raise InputError(f"scale={scale!r}: give 'one', 'mean' or 'max'")
@@ -104,8 +108,9 @@ def normalised(
                 f"features {list(ours.shape)} of the student and {list(theirs.shape)} of the teacher: give one shape "
                 "(see taps.Adapters)"
             )
-        terms.append(losses.relative(ours.flatten(1), theirs.flatten(1), eps=_TINY))
-        sizes.append(theirs.detach().float().flatten(1).square().sum(1).mean())
+        ours, theirs = losses.pair(ours.flatten(1), theirs.flatten(1), mask, None)
+        terms.append(losses.relative(ours, theirs, eps=_TINY))
+        sizes.append(theirs.square().sum() / max(1, len(theirs)))
     all_sizes = torch.stack(sizes)
     factor = {"one": all_sizes.new_ones(()), "mean": all_sizes.mean(), "max": all_sizes.max()}[scale]
     return factor * torch.stack(terms).sum()

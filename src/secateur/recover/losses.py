@@ -3,10 +3,11 @@
 A sum is what stays right under padding, gradient accumulation and several processes: the training loop hands the
 objective the totals of the whole step, and the pieces add up to the mean of one big batch.
 
-The losses over a vocabulary never hold two full float32 [tokens, vocabulary] matrices. They walk over the tokens in
-chunks and keep only the logits they were given; the backward pass walks once more and writes the student's gradient
-chunk by chunk into the one matrix that has to exist. The `_from_hidden` forms go through the language-model heads
-inside the walk, so that not even the logits exist as a whole. Teachers get no gradient.
+The losses over a vocabulary never hold two full float32 [tokens, vocabulary] matrices, `mse` and `cosine` no more than
+the divergences. They walk over the tokens in chunks and keep only the logits they were given; the backward pass walks
+once more and writes the student's gradient chunk by chunk into the one matrix that has to exist. The `_from_hidden`
+forms go through the language-model heads inside the walk, so that not even the logits exist as a whole. Teachers get no
+gradient.
 
 No loss multiplies by temperature squared: where a paper does (Hinton et al. 2015), its recipe does.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -33,7 +35,9 @@ __all__ = [
     "cross_entropy_from_hidden",
     "decoupled",
     "jensen_shannon",
+    "jensen_shannon_from_hidden",
     "kl",
+    "kl_at",
     "kl_from_hidden",
     "mse",
     "next_tokens",
@@ -72,12 +76,19 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, formula: Formula, rows: Tensor | None, chunk: int, width: int, *targets: Tensor
+        ctx: Any,
+        logits: Tensor,
+        formula: Formula,
+        rows: Tensor | None,
+        chunk: int,
+        columns: int | Tensor,
+        places: Sequence[Tensor | None],
+        *targets: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(logits, *([] if rows is None else [rows]), *targets)
-        ctx.formula, ctx.chunk, ctx.width, ctx.picked = formula, chunk, width, rows is not None
+        ctx.formula, ctx.chunk, ctx.columns, ctx.places, ctx.picked = formula, chunk, columns, places, rows is not None
         total = torch.zeros((), dtype=torch.float64, device=_accumulator(logits))
-        for piece, parts in _chunks(logits, rows, chunk, width, targets):
+        for piece, parts in _chunks(logits, rows, chunk, columns, places, targets):
             total += formula(piece, *parts)[0].sum().to(total)
         return total.to(device=logits.device, dtype=_wide(logits))
 
@@ -85,19 +96,22 @@ class _Walk(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         logits, *targets = ctx.saved_tensors
-        rows = targets.pop(0) if ctx.picked else None
+        rows, columns = targets.pop(0) if ctx.picked else None, ctx.columns
         # Without rows to leave out every entry is written below, but for columns past the shared vocabulary.
         gradient = torch.empty_like(logits) if rows is None else torch.zeros_like(logits)
         if rows is None:
-            gradient[:, ctx.width :] = 0
-        for start, (piece, parts) in enumerate(_chunks(logits, rows, ctx.chunk, ctx.width, targets)):
+            gradient[:, columns:] = 0
+        for start, (piece, parts) in enumerate(_chunks(logits, rows, ctx.chunk, columns, ctx.places, targets)):
             part = ctx.formula(piece, *parts)[1]().mul_(scale)
             span = slice(start * ctx.chunk, start * ctx.chunk + len(part))
             if rows is None:
-                gradient[span, : ctx.width] = part
+                gradient[span, :columns] = part
+            elif isinstance(columns, Tensor):  # rows that are named may come again, and add up
+                wide = gradient.new_zeros(len(part), gradient.shape[1]).index_add_(1, columns, part.to(gradient.dtype))
+                gradient.index_add_(0, rows[span], wide)
             else:
-                gradient[rows[span], : ctx.width] = part.to(gradient.dtype)
-        return gradient, None, None, None, None, *(None for _ in targets)
+                gradient[rows[span], :columns] = part.to(gradient.dtype)
+        return gradient, *(None for _ in range(5 + len(targets)))
 
 
 class _HeadWalk(torch.autograd.Function):
@@ -169,18 +183,24 @@ def _through_head(states: Tensor, weight: Tensor, bias: Tensor | None, softcap: 
 
 
 def _chunks(
-    logits: Tensor, rows: Tensor | None, chunk: int, width: int, targets: Sequence[Tensor]
+    logits: Tensor,
+    rows: Tensor | None,
+    chunk: int,
+    columns: int | Tensor,
+    places: Sequence[Tensor | None],
+    targets: Sequence[Tensor],
 ) -> Any:  # Iterator[tuple[Tensor, list[Tensor]]]
-    """Pieces of [chunk, width] student logits in float32, each with the targets' rows that belong to it.
+    """Pieces of student logits in float32, each with the targets' rows that belong to it.
 
-    Targets have one row per counted token, or one per token of `logits`; the latter are picked like the logits.
+    rows: those of `logits` that count, all if None; columns: how many, from the first on, or which (then with rows).
+    places: for each target which of its rows go with those that count; None where it has just these, in order.
     """
     count = len(logits) if rows is None else len(rows)
     for start in range(0, count, chunk):
         span = slice(start, start + chunk)
-        pick: Any = span if rows is None else rows[span]
-        piece = logits[pick][:, :width]
-        parts = [target[pick] if len(target) == len(logits) else target[span] for target in targets]
+        piece = logits[span if rows is None else rows[span]]
+        piece = piece[:, :columns] if isinstance(columns, int) else piece.index_select(1, columns)
+        parts = [target[span if at is None else at[span]] for target, at in zip(targets, places, strict=True)]
         yield piece.to(_wide(piece)), parts
 
 
@@ -324,11 +344,14 @@ def _divergence(direction: str, skew: float, temperature: float, width: int) -> 
     return (_skewed_kl if direction == "forward" else _skewed_reverse_kl)(temperature, width, skew)
 
 
-def _jensen_shannon(temperature: float, width: int, weight: float) -> Formula:
+def _jensen_shannon(weight: float, temperature: float, width: int) -> Formula:
     """w KL(t || m) + (1 - w) KL(s || m), m = w p_t + (1 - w) p_s.
 
     The terms through m cancel in the gradient: (1 - w) p_s (log p_s - log m - KL(s || m)) / temperature.
     """
+    if not 0 < weight < 1:
+        raise InputError(f"weight={weight}: give a number between 0 and 1 (for the limits use kl)")
+    _check_temperature(temperature)
 
     def formula(student: Tensor, teacher: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         log_s = _log_softmax(student, temperature)
@@ -468,6 +491,29 @@ def _cross_entropy(student: Tensor, labels: Tensor) -> tuple[Tensor, Callable[[]
     return -log_s.gather(-1, labels).squeeze(-1), gradient
 
 
+def _mse(width: int) -> Formula:
+    """mean_v (s - t)^2; gradient 2 (s - t) / width."""
+
+    def formula(student: Tensor, teacher: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        difference = student - teacher[:, :width].to(student.dtype)
+        return difference.square().mean(-1), lambda: difference.mul_(2 / width)
+
+    return formula
+
+
+def _cosine(width: int) -> Formula:
+    """1 - cos, cos = <u, v> of s and t over their lengths; gradient (cos u - v) / |s|. No length is below 1e-8."""
+
+    def formula(student: Tensor, teacher: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        length = student.norm(dim=-1, keepdim=True).clamp_min_(1e-8)
+        v = functional.normalize(teacher[:, :width].to(student.dtype), dim=-1, eps=1e-8)
+        u = student / length
+        cosine = (u * v).sum(-1, keepdim=True)
+        return 1 - cosine.squeeze(-1), lambda: u.mul_(cosine).sub_(v).div_(length)
+
+    return formula
+
+
 # ------------------------------------------------------------------------------------------ losses on the logits
 
 
@@ -504,6 +550,36 @@ def kl(
     return _on_logits(formula, student_logits, width, mask, chunk, teacher_logits)
 
 
+def kl_at(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    pairs: Tensor,
+    columns: tuple[Tensor, Tensor],
+    *,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> Tensor:
+    """Forward `kl` of rows and columns that are named, such as tokens of two tokenizers; summed over pairs, in nats.
+
+    ``sum_i KL(softmax(t[pairs_i1, columns_1] / T) || softmax(s[pairs_i0, columns_0] / T))``, both renormalised over
+    the columns. They are picked chunk by chunk: neither [pairs, k] matrix exists as a whole. Shapes: student_logits
+    [..., V_s] and teacher_logits [..., V_t], whose leading dimensions need not agree; pairs [n, 2] of their flattened
+    rows; columns [k] and [k].
+    """
+    _check_temperature(temperature)
+    mine, yours = (one.to(student_logits.device) for one in columns)
+    formula = _forward_kl(temperature, len(mine))
+
+    def picked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        return formula(student, teacher.index_select(1, yours))
+
+    flat, teacher = _flat(student_logits), _flat(teacher_logits).detach()
+    ours, theirs = pairs.to(flat.device).unbind(1)
+    size = _rows_per_chunk(chunk, max(flat.shape[1], teacher.shape[1]), flat.device)
+    loss: Tensor = _Walk.apply(flat, picked, ours, size, mine, [theirs], teacher)
+    return loss
+
+
 def jensen_shannon(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -518,11 +594,8 @@ def jensen_shannon(
     ``w KL(p_t || m) + (1 - w) KL(p_s || m)``, ``m = w p_t + (1 - w) p_s``. Source: GKD (arXiv 2306.13649), eq. 1 with
     its beta as `weight`. Shapes, mask, vocabularies and errors as `kl`. Symmetric at weight 0.5.
     """
-    if not 0 < weight < 1:
-        raise InputError(f"weight={weight}: give a number between 0 and 1 (for the limits use kl)")
-    _check_temperature(temperature)
     width = _shared_width(student_logits, teacher_logits)
-    formula = _jensen_shannon(temperature, width, weight)
+    formula = _jensen_shannon(weight, temperature, width)
     return _on_logits(formula, student_logits, width, mask, chunk, teacher_logits)
 
 
@@ -682,7 +755,8 @@ def _on_logits(
         if len(part) not in (counted, len(flat)):
             raise InputError(f"targets have {len(part)} rows for {counted} counted tokens: give one row per token")
     size = _rows_per_chunk(chunk, width, logits.device)
-    loss: Tensor = _Walk.apply(flat, formula, rows, size, width, *parts)
+    places = [rows if len(part) == len(flat) else None for part in parts]
+    loss: Tensor = _Walk.apply(flat, formula, rows, size, width, places, *parts)
     return loss
 
 
@@ -709,11 +783,41 @@ def kl_from_hidden(
     ``c tanh(logits / c)`` on both sides, as Gemma 2 does. A teacher's head of another kind gives its logits itself, and
     is capped no further. Mask, vocabularies and errors as `kl`.
     """
-    if student_hidden.shape[:-1] != teacher_hidden.shape[:-1]:
-        raise InputError(
-            f"student states {list(student_hidden.shape)} and teacher states {list(teacher_hidden.shape)} are not of "
-            "the same tokens: give both models the same batch"
-        )
+    formula = partial(_divergence, direction, skew, temperature)
+    sides = student_hidden, student_head, teacher_hidden, teacher_head
+    return _between_heads(formula, *sides, mask, softcap, chunk)
+
+
+def jensen_shannon_from_hidden(
+    student_hidden: Tensor,
+    student_head: nn.Linear | Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: nn.Linear | Tensor | Head,
+    mask: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    weight: float = 0.5,
+    softcap: float | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """`jensen_shannon` of ``hidden @ head.T``, fused with both heads. Shapes and heads as `kl_from_hidden`."""
+    formula = partial(_jensen_shannon, weight, temperature)
+    sides = student_hidden, student_head, teacher_hidden, teacher_head
+    return _between_heads(formula, *sides, mask, softcap, chunk)
+
+
+def _between_heads(
+    formula: Callable[[int], Formula],
+    student_hidden: Tensor,
+    student_head: nn.Linear | Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: nn.Linear | Tensor | Head,
+    mask: Tensor | None,
+    softcap: float | None,
+    chunk: int | None,
+) -> Tensor:
+    """The formula of the shared width, between what two heads make of hidden states of the same tokens."""
+    _check_tokens(student_hidden, teacher_hidden)
     weight, bias = _weight_and_bias(student_head)
     head, size = _teaching(teacher_head, softcap)
     width = min(len(weight), size)
@@ -724,8 +828,7 @@ def kl_from_hidden(
     def targets(span: slice) -> Sequence[Tensor]:
         return (head(teacher[span] if rows is None else teacher[rows[span]]),)
 
-    formula = _divergence(direction, skew, temperature, width)
-    return _through_walk(formula, student_hidden, weight, bias, rows, softcap, chunk, targets)
+    return _through_walk(formula(width), student_hidden, weight, bias, rows, softcap, chunk, targets)
 
 
 def topk_kl_from_hidden(
@@ -817,23 +920,54 @@ def pair(
 
     Rows are picked rather than multiplied by 0: whatever stands in the padding, NaN even, stays out of the sum.
     """
-    if student.shape[:-1] != teacher.shape[:-1]:
-        raise InputError(
-            f"student states {list(student.shape)} and teacher states {list(teacher.shape)} are not of "
-            "the same tokens: give both models the same batch"
-        )
+    _check_tokens(student, teacher)
     student, teacher = _flat(student), _flat(teacher).detach()
     rows = _counted(mask, len(student))
     if rows is not None:
         student, teacher = student[rows], teacher[rows]
     if project is not None:
         student = project(student)
+    _check_widths(student, teacher)
+    return student.to(_wide(student)), teacher.to(_wide(student))
+
+
+def _check_tokens(student: Tensor, teacher: Tensor) -> None:
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise InputError(
+            f"student states {list(student.shape)} and teacher states {list(teacher.shape)} are not of "
+            "the same tokens: give both models the same batch"
+        )
+
+
+def _check_widths(student: Tensor, teacher: Tensor) -> None:
     if student.shape[-1] != teacher.shape[-1]:
         raise InputError(
             f"student width {student.shape[-1]} differs from teacher width {teacher.shape[-1]}: give project=nn.Linear("
             f"{student.shape[-1]}, {teacher.shape[-1]})"
         )
-    return student.to(_wide(student)), teacher.to(_wide(student))
+
+
+def _compared(
+    formula: Callable[[int], Formula],
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor | None,
+    project: Callable[[Tensor], Tensor] | None,
+    shared: bool,
+    chunk: int | None,
+) -> Tensor:
+    """The formula of a width over the rows that count, in chunks; rows are picked first, as in `pair`."""
+    _check_tokens(student, teacher)
+    student, teacher = _flat(student), _flat(teacher)
+    if project is not None:
+        rows = _counted(mask, len(student))
+        if rows is not None:
+            student, teacher, mask = student[rows], teacher[rows], None
+        student = project(student)
+    if not shared:
+        _check_widths(student, teacher)
+    width = min(student.shape[-1], teacher.shape[-1])
+    return _on_logits(formula(width), student, width, mask, chunk, teacher)
 
 
 def cosine(
@@ -842,14 +976,17 @@ def cosine(
     mask: Tensor | None = None,
     *,
     project: Callable[[Tensor], Tensor] | None = None,
+    shared: bool = False,
+    chunk: int | None = None,
 ) -> Tensor:
-    """``sum_rows 1 - cos(project(h_s), h_t)``, of hidden states [B, S, d] or of embeddings [B, d].
+    """``sum_rows 1 - cos(project(h_s), h_t)``, of hidden states [B, S, d], embeddings [B, d] or logits [..., V].
 
     mask [B, S] or [B]: nonzero rows count. `project` lifts the student's width to the teacher's (Minitron, arXiv
     2407.14679: one linear shared by all pairs). A row of zeros has cosine 0: it costs 1, and its gradient is finite.
+    `shared`: of logits of other widths, compare the columns that both have, as `kl` does; else widths that differ are
+    refused. `chunk`: rows at a time; the default suits the device.
     """
-    student, teacher = pair(student, teacher, mask, project)
-    return (1 - functional.cosine_similarity(student, teacher, dim=-1, eps=1e-8)).sum()
+    return _compared(_cosine, student, teacher, mask, project, shared, chunk)
 
 
 def mse(
@@ -858,10 +995,11 @@ def mse(
     mask: Tensor | None = None,
     *,
     project: Callable[[Tensor], Tensor] | None = None,
+    shared: bool = False,
+    chunk: int | None = None,
 ) -> Tensor:
-    """``sum_rows (1 / d) ||project(h_s) - h_t||^2``: mean over features, sum over rows. Shapes as `cosine`."""
-    student, teacher = pair(student, teacher, mask, project)
-    return (student - teacher).square().mean(-1).sum()
+    """``sum_rows (1 / d) ||project(h_s) - h_t||^2``: mean over features, sum over rows. All else as of `cosine`."""
+    return _compared(_mse, student, teacher, mask, project, shared, chunk)
 
 
 def relative(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, eps: float = 2.0**-7) -> Tensor:
@@ -871,6 +1009,8 @@ def relative(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, ep
     2310.06927), with the eps of AST's code (arXiv 2407.20584).
     """
     student, teacher = pair(student, teacher, mask, None)
+    if not len(student):
+        return student.sum()  # of nothing there is no mean
     return (student - teacher).square().mean(-1).sum() / (teacher.square().mean() + eps)
 
 
@@ -886,19 +1026,25 @@ def token(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tenso
     return torch.where(moved, torch.where(moved, squared, 1).sqrt(), 0).sum()
 
 
-def relational(student: Tensor, teacher: Tensor, *, temperature: float = 0.05) -> Tensor:
-    """KL between the rows of in-batch cosine similarities of teacher and student, summed over the B rows, in nats.
+def relational(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, temperature: float = 0.05) -> Tensor:
+    """KL between the rows of in-batch cosine similarities of teacher and student, summed over the rows, in nats.
 
     ``sum_i KL(softmax_j(cos(t_i, t_j) / T) || softmax_j(cos(s_i, s_j) / T))`` over j != i: which neighbours each
     sentence has, whatever the two spaces look like, so widths may differ. Shapes: student [B, d_s], teacher
-    [B, d_t], B >= 3 (with two there is one neighbour and nothing to compare).
+    [B, d_t], mask [B]: nonzero rows count, and no others are anyone's neighbours. At least 3 count (with two there is
+    one neighbour and nothing to compare), or none at all, which is 0.
     """
     _check_temperature(temperature)
     if student.shape[0] != teacher.shape[0] or student.dim() != 2 or teacher.dim() != 2:
         raise InputError(
             f"embeddings {list(student.shape)} and {list(teacher.shape)}: give [batch, width] of one batch"
         )
+    rows = _counted(mask, len(student))
+    if rows is not None:
+        student, teacher = student[rows], teacher[rows]
     count = len(student)
+    if not count:
+        return student.to(_wide(student)).sum()
     if count < 3:
         raise InputError(f"a batch of {count} has no relations to compare: give at least 3 sequences")
     others = ~torch.eye(count, dtype=torch.bool, device=student.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,17 +11,32 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 from secateur.modes import evaluating
-from secateur.recover import balance, compose, features, losses, maps, taps
+from secateur.recover import balance, compose, features, losses, maps, objectives, relations, taps
 
 __all__ = ["KINDS", "beside"]
 
 Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
 
-_OF_ROWS: dict[str, Callable[..., Tensor]] = {"mse": losses.mse, "cosine": losses.cosine, "unit": features.unit}
+
+def _normalised(ours: Tensor, theirs: Tensor) -> Tensor:
+    """`features.normalised` of rows [..., d]: a token, or a place of a map, is an input."""
+    rows = losses.pair(ours, theirs, None, None)
+    return features.normalised(rows[:1], rows[1:])
+
+
+_OF_ROWS: dict[str, Callable[..., Tensor]] = {
+    "mse": losses.mse,
+    "cosine": losses.cosine,
+    "unit": features.unit,
+    "unit-l1": partial(features.unit, power=1),
+    "normalised": _normalised,
+}
 _OF_MAPS: dict[str, Callable[..., Tensor]] = {"attention": maps.spatial_attention, "channel-wise": maps.channel_wise}
-KINDS = (*_OF_ROWS, *_OF_MAPS, "relational")
-"""Of rows [..., d] (or of each place of maps): mse, cosine, unit vectors; of maps [N, C, H, W]: attention transfer,
-channel-wise softmaxes over space; of examples [N, d]: how alike they are to one another."""
+_OF_EXAMPLES = {"relational": losses.relational, "contrastive": relations.contrastive}
+KINDS = (*_OF_ROWS, *_OF_MAPS, *_OF_EXAMPLES)
+"""Of rows [..., d] (or of each place of maps): mse, cosine, unit vectors by squares or absolutes, squares as a share of
+the teacher's norm; of maps [N, C, H, W]: attention transfer, channel-wise softmaxes over space; of examples [N, d]: how
+alike they are to one another, and whether each is nearest to its own of the teacher's."""
 
 
 def beside(
@@ -61,22 +77,25 @@ def beside(
     with (
         torch.no_grad(),
         evaluating(student, teacher),
-        taps.tapped(student, ours) as seen,
-        taps.tapped(teacher, theirs) as known,
+        taps.each(student, ours) as seen,
+        taps.each(teacher, theirs) as known,
     ):
         look()
-    for names, found in ((ours, seen), (theirs, known)):
-        if len(found) != len(names):
-            raise InputError(f"{', '.join(names)}: not all of them run, or give tensors; name modules that do")
+    for whose, names, found in (("student", ours, seen), ("teacher", theirs, known)):
+        if silent := [name for name, given in zip(names, found, strict=True) if not given]:
+            raise InputError(
+                f"{taps.named(silent)} of the {whose}'s modules does not run, or gives no tensor of floats: name "
+                "modules that do"
+            )
     adapters = nn.ModuleList(
-        _adapter(kind, name, one, other) for name, one, other in zip(ours, seen, known, strict=True)
+        _adapter(kind, name, one, other) for name, (one,), (other,) in zip(ours, seen, known, strict=True)
     )
 
     def together(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         with taps.tapped(student, ours) as mine, taps.tapped(teacher, theirs) as told:
             total, parts = objective(batch, totals)
         values = [
-            _apart(kind, adapter(one), other.detach(), batch, totals)
+            _apart(kind, adapter, one, other.detach(), batch, totals)
             for adapter, one, other in zip(adapters, mine, told, strict=True)
         ]
         if balanced:
@@ -92,8 +111,8 @@ def _adapter(kind: str, name: str, ours: Tensor, theirs: Tensor) -> nn.Module:
     shapes = f"{name} gives {list(ours.shape)}, its teacher's module {list(theirs.shape)}"
     if ours.dim() != theirs.dim() or ours.dim() not in (2, 3, 4):
         raise InputError(f"{shapes}: compare rows [N, d], tokens [N, S, d] or maps [N, C, H, W] of both")
-    if (kind in _OF_MAPS and ours.dim() != 4) or (kind == "relational" and ours.dim() != 2):
-        raise InputError(f"{shapes}: {kind} is of {'rows [N, d]' if kind == 'relational' else 'maps [N, C, H, W]'}")
+    if (kind in _OF_MAPS and ours.dim() != 4) or (kind in _OF_EXAMPLES and ours.dim() != 2):
+        raise InputError(f"{shapes}: {kind} is of {'rows [N, d]' if kind in _OF_EXAMPLES else 'maps [N, C, H, W]'}")
     if kind in ("attention", "relational"):
         return nn.Identity()
     axis = 1 if ours.dim() == 4 else -1
@@ -101,15 +120,27 @@ def _adapter(kind: str, name: str, ours: Tensor, theirs: Tensor) -> nn.Module:
     return taps.adapter(*wide, "convolution" if ours.dim() == 4 else "linear")
 
 
-def _apart(kind: str, ours: Tensor, theirs: Tensor, batch: Mapping[str, Any], totals: Mapping[str, int]) -> Tensor:
+def _apart(
+    kind: str, adapter: nn.Module, ours: Tensor, theirs: Tensor, batch: Mapping[str, Any], totals: Mapping[str, int]
+) -> Tensor:
+    """L of one pair: over real tokens where the features have one row for each, else over sequences that have any.
+
+    Rows are picked before the adapter, so that what stands in the padding, NaN even, stays out of its gradient as well.
+    """
+    divide, mask, kept = totals["sequences"], batch.get("attention_mask"), objectives.rows_of(batch)
+    if mask is not None and kind in _OF_ROWS and ours.shape[:-1] in (mask.shape, (mask.numel(),)):
+        divide, kept = totals["tokens"], mask.bool().reshape(ours.shape[:-1])
+    if kept is not None and kept.shape == ours.shape[: kept.dim()] == theirs.shape[: kept.dim()]:
+        ours, theirs = (one[kept.to(one.device)] for one in (ours, theirs))
+    elif mask is not None and kind in _OF_EXAMPLES and len(ours) != len(mask):
+        raise InputError(
+            f"{kind} is of a row for each of {len(mask)} texts, and a module gives {len(ours)}: name another"
+        )
+    ours = adapter(ours)
     if kind in _OF_MAPS:
-        return _OF_MAPS[kind](ours, theirs) / totals["sequences"]
-    if kind == "relational":
-        return losses.relational(ours, theirs) / totals["sequences"]
+        return _OF_MAPS[kind](ours, theirs) / divide
+    if kind in _OF_EXAMPLES:
+        return _OF_EXAMPLES[kind](ours, theirs) / divide
     if ours.dim() == 4:
         ours, theirs = ours.movedim(1, -1), theirs.movedim(1, -1)
-    mask = batch.get("attention_mask")
-    if ours.dim() == 3 and mask is not None and mask.shape == ours.shape[:2]:
-        return _OF_ROWS[kind](ours, theirs, mask) / totals["tokens"]
-    places = ours.shape[1:-1].numel()
-    return _OF_ROWS[kind](ours, theirs) / (places * totals["sequences"])
+    return _OF_ROWS[kind](ours, theirs) / (ours.shape[1:-1].numel() * divide)

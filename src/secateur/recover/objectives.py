@@ -33,6 +33,7 @@ __all__ = [
     "mask_of",
     "matched",
     "prediction_loss",
+    "rows_of",
     "task_loss",
 ]
 
@@ -84,7 +85,7 @@ def mask_of(batch: Batch) -> Tensor:
     return mask.bool() if mask is not None else torch.ones_like(ids, dtype=torch.bool)
 
 
-def _read(batch: Batch) -> Tensor | None:
+def rows_of(batch: Batch) -> Tensor | None:
     """Which sequences [B] have tokens; None where all do, since picking all rows would copy them."""
     mask = batch.get("attention_mask")
     rows = None if mask is None else mask.bool().any(1)
@@ -114,7 +115,7 @@ def prediction_loss(
     if student.dim() == 3:
         divide, mask = totals["tokens"], mask_of(batch)
     else:
-        divide, mask = totals["sequences"], _read(batch)
+        divide, mask = totals["sequences"], rows_of(batch)
         if student.shape != teacher.shape:
             raise InputError(
                 f"the student gives {student.shape[-1]} classes and the teacher {teacher.shape[-1]}: use models of the "
@@ -132,9 +133,9 @@ def prediction_loss(
     if direction == "js":
         return losses.jensen_shannon(student, teacher, mask, temperature=temperature) / divide
     if direction == "mse":
-        return losses.mse(student, teacher, mask) / divide
+        return losses.mse(student, teacher, mask, shared=True) / divide
     if direction == "cosine":
-        return losses.cosine(student, teacher, mask) / divide
+        return losses.cosine(student, teacher, mask, shared=True) / divide
     raise UnsupportedError(f"direction {direction!r} is not one of forward, reverse, js, mse, cosine")
 
 
@@ -165,7 +166,7 @@ def distance(
     """
     totals = count(batch) if totals is None else totals
     if output in ("embedding", "states"):
-        mask = mask_of(batch).to(student.device) if output == "states" else _read(batch)
+        mask = mask_of(batch).to(student.device) if output == "states" else rows_of(batch)
         if relational:
             ours, theirs = (_sequences(one, batch) for one in (student, teacher))
             return losses.relational(ours, theirs) / totals["sequences"]
@@ -184,7 +185,7 @@ def distance(
 
 def _sequences(found: Tensor, batch: Batch) -> Tensor:
     """[n, d] of the n sequences that have tokens: embeddings [B, d] as they are, states [B, S, d] as their mean."""
-    rows = _read(batch)
+    rows = rows_of(batch)
     kept = slice(None) if rows is None else rows.to(found.device)
     if found.dim() == 2:
         return found[kept]
@@ -225,7 +226,7 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal
         raise InputError("a task loss is of classes, and the model tells one number: set task=0")
     labels = batch["labels"]
     losses.check_classes(labels, logits.shape[-1])
-    rows = _read(batch) if logits.dim() == 2 and labels.dim() == 1 else None
+    rows = rows_of(batch) if logits.dim() == 2 and labels.dim() == 1 else None
     if rows is not None:
         labels = labels.masked_fill(~rows.to(labels.device), losses.IGNORED)
     return losses.cross_entropy(logits, labels) / totals["tokens" if logits.dim() == 3 else "sequences"]
@@ -345,8 +346,9 @@ def distil(
             prediction loss to be as large as. The ratio is taken in each micro-batch: under gradient accumulation, and
             over several processes, the losses add up to those of one big batch, but a micro-batch's L_is weighs by its
             own ratio, not by that of their sums, so the gradient differs a little.
-        fused: let causal models stop before their heads, and take cross-entropy and KL through the heads in pieces, so
-            that no matrix of logits [tokens, V] is ever held; where a loss has no such form, this changes nothing.
+        fused: let causal models stop before their heads, and take cross-entropy, KL and "js" through the heads in
+            pieces, so that no matrix of logits [tokens, V] is ever held; where a loss has no such form, this changes
+            nothing.
 
     Returns a mean over the step's totals and its parts as floats. Raises `UnsupportedError` for a task loss on
     embeddings or states; the objective raises `InputError` where that needs labels which a batch has not, and
@@ -358,7 +360,7 @@ def distil(
             "the model with its task's head"
         )
     wants_hidden = bool((token and blocks) or hidden)
-    fused = fused and output == "logits" and direction in ("forward", "reverse") and not buckets
+    fused = fused and output == "logits" and direction in ("forward", "reverse", "js") and not buckets
     ramps = warmup or {}
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
@@ -401,10 +403,12 @@ def distil(
             near = near / totals["tokens"]
             add("logit", logit, near)
         elif theirs is not None and logit and through is not None:
-            near = losses.kl_from_hidden(
-                ours.prediction, through, theirs.prediction, theirs.head, mask_of(batch), temperature=temperature,
-                direction=direction, skew=skew, softcap=ours.softcap,
-            ) / totals["tokens"]  # fmt: skip
+            sides = ours.prediction, through, theirs.prediction, theirs.head, mask_of(batch)
+            about: dict[str, Any] = {"temperature": temperature, "softcap": ours.softcap}
+            if direction == "js":
+                near = losses.jensen_shannon_from_hidden(*sides, **about) / totals["tokens"]
+            else:
+                near = losses.kl_from_hidden(*sides, direction=direction, skew=skew, **about) / totals["tokens"]
             add("logit", logit, near)
         elif theirs is not None and logit:
             near = distance(

@@ -52,20 +52,41 @@ def count(batch: Batch) -> dict[str, int]:
     return {"tokens": int(batch["counted"].sum()), "sequences": len(batch["input_ids"])}
 
 
-def objective(student: Forward, teacher: Forward, *, beta: float = 0.5, temperature: float = 1.0) -> Objective:
+def _through_heads(ours: Any, theirs: Any, mask: Tensor, beta: float, temperature: float) -> Tensor:
+    """`divergence` of two answers that stopped before their heads; no logits [tokens, V] exist as a whole."""
+    sides = ours.prediction, ours.head, theirs.prediction, theirs.head, mask
+    how: dict[str, Any] = {"temperature": temperature, "softcap": ours.softcap}
+    if beta in (0, 1):
+        return losses.kl_from_hidden(*sides, direction="reverse" if beta else "forward", **how)
+    return losses.jensen_shannon_from_hidden(*sides, weight=beta, **how)
+
+
+def objective(
+    student: Forward, teacher: Forward, *, beta: float = 0.5, temperature: float = 1.0, fused: bool = False
+) -> Objective:
     """The mean `divergence` over the tokens that count, for batches of `Rollouts` and with its `count`.
 
     The student's writing is data: no gradient goes through what it chose to write (section 3 of the paper).
+    fused: both stop before their heads, as in `objectives.distil`, and no matrix of logits is ever held.
     Raises `InputError` for a beta outside 0 to 1.
     """
     if not 0 <= beta <= 1:
         raise InputError(f"beta={beta:g}: give a number from 0, forward KL, to 1, reverse KL")
 
     def step(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        ours = student(batch).prediction
+        how: dict[str, bool] = {"head": False} if fused else {}
+        ours: Any = student(batch, **how)
+        through = getattr(ours, "head", None)
+        if fused:
+            how["head"] = through is None  # a student that is sharded keeps its head; so does the teacher then
         with torch.no_grad():
-            theirs = teacher(batch).prediction
-        loss = divergence(ours, theirs, batch["counted"], beta=beta, temperature=temperature) / totals["tokens"]
+            theirs: Any = teacher(batch, **how)
+        mask = batch["counted"]
+        if through is not None:
+            apart = _through_heads(ours, theirs, mask, beta, temperature)
+        else:
+            apart = divergence(ours.prediction, theirs.prediction, mask, beta=beta, temperature=temperature)
+        loss = apart / totals["tokens"]
         return loss, {"divergence": float(loss.detach())}
 
     return step

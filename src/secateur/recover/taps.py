@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError
 from secateur.modes import evaluating
 
-__all__ = ["Adapters", "Kind", "adapter", "first", "match", "one", "pairs", "seen", "tapped"]
+__all__ = ["Adapters", "Kind", "adapter", "each", "first", "match", "named", "one", "pairs", "seen", "tapped"]
 
 Find = Callable[[Any], list[Tensor]]
 """What a module gave -> what of it is kept. The hook holds nothing else: where this pools, the map itself goes."""
@@ -50,9 +50,13 @@ def one(model: nn.Module, pattern: str) -> str:
     """The one tap of `model` that fits `pattern`. Raises `InputError` where none fits, or several, which it names."""
     found = match(model, pattern)
     if len(found) > 1:
-        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-        raise InputError(f"{pattern!r} names {len(found)} modules, {', '.join(found[:4])}{more}: name one of them")
+        raise InputError(f"{pattern!r} names {len(found)} modules, {named(found)}: name one of them")
     return found[0]
+
+
+def named(names: Sequence[str]) -> str:
+    """The first few of the names, and how many more there are."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def pairs(
@@ -79,8 +83,8 @@ def pairs(
         ours, theirs = match(student, pattern), match(teacher, other)
         if len(ours) != len(theirs):
             raise InputError(
-                f"{pattern!r} fits {len(ours)} modules of the student and {other!r} {len(theirs)} of the teacher: "
-                "write {i} for their number and give index, or name as many"
+                f"{pattern!r} fits {len(ours)} modules of the student ({named(ours)}) and {other!r} {len(theirs)} of "
+                f"the teacher ({named(theirs)}): write {{i}} for their number and give index, or name as many"
             )
         return list(zip(ours, theirs, strict=True))
     found = []
@@ -184,6 +188,13 @@ def _named(hook: Callable[..., None], name: str) -> Callable[..., None]:
     return lambda module, args, given: hook(module, args, given, name)
 
 
+@contextlib.contextmanager
+def each(model: nn.Module, names: Sequence[str], find: Find = first) -> Iterator[list[list[Tensor]]]:
+    """As `tapped`, with a list for each tap: empty where it did not run, or gave nothing that `find` finds."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(tapped(model, [name], find)) for name in names]
+
+
 @torch.no_grad()
 def seen(
     model: nn.Module,
@@ -193,15 +204,15 @@ def seen(
     *,
     ask: Callable[[nn.Module, Tensor], Any] | None = None,
 ) -> list[Tensor]:
-    """What the taps `names` give on `inputs`, in evaluation mode; `InputError` where `find` finds nothing in it.
+    """What the taps `names` give on `inputs`, in evaluation mode; `InputError` that names those which give nothing.
 
     ask: runs the model on the inputs; ``model(inputs)`` if None.
     """
-    with evaluating(model), tapped(model, names, find) as found:
+    with evaluating(model), each(model, names, find) as found:
         model(inputs) if ask is None else ask(model, inputs)
-    if not found:
-        raise InputError(f"{', '.join(names)} gives nothing to compare: name modules that run, and give features")
-    return list(found)
+    if silent := [name for name, given in zip(names, found, strict=True) if not given]:
+        raise InputError(f"{named(silent)} gives nothing to compare: name modules that run, and give features")
+    return [feature for given in found for feature in given]
 
 
 # ------------------------------------------------------------------------------------------------------ widths
