@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
+from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard
 from secateur.llms import Server
 from secateur.measure import environment, evidence, latency, loyalty, size, statistics
+from secateur.modes import evaluating
 from secateur.recover import (
     alignment,
     assistants,
@@ -220,6 +222,7 @@ def distill(
     where = trade.where(pupil, batch, length if trade is language else None, None)
     course = _Course(trade, lesson, tuple(map(str, above)), masters, train, held, stream, where)
     notes = [told] if (told := trades.copies(train, held, trade.NOUN)) else []
+    course.tried(pupil, between)
     if dry_run:
         row = course.planned(pupil)
         return replace(row, settings={**row.settings, "notes": notes})
@@ -592,10 +595,8 @@ class _Course:
             batches = self.remembered(student, above, batches, run)
         elif above:
             asked = self.voices(student, above, lesson.temperature)
-        pairs = objectives.matched(len(student.layers()), len(above[0].layers())) if lesson.hidden and above else []
-        projection = self.projection(student, above, pairs)
         if lesson.on_policy:
-            tokenizer = student.tokenizer
+            tokenizer, extra = student.tokenizer, list[nn.Module]()
             batches = policy.Rollouts(
                 student.model, batches, share=lesson.on_policy, prompt=lesson.prompt,
                 new=lesson.length - lesson.prompt, end=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
@@ -606,16 +607,7 @@ class _Course:
                 student.forward, asked, beta=_BETA[lesson.direction], temperature=lesson.temperature
             )
         else:
-            objective = objectives.distil(
-                self.forward(student), asked, output=self.output(student), task=lesson.task,
-                temperature=lesson.temperature, direction=lesson.direction, hidden=pairs, projection=projection,
-                fused=self.of_texts and not lesson.choice and not (kept and asked), skew=lesson.skew,
-                buckets=lesson.buckets, warmup=self.ramps,
-            )  # fmt: skip
-        extra = [] if projection is None else [projection]
-        if lesson.match and above:
-            objective, adapters = self.beside(objective, student, above[0], batches)
-            extra.append(adapters)
+            objective, extra = self.objective(student, above, asked, live=not kept)
         if lesson.warm_up:
             batches = slimming.Numbered(batches, self.count)
         return loop.train(
@@ -625,16 +617,73 @@ class _Course:
             flops_per_token=self.flops(student, above), **lesson.training,
         )  # fmt: skip
 
+    def objective(
+        self, student: Any, above: Sequence[Any], asked: Any, *, live: bool = True
+    ) -> tuple[Any, list[nn.Module]]:
+        """What `student` is trained towards, `asked` being its teachers as one, and what is trained along."""
+        lesson = self.lesson
+        pairs = objectives.matched(len(student.layers()), len(above[0].layers())) if lesson.hidden and above else []
+        projection = self.projection(student, above, pairs)
+        objective = objectives.distil(
+            self.forward(student), asked, output=self.output(student), task=lesson.task,
+            temperature=lesson.temperature, direction=lesson.direction, hidden=pairs, projection=projection,
+            fused=self.of_texts and not lesson.choice and (live or asked is None), skew=lesson.skew,
+            buckets=lesson.buckets, warmup=self.ramps,
+        )  # fmt: skip
+        extra = [] if projection is None else [projection]
+        if lesson.match and above:
+            objective, adapters = self.beside(objective, student, above[0])
+            extra.append(adapters)
+        return objective, extra
+
+    def tried(self, pupil: Any, between: Sequence[Any]) -> None:
+        """Ask for the loss of the first batch once, in each link of the chain, so that what can't be compared is
+        refused before anything is measured or written.
+
+        Of what a student would write itself there is no batch yet. Raises `InputError` and `DataError`.
+        """
+        lesson, above = self.lesson, tuple(self.masters)
+        if lesson.on_policy:
+            return
+        step = [self.stream[index] for index in range(max(1, int(lesson.training.get("accumulate", 1))))]
+        first = {**step[0], **({"done": 0.0} if lesson.warm_up else {})}
+        count: Any = objectives.count if self.of_texts else _count
+        for learner in (*between, pupil):
+            device, extra = next(learner.model.parameters()).device, list[nn.Module]()
+            if lesson.align:
+                objective, count = self.by_characters(learner)
+            else:
+                asked = self.voices(learner, above, lesson.temperature) if above else None
+                objective, extra = self.objective(learner, above, asked)
+            each = [count(batch) for batch in step]
+            totals = {name: sum(one[name] for one in each) for name in each[0]}
+            for module in extra:
+                module.to(device)
+            with torch.no_grad(), evaluating(learner.model):
+                objective(send_to_device(first, device), totals)
+            above = (learner,)
+        for number, name in enumerate(self.names if lesson.align else ()):
+            if not totals[f"{_aside(number)}.pairs"]:
+                raise InputError(
+                    f"the teacher {name} reads no characters of the first batch as one token where the student does, "
+                    "and has nothing to say to it: use another teacher, or other texts"
+                )
+
     def aligned(self, student: Any, above: Sequence[Any], run: Run | None, name: str, steps: int) -> Recovery:
         """As `teach`, by teachers that read with tokenizers of their own."""
-        lesson, others = self.lesson, self.foreign(student)
+        lesson, (objective, count) = self.lesson, self.by_characters(student)
         return loop.train(
-            student.model, self.stream,
-            alignment.objective(student.forward, others, task=lesson.task, temperature=lesson.temperature),
-            steps=steps, lr=lesson.lr, seed=lesson.seed, dropout=False, count=alignment.counted(list(others)),
+            student.model, self.stream, objective,
+            steps=steps, lr=lesson.lr, seed=lesson.seed, dropout=False, count=count,
             frozen=[one.model for one in above], checkpoint=None if run is None else run.folder(name), title=name,
             flops_per_token=self.flops(student, above), **lesson.training,
         )  # fmt: skip
+
+    def by_characters(self, student: Any) -> tuple[Any, Any]:
+        """What `student` is trained towards where teachers are aligned, and what counts its batches."""
+        others = self.foreign(student)
+        how = {"task": self.lesson.task, "temperature": self.lesson.temperature}
+        return alignment.objective(student.forward, others, **how), alignment.counted(list(others))
 
     def foreign(self, student: Any) -> dict[str, alignment.Foreign]:
         """The teachers, each by what the batches call its reading."""
@@ -730,9 +779,10 @@ class _Course:
             return Examples.batch
         return lambda part: next(texts.in_order(part, student.tokenizer, batch=len(part), length=self.lesson.length))
 
-    def beside(self, objective: Any, student: Any, teacher: Any, batches: Any) -> tuple[Any, nn.Module]:
+    def beside(self, objective: Any, student: Any, teacher: Any) -> tuple[Any, nn.Module]:
         """The objective with the features of the modules that are to match."""
-        lesson, first = self.lesson, {name: part[:4] for name, part in batches[0].items() if isinstance(part, Tensor)}
+        lesson = self.lesson
+        first = {name: part[:4] for name, part in self.stream[0].items() if isinstance(part, Tensor)}
         pairs = []
         for pattern in lesson.match:
             ours, _, theirs = pattern.partition("=")
