@@ -362,6 +362,20 @@ def test_a_classifier_learns_its_teachers_classes(labelled, tmp_path):
     assert {"accuracy", "label_loyalty"} <= set(row.after)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_classifier_of_texts_without_labels_is_judged_by_its_loyalty(labelled, tmp_path, count):
+    """To several teachers together, too, who have no states in common."""
+    save(classifier(2), tmp_path / "second")
+    row = secateur.distill(
+        labelled / "student", [labelled / "teacher", tmp_path / "second"][:count], TEXTS, tmp_path / "out",
+        **{**QUICK, "steps": 40},
+    )  # fmt: skip
+    assert row.verdict.startswith("met: probability loyalty")
+    assert ("spearman" in row.after) == (count == 1)
+    assert "not_measured" not in row.settings
+    assert len(row.settings["notes"]) == (2 if count == 2 else 0)
+
+
 def test_classes_that_differ_are_refused(labelled, tmp_path):
     save(classifier(0, 4), tmp_path / "four")
     save(classifier(0, labels=["oak", "elm", "ash"]), tmp_path / "named")
@@ -408,7 +422,7 @@ def test_one_number_per_text_is_learned_by_its_square(tmp_path):
     row = told(direction="mse")
     assert row.verdict.startswith("met: rmse")
     assert row.after["rmse"].value < 0.7 * row.before["rmse"].value
-    assert "pearson" in row.after
+    assert {"pearson", "rank_loyalty"} <= set(row.after)
     assert not {"accuracy", "label_loyalty"} & set(row.after)
 
 
@@ -451,6 +465,11 @@ def four():
 
 def one():
     return nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 1))
+
+
+def other():
+    torch.manual_seed(7)
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
 """
 
 
@@ -620,6 +639,17 @@ def test_networks_of_one_number_are_refused_before_anything_is_written(nets):
     with pytest.raises(InputError, match="use --direction mse"):
         of_nets(nets, student="one", teacher="one", data="plain.npz")
     assert not (nets / "out").exists()
+
+
+def test_a_network_of_one_number_is_judged_by_its_error_and_one_without_labels_by_its_loyalty(nets):
+    row = of_nets(nets, student="one", teacher="other", data="plain.npz", direction="mse")
+    assert row.verdict.startswith("met: rmse")
+    assert {"pearson", "rank_loyalty"} <= set(row.after)
+    assert not {"cosine", "spearman"} & set(row.after)
+    assert "Regression loyalty (Spearman)" in (nets / "out" / "report.html").read_text()
+    row = of_nets(nets, data="plain.npz", out="plain")
+    assert row.verdict.startswith("met: probability loyalty")
+    assert "spearman" in row.after
 
 
 @pytest.mark.parametrize(
