@@ -516,6 +516,9 @@ def distill(
         str,
         typer.Option(help="Ask the teacher once: keep so many tokens at each place, or all it says.", metavar="K|all"),
     ] = "0",
+    cache_at: Annotated[
+        str, typer.Option(help="Folder of that cache, where other students find it.", metavar="DIR")
+    ] = "",
     on_policy: Annotated[float, typer.Option(help="Share of the batches that the student writes itself.")] = 0.0,
     prompt: Annotated[int, typer.Option(help="Tokens of a text that it then writes on from.")] = 16,
     training: Annotated[str, typer.Option(help="More settings of training: accumulate=4,precision=bf16.")] = "",

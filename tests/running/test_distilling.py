@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from transformers import (
 import secateur
 import tiny
 from secateur.errors import DataError, InputError, MendedWarning, ModelError, RunError, ServerError, UnsupportedError
+from secateur.files.rundir import locked
 from secateur.llms import Local
 from secateur.measure import evidence
 from secateur.recover import loop, teachers
@@ -167,12 +169,24 @@ def test_a_teacher_behind_a_server_fills_the_cache_and_may_stop(places, tmp_path
     assert 0 < held <= 64
     assert would["cache bytes"] == 6 * 8 * 16 * (6 * 8 + 4)
 
+    def again(url, **how):  # a second student, and what it would ask
+        return secateur.distill(places / "second", "far", TEXTS, tmp_path / "more", server=url, cache=8, **{
+            **QUICK, "steps": 6, "cache_at": tmp_path / "said", **how})  # fmt: skip
+
     with serving(flaky) as url:
         with pytest.raises(ServerError, match="the same call goes on"):
             run(url)
         broken[0] = False
         asked.clear()
         row = run(url)
+        rest = len(asked)
+        again(url)
+        assert len(asked) == rest + held + 2 + 8 * 6
+        assert again(url, dry_run=True).predicted["server calls"] == 0
+        assert again(url, dry_run=True, steps=7).predicted["server calls"] == 1 + 8
+        again(url, lr=1e-3, overwrite=True)
+        assert len(asked) == rest + held + 2 + 8 * 6
+        asked = asked[:rest]
     assert all(body["model"] == "far" for body in asked)
     assert len(asked) == 1 + 8 * (6 - 4)  # a probe, and the batches that were not there yet
     assert row.after["perplexity"].value < row.before["perplexity"].value
@@ -296,6 +310,46 @@ def test_a_cache_of_a_network_is_gone_on_with_mended_and_tied_to_its_teacher(net
     assert one == other
     with pytest.raises(DataError, match="is of another teacher"):
         of_nets(nets, out="other", teacher="thin", cache="all", steps=8)
+
+
+@pytest.mark.parametrize("cache", [8, "all"])
+def test_a_second_student_asks_for_nothing_that_a_cache_holds(places, tmp_path, monkeypatch, cache):
+    """And learns as it would from a cache of its own; of another teacher it takes none, and leaves nothing behind."""
+    where = {"cache": cache, "cache_at": tmp_path / "said", "steps": 6}
+    taught(places, tmp_path / "first", **where)
+    assert not list((tmp_path / "first" / "work").glob("predictions*"))
+    asked, real = [], teachers.live
+    monkeypatch.setattr(teachers, "live", lambda *how: partial(noted, asked, real(*how)))
+    row = taught(places, tmp_path / "again", seed=0, lr=1e-3, **where)
+    assert len(asked) <= 2, "to see that it can be compared, and what it gives; no more for six batches"
+    own = taught(places, tmp_path / "own", lr=1e-3, **{**where, "cache_at": ""})
+    assert row.after == own.after
+    assert row.settings["cache_at"] == str(tmp_path / "said")
+    with pytest.raises(InputError, match=r"said/predictions-0 is of another teacher .*: use another folder") as caught:
+        taught(places, tmp_path / "other", "second", **where)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "other").exists()
+    with locked(tmp_path / "said" / "predictions-0"), pytest.raises(RunError, match="in use by another run"):
+        taught(places, tmp_path / "busy", **where)
+
+
+def noted(asked, ask, batch, **how):
+    asked.append(batch)
+    return ask(batch, **how)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"cache_at": "said"}, "cache-at is the folder of a cache: say what it keeps by cache"),
+        ({"cache_at": "nets.py", "cache": "all"}, r"nets.py is a file: give a folder"),
+        ({"cache_at": "out/work", "cache": "all"}, "is in the run directory, where a cache is anyway"),
+    ],
+)
+def test_folders_that_can_be_no_cache_are_refused(nets, how, words):
+    with pytest.raises(InputError, match=words):
+        of_nets(nets, **{**how, "cache_at": nets / how["cache_at"]})
+    assert not (nets / "out").exists()
 
 
 def test_all_that_encoders_and_language_models_are_told_is_kept(places, labelled, tmp_path):

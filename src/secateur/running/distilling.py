@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from secateur.errors import DataError, InputError, MeasurementError, ModelError, UnsupportedError
 from secateur.files import examples, masking, texts
 from secateur.files.examples import Examples
-from secateur.files.rundir import Run, guard
+from secateur.files.rundir import Run, guard, locked
 from secateur.llms import Server
 from secateur.measure import environment, evidence, latency, loyalty, size, statistics
 from secateur.modes import evaluating
@@ -131,6 +132,7 @@ def distill(
     match_balance: bool = False,
     warm_up: str | Mapping[str, float] = "",
     cache: int | Literal["all"] = 0,
+    cache_at: str | Path = "",
     on_policy: float = 0.0,
     prompt: int = 16,
     training: str | Mapping[str, Any] = "",
@@ -184,6 +186,8 @@ def distill(
             likeliest, and some that are drawn from the others and stand for them. "all": all that they say, in half
             precision: classes, embeddings, numbers once for each example; states and predictions of tokens once for
             each batch. It can't keep hidden states and modules' features, nor what is said of the student's own texts.
+        cache_at: folder of that cache, or of what a server said, for several students: who comes later, with the same
+            teachers, data, batch, length and seed, asks for nothing that is there. By default in the run directory.
         on_policy: share of the batches that the student writes itself (a language model), scored by its teacher.
         prompt: tokens of each text that it then writes on from.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
@@ -206,6 +210,7 @@ def distill(
         skew, tuple(map(int, buckets)), _warming(warm_up), loop.options(training), seed,
     )  # fmt: skip
     _check(lesson, above, assistants)
+    _check_cache(lesson, cache_at, out)
     trade = trades.of_model(student)
     corpus = trade.read(data)
     pupil = _learner(trade, student, device, corpus)
@@ -220,7 +225,7 @@ def distill(
     stream = _stream(trade, lesson, pupil, train, masters)
     _check_number(trade, lesson, pupil, stream, len(above) > 1)
     where = trade.where(pupil, batch, length if trade is language else None, None)
-    course = _Course(trade, lesson, tuple(map(str, above)), masters, train, held, stream, where)
+    course = _Course(trade, lesson, tuple(map(str, above)), masters, train, held, stream, where, str(cache_at))
     notes = [told] if (told := trades.copies(train, held, trade.NOUN)) else []
     course.tried(pupil, between)
     if dry_run:
@@ -234,12 +239,13 @@ def distill(
         "assistants_sha256": [trade.digest(one) for one in between],
         "data_sha256": corpus.digest,
     }
+    places = {"weights": weights, "device": device, "cache_at": cache_at}
     about = {
         "student": _name(student),
         "teachers": [_name(one) for one in above],
         "data": str(data) if isinstance(data, str | Path) else corpus.name,
         **({"assistants": [_name(one) for one in assistants]} if assistants else {}),
-        **{name: str(value) for name, value in (("weights", weights), ("device", device)) if value},
+        **{name: str(value) for name, value in places.items() if value},
     }
     with (
         guard(Path(out)),
@@ -344,6 +350,18 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
     for words, holds in wrong.items():
         if holds:
             raise InputError(words)
+
+
+def _check_cache(lesson: _Lesson, cache_at: str | Path, out: str | Path) -> None:
+    """Refuse a folder for a cache where there is none, or that can't be one."""
+    if not cache_at:
+        return
+    if not (lesson.cache or lesson.server):
+        raise InputError("cache-at is the folder of a cache: say what it keeps by cache, or leave it out")
+    if Path(cache_at).exists() and not Path(cache_at).is_dir():
+        raise InputError(f"cache-at {cache_at} is a file: give a folder")
+    if Path(cache_at).resolve().is_relative_to(Path(out or "?").resolve()):
+        raise InputError(f"cache-at {cache_at} is in the run directory, where a cache is anyway: give another folder")
 
 
 def _warming(given: str | Mapping[str, float]) -> dict[str, float]:
@@ -545,6 +563,7 @@ class _Course:
     held: Any
     stream: Any
     where: latency.Environment
+    cache_at: str = ""
 
     @property
     def of_texts(self) -> bool:
@@ -721,17 +740,18 @@ class _Course:
         if lesson.server:
             server = Server(lesson.server, self.names[0])
             k = lesson.tokens or _SERVED
-            found = cache_served(run.folder("predictions"), server, tokenizer, batches, count, key=key, k=k)
+            with self.kept_in(run, "predictions") as folder:
+                found = cache_served(folder, server, tokenizer, batches, count, key=key, k=k)
             return teachers.Joined(batches, found)
         kept = []
         for number, one in enumerate(above):
             ask = teachers.live(one.model, one.forward)
-            kept.append(teachers.cache_topk(
-                run.folder(f"predictions-{number}"), partial(_predicted, ask), batches, count,
-                key={**key, "teacher": teachers.fingerprint(one.model), "tokenizer": teachers.fingerprint(tokenizer)},
-                k=lesson.tokens, drawn=lesson.tokens - 1, temperature=lesson.temperature,
-                vocabulary=_shared(student, one),
-            ))  # fmt: skip
+            own = {"teacher": teachers.fingerprint(one.model), "tokenizer": teachers.fingerprint(tokenizer)}
+            with self.kept_in(run, f"predictions-{number}") as folder:
+                kept.append(teachers.cache_topk(
+                    folder, partial(_predicted, ask), batches, count, key={**key, **own}, k=lesson.tokens,
+                    drawn=lesson.tokens - 1, temperature=lesson.temperature, vocabulary=_shared(student, one),
+                ))  # fmt: skip
         return teachers.Joined(batches, ensembles.Blended(kept, lesson.shares or None))
 
     @property
@@ -751,22 +771,38 @@ class _Course:
         lesson = self.lesson
         return {"data": self.train.digest, "batches": f"{lesson.batch} x {lesson.length}, seed {lesson.seed + 1}"}
 
+    @contextmanager
+    def kept_in(self, run: Run, name: str) -> Iterator[Path]:
+        """Where what a teacher says is kept: for this run, or in a folder for several, which one at a time may fill.
+
+        A cache of something else there is an `InputError`: it is no part of the run, which may begin with another.
+        """
+        if not self.cache_at:
+            yield run.folder(name)
+            return
+        folder = Path(self.cache_at) / name
+        with locked(folder):
+            try:
+                yield folder
+            except DataError as error:
+                raise InputError(str(error)) from error
+
     def recalled(self, student: Any, above: Sequence[Any], batches: Any, run: Run) -> Any:
         """The batches with all that each of their teachers says, which is asked once: see `_recalled`."""
         key = self.key | ({"tokenizer": teachers.fingerprint(student.tokenizer)} if self.of_texts else {})
         ordered = _Ordered(self.train, _ASKED_AT_ONCE * self.lesson.batch, self.whole(student))
         for number, one in enumerate(above):
             ask = partial(_predicted, teachers.live(one.model, self.forward(one)))
-            folder, name = run.folder(f"predictions-{number}"), _said(number)
-            own = {**key, "teacher": teachers.fingerprint(one.model)}
-            if self.by_example(ask):
-                own |= {"batches": f"in order, {ordered.size} x {self.lesson.length if self.of_texts else 1}"}
-                rows = self.stream.rows if self.of_texts else self.stream.places
-                batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})
-                continue
-            known = teachers.Outputs(partial(_named, name, ask), self.stream, folder=folder, half=True, key=own)
-            known.fill(self.count)
-            batches = teachers.Joined(batches, known, prefix="")
+            name, own = _said(number), {**key, "teacher": teachers.fingerprint(one.model)}
+            with self.kept_in(run, f"predictions-{number}") as folder:
+                if self.by_example(ask):
+                    own |= {"batches": f"in order, {ordered.size} x {self.lesson.length if self.of_texts else 1}"}
+                    rows = self.stream.rows if self.of_texts else self.stream.places
+                    batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})
+                    continue
+                known = teachers.Outputs(partial(_named, name, ask), self.stream, folder=folder, half=True, key=own)
+                known.fill(self.count)
+                batches = teachers.Joined(batches, known, prefix="")
         return batches
 
     def by_example(self, ask: Callable[[Any], Tensor]) -> bool:
@@ -886,9 +922,8 @@ class _Course:
         batches, say = self.heard(student), teachers.live(student.model, student.forward)
         key = {"data": self.held.digest, "batches": f"{len(batches)}, {self.lesson.length} tokens"}
         server, k = Server(self.lesson.server, self.names[0]), self.lesson.tokens or _SERVED
-        told = cache_served(
-            run.folder("predictions-held"), server, student.tokenizer, batches, len(batches), key=key, k=k
-        )
+        with self.kept_in(run, "predictions-held") as folder:
+            told = cache_served(folder, server, student.tokenizer, batches, len(batches), key=key, k=k)
         same, counts = list[float](), list[int]()
         for number, batch in enumerate(batches):
             real = batch["attention_mask"].bool()
@@ -946,8 +981,13 @@ class _Course:
         """Bytes that a cache would take, of so many tokens in all, and how often a server would be asked."""
         lesson = self.lesson
         if lesson.server:
-            held = sum(len(batch["input_ids"]) for batch in self.heard(student))
-            calls = 2 + lesson.batch * self.count + held  # 2: what is asked to tell the tokenizer
+            there = [teachers.filled(Path(self.cache_at) / f"predictions{of}") for of in ("", "-held") if self.cache_at]
+            train, held = there or (0, 0)
+            left = [
+                lesson.batch * max(0, self.count - train),
+                sum(len(batch["input_ids"]) for batch in self.heard(student)[held:]),
+            ]
+            calls = sum(1 + some for some in left if some)  # 1: what is asked to tell the tokenizer
             return {"server calls": float(calls), "cache bytes": float(tokens * (6 * (lesson.tokens or _SERVED) + 4))}
         if lesson.tokens:
             return {"cache bytes": float(tokens * len(self.masters) * (6 * lesson.tokens + 4))}
