@@ -471,7 +471,9 @@ def distill(
     ] = "",
     align: Annotated[
         bool,
-        typer.Option("--align", help="Teachers read with tokenizers of their own: compare after equal characters."),
+        typer.Option(
+            "--align", help="Teachers read with tokenizers of their own: tokens of equal characters, or whole texts."
+        ),
     ] = False,
     steps: Annotated[int, typer.Option(help="Of training, for each assistant too.")] = 1000,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,

@@ -772,26 +772,35 @@ def test_no_teacher_is_refused(places, tmp_path):
         taught(places, tmp_path / "out", [])
 
 
-def renumbered(path, out):
-    """The same model with a tokenizer that gives every word another number."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), tiny.tokenizer()
-    size = model.config.vocab_size
-    place = np.random.default_rng(0).permutation(size)
+def numbered():
+    """A tokenizer that gives every word another number, and the word that each number has had before."""
+    tokenizer = tiny.tokenizer()
+    place = np.random.default_rng(0).permutation(64)
     said = json.loads(tokenizer.backend_tokenizer.to_str())
     said["model"]["vocab"] = {word: int(place[number]) for word, number in said["model"]["vocab"].items()}
     for token in said["added_tokens"]:
         token["id"] = int(place[token["id"]])
     for token in said["post_processor"]["special_tokens"].values():
         token["ids"] = [int(place[number]) for number in token["ids"]]
-    base = Tokenizer.from_str(json.dumps(said))
     names = {name: getattr(tokenizer, name) for name in ("pad_token", "unk_token", "cls_token", "sep_token",
                                                          "mask_token", "bos_token", "eos_token")}  # fmt: skip
-    order = torch.from_numpy(np.argsort(place))
+    found = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(said)), **names)
+    return found, torch.from_numpy(np.argsort(place))
+
+
+def moved(model):
+    """The same model for the numbers of `numbered`."""
+    given, asked = model.get_input_embeddings(), model.get_output_embeddings()
     with torch.no_grad():
-        for module in {id(m): m for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
-            module.weight.copy_(module.weight[order].clone())
-    model.save_pretrained(out)
-    PreTrainedTokenizerFast(tokenizer_object=base, **names).save_pretrained(out)
+        for module in {id(one): one for one in (given, asked) if one is not None}.values():
+            module.weight.copy_(module.weight[numbered()[1]].clone())
+    return model
+
+
+def renumbered(path, out):
+    """The same model with a tokenizer that gives every word another number."""
+    moved(AutoModelForCausalLM.from_pretrained(path)).save_pretrained(out)
+    numbered()[0].save_pretrained(out)
     return out
 
 
@@ -866,10 +875,48 @@ def test_texts_of_which_an_aligned_teacher_reads_nothing_as_the_student_does_are
     assert not (tmp_path / "out").exists()
 
 
-def test_encoders_have_nothing_to_align(tmp_path):
+@pytest.mark.parametrize("kind", ["classes", "number", "embedding"])
+def test_what_tells_of_whole_texts_learns_from_teachers_of_other_tokenizers(tmp_path, kind):
+    """As it would from the same teacher with the student's own token numbers."""
+    if kind == "embedding":
+        tiny.folder("bert", tmp_path / "teacher", sentence=True)
+        tiny.folder("distilbert", tmp_path / "student", sentence=True)
+    else:
+        for seed, name in enumerate(("teacher", "student")):
+            save(classifier(seed, 3 if kind == "classes" else 1), tmp_path / name)
+    how = {**QUICK, "steps": 30, "direction": "mse" if kind == "number" else "forward"}
+    opened = secateur.open_subject(tmp_path / "teacher")
+    other = secateur.open_subject(moved(opened.model), tokenizer=numbered()[0])
+    other.head, other.output = opened.head, opened.output
+    with pytest.raises(InputError, match=r"different tokenizers: .*or let each read for itself") as caught:
+        secateur.distill(tmp_path / "student", other, TEXTS, tmp_path / "no", **how)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "no").exists()
+    rows = [
+        secateur.distill(tmp_path / "student", teacher, TEXTS, tmp_path / str(n), align=align, **how)
+        for n, (teacher, align) in enumerate([(other, True), *((tmp_path / "teacher", able) for able in (True, False))])
+    ]
+    name = {"classes": "probability_loyalty", "number": "rmse", "embedding": "cosine"}[kind]
+    for row in rows:
+        assert (row.after[name].value < row.before[name].value) == (kind == "number")
+        assert kind == "embedding" or row.verdict.startswith(f"met: {name.replace('_', ' ')}")
+        assert dict(row.recovery.losses) == pytest.approx(dict(rows[2].recovery.losses), rel=1e-3, abs=1e-5)
+    assert rows[0].after[name].value == pytest.approx(rows[1].after[name].value, abs=1e-3)
+    if kind == "classes":
+        two = [other, tmp_path / "teacher"]
+        both = secateur.distill(tmp_path / "student", two, TEXTS, tmp_path / "both", align=True, **how)
+        assert both.after[name].value == pytest.approx(rows[0].after[name].value, abs=1e-2)
+        assert len(both.settings["notes"]) == 2
+
+
+def test_states_have_nothing_to_align(tmp_path):
     folder = tiny.folder("bert", tmp_path / "encoder")
-    with pytest.raises(UnsupportedError, match="align is about tokens"):
+    with pytest.raises(UnsupportedError, match="this student gives none of them: leave align out"):
         secateur.distill(folder, folder, TEXTS, tmp_path / "out", align=True, **QUICK)
+    foreign = secateur.open_subject(moved(secateur.open_subject(folder).model), tokenizer=numbered()[0])
+    with pytest.raises(InputError, match="different tokenizers") as caught:
+        secateur.distill(folder, foreign, TEXTS, tmp_path / "out", **QUICK)
+    assert "align" not in str(caught.value), "which would be refused as well"
 
 
 def elsewhere(module):
@@ -896,7 +943,10 @@ def test_models_that_can_not_be_compared_are_refused(places, tmp_path):
     for teacher, words in [
         (away, "the student is on cpu and a teacher on cuda:0: say device=cpu, or bring them there"),
         (half, "the teacher lies on cpu and cuda:0: bring it to one device"),
-        (tmp_path / "other", "different tokenizers: 1 tokens are only in the teacher's, 'wheelbarrow'.*or compare by"),
+        (
+            tmp_path / "other",
+            "different tokenizers: 1 tokens are only in the teacher's, 'wheelbarrow'.*let each read",
+        ),
         (tmp_path / "encoder", r"gives next tokens \(LlamaForCausalLM\) and a teacher states \(BertModel\)"),
         (nowhere, "without values"),
         (split, "without values"),

@@ -21,7 +21,7 @@ from secateur.files import examples, masking, texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard, locked
 from secateur.llms import Server
-from secateur.measure import environment, evidence, latency, loyalty, size, statistics
+from secateur.measure import environment, evidence, latency, loyalty, quality, size, statistics
 from secateur.modes import evaluating
 from secateur.recover import (
     alignment,
@@ -160,8 +160,8 @@ def distill(
             teaches the student. They stay as they are.
         weights: of a network that its function builds: a .safetensors file, or the folder of one that was cut from it.
         server: address of an OpenAI-compatible server that has the teacher, which is then its model's name there.
-        align: the teachers read texts with tokenizers of their own: what they say after the same characters is
-            compared, over the tokens that both have.
+        align: the teachers read texts with tokenizers of their own. Of language models, what they say after the same
+            characters is compared, over the tokens that both have; of classifiers and encoders, their rows for a text.
         steps: of training, for each assistant, too.
         lr: peak learning rate.
         batch: sequences or examples per step.
@@ -312,7 +312,6 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
     extra = next((name for name, given in beside.items() if given), "")
     wrong = {
         f"align compares what teachers say of the same characters: leave {extra} out": lesson.align and extra,
-        "align serves forward KL: leave direction out": lesson.align and lesson.direction != "forward",
         f"{some} keeps some of the tokens: it serves forward KL{all_}": some and lesson.direction != "forward",
         f"{kept} keeps predictions only: leave hidden out": kept and lesson.hidden,
         f"{kept} keeps what is said of given texts: leave on-policy out": kept and lesson.on_policy,
@@ -438,13 +437,22 @@ def _check_kind(trade: Trade, lesson: _Lesson, pupil: Any, several: bool) -> Non
         and several,
         "a network that was cut to masks would fill them in training: use the recipe that made it": not texts_
         and bool(pupil.masks),
-        "align is about tokens: it serves models of next or masked tokens": lesson.align and not tokens,
+        "align compares next or masked tokens, and classes, numbers and embeddings of texts, and this student gives "
+        "none of them: leave align out": lesson.align and not (tokens or _of_whole_texts(trade, pupil)),
         "task of a token classifier needs labels [B, S], -100 where a token has none, and texts have one each: leave "
         "task out": texts_ and bool(lesson.task) and type(pupil.model).__name__.endswith("ForTokenClassification"),
     }
     for words, holds in wrong.items():
         if holds:
             raise UnsupportedError(words)
+    if lesson.align and tokens and lesson.direction != "forward":
+        raise InputError("align serves forward KL of tokens: leave direction out")
+
+
+def _of_whole_texts(trade: Trade, subject: Any) -> bool:
+    """Whether it tells one row for each text, which teachers of any tokenizer can be held against."""
+    kind = type(subject.model).__name__
+    return trade is language and (subject.output == "embedding" or kind.endswith("ForSequenceClassification"))
 
 
 def _check_number(trade: Trade, lesson: _Lesson, pupil: Any, stream: Any, several: bool) -> None:
@@ -501,7 +509,8 @@ def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bo
         try:
             _shared(student, teacher)
         except InputError as error:
-            raise InputError(f"{error}, or compare by characters (align)") from error
+            able = student.causal or _masked(student) or _of_whole_texts(language, student)
+            raise InputError(f"{error}{', or let each read for itself (align)' if able else ''}") from error
     if student.output != "logits" or student.causal or _masked(student):
         return
     ours, theirs = (one.model.config for one in (student, teacher))
@@ -601,7 +610,7 @@ class _Course:
         lesson, steps = self.lesson, steps or self.lesson.steps
         torch.manual_seed(lesson.seed)
         batches, count = self.stream, objectives.count if self.of_texts else _count
-        if lesson.align:
+        if lesson.align and not _of_whole_texts(self.trade, student):
             return self.aligned(student, above, run, name, steps)
         asked: Any = None
         # An assistant is asked live: it has just learned, and is no large model behind a server.
@@ -664,12 +673,13 @@ class _Course:
         lesson, above = self.lesson, tuple(self.masters)
         if lesson.on_policy:
             return
+        by_tokens = lesson.align and not _of_whole_texts(self.trade, pupil)
         step = [self.stream[index] for index in range(max(1, int(lesson.training.get("accumulate", 1))))]
         first = {**step[0], **({"done": 0.0} if lesson.warm_up else {})}
         count: Any = objectives.count if self.of_texts else _count
         for learner in (*between, pupil):
             device, extra = next(learner.model.parameters()).device, list[nn.Module]()
-            if lesson.align:
+            if by_tokens:
                 objective, count = self.by_characters(learner)
             else:
                 asked = self.voices(learner, above, lesson.temperature) if above else None
@@ -681,7 +691,7 @@ class _Course:
             with torch.no_grad(), evaluating(learner.model):
                 objective(send_to_device(first, device), totals)
             above = (learner,)
-        for number, name in enumerate(self.names if lesson.align else ()):
+        for number, name in enumerate(self.names if by_tokens else ()):
             if not totals[f"{_aside(number)}.pairs"]:
                 raise InputError(
                     f"the teacher {name} reads no characters of the first batch as one token where the student does, "
@@ -715,8 +725,12 @@ class _Course:
         }
 
     def forward(self, subject: Any) -> Any:
-        """The subject as an objective sees it."""
-        return subject.forward if self.of_texts else partial(_classes, subject)
+        """The subject as an objective sees it; an aligned teacher of whole texts reads them for itself."""
+        if not self.of_texts:
+            return partial(_classes, subject)
+        number = next((number for number, one in enumerate(self.masters) if one is subject), None)
+        alone = number is None or not self.lesson.align
+        return subject.forward if alone else partial(_as_it_reads, subject.forward, _aside(number or 0))
 
     def output(self, subject: Any) -> str:
         """What a prediction holds."""
@@ -837,8 +851,8 @@ class _Course:
         first = {name: tensor[:1] for name, tensor in self.stream[0].items()}
         with torch.no_grad():
             ours, theirs = (
-                one.forward(first, hidden=True).hidden[-1] if pairs else one.forward(first).prediction
-                for one in (student, above[0])
+                ask(first, hidden=True).hidden[-1] if pairs else ask(first).prediction
+                for ask in (student.forward, self.forward(above[0]))
             )
         widths = ours.shape[-1], theirs.shape[-1]
         return None if widths[0] == widths[1] else nn.Linear(*widths, bias=False)
@@ -857,8 +871,11 @@ class _Course:
         row = dict(self.trade.sizes(student, self.trade.example(student, self.where)))
         known: Row = {}
         if self.lesson.align:
-            first, _, _ = self.trade.compared(student, student, self.held, self.where)
-            return {**row, **first, **self.apart(student)[0]}, known, ""
+            try:
+                first, _, _ = self.trade.compared(student, student, self.held, self.where)
+                return {**row, **first, **self.apart(student)[0]}, known, ""
+            except (DataError, MeasurementError) as error:
+                return row, known, str(error)
         for one in self.masters:
             for name, figure in self.trade.sizes(one, self.trade.example(one, self.where)).items():
                 known[name] = Figure(known[name].value + figure.value, unit=figure.unit) if name in known else figure
@@ -893,8 +910,13 @@ class _Course:
         After equal characters, over the tokens that both have: KL in nats for a pair of tokens, which training brings
         down, and label and probability loyalty. A mean of several has an interval for the KL alone.
         """
-        lesson, others = replace(self.lesson, batch=min(self.lesson.batch, len(self.held))), self.foreign(student)
+        lesson = replace(self.lesson, batch=min(self.lesson.batch, len(self.held)))
         items = _stream(self.trade, lesson, student, self.held, self.masters)
+        if _of_whole_texts(self.trade, student):
+            voices = [self.voices(student, some, 1.0) for some in (self.masters, *([one] for one in self.masters))]
+            found = _rows_apart(student, voices, items[: min(len(items), _BATCHES)])
+            return found[0], found[1:]
+        others = self.foreign(student)
         values = {name: list[float]() for name in others}
         tallies = {name: loyalty.Tally() for name in others}
         for batch in items[: min(len(items), _BATCHES)]:
@@ -996,6 +1018,28 @@ class _Course:
         said = [teachers.live(one.model, self.forward(one))(self.stream[0]).prediction for one in self.masters]
         each = (len(self.train) * one.shape[-1] if one.dim() == 2 else self.count * one.numel() for one in said)
         return {"cache bytes": 2.0 * sum(each)}
+
+
+def _as_it_reads(forward: Any, name: str, batch: Mapping[str, Tensor], **options: Any) -> Any:
+    """What a teacher says of the texts of a batch of `alignment.Parallel`, in its own reading."""
+    return forward({key: batch[f"{name}.{key}"] for key in ("input_ids", "attention_mask")}, **options)
+
+
+def _rows_apart(student: Any, voices: Sequence[Any], batches: Sequence[Mapping[str, Tensor]]) -> list[Row]:
+    """How near the student is to each of `voices`, by the rows that all tell of whole texts; empty ones are left out."""
+    read = torch.cat([batch["attention_mask"].any(1) for batch in batches])
+    ours, found = torch.cat([student.forward(batch).prediction.cpu() for batch in batches])[read], list[Row]()
+    for ask in voices:
+        theirs = torch.cat([ask(batch).prediction.cpu() for batch in batches])[read]
+        if student.output == "embedding":
+            found.append(quality.fidelity(theirs, ours))
+        elif ours.shape[-1] == 1:
+            found.append(loyalty.numbers(*(one.float().flatten().tolist() for one in (ours, theirs))))
+        else:
+            tally = loyalty.Tally()
+            tally.add((theirs, ours), {})
+            found.append(tally.figures())
+    return found
 
 
 def _predicted(ask: Any, batch: Mapping[str, Tensor]) -> Tensor:
