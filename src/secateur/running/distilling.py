@@ -1026,7 +1026,7 @@ def _as_it_reads(forward: Any, name: str, batch: Mapping[str, Tensor], **options
 
 
 def _rows_apart(student: Any, voices: Sequence[Any], batches: Sequence[Mapping[str, Tensor]]) -> list[Row]:
-    """How near the student is to each of `voices`, by the rows that all tell of whole texts; empty ones are left out."""
+    """How near the student is to each of `voices`, by the rows that all tell of whole texts, of those with tokens."""
     read = torch.cat([batch["attention_mask"].any(1) for batch in batches])
     ours, found = torch.cat([student.forward(batch).prediction.cpu() for batch in batches])[read], list[Row]()
     for ask in voices:
