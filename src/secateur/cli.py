@@ -471,7 +471,9 @@ def distill(
     ] = "",
     align: Annotated[
         bool,
-        typer.Option("--align", help="Teachers read with tokenizers of their own: compare after equal characters."),
+        typer.Option(
+            "--align", help="Teachers read with tokenizers of their own: tokens of equal characters, or whole texts."
+        ),
     ] = False,
     steps: Annotated[int, typer.Option(help="Of training, for each assistant too.")] = 1000,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
@@ -519,6 +521,9 @@ def distill(
         str,
         typer.Option(help="Ask the teacher once: keep so many tokens at each place, or all it says.", metavar="K|all"),
     ] = "0",
+    cache_at: Annotated[
+        str, typer.Option(help="Folder of that cache, where other students find it.", metavar="DIR")
+    ] = "",
     on_policy: Annotated[float, typer.Option(help="Share of the batches that the student writes itself.")] = 0.0,
     prompt: Annotated[int, typer.Option(help="Tokens of a text that it then writes on from.")] = 16,
     training: Annotated[str, typer.Option(help="More settings of training: accumulate=4,precision=bf16.")] = "",

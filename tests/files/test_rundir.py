@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from secateur.errors import InfeasibleError, InputError, RunError
-from secateur.files.rundir import Run, Transient, atomic_write, guard, is_disk_full, writing
+from secateur.files.rundir import Run, Transient, atomic_write, guard, is_disk_full, locked, writing
 
 
 def test_a_second_open_resumes_and_another_setting_is_named(tmp_path):
@@ -22,6 +22,13 @@ def test_a_second_open_resumes_and_another_setting_is_named(tmp_path):
         Run.open(tmp_path / "r", {"recipe": "x", "lr": 0.1, "sizes": (1, 2)})
     stored = yaml.safe_load((tmp_path / "r" / "run.yaml").read_text())
     assert stored == {"recipe": "x", "lr": 1e-5, "sizes": [1, 2], "versions": {"a": "1"}}
+
+
+def test_a_folder_is_had_by_one_at_a_time(tmp_path):
+    with locked(tmp_path / "a" / "b"), pytest.raises(RunError, match="in use by another run"):
+        locked(tmp_path / "a" / "b").__enter__()
+    with locked(tmp_path / "a" / "b"):
+        pass
 
 
 def test_overwrite_starts_anew(tmp_path):

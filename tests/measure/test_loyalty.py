@@ -63,6 +63,8 @@ def test_regression_loyalty_does_not_change_with_scale_and_offset_but_its_error_
     assert moved["rmse"].value > plain["rmse"].value == pytest.approx(np.sqrt(np.mean((student - teacher) ** 2)))
     assert plain["rmse"].low < plain["rmse"].value < plain["rmse"].high
     assert loyalty.regression(-student, teacher)["pearson"].value == pytest.approx(-plain["pearson"].value)
+    named = loyalty.numbers(student, teacher)
+    assert named == {"pearson": plain["pearson"], "rank_loyalty": plain["spearman"], "rmse": plain["rmse"]}
 
 
 def test_an_ensembles_loyalty_is_to_each_teacher_and_to_their_weighted_average():

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 import readers
 from recover.students import Largest
-from secateur.errors import InputError
+from secateur.errors import DataError, InputError
 from secateur.files import masking, texts
 from secateur.recover import alignment, losses
 
@@ -236,6 +236,28 @@ def test_what_can_not_be_aligned_is_refused_in_a_line():
     assert alignment.count(batch, ["B"])["B.words"] == 0  # and no error: one such batch does no harm
     states = torch.ones(*batch["input_ids"].shape, 2), torch.ones(*batch["B.input_ids"].shape, 2)
     assert float(alignment.word_cosine(*states, batch, "B")) == 0.0
+
+
+def test_a_step_of_padding_only_is_refused():
+    """Where some of it is no padding, a batch without common tokens does no harm."""
+    empty = {"input_ids": torch.zeros(2, 3, dtype=torch.long), "attention_mask": torch.zeros(2, 3, dtype=torch.long)}
+    batch = empty | {f"B.{name}": value for name, value in empty.items()}
+    batch |= {"B.ours": torch.full((2, 3), -1), "B.pairs": torch.zeros(0, 2, dtype=torch.long)}
+    says = Says(torch.randn(2, 3, 4))
+    one = alignment.Foreign(lambda batch: says, (torch.arange(4), torch.arange(4)))
+    loss, count = alignment.objective(lambda batch: says, {"B": one}), alignment.counted(["B"])
+    with pytest.raises(DataError, match="a whole step of padding: give texts with tokens"):
+        loss(batch, count(batch))
+    assert float(loss(batch, {**count(batch), "tokens": 5})[0]) == 0.0
+
+
+class Says:
+    """A model that has spoken."""
+
+    causal = False
+
+    def __init__(self, prediction):
+        self.prediction = prediction
 
 
 class Words:

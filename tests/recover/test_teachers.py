@@ -104,7 +104,8 @@ def test_a_cache_of_all_tokens_gives_the_live_loss_and_its_gradient(tmp_path, te
     cache = teachers.cache_topk(
         tmp_path, logits_of(teacher), Batches(), 3, key=KEY, k=VOCABULARY, temperature=temperature, shard=2
     )
-    assert len(cache) == 3
+    assert len(cache) == teachers.filled(tmp_path) == 3
+    assert teachers.filled(tmp_path / "none") == 0
     for index in range(3):
         batch = Batches()[index]
         found = student(**batch).logits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from transformers import (
 import secateur
 import tiny
 from secateur.errors import DataError, InputError, MendedWarning, ModelError, RunError, ServerError, UnsupportedError
+from secateur.files.rundir import locked
 from secateur.llms import Local
 from secateur.measure import evidence
 from secateur.recover import loop, teachers
@@ -167,12 +169,24 @@ def test_a_teacher_behind_a_server_fills_the_cache_and_may_stop(places, tmp_path
     assert 0 < held <= 64
     assert would["cache bytes"] == 6 * 8 * 16 * (6 * 8 + 4)
 
+    def again(url, **how):  # a second student, and what it would ask
+        return secateur.distill(places / "second", "far", TEXTS, tmp_path / "more", server=url, cache=8, **{
+            **QUICK, "steps": 6, "cache_at": tmp_path / "said", **how})  # fmt: skip
+
     with serving(flaky) as url:
         with pytest.raises(ServerError, match="the same call goes on"):
             run(url)
         broken[0] = False
         asked.clear()
         row = run(url)
+        rest = len(asked)
+        again(url)
+        assert len(asked) == rest + held + 2 + 8 * 6
+        assert again(url, dry_run=True).predicted["server calls"] == 0
+        assert again(url, dry_run=True, steps=7).predicted["server calls"] == 1 + 8
+        again(url, lr=1e-3, overwrite=True)
+        assert len(asked) == rest + held + 2 + 8 * 6
+        asked = asked[:rest]
     assert all(body["model"] == "far" for body in asked)
     assert len(asked) == 1 + 8 * (6 - 4)  # a probe, and the batches that were not there yet
     assert row.after["perplexity"].value < row.before["perplexity"].value
@@ -298,6 +312,46 @@ def test_a_cache_of_a_network_is_gone_on_with_mended_and_tied_to_its_teacher(net
         of_nets(nets, out="other", teacher="thin", cache="all", steps=8)
 
 
+@pytest.mark.parametrize("cache", [8, "all"])
+def test_a_second_student_asks_for_nothing_that_a_cache_holds(places, tmp_path, monkeypatch, cache):
+    """And learns as it would from a cache of its own; of another teacher it takes none, and leaves nothing behind."""
+    where = {"cache": cache, "cache_at": tmp_path / "said", "steps": 6}
+    taught(places, tmp_path / "first", **where)
+    assert not list((tmp_path / "first" / "work").glob("predictions*"))
+    asked, real = [], teachers.live
+    monkeypatch.setattr(teachers, "live", lambda *how: partial(noted, asked, real(*how)))
+    row = taught(places, tmp_path / "again", seed=0, lr=1e-3, **where)
+    assert len(asked) <= 2, "to see that it can be compared, and what it gives; no more for six batches"
+    own = taught(places, tmp_path / "own", lr=1e-3, **{**where, "cache_at": ""})
+    assert row.after == own.after
+    assert row.settings["cache_at"] == str(tmp_path / "said")
+    with pytest.raises(InputError, match=r"said/predictions-0 is of another teacher .*: use another folder") as caught:
+        taught(places, tmp_path / "other", "second", **where)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "other").exists()
+    with locked(tmp_path / "said" / "predictions-0"), pytest.raises(RunError, match="in use by another run"):
+        taught(places, tmp_path / "busy", **where)
+
+
+def noted(asked, ask, batch, **how):
+    asked.append(batch)
+    return ask(batch, **how)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"cache_at": "said"}, "cache-at is the folder of a cache: say what it keeps by cache"),
+        ({"cache_at": "nets.py", "cache": "all"}, r"nets.py is a file: give a folder"),
+        ({"cache_at": "out/work", "cache": "all"}, "is in the run directory, where a cache is anyway"),
+    ],
+)
+def test_folders_that_can_be_no_cache_are_refused(nets, how, words):
+    with pytest.raises(InputError, match=words):
+        of_nets(nets, **{**how, "cache_at": nets / how["cache_at"]})
+    assert not (nets / "out").exists()
+
+
 def test_all_that_encoders_and_language_models_are_told_is_kept(places, labelled, tmp_path):
     tiny.folder("bert", tmp_path / "wide", sentence=True)
     tiny.folder("distilbert", tmp_path / "thin", sentence=True)
@@ -362,6 +416,20 @@ def test_a_classifier_learns_its_teachers_classes(labelled, tmp_path):
     assert {"accuracy", "label_loyalty"} <= set(row.after)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_classifier_of_texts_without_labels_is_judged_by_its_loyalty(labelled, tmp_path, count):
+    """To several teachers together, too, who have no states in common."""
+    save(classifier(2), tmp_path / "second")
+    row = secateur.distill(
+        labelled / "student", [labelled / "teacher", tmp_path / "second"][:count], TEXTS, tmp_path / "out",
+        **{**QUICK, "steps": 40},
+    )  # fmt: skip
+    assert row.verdict.startswith("met: probability loyalty")
+    assert ("spearman" in row.after) == (count == 1)
+    assert "not_measured" not in row.settings
+    assert len(row.settings["notes"]) == (2 if count == 2 else 0)
+
+
 def test_classes_that_differ_are_refused(labelled, tmp_path):
     save(classifier(0, 4), tmp_path / "four")
     save(classifier(0, labels=["oak", "elm", "ash"]), tmp_path / "named")
@@ -408,7 +476,7 @@ def test_one_number_per_text_is_learned_by_its_square(tmp_path):
     row = told(direction="mse")
     assert row.verdict.startswith("met: rmse")
     assert row.after["rmse"].value < 0.7 * row.before["rmse"].value
-    assert "pearson" in row.after
+    assert {"pearson", "rank_loyalty"} <= set(row.after)
     assert not {"accuracy", "label_loyalty"} & set(row.after)
 
 
@@ -451,6 +519,11 @@ def four():
 
 def one():
     return nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 1))
+
+
+def other():
+    torch.manual_seed(7)
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
 """
 
 
@@ -466,6 +539,8 @@ def nets(tmp_path):
 
 def of_nets(nets, student="thin", teacher="wide", out="out", data="data.npz", **how):
     options = {"steps": 60, "batch": 32, "lr": 1e-2, **how}
+    if isinstance(named := options.get("assistants"), str):
+        options["assistants"] = [f"{nets}/nets.py:{named}"]
     teachers = [f"{nets}/nets.py:{name}" for name in ([teacher] if isinstance(teacher, str) else teacher)]
     return secateur.distill(f"{nets}/nets.py:{student}", teachers, nets / data, nets / out, **options)
 
@@ -538,9 +613,9 @@ def test_modules_are_matched_by_patterns(nets):
     ],
 )
 def test_matches_that_make_no_sense_are_refused(nets, how, words):
+    (nets / "no").touch()  # no folder for a run: whatever opens one fails in another way
     with pytest.raises(InputError, match=words):
         of_nets(nets, out="no", **how)
-    assert not (nets / "no" / "config.json").exists()
 
 
 def test_what_warms_up_grows_from_nothing_over_its_share_of_the_steps(nets):
@@ -620,10 +695,27 @@ def test_networks_of_one_number_are_refused_before_anything_is_written(nets):
     assert not (nets / "out").exists()
 
 
+def test_a_network_of_one_number_is_judged_by_its_error_and_one_without_labels_by_its_loyalty(nets):
+    row = of_nets(nets, student="one", teacher="other", data="plain.npz", direction="mse")
+    assert row.verdict.startswith("met: rmse")
+    assert {"pearson", "rank_loyalty"} <= set(row.after)
+    assert not {"cosine", "spearman"} & set(row.after)
+    assert "Regression loyalty (Spearman)" in (nets / "out" / "report.html").read_text()
+    row = of_nets(nets, data="plain.npz", out="plain")
+    assert row.verdict.startswith("met: probability loyalty")
+    assert "spearman" in row.after
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
     [
         ({"teacher": "four"}, "3 classes and the teacher 4"),
+        ({"teacher": ["wide", "four"]}, "classes"),
+        ({"assistants": "four"}, "the student gives 4 classes and the teacher 3"),
+        ({"task": 1.0, "data": "plain.npz"}, "a task loss needs labels"),
+        ({"choice": "label", "data": "plain.npz", "teacher": ["wide", "thin"]}, "label"),
+        ({"match": "0", "match_loss": "attention"}, r"attention is of maps \[N, C, H, W\]"),
+        ({"match": "7"}, "'7' is no module"),
         ({"hidden": True}, "hidden states of networks"),
         ({"cache": 8}, "cache=8 keeps the likeliest tokens, and this student tells none: say cache=all"),
         ({"cache": "all", "match": "0"}, "leave align, server, cache, choice and on-policy out"),
@@ -631,9 +723,10 @@ def test_networks_of_one_number_are_refused_before_anything_is_written(nets):
     ],
 )
 def test_what_networks_can_not_do_is_said(nets, how, words):
-    with pytest.raises((InputError, UnsupportedError), match=words):
+    (nets / "out").touch()  # no folder for a run: whatever opens one fails in another way
+    with pytest.raises((InputError, UnsupportedError), match=words) as caught:
         of_nets(nets, **how)
-    assert not (nets / "out" / "config.json").exists()
+    assert "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------------------- refused
@@ -679,26 +772,35 @@ def test_no_teacher_is_refused(places, tmp_path):
         taught(places, tmp_path / "out", [])
 
 
-def renumbered(path, out):
-    """The same model with a tokenizer that gives every word another number."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), tiny.tokenizer()
-    size = model.config.vocab_size
-    place = np.random.default_rng(0).permutation(size)
+def numbered():
+    """A tokenizer that gives every word another number, and the word that each number has had before."""
+    tokenizer = tiny.tokenizer()
+    place = np.random.default_rng(0).permutation(64)
     said = json.loads(tokenizer.backend_tokenizer.to_str())
     said["model"]["vocab"] = {word: int(place[number]) for word, number in said["model"]["vocab"].items()}
     for token in said["added_tokens"]:
         token["id"] = int(place[token["id"]])
     for token in said["post_processor"]["special_tokens"].values():
         token["ids"] = [int(place[number]) for number in token["ids"]]
-    base = Tokenizer.from_str(json.dumps(said))
     names = {name: getattr(tokenizer, name) for name in ("pad_token", "unk_token", "cls_token", "sep_token",
                                                          "mask_token", "bos_token", "eos_token")}  # fmt: skip
-    order = torch.from_numpy(np.argsort(place))
+    found = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(said)), **names)
+    return found, torch.from_numpy(np.argsort(place))
+
+
+def moved(model):
+    """The same model for the numbers of `numbered`."""
+    given, asked = model.get_input_embeddings(), model.get_output_embeddings()
     with torch.no_grad():
-        for module in {id(m): m for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
-            module.weight.copy_(module.weight[order].clone())
-    model.save_pretrained(out)
-    PreTrainedTokenizerFast(tokenizer_object=base, **names).save_pretrained(out)
+        for module in {id(one): one for one in (given, asked) if one is not None}.values():
+            module.weight.copy_(module.weight[numbered()[1]].clone())
+    return model
+
+
+def renumbered(path, out):
+    """The same model with a tokenizer that gives every word another number."""
+    moved(AutoModelForCausalLM.from_pretrained(path)).save_pretrained(out)
+    numbered()[0].save_pretrained(out)
     return out
 
 
@@ -753,10 +855,68 @@ def test_what_can_not_be_aligned_is_refused(places, tmp_path, options, words):
         taught(places, tmp_path / "out", align=True, **options)
 
 
-def test_encoders_have_nothing_to_align(tmp_path):
+def test_texts_of_which_an_aligned_teacher_reads_nothing_as_the_student_does_are_refused(places, tmp_path):
+    """It has the same words, and reads letters: every step would have a loss of 0."""
+    said = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
+    said["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    AutoModelForCausalLM.from_pretrained(places / "teacher").save_pretrained(tmp_path / "letters")
+    base = Tokenizer.from_str(json.dumps(said))
+    PreTrainedTokenizerFast(tokenizer_object=base, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
+        tmp_path / "letters"
+    )
+    long = [" ".join(word for word in text.split() if word != "a") for text in TEXTS]
+    for dry in (False, True):
+        with pytest.raises(InputError, match="letters reads no characters of the first batch as one token") as e:
+            secateur.distill(
+                places / "student", [places / "teacher", tmp_path / "letters"], long, tmp_path / "out", align=True,
+                dry_run=dry, **QUICK,
+            )  # fmt: skip
+        assert "\n" not in str(e.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["classes", "number", "embedding"])
+def test_what_tells_of_whole_texts_learns_from_teachers_of_other_tokenizers(tmp_path, kind):
+    """As it would from the same teacher with the student's own token numbers."""
+    if kind == "embedding":
+        tiny.folder("bert", tmp_path / "teacher", sentence=True)
+        tiny.folder("distilbert", tmp_path / "student", sentence=True)
+    else:
+        for seed, name in enumerate(("teacher", "student")):
+            save(classifier(seed, 3 if kind == "classes" else 1), tmp_path / name)
+    how = {**QUICK, "steps": 30, "direction": "mse" if kind == "number" else "forward"}
+    opened = secateur.open_subject(tmp_path / "teacher")
+    other = secateur.open_subject(moved(opened.model), tokenizer=numbered()[0])
+    other.head, other.output = opened.head, opened.output
+    with pytest.raises(InputError, match=r"different tokenizers: .*or let each read for itself") as caught:
+        secateur.distill(tmp_path / "student", other, TEXTS, tmp_path / "no", **how)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "no").exists()
+    rows = [
+        secateur.distill(tmp_path / "student", teacher, TEXTS, tmp_path / str(n), align=align, **how)
+        for n, (teacher, align) in enumerate([(other, True), *((tmp_path / "teacher", able) for able in (True, False))])
+    ]
+    name = {"classes": "probability_loyalty", "number": "rmse", "embedding": "cosine"}[kind]
+    for row in rows:
+        assert (row.after[name].value < row.before[name].value) == (kind == "number")
+        assert kind == "embedding" or row.verdict.startswith(f"met: {name.replace('_', ' ')}")
+        assert dict(row.recovery.losses) == pytest.approx(dict(rows[2].recovery.losses), rel=1e-3, abs=1e-5)
+    assert rows[0].after[name].value == pytest.approx(rows[1].after[name].value, abs=1e-3)
+    if kind == "classes":
+        two = [other, tmp_path / "teacher"]
+        both = secateur.distill(tmp_path / "student", two, TEXTS, tmp_path / "both", align=True, **how)
+        assert both.after[name].value == pytest.approx(rows[0].after[name].value, abs=1e-2)
+        assert len(both.settings["notes"]) == 2
+
+
+def test_states_have_nothing_to_align(tmp_path):
     folder = tiny.folder("bert", tmp_path / "encoder")
-    with pytest.raises(UnsupportedError, match="align is about tokens"):
+    with pytest.raises(UnsupportedError, match="this student gives none of them: leave align out"):
         secateur.distill(folder, folder, TEXTS, tmp_path / "out", align=True, **QUICK)
+    foreign = secateur.open_subject(moved(secateur.open_subject(folder).model), tokenizer=numbered()[0])
+    with pytest.raises(InputError, match="different tokenizers") as caught:
+        secateur.distill(folder, foreign, TEXTS, tmp_path / "out", **QUICK)
+    assert "align" not in str(caught.value), "which would be refused as well"
 
 
 def elsewhere(module):
@@ -783,7 +943,10 @@ def test_models_that_can_not_be_compared_are_refused(places, tmp_path):
     for teacher, words in [
         (away, "the student is on cpu and a teacher on cuda:0: say device=cpu, or bring them there"),
         (half, "the teacher lies on cpu and cuda:0: bring it to one device"),
-        (tmp_path / "other", "different tokenizers: 1 tokens are only in the teacher's, 'wheelbarrow'.*or compare by"),
+        (
+            tmp_path / "other",
+            "different tokenizers: 1 tokens are only in the teacher's, 'wheelbarrow'.*let each read",
+        ),
         (tmp_path / "encoder", r"gives next tokens \(LlamaForCausalLM\) and a teacher states \(BertModel\)"),
         (nowhere, "without values"),
         (split, "without values"),

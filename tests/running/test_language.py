@@ -6,14 +6,21 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    BertModel,
+    LlamaForCausalLM,
+)
 
 import secateur
 import tiny
 from secateur import running
 from secateur.errors import DataError, InputError
 from secateur.files import texts
-from secateur.measure import latency
+from secateur.measure import latency, loyalty
 from secateur.running import language
 
 
@@ -31,10 +38,11 @@ def test_lengths_beyond_the_positions_of_the_model_are_refused(tmp_path, kind):
     running.measure(subject, batch=1, length=most)
 
 
-@pytest.mark.parametrize("kind", ["causal", "classes", "masked"])
+@pytest.mark.parametrize("kind", ["causal", "classes", "masked", "unlabelled", "tokens"])
 def test_loyalty_stands_beside_what_else_is_told_of_predictions(kind):
     """A model is wholly loyal to itself, another one is not; masked tokens are told from the others."""
     makers = {"causal": LlamaForCausalLM, "classes": BertForSequenceClassification, "masked": BertForMaskedLM}
+    makers |= {"unlabelled": BertForSequenceClassification, "tokens": BertForTokenClassification}
     config = tiny.model("llama" if kind == "causal" else "bert").config
 
     def made(seed):
@@ -50,13 +58,38 @@ def test_loyalty_stands_beside_what_else_is_told_of_predictions(kind):
     place = language.where(one, 1, 16, 1)
     before, after, both = language.compared(one, one, corpus, place)
     assert before == after
-    assert list(before) == ["perplexity" if kind == "causal" else "accuracy"]
+    assert list(before) == {"causal": ["perplexity"], "unlabelled": [], "tokens": []}.get(kind, ["accuracy"])
+    assert ("spearman" in both) == (kind in ("masked", "unlabelled", "tokens"))
     assert both["label_loyalty"].value == both["probability_loyalty"].value == 1.0
     before, after, both = language.compared(one, other, corpus, place)
-    assert before != after
+    assert before != after or not before
     assert 0 <= both["label_loyalty"].value < 1
     assert 0 < both["probability_loyalty"].value < 1
     assert both["probability_loyalty"].low < both["probability_loyalty"].value < both["probability_loyalty"].high
+    if kind == "unlabelled":
+        batches = language.held_batches(corpus, one.tokenizer, packed=False, length=16)
+        told = [torch.cat([model.forward(batch).prediction for batch in batches]) for model in (other, one)]
+        assert both["label_loyalty"] == loyalty.label(*told)
+
+
+def test_classes_of_another_number_have_no_loyalty_and_numbers_have_three_figures():
+    config = tiny.model("bert").config
+
+    def made(classes, seed=0):
+        torch.manual_seed(seed)
+        model = BertForSequenceClassification(type(config)(**{**config.to_dict(), "num_labels": classes})).eval()
+        model.classifier.weight.data *= 40
+        return secateur.open_subject(model, tokenizer=tiny.tokenizer())
+
+    corpus, place = texts.Corpus(tiny.sentences(60)), latency.Environment(1, 16, 1)
+    assert set(language.compared(made(2), made(3), corpus, place)[2]) == {"spearman", "cosine"}
+    one, other = made(1), made(1, 1)
+    found = language.compared(one, other, corpus, place)[2]
+    assert set(found) == {"spearman", "cosine", "pearson", "rank_loyalty", "rmse"}
+    batches = language.held_batches(corpus, one.tokenizer, packed=False, length=16)
+    told = [torch.cat([m.forward(b).prediction for b in batches]).flatten().tolist() for m in (other, one)]
+    assert found["rank_loyalty"].value == pytest.approx(loyalty.regression(*told)["spearman"].value)
+    assert found["rank_loyalty"] != found["spearman"]
 
 
 @pytest.mark.parametrize(

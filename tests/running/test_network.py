@@ -9,16 +9,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import yolo
 from secateur import running
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
+from secateur.measure import latency, loyalty
 from secateur.running import network
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.subjects import Traced, detectors
+from secateur.subjects.traced import open_traced
 from secateur.vocabulary import Budget, Result
 
 BUILD = """
@@ -132,6 +135,26 @@ def test_what_can_not_be_used_is_refused_in_a_line(place, model, data, error, wo
     with pytest.raises(error, match=words):
         running.run(snips, f"{place}/{model}", place / data, "channels=50%", place / "out")
     assert not (place / "out").exists()
+
+
+def test_without_labels_loyalty_stands_beside_fidelity_and_numbers_have_their_own_figures():
+    inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    data, place = Examples(inputs), latency.Environment(16, None, 1)
+
+    def told(width, student=None, seed=1):
+        torch.manual_seed(seed)
+        pair = [nn.Sequential(nn.Linear(6, 5), nn.Linear(5, out)) for out in (width, student or width)]
+        found = network.compared(*(open_traced(one, inputs[:1]) for one in pair), data, place)
+        return [one(inputs).detach() for one in pair], found
+
+    (theirs, ours), (before, after, both) = told(3)
+    assert before == after == {}
+    assert set(both) == {"spearman", "cosine", "label_loyalty", "probability_loyalty"}
+    assert both["label_loyalty"] == loyalty.label(ours, theirs)
+    assert set(told(3, 4)[1][2]) == {"spearman"}
+    (theirs, ours), (_, _, both) = told(1)
+    expected = loyalty.regression(ours.flatten().tolist(), theirs.flatten().tolist())
+    assert both == {"pearson": expected["pearson"], "rank_loyalty": expected["spearman"], "rmse": expected["rmse"]}
 
 
 def test_a_label_that_a_detector_does_not_have_is_refused_before_anything_runs():

@@ -25,7 +25,11 @@ import yaml
 
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
+<<<<<<< HEAD
 __all__ = ["Run", "Transient", "atomic_write", "guard", "is_disk_full", "stored", "writing"]
+=======
+__all__ = ["Run", "Transient", "atomic_write", "guard", "is_disk_full", "locked", "writing"]
+>>>>>>> fix-a
 
 _TEMPORARY = ".tmp-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -56,6 +60,18 @@ def guard(path: Path) -> Iterator[None]:
         if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
             raise RunError(f"{path} can't be written: choose a folder you may write to") from error
         raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have `folder`, made if need be, alone. Raises `RunError` while another process has it, or it can't be written."""
+    with guard(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _lock(folder / "lock", folder)
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

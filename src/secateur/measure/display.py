@@ -71,6 +71,7 @@ _MEASURES = {
     "accuracy": Measure("Accuracy", "plain", "quality", "more"),
     "label_loyalty": Measure("Label loyalty", "plain", "quality", "more"),
     "pearson": Measure("Regression loyalty (Pearson)", "plain", "quality", "more"),
+    "rank_loyalty": Measure("Regression loyalty (Spearman)", "plain", "quality", "more"),
     "rmse": Measure("RMSE to the original", "plain", "quality", "less"),
     "shared_kl": Measure("KL over shared tokens", "plain", "quality", "less"),
     "shared_label_loyalty": Measure("Label loyalty over shared tokens", "plain", "quality", "more"),

@@ -23,7 +23,7 @@ from secateur.errors import MeasurementError, NumericalError
 from secateur.measure.statistics import Values, mean_interval, pearson, per_item, proportion, spearman
 from secateur.vocabulary import Figure
 
-__all__ = ["Tally", "averaged", "divergence", "label", "probability", "regression", "to_each"]
+__all__ = ["Tally", "averaged", "divergence", "label", "numbers", "probability", "regression", "to_each"]
 
 IGNORE = -100
 """Label of a token that does not count, as in transformers."""
@@ -81,6 +81,14 @@ def regression(student: Values, teacher: Values) -> dict[str, Figure]:
     square = mean_interval((ours - theirs) ** 2)
     low, high = (None if bound is None else math.sqrt(max(0.0, bound)) for bound in (square.low, square.high))
     return {**found, "rmse": Figure(math.sqrt(square.value), low, high, "", square.samples)}
+
+
+def numbers(student: Values, teacher: Values) -> dict[str, Figure]:
+    """`regression` under the names of evidence: "pearson", "rank_loyalty" (Spearman's) and "rmse".
+
+    There "spearman" is the fidelity of embeddings (`quality.fidelity`), another thing.
+    """
+    return {{"spearman": "rank_loyalty"}.get(name, name): one for name, one in regression(student, teacher).items()}
 
 
 # ------------------------------------------------------------------------------------------------ several teachers

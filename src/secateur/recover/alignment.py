@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.errors import InputError
+from secateur.errors import DataError, InputError
 from secateur.recover import losses, objectives
 
 __all__ = [
@@ -388,10 +388,13 @@ def objective(
     """``sum_k w_k KL_k + task CE``: KL_k to teacher k over what both vocabularies have, a mean over pairs of tokens.
 
     For batches of `Parallel`, and totals of `counted`. Where the student predicts the next token, a pair is two tokens
-    that end at the same character, so that both say what follows the same text.
+    that end at the same character, so that both say what follows the same text. It raises `DataError` for a step of
+    padding only.
     """
 
     def found(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        if not totals["tokens"]:
+            raise DataError("a whole step of padding: give texts with tokens, and an attention_mask of 1 at them")
         ours = student(batch)
         parts = {
             name: one.weight * one.apart(ours.prediction, batch, name, temperature=temperature)

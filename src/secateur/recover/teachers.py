@@ -36,6 +36,7 @@ __all__ = [
     "cache_rows",
     "cache_topk",
     "check_vocabularies",
+    "filled",
     "fingerprint",
     "live",
     "remembered",
@@ -339,6 +340,15 @@ def cache_answers(
         _fill(shelf, len(shelf.files), ask, batches, done, min(done + shard, count))
         done = int(shelf.files[-1]["end"])
     return TopK(shelf)
+
+
+def filled(folder: str | Path) -> int:
+    """How many batches a cache of likeliest tokens in `folder` holds, of whatever teacher; 0 where there is none."""
+    try:
+        files = json.loads((Path(folder) / "index.json").read_text(encoding="utf-8"))["files"]
+        return int(files[-1]["end"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return 0
 
 
 def _fill(shelf: _Shelf, number: int, ask: Callable[[Batch], Likeliest], batches: Any, first: int, end: int) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
+from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -17,9 +19,10 @@ from torch import Tensor, nn
 from secateur.errors import DataError, InputError, MeasurementError, ModelError, UnsupportedError
 from secateur.files import examples, masking, texts
 from secateur.files.examples import Examples
-from secateur.files.rundir import Run, guard
+from secateur.files.rundir import Run, guard, locked
 from secateur.llms import Server
-from secateur.measure import environment, evidence, latency, loyalty, size, statistics
+from secateur.measure import environment, evidence, latency, loyalty, quality, size, statistics
+from secateur.modes import evaluating
 from secateur.recover import (
     alignment,
     assistants,
@@ -129,6 +132,7 @@ def distill(
     match_balance: bool = False,
     warm_up: str | Mapping[str, float] = "",
     cache: int | Literal["all"] = 0,
+    cache_at: str | Path = "",
     on_policy: float = 0.0,
     prompt: int = 16,
     training: str | Mapping[str, Any] = "",
@@ -156,8 +160,8 @@ def distill(
             teaches the student. They stay as they are.
         weights: of a network that its function builds: a .safetensors file, or the folder of one that was cut from it.
         server: address of an OpenAI-compatible server that has the teacher, which is then its model's name there.
-        align: the teachers read texts with tokenizers of their own: what they say after the same characters is
-            compared, over the tokens that both have.
+        align: the teachers read texts with tokenizers of their own. Of language models, what they say after the same
+            characters is compared, over the tokens that both have; of classifiers and encoders, their rows for a text.
         steps: of training, for each assistant, too.
         lr: peak learning rate.
         batch: sequences or examples per step.
@@ -182,6 +186,8 @@ def distill(
             likeliest, and some that are drawn from the others and stand for them. "all": all that they say, in half
             precision: classes, embeddings, numbers once for each example; states and predictions of tokens once for
             each batch. It can't keep hidden states and modules' features, nor what is said of the student's own texts.
+        cache_at: folder of that cache, or of what a server said, for several students: who comes later, with the same
+            teachers, data, batch, length and seed, asks for nothing that is there. By default in the run directory.
         on_policy: share of the batches that the student writes itself (a language model), scored by its teacher.
         prompt: tokens of each text that it then writes on from.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
@@ -204,6 +210,7 @@ def distill(
         skew, tuple(map(int, buckets)), _warming(warm_up), loop.options(training), seed,
     )  # fmt: skip
     _check(lesson, above, assistants)
+    _check_cache(lesson, cache_at, out)
     trade = trades.of_model(student)
     corpus = trade.read(data)
     pupil = _learner(trade, student, device, corpus)
@@ -218,8 +225,9 @@ def distill(
     stream = _stream(trade, lesson, pupil, train, masters)
     _check_number(trade, lesson, pupil, stream, len(above) > 1)
     where = trade.where(pupil, batch, length if trade is language else None, None)
-    course = _Course(trade, lesson, tuple(map(str, above)), masters, train, held, stream, where)
+    course = _Course(trade, lesson, tuple(map(str, above)), masters, train, held, stream, where, str(cache_at))
     notes = [told] if (told := trades.copies(train, held, trade.NOUN)) else []
+    course.tried(pupil, between)
     if dry_run:
         row = course.planned(pupil)
         return replace(row, settings={**row.settings, "notes": notes})
@@ -231,12 +239,13 @@ def distill(
         "assistants_sha256": [trade.digest(one) for one in between],
         "data_sha256": corpus.digest,
     }
+    places = {"weights": weights, "device": device, "cache_at": cache_at}
     about = {
         "student": _name(student),
         "teachers": [_name(one) for one in above],
         "data": str(data) if isinstance(data, str | Path) else corpus.name,
         **({"assistants": [_name(one) for one in assistants]} if assistants else {}),
-        **{name: str(value) for name, value in (("weights", weights), ("device", device)) if value},
+        **{name: str(value) for name, value in places.items() if value},
     }
     with (
         guard(Path(out)),
@@ -303,7 +312,6 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
     extra = next((name for name, given in beside.items() if given), "")
     wrong = {
         f"align compares what teachers say of the same characters: leave {extra} out": lesson.align and extra,
-        "align serves forward KL: leave direction out": lesson.align and lesson.direction != "forward",
         f"{some} keeps some of the tokens: it serves forward KL{all_}": some and lesson.direction != "forward",
         f"{kept} keeps predictions only: leave hidden out": kept and lesson.hidden,
         f"{kept} keeps what is said of given texts: leave on-policy out": kept and lesson.on_policy,
@@ -341,6 +349,18 @@ def _check(lesson: _Lesson, above: Sequence[Model], between: Sequence[Model]) ->
     for words, holds in wrong.items():
         if holds:
             raise InputError(words)
+
+
+def _check_cache(lesson: _Lesson, cache_at: str | Path, out: str | Path) -> None:
+    """Refuse a folder for a cache where there is none, or that can't be one."""
+    if not cache_at:
+        return
+    if not (lesson.cache or lesson.server):
+        raise InputError("cache-at is the folder of a cache: say what it keeps by cache, or leave it out")
+    if Path(cache_at).exists() and not Path(cache_at).is_dir():
+        raise InputError(f"cache-at {cache_at} is a file: give a folder")
+    if Path(cache_at).resolve().is_relative_to(Path(out or "?").resolve()):
+        raise InputError(f"cache-at {cache_at} is in the run directory, where a cache is anyway: give another folder")
 
 
 def _warming(given: str | Mapping[str, float]) -> dict[str, float]:
@@ -417,13 +437,22 @@ def _check_kind(trade: Trade, lesson: _Lesson, pupil: Any, several: bool) -> Non
         and several,
         "a network that was cut to masks would fill them in training: use the recipe that made it": not texts_
         and bool(pupil.masks),
-        "align is about tokens: it serves models of next or masked tokens": lesson.align and not tokens,
+        "align compares next or masked tokens, and classes, numbers and embeddings of texts, and this student gives "
+        "none of them: leave align out": lesson.align and not (tokens or _of_whole_texts(trade, pupil)),
         "task of a token classifier needs labels [B, S], -100 where a token has none, and texts have one each: leave "
         "task out": texts_ and bool(lesson.task) and type(pupil.model).__name__.endswith("ForTokenClassification"),
     }
     for words, holds in wrong.items():
         if holds:
             raise UnsupportedError(words)
+    if lesson.align and tokens and lesson.direction != "forward":
+        raise InputError("align serves forward KL of tokens: leave direction out")
+
+
+def _of_whole_texts(trade: Trade, subject: Any) -> bool:
+    """Whether it tells one row for each text, which teachers of any tokenizer can be held against."""
+    kind = type(subject.model).__name__
+    return trade is language and (subject.output == "embedding" or kind.endswith("ForSequenceClassification"))
 
 
 def _check_number(trade: Trade, lesson: _Lesson, pupil: Any, stream: Any, several: bool) -> None:
@@ -480,7 +509,8 @@ def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bo
         try:
             _shared(student, teacher)
         except InputError as error:
-            raise InputError(f"{error}, or compare by characters (align)") from error
+            able = student.causal or _masked(student) or _of_whole_texts(language, student)
+            raise InputError(f"{error}{', or let each read for itself (align)' if able else ''}") from error
     if student.output != "logits" or student.causal or _masked(student):
         return
     ours, theirs = (one.model.config for one in (student, teacher))
@@ -542,6 +572,7 @@ class _Course:
     held: Any
     stream: Any
     where: latency.Environment
+    cache_at: str = ""
 
     @property
     def of_texts(self) -> bool:
@@ -579,7 +610,7 @@ class _Course:
         lesson, steps = self.lesson, steps or self.lesson.steps
         torch.manual_seed(lesson.seed)
         batches, count = self.stream, objectives.count if self.of_texts else _count
-        if lesson.align:
+        if lesson.align and not _of_whole_texts(self.trade, student):
             return self.aligned(student, above, run, name, steps)
         asked: Any = None
         # An assistant is asked live: it has just learned, and is no large model behind a server.
@@ -592,10 +623,8 @@ class _Course:
             batches = self.remembered(student, above, batches, run)
         elif above:
             asked = self.voices(student, above, lesson.temperature)
-        pairs = objectives.matched(len(student.layers()), len(above[0].layers())) if lesson.hidden and above else []
-        projection = self.projection(student, above, pairs)
         if lesson.on_policy:
-            tokenizer = student.tokenizer
+            tokenizer, extra = student.tokenizer, list[nn.Module]()
             batches = policy.Rollouts(
                 student.model, batches, share=lesson.on_policy, prompt=lesson.prompt,
                 new=lesson.length - lesson.prompt, end=tokenizer.eos_token_id, pad=tokenizer.pad_token_id,
@@ -606,16 +635,7 @@ class _Course:
                 student.forward, asked, beta=_BETA[lesson.direction], temperature=lesson.temperature
             )
         else:
-            objective = objectives.distil(
-                self.forward(student), asked, output=self.output(student), task=lesson.task,
-                temperature=lesson.temperature, direction=lesson.direction, hidden=pairs, projection=projection,
-                fused=self.of_texts and not lesson.choice and not (kept and asked), skew=lesson.skew,
-                buckets=lesson.buckets, warmup=self.ramps,
-            )  # fmt: skip
-        extra = [] if projection is None else [projection]
-        if lesson.match and above:
-            objective, adapters = self.beside(objective, student, above[0], batches)
-            extra.append(adapters)
+            objective, extra = self.objective(student, above, asked, live=not kept)
         if lesson.warm_up:
             batches = slimming.Numbered(batches, self.count)
         return loop.train(
@@ -625,16 +645,74 @@ class _Course:
             flops_per_token=self.flops(student, above), **lesson.training,
         )  # fmt: skip
 
+    def objective(
+        self, student: Any, above: Sequence[Any], asked: Any, *, live: bool = True
+    ) -> tuple[Any, list[nn.Module]]:
+        """What `student` is trained towards, `asked` being its teachers as one, and what is trained along."""
+        lesson = self.lesson
+        pairs = objectives.matched(len(student.layers()), len(above[0].layers())) if lesson.hidden and above else []
+        projection = self.projection(student, above, pairs)
+        objective = objectives.distil(
+            self.forward(student), asked, output=self.output(student), task=lesson.task,
+            temperature=lesson.temperature, direction=lesson.direction, hidden=pairs, projection=projection,
+            fused=self.of_texts and not lesson.choice and (live or asked is None), skew=lesson.skew,
+            buckets=lesson.buckets, warmup=self.ramps,
+        )  # fmt: skip
+        extra = [] if projection is None else [projection]
+        if lesson.match and above:
+            objective, adapters = self.beside(objective, student, above[0])
+            extra.append(adapters)
+        return objective, extra
+
+    def tried(self, pupil: Any, between: Sequence[Any]) -> None:
+        """Ask for the loss of the first batch once, in each link of the chain, so that what can't be compared is
+        refused before anything is measured or written.
+
+        Of what a student would write itself there is no batch yet. Raises `InputError` and `DataError`.
+        """
+        lesson, above = self.lesson, tuple(self.masters)
+        if lesson.on_policy:
+            return
+        by_tokens = lesson.align and not _of_whole_texts(self.trade, pupil)
+        step = [self.stream[index] for index in range(max(1, int(lesson.training.get("accumulate", 1))))]
+        first = {**step[0], **({"done": 0.0} if lesson.warm_up else {})}
+        count: Any = objectives.count if self.of_texts else _count
+        for learner in (*between, pupil):
+            device, extra = next(learner.model.parameters()).device, list[nn.Module]()
+            if by_tokens:
+                objective, count = self.by_characters(learner)
+            else:
+                asked = self.voices(learner, above, lesson.temperature) if above else None
+                objective, extra = self.objective(learner, above, asked)
+            each = [count(batch) for batch in step]
+            totals = {name: sum(one[name] for one in each) for name in each[0]}
+            for module in extra:
+                module.to(device)
+            with torch.no_grad(), evaluating(learner.model):
+                objective(send_to_device(first, device), totals)
+            above = (learner,)
+        for number, name in enumerate(self.names if by_tokens else ()):
+            if not totals[f"{_aside(number)}.pairs"]:
+                raise InputError(
+                    f"the teacher {name} reads no characters of the first batch as one token where the student does, "
+                    "and has nothing to say to it: use another teacher, or other texts"
+                )
+
     def aligned(self, student: Any, above: Sequence[Any], run: Run | None, name: str, steps: int) -> Recovery:
         """As `teach`, by teachers that read with tokenizers of their own."""
-        lesson, others = self.lesson, self.foreign(student)
+        lesson, (objective, count) = self.lesson, self.by_characters(student)
         return loop.train(
-            student.model, self.stream,
-            alignment.objective(student.forward, others, task=lesson.task, temperature=lesson.temperature),
-            steps=steps, lr=lesson.lr, seed=lesson.seed, dropout=False, count=alignment.counted(list(others)),
+            student.model, self.stream, objective,
+            steps=steps, lr=lesson.lr, seed=lesson.seed, dropout=False, count=count,
             frozen=[one.model for one in above], checkpoint=None if run is None else run.folder(name), title=name,
             flops_per_token=self.flops(student, above), **lesson.training,
         )  # fmt: skip
+
+    def by_characters(self, student: Any) -> tuple[Any, Any]:
+        """What `student` is trained towards where teachers are aligned, and what counts its batches."""
+        others = self.foreign(student)
+        how = {"task": self.lesson.task, "temperature": self.lesson.temperature}
+        return alignment.objective(student.forward, others, **how), alignment.counted(list(others))
 
     def foreign(self, student: Any) -> dict[str, alignment.Foreign]:
         """The teachers, each by what the batches call its reading."""
@@ -647,8 +725,12 @@ class _Course:
         }
 
     def forward(self, subject: Any) -> Any:
-        """The subject as an objective sees it."""
-        return subject.forward if self.of_texts else partial(_classes, subject)
+        """The subject as an objective sees it; an aligned teacher of whole texts reads them for itself."""
+        if not self.of_texts:
+            return partial(_classes, subject)
+        number = next((number for number, one in enumerate(self.masters) if one is subject), None)
+        alone = number is None or not self.lesson.align
+        return subject.forward if alone else partial(_as_it_reads, subject.forward, _aside(number or 0))
 
     def output(self, subject: Any) -> str:
         """What a prediction holds."""
@@ -672,17 +754,18 @@ class _Course:
         if lesson.server:
             server = Server(lesson.server, self.names[0])
             k = lesson.tokens or _SERVED
-            found = cache_served(run.folder("predictions"), server, tokenizer, batches, count, key=key, k=k)
+            with self.kept_in(run, "predictions") as folder:
+                found = cache_served(folder, server, tokenizer, batches, count, key=key, k=k)
             return teachers.Joined(batches, found)
         kept = []
         for number, one in enumerate(above):
             ask = teachers.live(one.model, one.forward)
-            kept.append(teachers.cache_topk(
-                run.folder(f"predictions-{number}"), partial(_predicted, ask), batches, count,
-                key={**key, "teacher": teachers.fingerprint(one.model), "tokenizer": teachers.fingerprint(tokenizer)},
-                k=lesson.tokens, drawn=lesson.tokens - 1, temperature=lesson.temperature,
-                vocabulary=_shared(student, one),
-            ))  # fmt: skip
+            own = {"teacher": teachers.fingerprint(one.model), "tokenizer": teachers.fingerprint(tokenizer)}
+            with self.kept_in(run, f"predictions-{number}") as folder:
+                kept.append(teachers.cache_topk(
+                    folder, partial(_predicted, ask), batches, count, key={**key, **own}, k=lesson.tokens,
+                    drawn=lesson.tokens - 1, temperature=lesson.temperature, vocabulary=_shared(student, one),
+                ))  # fmt: skip
         return teachers.Joined(batches, ensembles.Blended(kept, lesson.shares or None))
 
     @property
@@ -702,22 +785,38 @@ class _Course:
         lesson = self.lesson
         return {"data": self.train.digest, "batches": f"{lesson.batch} x {lesson.length}, seed {lesson.seed + 1}"}
 
+    @contextmanager
+    def kept_in(self, run: Run, name: str) -> Iterator[Path]:
+        """Where what a teacher says is kept: for this run, or in a folder for several, which one at a time may fill.
+
+        A cache of something else there is an `InputError`: it is no part of the run, which may begin with another.
+        """
+        if not self.cache_at:
+            yield run.folder(name)
+            return
+        folder = Path(self.cache_at) / name
+        with locked(folder):
+            try:
+                yield folder
+            except DataError as error:
+                raise InputError(str(error)) from error
+
     def recalled(self, student: Any, above: Sequence[Any], batches: Any, run: Run) -> Any:
         """The batches with all that each of their teachers says, which is asked once: see `_recalled`."""
         key = self.key | ({"tokenizer": teachers.fingerprint(student.tokenizer)} if self.of_texts else {})
         ordered = _Ordered(self.train, _ASKED_AT_ONCE * self.lesson.batch, self.whole(student))
         for number, one in enumerate(above):
             ask = partial(_predicted, teachers.live(one.model, self.forward(one)))
-            folder, name = run.folder(f"predictions-{number}"), _said(number)
-            own = {**key, "teacher": teachers.fingerprint(one.model)}
-            if self.by_example(ask):
-                own |= {"batches": f"in order, {ordered.size} x {self.lesson.length if self.of_texts else 1}"}
-                rows = self.stream.rows if self.of_texts else self.stream.places
-                batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})
-                continue
-            known = teachers.Outputs(partial(_named, name, ask), self.stream, folder=folder, half=True, key=own)
-            known.fill(self.count)
-            batches = teachers.Joined(batches, known, prefix="")
+            name, own = _said(number), {**key, "teacher": teachers.fingerprint(one.model)}
+            with self.kept_in(run, f"predictions-{number}") as folder:
+                if self.by_example(ask):
+                    own |= {"batches": f"in order, {ordered.size} x {self.lesson.length if self.of_texts else 1}"}
+                    rows = self.stream.rows if self.of_texts else self.stream.places
+                    batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})
+                    continue
+                known = teachers.Outputs(partial(_named, name, ask), self.stream, folder=folder, half=True, key=own)
+                known.fill(self.count)
+                batches = teachers.Joined(batches, known, prefix="")
         return batches
 
     def by_example(self, ask: Callable[[Any], Tensor]) -> bool:
@@ -730,9 +829,10 @@ class _Course:
             return Examples.batch
         return lambda part: next(texts.in_order(part, student.tokenizer, batch=len(part), length=self.lesson.length))
 
-    def beside(self, objective: Any, student: Any, teacher: Any, batches: Any) -> tuple[Any, nn.Module]:
+    def beside(self, objective: Any, student: Any, teacher: Any) -> tuple[Any, nn.Module]:
         """The objective with the features of the modules that are to match."""
-        lesson, first = self.lesson, {name: part[:4] for name, part in batches[0].items() if isinstance(part, Tensor)}
+        lesson = self.lesson
+        first = {name: part[:4] for name, part in self.stream[0].items() if isinstance(part, Tensor)}
         pairs = []
         for pattern in lesson.match:
             ours, _, theirs = pattern.partition("=")
@@ -751,8 +851,8 @@ class _Course:
         first = {name: tensor[:1] for name, tensor in self.stream[0].items()}
         with torch.no_grad():
             ours, theirs = (
-                one.forward(first, hidden=True).hidden[-1] if pairs else one.forward(first).prediction
-                for one in (student, above[0])
+                ask(first, hidden=True).hidden[-1] if pairs else ask(first).prediction
+                for ask in (student.forward, self.forward(above[0]))
             )
         widths = ours.shape[-1], theirs.shape[-1]
         return None if widths[0] == widths[1] else nn.Linear(*widths, bias=False)
@@ -771,8 +871,11 @@ class _Course:
         row = dict(self.trade.sizes(student, self.trade.example(student, self.where)))
         known: Row = {}
         if self.lesson.align:
-            first, _, _ = self.trade.compared(student, student, self.held, self.where)
-            return {**row, **first, **self.apart(student)[0]}, known, ""
+            try:
+                first, _, _ = self.trade.compared(student, student, self.held, self.where)
+                return {**row, **first, **self.apart(student)[0]}, known, ""
+            except (DataError, MeasurementError) as error:
+                return row, known, str(error)
         for one in self.masters:
             for name, figure in self.trade.sizes(one, self.trade.example(one, self.where)).items():
                 known[name] = Figure(known[name].value + figure.value, unit=figure.unit) if name in known else figure
@@ -807,8 +910,13 @@ class _Course:
         After equal characters, over the tokens that both have: KL in nats for a pair of tokens, which training brings
         down, and label and probability loyalty. A mean of several has an interval for the KL alone.
         """
-        lesson, others = replace(self.lesson, batch=min(self.lesson.batch, len(self.held))), self.foreign(student)
+        lesson = replace(self.lesson, batch=min(self.lesson.batch, len(self.held)))
         items = _stream(self.trade, lesson, student, self.held, self.masters)
+        if _of_whole_texts(self.trade, student):
+            voices = [self.voices(student, some, 1.0) for some in (self.masters, *([one] for one in self.masters))]
+            found = _rows_apart(student, voices, items[: min(len(items), _BATCHES)])
+            return found[0], found[1:]
+        others = self.foreign(student)
         values = {name: list[float]() for name in others}
         tallies = {name: loyalty.Tally() for name in others}
         for batch in items[: min(len(items), _BATCHES)]:
@@ -836,9 +944,8 @@ class _Course:
         batches, say = self.heard(student), teachers.live(student.model, student.forward)
         key = {"data": self.held.digest, "batches": f"{len(batches)}, {self.lesson.length} tokens"}
         server, k = Server(self.lesson.server, self.names[0]), self.lesson.tokens or _SERVED
-        told = cache_served(
-            run.folder("predictions-held"), server, student.tokenizer, batches, len(batches), key=key, k=k
-        )
+        with self.kept_in(run, "predictions-held") as folder:
+            told = cache_served(folder, server, student.tokenizer, batches, len(batches), key=key, k=k)
         same, counts = list[float](), list[int]()
         for number, batch in enumerate(batches):
             real = batch["attention_mask"].bool()
@@ -896,8 +1003,13 @@ class _Course:
         """Bytes that a cache would take, of so many tokens in all, and how often a server would be asked."""
         lesson = self.lesson
         if lesson.server:
-            held = sum(len(batch["input_ids"]) for batch in self.heard(student))
-            calls = 2 + lesson.batch * self.count + held  # 2: what is asked to tell the tokenizer
+            there = [teachers.filled(Path(self.cache_at) / f"predictions{of}") for of in ("", "-held") if self.cache_at]
+            train, held = there or (0, 0)
+            left = [
+                lesson.batch * max(0, self.count - train),
+                sum(len(batch["input_ids"]) for batch in self.heard(student)[held:]),
+            ]
+            calls = sum(1 + some for some in left if some)  # 1: what is asked to tell the tokenizer
             return {"server calls": float(calls), "cache bytes": float(tokens * (6 * (lesson.tokens or _SERVED) + 4))}
         if lesson.tokens:
             return {"cache bytes": float(tokens * len(self.masters) * (6 * lesson.tokens + 4))}
@@ -906,6 +1018,28 @@ class _Course:
         said = [teachers.live(one.model, self.forward(one))(self.stream[0]).prediction for one in self.masters]
         each = (len(self.train) * one.shape[-1] if one.dim() == 2 else self.count * one.numel() for one in said)
         return {"cache bytes": 2.0 * sum(each)}
+
+
+def _as_it_reads(forward: Any, name: str, batch: Mapping[str, Tensor], **options: Any) -> Any:
+    """What a teacher says of the texts of a batch of `alignment.Parallel`, in its own reading."""
+    return forward({key: batch[f"{name}.{key}"] for key in ("input_ids", "attention_mask")}, **options)
+
+
+def _rows_apart(student: Any, voices: Sequence[Any], batches: Sequence[Mapping[str, Tensor]]) -> list[Row]:
+    """How near the student is to each of `voices`, by the rows that all tell of whole texts, of those with tokens."""
+    read = torch.cat([batch["attention_mask"].any(1) for batch in batches])
+    ours, found = torch.cat([student.forward(batch).prediction.cpu() for batch in batches])[read], list[Row]()
+    for ask in voices:
+        theirs = torch.cat([ask(batch).prediction.cpu() for batch in batches])[read]
+        if student.output == "embedding":
+            found.append(quality.fidelity(theirs, ours))
+        elif ours.shape[-1] == 1:
+            found.append(loyalty.numbers(*(one.float().flatten().tolist() for one in (ours, theirs))))
+        else:
+            tally = loyalty.Tally()
+            tally.add((theirs, ours), {})
+            found.append(tally.figures())
+    return found
 
 
 def _predicted(ask: Any, batch: Mapping[str, Tensor]) -> Tensor:

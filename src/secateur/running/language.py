@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.files import masking, texts
 from secateur.measure import latency, loyalty, quality, size, sparsity
 from secateur.measure.statistics import Values
@@ -207,8 +207,8 @@ def compared(
     original: Transformer, student: Transformer, held_out: texts.Corpus, place: latency.Environment
 ) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
     """(before, after, both): perplexity of language models, accuracy of labelled classifiers and, on masked tokens, of
-    masked language models, fidelity of embeddings and states; and the student's loyalty wherever both give logits, or
-    one number per text.
+    masked language models, fidelity of embeddings and states; and the student's loyalty wherever both give logits of
+    as many classes, of texts or of tokens, labelled or not, or one number per text.
 
     Raises `InputError` for two models of different tokenizers.
     """
@@ -228,15 +228,24 @@ def compared(
     read = [batch for batch in batches if batch["attention_mask"].any()]
     if not read:
         raise DataError(f"{held_out.name} holds no text that the tokenizer finds a token in: give others")
-    teacher, copy = (torch.cat([_embed(subject, batch).cpu() for batch in read]) for subject in (original, student))
-    both = quality.fidelity(teacher, copy)
+    both = _fidelity((original, student), read)
     if tells_number(original) and tells_number(student):
-        told = loyalty.regression(*(_numbers(subject, batches) for subject in (student, original)))
-        return {}, {}, both | {name: told[name] for name in ("pearson", "rmse")}
-    if not _masked(original, student):
+        return {}, {}, both | loyalty.numbers(*(_numbers(subject, read) for subject in (student, original)))
+    if _masked(original, student):
+        before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
+        return {"accuracy": before}, {"accuracy": after}, both | tally.figures()
+    if not _as_many_classes(original, student):
         return {}, {}, both
-    before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
-    return {"accuracy": before}, {"accuracy": after}, both | tally.figures()
+    with torch.inference_mode():
+        for batch in map(_spoken, read):
+            tally.add([forward(batch).prediction for forward in pair], batch)
+    return {}, {}, both | tally.figures()
+
+
+def _as_many_classes(*subjects: Transformer) -> bool:
+    """Whether all give logits, of texts or of tokens, and of the same number of classes, more than one."""
+    numbers = {int(one.model.config.num_labels) for one in subjects}
+    return all(one.output == "logits" for one in subjects) and len(numbers) == 1 and numbers != {1}
 
 
 def _masked(*subjects: Transformer) -> bool:
@@ -257,18 +266,28 @@ def held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length
 @torch.inference_mode()
 def _numbers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]]) -> Values:
     """[n]: what the model tells of each text."""
-    return torch.cat([subject.forward(batch).prediction.float().cpu() for batch in batches]).flatten().tolist()
+    told = [subject.forward(_spoken(batch)).prediction.float().cpu() for batch in batches]
+    return torch.cat(told).flatten().tolist()
+
+
+def _fidelity(pair: Sequence[Transformer], batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Figure]:
+    """How alike embeddings or states are; nothing of teachers that answer as one, whose states have no mean."""
+    try:
+        teacher, student = (torch.cat([_embed(one, _spoken(batch)).cpu() for batch in batches]) for one in pair)
+    except UnsupportedError:
+        return {}
+    return quality.fidelity(teacher, student)
+
+
+def _spoken(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The texts of a batch that have tokens: in others is nothing to read, and two models can't differ on them."""
+    rows = batch["attention_mask"].any(1)
+    return batch if bool(rows.all()) else {name: tensor[rows] for name, tensor in batch.items()}
 
 
 @torch.inference_mode()
 def _embed(subject: Transformer, batch: Mapping[str, Tensor]) -> Tensor:
-    """[n, d]: the model's own sentence embedding, or the mean of its last hidden states over real tokens.
-
-    Of the n texts that have tokens: in others there is nothing to read, and two models can't differ on them.
-    """
-    rows = batch["attention_mask"].any(1)
-    if not bool(rows.all()):
-        batch = {name: tensor[rows] for name, tensor in batch.items()}
+    """[B, d]: the model's own sentence embedding, or the mean of its last hidden states over real tokens."""
     if subject.output == "embedding":
         return subject.forward(batch).prediction
     states = subject.forward(batch, hidden=True).hidden[-1].float()

@@ -261,7 +261,8 @@ Row = dict[str, Figure]
 
 def compared(original: Traced, student: Traced, held_out: Examples, place: latency.Environment) -> tuple[Row, Row, Row]:
     """(before, after, both): average precision of boxes, accuracy of classes and the student's loyalty to the
-    original's, else how alike the outputs [N, d] are.
+    original's; without labels how alike the outputs [N, d] are, and the loyalty where each is a row of as many classes.
+    Of one number for each example, [N, 1], correlations and RMSE alone: its direction is no more than its sign.
     """
     batches = list(held_out.in_order(place.batch))
     if held_out.targets:
@@ -272,8 +273,16 @@ def compared(original: Traced, student: Traced, held_out: Examples, place: laten
         found = quality.accuracies([partial(forward, one) for one in (original, student)], batches, watch=tally.add)
         return {"accuracy": found[0]}, {"accuracy": found[1]}, tally.figures()
     with torch.inference_mode():
-        outputs = [torch.cat([_flat(forward(one, batch)) for batch in batches]) for one in (original, student)]
-    return {}, {}, quality.fidelity(outputs[0], outputs[1])
+        given = [[_tensor(forward(one, batch)) for batch in batches] for one in (original, student)]
+    outputs = [torch.cat([part.flatten(1) for part in parts]) for parts in given]
+    if all(one.shape[1] == 1 for one in outputs):
+        return {}, {}, loyalty.numbers(*(one.flatten().tolist() for one in reversed(outputs)))
+    both = quality.fidelity(*outputs)
+    if any(parts[0].dim() > 2 for parts in given) or outputs[0].shape != outputs[1].shape:
+        return {}, {}, both
+    tally = loyalty.Tally()
+    tally.add(outputs, {})
+    return {}, {}, both | tally.figures()
 
 
 def _precision(subject: Traced, batches: Sequence[Mapping[str, Any]]) -> Row:
@@ -284,8 +293,9 @@ def _precision(subject: Traced, batches: Sequence[Mapping[str, Any]]) -> Row:
         return {"AP50": detection.all_point(detect, batches)}
 
 
-def _flat(output: Any) -> Tensor:
+def _tensor(output: Any) -> Tensor:
+    """The first tensor of an output, [N, ...]."""
     first = next((one for one in tree_leaves(output) if isinstance(one, Tensor)), None)
     if first is None or first.dim() < 2:
         raise DataError("the outputs can't be compared without classes: give examples with labels")
-    return first.flatten(1)
+    return first

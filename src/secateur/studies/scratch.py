@@ -433,7 +433,7 @@ def _verdict(row: Evidence) -> str:
     """Per result: what is better by how much, from intervals over held-out examples."""
     lines = [f"## {row.target}", ""]
     quality = next((name for name in ("accuracy", "mAP", "AP50", "perplexity", "spearman") if name in row.after), None)
-    quality = quality or next((name for name in ("spearman", "cosine") if name in row.measured), None)
+    quality = quality or next((name for name in ("spearman", "cosine", "pearson") if name in row.measured), None)
     ours = evidence.measured(row, quality) if quality else None
     for name in ("scratch-E", "scratch-B", "random units"):
         theirs = row.baselines.get(name, {}).get(quality or "")
