@@ -25,11 +25,7 @@ import yaml
 
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
-<<<<<<< HEAD
-__all__ = ["Run", "Transient", "atomic_write", "guard", "is_disk_full", "stored", "writing"]
-=======
-__all__ = ["Run", "Transient", "atomic_write", "guard", "is_disk_full", "locked", "writing"]
->>>>>>> fix-a
+__all__ = ["Run", "Transient", "atomic_write", "guard", "is_disk_full", "locked", "stored", "writing"]
 
 _TEMPORARY = ".tmp-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -176,7 +176,8 @@ def distill(
             as "layer3" or "encoder.layer.{i}.output", with "=PATTERN" of the teacher's where that differs.
         match_index: for {i}, the number in the teacher of each of the student's: 1,3 for two layers that are its
             second and fourth.
-        match_loss: mse, cosine, unit (vectors), for maps attention or channel-wise, for rows of examples relational.
+        match_loss: mse, cosine, unit or unit-l1 (vectors), normalised (by the teacher's norms), for maps attention or
+            channel-wise, for rows of examples relational or contrastive.
         match_weight: of that loss: one, or one for each module.
         match_balance: each module's loss is first made as large as that of the predictions, in every batch.
         warm_up: what of task, hidden and match grows from 0 to its weight, over a share of the steps or, from 1 on, so
@@ -632,8 +633,9 @@ class _Course:
             )  # fmt: skip
             count = policy.count
             objective = policy.objective(
-                student.forward, asked, beta=_BETA[lesson.direction], temperature=lesson.temperature
-            )
+                student.forward, asked, beta=_BETA[lesson.direction], temperature=lesson.temperature,
+                fused=not lesson.choice,
+            )  # fmt: skip
         else:
             objective, extra = self.objective(student, above, asked, live=not kept)
         if lesson.warm_up:
