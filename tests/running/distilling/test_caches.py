@@ -49,8 +49,9 @@ def test_a_folder_for_several_is_filled_by_one_at_a_time(of_networks, plain, run
     assert (tmp_path / "shelf" / "predictions-1").is_dir()
     assert not run.path("predictions-0").exists()
     other, course = of_networks(replace(plain, cache="all"), classes=4, cache_at=tmp_path / "shelf")
-    with pytest.raises(InputError, match=str(tmp_path / "shelf" / "predictions-0")):  # no part of a run
+    with pytest.raises(InputError, match=str(tmp_path / "shelf" / "predictions-0")) as caught:
         caches.told(course, other, course.masters, run)
+    assert type(caught.value) is InputError  # what is there is no part of the run, and not damaged
     inside = replace(course, cache_at="")
     caches.told(inside, other, inside.masters, run)
     _, of_three = of_networks(replace(plain, cache="all"))

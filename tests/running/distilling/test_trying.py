@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur.errors import InputError
-from secateur.running.distilling import trying
+from secateur.running.distilling import training, trying
 
 
 def test_options_of_classes_are_refused_where_one_number_is_told(of_networks, plain):
@@ -25,10 +25,14 @@ def test_options_of_classes_are_refused_where_one_number_is_told(of_networks, pl
     trying.check_number(*reversed(of_networks()))
 
 
-def test_the_first_loss_is_asked_for_in_each_link(of_networks, plain):
+def test_the_first_loss_is_asked_for_in_each_link(of_networks, plain, monkeypatch):
     pupil, course = of_networks(replace(plain, training={"accumulate": 2}, warm_up={"task": 1.0}))
     state = {name: tensor.clone() for name, tensor in pupil.model.state_dict().items()}
-    trying.tried(course, pupil, [course.masters[0].copy()])
+    links, goal = [], training.goal
+    monkeypatch.setattr(training, "goal", lambda *given: links.append(given[1:3]) or goal(*given))
+    between = course.masters[0].copy()
+    trying.tried(course, pupil, [between])
+    assert links == [(between, tuple(course.masters)), (pupil, (between,))]
     assert all(torch.equal(tensor, state[name]) for name, tensor in pupil.model.state_dict().items())
     wrong = course.masters[0].copy()
     wrong.model[2] = nn.Linear(6, 5)
