@@ -54,8 +54,14 @@ def data(count: int = 256) -> Examples:
     return Examples(inputs, labels, name="quarters")
 
 
-def subject() -> Traced:
+@cache
+def analysed() -> Traced:
     return open_traced(net(), data().inputs[:1])
+
+
+def subject() -> Traced:
+    """One of the caller's own, whose analysis is done once."""
+    return analysed().copy()
 
 
 def results(root, budgets, **options) -> list[Result]:
@@ -108,7 +114,7 @@ def test_it_has_learnt_and_kept_what_the_gates_say(found, mode):
 
 @pytest.mark.parametrize("mode", ["layer", "channel"])
 def test_the_static_network_is_the_gated_one_where_its_masks_are_the_consensus(mode):
-    work = subject().copy()
+    work = subject()
     gated = recipe.gate(work, mode, bias=0.5)
     for name, one in zip(gated.gates.places, gated.gates.each, strict=True):  # each gate on for about half the inputs
         _, mean = recipe.ask(work.model, gated.gates, data(), 64)
@@ -146,7 +152,7 @@ def test_polarization_makes_the_gates_agree(tmp_path):
 
 
 def test_gates_forced_open_train_the_network_alone():
-    work = subject().copy()
+    work = subject()
     gated = recipe.gate(work, "layer")
     part = {**examples.batches(data(), batch=32)[0], "progress": 0.05}
     target = {"params": 2000.0}
@@ -160,7 +166,7 @@ def test_gates_forced_open_train_the_network_alone():
 
 
 def test_the_parts_of_the_loss_and_their_ramp():
-    work = subject().copy()
+    work = subject()
     gated = recipe.gate(work, "layer")
     with torch.no_grad():
         for index, one in enumerate(gated.gates.each):
@@ -195,7 +201,7 @@ def test_the_parts_of_the_loss_and_their_ramp():
 
 
 def test_two_micro_batches_weigh_as_their_mean():
-    work = subject().copy()
+    work = subject()
     gated = recipe.gate(work, "layer", bias=0.5)
     feed, target = examples.batches(data(), batch=16), {"params": 1000.0}
     with gated.gates.on(work.model.eval()), torch.no_grad():
@@ -302,7 +308,7 @@ def test_a_transformer_is_trained_with_gates_on_its_sub_layers(tmp_path):
 
 def test_gates_in_a_loop_of_ones_own():
     """The losses are plain functions: any loop can add them."""
-    work = subject().copy()
+    work = subject()
     gated = recipe.gate(work, "channel", units="2.conv1.*")
     assert set(gated.gates.places) == {"2.conv1.channels"}
     feed = examples.batches(data(), batch=32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -31,8 +32,14 @@ QUICK = {
 FRACTIONS = [0.2, 0.2, 0.3, 0.5, 0.8, 0.7, 0.6]
 
 
-def subject(seed: int = 0):
+@cache
+def analysed(seed: int):
     return detectors.opened(yolo.tiny(seed), DATA.inputs[:1])
+
+
+def subject(seed: int = 0):
+    """One of the caller's own, whose analysis is done once."""
+    return analysed(seed).copy()
 
 
 def results(root, budgets=("params=60%",), start=None, **options):
@@ -60,7 +67,7 @@ def test_groups_hold_every_layer_that_may_go_once():
 
 
 def test_the_two_rates_reach_the_prunable_scales_only():
-    dense = subject().copy()
+    dense = subject()
     spared = stages.feeders(dense.model, DATA.inputs[:1])
     objective = recipe.pressure(dense, spared, 0.1, 0.65, 0.4, 0.01)
     dense.model.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,8 +21,14 @@ DATA = yolo.squares(16)
 QUICK = {"batch": 8, "least": 2, "sparse_epochs": 1, "finetune_epochs": 1, "distil_epochs": 1}
 
 
-def subject():
+@cache
+def analysed():
     return detectors.opened(yolo.tiny(), DATA.inputs[:1])
+
+
+def subject():
+    """One of the caller's own, whose analysis is done once."""
+    return analysed().copy()
 
 
 def results(root, budgets=("channels=50%",), start=None, **options):
