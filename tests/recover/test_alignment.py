@@ -198,6 +198,15 @@ def test_kl_over_shared_tokens_by_hand_and_nothing_for_equal_readers():
     assert float(losses.kl(again, again)) == 0.0
 
 
+def test_a_teacher_s_own_reading_is_a_batch():
+    home, other = readers.wordpiece(), readers.bpe()
+    batch, _, _ = parallel(home, other)
+    own = alignment.own(batch[0], "B")
+    assert list(own) == ["input_ids", "attention_mask"]
+    assert all(torch.equal(part, batch[0][f"B.{name}"]) for name, part in own.items())
+    assert not torch.equal(own["input_ids"][:, :2], batch[0]["input_ids"][:, :2])
+
+
 def test_training_beside_an_aligned_teacher_copies_no_matrix_of_logits():
     pairs, vocabulary, k = 256, 2**14, 2**13
     torch.manual_seed(0)

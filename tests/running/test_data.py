@@ -304,6 +304,9 @@ how = dict(score="el2n", model="model", runs=1, length=16, batch=128)
 few = [{"text": "one two", "label": "a"}, {"text": "tree", "label": "b"}] * 16
 secateur.prune_data(iter(few), "examples=50%", "", epochs=1, dry_run=True, **how)  # what is loaded on first use
 gc.collect()
+before, ballast = data(), []
+while data() < before + 2**20:  # what has been freed and could hold texts is filled first
+    ballast += [bytes(1500) for _ in range(64)]
 limit = data() + int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 try:

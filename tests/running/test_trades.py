@@ -35,6 +35,13 @@ def test_copies_of_held_out_texts_are_counted():
     assert trades.copies(Corpus(["x"], None, "x"), held, "texts") == ""
 
 
+def test_records_call_a_model_by_its_name_or_its_class(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    subject = network.opened(module, inputs="1x2")
+    assert [trades.called(one) for one in ("nets.py:build", tmp_path)] == ["nets.py:build", str(tmp_path)]
+    assert trades.called(module) == trades.called(subject) == "Sequential"
+
+
 def test_a_model_says_it_by_its_name(tmp_path):
     assert trades.of_model("nets.py:build") is trades.of_model(torch.nn.Linear(2, 2)) is network
     assert (

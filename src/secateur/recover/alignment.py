@@ -33,6 +33,7 @@ __all__ = [
     "counted",
     "lowered",
     "objective",
+    "own",
     "read",
     "same_spans",
     "shared_kl",
@@ -269,6 +270,11 @@ def _beside(
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def own(batch: Batch, name: str) -> dict[str, Tensor]:
+    """The texts of a batch of `Parallel` as the tokenizer `name` alone reads them: `input_ids` and `attention_mask`."""
+    return {key: batch[f"{name}.{key}"] for key in ("input_ids", "attention_mask")}
+
+
 def _hidden(batch: Batch, readings: Sequence[Reading], texts: Sequence[str]) -> list[NDArray[np.bool_]]:
     """Per text [characters]: which of them stand behind a token that masking has replaced."""
     covers = [np.zeros(len(text), bool) for text in texts]
@@ -377,9 +383,8 @@ class Foreign:
         return at_pairs(student, self._said(batch, name), batch, name, self.shared)
 
     def _said(self, batch: Batch, name: str) -> Tensor:
-        own = {key: batch[f"{name}.{key}"] for key in ("input_ids", "attention_mask")}
         with torch.no_grad():
-            return self.forward(own).prediction
+            return self.forward(own(batch, name)).prediction
 
 
 def objective(

@@ -73,7 +73,7 @@ def check_vocabularies(student: Any, teacher: Any, student_size: int, teacher_si
             raise InputError(
                 f"different tokenizers: {len(alone)} tokens are only in the {name}'s, {alone[0]!r} the first: {remedy}"
             )
-    moved = next((token for token in ours if ours[token] != theirs[token]), None)
+    moved = next((token for token in sorted(ours, key=ours.__getitem__) if ours[token] != theirs[token]), None)
     if moved is not None:
         raise InputError(
             f"different tokenizers: {moved!r} is {ours[moved]} for the student and {theirs[moved]} for the teacher: "

@@ -31,7 +31,7 @@ from secateur.files.texts import Corpus
 from secateur.measure import environment, evidence
 from secateur.recipes.data import kd_data_pruning
 from secateur.recover import rehearsal
-from secateur.running import configs, indices, language, network
+from secateur.running import configs, indices, language, network, trades
 from secateur.score import difficulty, random
 from secateur.select import balance, ranking
 from secateur.subjects import ExampleSet, Traced, Transformer
@@ -129,7 +129,7 @@ def prune_data(
     settings = {
         "command": "prune-data", "score": score, "balanced": fair, "deduplicate": deduplicate, "seed": seed,
         "data_sha256": source.digest,
-        **({"model": _named(model), "runs": runs, "epochs": epochs, "lr": lr, "batch": batch, "length": length}
+        **({"model": trades.called(model), "runs": runs, "epochs": epochs, "lr": lr, "batch": batch, "length": length}
            if model is not None else {}),
     }  # fmt: skip
     read = {"text": text, "label": label, "ray": ray, **({} if tokenizer is None else {"tokenizer": str(tokenizer)})}
@@ -184,10 +184,6 @@ def _check(score: str, model: object, runs: int, epochs: float) -> None:
     if runs < 1 or not 0 <= epochs < np.inf:
         raise InputError(f"runs={runs}, epochs={epochs}: give at least one run of 0 epochs or more")
     kd_data_pruning.check_runs(score, runs, epochs)
-
-
-def _named(model: Model) -> str:
-    return str(model) if isinstance(model, str | Path) else type(getattr(model, "model", model)).__name__
 
 
 def _earlier(where: Path) -> list[Evidence]:
@@ -311,7 +307,9 @@ def _rehearsed(
             network.fitted(data, subject)
         except RuntimeError as error:
             first = str(error).splitlines()[0]
-            raise InputError(f"{_named(model)} can't take {data.name}: {first}; build it for its inputs") from error
+            raise InputError(
+                f"{trades.called(model)} can't take {data.name}: {first}; build it for its inputs"
+            ) from error
         ask = partial(kd_data_pruning.answer, subject.inputs)
         lr = how["lr"] or _LR["network"]
         return kd_data_pruning.rehearsed(

@@ -33,6 +33,7 @@ __all__ = [
     "Model",
     "again",
     "check",
+    "classifies",
     "compared",
     "digest",
     "example",
@@ -84,14 +85,14 @@ def again(model: Model, original: Transformer, device: str | None = None) -> Tra
     return opened(model, device)
 
 
-def _classifies(subject: Transformer) -> bool:
+def classifies(subject: Transformer) -> bool:
     """Whether the model gives one class per text, so that the data's labels are its task."""
     return type(subject.model).__name__.endswith("ForSequenceClassification")
 
 
 def tells_number(subject: Transformer) -> bool:
     """Whether the model gives one number per text, as for a regression or a ranking, and no classes."""
-    return _classifies(subject) and int(subject.model.config.num_labels) == 1
+    return classifies(subject) and int(subject.model.config.num_labels) == 1
 
 
 def fitted(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
@@ -101,7 +102,7 @@ def fitted(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
     config = subject.model.config
     if tells_number(subject):
         return replace(corpus, labels=None, classes=())  # labels are classes here, and this model has none
-    return corpus.labelled(config.label2id, config.num_labels) if _classifies(subject) else corpus
+    return corpus.labelled(config.label2id, config.num_labels) if classifies(subject) else corpus
 
 
 def where(subject: Transformer, batch: int | None, length: int | None, threads: int | None) -> latency.Environment:
@@ -222,7 +223,7 @@ def compared(
     if original.causal:
         before, after = quality.perplexities(pair, batches, watch=tally.add)
         return {"perplexity": before}, {"perplexity": after}, tally.figures()
-    if _classifies(original) and "labels" in batches[0]:
+    if classifies(original) and "labels" in batches[0]:
         before, after = quality.accuracies(pair, batches, watch=tally.add)
         return {"accuracy": before}, {"accuracy": after}, tally.figures()
     read = [batch for batch in batches if batch["attention_mask"].any()]

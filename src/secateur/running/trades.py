@@ -19,7 +19,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.measure.latency import Environment
 from secateur.vocabulary import Figure
 
-__all__ = ["Trade", "copies", "match", "name", "of_folder", "of_model", "of_recipe", "streaming"]
+__all__ = ["Trade", "called", "copies", "match", "name", "of_folder", "of_model", "of_recipe", "streaming"]
 
 Row = dict[str, Figure]
 
@@ -107,6 +107,11 @@ def of_recipe(function: Callable[..., Any]) -> Trade:
 def name(trade: Trade) -> str:
     """language, network or streamed: asking for one by name loads none of the others."""
     return trade.__name__.rpartition(".")[2]
+
+
+def called(model: Any) -> str:
+    """What records call a model: its folder or its name, or the class of a module or a subject."""
+    return str(model) if isinstance(model, str | Path) else type(getattr(model, "model", model)).__name__
 
 
 def of_model(model: Any) -> Trade:

@@ -1,0 +1,54 @@
+"""What is tried before anything is measured or written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import InputError
+from secateur.running.distilling import training, trying
+
+
+def test_options_of_classes_are_refused_where_one_number_is_told(of_networks, plain):
+    pupil, course = of_networks(classes=1)
+    with pytest.raises(InputError, match="use --direction mse"):
+        trying.check_number(course, pupil)
+    by_square = replace(course, lesson=replace(plain, direction="mse"))
+    with pytest.raises(InputError, match="name one teacher"):
+        trying.check_number(by_square, pupil)
+    trying.check_number(replace(by_square, names=("one",)), pupil)
+    with pytest.raises(InputError, match="leave task out"):
+        trying.check_number(replace(course, lesson=replace(plain, direction="mse", task=1.0), names=("one",)), pupil)
+    trying.check_number(*reversed(of_networks()))
+
+
+def test_the_first_loss_is_asked_for_in_each_link(of_networks, plain, monkeypatch):
+    pupil, course = of_networks(replace(plain, training={"accumulate": 2}, warm_up={"task": 1.0}))
+    state = {name: tensor.clone() for name, tensor in pupil.model.state_dict().items()}
+    links, goal = [], training.goal
+    monkeypatch.setattr(training, "goal", lambda *given: links.append(given[1:3]) or goal(*given))
+    between = course.masters[0].copy()
+    trying.tried(course, pupil, [between])
+    assert links == [(between, tuple(course.masters)), (pupil, (between,))]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in pupil.model.state_dict().items())
+    wrong = course.masters[0].copy()
+    wrong.model[2] = nn.Linear(6, 5)
+    with pytest.raises(InputError):  # an assistant of other classes
+        trying.tried(course, pupil, [wrong])
+    with pytest.raises(InputError, match="these batches have none"):
+        trying.tried(replace(course, lesson=replace(plain, task=1.0)), pupil, [])
+
+
+def test_a_plan_trains_a_copy_for_one_step(of_networks, plain):
+    pupil, course = of_networks(replace(plain, steps=50))
+    state = pupil.model[2].weight.clone()
+    found = trying.planned(course, pupil)
+    assert torch.equal(pupil.model[2].weight, state)
+    assert found.predicted["examples"] == 50 * 8
+    assert found.predicted["teacher parameters"] == 2 * found.predicted["params"] == 2 * 51
+    assert found.predicted["seconds"] == pytest.approx(50 * found.predicted["seconds per step"])
+    assert found.settings["teachers"] == ["one", "two"]
+    assert found.verdict == "dry run"
