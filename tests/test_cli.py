@@ -426,6 +426,7 @@ def test_a_config_repeats_a_distillation_and_flags_win_over_it(places):
         ("teachers: [a, 3]\n", ["distill"], "teachers is ['a', 3]: give text, or a list of texts"),
         ("recipe: distill\n", ["run"], "say secateur distill --config"),
         ("recipe: ziplm\n", ["distill"], "say secateur run --config"),
+        ("recipe: ziplm\nheld_out: 3\n", ["run"], "held_out is 3: give text"),
         ("command: prune-data\n", ["run"], "say secateur prune-data --config"),
         ("command: train-pruner\nrecipe: provence\n", ["run"], "say secateur train-pruner --config"),
         ("student: llama\n", ["distill"], "distill needs --from, --data, --out"),
@@ -512,6 +513,7 @@ def test_ctrl_c_that_compiled_code_turned_into_an_error_is_still_ctrl_c(capsys, 
 
 def test_a_run_can_add_networks_trained_from_scratch(places):
     command = ["run", "ziplm", "llama", "--budget", "params=80%", "--data", "texts.txt", "--out", "beside", *SMALL]
+    command += ["--held-out", "texts.txt"]
     refused = forked(places, *command, "--scratch-baseline", "F")
     assert refused.code == 2
     assert "E, B, both" in refused.stderr

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _CONFIG = "A run.yaml with the same keys; flags win over it."
+_HELD_OUT = "What quality is measured on, in the same forms; a part of --data, which is held out, without."
 _SHAPE = "Shape of a network's input, 1x3x224x224 say."
 _SCORES = "magnitude, l1, taylor, ..., or file.py:function."
 _SCOPE = "Which sites share one ranking."
@@ -260,6 +261,7 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     budget = "How much may stay: speedup=2x, params=50%, ... Give it again for one more model."
     flag("budget", list[str] | None, budget, metavar="MEASURE=AMOUNT")
     flag("data", str | None, "A .txt, .jsonl or .parquet file, a folder of them, or hub:owner/name.")
+    flag("held-out", str | None, _HELD_OUT)
     flag("out", Path | None, "The run directory, where the result will stand.")
     flag("config", Path | None, _CONFIG)
     flag("dry-run", bool, "Say what would be cut and saved; train and write nothing.", False)
@@ -370,7 +372,7 @@ def _run(given: dict[str, Any]) -> None:
     if fresh and not dry_run:
         from secateur.studies import scratch
 
-        rows = scratch.add(given["out"], given["model"], given["data"], fresh)
+        rows = scratch.add(given["out"], given["model"], given["data"], fresh, held_out=given.get("held_out"))
         _console().print((Path(given["out"]) / "scratch.md").read_text("utf-8"), highlight=False, markup=False)
     if not dry_run:
         _told(rows, given["out"])
@@ -412,6 +414,7 @@ def prune(
     out: Annotated[Path | None, typer.Option(help="The run directory, where the result will stand.")] = None,
     config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
     data: Annotated[str | None, typer.Option(help="Examples, for scores that look at them, and for quality.")] = None,
+    held_out: Annotated[str | None, typer.Option(help=_HELD_OUT)] = None,
     shape: Annotated[str | None, typer.Option("--input", help=_SHAPE)] = None,
     score: Annotated[str, typer.Option(help=_SCORES)] = "magnitude",
     scope: Annotated[str, typer.Option(help=_SCOPE, metavar="local|kind|global|isomorphic")] = "local",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from secateur.errors import DataError
+from secateur.errors import DataError, RunError
 from secateur.files import examples
 from secateur.files.examples import Examples
 
@@ -46,6 +46,68 @@ def test_boxes_in_arrays(tmp_path):
     assert examples.count(batch) == {"examples": 3}
     with pytest.raises(DataError, match="augmentation"):
         examples.batches(data, batch=3, augment=lambda inputs, draw: inputs)
+
+
+SCENES = ({"boxes": torch.tensor([[0.5, 0, 2, 2], [1, 1, 3, 4]]), "labels": torch.tensor([4, 5])},
+          {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)})  # fmt: skip
+STORED = {
+    "classes": Examples(torch.randn(5, 1, 2, 3), torch.tensor([1, 0, 1, 1, 0]), (), ("Katze", "狗"), "pets"),
+    "numbers": Examples(torch.arange(6).reshape(3, 2)),
+    "boxes": Examples(torch.rand(2, 3, 8, 8), None, SCENES, tuple("abcdef")),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_what_is_saved_is_read_as_it_is(tmp_path, kind):
+    data = STORED[kind].take([1, 0])
+    data.save(tmp_path / "new" / "data.npz")
+    again = examples.read(tmp_path / "new" / "data.npz")
+    assert again.digest == data.digest
+    assert torch.equal(again.inputs, data.inputs)
+    assert again.classes == data.classes
+    assert [target["boxes"].tolist() for target in again.targets] == [t["boxes"].tolist() for t in data.targets]
+    first = (tmp_path / "new" / "data.npz").read_bytes()
+    again.save(tmp_path / "data.npz")
+    assert (tmp_path / "data.npz").read_bytes() == first, "the same examples write the same bytes"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (
+            Examples(torch.zeros(2, 2, dtype=torch.float64), name="wide"),
+            "wide has inputs of float64, .* give float32 or",
+        ),
+        (Examples(torch.zeros(2, 2, dtype=torch.uint8)), "inputs of uint8"),
+        (Examples(torch.zeros(2, 2), torch.zeros(2, dtype=torch.int32)), "labels of int32, .* give int64"),
+    ],
+)
+def test_what_would_be_read_as_something_else_is_not_saved(tmp_path, data, words):
+    with pytest.raises(DataError, match=words):
+        data.save(tmp_path / "data.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_saved_whole_or_not_at_all(tmp_path, monkeypatch):
+    STORED["classes"].save(tmp_path / "data.npz")
+    before = (tmp_path / "data.npz").read_bytes()
+
+    def half(file, **arrays):
+        file.write(b"PK")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(examples.np, "savez", half)
+    with pytest.raises(RunError, match="disk full while writing"):
+        STORED["numbers"].save(tmp_path / "data.npz")
+    assert (tmp_path / "data.npz").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("classes", [np.array([1, 2]), np.array([["a"]])])
+def test_classes_that_are_no_names_are_refused(tmp_path, classes):
+    np.savez(tmp_path / "data.npz", inputs=np.zeros((2, 2), np.float32), labels=[0, 1], classes=classes)
+    with pytest.raises(DataError, match="an array `classes` that is no list of names: give strings, or leave it out"):
+        examples.read(tmp_path / "data.npz")
 
 
 def test_a_folder_of_classes(tmp_path):

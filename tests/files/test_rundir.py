@@ -24,6 +24,15 @@ def test_a_second_open_resumes_and_another_setting_is_named(tmp_path):
     assert stored == {"recipe": "x", "lr": 1e-5, "sizes": [1, 2], "versions": {"a": "1"}}
 
 
+def test_an_input_on_record_is_not_left_out_in_silence(tmp_path):
+    with Run.open(tmp_path / "r", {"seed": 0, "data_sha256": "a", "held_out_sha256": "b"}):
+        pass
+    with pytest.raises(RunError, match="holds a run with held_out_sha256=b, not held_out_sha256=not set"):
+        Run.open(tmp_path / "r", {"seed": 0, "data_sha256": "a"})
+    with Run.open(tmp_path / "r", {}):  # who names no inputs asks for none
+        pass
+
+
 def test_a_folder_is_had_by_one_at_a_time(tmp_path):
     with locked(tmp_path / "a" / "b"), pytest.raises(RunError, match="in use by another run"):
         locked(tmp_path / "a" / "b").__enter__()

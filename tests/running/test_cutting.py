@@ -157,7 +157,23 @@ def test_what_needs_data_is_not_run_without(place: Path) -> None:
     assert not Path("x").exists()
 
 
+def test_quality_is_measured_on_held_out_data_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["prune", "net.py:build", "--data", "data.npz", "--held-out", "test.npz", "--budget", "channels=50%"]
+    inputs, labels = torch.rand(30, 1, 8, 8), np.arange(30) % 4
+    np.savez("test.npz", inputs=inputs.numpy(), labels=labels)
+    assert cli.main([*asked, "--out", "small"]) == 0
+    (row,) = evidence.read("small")
+    assert row.after["accuracy"].samples == 30
+    assert cli.main(["prune", "--config", "small/run.yaml", "--out", "again"]) == 0
+    assert evidence.read("again")[0].settings["held_out_sha256"] == row.settings["held_out_sha256"]
+    capsys.readouterr()
+    assert cli.main([*(word for word in asked if word not in ("--held-out", "test.npz")), "--out", "small"]) == 2
+    assert "holds a run with held_out_sha256=" in capsys.readouterr().err
+
+
 BAD = {
+    "net.py:build --input 2x1x8x8 --held-out data.npz --budget channels=50%": "beside the data: give data, too",
+    "net.py:build --data data.npz --held-out bare.npz --budget channels=50%": "bare.npz has no classes to measure",
     "llama --budget channels=50%": "'llama' names none: give a function that builds one",
     "net.py:build --budget channels=50%": "comes without example inputs: give their shape, such as --input",
     "net.py:build --input 2x1x8x8 --budget channels=50% --score taylor": "is measured on data: give some with --data",

@@ -54,6 +54,17 @@ def test_an_index_is_data(places, monkeypatch):
     assert len(network.read("examples=50%")) == 30, "a path that was relative is looked for beside the run"
 
 
+def test_what_is_packed_beside_an_index_is_read_there(places, monkeypatch):
+    monkeypatch.chdir(places)
+    (first,) = secateur.prune_data("data.npz", "examples=50%", "out", seed=3)
+    first.subject.save("out/examples=50%", packed=True)
+    (places / "data.npz").unlink()
+    assert network.read("out/examples=50%").digest == first.subject.data.digest
+    first.subject.data.take([0]).save("out/examples=50%/examples.npz")
+    with pytest.raises(DataError, match="give the data that it was made of, or all of the examples that it keeps"):
+        network.read("out/examples=50%")
+
+
 def test_an_index_of_texts_is_data_however_they_were_read(places, monkeypatch):
     monkeypatch.chdir(places)
     (cut,) = secateur.prune_data("rows.jsonl", "examples=20%", "out", balanced=True)

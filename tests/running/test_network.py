@@ -5,15 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import yolo
 from secateur import running
-from secateur.errors import DataError, InputError, UnsupportedError
+from secateur.errors import DataError, InputError, RunError, UnsupportedError
+from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import latency, loyalty
@@ -115,6 +118,80 @@ def test_a_recipe_on_networks_never_sees_what_is_held_out(place):
 
     running.run(curious, f"{place}/model.py:build", place / "data.npz", "channels=50%", place / "out")
     assert len(seen[0]) == 36
+    plain = yaml.safe_load((place / "out/run.yaml").read_text())
+    assert not {"held_out", "held_out_sha256"} & set(plain), "a run without is what it always was"
+
+
+@pytest.fixture
+def apart(place):
+    """Held-out examples of one's own."""
+    draw = np.random.default_rng(5)
+    np.savez(place / "test.npz", inputs=draw.random((24, 1, 8, 8), np.float32), labels=draw.integers(0, 3, 24))
+    return place
+
+
+def test_held_out_data_of_ones_own_is_all_that_quality_is_measured_on(apart):
+    seen, model = [], f"{apart}/model.py:build"
+
+    def curious(
+        subject: Traced, data: Examples, budgets: Sequence[Budget], run: Run, *, batch: int = 4
+    ) -> Iterator[Result]:
+        """Remember all examples there are."""
+        seen.append(data)
+        yield from snips(subject, data, budgets, run, batch=batch)
+
+    (row,) = running.run(curious, model, apart / "data.npz", "channels=50%", apart / "out", held_out=apart / "test.npz")
+    test = examples.read(apart / "test.npz")
+    assert seen[0].digest == examples.read(apart / "data.npz").digest
+    assert row.after["accuracy"].samples == 24
+    assert row.before["accuracy"].value == running.measure(model, data=test, batch=2)["model"]["accuracy"].value
+    assert row.settings["held_out_sha256"] == test.digest
+    assert not [note for note in row.cut.notes if "held-out" in note]
+    assert yaml.safe_load((apart / "out/run.yaml").read_text())["held_out"] == str(apart / "test.npz")
+    how = {"held_out": test, "out": apart / "out"}  # the same, wherever it is now
+    assert running.run(curious, model, apart / "data.npz", "channels=50%", **how) == [row]
+    few = examples.read(apart / "data.npz").take([0, 1])  # none of them has to be held out
+    (row,) = running.run(snips, model, few, "channels=50%", apart / "few", held_out=few.take([1]), dry_run=True)
+    assert any("1 of 1 held-out examples are in the data, too" in note for note in row.cut.notes)
+
+
+def test_a_run_resumes_on_the_held_out_data_that_it_had(apart):
+    how = [snips, f"{apart}/model.py:build", apart / "data.npz", "channels=50%"]
+    running.run(*how, apart / "out", held_out=apart / "test.npz")
+    for other in (None, examples.read(apart / "test.npz").take(range(20))):
+        with pytest.raises(RunError, match=r"holds a run with held_out_sha256=\w+\.\.\., not held_out_sha256="):
+            running.run(*how, apart / "out", held_out=other)
+    running.run(*how, apart / "split")
+    with pytest.raises(RunError, match="held_out_sha256=not set"):
+        running.run(*how, apart / "split", held_out=apart / "test.npz")
+
+
+WIDE = Examples(torch.zeros(4, 1, 9, 9), torch.zeros(4, dtype=torch.long), name="wide")
+SEVEN = Examples(torch.zeros(4, 1, 8, 8), torch.full((4,), 7), name="seven")
+BARE = Examples(torch.zeros(4, 1, 8, 8), name="bare")
+BOXES = Examples(
+    torch.zeros(1, 1, 8, 8), None, ({"boxes": torch.ones(0, 4), "labels": torch.ones(0).long()},), name="boxes"
+)
+NAMED = Examples(torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long), (), ("cat", "owl"), "named")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "words"),
+    [
+        (WIDE, r"wide holds inputs of shape \(1, 9, 9\), the model was built for \(1, 8, 8\)"),
+        (SEVEN, "seven has the label 7: the model has 3 classes, 0 to 2"),
+        (BARE, "bare has no classes to measure quality by: give held-out examples with labels"),
+        (BOXES, "boxes has boxes and data.npz none: give data and held-out data of one kind"),
+        (NAMED, "named numbers the classes cat, owl, data.npz cat, dog, owl: give both the same classes"),
+        ("none.npz", "there is no data at none.npz"),
+    ],
+)
+def test_held_out_data_that_does_not_fit_is_refused_in_a_line(place, held_out, words):
+    data = replace(examples.read(place / "data.npz"), classes=("cat", "dog", "owl"))
+    with pytest.raises(DataError, match=words) as caught:
+        running.run(snips, f"{place}/model.py:build", data, "channels=50%", place / "out", held_out=held_out)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (place / "out").exists()
 
 
 @pytest.mark.parametrize(

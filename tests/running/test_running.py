@@ -123,6 +123,21 @@ def test_a_recipe_never_sees_the_texts_that_quality_is_measured_on(places, tmp_p
     assert again == train
 
 
+def test_held_out_texts_of_ones_own(places, tmp_path, classifier):
+    (row,) = go(places, tmp_path / "out", held_out=tiny.sentences(40, seed=9))
+    assert row.settings["held_out"] == "texts"
+    assert row.after["perplexity"].value > 0
+    half = texts.read(classifier / "named.jsonl").take(range(7))
+    how = {"held_out": half, "dry_run": False}
+    (row,) = running.run(shears, classifier / "model", classifier / "named.jsonl", "params=90%", tmp_path / "c", **how)
+    assert row.after["accuracy"].samples == 7
+    assert "7 of 7 held-out texts are in the data, too" in " ".join(row.cut.notes)
+    with pytest.raises(DataError, match=r"unknown.jsonl has the class 'maybe'"):
+        running.run(shears, classifier / "model", classifier / "named.jsonl", "params=90%", tmp_path / "d",
+                    held_out=classifier / "unknown.jsonl")  # fmt: skip
+    assert not (tmp_path / "d").exists()
+
+
 def test_modules_behind_the_transformer_count_in_its_size(places, tmp_path):
     from sentence_transformers import SentenceTransformer, models
 

@@ -126,6 +126,7 @@ def test_a_study_that_was_refused_leaves_nothing(place):
         ("ridge", {"model": "net.py:build"}, "takes no MODEL and no --data"),
         ("ridge", {"epochs": 3}, "study ridge has no option 'epochs'"),
         ("curve", {"alpha": 0.5}, "study curve sets alpha itself"),
+        ("curve", {"pack": True}, "study curve sets pack itself"),
         ("curve", {"seeds": "many"}, "option seeds='many' of curve"),
         ("lossless", {}, "lossless needs the option 'target'"),
         ("lossles", {}, "did you mean 'lossless'"),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import tiny
 from secateur import running
-from secateur.errors import InfeasibleError
+from secateur.errors import InfeasibleError, InputError
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.studies import baselines
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget, Result
+from secateur.vocabulary import Budget, Evidence, Result
 
 QUICK = {"recovery": {"steps": 0, "train_batch": 8, "train_length": 16}, "batch": 2, "length": 8}
 TRAINED = {"steps": 3, "train_batch": 8, "train_length": 16}
@@ -105,6 +107,23 @@ def test_baselines_are_added_to_the_evidence_of_a_run(tmp_path):
                         train_batch=8, train_length=16, batch=2, length=8)  # fmt: skip
     assert again[0].baselines == row.baselines
     assert [again_row.cut.notes for again_row in baselines.add(tmp_path / "out", *place)] == [row.cut.notes]
+
+
+def test_baselines_are_measured_on_what_the_run_was(tmp_path, monkeypatch):
+    known = dict.fromkeys(("seed", "batch", "length", "threads", "device"))
+    row = Evidence("ziplm", "params=80%", settings={**known, "held_out_sha256": "a", "held_out": "test.txt"})
+    running.evidence.write(tmp_path, row)
+    given = []
+
+    def run(*names, held_out, **how):
+        given.append(held_out)
+        return [replace(row, settings={"held_out_sha256": "a" if held_out == "test.txt" else "b"}, cut=None)]
+
+    monkeypatch.setattr(running, "run", run)
+    for held_out in (None, "other.txt"):
+        with pytest.raises(InputError, match=r"params=80% was measured on test.txt: give that as held_out"):
+            baselines.add(tmp_path, "model", ["a text"], held_out)
+    assert given == ["other.txt"]
 
 
 def test_two_budgets_train_in_folders_of_their_own(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -124,6 +125,24 @@ def test_arms_are_added_to_a_run_of_a_network(place):
         {k: v for k, v in arm.items() if k == "accuracy"} for arm in before
     ]
     assert again.cut.notes == row.cut.notes
+
+
+def test_arms_are_measured_on_what_the_run_was(place):
+    how = ["rethinking_pruning_value", nets.vgg(), place / "data.npz", "channels=50%"]
+    test = nets.data(30, seed=7)
+    running.run(*how, place / "out", scratch="none", held_out=test, **QUICK)
+    (row,) = scratch.add(place / "out", *how[1:3], "E", chance=False, held_out=test)
+    assert row.baselines["scratch-E"]["accuracy"].samples == 30
+    running.run(*how, place / "split", scratch="none", **QUICK)
+    shutil.rmtree(place / "out/scratch")
+    for held_out, folder, told in (
+        (None, "out", "quarters: give that as held_out"),
+        (test.take(range(20)), "out", "quarters: give that as held_out"),
+        (test, "split", "a part of the data: leave held_out out"),
+    ):
+        with pytest.raises(InputError, match=f"the result channels=50% was measured on {told}"):
+            scratch.add(place / folder, *how[1:3], "E", chance=False, held_out=held_out)
+    assert evidence.read(place / "out")[0].baselines == row.baselines
 
 
 @pytest.mark.parametrize("arm", ["scratch-E", "scratch-B", "random units"])

@@ -9,7 +9,7 @@ import torch
 
 from secateur import conformance
 from secateur.errors import DataError, InputError, RunError
-from secateur.files import tables, texts
+from secateur.files import examples, tables, texts
 from secateur.files.examples import Examples
 from secateur.files.texts import Corpus
 from secateur.select import ranking
@@ -139,6 +139,76 @@ def test_an_index_keeps_scores_and_refuses_other_data(tmp_path):
     (tmp_path / "a" / "index.npz").write_bytes((tmp_path / "a" / "index.npz").read_bytes()[:-40])
     with pytest.raises(RunError, match="is damaged or no index"):
         ExampleSet.load(CORPUS, tmp_path / "a")
+
+
+def packed(folder, count: int = 40) -> tuple[ExampleSet, Examples]:
+    """What is left of images in `folder`, and the same as it was packed there."""
+    named = Examples(images(count).inputs, images(count).labels, (), ("a", "b", "c", "d"), "images")
+    left = ExampleSet(named, [3, 5, 17, 39]).scored("length", np.arange(count))
+    left.save(folder, packed=True)
+    return left, examples.read(folder / "examples.npz")
+
+
+def test_packed_examples_stand_for_the_data(tmp_path):
+    left, there = packed(tmp_path / "a")
+    assert there.digest == left.data.digest
+    assert there.classes == ("a", "b", "c", "d")
+    again = ExampleSet.load(there, tmp_path / "a")
+    assert again.data.digest == left.data.digest
+    assert again.kept.tolist() == left.kept.tolist()
+    assert (len(again.source), again.source.digest) == (40, left.source.digest)
+    assert again.scores["length"].tolist() == left.scores["length"].tolist()
+    again.save(tmp_path / "b", packed=True)
+    for name in ("index.npz", "examples.npz"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+    whole = ExampleSet(again.source)
+    smaller, cut = whole.cut(Selection({"examples": np.isin(whole.kept, again.kept)}))
+    assert cut.removed == {"examples": (36, 40)}, "of the whole set, though four examples are all there is"
+    assert torch.equal(smaller.data.inputs, there.inputs)
+    assert torch.equal(again.source.take(np.array([39, 3])).inputs, there.inputs[[3, 0]])
+    for beyond in ([3, 4], [0], [40]):
+        with pytest.raises(DataError, match=rf"example {beyond[-1]} of images is not among the 4 of 40 at hand"):
+            again.source.take(np.array(beyond))
+    with pytest.raises(DataError, match=r"images is at hand in part, .* give all of it"):
+        whole.repeats()
+
+
+def test_what_is_packed_is_written_once_and_follows_its_index(tmp_path):
+    left, there = packed(tmp_path)
+    file = tmp_path / "examples.npz"
+    stamp = file.stat().st_mtime_ns
+    left.save(tmp_path, packed=True)
+    assert file.stat().st_mtime_ns == stamp
+    other = ExampleSet(left.source, [0, 1])
+    other.save(tmp_path, packed=True)
+    assert examples.read(file).digest == other.data.digest
+    file.unlink()
+    other.save(tmp_path, packed=True)
+    assert ExampleSet.load(examples.read(file), tmp_path).kept.tolist() == [0, 1]
+    (tmp_path / "index.npz").write_bytes(b"PK")
+    left.save(tmp_path, packed=True)
+    assert examples.read(file).digest == there.digest
+
+
+def test_packed_examples_that_do_not_fit_are_refused(tmp_path):
+    left, there = packed(tmp_path)
+    with pytest.raises(DataError, match="give the data that it was made of, or all of the examples that it keeps"):
+        ExampleSet.load(there.take([0, 1, 2]), tmp_path)
+    arrays = dict(np.load(tmp_path / "index.npz"))
+    np.savez(tmp_path / "index.npz", **{name: one for name, one in arrays.items() if name != "kept_digest"})
+    assert ExampleSet.load(left.source, tmp_path).kept.tolist() == [3, 5, 17, 39]  # an older one, and its data
+    with pytest.raises(DataError, match=r"give the data .*; it is older than packed examples") as caught:
+        ExampleSet.load(there, tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(InputError, match="six holds no arrays: only those can be packed"):
+        ExampleSet(CORPUS).save(tmp_path / "texts", packed=True)
+    assert not (tmp_path / "texts").exists()
+
+
+def test_only_what_can_be_packed_is_told_of(tmp_path):
+    ExampleSet(CORPUS, [0, 2]).save(tmp_path)
+    with np.load(tmp_path / "index.npz") as file:
+        assert set(file.files) == {"kept", "count", "digest", "name"}
 
 
 def test_what_can_not_be_used_is_refused_in_a_line():

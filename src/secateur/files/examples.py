@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from secateur.errors import DataError
-from secateur.files import digests, plugins
+from secateur.files import digests, plugins, rundir
 
 __all__ = ["Batches", "Examples", "batches", "count", "read"]
 
@@ -144,6 +144,46 @@ class Examples:
         order = np.random.default_rng([seed, len(self)]).permutation(len(self))
         return np.sort(order[amount:]), np.sort(order[:amount])
 
+    def storable(self) -> None:
+        """Raise `DataError` for what `save` could not write so that it is read as it is."""
+        boxes = [target["boxes"].dtype for target in self.targets]
+        kinds = [target["labels"].dtype for target in self.targets]
+        for what, found, known in (
+            ("inputs", [self.inputs.dtype], (torch.float32, torch.int64)),
+            ("labels", [] if self.labels is None else [self.labels.dtype], (torch.int64,)),
+            ("boxes", boxes, (torch.float32,)),
+            ("labels of boxes", kinds, (torch.int64,)),
+        ):
+            other = next((one for one in found if one not in known), None)
+            if other is not None:
+                takes = " or ".join(str(one).removeprefix("torch.") for one in known)
+                raise DataError(
+                    f"{self.name} has {what} of {str(other).removeprefix('torch.')}, which an .npz file is not read "
+                    f"as: give {takes}"
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Write an .npz file that `read` gives back as it is, digest and all; whole, or not at all.
+
+        Raises:
+            DataError: numbers that would be read as others (see `storable`).
+            RunError: the disk is full, or `path` can't be written.
+        """
+        self.storable()
+        arrays: dict[str, Any] = {"inputs": self.inputs.numpy()}
+        if self.labels is not None:
+            arrays["labels"] = self.labels.numpy()
+        if self.classes:
+            arrays["classes"] = np.array(self.classes)
+        if self.targets:
+            arrays["boxes"], arrays["box_labels"] = (
+                torch.cat([target[key] for target in self.targets]).numpy() for key in ("boxes", "labels")
+            )
+            counts = [len(target["labels"]) for target in self.targets]
+            arrays["box_image"] = np.repeat(np.arange(len(self)), counts)
+        with rundir.writing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
 
 # ----------------------------------------------------------------------------------------------------- reading
 
@@ -152,7 +192,8 @@ def read(source: str | Path | Examples) -> Examples:
     """Read examples.
 
     - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
-      (x1, y1, x2, y2), `box_labels` [M] and `box_image` [M], the index of the input each belongs to;
+      (x1, y1, x2, y2), `box_labels` [M] and `box_image` [M], the index of the input each belongs to; and where the
+      classes have names, `classes`, an array of strings;
     - a folder with one folder of images per class, or a folder in COCO's form: images and a .json of annotations;
     - `file.py:function` or `package.module:function`, which gives `Examples` or (inputs, labels).
 
@@ -216,7 +257,10 @@ def _arrays(path: Path) -> Examples:
                 f"{path} has boxes on images {owner.min()} to {owner.max()}: there are images 0 to {len(inputs) - 1}"
             )
         targets = tuple({"boxes": boxes[owner == i], "labels": kinds[owner == i]} for i in range(len(inputs)))
-    return Examples(inputs, labels, targets, name=path.name)
+    names = found.get("classes", np.empty(0, np.str_))
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise DataError(f"{path} has an array `classes` that is no list of names: give strings, or leave it out")
+    return Examples(inputs, labels, targets, tuple(names.tolist()), path.name)
 
 
 def _folder(path: Path) -> Examples:

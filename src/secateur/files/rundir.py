@@ -28,6 +28,7 @@ from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedEr
 __all__ = ["Run", "Transient", "atomic_write", "guard", "is_disk_full", "locked", "stored", "writing"]
 
 _TEMPORARY = ".tmp-"
+_DIGEST = "_sha256"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = ("No space left on device", "File too large", "Disk quota exceeded")
 
@@ -126,9 +127,9 @@ class Run:
     ) -> Run:
         """Make or resume the run directory `path`.
 
-        `settings` must equal those of the run that is already there, key by key (after a trip through YAML);
-        `about`, such as versions, is stored beside them and not compared. `overwrite` starts anew in the
-        directory of another run.
+        `settings` must equal those of the run that is already there, key by key (after a trip through YAML), and where
+        some of them are digests of inputs (`*_sha256`), no other input may be on record; `about`, such as versions, is
+        stored beside them and not compared. `overwrite` starts anew in the directory of another run.
 
         Raises:
             RunError: in use; not a run directory; made with other settings (names the first differing key);
@@ -260,11 +261,14 @@ class Run:
             raise RunError(f"{record} is damaged: restore it or choose another folder") from error
         if not isinstance(before, dict):
             raise RunError(f"{record} is damaged: restore it or choose another folder")
-        for key in self.settings:
-            if key not in before or before[key] != self.settings[key]:
-                was = before.get(key, "not set")
+        keys = list(self.settings)
+        if any(key.endswith(_DIGEST) for key in keys):  # what names its inputs by digests names all of them
+            keys += [key for key in before if str(key).endswith(_DIGEST) and key not in self.settings]
+        for key in keys:
+            if key not in before or key not in self.settings or before[key] != self.settings[key]:
+                was, now = (_short(values.get(key, "not set")) for values in (before, self.settings))
                 raise RunError(
-                    f"{self.root} holds a run with {key}={_short(was)}, not {key}={_short(self.settings[key])}: "
+                    f"{self.root} holds a run with {key}={was}, not {key}={now}: "
                     "choose another folder, or overwrite it (--overwrite)"
                 )
 

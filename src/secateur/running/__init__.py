@@ -45,6 +45,7 @@ __all__ = [
     "report",
     "results",
     "run",
+    "same_judges",
 ]
 
 TOLERANCE = 0.07
@@ -69,6 +70,7 @@ def run(
     out: str | Path,
     *,
     inputs: Any = None,
+    held_out: Data | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -93,6 +95,8 @@ def run(
         out: the run directory. The model stands there for one budget, in a folder per budget for several.
         inputs: what a network runs on, or a shape such as "1x3x224x224"; what its function gives, or the first of the
             data, if None.
+        held_out: what quality is measured on, read as `data` is, all of which then goes to the recipe; a part of `data`
+            that no recipe sees if None.
         dry_run: say what would be cut and what that saves; nothing is trained or written.
         overwrite: start anew where `out` holds another run.
         seed: of everything random.
@@ -112,8 +116,9 @@ def run(
     """
     return list(
         results(
-            recipe, model, data, budget, out, inputs=inputs, dry_run=dry_run, overwrite=overwrite,
-            seed=seed, threads=threads, device=device, batch=batch, length=length, stream=stream, **options,
+            recipe, model, data, budget, out, inputs=inputs, held_out=held_out, dry_run=dry_run,
+            overwrite=overwrite, seed=seed, threads=threads, device=device, batch=batch, length=length, stream=stream,
+            **options,
         )
     )  # fmt: skip
 
@@ -126,6 +131,7 @@ def results(
     out: str | Path,
     *,
     inputs: Any = None,
+    held_out: Data | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -149,22 +155,28 @@ def results(
     trade = trades.streaming(function) if stream else trade
     if data is None and not keywords.spares(function, "data"):
         raise InputError(f"{function.__name__} needs data: give some")
+    if data is None and held_out is not None:
+        raise InputError("held_out is what quality is measured on beside the data: give data, too")
     corpus = None if data is None else trade.read(data)
+    apart = None if held_out is None else trade.read(held_out)
     if inputs is None:
         subject = trade.opened(model, device, corpus)
     elif trades.name(trade) == "network":
         subject = typing.cast(Any, trade).opened(model, device, corpus, inputs)
     else:
         raise InputError("inputs are of networks, and this recipe works on language models: leave them out")
-    train = held_out = None
-    if corpus is not None:
+    train = judged = None
+    if corpus is not None and apart is not None:
+        _alike(corpus, apart)
+        train, judged = corpus, apart = trade.fitted(corpus, subject), trade.fitted(apart, subject)
+    elif corpus is not None:
         corpus = trade.fitted(corpus, subject)
         if len(corpus) < 3:
             few = f"{corpus.name} holds {len(corpus)} {trade.NOUN}"
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
         # Once, and before the recipe: what quality is measured on, it never sees.
-        train, held_out = corpus.split(seed=seed)
-    warned = tuple(filter(None, [train and trades.copies(train, held_out, trade.NOUN)]))
+        train, judged = corpus.split(seed=seed)
+    warned = tuple(filter(None, [train and trades.copies(train, judged, trade.NOUN, apart=apart is not None)]))
     where = trade.where(subject, chosen.get("batch"), chosen.get("length"), threads)
     trade.check(subject, {"length": where.length, **chosen})
     settings = {
@@ -179,10 +191,12 @@ def results(
         **{name: value for name, value in chosen.items() if name != "dry_run"},
         "model_sha256": trade.digest(subject),
         **({} if corpus is None else {"data_sha256": corpus.digest}),
+        **({} if apart is None else {"held_out_sha256": apart.digest}),
     }
     about = {
         "model": str(model) if isinstance(model, (str, Path)) else type(subject.model).__name__,
-        **({} if corpus is None else {"data": str(data) if isinstance(data, (str, Path)) else corpus.name}),
+        **({} if corpus is None else {"data": _named(data, corpus)}),
+        **({} if apart is None else {"held_out": _named(held_out, apart)}),
         **({"inputs": inputs} if isinstance(inputs, str) else {}),
     }
     if dry_run:
@@ -210,7 +224,7 @@ def results(
                 if result.name in finished:
                     continue
                 result = replace(result, notes=(*result.notes, *warned))
-                row = _evidence(trade, result, subject, held_out, where, {**about, **settings}, budgets)
+                row = _evidence(trade, result, subject, judged, where, {**about, **settings}, budgets)
                 if not result.cut.is_noop:
                     place = result.name if len(names) > 1 else ""
                     base, name = Path(about["model"]).name, str(Path(directory.root.resolve().name, place))
@@ -224,6 +238,34 @@ def results(
         rows = [finished[name] for name in names if name in finished]
         if rows != published or not (directory.root / "report.html").is_file():
             publish_evidence(directory.root, rows)
+
+
+def _named(data: Any, found: Any) -> str:
+    """Where data was found, or else what it calls itself."""
+    return str(data) if isinstance(data, (str, Path)) else str(found.name)
+
+
+def _alike(data: Any, judged: Any) -> None:
+    """Refuse held-out examples by which a network that takes `data` can't be judged."""
+    if not isinstance(data, Examples) or not isinstance(judged, Examples):
+        return
+    if bool(data.targets) != bool(judged.targets):
+        has, lacks = (data, judged) if data.targets else (judged, data)
+        raise DataError(f"{has.name} has boxes and {lacks.name} none: give data and held-out data of one kind")
+    if data.labels is not None and judged.labels is None:
+        raise DataError(f"{judged.name} has no classes to measure quality by: give held-out examples with labels")
+    if data.classes and judged.classes and data.classes != judged.classes:
+        theirs, ours = _listed(judged.classes), _listed(data.classes)
+        raise DataError(f"{judged.name} numbers the classes {theirs}, {data.name} {ours}: give both the same classes")
+
+
+def same_judges(row: Evidence, held_out: Any, arm: Evidence | None = None) -> None:
+    """Refuse held-out data, before an `arm` is made or of one that was, on which the run's result was not measured."""
+    digest = row.settings.get("held_out_sha256")
+    if (digest is None) == (held_out is None) and (arm is None or arm.settings.get("held_out_sha256") == digest):
+        return
+    part, named = "a part of the data: leave held_out out", f"{row.settings.get('held_out')}: give that as held_out"
+    raise InputError(f"the result {row.target} was measured on {part if digest is None else named}")
 
 
 def _recipe(

@@ -1,4 +1,7 @@
-"""An index that `secateur prune-data` wrote, as data: the examples that stay, of the data that it is of."""
+"""An index that `secateur prune-data` wrote, as data: the examples that stay, of the data that it is of.
+
+What a recipe packed beside its index is read from there, whatever has become of that data.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Any
 import yaml
 
 from secateur.errors import DataError, RunError
-from secateur.subjects.examples import INDEX, ExampleSet
+from secateur.files import examples
+from secateur.subjects.examples import INDEX, PACKED, ExampleSet
 
 __all__ = ["are", "kept"]
 
@@ -22,7 +26,7 @@ def are(data: Any) -> bool:
 
 
 def kept(data: Any, *, shelf: Path | None = None) -> Any:
-    """The examples that an index keeps, read from where the run that wrote it had its data.
+    """The examples that an index keeps: packed beside it, or read from where the run that wrote it had its data.
 
     A path that was relative then is taken from here, or from beside the run. shelf: see `data.rows`.
 
@@ -33,6 +37,11 @@ def kept(data: Any, *, shelf: Path | None = None) -> Any:
     from secateur.running.data import rows  # which reads data for the trades that read an index here
 
     index = next(path for path in _places(data) if path.is_file())
+    if (packed := index.with_name(PACKED)).is_file():
+        try:
+            return ExampleSet.load(examples.read(packed), index).data
+        except RunError as error:
+            raise DataError(str(error)) from error
     settings = next((path for path in _above(index) if path.is_file()), None)
     if settings is None:
         raise DataError(f"{index} stands in no run directory, which would say what data it is of: give that data")

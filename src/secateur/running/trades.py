@@ -137,14 +137,20 @@ def match(trade: Trade, model: Any, recipe: str) -> None:
     )
 
 
-def copies(train: Any, held: Any, noun: str) -> str:
-    """A line on held-out examples that are in the training part as well; "" where there are none."""
+def copies(train: Any, held: Any, noun: str, *, apart: bool = False) -> str:
+    """A line on held-out examples that are in the training part as well; "" where there are none.
+
+    apart: they were given, and are no part of the same data.
+    """
     found = int(np.isin(held.keys(), train.keys()).sum())
     if not found:
         return ""
+    where, advice = "training part", "`secateur prune-data DATA --deduplicate` leaves copies out"
+    if apart:
+        where, advice = "data", "leave them out of one of the two"
     return (
-        f"{found} of {len(held)} held-out {noun} are in the training part, too, and figures of quality are better for "
-        "it: `secateur prune-data DATA --deduplicate` leaves copies out"
+        f"{found} of {len(held)} held-out {noun} are in the {where}, too, and figures of quality are better for it: "
+        f"{advice}"
     )
 
 

@@ -105,21 +105,26 @@ def add(
     out: str | Path,
     model: running.Model,
     data: Any,
+    held_out: Any = None,
 ) -> list[Evidence]:
     """Make both baselines for each result in the run directory `out`, with its training, and add them to its evidence.
 
     Their models stay in `out/baselines`; `evidence.json` and `report.html` are written anew. Every second layer keeps
-    to no budget: a note of each result says what it measures where the budget has its limits.
+    to no budget: a note of each result says what it measures where the budget has its limits. They are measured on what
+    the run was: on `held_out`, if that was given.
     """
     rows = []
     baselines: tuple[Callable[..., Iterator[Result]], ...] = (every_second_layer, magnitude)
     for row in evidence.read(out):
+        running.same_judges(row, held_out)
         shared = {name: row.settings[name] for name in ("seed", "batch", "length", "threads", "device")}
         recovery = {name: row.settings[name] for name in _RECOVERY if name in row.settings}
         beside = {}
         for baseline in baselines:
             place = Path(out) / "baselines" / f"{baseline.__name__}-{row.target}"
-            (found,) = running.run(baseline, model, data, row.target, place, **shared, recovery=recovery)
+            how = {**shared, "recovery": recovery, "held_out": held_out}
+            (found,) = running.run(baseline, model, data, row.target, place, **how)
+            running.same_judges(row, held_out, found)
             beside[baseline.__name__.replace("_", " ")] = {**found.after, **found.measured}
         rows.append(_noted(replace(row, baselines=beside)))
     running.publish_evidence(Path(out), rows)

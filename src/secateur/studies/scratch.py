@@ -227,6 +227,7 @@ def add(
     epochs: int | None = None,
     lr: float | None = None,
     cap: float | None = None,
+    held_out: Any = None,
 ) -> list[Evidence]:
     """Train the control arms of each result in the run directory `out`, and add them to its evidence.
 
@@ -235,7 +236,7 @@ def add(
     `epochs` from `lr` (the run's own options unless given), detectors by AdamW for all epochs of the run, those before
     the cut too; language models just as the run's students were, by distillation from the original, for the run's steps
     and for steps F(dense) / F(cut). Their models stay in `out/scratch`; `evidence.json` and `report.html` are written
-    anew, and `out/scratch.md` has the verdicts.
+    anew, and `out/scratch.md` has the verdicts. All is measured on what the run was: on `held_out`, if that was given.
 
     Returns the rows; their notes say that scratch lacks the original's own training (`LACKS`).
     """
@@ -244,6 +245,7 @@ def add(
     rows = []
     published = evidence.read(out)
     for row in published:
+        running.same_judges(row, held_out)
         names = ("seed", "batch", "length", "threads", "device")
         shared = {name: row.settings[name] for name in names if name in row.settings}
         place = Path(out) / row.target if (Path(out) / row.target).is_dir() else Path(out)
@@ -254,13 +256,14 @@ def add(
             try:
                 (found,) = running.run(
                     recipe, model, data, row.target, Path(out) / "scratch" / f"{name}-{row.target}",
-                    **shared, arm=name, **options,
+                    held_out=held_out, **shared, arm=name, **options,
                 )  # fmt: skip
             except SecateurError as error:
                 if name != "random units":
                     raise
                 notes.append(f"random units could not be trained: {error}")
                 continue
+            running.same_judges(row, held_out, found)
             beside[name] = {**found.after, **found.measured}
         assert row.cut is not None
         kept = [note for note in row.cut.notes if note not in notes]

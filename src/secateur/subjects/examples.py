@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 from secateur.errors import DataError, InputError, RunError
 from secateur.vocabulary import Array, Cut, Selection, Site, Units
 
-__all__ = ["INDEX", "Data", "ExampleSet"]
+__all__ = ["INDEX", "PACKED", "Data", "ExampleSet", "Packed"]
 
 INDEX = "index.npz"
 """What an index file is called in a folder."""
-_SCORES = "scores/"
+PACKED = "examples.npz"
+"""What the examples are called that are packed beside it."""
+_SCORES, _KEPT = "scores/", "kept_digest"
 _CHUNK = 1024
 """Texts whose tokens are counted at once."""
 
@@ -62,6 +65,49 @@ class Data(Protocol):
     def take(self, indices: NDArray[np.int64]) -> Any:
         """The examples at `indices`, in that order."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A training set of which only some examples are at hand: `Data` all the same, as far as that goes.
+
+    there: those examples; places: [K] where they stand in the whole, rising; count, digest, name: of the whole. Nothing
+    else is known of the others: neither classes nor costs.
+    """
+
+    there: Data
+    places: NDArray[np.int64]
+    count: int
+    digest: str
+    name: str
+    labels: None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of classes, where there are any."""
+        return self.there.classes
+
+    def __len__(self) -> int:
+        return self.count
+
+    def costs(self) -> dict[str, NDArray[np.float64]]:
+        """None: what the others took is not known."""
+        return {}
+
+    def keys(self, *, normalised: bool = False) -> NDArray[np.void]:
+        """Refused: nobody can say what the others repeat."""
+        raise DataError(f"{self.name} is at hand in part, which can't be compared with the rest: give all of it")
+
+    def take(self, indices: NDArray[np.int64]) -> Any:
+        """The examples at `indices` of the whole, in that order. Raises `DataError` for one that is not at hand."""
+        wanted = np.asarray(indices, np.int64)
+        found = np.searchsorted(self.places, wanted).clip(max=len(self.places) - 1)
+        if (missing := wanted[self.places[found] != wanted]).size:
+            raise DataError(
+                f"example {missing[0]} of {self.name} is not among the {len(self.places)} of {self.count} at hand: "
+                "give all of it"
+            )
+        return self.there.take(found)
 
 
 class ExampleSet:
@@ -218,43 +264,71 @@ class ExampleSet:
 
     # ------------------------------------------------------------------------------------------------- on the disk
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, packed: bool = False) -> None:
         """Write `folder`/index.npz: which examples are left, the scores, and the digest of the data; not the data.
 
-        Arrays: `kept` [K] int64, `scores/NAME` [N] float32; `count`, `digest` and `name` of the data. The same index
-        writes the same bytes, and `numpy.load(...)["kept"]` is what `datasets.Dataset.select` takes.
+        Arrays: `kept` [K] int64, `scores/NAME` [N] float32; `count`, `digest` and `name` of the data; of arrays also
+        `kept_digest`, that of the examples that are left. The same index writes the same bytes, and
+        `numpy.load(...)["kept"]` is what `datasets.Dataset.select` takes.
+
+        packed: write the examples that are left to `folder`/examples.npz, too, unless they lie there beside this index.
+        `load` then takes them in place of the data. Raises `InputError` for data other than arrays.
         """
         folder = Path(folder)
+        arrays = hasattr(self.source.there if isinstance(self.source, Packed) else self.source, "save")
+        if packed and not arrays:
+            raise InputError(f"{self.source.name} holds no arrays: only those can be packed beside their index")
         folder.mkdir(parents=True, exist_ok=True)
         about = {"count": len(self.source), "digest": self.source.digest, "name": self.source.name}
-        arrays: dict[str, Any] = {"kept": self.kept, **{name: np.array(value) for name, value in about.items()}}
-        arrays |= {f"{_SCORES}{name}": column for name, column in sorted(self.scores.items())}
-        np.savez_compressed(folder / INDEX, **arrays)
+        if arrays:
+            about[_KEPT] = self.data.digest
+        if packed and not ((folder / PACKED).is_file() and _keeps(folder / INDEX) == about[_KEPT]):
+            self.data.save(folder / PACKED)  # before the index, which speaks of them
+        found: dict[str, Any] = {"kept": self.kept, **{name: np.array(value) for name, value in about.items()}}
+        found |= {f"{_SCORES}{name}": column for name, column in sorted(self.scores.items())}
+        np.savez_compressed(folder / INDEX, **found)
 
     @classmethod
     def load(cls, data: Data, index: str | Path) -> ExampleSet:
         """`data` with what `save` wrote of it: a folder, or the file itself.
 
+        `data` may also be the examples that are left, as they were packed: then `source` is `Packed`.
+
         Raises:
             RunError: no such file, or one that can't be read.
-            DataError: an index of other data.
+            DataError: an index of other data, or an older one, which doesn't tell what it keeps, and packed examples.
         """
         path = Path(index) / INDEX if Path(index).is_dir() else Path(index)
         try:
             with np.load(path, allow_pickle=False) as file:
                 count, digest, name = int(file["count"]), str(file["digest"]), str(file["name"])
+                left = str(file[_KEPT]) if _KEPT in file.files else ""
                 kept = file["kept"].astype(np.int64)
                 scores = {key.removeprefix(_SCORES): file[key] for key in file.files if key.startswith(_SCORES)}
         except FileNotFoundError as error:
             raise RunError(f"there is no index at {path}: give a folder or file that prune-data wrote") from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RunError(f"{path} is damaged or no index: make it again") from error
-        if digest != data.digest:
-            raise DataError(
-                f"{path} is an index of {name}, {count} examples of digest {digest[:8]}; {data.name} has {len(data)} "
-                f"of digest {data.digest[:8]}: give the data that it was made of"
-            )
-        return cls(data, kept, scores)
+        if digest == data.digest:
+            return cls(data, kept, scores)
+        if left == data.digest and len(data) == len(kept):
+            return cls(Packed(data, kept, count, digest, name), kept, scores)
+        more = ", or all of the examples that it keeps" if left else ""
+        if not left and len(data) == len(kept):
+            more = "; it is older than packed examples, and does not tell them"
+        raise DataError(
+            f"{path} is an index of {name}, {count} examples of digest {digest[:8]}; {data.name} has {len(data)} "
+            f"of digest {data.digest[:8]}: give the data that it was made of{more}"
+        )
+
+
+def _keeps(index: Path) -> str:
+    """The digest of what an index keeps; "" where there is none that tells."""
+    try:
+        with np.load(index, allow_pickle=False) as file:
+            return str(file[_KEPT])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return ""
 
 
 def _in_range(labels: NDArray[np.int64], named: int, name: str) -> None:

@@ -18,7 +18,7 @@ import processes
 import secateur
 from claims import vision
 from recipes.vision import nets
-from secateur.errors import BudgetError, InfeasibleError, InputError
+from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
@@ -316,7 +316,10 @@ def test_another_student_learns_from_an_earlier_run_without_its_teacher(fifth, t
         ({"score": "el2n"}, "leave out score=el2n"),
         ({"budgets": ["examples=20%", "examples=30%"]}, "for examples=30%: it has those of examples=20%"),
         ({"soft": "nowhere"}, "soft=nowhere holds no outputs of a teacher .* give the folder of a run of kd"),
-        ({"data": HELD_OUT}, "give the data that it was made of, and the seed, which says what is held out"),
+        (
+            {"data": HELD_OUT},
+            "give the data that it was made of, .* held out by the seed, unless held_out names other data",
+        ),
         ({"student": "six"}, "tells 6 classes, its teacher 4"),
     ],
 )
@@ -330,6 +333,102 @@ def test_an_earlier_run_that_does_not_fit_is_refused(fifth, tmp_path, options, w
     with pytest.raises(InputError, match=words) as caught:
         results(tmp_path / "run", **{"soft": str(fifth[0]), "dry_run": dry_run, **options})
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def discarded(tmp_path_factory):
+    """A run on all of the data that packed what it keeps, another student of it that had the data, and a network."""
+    root = tmp_path_factory.mktemp("discarded")
+    (root / "nets.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef student():\n    torch.manual_seed(5)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 4))\n"
+    )
+    named = replace(DATA, classes=("north-west", "north-east", "south-west", "south-east"))
+    named.save(root / "data.npz")
+    HELD_OUT.save(root / "test.npz")
+    how = {"budget": "examples=20%", "held_out": root / "test.npz", **QUICK}
+    secateur.run("kd_data_pruning", teacher(), root / "data.npz", out=root / "first", pack=True, **how)
+    how |= {"model": f"{root}/nets.py:student", "soft": str(root / "first")}
+    (row,) = secateur.run("kd_data_pruning", data=root / "data.npz", out=root / "with", **how)
+    return root, how, row
+
+
+PACKED = "work/kept-examples=20%/examples.npz"
+
+
+@pytest.mark.parametrize("data", [PACKED, "work/kept-examples=20%"])
+def test_the_full_set_and_the_teacher_can_be_discarded(discarded, tmp_path, monkeypatch, data):
+    """The same student, bit for bit, of what is packed and the soft outputs alone; its evidence tells the same cut."""
+    root, how, before = discarded
+    shutil.copytree(root / "first", tmp_path / "first", ignore=shutil.ignore_patterns("*.pt2", "model.*", "train-*"))
+    shutil.copy(root / "nets.py", tmp_path)
+    monkeypatch.setattr(module, "outputs", lambda *a, **k: pytest.fail("the teacher was asked"))
+    how = {**how, "model": f"{tmp_path}/nets.py:student", "soft": str(tmp_path / "first"), "pack": True}
+    (row,) = secateur.run("kd_data_pruning", data=tmp_path / "first" / data, out=tmp_path / "second", **how)
+    ours, theirs = (load_file(place / "model.safetensors") for place in (tmp_path / "second", root / "with"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert row.verdict == before.verdict == "met"
+    assert row.cut.removed["examples"] == before.cut.removed["examples"] == (192, 240)
+    assert row.predicted["examples"] == row.cut.after["examples"] == 48
+    assert row.recovery.steps == before.recovery.steps
+    assert row.after["accuracy"] == before.after["accuracy"]
+    assert row.after["accuracy"].samples == len(HELD_OUT)
+    for name in ("index.npz", "examples.npz"):  # a third may learn from the second
+        kept = "work/kept-examples=20%"
+        assert (tmp_path / "second" / kept / name).read_bytes() == (root / "first" / kept / name).read_bytes()
+    assert examples.read(tmp_path / "second" / PACKED).classes[0] == "north-west"
+    (again,) = secateur.run("kd_data_pruning", data=tmp_path / "first" / data, out=tmp_path / "second", **how)
+    assert again.after == row.after
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"held_out": None},
+            "or all of the examples that it keeps; a part of it is held out by the seed, unless held_out",
+        ),
+        ({"data": HELD_OUT}, "is an index of data.npz, 240 examples of .*; quarters has 200 of .*: give the data that"),
+        ({"budget": "examples=30%"}, "holds no outputs of a teacher for examples=30%: it has those of examples=20%"),
+        ({"alpha": "auto"}, "alpha=auto asks the teacher for more: give a weight"),
+        ({"old": True}, "give the data that it was made of; it is older than packed examples, and does not tell them"),
+    ],
+)
+def test_packed_examples_that_do_not_fit_are_refused(discarded, tmp_path, changed, words):
+    root, how, _ = discarded
+    if changed.get("old"):
+        shutil.copytree(root / "first", tmp_path / "old")
+        index = tmp_path / "old/work/kept-examples=20%/index.npz"
+        arrays = dict(np.load(index))
+        np.savez(index, **{name: one for name, one in arrays.items() if name != "kept_digest"})
+        changed = {"soft": str(tmp_path / "old")}
+    given = {**how, "data": root / "first" / PACKED, **changed}
+    with pytest.raises(InputError, match=words) as caught:
+        secateur.run("kd_data_pruning", out=tmp_path / "out", **given)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_was_split_packs_what_it_keeps_of_its_own_part(tmp_path):
+    """Nothing of what it held out is packed, and what it packed needs held-out data of its own."""
+    secateur.run("kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "first", pack=True, **QUICK)
+    packed = examples.read(tmp_path / "first" / PACKED)
+    train, held = DATA.split(seed=0)
+    assert not np.isin(packed.keys(), held.keys()).any()
+    assert np.isin(packed.keys(), train.keys()).all()
+    how = {**QUICK, "soft": str(tmp_path / "first"), "held_out": held}
+    (row,) = secateur.run("kd_data_pruning", teacher(), packed, "examples=20%", tmp_path / "second", **how)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert row.cut.removed["examples"] == (216 - len(packed), 216)
+
+
+def test_what_can_not_be_packed_is_refused_before_anything_is_scored(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "rehearsed", lambda *a, **k: pytest.fail("scored"))
+    wide = replace(DATA, inputs=DATA.inputs.double())
+    with pytest.raises(DataError, match=r"quarters has inputs of float64, .* give float32 or int64"):
+        results(tmp_path / "run", data=wide, pack=True, score="el2n")
 
 
 @pytest.mark.parametrize("damage", ["cut", "other"])

@@ -59,6 +59,7 @@ def kd_data_pruning(
     temperature: float = 4.0,
     student: str = "",
     soft: str = "",
+    pack: bool = False,
     equal: Literal["iterations", "epochs"] = "iterations",
     epochs: float = 30.0,
     optimizer: Literal["sgd", "adamw"] = "sgd",
@@ -86,7 +87,8 @@ def kd_data_pruning(
        held-out part, and interpolated so that it never rises with f.
 
     `work/` of the run holds for each budget the index (`kept-BUDGET`), the teacher's outputs for what is kept, float16
-    (`soft-BUDGET`), and what was found out about alpha. From the first two, further students learn without a teacher.
+    (`soft-BUDGET`), and what was found out about alpha. From the first two, further students learn without a teacher;
+    and with `pack`, which writes `kept-BUDGET/examples.npz`, without the rest of the data.
 
     Args:
         subject: the teacher: a trained classifier. It stays as it is.
@@ -101,7 +103,9 @@ def kd_data_pruning(
         temperature: tau.
         student: file.py:function that builds another network; by default one like the teacher.
         soft: folder of an earlier run, of the same data, seed and budgets, for another student: what that kept, and
-            what its teacher said. Nothing is scored and nobody asked: `subject` may be any network.
+            what its teacher said. Nothing is scored and nobody asked: `subject` may be any network. With one budget,
+            `data` may be what that run packed.
+        pack: write the examples that stay beside their index: with them a student needs none of the other data.
         equal: iterations takes as many steps for every f; epochs takes fewer the less is left.
         epochs: of all of the data.
         optimizer: sgd with momentum, as in the paper, or adamw, which wants an lr of about 1e-3.
@@ -126,6 +130,8 @@ def kd_data_pruning(
     """
     check(data, budgets, alpha=alpha, tried=tried, held=held, trials=trials, runs=runs)
     check_runs(score, runs, score_epochs)
+    if pack:
+        data.storable()
     further = loop.options(training)
     ask: Ask = partial(answer, subject.inputs)
     earlier = {budget: before(soft, data, budget, alpha=alpha, score=score) for budget in budgets} if soft else {}
@@ -133,13 +139,14 @@ def kd_data_pruning(
         wide = earlier[budgets[0]][1]["logits"].shape[1] if soft else classes(subject.model, ask, data)
         check_student(fresh(subject.model, student, seed=seed), student or "the network", wide, ask, data)
     how: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay}
-    epoch = max(1, len(data) // batch) / further.get("accumulate", 1)
+    # Of packed examples the set that they are of, whose other examples are out of sight.
+    whole = ExampleSet(earlier[budgets[0]][0].source if soft else data).plain()
+    epoch = max(1, len(whole) // batch) / further.get("accumulate", 1)
     fit = partial(
         taught, ask=ask, build=partial(fresh, subject.model, student), batch=batch, temperature=temperature,
         train=partial(loop.train, count=examples.count, **how, **further),
-        steps=lambda part: max(1, round(epochs * epoch * (1.0 if equal == "iterations" else len(part) / len(data)))),
+        steps=lambda part: max(1, round(epochs * epoch * (1.0 if equal == "iterations" else len(part) / len(whole)))),
     )  # fmt: skip
-    whole = ExampleSet(data).plain()
     if score == "random":
         column = random.scores(whole.units("examples"), seed)["examples"]
     else:
@@ -158,8 +165,8 @@ def kd_data_pruning(
             if weight == "auto":
                 judge = partial(tried_out, whole, run=run, keep=keep, soft=say, fit=fit, ask=ask, batch=batch)
                 table = judge(shares=tried, held=held, trials=trials, seed=seed)
-                weight = trusted(table, len(left) / len(data))
-            left.save(run.folder(f"kept-{budget}"))
+                weight = trusted(table, len(left) / len(whole))
+            left.save(run.folder(f"kept-{budget}"), packed=pack)
             heard = partial(dict, earlier[budget][1]) if soft else partial(say, left)
             said = run.tensors(f"soft-{budget}", heard)["logits"]
             net, took = fit(left.data, said, weight, seed=seed, checkpoint=run.folder(trained(budget, weight)))
@@ -290,7 +297,8 @@ def before(
     try:
         left, said = ExampleSet.load(data, work / f"kept-{budget}"), rundir.stored(work / f"soft-{budget}.safetensors")
     except DataError as error:
-        raise InputError(f"soft={soft}: {error}, and the seed, which says what is held out") from error
+        told = "a part of it is held out by the seed, unless held_out names other data"
+        raise InputError(f"soft={soft}: {error}; {told}") from error
     except RunError as error:
         raise InputError(f"soft={soft}: {error}") from error
     if said["examples"].tolist() != left.kept.tolist():
