@@ -400,9 +400,10 @@ def test_a_student_that_comes_no_nearer_ends_with_one(places):
 def test_a_config_repeats_a_distillation_and_flags_win_over_it(places):
     tiny.model("llama", 7).save_pretrained(places / "pupil")
     tiny.tokenizer().save_pretrained(places / "pupil")
-    how = ["--lr", "0.003", "--hidden", "--training", "every=2", *TAUGHT]
+    how = ["--lr", "0.003", "--hidden", "--training", "every=2", "--held-out", "texts.txt", *TAUGHT]
     done = forked(places, "distill", "pupil", "--from", "llama", "--out", "first", *how)
     assert done.code == 0, done.stderr
+    assert "held_out: texts.txt" in (places / "first/run.yaml").read_text()
     done = forked(places, "distill", "--config", "first/run.yaml", "--out", "second")
     assert done.code == 0, done.stderr
     one, other = ((places / name / "model.safetensors").read_bytes() for name in ("first", "second"))

@@ -461,6 +461,7 @@ def distill(
         typer.Option("--from", help="The teacher. Again for one more: the mean of both, or PATH=0.7.", metavar="MODEL"),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Texts, or for a network examples; a part is held out.")] = None,
+    held_out: Annotated[str | None, typer.Option(help=_HELD_OUT)] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory, where the result will stand.")] = None,
     config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
     choice: Annotated[str, typer.Option(help="Of several teachers the best per sample: by label or confidence.")] = "",

@@ -200,8 +200,9 @@ def test_the_student_is_faster():
 
 
 ALIKE = (
-    "no difference: labels 0.809 against 0.817, probabilities 0.8425 against 0.8432, numbers 0.774 against 0.779; "
-    "fine-tuned from labels, a student keeps little of a second teacher that its hidden states were drawn to, by words"
+    "no difference: labels 0.821 against 0.818, probabilities 0.839 against 0.840, numbers 0.760 against 0.752, each "
+    "within its interval; fine-tuned from labels, a student keeps little of a second teacher that its hidden states "
+    "were drawn to, by words"
 )
 
 
@@ -217,8 +218,8 @@ def test_two_teachers_make_a_student_loyal_to_the_second(kind):
     lab.record(
         "romanian_distilberts",
         f"second-{kind}",
-        f"taught by two, a student has more {kind} loyalty to the second teacher than taught by the first alone",
-        sum(ours) > sum(rivals["of the first alone"]),
+        f"taught by two, a student has clearly more {kind} loyalty to the second teacher than by the first alone",
+        lab.clearly_less(rivals["of the first alone"], ours),
         (f"{kind} loyalty to the second", ours),
         rivals | shown,
         lower=False,

@@ -26,6 +26,7 @@ from transformers import (
 import secateur
 import tiny
 from secateur.errors import DataError, InputError, MendedWarning, ModelError, RunError, ServerError, UnsupportedError
+from secateur.files import examples
 from secateur.files.rundir import locked
 from secateur.llms import Local
 from secateur.measure import evidence
@@ -551,6 +552,32 @@ def test_a_network_of_any_kind_learns_by_examples(nets):
     assert row.verdict.startswith("met")
     program = torch.export.load(nets / "out" / "model.pt2").module()
     assert program(torch.zeros(2, 8)).shape == (2, 3)
+
+
+def test_held_out_data_of_ones_own_is_what_a_student_is_measured_on(nets, monkeypatch):
+    held = examples.read(nets / "data.npz").take(range(0, 400, 2))
+    few = examples.read(nets / "data.npz").take(range(40))
+    held.save(nets / "held.npz")
+    few.save(nets / "few.npz")
+    learned = set()
+    take = examples.Batches.__getitem__
+    monkeypatch.setattr(
+        examples.Batches, "__getitem__", lambda self, i: (learned.add(len(self.data)), take(self, i))[1]
+    )
+    row = of_nets(nets, data="few.npz", held_out=nets / "held.npz", steps=20)
+    assert learned == {40}, "all of the data is learned from"
+    student = torch.export.load(nets / "out/model.pt2").module()
+    right = float((student(held.inputs).argmax(-1) == held.labels).float().mean())
+    assert row.after["accuracy"].value == pytest.approx(right)
+    assert row.settings["held_out_sha256"] == held.digest
+    assert row.settings["held_out"] == str(nets / "held.npz")
+    assert "20 of 200 held-out examples are in the data, too" in row.settings["notes"][0]
+    for other in (None, few):
+        with pytest.raises(RunError, match="holds a run with held_out_sha256="):
+            of_nets(nets, data="few.npz", held_out=other, steps=20)
+    with pytest.raises(DataError, match="has no classes to measure quality by"):
+        of_nets(nets, out="other", held_out=nets / "plain.npz")
+    assert not (nets / "other").exists()
 
 
 def test_a_network_takes_its_weights_from_a_file_or_a_folder(nets, tmp_path):

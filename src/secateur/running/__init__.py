@@ -25,7 +25,7 @@ from secateur.files import texts
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run, guard, writing
 from secateur.measure import display, environment, evidence, generation, latency, memory, sparsity
-from secateur.running import configs, keywords, trades
+from secateur.running import configs, keywords, parts, trades
 from secateur.running.trades import Trade
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result
 
@@ -165,18 +165,10 @@ def results(
         subject = typing.cast(Any, trade).opened(model, device, corpus, inputs)
     else:
         raise InputError("inputs are of networks, and this recipe works on language models: leave them out")
-    train = judged = None
-    if corpus is not None and apart is not None:
-        _alike(corpus, apart)
-        train, judged = corpus, apart = trade.fitted(corpus, subject), trade.fitted(apart, subject)
-    elif corpus is not None:
-        corpus = trade.fitted(corpus, subject)
-        if len(corpus) < 3:
-            few = f"{corpus.name} holds {len(corpus)} {trade.NOUN}"
-            raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
-        # Once, and before the recipe: what quality is measured on, it never sees.
-        train, judged = corpus.split(seed=seed)
-    warned = tuple(filter(None, [train and trades.copies(train, judged, trade.NOUN, apart=apart is not None)]))
+    # Once, and before the recipe: what quality is measured on, it never sees.
+    part = None if corpus is None else parts.parted(trade, corpus, apart, subject, seed=seed)
+    train, judged = (None, None) if part is None else (part.train, part.held)
+    warned = (part.warning,) if part is not None and part.warning else ()
     where = trade.where(subject, chosen.get("batch"), chosen.get("length"), threads)
     trade.check(subject, {"length": where.length, **chosen})
     settings = {
@@ -190,13 +182,11 @@ def results(
         **({"stream": True} if stream else {}),
         **{name: value for name, value in chosen.items() if name != "dry_run"},
         "model_sha256": trade.digest(subject),
-        **({} if corpus is None else {"data_sha256": corpus.digest}),
-        **({} if apart is None else {"held_out_sha256": apart.digest}),
+        **({} if part is None else part.digests),
     }
     about = {
         "model": str(model) if isinstance(model, (str, Path)) else type(subject.model).__name__,
-        **({} if corpus is None else {"data": _named(data, corpus)}),
-        **({} if apart is None else {"held_out": _named(held_out, apart)}),
+        **parts.named(data=(data, corpus), held_out=(held_out, apart)),
         **({"inputs": inputs} if isinstance(inputs, str) else {}),
     }
     if dry_run:
@@ -238,25 +228,6 @@ def results(
         rows = [finished[name] for name in names if name in finished]
         if rows != published or not (directory.root / "report.html").is_file():
             publish_evidence(directory.root, rows)
-
-
-def _named(data: Any, found: Any) -> str:
-    """Where data was found, or else what it calls itself."""
-    return str(data) if isinstance(data, (str, Path)) else str(found.name)
-
-
-def _alike(data: Any, judged: Any) -> None:
-    """Refuse held-out examples by which a network that takes `data` can't be judged."""
-    if not isinstance(data, Examples) or not isinstance(judged, Examples):
-        return
-    if bool(data.targets) != bool(judged.targets):
-        has, lacks = (data, judged) if data.targets else (judged, data)
-        raise DataError(f"{has.name} has boxes and {lacks.name} none: give data and held-out data of one kind")
-    if data.labels is not None and judged.labels is None:
-        raise DataError(f"{judged.name} has no classes to measure quality by: give held-out examples with labels")
-    if data.classes and judged.classes and data.classes != judged.classes:
-        theirs, ours = _listed(judged.classes), _listed(data.classes)
-        raise DataError(f"{judged.name} numbers the classes {theirs}, {data.name} {ours}: give both the same classes")
 
 
 def same_judges(row: Evidence, held_out: Any, arm: Evidence | None = None) -> None:

@@ -19,7 +19,7 @@ from secateur.files.rundir import Run, guard
 from secateur.measure import environment, evidence
 from secateur.recover import loop
 from secateur.recover.assistants import chain
-from secateur.running import configs, language, publish_evidence, trades
+from secateur.running import configs, language, parts, publish_evidence, trades
 from secateur.running.distilling import measuring, members, results, training, trying
 from secateur.running.distilling.course import Course, stream
 from secateur.running.distilling.lessons import Lesson, check, check_cache, warming
@@ -66,6 +66,7 @@ def distill(
     training: str | Mapping[str, Any] = "",
     seed: int = 0,
     device: str | None = None,
+    held_out: Data | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> Evidence:
@@ -122,6 +123,7 @@ def distill(
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         seed: of everything random.
         device: where the models are held and measured; training takes a GPU that is there.
+        held_out: what is measured on, read as `data` is, all of which is then learned from; a part of `data` if None.
         dry_run: say what would be trained, and how long that takes by one step; nothing is written.
         overwrite: start anew where `out` holds another run.
 
@@ -141,21 +143,20 @@ def distill(
     check(lesson, above, assistants)
     check_cache(lesson, cache_at, out)
     trade = trades.of_model(student)
-    corpus = trade.read(data)
+    corpus, apart = trade.read(data), None if held_out is None else trade.read(held_out)
     pupil = members.learner(trade, student, device, corpus)
     pupil = members.weighted(pupil, weights) if weights else pupil
     between = [members.learner(trade, one, device, corpus, pupil) for one in assistants]
     masters = [] if server else [members.opened(trade, one, device, corpus, pupil) for one in above]
-    corpus = trade.fitted(corpus, pupil)
+    part = parts.parted(trade, corpus, apart, pupil, seed=seed)
     members.check_kind(trade, lesson, pupil, len(above) > 1)
     members.check_chain(trade, pupil, between, masters, lesson.align)
     trade.check(pupil, {"length": length} if trade is language else {})
-    train, held = corpus.split(seed=seed)
-    items = stream(trade, lesson, pupil, train, masters)
+    items = stream(trade, lesson, pupil, part.train, masters)
     where = trade.where(pupil, batch, length if trade is language else None, None)
-    course = Course(trade, lesson, tuple(map(str, above)), masters, train, held, items, where, str(cache_at))
+    course = Course(trade, lesson, tuple(map(str, above)), masters, part.train, part.held, items, where, str(cache_at))
     trying.check_number(course, pupil)
-    notes = [told] if (told := trades.copies(train, held, trade.NOUN)) else []
+    notes = [part.warning] if part.warning else []
     trying.tried(course, pupil, between)
     if dry_run:
         row = trying.planned(course, pupil)
@@ -166,13 +167,13 @@ def distill(
         "student_sha256": trade.digest(pupil),
         "teachers_sha256": [trade.digest(one) for one in masters] or course.names,
         "assistants_sha256": [trade.digest(one) for one in between],
-        "data_sha256": corpus.digest,
+        **part.digests,
     }
     places = {"weights": weights, "device": device, "cache_at": cache_at}
     about = {
         "student": trades.called(student),
         "teachers": [trades.called(one) for one in above],
-        "data": str(data) if isinstance(data, str | Path) else corpus.name,
+        **parts.named(data=(data, corpus), held_out=(held_out, apart)),
         **({"assistants": [trades.called(one) for one in assistants]} if assistants else {}),
         **{name: str(value) for name, value in places.items() if value},
     }
