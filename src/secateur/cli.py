@@ -831,7 +831,7 @@ def prune_data(
     data: Annotated[
         str | None,
         typer.Argument(
-            help="Texts, an .npz file, a folder of images or of save_to_disk, a .csv, hub:owner/name, file.py:function."
+            help="Texts or a table (.txt .jsonl .parquet .csv), an .npz, a folder, hub:owner/name, file.py:function."
         ),
     ] = None,
     budget: Annotated[
