@@ -305,6 +305,12 @@ def test_inspect_measure_report_and_export(places):
     assert done.stderr == "secateur: --data goes with int8 and int4: packed changes no quality\n"
 
 
+def test_measure_compares_with_one(capsys):
+    assert cli.main(["measure", "a", "--against", "b", "--against", "c"]) == 2
+    said = "secateur: --against names b and c: measure compares with one, so measure once for each\n"
+    assert capsys.readouterr().err == said
+
+
 def test_measure_asks_lm_eval_with_a_task_of_ones_own(places):
     pytest.importorskip("lm_eval")
     (places / "tasks").mkdir()

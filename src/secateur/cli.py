@@ -1060,7 +1060,9 @@ def _print_network(found: Mapping[str, Any], picture: Path | None) -> None:
 
 def measure(
     model: Annotated[str, typer.Argument(help="A model folder or Hub id.")],
-    against: Annotated[str | None, typer.Option(help="Another, usually the original, to compare with.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Another, usually the original, to compare with.", metavar="MODEL")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Texts to measure quality on.")] = None,
     tasks: Annotated[
         list[str] | None,
@@ -1075,10 +1077,13 @@ def measure(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Measure size, time, memory and quality of a model, alone or against another."""
+    if len(named := against or []) > 1:  # teachers, it may be: the last alone would count
+        raise InputError(f"--against names {' and '.join(named)}: measure compares with one, so measure once for each")
+    other = next(iter(named), None)
     from secateur import running
 
     found = running.measure(
-        model, against, data, tasks=_parts(",".join(tasks or ())), task_folder=task_folder, limit=limit,
+        model, other, data, tasks=_parts(",".join(tasks or ())), task_folder=task_folder, limit=limit,
         batch=batch, length=length, threads=threads, device=device,
     )  # fmt: skip
     if as_json:
@@ -1092,7 +1097,7 @@ def measure(
     names = display.order(name for part in found.values() for name in part)
     rows = [["Measure", *found]]
     rows += [[display.measure(n).label, *(display.text(n, part.get(n)) for part in found.values())] for n in names]
-    usual = trades.of_model(model if against is None else against)
+    usual = trades.of_model(model if other is None else other)
     length = length or usual.LENGTH
     title = f"batch {batch or usual.BATCH}" + (f" x {length} tokens" if length else "")
     _console().print(evidence.rich_table(rows, title=title))
