@@ -14,7 +14,7 @@ import pytest
 
 import processes
 import tiny
-from secateur import cli, recipes
+from secateur import cli, recipes, running
 from secateur.errors import ModelError
 from test_llms import say, served
 
@@ -137,6 +137,8 @@ def test_options_are_read_as_text():
         ("none", "Literal['kd', 'none']", "none"),
         ("1,2", "Sequence[int]", ["1", "2"]),
         ("[1, 2]", "list[int]", [1, 2]),
+        (["1, 2", "[3]", ""], "Sequence[int]", ["1", "2", 3]),
+        (["1", "[3"], "Sequence[int]", "[3"),
         ("12", "str", "12"),
         ("no", "Literal['yes', 'no']", "no"),
         ("word", "int", "word"),
@@ -144,6 +146,20 @@ def test_options_are_read_as_text():
 )
 def test_flags_become_values(text, annotation, value):
     assert cli._value(text, annotation) == value
+
+
+def test_a_flag_of_a_list_given_again_adds_to_it(places, capsys, monkeypatch):
+    monkeypatch.chdir(places)
+    how = ["llama", "--budget", "params=80%", "--data", "texts.txt", "--dry-run"]
+    assert cli.main(["run", "romanian_distilberts", *how, "--weights", "1,a", "--weights", "2"]) == 2
+    assert "option weights='a' of romanian_distilberts" in capsys.readouterr().err, "the first is not forgotten"
+    asked = []
+    monkeypatch.setattr(running, "results", lambda **options: asked.append(options.get("axes", "none")) or [])
+    for words in ([], ["--axes", "heads,neurons"], ["--axes", "heads", "--axes", "neurons"], ["--axes", ""]):
+        assert cli.main(["run", "minitron", *how, *words]) == 0
+    assert asked == ["none", ["heads", "neurons"], ["heads", "neurons"], []]
+    done = forked(places, "run", "minitron", "--help")
+    assert "Separated by commas, or again." in " ".join(done.stdout.replace("│", " ").split())
 
 
 def test_a_choice_by_another_name_is_read_in_full():
@@ -287,6 +303,12 @@ def test_inspect_measure_report_and_export(places):
     assert done.stderr.startswith("secateur: nothing gets smaller without its zeros")
     done = forked(places, "export", "small", "--to", "packed", "--data", "texts.txt")
     assert done.stderr == "secateur: --data goes with int8 and int4: packed changes no quality\n"
+
+
+def test_measure_compares_with_one(capsys):
+    assert cli.main(["measure", "a", "--against", "b", "--against", "c"]) == 2
+    said = "secateur: --against names b and c: measure compares with one, so measure once for each\n"
+    assert capsys.readouterr().err == said
 
 
 def test_measure_asks_lm_eval_with_a_task_of_ones_own(places):
@@ -448,6 +470,9 @@ def test_a_config_that_does_not_fit_is_refused_in_one_line(places, capsys, monke
     assert not (places / "x").exists()
 
 
+MATCHED = ["llama", "--from", "llama", "--data", "texts.txt", "--out", "x", "--match"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -455,6 +480,14 @@ def test_a_config_that_does_not_fit_is_refused_in_one_line(places, capsys, monke
         (["llama", "--from", "llama", "--out", "x"], "distill needs --data:"),
         (["llama", "--from", "a=0.5", "--from", "b", "--data", "x", "--out", "x"], "--from b has no share"),
         (["llama", "--from", "none/here", "--data", "texts.txt", "--out", "x"], "none/here"),
+        ([*MATCHED, "model.layers.0", "--match-index", "1"], "write {i} in it, or leave match-index out"),
+        (
+            [*MATCHED, "model.layers.{i}", "--match-index", "0,1,2", "--match-index", "3,0"],
+            "index gives numbers for model.layers.4, which the student lacks",
+        ),
+        ([*MATCHED, "lm_head", "--match-weight", "1,2", "--match-weight", "3"], "3 weights for 1"),
+        ([*MATCHED, "lm_head", "--warm-up", "match=0.1", "--warm-up", "task=-1"], "warm-up 'match=0.1,task=-1'"),
+        ([*MATCHED, "lm_head", "--training", "accumulate=x", "--training", "every=2"], "setting accumulate='x'"),
     ],
 )
 def test_distill_says_what_it_lacks_in_one_line(places, capsys, monkeypatch, words, said):

@@ -302,19 +302,26 @@ def _about_servers(own: Sequence[recipes.Option], *, graph: bool = False) -> lis
 def _flags(panel: str, options: Sequence[recipes.Option]) -> dict[str, tuple[Any, Any]]:
     """Option -> (annotation for typer, default) of a recipe's own options, under the heading `panel` in the help.
 
-    All but switches are text here; the recipe's own annotation checks it later, the same way as a value from --config.
+    All but switches are text here, or of lists one text for each time the flag is given; the recipe's own annotation
+    checks it later, the same way as a value from --config.
     """
     kinds: dict[str, tuple[Any, Any]] = {}
     for option in options:
         name = option.name.replace("_", "-")
-        help = f"{option.help} (default {option.default!r})".replace("(default '')", "").replace("[", r"\[").strip()
+        several = _is_list(option.annotation)
+        help = f"{option.help} Separated by commas, or again." if several else option.help
+        help = f"{help} (default {option.default!r})".replace("(default '')", "").replace("[", r"\[").strip()
         if option.annotation == "bool":
             both = typer.Option(f"--{name}/--no-{name}", help=help, rich_help_panel=panel)
             kinds[option.name] = (Annotated[bool | None, both], None)
         else:
             flag = typer.Option(f"--{name}", help=help, metavar=_metavar(option.annotation), rich_help_panel=panel)
-            kinds[option.name] = (Annotated[str | None, flag], None)
+            kinds[option.name] = (Annotated[list[str] | None if several else str | None, flag], None)
     return kinds
+
+
+def _is_list(annotation: str) -> bool:
+    return any(name in annotation for name in ("Sequence", "list", "tuple"))
 
 
 def _metavar(annotation: str) -> str:
@@ -329,8 +336,8 @@ def _given(options: Sequence[recipes.Option], values: Mapping[str, Any]) -> dict
     """The recipe's own options among the flags that were given."""
     found = {option.name: (values[option.name], option.annotation) for option in options}
     return {
-        name: _value(value, annotation) if isinstance(value, str) else value
-        for name, (value, annotation) in found.items() if value is not None
+        name: value if isinstance(value, bool) else _value(value, annotation)
+        for name, (value, annotation) in found.items() if value is not None and value != []
     }  # fmt: skip
 
 
@@ -344,16 +351,28 @@ def _sign(command: Callable[..., None], kinds: Mapping[str, tuple[Any, Any]]) ->
     command.__annotations__ = {name: kind for name, (kind, _) in kinds.items()}
 
 
-def _value(text: str, annotation: str) -> Any:
-    """A flag's text as YAML would give it, where the recipe's annotation is more than text."""
+def _value(text: str | Sequence[str], annotation: str) -> Any:
+    """A flag's text as YAML would give it, where the recipe's annotation is more than text.
+
+    Of a list's texts, each time the flag was given, one list; what is none of them is left to the recipe to refuse.
+    """
+    if not isinstance(text, str):
+        parts = [_value(one, annotation) for one in text]
+        wrong = [part for part in parts if not isinstance(part, list)]
+        return wrong[0] if wrong else [item for part in parts for item in part]
     if annotation in ("str", "Any") or annotation.startswith("Literal"):
         return text
-    if any(name in annotation for name in ("Sequence", "list", "tuple")) and not text.startswith("["):
-        return [part.strip() for part in text.split(",") if part.strip()]
+    if _is_list(annotation) and not text.startswith("["):
+        return _parts(text)
     try:
         return json.loads(text)
     except ValueError:
         return None if text.lower() == "none" and "None" in annotation else text
+
+
+def _parts(text: str) -> list[str]:
+    """What commas separate."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _run(given: dict[str, Any]) -> None:
@@ -499,8 +518,9 @@ def distill(
         ),
     ] = None,
     match_index: Annotated[
-        str, typer.Option(help="For {i}: the teacher's number for each of the student's.", metavar="1,3,...")
-    ] = "",
+        list[str] | None,
+        typer.Option(help="For {i}: the teacher's number for each of the student's.", metavar="1,3,..."),
+    ] = None,
     match_loss: Annotated[
         str,
         typer.Option(
@@ -509,18 +529,18 @@ def distill(
         ),
     ] = "mse",
     match_weight: Annotated[
-        str, typer.Option(help="Of that loss: one, or one for each module.", metavar="NUMBER,...")
-    ] = "",
+        list[str] | None, typer.Option(help="Of that loss: one, or one for each module.", metavar="NUMBER,...")
+    ] = None,
     match_balance: Annotated[
         bool, typer.Option("--match-balance", help="Make that loss as large as the predictions', then weigh it.")
     ] = False,
     warm_up: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             help="Parts of the loss that grow from 0: task, hidden, match; over a share of the steps, or so many.",
             metavar="match=0.1,...",
         ),
-    ] = "",
+    ] = None,
     cache: Annotated[
         str,
         typer.Option(help="Ask the teacher once: keep so many tokens at each place, or all it says.", metavar="K|all"),
@@ -530,7 +550,9 @@ def distill(
     ] = "",
     on_policy: Annotated[float, typer.Option(help="Share of the batches that the student writes itself.")] = 0.0,
     prompt: Annotated[int, typer.Option(help="Tokens of a text that it then writes on from.")] = 16,
-    training: Annotated[str, typer.Option(help="More settings of training: accumulate=4,precision=bf16.")] = "",
+    training: Annotated[
+        list[str] | None, typer.Option(help="More settings of training: accumulate=4,precision=bf16.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     device: Annotated[str | None, typer.Option(help="Where the models are held: cpu (the default), cuda, ...")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and how long.")] = False,
@@ -540,6 +562,9 @@ def distill(
     given = _typed(typed)
     if teachers:
         given["teachers"], given["shares"] = _shared(teachers)
+    for name in ("match_index", "match_weight", "warm_up", "training"):  # given again, they go on
+        if name in given:
+            given[name] = ",".join(given[name])
     for name, kind in (("match_index", int), ("match_weight", float), ("buckets", int)):
         if name in given:
             given[name] = _numbers(given[name], kind, name.replace("_", "-"))
@@ -1035,9 +1060,14 @@ def _print_network(found: Mapping[str, Any], picture: Path | None) -> None:
 
 def measure(
     model: Annotated[str, typer.Argument(help="A model folder or Hub id.")],
-    against: Annotated[str | None, typer.Option(help="Another, usually the original, to compare with.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Another, usually the original, to compare with.", metavar="MODEL")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Texts to measure quality on.")] = None,
-    tasks: Annotated[str, typer.Option(help="lm-eval tasks to measure quality on, separated by commas.")] = "",
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(help="lm-eval tasks to measure quality on, separated by commas, or again.", metavar="TASK,..."),
+    ] = None,
     task_folder: Annotated[Path | None, typer.Option(help="A folder of lm-eval task files of your own.")] = None,
     limit: Annotated[int | None, typer.Option(help="Documents per task; all if not given.")] = None,
     batch: Annotated[int | None, typer.Option(help="Rows per batch; 32 if not given.")] = None,
@@ -1047,10 +1077,13 @@ def measure(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Measure size, time, memory and quality of a model, alone or against another."""
+    if len(named := against or []) > 1:  # teachers, it may be: the last alone would count
+        raise InputError(f"--against names {' and '.join(named)}: measure compares with one, so measure once for each")
+    other = next(iter(named), None)
     from secateur import running
 
     found = running.measure(
-        model, against, data, tasks=[name for name in tasks.split(",") if name], task_folder=task_folder, limit=limit,
+        model, other, data, tasks=_parts(",".join(tasks or ())), task_folder=task_folder, limit=limit,
         batch=batch, length=length, threads=threads, device=device,
     )  # fmt: skip
     if as_json:
@@ -1064,7 +1097,7 @@ def measure(
     names = display.order(name for part in found.values() for name in part)
     rows = [["Measure", *found]]
     rows += [[display.measure(n).label, *(display.text(n, part.get(n)) for part in found.values())] for n in names]
-    usual = trades.of_model(model if against is None else against)
+    usual = trades.of_model(model if other is None else other)
     length = length or usual.LENGTH
     title = f"batch {batch or usual.BATCH}" + (f" x {length} tokens" if length else "")
     _console().print(evidence.rich_table(rows, title=title))

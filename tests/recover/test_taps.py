@@ -69,6 +69,8 @@ def test_layers_that_are_missing_are_mapped_by_their_numbers():
     found = taps.pairs(student, teacher, "layers.{i}.mlp@input", other="layers.{i}.attn", index=[4, 4, 4])
     assert found[0] == ("layers.0.mlp@input", "layers.4.attn")
     assert taps.pairs(student, teacher, "head") == [("head", "head")]
+    later = nn.Sequential(nn.ReLU(), Block(4))  # a list begins at 0, whatever number the first module has
+    assert taps.pairs(later, later, "{i}.mlp", index=[0, 1]) == [("1.mlp", "1.mlp")]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,9 @@ def test_layers_that_are_missing_are_mapped_by_their_numbers():
     [
         ("layers.{i}", {"index": [0, 2]}, "index says nothing of layers.2"),
         ("layers.{i}", {"index": [0, 2, 9]}, "'layers.9' is no module"),
+        ("layers.{i}", {"index": [0, 1, 2, 3, 4]}, "numbers for layers.3, layers.4, which the student lacks: leave"),
+        ("layers.{i}", {"index": {0: 0, 1: 2, 2: 4, 7: 4}}, "numbers for layers.7, which the student lacks"),
+        ("layers.2", {"index": [0, 2, 4]}, r"'layers.2' has none: write \{i\} in it"),
         ("layers.{i}", {"other": "layers.*"}, "in both, or in neither"),
         ("layers.{i}.*", {}, "without other wildcards"),
         (

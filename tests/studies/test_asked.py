@@ -181,6 +181,23 @@ def test_a_study_from_the_command_line(place):
     done = processes.run(place, "study", "curve", "net.py:build", "--data", "data.npz", "--dry-run", "--seeds", "0,1")
     assert (done.code, done.stderr) == (0, "")
     assert "dry run: 24 students" in done.stdout
+    again = [
+        "--seeds",
+        "0,1",
+        "--seeds",
+        "2",
+        "--rules",
+        "random",
+        "--rules",
+        "el2n",
+        "--shares",
+        "0.1",
+        "--shares",
+        "1",
+    ]
+    done = processes.run(place, "study", "curve", "net.py:build", "--data", "data.npz", "--dry-run", *again)
+    assert (done.code, done.stderr) == (0, "")
+    assert "dry run: 27 students" in done.stdout, "3 seeds x 3 weights, of 2 rules at 10% and of the whole"
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,15 @@ def pairs(
     student goes with module index[i] of the teacher, i where no index is given: [0, 2, 4] for a student that has lost
     every second of five layers. Without, both patterns have to fit equally many.
 
-    Raises `InputError` for a pattern that fits nothing, for numbers that `index` or the teacher lacks, and for two
-    patterns that fit other numbers of modules.
+    Raises `InputError` for a pattern that fits nothing, for numbers that `index` or the teacher lacks, for an `index`
+    without "{i}" or of numbers that the student lacks, and for two patterns that fit other numbers of modules.
     """
     other = other or pattern
     if ("{i}" in pattern) != ("{i}" in other):
         raise InputError(f"{pattern!r} and {other!r}: write {{i}} in both, or in neither")
     if "{i}" not in pattern:
+        if index is not None:
+            raise InputError(f"index says which numbers {{i}} stands for, and {pattern!r} has none: write {{i}} in it")
         ours, theirs = match(student, pattern), match(teacher, other)
         if len(ours) != len(theirs):
             raise InputError(
@@ -87,8 +89,11 @@ def pairs(
                 f"the teacher ({named(theirs)}): write {{i}} for their number and give index, or name as many"
             )
         return list(zip(ours, theirs, strict=True))
-    found = []
-    for number in _numbers(student, pattern):
+    found, numbers = [], _numbers(student, pattern)
+    surplus = () if index is None else index if isinstance(index, Mapping) else range(numbers[-1] + 1, len(index))
+    if lacking := [pattern.replace("{i}", str(number)) for number in surplus if number not in numbers]:
+        raise InputError(f"index gives numbers for {named(lacking)}, which the student lacks: leave them out")
+    for number in numbers:
         if index is not None and number not in (index if isinstance(index, Mapping) else range(len(index))):
             raise InputError(f"index says nothing of {pattern.replace('{i}', str(number))}: give the teacher's number")
         place = number if index is None else index[number]

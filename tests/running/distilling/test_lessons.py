@@ -44,6 +44,12 @@ def test_options_that_do_not_go_together_are_refused(plain, how, words):
         lessons.check(replace(plain, **how), ["one", "two"], [])
 
 
+def test_an_index_needs_a_number_to_stand_for(plain):
+    lessons.check(replace(plain, match=("head", "layers.{i}"), match_index=(1,)), ["one"], [])
+    with pytest.raises(InputError, match=r"write \{i\} in it, or leave match-index out"):
+        lessons.check(replace(plain, match=("head", "layers.0"), match_index=(1,)), ["one"], [])
+
+
 def test_a_folder_of_a_cache_stands_beside_the_run_and_has_a_cache(plain, tmp_path):
     (tmp_path / "file").touch()
     kept = replace(plain, cache=3)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from secateur.errors import InputError
 from secateur.files.rundir import Run
 from secateur.running.distilling import training
 
@@ -50,6 +51,15 @@ def test_features_that_match_are_trained_along(of_networks, plain):
     assert len(found.extra) == 1
     _, parts = found.objective(course.stream[0], found.count(course.stream[0]))
     assert sorted(parts) == ["logit", "match"]
+
+
+def test_an_index_is_of_the_patterns_with_a_number(of_networks, plain):
+    above = of_networks()[1].masters[:1]
+    pupil, course = of_networks(replace(plain, match=("{i}", "0=0"), match_index=(0, 1, 2)))
+    assert training.goal(course, pupil, above, course.voices(pupil, above, 1.0)).extra
+    pupil, course = of_networks(replace(plain, match=("{i}", "0=0"), match_index=(0, 1, 2, 3)))
+    with pytest.raises(InputError, match="numbers for 3, which the student lacks"):
+        training.goal(course, pupil, above, course.voices(pupil, above, 1.0))
 
 
 def test_states_of_another_width_are_projected(of_texts, plain):

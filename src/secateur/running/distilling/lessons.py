@@ -135,6 +135,8 @@ def check(lesson: Lesson, above: Sequence[object], between: Sequence[object]) ->
         "match-index, -loss, -weight and -balance say how modules match: name some by match": not lesson.match and (
             lesson.match_index or lesson.match_loss != "mse" or lesson.match_weight or lesson.match_balance
         ),
+        "match-index says which numbers {i} of match stands for: write {i} in it, or leave match-index out":
+            lesson.match_index and not any("{i}" in pattern for pattern in lesson.match),
         "align has no warm-up: leave one of them out": lesson.align and lesson.warm_up,
         "buckets are of forward KL of a teacher that answers whole, live or from cache=all: leave them out":
             lesson.buckets and (some or lesson.align or lesson.on_policy or lesson.direction != "forward"),

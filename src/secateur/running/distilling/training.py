@@ -106,7 +106,8 @@ def _matched(course: Course, objective: Any, student: Any, teacher: Any) -> tupl
     pairs = []
     for pattern in lesson.match:
         ours, _, theirs = pattern.partition("=")
-        found = taps.pairs(student.model, teacher.model, ours, other=theirs, index=lesson.match_index or None)
+        index = lesson.match_index if lesson.match_index and "{i}" in ours else None  # others stand beside it
+        found = taps.pairs(student.model, teacher.model, ours, other=theirs, index=index)
         pairs += [(student.model, teacher.model, *one) for one in found]
     return matching.beside(
         objective, pairs, lambda: [course.forward(one)(first) for one in (student, teacher)],
