@@ -243,8 +243,7 @@ def compared(
     both = _fidelity((original, student), read)
     if tells_number(original) and tells_number(student):
         ours, theirs = (_numbers(subject, read) for subject in (student, original))
-        before, after = (_correlations(told, read) for told in (theirs, ours))
-        return before, after, both | loyalty.numbers(ours, theirs)
+        return _correlations(theirs, read), _correlations(ours, read), both | loyalty.numbers(ours, theirs)
     if _masked(original, student):
         before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
         return {"accuracy": before}, {"accuracy": after}, both | tally.figures()
