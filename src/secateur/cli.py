@@ -886,7 +886,7 @@ def prune_data(
         bool, typer.Option("--normalised", help="Texts of equal words repeat one another, too.")
     ] = False,
     text: Annotated[str, typer.Option(help="The column of texts.")] = "text",
-    label: Annotated[str, typer.Option(help="The column of classes.")] = "label",
+    label: Annotated[str, typer.Option(help="The column of classes; '' for none.")] = "label",
     tokenizer: Annotated[str | None, typer.Option(help="Whose tokens are counted: a folder or Hub id.")] = None,
     runs: Annotated[int, typer.Option(help="Trainings that a score is averaged over.")] = 3,
     epochs: Annotated[float, typer.Option(help="Of each of them; 0 takes the model as it is.")] = 10.0,

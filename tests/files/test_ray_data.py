@@ -75,6 +75,19 @@ def test_a_folder_in_its_order_and_blank_texts_left_out(tmp_path):
     same(ray_data.survey(tmp_path), survey(tmp_path))
 
 
+@pytest.mark.parametrize("labels", [["a", None], [None], [0.5, 1], [2.0, 1.0], [["B", "O"], ["O"]], [{"id": 1}]])
+def test_labels_that_are_no_classes_are_told_as_by_one_process(labels, tmp_path):
+    rows = [{**row, "label": labels[number % len(labels)]} for number, row in enumerate(ROWS[:40])]
+    path = written(tmp_path / "rows.jsonl", rows)
+    found, other = ray_data.survey(path), survey(path)
+    same(found, other)
+    assert found.flaw == other.flaw
+    assert bool(found.flaw) == (labels not in ([None], [2.0, 1.0]))
+    given = ray_data.survey(ray.data.from_items([{"text": row["text"], "kind": row["label"]} for row in rows]),
+                            label="kind")  # fmt: skip
+    assert given.flaw == other.flaw.replace("rows.jsonl", "ray data set").replace("'label'", "'kind'")
+
+
 def test_a_data_set_with_columns_of_its_own_names():
     rows = [{"body": row["text"], "kind": number % 4} for number, row in enumerate(ROWS[:300])]
     given = ray.data.from_items(rows)

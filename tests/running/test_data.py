@@ -383,6 +383,36 @@ def test_a_dry_run_writes_nothing(places):
     assert sorted(places.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", None], "2 of rows.jsonl has no label in 'label', as 20 of 40 have none: label them or drop them"),
+        ([["B", "O"]], r"1 of rows.jsonl has the label \['B', 'O'\] in 'label', more than one value"),
+        ([1, 0.5], "2 of rows.jsonl has the label 0.5 in 'label': classes are names or whole numbers"),
+    ],
+)
+@pytest.mark.parametrize("as_table", [False, True])
+def test_labels_that_are_no_classes_are_not_passed_over(tmp_path, monkeypatch, as_table, labels, message):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"text": f"text {n}", "label": labels[n % len(labels)]} for n in range(40)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data, out = datasets.Dataset.from_list(rows) if as_table else path, tmp_path / "out"
+    message = message.replace("rows.jsonl", "table") if as_table else message
+    with pytest.raises(DataError, match=rf"^(text|row) {message}.*, or go by no classes: --label ''$"):
+        secateur.prune_data(data, "examples=30%", out)
+    for how in ({"balanced": True}, {"balanced": False, "score": "el2n", "model": "a/folder"}):
+        with pytest.raises(DataError, match=message) as caught:
+            secateur.prune_data(data, "examples=30%", out, **how)
+        assert "--label ''" not in str(caught.value)  # which would be of no use
+    assert not out.exists()
+    first, second = (
+        secateur.prune_data(data, "examples=30%", tmp_path / name, **how)[0].subject.kept.tolist()
+        for name, how in (("label", {"label": ""}), ("fair", {"balanced": False}))
+    )
+    assert first == second
+
+
 def test_a_score_of_ones_own(places):
     found = secateur.prune_data(
         places / "data.npz", "examples=10%", places / "out", score=f"{places}/net.py:scores", balanced=False

@@ -92,6 +92,56 @@ def test_classes_of_another_number_have_no_loyalty_and_numbers_have_three_figure
     assert found["rank_loyalty"] != found["spearman"]
 
 
+@pytest.mark.parametrize("count", [60, 9])
+def test_numbers_are_held_against_labels_that_are_numbers(count):
+    """In batches of several texts, in whatever order, and one by one."""
+
+    def made(seed):
+        torch.manual_seed(seed)
+        config = tiny.model("bert").config
+        model = BertForSequenceClassification(type(config)(**{**config.to_dict(), "num_labels": 1})).eval()
+        model.classifier.weight.data *= 40
+        return secateur.open_subject(model, tokenizer=tiny.tokenizer())
+
+    def told(subject):
+        each = (tiny.tokenizer()([text], truncation=True, max_length=16, return_tensors="pt") for text in spoken)
+        return [subject.forward(one).prediction.item() for one in each]
+
+    spoken, place = tiny.sentences(count), latency.Environment(1, 16, 1)
+    one, other = made(0), made(1)
+    labels = told(one)
+    corpus = language.fitted(texts.read([{"text": a, "label": b} for a, b in zip(spoken, labels, strict=True)]), one)
+    before, after, both = language.compared(one, other, corpus, place)
+    assert set(before) == set(after) == {"label_pearson", "label_spearman"}
+    assert before["label_pearson"].value > 0.99
+    assert before["label_spearman"].value > 0.95
+    assert after["label_pearson"].value == pytest.approx(both["pearson"].value, abs=0.01)
+    assert before["label_pearson"].samples == (48 if count == 60 else 9)
+
+
+def test_which_labels_a_model_of_numbers_takes():
+    config = tiny.model("bert").config
+    model = BertForSequenceClassification(type(config)(**{**config.to_dict(), "num_labels": 1})).eval()
+    model.classifier.weight.data *= 40
+    subject = secateur.open_subject(model, tokenizer=tiny.tokenizer())
+
+    def fitted(*labels):
+        return language.fitted(
+            texts.read([{"text": a, "label": b} for a, b in zip(tiny.sentences(len(labels)), labels, strict=True)]),
+            subject,
+        )
+
+    assert [fitted(*some).numbers for some in ((2, 1), (0.5, 1), ("a", "b"), (None,))] == [[2, 1], [0.5, 1], None, None]
+    assert all(fitted(*some).labels is None for some in ((2, 1), (0.5, 1), ("a", "b")))
+    for wrong, message in (((0.5, None), "text 2 of texts has no label"), (([1, 2], [2]), "more than one value")):
+        with pytest.raises(DataError, match=message):
+            fitted(*wrong)
+    alike = fitted(*[3] * 20)
+    before, after, both = language.compared(subject, subject, alike, latency.Environment(1, 16, 1))
+    assert before == after == {}
+    assert both["pearson"].value == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("architecture", "call"),
     [

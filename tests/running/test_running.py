@@ -266,6 +266,9 @@ def classifier(tmp_path_factory):
     (place / "named.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for name, label in (("unknown", "maybe"), ("beyond", 2), ("negative", -1)):
         (place / f"{name}.jsonl").write_text("\n".join(json.dumps({**row, "label": label}) for row in rows))
+    partly = [{**rows[0], "label": None}, *rows[1:]]
+    (place / "partly.jsonl").write_text("\n".join(map(json.dumps, partly)))
+    (place / "real.jsonl").write_text("\n".join(json.dumps({**row, "label": 0.5}) for row in rows))
     return place
 
 
@@ -285,6 +288,8 @@ def test_accuracy_counts_by_the_classes_of_the_model(classifier, tmp_path):
         ("unknown", "unknown.jsonl has the class 'maybe', which the model doesn't know: it knows yes, no"),
         ("beyond", "beyond.jsonl has the label 2: the model has 2 classes, 0 to 1"),
         ("negative", "negative.jsonl has the label -1"),
+        ("partly", "text 1 of partly.jsonl has no label in 'label', as 1 of 200 have none: label them or drop them"),
+        ("real", "text 1 of real.jsonl has the label 0.5 in 'label': classes are names or whole numbers"),
     ],
 )
 def test_labels_that_are_no_classes_of_the_model_are_refused(classifier, tmp_path, data, message):

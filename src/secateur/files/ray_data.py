@@ -60,7 +60,7 @@ def survey(
         try:
             data = _marked(source, name, how)
             parts = _batches(data.iter_batches(batch_format="pyarrow", batch_size=CHUNK))
-            return gathered(name, parts, str(source) if isinstance(source, str | Path) else "", shelf)
+            return gathered(name, parts, str(source) if isinstance(source, str | Path) else "", shelf, label)
         except (ray.exceptions.RayError, OSError, ValueError) as error:  # ValueError: what Arrow can't parse
             raise _plain(error, name) from error
 

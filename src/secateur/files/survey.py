@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import DataError
 from secateur.files import digests, texts
+from secateur.files.labels import Labels
 from secateur.files.shelf import CHUNK, Writer
 
 __all__ = ["Count", "Survey", "Surveyed", "batched", "gathered", "survey", "told"]
@@ -38,6 +39,7 @@ class Survey:
     columns: Mapping[str, NDArray[np.float64]] = field(repr=False)
     exact: NDArray[np.void] = field(repr=False)
     normal: NDArray[np.void] = field(repr=False)
+    flaw: str = ""
 
     def __len__(self) -> int:
         return len(self.exact)
@@ -56,6 +58,7 @@ class Survey:
         return Survey(
             self.name, "", None if self.labels is None else self.labels[chosen], self.classes,
             {name: column[chosen] for name, column in self.columns.items()}, self.exact[chosen], self.normal[chosen],
+            self.flaw,
         )  # fmt: skip
 
 
@@ -92,7 +95,7 @@ def survey(
     name, rows = texts.opened(source, limit=limit, column=column, label=label)
     shown = str(source) if isinstance(source, str | Path) else ""
     parts = ((chunk, told([text for text, _ in chunk], counts or {})) for chunk in batched(rows))
-    return gathered(name, parts, shown, shelf)
+    return gathered(name, parts, shown, shelf, label)
 
 
 def told(spoken: Sequence[str], counts: Mapping[str, Count]) -> dict[str, Sequence[Any]]:
@@ -112,12 +115,13 @@ def gathered(
     batches: Iterable[tuple[Sequence[texts.Row], Mapping[str, Sequence[Any]]]],
     shown: str = "",
     shelf: Path | None = None,
+    label: str = "label",
 ) -> Survey | Surveyed:
     """The survey of texts that come in batches, each with its classes and with what was `told` of them.
 
-    shown: how errors name the source, if not by `name`; shelf: see `survey`.
+    shown: how errors name the source, if not by `name`; shelf, label: see `survey`.
     """
-    digest, labels, writer = texts.Digest(), _Labels(), None if shelf is None else Writer(shelf)
+    digest, labels, writer = texts.Digest(), Labels(), None if shelf is None else Writer(shelf)
     columns: dict[str, array[float]] = {}
     exact, normal = list[bytes](), list[bytes]()
     for chunk, about in batches:
@@ -133,35 +137,21 @@ def gathered(
         normal.append(b"".join(about["normal"]))
     if not exact:
         raise DataError(f"{shown or name} holds no text: give at least one line")
-    numbers, classes = labels.end()
+    ends = labels.end(name, label)
     kind = np.dtype((np.void, digests.SIZE))
     found = Survey(
-        name, digest.end(numbers), numbers, classes, {key: np.array(one) for key, one in columns.items()},
-        np.frombuffer(b"".join(exact), kind), np.frombuffer(b"".join(normal), kind),
+        name, digest.end(ends.classes, ends.numbers), ends.classes, ends.names,
+        {key: np.array(one) for key, one in columns.items()},
+        np.frombuffer(b"".join(exact), kind), np.frombuffer(b"".join(normal), kind), ends.flaw,
     )  # fmt: skip
     if writer is None:
         return found
-    plain = None if numbers is None else numbers.tolist()
-    return Surveyed(writer.end(), plain, name, found.digest, classes, told=found)
+    plain = None if ends.classes is None else ends.classes.tolist()
+    numbers = None if ends.numbers is None else ends.numbers.tolist()
+    return Surveyed(writer.end(), plain, name, found.digest, ends.names, numbers, ends.flaw, told=found)
 
 
 def batched(rows: Iterator[texts.Row]) -> Iterator[list[texts.Row]]:
     """Rows in lists of `CHUNK`."""
     while chunk := list(islice(rows, CHUNK)):
         yield chunk
-
-
-class _Labels:
-    """Classes as they come, each value once: what `texts.indexed` makes of them all."""
-
-    def __init__(self) -> None:
-        self._seen: dict[tuple[type, Any], int] = {}
-        self._codes = array("q")
-
-    def add(self, value: Any) -> None:
-        self._codes.append(self._seen.setdefault((type(value), value), len(self._seen)))
-
-    def end(self) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-        """[N] classes, or None unless every text has one, and their names if they have any."""
-        numbers, classes = texts.indexed([value for _, value in self._seen])
-        return None if numbers is None else np.array(numbers, np.int64)[np.array(self._codes)], classes

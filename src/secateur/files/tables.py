@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import DataError, MissingExtraError
-from secateur.files import digests, texts
+from secateur.files import digests
+from secateur.files.labels import Labelled, Labels
 from secateur.files.shelf import CHUNK, Texts
 from secateur.files.texts import Corpus
 
@@ -46,21 +47,27 @@ class Table:
         return len(self.rows)
 
     @cached_property
-    def _classed(self) -> tuple[list[int] | None, tuple[str, ...]]:
+    def _labelled(self) -> Labelled:
         if self.label not in self.rows.column_names:
-            return None, ()
-        numbers, classes = texts.indexed(list(self.rows.with_format(None)[self.label]))
-        return numbers, tuple(getattr(self.rows.features[self.label], "names", None) or classes)
+            return Labelled()
+        return Labels(self.rows.with_format(None)[self.label]).end(self.name, self.label, "row")
 
     @property
     def labels(self) -> list[int] | None:
-        """[N] class of each row, or None where there is no such column or a row has none."""
-        return self._classed[0]
+        """[N] class of each row, or None where there is no such column or its values are no classes: see `flaw`."""
+        return None if self._labelled.classes is None else self._labelled.classes.tolist()
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, where the table has them."""
-        return self._classed[1]
+        if self.label not in self.rows.column_names:
+            return ()
+        return tuple(getattr(self.rows.features[self.label], "names", None) or self._labelled.names)
+
+    @property
+    def flaw(self) -> str:
+        """Why the column of classes holds none, for whoever needs some, see `labels.Labelled`."""
+        return self._labelled.flaw
 
     @property
     def texts(self) -> Sequence[str] | None:
@@ -90,7 +97,9 @@ class Table:
             return found
 
         spoken: Sequence[str] = Texts(fetch, np.arange(len(self)), shelf or Path())
-        return Corpus(spoken if shelf else list(spoken), self.labels, self.name, self.digest, self.classes)
+        numbers = None if self._labelled.numbers is None else self._labelled.numbers.tolist()
+        held = spoken if shelf else list(spoken)
+        return Corpus(held, self.labels, self.name, self.digest, self.classes, numbers, self.flaw)
 
     @cached_property
     def digest(self) -> str:

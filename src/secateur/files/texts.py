@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import DataError, MissingExtraError
 from secateur.files import digests
+from secateur.files.labels import Labels
 from secateur.files.shelf import Shelf, Texts
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ __all__ = [
     "batches",
     "files",
     "in_order",
-    "indexed",
     "opened",
     "read",
     "windows",
@@ -54,6 +54,9 @@ class Corpus:
 
     Where the data names its classes, `classes` are the names that the indices count, until `labelled` turns them into a
     model's numbers. The texts may lie on the disk (`shelf.Texts`): then they are read as they are asked for.
+
+    numbers: of each text, where labels are numbers and not all whole: no classes, but what a regression is to tell.
+    flaw: why labels that the data has are no classes, for whoever needs some; see `labels.Labelled`.
     """
 
     texts: Sequence[str]
@@ -61,6 +64,8 @@ class Corpus:
     name: str = "texts"
     digest: str = ""
     classes: tuple[str, ...] = ()
+    numbers: Sequence[float] | None = None
+    flaw: str = ""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -69,8 +74,11 @@ class Corpus:
         """The same texts with the class numbers of a model: names by `numbers` (its label2id), numbers as they are.
 
         Raises:
-            DataError: a name that is not in `numbers`, or a number that is not one of the model's `count` classes.
+            DataError: labels that are no classes, a name that is not in `numbers`, or a number that is not one of the
+                model's `count` classes.
         """
+        if self.flaw:
+            raise DataError(self.flaw)
         if self.labels is None:
             return self
         unknown = [name for name in self.classes if name not in numbers]
@@ -104,7 +112,9 @@ class Corpus:
         places = [int(index) for index in indices]
         texts = self.texts.take(places) if isinstance(self.texts, Texts) else [self.texts[place] for place in places]
         labels = None if self.labels is None else [self.labels[place] for place in places]
-        return Corpus(texts, labels, name or self.name, _digest(texts, labels), self.classes)
+        numbers = None if self.numbers is None else [self.numbers[place] for place in places]
+        digest = _digest(texts, labels, numbers)
+        return Corpus(texts, labels, name or self.name, digest, self.classes, numbers, self.flaw)
 
     def costs(self) -> dict[str, NDArray[np.float64]]:
         """Measure -> [N], what each text takes: bytes of UTF-8, and words."""
@@ -147,16 +157,18 @@ def read(
         return source
     name, rows = opened(source, limit=limit, column=column, label=label)
     texts: list[str] = []
-    labels: list[Any] = []
+    labels = Labels()
     for text, value in rows:
         texts.append(text)
-        labels.append(value)
+        labels.add(value)
     if not texts:
         raise DataError(
             f"{source if isinstance(source, (str, Path)) else 'the list given'} holds no text: give at least one line"
         )
-    indices, classes = indexed(labels)
-    return Corpus(texts, indices, name, _digest(texts, indices), classes)
+    found = labels.end(name, label)
+    classes = None if found.classes is None else found.classes.tolist()
+    numbers = None if found.numbers is None else found.numbers.tolist()
+    return Corpus(texts, classes, name, _digest(texts, classes, numbers), found.names, numbers, found.flaw)
 
 
 def opened(
@@ -323,17 +335,6 @@ def _whole(text: str, where: str) -> str:
     return text
 
 
-def indexed(labels: list[Any]) -> tuple[list[int] | None, tuple[str, ...]]:
-    """Class indices: whole numbers as they are, names counted in alphabetical order; None unless every text has one."""
-    if any(value is None for value in labels):
-        return None, ()
-    if all(isinstance(value, int) for value in labels):
-        return [int(value) for value in labels], ()
-    classes = sorted({str(value) for value in labels})
-    place = {name: index for index, name in enumerate(classes)}
-    return [place[str(value)] for value in labels], tuple(classes)
-
-
 class Digest:
     """The digest of a `Corpus`, of texts as they come: the same whether they are all in memory or never were."""
 
@@ -345,18 +346,24 @@ class Digest:
         data = text.encode("utf-8", "surrogatepass")
         self._found.update(len(data).to_bytes(8, "little") + data)
 
-    def end(self, labels: Sequence[int] | NDArray[np.int64] | None) -> str:
-        """After the last text: its classes, if there are any; sha256 in hexadecimal."""
+    def end(
+        self,
+        labels: Sequence[int] | NDArray[np.int64] | None,
+        numbers: Sequence[float] | NDArray[np.float64] | None = None,
+    ) -> str:
+        """After the last text: its classes or its numbers, if there are any; sha256 in hexadecimal."""
         if labels is not None:
             self._found.update(np.asarray(labels, np.int64).tobytes())
+        if numbers is not None:
+            self._found.update(np.asarray(numbers, np.float64).tobytes())
         return self._found.hexdigest()
 
 
-def _digest(texts: Sequence[str], labels: Sequence[int] | None) -> str:
+def _digest(texts: Sequence[str], labels: Sequence[int] | None, numbers: Sequence[float] | None = None) -> str:
     digest = Digest()
     for text in texts:
         digest.add(text)
-    return digest.end(labels)
+    return digest.end(labels, numbers)
 
 
 def _first_line(error: BaseException) -> str:

@@ -69,6 +69,8 @@ _MEASURES = {
     "perplexity": Measure("Perplexity", "plain", "quality", "less"),
     "loss": Measure("Loss", "plain", "quality", "less"),
     "accuracy": Measure("Accuracy", "plain", "quality", "more"),
+    "label_pearson": Measure("Pearson to the labels", "plain", "quality", "more"),
+    "label_spearman": Measure("Spearman to the labels", "plain", "quality", "more"),
     "label_loyalty": Measure("Label loyalty", "plain", "quality", "more"),
     "pearson": Measure("Regression loyalty (Pearson)", "plain", "quality", "more"),
     "rank_loyalty": Measure("Regression loyalty (Spearman)", "plain", "quality", "more"),

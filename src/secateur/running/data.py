@@ -95,7 +95,7 @@ def prune_data(
             trained from new weights in each run; for texts a folder or Hub id, trained from its own weights.
         balanced: keep the same share of every class; by default where the data has classes.
         deduplicate: first drop examples that repeat an earlier one: exact, or normalised for texts of equal words.
-        text, label: columns of tables.
+        text, label: columns of tables; label="" for no classes.
         tokenizer: whose tokens are counted, for budgets in tokens.
         runs: trainings that the score is averaged over.
         epochs: of each of them; 0 takes the model as it is.
@@ -123,6 +123,7 @@ def prune_data(
     shelf = Path(tempfile.gettempdir()) if dry_run else nearest(out)
     source = rows(data, held=held, shelf=shelf, text=text, label=label, counts=counted, ray=ray)
     whole = ExampleSet(source)
+    _check_classes(source, model is not None, balanced)
     fair = whole.labels is not None if balanced is None else balanced
     if fair and whole.labels is None:
         raise InputError(f"{source.name} has no classes to balance: leave it out, or name the column with --label")
@@ -184,6 +185,13 @@ def _check(score: str, model: object, runs: int, epochs: float) -> None:
     if runs < 1 or not 0 <= epochs < np.inf:
         raise InputError(f"runs={runs}, epochs={epochs}: give at least one run of 0 epochs or more")
     kd_data_pruning.check_runs(score, runs, epochs)
+
+
+def _check_classes(source: Examples | Corpus | Table | Survey, wanted: bool, balanced: bool | None) -> None:
+    """Refuse labels that are no classes where a score wants some, or where classes would have been balanced."""
+    flaw = "" if isinstance(source, Examples) else source.flaw
+    if flaw and (wanted or balanced is not False):
+        raise DataError(flaw if wanted or balanced else f"{flaw}, or go by no classes: --label ''")
 
 
 def _earlier(where: Path) -> list[Evidence]:

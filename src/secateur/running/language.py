@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.files import masking, texts
-from secateur.measure import latency, loyalty, quality, size, sparsity
+from secateur.measure import latency, loyalty, quality, size, sparsity, statistics
 from secateur.measure.statistics import Values
 from secateur.recover import quantise, teachers
 from secateur.running import indices
@@ -101,8 +101,18 @@ def fitted(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
         raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
     config = subject.model.config
     if tells_number(subject):
-        return replace(corpus, labels=None, classes=())  # labels are classes here, and this model has none
+        return _numbered(corpus)
     return corpus.labelled(config.label2id, config.num_labels) if classifies(subject) else corpus
+
+
+def _numbered(corpus: texts.Corpus) -> texts.Corpus:
+    """The texts with numbers for labels, as a model of one number tells them; names tell it nothing."""
+    if corpus.flaw and corpus.numbers is None:
+        raise DataError(corpus.flaw)
+    numbers = corpus.numbers
+    if corpus.labels is not None and not corpus.classes:
+        numbers = [float(label) for label in corpus.labels]
+    return replace(corpus, labels=None, classes=(), numbers=numbers, flaw="")
 
 
 def where(subject: Transformer, batch: int | None, length: int | None, threads: int | None) -> latency.Environment:
@@ -208,8 +218,9 @@ def compared(
     original: Transformer, student: Transformer, held_out: texts.Corpus, place: latency.Environment
 ) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
     """(before, after, both): perplexity of language models, accuracy of labelled classifiers and, on masked tokens, of
-    masked language models, fidelity of embeddings and states; and the student's loyalty wherever both give logits of
-    as many classes, of texts or of tokens, labelled or not, or one number per text.
+    masked language models, correlations of one number per text with labels that are numbers, fidelity of embeddings and
+    states; and the student's loyalty wherever both give logits of as many classes, of texts or of tokens, labelled or
+    not, or one number per text.
 
     Raises `InputError` for two models of different tokenizers.
     """
@@ -223,7 +234,7 @@ def compared(
     if original.causal:
         before, after = quality.perplexities(pair, batches, watch=tally.add)
         return {"perplexity": before}, {"perplexity": after}, tally.figures()
-    if classifies(original) and "labels" in batches[0]:
+    if classifies(original) and held_out.labels is not None:
         before, after = quality.accuracies(pair, batches, watch=tally.add)
         return {"accuracy": before}, {"accuracy": after}, tally.figures()
     read = [batch for batch in batches if batch["attention_mask"].any()]
@@ -231,7 +242,8 @@ def compared(
         raise DataError(f"{held_out.name} holds no text that the tokenizer finds a token in: give others")
     both = _fidelity((original, student), read)
     if tells_number(original) and tells_number(student):
-        return {}, {}, both | loyalty.numbers(*(_numbers(subject, read) for subject in (student, original)))
+        ours, theirs = (_numbers(subject, read) for subject in (student, original))
+        return _correlations(theirs, read), _correlations(ours, read), both | loyalty.numbers(ours, theirs)
     if _masked(original, student):
         before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
         return {"accuracy": before}, {"accuracy": after}, both | tally.figures()
@@ -257,11 +269,19 @@ def _masked(*subjects: Transformer) -> bool:
 
 
 def held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
-    """At most a thousand held-out sequences, in batches of up to 16, or one by one where there are fewer."""
+    """At most a thousand held-out sequences, in batches of up to 16, or one by one where there are fewer.
+
+    Texts with numbers for labels have them as `labels`, float64.
+    """
     try:
-        return texts.batches(held_out, tokenizer, packed=packed, batch=16, length=length).take(64)
+        found, count = texts.batches(held_out, tokenizer, packed=packed, batch=16, length=length), 64
     except DataError:
-        return texts.batches(held_out, tokenizer, packed=packed, batch=1, length=length).take(1024)
+        found, count = texts.batches(held_out, tokenizer, packed=packed, batch=1, length=length), 1024
+    batches = found.take(count)
+    if held_out.numbers is not None and not packed:
+        numbers = torch.tensor(held_out.numbers, dtype=torch.float64)
+        batches = [{**batch, "labels": numbers[found.rows(place)]} for place, batch in enumerate(batches)]
+    return batches
 
 
 @torch.inference_mode()
@@ -269,6 +289,16 @@ def _numbers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]]) -> V
     """[n]: what the model tells of each text."""
     told = [subject.forward(_spoken(batch)).prediction.float().cpu() for batch in batches]
     return torch.cat(told).flatten().tolist()
+
+
+def _correlations(told: Values, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Figure]:
+    """How what a model tells of each text goes with the labels; nothing without labels, or where all are equal."""
+    if "labels" not in batches[0]:
+        return {}
+    labels = torch.cat([_spoken(batch)["labels"] for batch in batches]).tolist()
+    if len(set(labels)) < 2:
+        return {}
+    return {"label_pearson": statistics.pearson(told, labels), "label_spearman": statistics.spearman(told, labels)}
 
 
 def _fidelity(pair: Sequence[Transformer], batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Figure]:
