@@ -345,7 +345,7 @@ def triple(
     soft, hard, near = factors
     same, strange = [one for one in found if not one.foreign], [one for one in found if one.foreign]
     # Where foreign teachers tell tokens, too, the mean of the others has their share; else it is all that is told.
-    home = sum(one.weight for one in same) if foreign == "tokens" and strange else 1.0
+    home = sum(one.weight for one in same) if any(one.shared is not None for one in strange) else 1.0
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         ours = student.forward(batch, hidden=True)
