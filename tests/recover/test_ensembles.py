@@ -173,6 +173,19 @@ def test_a_language_models_sample_is_a_sequence_and_padding_says_nothing():
             assert torch.equal(found[MASK], best[MASK])
 
 
+@pytest.mark.parametrize("by", ["label", "confidence"])
+def test_a_choice_among_teachers_that_differ_by_padding_is_that_without_it(by):
+    both = [sure(1), sure(2, vocabulary=VOCABULARY + 8)]
+    with torch.no_grad():
+        logits = [one(**BATCH).logits for one in both]
+        wanted = ensembles.Chosen([saying(one[..., :VOCABULARY], causal=True) for one in logits], by)(BATCH)
+        given = [saying(logits[0], causal=True), saying(logits[1], causal=True)]
+        found = ensembles.Chosen(given, by, vocabulary=VOCABULARY)(BATCH)
+        assert torch.equal(found.prediction, wanted.prediction)
+        with pytest.raises(InputError, match="or vocabulary= where only padding differs"):
+            ensembles.Chosen(given, by)(BATCH)
+
+
 def test_a_choice_by_labels_that_are_none_of_the_predictions_is_refused():
     chosen = ensembles.Chosen([saying(torch.zeros(2, 3)), saying(torch.zeros(2, 3))])
     with pytest.raises(InputError, match="label 3 is none of 3 classes"):

@@ -175,6 +175,8 @@ def test_what_repeats_is_told(places):
     assert found.notes == ("1 examples repeat an earlier one: --deduplicate drops them first",)
     dropped = secateur.prune_data(["one", "two", "one", "three"], "examples=100%", places / "b", deduplicate="exact")[0]
     assert dropped.subject.kept.tolist() == [0, 1, 3]
+    most = secateur.prune_data(["one", "two", "one", "three"], "examples=75%", places / "c", deduplicate="exact")[0]
+    assert most.subject.kept.tolist() == [0, 1, 3], "a share is of the whole, repeats and all"
 
 
 def test_tables_of_datasets(places, monkeypatch):

@@ -264,6 +264,29 @@ def test_masked_language_models_learn_from_masked_tokens(tmp_path):
     assert "label_loyalty" in row.after
 
 
+@pytest.mark.parametrize("cache", [0, "all"])
+@pytest.mark.parametrize(
+    ("kind", "how"), [("masked", {}), ("masked", {"choice": "label"}), ("llama", {"choice": "confidence"})]
+)
+def test_teachers_that_differ_by_padding_teach_as_those_without_it(tmp_path, kind, how, cache):
+    for seed, name in enumerate(("plain", "second", "student")):
+        save(tiny.model(kind, seed), tmp_path / name)
+    padded = tiny.model(kind, 0)
+    padded.resize_token_embeddings(72, mean_resizing=False)
+    padded.get_output_embeddings().weight.data[64:] = 5.0  # what would be likeliest, if it were asked for
+    save(padded, tmp_path / "padded")
+    found = []
+    for name in ("plain", "padded"):
+        above = [tmp_path / name, tmp_path / "second"]
+        more = {**QUICK, "steps": 3, "cache": cache, **how}
+        row = secateur.distill(tmp_path / "student", above, TEXTS, tmp_path / f"of-{name}", **more)
+        found.append((row.after["probability_loyalty"].value, load_file(tmp_path / f"of-{name}/model.safetensors")))
+    (loyalty, one), (same_loyalty, other) = found
+    assert same_loyalty == pytest.approx(loyalty, abs=1e-5)
+    for key, weight in one.items():
+        torch.testing.assert_close(other[key], weight, rtol=1e-5, atol=1e-5)
+
+
 # -------------------------------------------------------------------------------------------------------------- cached
 
 

@@ -25,7 +25,7 @@ import yaml
 
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
-__all__ = ["Run", "Transient", "atomic_write", "guard", "is_disk_full", "locked", "stored", "writing"]
+__all__ = ["Run", "Transient", "atomic_write", "guard", "is_disk_full", "locked", "recorded", "stored", "writing"]
 
 _TEMPORARY = ".tmp-"
 _DIGEST = "_sha256"
@@ -105,6 +105,17 @@ def stored(path: Path) -> dict[str, Any]:
         return dict(load_file(str(path)))
     except SafetensorError as error:
         raise RunError(f"{path} is damaged: delete it and run the same command again") from error
+
+
+def recorded(record: Path) -> dict[str, Any]:
+    """The settings on record in a run.yaml. Raises `RunError` for one that is damaged."""
+    try:
+        found = yaml.safe_load(record.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{record} is damaged: restore it or choose another folder") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{record} is damaged: restore it or choose another folder")
+    return found
 
 
 @dataclass
@@ -255,12 +266,7 @@ class Run:
     # ---------------------------------------------------------------------------------------------- opening
 
     def _check(self, record: Path) -> None:
-        try:
-            before = yaml.safe_load(record.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RunError(f"{record} is damaged: restore it or choose another folder") from error
-        if not isinstance(before, dict):
-            raise RunError(f"{record} is damaged: restore it or choose another folder")
+        before = recorded(record)
         keys = list(self.settings)
         if any(key.endswith(_DIGEST) for key in keys):  # what names its inputs by digests names all of them
             keys += [key for key in before if str(key).endswith(_DIGEST) and key not in self.settings]

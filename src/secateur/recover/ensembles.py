@@ -187,18 +187,25 @@ class Chosen:
     by="label": the one of the lowest mean cross-entropy on the sample's labels (classes [B], tokens [B, S], or the next
     tokens of a causal model); by="confidence": the one of the highest mean log-probability of its own likeliest class.
     The hard limit of the per-sample weights of CA-MKD (arXiv 2201.00007), eq. 3, which fall with that cross-entropy.
-    Ties go to the teacher named first. Two matrices of logits exist at a time.
+    Ties go to the teacher named first. Two matrices of logits exist at a time. vocabulary: columns to use, as of
+    `Averaged`.
 
     The call raises `InputError` where labels are needed and not there, or the teachers' predictions differ in shape,
     `UnsupportedError` where hidden states are wanted, or heads are to be left out.
     """
 
-    def __init__(self, teachers: Sequence[Forward], by: Literal["label", "confidence"] = "label") -> None:
+    def __init__(
+        self,
+        teachers: Sequence[Forward],
+        by: Literal["label", "confidence"] = "label",
+        *,
+        vocabulary: int | None = None,
+    ) -> None:
         if by not in ("label", "confidence"):
             raise InputError(f"teachers can't be chosen by {by!r}: give 'label' or 'confidence'")
         if not teachers:
             raise InputError("no teacher was given: give at least one")
-        self.teachers, self.by = list(teachers), by
+        self.teachers, self.by, self.vocabulary = list(teachers), by, vocabulary
 
     def __call__(self, batch: Batch, *, hidden: bool = False, head: bool = True) -> Any:
         """The chosen predictions [B, S, V] or [B, C]."""
@@ -209,17 +216,18 @@ class Chosen:
         found: Any = None
         for teacher in self.teachers:
             answer = teacher(batch)
-            ratings = rate(answer.prediction, batch, answer.causal)
+            logits = answer.prediction[..., : self.vocabulary]
+            ratings = rate(logits, batch, answer.causal)
             if best is None:
-                found, best = _Answer(answer.prediction, answer.causal), ratings
+                found, best = _Answer(logits, answer.causal), ratings
                 continue
-            if found.prediction.shape != answer.prediction.shape:
+            if found.prediction.shape != logits.shape:
                 raise InputError(
-                    f"the teachers give predictions of {list(found.prediction.shape)} and "
-                    f"{list(answer.prediction.shape)}: use teachers of the same classes"
+                    f"the teachers give predictions of {list(found.prediction.shape)} and {list(logits.shape)}: use "
+                    "teachers of the same classes, or vocabulary= where only padding differs"
                 )
-            better = (ratings > best).view(-1, *[1] * (answer.prediction.dim() - 1))
-            found.prediction = torch.where(better, answer.prediction, found.prediction)
+            better = (ratings > best).view(-1, *[1] * (logits.dim() - 1))
+            found.prediction = torch.where(better, logits, found.prediction)
             best = torch.maximum(best, ratings)
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,6 +153,15 @@ def test_pre_training_takes_as_many_epochs_and_so_fewer_steps(half, tmp_path, fi
         assert one.recovery.steps == 2 * (int(one.cut.after["examples"]) // 24)
     assert second.recovery.steps < first.recovery.steps < whole.recovery.steps
     assert len(first.recovery.settings["evaluations"]) == 2, "validated once in each epoch, on kept classes"
+
+
+def test_weight_decay_is_of_the_surrogate_and_of_pre_training_alone(tmp_path, files, monkeypatch):
+    seen, real = [], module.loop.train
+    monkeypatch.setattr(
+        module.loop, "train", lambda *args, **how: seen.append(how["weight_decay"]) or real(*args, **how)
+    )
+    results(tmp_path, files, surrogate_epochs=1, epochs=1, probe_epochs=1, tune_epochs=1, weight_decay=0.25)
+    assert seen == [0.25, 0.25, 0.0, 0.0]
 
 
 def test_the_original_stays_and_the_network_was_trained(half):
@@ -309,6 +319,81 @@ def test_the_run_is_measured_and_met(tmp_path, files):
     read = secateur.files.examples.read(tmp_path / "source.npz").split(seed=0)[0]
     index = ExampleSet.load(read, tmp_path / "out" / "work" / "subset-classes=50%" / "train")
     assert index.class_numbers.tolist() == [0, 1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, files):
+    """A run of half of the classes, and how to run with other options in a folder of its name."""
+    root = tmp_path_factory.mktemp("ran")
+    (root / "net.py").write_text("from recipes.data import test_dp4tl\n\ndef build():\n    return test_dp4tl.large()\n")
+    for name, labels in (("source", source().labels), ("other", source().labels.roll(1))):
+        np.savez(root / f"{name}.npz", inputs=source().inputs.numpy(), labels=labels.numpy())
+    for name, part in (("target", target()), ("more", target().take(range(60)))):
+        np.savez(root / f"{name}.npz", inputs=part.inputs.numpy(), labels=part.labels.numpy())
+
+    def run(out, budget="classes=25%", data="source", aim="target", **options):
+        given = {**QUICK, "surrogate_epochs": 2, "probe_epochs": 0, "tune_epochs": 0, **options}
+        return secateur.run(
+            "dp4tl", f"{root / 'net.py'}:build", str(root / f"{data}.npz"), budget, root / out,
+            target=str(root / f"{aim}.npz"), surrogate=f"{files / 'small.py'}:build", **given,
+        )  # fmt: skip
+
+    run("first", "classes=50%")
+    return root, run
+
+
+def test_another_budget_takes_the_votes_of_an_earlier_run(ran, monkeypatch):
+    root, run = ran
+    run("anew")
+    for name in ("built", "vote"):  # what a run can't score without
+        monkeypatch.setattr(module, name, None)
+    run("took", scored=str(root / "first"))
+    for name in ("work/votes.safetensors", "model.safetensors"):
+        assert (root / "took" / name).read_bytes() == (root / "anew" / name).read_bytes()
+    assert not (root / "took" / "work" / "surrogate").exists()
+
+
+def test_another_target_or_mapping_is_voted_on_by_the_surrogate_of_an_earlier_run(ran, monkeypatch):
+    root, run = ran
+    trained, real = [], module.loop.train
+    monkeypatch.setattr(module.loop, "train", lambda *args, **how: trained.append(real(*args, **how)) or trained[-1])
+    for name, how in (("more", {"aim": "more"}), ("feature", {"mapping": "feature"})):
+        run(f"{name}-anew", epochs=0, **how)
+        run(name, epochs=0, scored=str(root / "first"), **how)
+        one, other = ((root / out / "work" / "votes.safetensors").read_bytes() for out in (name, f"{name}-anew"))
+        assert one == other
+        anew, took = trained[-2:]
+        assert took.seconds != anew.seconds, "the earlier run's training is over: none of its steps is taken again"
+        assert took.losses == anew.losses
+
+
+def test_votes_that_are_not_there_or_of_something_else_are_refused(ran):
+    root, run = ran
+
+    def refused(match, scored="first", **how):
+        with pytest.raises(InputError, match=match) as caught:
+            run("wrong", scored=str(root / scored), **how)
+        assert "\n" not in str(caught.value)
+        assert not (root / "wrong").exists(), "a new run that was refused leaves nothing"
+
+    refused("scored=.*none holds no votes: give the folder of a run of dp4tl", scored="none")
+    refused("was scored with data_sha256=.*: give the same, or leave scored out", data="other")
+    refused("was scored with seed=0, not 1", seed=1)
+    refused("was scored with surrogate_epochs=2.0, not 3.0", surrogate_epochs=3)
+    refused("was scored with lr=0.05, not 0.1", lr=0.1)
+    run("bare", surrogate_epochs=0)
+    refused("has votes with target=.*target.npz, not .*more.npz, and no surrogate that was trained", scored="bare",
+            surrogate_epochs=0, aim="more")  # fmt: skip
+    shutil.copytree(root / "first", root / "changed")
+    whole = (root / "target.npz").read_bytes()
+    (root / "target.npz").write_bytes((root / "more.npz").read_bytes())
+    try:
+        refused("has 96 votes on 432 examples, not 48 on 432", scored="changed")
+    finally:
+        (root / "target.npz").write_bytes(whole)
+    votes_at = root / "changed" / "work" / "votes.safetensors"
+    votes_at.write_bytes(votes_at.read_bytes()[:40])
+    refused("changed: .*votes.safetensors is damaged", scored="changed")
 
 
 # -------------------------------------------------------------------------------------------------------- bad input

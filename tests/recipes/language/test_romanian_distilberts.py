@@ -171,6 +171,30 @@ def test_soft_targets_of_one_vocabulary_are_averaged_and_states_of_another_width
     assert parts["near teacher1"] == pytest.approx(0.25 * float(near.detach()), rel=1e-4)
 
 
+@pytest.mark.parametrize("weights", [(9.0, 1.0), (1.0, 9.0), (1.0, 0.0)])
+def test_shares_of_the_soft_targets_add_up_to_one_where_a_foreign_teacher_tells_tokens(folders, weights):
+    teacher = bert()
+    student, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
+    both = recipe.company(teacher, [folders["foreign"]], (), "tokens", 24)
+    batch = stream(teacher, both)[0]
+    home, strange = (one / sum(weights) for one in weights)
+    alone = lesson(student, recipe.company(teacher, (), (), "tokens", 24), batch)[1]["soft"]  # the original's own KL
+    mine, yours = student.forward(batch).prediction / 2.0, both[1].forward(batch).prediction / 2.0
+    at, there = batch["teacher1.pairs"].T
+    ids = both[1].shared
+    log_s, log_t = (
+        rows.flatten(0, 1)[place][:, some].log_softmax(-1)
+        for rows, place, some in zip((mine, yours), (at, there), ids, strict=True)
+    )
+    apart = 5.0 * 4.0 * float(torch.nn.functional.kl_div(log_s, log_t, log_target=True, reduction="batchmean").detach())
+    found = recipe.company(teacher, [folders["foreign"]], weights, "tokens", 24)
+    _, parts = lesson(student, found, batch, foreign="tokens")
+    assert parts["soft"] == pytest.approx(home * alone, rel=1e-5)
+    assert parts.get("soft teacher1", 0.0) == pytest.approx(strange * apart, rel=1e-4)
+    by_words = recipe.company(teacher, [folders["foreign"]], weights, "words", 24)
+    assert lesson(student, by_words, batch)[1]["soft"] == alone  # a foreign teacher has no part in it: it stays whole
+
+
 @pytest.mark.parametrize("foreign", ["words", "tokens", "sentences"])
 @pytest.mark.parametrize("other", ["foreign", "bpe"])
 def test_a_teacher_of_another_tokenizer_teaches_and_padding_never_counts(folders, foreign, other):

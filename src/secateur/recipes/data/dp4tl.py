@@ -7,6 +7,7 @@ Zhang et al., "Selectivity Drives Productivity: Efficient Dataset Pruning for En
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.errors import DataError, InputError
-from secateur.files import examples, plugins
+from secateur.errors import DataError, InputError, RunError
+from secateur.files import examples, plugins, rundir
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import quality
@@ -43,6 +44,12 @@ CARD = {
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
 """(inputs [B, ...], generator) -> inputs: drawn anew for each batch and epoch."""
 
+SURROGATE = ("recipe", "data_sha256", "held_out_sha256", "model_sha256", "seed", "batch", "surrogate", "head",
+             "validation", "surrogate_epochs", "lr", "weight_decay", "training")  # fmt: skip
+"""Settings of a run by which its surrogate is what it is."""
+VOTES = ("target", "judged", "mapping", "clusters")
+"""Further settings by which its votes are."""
+
 
 def dp4tl(
     subject: Traced,
@@ -55,6 +62,7 @@ def dp4tl(
     batch: int = 64,
     seed: int = 0,
     surrogate: str = "self",
+    scored: str = "",
     mapping: Literal["label", "feature"] = "label",
     clusters: int = 0,
     order: Literal["votes", "reverse", "random"] = "votes",
@@ -101,6 +109,8 @@ def dp4tl(
         seed: of the split, the clusters, random classes, new heads and batches.
         surrogate: file.py:function that builds it, with the source's classes; "self" is the network itself; "inputs"
             takes the inputs as features, such as those that an encoder made (mapping=feature).
+        scored: folder of an earlier run of the same data, network, seed and settings of the surrogate, whose votes are
+            taken, whatever its budgets were; for another target or mapping its trained surrogate votes anew.
         mapping: label, or feature.
         clusters: K of K-means over the source; 0 takes its classes.
         order: votes; reverse and random keep the least, or any, for comparison.
@@ -141,21 +151,23 @@ def dp4tl(
     grouped = clusters or (0 if data.labels is not None else classes)
 
     def score() -> dict[str, Tensor]:
+        if scored and (known := before(scored, run, len(data), len(taught))):
+            return known
         model = built(surrogate, subject)
         if model is not None:
             pretrain(model, data.take(ours), epochs=surrogate_epochs, checkpoint=run.folder("surrogate"))
         return vote(model, data, ours, taught, mapping=mapping, clusters=grouped, classes=classes,
                     head=head if surrogate == "self" else "", seed=seed)  # fmt: skip
 
-    scored = run.tensors("votes", score)
-    source = replace(data, labels=scored["classes"], classes=() if grouped else data.classes)
-    whole = ExampleSet(source, ours, {"votes": scored["votes"][scored["classes"]]}).plain()
+    counted = run.tensors("votes", score)
+    source = replace(data, labels=counted["classes"], classes=() if grouped else data.classes)
+    whole = ExampleSet(source, ours, {"votes": counted["votes"][counted["classes"]]}).plain()
     for budget in budgets:
-        chosen = select(whole, scored["votes"], budget, order, seed)
+        chosen = select(whole, counted["votes"], budget, order, seed)
         kept, cut = cutting(whole, chosen)
-        rest = validating[np.isin(scored["classes"][validating].numpy(), kept.class_numbers)]
+        rest = validating[np.isin(counted["classes"][validating].numpy(), kept.class_numbers)]
         export(data, {"train": kept.kept, "validation": rest}, kept.scores, run.folder(f"subset-{budget}"))
-        notes = [told(kept, whole, scored["votes"], len(taught))]
+        notes = [told(kept, whole, counted["votes"], len(taught))]
         network, recovery = subject.copy(), None
         if not dry_run:
             recovery = pretrain(
@@ -240,6 +252,38 @@ def built(surrogate: str, subject: Traced) -> nn.Module | None:
 
 
 # ---------------------------------------------------------------------------------------------------------- scoring
+
+
+def before(scored: str, run: Run, count: int, samples: int) -> dict[str, Tensor]:
+    """The votes of the run at `scored`, on `count` examples by `samples`. Refuses what is not there or of other data.
+
+    Where only the target or the mapping is another, nothing: its surrogate's last checkpoint goes to `run`, so that
+    its training is over.
+    """
+    work = Path(scored, "work")
+    if not Path(scored, "run.yaml").is_file() or not (work / "votes.safetensors").is_file():
+        raise InputError(f"scored={scored} holds no votes: give the folder of a run of dp4tl")
+    try:
+        was, found = rundir.recorded(Path(scored, "run.yaml")), rundir.stored(work / "votes.safetensors")
+    except RunError as error:
+        raise InputError(f"scored={scored}: {error}") from error
+    now = run.settings
+    for key in SURROGATE:
+        if was.get(key) != now.get(key):
+            told = f"{key}={was.get(key)}, not {now.get(key)}"
+            raise InputError(f"scored={scored} was scored with {told}: give the same, or leave scored out")
+    if other := [key for key in VOTES if was.get(key) != now.get(key)]:
+        checkpoint = work / "surrogate" / "training.safetensors"
+        if not checkpoint.is_file():
+            told = f"{other[0]}={was.get(other[0])}, not {now.get(other[0])}, and no surrogate that was trained"
+            raise InputError(f"scored={scored} has votes with {told}: leave scored out")
+        with rundir.writing(run.folder("surrogate") / checkpoint.name) as temporary:
+            shutil.copyfile(checkpoint, temporary)
+        return {}
+    if len(found["classes"]) != count or int(found["votes"].sum()) != samples:
+        raise InputError(f"scored={scored} has {int(found['votes'].sum())} votes on {len(found['classes'])} examples, "
+                         f"not {samples} on {count}: its data have changed, so leave scored out")  # fmt: skip
+    return found
 
 
 def vote(

@@ -78,7 +78,9 @@ def romanian_distilberts(
        ``p_t = sum_k w_k softmax(z_k / T)``. Another vocabulary allows no such mean: there, `foreign` says what is
        compared. words: the means of hidden states over the tokens of each whitespace word, through a learned P_k;
        tokens: also the predictions, over the tokens that both have, where both stand for the same characters;
-       sentences: which texts of the batch are how similar. The P_k are left behind.
+       sentences: which texts of the batch are how similar. The P_k are left behind. With tokens each KL has its
+       teachers' share, all of them 1 together; else a foreign teacher has no soft targets, and the KL to the others'
+       mean stays whole.
     5. The student is an ordinary masked language model, to be fine-tuned as its teachers are. How loyal it is to each
        of several teachers, and to the average of those of its vocabulary, is told on texts that were held out: to one
        of another vocabulary over the tokens that both have, where both stand for the same characters.
@@ -342,6 +344,8 @@ def triple(
     """The loss of steps 3 and 4. Totals are those of `counted`; a factor of 0 leaves its loss out."""
     soft, hard, near = factors
     same, strange = [one for one in found if not one.foreign], [one for one in found if one.foreign]
+    # Where foreign teachers tell tokens, too, the mean of the others has their share; else it is all that is told.
+    home = sum(one.weight for one in same) if any(one.shared is not None for one in strange) else 1.0
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         ours = student.forward(batch, hidden=True)
@@ -354,7 +358,7 @@ def triple(
         if soft and same:
             target = together(same, theirs, temperature)
             apart = losses.kl(logits, target, chosen if restrict else real, temperature=temperature)
-            parts["soft"] = soft * temperature**2 * apart / totals["masked" if restrict else "tokens"]
+            parts["soft"] = soft * home * temperature**2 * apart / totals["masked" if restrict else "tokens"]
         for one in strange:
             if soft and one.shared is not None:
                 said_of = theirs[one.name].prediction

@@ -15,7 +15,7 @@ from secateur.measure import latency
 from secateur.recover import alignment, ensembles, objectives, teachers
 from secateur.running import language
 from secateur.running.distilling.lessons import Lesson
-from secateur.running.distilling.members import masked, of_whole_texts, vocabulary
+from secateur.running.distilling.members import masked, of_tokens, of_whole_texts, vocabulary
 from secateur.running.trades import Trade
 from secateur.subjects import Traced
 
@@ -60,12 +60,12 @@ class Course:
     def voices(self, student: Any, above: Sequence[Any], temperature: float, each: Sequence[Any] = ()) -> Any:
         """The teachers as one; `each` of them as it is asked, live unless given."""
         asked = each or [self.ask(one) for one in above]
-        if self.lesson.choice and len(asked) > 1:
-            return ensembles.Chosen(asked, self.lesson.choice)
         if len(asked) == 1:
             return asked[0]
-        causal = self.of_texts and student.causal
-        width = min(vocabulary(student, one) for one in above) if causal else None
+        tokens = self.of_texts and of_tokens(student)
+        width = min(vocabulary(student, one) for one in above) if tokens else None
+        if self.lesson.choice:
+            return ensembles.Chosen(asked, self.lesson.choice, vocabulary=width)
         return ensembles.Averaged(asked, self.lesson.shares or None, temperature=temperature, vocabulary=width)
 
     def foreign(self, student: Any) -> dict[str, alignment.Foreign]:

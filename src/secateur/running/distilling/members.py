@@ -24,6 +24,7 @@ __all__ = [
     "check_kind",
     "learner",
     "masked",
+    "of_tokens",
     "of_whole_texts",
     "opened",
     "vocabulary",
@@ -80,7 +81,7 @@ def masked(subject: Transformer) -> bool:
     return type(subject.model).__name__.endswith("ForMaskedLM")
 
 
-def _of_tokens(subject: Transformer) -> bool:
+def of_tokens(subject: Transformer) -> bool:
     """Whether it tells tokens, next or masked."""
     return subject.causal or masked(subject)
 
@@ -95,7 +96,7 @@ def check_kind(trade: Trade, lesson: Lesson, pupil: Any, several: bool) -> None:
     """Refuse options that this kind of student can't follow."""
     texts_ = trade is language
     causal = texts_ and pupil.causal
-    tokens = texts_ and _of_tokens(pupil)
+    tokens = texts_ and of_tokens(pupil)
     wrong = {
         "server and on-policy are about the next token: they serve language models": not causal
         and bool(lesson.server or lesson.on_policy),
@@ -159,9 +160,9 @@ def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bo
         try:
             vocabulary(student, teacher)
         except InputError as error:
-            able = _of_tokens(student) or of_whole_texts(language, student)
+            able = of_tokens(student) or of_whole_texts(language, student)
             raise InputError(f"{error}{', or let each read for itself (align)' if able else ''}") from error
-    if student.output != "logits" or _of_tokens(student):
+    if student.output != "logits" or of_tokens(student):
         return
     ours, theirs = (one.model.config for one in (student, teacher))
     if ours.num_labels != theirs.num_labels:
