@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from secateur.errors import InputError
 from secateur.recover import ensembles, matching
+from secateur.running import keywords
 
 __all__ = ["BETA", "Lesson", "check", "check_cache", "warming"]
 
@@ -81,6 +82,7 @@ def check(lesson: Lesson, above: Sequence[object], between: Sequence[object]) ->
         if not (isinstance(value, int) and value >= least) and not (name == "cache" and value == "all"):
             other = ', nor "all"' if name == "cache" else ""
             raise InputError(f"{name}={value!r} is not a whole number of at least {least}{other}")
+    keywords.check_seed(lesson.seed)
     if not above:
         raise InputError("no teacher was given: name at least one")
     if not 0 <= lesson.on_policy <= 1 or not 0 < lesson.temperature < float("inf"):
