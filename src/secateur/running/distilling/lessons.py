@@ -89,6 +89,9 @@ def check(lesson: Lesson, above: Sequence[object], between: Sequence[object]) ->
         raise InputError(
             f"on_policy={lesson.on_policy:g}, temperature={lesson.temperature:g}: give 0 to 1, and above 0"
         )
+    if not all(0 <= value < float("inf") for value in (lesson.lr, lesson.task, *lesson.match_weight)):
+        weights = "".join(f", match-weight={value:g}" for value in lesson.match_weight)
+        raise InputError(f"lr={lesson.lr:g}, task={lesson.task:g}{weights}: give numbers of at least 0")
     if lesson.direction not in ("forward", "reverse", "js", "mse", "cosine"):
         raise InputError(f"direction {lesson.direction!r} is not one of forward, reverse, js, mse, cosine")
     if lesson.match_loss not in matching.KINDS:
