@@ -1028,7 +1028,7 @@ def test_weights_of_whole_numbers_are_refused(nets):
 @pytest.mark.parametrize("align", [False, True])
 def test_held_out_data_that_tells_no_quality_is_refused_before_training(places, tmp_path, monkeypatch, align):
     monkeypatch.setattr(loop, "train", None)
-    with pytest.raises(DataError, match="can't be measured on the held-out data: .* less than one batch") as caught:
+    with pytest.raises(DataError, match=r"can't be measured on the held-out data: .* less than one batch") as caught:
         taught(places, tmp_path / "out", held_out=TEXTS[:1], align=align)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

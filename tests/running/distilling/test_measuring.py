@@ -49,7 +49,7 @@ def test_data_that_tells_no_quality_is_refused_and_models_that_have_none_yet_are
         pupil, course = of_texts(lesson)
         few = replace(course, held=course.held.take([0]))
         assert "less than one batch" in measuring.measured(few, pupil, None)[2]
-        with pytest.raises(DataError, match="can't be measured on the held-out data: .* less than one batch"):
+        with pytest.raises(DataError, match=r"can't be measured on the held-out data: .* less than one batch"):
             measuring.beforehand(few, pupil, None)
     course.masters[0].tokenizer = None
     assert "no tokenizer" in measuring.beforehand(replace(course, lesson=plain), pupil, None)[2]

@@ -155,7 +155,9 @@ def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bo
                         f"({type(one.model).__name__})" for one in (student, teacher))  # fmt: skip
         raise InputError(f"the student gives {ours} and its {name} {theirs}: open both with the same head")
     if align and teacher.tokenizer is None:
-        raise InputError(f"the {name} comes without a tokenizer, and its texts are to be aligned: give one that has one")
+        raise InputError(
+            f"the {name} comes without a tokenizer, and its texts are to be aligned: give one that has one"
+        )
     if teacher.tokenizer is not None and not align:
         try:
             vocabulary(student, teacher)
