@@ -479,6 +479,8 @@ MATCHED = ["llama", "--from", "llama", "--data", "texts.txt", "--out", "x", "--m
         (["llama"], "distill needs --from, --data, --out: say for example"),
         (["llama", "--from", "llama", "--out", "x"], "distill needs --data:"),
         (["llama", "--from", "a=0.5", "--from", "b", "--data", "x", "--out", "x"], "--from b has no share"),
+        (["llama", "--from", "a=nan", "--data", "x", "--out", "x"], "weights of teachers nan: give numbers"),
+        (["llama", "--from", "a=0", "--data", "x", "--out", "x"], "teachers 0: give numbers of at least 0, one above"),
         (["llama", "--from", "none/here", "--data", "texts.txt", "--out", "x"], "none/here"),
         ([*MATCHED, "model.layers.0", "--match-index", "1"], "write {i} in it, or leave match-index out"),
         (

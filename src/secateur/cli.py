@@ -626,19 +626,19 @@ def _kept(text: str) -> int:
 
 def _shared(given: Sequence[str]) -> tuple[list[str], list[float] | None]:
     """Teachers and their shares in the mean: "path=0.7"; all have one, or none has."""
-    names, shares = list[str](), list[float]()
+    names, shares = list[str](), list[float | None]()
     for text in given:
         name, equals, number = text.rpartition("=")
         try:
-            shares.append(float(number) if equals else float("nan"))
+            shares.append(float(number) if equals else None)
             names.append(name if equals else text)
         except ValueError:  # an equals sign of the path's own
-            shares.append(float("nan"))
+            shares.append(None)
             names.append(text)
-    known = [share == share for share in shares]
-    if any(known) and not all(known):
-        raise InputError(f"--from {names[known.index(False)]} has no share, and another has: write MODEL=0.3 for each")
-    return names, shares if all(known) else None
+    known = [share for share in shares if share is not None]
+    if known and len(known) < len(shares):
+        raise InputError(f"--from {names[shares.index(None)]} has no share, and another has: write MODEL=0.3 for each")
+    return names, known or None
 
 
 # ----------------------------------------------------------------------------------------------- what a model reads

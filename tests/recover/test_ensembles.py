@@ -126,7 +126,7 @@ def test_a_student_learns_from_the_mean_of_two_teachers():
 
 @pytest.mark.parametrize("weights", [[1], [0, 0], [-1, 2], [float("nan"), 1], [float("inf"), 1], []])
 def test_weights_that_make_no_mean_are_refused(weights):
-    with pytest.raises(InputError, match="give"):
+    with pytest.raises(InputError, match=r"give (one for each|numbers of at least 0, one above)"):
         ensembles.Averaged([saying(None)] * 2, weights)
 
 

@@ -416,6 +416,9 @@ def test_tied_embeddings_stay_tied():
         ({"min_lr": 1.0}, InputError, "min_lr"),
         ({"precision": "int4"}, UnsupportedError, "bf16"),
         ({"patience": 2}, InputError, "evaluate"),
+        ({"clip": float("nan")}, InputError, "clip=nan: give a number above 0, or none for no limit"),
+        ({"weight_decay": -1.0}, InputError, "weight_decay=-1, momentum=0.9: give numbers of at least 0"),
+        ({"optimizer": "sgd", "momentum": float("nan")}, InputError, "momentum=nan"),
     ],
 )
 def test_bad_options_are_named(options, error, words):
@@ -462,7 +465,15 @@ def test_settings_left_to_the_user(given, found):
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("epochs=3", "no setting 'epochs': it has accumulate"), ("accumulate", "write name=value"), ("every=x", "'x'")],
+    [
+        ("epochs=3", "no setting 'epochs': it has accumulate"),
+        ("accumulate", "write name=value"),
+        ("every=x", "'x'"),
+        ("clip=nan", "clip=nan: give a number above 0, or none"),
+        ("clip=-1", "clip=-1"),
+        ({"clip": 0}, "clip=0"),
+        ("clip=inf", "clip=inf"),
+    ],
 )
 def test_settings_that_are_none_are_refused(given, message):
     with pytest.raises(InputError, match=message):

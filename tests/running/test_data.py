@@ -426,6 +426,7 @@ def test_a_score_of_ones_own(places):
     ("data", "budget", "options", "error", "words"),
     [
         ("data.npz", "examples=30%", {"score": "el2m"}, InputError, "no score of examples is called 'el2m': did you"),
+        ("data.npz", "examples=30%", {"seed": -1}, InputError, "seed=-1 is not a whole number of at least 0"),
         ("data.npz", "examples=30%", {"score": "loss"}, InputError, "give one of random, length, el2n"),
         ("data.npz", "examples=30%", {"score": "el2n"}, InputError, "looks at a model in training: give one"),
         ("data.npz", "examples=30%", {"model": "net.py:build"}, InputError, "score 'random' asks no model"),

@@ -459,12 +459,16 @@ def test_classes_that_differ_are_refused(labelled, tmp_path):
     save(classifier(0, labels=["oak", "elm", "ash"]), tmp_path / "named")
     save(classifier(0, labels=["oak", "ash", "elm"]), tmp_path / "moved")
     for student, teacher, words in [
-        (labelled / "student", tmp_path / "four", "has 3 classes and a teacher 4"),
-        (tmp_path / "named", tmp_path / "moved", "class 1 is 'elm' for the student and 'ash' for a teacher"),
+        (labelled / "student", tmp_path / "four", "has 3 classes and its teacher 4"),
+        (tmp_path / "named", tmp_path / "moved", "class 1 is 'elm' for the student and 'ash' for its teacher"),
     ]:
         with pytest.raises(InputError, match=words) as caught:
             secateur.distill(student, teacher, TEXTS, tmp_path / "out", **QUICK)
         assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="has 3 classes and its assistant 4: use models of the same ones"):
+        secateur.distill(
+            labelled / "student", labelled / "teacher", TEXTS, tmp_path / "out", assistants=[tmp_path / "four"], **QUICK
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -991,13 +995,13 @@ def test_models_that_can_not_be_compared_are_refused(places, tmp_path):
     elsewhere(away.model)
     elsewhere(half.model.lm_head)
     for teacher, words in [
-        (away, "the student is on cpu and a teacher on cuda:0: say device=cpu, or bring them there"),
+        (away, "the student is on cpu and its teacher on cuda:0: say device=cpu, or bring them there"),
         (half, "the teacher lies on cpu and cuda:0: bring it to one device"),
         (
             tmp_path / "other",
             "different tokenizers: 1 tokens are only in the teacher's, 'wheelbarrow'.*let each read",
         ),
-        (tmp_path / "encoder", r"gives next tokens \(LlamaForCausalLM\) and a teacher states \(BertModel\)"),
+        (tmp_path / "encoder", r"gives next tokens \(LlamaForCausalLM\) and its teacher states \(BertModel\)"),
         (nowhere, "without values"),
         (split, "without values"),
         ("nets.py:build", "names a function that builds a network"),
@@ -1019,3 +1023,12 @@ def test_weights_of_whole_numbers_are_refused(nets):
 
     with pytest.raises(InputError, match="weights of type int32: give it in floating point"):
         secateur.distill(f"{nets}/nets.py:thin", Counting(), nets / "data.npz", nets / "out", steps=1)
+
+
+@pytest.mark.parametrize("align", [False, True])
+def test_held_out_data_that_tells_no_quality_is_refused_before_training(places, tmp_path, monkeypatch, align):
+    monkeypatch.setattr(loop, "train", None)
+    with pytest.raises(DataError, match=r"can't be measured on the held-out data: .* less than one batch") as caught:
+        taught(places, tmp_path / "out", held_out=TEXTS[:1], align=align)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

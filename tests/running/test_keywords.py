@@ -31,6 +31,13 @@ def test_what_a_recipe_does_not_have_is_left_out_only_where_it_may_be():
     assert given == {"share": 0.1, "oops": 1, "seed": 7}
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5])
+def test_seeds_that_no_generator_takes_are_refused(seed):
+    keywords.check_seed(0, 2**63 - 1)
+    with pytest.raises(InputError, match="is not a whole number of at least 0 and below 2"):
+        keywords.check_seed(0, seed)
+
+
 @pytest.mark.parametrize(
     ("function", "given", "said"),
     [

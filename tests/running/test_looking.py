@@ -72,6 +72,7 @@ def test_a_budget_says_what_would_go_and_leaves_the_subject_alone() -> None:
     ("asked", "words"),
     [
         ({"budget": "segments=50%"}, "segments are erased while training, by `secateur run otov3 MODEL"),
+        ({"seed": -1}, "seed=-1 is not a whole number of at least 0 and below 2**63"),
         ({"multiple": 0}, "multiple=0: give a whole number of at least 1"),
         ({"multiple": -4, "budget": "channels=50%"}, "multiple=-4: give a whole number of at least 1"),
     ],

@@ -308,6 +308,7 @@ def test_labels_that_are_no_classes_of_the_model_are_refused(classifier, tmp_pat
         ({"batch": 0}, "batch"),
         ({"length": -1}, "length"),
         ({"threads": 0}, "threads"),
+        ({"seed": 2**63}, "seed=9223372036854775808 is not"),
     ],
 )
 def test_wrong_options_are_named(places, tmp_path, options, message):

@@ -127,6 +127,7 @@ def test_a_study_that_was_refused_leaves_nothing(place):
         ("ridge", {"epochs": 3}, "study ridge has no option 'epochs'"),
         ("curve", {"alpha": 0.5}, "study curve sets alpha itself"),
         ("curve", {"pack": True}, "study curve sets pack itself"),
+        ("ridge", {"seeds": (0, -1)}, "seed=-1 is not a whole number of at least 0"),
         ("curve", {"seeds": "many"}, "option seeds='many' of curve"),
         ("lossless", {}, "lossless needs the option 'target'"),
         ("lossles", {}, "did you mean 'lossless'"),

@@ -36,7 +36,9 @@ def shares(weights: Sequence[float] | None, count: int) -> list[float]:
         raise InputError(f"{len(given)} weights for {count} teachers: give one for each, and at least one teacher")
     total = sum(given)
     if not all(weight >= 0 for weight in given) or not 0 < total < math.inf:
-        raise InputError(f"weights of teachers {', '.join(f'{w:g}' for w in given)}: give numbers of at least 0")
+        raise InputError(
+            f"weights of teachers {', '.join(f'{w:g}' for w in given)}: give numbers of at least 0, one above"
+        )
     return [weight / total for weight in given]
 
 

@@ -65,6 +65,7 @@ def options(given: str | Mapping[str, Any]) -> dict[str, Any]:
             found[name] = None if name == "clip" and str(value).lower() == "none" else kinds[name](value)
         except (TypeError, ValueError) as error:
             raise InputError(f"training setting {name}={value!r}: give a {kinds[name].__name__}") from error
+    _check_clip(found.get("clip"))
     return found
 
 
@@ -154,6 +155,9 @@ def train(
     damaged or belongs to another run.
     """
     _check(steps=steps, accumulate=accumulate, every=every, evaluate_every=evaluate_every)
+    _check_clip(clip)
+    if not all(0 <= value < math.inf for value in (weight_decay, momentum)):
+        raise InputError(f"weight_decay={weight_decay:g}, momentum={momentum:g}: give numbers of at least 0")
     learning_rate(0, steps=max(1, steps), lr=lr, warmup=warmup, schedule=schedule, min_lr=min_lr)
     if patience is not None and evaluate is None:
         raise InputError("patience without evaluate: give a function that measures what should get lower")
@@ -562,6 +566,12 @@ def _check(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < (0 if name == "steps" else 1):
             raise InputError(f"{name}={value}: give a positive whole number")
+
+
+def _check_clip(limit: float | None) -> None:
+    # No norm is above NaN, which would clip nothing; scaled to a norm below 0, a gradient points uphill.
+    if limit is not None and not 0 < limit < math.inf:
+        raise InputError(f"clip={limit:g}: give a number above 0, or none for no limit")
 
 
 def _seed(seed: int, index: int) -> None:

@@ -149,7 +149,8 @@ def results(
     chosen = keywords.checked(
         function, keywords.fitting(function, {**options, **given}, ("batch", "length"), seed=seed, dry_run=dry_run)
     )
-    _check(seed=(seed, 0), threads=(threads, 1), batch=(batch, 1), length=(length, 1))
+    keywords.check_seed(seed)
+    _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1))
     trade = trades.of_recipe(function)
     trades.match(trade, model, function.__name__)
     trade = trades.streaming(function) if stream else trade

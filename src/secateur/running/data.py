@@ -31,7 +31,7 @@ from secateur.files.texts import Corpus
 from secateur.measure import environment, evidence
 from secateur.recipes.data import kd_data_pruning
 from secateur.recover import rehearsal
-from secateur.running import configs, indices, language, network, trades
+from secateur.running import configs, indices, keywords, language, network, trades
 from secateur.score import difficulty, random
 from secateur.select import balance, ranking
 from secateur.subjects import ExampleSet, Traced, Transformer
@@ -116,6 +116,7 @@ def prune_data(
     """
     budgets = _budgets(budget)
     _check(score, model, runs, epochs)
+    keywords.check_seed(seed)
     counted = {"tokens": encoders.counter(str(tokenizer))} if tokenizer is not None else {}
     # A function of one's own is given texts, too, or the whole table.
     spoken = ray or ray_data.is_dataset(data) or _streamed(data) or _of_texts(data, text)

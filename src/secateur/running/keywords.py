@@ -12,7 +12,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from secateur.errors import InputError
 
-__all__ = ["checked", "fitting", "of", "spares"]
+__all__ = ["check_seed", "checked", "fitting", "of", "spares"]
 
 
 def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -50,6 +50,13 @@ def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
     except ValidationError as error:
         raise InputError(_explain(error, function.__name__, list(keywords))) from error
     return {name: getattr(found, name) for name in keywords}
+
+
+def check_seed(*seeds: int) -> None:
+    """Refuse seeds that some generator can't take, before one of them is asked in the middle of the work."""
+    for seed in seeds:
+        if not (isinstance(seed, int) and 0 <= seed < 2**63):
+            raise InputError(f"seed={seed!r} is not a whole number of at least 0 and below 2**63")
 
 
 def _explain(error: ValidationError, recipe: str, known: Sequence[str]) -> str:

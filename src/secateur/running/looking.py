@@ -12,7 +12,7 @@ from secateur import pruning
 from secateur.errors import InputError
 from secateur.files.rundir import atomic_write
 from secateur.measure import pictures
-from secateur.running import network
+from secateur.running import keywords, network
 from secateur.select.ranking import Normalise
 from secateur.subjects import segments
 from secateur.subjects.outline import outline
@@ -61,6 +61,7 @@ def inspect(
     limit = None if budget is None else Budget.parse(budget)
     if limit is not None:
         segments.refuse(limit)
+    keywords.check_seed(seed)
     rate = pruning.scorer(score, seed=seed)
     subject, selection, after = _opened(model, inputs, protect), Selection({}), {}
     if limit is not None:

@@ -59,6 +59,7 @@ def study(
     card, module = studies.cards()[study], importlib.import_module(f"secateur.studies.{study}")
     function = getattr(module, study)
     own, rest = _chosen(study, function, card, options)
+    keywords.check_seed(*own.get("seeds", ()))
     subject = examples = None
     hashes: dict[str, str] = {}
     if card["recipe"]:

@@ -33,7 +33,12 @@ def test_what_warms_up_is_read_from_a_line_or_a_mapping():
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [({"steps": 0}, "steps=0 is not a whole number of at least 1"), ({"skew": 1.0}, "skew=1: give 0 to below 1"),
+    [({"task": float("nan")}, "task=nan: give numbers of at least 0"), ({"task": -1.0}, "task=-1: give"),
+     ({"match": ("a",), "match_weight": (1.0, -5.0)}, "match-weight=1, match-weight=-5: give numbers of at least 0"),
+     ({"lr": float("inf")}, "lr=inf"), ({"temperature": float("nan")}, "temperature=nan"),
+     ({"skew": float("nan")}, "skew=nan"),
+     ({"seed": 2**63}, "is not a whole number of at least 0 and below 2"),
+     ({"steps": 0}, "steps=0 is not a whole number of at least 1"), ({"skew": 1.0}, "skew=1: give 0 to below 1"),
      ({"cache": "some"}, 'cache=\'some\' is not a whole number of at least 0, nor "all"'),
      ({"server": "http://x", "cache": "all"}, "give cache their number"), ({"shares": (1.0,)}, "1 weights for 2"),
      ({"cache": 3, "direction": "js"}, "cache keeps some of the tokens: it serves forward KL, cache=all any")],

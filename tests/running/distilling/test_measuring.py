@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from secateur.errors import DataError
 from secateur.measure import loyalty
 from secateur.running.distilling import measuring
 from secateur.vocabulary import Evidence, Figure
@@ -41,6 +42,24 @@ def test_an_aligned_teacher_that_is_the_student_is_not_apart_from_it(of_texts, p
     alike = second["shared_probability_loyalty"]
     assert alike.samples == len(twin.held) > 1  # texts are the sample, of several tokens each
     assert 0 < alike.low < alike.value < alike.high < 1
+
+
+def test_data_that_tells_no_quality_is_refused_and_models_that_have_none_yet_are_not(of_texts, of_networks, plain):
+    for lesson in (plain, replace(plain, align=True)):
+        pupil, course = of_texts(lesson)
+        few = replace(course, held=course.held.take([0]))
+        assert "less than one batch" in measuring.measured(few, pupil, None)[2]
+        with pytest.raises(DataError, match=r"can't be measured on the held-out data: .* less than one batch"):
+            measuring.beforehand(few, pupil, None)
+    course.masters[0].tokenizer = None
+    assert "no tokenizer" in measuring.beforehand(replace(course, lesson=plain), pupil, None)[2]
+    pupil, course = of_networks()
+    for parameter in pupil.model[2].parameters():
+        parameter.data.zero_()
+    assert "collapsed" in measuring.beforehand(course, pupil, None)[2]
+    course = replace(course, held=course.held.take(range(3)))
+    with pytest.raises(DataError, match="n >= 4"):
+        measuring.beforehand(course, pupil, None)
 
 
 def test_a_verdict_is_by_the_first_measure_that_tells():

@@ -202,7 +202,7 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
 
 def _taught(course: Course, pupil: Any, between: Sequence[Any], run: Run, settings: Mapping[str, Any]) -> Evidence:
     """Teach the chain, and measure its last before and after."""
-    before, known, why = run.json("before", lambda: results.plain(*measuring.measured(course, pupil, run)))
+    before, known, why = run.json("before", lambda: results.plain(*measuring.beforehand(course, pupil, run)))
     records = chain(
         tuple(course.masters), [*between, pupil], lambda learner, above, number: training.teach(
             course, learner, above if isinstance(above, tuple) else (above,), run, f"link-{number}"

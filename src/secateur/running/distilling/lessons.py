@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from secateur.errors import InputError
 from secateur.recover import ensembles, matching
+from secateur.running import keywords
 
 __all__ = ["BETA", "Lesson", "check", "check_cache", "warming"]
 
@@ -81,12 +82,16 @@ def check(lesson: Lesson, above: Sequence[object], between: Sequence[object]) ->
         if not (isinstance(value, int) and value >= least) and not (name == "cache" and value == "all"):
             other = ', nor "all"' if name == "cache" else ""
             raise InputError(f"{name}={value!r} is not a whole number of at least {least}{other}")
+    keywords.check_seed(lesson.seed)
     if not above:
         raise InputError("no teacher was given: name at least one")
     if not 0 <= lesson.on_policy <= 1 or not 0 < lesson.temperature < float("inf"):
         raise InputError(
             f"on_policy={lesson.on_policy:g}, temperature={lesson.temperature:g}: give 0 to 1, and above 0"
         )
+    if not all(0 <= value < float("inf") for value in (lesson.lr, lesson.task, *lesson.match_weight)):
+        weights = "".join(f", match-weight={value:g}" for value in lesson.match_weight)
+        raise InputError(f"lr={lesson.lr:g}, task={lesson.task:g}{weights}: give numbers of at least 0")
     if lesson.direction not in ("forward", "reverse", "js", "mse", "cosine"):
         raise InputError(f"direction {lesson.direction!r} is not one of forward, reverse, js, mse, cosine")
     if lesson.match_loss not in matching.KINDS:

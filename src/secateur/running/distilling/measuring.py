@@ -19,7 +19,7 @@ from secateur.running.distilling.course import Course, predicted, stream
 from secateur.running.distilling.members import of_whole_texts
 from secateur.vocabulary import Evidence, Figure
 
-__all__ = ["measured", "to_each", "verdict"]
+__all__ = ["beforehand", "measured", "to_each", "verdict"]
 
 Row = dict[str, Figure]
 
@@ -32,6 +32,16 @@ _LESS = ("perplexity", "shared_kl", "rmse")
 """Of these, less is nearer."""
 _BATCHES = 24
 """Held-out batches on which aligned teachers are compared."""
+
+
+def beforehand(course: Course, student: Any, run: Run) -> tuple[Row, Row, str]:
+    """What is `measured` before training. Raises `DataError` where the held-out data tells nothing of quality: all of
+    training would end without a verdict.
+    """
+    row, known, why = measured(course, student, run)
+    if why and not any(name in row for name in _NEARER) and not _tells(course, student):
+        raise DataError(f"quality can't be measured on the held-out data: {why}")
+    return row, known, why
 
 
 def measured(course: Course, student: Any, run: Run) -> tuple[Row, Row, str]:
@@ -57,6 +67,26 @@ def measured(course: Course, student: Any, run: Run) -> tuple[Row, Row, str]:
     if not course.masters:  # the student was held against itself
         return {**row, **second, "served_label_loyalty": _agreed(course, student, run)}, {}, ""
     return {**row, **second, **both}, {**known, **first}, ""
+
+
+def _tells(course: Course, student: Any) -> bool:
+    """Whether the held-out data tells quality of some models: then it is for those at hand that nothing was measured,
+    which training may change, such as a student that says the same of all.
+    """
+    if course.of_texts and any(one.tokenizer is None for one in course.masters):
+        return True
+    teacher = course.masters[0] if course.lesson.align else _together(course, student)
+    wrong: tuple[tuple[Any, tuple[type[Exception], ...]], ...] = (
+        (student, (DataError,)), (teacher, (DataError, MeasurementError))
+    )  # fmt: skip
+    for one, kinds in wrong:
+        try:
+            course.trade.compared(one, one, course.held, course.where)
+        except kinds:
+            return False
+        except (MeasurementError, UnsupportedError):
+            continue
+    return True
 
 
 def to_each(course: Course, student: Any) -> list[str]:

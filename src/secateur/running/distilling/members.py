@@ -132,7 +132,7 @@ def check_chain(trade: Trade, pupil: Any, between: Sequence[Any], masters: Seque
         ours, theirs = (next(model.parameters()).device for model in (pupil.model, one.model))
         if ours != theirs:
             raise InputError(
-                f"the student is on {ours} and a {name} on {theirs}: say device={ours}, or bring them there"
+                f"the student is on {ours} and its {name} on {theirs}: say device={ours}, or bring them there"
             )
         if trade is language:
             _check_pair(pupil, one, name, align)
@@ -153,9 +153,11 @@ def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bo
     if (student.output, student.causal) != (teacher.output, teacher.causal):
         ours, theirs = (f"next tokens ({type(one.model).__name__})" if one.causal else f"{one.output} "
                         f"({type(one.model).__name__})" for one in (student, teacher))  # fmt: skip
-        raise InputError(f"the student gives {ours} and a {name} {theirs}: open both with the same head")
+        raise InputError(f"the student gives {ours} and its {name} {theirs}: open both with the same head")
     if align and teacher.tokenizer is None:
-        raise InputError(f"a {name} comes without a tokenizer, and its texts are to be aligned: give one that has one")
+        raise InputError(
+            f"the {name} comes without a tokenizer, and its texts are to be aligned: give one that has one"
+        )
     if teacher.tokenizer is not None and not align:
         try:
             vocabulary(student, teacher)
@@ -167,7 +169,7 @@ def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bo
     ours, theirs = (one.model.config for one in (student, teacher))
     if ours.num_labels != theirs.num_labels:
         raise InputError(
-            f"the student has {ours.num_labels} classes and a {name} {theirs.num_labels}: use models of the same ones"
+            f"the student has {ours.num_labels} classes and its {name} {theirs.num_labels}: use models of the same ones"
         )
     given = [{number: str(label) for number, label in one.id2label.items()} for one in (ours, theirs)]
     if any(label.startswith("LABEL_") for labels in given for label in labels.values()):
@@ -175,6 +177,6 @@ def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bo
     number = next((number for number in given[0] if given[0][number] != given[1].get(number)), None)
     if number is not None:
         raise InputError(
-            f"class {number} is {given[0][number]!r} for the student and {given[1].get(number)!r} for a {name}: use "
+            f"class {number} is {given[0][number]!r} for the student and {given[1].get(number)!r} for its {name}: use "
             "models of the same classes"
         )
