@@ -468,7 +468,7 @@ def test_a_score_of_ones_own(places):
             "examples=30%",
             {"score": "net.py:nothing"},
             InputError,
-            "gave a NoneType for the scores: give one",
+            "gave a NoneType for the scores",
         ),
         ("data.npz", "examples=30%", {"score": "net.py:fails"}, InputError, "net.py:fails failed: KeyError: 'x'"),
         ("data.npz", "examples=30%", {"runs": 0}, InputError, "at least one run"),
