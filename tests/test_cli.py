@@ -113,6 +113,21 @@ def test_run_help_shows_every_flag_of_the_recipe(name, tmp_path):
             assert first in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["run", "dp4tl", "--help"], "--target"),
+        (["study", "lossless", "--help"], "--target"),
+        (["show", "dp4tl"], "target "),
+        (["show", "provence"], "model "),
+    ],
+)
+def test_an_option_that_has_to_be_given_is_said_to_be_required(words, shown, tmp_path):
+    told = " ".join(forked(tmp_path, *words, columns=200).stdout.split()).rpartition("Options")
+    assert "_empty" not in told[2]
+    assert "required" in told[2].partition(shown)[2][:250]
+
+
 def test_options_are_read_as_text():
     source = (
         'def f(a, *, n: int = 3, names: Sequence[str] = ("x",), must: str):\n'

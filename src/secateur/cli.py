@@ -200,7 +200,12 @@ def show(recipe: Annotated[str, typer.Argument(help="A recipe's name.")]) -> Non
     print(f"\n{recipes.describe(recipe).split('Args:')[0].strip()}\n\nOptions:")
     width = max((len(option.name) for option in options), default=0)
     for option in options:
-        print(f"  {option.name:<{width}}  {option.help} [{option.annotation}, default {option.default}]")
+        print(f"  {option.name:<{width}}  {option.help} [{option.annotation}, {_fallback(option)}]")
+
+
+def _fallback(option: recipes.Option) -> str:
+    """What holds where an option is left out."""
+    return "required" if option.default is introspection.Parameter.empty else f"default {option.default!r}"
 
 
 # --------------------------------------------------------------------------------------------------------- run
@@ -310,7 +315,7 @@ def _flags(panel: str, options: Sequence[recipes.Option]) -> dict[str, tuple[Any
         name = option.name.replace("_", "-")
         several = _is_list(option.annotation)
         help = f"{option.help} Separated by commas, or again." if several else option.help
-        help = f"{help} (default {option.default!r})".replace("(default '')", "").replace("[", r"\[").strip()
+        help = f"{help} ({_fallback(option)})".replace("(default '')", "").replace("[", r"\[").strip()
         if option.annotation == "bool":
             both = typer.Option(f"--{name}/--no-{name}", help=help, rich_help_panel=panel)
             kinds[option.name] = (Annotated[bool | None, both], None)

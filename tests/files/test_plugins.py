@@ -1,16 +1,18 @@
+import inspect
 import math
 import sys
 
 import pytest
 
-from secateur.errors import InputError
+from secateur.errors import DataError, InputError
 from secateur.files import plugins
 
 
 def test_a_function_of_a_file_and_of_a_module(tmp_path):
     (tmp_path / "mine.py").write_text("def score(subject, batches):\n    return {'a': 1}\n")
     assert plugins.function(f"{tmp_path}/mine.py:score")(None, None) == {"a": 1}
-    assert plugins.function("math:sqrt") is math.sqrt
+    assert plugins.function("math:sqrt")(9) == 3
+    assert inspect.signature(plugins.function("math:sqrt")) == inspect.signature(math.sqrt)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,31 @@ def test_a_file_that_changes_the_path_keeps_its_change(tmp_path, monkeypatch):
     before = list(sys.path)
     plugins.function(f"{tmp_path}/mine.py:build")
     assert sys.path == [*before, "/elsewhere"]
+
+
+def test_what_goes_wrong_in_a_function_is_one_line_that_names_it(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from secateur.errors import DataError\n"
+        "def score(subject, batches):\n    raise ValueError('my own mistake\\nand a page about it')\n"
+        "def bare():\n    assert False\n"
+        "def ours():\n    raise DataError('no such column')\n"
+        "def stopped():\n    raise KeyboardInterrupt\n"
+    )
+    score = plugins.function(f"{path}:score")
+    assert (score.__name__, list(inspect.signature(score).parameters)) == ("score", ["subject", "batches"])
+    with pytest.raises(InputError) as caught:
+        score(None, None)
+    assert str(caught.value) == f"{path}:score failed: ValueError: my own mistake"
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(InputError, match=r"mine.py:score failed: TypeError: score\(\) missing 2 required"):
+        score()
+    with pytest.raises(InputError, match=r"mine.py:bare failed: AssertionError$"):
+        plugins.function(f"{path}:bare")()
+    with pytest.raises(DataError, match=r"^no such column$"):
+        plugins.function(f"{path}:ours")()
+    with pytest.raises(KeyboardInterrupt):
+        plugins.function(f"{path}:stopped")()
 
 
 def test_a_network_is_built_with_its_inputs_or_without(tmp_path):

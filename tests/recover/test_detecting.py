@@ -100,5 +100,6 @@ def test_the_weight_makes_both_losses_equal():
 
 def test_steps_of_epochs():
     assert [detecting.steps(4, epochs) for epochs in (0, 0.1, 2.5)] == [0, 1, 10]
-    with pytest.raises(InputError, match="epochs=-1"):
-        detecting.steps(4, -1)
+    for wrong in (-1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=f"epochs={wrong}: give 0 or more"):
+            detecting.steps(4, wrong)

@@ -57,6 +57,12 @@ def test_without_epochs_the_network_is_looked_at_as_it_is(data):
     assert model.training  # as it was
 
 
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+def test_epochs_that_are_none_are_refused(data, wrong):
+    with pytest.raises(InputError, match=f"epochs={wrong}: give 0 or more"):
+        record(net(), data, wrong)
+
+
 def test_halves_are_complements_and_another_pair_is_another_draw():
     halves = [rehearsal.half(9, seed=3, number=number) for number in range(4)]
     assert [int(half.sum()) for half in halves] == [4, 5, 4, 5]

@@ -52,6 +52,12 @@ def rows(data):
 
 def short(data):
     return [1.0]
+
+def nothing(data):
+    return None
+
+def fails(data):
+    raise KeyError("x")
 """
 
 
@@ -458,6 +464,14 @@ def test_a_score_of_ones_own(places):
         ),
         ("data.npz", "examples=30%", {"score": "length"}, InputError, "have no length to go by"),
         ("data.npz", "examples=30%", {"score": "net.py:short"}, InputError, r"shape \(1,\) for 60 examples"),
+        (
+            "data.npz",
+            "examples=30%",
+            {"score": "net.py:nothing"},
+            InputError,
+            "gave a NoneType for the scores",
+        ),
+        ("data.npz", "examples=30%", {"score": "net.py:fails"}, InputError, "net.py:fails failed: KeyError: 'x'"),
         ("data.npz", "examples=30%", {"runs": 0}, InputError, "at least one run"),
         ("data.npz", "examples=30%", {"deduplicate": "normalised"}, DataError, "only repeat exactly"),
         ("data.npz", "examples=4%", {}, InfeasibleError, "leaves nothing of class 2, which has 10 of 60"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
@@ -12,6 +13,10 @@ from secateur.running import keywords
 
 def thinner(subject, data, *, share: float = 0.5, how: Literal["row", "column"] = "row", seed: int = 0):
     """A recipe."""
+
+
+def listing(*, shares: Sequence[float] = (), weight: float | Literal["auto"] | None = None):
+    """A recipe with numbers inside of other annotations."""
 
 
 def needy(*, must: int):
@@ -44,6 +49,11 @@ def test_seeds_that_no_generator_takes_are_refused(seed):
         (thinner, {"shar": 1}, "thinner has no option 'shar': did you mean 'share'?"),
         (thinner, {"zzz": 1}, "thinner has no option 'zzz': it has share, how, seed"),
         (thinner, {"how": "diagonal"}, "option how='diagonal' of thinner: input should be 'row' or 'column'"),
+        (thinner, {"share": float("nan")}, "option share=nan of thinner: input should be a finite number"),
+        (thinner, {"share": "nan"}, "option share='nan' of thinner: input should be a finite number"),
+        (thinner, {"share": float("inf")}, "option share=inf of thinner: input should be a finite number"),
+        (listing, {"shares": [0.5, "inf"]}, "option shares='inf' of listing: input should be a finite number"),
+        (listing, {"weight": "nan"}, "option weight='nan' of listing: input should be a finite number"),
         (needy, {}, "needy needs the option 'must'"),
     ],
 )

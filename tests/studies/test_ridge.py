@@ -83,6 +83,8 @@ def test_nothing_is_worked_out_twice(tmp_path, monkeypatch):
         ({"taught": (0.2,)}, "no teacher sees as much as the student of share 0.5"),
         ({"shares": (0.001,)}, "a share of 0.001 of 400 examples is none"),
         ({"penalty": 0.0}, "a penalty above 0"),
+        ({"penalty": float("nan")}, "a penalty above 0"),
+        ({"noise": float("nan")}, "a noise of at least 0"),
         ({"trials": 0}, "whole numbers of at least 1"),
     ],
 )

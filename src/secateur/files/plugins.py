@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.errors import InputError
+from secateur.errors import InputError, SecateurError
 
 __all__ = ["function", "network"]
 
@@ -21,9 +22,32 @@ def function(name: str) -> Callable[..., Any]:
     """The function `name` points to. It runs the user's own code, so only a name the user gave may come here.
 
     As in a script, a file imports what stands beside it; imports inside of its functions are too late for that.
+    What goes wrong when it is called is an `InputError` too, with its name and signature as they were written.
 
     Raises `InputError` when the file, the module or the function is not there, or the file fails.
     """
+    own = _found(name)
+
+    @functools.wraps(own)
+    def called(*given: Any, **how: Any) -> Any:
+        try:
+            return own(*given, **how)
+        except SecateurError:
+            raise
+        except Exception as error:
+            raise InputError(f"{name} failed: {_line(error)}") from error
+
+    return called
+
+
+def _line(error: Exception) -> str:
+    """What kind of error it is, and the first line of what it says: torch may add a page of advice."""
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _found(name: str) -> Callable[..., Any]:
+    """The function as it stands in the user's code."""
     where, colon, what = name.rpartition(":")
     if not colon or not where or not what:
         raise InputError(f"{name!r} names no function: write file.py:function or package.module:function")
@@ -39,7 +63,7 @@ def function(name: str) -> Callable[..., Any]:
             with _beside(path):
                 spec.loader.exec_module(module)
         except Exception as error:
-            raise InputError(f"{name!r}: {where} can't be run: {type(error).__name__}: {error}") from error
+            raise InputError(f"{name!r}: {where} can't be run: {_line(error)}") from error
     else:
         try:
             module = importlib.import_module(where)
@@ -71,11 +95,11 @@ def network(name: str) -> tuple[nn.Module, Any]:
     The function returns the model, or the model and the inputs to call it with; without them the inputs are None.
     Raises `InputError` for a function that is not there, fails, or returns something else.
     """
-    make = function(name)
+    make = _found(name)
     try:
         found = make()
     except Exception as error:
-        raise InputError(f"{name} failed to build a model: {type(error).__name__}: {error}") from error
+        raise InputError(f"{name} failed to build a model: {_line(error)}") from error
     model, inputs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned {type(found).__name__}: expected a torch.nn.Module, or (module, inputs)")

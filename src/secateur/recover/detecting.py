@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -84,6 +85,6 @@ def ratio(objective: Objective, batch: Mapping[str, Any], student: nn.Module) ->
 
 def steps(per_epoch: float, epochs: float) -> int:
     """Optimiser steps of so many epochs: at least one, unless there are none."""
-    if epochs < 0:
+    if not 0 <= epochs < math.inf:
         raise InputError(f"epochs={epochs}: give 0 or more")
     return max(1, round(per_epoch * epochs)) if epochs else 0

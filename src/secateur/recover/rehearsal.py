@@ -5,6 +5,7 @@ Scores of examples are read from these records; several rehearsals from other be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -59,9 +60,11 @@ def rehearse(
             for "right". "features" are what goes into the last linear layer.
         how: further arguments of `loop.train`, such as lr and seed.
 
-    Raises `InputError` for outputs that are not [B, C], or a network whose last layer is not linear where features are
-    wanted.
+    Raises `InputError` for outputs that are not [B, C], for a network whose last layer is not linear where features are
+    wanted, and for epochs below 0.
     """
+    if not 0 <= epochs < math.inf:
+        raise InputError(f"epochs={epochs}: give 0 or more")
     steps = round(epochs * len(feed))
     visits: list[Tensor] = []
 

@@ -296,7 +296,12 @@ def _scores(
 
 
 def _own(score: str, whole: ExampleSet) -> Tensor:
-    values = torch.as_tensor(plugins.function(score)(whole.source), dtype=torch.float32)
+    given = plugins.function(score)(whole.source)
+    try:
+        values = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(given).__name__
+        raise InputError(f"{score} gave a {kind} for the scores: give one finite number for each example") from error
     if values.shape != (len(whole),) or not bool(torch.isfinite(values).all()):
         raise InputError(f"{score} gave scores of shape {tuple(values.shape)} for {len(whole)} examples: give one "
                          "finite number for each")  # fmt: skip

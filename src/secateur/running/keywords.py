@@ -38,13 +38,15 @@ def spares(function: Callable[..., Any], name: str) -> bool:
 def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """All options: `given` ones checked against the annotations, the others at their defaults.
 
-    Raises `InputError` for an option that is unknown, missing or of another kind.
+    Raises `InputError` for an option that is unknown, missing or of another kind, and for a number that is not finite:
+    NaN passes comparisons that are to refuse it.
     """
     keywords, hints = of(function), typing.get_type_hints(function)
     fields: dict[str, Any] = {
         name: (hints.get(name, Any), ... if p.default is p.empty else p.default) for name, p in keywords.items()
     }
-    model = create_model("Options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
+    how = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+    model = create_model("Options", __config__=how, **fields)
     try:
         found = model(**given)
     except ValidationError as error:

@@ -300,7 +300,7 @@ def _checked(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]
     """All of the recipe's options that are not the grid's, checked."""
     for rule in rules:
         found = keywords.checked(recipe.kd_data_pruning, {**options, "score": rule})
-        recipe.check_runs(rule, found["runs"], found["score_epochs"])
+        recipe.check_runs(rule, found["runs"], found["score_epochs"], found["epochs"])
     return {name: value for name, value in found.items() if name not in STUDY["sets"].split()}
 
 

@@ -5,6 +5,7 @@ Ben-Baruch et al., "Distilling the Knowledge in Data Pruning", ICML 2025 (arXiv 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -207,7 +208,7 @@ def plan(
 ) -> dict[str, int]:
     """How many figures `ridge` will work out; whatever it would refuse is refused here."""
     cells = _cells(shares, alphas, taught, seeds)
-    if min(size, features, trials) < 1 or penalty <= 0 or noise < 0:
+    if min(size, features, trials) < 1 or not (0 < penalty < math.inf and 0 <= noise < math.inf):
         raise InputError(f"size={size}, features={features}, trials={trials}, penalty={penalty}, noise={noise}: give "
                          "whole numbers of at least 1, a penalty above 0 and a noise of at least 0")  # fmt: skip
     if round(min(shares) * size) < 1:

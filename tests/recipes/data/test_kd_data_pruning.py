@@ -524,6 +524,11 @@ def test_a_run_from_the_command_line_is_judged_by_its_examples(tmp_path):
         ({"tried": ()}, InputError, "give shares of the data"),
         ({"tried": (0.0,)}, InputError, "give shares of the data"),
         ({"held": 1.0}, InputError, "give a share between"),
+        ({"epochs": 0.0}, InputError, "epochs=0: give a number above 0"),
+        ({"epochs": -1.0}, InputError, "epochs=-1: give a number above 0"),
+        ({"epochs": float("nan")}, InputError, "epochs=nan: give a number above 0"),
+        ({"score_epochs": -1.0}, InputError, "score_epochs=-1: give 0 or more"),
+        ({"score_epochs": float("nan")}, InputError, "score_epochs=nan: give 0 or more"),
         ({"runs": 0}, InputError, "at least one of each"),
     ],
 )

@@ -5,6 +5,7 @@ Ben-Baruch, Botach, Kviatkovsky, Aggarwal and Medioni, ICML 2025 (arXiv 2403.078
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -129,7 +130,7 @@ def kd_data_pruning(
     losses of the paper are left out, and wrong labels are not injected: data come as noisy as they are.
     """
     check(data, budgets, alpha=alpha, tried=tried, held=held, trials=trials, runs=runs)
-    check_runs(score, runs, score_epochs)
+    check_runs(score, runs, score_epochs, epochs)
     if pack:
         data.storable()
     further = loop.options(training)
@@ -219,8 +220,15 @@ def classes(net: nn.Module, ask: Ask, data: Examples) -> int:
 # ------------------------------------------------------------------------------------------------- what is kept
 
 
-def check_runs(score: str, runs: int, epochs: float) -> None:
-    """Refuse runs from which `score` can't be read: memorisation compares pairs of trainings on halves of the data."""
+def check_runs(score: str, runs: int, epochs: float, student: float = 1.0) -> None:
+    """Refuse runs from which `score` can't be read: memorisation compares pairs of trainings on halves of the data.
+
+    epochs: of each run. student: those of the network that learns from what is kept, where one does.
+    """
+    if not 0 < student < math.inf:
+        raise InputError(f"epochs={student:g}: give a number above 0")
+    if not 0 <= epochs < math.inf:
+        raise InputError(f"score_epochs={epochs:g}: give 0 or more; without any, the teacher is looked at as it is")
     if score == "memorisation" and (runs % 2 or not epochs):
         told = f"memorisation of runs={runs}, epochs={epochs:g}"
         raise InputError(f"{told}: runs come in pairs, and each is a training: give 4 runs of 10 epochs, say")
