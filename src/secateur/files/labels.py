@@ -1,4 +1,4 @@
-"""Labels as they come with texts and rows: classes, numbers, or a line that says why they are neither."""
+"""Labels as they come with texts, rows and arrays: classes, numbers, or a line that says why they are neither."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Labelled", "Labels"]
+from secateur.errors import DataError
+
+__all__ = ["Labelled", "Labels", "whole"]
 
 _WHOLE = 2**53
 """Beyond it a float tells no whole number from the next, and no class is counted so far."""
@@ -79,6 +81,34 @@ class Labels:
         names = sorted({str(value) for value in values})
         place_of = {name: index for index, name in enumerate(names)}
         return Labelled(np.array([place_of[str(value)] for value in values], np.int64)[codes], tuple(names))
+
+
+def whole(
+    values: Any,
+    name: str,
+    *,
+    what: str = "label",
+    of: str = "example",
+    wanted: str = "classes are whole numbers from 0; their names go into `classes`",
+) -> NDArray[np.int64]:
+    """`values` as int64, 1.0 as 1. Raises `DataError` for any that is no whole number; the rest is for its line."""
+    try:
+        found = np.asarray(values)
+    except ValueError as error:  # lists of several lengths
+        raise DataError(f"{name} has {what}s that are no array: {wanted}") from error
+    if found.dtype.kind == "f":
+        floats = found.astype(np.float64)
+        wrong = ~((np.abs(floats) < _WHOLE) & (np.floor(floats) == floats))
+    elif found.dtype.kind == "u":
+        wrong = found > np.iinfo(np.int64).max
+    else:
+        wrong = np.full(found.shape, found.dtype.kind not in "bi")
+    if wrong.any():
+        place = np.argwhere(wrong)[0]
+        value = found[tuple(place)]
+        shown = _short(value.item() if isinstance(value, np.generic) else value)
+        raise DataError(f"{name} has the {what} {shown}{f' ({of} {place[0]})' if len(place) else ''}: {wanted}")
+    return np.zeros(found.shape, np.int64) if not found.size else found.astype(np.int64)
 
 
 def _whole(value: Any) -> bool:
