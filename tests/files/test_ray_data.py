@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_told_in_a_line(tmp_path):
     assert refused(tmp_path / "empty") == as_alone(tmp_path / "empty")
     assert "nothing.txt does not exist: give a" in refused(tmp_path / "nothing.txt")
     given = ray.data.from_items([{"text": "one"}, {"text": None}])
-    assert refused(given) == "ray data set: a row has no text in 'text': it has text"
+    assert refused(given) == "ray data set: a row has null and no text in 'text': write a text there, or drop the row"
     with pytest.raises(InputError, match="can't read a list"):
         ray_data.survey([{"text": "one"}])
 
