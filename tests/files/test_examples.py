@@ -158,6 +158,17 @@ def test_a_function_of_the_users(tmp_path):
         examples.read(f"{tmp_path}/mine.py:bad")
 
 
+def test_json_that_is_not_of_coco_stands_beside_images_of_classes(tmp_path):
+    picture(tmp_path / "cat" / "a.png", 1)
+    for content in ('{"format": 1, "results": []}', "[1]"):
+        (tmp_path / "notes.json").write_text(content)
+        assert examples.read(tmp_path).classes == ("cat",)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "all.json").write_text('{"annotations": []}')
+    with pytest.raises(DataError, match=r"all\.json is not in COCO's form"):
+        examples.read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -168,6 +179,7 @@ def test_a_function_of_the_users(tmp_path):
         ("pets/cat/a.png", b"not an image", "is no image that can be read"),
         ("pets", None, "holds no images in folders"),
         ("coco/a.json", b'{"images": []}', "is not in COCO's form"),
+        ("coco/a.json", b'{"images": [', "a.json is no JSON that can be read"),
         ("objects.npz", None, "without unpickling"),
         ("nan.npz", None, "holds NaN or infinity"),
         ("empty.npz", None, "holds no example"),

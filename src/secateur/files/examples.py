@@ -280,9 +280,13 @@ def _arrays(path: Path) -> Examples:
 
 
 def _folder(path: Path) -> Examples:
-    annotations = sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json"))
-    if annotations:
-        return _coco(path, annotations[0])
+    for file in sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json")):
+        try:
+            found = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} is no JSON that can be read ({error}): mend or remove it") from error
+        if isinstance(found, dict) and not found.keys().isdisjoint(("images", "annotations")):
+            return _coco(path, file, found)
     kinds = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
     files = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.iterdir()) if _is_image(file)]
     if not files:
@@ -314,13 +318,12 @@ def _images(files: Sequence[Path]) -> Tensor:
     return _number(np.stack(found), files[0].parent.name).permute(0, 3, 1, 2).contiguous()
 
 
-def _coco(path: Path, annotations: Path) -> Examples:
+def _coco(path: Path, annotations: Path, data: Mapping[str, Any]) -> Examples:
     """Annotations in COCO's form: images, annotations with bbox (x, y, width, height), categories.
 
     Crowds, and boxes without an area, of which COCO itself has some, are left out.
     """
     try:
-        data = json.loads(annotations.read_text("utf-8"))
         kinds = {int(one["id"]): str(one["name"]) for one in data["categories"]}
         pictures = {int(one["id"]): str(one["file_name"]) for one in data["images"]}
         rows: dict[int, list[tuple[list[float], int]]] = {one: [] for one in pictures}
@@ -338,7 +341,7 @@ def _coco(path: Path, annotations: Path) -> Examples:
             }
             for found in rows.values()
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{annotations} is not in COCO's form ({type(error).__name__}: {error}): "
             "it needs images, annotations and categories"
