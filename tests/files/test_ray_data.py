@@ -152,6 +152,22 @@ def test_what_cannot_be_read_is_told_in_a_line(tmp_path):
         ray_data.survey([{"text": "one"}])
 
 
+def test_ray_is_not_started_for_what_it_does_not_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray_data, "_running", lambda: pytest.fail("Ray was started"))
+    np.savez(tmp_path / "x.npz", inputs=np.zeros((2, 2)))
+    for given, error, words in (
+        (
+            tmp_path / "x.npz",
+            DataError,
+            r"x\.npz is no file of texts: give \.txt, \.jsonl, \.parquet, \.csv, or a folder",
+        ),
+        (tmp_path / "none.txt", DataError, r"none\.txt does not exist"),
+        ([{"text": "one"}], InputError, "can't read a list"),
+    ):
+        with pytest.raises(error, match=words):
+            ray_data.survey(given)
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
 def test_a_cluster_that_does_not_answer_is_told_at_once(address, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", address)
