@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -157,6 +158,17 @@ def test_a_function_of_the_users(tmp_path):
         examples.read(f"{tmp_path}/mine.py:bad")
 
 
+def test_json_that_is_not_of_coco_stands_beside_images_of_classes(tmp_path):
+    picture(tmp_path / "cat" / "a.png", 1)
+    for content in ('{"format": 1, "results": []}', "[1]"):
+        (tmp_path / "notes.json").write_text(content)
+        assert examples.read(tmp_path).classes == ("cat",)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "all.json").write_text('{"annotations": []}')
+    with pytest.raises(DataError, match=r"all\.json is not in COCO's form"):
+        examples.read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -167,6 +179,7 @@ def test_a_function_of_the_users(tmp_path):
         ("pets/cat/a.png", b"not an image", "is no image that can be read"),
         ("pets", None, "holds no images in folders"),
         ("coco/a.json", b'{"images": []}', "is not in COCO's form"),
+        ("coco/a.json", b'{"images": [', "a.json is no JSON that can be read"),
         ("objects.npz", None, "without unpickling"),
         ("nan.npz", None, "holds NaN or infinity"),
         ("empty.npz", None, "holds no example"),
@@ -194,12 +207,76 @@ def test_what_can_not_be_used_is_refused_in_a_line(tmp_path, name, content, word
         examples.read(tmp_path / name.split("/")[0] if "/" in name else file)
 
 
+WHOLE = "classes are whole numbers from 0; their names go into `classes`"
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 0.5, 1], f"the label 0.5 (example 1): {WHOLE}"),
+        ([np.nan, 0, 1], f"the label nan (example 0): {WHOLE}"),
+        ([0, 1, np.inf], "the label inf (example 2)"),
+        ([0, 1, 1e16], "the label 1e+16 (example 2)"),
+        (["cat", "dog", "cat"], "the label 'cat' (example 0)"),
+        (np.array([1, 2, 3], complex), "the label (1+0j) (example 0)"),
+        (np.array([1, 2, 2**63], np.uint64), "the label 9223372036854775808 (example 2)"),
+        (np.float32(0.5), f"the label 0.5: {WHOLE}"),
+    ],
+)
+def test_labels_that_are_no_whole_numbers_are_refused_in_a_line(tmp_path, labels, words):
+    np.savez(tmp_path / "a.npz", inputs=np.zeros((3, 2), np.float32), labels=labels)
+    with pytest.raises(DataError, match=re.escape(f"a.npz has {words}")):
+        examples.read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.uint8, np.int16])
+def test_whole_numbers_of_any_kind_are_labels(tmp_path, kind):
+    np.savez(tmp_path / "a.npz", inputs=np.zeros((3, 2), np.float32), labels=np.array([2, 0, 1], kind))
+    assert examples.read(tmp_path / "a.npz").labels.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (np.array(["a", "b"]), "inputs that are no array of numbers (can't convert np.ndarray of type numpy.str_"),
+        (np.float32(3), "inputs of a single number: give an array of real numbers, a row for each example"),
+        (np.zeros((2, 2), np.complex64), "inputs of complex64: give an array of real numbers"),
+    ],
+)
+def test_inputs_that_are_no_numbers_are_refused_in_a_line(tmp_path, inputs, words):
+    np.savez(tmp_path / "a.npz", inputs=inputs)
+    with pytest.raises(DataError, match=re.escape(f"a.npz has {words}")) as refused:
+        examples.read(tmp_path / "a.npz")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("[[1.0], [2.0]], [0, 0.5]", "the label 0.5 (example 1)"),
+        ("[[1.0], [2.0]], torch.tensor([0, 0.5])", "the label 0.5 (example 1)"),
+        ("[[1.0], [2.0]], [[0], [0, 1]]", f"labels that are no array: {WHOLE}"),
+        ("[[1.0], [2.0]], None", "the label None: "),
+        ("[[1.0], [2.0, 3.0]], [0, 1]", "inputs that are no array of numbers (expected sequence of length 1"),
+        ("Examples(torch.zeros(2, 2), torch.tensor([0, 0.5]), name='own')", "own has the label 0.5 (example 1)"),
+    ],
+)
+def test_what_a_function_gives_is_read_as_strictly(tmp_path, given, words):
+    made = f"import torch\nfrom secateur.files.examples import Examples\n\ndef data():\n    return {given}\n"
+    (tmp_path / "mine.py").write_text(made)
+    with pytest.raises(DataError, match=re.escape(words)):
+        examples.read(f"{tmp_path}/mine.py:data")
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
         ({"boxes": [[0, 0, 2, 2], [3, 1, 3, 4]]}, r"the box \[3.0, 1.0, 3.0, 4.0\] on input 2: give x1, y1, x2, y2"),
         ({"boxes": [[0, 0, np.nan, 2], [1, 1, 3, 4]]}, r"the box \[0.0, 0.0, nan, 2.0\] on input 0"),
         ({"box_labels": [4, -1]}, "the label -1 on input 2: labels count from 0"),
+        ({"box_labels": [4, 0.5]}, r"the label 0.5 \(box 1\): classes are whole numbers"),
+        ({"box_image": [0, 1.5]}, r"the image 1.5 \(box 1\): box_image counts the inputs from 0"),
+        ({"boxes": [["a"] * 4, ["b"] * 4]}, "boxes that can't be used"),
         ({"box_image": [0, 3]}, "boxes on images 0 to 3: there are images 0 to 2"),
         ({"box_image": [-1, 1]}, "boxes on images -1 to 1"),
     ],

@@ -120,3 +120,18 @@ def test_whole_floats_are_classes_for_every_reader(every):
     for reader, one in every([2.0, 1.0, 2.0]).items():
         assert list(one.labels) == [2, 1, 2], reader
         assert (one.classes, one.flaw) == ((), "")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+def test_a_column_that_was_named_and_is_not_there_is_told(tmp_path, suffix):
+    path, rows = tmp_path / f"l{suffix}", [{"text": "one", "label": "a", "none": None}] * 2
+    whole = datasets.Dataset.from_list(rows)
+    {".jsonl": whole.to_json, ".parquet": whole.to_parquet, ".csv": whole.to_csv}[suffix](path)
+    for read in (tables.read,) if suffix == ".csv" else (tables.read, texts.read, survey):
+        with pytest.raises(DataError, match=r"^l\.\w+ has no column 'lable': it has text, label, none$"):
+            read(path, label="lable")
+        assert read(path, label="").labels is None
+    with pytest.raises(DataError, match="table has no column 'lable'"):
+        tables.read(whole, label="lable")
+    if suffix != ".csv":
+        assert texts.read(path, label="none").labels is None, "it is there, and holds none"

@@ -147,9 +147,25 @@ def test_what_cannot_be_read_is_told_in_a_line(tmp_path):
     assert refused(tmp_path / "empty") == as_alone(tmp_path / "empty")
     assert "nothing.txt does not exist: give a" in refused(tmp_path / "nothing.txt")
     given = ray.data.from_items([{"text": "one"}, {"text": None}])
-    assert refused(given) == "ray data set: a row has no text in 'text': it has text"
+    assert refused(given) == "ray data set: a row has null and no text in 'text': write a text there, or drop the row"
     with pytest.raises(InputError, match="can't read a list"):
         ray_data.survey([{"text": "one"}])
+
+
+def test_ray_is_not_started_for_what_it_does_not_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray_data, "_running", lambda: pytest.fail("Ray was started"))
+    np.savez(tmp_path / "x.npz", inputs=np.zeros((2, 2)))
+    for given, error, words in (
+        (
+            tmp_path / "x.npz",
+            DataError,
+            r"x\.npz is no file of texts: give \.txt, \.jsonl, \.parquet, \.csv, or a folder",
+        ),
+        (tmp_path / "none.txt", DataError, r"none\.txt does not exist"),
+        ([{"text": "one"}], InputError, "can't read a list"),
+    ):
+        with pytest.raises(error, match=words):
+            ray_data.survey(given)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])

@@ -45,7 +45,7 @@ def test_classes_are_named_or_counted(rows):
     table = tables.read(rows)
     assert (table.labels, table.classes) == ([0, 0, 1, 0], ("pet", "wild"))
     assert (tables.read(rows, label="page").labels, tables.read(rows, label="page").classes) == ([1, 2, 3, 4], ())
-    assert tables.read(rows, label="kind").labels is None
+    assert tables.read(rows.remove_columns("label")).labels is None
     kinds = datasets.ClassLabel(names=["wild", "pet", "none"])
     typed = tables.read(rows.cast_column("label", kinds))
     assert (typed.labels, typed.classes) == ([1, 1, 0, 1], ("wild", "pet", "none"))
@@ -88,6 +88,20 @@ def test_what_can_not_be_used_is_refused_in_a_line(rows, tmp_path):
         with pytest.raises(DataError, match=words) as refused:
             tables.read(place)
         assert "\n" not in str(refused.value)
+
+
+def test_the_library_prints_nothing_of_a_file_that_can_not_be_read(tmp_path, capfd):
+    datasets.enable_progress_bars()
+    level = datasets.logging.get_verbosity()
+    (tmp_path / "ragged.csv").write_text("text,label\none,1\ntwo,2,3,4\n")
+    (tmp_path / "fine.csv").write_text("text,label\none,1\n")
+    with pytest.raises(DataError, match=r"ragged\.csv can't be read as a table: "):
+        tables.read(tmp_path / "ragged.csv")
+    assert len(tables.read(tmp_path / "fine.csv")) == 1
+    told = capfd.readouterr()
+    assert told.out + told.err == ""
+    assert not datasets.are_progress_bars_disabled(), "as it was"
+    assert datasets.logging.get_verbosity() == level
 
 
 def test_its_texts_are_a_corpus_that_is_read_from_the_table(rows, tmp_path):

@@ -121,6 +121,8 @@ def test_a_folder_in_the_order_of_its_paths(tmp_path):
         ("a.txt", b"fine\nbro\xffken", r"a\.txt is not UTF-8 at byte 8"),
         ("a.jsonl", b'{"text": "x"}\n{"text"', r"line 2, is not JSON"),
         ("a.jsonl", b"[1]\n", r"line 1, has no text in 'text'"),
+        ("a.jsonl", b'{"text": null}', r"line 1, has null and no text in 'text': write a text there, or drop the row"),
+        ("a.jsonl", b'{"text": 7, "x": 1}', r"line 1, has 7 and no text in 'text'"),
         ("a.csv", b"x", "is of no known kind"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "a \\ud83d b"}', r"line 2, holds \\ud83d, half a surrogate pair"),
     ],

@@ -54,7 +54,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "results": [{"colour": 1}]}'])
 def test_damaged_evidence_is_named(tmp_path, content):
     (tmp_path / "evidence.json").write_text(content)
-    with pytest.raises(RunError, match="damaged"):
+    words = "evidence.json is damaged and can't be read: delete it and run the same command again"
+    with pytest.raises(RunError, match=words):
         evidence.read(tmp_path)
 
 

@@ -11,7 +11,7 @@ import secateur
 import tiny
 from secateur.errors import DataError
 from secateur.files import texts
-from secateur.running import indices, language, network
+from secateur.running import data, indices, language, network
 
 BUILD = """
 from torch import nn
@@ -72,6 +72,18 @@ def test_an_index_of_texts_is_data_however_they_were_read(places, monkeypatch):
     everything = texts.read("rows.jsonl")
     assert list(found.texts) == [everything.texts[place] for place in cut.subject.kept]
     assert found.labels is not None
+
+
+def test_a_run_in_place_of_its_index_is_told(places, monkeypatch):
+    monkeypatch.chdir(places)
+    secateur.prune_data("data.npz", ["examples=50%", "examples=20%"], "out")
+    secateur.prune_data("rows.jsonl", "words=50%", "spoken")
+    words = "out is a run, whose indices stand in its folders: give one, such as out/examples=20%"
+    for read in (network.read, language.read, data.rows):
+        with pytest.raises(DataError, match=f"^{words}$"):
+            read("out")
+    with pytest.raises(DataError, match="such as spoken/words=50%"):
+        data.rows("spoken")
 
 
 def test_an_index_that_can_not_be_used_is_refused(places, monkeypatch):

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from secateur.errors import DataError
-from secateur.files import digests, plugins, rundir
+from secateur.files import digests, labels, plugins, rundir
 
 __all__ = ["Batches", "Examples", "batches", "count", "read"]
 
@@ -218,15 +218,30 @@ def read(source: str | Path | Examples) -> Examples:
 def _made(source: str) -> Examples:
     found = plugins.function(source)()
     if isinstance(found, Examples):
-        return found
+        return found if found.labels is None else replace(found, labels=_whole(found.labels, found.name))
     if not isinstance(found, tuple) or len(found) != 2:
         raise DataError(f"{source} gave {type(found).__name__}: expected Examples, or a tuple (inputs, labels)")
-    inputs, labels = found
-    return Examples(_number(inputs), torch.as_tensor(labels, dtype=torch.long), name=source)
+    inputs, kinds = found
+    return Examples(_number(inputs, source), _whole(kinds, source), name=source)
 
 
-def _number(values: Any) -> Tensor:
-    inputs = torch.as_tensor(values)
+def _whole(values: Any, name: str, **how: str) -> Tensor:
+    """int64, see `labels.whole`."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()
+    return torch.from_numpy(labels.whole(values, name, **how))
+
+
+def _number(values: Any, name: str) -> Tensor:
+    try:
+        inputs = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # strings, rows of several lengths
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{name} has inputs that are no array of numbers ({first.rstrip('.')}): give one") from error
+    if inputs.is_complex() or not inputs.ndim:
+        what = str(inputs.dtype).removeprefix("torch.") if inputs.ndim else "a single number"
+        raise DataError(f"{name} has inputs of {what}: give an array of real numbers, a row for each example")
     if inputs.dtype == torch.uint8:
         return inputs.float() / 255.0
     return inputs.float() if inputs.is_floating_point() else inputs.long()
@@ -240,15 +255,16 @@ def _arrays(path: Path) -> Examples:
         raise DataError(f"{path} can't be read as .npz without unpickling: write it with numpy.savez") from error
     if "inputs" not in found:
         raise DataError(f"{path} has no array `inputs` (it has {', '.join(found) or 'none'}): call it that")
-    inputs = _number(found["inputs"])
-    labels = torch.from_numpy(found["labels"].astype(np.int64)) if "labels" in found else None
+    inputs = _number(found["inputs"], path.name)
+    classes = _whole(found["labels"], path.name) if "labels" in found else None
     targets: tuple[Mapping[str, Tensor], ...] = ()
     if "boxes" in found:
         try:
-            boxes = torch.from_numpy(found["boxes"].astype(np.float32)).reshape(-1, 4)
-            kinds = torch.from_numpy(found["box_labels"].astype(np.int64))
-            owner = torch.from_numpy(found["box_image"].astype(np.int64))
-        except (KeyError, RuntimeError) as error:
+            boxes = torch.from_numpy(found["boxes"].astype(np.float32, casting="same_kind")).reshape(-1, 4)
+            kinds = _whole(found["box_labels"], path.name, of="box")
+            wanted = "box_image counts the inputs from 0"
+            owner = _whole(found["box_image"], path.name, what="image", of="box", wanted=wanted)
+        except (KeyError, RuntimeError, TypeError) as error:
             raise DataError(f"{path} has boxes that can't be used ({error}): see `examples.read`") from error
         if not len(boxes) == len(kinds) == len(owner):
             raise DataError(f"{path} has {len(boxes)} boxes, {len(kinds)} labels, {len(owner)} images: one each")
@@ -260,13 +276,17 @@ def _arrays(path: Path) -> Examples:
     names = found.get("classes", np.empty(0, np.str_))
     if names.ndim != 1 or names.dtype.kind != "U":
         raise DataError(f"{path} has an array `classes` that is no list of names: give strings, or leave it out")
-    return Examples(inputs, labels, targets, tuple(names.tolist()), path.name)
+    return Examples(inputs, classes, targets, tuple(names.tolist()), path.name)
 
 
 def _folder(path: Path) -> Examples:
-    annotations = sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json"))
-    if annotations:
-        return _coco(path, annotations[0])
+    for file in sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json")):
+        try:
+            found = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file} is no JSON that can be read ({error}): mend or remove it") from error
+        if isinstance(found, dict) and not found.keys().isdisjoint(("images", "annotations")):
+            return _coco(path, file, found)
     kinds = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
     files = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.iterdir()) if _is_image(file)]
     if not files:
@@ -295,16 +315,15 @@ def _images(files: Sequence[Path]) -> Tensor:
                 "bring all images to one size"
             )
         found.append(pixels)
-    return _number(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+    return _number(np.stack(found), files[0].parent.name).permute(0, 3, 1, 2).contiguous()
 
 
-def _coco(path: Path, annotations: Path) -> Examples:
+def _coco(path: Path, annotations: Path, data: Mapping[str, Any]) -> Examples:
     """Annotations in COCO's form: images, annotations with bbox (x, y, width, height), categories.
 
     Crowds, and boxes without an area, of which COCO itself has some, are left out.
     """
     try:
-        data = json.loads(annotations.read_text("utf-8"))
         kinds = {int(one["id"]): str(one["name"]) for one in data["categories"]}
         pictures = {int(one["id"]): str(one["file_name"]) for one in data["images"]}
         rows: dict[int, list[tuple[list[float], int]]] = {one: [] for one in pictures}
@@ -322,7 +341,7 @@ def _coco(path: Path, annotations: Path) -> Examples:
             }
             for found in rows.values()
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{annotations} is not in COCO's form ({type(error).__name__}: {error}): "
             "it needs images, annotations and categories"

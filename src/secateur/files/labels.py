@@ -1,4 +1,4 @@
-"""Labels as they come with texts and rows: classes, numbers, or a line that says why they are neither."""
+"""Labels as they come with texts, rows and arrays: classes, numbers, or a line that says why they are neither."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Labelled", "Labels"]
+from secateur.errors import DataError
+
+__all__ = ["DEFAULT", "Labelled", "Labels", "short", "whole"]
+
+DEFAULT = "label"
+"""The column that may be missing, since nobody has named it."""
 
 _WHOLE = 2**53
 """Beyond it a float tells no whole number from the next, and no class is counted so far."""
@@ -59,7 +64,7 @@ class Labels:
         values, codes = [value for _, value in self._seen], np.array(self._codes, np.int64)
         if self._nested is not None:
             place, value = self._nested
-            found = f"{noun} {place + 1} of {name} has the label {_short(value)} in {column!r}"
+            found = f"{noun} {place + 1} of {name} has the label {short(value)} in {column!r}"
             return Labelled(flaw=f"{found}, more than one value: give one class for each, a name or a whole number")
         if None in values:
             missing = np.flatnonzero(codes == values.index(None))
@@ -73,7 +78,7 @@ class Labels:
             if not all(isinstance(value, Integral) for value in values):
                 broken = next(place for place, value in enumerate(values) if not _whole(value))
                 place = int(np.argmax(codes == broken))
-                found = f"{noun} {place + 1} of {name} has the label {_short(values[broken])} in {column!r}"
+                found = f"{noun} {place + 1} of {name} has the label {short(values[broken])} in {column!r}"
                 given = np.array([float(value) for value in values])[codes]
                 return Labelled(numbers=given, flaw=f"{found}: classes are names or whole numbers, so give such labels")
         names = sorted({str(value) for value in values})
@@ -81,10 +86,39 @@ class Labels:
         return Labelled(np.array([place_of[str(value)] for value in values], np.int64)[codes], tuple(names))
 
 
+def whole(
+    values: Any,
+    name: str,
+    *,
+    what: str = "label",
+    of: str = "example",
+    wanted: str = "classes are whole numbers from 0; their names go into `classes`",
+) -> NDArray[np.int64]:
+    """`values` as int64, 1.0 as 1. Raises `DataError` for any that is no whole number; the rest is for its line."""
+    try:
+        found = np.asarray(values)
+    except ValueError as error:  # lists of several lengths
+        raise DataError(f"{name} has {what}s that are no array: {wanted}") from error
+    if found.dtype.kind == "f":
+        floats = found.astype(np.float64)
+        wrong = ~((np.abs(floats) < _WHOLE) & (np.floor(floats) == floats))
+    elif found.dtype.kind == "u":
+        wrong = found > np.iinfo(np.int64).max
+    else:
+        wrong = np.full(found.shape, found.dtype.kind not in "bi")
+    if wrong.any():
+        place = np.argwhere(wrong)[0]
+        value = found[tuple(place)]
+        shown = short(value.item() if isinstance(value, np.generic) else value)
+        raise DataError(f"{name} has the {what} {shown}{f' ({of} {place[0]})' if len(place) else ''}: {wanted}")
+    return np.zeros(found.shape, np.int64) if not found.size else found.astype(np.int64)
+
+
 def _whole(value: Any) -> bool:
     return bool(abs(value) < _WHOLE and value == int(value))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """`value` for a line of people, as much of it as fits there."""
     shown = repr(value)
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."

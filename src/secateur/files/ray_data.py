@@ -55,6 +55,7 @@ def survey(
     for a cluster that does not answer.
     """
     how: dict[str, Any] = {"column": column, "label": label, "counts": counts or {}}
+    _check(source)
     with _running() as ray:
         name = Path(source).name if isinstance(source, str | Path) else "ray data set"
         try:
@@ -65,13 +66,23 @@ def survey(
             raise _plain(error, name) from error
 
 
+def _check(source: object) -> None:
+    """Refuse what Ray would be started for in vain, which takes seconds."""
+    if not isinstance(source, str | Path):
+        if not is_dataset(source):
+            raise InputError(f"Ray Data can't read a {type(source).__name__}: give a path or a ray.data.Dataset")
+        return
+    kinds = (*texts.SUFFIXES, ".csv")
+    other = next((file for file in texts.files(Path(source)) if file.suffix not in kinds), None)
+    if other is not None:
+        raise DataError(f"{other} is no file of texts: give {', '.join(kinds)}, or a folder of them")
+
+
 def _marked(source: str | Path | Dataset, name: str, how: Mapping[str, Any]) -> Dataset:
     """The texts with what is told of them, see `_table`."""
     import ray.data
 
     if not isinstance(source, str | Path):
-        if not is_dataset(source):
-            raise InputError(f"Ray Data can't read a {type(source).__name__}: give a path or a ray.data.Dataset")
         given = source
     elif Path(source).suffix == ".csv" and Path(source).is_file():
         given = ray.data.read_csv(str(Path(source).resolve()))

@@ -137,7 +137,7 @@ def gathered(
         normal.append(b"".join(about["normal"]))
     if not exact:
         raise DataError(f"{shown or name} holds no text: give at least one line")
-    ends = labels.end(name, label)
+    ends = texts.labelled(labels.end(name, label), name, label, shown)
     kind = np.dtype((np.void, digests.SIZE))
     found = Survey(
         name, digest.end(ends.classes, ends.numbers), ends.classes, ends.names,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import DataError, MissingExtraError
 from secateur.files import digests
-from secateur.files.labels import Labelled, Labels
+from secateur.files.labels import DEFAULT, Labelled, Labels
 from secateur.files.shelf import CHUNK, Texts
 from secateur.files.texts import Corpus
 
@@ -42,6 +44,8 @@ class Table:
     def __post_init__(self) -> None:
         if not len(self):
             raise DataError(f"{self.name} holds no row: give at least one")
+        if self.label not in ("", DEFAULT, *self.rows.column_names):
+            raise DataError(f"{self.name} has no column {self.label!r}: it has {', '.join(self.rows.column_names)}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -168,7 +172,8 @@ def read(source: str | Path | Dataset, *, text: str = "text", label: str = "labe
         if not path.exists():
             raise DataError(f"there is no table at {path}: give a folder of save_to_disk, or one of {_listed()}")
         try:
-            rows = _opened(path, datasets)
+            with _quietly(datasets):
+                rows = _opened(path, datasets)
         except DataError:
             raise
         except Exception as error:  # the library raises many kinds: not JSON, uneven rows, other types
@@ -176,6 +181,20 @@ def read(source: str | Path | Dataset, *, text: str = "text", label: str = "labe
             raise DataError(f"{path} can't be read as a table: {first}") from error
         return Table(_split(rows, path.name, datasets), text, label, path.name)
     return Table(_split(source, "the table", datasets), text, label, "table")
+
+
+@contextmanager
+def _quietly(datasets: Any) -> Iterator[None]:
+    """What the library prints of a file that it can't read, bars and its own error, stays unprinted: we tell it."""
+    bars, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+        datasets.logging.set_verbosity(level)
 
 
 def _opened(path: Path, datasets: Any) -> Any:

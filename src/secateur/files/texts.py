@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import DataError, MissingExtraError
 from secateur.files import digests
-from secateur.files.labels import Labels
+from secateur.files.labels import DEFAULT, Labelled, Labels, short
 from secateur.files.shelf import Shelf, Texts
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = [
     "batches",
     "files",
     "in_order",
+    "labelled",
     "opened",
     "read",
     "windows",
@@ -165,10 +166,21 @@ def read(
         raise DataError(
             f"{source if isinstance(source, (str, Path)) else 'the list given'} holds no text: give at least one line"
         )
-    found = labels.end(name, label)
+    found = labelled(labels.end(name, label), name, label, source)
     classes = None if found.classes is None else found.classes.tolist()
     numbers = None if found.numbers is None else found.numbers.tolist()
     return Corpus(texts, classes, name, _digest(texts, classes, numbers), found.names, numbers, found.flaw)
+
+
+def labelled(found: Labelled, name: str, label: str, source: object) -> Labelled:
+    """`found`, unless a column of labels was named that files do not have: then `DataError`, with those they have."""
+    if label in ("", DEFAULT) or found.flaw or found.classes is not None or found.numbers is not None:
+        return found
+    there = isinstance(source, str | Path) and str(source) and Path(source).exists()
+    names = _columns(files(Path(str(source)))[0]) if there else []
+    if names and label not in names:
+        raise DataError(f"{name} has no column {label!r}: it has {', '.join(names)}")
+    return found
 
 
 def opened(
@@ -224,19 +236,23 @@ def wordless(path: Path, column: str) -> bool:
     Told by the schema, or by the first row; of a file that can't be read, or of another kind, `read` tells what is
     wrong.
     """
+    names = _columns(path)
+    return bool(names) and not _spoken(names, column)
+
+
+def _columns(path: Path) -> list[str]:
+    """Of a .jsonl or .parquet file; none of another kind, or where they can't be told."""
     try:
         if path.suffix == ".jsonl":
             row = json.loads(next(line for _, line in _lines(path) if line))
-            names = list(row) if isinstance(row, dict) else []
-        elif path.suffix == ".parquet":
+            return list(row) if isinstance(row, dict) else []
+        if path.suffix == ".parquet":
             import pyarrow.parquet
 
-            names = pyarrow.parquet.read_schema(path).names
-        else:
-            names = []
+            return list(pyarrow.parquet.read_schema(path).names)
     except (OSError, ValueError, StopIteration, ImportError, DataError):
-        return False
-    return bool(names) and not _spoken(names, column)
+        pass
+    return []
 
 
 def _spoken(names: Sequence[str], column: str) -> bool:
@@ -319,7 +335,10 @@ def _row(row: Any, column: str, label: str, where: str) -> Row:
         parts = [part for part in map(row.get, _PROMPTED) if isinstance(part, str)]
         if len(parts) == len(_PROMPTED):
             row = {**row, column: "\n".join(parts).strip()}
-    if not isinstance(row, dict) or not isinstance(row.get(column), str):
+    if isinstance(row, dict) and column in row and not isinstance(row[column], str):
+        shown = "null" if row[column] is None else short(row[column])
+        raise DataError(f"{where} has {shown} and no text in {column!r}: write a text there, or drop the row")
+    if not isinstance(row, dict) or column not in row:
         known = ", ".join(row) if isinstance(row, dict) else "no fields"
         raise DataError(f"{where} has no text in {column!r}: it has {known}")
     return _whole(row[column], where), row.get(label)

@@ -63,7 +63,7 @@ def read(path: str | Path) -> list[Evidence]:
     except OSError as error:
         raise RunError(f"no evidence at {path}: give a run directory that has finished") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} is damaged and can't be read: repeat the run's last command") from error
+        raise RunError(f"{path} is damaged and can't be read: delete it and run the same command again") from error
 
 
 def plain(value: Any) -> Any:

@@ -19,10 +19,10 @@ __all__ = ["are", "kept"]
 
 
 def are(data: Any) -> bool:
-    """Whether `data` is an `ExampleSet`, an index file, or the folder of one."""
+    """Whether `data` is an `ExampleSet`, an index file, or the folder of one, or of several: `kept` refuses these."""
     if isinstance(data, ExampleSet):
         return True
-    return isinstance(data, str | Path) and any(path.is_file() for path in _places(data))
+    return isinstance(data, str | Path) and (any(path.is_file() for path in _places(data)) or bool(_several(data)))
 
 
 def kept(data: Any, *, shelf: Path | None = None) -> Any:
@@ -30,13 +30,16 @@ def kept(data: Any, *, shelf: Path | None = None) -> Any:
 
     A path that was relative then is taken from here, or from beside the run. shelf: see `data.rows`.
 
-    Raises `DataError` for an index without its run, or data that is not there, or is other data now.
+    Raises `DataError` for a run in place of one of its indices, an index without its run, or data that is not there, or
+    is other data now.
     """
     if isinstance(data, ExampleSet):
         return data.data
     from secateur.running.data import rows  # which reads data for the trades that read an index here
 
-    index = next(path for path in _places(data) if path.is_file())
+    index = next((path for path in _places(data) if path.is_file()), None)
+    if index is None:
+        raise DataError(f"{data} is a run, whose indices stand in its folders: give one, such as {_several(data)[0]}")
     if (packed := index.with_name(PACKED)).is_file():
         try:
             return ExampleSet.load(examples.read(packed), index).data
@@ -65,6 +68,11 @@ def _places(data: str | Path) -> Iterator[Path]:
     yield path / INDEX
     if path.name == INDEX:
         yield path
+
+
+def _several(data: str | Path) -> list[Path]:
+    """The folders of indices in that of a run."""
+    return sorted(path.parent for path in Path(data).glob(f"*/{INDEX}"))
 
 
 def _above(index: Path) -> Iterator[Path]:
