@@ -238,7 +238,10 @@ def test_whole_numbers_of_any_kind_are_labels(tmp_path, kind):
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        (np.array(["a", "b"]), "inputs that are no array of numbers (can't convert np.ndarray of type numpy.str_"),
+        (
+            np.array(["a", "b"]),
+            "inputs that are no array of numbers (can't convert np.ndarray of type numpy.str_): give one",
+        ),
         (np.float32(3), "inputs of a single number: give an array of real numbers, a row for each example"),
         (np.zeros((2, 2), np.complex64), "inputs of complex64: give an array of real numbers"),
     ],

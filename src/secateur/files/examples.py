@@ -237,8 +237,8 @@ def _number(values: Any, name: str) -> Tensor:
     try:
         inputs = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:  # strings, rows of several lengths
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{name} has inputs that are no array of numbers ({first.rstrip('.')}): give one") from error
+        first = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise DataError(f"{name} has inputs that are no array of numbers ({first}): give one") from error
     if inputs.is_complex() or not inputs.ndim:
         what = str(inputs.dtype).removeprefix("torch.") if inputs.ndim else "a single number"
         raise DataError(f"{name} has inputs of {what}: give an array of real numbers, a row for each example")
