@@ -77,7 +77,7 @@ def test_what_goes_wrong_in_a_function_is_one_line_that_names_it(tmp_path):
     assert (score.__name__, list(inspect.signature(score).parameters)) == ("score", ["subject", "batches"])
     with pytest.raises(InputError) as caught:
         score(None, None)
-    assert str(caught.value) == f"{path}:score failed: ValueError: my own mistake"
+    assert str(caught.value) == f"{path}:score failed: ValueError: my own mistake and a page about it"
     assert isinstance(caught.value.__cause__, ValueError)
     with pytest.raises(InputError, match=r"mine.py:score failed: TypeError: score\(\) missing 2 required"):
         score()

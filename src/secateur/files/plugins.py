@@ -17,6 +17,9 @@ from secateur.errors import InputError, SecateurError
 
 __all__ = ["function", "network"]
 
+_SAID = 200
+"""Characters of what somebody else's error says that fit into a line."""
+
 
 def function(name: str) -> Callable[..., Any]:
     """The function `name` points to. It runs the user's own code, so only a name the user gave may come here.
@@ -41,8 +44,9 @@ def function(name: str) -> Callable[..., Any]:
 
 
 def _line(error: Exception) -> str:
-    """What kind of error it is, and the first line of what it says: torch may add a page of advice."""
-    said = str(error).strip().partition("\n")[0]
+    """What kind of error it is, and how what it says begins, in a line: torch may add a page of advice."""
+    said = " ".join(str(error).split())
+    said = said if len(said) <= _SAID else f"{said[:_SAID]}..."
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
