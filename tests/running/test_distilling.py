@@ -1025,10 +1025,11 @@ def test_weights_of_whole_numbers_are_refused(nets):
         secateur.distill(f"{nets}/nets.py:thin", Counting(), nets / "data.npz", nets / "out", steps=1)
 
 
-@pytest.mark.parametrize("align", [False, True])
-def test_held_out_data_that_tells_no_quality_is_refused_before_training(places, tmp_path, monkeypatch, align):
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("how", [{}, {"align": True}, {"server": "http://localhost:1/v1"}])
+def test_held_out_data_that_tells_no_quality_is_refused_before_training(places, tmp_path, monkeypatch, how, dry_run):
     monkeypatch.setattr(loop, "train", None)
     with pytest.raises(DataError, match=r"can't be measured on the held-out data: .* less than one batch") as caught:
-        taught(places, tmp_path / "out", held_out=TEXTS[:1], align=align)
+        taught(places, tmp_path / "out", held_out=TEXTS[:1], dry_run=dry_run, **how)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -159,6 +159,7 @@ def distill(
     notes = [part.warning] if part.warning else []
     trying.tried(course, pupil, between)
     if dry_run:
+        measuring.beforehand(course, pupil, None)
         row = trying.planned(course, pupil)
         return replace(row, settings={**row.settings, "notes": notes})
     settings = {

@@ -34,9 +34,9 @@ _BATCHES = 24
 """Held-out batches on which aligned teachers are compared."""
 
 
-def beforehand(course: Course, student: Any, run: Run) -> tuple[Row, Row, str]:
-    """What is `measured` before training. Raises `DataError` where the held-out data tells nothing of quality: all of
-    training would end without a verdict.
+def beforehand(course: Course, student: Any, run: Run | None) -> tuple[Row, Row, str]:
+    """What is `measured` before training, or by a dry run. Raises `DataError` where the held-out data tells nothing of
+    quality: all of training would end without a verdict.
     """
     row, known, why = measured(course, student, run)
     if why and not any(name in row for name in _NEARER) and not _tells(course, student):
@@ -44,8 +44,11 @@ def beforehand(course: Course, student: Any, run: Run) -> tuple[Row, Row, str]:
     return row, known, why
 
 
-def measured(course: Course, student: Any, run: Run) -> tuple[Row, Row, str]:
-    """Sizes, quality and loyalty of the student, and of its teachers; and why quality could not be measured."""
+def measured(course: Course, student: Any, run: Run | None) -> tuple[Row, Row, str]:
+    """Sizes, quality and loyalty of the student, and of its teachers; and why quality could not be measured.
+
+    Without a run, which keeps what a server says, none is asked.
+    """
     trade, place = course.trade, course.where
     row = dict(trade.sizes(student, trade.example(student, place)))
     known: Row = {}
@@ -65,7 +68,8 @@ def measured(course: Course, student: Any, run: Run) -> tuple[Row, Row, str]:
     except (DataError, MeasurementError, UnsupportedError) as error:
         return row, known, str(error)
     if not course.masters:  # the student was held against itself
-        return {**row, **second, "served_label_loyalty": _agreed(course, student, run)}, {}, ""
+        served = {} if run is None else {"served_label_loyalty": _agreed(course, student, run)}
+        return {**row, **second, **served}, {}, ""
     return {**row, **second, **both}, {**known, **first}, ""
 
 
