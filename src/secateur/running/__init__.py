@@ -151,6 +151,10 @@ def results(
     )
     keywords.check_seed(seed)
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1))
+    if isinstance(chosen.get("training"), str):  # what every recipe that trains leaves to the loop
+        from secateur.recover import loop
+
+        loop.options(chosen["training"])
     trade = trades.of_recipe(function)
     trades.match(trade, model, function.__name__)
     trade = trades.streaming(function) if stream else trade
