@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +12,8 @@ from secateur.errors import DataError, MeasurementError, UnsupportedError
 from secateur.files.rundir import Run
 from secateur.measure import loyalty, quality, statistics
 from secateur.recover import losses
-from secateur.running.distilling import caches
-from secateur.running.distilling.course import Course, predicted, stream
+from secateur.running.distilling import caches, together
+from secateur.running.distilling.course import Course, stream
 from secateur.running.distilling.members import of_whole_texts
 from secateur.vocabulary import Evidence, Figure
 
@@ -127,14 +125,7 @@ def _together(course: Course, student: Any) -> Any:
     one = course.masters[0] if course.masters else student
     if len(course.masters) < 2:
         return one
-    joint, voices = copy.copy(one), course.voices(student, course.masters, 1.0)
-    if course.of_texts:
-        joint.forward = voices
-    else:
-        from secateur.running import network  # texts do without
-
-        joint.model = network.Joint(partial(predicted, voices))
-    return joint
+    return together.as_one(course.trade, one, course.voices(student, course.masters, 1.0))
 
 
 def _agreed(course: Course, student: Any, run: Run) -> Figure:
