@@ -511,12 +511,41 @@ def test_one_number_per_text_is_learned_by_its_square(tmp_path):
 def test_a_task_of_tokens_needs_labels_of_tokens(labelled, tmp_path):
     for name in ("teacher", "student"):
         save(BertForTokenClassification(classifier(0).config), tmp_path / name)
-    with pytest.raises(UnsupportedError, match=r"needs labels \[B, S\], -100 where a token has none") as caught:
+    with pytest.raises(UnsupportedError, match="needs labels of words, in `ner_tags` or `labels`") as caught:
         secateur.distill(
             tmp_path / "student", tmp_path / "teacher", labelled / "data.jsonl", tmp_path / "out", task=1.0, **QUICK
         )
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_token_classifier_is_judged_by_labels_of_words_and_may_learn_them(tmp_path):
+    for seed, name in enumerate(("teacher", "student")):
+        config = classifier(0).config
+        torch.manual_seed(seed)
+        model = BertForTokenClassification(config)
+        model.classifier.weight.data *= 40
+        save(model, tmp_path / name)
+    rows = [{"tokens": text.split(), "ner_tags": [len(word) % 3 for word in text.split()]} for text in TEXTS]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def run(out, **how):
+        return secateur.distill(
+            tmp_path / "student", tmp_path / "teacher", tmp_path / "data.jsonl", tmp_path / out, **{**QUICK, **how}
+        )
+
+    row = run("out")
+    for part in (row.before, row.after, row.baselines["teacher"]):
+        assert {"accuracy", "f1"} <= set(part)
+    assert row.verdict.startswith("met: probability loyalty")
+    learned = run("labels", task=20.0, steps=60)
+    assert learned.after["accuracy"].value > 0.9 > row.after["accuracy"].value
+    assert learned.after["f1"].value > 0.8
+    rows[7]["ner_tags"][0] = 3
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="has the label 3: the model has 3 classes, 0 to 2"):
+        run("no")
+    assert not (tmp_path / "no").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ networks

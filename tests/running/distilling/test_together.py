@@ -1,4 +1,4 @@
-"""One model against several: each by name, their averaged ensemble beside it, and what can't be compared in one line."""
+"""One model against several: each by name, their averaged ensemble beside it, and what can't be compared."""
 
 from __future__ import annotations
 
@@ -93,14 +93,40 @@ def test_numbers_are_averaged_as_numbers():
     )
 
 
+NETS = """
+import torch
+from torch import nn
+
+
+def made(seed, classes=3):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, classes))
+
+
+def student():
+    return made(0)
+
+
+def one():
+    return made(1)
+
+
+def other():
+    return made(2)
+
+
+def same():
+    return made(2)
+
+
+def four():
+    return made(2, 4)
+"""
+
+
 @pytest.fixture
 def nets(tmp_path):
-    (tmp_path / "nets.py").write_text(
-        "import torch\nfrom torch import nn\n\n\ndef made(seed, classes=3):\n    torch.manual_seed(seed)\n"
-        "    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, classes))\n\n\ndef student():\n    return made(0)\n\n\n"
-        "def one():\n    return made(1)\n\n\ndef other():\n    return made(2)\n\n\ndef same():\n    return made(2)\n\n\n"
-        "def four():\n    return made(2, 4)\n"
-    )
+    (tmp_path / "nets.py").write_text(NETS)
     draw = torch.Generator().manual_seed(0)
     np.savez(tmp_path / "data.npz", inputs=torch.randn(50, 4, generator=draw).numpy(), labels=np.arange(50) % 3)
     return tmp_path
@@ -114,7 +140,13 @@ def test_networks_are_named_by_their_functions(nets):
     alone = running.measure(name["student"], name["other"], nets / "data.npz", batch=8)
     assert list(alone) == ["model", "against", "both"]
     assert alone.keys() == running.measure(name["student"], [name["other"]], nets / "data.npz", batch=8).keys()
-    for figure in ("label_loyalty", "probability_loyalty"):
+    both = ("label_loyalty", "probability_loyalty")
+    np.savez(nets / "plain.npz", inputs=np.load(nets / "data.npz")["inputs"])
+    bare = running.measure(name["student"], [name["one"], name["other"]], nets / "plain.npz", batch=8)
+    assert {figure: bare["both ensemble"][figure] for figure in both} == bare["both ensemble"]
+    assert bare["both ensemble"] == found["both ensemble"]
+    assert "cosine" in bare["both nets.py:one"]
+    for figure in both:
         assert found["both nets.py:other"][figure] == alone["both"][figure]
     assert found["model"]["accuracy"] == alone["model"]["accuracy"]
     assert found["against nets.py:other"]["accuracy"] == alone["against"]["accuracy"]

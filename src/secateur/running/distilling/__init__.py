@@ -149,7 +149,7 @@ def distill(
     between = [members.learner(trade, one, device, corpus, pupil) for one in assistants]
     masters = [] if server else [members.opened(trade, one, device, corpus, pupil) for one in above]
     part = parts.parted(trade, corpus, apart, pupil, seed=seed)
-    members.check_kind(trade, lesson, pupil, len(above) > 1)
+    members.check_kind(trade, lesson, pupil, len(above) > 1, part.train)
     members.check_chain(trade, pupil, between, masters, lesson.align)
     trade.check(pupil, {"length": length} if trade is language else {})
     items = stream(trade, lesson, pupil, part.train, masters)

@@ -94,8 +94,8 @@ def vocabulary(student: Transformer, teacher: Transformer) -> int:
     return teachers.check_vocabularies(student.tokenizer, teacher.tokenizer or student.tokenizer, *sizes)
 
 
-def check_kind(trade: Trade, lesson: Lesson, pupil: Any, several: bool) -> None:
-    """Refuse options that this kind of student can't follow."""
+def check_kind(trade: Trade, lesson: Lesson, pupil: Any, several: bool, data: Any = None) -> None:
+    """Refuse options that this kind of student can't follow, on this data."""
     texts_ = trade is language
     causal = texts_ and pupil.causal
     tokens = texts_ and of_tokens(pupil)
@@ -115,8 +115,11 @@ def check_kind(trade: Trade, lesson: Lesson, pupil: Any, several: bool) -> None:
         and bool(pupil.masks),
         "align compares next or masked tokens, and classes, numbers and embeddings of texts, and this student gives "
         "none of them: leave align out": lesson.align and not (tokens or of_whole_texts(trade, pupil)),
-        "task of a token classifier needs labels [B, S], -100 where a token has none, and texts have one each: leave "
-        "task out": texts_ and bool(lesson.task) and type(pupil.model).__name__.endswith("ForTokenClassification"),
+        "task of a token classifier needs labels of words, in `ner_tags` or `labels` beside the words in `tokens`, and "
+        "the data has none: leave task out": texts_
+        and bool(lesson.task)
+        and language.classifies_tokens(pupil)
+        and getattr(data, "tagged", None) is None,
     }
     for words, holds in wrong.items():
         if holds:
