@@ -37,7 +37,7 @@ __all__ = ["STUDY", "Cell", "Curve", "curve", "plan"]
 STUDY = {
     "title": "accuracy by share of the data kept, rule and weight of the teacher: with a teacher and without",
     "recipe": "kd_data_pruning",
-    "sets": "score alpha soft pack tried trials held labels_alone seed dry_run",
+    "sets": "score scored alpha soft pack tried trials held labels_alone seed dry_run",
     "grid": "shares alphas rules seeds",
 }
 
