@@ -144,6 +144,20 @@ def test_several_teachers_are_told_beside_one_another_and_one_alone_as_ever():
     assert set(sheet.figures) == {*alone.figures, "teachers", "best_teacher"}
 
 
+@pytest.mark.parametrize(
+    ("given", "drawn"),
+    [
+        (("a/nets.py:wide", "b/nets.py:small"), ["nets.py:small", "MODEL", "nets.py:wide"]),
+        (("a/nets.py:net", "b/nets.py:net"), ["b/nets.py:net", "MODEL", "a/nets.py:net"]),
+    ],
+)
+def test_the_chart_names_files_by_their_folders_only_where_it_must(given, drawn):
+    found = several()
+    sizes = dict(zip(("MODEL", *given), found.params.values(), strict=True))
+    renamed = replace(found, others=dict(zip(given, found.others.values(), strict=True)), params=sizes)
+    assert [line.name for line in renamed.sheet().chart.panels["random, alpha 0.5"]][1:] == drawn
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     root, cells = tmp_path_factory.mktemp("curve"), []

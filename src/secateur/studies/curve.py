@@ -161,11 +161,15 @@ class Curve:
 
     def _panels_of_teachers(self) -> dict[str, list[Line]]:
         """A panel for each rule and weight: labels alone, and a line for each teacher, the largest the strongest."""
-        every = self.teachers.items()
+        every = list(self.teachers.items())
+        names = [Path(name).name for name, _ in every]
+        if len(set(names)) < len(names):  # of files of one name the folders tell which
+            names = [name for name, _ in every]
         return {
             f"{rule}, {_called(alpha)}": [
                 self._line(_called(0.0), rule, 0.0, 0.0),
-                *(one._line(name, rule, alpha, (place + 1) / len(every)) for place, (name, one) in enumerate(every)),
+                *(one._line(names[place], rule, alpha, (place + 1) / len(every))
+                  for place, (_, one) in enumerate(every)),
             ]
             for rule in self.rules for alpha in self.alphas if alpha
         }  # fmt: skip

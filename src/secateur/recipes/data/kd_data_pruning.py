@@ -271,9 +271,10 @@ def rehearsed(
 
 
 def taken(scored: str, data: Examples, score: str, run: Run, names: Sequence[str]) -> dict[str, Tensor]:
-    """Step 2: {"score": [N]} of the run, or the index, at `scored`. Refuses what is not there or of other data.
+    """Step 2: {"score": [N], "known"} of the run, or the index, at `scored`. Refuses what isn't there or of other data.
 
-    names: of what a run keeps of each of its trainings for scores.
+    names: of what a run keeps of each of its trainings for scores. known: whether it is known how they came about, so
+    that another run may take them from this one.
     """
     folder, work = Path(scored), Path(scored, "work")
     if folder.is_file() or (folder / INDEX).is_file():
@@ -289,23 +290,27 @@ def taken(scored: str, data: Examples, score: str, run: Run, names: Sequence[str
         if score not in found.scores:
             has = f"it has those of {', '.join(found.scores)}" if found.scores else "it has none"
             raise InputError(f"scored={scored} is an index without scores of {score}: {has}")
-        return {"score": torch.from_numpy(found.scores[score])}
+        return {"score": torch.from_numpy(found.scores[score]), "known": torch.tensor(False)}
     if not (folder / "run.yaml").is_file() or not any(work.glob(f"{score}-*.safetensors")):
         raise InputError(f"scored={scored} holds no scores of {score}: give the folder of a run of kd_data_pruning, or "
                          "an index, that has them")  # fmt: skip
-    rundir.agreeing(scored, run, SCORING)
+    was = rundir.agreeing(scored, run, SCORING)
     whole = work / f"{score}-taken.safetensors"
     files = [whole] if whole.is_file() else [work / f"{name}.safetensors" for name in names]
     if lost := [one.stem for one in files if not one.is_file()]:
         raise InputError(f"scored={scored} lacks {lost[0]}, a training for scores: let that run finish first")
     try:
-        column = difficulty.averaged([rundir.stored(one)["score"] for one in files])
+        parts = [rundir.stored(one) for one in files]
     except RunError as error:
         raise InputError(f"scored={scored}: {error}") from error
+    if not all(one.get("known", True) for one in parts):
+        raise InputError(f"scored={scored} has its scores from an index, which does not tell how they came about: "
+                         f"give that, {was.get('scored')}")  # fmt: skip
+    column = difficulty.averaged([one["score"] for one in parts])
     if len(column) != len(data):
         told = f"{len(column)} examples, not {len(data)}"
         raise InputError(f"scored={scored} has scores of {told}: its data have changed, so leave scored out")
-    return {"score": column}
+    return {"score": column, "known": torch.tensor(True)}
 
 
 def select(whole: ExampleSet, budget: Budget | str, *, score: str, balanced: bool) -> ExampleSet:
