@@ -171,7 +171,7 @@ def test_lossless_by_its_name(tmp_path):
     more = asked.study("lossless", test_dp4tl.opened(), test_dp4tl.source(), tmp_path / "out", **given,
                        controls=["random", "scratch"])  # fmt: skip
     assert list(more.tables[:1]) == list(sheet.tables)
-    assert more.tables[1].rows[0][2:4] == ["any classes", "no pre-training"]
+    assert more.tables[1].rows[0][2:4] == ["random classes", "no pre-training"]
     assert "no pre-training" in (tmp_path / "out" / "study.html").read_text()
     found = json.loads((tmp_path / "out" / "study.json").read_text())
     assert [point["pruned"] for point in found["figures"]["points"]] == [0.0, 0.5]

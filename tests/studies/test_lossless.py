@@ -200,7 +200,7 @@ def test_controls_stand_beside_the_votes_in_tables_chart_and_figures():
     sheet = found.sheet()
     beside = sheet.tables[1]
     assert beside.title == "Beside controls: accuracy on the target, probe, %"
-    assert beside.rows[0] == ["Classes gone", "Most votes", "any classes", "no pre-training", "Over any classes",
+    assert beside.rows[0] == ["Classes gone", "Most votes", "random classes", "no pre-training", "Over random classes",
                               "Over no pre-training"]  # fmt: skip
     assert [row[0] for row in beside.rows[1:]] == ["0%", "50%", "75%"]
     assert (beside.rows[1][2], beside.rows[1][4]) == ("", "")
@@ -209,9 +209,9 @@ def test_controls_stand_beside_the_votes_in_tables_chart_and_figures():
     assert beside.rows[2][4].startswith("+9.0 [")
     assert beside.rows[3][4].startswith("+11.0 [")
     lines = {line.name: line for line in sheet.chart.panels["probe"]}
-    assert list(lines) == ["most votes", "any classes", "whole source", "no pre-training"]
+    assert list(lines) == ["most votes", "random classes", "whole source", "no pre-training"]
     drawn = {name: [(at, round(figure.value)) for at, figure in line.points] for name, line in lines.items()}
-    assert drawn["any classes"] == [(0, 91), (50, 81), (75, 71)]
+    assert drawn["random classes"] == [(0, 91), (50, 81), (75, 71)]
     assert drawn["whole source"] == [(0, 91), (50, 91), (75, 91)]
     assert drawn["no pre-training"] == [(0, 60), (50, 60), (75, 60)]
     told = sheet.figures["controls"]

@@ -38,7 +38,7 @@ STUDY = {
 }
 
 CONTROLS = {
-    "random": "any classes",
+    "random": "random classes",
     "reverse": "least votes",
     "scratch": "no pre-training",
 }
