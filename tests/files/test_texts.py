@@ -371,6 +371,8 @@ def test_words_without_labels_are_a_text_and_a_text_comes_before_words():
     bare = texts.read([{"tokens": ["a", "b"]}, {"tokens": ["c"]}])
     assert (list(bare.texts), bare.tagged, bare.flaw) == (["a b", "c"], None, "")
     assert bare == texts.read(["a b", "c"])
+    whole = texts.read([{"tokens": ["a", "b"], "label": "good"}, {"words": ["c"], "label": "bad"}])
+    assert (whole.labels, whole.classes, whole.tagged) == ([1, 0], ("bad", "good"), None)
     named = texts.read([{"text": "a", "tokens": ["x"], "ner_tags": [0]}])
     assert (list(named.texts), named.tagged) == (["a"], None)
 

@@ -56,8 +56,8 @@ class Tagged:
     column: str = ""
 
 
-def tagged(row: Mapping[str, Any], label: str, where: str) -> tuple[str, Tagged | None] | None:
-    """A row that holds words in place of a text: the words as one text, and with their labels if it has some.
+def tagged(row: Mapping[str, Any], label: str, where: str) -> tuple[str, Any] | None:
+    """A row that holds words in place of a text: the words as one text, and `Tagged` with their labels, or its label.
 
     Words are a list of strings in `tokens` or `words`; labels, of which there is one for each word, a list in the
     column `label`, in `ner_tags` or in `labels`. None for a row without words. Raises `DataError` for labels that are
@@ -67,9 +67,10 @@ def tagged(row: Mapping[str, Any], label: str, where: str) -> tuple[str, Tagged 
     if found is None or not all(isinstance(word, str) for word in row[found]):
         return None
     words = tuple(row[found])
-    column = next((name for name in (label, *_TAGS) if label and row.get(name) is not None), None)
+    own = (label,) if isinstance(row.get(label), list | tuple) else ()
+    column = next((name for name in (*own, *_TAGS) if label and row.get(name) is not None), None)
     if column is None:
-        return " ".join(words), None
+        return " ".join(words), row.get(label)
     tags = row[column]
     if not isinstance(tags, list | tuple) or len(tags) != len(words):
         given = f"{len(tags)} labels" if isinstance(tags, list | tuple) else f"the label {short(tags)}"
