@@ -320,10 +320,17 @@ def test_inspect_measure_report_and_export(places):
     assert done.stderr == "secateur: --data goes with int8 and int4: packed changes no quality\n"
 
 
-def test_measure_compares_with_one(capsys):
-    assert cli.main(["measure", "a", "--against", "b", "--against", "c"]) == 2
-    said = "secateur: --against names b and c: measure compares with one, so measure once for each\n"
-    assert capsys.readouterr().err == said
+def test_measure_compares_with_several(places, capsys):
+    assert cli.main(["measure", "a", "--against", "b", "--against", "b"]) == 2
+    assert capsys.readouterr().err == "secateur: against names b twice: name each model once\n"
+    how = ("--against", "llama", "--against", "small", "--data", "texts.txt", "--batch", "2", "--length", "8", "--json")
+    found = json.loads(forked(places, "measure", "small", *how).stdout)
+    assert list(found) == ["model", "against llama", "both llama", "against small", "both small", "ensemble",
+                           "both ensemble"]  # fmt: skip
+    assert found["both small"]["label_loyalty"]["value"] == 1.0
+    assert found["both llama"]["label_loyalty"]["value"] < 1.0
+    assert found["against small"]["perplexity"] == found["model"]["perplexity"]
+    assert "perplexity" in found["ensemble"]
 
 
 def test_measure_asks_lm_eval_with_a_task_of_ones_own(places):

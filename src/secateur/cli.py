@@ -1066,7 +1066,8 @@ def _print_network(found: Mapping[str, Any], picture: Path | None) -> None:
 def measure(
     model: Annotated[str, typer.Argument(help="A model folder or Hub id.")],
     against: Annotated[
-        list[str] | None, typer.Option(help="Another, usually the original, to compare with.", metavar="MODEL")
+        list[str] | None,
+        typer.Option(help="Another, usually the original, to compare with; teachers, again each.", metavar="MODEL"),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Texts to measure quality on.")] = None,
     tasks: Annotated[
@@ -1081,14 +1082,11 @@ def measure(
     device: Annotated[str | None, typer.Option(help="Where to measure: cpu (the default), cuda, ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Measure size, time, memory and quality of a model, alone or against another."""
-    if len(named := against or []) > 1:  # teachers, it may be: the last alone would count
-        raise InputError(f"--against names {' and '.join(named)}: measure compares with one, so measure once for each")
-    other = next(iter(named), None)
+    """Measure size, time, memory and quality of a model, alone or against others."""
     from secateur import running
 
     found = running.measure(
-        model, other, data, tasks=_parts(",".join(tasks or ())), task_folder=task_folder, limit=limit,
+        model, against, data, tasks=_parts(",".join(tasks or ())), task_folder=task_folder, limit=limit,
         batch=batch, length=length, threads=threads, device=device,
     )  # fmt: skip
     if as_json:
@@ -1102,7 +1100,7 @@ def measure(
     names = display.order(name for part in found.values() for name in part)
     rows = [["Measure", *found]]
     rows += [[display.measure(n).label, *(display.text(n, part.get(n)) for part in found.values())] for n in names]
-    usual = trades.of_model(model if other is None else other)
+    usual = trades.of_model(next(iter(against or ()), model))
     length = length or usual.LENGTH
     title = f"batch {batch or usual.BATCH}" + (f" x {length} tokens" if length else "")
     _console().print(evidence.rich_table(rows, title=title))

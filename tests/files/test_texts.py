@@ -1,5 +1,7 @@
+import contextlib
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import tiny
-from secateur.errors import DataError
+from secateur.errors import DataError, UnsupportedError
 from secateur.files import texts
 from secateur.files.shelf import Shelf, Writer
 from secateur.files.texts import Corpus
@@ -330,3 +332,107 @@ def test_texts_on_the_disk_make_the_same_batches_of_tokens_on_the_disk(tokenizer
         assert all(torch.equal(one[key], other[key]) for key in one)
     told = [one.labelled({}, 3) for one in (corpus, lazy)]
     assert told[0].digest == told[1].digest
+
+
+# ------------------------------------------------------------------------------------------------- labels of words
+
+TAGGED = [
+    {"tokens": ["the", "old-tree", "grows"], "ner_tags": ["O", "B", "O"]},
+    {"tokens": ["she", "cuts"], "ner_tags": ["B", "O"]},
+]
+
+
+@pytest.mark.parametrize("names", [("tokens", "ner_tags"), ("words", "labels"), ("tokens", "label")])
+def test_words_may_have_a_label_each(tmp_path, names):
+    rows = [dict(zip(names, row.values(), strict=True)) for row in TAGGED]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = [texts.read(tmp_path / "a.jsonl"), texts.read(rows)]
+    with contextlib.suppress(ImportError):
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist([{**row, "id": 1} for row in rows]), tmp_path / "a.parquet")
+        given.append(texts.read(tmp_path / "a.parquet"))
+    for found in given:
+        assert list(found.texts) == ["the old-tree grows", "she cuts"]
+        assert (found.labels, found.classes, found.flaw) == (None, ("B", "O"), "")
+        assert [(one.words, one.tags) for one in found.tagged] == [
+            (("the", "old-tree", "grows"), (1, 0, 1)), (("she", "cuts"), (0, 1))
+        ]  # fmt: skip
+        assert found.digest == given[0].digest
+        numbered = found.words_labelled({"O": 0, "B": 2}, 3)
+        assert [one.tags for one in numbered.tagged] == [(0, 2, 0), (2, 0)]
+        assert numbered.digest != found.digest
+        assert numbered.words_labelled({"O": 0, "B": 2}, 3).tagged == numbered.tagged
+        assert [one.words for one in found.take([1]).tagged] == [("she", "cuts")]
+
+
+def test_words_without_labels_are_a_text_and_a_text_comes_before_words():
+    bare = texts.read([{"tokens": ["a", "b"]}, {"tokens": ["c"]}])
+    assert (list(bare.texts), bare.tagged, bare.flaw) == (["a b", "c"], None, "")
+    assert bare == texts.read(["a b", "c"])
+    whole = texts.read([{"tokens": ["a", "b"], "label": "good"}, {"words": ["c"], "label": "bad"}])
+    assert (whole.labels, whole.classes, whole.tagged) == ([1, 0], ("bad", "good"), None)
+    named = texts.read([{"text": "a", "tokens": ["x"], "ner_tags": [0]}])
+    assert (list(named.texts), named.tagged) == (["a"], None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"tokens": ["a", "b"], "ner_tags": [1]}],
+         "row 1 has 2 words in 'tokens' and 1 labels in 'ner_tags': give a label for each"),
+        ([{"words": ["a"], "labels": 3}], "row 1 has 1 words in 'words' and the label 3 in 'labels': give a label"),
+        ([{"tokens": ["a", 1], "ner_tags": [1, 1]}], "row 1 has no text in 'text': it has tokens, ner_tags"),
+    ],
+)  # fmt: skip
+def test_labels_that_are_not_one_for_each_word_are_refused(rows, message):
+    with pytest.raises(DataError, match=message) as caught:
+        texts.read(rows)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([TAGGED[0], {"tokens": ["a"]}], "text 2 of texts has no labels of words in 'ner_tags', as others have"),
+        ([{"tokens": ["a", "b"], "ner_tags": [0, None]}],
+         "word 2 of all texts of texts has no label in 'ner_tags', as 1 of 2 have none"),
+        ([{"tokens": ["a", "b"], "ner_tags": [0, [1]]}], r"word 2 of all texts of texts has the label \[1\]"),
+        ([{"tokens": ["a"], "ner_tags": [None]}], "texts has no labels of words in 'ner_tags': label them"),
+        ([{"tokens": ["a"], "ner_tags": [3]}], "texts has the label 3: the model has 3 classes, 0 to 2"),
+        ([{"tokens": ["a"], "ner_tags": [-1]}], "texts has the label -1: the model has 3 classes, 0 to 2"),
+        ([{"tokens": ["a"], "ner_tags": ["X"]}], "texts has the class 'X', which the model doesn't know: it knows O"),
+        ([{"text": "a b", "label": [0, 1]}], "more than one value.*; labels of words go beside a list of the words"),
+    ],
+)  # fmt: skip
+def test_labels_of_words_that_are_no_classes_are_told_in_a_line(rows, message):
+    with pytest.raises(DataError, match=message) as caught:
+        texts.read(rows).words_labelled({"O": 0, "B": 2}, 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_words_first_token_has_its_label():
+    rows = [
+        {"tokens": ["the", "old-tree", "of of", "", "grows"], "labels": [0, 1, 2, -100, 1]},
+        {"tokens": ["she"], "labels": [2]},
+    ]
+    found = texts.read(rows).words_labelled({}, 3)
+    (batch,) = texts.batches(found, tiny.tokenizer(), packed=False, batch=2, length=16).take(1)
+    long = int(batch["attention_mask"].sum(1).argmax())
+    assert batch["labels"][long].tolist() == [-100, 0, 1, -100, -100, 2, -100, 1, -100]
+    assert batch["labels"][1 - long].tolist() == [-100, 2, *[-100] * 7]
+    assert batch["labels"].shape == batch["input_ids"].shape
+    short = texts.batches(found, tiny.tokenizer(), packed=False, batch=2, length=4)[0]
+    assert sorted(map(tuple, short["labels"].tolist())) == [(-100, 0, 1, -100), (-100, 2, -100, -100)]
+    (bytes_,) = texts.batches(found.take([1]), tiny.letters(), packed=False, batch=1, length=16).take(1)
+    assert bytes_["labels"].tolist() == [[2, -100, -100]]
+    plain = replace(found, tagged=None)
+    alone = texts.batches(plain, tiny.tokenizer(), packed=False, batch=2, length=16)[0]
+    assert torch.equal(alone["input_ids"], batch["input_ids"]), "words are read as the text that they are"
+
+    def slow(*args, **how):
+        raise NotImplementedError("offsets are of fast tokenizers")
+
+    with pytest.raises(UnsupportedError, match="labels of words need a fast tokenizer"):
+        texts.batches(found, slow, packed=False, batch=2, length=16)

@@ -511,12 +511,41 @@ def test_one_number_per_text_is_learned_by_its_square(tmp_path):
 def test_a_task_of_tokens_needs_labels_of_tokens(labelled, tmp_path):
     for name in ("teacher", "student"):
         save(BertForTokenClassification(classifier(0).config), tmp_path / name)
-    with pytest.raises(UnsupportedError, match=r"needs labels \[B, S\], -100 where a token has none") as caught:
+    with pytest.raises(UnsupportedError, match="needs labels of words, in `ner_tags` or `labels`") as caught:
         secateur.distill(
             tmp_path / "student", tmp_path / "teacher", labelled / "data.jsonl", tmp_path / "out", task=1.0, **QUICK
         )
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_token_classifier_is_judged_by_labels_of_words_and_may_learn_them(tmp_path):
+    for seed, name in enumerate(("teacher", "student")):
+        config = classifier(0).config
+        torch.manual_seed(seed)
+        model = BertForTokenClassification(config)
+        model.classifier.weight.data *= 40
+        save(model, tmp_path / name)
+    rows = [{"tokens": text.split(), "ner_tags": [len(word) % 3 for word in text.split()]} for text in TEXTS]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def run(out, **how):
+        return secateur.distill(
+            tmp_path / "student", tmp_path / "teacher", tmp_path / "data.jsonl", tmp_path / out, **{**QUICK, **how}
+        )
+
+    row = run("out")
+    for part in (row.before, row.after, row.baselines["teacher"]):
+        assert {"accuracy", "f1"} <= set(part)
+    assert row.verdict.startswith("met: probability loyalty")
+    learned = run("labels", task=20.0, steps=60)
+    assert learned.after["accuracy"].value > 0.9 > row.after["accuracy"].value
+    assert learned.after["f1"].value > 0.8
+    rows[7]["ner_tags"][0] = 3
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="has the label 3: the model has 3 classes, 0 to 2"):
+        run("no")
+    assert not (tmp_path / "no").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
@@ -799,6 +828,9 @@ def test_what_networks_can_not_do_is_said(nets, how, words):
         ({"choice": "luck"}, "'luck' is not one of"),
         ({"shares": [1, 2]}, "2 weights for 1 teachers"),
         ({"training": "speed=9"}, "no setting 'speed'"),
+        ({"training": "every=0"}, "training setting every=0: give a whole number of at least 1"),
+        ({"training": "patience=-1"}, "training setting patience=-1"),
+        ({"training": "patience=3"}, "patience waits for evaluations"),
         ({"cache": 8, "direction": "reverse"}, "serves forward KL, cache=all any"),
         ({"cache": "all", "hidden": True}, "keeps predictions only: leave hidden out"),
         ({"cache": "all", "on_policy": 0.5}, "leave on-policy out"),
@@ -1025,10 +1057,11 @@ def test_weights_of_whole_numbers_are_refused(nets):
         secateur.distill(f"{nets}/nets.py:thin", Counting(), nets / "data.npz", nets / "out", steps=1)
 
 
-@pytest.mark.parametrize("align", [False, True])
-def test_held_out_data_that_tells_no_quality_is_refused_before_training(places, tmp_path, monkeypatch, align):
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("how", [{}, {"align": True}, {"server": "http://localhost:1/v1"}])
+def test_held_out_data_that_tells_no_quality_is_refused_before_training(places, tmp_path, monkeypatch, how, dry_run):
     monkeypatch.setattr(loop, "train", None)
     with pytest.raises(DataError, match=r"can't be measured on the held-out data: .* less than one batch") as caught:
-        taught(places, tmp_path / "out", held_out=TEXTS[:1], align=align)
+        taught(places, tmp_path / "out", held_out=TEXTS[:1], dry_run=dry_run, **how)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -181,3 +181,74 @@ def test_texts_without_tokens_are_left_out_of_what_embeddings_tell(empty):
     assert abs(found["cosine"].value) < 1
     with pytest.raises(DataError, match="texts holds no text that the tokenizer finds a token in: give others"):
         language.compared(one, other, texts.Corpus([""] * empty), place)
+
+
+# ------------------------------------------------------------------------------------------------- labels of words
+
+
+def tagger(seed, classes=3):
+    given = tiny.model("bert").config.to_dict()
+    del given["id2label"], given["label2id"]
+    torch.manual_seed(seed)
+    model = BertForTokenClassification(BertConfig(**{**given, "num_labels": classes})).eval()
+    model.classifier.weight.data *= 40
+    return secateur.open_subject(model, tokenizer=tiny.tokenizer())
+
+
+def tagged_rows(subject, count=60):
+    """Texts of one token for each word, with what `subject` says of each for a label."""
+    rows = []
+    for number, text in enumerate(tiny.sentences(count)):
+        said = subject.forward(tiny.tokenizer()([text], return_tensors="pt")).prediction[0, 1:-1].argmax(-1).tolist()
+        said[0] = -100 if number % 3 == 0 else said[0]
+        rows.append({"tokens": text.split(), "ner_tags": said})
+    return rows
+
+
+def test_words_with_labels_tell_a_token_classifiers_accuracy_and_macro_f1():
+    one, other = tagger(0), tagger(1)
+    rows = tagged_rows(one)
+    corpus = language.fitted(texts.read(rows), one)
+    before, after, both = language.compared(one, other, corpus, language.where(one, 1, 16, 1))
+    assert list(before) == list(after) == ["accuracy", "f1"]
+    assert before["accuracy"].value == before["f1"].value == 1.0
+    theirs = [row["ner_tags"] for row in tagged_rows(other)]
+    # The last of 60 texts fill no batch of 16, and which those are is the seed's.
+    order = texts.batches(corpus, one.tokenizer, packed=False, batch=16, length=16)
+    held = [int(row) for number in range(3) for row in order.rows(number)]
+    pairs = [
+        (true, said)
+        for place in held
+        for true, said in zip(rows[place]["ner_tags"], theirs[place], strict=True)
+        if true != -100
+    ]
+    assert after["accuracy"].value == pytest.approx(sum(true == said for true, said in pairs) / len(pairs))
+    assert after["accuracy"].samples == len(pairs)
+    assert after["accuracy"].value == pytest.approx(both["label_loyalty"].value), "the labels are what the other says"
+    classes = {kind for pair in pairs for kind in pair}
+    f1 = [2 * sum(t == s == c for t, s in pairs) / sum((t == c) + (s == c) for t, s in pairs) for c in classes]
+    assert after["f1"].value == pytest.approx(sum(f1) / len(f1))
+    bare = language.compared(one, other, language.fitted(texts.read([" ".join(row["tokens"]) for row in rows]), one),
+                             language.where(one, 1, 16, 1))  # fmt: skip
+    assert bare[0] == bare[1] == {}
+
+
+def test_labels_of_words_are_for_those_that_classify_tokens_and_of_their_classes(tmp_path):
+    one = tagger(0)
+    rows = tagged_rows(one, 20)
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = running.measure(one, data=tmp_path / "rows.jsonl", batch=1, length=16)["model"]
+    assert found["accuracy"].value == found["f1"].value == 1.0
+    assert "perplexity" in running.measure(
+        secateur.open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer()), data=rows, batch=1, length=16
+    )["model"]  # fmt: skip
+    whole = secateur.open_subject(tiny.model("bert"), tokenizer=tiny.tokenizer())
+    assert language.fitted(texts.read(rows), whole).tagged is None
+    flawed = texts.read([{"tokens": ["a"], "ner_tags": [None]}] * 3)
+    texts_ = secateur.open_subject(tiny.classifier(), tokenizer=tiny.tokenizer())
+    assert language.fitted(flawed, texts_).labels is None, "labels of words are nothing to a model of texts"
+    with pytest.raises(DataError, match=r"texts has the label \d: the model has 1 classes, 0 to 0"):
+        running.measure(tagger(0, 1), data=rows, batch=1, length=16)
+    rows[3]["ner_tags"] = rows[3]["ner_tags"][1:]
+    with pytest.raises(DataError, match=r"row 4 has \d+ words in 'tokens' and \d+ labels in 'ner_tags'"):
+        running.measure(one, data=rows, batch=1, length=16)

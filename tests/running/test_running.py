@@ -317,6 +317,13 @@ def test_wrong_options_are_named(places, tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("setting", ["every=0", "patience=-1", "accumulate=x", "clip=nan"])
+def test_settings_of_training_are_refused_before_anything_is_read(tmp_path, setting):
+    with pytest.raises(InputError, match=f"^training setting {setting}: give"):
+        running.run("ziplm", tmp_path / "none", tmp_path / "none", "params=80%", tmp_path / "out", training=setting)
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_input_is_refused_before_anything_is_written(places, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UnknownRecipeError, match="did you mean 'ziplm'"):

@@ -14,10 +14,17 @@ from numpy.typing import NDArray
 
 from secateur.errors import DataError
 
-__all__ = ["DEFAULT", "Labelled", "Labels", "short", "whole"]
+__all__ = ["DEFAULT", "IGNORED", "SEVERAL", "Labelled", "Labels", "Tagged", "columns", "short", "tagged", "whole"]
 
 DEFAULT = "label"
 """The column that may be missing, since nobody has named it."""
+IGNORED = -100
+"""Label of a word, or of a token, that does not count, as in transformers."""
+SEVERAL = "more than one value"
+"""What `Labelled.flaw` says of a text with several labels."""
+
+_WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "labels")
+"""Columns of lists: of a text's words, and of a label for each of them."""
 
 _WHOLE = 2**53
 """Beyond it a float tells no whole number from the next, and no class is counted so far."""
@@ -28,6 +35,8 @@ _SHOWN = 40
 class Labelled:
     """What the labels are: `classes` [N] with their `names` if they have any, or `numbers` [N], or nothing.
 
+    tagged: where words of texts have labels, the words with their classes, which `names` name if they have any; none
+    where those labels are no classes.
     flaw: why there are no classes though there are labels, in a line for people; "" where there is nothing to say.
     """
 
@@ -35,6 +44,44 @@ class Labelled:
     names: tuple[str, ...] = ()
     numbers: NDArray[np.float64] | None = None
     flaw: str = ""
+    tagged: tuple[Tagged, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """The words of a text, and a label for each of them; `column` is where the labels stood."""
+
+    words: tuple[str, ...]
+    tags: tuple[Any, ...]
+    column: str = ""
+
+
+def tagged(row: Mapping[str, Any], label: str, where: str) -> tuple[str, Any] | None:
+    """A row that holds words in place of a text: the words as one text, and `Tagged` with their labels, or its label.
+
+    Words are a list of strings in `tokens` or `words`; labels, of which there is one for each word, a list in the
+    column `label`, in `ner_tags` or in `labels`. None for a row without words. Raises `DataError` for labels that are
+    not as many.
+    """
+    found = next((name for name in _WORDS if isinstance(row.get(name), list | tuple)), None)
+    if found is None or not all(isinstance(word, str) for word in row[found]):
+        return None
+    words = tuple(row[found])
+    own = (label,) if isinstance(row.get(label), list | tuple) else ()
+    column = next((name for name in (*own, *_TAGS) if label and row.get(name) is not None), None)
+    if column is None:
+        return " ".join(words), row.get(label)
+    tags = row[column]
+    if not isinstance(tags, list | tuple) or len(tags) != len(words):
+        given = f"{len(tags)} labels" if isinstance(tags, list | tuple) else f"the label {short(tags)}"
+        raise DataError(f"{where} has {len(words)} words in {found!r} and {given} in {column!r}: give a label for each")
+    return " ".join(words), Tagged(words, tuple(tags), column)
+
+
+def columns(names: Iterable[str], label: str) -> list[str]:
+    """Which of a table's columns `tagged` asks for; nothing where it has none of words."""
+    found = [name for name in names if name in (*_WORDS, label, *_TAGS)]
+    return found if any(name in _WORDS for name in found) else []
 
 
 class Labels:
@@ -47,11 +94,16 @@ class Labels:
         self._seen: dict[tuple[type, Any], int] = {}
         self._codes = array("q")
         self._nested: tuple[int, Any] | None = None
+        self._tagged: list[Tagged] = []
         for value in values:
             self.add(value)
 
     def add(self, value: Any) -> None:
-        """The label of the next text, None or NaN for none."""
+        """The label of the next text, or the labels of its words; None or NaN for none."""
+        if isinstance(value, Tagged):
+            self._tagged.append(value)
+            self._codes.append(self._seen.setdefault((Tagged, None), len(self._seen)))
+            return
         if isinstance(value, list | tuple | Mapping | Set | np.ndarray):
             self._nested = self._nested or (len(self._codes), value)
             value = None
@@ -61,11 +113,13 @@ class Labels:
 
     def end(self, name: str, column: str, noun: str = "text") -> Labelled:
         """What they are: one label for each, or for none. name, column, noun: for `flaw`, see `Labelled`."""
+        if self._tagged:
+            return self._of_words(name, noun)
         values, codes = [value for _, value in self._seen], np.array(self._codes, np.int64)
         if self._nested is not None:
             place, value = self._nested
             found = f"{noun} {place + 1} of {name} has the label {short(value)} in {column!r}"
-            return Labelled(flaw=f"{found}, more than one value: give one class for each, a name or a whole number")
+            return Labelled(flaw=f"{found}, {SEVERAL}: give one class for each, a name or a whole number")
         if None in values:
             missing = np.flatnonzero(codes == values.index(None))
             if len(missing) == len(codes):
@@ -84,6 +138,21 @@ class Labels:
         names = sorted({str(value) for value in values})
         place_of = {name: index for index, name in enumerate(names)}
         return Labelled(np.array([place_of[str(value)] for value in values], np.int64)[codes], tuple(names))
+
+    def _of_words(self, name: str, noun: str) -> Labelled:
+        """What they are where texts have labels for their words."""
+        column, kinds = self._tagged[0].column, [kind for kind, _ in self._seen]
+        other = next((place for place, code in enumerate(self._codes) if kinds[code] is not Tagged), None)
+        if other is not None:
+            found = f"{noun} {other + 1} of {name} has no labels of words in {column!r}"
+            return Labelled(flaw=f"{found}, as others have: label them or drop them", tagged=())
+        flat = Labels(tag for one in self._tagged for tag in one.tags).end(f"all {noun}s of {name}", column, "word")
+        if flat.classes is None:
+            return Labelled(flaw=flat.flaw or f"{name} has no labels of words in {column!r}: label them", tagged=())
+        parts = np.split(flat.classes, np.cumsum([len(one.tags) for one in self._tagged])[:-1])
+        pairs = zip(self._tagged, parts, strict=True)
+        tagged = tuple(Tagged(one.words, tuple(part.tolist()), column) for one, part in pairs)
+        return Labelled(names=flat.names, tagged=tagged)
 
 
 def whole(

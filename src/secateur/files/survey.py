@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import DataError
 from secateur.files import digests, texts
-from secateur.files.labels import Labels
+from secateur.files.labels import Labels, Tagged
 from secateur.files.shelf import CHUNK, Writer
 
 __all__ = ["Count", "Survey", "Surveyed", "batched", "gathered", "survey", "told"]
@@ -127,7 +127,7 @@ def gathered(
     for chunk, about in batches:
         for text, value in chunk:
             digest.add(text)
-            labels.add(value)
+            labels.add(None if isinstance(value, Tagged) else value)  # words have no class that a text could go by
         if writer is not None:
             writer.add([text for text, _ in chunk])
         for measure, column in about.items():

@@ -8,16 +8,17 @@ import json
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.errors import DataError, MissingExtraError
+from secateur.errors import DataError, MissingExtraError, UnsupportedError
 from secateur.files import digests
-from secateur.files.labels import DEFAULT, Labelled, Labels, short
+from secateur.files import labels as labelling
+from secateur.files.labels import DEFAULT, IGNORED, Labelled, Labels, Tagged, short
 from secateur.files.shelf import Shelf, Texts
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Corpus:
 
     numbers: of each text, where labels are numbers and not all whole: no classes, but what a regression is to tell.
     flaw: why labels that the data has are no classes, for whoever needs some; see `labels.Labelled`.
+    tagged: the words of each text with a class for each of them, for a model that classifies tokens.
     """
 
     texts: Sequence[str]
@@ -67,6 +69,7 @@ class Corpus:
     classes: tuple[str, ...] = ()
     numbers: Sequence[float] | None = None
     flaw: str = ""
+    tagged: Sequence[Tagged] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -82,17 +85,37 @@ class Corpus:
             raise DataError(self.flaw)
         if self.labels is None:
             return self
+        labels = self._numbered(self.labels, numbers, count)
+        return Corpus(self.texts, labels, self.name, _digest(self.texts, labels))
+
+    def words_labelled(self, numbers: Mapping[str, int], count: int) -> Corpus:
+        """As `labelled`, of the words' classes, of which -100 says that a word does not count."""
+        if self.tagged is None and labelling.SEVERAL in self.flaw:
+            raise DataError(f"{self.flaw}; labels of words go beside a list of the words, in `tokens` or `words`")
+        if self.tagged is None:
+            return self
+        if self.flaw:
+            raise DataError(self.flaw)
+        flat = self._numbered([tag for one in self.tagged for tag in one.tags], numbers, count, (IGNORED,))
+        rest = iter(flat)
+        tagged = [Tagged(one.words, tuple(itertools.islice(rest, len(one.tags))), one.column) for one in self.tagged]
+        return replace(self, classes=(), tagged=tagged, digest=_digest(self.texts, None, None, tagged))
+
+    def _numbered(
+        self, labels: Sequence[int], numbers: Mapping[str, int], count: int, other: Sequence[int] = ()
+    ) -> list[int]:
+        """`labels` by the class numbers of a model; `other` are allowed beside them."""
         unknown = [name for name in self.classes if name not in numbers]
         if unknown:
             raise DataError(
                 f"{self.name} has the class {unknown[0]!r}, which the model doesn't know: "
                 f"it knows {', '.join(sorted(numbers, key=numbers.__getitem__))}; give those, or their numbers"
             )
-        labels = [numbers[self.classes[label]] for label in self.labels] if self.classes else list(self.labels)
-        beyond = next((label for label in labels if not 0 <= label < count), None)
+        found = [numbers[self.classes[label]] for label in labels] if self.classes else list(labels)
+        beyond = next((label for label in found if not 0 <= label < count and label not in other), None)
         if beyond is not None:
             raise DataError(f"{self.name} has the label {beyond}: the model has {count} classes, 0 to {count - 1}")
-        return Corpus(self.texts, labels, self.name, _digest(self.texts, labels))
+        return found
 
     def split(self, held_out: float = 0.05, seed: int = 0) -> tuple[Corpus, Corpus]:
         """(train, held out): a random share of the texts, at least one, is held out; both keep the original order.
@@ -114,8 +137,9 @@ class Corpus:
         texts = self.texts.take(places) if isinstance(self.texts, Texts) else [self.texts[place] for place in places]
         labels = None if self.labels is None else [self.labels[place] for place in places]
         numbers = None if self.numbers is None else [self.numbers[place] for place in places]
-        digest = _digest(texts, labels, numbers)
-        return Corpus(texts, labels, name or self.name, digest, self.classes, numbers, self.flaw)
+        tagged = [self.tagged[place] for place in places] if self.tagged else self.tagged
+        digest = _digest(texts, labels, numbers, tagged)
+        return Corpus(texts, labels, name or self.name, digest, self.classes, numbers, self.flaw, tagged)
 
     def costs(self) -> dict[str, NDArray[np.float64]]:
         """Measure -> [N], what each text takes: bytes of UTF-8, and words."""
@@ -147,7 +171,8 @@ def read(
     in `label`), a folder holds such files at any depth, taken in the order of their paths. `owner/name`, or
     `hub:name[:configuration[:split]]`, streams a data set of the hub, its first 100,000 texts unless `limit` says
     otherwise. Blank texts are passed over. A row without `column` but with a `prompt` and an `answer` is the one and,
-    on a line of its own, the other.
+    on a line of its own, the other; one with a list of words, in `tokens` or `words`, is those words, which may have a
+    class each, in `label`, `ner_tags` or `labels`.
 
     Raises:
         DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte,
@@ -169,12 +194,14 @@ def read(
     found = labelled(labels.end(name, label), name, label, source)
     classes = None if found.classes is None else found.classes.tolist()
     numbers = None if found.numbers is None else found.numbers.tolist()
-    return Corpus(texts, classes, name, _digest(texts, classes, numbers), found.names, numbers, found.flaw)
+    digest = _digest(texts, classes, numbers, found.tagged)
+    return Corpus(texts, classes, name, digest, found.names, numbers, found.flaw, found.tagged)
 
 
 def labelled(found: Labelled, name: str, label: str, source: object) -> Labelled:
     """`found`, unless a column of labels was named that files do not have: then `DataError`, with those they have."""
-    if label in ("", DEFAULT) or found.flaw or found.classes is not None or found.numbers is not None:
+    told = (found.classes, found.numbers, found.tagged)
+    if label in ("", DEFAULT) or found.flaw or any(one is not None for one in told):
         return found
     there = isinstance(source, str | Path) and str(source) and Path(source).exists()
     names = _columns(files(Path(str(source)))[0]) if there else []
@@ -305,9 +332,10 @@ def _parquet_rows(path: Path, column: str, label: str) -> Iterator[Row]:
     try:
         table = pyarrow.parquet.ParquetFile(path)
         names = table.schema_arrow.names
-        if not _spoken(names, column):
+        words = labelling.columns(names, label)
+        if not (words or _spoken(names, column)):
             raise DataError(f"{path} has no column {column!r}: it has {', '.join(names)}")
-        wanted = (column, label) if column in names else (*_PROMPTED, label)
+        wanted = (column, label) if column in names else (*_PROMPTED, label) if _spoken(names, column) else words
         for batch in table.iter_batches(columns=[name for name in wanted if name in names]):
             yield from (_row(row, column, label, str(path)) for row in batch.to_pylist())
     except pyarrow.ArrowException as error:
@@ -335,6 +363,8 @@ def _row(row: Any, column: str, label: str, where: str) -> Row:
         parts = [part for part in map(row.get, _PROMPTED) if isinstance(part, str)]
         if len(parts) == len(_PROMPTED):
             row = {**row, column: "\n".join(parts).strip()}
+        elif (words := labelling.tagged(row, label, where)) is not None:
+            return _whole(words[0], where), words[1]
     if isinstance(row, dict) and column in row and not isinstance(row[column], str):
         shown = "null" if row[column] is None else short(row[column])
         raise DataError(f"{where} has {shown} and no text in {column!r}: write a text there, or drop the row")
@@ -369,20 +399,29 @@ class Digest:
         self,
         labels: Sequence[int] | NDArray[np.int64] | None,
         numbers: Sequence[float] | NDArray[np.float64] | None = None,
+        tagged: Sequence[Tagged] | None = None,
     ) -> str:
-        """After the last text: its classes or its numbers, if there are any; sha256 in hexadecimal."""
+        """After the last text: its classes, numbers or labels of words, if there are any; sha256 in hexadecimal."""
         if labels is not None:
             self._found.update(np.asarray(labels, np.int64).tobytes())
         if numbers is not None:
             self._found.update(np.asarray(numbers, np.float64).tobytes())
+        for one in tagged or ():
+            sizes = [len(one.words), *map(len, one.words)]
+            self._found.update(np.array([*sizes, *one.tags], np.int64).tobytes())
         return self._found.hexdigest()
 
 
-def _digest(texts: Sequence[str], labels: Sequence[int] | None, numbers: Sequence[float] | None = None) -> str:
+def _digest(
+    texts: Sequence[str],
+    labels: Sequence[int] | None,
+    numbers: Sequence[float] | None = None,
+    tagged: Sequence[Tagged] | None = None,
+) -> str:
     digest = Digest()
     for text in texts:
         digest.add(text)
-    return digest.end(labels, numbers)
+    return digest.end(labels, numbers, tagged)
 
 
 def _first_line(error: BaseException) -> str:
@@ -409,9 +448,10 @@ class Batches(Sequence["dict[str, Tensor]"]):
         pad: int,
         bucketed: bool,
         labels: NDArray[np.int64] | None = None,
+        tags: NDArray[np.int64] | None = None,
     ) -> None:
         self.tokens, self.starts, self.batch, self.seed, self.pad = tokens, starts, batch, seed, pad
-        self.bucketed, self.labels = bucketed, labels
+        self.bucketed, self.labels, self.tags = bucketed, labels, tags
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty((0, batch), np.int64)
 
@@ -426,7 +466,9 @@ class Batches(Sequence["dict[str, Tensor]"]):
     @overload
     def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
     def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """One batch: input_ids and attention_mask [batch, longest], int64, and labels [batch] where texts have them."""
+        """One batch: input_ids and attention_mask [batch, longest], int64, and labels where texts have them: [batch],
+        or of tokens [batch, longest], -100 where one has none.
+        """
         import torch
 
         if isinstance(index, slice):
@@ -441,6 +483,10 @@ class Batches(Sequence["dict[str, Tensor]"]):
         result = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         if self.labels is not None:
             result["labels"] = torch.from_numpy(self.labels[chosen])
+        if self.tags is not None:
+            tags = np.full_like(ids, IGNORED)
+            tags[mask] = np.concatenate([self.tags[self.starts[row] : self.starts[row + 1]] for row in chosen])
+            result["labels"] = torch.from_numpy(tags)
         return result
 
     def take(self, count: int) -> list[dict[str, Tensor]]:
@@ -506,7 +552,8 @@ def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length:
 
     packed:  texts run on, an end-of-text token after each, cut into blocks of exactly `length` tokens (decoders).
     else:    one text per row with its special tokens, at most `length` tokens, padded to the longest of its batch;
-             texts of like length stand together (encoders).
+             texts of like length stand together (encoders). Of words with classes, each class is that of its word's
+             first token.
 
     Raises:
         DataError: less than one batch, saying how much there is and how much is needed.
@@ -515,10 +562,15 @@ def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length:
     shelf = Shelf(corpus.texts.folder, np.int32) if isinstance(corpus.texts, Texts) else None
     keep = held.append if shelf is None else shelf.add
     sizes = array("q", [0])
+    words = None if packed else corpus.tagged
+    tags = array("q")
     end = [tokenizer.eos_token_id] if packed and tokenizer.eos_token_id is not None else []
     for start in range(0, len(corpus.texts), _TOKENISED):
         chunk = list(corpus.texts[start : start + _TOKENISED])
-        if packed:
+        if words is not None:
+            rows, marks = _by_words(words[start : start + _TOKENISED], tokenizer, length)
+            tags.extend(itertools.chain.from_iterable(marks))
+        elif packed:
             rows = tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
         else:
             rows = tokenizer(chunk, truncation=True, max_length=length)["input_ids"]
@@ -538,7 +590,31 @@ def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length:
         )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     labels = None if packed or corpus.labels is None else np.asarray(corpus.labels, np.int64)
-    return Batches(tokens, starts, batch=batch, seed=seed, pad=pad, bucketed=not packed, labels=labels)
+    marked = None if words is None else np.array(tags, np.int64)
+    return Batches(tokens, starts, batch=batch, seed=seed, pad=pad, bucketed=not packed, labels=labels, tags=marked)
+
+
+def _by_words(texts: Sequence[Tagged], tokenizer: Any, length: int) -> tuple[list[list[int]], list[list[int]]]:
+    """(token ids, labels) of texts of which the words have labels: a word's first token has its label, others none.
+
+    The words are read as one text, so that a tokenizer meets the spaces that it knows; a token's characters tell its
+    word.
+    """
+    spoken = [" ".join(one.words) for one in texts]
+    try:
+        found = tokenizer(spoken, truncation=True, max_length=length, return_offsets_mapping=True)
+    except (NotImplementedError, ValueError) as error:
+        raise UnsupportedError("labels of words need a fast tokenizer, which tells where its tokens stand") from error
+    marks = []
+    for one, spans in zip(texts, found["offset_mapping"], strict=True):
+        ends = np.cumsum([len(word) + 1 for word in one.words]) - 1  # a space goes to the word after it
+        marks.append([IGNORED] * len(spans))
+        last = -1
+        for place, (start, end) in enumerate(spans):
+            word = int(np.searchsorted(ends, start, side="right"))
+            if end > start and word > last:
+                marks[-1][place], last = one.tags[word], word
+    return found["input_ids"], marks
 
 
 def in_order(corpus: Corpus, tokenizer: Any, *, batch: int, length: int) -> Iterator[dict[str, Tensor]]:

@@ -20,7 +20,16 @@ from secateur.errors import DataError, MeasurementError, NumericalError
 from secateur.measure.statistics import fisher, mean_interval, per_item, proportion
 from secateur.vocabulary import Figure
 
-__all__ = ["accuracies", "accuracy", "classification", "fidelity", "loss", "perplexities", "perplexity"]
+__all__ = [
+    "accuracies",
+    "accuracy",
+    "classification",
+    "classifications",
+    "fidelity",
+    "loss",
+    "perplexities",
+    "perplexity",
+]
 
 Batch = Mapping[str, Tensor]
 Forward = Callable[[Any], Any]
@@ -138,12 +147,13 @@ def classification(forward: Forward, batches: Iterable[Batch], *, confidence: fl
     [B, S, C]. F1 of a class is 2 TP / (2 TP + FP + FN); the macro mean runs over the classes that occur among the
     labels or the predictions.
     """
-    return _classifications([forward], batches, confidence, None)[0]
+    return classifications([forward], batches, confidence=confidence)[0]
 
 
-def _classifications(
-    forwards: Sequence[Forward], batches: Iterable[Batch], confidence: float, watch: Watch | None
+def classifications(
+    forwards: Sequence[Forward], batches: Iterable[Batch], *, watch: Watch | None = None, confidence: float = 0.95
 ) -> list[dict[str, Figure]]:
+    """The `classification` of several models on the same batches, one pass of each; `watch` sees their logits."""
     predicted: list[list[Tensor]] = [[] for _ in forwards]
     losses: list[list[float]] = [[] for _ in forwards]
     true: list[Tensor] = []
@@ -194,7 +204,8 @@ def accuracies(
     forwards: Sequence[Forward], batches: Iterable[Batch], *, watch: Watch | None = None, confidence: float = 0.95
 ) -> list[Figure]:
     """The `accuracy` of several models on the same batches, one forward pass of each; `watch` sees their logits."""
-    return [found["accuracy"] for found in _classifications(forwards, batches, confidence, watch)]
+    found = classifications(forwards, batches, watch=watch, confidence=confidence)
+    return [one["accuracy"] for one in found]
 
 
 def fidelity(

@@ -46,27 +46,50 @@ Batch = Any
 _POINTS = 300
 """Loss points kept in a `Recovery`."""
 
+_PRECISIONS = ("auto", "bf16", "fp32")
+
 
 def options(given: str | Mapping[str, Any]) -> dict[str, Any]:
     """Settings of `train` that a recipe leaves to its user, from text or a mapping: "accumulate=4,precision=bf16".
 
-    Raises `InputError` for a name that is not among them, or a value of the wrong kind.
+    Raises `InputError` for a name that is not among them, or a value that makes no sense.
     """
     pairs = dict(given) if isinstance(given, Mapping) else _pairs(given)
-    kinds: dict[str, Callable[[Any], Any]] = {
-        "accumulate": int, "every": int, "evaluate_every": int, "patience": int, "clip": float, "precision": str,
-        "trackers": lambda value: value.split("+") if isinstance(value, str) else list(value),
+    number = _amount, "a whole number of at least 1"
+    kinds: dict[str, tuple[Callable[[Any], Any], str]] = {
+        "accumulate": number, "every": number, "evaluate_every": number, "patience": number,
+        "clip": (_limit, "a number above 0, or none for no limit"), "precision": (_known, ", ".join(_PRECISIONS)),
+        "trackers": (lambda value: value.split("+") if isinstance(value, str) else list(value), "names, joined by +"),
     }  # fmt: skip
     found = {}
     for name, value in pairs.items():
         if name not in kinds:
             raise InputError(f"training has no setting {name!r}: it has {', '.join(sorted(kinds))}")
+        read, wanted = kinds[name]
         try:
-            found[name] = None if name == "clip" and str(value).lower() == "none" else kinds[name](value)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"training setting {name}={value!r}: give a {kinds[name].__name__}") from error
-    _check_clip(found.get("clip"))
+            found[name] = read(value)
+        except (TypeError, ValueError, OverflowError, InputError) as error:
+            raise InputError(f"training setting {name}={value}: give {wanted}") from error
     return found
+
+
+def _amount(value: Any) -> int:
+    if isinstance(value, float) and not value.is_integer():  # of which `int` would cut something off
+        raise ValueError(value)
+    _check(amount=int(value))
+    return int(value)
+
+
+def _limit(value: Any) -> float | None:
+    limit = None if str(value).lower() == "none" else float(value)
+    _check_clip(limit)
+    return limit
+
+
+def _known(value: Any) -> str:
+    if value not in _PRECISIONS:
+        raise ValueError(value)
+    return str(value)
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -159,6 +182,8 @@ def train(
     if not all(0 <= value < math.inf for value in (weight_decay, momentum)):
         raise InputError(f"weight_decay={weight_decay:g}, momentum={momentum:g}: give numbers of at least 0")
     learning_rate(0, steps=max(1, steps), lr=lr, warmup=warmup, schedule=schedule, min_lr=min_lr)
+    if patience is not None:
+        _check(patience=patience)
     if patience is not None and evaluate is None:
         raise InputError("patience without evaluate: give a function that measures what should get lower")
     accelerator = Accelerator(log_with=list(trackers) or None, project_dir=str(checkpoint or "."))
@@ -557,7 +582,7 @@ def _name(optimizer: Any) -> str:
 def _precision(wanted: str, device: torch.device) -> str:
     if wanted == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if wanted not in ("bf16", "fp32"):
+    if wanted not in _PRECISIONS:
         raise UnsupportedError(f"precision={wanted!r}: give 'auto', 'bf16' or 'fp32'")
     return wanted
 

@@ -151,6 +151,10 @@ def results(
     )
     keywords.check_seed(seed)
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1))
+    if isinstance(chosen.get("training"), str):  # what every recipe that trains leaves to the loop
+        from secateur.recover import loop
+
+        loop.options(chosen["training"])
     trade = trades.of_recipe(function)
     trades.match(trade, model, function.__name__)
     trade = trades.streaming(function) if stream else trade
@@ -549,7 +553,7 @@ def inspect(model: Model, *, batch: int = 1, length: int = 128, **options: Any) 
 
 def measure(
     model: Model,
-    against: Model | None = None,
+    against: Model | Sequence[Model] | None = None,
     data: Data | None = None,
     *,
     tasks: Sequence[str] = (),
@@ -562,34 +566,52 @@ def measure(
 ) -> dict[str, dict[str, Figure]]:
     """Measure a model, or a model `against` another: {"model": ..., "against": ..., "both": speedup and fidelity}.
 
+    Against several, such as its teachers, both parts are there of each: "against NAME" and "both NAME"; and of their
+    averaged ensemble how good it is, "ensemble", and the model's loyalty to it, "both ensemble", where `data` is given
+    and they tell classes, tokens or numbers, whose mean can be taken.
+
     Quality is measured where `data` is given, on all of it, and on the lm-eval `tasks` named, of its own or of YAML
     files in `task_folder`, on the first `limit` documents of each. A network that was cut stands in the folder of its
     run; its original, `against`, says what it was made of.
     """
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1), limit=(limit, 1))
-    trade = trades.of_model(model if against is None else against)
+    others: list[Any] = list(against) if isinstance(against, list | tuple) else [] if against is None else [against]
+    if several := len(others) > 1:
+        from secateur.running.distilling import together  # one model does without
+
+        names = together.named(others)
+    trade = trades.of_model(next(iter(others), model))
     if trades.name(trade) == "language":  # quantised models can be measured, though not pruned
-        model, against = _any_weights(model), None if against is None else _any_weights(against)
+        model, others = _any_weights(model), [_any_weights(one) for one in others]
     corpus = None if data is None else trade.read(data)
-    other = None if against is None else trade.opened(against, device, corpus)
-    subject = trade.opened(model, device, corpus) if other is None else trade.again(model, other, device)
+    others = [trade.opened(one, device, corpus) for one in others[:1]] + others[1:]
+    others[1:] = [trade.again(one, others[0], device) for one in others[1:]]
+    subject = trade.again(model, others[0], device) if others else trade.opened(model, device, corpus)
     corpus = None if corpus is None else trade.fitted(corpus, subject)
     where = trade.where(subject, batch, length, threads)
     trade.check(subject, {"length": where.length})
     if tasks and (getattr(subject, "kind", "") != "decoder" or subject.tokenizer is None):
         raise InputError("lm-eval tasks need a language model with its tokenizer")
+    if several:
+        together.check(trade, subject, dict(zip(names, others, strict=True)), where)
 
     def ask(one: Any) -> dict[str, Figure]:
         if not tasks:
             return {}
         return generation.evaluate(one.model, one.tokenizer, tasks, include_path=task_folder, limit=limit)
 
-    if other is not None:
+    parts: dict[str, dict[str, Figure]] = {"model": {}}
+    for number, other in enumerate(others):
         with _threads(where):
             before, after, both, notes = compare(other, subject, corpus, where, trade)
         if "speedup" not in both:
             raise MeasurementError(notes[0])
-        return {"model": after | ask(subject), "against": before | ask(other), "both": both}
+        end = f" {names[number]}" if several else ""
+        parts |= {"model": after | parts["model"], f"against{end}": before | ask(other), f"both{end}": both}
+    if several and corpus is not None:
+        parts |= together.ensemble(trade, subject, others, corpus, where)
+    if others:
+        return parts | {"model": parts["model"] | ask(subject)}
     example = trade.example(subject, where)
     with where.active():
         row = trade.sizes(subject, example)

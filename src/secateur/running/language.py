@@ -34,6 +34,7 @@ __all__ = [
     "again",
     "check",
     "classifies",
+    "classifies_tokens",
     "compared",
     "digest",
     "example",
@@ -95,11 +96,20 @@ def tells_number(subject: Transformer) -> bool:
     return classifies(subject) and int(subject.model.config.num_labels) == 1
 
 
+def classifies_tokens(subject: Transformer) -> bool:
+    """Whether the model gives a class for each token, so that labels of words are its task."""
+    return type(subject.model).__name__.endswith("ForTokenClassification")
+
+
 def fitted(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
-    """The texts with the model's own numbers of classes, or without labels where it has none."""
+    """The texts with the model's own numbers of classes, of texts or of words, or without labels where it has none."""
     if subject.tokenizer is None:
         raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
     config = subject.model.config
+    if classifies_tokens(subject):
+        return corpus.words_labelled(config.label2id, config.num_labels)
+    if corpus.tagged is not None:  # it reads the words as one text
+        corpus = replace(corpus, tagged=None, classes=(), flaw="")
     if tells_number(subject):
         return _numbered(corpus)
     return corpus.labelled(config.label2id, config.num_labels) if classifies(subject) else corpus
@@ -218,9 +228,9 @@ def compared(
     original: Transformer, student: Transformer, held_out: texts.Corpus, place: latency.Environment
 ) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
     """(before, after, both): perplexity of language models, accuracy of labelled classifiers and, on masked tokens, of
-    masked language models, correlations of one number per text with labels that are numbers, fidelity of embeddings and
-    states; and the student's loyalty wherever both give logits of as many classes, of texts or of tokens, labelled or
-    not, or one number per text.
+    masked language models, accuracy and macro F1 of labelled words, correlations of one number per text with labels
+    that are numbers, fidelity of embeddings and states; and the student's loyalty wherever both give logits of as many
+    classes, of texts or of tokens, labelled or not, or one number per text.
 
     Raises `InputError` for two models of different tokenizers.
     """
@@ -247,6 +257,10 @@ def compared(
     if _masked(original, student):
         before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
         return {"accuracy": before}, {"accuracy": after}, both | tally.figures()
+    if classifies_tokens(original) and held_out.tagged is not None:
+        told = quality.classifications(pair, map(_spoken, read), watch=tally.add)
+        first, second = ({name: one[name] for name in ("accuracy", "f1")} for one in told)
+        return first, second, both | tally.figures()
     if not _as_many_classes(original, student):
         return {}, {}, both
     with torch.inference_mode():

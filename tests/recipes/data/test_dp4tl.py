@@ -414,6 +414,9 @@ def test_what_is_refused(tmp_path, files):
     refused(InputError, r"logits of shape \[96, 5\], the source has 8 classes",
             surrogate=f"{files / 'small.py'}:narrow", surrogate_epochs=0)  # fmt: skip
     refused(InputError, "attack=2.0: give a radius", attack=2.0)
+    for name in ("probe_epochs", "tune_epochs", "epochs", "surrogate_epochs", "probe_lr", "tune_lr", "weight_decay"):
+        refused(InputError, f"^{name}=-1: give a number of at least 0", dry_run=True, **{name: -1})
+    refused(InputError, "batch=0: give a whole number", batch=0)
     refused(InputError, "validation=0.0: give a share", validation=0.0)
     refused(InputError, "head='7' is no linear layer of the network: did you mean '8'", head="7")
     refused(DataError, "bare.npz has no classes to learn or to judge by", target=str(files / "bare.npz"))

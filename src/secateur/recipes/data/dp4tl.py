@@ -7,6 +7,7 @@ Zhang et al., "Selectivity Drives Productivity: Efficient Dataset Pruning for En
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -139,6 +140,8 @@ def dp4tl(
     rank examples and not classes, are scores of `secateur prune-data`, and the influence of each class by brute force,
     which takes a pre-training without it, is left out.
     """
+    check_numbers(batch=batch, surrogate_epochs=surrogate_epochs, epochs=epochs, lr=lr, weight_decay=weight_decay,
+                  probe_epochs=probe_epochs, probe_lr=probe_lr, tune_epochs=tune_epochs, tune_lr=tune_lr)  # fmt: skip
     last = transfer.head(subject.model, head)
     classes = len(subject.model.get_parameter(f"{last}.weight".lstrip(".")))
     check(data, classes, mapping=mapping, clusters=clusters, surrogate=surrogate, epochs=surrogate_epochs,
@@ -214,6 +217,15 @@ def check(
         raise InputError(f"attack={attack} moves inputs between 0 and 1, and {data.name} has others: leave it out")
     if not 0 < validation < 1:
         raise InputError(f"validation={validation}: give a share of the source between 0 and 1")
+
+
+def check_numbers(*, batch: int, **others: float) -> None:
+    """Refuse numbers that training would refuse: some of them only after hours of pre-training."""
+    if batch < 1:
+        raise InputError(f"batch={batch}: give a whole number of at least 1")
+    for name, value in others.items():
+        if not 0 <= value < math.inf:
+            raise InputError(f"{name}={value:g}: give a number of at least 0")
 
 
 def targets(source: Examples, target: str, judged: str, seed: int, *, labelled: bool) -> tuple[Examples, Examples]:

@@ -149,7 +149,7 @@ def distill(
     between = [members.learner(trade, one, device, corpus, pupil) for one in assistants]
     masters = [] if server else [members.opened(trade, one, device, corpus, pupil) for one in above]
     part = parts.parted(trade, corpus, apart, pupil, seed=seed)
-    members.check_kind(trade, lesson, pupil, len(above) > 1)
+    members.check_kind(trade, lesson, pupil, len(above) > 1, part.train)
     members.check_chain(trade, pupil, between, masters, lesson.align)
     trade.check(pupil, {"length": length} if trade is language else {})
     items = stream(trade, lesson, pupil, part.train, masters)
@@ -159,6 +159,7 @@ def distill(
     notes = [part.warning] if part.warning else []
     trying.tried(course, pupil, between)
     if dry_run:
+        measuring.beforehand(course, pupil, None)
         row = trying.planned(course, pupil)
         return replace(row, settings={**row.settings, "notes": notes})
     settings = {

@@ -19,7 +19,7 @@ from secateur.running.distilling.members import masked, of_tokens, of_whole_text
 from secateur.running.trades import Trade
 from secateur.subjects import Traced
 
-__all__ = ["Course", "Said", "aside", "predicted", "stream"]
+__all__ = ["Course", "Said", "aside", "classes", "predicted", "stream"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Course:
     def forward(self, subject: Any) -> Any:
         """The subject as an objective sees it; an aligned teacher of whole texts reads them for itself."""
         if not self.of_texts:
-            return partial(_classes, subject)
+            return partial(classes, subject)
         number = next((number for number, one in enumerate(self.masters) if one is subject), None)
         alone = number is None or not self.lesson.align
         return subject.forward if alone else partial(_as_it_reads, subject.forward, aside(number or 0))
@@ -131,7 +131,7 @@ def _as_it_reads(forward: Any, name: str, batch: Mapping[str, Tensor], **options
     return forward(alignment.own(batch, name), **options)
 
 
-def _classes(subject: Traced, batch: Mapping[str, Any], *, hidden: bool = False) -> Said:
+def classes(subject: Traced, batch: Mapping[str, Any], *, hidden: bool = False) -> Said:
     """A network's row of classes per example, [B, C]; it is not asked for hidden states (`members.check_kind`)."""
     from secateur.running import network  # texts do without
 

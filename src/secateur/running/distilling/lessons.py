@@ -152,6 +152,8 @@ def check(lesson: Lesson, above: Sequence[object], between: Sequence[object]) ->
         "on-policy scores what the student writes: leave task and hidden out":
             lesson.on_policy and (lesson.task or lesson.hidden),
         f"on-policy has the directions {', '.join(BETA)}": lesson.on_policy and lesson.direction not in BETA,
+        "training setting patience waits for evaluations, and distill measures before and after: leave it out":
+            "patience" in lesson.training,
         "prompt is to be shorter than length: give less": lesson.on_policy and lesson.prompt >= lesson.length,
     }  # fmt: skip
     for words, holds in wrong.items():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +12,8 @@ from secateur.errors import DataError, MeasurementError, UnsupportedError
 from secateur.files.rundir import Run
 from secateur.measure import loyalty, quality, statistics
 from secateur.recover import losses
-from secateur.running.distilling import caches
-from secateur.running.distilling.course import Course, predicted, stream
+from secateur.running.distilling import caches, together
+from secateur.running.distilling.course import Course, stream
 from secateur.running.distilling.members import of_whole_texts
 from secateur.vocabulary import Evidence, Figure
 
@@ -34,9 +32,9 @@ _BATCHES = 24
 """Held-out batches on which aligned teachers are compared."""
 
 
-def beforehand(course: Course, student: Any, run: Run) -> tuple[Row, Row, str]:
-    """What is `measured` before training. Raises `DataError` where the held-out data tells nothing of quality: all of
-    training would end without a verdict.
+def beforehand(course: Course, student: Any, run: Run | None) -> tuple[Row, Row, str]:
+    """What is `measured` before training, or by a dry run. Raises `DataError` where the held-out data tells nothing of
+    quality: all of training would end without a verdict.
     """
     row, known, why = measured(course, student, run)
     if why and not any(name in row for name in _NEARER) and not _tells(course, student):
@@ -44,8 +42,11 @@ def beforehand(course: Course, student: Any, run: Run) -> tuple[Row, Row, str]:
     return row, known, why
 
 
-def measured(course: Course, student: Any, run: Run) -> tuple[Row, Row, str]:
-    """Sizes, quality and loyalty of the student, and of its teachers; and why quality could not be measured."""
+def measured(course: Course, student: Any, run: Run | None) -> tuple[Row, Row, str]:
+    """Sizes, quality and loyalty of the student, and of its teachers; and why quality could not be measured.
+
+    Without a run, which keeps what a server says, none is asked.
+    """
     trade, place = course.trade, course.where
     row = dict(trade.sizes(student, trade.example(student, place)))
     known: Row = {}
@@ -65,7 +66,8 @@ def measured(course: Course, student: Any, run: Run) -> tuple[Row, Row, str]:
     except (DataError, MeasurementError, UnsupportedError) as error:
         return row, known, str(error)
     if not course.masters:  # the student was held against itself
-        return {**row, **second, "served_label_loyalty": _agreed(course, student, run)}, {}, ""
+        served = {} if run is None else {"served_label_loyalty": _agreed(course, student, run)}
+        return {**row, **second, **served}, {}, ""
     return {**row, **second, **both}, {**known, **first}, ""
 
 
@@ -123,14 +125,7 @@ def _together(course: Course, student: Any) -> Any:
     one = course.masters[0] if course.masters else student
     if len(course.masters) < 2:
         return one
-    joint, voices = copy.copy(one), course.voices(student, course.masters, 1.0)
-    if course.of_texts:
-        joint.forward = voices
-    else:
-        from secateur.running import network  # texts do without
-
-        joint.model = network.Joint(partial(predicted, voices))
-    return joint
+    return together.as_one(course.trade, one, course.voices(student, course.masters, 1.0))
 
 
 def _agreed(course: Course, student: Any, run: Run) -> Figure:

@@ -21,7 +21,9 @@ from secateur.subjects import Traced, Transformer, traced
 __all__ = [
     "Model",
     "check_chain",
+    "check_classes",
     "check_kind",
+    "check_output",
     "learner",
     "masked",
     "of_tokens",
@@ -92,8 +94,8 @@ def vocabulary(student: Transformer, teacher: Transformer) -> int:
     return teachers.check_vocabularies(student.tokenizer, teacher.tokenizer or student.tokenizer, *sizes)
 
 
-def check_kind(trade: Trade, lesson: Lesson, pupil: Any, several: bool) -> None:
-    """Refuse options that this kind of student can't follow."""
+def check_kind(trade: Trade, lesson: Lesson, pupil: Any, several: bool, data: Any = None) -> None:
+    """Refuse options that this kind of student can't follow, on this data."""
     texts_ = trade is language
     causal = texts_ and pupil.causal
     tokens = texts_ and of_tokens(pupil)
@@ -113,8 +115,11 @@ def check_kind(trade: Trade, lesson: Lesson, pupil: Any, several: bool) -> None:
         and bool(pupil.masks),
         "align compares next or masked tokens, and classes, numbers and embeddings of texts, and this student gives "
         "none of them: leave align out": lesson.align and not (tokens or of_whole_texts(trade, pupil)),
-        "task of a token classifier needs labels [B, S], -100 where a token has none, and texts have one each: leave "
-        "task out": texts_ and bool(lesson.task) and type(pupil.model).__name__.endswith("ForTokenClassification"),
+        "task of a token classifier needs labels of words, in `ner_tags` or `labels` beside the words in `tokens`, and "
+        "the data has none: leave task out": texts_
+        and bool(lesson.task)
+        and language.classifies_tokens(pupil)
+        and getattr(data, "tagged", None) is None,
     }
     for words, holds in wrong.items():
         if holds:
@@ -150,10 +155,7 @@ def _check_place(name: str, model: nn.Module) -> None:
 
 
 def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bool) -> None:
-    if (student.output, student.causal) != (teacher.output, teacher.causal):
-        ours, theirs = (f"next tokens ({type(one.model).__name__})" if one.causal else f"{one.output} "
-                        f"({type(one.model).__name__})" for one in (student, teacher))  # fmt: skip
-        raise InputError(f"the student gives {ours} and its {name} {theirs}: open both with the same head")
+    check_output(student, teacher, "the student", f"its {name}")
     if align and teacher.tokenizer is None:
         raise InputError(
             f"the {name} comes without a tokenizer, and its texts are to be aligned: give one that has one"
@@ -164,12 +166,25 @@ def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bo
         except InputError as error:
             able = of_tokens(student) or of_whole_texts(language, student)
             raise InputError(f"{error}{', or let each read for itself (align)' if able else ''}") from error
+    check_classes(student, teacher, "the student", f"its {name}")
+
+
+def check_output(student: Transformer, teacher: Transformer, us: str, them: str) -> None:
+    """Refuse two of which one tells next tokens, classes or embeddings, and the other another of them."""
+    if (student.output, student.causal) != (teacher.output, teacher.causal):
+        ours, theirs = (f"next tokens ({type(one.model).__name__})" if one.causal else f"{one.output} "
+                        f"({type(one.model).__name__})" for one in (student, teacher))  # fmt: skip
+        raise InputError(f"{us} gives {ours} and {them} {theirs}: open both with the same head")
+
+
+def check_classes(student: Transformer, teacher: Transformer, us: str, them: str) -> None:
+    """Refuse two of other classes, by number or by name; nothing of what tells no classes."""
     if student.output != "logits" or of_tokens(student):
         return
     ours, theirs = (one.model.config for one in (student, teacher))
     if ours.num_labels != theirs.num_labels:
         raise InputError(
-            f"the student has {ours.num_labels} classes and its {name} {theirs.num_labels}: use models of the same ones"
+            f"{us} has {ours.num_labels} classes and {them} {theirs.num_labels}: use models of the same ones"
         )
     given = [{number: str(label) for number, label in one.id2label.items()} for one in (ours, theirs)]
     if any(label.startswith("LABEL_") for labels in given for label in labels.values()):
@@ -177,6 +192,6 @@ def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bo
     number = next((number for number in given[0] if given[0][number] != given[1].get(number)), None)
     if number is not None:
         raise InputError(
-            f"class {number} is {given[0][number]!r} for the student and {given[1].get(number)!r} for its {name}: use "
-            "models of the same classes"
+            f"class {number} is {given[0][number]!r} for {us} and {given[1].get(number)!r} for {them}: use models of "
+            "the same classes"
         )
