@@ -78,7 +78,7 @@ def dp4tl(
     tune_lr: float = 1e-4,
     attack: float = 0.0,
     augment: str = "",
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Keep the classes of a source that a target votes for, pre-train on them, and carry the network to the target.
@@ -373,7 +373,8 @@ def told(kept: ExampleSet, whole: ExampleSet, counted: Tensor, samples: int) -> 
 def fit(
     model: nn.Module, data: Examples, *, epochs: float, lr: float, optimizer: str, batch: int = 64, seed: int = 0,
     weight_decay: float = 0.0, warmup: float = 0.0, schedule: str = "cosine", radius: float = 0.0,
-    augment: Augment | None = None, judged: Examples | None = None, checkpoint: Path | None = None, training: str = "",
+    augment: Augment | None = None, judged: Examples | None = None, checkpoint: Path | None = None,
+    training: str | Sequence[str] = "",
 ) -> Recovery | None:  # fmt: skip
     """Train `model` in place on the classes of `data`; None for no epochs. judged: its error is noted by the epoch."""
     further = {"clip": None, "precision": "fp32", **loop.options(training)}

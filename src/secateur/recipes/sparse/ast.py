@@ -62,7 +62,7 @@ def ast(
     min_lr: float = 2e-5,
     warmup: float = 0.05,
     weight_decay: float = 0.1,
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Retrain all weights under n:m masks that are chosen anew as the weights move, taught by the dense original.
