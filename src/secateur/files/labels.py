@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from array import array
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import DataError
 
-__all__ = ["DEFAULT", "Labelled", "Labels", "short", "whole"]
+__all__ = ["DEFAULT", "Labelled", "Labels", "check", "short", "whole"]
 
 DEFAULT = "label"
 """The column that may be missing, since nobody has named it."""
@@ -84,6 +85,17 @@ class Labels:
         names = sorted({str(value) for value in values})
         place_of = {name: index for index, name in enumerate(names)}
         return Labelled(np.array([place_of[str(value)] for value in values], np.int64)[codes], tuple(names))
+
+
+def check(label: str, columns: Iterable[str], name: str, *, what: str = "column") -> None:
+    """Raise `DataError` for a column of labels that was named and is none of `columns`; it tells them, nearest first.
+
+    name: of the data; what: what has the labels there.
+    """
+    known = [str(column) for column in columns]
+    if label not in ("", DEFAULT, *known):
+        near = difflib.get_close_matches(label, known, n=len(known) or 1, cutoff=0.0)
+        raise DataError(f"{name} has no {what} {label!r}: it has {', '.join(near) or 'none'}")
 
 
 def whole(
