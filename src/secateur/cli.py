@@ -123,7 +123,7 @@ def _noting(interrupts: list[int]) -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str:
-    from secateur.files.rundir import is_disk_full
+    from secateur.disk import is_disk_full
 
     if hasattr(error, "format_message"):  # the parser's: a wrong flag, a missing argument
         return f"{error.format_message()} (--help shows what there is)"

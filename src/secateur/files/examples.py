@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from secateur import disk
 from secateur.errors import DataError
-from secateur.files import digests, labels, plugins, rundir
+from secateur.files import digests, labels, plugins
 
 __all__ = ["Batches", "Examples", "batches", "count", "read"]
 
@@ -181,7 +182,7 @@ class Examples:
             )
             counts = [len(target["labels"]) for target in self.targets]
             arrays["box_image"] = np.repeat(np.arange(len(self)), counts)
-        with rundir.writing(path) as temporary, temporary.open("wb") as file:
+        with disk.writing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
 

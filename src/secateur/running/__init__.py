@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur import recipes
+from secateur.disk import guard, writing
 from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.files import texts
 from secateur.files.examples import Examples
-from secateur.files.rundir import Run, guard, writing
+from secateur.files.rundir import Run
 from secateur.measure import display, environment, evidence, generation, latency, memory, sparsity
 from secateur.running import configs, keywords, parts, trades
 from secateur.running.trades import Trade

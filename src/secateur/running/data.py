@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur import encoders
+from secateur.disk import guard
 from secateur.errors import DataError, InputError
 from secateur.files import examples, plugins, ray_data, tables, texts
 from secateur.files.examples import Examples
-from secateur.files.rundir import Run, guard
+from secateur.files.rundir import Run
 from secateur.files.shelf import nearest
 from secateur.files.survey import Survey, survey
 from secateur.files.tables import Table

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from secateur import disk
 from secateur.errors import DataError, InputError, RunError
 from secateur.files import examples, plugins, rundir
 from secateur.files.examples import Examples
@@ -277,7 +278,7 @@ def before(scored: str, run: Run, count: int, samples: int) -> dict[str, Tensor]
         if not checkpoint.is_file():
             told = f"{other[0]}={was.get(other[0])}, not {now.get(other[0])}, and no surrogate that was trained"
             raise InputError(f"scored={scored} has votes with {told}: leave scored out")
-        with rundir.writing(run.folder("surrogate") / checkpoint.name) as temporary:
+        with disk.writing(run.folder("surrogate") / checkpoint.name) as temporary:
             shutil.copyfile(checkpoint, temporary)
         return {}
     if len(found["classes"]) != count or int(found["votes"].sum()) != samples:
