@@ -224,9 +224,8 @@ def joined(
     if most is not None and length > most:
         raise InputError(f"length={length} is beyond the {most} positions of {name}: give at most length={most}")
     widths = subject.hidden_size, other.hidden_size
-    sizes = (one.model.config.vocab_size for one in (subject, other))
     try:
-        teachers.check_vocabularies(subject.tokenizer, other.tokenizer, *sizes)
+        teachers.check_tokens(subject, other)
         same = masked(other)
     except InputError:
         same = False

@@ -191,8 +191,7 @@ def larger(subject: Transformer, source: str, *, kd: float, hidden: float) -> Tr
     found = open_subject(source)
     if not found.causal:
         raise UnsupportedError(f"teacher={source} gives {found.output}: use a causal decoder")
-    sizes = (one.model.config.vocab_size for one in (subject, found))
-    teachers.check_vocabularies(subject.tokenizer, found.tokenizer, *sizes)
+    teachers.check_tokens(subject, found)
     return found
 
 
