@@ -146,6 +146,13 @@ def test_a_column_that_was_named_and_is_not_there_is_told_of_rows_in_memory_and_
     for given in (rows, iter(rows), streamed, streamed.map(dict), table):
         with pytest.raises(DataError, match=r"^texts has no column 'lable': it has label, text, kind$"):
             read(given, label="lable")
+
+    def unread():
+        yield pytest.fail("the columns are known: no row has to be read")
+
+    known = datasets.IterableDataset.from_generator(unread, features=table.features)
+    with pytest.raises(DataError, match="has no column 'lable': it has label, text, kind"):
+        read(known, label="lable")
     for label in ("kind", "", "label"):
         assert read(rows, label=label).labels is None
     assert read([{"text": "one"}], label="label").labels is None, "nobody has named it"
