@@ -45,7 +45,8 @@ def test_the_first_loss_is_asked_for_in_each_link(of_networks, plain, monkeypatc
 def test_a_student_that_writes_is_tried_and_stays_as_it_is(of_texts, plain, monkeypatch):
     pupil, course = of_texts(replace(plain, on_policy=0.5, direction="reverse"))
     between = course.masters[0].copy()
-    written, rollouts = [], training.rollouts
+    links, goal, written, rollouts = [], training.goal, [], training.rollouts
+    monkeypatch.setattr(training, "goal", lambda *given: links.append(given[1:3]) or goal(*given))
     monkeypatch.setattr(training, "rollouts", lambda *given: written.append(given[1]) or rollouts(*given))
     pupil.model.train()
     pupil.model.lm_head.eval()
@@ -54,6 +55,7 @@ def test_a_student_that_writes_is_tried_and_stays_as_it_is(of_texts, plain, monk
     settings, chance = pupil.model.generation_config.to_dict(), torch.get_rng_state()
     trying.tried(course, pupil, [between])
     assert written == [between, pupil]
+    assert links == [(between, tuple(course.masters)), (pupil, (between,))]
     assert torch.equal(torch.get_rng_state(), chance)
     assert [module.training for module in pupil.model.modules()] == modes
     assert all(torch.equal(tensor, state[name]) for name, tensor in pupil.model.state_dict().items())
