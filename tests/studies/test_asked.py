@@ -50,6 +50,15 @@ def place(tmp_path_factory):
     return root
 
 
+def wide(place):
+    """A file that builds another teacher, which knows nothing."""
+    (place / "wide.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(1)\n    return nn.Sequential("
+        "nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))\n"
+    )
+    return place / "wide.py"
+
+
 def ask(place, **more):
     given = {"model": f"{place / 'net.py'}:build", "data": str(place / "data.npz"), **GRID, **QUICK}
     return asked.study("curve", **{**given, **more})
@@ -83,6 +92,17 @@ def test_the_same_again_trains_nothing_and_a_larger_grid_is_what_run_yaml_then_s
     assert asked.study(**repeated).tables == larger.tables
     with pytest.raises(RunError, match=r"with epochs=1.0, not epochs=2.0"):
         ask(place, out=place / "again", epochs=2.0)
+
+
+def test_teachers_that_are_added_are_what_run_yaml_then_says(place):
+    larger = f"{wide(place)}:build"
+    first = ask(place, out=place / "teachers", shares=(0.2,))
+    more = ask(place, out=place / "teachers", shares=(0.2,), teachers=[larger])
+    assert list(more.tables[1:]) == list(first.tables), "beside what one alone tells"
+    assert "teacher alone: accuracy by teacher" in (place / "teachers" / "study.html").read_text()
+    assert json.loads((place / "teachers" / "study.json").read_text())["figures"]["best_teacher"][0]["share"] == 0.2
+    repeated = asked.configured(place / "teachers" / "run.yaml", {"out": str(place / "repeated-teachers")})
+    assert asked.study(**repeated).tables == more.tables
 
 
 def test_a_dry_run_counts_and_writes_nothing(place, monkeypatch):
@@ -129,7 +149,9 @@ def test_a_study_that_was_refused_leaves_nothing(place):
         ("curve", {"pack": True}, "study curve sets pack itself"),
         ("ridge", {"seeds": (0, -1)}, "seed=-1 is not a whole number of at least 0"),
         ("curve", {"seeds": "many"}, "option seeds='many' of curve"),
+        ("curve", {"scored": "first"}, "study curve sets scored itself"),
         ("lossless", {}, "lossless needs the option 'target'"),
+        ("lossless", {"target": "t.npz", "scored": "first"}, "study lossless sets scored itself"),
         ("lossles", {}, "did you mean 'lossless'"),
     ],
 )
@@ -146,6 +168,11 @@ def test_lossless_by_its_name(tmp_path):
     sheet = asked.study("lossless", test_dp4tl.opened(), test_dp4tl.source(), tmp_path / "out", **given)
     assert "of the classes can go" in sheet.headline
     assert len(sheet.tables[0].rows) == 3
+    more = asked.study("lossless", test_dp4tl.opened(), test_dp4tl.source(), tmp_path / "out", **given,
+                       controls=["random", "scratch"])  # fmt: skip
+    assert list(more.tables[:1]) == list(sheet.tables)
+    assert more.tables[1].rows[0][2:4] == ["random classes", "no pre-training"]
+    assert "no pre-training" in (tmp_path / "out" / "study.html").read_text()
     found = json.loads((tmp_path / "out" / "study.json").read_text())
     assert [point["pruned"] for point in found["figures"]["points"]] == [0.0, 0.5]
     assert (tmp_path / "out" / "work" / "runs" / "seed-1" / "work" / "transfer-classes=50%.json").is_file()
@@ -182,6 +209,11 @@ def test_a_study_from_the_command_line(place):
     done = processes.run(place, "study", "curve", "net.py:build", "--data", "data.npz", "--dry-run", "--seeds", "0,1")
     assert (done.code, done.stderr) == (0, "")
     assert "dry run: 24 students" in done.stdout
+    teachers = ["--teachers", f"{wide(place).name}:build", "--teachers", "net.py:build"]
+    others = [*teachers, "--seeds", "0,1", "--alphas", "1", "--shares", "0.2"]
+    done = processes.run(place, "study", "curve", "net.py:build", "--data", "data.npz", "--dry-run", *others)
+    assert (done.code, done.stderr) == (0, "")
+    assert "dry run: 8 students" in done.stdout, "2 seeds x labels alone and three teachers"
     again = [
         "--seeds",
         "0,1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from claims import vision
 from recipes.data import test_kd_data_pruning as toy
 from secateur.errors import DataError, InfeasibleError, InputError
 from secateur.files.examples import Examples
+from secateur.files.rundir import Run
 from secateur.recipes.data import kd_data_pruning as recipe
 from secateur.studies import curve
 from secateur.studies.curve import Cell, Curve
@@ -88,6 +90,74 @@ def test_the_sheet_has_a_row_for_each_share_and_tells_the_best():
     assert math.isclose(sheet.figures["area_over_log_share"][0]["by_seed"][0], by_hand().areas("random", 0.0)[0])
 
 
+def several() -> Curve:
+    """A smaller and a larger teacher beside that of `by_hand`: the smaller is the best at a tenth."""
+    first, others = by_hand(), {}
+    for name, rows in {
+        "nets.py:wide": {0.1: (0.70, 0.78), 0.2: (0.70, 0.70), 0.8: (0.90, 0.90)},
+        "nets.py:small": {0.1: (0.80, 0.84), 0.2: (0.70, 0.70), 0.8: (0.60, 0.60)},
+    }.items():
+        taught = {("random", share, 1.0): row for share, row in rows.items()}
+        loyal = {cell: value for cell, value in first.loyalties.items() if cell[2]}
+        others[name] = replace(first, accuracies={**first.accuracies, **taught}, loyalties=loyal)
+    return replace(first, others=others, params={"MODEL": 100, "nets.py:wide": 400, "nets.py:small": 25})
+
+
+def test_the_best_teacher_of_each_share_and_how_far_it_leads():
+    found = several()
+    assert list(found.teachers) == ["nets.py:small", "MODEL", "nets.py:wide"], "by size"
+    best = [found.best_teacher("random", share, 1.0) for share in found.shares]
+    assert best == ["nets.py:small", "nets.py:small", "nets.py:wide"], "of equals the smallest"
+    lead = found.lead("random", 0.1, 1.0, "nets.py:small")
+    assert lead.value == pytest.approx(0.07)
+    pairs = np.array([0.80, 0.84]) - np.array([0.72, 0.78])
+    assert lead.high - lead.low == pytest.approx(2 * 12.7062 * pairs.std(ddof=1) / np.sqrt(2), rel=1e-4)
+
+
+def test_several_teachers_are_told_beside_one_another_and_one_alone_as_ever():
+    sheet, alone = several().sheet(), by_hand().sheet()
+    assert sheet.headline == (
+        "Best teacher, random examples, teacher alone: nets.py:small at 10%, nets.py:small at 20%, nets.py:wide at 80%"
+    )
+    table = sheet.tables[1]
+    assert [one.title for one in sheet.tables[:2]] == [
+        "random, alpha 0.5: accuracy by teacher", "random, teacher alone: accuracy by teacher",
+    ]  # fmt: skip
+    assert list(sheet.tables[2:]) == list(alone.tables)
+    assert table.rows[0] == ["Kept", "Teacher", "Weights", "Accuracy, %", "Over labels alone", "Over MODEL", ""]
+    small, own, wide = table.rows[1:4]
+    assert (small[:3], small[-1]) == (["10%", "nets.py:small", "25"], "best")
+    assert small[3].startswith("82.0 [")
+    assert small[4].startswith("+27.0 [")
+    assert small[5].startswith("+7.0 [")
+    assert (own[1], own[5], own[6]) == ("MODEL", "", "")
+    assert (wide[1], wide[6]) == ("nets.py:wide", "")
+    panel = sheet.chart.panels["random, teacher alone"]
+    assert [line.name for line in panel] == ["labels alone", "nets.py:small", "MODEL", "nets.py:wide"]
+    assert panel[1].points[0][1].value == pytest.approx(82.0)
+    assert sheet.figures["best_teacher"][1] == {
+        "rule": "random", "share": 0.1, "alpha": 1.0, "teacher": "nets.py:small",
+    }  # fmt: skip
+    told = next(one for one in sheet.figures["teachers"] if one["alpha"] == 1.0)
+    assert (told["teacher"], told["params"], told["by_seed"]) == ("nets.py:small", 25, (0.80, 0.84))
+    assert told["lead"]["value"] == pytest.approx(0.07)
+    assert set(sheet.figures) == {*alone.figures, "teachers", "best_teacher"}
+
+
+@pytest.mark.parametrize(
+    ("given", "drawn"),
+    [
+        (("a/nets.py:wide", "b/nets.py:small"), ["nets.py:small", "MODEL", "nets.py:wide"]),
+        (("a/nets.py:net", "b/nets.py:net"), ["b/nets.py:net", "MODEL", "a/nets.py:net"]),
+    ],
+)
+def test_the_chart_names_files_by_their_folders_only_where_it_must(given, drawn):
+    found = several()
+    sizes = dict(zip(("MODEL", *given), found.params.values(), strict=True))
+    renamed = replace(found, others=dict(zip(given, found.others.values(), strict=True)), params=sizes)
+    assert [line.name for line in renamed.sheet().chart.panels["random, alpha 0.5"]][1:] == drawn
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     root, cells = tmp_path_factory.mktemp("curve"), []
@@ -141,6 +211,97 @@ def test_examples_apart_are_judged_on_and_all_of_the_data_is_learned(tmp_path):
     (alone,) = toy.results(tmp_path / "run", ["examples=20%"], alpha=1.0, epochs=1.0)
     expected = vision.accuracy(alone.subject.model, toy.HELD_OUT)
     assert found.accuracies["random", 0.2, 1.0] == pytest.approx((expected,))
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    """Teachers of other sizes: `wide` knows something, and so gives other outputs than a new network."""
+    root = tmp_path_factory.mktemp("nets")
+    model = toy.mlp(32)
+    vision.fit(model, toy.DATA, epochs=6, batch=24, optimizer="adamw", lr=5e-3)
+    torch.save(model.state_dict(), root / "wide.pt")
+    (root / "nets.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build(width, classes=4, size=64):\n    torch.manual_seed(1)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(size, width), nn.ReLU(), nn.Linear(width, classes))\n\n"
+        f"def wide():\n    net = build(32)\n    net.load_state_dict(torch.load({str(root / 'wide.pt')!r}, "
+        "weights_only=True))\n    return net\n\ndef small():\n    return build(4)\n\n"
+        "def like():\n    return build(16)\n\ndef six():\n    return build(16, 6)\n\n"
+        "def flat():\n    return build(16, size=49), torch.rand(1, 1, 7, 7)\n"
+    )
+    return root / "nets.py"
+
+
+def test_other_teachers_teach_the_same_students_on_the_same_examples(ran, nets, tmp_path, monkeypatch):
+    """Bit for bit what the recipe gives with such a teacher; more teachers in a folder train only what is new."""
+    _, _, alone = ran
+    asked, cells = [], []
+    real = recipe.taught
+    monkeypatch.setattr(
+        recipe, "taught", lambda data, said, alpha, **how: asked.append(alpha) or real(data, said, alpha, **how)
+    )
+
+    def study(*teachers):
+        def progress(trials):
+            cells[:] = trials
+            return trials
+
+        names = [f"{nets}:{one}" for one in teachers]
+        return curve.curve(toy.teacher(), toy.DATA, tmp_path / "c", progress, **GRID, **QUICK, teachers=names)
+
+    assert study() == replace(alone, params={"MODEL": 1108})
+    asked.clear()
+    found = study("wide")
+    assert asked == [1.0] * 6, "2 seeds, 2 rules at a fifth and all of the data once; labels alone ask no teacher"
+    first = next(str(one) for one in cells if one.teacher != "MODEL")
+    assert first == f"seed 0, random, 20%, teacher alone, taught by {nets}:wide"
+    wide = found.others[f"{nets}:wide"]
+    assert found.accuracies == alone.accuracies
+    assert found.params == {"MODEL": 1108, f"{nets}:wide": 2212}
+    assert wide.accuracies["random", 0.2, 0.0] == alone.accuracies["random", 0.2, 0.0]
+    assert wide.loyalties["random", 0.2, 1.0] != found.loyalties["random", 0.2, 1.0]
+    asked.clear()
+    again = study("wide", "small")
+    assert asked == [1.0] * 6, "the small one's alone"
+    assert again.others[f"{nets}:wide"] == wide
+    names = [f"{nets}:wide", f"{nets}:small"]
+    planned = curve.plan(toy.teacher(), toy.DATA, **GRID, **QUICK, teachers=names)
+    assert planned == {"students": 12 + 2 * 6, "short trainings for scores": 2}
+    assert planned["students"] == len(cells)
+    assert again.sheet().headline.startswith("Best teacher, ")
+    # The recipe itself, with that teacher and a student like MODEL.
+    train, held = toy.DATA.split(seed=1)
+    model = toy.mlp(32)
+    model.load_state_dict(torch.load(nets.with_name("wide.pt"), weights_only=True))
+    with Run.open(tmp_path / "run", {}) as run:
+        (one,) = recipe.kd_data_pruning(
+            Traced(model, Example.of(train.inputs[:1])), train, [Budget.parse("examples=20%")], run, seed=1, alpha=1.0,
+            student=f"{nets}:like", **QUICK,
+        )  # fmt: skip
+    assert wide.accuracies["random", 0.2, 1.0][1] == pytest.approx(vision.accuracy(one.subject.model, held))
+    soft = "work/soft-examples=20%.safetensors"
+    heard = [path.read_bytes() for path in (tmp_path / "c").glob(f"random-1-by-*/{soft}")]
+    assert heard.count((tmp_path / "run" / soft).read_bytes()) == 1, "of two teachers one said what the recipe heard"
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("six", InputError, "nets.py:six tells 6 classes, MODEL 4: give teachers of the same classes"),
+        ("flat", DataError, r"holds inputs of shape \(1, 8, 8\), the model was built for \(1, 7, 7\)"),
+        ("none", InputError, "none"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(nets, name, error, words, monkeypatch):
+    monkeypatch.setattr(recipe, "taught", lambda *given, **how: 1 / 0)
+    with pytest.raises(error, match=words):
+        curve.plan(toy.teacher(), toy.DATA, **GRID, **QUICK, teachers=[f"{nets}:{name}"])
+
+
+@pytest.mark.parametrize("seeds", [(0, -1), (0, 2**63), (0, 1.5)])
+def test_seeds_are_checked_from_python_too(seeds, tmp_path):
+    with pytest.raises(InputError, match="is not a whole number of at least 0"):
+        curve.curve(toy.teacher(), toy.DATA, tmp_path / "c", **{**GRID, "seeds": seeds}, **QUICK)
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -74,6 +77,51 @@ def test_a_study_of_the_recipe_scores_once_per_seed_and_goes_on_where_it_stopped
     assert scored == [0, 1]
 
 
+def test_controls_take_the_votes_of_their_seed_and_are_the_recipe_s_own(tmp_path, files, monkeypatch):
+    """Bit for bit what dp4tl gives in that order, or without pre-training; asked for later, the rest is not redone."""
+    scored, trained = [], []
+    vote, fit = recipe.vote, recipe.fit
+    monkeypatch.setattr(recipe, "vote", lambda *given, **how: scored.append(how["seed"]) or vote(*given, **how))
+
+    def noted(model, data, **how):
+        trained.append(how["epochs"])
+        return fit(model, data, **how)
+
+    monkeypatch.setattr(recipe, "fit", noted)
+    options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **toy.QUICK}
+
+    def study(*controls):
+        return lossless.lossless(lambda seed: toy.opened(seed), toy.source(), tmp_path / "c", shares=(0.5, 0.75),
+                                 seeds=(0, 1), measure="linear probe", controls=controls, **options)  # fmt: skip
+
+    alone = study()
+    assert (scored, alone.controls) == ([0, 1], {})
+    found = study("random", "reverse", "scratch")
+    assert scored == [0, 1], "no control scores"
+    assert (found.points, found.best) == (alone.points, alone.best)
+    assert {name: [one.pruned for one in points] for name, points in found.controls.items()} == {
+        "random": [0.5, 0.75], "reverse": [0.5, 0.75], "scratch": [1.0],
+    }  # fmt: skip
+    for name, how, place, budget in (
+        ("random", {"order": "random"}, 0, "50%"),
+        ("reverse", {"order": "reverse"}, 1, "25%"),
+        ("scratch", {"epochs": 0}, 0, "100%"),
+    ):
+        toy.results(tmp_path / name, files, [f"classes={budget}"], network=toy.opened(1), seed=1, **how)
+        expected = json.loads((tmp_path / name / "work" / f"transfer-classes={budget}.json").read_text())
+        point = found.controls[name][place]
+        assert {way: point.figures[way][1] for way in expected} == expected
+    assert found.controls["scratch"][0].figures["examples"] == (0.0, 0.0)
+    most, least = (toy.kept(tmp_path / "c" / place, "classes=50%") for place in ("seed-1", "seed-1-reverse"))
+    assert sorted([*most.class_numbers, *least.class_numbers]) == list(range(toy.CLASSES))
+    trained.clear()
+    scored.clear()
+    assert study("random", "reverse", "scratch") == found
+    assert study("reverse").controls == {"reverse": found.controls["reverse"]}
+    assert scored == []
+    assert set(trained) == {float(toy.QUICK["epochs"]), 0.0}, "finished pre-trainings are looked at, transfers are not"
+
+
 PLAN = {"shares": (0.5, 0.75), "seeds": (0, 1), "measure": "linear probe", "tolerance": 1.0, "weights": "new"}
 
 
@@ -82,6 +130,10 @@ def test_a_plan_counts_trainings_and_trains_nothing(files, monkeypatch):
     options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **toy.QUICK}
     found = lossless.plan(toy.opened(), toy.source(), **PLAN, **options)
     assert found == {"surrogates": 2, "pre-trainings": 6, "transfers": 12}
+    controls = ("random", "reverse", "scratch")
+    assert lossless.plan(toy.opened(), toy.source(), **PLAN, controls=controls, **options) == {
+        "surrogates": 2, "pre-trainings": 6 + 2 * 4, "transfers": 2 * (6 + 2 * 4 + 2),
+    }  # fmt: skip
     options |= {"surrogate_epochs": 0, "tune_epochs": 0}
     assert lossless.plan(toy.opened(), toy.source(), **PLAN, **options) == {"pre-trainings": 6, "transfers": 6}
 
@@ -94,6 +146,10 @@ def test_a_plan_counts_trainings_and_trains_nothing(files, monkeypatch):
         ({"shares": (0.999999,)}, "classes can go down to 1"),
         ({"mapping": "feature", "clusters": 99}, "clusters=99: give 2 to 8"),
         ({"target": "nowhere.npz"}, "there is no data at nowhere.npz"),
+        ({"controls": ("chance",)}, r"controls=\['chance'\]: 'chance' is none; give some of random, reverse, scratch"),
+        ({"controls": ("random",), "order": "reverse"}, "controls stand beside order=votes: leave order=reverse out"),
+        ({"scored": "first"}, "scored=first: a study scores once for each seed, .* in its folder: leave scored out"),
+        ({"seeds": (0, -1)}, "seed=-1 is not a whole number of at least 0"),
     ],
 )
 def test_a_plan_refuses_what_the_sweep_would(files, given, words):
@@ -133,6 +189,43 @@ def test_the_sheet_names_the_winner_and_what_each_share_lost():
     assert sheet.figures["points"][2]["by_seed"]["accuracy"] == (0.80, 0.81, 0.82)
     none = lossless.Lossless(found[0], tuple(found), "accuracy", 2.0, (0, 1, 2)).sheet()
     assert none.headline.startswith("None of the shares that were tried can go without loss")
+
+
+def test_controls_stand_beside_the_votes_in_tables_chart_and_figures():
+    rows = {0.0: (0.90, 0.92), 0.5: (0.88, 0.92), 0.75: (0.80, 0.84)}
+    controls = {"random": {0.5: (0.80, 0.82), 0.75: (0.70, 0.72)}, "scratch": {1.0: (0.60, 0.60)}}
+    made = lambda some: tuple(Point(f, {"probe": row, "examples": (9.0, 9.0)}) for f, row in some.items())  # noqa: E731
+    points, controls = made(rows), {name: made(some) for name, some in controls.items()}
+    found = lossless.Lossless(points[0], points, "probe", 1.0, (0, 1), controls)
+    sheet = found.sheet()
+    beside = sheet.tables[1]
+    assert beside.title == "Beside controls: accuracy on the target, probe, %"
+    assert beside.rows[0] == ["Classes gone", "Most votes", "random classes", "no pre-training", "Over random classes",
+                              "Over no pre-training"]  # fmt: skip
+    assert [row[0] for row in beside.rows[1:]] == ["0%", "50%", "75%"]
+    assert (beside.rows[1][2], beside.rows[1][4]) == ("", "")
+    assert beside.rows[1][5].startswith("+31.0 [")
+    assert beside.rows[2][2].startswith("81.0 [")
+    assert beside.rows[2][4].startswith("+9.0 [")
+    assert beside.rows[3][4].startswith("+11.0 [")
+    lines = {line.name: line for line in sheet.chart.panels["probe"]}
+    assert list(lines) == ["most votes", "random classes", "whole source", "no pre-training"]
+    drawn = {name: [(at, round(figure.value)) for at, figure in line.points] for name, line in lines.items()}
+    assert drawn["random classes"] == [(0, 91), (50, 81), (75, 71)]
+    assert drawn["whole source"] == [(0, 91), (50, 91), (75, 91)]
+    assert drawn["no pre-training"] == [(0, 60), (50, 60), (75, 60)]
+    told = sheet.figures["controls"]
+    assert [one["pruned"] for one in told["random"]] == [0.5, 0.75]
+    assert told["random"][0]["leads"][0]["value"] == pytest.approx(0.09)
+    assert [one["pruned"] for one in told["scratch"][0]["leads"]] == [0.0, 0.5, 0.75]
+    alone = replace(found, controls={}).sheet()
+    assert (len(alone.tables), list(alone.chart.panels), "controls" in alone.figures) == (1, [""], False)
+
+
+@pytest.mark.parametrize("seeds", [(0, -1), (0, 1.5)])
+def test_seeds_are_checked_from_python_too(seeds):
+    with pytest.raises(InputError, match="is not a whole number of at least 0"):
+        lossless.sweep([0.5], dict, seeds=seeds)
 
 
 def test_what_is_refused():

@@ -75,7 +75,14 @@ def test_adam_trains_tickets_otherwise(network):
 
 @pytest.mark.parametrize(
     "options",
-    [{"method": "soft"}, {"optimizer": "adagrad"}, {"rounds": 0}, {"rounds": 2, "method": "l1"}, {"kept": 1.0}],
+    [
+        {"method": "soft"},
+        {"optimizer": "adagrad"},
+        {"rounds": 0},
+        {"rounds": 2, "method": "l1"},
+        {"kept": 1.0},
+        {"seeds": (0, -1)},
+    ],
 )
 def test_what_does_not_fit_is_refused(network, options):
     with pytest.raises(InputError):

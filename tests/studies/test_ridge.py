@@ -85,6 +85,7 @@ def test_nothing_is_worked_out_twice(tmp_path, monkeypatch):
         ({"penalty": 0.0}, "a penalty above 0"),
         ({"penalty": float("nan")}, "a penalty above 0"),
         ({"noise": float("nan")}, "a noise of at least 0"),
+        ({"seeds": (0, -1)}, "seed=-1 is not a whole number of at least 0"),
         ({"trials": 0}, "whole numbers of at least 1"),
     ],
 )

@@ -83,7 +83,7 @@ def test_verdicts_are_paired_over_seeds_or_over_examples():
     assert "over held-out examples of one training" in single.markdown()
 
 
-@pytest.mark.parametrize("options", [{"mode": "F"}, {"seeds": ()}])
+@pytest.mark.parametrize("options", [{"mode": "F"}, {"seeds": ()}, {"seeds": (0, -1)}])
 def test_what_does_not_fit_is_refused(pruned, options):
     with pytest.raises(InputError):
         scratch.scratch_control(pruned, nets.data(), **options)

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ import yaml
 from secateur.disk import TEMPORARY, atomic_write, flush, guard, remove, settle, writing
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
-__all__ = ["Run", "Transient", "locked", "recorded", "stored"]
+__all__ = ["Run", "Transient", "agreeing", "locked", "recorded", "stored"]
 
 _DIGEST = "_sha256"
 
@@ -63,6 +63,22 @@ def recorded(record: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RunError(f"{record} is damaged: restore it or choose another folder")
     return found
+
+
+def agreeing(scored: str, run: Run, keys: Sequence[str]) -> dict[str, Any]:
+    """The settings of an earlier run, at `scored`, whose scores `run` is to take: by `keys` they are those of `run`.
+
+    Raises `InputError`, which names the first that is another, and for a damaged record.
+    """
+    try:
+        was = recorded(Path(scored, "run.yaml"))
+    except RunError as error:
+        raise InputError(f"scored={scored}: {error}") from error
+    for key in keys:
+        if was.get(key) != run.settings.get(key):
+            told = f"{key}={was.get(key)}, not {run.settings.get(key)}"
+            raise InputError(f"scored={scored} was scored with {told}: give the same, or leave scored out")
+    return was
 
 
 @dataclass

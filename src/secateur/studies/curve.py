@@ -29,6 +29,7 @@ from secateur.measure.statistics import mean_interval, paired_difference
 from secateur.recipes.data import kd_data_pruning as recipe
 from secateur.recipes.vision.rethinking_pruning_value import in_points
 from secateur.running import keywords, network
+from secateur.subjects.examples import ExampleSet
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Figure, Limit
 
@@ -37,9 +38,12 @@ __all__ = ["STUDY", "Cell", "Curve", "curve", "plan"]
 STUDY = {
     "title": "accuracy by share of the data kept, rule and weight of the teacher: with a teacher and without",
     "recipe": "kd_data_pruning",
-    "sets": "score alpha soft pack tried trials held labels_alone seed dry_run",
-    "grid": "shares alphas rules seeds",
+    "sets": "score scored alpha soft pack tried trials held labels_alone seed dry_run",
+    "grid": "shares alphas rules seeds teachers",
 }
+
+OWN = "MODEL"
+"""What the first teacher is called among others."""
 
 
 class Cell(NamedTuple):
@@ -49,9 +53,11 @@ class Cell(NamedTuple):
     rule: str
     share: float
     alpha: float
+    teacher: str = OWN
 
     def __str__(self) -> str:
-        return f"seed {self.seed}, {self.rule}, {100 * self.share:g}%, {_called(self.alpha)}"
+        told = f"seed {self.seed}, {self.rule}, {100 * self.share:g}%, {_called(self.alpha)}"
+        return told if self.teacher == OWN else f"{told}, taught by {self.teacher}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,26 @@ class Curve:
     seeds: tuple[int, ...]
     loyalties: Mapping[tuple[str, float, float], tuple[float, ...]] = field(default_factory=dict)
     """As `accuracies`: label loyalty to the teacher, on the same examples."""
+    others: Mapping[str, Curve] = field(default_factory=dict)
+    """Another teacher -> its curve, of the same students on the same examples; labels alone are those of this one."""
+    params: Mapping[str, int] = field(default_factory=dict)
+    """Teacher -> how many weights it has; this one is `OWN`."""
+
+    @property
+    def teachers(self) -> dict[str, Curve]:
+        """Teacher -> its curve, the smallest first."""
+        every = {OWN: self, **self.others}
+        return dict(sorted(every.items(), key=lambda one: self.params.get(one[0], 0)))
+
+    def best_teacher(self, rule: str, share: float, alpha: float) -> str:
+        """The teacher of the highest mean; of equals the smallest."""
+        means = {name: one.accuracy(rule, share, alpha).value for name, one in self.teachers.items()}
+        return max(means, key=means.__getitem__)
+
+    def lead(self, rule: str, share: float, alpha: float, teacher: str) -> Figure:
+        """What a teacher brings over this one, paired over seeds."""
+        theirs = self.teachers[teacher].accuracies[rule, share, alpha]
+        return paired_difference(theirs, self.accuracies[rule, share, alpha])
 
     def accuracy(self, rule: str, share: float, alpha: float) -> Figure:
         """Mean over seeds with Student's interval."""
@@ -117,15 +143,54 @@ class Curve:
         called = _called(taught).capitalize()
         headline = f"{called} brings {gain} points over labels alone: {rule} examples, {span}"
         tables = [*map(self._accuracies, self.rules), self._areas(), *map(self._loyalties, self.rules)]
+        if self.others:
+            told = [f"{self.best_teacher(rule, f, taught)} at {100 * f:g}%" for f in self.shares]
+            headline = f"Best teacher, {rule} examples, {_called(taught)}: {', '.join(told)}"
+            tables = [self._by_teacher(one, alpha) for one in self.rules for alpha in self.alphas if alpha] + tables
         return Sheet("curve", headline, tables, self._figures(), chart=Chart(
             "Accuracy by the share that is kept",
-            {one: [
-                Line(_called(alpha), [(100 * f, in_points(self.accuracy(one, f, alpha))) for f in self.shares], alpha)
-                for alpha in self.alphas
-            ] for one in self.rules},
+            self._panels_of_teachers() if self.others else {
+                one: [self._line(_called(alpha), one, alpha, alpha) for alpha in self.alphas] for one in self.rules
+            },
             "examples kept, %", "accuracy, %", log=len(self.shares) > 1, bounds=(0.0, 100.0),
             words=f"{over(self.seeds)}. The share is drawn by its logarithm.",
         ))  # fmt: skip
+
+    def _line(self, name: str, rule: str, alpha: float, weight: float) -> Line:
+        return Line(name, [(100 * f, in_points(self.accuracy(rule, f, alpha))) for f in self.shares], weight)
+
+    def _panels_of_teachers(self) -> dict[str, list[Line]]:
+        """A panel for each rule and weight: labels alone, and a line for each teacher, the largest the strongest."""
+        every = list(self.teachers.items())
+        names = [Path(name).name for name, _ in every]
+        if len(set(names)) < len(names):  # of files of one name the folders tell which
+            names = [name for name, _ in every]
+        return {
+            f"{rule}, {_called(alpha)}": [
+                self._line(_called(0.0), rule, 0.0, 0.0),
+                *(one._line(names[place], rule, alpha, (place + 1) / len(every))
+                  for place, (_, one) in enumerate(every)),
+            ]
+            for rule in self.rules for alpha in self.alphas if alpha
+        }  # fmt: skip
+
+    def _by_teacher(self, rule: str, alpha: float) -> Table:
+        rows = [["Kept", "Teacher", "Weights", "Accuracy, %", "Over labels alone", f"Over {OWN}", ""]]
+        for share in self.shares:
+            best = self.best_teacher(rule, share, alpha)
+            rows += [
+                [f"{100 * share:g}%", name, str(self.params.get(name, "")),
+                 points(in_points(one.accuracy(rule, share, alpha))),
+                 points(in_points(one.gain(rule, share, alpha)), signed=True),
+                 "" if one is self else points(in_points(self.lead(rule, share, alpha, name)), signed=True),
+                 "best" if name == best else ""]
+                for name, one in self.teachers.items()
+            ]  # fmt: skip
+        return Table(
+            f"{rule}, {_called(alpha)}: accuracy by teacher", rows,
+            f"{over(self.seeds)}. Differences in points, paired over seeds: all teachers teach the same students on "
+            "the same examples. Where the best of several is taken on these seeds, it flatters a little.",
+        )  # fmt: skip
 
     def _accuracies(self, rule: str) -> Table:
         rows = [["Kept", *map(_called, self.alphas), "Best alpha", "Gain of the best"]]
@@ -181,6 +246,24 @@ class Curve:
                  "mean": asdict(self.area(rule, alpha)), "gain": asdict(self.area_gain(rule, alpha))}
                 for rule in self.rules for alpha in self.alphas
             ],
+            **(self._figures_of_teachers() if self.others else {}),
+        }  # fmt: skip
+
+    def _figures_of_teachers(self) -> dict[str, Any]:
+        cells = [(rule, f, alpha) for rule in self.rules for f in self.shares for alpha in self.alphas if alpha]
+        return {
+            "teachers": [
+                {"teacher": name, "params": self.params.get(name), "rule": rule, "share": share, "alpha": alpha,
+                 "by_seed": one.accuracies[rule, share, alpha], "mean": asdict(one.accuracy(rule, share, alpha)),
+                 "gain": asdict(one.gain(rule, share, alpha)),
+                 "lead": asdict(self.lead(rule, share, alpha, name)),
+                 "label_loyalty": asdict(one.loyalty(rule, share, alpha))}
+                for name, one in self.teachers.items() for rule, share, alpha in cells
+            ],
+            "best_teacher": [
+                {"rule": rule, "share": share, "alpha": alpha, "teacher": self.best_teacher(rule, share, alpha)}
+                for rule, share, alpha in cells
+            ],
         }  # fmt: skip
 
 
@@ -195,6 +278,7 @@ def curve(
     rules: Sequence[str] = ("random",),
     seeds: Sequence[int] = (0, 1, 2),
     judged: str | Examples = "",
+    teachers: Sequence[str] = (),
     **options: Any,
 ) -> Curve:
     """Train the students of `kd_data_pruning` for the whole grid, each in a run directory of its rule and seed.
@@ -212,24 +296,40 @@ def curve(
         rules: scores by which examples stay: random, el2n, forgetting, grand, moderate, herding, memorisation.
         seeds: each splits the data, draws what stays and starts from weights of its own; two or more for intervals.
         judged: examples to judge on; a tenth of the data, another for each seed, is held out unless given.
+        teachers: file.py:function of others, smaller or larger, of the same classes, to be compared with the first:
+            all teach the same students, which are like the first unless a student is given, on the same examples.
         options: of `kd_data_pruning`.
     """
-    wanted, options = _grid(shares, alphas, rules, seeds), _checked(rules, options)
+    wanted, options = _grid(shares, alphas, rules, seeds, teachers), _checked(rules, options)
     found = dict[Cell, dict[str, float]]()
     apart = examples.read(judged) if judged else None
-    about = {"model": network.digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
+    about = {"data": data.digest, "judged": apart.digest if apart else ""}
+    known = {OWN: subject, **{name: _opened(name, subject, data) for name in wanted.teachers}}
+    digests = {name: network.digest(one) for name, one in known.items()}
     for cell in progress(list(wanted.trainings())):
         train, held = _parts(data, apart, cell.seed)
-        place = Path(folder, f"{cell.rule}-{cell.seed}")
-        with Run.open(place, {"rule": cell.rule, "seed": cell.seed, **about, **options}) as run:
-            found[cell] = run.json(f"judged-{cell.share:g}-alpha-{cell.alpha:g}",
-                                   partial(_judged, subject, train, held, run, cell, options))  # fmt: skip
-    accuracies, loyalties = (
-        {(rule, share, alpha): tuple(found[wanted.training(seed, rule, share, alpha)][name] for seed in wanted.seeds)
-         for rule in wanted.rules for share in wanted.shares for alpha in wanted.alphas}
-        for name in ("accuracy", "label_loyalty")
-    )  # fmt: skip
-    return Curve(accuracies, wanted.rules, wanted.shares, wanted.alphas, wanted.seeds, loyalties)
+        first = Path(folder, f"{cell.rule}-{cell.seed}")
+        settings = {"rule": cell.rule, "seed": cell.seed, "model": digests[OWN], **about, **options}
+        own, name = cell.teacher == OWN, f"judged-{cell.share:g}-alpha-{cell.alpha:g}"
+        # By its weights: a teacher that was trained further is another, under whatever name.
+        place = first if own else Path(folder, f"{first.name}-by-{digests[cell.teacher][:16]}")
+        with Run.open(place, settings if own else {**settings, "teacher": digests[cell.teacher]}) as run:
+            found[cell] = run.json(name, partial(_judged, subject, known[cell.teacher], train, held, run, cell, options,
+                                                 None if own else first))  # fmt: skip
+    rows = {
+        teacher: [
+            {(rule, share, alpha): tuple(found[wanted.training(seed, rule, share, alpha, teacher)][name]
+                                         for seed in wanted.seeds)
+             for rule in wanted.rules for share in wanted.shares for alpha in wanted.alphas
+             # Labels alone ask no teacher, but to whom they are loyal is known of the first alone.
+             if alpha or teacher == OWN or name == "accuracy"}
+            for name in ("accuracy", "label_loyalty")
+        ]
+        for teacher in known
+    }  # fmt: skip
+    grid = (wanted.rules, wanted.shares, wanted.alphas, wanted.seeds)
+    others = {name: Curve(rows[name][0], *grid, rows[name][1]) for name in wanted.teachers}
+    return Curve(rows[OWN][0], *grid, rows[OWN][1], others, {name: _weights(one) for name, one in known.items()})
 
 
 def plan(
@@ -241,11 +341,14 @@ def plan(
     rules: Sequence[str],
     seeds: Sequence[int],
     judged: str | Examples = "",
+    teachers: Sequence[str] = (),
     **options: Any,
 ) -> dict[str, int]:
     """What `curve` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
-    wanted, options = _grid(shares, alphas, rules, seeds), _checked(rules, options)
+    wanted, options = _grid(shares, alphas, rules, seeds, teachers), _checked(rules, options)
     network.fitted(data, subject)
+    for name in wanted.teachers:
+        _opened(name, subject, data)
     apart = examples.read(judged) if judged else None
     for seed in wanted.seeds:
         train, held = _parts(data, apart, seed)
@@ -270,20 +373,26 @@ class _Grid:
     shares: tuple[float, ...]
     alphas: tuple[float, ...]
     seeds: tuple[int, ...]
+    teachers: tuple[str, ...]
 
-    def training(self, seed: int, rule: str, share: float, alpha: float) -> Cell:
-        """The training that stands for this cell: all of the data is the same whatever the rule."""
-        return Cell(seed, rule if share < 1 else "random", share, alpha)
+    def training(self, seed: int, rule: str, share: float, alpha: float, teacher: str = OWN) -> Cell:
+        """The training that stands for this cell: all of the data is the same by any rule, labels alone by anyone."""
+        return Cell(seed, rule if share < 1 else "random", share, alpha, teacher if alpha else OWN)
 
     def trainings(self) -> Iterator[Cell]:
         cells = (
-            self.training(seed, rule, share, alpha)
-            for seed in self.seeds for rule in self.rules for share in self.shares for alpha in self.alphas
+            self.training(seed, rule, share, alpha, teacher)
+            for seed in self.seeds for rule in self.rules for share in self.shares
+            for teacher in (OWN, *self.teachers) for alpha in self.alphas
         )  # fmt: skip
         yield from dict.fromkeys(cells)
 
 
-def _grid(shares: Sequence[float], alphas: Sequence[float], rules: Sequence[str], seeds: Sequence[int]) -> _Grid:
+def _grid(
+    shares: Sequence[float], alphas: Sequence[float], rules: Sequence[str], seeds: Sequence[int],
+    teachers: Sequence[str],
+) -> _Grid:  # fmt: skip
+    keywords.check_seed(*seeds)
     if not shares or not all(0 < share <= 1 for share in shares):
         raise InputError(f"shares={list(shares)}: give shares of the examples that stay, above 0 and up to 1")
     if not all(0 <= alpha <= 1 for alpha in alphas) or not any(alphas):
@@ -292,8 +401,22 @@ def _grid(shares: Sequence[float], alphas: Sequence[float], rules: Sequence[str]
         raise InputError(f"rules={list(rules)}, seeds={list(seeds)}: give at least one of each")
     return _Grid(
         tuple(dict.fromkeys(rules)), tuple(sorted({*shares})), tuple(sorted({0.0, *alphas})),
-        tuple(dict.fromkeys(seeds)),
+        tuple(dict.fromkeys(seeds)), tuple(dict.fromkeys(teachers)),
     )  # fmt: skip
+
+
+def _opened(name: str, subject: Traced, data: Examples) -> Traced:
+    """Another teacher, which takes the data and tells as many classes as the first."""
+    teacher = network.opened(name, None, data)
+    network.fitted(data, teacher)
+    own, other = (recipe.classes(one.model, partial(recipe.answer, one.inputs), data) for one in (subject, teacher))
+    if own != other:
+        raise InputError(f"the teacher {name} tells {other} classes, {OWN} {own}: give teachers of the same classes")
+    return teacher
+
+
+def _weights(subject: Traced) -> int:
+    return sum(weight.numel() for weight in subject.model.parameters())
 
 
 def _checked(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,15 +440,29 @@ def _budget(share: float) -> Budget:
 
 
 def _judged(
-    subject: Traced, train: Examples, held: Examples, run: Run, cell: Cell, options: Mapping[str, Any]
+    subject: Traced,
+    teacher: Traced,
+    train: Examples,
+    held: Examples,
+    run: Run,
+    cell: Cell,
+    options: Mapping[str, Any],
+    first: Path | None,
 ) -> dict[str, float]:
-    """{"accuracy", "label_loyalty" to the teacher} of the student of one cell, on `held`."""
-    budget = _budget(cell.share)
-    (result,) = recipe.kd_data_pruning(
-        subject, train, [budget], run, alpha=cell.alpha, seed=cell.seed, **{**options, "score": cell.rule}
-    )
+    """{"accuracy", "label_loyalty" to the teacher} of the student of one cell, on `held`.
+
+    first: for a teacher that is not `subject`, the run of that: what stays there is what its students see.
+    """
+    budget, how = _budget(cell.share), {**options, "score": cell.rule}
+    if first is not None:
+        left = ExampleSet.load(train, first / "work" / f"kept-{budget}")
+        left.save(run.folder(f"kept-{budget}"))
+        said = partial(recipe.outputs, teacher.model, partial(recipe.answer, teacher.inputs), left)
+        run.tensors(f"soft-{budget}", partial(said, batch=options["batch"]))
+        how |= {"score": "random", "soft": str(run.root)}
+    (result,) = recipe.kd_data_pruning(subject, train, [budget], run, alpha=cell.alpha, seed=cell.seed, **how)
     assert isinstance(result.subject, Traced)
-    tally, both = loyalty.Tally(), [partial(network.forward, one) for one in (subject, result.subject)]
+    tally, both = loyalty.Tally(), [partial(network.forward, one) for one in (teacher, result.subject)]
     accuracy = quality.accuracies(both, held.in_order(256), watch=tally.add)[1].value
     shutil.rmtree(run.path(recipe.trained(budget, cell.alpha)), ignore_errors=True)  # its answer is known
     return {"accuracy": accuracy, "label_loyalty": tally.figures()["label_loyalty"].value}

@@ -10,7 +10,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,9 +33,16 @@ __all__ = ["STUDY", "Lossless", "Point", "Trial", "largest_lossless", "lossless"
 STUDY = {
     "title": "the largest share of a source's classes that can go before a target loses",
     "recipe": "dp4tl",
-    "sets": "seed dry_run",
-    "grid": "shares seeds measure tolerance",
+    "sets": "seed dry_run scored",
+    "grid": "shares seeds measure tolerance controls",
 }
+
+CONTROLS = {
+    "random": "random classes",
+    "reverse": "least votes",
+    "scratch": "no pre-training",
+}
+"""What the votes are compared with -> what it is called."""
 
 Outcome = Callable[[float, int], Mapping[str, float]]
 """(share of the classes that goes, seed) -> measure -> figure, higher is better; "seconds" and "examples" beside."""
@@ -66,9 +73,12 @@ class Trial(NamedTuple):
 
     seed: int
     pruned: float
+    control: str = ""
 
     def __str__(self) -> str:
-        return f"seed {self.seed}, " + (f"{100 * self.pruned:g}% of the classes gone" if self.pruned else "all classes")
+        gone = f"{100 * self.pruned:g}% of the classes gone" if self.pruned else "all classes"
+        told = {"": gone, "scratch": CONTROLS["scratch"]}.get(self.control, f"{gone}, {self.control} order")
+        return f"seed {self.seed}, {told}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,13 @@ class Lossless:
     measure: str
     tolerance: float
     seeds: tuple[int, ...]
+    controls: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    """Control -> its points, of the same shares without the whole source; scratch has one, from which all has gone."""
+
+    def lead(self, point: Point, control: str, measure: str) -> Figure:
+        """What the votes have more than a control at the same share, or at any, paired over seeds."""
+        theirs = next(one for one in self.controls[control] if one.pruned in (point.pruned, 1.0))
+        return paired_difference(point.figures[measure], theirs.figures[measure])
 
     def sheet(self) -> Sheet:
         """Table, chart and figures; accuracies in percent, losses in points."""
@@ -106,17 +123,48 @@ class Lossless:
             "paired over seeds. Times faster: seconds of pre-training, the whole source's over this one's. A share "
             "that does well behind one that loses does not count.",
         )  # fmt: skip
-        lines = [
-            Line(way, [(100 * one.pruned, in_points(mean_interval(one.figures[way]))) for one in self.points],
-                 float(way == self.measure))
-            for way in ways
-        ]  # fmt: skip
+        panels = {"": [_line(way, self.points, way, float(way == self.measure)) for way in ways]}
+        if self.controls:
+            panels = {way: self._lines(way) for way in ways}
         chart = Chart(
-            "Accuracy by the share that goes", {"": lines}, "classes gone, %", "accuracy on the target, %",
+            "Accuracy by the share that goes", panels, "classes gone, %", "accuracy on the target, %",
             "Whiskers are intervals. The dotted line is the largest lossless share.", mark=100 * best.pruned,
             bounds=(0.0, 100.0),
         )  # fmt: skip
-        return Sheet("lossless", headline, [table], self._figures(), chart=chart)
+        beside = [self._beside(way) for way in ways] if self.controls else []
+        return Sheet("lossless", headline, [table, *beside], self._figures(), chart=chart)
+
+    def _lines(self, way: str) -> list[Line]:
+        """The votes, the controls, and level lines for the whole source and for none of it."""
+        level = {one.pruned: [replace(one, pruned=point.pruned) for point in self.points]
+                 for one in (self.points[0], *self.controls.get("scratch", ()))}  # fmt: skip
+        return [
+            _line("most votes", self.points, way, 1.0),
+            *(_line(CONTROLS[name], (self.points[0], *points), way, 0.5 if name == "random" else 0.2)
+              for name, points in self.controls.items() if name != "scratch"),
+            *(_line("whole source" if not pruned else CONTROLS["scratch"], points, way, 0.0)
+              for pruned, points in level.items()),
+        ]  # fmt: skip
+
+    def _beside(self, way: str) -> Table:
+        """Accuracies of the votes and of each control by share, and by how much the votes lead."""
+        rows = [["Classes gone", "Most votes", *(CONTROLS[name] for name in self.controls),
+                 *(f"Over {CONTROLS[name]}" for name in self.controls)]]  # fmt: skip
+        for point in self.points:
+            known = {name: next((one for one in points if one.pruned in (point.pruned, 1.0)), None)
+                     for name, points in self.controls.items()}  # fmt: skip
+            rows.append([
+                f"{100 * point.pruned:.6g}%", sheets.points(in_points(mean_interval(point.figures[way]))),
+                *("" if one is None else sheets.points(in_points(mean_interval(one.figures[way])))
+                  for one in known.values()),
+                *("" if one is None else sheets.points(in_points(self.lead(point, name, way)), signed=True)
+                  for name, one in known.items()),
+            ])  # fmt: skip
+        return Table(
+            f"Beside controls: accuracy on the target, {way}, %", rows,
+            f"{sheets.over(self.seeds)}; leads of the votes in points, paired over seeds: all of a seed have the same "
+            "votes, first weights and transfers.",
+        )  # fmt: skip
 
     def _figures(self) -> dict[str, Any]:
         whole = self.points[0]
@@ -128,7 +176,18 @@ class Lossless:
                  "loss": asdict(point.loss(whole, self.measure))}
                 for point in self.points
             ],
+            **({"controls": {name: self._control(name) for name in self.controls}} if self.controls else {}),
         }  # fmt: skip
+
+    def _control(self, name: str) -> list[dict[str, Any]]:
+        """Of each point its figures, and the leads of the votes: of scratch at every share."""
+        return [
+            {"pruned": one.pruned, "by_seed": one.figures,
+             "means": {key: asdict(mean_interval(row)) for key, row in one.figures.items()},
+             "leads": [{"pruned": point.pruned, **asdict(self.lead(point, name, self.measure))}
+                       for point in self.points if one.pruned in (point.pruned, 1.0)]}
+            for one in self.controls[name]
+        ]  # fmt: skip
 
 
 def sweep(
@@ -144,12 +203,22 @@ def sweep(
     """
     grid, seeds = _grid(shares, seeds), tuple(dict.fromkeys(seeds))
     trials = [Trial(seed, share) for seed in seeds for share in grid]
-    found = {trial: outcome(trial.pruned, trial.seed) for trial in progress(trials)}
+    return _points(grid, seeds, {trial: outcome(trial.pruned, trial.seed) for trial in progress(trials)})
+
+
+def _points(
+    grid: Sequence[float], seeds: Sequence[int], found: Mapping[Trial, Mapping[str, float]], control: str = ""
+) -> tuple[Point, ...]:
+    """What was found of a control, or of the votes, seed by seed, a point for each share."""
     return tuple(
-        Point(share, {name: tuple(found[Trial(seed, share)][name] for seed in seeds)
-                      for name in found[Trial(seeds[0], share)]})
+        Point(share, {name: tuple(found[Trial(seed, share, control)][name] for seed in seeds)
+                      for name in found[Trial(seeds[0], share, control)]})
         for share in grid
     )  # fmt: skip
+
+
+def _line(name: str, points: Sequence[Point], way: str, weight: float) -> Line:
+    return Line(name, [(100 * one.pruned, in_points(mean_interval(one.figures[way]))) for one in points], weight)
 
 
 def _grid(shares: Sequence[float], seeds: Sequence[int]) -> list[float]:
@@ -158,7 +227,22 @@ def _grid(shares: Sequence[float], seeds: Sequence[int]) -> list[float]:
         raise InputError(f"shares={list(shares)}: give shares of the classes that go, between 0 and 1")
     if len(set(seeds)) < 2:
         raise InputError(f"seeds={list(seeds)}: give at least two, whose spread tells what is noise")
+    keywords.check_seed(*seeds)
     return sorted({0.0, *shares})
+
+
+def _shares(grid: Sequence[float], controls: Sequence[str], options: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    """Control -> the shares at which it is tried, the votes first, under no name; scratch is the end of all shares."""
+    if options.get("scored"):
+        raise InputError(f"scored={options['scored']}: a study scores once for each seed, whatever the shares, and "
+                         "keeps the votes in its folder: leave scored out")  # fmt: skip
+    unknown = [name for name in controls if name not in CONTROLS]
+    if unknown:
+        raise InputError(f"controls={list(controls)}: {unknown[0]!r} is none; give some of {', '.join(CONTROLS)}")
+    if controls and options.get("order", "votes") != "votes":
+        raise InputError(f"controls stand beside order=votes: leave order={options['order']} out")
+    some = [share for share in grid if share]
+    return {"": grid, **{name: [1.0] if name == "scratch" else some for name in controls}}
 
 
 def largest_lossless(points: Sequence[Point], measure: str, *, tolerance: float = 1.0) -> Point:
@@ -192,6 +276,7 @@ def lossless(
     measure: Literal["linear probe", "full fine-tuning"] = "full fine-tuning",
     tolerance: float = 1.0,
     weights: Literal["new", "given"] = "new",
+    controls: Sequence[str] = (),
     **options: Any,
 ) -> Lossless:
     """The sweep of `dp4tl` over shares, each seed in a run directory of its own, and the largest that loses nothing.
@@ -208,22 +293,31 @@ def lossless(
         tolerance: in standard errors of the paired difference.
         weights: new ones, drawn for each seed; or given, those that the network comes with. What is seed -> network
             gives its own.
+        controls: what the votes are compared with, paired over seeds: random classes that stay, reverse, those of the
+            least votes, at each of the shares; scratch, no pre-training. They take the votes of their seed.
         options: of `dp4tl`.
     """
-    build = _builder(subject, weights)
+    build, grid, seeds = _builder(subject, weights), _grid(shares, seeds), tuple(dict.fromkeys(seeds))
+    tried = _shares(grid, controls, options)
 
-    def outcome(share: float, seed: int) -> dict[str, float]:
-        budget = _budget(share)
-        with Run.open(Path(folder, f"seed-{seed}"), {"target": target, "seed": seed, **options}) as run:
-            (result,) = recipe.dp4tl(build(seed), data, [budget], run, target=target, seed=seed, **options)
+    def outcome(trial: Trial) -> dict[str, float]:
+        seed, control, bare = trial.seed, trial.control, trial.control == "scratch"
+        how = {**options, **({"epochs": 0.0} if bare else {"order": control} if control else {})}
+        first, budget = Path(folder, f"seed-{seed}"), _budget(0.0 if bare else trial.pruned)
+        place, votes = (Path(folder, f"seed-{seed}-{control}"), str(first)) if control else (first, "")
+        with Run.open(place, {"target": target, "seed": seed, **how}) as run:
+            (result,) = recipe.dp4tl(build(seed), data, [budget], run, target=target, seed=seed, scored=votes, **how)
             found: dict[str, float] = run.json(f"transfer-{budget}", dict)
         spent = {} if result.recovery is None else {"seconds": result.recovery.seconds}
-        return {**found, **spent, "examples": result.cut.after["examples"]}
+        return {**found, **spent, "examples": 0.0 if bare else result.cut.after["examples"]}
 
-    points = sweep(shares, outcome, seeds, progress)
+    trials = [Trial(seed, share, name) for seed in seeds for name, some in tried.items() for share in some]
+    found = {trial: outcome(trial) for trial in progress(trials)}
+    points, *others = (_points(some, seeds, found, name) for name, some in tried.items())
     return Lossless(
-        largest_lossless(points, measure, tolerance=tolerance), points, measure, tolerance, tuple(dict.fromkeys(seeds))
-    )
+        largest_lossless(points, measure, tolerance=tolerance), points, measure, tolerance, seeds,
+        dict(zip(list(tried)[1:], others, strict=True)),
+    )  # fmt: skip
 
 
 def plan(
@@ -236,10 +330,12 @@ def plan(
     measure: str,
     tolerance: float,
     weights: str,
+    controls: Sequence[str] = (),
     **options: Any,
 ) -> dict[str, int]:
     """What `lossless` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     grid, seeds = _grid(shares, seeds), tuple(dict.fromkeys(seeds))
+    tried = _shares(grid, controls, options)
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance={tolerance}: give standard errors, 0 or more")
     found = keywords.checked(recipe.dp4tl, {**options, "target": target, "seed": seeds[0]})
@@ -254,8 +350,10 @@ def plan(
                           **{**found, **own}))  # fmt: skip
     trained = found["surrogate"] != "inputs" and found["surrogate_epochs"]
     transfers = sum(bool(found[name]) for name in ("probe_epochs", "tune_epochs"))
-    trials = len(grid) * len(seeds)
-    counted = {"surrogates": len(seeds) if trained else 0, "pre-trainings": trials, "transfers": trials * transfers}
+    trials = len(seeds) * sum(map(len, tried.values()))
+    bare = len(seeds) * ("scratch" in tried)
+    counted = {"surrogates": len(seeds) if trained else 0, "pre-trainings": trials - bare,
+               "transfers": trials * transfers}  # fmt: skip
     return {name: count for name, count in counted.items() if count}
 
 

@@ -18,6 +18,7 @@ from secateur.measure import statistics
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recipes.vision.rethinking_pruning_value import Augment
 from secateur.recover import initialise
+from secateur.running import keywords
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Figure
 
@@ -77,6 +78,7 @@ def lottery(
         raise InputError(f"rounds={rounds}: give 1, or more for unstructured pruning")
     if not 0 < kept < 1:
         raise InputError(f"kept={kept} is no share between 0 and 1")
+    keywords.check_seed(*seeds)
     found = []
     for lr in lrs:
         fit = partial(

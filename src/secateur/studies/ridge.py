@@ -19,6 +19,7 @@ from secateur.files.rundir import Run
 from secateur.measure.charts import Line
 from secateur.measure.sheet import Chart, Sheet, Table, over
 from secateur.measure.statistics import mean_interval
+from secateur.running import keywords
 from secateur.vocabulary import Figure
 
 __all__ = ["STUDY", "Cell", "Ridge", "error", "plan", "ridge", "solution"]
@@ -223,6 +224,7 @@ def _cells(
     if not seeds or not all((shares, alphas, taught)) or not all(0 < one <= 1 for one in (*shares, *alphas, *taught)):
         raise InputError(f"shares={list(shares)}, alphas={list(alphas)}, taught={list(taught)}, seeds={list(seeds)}: "
                          "give at least one of each, all but seeds above 0 and up to 1")  # fmt: skip
+    keywords.check_seed(*seeds)
     if max(taught) < max(shares):
         raise InputError(f"taught={list(taught)}: no teacher sees as much as the student of share {max(shares):g}; "
                          "give one of at least that")  # fmt: skip

@@ -26,6 +26,7 @@ from secateur.recipes.language import ziplm
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recipes.vision.rethinking_pruning_value import Arm, Augment, Pruned
 from secateur.recover import initialise, masks
+from secateur.running import keywords
 from secateur.score import random
 from secateur.select import ranking
 from secateur.subjects import Transformer, detectors, open_subject, reload_traced
@@ -170,6 +171,7 @@ def scratch_control(
         raise InputError(f"mode={mode!r} is not one of E, B, both")
     if not seeds:
         raise InputError("no seed was given: give at least one, and three for a verdict")
+    keywords.check_seed(*seeds)
     if data.labels is None:
         raise DataError(f"{data.name} has no classes: give labels, for all arms are judged by accuracy")
     if judged is None:

@@ -336,6 +336,117 @@ def test_an_earlier_run_that_does_not_fit_is_refused(fifth, tmp_path, options, w
 
 
 @pytest.fixture(scope="module")
+def ranked(tmp_path_factory):
+    """A run with scores of 2 trainings, and how to run with other options in a folder of its name."""
+    root = tmp_path_factory.mktemp("ranked")
+
+    def run(out, budget="examples=30%", data=DATA, network=None, **options):
+        given = {**QUICK, "epochs": 1.0, "score": "el2n", "runs": 2, "threads": 1, **options}
+        return secateur.run("kd_data_pruning", network or teacher(), data, budget, root / out, **given)
+
+    run("first", "examples=20%")
+    return root, run
+
+
+@pytest.mark.parametrize(
+    ("scored", "how"),
+    [
+        ("first", {"alpha": 1.0, "budget": "examples=10%"}),
+        ("first", {"student": True}),
+        ("first/work/kept-examples=20%", {}),
+        ("first/work/kept-examples=20%/index.npz", {"student": True}),
+    ],
+)
+def test_scores_of_an_earlier_run_or_index_serve_another_budget_alpha_and_student(ranked, monkeypatch, scored, how):
+    root, run = ranked
+    (root / "small.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), "
+        "nn.Linear(8, 4))\n"
+    )
+    how = {**how, **({"student": f"{root / 'small.py'}:build"} if "student" in how else {})}
+    budget = how.get("budget", "examples=30%")
+    for folder in ("anew", "took", "third"):
+        shutil.rmtree(root / folder, ignore_errors=True)
+    run("anew", **how)
+    monkeypatch.setattr(module, "rehearsed", lambda *given, **more: pytest.fail("scored anew"))
+    run("took", scored=str(root / scored), **how)
+    third = ["third"] if scored == "first" else []
+    if third:
+        run("third", scored=str(root / "took"), **how)
+    else:
+        with pytest.raises(InputError, match=r"has its scores from an index, .* give that, .*kept-examples=20%"):
+            run("third", scored=str(root / "took"), **how)
+    for name in ("model.safetensors", f"work/kept-{budget}/index.npz", f"work/soft-{budget}.safetensors"):
+        anew = (root / "anew" / name).read_bytes()
+        assert all((root / folder / name).read_bytes() == anew for folder in ("took", *third))
+
+
+def test_a_run_with_scores_taken_goes_on_without_the_earlier_one(ranked, tmp_path):
+    root, run = ranked
+    shutil.copytree(root / "first", tmp_path / "gone")
+    before = run("resumed", scored=str(tmp_path / "gone"))
+    shutil.rmtree(tmp_path / "gone")
+    assert run("resumed", scored=str(tmp_path / "gone"))[0].after == before[0].after
+
+
+def test_scores_that_are_not_there_or_of_something_else_are_refused(ranked, tmp_path, monkeypatch):
+    root, run = ranked
+    run("chance", score="random", epochs=0.1)
+    for name in ("short", "damaged"):
+        shutil.copytree(root / "first", root / name)
+    (root / "short" / "work" / "el2n-1.safetensors").unlink()
+    broken = root / "damaged" / "work" / "el2n-0.safetensors"
+    broken.write_bytes(broken.read_bytes()[:40])
+    monkeypatch.setattr(module, "rehearsed", lambda *given, **more: pytest.fail("scored anew"))
+
+    def refused(match, scored="first", **how):
+        with pytest.raises(InputError, match=match) as caught:
+            run("wrong", scored=str(root / scored), **how)
+        assert "\n" not in str(caught.value)
+        assert not (root / "wrong").exists(), "a new run that was refused leaves nothing"
+
+    refused("scored=.*none holds no scores of el2n: give the folder of a run of kd_data_pruning, or an", scored="none")
+    refused("scored=.*chance holds no scores of el2n: give", scored="chance")
+    refused("holds no scores of grand: give", score="grand")
+    refused("was scored with data_sha256=.*: give the same, or leave scored out", data=redrawn(0.3))
+    refused("was scored with held_out_sha256=None, not ", held_out=HELD_OUT)
+    refused("was scored with model_sha256=.*: give the same, or leave scored out", network=teacher(0.3))
+    refused("was scored with seed=0, not 1", seed=1)
+    refused("was scored with runs=2, not 1", runs=1)
+    refused("was scored with score_epochs=1.0, not 2.0", score_epochs=2)
+    refused("was scored with lr=0.1, not 0.05", lr=0.05)
+    refused("lacks el2n-1, a training for scores: let that run finish first", scored="short")
+    refused("damaged: .*el2n-0.safetensors is damaged", scored="damaged")
+    refused("score=random takes none: name theirs, such as el2n, or leave scored out", score="random")
+    refused("soft=.* tells what stays: leave scored out", score="random", soft=str(root / "first"))
+    index = "first/work/kept-examples=20%"
+    refused("is an index without scores of grand: it has those of el2n", scored=index, score="grand")
+    refused("give the data that it was made of, .* held out by the seed, unless", scored=index, seed=1)
+    kept = ExampleSet.load(DATA.split(seed=0)[0], root / index).data
+    refused("has scores of 216 examples, of which .* holds the 43", scored=index, data=kept, held_out=HELD_OUT)
+    with pytest.raises(InputError, match="has scores of 216 examples, not 240: its data have changed"):
+        results(tmp_path / "run", score="el2n", runs=2, scored=str(bare(root / "first", tmp_path / "bare")))
+
+
+def bare(run, copy):
+    """A copy of a run whose record says nothing, as that of a run of one's own may."""
+    shutil.copytree(run, copy)
+    (copy / "run.yaml").write_text("{}\n")
+    return copy
+
+
+def test_an_index_of_prune_data_gives_its_scores(tmp_path, monkeypatch):
+    how = {"epochs": 1.0, "batch": 24, "lr": 5e-3}
+    secateur.prune_data(DATA, "examples=20%", tmp_path / "cut", score="el2n", model=mlp(), runs=1, **how)
+    monkeypatch.setattr(module, "rehearsed", lambda *given, **more: pytest.fail("scored anew"))
+    index = tmp_path / "cut" / "examples=20%"
+    results(tmp_path / "run", score="el2n", scored=str(index), epochs=0.1)
+    ours, theirs = (ExampleSet.load(DATA, one) for one in (tmp_path / "run/work/kept-examples=20%", index))
+    assert ours.kept.tolist() == theirs.kept.tolist()
+    assert (ours.scores["el2n"] == theirs.scores["el2n"]).all()
+
+
+@pytest.fixture(scope="module")
 def discarded(tmp_path_factory):
     """A run on all of the data that packed what it keeps, another student of it that had the data, and a network."""
     root = tmp_path_factory.mktemp("discarded")

@@ -264,15 +264,11 @@ def before(scored: str, run: Run, count: int, samples: int) -> dict[str, Tensor]
     work = Path(scored, "work")
     if not Path(scored, "run.yaml").is_file() or not (work / "votes.safetensors").is_file():
         raise InputError(f"scored={scored} holds no votes: give the folder of a run of dp4tl")
+    was, now = rundir.agreeing(scored, run, SURROGATE), run.settings
     try:
-        was, found = rundir.recorded(Path(scored, "run.yaml")), rundir.stored(work / "votes.safetensors")
+        found = rundir.stored(work / "votes.safetensors")
     except RunError as error:
         raise InputError(f"scored={scored}: {error}") from error
-    now = run.settings
-    for key in SURROGATE:
-        if was.get(key) != now.get(key):
-            told = f"{key}={was.get(key)}, not {now.get(key)}"
-            raise InputError(f"scored={scored} was scored with {told}: give the same, or leave scored out")
     if other := [key for key in VOTES if was.get(key) != now.get(key)]:
         checkpoint = work / "surrogate" / "training.safetensors"
         if not checkpoint.is_file():

@@ -27,7 +27,7 @@ from secateur.recover.objectives import Objective
 from secateur.recover.teachers import Joined
 from secateur.score import difficulty, random
 from secateur.select import balance, ranking
-from secateur.subjects.examples import ExampleSet
+from secateur.subjects.examples import INDEX, ExampleSet
 from secateur.subjects.recording import Example
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Limit, Recovery, Result, Selection
@@ -47,6 +47,13 @@ Ask = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """The alphas that are tried."""
 
+SCORING = ("recipe", "data_sha256", "held_out_sha256", "model_sha256", "seed", "batch", "score", "runs", "score_epochs",
+           "optimizer", "lr", "weight_decay")  # fmt: skip
+"""Settings of a run by which its scores are what they are."""
+
+APART = "a part of it is held out by the seed, unless held_out names other data"
+"""Why data may not be those that an index was made of."""
+
 
 def kd_data_pruning(
     subject: Traced,
@@ -56,6 +63,7 @@ def kd_data_pruning(
     *,
     score: Literal["random", "el2n", "forgetting", "grand", "moderate", "herding", "memorisation"] = "random",
     balanced: bool = True,
+    scored: str = "",
     alpha: float | Literal["auto"] = "auto",
     temperature: float = 4.0,
     student: str = "",
@@ -100,6 +108,9 @@ def kd_data_pruning(
             grand), those that no other tells about (memorisation), those between (moderate), or the most typical
             (herding).
         balanced: keep the same share of every class.
+        scored: folder of an earlier run of the same data, teacher, seed and settings of the scoring runs, whose scores
+            are taken, whatever its budgets, student and alpha were; or an index of the same data with such scores,
+            which are taken as they are. Nothing is trained for scores.
         alpha: weight of the teacher, 0 to 1; auto looks for it.
         temperature: tau.
         student: file.py:function that builds another network; by default one like the teacher.
@@ -131,6 +142,9 @@ def kd_data_pruning(
     """
     check(data, budgets, alpha=alpha, tried=tried, held=held, trials=trials, runs=runs)
     check_runs(score, runs, score_epochs, epochs)
+    if scored and score == "random":
+        why = f"soft={soft} tells what stays" if soft else "score=random takes none: name theirs, such as el2n, or"
+        raise InputError(f"scored={scored} holds scores, and {why}{':' if soft else ''} leave scored out")
     if pack:
         data.storable()
     further = loop.options(training)
@@ -152,8 +166,10 @@ def kd_data_pruning(
         column = random.scores(whole.units("examples"), seed)["examples"]
     else:
         rate = partial(rehearsed, subject.model, data, ask, score, epochs=score_epochs, batch=batch, seed=seed, **how)
-        runs_of = [run.tensors(f"{score}-{seed + one}", partial(rate, number=one)) for one in range(runs)]
-        column = difficulty.averaged([one["score"] for one in runs_of])
+        parts = {f"{score}-{seed + one}": partial(rate, number=one) for one in range(runs)}
+        if scored:
+            parts = {f"{score}-taken": partial(taken, scored, data, score, run, list(parts))}
+        column = difficulty.averaged([run.tensors(name, part)["score"] for name, part in parts.items()])
     whole = whole.scored(score, column.numpy())
     keep = partial(select, score=score, balanced=balanced)
     say = partial(outputs, subject.model, ask, batch=batch)
@@ -254,6 +270,49 @@ def rehearsed(
     return {"score": difficulty.by_name(score, [record if inside is None else record | {"inside": inside}])}
 
 
+def taken(scored: str, data: Examples, score: str, run: Run, names: Sequence[str]) -> dict[str, Tensor]:
+    """Step 2: {"score": [N], "known"} of the run, or the index, at `scored`. Refuses what isn't there or of other data.
+
+    names: of what a run keeps of each of its trainings for scores. known: whether it is known how they came about, so
+    that another run may take them from this one.
+    """
+    folder, work = Path(scored), Path(scored, "work")
+    if folder.is_file() or (folder / INDEX).is_file():
+        try:
+            found = ExampleSet.load(data, folder)
+        except DataError as error:
+            raise InputError(f"scored={scored}: {error}; {APART}") from error
+        except RunError as error:
+            raise InputError(f"scored={scored}: {error}") from error
+        if found.source is not data:
+            raise InputError(f"scored={scored} has scores of {len(found.source)} examples, of which {data.name} holds "
+                             f"the {len(data)} that it keeps: give all of them")  # fmt: skip
+        if score not in found.scores:
+            has = f"it has those of {', '.join(found.scores)}" if found.scores else "it has none"
+            raise InputError(f"scored={scored} is an index without scores of {score}: {has}")
+        return {"score": torch.from_numpy(found.scores[score]), "known": torch.tensor(False)}
+    if not (folder / "run.yaml").is_file() or not any(work.glob(f"{score}-*.safetensors")):
+        raise InputError(f"scored={scored} holds no scores of {score}: give the folder of a run of kd_data_pruning, or "
+                         "an index, that has them")  # fmt: skip
+    was = rundir.agreeing(scored, run, SCORING)
+    whole = work / f"{score}-taken.safetensors"
+    files = [whole] if whole.is_file() else [work / f"{name}.safetensors" for name in names]
+    if lost := [one.stem for one in files if not one.is_file()]:
+        raise InputError(f"scored={scored} lacks {lost[0]}, a training for scores: let that run finish first")
+    try:
+        parts = [rundir.stored(one) for one in files]
+    except RunError as error:
+        raise InputError(f"scored={scored}: {error}") from error
+    if not all(one.get("known", True) for one in parts):
+        raise InputError(f"scored={scored} has its scores from an index, which does not tell how they came about: "
+                         f"give that, {was.get('scored')}")  # fmt: skip
+    column = difficulty.averaged([one["score"] for one in parts])
+    if len(column) != len(data):
+        told = f"{len(column)} examples, not {len(data)}"
+        raise InputError(f"scored={scored} has scores of {told}: its data have changed, so leave scored out")
+    return {"score": column, "known": torch.tensor(True)}
+
+
 def select(whole: ExampleSet, budget: Budget | str, *, score: str, balanced: bool) -> ExampleSet:
     """Step 2: the best of the examples that are left in `whole`, the same share of each class if `balanced`."""
     units, column = whole.units("examples"), whole.scores[score][whole.kept]
@@ -305,8 +364,7 @@ def before(
     try:
         left, said = ExampleSet.load(data, work / f"kept-{budget}"), rundir.stored(work / f"soft-{budget}.safetensors")
     except DataError as error:
-        told = "a part of it is held out by the seed, unless held_out names other data"
-        raise InputError(f"soft={soft}: {error}; {told}") from error
+        raise InputError(f"soft={soft}: {error}; {APART}") from error
     except RunError as error:
         raise InputError(f"soft={soft}: {error}") from error
     if said["examples"].tolist() != left.kept.tolist():
