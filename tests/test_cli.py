@@ -154,6 +154,9 @@ def test_options_are_read_as_text():
         ("[1, 2]", "list[int]", [1, 2]),
         (["1, 2", "[3]", ""], "Sequence[int]", ["1", "2", 3]),
         (["1", "[3"], "Sequence[int]", "[3"),
+        (["a, b"], "str | Sequence[str]", "a, b"),
+        (["a,b", '["c", "d"]', "[ef]*"], "str | Sequence[str]", "a,b,c,d,[ef]*"),
+        ([""], "str | Sequence[str]", ""),
         ("12", "str", "12"),
         ("no", "Literal['yes', 'no']", "no"),
         ("word", "int", "word"),
@@ -173,6 +176,11 @@ def test_a_flag_of_a_list_given_again_adds_to_it(places, capsys, monkeypatch):
     for words in ([], ["--axes", "heads,neurons"], ["--axes", "heads", "--axes", "neurons"], ["--axes", ""]):
         assert cli.main(["run", "minitron", *how, *words]) == 0
     assert asked == ["none", ["heads", "neurons"], ["heads", "neurons"], []]
+    monkeypatch.setattr(running, "results", lambda **options: asked.append(options.get("shape", "none")) or [])
+    asked.clear()
+    for words in ([], ["--shape", "layers=2, neurons=8"], ["--shape", "layers=2", "--shape", "neurons=8"]):
+        assert cli.main(["run", "minitron", *how, *words]) == 0
+    assert asked == ["none", "layers=2, neurons=8", "layers=2,neurons=8"], "text is on record as text"
     done = forked(places, "run", "minitron", "--help")
     assert "Separated by commas, or again." in " ".join(done.stdout.replace("│", " ").split())
 
@@ -183,8 +191,26 @@ def test_a_choice_by_another_name_is_read_in_full():
     hosts = {one.name: one.annotation for one in recipes.signature("nd_loss")}
     assert cli._value("none", hosts["host"]) == "none", "nd_loss --host none is a host, not nothing"
     assert cli._metavar(hosts["host"]) == "kd|dkd|dist|review|none"
-    shown = {"Any": "NAME", "float | None": "float | None", "Literal['a', 'b'] | None": "a|b"}
+    shown = {
+        "Any": "NAME",
+        "Sequence[str]": "Sequence[str]",
+        "float | None": "float | None",
+        "Literal['a', 'b'] | None": "a|b",
+    }
     assert {kind: cli._metavar(kind) for kind in shown} == shown
+    assert cli._metavar("str | Sequence[str]") == "Sequence[str]"
+
+
+def test_all_options_that_are_written_with_commas_may_be_given_again():
+    """Those whose recipe reads their commas by `listed`, `loop.options` or `shapes.parse`."""
+    named = {"training", "protect", "units", "keep", "widths", "shape", "tokens"}
+    found = {
+        f"{recipe}.{one.name}": one.annotation
+        for recipe in recipes.cards() for one in recipes.signature(recipe)
+        if (one.name in named and isinstance(one.default, str)) or f"{recipe}.{one.name}" == "slimmoe.stages"
+    }  # fmt: skip
+    assert len(found) >= 20
+    assert {name: kind for name, kind in found.items() if kind != "str | Sequence[str]"} == {}
 
 
 @pytest.mark.parametrize(

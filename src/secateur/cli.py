@@ -28,7 +28,7 @@ import typer
 
 from secateur import __version__, quiet, recipes
 from secateur.errors import InputError, MendedWarning, SecateurError
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, listed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +46,7 @@ _SCOPE = "Which sites share one ranking."
 _NORMALISE = "What makes scores of different sites comparable first."
 _PROTECT = "A module, parameter or site that stays whole. Again for more."
 _SHARED = ("seed", "batch", "length", "dry_run")
+_WRITTEN = "str | "  # how the annotation of a list begins that may be given as one text, with commas
 """Options of recipes for which `run` has flags of its own."""
 
 
@@ -122,7 +123,7 @@ def _noting(interrupts: list[int]) -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str:
-    from secateur.files.rundir import is_disk_full
+    from secateur.disk import is_disk_full
 
     if hasattr(error, "format_message"):  # the parser's: a wrong flag, a missing argument
         return f"{error.format_message()} (--help shows what there is)"
@@ -334,7 +335,7 @@ def _metavar(annotation: str) -> str:
     if annotation.startswith("Literal["):
         choices = annotation.removeprefix("Literal").partition("]")[0] + "]"
         return "|".join(map(str, ast.literal_eval(choices)))
-    return "NAME" if annotation == "Any" else annotation
+    return "NAME" if annotation == "Any" else annotation.removeprefix(_WRITTEN)
 
 
 def _given(options: Sequence[recipes.Option], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -360,24 +361,23 @@ def _value(text: str | Sequence[str], annotation: str) -> Any:
     """A flag's text as YAML would give it, where the recipe's annotation is more than text.
 
     Of a list's texts, each time the flag was given, one list; what is none of them is left to the recipe to refuse.
+    Where the recipe takes text for a list, that text is the list's, so that a run is on record as it always was.
     """
     if not isinstance(text, str):
+        if annotation.startswith(_WRITTEN):
+            parts = [_value(one, annotation.removeprefix(_WRITTEN)) if one.startswith("[") else one for one in text]
+            return ",".join(part if isinstance(part, str) else ",".join(map(str, part)) for part in parts)
         parts = [_value(one, annotation) for one in text]
         wrong = [part for part in parts if not isinstance(part, list)]
         return wrong[0] if wrong else [item for part in parts for item in part]
     if annotation in ("str", "Any") or annotation.startswith("Literal"):
         return text
     if _is_list(annotation) and not text.startswith("["):
-        return _parts(text)
+        return listed(text)
     try:
         return json.loads(text)
     except ValueError:
         return None if text.lower() == "none" and "None" in annotation else text
-
-
-def _parts(text: str) -> list[str]:
-    """What commas separate."""
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _run(given: dict[str, Any]) -> None:
@@ -1086,7 +1086,7 @@ def measure(
     from secateur import running
 
     found = running.measure(
-        model, against, data, tasks=_parts(",".join(tasks or ())), task_folder=task_folder, limit=limit,
+        model, against, data, tasks=listed(",".join(tasks or ())), task_folder=task_folder, limit=limit,
         batch=batch, length=length, threads=threads, device=device,
     )  # fmt: skip
     if as_json:

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from secateur import web
+from secateur.disk import guard, writing
 from secateur.errors import InputError
 from secateur.files import networks, packages, triples
 from secateur.files.names import Names
-from secateur.files.rundir import guard, writing
 from secateur.stores import Embedded, Endpoint, Store
 from secateur.subjects.knowledge_graph import KnowledgeGraph
 

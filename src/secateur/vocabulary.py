@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +31,7 @@ __all__ = [
     "Subject",
     "Term",
     "Units",
+    "listed",
 ]
 
 Array = Any
@@ -38,6 +39,12 @@ Array = Any
 
 Scores = Mapping[str, Array]
 """Site name -> array [count]: how much each unit is worth keeping. Higher means keep, everywhere."""
+
+
+def listed(given: str | Sequence[object]) -> list[str]:
+    """What commas separate in a text, or what a list has, each as text without spaces around it; no empty ones."""
+    parts = given.split(",") if isinstance(given, str) else map(str, given)
+    return [part.strip() for part in parts if part.strip()]
 
 
 # ----------------------------------------------------------------------------------------------------- budget

@@ -22,8 +22,8 @@ import numpy as np
 from claims import lab
 from claims import wordnet as net_of
 from secateur import encoders
+from secateur.disk import writing
 from secateur.files import packages
-from secateur.files.rundir import writing
 from secateur.graphs import open_graph
 from secateur.score import relevance
 from secateur.subjects.knowledge_graph import KnowledgeGraph

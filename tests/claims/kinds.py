@@ -23,10 +23,10 @@ from torch.nn import functional
 
 from claims import vision
 from claims.lab import CACHE
+from secateur.disk import writing
 from secateur.encoders import encoder
 from secateur.files import packages
 from secateur.files.examples import Examples
-from secateur.files.rundir import writing
 
 SIZE = 16
 LETTERS = "AEGHKMNRTW"

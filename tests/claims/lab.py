@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from secateur.disk import atomic_write
 from secateur.files import packages, texts
-from secateur.files.rundir import atomic_write
 from secateur.files.texts import Batches, Corpus
 from secateur.measure import evidence, quality, statistics
 from secateur.measure.environment import describe

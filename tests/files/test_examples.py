@@ -33,6 +33,21 @@ def test_arrays(tmp_path):
     assert data.digest != data.take([1, 0, 2]).digest
 
 
+def test_the_array_of_classes_may_be_named(tmp_path):
+    file = tmp_path / "data.npz"
+    np.savez(file, inputs=np.zeros((3, 2), np.float32), labels=[0, 2, 1], coarse=[0, 1, 1])
+    assert examples.read(file, label="coarse").labels.tolist() == [0, 1, 1]
+    assert examples.read(file, label="labels").labels.tolist() == [0, 2, 1]
+    assert examples.read(file, label="").labels is None
+    with pytest.raises(DataError, match=r"data\.npz has no array 'corse': it has coarse, labels, inputs$"):
+        examples.read(file, label="corse")
+    picture(tmp_path / "set" / "red" / "1.png", 200)
+    assert examples.read(tmp_path / "set").labels.tolist() == [0]
+    assert examples.read(tmp_path / "set", label="").labels is None
+    with pytest.raises(DataError, match=r"set has no array of classes to be named, so label='colour' says nothing"):
+        examples.read(tmp_path / "set", label="colour")
+
+
 def test_boxes_in_arrays(tmp_path):
     np.savez(
         tmp_path / "scenes.npz", inputs=np.zeros((3, 3, 8, 8), np.float32), boxes=[[0, 0, 2, 2], [1, 1, 3, 4]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from decimal import Decimal
 
@@ -128,10 +129,47 @@ def test_a_column_that_was_named_and_is_not_there_is_told(tmp_path, suffix):
     whole = datasets.Dataset.from_list(rows)
     {".jsonl": whole.to_json, ".parquet": whole.to_parquet, ".csv": whole.to_csv}[suffix](path)
     for read in (tables.read,) if suffix == ".csv" else (tables.read, texts.read, survey):
-        with pytest.raises(DataError, match=r"^l\.\w+ has no column 'lable': it has text, label, none$"):
+        with pytest.raises(DataError, match=r"^l\.\w+ has no column 'lable': it has label, text, none$"):
             read(path, label="lable")
         assert read(path, label="").labels is None
     with pytest.raises(DataError, match="table has no column 'lable'"):
         tables.read(whole, label="lable")
     if suffix != ".csv":
         assert texts.read(path, label="none").labels is None, "it is there, and holds none"
+
+
+@pytest.mark.parametrize("read", [texts.read, survey])
+def test_a_column_that_was_named_and_is_not_there_is_told_of_rows_in_memory_and_streams(read):
+    rows = [{"text": "one"}, {"text": "two", "label": "a", "kind": None}]
+    table = datasets.Dataset.from_list(rows[::-1])
+    streamed = table.to_iterable_dataset()
+    for given in (rows, iter(rows), streamed, streamed.map(dict), table):
+        with pytest.raises(DataError, match=r"^texts has no column 'lable': it has label, text, kind$"):
+            read(given, label="lable")
+
+    def unread():
+        yield pytest.fail("the columns are known: no row has to be read")
+
+    known = datasets.IterableDataset.from_generator(unread, features=table.features)
+    with pytest.raises(DataError, match="has no column 'lable': it has label, text, kind"):
+        read(known, label="lable")
+    for label in ("kind", "", "label"):
+        assert read(rows, label=label).labels is None
+    assert read([{"text": "one"}], label="label").labels is None, "nobody has named it"
+    assert read(["one", "two"], label="kind").labels is None, "texts alone have no columns"
+
+
+def test_a_misspelt_column_of_a_data_set_of_the_hub_is_told_at_its_first_row(monkeypatch):
+    taken = []
+
+    def load_dataset(*_, **__):
+        for number in itertools.count():
+            taken.append(number)
+            yield {"text": f"text {number}", "label": number % 2}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for read in (texts.read, survey):
+        with pytest.raises(DataError, match=r"^data set owner/name has no column 'lable': it has label, text$"):
+            read("hub:owner/name", label="lable")
+    assert taken == [0, 0]
+    assert texts.read("hub:owner/name", limit=2, label="label").labels == [0, 1]

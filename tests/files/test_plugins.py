@@ -89,6 +89,20 @@ def test_what_goes_wrong_in_a_function_is_one_line_that_names_it(tmp_path):
         plugins.function(f"{path}:stopped")()
 
 
+@pytest.mark.parametrize(("said", "shown"), [(200, "y" * 200), (201, "y" * 200 + "...")])
+def test_what_goes_wrong_is_told_in_a_line_of_up_to_200_characters(tmp_path, said, shown):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"def long():\n    raise ValueError('y' * {said})\ndef lines():\n    raise ValueError('a b\\n' * 51)\n"
+    )
+    with pytest.raises(InputError) as caught:
+        plugins.function(f"{path}:long")()
+    assert str(caught.value) == f"{path}:long failed: ValueError: {shown}"
+    with pytest.raises(InputError) as caught:
+        plugins.function(f"{path}:lines")()
+    assert str(caught.value) == f"{path}:lines failed: ValueError: {'a b ' * 50}..."
+
+
 def test_a_network_is_built_with_its_inputs_or_without(tmp_path):
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n"

@@ -95,6 +95,11 @@ def test_a_data_set_with_columns_of_its_own_names():
     found = ray_data.survey(given, column="body", label="kind")
     same(found, survey(rows, column="body", label="kind"))
     assert not ray_data.is_dataset(rows)
+    with pytest.raises(DataError, match=r"^ray data set has no column 'kinds': it has kind, body$"):
+        ray_data.survey(given, column="body", label="kinds")
+    whole = ray.data.from_items([{"body": "one", "kind": 1}] * CHUNK, override_num_blocks=1)
+    parts = whole.union(ray.data.from_items([{"body": "of no kind"}]))  # a batch of its own, without the column
+    assert "has no label in 'kind', as 1 of 1025" in ray_data.survey(parts, column="body", label="kind").flaw
 
 
 def test_a_training_set_is_cut_and_its_index_fits_the_corpus_read_whole(tmp_path):

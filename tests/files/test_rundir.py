@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
+from secateur.disk import atomic_write, guard, is_disk_full, writing
 from secateur.errors import InfeasibleError, InputError, RunError
-from secateur.files.rundir import Run, Transient, atomic_write, guard, is_disk_full, locked, writing
+from secateur.files.rundir import Run, Transient, locked
 
 
 def test_a_second_open_resumes_and_another_setting_is_named(tmp_path):

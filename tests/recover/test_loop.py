@@ -457,6 +457,7 @@ def test_what_is_frozen_answers_in_eval_mode_and_does_not_change():
         ("accumulate=4, precision=bf16", {"accumulate": 4, "precision": "bf16"}),
         ("clip=none,patience=3", {"clip": None, "patience": 3}),
         ("trackers=tensorboard+wandb", {"trackers": ["tensorboard", "wandb"]}),
+        (["accumulate=4", "precision=bf16"], {"accumulate": 4, "precision": "bf16"}),
         ({"clip": 0.5, "trackers": ["wandb"]}, {"clip": 0.5, "trackers": ["wandb"]}),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +25,19 @@ def test_padding_of_the_logits_passes_and_the_shared_size_comes_back():
     size = len(tokenizer())
     assert teachers.check_vocabularies(tokenizer(), tokenizer(), size, size + 64) == size
     assert teachers.check_vocabularies(tokenizer(), tokenizer(), size + 128, size + 64) == size + 64
+
+
+def test_two_subjects_are_compared_by_their_tokenizers_and_the_sizes_of_their_models():
+    def subject(size, reads):
+        return SimpleNamespace(tokenizer=reads, model=SimpleNamespace(config=SimpleNamespace(vocab_size=size)))
+
+    size, other = len(tokenizer()), tokenizer()
+    student = subject(size + 64, tokenizer())
+    assert teachers.check_tokens(student, subject(size + 128, tokenizer())) == size + 64
+    assert teachers.check_tokens(student, subject(size, None)) == size, "it reads what the student reads"
+    other.add_tokens(["wheelbarrow"])
+    with pytest.raises(InputError, match="only in the teacher's, 'wheelbarrow' the first"):
+        teachers.check_tokens(student, subject(size + 64, other))
 
 
 def test_another_tokenizer_is_refused_by_what_differs():

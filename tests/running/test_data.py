@@ -88,6 +88,16 @@ def test_budgets_are_nested_balanced_and_exact(places):
     assert not np.array_equal(other.subject.kept, small.kept)
 
 
+def test_the_array_of_classes_that_was_named_is_that_of_the_index_too(places):
+    with np.load(places / "data.npz") as file:
+        np.savez(places / "more.npz", **file, coarse=file["labels"] > 0)
+    found = secateur.prune_data(places / "more.npz", "examples=50%", places / "out", label="coarse")[0].subject
+    assert np.bincount(found.labels).tolist() == [15, 15]
+    assert torch.equal(module.rows(places / "out" / "examples=50%").labels, found.data.labels)
+    plain = secateur.prune_data(places / "more.npz", "examples=50%", places / "plain", label="")[0].subject
+    assert plain.labels is None
+
+
 def test_budgets_of_earlier_calls_stay_in_the_evidence(places):
     for budget in ("examples=50%", "examples=20%", "examples=50%"):
         secateur.prune_data(places / "data.npz", budget, places / "out", seed=3)
@@ -482,6 +492,14 @@ def test_a_score_of_ones_own(places):
         ("bare.jsonl", "examples=50%", {"score": "length"}, InputError, "has no column 'text' whose words could be"),
         ("bare.jsonl", "examples=50%", {"score": "el2n", "model": "a/folder"}, DataError, "for a model to read"),
         ("some.jsonl", "examples=50%", {}, DataError, "has texts in 'text' of some rows, and its first has none"),
+        (
+            "data.npz",
+            "examples=30%",
+            {"label": "lables"},
+            DataError,
+            "npz has no array 'lables': it has labels, inputs$",
+        ),
+        ("rows.jsonl", "examples=30%", {"label": "lable"}, DataError, "has no column 'lable': it has label, text$"),
         ("none.npz", "examples=30%", {}, DataError, "there is no data at"),
         ("none.jsonl", "examples=30%", {}, DataError, "does not exist"),
     ],

@@ -216,6 +216,27 @@ def test_a_student_that_writes_itself_is_scored_by_its_teacher(places, tmp_path)
     assert row.recovery.steps == 20
 
 
+def test_what_is_tried_of_a_student_that_writes_changes_nothing_and_refuses_before_anything_is_written(
+    places, tmp_path, monkeypatch
+):
+    how = {"on_policy": 0.5, "prompt": 4, "direction": "js", "steps": 4}
+    tried = taught(places, tmp_path / "tried", **how)
+    with monkeypatch.context() as patch:
+        patch.setattr("secateur.running.distilling.trying.tried", lambda *_: None)
+        plain = taught(places, tmp_path / "plain", **how)
+    assert tried.recovery.losses == plain.recovery.losses
+    for name in ("model.safetensors", "generation_config.json"):
+        assert (tmp_path / "tried" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+    def fails(*_, **__):
+        raise ValueError("no")
+
+    monkeypatch.setattr(tiny.LlamaForCausalLM, "generate", fails)
+    with pytest.raises(InputError, match=r"can't write on from a prompt, as on-policy asks: ValueError: no$"):
+        taught(places, tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+
+
 def test_hidden_states_of_another_width_go_through_a_projection(places, tmp_path):
     thin = tiny.LlamaConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,

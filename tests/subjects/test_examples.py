@@ -42,6 +42,21 @@ def counted(subject: ExampleSet) -> dict[str, float]:
     return found | {"words": float(sum(len(text.split()) for text in subject.data.texts))}
 
 
+def test_an_index_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    ExampleSet(images(), [1, 2]).save(tmp_path)
+    before = (tmp_path / "index.npz").read_bytes()
+
+    def half(file, **arrays):
+        file.write(b"PK")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", half)
+    with pytest.raises(RunError, match=r"disk full while writing .*index\.npz"):
+        ExampleSet(images(), [1, 2, 3]).save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["index.npz"]
+    assert (tmp_path / "index.npz").read_bytes() == before
+
+
 @pytest.mark.parametrize("kind", ["images", "no classes", "corpus", "table"])
 def test_the_laws_of_every_subject(kind):
     words = [" ".join(["word"] * (1 + i % 5)) + str(i) for i in range(30)]

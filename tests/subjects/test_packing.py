@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateur
-from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.errors import InputError, ModelError, RunError, UnsupportedError
 from secateur.select.pattern import n_of_m
 from secateur.subjects import open_streamed, open_subject, packing, unpacking
 from secateur.subjects.matrices import masks_of, matrices
@@ -180,6 +180,20 @@ def test_masks_come_back_with_names_and_shapes_in_one_bit_each(tmp_path):
     assert (tmp_path / "masks.safetensors").stat().st_size < sum(
         mask.numel() for mask in masks.values()
     ) / 8 * 1.2 + 4096
+
+
+def test_masks_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    save_masks({"a": torch.ones(3, dtype=torch.bool)}, tmp_path / "masks.safetensors")
+
+    def part(tensors, path, *_):
+        path.write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing, "save_file", part)
+    with pytest.raises(RunError, match="disk full while writing"):
+        save_masks({"a": torch.zeros(3, dtype=torch.bool)}, tmp_path / "masks.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["masks.safetensors"]
+    assert load_masks(tmp_path / "masks.safetensors")["a"].all()
 
 
 def test_a_file_without_masks_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("selectolax")
 
 from secateur import conformance
-from secateur.errors import DataError, InfeasibleError, InputError
+from secateur.errors import DataError, InfeasibleError, InputError, RunError
 from secateur.select import ranking
 from secateur.subjects import Page, markup, open_page
 from secateur.subjects.page import DEEPEST, LONGEST
@@ -93,6 +94,22 @@ def test_what_stays_stays_in_order_with_its_tags_and_names():
     assert receipt.removed == {"page": (len(page.blocks) - 2, len(page.blocks))}
     assert receipt.after == {"words": 13.0}
     assert page.html() == open_page(source(), block=8).html()
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    open_page("<p>one</p>").save(tmp_path)
+    before = (tmp_path / "page.html").read_bytes()
+
+    def part(path, data):
+        with path.open("wb") as file:
+            file.write(data[:3])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", part)
+    with pytest.raises(RunError, match="disk full while writing"):
+        open_page("<p>two</p>").save(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_bytes() == before
 
 
 def test_the_bare_text_of_a_split_tag_goes_and_its_children_stay():

@@ -18,7 +18,8 @@ def llama():
 
 def test_a_parsed_shape_keeps_what_it_does_not_name(llama):
     sizes = shapes.sizes(llama)
-    assert shapes.parse("layers=1,neurons=16", llama) == {**sizes, "layers": 1, "neurons": 16}
+    for given in ("layers=1,neurons=16", ["layers=1", "neurons=16"]):
+        assert shapes.parse(given, llama) == {**sizes, "layers": 1, "neurons": 16}
 
 
 @pytest.mark.parametrize("text", ["layers=99", "tails=3", "layers", "neurons=0"])

@@ -102,6 +102,10 @@ def test_a_cut_can_be_cut_again_and_reloaded(tmp_path: Path) -> None:
     once, _ = subject.cut(half(subject))
     twice, _ = once.cut(half(once))
     twice.save(tmp_path, program=True)
+    (tmp_path / "mine").touch()
+    modes = {file.name: file.stat().st_mode for file in tmp_path.iterdir()}
+    assert set(modes) == {"model.safetensors", "cut.json", "model.pt2", "mine"}
+    assert len(set(modes.values())) == 1, "others may read them as any file"
     again = reload_traced(tmp_path, model, inputs)
     assert torch.equal(again.forward(), twice.forward())
     program = torch.export.load(tmp_path / "model.pt2").module()

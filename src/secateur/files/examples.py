@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from secateur import disk
 from secateur.errors import DataError
-from secateur.files import digests, labels, plugins, rundir
+from secateur.files import digests, labels, plugins
 
 __all__ = ["Batches", "Examples", "batches", "count", "read"]
 
@@ -181,14 +182,14 @@ class Examples:
             )
             counts = [len(target["labels"]) for target in self.targets]
             arrays["box_image"] = np.repeat(np.arange(len(self)), counts)
-        with rundir.writing(path) as temporary, temporary.open("wb") as file:
+        with disk.writing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
 
 # ----------------------------------------------------------------------------------------------------- reading
 
 
-def read(source: str | Path | Examples) -> Examples:
+def read(source: str | Path | Examples, *, label: str = labels.DEFAULT) -> Examples:
     """Read examples.
 
     - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
@@ -197,17 +198,23 @@ def read(source: str | Path | Examples) -> Examples:
     - a folder with one folder of images per class, or a folder in COCO's form: images and a .json of annotations;
     - `file.py:function` or `package.module:function`, which gives `Examples` or (inputs, labels).
 
-    Bytes become float32 between 0 and 1. Raises `DataError` for what is missing, empty, damaged, or of another form.
+    label: another array of an .npz file that holds the classes; "" for none. Bytes become float32 between 0 and 1.
+
+    Raises `DataError` for what is missing, empty, damaged, or of another form, and for a `label` that is not there.
     """
     if isinstance(source, Examples):
         return source
     path = Path(source)
-    if path.is_dir():
-        return _folder(path)
     if path.suffix == ".npz" and path.is_file():
-        return _arrays(path)
-    if ":" in str(source) and path.suffix != ".npz":
-        return _made(str(source))
+        return _arrays(path, label)
+    made = ":" in str(source) and path.suffix != ".npz"
+    if path.is_dir() or made:
+        found = _folder(path) if path.is_dir() else _made(str(source))
+        if label not in ("", labels.DEFAULT):
+            raise DataError(
+                f"{found.name} has no array of classes to be named, so label={label!r} says nothing: leave it out"
+            )
+        return found if label else replace(found, labels=None)
     raise DataError(
         f"data {source} is no .npz file, no folder of images and no function: give one of them"
         if path.exists()
@@ -247,7 +254,7 @@ def _number(values: Any, name: str) -> Tensor:
     return inputs.float() if inputs.is_floating_point() else inputs.long()
 
 
-def _arrays(path: Path) -> Examples:
+def _arrays(path: Path, label: str) -> Examples:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
@@ -256,7 +263,9 @@ def _arrays(path: Path) -> Examples:
     if "inputs" not in found:
         raise DataError(f"{path} has no array `inputs` (it has {', '.join(found) or 'none'}): call it that")
     inputs = _number(found["inputs"], path.name)
-    classes = _whole(found["labels"], path.name) if "labels" in found else None
+    labels.check(label, found, str(path), what="array")
+    column = "labels" if label == labels.DEFAULT else label
+    classes = _whole(found[column], path.name) if column in found else None
     targets: tuple[Mapping[str, Tensor], ...] = ()
     if "boxes" in found:
         try:

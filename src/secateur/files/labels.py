@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from array import array
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 from secateur.errors import DataError
 
-__all__ = ["DEFAULT", "IGNORED", "SEVERAL", "Labelled", "Labels", "Tagged", "columns", "short", "tagged", "whole"]
+__all__ = [
+    "DEFAULT", "IGNORED", "SEVERAL", "Labelled", "Labels", "Tagged", "check", "columns", "short", "tagged", "whole",
+]  # fmt: skip
 
 DEFAULT = "label"
 """The column that may be missing, since nobody has named it."""
@@ -153,6 +156,17 @@ class Labels:
         pairs = zip(self._tagged, parts, strict=True)
         tagged = tuple(Tagged(one.words, tuple(part.tolist()), column) for one, part in pairs)
         return Labelled(names=flat.names, tagged=tagged)
+
+
+def check(label: str, columns: Iterable[str], name: str, *, what: str = "column") -> None:
+    """Raise `DataError` for a column of labels that was named and is none of `columns`; it tells them, nearest first.
+
+    name: of the data; what: what has the labels there.
+    """
+    known = [str(column) for column in columns]
+    if label not in ("", DEFAULT, *known):
+        near = difflib.get_close_matches(label, known, n=len(known) or 1, cutoff=0.0)
+        raise DataError(f"{name} has no {what} {label!r}: it has {', '.join(near) or 'none'}")
 
 
 def whole(

@@ -18,9 +18,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from secateur.disk import writing
 from secateur.errors import DataError, InputError
 from secateur.files.packages import cache
-from secateur.files.rundir import writing
 
 __all__ = ["COMMON", "Match", "Mention", "Names"]
 

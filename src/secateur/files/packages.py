@@ -26,8 +26,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.disk import guard
 from secateur.errors import DataError
-from secateur.files.rundir import guard
 
 __all__ = [
     "brown",

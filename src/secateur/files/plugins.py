@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur.errors import InputError, SecateurError
 
-__all__ = ["function", "network"]
+__all__ = ["function", "line", "network"]
 
 _SAID = 200
 """Characters of what somebody else's error says that fit into a line."""
@@ -38,12 +38,12 @@ def function(name: str) -> Callable[..., Any]:
         except SecateurError:
             raise
         except Exception as error:
-            raise InputError(f"{name} failed: {_line(error)}") from error
+            raise InputError(f"{name} failed: {line(error)}") from error
 
     return called
 
 
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
     """What kind of error it is, and how what it says begins, in a line: torch may add a page of advice."""
     said = " ".join(str(error).split())
     said = said if len(said) <= _SAID else f"{said[:_SAID]}..."
@@ -67,7 +67,7 @@ def _found(name: str) -> Callable[..., Any]:
             with _beside(path):
                 spec.loader.exec_module(module)
         except Exception as error:
-            raise InputError(f"{name!r}: {where} can't be run: {_line(error)}") from error
+            raise InputError(f"{name!r}: {where} can't be run: {line(error)}") from error
     else:
         try:
             module = importlib.import_module(where)
@@ -103,7 +103,7 @@ def network(name: str) -> tuple[nn.Module, Any]:
     try:
         found = make()
     except Exception as error:
-        raise InputError(f"{name} failed to build a model: {_line(error)}") from error
+        raise InputError(f"{name} failed to build a model: {line(error)}") from error
     model, inputs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} returned {type(found).__name__}: expected a torch.nn.Module, or (module, inputs)")

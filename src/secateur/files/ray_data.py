@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import DataError, InputError, MissingExtraError, SecateurError
-from secateur.files import texts
+from secateur.files import labels, texts
 from secateur.files.shelf import CHUNK
 from secateur.files.survey import Count, Survey, Surveyed, batched, gathered, told
 
@@ -91,6 +91,8 @@ def _marked(source: str | Path | Dataset, name: str, how: Mapping[str, Any]) -> 
         # Not by Ray's own readers: they split lines where we do not, and hold a file of text whole.
         listed = ray.data.from_items(paths, override_num_blocks=len(paths))
         return listed.map_batches(partial(_read, **how), batch_format="pyarrow", batch_size=1)
+    if how["label"] not in ("", labels.DEFAULT):  # to know the columns, Ray may read a first block
+        labels.check(how["label"], given.columns() or [how["label"]], name)
     return given.map_batches(partial(_told, name=name, **how), batch_format="pyarrow", batch_size=CHUNK)
 
 
@@ -108,7 +110,10 @@ def _read(table: pyarrow.Table, *, column: str, label: str, counts: Mapping[str,
 def _told(table: pyarrow.Table, *, name: str, column: str, label: str, counts: Mapping[str, Count]) -> pyarrow.Table:
     """In a worker: a batch of the data set."""
     try:
-        return _table(list(texts.opened(table.to_pylist(), column=column, label=label)[1]), counts)
+        # Of a column that was named `_marked` knows that the data set has it, though this batch may not.
+        more = {} if label in ("", labels.DEFAULT) else {label: None}
+        rows = ({**more, **row} for row in table.to_pylist())
+        return _table(list(texts.opened(rows, column=column, label=label)[1]), counts)
     except DataError as error:  # its number is that of a row in this batch, which tells nobody anything
         return _table([("", None)], counts, f"{name}: a row {str(error).split(' ', 2)[2]}")
 

@@ -23,41 +23,12 @@ from typing import Any
 
 import yaml
 
+from secateur.disk import TEMPORARY, atomic_write, flush, guard, remove, settle, writing
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
-__all__ = ["Run", "Transient", "agreeing", "atomic_write", "guard", "is_disk_full", "locked", "recorded", "stored",
-           "writing"]  # fmt: skip
+__all__ = ["Run", "Transient", "agreeing", "locked", "recorded", "stored"]
 
-_TEMPORARY = ".tmp-"
 _DIGEST = "_sha256"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_TEXTS = ("No space left on device", "File too large", "Disk quota exceeded")
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """True when `error`, or what caused it, is a full disk. Native writers wrap the system's error in their own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if any(text in str(error) for text in _FULL_TEXTS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-@contextmanager
-def guard(path: Path) -> Iterator[None]:
-    """Turn a full disk and a folder that can't be written into a `RunError` that names `path`."""
-    try:
-        yield
-    except RunError:
-        raise
-    except Exception as error:
-        if is_disk_full(error):
-            raise RunError(f"disk full while writing {path}: free some space and run the same command again") from error
-        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
-            raise RunError(f"{path} can't be written: choose a folder you may write to") from error
-        raise
 
 
 @contextmanager
@@ -70,31 +41,6 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-@contextmanager
-def writing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; at the end flush the file or folder written there and rename it to `path`.
-
-    When the block fails, the temporary goes and `path` stays as it was.
-    """
-    path = Path(path)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-    with guard(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            _settle(temporary)
-            os.replace(temporary, path)
-            _flush(path.parent)
-        finally:
-            _remove(temporary)
-
-
-def atomic_write(path: str | Path, data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) to `path`: whole, or not at all."""
-    with writing(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def stored(path: Path) -> dict[str, Any]:
@@ -201,7 +147,7 @@ class Run:
         """A new run that was refused leaves nothing, so that the corrected command may use the same folder."""
         if {path.name for path in self.root.iterdir()} <= {"run.yaml", "work"}:
             for path in (self.root / "run.yaml", self.root / "work", self.root):
-                _remove(path)
+                remove(path)
 
     def close(self) -> None:
         """Release the directory."""
@@ -260,11 +206,11 @@ class Run:
         """
         target = self.root / name if name else self.root
         with guard(target):
-            staged = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.root / "work"))
+            staged = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self.root / "work"))
             try:
                 (staged / name).mkdir(exist_ok=True)
                 builder(staged / name)
-                _settle(staged)
+                settle(staged)
                 # From this rename on the new result counts: `_roll_forward` finishes the move whatever happens.
                 os.rename(staged, self.root / "work" / "ready")
                 self._roll_forward()
@@ -278,7 +224,7 @@ class Run:
             for path in sorted(ready.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
                 _replace(path, self.root / path.name)
             ready.rmdir()
-            _flush(self.root)
+            flush(self.root)
 
     # ---------------------------------------------------------------------------------------------- opening
 
@@ -298,9 +244,9 @@ class Run:
     def _sweep(self) -> None:
         """Remove what a killed run was writing when it was killed."""
         for folder in (self.root, self.root / "work"):
-            for pattern in (f"{_TEMPORARY}*", ".evidence*", ".report*"):
+            for pattern in (f"{TEMPORARY}*", ".evidence*", ".report*"):
                 for path in folder.glob(pattern):
-                    _remove(path)
+                    remove(path)
 
     def _clear(self) -> None:
         """Remove everything but the lock; the record goes last, so that a kill in between leaves a run directory."""
@@ -308,7 +254,7 @@ class Run:
         keep = {self.root / "work", self.root / "work" / "lock"}
         for path in sorted(paths, key=lambda p: p.name == "run.yaml"):
             if path not in keep:
-                _remove(path)
+                remove(path)
 
 
 class Transient(Run):
@@ -347,37 +293,10 @@ def _lock(path: Path, root: Path) -> int:
     return handle
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _settle(path: Path) -> None:
-    """Flush a file or folder to the disk, with the modes that files made in the ordinary way would have.
-
-    safetensors and mkdtemp make theirs for the owner only.
-    """
-    mask = os.umask(0)
-    os.umask(mask)
-    for part in (*path.rglob("*"), path):
-        part.chmod((0o777 if part.is_dir() else 0o666) & ~mask)
-        _flush(part)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _replace(source: Path, target: Path) -> None:
     if target.is_dir():
         # A folder can't be renamed over one with files in it; the old one steps aside, and the sweep removes it.
-        aside = target.with_name(f"{_TEMPORARY}{os.getpid()}-old-{target.name}")
+        aside = target.with_name(f"{TEMPORARY}{os.getpid()}-old-{target.name}")
         os.rename(target, aside)
         os.rename(source, target)
         shutil.rmtree(aside)

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.files.rundir import guard
+from secateur.disk import guard
 
 __all__ = ["CHUNK", "Shelf", "Texts", "Writer", "nearest"]
 

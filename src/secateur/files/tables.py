@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import DataError, MissingExtraError
-from secateur.files import digests
-from secateur.files.labels import DEFAULT, Labelled, Labels
+from secateur.files import digests, labels
+from secateur.files.labels import Labelled, Labels
 from secateur.files.shelf import CHUNK, Texts
 from secateur.files.texts import Corpus
 
@@ -44,8 +44,7 @@ class Table:
     def __post_init__(self) -> None:
         if not len(self):
             raise DataError(f"{self.name} holds no row: give at least one")
-        if self.label not in ("", DEFAULT, *self.rows.column_names):
-            raise DataError(f"{self.name} has no column {self.label!r}: it has {', '.join(self.rows.column_names)}")
+        labels.check(self.label, self.rows.column_names, self.name)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -183,15 +183,15 @@ def read(
         return source
     name, rows = opened(source, limit=limit, column=column, label=label)
     texts: list[str] = []
-    labels = Labels()
+    values = Labels()
     for text, value in rows:
         texts.append(text)
-        labels.add(value)
+        values.add(value)
     if not texts:
         raise DataError(
             f"{source if isinstance(source, (str, Path)) else 'the list given'} holds no text: give at least one line"
         )
-    found = labelled(labels.end(name, label), name, label, source)
+    found = labelled(values.end(name, label), name, label, source)
     classes = None if found.classes is None else found.classes.tolist()
     numbers = None if found.numbers is None else found.numbers.tolist()
     digest = _digest(texts, classes, numbers, found.tagged)
@@ -205,8 +205,8 @@ def labelled(found: Labelled, name: str, label: str, source: object) -> Labelled
         return found
     there = isinstance(source, str | Path) and str(source) and Path(source).exists()
     names = _columns(files(Path(str(source)))[0]) if there else []
-    if names and label not in names:
-        raise DataError(f"{name} has no column {label!r}: it has {', '.join(names)}")
+    if names:
+        labelling.check(label, names, name)
     return found
 
 
@@ -220,13 +220,26 @@ def opened(
     """(name, rows): each text that `read` would take, with its class or None, one after another and never all at once.
 
     source: as for `read`; or anything that gives texts, or rows as mappings: a `datasets` table, streamed or not.
-    Errors are those of `read`, and come when the row is reached.
+    Errors are those of `read`, and come when the row is reached; a `label` that was named and that no row has is told
+    after the last one, or at the first where all rows have the same columns.
     """
     if isinstance(source, (str, Path)):
         name, rows = _open(source, column, label, limit)
     else:
-        name, rows = "texts", (_given(one, number, column, label) for number, one in enumerate(source, 1))
+        name, rows = "texts", _handed(source, column, label)
     return name, itertools.islice(((text, value) for text, value in rows if text.strip()), limit)
+
+
+def _handed(source: Iterable[Any], column: str, label: str) -> Iterator[Row]:
+    known, seen = getattr(source, "column_names", None), dict[str, None]()
+    if isinstance(known, list):  # of `datasets`; a stream may not know them
+        labelling.check(label, known, "texts")
+    for number, one in enumerate(source, 1):
+        if isinstance(one, dict):
+            seen.update(dict.fromkeys(one))
+        yield _given(one, number, column, label)
+    if seen:
+        labelling.check(label, seen, "texts")
 
 
 def _given(one: Any, number: int, column: str, label: str) -> Row:
@@ -350,7 +363,9 @@ def _hub(name: str, column: str, label: str, limit: int | None) -> Iterator[Row]
     identifier, configuration, split = (*name.split(":"), "", "")[:3]
     try:
         stream = datasets.load_dataset(identifier, configuration or None, split=split or "train", streaming=True)
-        for row in itertools.islice(stream, limit or _HUB_LIMIT):
+        for number, row in enumerate(itertools.islice(stream, limit or _HUB_LIMIT)):
+            if not number:
+                labelling.check(label, row, f"data set {identifier}")
             yield _row(row, column, label, f"data set {identifier}")
     except DataError:
         raise

@@ -36,7 +36,7 @@ from secateur.modes import evaluating
 from secateur.recover import storage
 from secateur.recover.objectives import count as count_tokens
 from secateur.recover.schedule import learning_rate
-from secateur.vocabulary import Recovery
+from secateur.vocabulary import Recovery, listed
 
 __all__ = ["options", "train"]
 
@@ -49,8 +49,8 @@ _POINTS = 300
 _PRECISIONS = ("auto", "bf16", "fp32")
 
 
-def options(given: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `train` that a recipe leaves to its user, from text or a mapping: "accumulate=4,precision=bf16".
+def options(given: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `train` that a recipe leaves to its user: "accumulate=4,precision=bf16", a list of such, a mapping.
 
     Raises `InputError` for a name that is not among them, or a value that makes no sense.
     """
@@ -92,10 +92,10 @@ def _known(value: Any) -> str:
     return str(value)
 
 
-def _pairs(text: str) -> dict[str, str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
+def _pairs(given: str | Sequence[str]) -> dict[str, str]:
+    parts = listed(given)
     if any("=" not in part for part in parts):
-        raise InputError(f"training {text!r}: write name=value, separated by commas, such as accumulate=4,patience=3")
+        raise InputError(f"training {given!r}: write name=value, separated by commas, such as accumulate=4,patience=3")
     return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parts)}
 
 

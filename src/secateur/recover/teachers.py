@@ -35,6 +35,7 @@ __all__ = [
     "cache_answers",
     "cache_rows",
     "cache_topk",
+    "check_tokens",
     "check_vocabularies",
     "filled",
     "fingerprint",
@@ -87,6 +88,15 @@ def check_vocabularies(student: Any, teacher: Any, student_size: int, teacher_si
         if size < needed:
             raise InputError(f"the {name} has logits for {size} tokens, its tokenizer has {needed}: {remedy}")
     return min(student_size, teacher_size)
+
+
+def check_tokens(student: Any, teacher: Any) -> int:
+    """`check_vocabularies` of two subjects: of their tokenizers, and of the sizes that their models' configs tell.
+
+    A teacher without a tokenizer reads with the student's. Raises `InputError` naming what differs.
+    """
+    sizes = (one.model.config.vocab_size for one in (student, teacher))
+    return check_vocabularies(student.tokenizer, teacher.tokenizer or student.tokenizer, *sizes)
 
 
 def fingerprint(thing: Any) -> str:

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur import recipes
+from secateur.disk import guard, writing
 from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.files import texts
 from secateur.files.examples import Examples
-from secateur.files.rundir import Run, guard, writing
+from secateur.files.rundir import Run
 from secateur.measure import display, environment, evidence, generation, latency, memory, sparsity
 from secateur.running import configs, keywords, parts, trades
 from secateur.running.trades import Trade
@@ -151,7 +152,7 @@ def results(
     )
     keywords.check_seed(seed)
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1))
-    if isinstance(chosen.get("training"), str):  # what every recipe that trains leaves to the loop
+    if chosen.get("training"):  # what every recipe that trains leaves to the loop
         from secateur.recover import loop
 
         loop.options(chosen["training"])

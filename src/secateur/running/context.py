@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from secateur import llms, quiet, recipes, rerankers
+from secateur.disk import atomic_write, guard
 from secateur.errors import DataError, InfeasibleError, InputError, RunError, SecateurError
-from secateur.files.rundir import Run, Transient, atomic_write, guard
+from secateur.files.rundir import Run, Transient
 from secateur.llms import Ledger, Meter
 from secateur.measure import decisions, environment
 from secateur.rerankers import Reranker

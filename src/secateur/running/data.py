@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur import encoders
+from secateur.disk import guard
 from secateur.errors import DataError, InputError
 from secateur.files import examples, plugins, ray_data, tables, texts
 from secateur.files.examples import Examples
-from secateur.files.rundir import Run, guard
+from secateur.files.rundir import Run
 from secateur.files.shelf import nearest
 from secateur.files.survey import Survey, survey
 from secateur.files.tables import Table
@@ -95,7 +96,7 @@ def prune_data(
             trained from new weights in each run; for texts a folder or Hub id, trained from its own weights.
         balanced: keep the same share of every class; by default where the data has classes.
         deduplicate: first drop examples that repeat an earlier one: exact, or normalised for texts of equal words.
-        text, label: columns of tables; label="" for no classes.
+        text, label: columns of tables, and of an .npz file the array of classes; label="" for no classes.
         tokenizer: whose tokens are counted, for budgets in tokens.
         runs: trainings that the score is averaged over.
         epochs: of each of them; 0 takes the model as it is.
@@ -244,7 +245,7 @@ def rows(
         if table.texts is not None and isinstance(data, str | Path) and Path(data).suffix in texts.SUFFIXES:
             raise DataError(f"{table.name} has texts in {text!r} of some rows, and its first has none: drop such rows")
         return table.corpus(shelf) if held else table
-    return examples.read(data)
+    return examples.read(data, label=label)
 
 
 def _streamed(data: Data) -> bool:

@@ -237,8 +237,7 @@ def compared(
     if original.tokenizer is None:
         raise DataError("the model has no tokenizer to measure quality with: give one beside it")
     if student.tokenizer not in (None, original.tokenizer):  # both will read the same token ids
-        sizes = (one.model.config.vocab_size for one in (student, original))
-        teachers.check_vocabularies(student.tokenizer, original.tokenizer, *sizes)
+        teachers.check_tokens(student, original)
     pair, tally = (original.forward, student.forward), loyalty.Tally()
     batches = held_batches(held_out, original.tokenizer, packed=original.causal, length=place.length or _TOKENS)
     if original.causal:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from secateur import pruning
+from secateur.disk import atomic_write
 from secateur.errors import InputError
-from secateur.files.rundir import atomic_write
 from secateur.measure import pictures
 from secateur.running import keywords, network
 from secateur.select.ranking import Normalise

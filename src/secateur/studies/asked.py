@@ -18,9 +18,10 @@ from typing import Any
 import yaml
 
 from secateur import recipes, studies
+from secateur.disk import atomic_write, guard
 from secateur.errors import DataError, InputError
 from secateur.files.examples import Examples
-from secateur.files.rundir import Run, atomic_write, guard
+from secateur.files.rundir import Run
 from secateur.measure import environment, sheet
 from secateur.measure.sheet import Sheet, Table
 from secateur.running import configs, keywords, network

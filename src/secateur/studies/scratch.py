@@ -16,9 +16,10 @@ import numpy as np
 from torch import nn
 
 from secateur import running
+from secateur.disk import atomic_write
 from secateur.errors import DataError, InfeasibleError, InputError, SecateurError, UnsupportedError
 from secateur.files.examples import Examples
-from secateur.files.rundir import Run, atomic_write
+from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.measure import evidence, statistics
 from secateur.recipes.language import ziplm

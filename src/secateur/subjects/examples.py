@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.disk import writing
 from secateur.errors import DataError, InputError, RunError
 from secateur.vocabulary import Array, Cut, Selection, Site, Units
 
@@ -268,8 +269,8 @@ class ExampleSet:
         """Write `folder`/index.npz: which examples are left, the scores, and the digest of the data; not the data.
 
         Arrays: `kept` [K] int64, `scores/NAME` [N] float32; `count`, `digest` and `name` of the data; of arrays also
-        `kept_digest`, that of the examples that are left. The same index writes the same bytes, and
-        `numpy.load(...)["kept"]` is what `datasets.Dataset.select` takes.
+        `kept_digest`, that of the examples that are left. The same index writes the same bytes, whole or not at all,
+        and `numpy.load(...)["kept"]` is what `datasets.Dataset.select` takes.
 
         packed: write the examples that are left to `folder`/examples.npz, too, unless they lie there beside this index.
         `load` then takes them in place of the data. Raises `InputError` for data other than arrays.
@@ -286,7 +287,8 @@ class ExampleSet:
             self.data.save(folder / PACKED)  # before the index, which speaks of them
         found: dict[str, Any] = {"kept": self.kept, **{name: np.array(value) for name, value in about.items()}}
         found |= {f"{_SCORES}{name}": column for name, column in sorted(self.scores.items())}
-        np.savez_compressed(folder / INDEX, **found)
+        with writing(folder / INDEX) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **found)
 
     @classmethod
     def load(cls, data: Data, index: str | Path) -> ExampleSet:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from secateur.disk import writing
 from secateur.errors import InputError, ModelError, NumericalError
 from secateur.subjects import saving, unpacking
 from secateur.subjects.transformer import Transformer
@@ -172,7 +173,8 @@ def save_masks(masks: Mapping[str, Tensor], path: Path) -> None:
     """Write masks, name of a parameter -> booleans of its shape, as safetensors: one bit for each weight."""
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     packed = {name: unpacking.bits(mask.detach().cpu().bool().flatten()) for name, mask in masks.items()}
-    save_file(packed, path, {"masks": json.dumps(shapes)})
+    with writing(path) as temporary:
+        save_file(packed, temporary, {"masks": json.dumps(shapes)})
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from secateur.disk import atomic_write
 from secateur.errors import DataError, InputError
 from secateur.subjects import markup
 from secateur.subjects.markup import Tree
@@ -146,7 +147,7 @@ class Page:
 
     def save(self, folder: Path) -> None:
         """Write page.html."""
-        (folder / "page.html").write_text(self.html(), encoding="utf-8")
+        atomic_write(folder / "page.html", self.html())
 
     # ------------------------------------------------------------------------------------------------ what stands where
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer import Transformer
-from secateur.vocabulary import Cut, Units
+from secateur.vocabulary import Cut, Units, listed
 
 __all__ = ["cost", "grid", "parse", "receipt", "sizes", "steps"]
 
@@ -32,14 +32,14 @@ def sizes(subject: Transformer) -> dict[str, int]:
     }
 
 
-def parse(text: str, subject: Transformer) -> dict[str, int]:
+def parse(given: str | Sequence[str], subject: Transformer) -> dict[str, int]:
     """The sizes written as "axis=number,..."; axes not named stay whole."""
     result = sizes(subject)
-    for part in text.split(","):
-        axis, _, number = part.strip().partition("=")
+    for part in listed(given):
+        axis, _, number = part.partition("=")
         if axis not in result or not number.isdigit() or not 0 < int(number) <= result[axis]:
             known = ", ".join(f"{name}=1..{size}" for name, size in result.items())
-            raise InputError(f"shape {text!r}: {part.strip()!r} is not one of {known}")
+            raise InputError(f"shape {given!r}: {part!r} is not one of {known}")
         result[axis] = int(number)
     return result
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from secateur.disk import atomic_write, writing
 from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
 from secateur.subjects import coupling as coupled
 from secateur.subjects import flops, integers, invariance, onnxing, segments
@@ -581,22 +580,24 @@ class Traced:
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().contiguous() for name, tensor in _state(self.model).items()}
         state = integers.stored(self.model, state, self.masks, self.forms)
-        _write(folder / _WEIGHTS, lambda place: save_file(state, place))
+        with writing(folder / _WEIGHTS) as place:
+            save_file(state, place)
         if loose := {name: mask for name, mask in self.masks.items() if f"{name}.places" not in state}:
             from secateur.subjects import packing  # which loads transformers
 
-            _write(folder / _MASKS, lambda place: packing.save_masks(loose, Path(place)))
+            packing.save_masks(loose, folder / _MASKS)
         data = {
             "model": type(self.model).__name__,
             "plans": [one.to_dict() for one in self.plans],
             "channels": self._channels,
             **({"forms": {name: [one.n, one.m, one.unit] for name, one in self.forms.items()}} if self.forms else {}),
         }
-        _write(folder / _PLAN, lambda place: Path(place).write_text(json.dumps(data), encoding="utf-8"))
+        atomic_write(folder / _PLAN, json.dumps(data))
         if program:
             args, kwargs = self.inputs.fresh()
             exported = onnxing.program(twin(self.model, share=True).eval(), args, kwargs)
-            _write(folder / "model.pt2", lambda place: torch.export.save(exported, place))
+            with writing(folder / "model.pt2") as place:
+                torch.export.save(exported, place)
 
     def export_onnx(self, file: str | Path) -> tuple[str, ...]:
         """Write the network as an ONNX file, in evaluation mode and float32; returns notes.
@@ -610,9 +611,8 @@ class Traced:
         file.parent.mkdir(parents=True, exist_ok=True)
         args, kwargs = self.inputs.fresh()
         model = twin(self.model, share=True).eval()
-        notes: list[str] = []
-        _write(file, lambda place: notes.extend(onnxing.write_module(model, args, kwargs, Path(place))))
-        return tuple(notes)
+        with writing(file) as place:
+            return onnxing.write_module(model, args, kwargs, place)
 
 
 def _alike(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
@@ -634,16 +634,6 @@ def _alike(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
 def _state(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor once, also buffers that a state dict leaves out."""
     return tensors_of(model)
-
-
-def _write(file: Path, write: Any) -> None:
-    handle, place = tempfile.mkstemp(dir=file.parent, suffix=file.suffix)
-    os.close(handle)
-    try:
-        write(place)
-        os.replace(place, file)
-    finally:
-        Path(place).unlink(missing_ok=True)
 
 
 def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str] = (), prove: bool = True) -> Traced:

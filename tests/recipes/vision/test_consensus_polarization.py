@@ -309,7 +309,7 @@ def test_a_transformer_is_trained_with_gates_on_its_sub_layers(tmp_path):
 def test_gates_in_a_loop_of_ones_own():
     """The losses are plain functions: any loop can add them."""
     work = subject()
-    gated = recipe.gate(work, "channel", units="2.conv1.*")
+    gated = recipe.gate(work, "channel", units=["2.conv1.*"])
     assert set(gated.gates.places) == {"2.conv1.channels"}
     feed = examples.batches(data(), batch=32)
 

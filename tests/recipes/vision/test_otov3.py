@@ -194,6 +194,8 @@ def test_without_classes_the_original_teaches_and_what_is_protected_stays(tmp_pa
     data = Examples(bars().inputs)
     start = subject()
     result = quick(tmp_path, "channels=70%", data, start, protect="one, stem", lr=0.01, epochs=10)
+    listed = quick(tmp_path / "listed", "channels=70%", data, start, protect=["one", "stem"], lr=0.01, epochs=10)
+    assert listed.cut.removed == result.cut.removed
     assert not any(site.startswith(("one", "stem")) for site, (gone, _) in result.cut.removed.items() if gone)
     gap = (result.subject.forward() - start.forward()).norm() / start.forward().norm()
     assert gap < 1.0

@@ -31,9 +31,10 @@ def results(root, subject, budget=HALF, **options):
 
 
 def test_predefined_widths_are_the_request(dense):
-    pruned = rethinking.prune(dense, HALF, "l1", widths="3,5,6,2")
-    widths = [module.out_channels for module in pruned.student.model if isinstance(module, nn.Conv2d)]
-    assert widths == [3, 5, 6, 2]
+    for given in ("3,5,6,2", ["3", "5", "6", "2"]):
+        pruned = rethinking.prune(dense, HALF, "l1", widths=given)
+        widths = [module.out_channels for module in pruned.student.model if isinstance(module, nn.Conv2d)]
+        assert widths == [3, 5, 6, 2]
     with pytest.raises(InputError, match="4"):
         rethinking.prune(dense, HALF, "l1", widths="3,5")
     with pytest.raises(InfeasibleError, match="channels"):

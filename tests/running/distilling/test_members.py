@@ -69,10 +69,3 @@ def test_a_chain_of_models_that_lie_apart_or_can_not_be_trained_is_refused(of_ne
         members.check_chain(network, pupil, [], [course.masters[0], away], False)
     with pytest.raises(InputError, match="the assistant has parameters without values"):
         members.check_chain(network, pupil, [away], course.masters, False)
-
-
-def test_columns_that_both_have(of_texts):
-    pupil, course = of_texts()
-    assert members.vocabulary(pupil, course.masters[0]) == pupil.model.config.vocab_size
-    course.masters[0].tokenizer = None  # it reads what the student reads
-    assert members.vocabulary(pupil, course.masters[0]) == pupil.model.config.vocab_size

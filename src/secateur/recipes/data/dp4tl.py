@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from secateur import disk
 from secateur.errors import DataError, InputError, RunError
 from secateur.files import examples, plugins, rundir
 from secateur.files.examples import Examples
@@ -79,7 +80,7 @@ def dp4tl(
     tune_lr: float = 1e-4,
     attack: float = 0.0,
     augment: str = "",
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Keep the classes of a source that a target votes for, pre-train on them, and carry the network to the target.
@@ -285,7 +286,7 @@ def before(scored: str, run: Run, count: int, samples: int) -> dict[str, Tensor]
         if not checkpoint.is_file():
             told = f"{other[0]}={was.get(other[0])}, not {now.get(other[0])}, and no surrogate that was trained"
             raise InputError(f"scored={scored} has votes with {told}: leave scored out")
-        with rundir.writing(run.folder("surrogate") / checkpoint.name) as temporary:
+        with disk.writing(run.folder("surrogate") / checkpoint.name) as temporary:
             shutil.copyfile(checkpoint, temporary)
         return {}
     if len(found["classes"]) != count or int(found["votes"].sum()) != samples:
@@ -381,7 +382,8 @@ def told(kept: ExampleSet, whole: ExampleSet, counted: Tensor, samples: int) -> 
 def fit(
     model: nn.Module, data: Examples, *, epochs: float, lr: float, optimizer: str, batch: int = 64, seed: int = 0,
     weight_decay: float = 0.0, warmup: float = 0.0, schedule: str = "cosine", radius: float = 0.0,
-    augment: Augment | None = None, judged: Examples | None = None, checkpoint: Path | None = None, training: str = "",
+    augment: Augment | None = None, judged: Examples | None = None, checkpoint: Path | None = None,
+    training: str | Sequence[str] = "",
 ) -> Recovery | None:  # fmt: skip
     """Train `model` in place on the classes of `data`; None for no epochs. judged: its error is noted by the epoch."""
     further = {"clip": None, "precision": "fp32", **loop.options(training)}

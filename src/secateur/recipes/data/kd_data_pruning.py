@@ -81,7 +81,7 @@ def kd_data_pruning(
     trials: int = 2,
     held: float = 0.2,
     labels_alone: bool = False,
-    training: str = "",
+    training: str | Sequence[str] = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:

@@ -23,7 +23,7 @@ from secateur.recover import compensate, loop, objectives, teachers
 from secateur.score import ablation, activation, magnitude, random, similarity
 from secateur.select import allocate, ranking, search
 from secateur.subjects import Transformer, shapes
-from secateur.vocabulary import Budget, Recovery, Result, Scores, Selection
+from secateur.vocabulary import Budget, Recovery, Result, Scores, Selection, listed
 
 CARD = {
     "title": "Minitron: Compact Language Models via Pruning and Knowledge Distillation",
@@ -50,7 +50,7 @@ def minitron(
     length: int = 128,
     seed: int = 0,
     axes: Sequence[str] = ("layers", "heads", "neurons", "channels"),
-    shape: str = "",
+    shape: str | Sequence[str] = "",
     score: str = "activation",
     over_batch: Reducer = "l2",
     over_sequence: Reducer = "mean",
@@ -76,7 +76,7 @@ def minitron(
     direction: str = "forward",
     temperature: float = 1.0,
     cache: int = 0,
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Rank every axis by activations, pick the best of a few shapes by short distillation, distil the winner.
@@ -148,7 +148,7 @@ def minitron(
     samples = make(train, batch=16, seed=seed).take(max(1, calibration // 16))
     judged = make(held, batch=min(16, train_batch), seed=seed).take(16)
     # Embeddings and states may change their width: a projection lifts them in training, their relations judge them.
-    lifted = subject.output != "logits" and ("channels" in axes or "channels" in shape)
+    lifted = subject.output != "logits" and ("channels" in axes or any("channels" in part for part in listed(shape)))
 
     teacher, beside = subject, list[Spent]()
     fit: Any = partial(loop.train, warmup=warmup, min_lr=min_lr, seed=seed, dropout=False, **further)

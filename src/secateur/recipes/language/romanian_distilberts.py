@@ -26,7 +26,7 @@ from secateur.measure import latency, loyalty, quality, size
 from secateur.recover import alignment, ensembles, loop, losses, objectives, teachers
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer import Output, positions
-from secateur.vocabulary import Budget, Figure, Result, Selection
+from secateur.vocabulary import Budget, Figure, Result, Selection, listed
 
 CARD = {
     "title": "Romanian DistilBERTs: Distilling the Knowledge of Romanian BERTs Using Multiple Teachers",
@@ -50,7 +50,7 @@ def romanian_distilberts(
     batch: int = 1,
     length: int = 128,
     seed: int = 0,
-    keep: str = "spread",
+    keep: str | Sequence[str] = "spread",
     teachers: Sequence[str] = (),
     weights: Sequence[float] = (),
     foreign: Foreign = "words",
@@ -64,7 +64,7 @@ def romanian_distilberts(
     lr: float = 5e-4,
     warmup: float = 0.05,
     clip: float = 5.0,
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Keep every second layer with its weights, and teach the rest of the way by three losses at once.
@@ -224,9 +224,8 @@ def joined(
     if most is not None and length > most:
         raise InputError(f"length={length} is beyond the {most} positions of {name}: give at most length={most}")
     widths = subject.hidden_size, other.hidden_size
-    sizes = (one.model.config.vocab_size for one in (subject, other))
     try:
-        teachers.check_vocabularies(subject.tokenizer, other.tokenizer, *sizes)
+        teachers.check_tokens(subject, other)
         same = masked(other)
     except InputError:
         same = False
@@ -244,14 +243,14 @@ def joined(
 # -------------------------------------------------------------------------------------------------------- the student
 
 
-def layers(total: int, count: int, keep: str) -> NDArray[np.bool_]:
+def layers(total: int, count: int, keep: str | Sequence[str]) -> NDArray[np.bool_]:
     """[total] booleans: which `count` layers stay."""
-    if keep == "spread":
+    numbers = listed(keep)
+    if numbers == ["spread"]:
         places = np.floor(np.linspace(0, total - 1, count) + 0.5).astype(int)
-    elif keep == "alternate":
+    elif numbers == ["alternate"]:
         places = np.arange(count) * total // count
     else:
-        numbers = [part.strip() for part in keep.split(",")]
         if not all(part.isdigit() and int(part) < total for part in numbers) or len(set(numbers)) != count:
             raise InputError(
                 f"keep={keep!r}: give spread, alternate, or the numbers of {count} layers from 0 to {total - 1}, which "

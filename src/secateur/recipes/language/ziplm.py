@@ -63,7 +63,7 @@ def ziplm(
     temperature: float = 1.0,
     tolerance: float = 0.02,
     corrections: int = 4,
-    training: str = "",
+    training: str | Sequence[str] = "",
     keep_database: bool = False,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -200,7 +200,7 @@ def distil(
     logit: float = 1.0,
     token: float | None = None,
     temperature: float = 1.0,
-    training: str = "",
+    training: str | Sequence[str] = "",
 ) -> Recovery | None:
     """Step 6 of `ziplm`: train `student` in place against `subject`, with checkpoints in `folder`; None for no steps.
 

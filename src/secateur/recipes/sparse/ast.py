@@ -62,7 +62,7 @@ def ast(
     min_lr: float = 2e-5,
     warmup: float = 0.05,
     weight_decay: float = 0.1,
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Retrain all weights under n:m masks that are chosen anew as the weights move, taught by the dense original.
@@ -191,8 +191,7 @@ def larger(subject: Transformer, source: str, *, kd: float, hidden: float) -> Tr
     found = open_subject(source)
     if not found.causal:
         raise UnsupportedError(f"teacher={source} gives {found.output}: use a causal decoder")
-    sizes = (one.model.config.vocab_size for one in (subject, found))
-    teachers.check_vocabularies(subject.tokenizer, found.tokenizer, *sizes)
+    teachers.check_tokens(subject, found)
     return found
 
 

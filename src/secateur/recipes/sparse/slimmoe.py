@@ -24,7 +24,7 @@ from secateur.score import activation, experts, gradient, magnitude, random
 from secateur.score import routing as routes
 from secateur.select import allocate, ranking
 from secateur.subjects import Moe, shapes
-from secateur.vocabulary import Budget, Recovery, Result, Units
+from secateur.vocabulary import Budget, Recovery, Result, Units, listed
 
 CARD = {
     "title": "SlimMoE: Structured Compression of Large MoE Models via Expert Slimming and Distillation",
@@ -49,8 +49,8 @@ def slimmoe(
     batch: int = 1,
     length: int = 128,
     seed: int = 0,
-    stages: str = "2",
-    tokens: str = "",
+    stages: str | Sequence[str] = "2",
+    tokens: str | Sequence[str] = "",
     slim: Literal["neurons", "experts"] = "neurons",
     score: str = "taylor",
     alike: bool = False,
@@ -72,7 +72,7 @@ def slimmoe(
     logit: float = 1.0,
     balance: float | None = None,
     freeze_router: bool = False,
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Make every expert thinner in a few prune-distil stages; keep all experts and the router as they are.
@@ -205,14 +205,15 @@ class After:
 # ------------------------------------------------------------------------------------------------- how far, in stages
 
 
-def shares_of(text: str, what: str) -> list[float] | int:
+def shares_of(given: str | Sequence[str], what: str) -> list[float] | int:
     """ "2" as a number, "50%,20%" as shares; `InputError` for anything else."""
-    if re.fullmatch(r"[1-9][0-9]*", text.strip()):
+    text = ",".join(listed(given))
+    if re.fullmatch(r"[1-9][0-9]*", text):
         return int(text)
     parts = re.findall(r"([0-9.]+)%(?:,|$)", text.replace(" ", ""))
     found = [float(part) / 100 for part in parts]
     if not found or len(found) != text.count("%") or not all(0 < share <= 1 for share in found):
-        raise InputError(f"{what}={text!r} is neither a number of stages nor shares such as 50%,20%")
+        raise InputError(f"{what}={given!r} is neither a number of stages nor shares such as 50%,20%")
     return found
 
 
@@ -285,7 +286,7 @@ def path(many: list[float] | int, budget: Budget, plan: Callable[..., tuple[Unit
     return [(low / finest) ** (stage / many) for stage in range(1, many + 1)]
 
 
-def dealt(tokens: str, steps: int, stages: int) -> list[int]:
+def dealt(tokens: str | Sequence[str], steps: int, stages: int) -> list[int]:
     """Steps of each stage; by default each gets twice those of the one before."""
     given = shares_of(tokens, "tokens") if tokens else [2.0**stage for stage in range(stages)]
     if not isinstance(given, list) or len(given) != stages:

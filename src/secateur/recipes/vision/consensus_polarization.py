@@ -29,7 +29,7 @@ from secateur.select.limits import cutting
 from secateur.subjects.readers import inner
 from secateur.subjects.residual import Branches
 from secateur.subjects.traced import Traced
-from secateur.vocabulary import Budget, Cut, Result, Selection, Units
+from secateur.vocabulary import Budget, Cut, Result, Selection, Units, listed
 
 CARD = {
     "title": "Learning a Consensus Sub-Network with Polarization Regularization and One Pass Training",
@@ -48,7 +48,7 @@ def consensus_polarization(
     run: Run,
     *,
     mode: str = "channel",
-    units: str = "",
+    units: str | Sequence[str] = "",
     multiple: int = 1,
     batch: int = 64,
     epochs: float = 30.0,
@@ -68,7 +68,7 @@ def consensus_polarization(
     leak: float = 0.01,
     threshold: float = 0.5,
     reestimate: bool = True,
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Train network and gates once, until the gates agree on one sub-network of the size asked for; keep that one.
@@ -87,7 +87,7 @@ def consensus_polarization(
         budgets: one network is trained for each.
         run: where checkpoints and the gates' statistics go.
         mode: "channel" gates channels and heads inside blocks, "layer" whole residual branches F of x + F(x).
-        units: patterns of sites or branches to gate, separated by commas; all of the mode unless given.
+        units: patterns of sites or branches to gate; all of the mode unless given.
         multiple: kept channels are multiples of this.
         batch: examples per step; gbar is their mean, over all processes.
         epochs: of training in all.
@@ -210,7 +210,13 @@ class Gated:
 
 
 def gate(
-    subject: Traced, mode: str = "channel", units: str = "", *, multiple: int = 1, seed: int = 0, **how: Any
+    subject: Traced,
+    mode: str = "channel",
+    units: str | Sequence[str] = "",
+    *,
+    multiple: int = 1,
+    seed: int = 0,
+    **how: Any,
 ) -> Gated:
     """Gates for `subject`, to be trained by any loop: within `gates.on(model)`, add the two losses of `recover.gates`.
 
@@ -218,7 +224,7 @@ def gate(
 
     Raises `InputError` for another mode or a pattern that fits nothing, `UnsupportedError` where nothing can be gated.
     """
-    names = tuple(name.strip() for name in units.split(",") if name.strip())
+    names = tuple(listed(units))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if mode == "layer":

@@ -62,7 +62,7 @@ def gpusq_vit(
     calibrated: int = 8,
     settled: float = 0.3,
     uniform: bool = False,
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Mask every matrix n:m by magnitude and retrain; then quantise what is left, with the sparse network as teacher.

@@ -89,7 +89,7 @@ def nd_loss(
     optimizer: Literal["sgd", "adamw"] = "sgd",
     weight_decay: float = 5e-4,
     seed: int = 0,
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Cut a classifier's channels or a detector's, or take a given student; distil it with norm and direction.

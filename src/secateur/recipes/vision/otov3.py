@@ -26,7 +26,7 @@ from secateur.select import limits, ranking
 from secateur.subjects.recording import leaves
 from secateur.subjects.segments import SITE, Segments
 from secateur.subjects.traced import Traced
-from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Units
+from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Units, listed
 
 CARD = {
     "title": "OTOv3: Automatic Architecture-Agnostic Neural Network Training and Compression",
@@ -66,9 +66,9 @@ def otov3(
     tolerance: float = 0.05,
     finish: float = 0.3,
     multiple: int = 1,
-    protect: str = "",
+    protect: str | Sequence[str] = "",
     hierarchical: bool = True,
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Train once with an optimiser that drives the redundant groups to zero; then cut the zeros, and nothing more.
@@ -116,7 +116,7 @@ def otov3(
         tolerance: of dhspg, for channels=: how much more than the target may be chosen.
         finish: of dhspg: share of `span` at whose end missing groups are shrunk linearly; 0 may miss the budget.
         multiple: kept channels are multiples of this.
-        protect: modules, parameters or sites that stay whole, separated by commas.
+        protect: modules, parameters or sites that stay whole.
         hierarchical: False erases without step 3's search, for comparison: the network may break, which is refused.
         training: more settings of the training loop, such as accumulate=4,precision=bf16,trackers=wandb.
         dry_run: say what would be cut by the weights as they are; nothing is trained.
@@ -133,7 +133,7 @@ def otov3(
     start = subject
     if protect:
         start = subject.copy()
-        start.protect([name.strip() for name in protect.split(",") if name.strip()])
+        start.protect(listed(protect))
     for budget in budgets:  # what would train for nothing is said before anything is trained
         costs = [start.units(*([SITE] if SITE in part else [])).cost() for part in split(budget)]
         limits.cutting(budget, {measure: cost for row in reversed(costs) for measure, cost in row.items()})

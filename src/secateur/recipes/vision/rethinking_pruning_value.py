@@ -31,7 +31,7 @@ from secateur.select import limits, ranking
 from secateur.subjects.detectors import Detector
 from secateur.subjects.residual import Branches
 from secateur.subjects.traced import Traced
-from secateur.vocabulary import Budget, Cut, Figure, Recovery, Result, Selection, Site, Units
+from secateur.vocabulary import Budget, Cut, Figure, Recovery, Result, Selection, Site, Units, listed
 
 CARD = {
     "title": "Rethinking the Value of Network Pruning",
@@ -57,7 +57,7 @@ def rethinking_pruning_value(
     batch: int = 64,
     seed: int = 0,
     method: str = "l1",
-    widths: str = "",
+    widths: str | Sequence[str] = "",
     inner: bool = True,
     epochs: int = 160,
     lr: float = 0.1,
@@ -70,7 +70,7 @@ def rethinking_pruning_value(
     scratch: str = "both",
     cap: float | None = None,
     norm: float = 1.0,
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Prune by a published rule, fine-tune, and train fresh networks of the cut shape beside it (section 3).
@@ -165,7 +165,9 @@ def rethinking_pruning_value(
         yield Result(str(budget), student, pruned.cut, pruned.predicted, tuned.recovery, (*pruned.notes, *notes))
 
 
-def _check(method: str, finetune: str, scratch: str, budgets: Sequence[Budget], widths: str, data: Examples) -> None:
+def _check(
+    method: str, finetune: str, scratch: str, budgets: Sequence[Budget], widths: str | Sequence[str], data: Examples
+) -> None:
     choices = (("method", method, METHODS), ("finetune", finetune, ("classic", "rewind")),
                ("scratch", scratch, ("E", "B", "both", "none")))  # fmt: skip
     for name, value, known in choices:
@@ -206,7 +208,7 @@ def prune(
     budget: Budget,
     method: str,
     *,
-    widths: str = "",
+    widths: str | Sequence[str] = "",
     inner: bool = True,
     batches: Sequence[Mapping[str, Tensor]] = (),
 ) -> Pruned:
@@ -361,15 +363,15 @@ def _prune_branches(dense: Traced, budget: Budget) -> Pruned:
     return Pruned(dense, student, cut, dict(selection.spent), {}, None, chance)
 
 
-def _widths(units: Units, text: str) -> dict[str, int]:
+def _widths(units: Units, given: str | Sequence[str]) -> dict[str, int]:
     free = units.free()
     try:
-        counts = [int(part) for part in text.split(",")]
+        counts = [int(part) for part in listed(given)]
     except ValueError as error:
-        raise InputError(f"widths={text!r}: give whole numbers, separated by commas") from error
+        raise InputError(f"widths={given!r}: give whole numbers, separated by commas") from error
     if len(counts) != len(free):
-        listed = ", ".join(f"{site.name} ({site.count})" for site in free)
-        raise InputError(f"widths name {len(counts)} sites of {len(free)}: give one number for each of {listed}")
+        wanted = ", ".join(f"{site.name} ({site.count})" for site in free)
+        raise InputError(f"widths name {len(counts)} sites of {len(free)}: give one number for each of {wanted}")
     return {site.name: count for site, count in zip(free, counts, strict=True)}
 
 
@@ -533,7 +535,7 @@ def fit(
     augment: Augment | None = None,
     folder: Path | None = None,
     flops: float = 0.0,
-    training: str = "",
+    training: str | Sequence[str] = "",
     optimizer: str = "sgd",
 ) -> Recovery | None:
     """Train `model` in place on the classes of `data`, by SGD with momentum 0.9 or by "adamw"; None for no epochs.
@@ -650,7 +652,7 @@ def trial(
     augment: Augment | None = None,
     watch: bool = True,
     folder: Path | None = None,
-    training: str = "",
+    training: str | Sequence[str] = "",
 ) -> dict[str, Arm]:
     """Steps 3 to 5 of `rethinking_pruning_value`, for one seed: name of the arm -> what came out.
 

@@ -81,7 +81,7 @@ def yolov4_group_sad(
     outputs: bool = False,
     temperature: float = 3.0,
     lambdas: Sequence[float] = (0.001, 0.001),
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Sparse training at a rate of two levels, a threshold per group, a bias-aware cut, attention distilling.

@@ -60,7 +60,7 @@ def yolov8_cwd(
     alpha: float | None = None,
     layers: Sequence[str] = (),
     focus: bool = False,
-    training: str = "",
+    training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Push batch-norm scales to zero, cut the same share of every layer, fine-tune, distil channel by channel.

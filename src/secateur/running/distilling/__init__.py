@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
+from secateur.disk import guard
 from secateur.files import texts
 from secateur.files.examples import Examples
-from secateur.files.rundir import Run, guard
+from secateur.files.rundir import Run
 from secateur.measure import environment, evidence
 from secateur.recover import loop
 from secateur.recover.assistants import chain

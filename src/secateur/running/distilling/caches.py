@@ -19,7 +19,6 @@ from secateur.llms import Server
 from secateur.recover import ensembles, teachers
 from secateur.running import language
 from secateur.running.distilling.course import Course, Said, predicted
-from secateur.running.distilling.members import vocabulary
 from secateur.served import cache_served
 
 __all__ = ["cost", "heard", "told"]
@@ -130,7 +129,7 @@ def _remembered(course: Course, student: Any, above: Sequence[Any], run: Run) ->
             kept.append(teachers.cache_topk(
                 folder, partial(predicted, course.ask(one)), course.stream, lesson.count, key={**key, **own},
                 k=lesson.tokens, drawn=lesson.tokens - 1, temperature=lesson.temperature,
-                vocabulary=vocabulary(student, one),
+                vocabulary=teachers.check_tokens(student, one),
             ))  # fmt: skip
     return teachers.Joined(course.stream, ensembles.Blended(kept, lesson.shares or None))
 

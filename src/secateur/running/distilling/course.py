@@ -15,7 +15,7 @@ from secateur.measure import latency
 from secateur.recover import alignment, ensembles, objectives, teachers
 from secateur.running import language
 from secateur.running.distilling.lessons import Lesson
-from secateur.running.distilling.members import masked, of_tokens, of_whole_texts, vocabulary
+from secateur.running.distilling.members import masked, of_tokens, of_whole_texts
 from secateur.running.trades import Trade
 from secateur.subjects import Traced
 
@@ -63,7 +63,7 @@ class Course:
         if len(asked) == 1:
             return asked[0]
         tokens = self.of_texts and of_tokens(student)
-        width = min(vocabulary(student, one) for one in above) if tokens else None
+        width = min(teachers.check_tokens(student, one) for one in above) if tokens else None
         if self.lesson.choice:
             return ensembles.Chosen(asked, self.lesson.choice, vocabulary=width)
         return ensembles.Averaged(asked, self.lesson.shares or None, temperature=temperature, vocabulary=width)

@@ -29,7 +29,6 @@ __all__ = [
     "of_tokens",
     "of_whole_texts",
     "opened",
-    "vocabulary",
     "weighted",
 ]
 
@@ -86,12 +85,6 @@ def masked(subject: Transformer) -> bool:
 def of_tokens(subject: Transformer) -> bool:
     """Whether it tells tokens, next or masked."""
     return subject.causal or masked(subject)
-
-
-def vocabulary(student: Transformer, teacher: Transformer) -> int:
-    """Columns of logits that both have. Raises `InputError` for tokenizers that read another way."""
-    sizes = (one.model.config.vocab_size for one in (student, teacher))
-    return teachers.check_vocabularies(student.tokenizer, teacher.tokenizer or student.tokenizer, *sizes)
 
 
 def check_kind(trade: Trade, lesson: Lesson, pupil: Any, several: bool, data: Any = None) -> None:
@@ -162,7 +155,7 @@ def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bo
         )
     if teacher.tokenizer is not None and not align:
         try:
-            vocabulary(student, teacher)
+            teachers.check_tokens(student, teacher)
         except InputError as error:
             able = of_tokens(student) or of_whole_texts(language, student)
             raise InputError(f"{error}{', or let each read for itself (align)' if able else ''}") from error

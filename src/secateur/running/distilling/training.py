@@ -17,7 +17,7 @@ from secateur.running.distilling.course import Course
 from secateur.running.distilling.lessons import BETA
 from secateur.vocabulary import Recovery
 
-__all__ = ["Goal", "goal", "teach"]
+__all__ = ["Goal", "goal", "rollouts", "teach"]
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,8 @@ def teach(course: Course, student: Any, above: Sequence[Any], run: Run | None, n
     elif above and not course.by_characters(student):
         asked = course.voices(student, above, lesson.temperature)
     if lesson.on_policy:
-        batches = policy.Rollouts(
-            student.model, batches, share=lesson.on_policy, prompt=lesson.prompt, new=lesson.length - lesson.prompt,
-            end=student.tokenizer.eos_token_id, pad=student.tokenizer.pad_token_id, seed=lesson.seed,
-        )  # fmt: skip
-        found = Goal(policy.objective(
-            student.forward, asked, beta=BETA[lesson.direction], temperature=lesson.temperature,
-            fused=not lesson.choice,
-        ), policy.count)  # fmt: skip
-    else:
-        found = goal(course, student, above, asked, live=not kept)
+        batches = rollouts(course, student)
+    found = goal(course, student, above, asked, live=not kept)
     if lesson.warm_up:
         batches = slimming.Numbered(batches, lesson.count)
     return loop.train(
@@ -64,6 +56,11 @@ def teach(course: Course, student: Any, above: Sequence[Any], run: Run | None, n
 def goal(course: Course, student: Any, above: Sequence[Any], asked: Any, *, live: bool = True) -> Goal:
     """Towards its teachers, `asked` as one; those that are aligned by characters are asked each for itself."""
     lesson = course.lesson
+    if lesson.on_policy:
+        return Goal(policy.objective(
+            student.forward, asked, beta=BETA[lesson.direction], temperature=lesson.temperature,
+            fused=not lesson.choice,
+        ), policy.count)  # fmt: skip
     if course.by_characters(student):
         others = course.foreign(student)
         objective = alignment.objective(student.forward, others, task=lesson.task, temperature=lesson.temperature)
@@ -81,6 +78,15 @@ def goal(course: Course, student: Any, above: Sequence[Any], asked: Any, *, live
         objective, adapters = _matched(course, objective, student, above[0])
         extra.append(adapters)
     return Goal(objective, course.count, extra)
+
+
+def rollouts(course: Course, student: Any) -> policy.Rollouts:
+    """The batches of the course, of which the student writes a share."""
+    lesson = course.lesson
+    return policy.Rollouts(
+        student.model, course.stream, share=lesson.on_policy, prompt=lesson.prompt, new=lesson.length - lesson.prompt,
+        end=student.tokenizer.eos_token_id, pad=student.tokenizer.pad_token_id, seed=lesson.seed,
+    )  # fmt: skip
 
 
 def _projection(

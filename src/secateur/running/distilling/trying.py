@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
-from secateur.errors import InputError
+from secateur.errors import InputError, SecateurError
+from secateur.files.plugins import line
 from secateur.modes import evaluating
 from secateur.running import language
 from secateur.running.distilling import caches, training
@@ -17,6 +18,9 @@ from secateur.running.distilling.course import Course, aside
 from secateur.vocabulary import Evidence
 
 __all__ = ["check_number", "planned", "tried"]
+
+_WRITTEN = 4
+"""Tokens that a student is let write on trial."""
 
 
 def check_number(course: Course, pupil: Any) -> None:
@@ -42,10 +46,14 @@ def tried(course: Course, pupil: Any, between: Sequence[Any]) -> None:
     """Ask for the loss of the first batch once, in each link of the chain, so that what can't be compared is refused
     before anything is measured or written.
 
-    Of what a student would write itself there is no batch yet. Raises `InputError` and `DataError`.
+    Of a student that writes itself, a batch as it is given, and one that it writes on from prompts by a few tokens.
+    Raises `InputError` and `DataError`.
     """
     lesson, above = course.lesson, tuple(course.masters)
     if lesson.on_policy:
+        for learner in (*between, pupil):
+            _written(course, learner, above)
+            above = (learner,)
         return
     by_characters = course.by_characters(pupil)
     step = [course.stream[index] for index in range(max(1, lesson.accumulated))]
@@ -67,6 +75,30 @@ def tried(course: Course, pupil: Any, between: Sequence[Any]) -> None:
                 f"the teacher {name} reads no characters of the first batch as one token where the student does, "
                 "and has nothing to say to it: use another teacher, or other texts"
             )
+
+
+def _written(course: Course, learner: Any, above: Sequence[Any]) -> None:
+    """Let a student write, and ask for the loss of that; chance and modes stay as they were."""
+    name, batches = type(learner.model).__name__, training.rollouts(course, learner)
+    goal = training.goal(course, learner, above, course.voices(learner, above, course.lesson.temperature))
+    device = next(learner.model.parameters()).device
+    batches.new = min(batches.new, _WRITTEN)
+    with torch.no_grad(), evaluating(learner.model):
+        for batches.share in (0.0, 1.0):  # a text as it is given has the full length, what is written is short
+            try:
+                batch = batches[0]
+            except SecateurError:
+                raise
+            except Exception as error:  # whatever a model's own code raises
+                raise InputError(f"{name} can't write on from a prompt, as on-policy asks: {line(error)}") from error
+            try:
+                loss, _ = goal.objective(send_to_device(batch, device), goal.count(batch))
+            except SecateurError:
+                raise
+            except Exception as error:
+                raise InputError(f"what {name} writes can't be scored by its teacher: {line(error)}") from error
+            if not torch.isfinite(loss):
+                raise InputError(f"what {name} writes can't be scored by its teacher: the loss is {float(loss)}")
 
 
 def planned(course: Course, student: Any) -> Evidence:
