@@ -46,8 +46,9 @@ _SCOPE = "Which sites share one ranking."
 _NORMALISE = "What makes scores of different sites comparable first."
 _PROTECT = "A module, parameter or site that stays whole. Again for more."
 _SHARED = ("seed", "batch", "length", "dry_run")
-_WRITTEN = "str | "  # how the annotation of a list begins that may be given as one text, with commas
 """Options of recipes for which `run` has flags of its own."""
+_WRITTEN = "str | "
+"""How the annotation of a list begins that may be given as one text, with commas."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
