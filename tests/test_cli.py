@@ -537,7 +537,7 @@ MATCHED = ["llama", "--from", "llama", "--data", "texts.txt", "--out", "x", "--m
         ),
         ([*MATCHED, "lm_head", "--match-weight", "1,2", "--match-weight", "3"], "3 weights for 1"),
         ([*MATCHED, "lm_head", "--warm-up", "match=0.1", "--warm-up", "task=-1"], "warm-up 'match=0.1,task=-1'"),
-        ([*MATCHED, "lm_head", "--training", "accumulate=x", "--training", "every=2"], "training setting accumulate=x: give a whole number"),
+        ([*MATCHED, "lm_head", "--training", "accumulate=x", "--training", "every=2"], "setting accumulate=x: give a"),
     ],
 )
 def test_distill_says_what_it_lacks_in_one_line(places, capsys, monkeypatch, words, said):
