@@ -14,7 +14,8 @@ from secateur import cli
 from secateur.errors import DataError, InputError
 from secateur.files import texts
 from secateur.measure import evidence
-from secateur.running import language, network, parts
+from secateur.running import language, network, parts, streamed
+from secateur.studies import baselines
 
 BUILD = """
 from torch import nn
@@ -96,6 +97,8 @@ def test_a_run_and_its_rivals_from_scratch_read_the_same_columns(place: Path) ->
     assert set(row.baselines) == {"scratch-E", "random units"}
     assert (settings("cut")["text"], settings("cut")["label"]) == ("review", "stars")
     assert cli.main(["run", "--config", "cut/run.yaml", "--out", "cut"]) == 0
+    (row,) = baselines.add("cut", "llama", "data.jsonl", "test.jsonl")
+    assert set(row.baselines) == {"every second layer", "magnitude"}
 
 
 def test_prune_takes_the_array_of_classes_by_its_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,6 +158,7 @@ def test_lines_without_classes_are_lines(place: Path) -> None:
     assert language.read("lines.txt", label="").digest == language.read("lines.txt").digest
     with pytest.raises(DataError, match="lines of text, which have no columns, so text='review'"):
         language.read("lines.txt", text="review")
+    assert streamed.read("data.jsonl", "review", "stars").classes == ("a", "b")
     assert len(language.read(["one text", "another"], "review")) == 2
 
 
