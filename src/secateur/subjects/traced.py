@@ -22,13 +22,13 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.disk import atomic_write, writing
 from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
+from secateur.subjects import configs, flops, integers, invariance, onnxing, segments
 from secateur.subjects import coupling as coupled
-from secateur.subjects import flops, integers, invariance, onnxing, segments
 from secateur.subjects import offsets as offsets_of
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.proof import FAINT, Fault, Silenced, compare, differences, same, silenced, stirred, trains
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
-from secateur.subjects.shrinking import Plan, plan, shrink, twin
+from secateur.subjects.shrinking import Plan, plan, shrink, speaks_of_widths, twin, widths
 from secateur.vocabulary import Cut, Selection, Site, Term, Units
 
 __all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
@@ -421,7 +421,9 @@ class Traced:
             keep[name] = mask
         return keep
 
-    def cut(self, selection: Selection, *, prove: bool = True, offsets: bool = False) -> tuple[Traced, Cut]:
+    def cut(
+        self, selection: Selection, *, prove: bool = True, offsets: bool = False, config: bool = True
+    ) -> tuple[Traced, Cut]:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
 
         With `prove`, both the smaller network and the silenced original run on the example inputs and must agree to
@@ -432,6 +434,9 @@ class Traced:
         With `offsets`, channels that go are not silent but what their batch norms give at a scale of 0: the constants
         are folded into whatever reads them (see `secateur.subjects.offsets`). A receipt's note says how much nearer
         that is, on the example inputs, to the original with those scales at 0; where it is not, nothing is folded.
+
+        With `config`, the configs of models from transformers and diffusers say what the smaller network is, where one
+        of their kind can; a note says so, or that it can't.
         """
         if segments.SITE in selection.keep:
             return self._erase(selection, prove)
@@ -459,7 +464,8 @@ class Traced:
                     f"{f' in {fault.where}' if fault.where else ''}",
                     fault,
                 )
-        notes = self._fold(result, kept) if offsets else ()
+        notes = self._describe(result, kept) if config else ()
+        notes = (*self._fold(result, kept), *notes) if offsets else notes
         channels = self._settled() + self._own_channels()
         after = result._count(counter.total if counter and not offsets else None)
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
@@ -469,6 +475,33 @@ class Traced:
             {**before, "channels": channels},
             {**after, "channels": channels - gone},
             (*notes, *self._notes()),
+        )
+
+    def _describe(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
+        """Bring the configs of `small`, which was just cut so, up to date; notes for the receipt."""
+        holders = configs.holders(self.model)
+        if not holders:
+            return ()
+        made = small.plans[-1]
+        counted = widths(self.model, made, kept, self.run.flow.shapings)
+        changes, numbers, lost = configs.described(self.model, small.model, counted, speaks_of_widths)
+        if changes:
+            told = shrink(small.model, Plan(attributes=tuple(numbers), config=tuple(changes)))
+            # Code may compute from its config in every pass.
+            try:
+                apart = differences(Traced(told, small.inputs).forward(), small.forward()) > 1e-6
+            except ModelError:
+                apart = True
+            if apart:
+                changes, lost = [], list(holders)
+            else:
+                made = replace(made, attributes=(*made.attributes, *numbers), config=tuple(changes))
+                small.model, small.plans = told, (*small.plans[:-1], made)
+        old = {path: holder.config for path, holder in holders.items()}
+        said = ", ".join(f"{field} {configs.read(old[path], field)} -> {new}" for path, field, new in changes)
+        return (
+            *([f"config: {said}; save_pretrained and from_pretrained work as for the original"] if said else []),
+            *(_undescribed(path, holders[path]) for path in lost),
         )
 
     def _fold(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
@@ -514,6 +547,7 @@ class Traced:
         if erasure.dead:
             notes.append(f"erased because only erased parts took their results: {', '.join(erasure.dead)}")
         notes += [f"stays: {one.name}: {one.reason}" for one in self.graph.segments if one.reason]
+        notes += [_undescribed(path, holder) for path, holder in configs.holders(self.model).items()]
         before["segments"], after["segments"] = float(count), float(count - len(gone))
         return result, Cut(removed, before, after, tuple(notes))
 
@@ -615,6 +649,16 @@ class Traced:
             return onnxing.write_module(model, args, kwargs, place)
 
 
+def _undescribed(path: str, holder: nn.Module) -> str:
+    """The note of a model whose config stays behind its weights."""
+    name = f"{path} ({type(holder).__name__})" if path else type(holder).__name__
+    return (
+        f"config: no config of {name} describes what is left (widths differ between layers, or its class computes one "
+        "from another), so the config is still the original's: what save_pretrained writes, from_pretrained won't "
+        "load. Keep it by save() of secateur.subjects.open_traced's subject, and reload_traced"
+    )
+
+
 def _alike(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
     """The modules of the kind of the one at `path`; of layers, only those that stand in like places."""
     kind = type(modules[path])
@@ -674,7 +718,7 @@ def _try(subject: Traced, turn: float | None) -> None:
                 keep[name] = index < 1 + int(count * (1.2 * (0.618 * number + turn) % 1.2))
         selection = Selection(keep)
         try:
-            subject.cut(selection)
+            subject.cut(selection, config=False)
             return
         except CutError as error:
             subject.without(error.fault, selection)
