@@ -42,6 +42,9 @@ BLANKS = frozenset(
 )
 """Operators that make a tensor of one value (or of none yet): it takes on any labels it meets."""
 
+RECURRENT = "belongs to a recurrent layer, whose state goes on from step to step"
+_RECURRENT = frozenset(["mkldnn_rnn_layer", "_cudnn_rnn"])
+
 
 def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> None:
     """Label what an operator returned."""
@@ -74,7 +77,7 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
         return
     flow.operator = name
     if rule is None:
-        flow.unknown(tensors, f"{name} is not known to the analysis")
+        flow.unknown(tensors, RECURRENT if base in _RECURRENT else f"{name} is not known to the analysis")
         for value in _outputs(out):
             flow.mark(value, NOTHING)
         return

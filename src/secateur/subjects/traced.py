@@ -5,10 +5,12 @@ No line of this knows an architecture. What is not understood stays, with the re
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -106,29 +108,41 @@ class Traced:
         return self.coupling.reasons
 
     def protect(self, names: Iterable[str], reason: str = "is protected by the caller") -> None:
-        """Let nothing of these modules, parameters or sites go. Raises `InputError` for a name that is none.
+        """Let nothing of these modules, parameters or sites go; "layer4.*" is all whose names fit, as in fnmatch.
 
-        A lone string is one name.
+        A lone string is one name. Raises `InputError` for a name that is none and a pattern that fits none.
         """
-        for name in [names] if isinstance(names, str) else names:
+        for name in self._named([names] if isinstance(names, str) else names):
             self._held.update(
                 dict.fromkeys((n for n in tensors_of(self.model) if n == name or n.startswith(f"{name}.")), reason)
             )
             axes = [
                 axis for axis in self.run.flow.atoms.axes if axis.tensor == name or axis.tensor.startswith(f"{name}.")
             ]
-            sites = self.coupling.sites
-            if not axes and name not in sites:
-                known = name in dict(self.model.named_modules()) or name in tensors_of(self.model)
-                if known:
-                    continue
-                raise InputError(f"protect names {name!r}, which is no module, parameter or site of this model")
             for axis in axes:
                 self._kept.update(dict.fromkeys(range(axis.start, axis.start + axis.size), reason))
-            if not axes:
+            if not axes and name in self.coupling.sites:
                 self._keep_site(name, reason)
         for name in ("coupling", "graph", "_invariance"):
             self.__dict__.pop(name, None)
+
+    def _named(self, patterns: Iterable[str]) -> list[str]:
+        """What fits of the names of modules, parameters and sites; nothing inside what is there already."""
+        known = dict.fromkeys((*dict(self.model.named_modules()), *tensors_of(self.model), *self.coupling.sites))
+        known.pop("", None)
+        found: dict[str, None] = {}
+        for pattern in patterns:
+            fitting = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
+            if not fitting:
+                near = difflib.get_close_matches(pattern.replace("*", ""), known, n=3, cutoff=0.4)
+                raise InputError(
+                    f"protect names {pattern!r}, which is no module, parameter or site of this model, and no pattern "
+                    f"of such names{'; the nearest: ' if near else ''}{', '.join(near)}"
+                )
+            for name in fitting:
+                if not any(name.startswith(f"{one}.") for one in found):
+                    found[name] = None
+        return list(found)
 
     def _keep_site(self, name: str, reason: str) -> None:
         atoms = np.flatnonzero(np.isin(self.coupling.classes.of, self.coupling.sites[name].classes))
@@ -552,13 +566,26 @@ class Traced:
         return result, Cut(removed, before, after, tuple(notes))
 
     def _notes(self) -> list[str]:
-        counted: dict[str, list[str]] = {}
+        counted: dict[str, tuple[list[str], dict[str, None]]] = {}
+        modules = dict(self.model.named_modules())
         for axis, reason in self.reasons.items():
-            counted.setdefault(reason.partition(" (")[0], []).append(axis)
-        return [
-            f"stays: {axes[0]}{f' and {len(axes) - 1} more' if len(axes) > 1 else ''}: {reason}"
-            for reason, axes in counted.items()
-        ]
+            what, _, rest = reason.partition(" (")
+            axes, places = counted.setdefault(what, ([], {}))
+            axes.append(axis)
+            # "(sort in layer1)", or "(sort)" where the whole network's own code calls it.
+            place = rest.rstrip(")").rpartition("in ")[2] if "in " in rest else ""
+            if rest and place in modules:
+                kind = type(modules[place]).__name__
+                places[f"{place} ({kind})" if place else kind] = None
+        notes = []
+        for what, (axes, found) in counted.items():
+            places = list(found)
+            more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+            notes.append(
+                f"stays: {axes[0]}{f' and {len(axes) - 1} more' if len(axes) > 1 else ''}: {what}"
+                f"{f', in {places[0]}{more}' if places else ''}"
+            )
+        return notes
 
     def silence(self, selection: Selection) -> Traced:
         """The same shapes with the units that go set to zero, norms over what is kept: what a cut must equal."""
