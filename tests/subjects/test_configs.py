@@ -108,6 +108,25 @@ def test_numbers_of_modules_follow_the_config() -> None:
     assert small.model.model.layers[1].self_attn.config is small.model.config
 
 
+def test_a_config_inside_a_config_follows() -> None:
+    """A model of images and words, whose towers have widths of their own."""
+    torch.manual_seed(0)
+    tower = {**SIZES, "num_hidden_layers": 1}
+    config = transformers.CLIPConfig(
+        text_config={**tower, "vocab_size": 50},
+        vision_config={**tower, "intermediate_size": 48, "image_size": 16, "patch_size": 4},
+        projection_dim=8,
+    )
+    inputs = {"input_ids": torch.arange(14).view(2, 7), "pixel_values": torch.randn(2, 3, 16, 16)}
+    model = transformers.CLIPModel(config).eval()
+    small, notes = cut(open_traced(model, inputs), "mlp")
+    assert "text_config.intermediate_size 64 -> 32" in notes[0]
+    assert "vision_config.intermediate_size 48 -> 24" in notes[0]
+    assert small.model.config.text_config.intermediate_size == 32
+    assert small.model.vision_model.config.intermediate_size == 24
+    assert model.config.text_config.intermediate_size == 64
+
+
 class Wrapped(nn.Module):
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()

@@ -101,7 +101,7 @@ class _Search:
         A field that says v may now say what v became anywhere.
         """
         data = _data(self.holder)
-        values = {field: old for field, old in _fields(data) if fits(field, False)}
+        values = {field: old for field, old in _fields(data) if fits(_name(field), False)}
         options = {
             field: [new for new, _ in self.widths[old].most_common() if new != old] + [old]
             for field, old in values.items()
@@ -126,7 +126,7 @@ class _Search:
                             best, least, self.left, better = {**best, field: new}, count, left, True
         for field, old in values.items():
             # A number that was a width by chance only.
-            if not least and best.get(field, old) != old and not fits(field, True):
+            if not least and best.get(field, old) != old and not fits(_name(field), True):
                 count, left = self._differences({**best, field: old})
                 if not count:
                     best, self.left = {**best, field: old}, left
@@ -234,6 +234,11 @@ class _Hollow(TorchFunctionMode):
 
 
 # ------------------------------------------------------------------------------------------------------- fields
+
+
+def _name(field: str) -> str:
+    """Without what it stands in, and its place in a list."""
+    return next((part for part in reversed(field.split(".")) if not part.isdigit()), field)
 
 
 def _fields(data: Any, path: str = "") -> Iterator[tuple[str, int]]:

@@ -268,7 +268,9 @@ class Traced:
         below 1.
 
         `units("segments")` gives the operators that can be erased whole instead, one site. They are cut alone; some
-        selections of them would break the network, which `cut` refuses and `erasure` tells.
+        selections of them would break the network, which `cut` refuses and `erasure` tells. A segment costs its own
+        parameters and those of what only it feeds or needs; what goes with several of them together comes on top, so
+        that never more is left of params and bytes than is said. FLOPs are measured by `cut`.
         """
         if not hasattr(multiple, "__index__") or multiple < 1:
             raise InputError(f"multiple={multiple!r}: give a whole number of at least 1, such as 8")
@@ -343,7 +345,8 @@ class Traced:
                 f"no segment of this {type(self.model).__name__} can be erased: {'; '.join(reasons) or 'it has none'}"
             )
         size = dict(self.model.named_parameters())
-        owned = [[size[name] for name in one.parameters] for one in found]
+        lost = self.graph.lost
+        owned = [[size[name] for name in (*one.parameters, *lost[one.name]) if name in size] for one in found]
         own = {
             "segments": np.ones(len(found)),
             "params": np.array([float(sum(p.numel() for p in part)) for part in owned]),
@@ -558,6 +561,12 @@ class Traced:
         after = result._count()
         removed = {segments.SITE: (len(gone), count)}
         notes = [f"erased: {', '.join(erasure.removed)}"]
+        said = self._segments().cost(selection.keep)["params"]
+        if said > after["params"]:
+            notes.append(
+                f"params: {after['params']:.0f} are left, where prices of single segments said at most {said:.0f}: "
+                "the rest goes with several of them together"
+            )
         if erasure.dead:
             notes.append(f"erased because only erased parts took their results: {', '.join(erasure.dead)}")
         notes += [f"stays: {one.name}: {one.reason}" for one in self.graph.segments if one.reason]
@@ -578,12 +587,11 @@ class Traced:
                 kind = type(modules[place]).__name__
                 places[f"{place} ({kind})" if place else kind] = None
         notes = []
-        for what, (axes, found) in counted.items():
-            places = list(found)
+        for what, (axes, places) in counted.items():
             more = f" and {len(places) - 1} more" if len(places) > 1 else ""
             notes.append(
                 f"stays: {axes[0]}{f' and {len(axes) - 1} more' if len(axes) > 1 else ''}: {what}"
-                f"{f', in {places[0]}{more}' if places else ''}"
+                f"{f', in {next(iter(places))}{more}' if places else ''}"
             )
         return notes
 
