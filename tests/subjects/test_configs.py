@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,74 @@ def test_lists_of_widths_are_told_and_a_number_that_was_a_width_by_chance_stays(
     assert small.config == {"widths": (4, 6), "frames": 8}
     assert model.config == {"widths": (8, 12), "frames": 8}
     assert small.frames == 8
+
+
+class Scaled(Registered):
+    """What no file of weights holds, and no number of a module shows: a factor that comes from a width."""
+
+    def __init__(self, widths: tuple[int, ...] = (8, 12), frames: int = 8) -> None:
+        super().__init__(widths, frames)
+        self.register_buffer("scale", torch.tensor(float(widths[0])), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.scale
+
+
+def test_a_config_that_gives_other_buffers_does_not_describe_a_cut() -> None:
+    small, receipt = prune(Scaled(), torch.randn(2, 3))
+    assert small.config == {"widths": (8, 12), "frames": 8}
+    assert any(note.startswith("config: no config of Scaled describes") for note in receipt.notes)
+
+
+class Reading(Registered):
+    """Computes from its config in every pass; with `strict`, it refuses other numbers there."""
+
+    strict = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.strict and self.config["widths"][0] != 8:
+            raise ValueError("of another width")
+        return super().forward(x) * self.config["widths"][0]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_config_that_the_pass_computes_from_stays(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reading, "strict", strict)
+    small, receipt = prune(Reading(), torch.randn(2, 3))
+    assert small.config == {"widths": (8, 12), "frames": 8}
+    assert small.layers[0].out_features == 4
+    assert any(note.startswith("config: no config of Reading describes") for note in receipt.notes)
+
+
+class Normed(Registered):
+    """Batch norms before layers without biases."""
+
+    def __init__(self, widths: tuple[int, ...] = (8, 12), frames: int = 8) -> None:
+        super().__init__(widths, frames)
+        self.norm, self.last = nn.BatchNorm1d(widths[-1]), nn.Linear(widths[-1], 2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.last(self.norm(x))
+
+
+def test_biases_that_offsets_make_are_in_no_config() -> None:
+    torch.manual_seed(0)
+    model = Normed()
+    nn.init.uniform_(model.norm.bias, 0.5, 1.0)
+    small, receipt = prune(model, torch.randn(6, 3), offsets=True)
+    assert small.last.bias is not None
+    assert any(note.startswith("config: no config of Normed describes") for note in receipt.notes)
+    assert prune(model, torch.randn(6, 3))[0].config["widths"] == (4, 6)
+
+
+def test_a_part_with_a_copy_of_the_config_is_told_too() -> None:
+    model, part = nn.Module(), nn.Module()
+    model.part, model.save_pretrained = part, lambda folder: None
+    model.config, part.config = (SimpleNamespace(width=8, deep=SimpleNamespace(heads=4)) for _ in range(2))
+    configs.write(model, [("", "width", 4), ("", "deep.heads", 2)])
+    assert model.config == part.config == SimpleNamespace(width=4, deep=SimpleNamespace(heads=2))
 
 
 def test_a_search_for_a_config_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from secateur.subjects.flow import NOTHING, Flow, Labelled, Labels, Shaping
 from secateur.subjects.labels import along, compact, first, on, padded, varying
 
-__all__ = ["BLANKS", "Step", "adopt", "apply", "look", "marks", "repeat"]
+__all__ = ["BLANKS", "RECURRENT", "Step", "adopt", "apply", "look", "marks", "repeat"]
 
 Given = Sequence[Any]
 Result = Labels | list[Labels]
