@@ -109,6 +109,21 @@ def test_dense_matrices_are_spared_only_where_nothing_fits_or_the_recipe_may_cho
     assert _pattern({"head": head}, Pattern(2, 4), every=False)[0].value == 4  # nothing was done at all
 
 
+def test_matrices_are_held_to_patterns_of_their_own_whose_mean_was_asked_for():
+    one, three = torch.tensor([[1.0, 0, 0, 0]]).repeat(2, 2), torch.tensor([[1.0, 1, 1, 0]]).repeat(2, 2)
+    both, asked = {"one": one, "three": three}, Pattern(2, 4)
+    own = {"one": Pattern(1, 4), "three": Pattern(3, 4)}
+    assert _pattern(both, asked, every=True, each=own) == (Figure(0.0), [])
+    assert _pattern(both, asked, every=True)[0].value == 4
+    figure, (note,) = _pattern({"one": three, "three": three}, asked, every=True, each=own)
+    assert figure.value == 4
+    assert note.endswith("does not hold in one: 4 runs of 4 weights of the first have more than 1 that are not zero")
+    for wrong in ({**own, "one": Pattern(2, 4)}, {"one": Pattern(1, 4), "three": Pattern(6, 8)}):
+        figure, (note,) = _pattern(both, asked, every=True, each=wrong)
+        assert figure.value == 4, "more than was asked for, or runs of another length"
+        assert "does not hold in three" in note
+
+
 def test_the_note_on_zeros_needs_zeros_no_smaller_file_and_no_speed():
     before = {"bytes": Figure(100.0), "zeros": Figure(0.0), "packed_bytes": Figure(100.0)}
     after = {"bytes": Figure(100.0), "zeros": Figure(0.5), "packed_bytes": Figure(60.0)}

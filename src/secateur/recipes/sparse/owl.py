@@ -15,6 +15,7 @@ from secateur.files.texts import Corpus
 from secateur.score import hessian, obs, wanda
 from secateur.select import allocate, weights
 from secateur.subjects import Streamed, Transformer, blocks
+from secateur.subjects.matrices import matrices
 from secateur.vocabulary import Budget, Pattern, Result
 
 CARD = {
@@ -89,6 +90,7 @@ def owl(
     outliers, sizes = zip(*run.json("outliers", look), strict=True)
     for budget in budgets:
         share, pattern = weights.asked(budget, whole, "owl")
+        patterns = list[Pattern]()
         if pattern is None:
             shares = allocate.spread(outliers, share, 0.08 if spread is None else spread, sizes=sizes)
             chosen = [weights.chooser(one, None, "row" if method == "wanda" else "matrix") for one in shares]
@@ -98,12 +100,19 @@ def owl(
             patterns = [Pattern(int(n), pattern.m) for n in allocate.rounded(kept, sizes, most=pattern.m)]
             chosen = [weights.chooser(1.0, one) for one in patterns]
         student, starving = subject.copy(), 0
+        each = {
+            name: one
+            for path, one in zip(subject.layers(), patterns, strict=False)
+            for name in matrices(subject.model, [path])
+        }
         for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
             reader = hessian.Moments if method == "sparsegpt" else norms
             starving += prune(block, chosen[block.index], reader, method, pattern.m if pattern else 128, damp, floor)
         cut = blocks.receipt(subject, student, (*notes, *hessian.shortage(starving, floor)))
         told = "outliers by block: " + ", ".join(f"{value:.2f} %" for value in outliers)
-        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, (told,))
+        if pattern is not None:
+            told += "; weights that stay of " + f"{pattern.m}: " + ", ".join(str(one.n) for one in patterns)
+        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, (told,), patterns=each)
 
 
 def prune(
