@@ -72,6 +72,9 @@ class Blocks(Protocol):
 R = TypeVar("R", bound=Reader)
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
+_ALIKE = 4
+"""Tensors of one shape among which those that blocks are called with are looked for."""
+
 
 @dataclass(eq=False)
 class Block:
@@ -278,13 +281,18 @@ def visit(
         subject.recall(paths[index], _file(folder, index))
     if start == len(paths):
         return
-    with subject.resident():
-        inside = [calls(subject, batch) for batch in mine]
     current = _States(folder, start)
-    if not current.complete(len(mine)):
-        if start:
-            raise ModelError(f"{folder} lacks the states of block {start}: delete it and run the same command again")
-        current.write(entering for entering, _ in inside)
+    written = current.complete(len(mine))
+    if start and not written:
+        raise ModelError(f"{folder} lacks the states of block {start}: delete it and run the same command again")
+    inside: list[list[Call]] = []
+    with subject.resident():
+        entering = _entering(subject, mine, inside)
+        if written:
+            for _ in entering:
+                pass
+        else:
+            current.write(entering)
     masks = [batch.get("attention_mask") for batch in mine]
     masks = [None if mask is None or bool(mask.all()) else mask.bool() for mask in masks]
     shown = sys.stderr.isatty() and state.is_main_process
@@ -299,7 +307,7 @@ def visit(
                 module,
                 matrices(subject.model, [path]),
                 current,
-                [each[1][index] for each in inside],
+                [each[index] for each in inside],
                 masks,
             )
             following = _States(folder, index + 1)
@@ -317,6 +325,45 @@ def visit(
         current = following
     if store:
         current.remove()
+
+
+def _entering(
+    subject: Blocks, batches: Sequence[Mapping[str, Tensor]], inside: list[list[Call]]
+) -> Iterator[Tensor]:
+    """What enters the first block, batch by batch; the calls of all blocks are put into `inside`.
+
+    States are not held: they are as many as all texts together. What calls hand over, such as rotary tables and causal
+    masks, mostly is the same for every batch, and is held once.
+    """
+    pool: dict[Any, list[Tensor]] = {}
+    for batch in batches:
+        states, noted = calls(subject, batch)
+        known: dict[int, Tensor] = {}
+        inside.append([_shared(call, pool, known) for call in noted])
+        del noted, known
+        yield states
+        del states
+
+
+def _shared(given: Any, pool: dict[Any, list[Tensor]], known: dict[int, Tensor]) -> Any:
+    """The same nest of tuples, lists and dicts, with tensors of the pool in place of their equals.
+
+    known: by identity, of the batch at hand: all blocks get the same tensors. A few of each shape are compared, so that
+    masks which differ from batch to batch cost no more than a moment.
+    """
+    if isinstance(given, Tensor):
+        if id(given) not in known:
+            same = pool.setdefault((given.shape, given.dtype, given.device), [])
+            twin = next((one for one in same if torch.equal(one, given)), None)
+            if twin is None and len(same) < _ALIKE:
+                same.append(given)
+            known[id(given)] = given if twin is None else twin
+        return known[id(given)]
+    if type(given) in (tuple, list):
+        return type(given)(_shared(one, pool, known) for one in given)
+    if type(given) is dict:
+        return {name: _shared(one, pool, known) for name, one in given.items()}
+    return given
 
 
 def _processes() -> PartialState:
