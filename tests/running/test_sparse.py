@@ -6,9 +6,12 @@ import copy
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
+import secateur
 import tiny
 from secateur import running
+from secateur.errors import InputError
 from secateur.measure import evidence, latency
 from secateur.running import _pattern, _worth
 from secateur.select import pattern, weights
@@ -107,6 +110,42 @@ def test_dense_matrices_are_spared_only_where_nothing_fits_or_the_recipe_may_cho
     assert "does not hold in head: 4 runs of 4 weights of the first have more than 2" in note
     assert _pattern({"good": good, "head": head}, Pattern(2, 4), every=False)[0].value == 0
     assert _pattern({"head": head}, Pattern(2, 4), every=False)[0].value == 4  # nothing was done at all
+
+
+@pytest.mark.parametrize("recipe", ["magnitude", "wanda", "sparsegpt", "owl", "d_pruner"])
+def test_blocks_that_share_a_matrix_are_refused_before_anything_is_pruned(recipe, tmp_path):
+    """It used to be many lines of a RuntimeError, when the result was saved."""
+    model = tiny.model("llama")
+    model.model.layers[2].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    how = {"general_weight": 0} if recipe == "d_pruner" else {}
+    with pytest.raises(InputError, match="layers.0.mlp.up_proj.weight and model.layers.2.mlp.up_proj.weight share"):
+        running.run(
+            recipe, secateur.open_subject(model, tokenizer=tiny.tokenizer()), tiny.sentences(), "weights=50%",
+            tmp_path / "out", batch=2, length=16, **how,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ["magnitude", "wanda", "sparsegpt"])
+def test_tied_embeddings_stay_tied_and_whole(recipe, tmp_path):
+    """In memory and streamed alike: the head is no block's, and is read once more as the embedding."""
+    config = tiny.model("llama").config
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    made = LlamaForCausalLM(config).eval()
+    made.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    how, found = {} if recipe == "magnitude" else {"samples": 8}, []
+    for stream in (False, True):
+        (row,) = running.run(
+            recipe, str(tmp_path / "model"), tiny.sentences(200), "weights=50%", tmp_path / str(stream), batch=2,
+            length=16, stream=stream, **how,
+        )  # fmt: skip
+        assert row.verdict == "met"
+        model = secateur.load(tmp_path / str(stream))
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert torch.equal(model.lm_head.weight, made.lm_head.weight)
+        found.append(model.state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
 def test_matrices_are_held_to_patterns_of_their_own_whose_mean_was_asked_for():

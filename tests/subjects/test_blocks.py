@@ -124,6 +124,20 @@ def test_neither_states_nor_tables_of_all_batches_are_held(padded, resumed, tmp_
     assert block.path.endswith("2")
 
 
+@pytest.mark.parametrize("shared", ["parameter", "storage"])
+def test_blocks_that_share_weights_are_refused_in_one_line(shared):
+    one = subject()
+    assert blocks.count(one) == sum(matrix.weight.numel() for matrix in matrices(one.model, one.layers()).values())
+    first, _, last = (one.model.get_submodule(path).mlp.up_proj for path in one.layers())
+    if shared == "parameter":
+        last.weight = first.weight
+    else:
+        last.weight.data = first.weight.data
+    message = r"^model.layers.0.mlp.up_proj.weight and model.layers.2.mlp.up_proj.weight share their weights: [^\n]+$"
+    with pytest.raises(InputError, match=message):
+        blocks.count(one)
+
+
 def test_calls_that_differ_are_told_apart(tmp_path):
     """Masks of more kinds than are looked for, among equal ones."""
     one, data = subject(), batches(14)

@@ -499,7 +499,18 @@ def receipt(subject: Blocks, student: Blocks, notes: Sequence[str] = ()) -> Cut:
 
 
 def count(subject: Blocks) -> int:
-    """How many weights the matrices of all blocks have."""
+    """How many weights the matrices of all blocks have.
+
+    Raises `InputError` where two blocks share weights: what is pruned in one would change the other, and no file of
+    ours can say that they are one.
+    """
+    owners: dict[int, str] = {}
+    for path in subject.layers():
+        for name, parameter in subject.model.get_submodule(path).named_parameters():
+            key = id(parameter) if parameter.is_meta else parameter.data_ptr()
+            first = owners.setdefault(key, f"{path}.{name}") if parameter.numel() else ""
+            if first and not first.startswith(f"{path}."):
+                raise InputError(f"{first} and {path}.{name} share their weights: give each block its own, as a copy")
     return sum(matrix.weight.numel() for matrix in matrices(subject.model, subject.layers()).values())
 
 
