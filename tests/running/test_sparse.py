@@ -11,11 +11,11 @@ from transformers import LlamaForCausalLM
 import secateur
 import tiny
 from secateur import running
-from secateur.errors import InputError
+from secateur.errors import InfeasibleError, InputError
 from secateur.measure import evidence, latency
 from secateur.running import _pattern, _worth
 from secateur.select import pattern, weights
-from secateur.subjects import matrices
+from secateur.subjects import blocks, matrices
 from secateur.vocabulary import Figure, Pattern, Result
 
 
@@ -123,6 +123,37 @@ def test_blocks_that_share_a_matrix_are_refused_before_anything_is_pruned(recipe
             recipe, secateur.open_subject(model, tokenizer=tiny.tokenizer()), tiny.sentences(), "weights=50%",
             tmp_path / "out", batch=2, length=16, **how,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "budget", "how", "message"),
+    [
+        ("magnitude", "weights=0.0001%", {"scope": "global"}, "nothing of the 139264 weights: keep at least 0.001%"),
+        ("wanda", "weights=0.0001%", {"scope": "global"}, "nothing of the 139264 weights: keep at least 0.001%"),
+        ("magnitude", "weights=0.01%", {"scope": "block"}, "nothing of a block of 1024 weights: keep at least 0.098%"),
+        ("wanda", "weights=1.5%", {}, "leaves nothing of a row of 64 weights: keep at least 1.563%"),
+        ("owl", "weights=1.5%", {}, "leaves nothing of a row of 64 weights: keep at least 1.563%"),
+        ("owl", "weights=0.01%", {"method": "magnitude"}, "nothing of a matrix of 1024 weights: keep at least 0.098%"),
+        ("sparsegpt", "weights=0.6%", {"columns": 10}, "nothing of a block of 64 weights: keep at least 1.563%"),
+    ],
+)
+def test_too_little_is_refused_before_any_calibration_as_it_was_asked_for(recipe, budget, how, message, tmp_path):
+    subject = secateur.open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InfeasibleError, match=f"^{budget} .*{message}$"):
+        patch.setattr(blocks, "visit", None)
+        running.run(recipe, subject, tiny.sentences(), budget, tmp_path / "out", batch=2, length=16, **how)
+
+
+@pytest.mark.parametrize("recipe", ["wanda", "owl"])
+def test_the_least_that_is_told_can_be_had(recipe, tmp_path):
+    """OWL gives blocks less than the mean, but no block nothing."""
+    subject = secateur.open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    how = {"times": 2.0} if recipe == "owl" else {}
+    for budget in ("weights=1.563%", "weights=4%")[: 1 + (recipe == "owl")]:
+        (row,) = running.run(
+            recipe, subject, tiny.sentences(), budget, tmp_path / budget, batch=2, length=16, samples=8, **how
+        )
+        assert row.verdict == "met"
 
 
 @pytest.mark.parametrize("recipe", ["magnitude", "wanda", "sparsegpt"])

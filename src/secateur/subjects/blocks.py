@@ -6,6 +6,7 @@ goes on at the block where it stopped and ends with the same bytes.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -23,14 +24,28 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur.errors import InputError, ModelError, NumericalError
+from secateur.errors import InfeasibleError, InputError, ModelError, NumericalError
 from secateur.finite import all_finite
 from secateur.modes import evaluating
 from secateur.subjects.matrices import Matrix, matrices
 from secateur.subjects.matrices import receipt as of_matrices
-from secateur.vocabulary import Cut
+from secateur.vocabulary import Budget, Cut
 
-__all__ = ["Block", "Blocks", "Reader", "calls", "count", "everywhere", "leaving", "receipt", "states", "visit", "walk"]
+__all__ = [
+    "Block",
+    "Blocks",
+    "Reader",
+    "calls",
+    "count",
+    "enough",
+    "everywhere",
+    "leaving",
+    "receipt",
+    "smallest",
+    "states",
+    "visit",
+    "walk",
+]
 
 
 class Reader(Protocol):
@@ -512,6 +527,39 @@ def count(subject: Blocks) -> int:
             if first and not first.startswith(f"{path}."):
                 raise InputError(f"{first} and {path}.{name} share their weights: give each block its own, as a copy")
     return sum(matrix.weight.numel() for matrix in matrices(subject.model, subject.layers()).values())
+
+
+def smallest(subject: Blocks, scope: str, width: Callable[[int], int] = lambda columns: min(columns, 128)) -> int:
+    """How many weights the smallest thing has whose weights are compared: row, block, matrix, layer, or global.
+
+    Blocks are as many columns as `width` says of a matrix's columns; "columns" are such blocks, the narrower last one
+    of a matrix among them.
+    """
+    found = [count(subject)]
+    for path in subject.layers():
+        shapes = [matrix.weight.shape for matrix in matrices(subject.model, [path]).values()]
+        sizes = {
+            "row": [columns for _, columns in shapes],
+            "block": [rows * min(width(columns), columns) for rows, columns in shapes],
+            "columns": [rows * (columns % width(columns) or width(columns)) for rows, columns in shapes],
+            "matrix": [rows * columns for rows, columns in shapes],
+            "layer": [sum(rows * columns for rows, columns in shapes)],
+        }
+        found += sizes.get(scope, [])
+    return min(found)
+
+
+def enough(
+    subject: Blocks, budget: Budget | str, share: float, scope: str,
+    width: Callable[[int], int] = lambda columns: min(columns, 128),
+) -> int:  # fmt: skip
+    """`smallest`; raises `InfeasibleError`, before anything is scored, for a share that leaves nothing of it."""
+    size = smallest(subject, scope, width)
+    if int(share * size + 1e-9) < 1:
+        what = "the" if scope == "global" else f"a {scope.replace('columns', 'block')} of"
+        least = math.ceil(1e5 / size) / 1e3
+        raise InfeasibleError(f"{budget} leaves nothing of {what} {size} weights: keep at least {least:g}%", 1 / size)
+    return size
 
 
 # ------------------------------------------------------------------------------------------------------ on the disk

@@ -68,12 +68,18 @@ def owl(
 
     Departures: shares are weighted by the blocks' sizes, so that the budget is met where blocks differ; with equal
     blocks they are the paper's. Equal outlier shares give uniform sparsity, where the official code divides by zero.
-    For patterns n stays between 1 and m. A block's density is at
-    most 1, where the official code stops at 0.99.
+    For patterns n stays between 1 and m. A block's density is at most 1, where the official code stops at 0.99, and at
+    least 1 % or one weight of what is compared.
     """
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
     whole = blocks.count(subject)
     norms = partial(hessian.Moments, diagonal=True)
+    scope = {"wanda": "row", "sparsegpt": "columns"}.get(method, "matrix")
+    asked = [weights.asked(budget, whole, "owl") for budget in budgets]
+    least = [
+        1.0 / blocks.enough(subject, budget, share, scope) if pattern is None else 0.0
+        for budget, (share, pattern) in zip(budgets, asked, strict=True)
+    ]
 
     def look() -> list[list[float]]:
         found = []
@@ -88,11 +94,11 @@ def owl(
         return found
 
     outliers, sizes = zip(*run.json("outliers", look), strict=True)
-    for budget in budgets:
-        share, pattern = weights.asked(budget, whole, "owl")
+    for budget, (share, pattern), low in zip(budgets, asked, least, strict=True):
         patterns = list[Pattern]()
         if pattern is None:
-            shares = allocate.spread(outliers, share, 0.08 if spread is None else spread, sizes=sizes)
+            half = 0.08 if spread is None else spread
+            shares = allocate.spread(outliers, share, half, sizes=sizes, least=max(0.01, low))
             chosen = [weights.chooser(one, None, "row" if method == "wanda" else "matrix") for one in shares]
         else:
             half = (0.25 if spread is None else spread) * pattern.m / 2
