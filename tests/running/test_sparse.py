@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 import secateur
 import tiny
 from secateur import running
-from secateur.errors import InfeasibleError, InputError
+from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.measure import evidence, latency
 from secateur.running import _pattern, _worth
 from secateur.select import pattern, weights
@@ -177,6 +177,29 @@ def test_tied_embeddings_stay_tied_and_whole(recipe, tmp_path):
         assert torch.equal(model.lm_head.weight, made.lm_head.weight)
         found.append(model.state_dict())
     assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "budget", "how"),
+    [
+        ("wanda", "weights=50%", {"samples": 8}),
+        ("ast", "pattern=2:4", {"steps": 2}),
+        ("d_pruner", "weights=50%", {"general_weight": 0, "samples": 8}),
+        ("stun", "weights=50%", {"distance": "together", "samples": 8, "seen": 8}),
+        ("slimmoe", "params=80%", {"steps": 2, "calibration": 16}),
+    ],
+)
+def test_a_block_that_overflows_is_named(recipe, budget, how, tmp_path):
+    """A loss, a gradient and the routing of the blocks behind are NaN as well: none of them tells where from."""
+    model = tiny.model("mixtral" if recipe in ("stun", "slimmoe") else "llama")
+    for name, parameter in model.named_parameters():
+        if "layers.1.mlp" in name and ("gate_up_proj" in name or "up_proj" in name or "gate_proj" in name):
+            parameter.data *= 1e30
+    subject = secateur.open_subject(model, tokenizer=tiny.tokenizer())
+    arguments = (recipe, subject, tiny.sentences(), budget, tmp_path / "out")
+    what = r"\.mlp\.down_proj\.weight: NaN" if recipe == "wanda" else " gives NaN"
+    with pytest.raises(NumericalError, match=rf"^model\.layers\.1{what} or infinity[^\n]+$"):
+        running.run(*arguments, length=16, **how) if recipe != "d_pruner" else running.run(*arguments, **how)
 
 
 def test_matrices_are_held_to_patterns_of_their_own_whose_mean_was_asked_for():

@@ -24,8 +24,8 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur.errors import InfeasibleError, InputError, ModelError, NumericalError
-from secateur.finite import all_finite
+from secateur.errors import InfeasibleError, InputError, ModelError
+from secateur.finite import given
 from secateur.modes import evaluating
 from secateur.subjects.matrices import Matrix, matrices
 from secateur.subjects.matrices import receipt as of_matrices
@@ -360,25 +360,25 @@ def _entering(
         del states
 
 
-def _shared(given: Any, pool: dict[Any, list[Tensor]], known: dict[int, Tensor]) -> Any:
+def _shared(nest: Any, pool: dict[Any, list[Tensor]], known: dict[int, Tensor]) -> Any:
     """The same nest of tuples, lists and dicts, with tensors of the pool in place of their equals.
 
     known: by identity, of the batch at hand: all blocks get the same tensors. A few of each shape are compared, so that
     masks which differ from batch to batch cost no more than a moment.
     """
-    if isinstance(given, Tensor):
-        if id(given) not in known:
-            same = pool.setdefault((given.shape, given.dtype, given.device), [])
-            twin = next((one for one in same if torch.equal(one, given)), None)
+    if isinstance(nest, Tensor):
+        if id(nest) not in known:
+            same = pool.setdefault((nest.shape, nest.dtype, nest.device), [])
+            twin = next((one for one in same if torch.equal(one, nest)), None)
             if twin is None and len(same) < _ALIKE:
-                same.append(given)
-            known[id(given)] = given if twin is None else twin
-        return known[id(given)]
-    if type(given) in (tuple, list):
-        return type(given)(_shared(one, pool, known) for one in given)
-    if type(given) is dict:
-        return {name: _shared(one, pool, known) for name, one in given.items()}
-    return given
+                same.append(nest)
+            known[id(nest)] = nest if twin is None else twin
+        return known[id(nest)]
+    if type(nest) in (tuple, list):
+        return type(nest)(_shared(one, pool, known) for one in nest)
+    if type(nest) is dict:
+        return {name: _shared(one, pool, known) for name, one in nest.items()}
+    return nest
 
 
 def _processes() -> PartialState:
@@ -392,9 +392,7 @@ class _EnoughError(Exception):
 
 def _finite(path: str, outputs: Iterable[Tensor]) -> Iterator[Tensor]:
     for out in outputs:
-        if not all_finite(out):
-            raise NumericalError(f"{path} gives NaN or infinity: check its weights, the data and the number type")
-        yield out
+        yield given(path, out)
 
 
 def calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Call]]:

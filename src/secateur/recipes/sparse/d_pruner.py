@@ -22,7 +22,7 @@ from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.recover import fused, objectives, storage
-from secateur.score import dual, hessian, obs
+from secateur.score import dual, hessian, hooks, obs
 from secateur.select import weights
 from secateur.subjects import Streamed, Transformer, blocks
 from secateur.subjects.matrices import Matrix, matrices
@@ -360,6 +360,8 @@ def dual_importance(
     """
     copy = subject.copy()
     model = copy.model.float().eval().requires_grad_(True)
+    with hooks.sound(model, copy.layers()):  # a loss that is NaN would not say where from
+        copy.forward(batches[0])
     if recompute:
         again(copy)
     found = matrices(model, copy.layers())
