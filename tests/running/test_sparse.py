@@ -118,7 +118,7 @@ def test_blocks_that_share_a_matrix_are_refused_before_anything_is_pruned(recipe
     model = tiny.model("llama")
     model.model.layers[2].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
     how = {"general_weight": 0} if recipe == "d_pruner" else {}
-    with pytest.raises(InputError, match="layers.0.mlp.up_proj.weight and model.layers.2.mlp.up_proj.weight share"):
+    with pytest.raises(InputError, match=r"layers\.0\.mlp\.up_proj\.weight and model\.layers\.2.* share"):
         running.run(
             recipe, secateur.open_subject(model, tokenizer=tiny.tokenizer()), tiny.sentences(), "weights=50%",
             tmp_path / "out", batch=2, length=16, **how,
@@ -137,10 +137,12 @@ def test_blocks_that_share_a_matrix_are_refused_before_anything_is_pruned(recipe
         ("sparsegpt", "weights=0.6%", {"columns": 10}, "nothing of a block of 64 weights: keep at least 1.563%"),
     ],
 )
-def test_too_little_is_refused_before_any_calibration_as_it_was_asked_for(recipe, budget, how, message, tmp_path):
+def test_too_little_is_refused_before_calibration_as_it_was_asked_for(
+    recipe, budget, how, message, tmp_path, monkeypatch
+):
     subject = secateur.open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InfeasibleError, match=f"^{budget} .*{message}$"):
-        patch.setattr(blocks, "visit", None)
+    monkeypatch.setattr(blocks, "visit", None)
+    with pytest.raises(InfeasibleError, match=f"^{budget} .*{message}$"):
         running.run(recipe, subject, tiny.sentences(), budget, tmp_path / "out", batch=2, length=16, **how)
 
 

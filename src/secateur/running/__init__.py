@@ -510,8 +510,8 @@ def _pattern(
         first, count = next(iter(wrong.items()))
         most = (each or {}).get(first, pattern).n
         notes.append(
-            f"{pattern} does not hold in {_listed(list(wrong))}: {display.thousands(count)} runs of {pattern.m} weights "
-            f"of the first have more than {most} that are not zero"
+            f"{pattern} does not hold in {_listed(list(wrong))}: {display.thousands(count)} runs of {pattern.m} "
+            f"weights of the first have more than {most} that are not zero"
         )
     return Figure(float(sum(wrong.values()))), notes
 

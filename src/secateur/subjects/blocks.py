@@ -342,9 +342,7 @@ def visit(
         current.remove()
 
 
-def _entering(
-    subject: Blocks, batches: Sequence[Mapping[str, Tensor]], inside: list[list[Call]]
-) -> Iterator[Tensor]:
+def _entering(subject: Blocks, batches: Sequence[Mapping[str, Tensor]], inside: list[list[Call]]) -> Iterator[Tensor]:
     """What enters the first block, batch by batch; the calls of all blocks are put into `inside`.
 
     States are not held: they are as many as all texts together. What calls hand over, such as rotary tables and causal
