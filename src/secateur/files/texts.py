@@ -611,7 +611,7 @@ def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length:
 
 
 def outside(corpus: Corpus, tokenizer: Any, size: int, *, packed: bool) -> int | None:
-    """The first token of `corpus`, read as `batches` reads it, that a vocabulary of `size` lacks; None for no such token.
+    """The first token of `corpus`, read as `batches` reads it, that a vocabulary of `size` lacks; None without one.
 
     Texts are only read where the tokenizer has such tokens at all: many have some that no text ever shows.
     """
