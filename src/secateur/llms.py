@@ -29,8 +29,11 @@ from secateur.web import PassingError
 
 __all__ = [
     "SPENDING", "Answer", "LanguageModel", "Ledger", "Local", "Meter", "Scored", "Server", "SpentWarning", "answering",
-    "metered", "opened",
+    "metered", "opened", "said",
 ]  # fmt: skip
+
+LONGEST = 10_000
+"""Letters of an answer that are looked at; what is behind them is nonsense."""
 
 Question = str | Sequence[Mapping[str, str]]
 """A user's words, or messages with `role` and `content`."""
@@ -183,6 +186,14 @@ class LanguageModel(Protocol):
     def ask(self, question: Question, *, most: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:
         """Answer in at most `most` tokens; the likeliest at temperature 0."""
         ...
+
+
+def said(model: LanguageModel, question: Question, **how: Any) -> str:
+    """The first letters of what a model answers, of `LONGEST` at most: whoever reads them is not to be kept busy.
+
+    how: most, temperature and seed, see `LanguageModel.ask`.
+    """
+    return model.ask(question, **how).text[:LONGEST]
 
 
 def _at_least_one(most: int) -> None:

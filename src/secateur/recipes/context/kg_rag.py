@@ -6,6 +6,7 @@ Baranzini, Bioinformatics 40(9), 2024 (arXiv 2311.17330).
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -224,13 +225,8 @@ def named(
     calls, tokens, notes = model.meter.calls, model.meter.tokens, list[str]()
     found: list[str] | None = []
     try:
-        reply = model.ask(
-            EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question),
-            most=256,
-            temperature=0.0,
-            seed=seed,
-        )
-        listed = listing(reply.text)
+        request = EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question)
+        listed = listing(llms.said(model, request, most=256, temperature=0.0, seed=seed))
         found = listed or []
         notes += [] if listed is not None else ["the language model's answer is no list of names"]
     except BudgetError as error:
@@ -245,11 +241,11 @@ def named(
 
 
 def objects(reply: str) -> Iterator[dict[str, Any]]:
-    """The objects of JSON that stand in the first letters of a reply."""
-    text, decoder = reply[:10_000], json.JSONDecoder()
-    for start in [match.start() for match in re.finditer(r"\{", text)][:20]:
+    """The first objects of JSON that stand in a reply."""
+    decoder = json.JSONDecoder()
+    for start in [match.start() for match in itertools.islice(re.finditer(r"\{", reply), 20)]:
         try:
-            found, _ = decoder.raw_decode(text, start)
+            found, _ = decoder.raw_decode(reply, start)
         except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
@@ -582,7 +578,7 @@ def answered(
         return found
     calls, tokens = model.meter.calls, model.meter.tokens
     try:
-        found["answer"] = model.ask(messages, most=512, temperature=0.0, seed=seed).text
+        found["answer"] = llms.said(model, messages, most=512, temperature=0.0, seed=seed)
         if choices:
             found["choice"] = choice(found["answer"], choices)
     except SecateurError as error:

@@ -484,7 +484,7 @@ class Asked:
         if self.lost or self._size(prompt) + most > self.window:
             return ""
         try:
-            return self.model.ask(prompt, most=most, temperature=temperature, seed=self.seed + again).text
+            return llms.said(self.model, prompt, most=most, temperature=temperature, seed=self.seed + again)
         except SecateurError as error:
             # What is wrong with this prompt alone may be right with the next; the rest will be no better then.
             self.lost = isinstance(error, BudgetError) or not isinstance(error, InputError)
@@ -509,14 +509,14 @@ class Asked:
     def analysed(self, question: str, nodes: Sequence[str], names: Sequence[str], indicator: str) -> Asking:
         """Its chain and its questions, as far as they can be read."""
         said = self.ask(ANALYSIS.format(question=question, topics="; ".join(names))) if nodes else ""
-        chain = re.search(r"^\W*chain\W*:\s*(.+)$", said, re.IGNORECASE | re.MULTILINE)
-        guess = " ".join(chain[1].split()) if chain and len(links(chain[1])) > 2 else ""
-        found = self.other.analysed(question, nodes, names, indicator or guess)
-        asked = re.findall(r"^\W*question \d+\W*:\s*(.+)$", said, re.IGNORECASE | re.MULTILINE)
+        chain = " ".join(found[1][:1000].split()) if (found := _CHAIN.search(said)) else ""
+        guess = chain if len(links(chain)) > 2 else ""
+        asking = self.other.analysed(question, nodes, names, indicator or guess)
+        asked = _PART.findall(said)
         if len(asked) != len(names) or not names:
-            return found
+            return asking
         parts = tuple(" ".join(part.split())[:500] for part in asked)
-        return divided(replace(found, parts=parts, steps=(len(links(found.indicator)) - 1) // 2))
+        return divided(replace(asking, parts=parts, steps=(len(links(asking.indicator)) - 1) // 2))
 
     def _choice(self, asking: Asking, pieces: Sequence[Piece]) -> str:
         listed = "\n".join(f"{number}. {piece.text}" for number, piece in enumerate(pieces, start=1))
@@ -543,8 +543,8 @@ class Asked:
     def proposed(self, asking: Asking, texts: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:
         """What it would look for."""
         said = self.ask(PROPOSAL.format(question=asking.question, paths="\n".join(texts)))
-        found = re.findall(r"^\W*answer\W*:\s*([^|\n]+?)\s*(?:\|\s*chain\W*:\s*(.*))?$", said, re.I | re.M)
-        return [(name[:200], chain[:1000]) for name, chain in found][:3] or self.other.proposed(asking, texts, names)
+        found = [(name[:200].strip(), chain[:1000]) for name, chain in _PROPOSED.findall(said)]
+        return found[:3] or self.other.proposed(asking, texts, names)
 
     def summary(self, asking: Asking, texts: Sequence[str], names: Sequence[str]) -> list[str]:
         """Its lines that are chains of entities on the paths; all paths where there is none."""
@@ -586,15 +586,21 @@ class Asked:
         }  # fmt: skip
 
 
+# Possessive, and within a line as far as signs go: tried once at each line, whatever a model says.
+_CHAIN = re.compile(r"^[^\w\n]*+chain[^\w\n:]*+:\s*+(.+)", re.IGNORECASE | re.MULTILINE)
+_PART = re.compile(r"^[^\w\n]*+question \d++[^\w\n:]*+:\s*+(.+)", re.IGNORECASE | re.MULTILINE)
+_PROPOSED = re.compile(
+    r"^[^\w\n]*+answer[^\w\n:]*+:\s*+([^|\n]++)(?:\|\s*+chain[^\w\n:]*+:\s*+(.*))?$", re.IGNORECASE | re.MULTILINE
+)
+
 _OPEN = re.compile(r"(?:answer\b.*|[a-z]|\?.*)$", re.IGNORECASE)
 """What stands in an indicator for what is not known."""
 
 
 def links(indicator: str) -> list[str]:
     """Entities and relations in turn: "A" - treats - x - causes - "B"."""
-    return [
-        part.strip().strip("\"'“”") for part in re.split(r"\s+(?:-+>?|<-+|→|–|—)\s+", indicator.strip()) if part.strip()
-    ]
+    line = " ".join(indicator.split())
+    return [part.strip().strip("\"'“”") for part in re.split(r" (?:-+>?|<-+|→|–|—) ", line) if part.strip()]
 
 
 def place(name: str, text: str) -> float:

@@ -428,8 +428,8 @@ def cited(llm: llms.LanguageModel, question: str, parts: Sequence[Sequence[str]]
         text, numbered = "", [f"[{i}] {sentence}" for i, sentence in enumerate(part)]
         for line in numbered:  # about four letters a token
             text += f"{line}\n" if len(text) + len(line) < 4 * READ else ""
-        answer = llm.ask(f"{task}\n\nQuestion: {question}\n\nSentences:\n{text}", most=SAID)
-        numbers = citations.cited(answer.text, len(part))
+        answer = llms.said(llm, f"{task}\n\nQuestion: {question}\n\nSentences:\n{text}", most=SAID)
+        numbers = citations.cited(answer, len(part))
         found.append(None if numbers is None else sorted(numbers))
     return found
 
