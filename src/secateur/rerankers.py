@@ -43,7 +43,7 @@ class Settings:
     """What stands in config.json under `pruning`.
 
     threshold, rounding: as `provence` takes them. longest: tokens of a block; 0 for as many as the model reads.
-    ranks: whether the score of a passage means anything.
+    language: whose rules split sentences. ranks: whether the score of a passage means anything.
     """
 
     threshold: float = 0.1

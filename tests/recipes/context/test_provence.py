@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from secateur.llms import Answer, Local, Meter
 from secateur.recipes.context import provence as module
 from secateur.recipes.context.provence import provence, train
 from secateur.subjects import open_passages
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Selection
 from test_llms import say, served, speaking
 
 QUESTION = sentence(3)
@@ -95,6 +96,29 @@ def test_the_title_stays_exactly_where_another_sentence_does():
     alone = [[sentence(3, 30, 31, 32), sentence(20, 21, 22, 23)]]
     assert left(run(alone)[0]) == {0: alone[0][0]}
     assert left(run(alone, always_select_title=True)[0]) == {}
+
+
+def test_sentences_are_split_as_of_the_models_language_or_the_one_that_is_given():
+    model = taught().copied()
+    model.settings = replace(model.settings, language="de")
+    text = "Am 3. Mai kam er. Sie ging."
+
+    def parts(given, **options):
+        into = Transient()
+        (result,) = provence(given, QUESTION, [Budget.parse("tokens=100%")], into, threshold=-1.0, **options)
+        return [[row["text"] for row in rows] for rows in into.values[f"trace-{result.name}"].values()]
+
+    german, english = ["Am 3. Mai kam er.", "Sie ging."], ["Am 3.", "Mai kam er.", "Sie ging."]
+    assert parts(open_passages([text]), model=taught()) == [english]
+    assert parts(open_passages([text]), model=model) == [german]
+    assert parts(open_passages([text]), model=taught(), language="de") == [german]
+    assert parts(open_passages([text]), model=model, language="en") == [english]
+    titled = open_passages([text, ["Am 3.", "Mai."]], titles=["Der 3. Mai", None]).ordered([1, 0])
+    assert parts(titled, model=model) == [["Der 3. Mai", *german], ["Am 3.", "Mai."]]
+    assert parts(open_passages([text], split="en"), model=model) == [english]
+    assert parts(open_passages([text]).cut(Selection({"sentences": [False, True, True]}))[0], model=model) == [
+        english[1:]
+    ]
 
 
 def test_order_by_score_and_the_first_few():

@@ -57,6 +57,7 @@ def provence(
     reranker: Any = "",
     best_block: bool = False,
     longest: int = 0,
+    language: str = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -86,6 +87,8 @@ def provence(
         reranker: whose scores sort passages, where the model only prunes (standalone); the model's own if not given.
         best_block: a long passage scores as its best block, not as its first.
         longest: tokens of a block; as many as the model reads, and at most 512, if 0.
+        language: whose rules split sentences, "de"; the model's own if not given. Lists of sentences stay, and so do
+            passages that were opened with a `split`.
         seed: not used; nothing here is random.
         dry_run: as a run; nothing is kept.
 
@@ -96,6 +99,7 @@ def provence(
     chosen = judge.settings
     limit = chosen.threshold if threshold is None else threshold
     counts = {"tokens": encoders.counter(tokenizer or judge.tokenizer)}
+    subject = subject.split(language or chosen.language)
     parts = said(subject)
     told = run.json("judged", lambda: judged(judge, question, parts, longest, best_block))
     keep, scores = columns(told, [len(part) for part in parts], limit, rounding or chosen.rounding)
@@ -287,7 +291,7 @@ def train(
         longest: tokens of a pair; what is longer is cut off.
         threshold: what the model takes where it is not told otherwise.
         rounding: likewise.
-        language: likewise, for the splitting of sentences.
+        language: likewise, for the splitting of sentences, here and where the model is used.
         held_out: share of the questions that are kept back and judged.
         seed: of the new head, of what is held out, and of the order.
 
