@@ -17,12 +17,14 @@ from urllib.parse import urlsplit
 
 from secateur.errors import InputError, MissingExtraError, ServerError
 
-__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "addressed"]
+__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "RefusedError", "addressed"]
 
 T = TypeVar("T")
 
 LARGEST = 16 * 2**20
 """Bytes of an answer; what is longer is no answer."""
+_UNFIT = {400, 413, 422}
+"""What a server says of a request that it can't read, or that is too long for it."""
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
@@ -41,6 +43,10 @@ class PassingError(Exception):
 
 class LargeError(ServerError):
     """An answer longer than is read. It would be so again: ask for less."""
+
+
+class RefusedError(ServerError):
+    """A refusal of what was asked, not of who asks: something else may be answered."""
 
 
 class Client:
@@ -167,7 +173,8 @@ class Client:
             raise PassingError(f"HTTP {status}", _seconds(asked))
         if status != 200:
             hint = f": is the key in {self.key} right?" if status in (401, 403) else f": {_excerpt(raw, secret)}"
-            raise ServerError(f"{self.url} refused with HTTP {status}{hint}")
+            refusal = RefusedError if status in _UNFIT else ServerError
+            raise refusal(f"{self.url} refused with HTTP {status}{hint}")
         return bytes(raw)
 
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tiny
 from keeper import WORDS, Training, fresh, lesson, sentence, taught
 from secateur import llms, recipes
-from secateur.errors import DataError, InputError, NumericalError, RunError
+from secateur.errors import DataError, InputError, NumericalError, RunError, ServerError
 from secateur.files.rundir import Run, Transient
 from secateur.llms import Answer, Local, Meter
 from secateur.recipes.context import provence as module
@@ -261,9 +261,36 @@ def test_labels_outlive_a_stop(tmp_path):
 
 
 def test_a_long_passage_is_shown_as_far_as_is_read():
-    model = Says("[1]")
-    module.cited(model, "q", [["word " * 1500] * 9], "task")
-    assert len(model.asked[0]) < 4 * module.READ + 100
+    model = Says("[1]", "[1]")
+    module.cited(model, "q", [["word " * 1500] * 9, ["字" * 800] * 9], "task")
+    assert [asked.count("\n[") for asked in model.asked] == [1, 3]
+    assert module.cited(model, "q", [["word " * 3000], []], "task") == [None, None]  # nothing to ask about
+
+
+def test_a_local_model_is_shown_as_many_tokens_as_it_reads():
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=260, max_position_embeddings=600, **shape)).eval()
+    local, asked = Local(model, tiny.letters()), []
+    local.ask = lambda question, **how: asked.append(question) or Local.ask(local, question, **how)
+    assert module.cited(local, "q", [["字" * 30] * 9, ["字" * 300]], "task") == [None, None]
+    assert local.meter.calls == 1
+    many = asked[0].count("\n[")
+    assert 0 < many < 9
+    assert 0 <= 600 - module.SAID - len(local.prompt(asked[0])) < len(local.prompt("[0] " + "字" * 30))
+
+
+def test_a_passage_that_can_not_be_read_loses_its_label_alone():
+    def answer(body, headers):
+        question = body["messages"][0]["content"]
+        return say("too long", 400) if "Long" in question else say({"choices": [{"message": {"content": "So [1]."}}]})
+
+    rows = [{"question": "q", "documents": ["One. Two.", "One. Long."]}, {"question": "q", "documents": ["One. Two. Three."]}]
+    with served(answer) as url:
+        pairs, lost = module.labelled(rows, Transient(), llms.answering(url, "x"), "answer", "en")
+    assert [len(pair["sentences"]) for pair in pairs] == [2, 3]
+    assert lost == 1
+    with served(lambda body, headers: say("no such thing", 400)) as url, pytest.raises(ServerError, match="HTTP 400"):
+        module.labelled(rows, Transient(), llms.answering(url, "x"), "answer", "en")
 
 
 def test_labels_from_answers():

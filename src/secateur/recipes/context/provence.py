@@ -28,6 +28,7 @@ from secateur.select import ranking
 from secateur.subjects import Passages, markup, open_passages
 from secateur.subjects.passage import sentences
 from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Units
+from secateur.web import RefusedError
 
 CARD = {
     "title": "Provence: efficient and robust context pruning for retrieval-augmented generation",
@@ -397,6 +398,8 @@ ORACLES = {
 }
 READ, SAID = 2048, 256
 """Tokens that a labeller reads, about, and says."""
+PROBE = "Is water wet? Answer yes or no."
+"""What any labeller can read."""
 
 
 def labelled(
@@ -426,16 +429,30 @@ def labelled(
 
 
 def cited(llm: llms.LanguageModel, question: str, parts: Sequence[Sequence[str]], task: str) -> list[list[int] | None]:
-    """For each passage the sentences that the model cites; None where it gives no label."""
+    """For each passage the sentences that the model cites; None where it gives no label, or can't read the passage."""
     found: list[list[int] | None] = []
     for part in parts:
-        text, numbered = "", [f"[{i}] {sentence}" for i, sentence in enumerate(part)]
-        for line in numbered:  # about four letters a token
-            text += f"{line}\n" if len(text) + len(line) < 4 * READ else ""
-        answer = llms.said(llm, f"{task}\n\nQuestion: {question}\n\nSentences:\n{text}", most=SAID)
-        numbers = citations.cited(answer, len(part))
+        asked = f"{task}\n\nQuestion: {question}\n\nSentences:\n"
+        text = readable(llm, asked, [f"[{i}] {sentence}\n" for i, sentence in enumerate(part)])
+        try:
+            numbers = citations.cited(llms.said(llm, asked + text, most=SAID), len(part)) if text else None
+        except (InputError, RefusedError):
+            llms.said(llm, PROBE, most=SAID)  # raises where it is not the passage that is wrong
+            numbers = None
         found.append(None if numbers is None else sorted(numbers))
     return found
+
+
+def readable(llm: llms.LanguageModel, asked: str, lines: Sequence[str]) -> str:
+    """The lines that a labeller has room for behind what it is asked: by its tokens, or about four bytes a token."""
+    room, sizes = 4.0 * READ, [len(line.encode()) for line in lines]
+    if isinstance(llm, llms.Local):
+        room = min(READ, llm.window - SAID - len(llm.prompt(asked)))
+        sizes = list(encoders.counter(llm.tokenizer)(lines))
+    text = ""
+    for line, size in zip(lines, sizes, strict=True):
+        text, room = (text + line, room - size) if size <= room else (text, room)
+    return text
 
 
 def holding(part: Sequence[str], answers: Sequence[str]) -> list[int] | None:
