@@ -103,6 +103,10 @@ def test_what_stays_is_above_both_thresholds_and_the_best_comes_first():
     assert all("treats" in line for line in written)
     assert told["facts_after"] == len(written)
     assert told["facts_before"] == len(rows)
+    facts = [row["fact"] for row in rows if row["kept"]]
+    assert facts == [list(line.facts[0]) for line in result.subject.lines]
+    assert {row["node"] for row in rows} == {"urn:x:asthma"}
+    assert all("urn:x:asthma" in (subject, object) for subject, _, object, _ in facts)
 
 
 @given(st.floats(0, 100), st.floats(0, 100), st.floats(-1, 1), st.floats(-1, 1), st.integers(0, 30), st.integers(0, 30))
@@ -304,6 +308,7 @@ def test_what_identifies_a_node_is_one_more_fact():
     here.store.graph.update(f'DELETE DATA {{ <urn:x:DOID_2841> {NAME} "DOID_2841" }}')
     _, trace, _ = one(here, QUESTION, embedder=bag, floor=0)
     assert {row["text"] for row in trace["facts.asthma"]} == {"asthma has cough", "asthma has the identifier DOID_2841"}
+    assert {row["node"] for row in trace["facts.asthma"] if row["fact"] is None} == {"urn:x:DOID_2841"}
     _, trace, _ = one(here, QUESTION, embedder=bag, floor=0, identifier=False)
     assert {row["text"] for row in trace["facts.asthma"]} == {"asthma has cough"}
 

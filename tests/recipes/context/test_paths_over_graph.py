@@ -75,7 +75,12 @@ def test_a_path_through_both_topics_answers():
     assert (found["answer"], found["sufficient"], found["phase"], found["hops"]) == ("salbutamol", True, "topics", 1)
     assert [name.removeprefix(X) for name in found["topics"]] == ["asthma", "tremor"]
     assert found["entities_reduced"] < found["entities"]
-    assert all(set(row) == {"path", "text", "score", "words", "kept"} for row in rows)
+    names = {"path", "text", "score", "words", "kept", "nodes", "steps", "facts"}
+    assert all(set(row) == names for row in rows)
+    (best,) = [row for row in rows if row["text"] == result.subject.written().split("\n")[0]]
+    assert best["nodes"] == [[f"{X}asthma"], [f"{X}salbutamol"], [f"{X}tremor"]]
+    assert best["steps"] == [[f"{X}treats", False], [f"{X}causes", True]]
+    assert best["facts"] == [list(fact) for fact in result.subject.lines[0].facts]
     assert [fact[:3] for fact in result.subject.lines[0].facts] == [
         (f"{X}salbutamol", f"{X}treats", f"{X}asthma"), (f"{X}salbutamol", f"{X}causes", f"{X}tremor")
     ]  # fmt: skip

@@ -284,7 +284,8 @@ def test_a_passage_that_can_not_be_read_loses_its_label_alone():
         question = body["messages"][0]["content"]
         return say("too long", 400) if "Long" in question else say({"choices": [{"message": {"content": "So [1]."}}]})
 
-    rows = [{"question": "q", "documents": ["One. Two.", "One. Long."]}, {"question": "q", "documents": ["One. Two. Three."]}]
+    documents = [["One. Two.", "One. Long."], ["One. Two. Three."]]
+    rows = [{"question": "q", "documents": each} for each in documents]
     with served(answer) as url:
         pairs, lost = module.labelled(rows, Transient(), llms.answering(url, "x"), "answer", "en")
     assert [len(pair["sentences"]) for pair in pairs] == [2, 3]

@@ -206,7 +206,10 @@ def kg_rag(
 
 
 Row = dict[str, Any]
-"""A fact of a node: fact, text, path, predicate, target, provenance, evidence; then score and rank."""
+"""A fact of a node: fact, text, path, predicate, target, provenance, evidence; then score and rank.
+
+fact: subject, predicate, object and whether that is a literal; None for what identifies the node.
+"""
 
 Around = dict[str, Any]
 """A node and its facts: site, node, name, rows."""
@@ -529,12 +532,12 @@ def fitting(
 
 
 def traced(sites: Sequence[Around], kept: Mapping[Place, Row], counts: Mapping[str, Count]) -> dict[str, list[Row]]:
-    """What a trace tells of each fact: where it stands, its score and costs, and whether it is kept."""
+    """What a trace tells of each fact: itself, where it stands, its score and costs, and whether it is kept."""
     found = {}
     for i, site in enumerate(sites):
         costs = lines({(i, j): row for j, row in enumerate(site["rows"])}).units(**counts)["facts"].cost
         found[site["site"]] = [
-            {**{name: value for name, value in row.items() if name != "fact"},
+            {**row, "node": site["node"],
              **{measure: float(column[j]) for measure, column in costs.items()}, "kept": (i, j) in kept}
             for j, row in enumerate(site["rows"])
         ]  # fmt: skip

@@ -814,7 +814,11 @@ class Search:
         sizes = {"enumerated": len(clusters), "fuzzy": len(near), "branch": branched, "precise": len(left), "rounds": 1}
         self.steps |= {name: self.steps.get(name, 0) + size for name, size in sizes.items()}
         for one, text in zip(near, self.told_of(near), strict=True):
-            self.rows[text] = {"path": self.way(one), "text": text, "score": self.texts[text]}
+            self.rows[text] = {
+                "path": self.way(one), "text": text, "score": self.texts[text],
+                "nodes": [list(nodes[: walks.LISTED]) for nodes in one.nodes],
+                "steps": [list(step) for step in one.steps], "facts": [list(fact) for fact in shown(one)],
+            }  # fmt: skip
         return left, near
 
     def fits(self, paths: Sequence[Cluster], whole: bool, branches: Sequence[Sequence[Any]]) -> bool:
