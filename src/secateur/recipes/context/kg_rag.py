@@ -24,6 +24,7 @@ from secateur.files.rundir import Run
 from secateur.score import relevance
 from secateur.select import limits as limits_of
 from secateur.select import ranking, thresholds
+from secateur.stores import usable
 from secateur.subjects import markup
 from secateur.subjects.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
 from secateur.vocabulary import Array, Budget, Cut, Result, Selection
@@ -67,6 +68,7 @@ def kg_rag(
     embedder: Any = "",
     namer: Any = "",
     tokenizer: Any = "",
+    topics: Sequence[str] = (),
     percentile: float = 75.0,
     floor: float | None = None,
     volume: int = 150,
@@ -112,6 +114,8 @@ def kg_rag(
         namer: the same for names of nodes; the embedder unless given.
         tokenizer: folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if
             not given.
+        topics: what the question is about, names or IRIs in the graph; else it is looked for in it. Where all are IRIs
+            no names of the graph are read, which suits a large endpoint.
         percentile: of a node's similarities, from 0 to 100.
         floor: what s must exceed whatever the others have. It depends on the encoder: unless given it is 0.3, which
             suits all-MiniLM-L6-v2, or 0 without an embedder. The paper has 0.5 for its encoder's cosine alone.
@@ -170,8 +174,13 @@ def kg_rag(
         floor = FLOOR if embed else 0.0
 
     def retrieved() -> dict[str, Any]:
-        listed, asked = named(question, model, kinds, seed) if model else (None, dict[str, Any]())
-        nodes, told = linked(subject, question, listed, names, tuple(kinds), nearest, fallback, least)
+        given = [" ".join(topic.split()) for topic in topics if topic.strip()]
+        asked: dict[str, Any] = {"llm_calls": 0, "llm_tokens": 0} if model else {}
+        if given:
+            nodes, told = chosen(subject, given, names, tuple(kinds), nearest, least)
+        else:
+            listed, asked = named(question, model, kinds, seed) if model else (None, asked)
+            nodes, told = linked(subject, question, listed, names, tuple(kinds), nearest, fallback, least)
         sites = labelled(subject, nodes)
         for site in sites:
             rows = sentences(subject, site, rules, literals, identifier, origin)
@@ -294,6 +303,26 @@ def linked(
     if not nodes:
         notes.append("nothing in the graph was found for the question")
     return nodes, {"entities": [name for name, _ in found], "fallback": stands_in, "notes": notes}
+
+
+def chosen(
+    graph: KnowledgeGraph,
+    topics: Sequence[str],
+    embed: encoders.Embed | None,
+    kinds: tuple[str, ...],
+    nearest: int,
+    least: float,
+) -> tuple[list[str], dict[str, Any]]:
+    """The nodes of topics that are given, IRIs as they are; and what is told of it."""
+    index = None if all(map(usable, topics)) else graphs.named(graph, kinds)
+    found = {topic: [topic] if index is None or usable(topic) else index.called(topic)[:nearest] for topic in topics}
+    lost = [topic for topic, nodes in found.items() if not nodes]
+    if lost and index is not None and embed is not None:
+        found |= dict(zip(lost, near(index, lost, embed, nearest, least), strict=True))
+    notes = [f"nothing in the graph is called {topic!r}" for topic, nodes in found.items() if not nodes]
+    nodes = list(dict.fromkeys(node for some in found.values() for node in some))
+    notes += [] if nodes else ["nothing in the graph was found for the question"]
+    return nodes, {"entities": list(found), "fallback": False, "notes": notes}
 
 
 def near(index: Names, texts: Sequence[str], embed: encoders.Embed, count: int, least: float) -> list[list[str]]:

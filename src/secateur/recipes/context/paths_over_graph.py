@@ -19,11 +19,12 @@ import numpy as np
 from secateur import encoders, graphs, llms
 from secateur.encoders import Count
 from secateur.errors import BudgetError, InputError, SecateurError
-from secateur.files.names import COMMON, Names
+from secateur.files.names import COMMON
 from secateur.files.rundir import Run
 from secateur.score import naming, relevance
 from secateur.select import beams, ranking
 from secateur.select import limits as limits_of
+from secateur.stores import usable
 from secateur.subjects import markup, walks
 from secateur.subjects.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
 from secateur.subjects.walks import Cluster, Path, Surroundings
@@ -1120,9 +1121,11 @@ def linked(
     """
     found, notes = list[str](), list[str]()
     asked = [" ".join(topic.split()) for topic in topics if topic.strip()] or judge.keywords(question)
-    names = graphs.named(graph) if not all(map(_IRI.fullmatch, asked)) or not asked else None
+    names = graphs.named(graph) if not all(map(usable, asked)) or not asked else None
     for topic in asked:
-        nodes = [topic] if names is None or _IRI.fullmatch(topic) else called(names, topic, like, least)
+        nodes = [topic] if names is None or usable(topic) else names.called(topic)
+        if not nodes and names is not None and like.embed:
+            nodes = [match.node for match in names.nearest([topic], like.embed, 1, least)[0]]
         found += nodes[:1]
         notes += [] if nodes else [f"nothing in the graph is called {topic!r}"]
     if not found and not topics and names is not None:
@@ -1134,18 +1137,6 @@ def linked(
     notes += [] if found else ["nothing in the graph was found for the question"]
     notes += [f"the question names {len(found)} things, of which {TOPICS} are looked at"] if len(found) > TOPICS else []
     return found[:TOPICS], notes
-
-
-_IRI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s<>\"{}|^`\\]+")
-
-
-def called(names: Names, topic: str, like: Likeness, least: float) -> list[str]:
-    """The nodes called so, or whose name is nearest to it."""
-    for mention in names.mentions(topic, common=()):
-        if mention.end - mention.start >= len(topic.strip(" \t.,;:!?\"'()")):
-            return list(mention.nodes)
-    near = names.nearest([topic], like.embed, 1, least)[0] if like.embed else []
-    return [match.node for match in near]
 
 
 def within(lines: Sequence[Line], limits: Mapping[str, float], counts: Mapping[str, Count]) -> tuple[Facts, list[str]]:
