@@ -55,6 +55,7 @@ def htmlrag(
     wide: float = 2.0,
     block: int = 0,
     fine: int = 0,
+    device: str = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -86,6 +87,7 @@ def htmlrag(
         wide: the coarse cut's budget, as a multiple.
         block: words above which a tag is split for step 1; 0 for a size that suits the page and the budget (`suited`).
         fine: the same for step 2.
+        device: where the embedder is held if given by name, "cuda"; the processor if empty.
         seed: not used; nothing here is random.
         dry_run: as a run; nothing is kept.
 
@@ -107,7 +109,8 @@ def htmlrag(
     question, scorer = " ".join(data.split()), llms.opened(path_model) if path_model else None
     rate: Rate = partial(lexical, question=question, headed=headed)
     if embedder:
-        rate = partial(alike, question=instruction + question, embed=encoders.encoder(embedder), headed=headed)
+        embed = encoders.encoder(embedder, device)
+        rate = partial(alike, question=instruction + question, embed=embed, headed=headed)
     whole = cost(subject, counts)
     for budget in budgets:
         limits = limits_of.reading(budget, whole, "a page")

@@ -90,6 +90,7 @@ def kg_rag(
     answer: bool = False,
     choices: Sequence[str] = (),
     system: str = "",
+    device: str = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -139,6 +140,7 @@ def kg_rag(
         answer: also ask the language model the question, with what is kept.
         choices: answers of which it is to give one.
         system: what the language model is told before all else; if empty, to answer briefly and name sources.
+        device: where embedder and namer are held if given by name, "cuda"; the processor if empty.
         seed: of the language model's answers.
         dry_run: as a run; nothing is kept.
 
@@ -168,8 +170,8 @@ def kg_rag(
     counts = {"tokens": encoders.counter(reader)} if reader else {}
     question = " ".join(data.split())
     model = llms.answering(llm, llm_name, calls=calls, tokens=llm_tokens) if llm else None
-    embed = encoders.remembering(embedder) if embedder else None
-    names = encoders.remembering(namer) if namer else embed
+    embed = encoders.remembering(embedder, device=device) if embedder else None
+    names = encoders.remembering(namer, device=device) if namer else embed
     if floor is None:
         floor = FLOOR if embed else 0.0
 

@@ -76,6 +76,7 @@ def paths_over_graph(
     reading: int = 20_000,
     hub: int = 300,
     threads: int = 1,
+    device: str = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -133,6 +134,7 @@ def paths_over_graph(
         reading: facts that are read of the graph, at most.
         hub: facts that are read of one node other than a topic, in one direction.
         threads: queries to the graph at once.
+        device: where the embedder is held if given by name, "cuda"; the processor if empty.
         seed: of the language model's answers.
         dry_run: as a run; nothing is kept.
 
@@ -163,7 +165,7 @@ def paths_over_graph(
         raise InputError(f"mode={mode!r}: give 1, 12, 13 or 123")
     reader = tokenizer or (embedder if isinstance(embedder, str) else "")
     counts = {"tokens": encoders.counter(reader)} if reader else {}
-    like = Likeness(encoders.remembering(embedder) if embedder else None)
+    like = Likeness(encoders.remembering(embedder, device=device) if embedder else None)
     question, model = " ".join(data.split()), None
     if llm:
         model = llms.answering(llm, llm_name, calls=calls, tokens=llm_tokens)

@@ -59,6 +59,7 @@ def provence(
     best_block: bool = False,
     longest: int = 0,
     language: str = "",
+    device: str = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -90,13 +91,14 @@ def provence(
         longest: tokens of a block; as many as the model reads, and at most 512, if 0.
         language: whose rules split sentences, "de"; the model's own if not given. Lists of sentences stay, and so do
             passages that were opened with a `split`.
+        device: where model and reranker are held if given by name, "cuda"; the processor if empty.
         seed: not used; nothing here is random.
         dry_run: as a run; nothing is kept.
 
     Departures: a budget comes on top of the threshold. Sentences are split by sencentex's rules instead of NLTK's. What
     stands between two sentences that stay is left as it is. A title that alone is above the threshold does not stay.
     """
-    judge, question = pruner(model), " ".join(data.split())
+    judge, question = pruner(model, device), " ".join(data.split())
     chosen = judge.settings
     limit = chosen.threshold if threshold is None else threshold
     counts = {"tokens": encoders.counter(tokenizer or judge.tokenizer)}
@@ -105,7 +107,8 @@ def provence(
     told = run.json("judged", lambda: judged(judge, question, parts, longest, best_block))
     keep, scores = columns(told, [len(part) for part in parts], limit, rounding or chosen.rounding)
     if reranker:
-        told = run.json("ranked", lambda: judged(rerankers.opened(reranker), question, parts, longest, best_block))
+        other = rerankers.opened(reranker, device)
+        told = run.json("ranked", lambda: judged(other, question, parts, longest, best_block))
     elif (reorder or top_k) and not chosen.ranks:
         raise InputError("this model prunes and does not rank: give a reranker, or leave reorder and top_k out")
     order = list(range(len(parts)))
@@ -164,9 +167,9 @@ def letters(passages: Passages) -> int:
 # ----------------------------------------------------------------------------------------------------------- its scores
 
 
-def pruner(model: Any) -> Reranker:
+def pruner(model: Any, device: str = "") -> Reranker:
     """The trained model; `InputError` for a reranker that says nothing of tokens."""
-    found = rerankers.opened(model)
+    found = rerankers.opened(model, device)
     if found.keep is None:
         name = model if isinstance(model, str) else "this model"
         raise InputError(f"{name} ranks and does not prune: train it first (secateur train-pruner provence)")
