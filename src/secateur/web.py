@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import math
+import os
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 from secateur.errors import InputError, MissingExtraError, ServerError
 
-__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "RefusedError", "addressed"]
+__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "RefusedError", "addressed", "holding"]
 
 T = TypeVar("T")
 
@@ -31,6 +32,16 @@ _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 def addressed(source: object) -> bool:
     """Whether something is named by the address of a server."""
     return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def holding(name: str) -> str:
+    """The environment variable that a user says holds a key.
+
+    Raises `InputError` where it holds none, without telling its name: that may be the key itself.
+    """
+    if not os.environ.get(name):
+        raise InputError("the variable that is named for a key is not set: give its name, such as MY_KEY, not the key")
+    return name
 
 
 class PassingError(Exception):
