@@ -98,7 +98,10 @@ def htmlrag(
     texts of their blocks. Protected tags such as tables are not unwrapped, a page may hold several documents, a split
     tag's bare text is a block however short, and costs only itself. The released package (0.1.1) drops the best blocks
     when the lengths of all exceed the budget; this follows the paper. A path's score is not divided by the mean length
-    of paths, which is the same for all.
+    of paths, which is the same for all. Tags that say only how a line looks (`markup.PLAIN`: a, b, code, em) always go,
+    and what they hold stays. A `pre`, and a tag with a line of text and nothing else, is never split into blocks. Since
+    block sizes follow the budget, a larger one does not always keep all that a smaller one does (of 100 neighbouring
+    pairs 3 did not); with `block` given, blocks are the same for all.
     """
     if not wide >= 1.0:
         raise InputError(f"wide={wide}: give at least 1, the coarse cut's budget as a multiple of the budget")
