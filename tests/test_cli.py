@@ -498,6 +498,7 @@ def test_a_config_repeats_a_distillation_and_flags_win_over_it(places):
         ("recipe: distill\n", ["run"], "say secateur distill --config"),
         ("recipe: ziplm\n", ["distill"], "say secateur run --config"),
         ("recipe: ziplm\nheld_out: 3\n", ["run"], "held_out is 3: give text"),
+        ("recipe: ziplm\nlabel: 3\n", ["run"], "label is 3: give text"),
         ("command: prune-data\n", ["run"], "say secateur prune-data --config"),
         ("command: train-pruner\nrecipe: provence\n", ["run"], "say secateur train-pruner --config"),
         ("student: llama\n", ["distill"], "distill needs --from, --data, --out"),

@@ -40,11 +40,15 @@ __all__ = ["main"]
 
 _CONFIG = "A run.yaml with the same keys; flags win over it."
 _HELD_OUT = "What quality is measured on, in the same forms; a part of --data, which is held out, without."
+_TEXT = "The column of texts."
+_LABEL = "The column of classes, or of an .npz file the array; '' for none."
 _SHAPE = "Shape of a network's input, 1x3x224x224 say."
 _SCORES = "magnitude, l1, taylor, ..., or file.py:function."
 _SCOPE = "Which sites share one ranking."
 _NORMALISE = "What makes scores of different sites comparable first."
 _PROTECT = "A module, parameter or site that stays whole. Again for more."
+_Text = Annotated[str, typer.Option("--text", help=_TEXT)]
+_Label = Annotated[str, typer.Option("--label", help=_LABEL)]
 _SHARED = ("seed", "batch", "length", "dry_run")
 """Options of recipes for which `run` has flags of its own."""
 _WRITTEN = "str | "
@@ -269,6 +273,8 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     flag("budget", list[str] | None, budget, metavar="MEASURE=AMOUNT")
     flag("data", str | None, "A .txt, .jsonl or .parquet file, a folder of them, or hub:owner/name.")
     flag("held-out", str | None, _HELD_OUT)
+    flag("text", str | None, _TEXT, show_default="text")
+    flag("label", str | None, _LABEL, show_default="label")
     flag("out", Path | None, "The run directory, where the result will stand.")
     flag("config", Path | None, _CONFIG)
     flag("dry-run", bool, "Say what would be cut and saved; train and write nothing.", False)
@@ -440,6 +446,8 @@ def prune(
     config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
     data: Annotated[str | None, typer.Option(help="Examples, for scores that look at them, and for quality.")] = None,
     held_out: Annotated[str | None, typer.Option(help=_HELD_OUT)] = None,
+    text: _Text = "text",
+    label: _Label = "label",
     shape: Annotated[str | None, typer.Option("--input", help=_SHAPE)] = None,
     score: Annotated[str, typer.Option(help=_SCORES)] = "magnitude",
     scope: Annotated[str, typer.Option(help=_SCOPE, metavar="local|kind|global|isomorphic")] = "local",
@@ -487,6 +495,8 @@ def distill(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Texts, or for a network examples; a part is held out.")] = None,
     held_out: Annotated[str | None, typer.Option(help=_HELD_OUT)] = None,
+    text: _Text = "text",
+    label: _Label = "label",
     out: Annotated[Path | None, typer.Option(help="The run directory, where the result will stand.")] = None,
     config: Annotated[Path | None, typer.Option(help=_CONFIG)] = None,
     choice: Annotated[str, typer.Option(help="Of several teachers the best per sample: by label or confidence.")] = "",
@@ -684,7 +694,7 @@ def _prune_context_command(recipe: str | None) -> Callable[..., None]:
     flag("budget", str | None, "How much may stay: tokens=2048, words=1000, tokens=20%.", metavar="MEASURE=AMOUNT")
     source = (
         "A .jsonl file with question and html, text or passages in each line, or the question alone where a FILE is "
-        "the graph; or a folder of pages."
+        "the graph; or a folder of pages; - is the standard input."
     )
     flag("in", Path | None, source, to="source")
     flag("out", Path | None, "Where the result goes: text for files, .jsonl for --in; the standard output without it.")
@@ -891,8 +901,8 @@ def prune_data(
     normalised: Annotated[
         bool, typer.Option("--normalised", help="Texts of equal words repeat one another, too.")
     ] = False,
-    text: Annotated[str, typer.Option(help="The column of texts.")] = "text",
-    label: Annotated[str, typer.Option(help="The column of classes; '' for none.")] = "label",
+    text: _Text = "text",
+    label: _Label = "label",
     tokenizer: Annotated[str | None, typer.Option(help="Whose tokens are counted: a folder or Hub id.")] = None,
     runs: Annotated[int, typer.Option(help="Trainings that a score is averaged over.")] = 3,
     epochs: Annotated[float, typer.Option(help="Of each of them; 0 takes the model as it is.")] = 10.0,
@@ -1071,6 +1081,8 @@ def measure(
         typer.Option(help="Another, usually the original, to compare with; teachers, again each.", metavar="MODEL"),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Texts to measure quality on.")] = None,
+    text: _Text = "text",
+    label: _Label = "label",
     tasks: Annotated[
         list[str] | None,
         typer.Option(help="lm-eval tasks to measure quality on, separated by commas, or again.", metavar="TASK,..."),
@@ -1087,8 +1099,8 @@ def measure(
     from secateur import running
 
     found = running.measure(
-        model, against, data, tasks=listed(",".join(tasks or ())), task_folder=task_folder, limit=limit,
-        batch=batch, length=length, threads=threads, device=device,
+        model, against, data, text=text, label=label, tasks=listed(",".join(tasks or ())), task_folder=task_folder,
+        limit=limit, batch=batch, length=length, threads=threads, device=device,
     )  # fmt: skip
     if as_json:
         from dataclasses import asdict

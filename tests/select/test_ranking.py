@@ -279,6 +279,21 @@ def test_a_pool_ranks_its_sites_together_and_the_others_stand_alone():
         kept({"9.a": "early"})
 
 
+def test_every_site_loses_the_same_share_of_what_it_has_whatever_its_rules_keep():
+    """A site of two of which one has to stay loses that one at a half, not after all others have lost all they may."""
+    rules = {"heads": {"minimum": 1}, "width": {"minimum": 1}, "blocks": {"multiple": 8, "minimum": 8}}
+    counts = {"heads": 2, "width": 32, "blocks": 16}
+    units = Units({name: Site(name, counts[name], cost={"n": np.ones(counts[name])}, **rules[name]) for name in counts})
+    scores = {name: np.arange(float(count)) for name, count in counts.items()}
+
+    def kept(budget, scope):
+        return [int(mask.sum()) for mask in ranking.by_budget(units, scores, budget, scope=scope).keep.values()]
+
+    assert kept("n=50%", "local") == kept("n=50%", {}) == [1, 16, 8]
+    assert kept("n=75%", "local") == [2, 19, 16]  # the steps of the others are half of them, and 37 may stay
+    assert kept("n=30%", "local") == [1, 6, 8]
+
+
 def test_thresholds_may_differ_from_site_to_site():
     units = Units({name: Site(name, 3, cost={"n": np.ones(3)}) for name in ("a", "b", "c")})
     scores = {name: np.array([1.0, 2.0, 3.0]) for name in units}

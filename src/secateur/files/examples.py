@@ -210,10 +210,7 @@ def read(source: str | Path | Examples, *, label: str = labels.DEFAULT) -> Examp
     made = ":" in str(source) and path.suffix != ".npz"
     if path.is_dir() or made:
         found = _folder(path) if path.is_dir() else _made(str(source))
-        if label not in ("", labels.DEFAULT):
-            raise DataError(
-                f"{found.name} has no array of classes to be named, so label={label!r} says nothing: leave it out"
-            )
+        labels.unnamed(f"{found.name} has no array of classes to be named", label=label)
         return found if label else replace(found, labels=None)
     raise DataError(
         f"data {source} is no .npz file, no folder of images and no function: give one of them"

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from secateur.errors import DataError
 
 __all__ = [
-    "DEFAULT", "IGNORED", "SEVERAL", "Labelled", "Labels", "Tagged", "check", "columns", "short", "tagged", "whole",
+    "DEFAULT", "IGNORED", "SEVERAL", "Labelled", "Labels", "Tagged", "check", "columns", "short", "tagged", "unnamed",
+    "whole",
 ]  # fmt: skip
 
 DEFAULT = "label"
@@ -167,6 +168,13 @@ def check(label: str, columns: Iterable[str], name: str, *, what: str = "column"
     if label not in ("", DEFAULT, *known):
         near = difflib.get_close_matches(label, known, n=len(known) or 1, cutoff=0.0)
         raise DataError(f"{name} has no {what} {label!r}: it has {', '.join(near) or 'none'}")
+
+
+def unnamed(why: str, **named: str) -> None:
+    """Raise `DataError` for the name of a column, by that of its option, where there is none to be named; `why` not."""
+    for option, column in named.items():
+        if column not in ("", option):  # which stand for no column, and for its default
+            raise DataError(f"{why}, so {option}={column!r} says nothing: leave it out")
 
 
 def whole(

@@ -72,6 +72,8 @@ def run(
     *,
     inputs: Any = None,
     held_out: Data | None = None,
+    text: str = "text",
+    label: str = "label",
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -98,6 +100,8 @@ def run(
             data, if None.
         held_out: what quality is measured on, read as `data` is, all of which then goes to the recipe; a part of `data`
             that no recipe sees if None.
+        text, label: columns of tables, and of an .npz file the array of classes, in both of them; label="" for no
+            classes.
         dry_run: say what would be cut and what that saves; nothing is trained or written.
         overwrite: start anew where `out` holds another run.
         seed: of everything random.
@@ -117,9 +121,9 @@ def run(
     """
     return list(
         results(
-            recipe, model, data, budget, out, inputs=inputs, held_out=held_out, dry_run=dry_run,
-            overwrite=overwrite, seed=seed, threads=threads, device=device, batch=batch, length=length, stream=stream,
-            **options,
+            recipe, model, data, budget, out, inputs=inputs, held_out=held_out, text=text, label=label,
+            dry_run=dry_run, overwrite=overwrite, seed=seed, threads=threads, device=device, batch=batch,
+            length=length, stream=stream, **options,
         )
     )  # fmt: skip
 
@@ -133,6 +137,8 @@ def results(
     *,
     inputs: Any = None,
     held_out: Data | None = None,
+    text: str = "text",
+    label: str = "label",
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -161,10 +167,7 @@ def results(
     trade = trades.streaming(function) if stream else trade
     if data is None and not keywords.spares(function, "data"):
         raise InputError(f"{function.__name__} needs data: give some")
-    if data is None and held_out is not None:
-        raise InputError("held_out is what quality is measured on beside the data: give data, too")
-    corpus = None if data is None else trade.read(data)
-    apart = None if held_out is None else trade.read(held_out)
+    corpus, apart = parts.read(trade, data, held_out, text=text, label=label)
     if inputs is None:
         subject = trade.opened(model, device, corpus)
     elif trades.name(trade) == "network":
@@ -186,6 +189,7 @@ def results(
         "batch": where.batch,
         **({} if where.length is None else {"length": where.length}),
         **({"stream": True} if stream else {}),
+        **parts.columns(text, label),
         **{name: value for name, value in chosen.items() if name != "dry_run"},
         "model_sha256": trade.digest(subject),
         **({} if part is None else part.digests),
@@ -557,6 +561,8 @@ def measure(
     against: Model | Sequence[Model] | None = None,
     data: Data | None = None,
     *,
+    text: str = "text",
+    label: str = "label",
     tasks: Sequence[str] = (),
     task_folder: str | Path | None = None,
     limit: int | None = None,
@@ -571,7 +577,8 @@ def measure(
     averaged ensemble how good it is, "ensemble", and the model's loyalty to it, "both ensemble", where `data` is given
     and they tell classes, tokens or numbers, whose mean can be taken.
 
-    Quality is measured where `data` is given, on all of it, and on the lm-eval `tasks` named, of its own or of YAML
+    Quality is measured where `data` is given, on all of it, with texts and classes from its columns `text` and `label`
+    (of an .npz file the classes from that array; "" for none), and on the lm-eval `tasks` named, of its own or of YAML
     files in `task_folder`, on the first `limit` documents of each. A network that was cut stands in the folder of its
     run; its original, `against`, says what it was made of.
     """
@@ -584,7 +591,7 @@ def measure(
     trade = trades.of_model(next(iter(others), model))
     if trades.name(trade) == "language":  # quantised models can be measured, though not pruned
         model, others = _any_weights(model), [_any_weights(one) for one in others]
-    corpus = None if data is None else trade.read(data)
+    corpus, _ = parts.read(trade, data, text=text, label=label)
     others = [trade.opened(one, device, corpus) for one in others[:1]] + others[1:]
     others[1:] = [trade.again(one, others[0], device) for one in others[1:]]
     subject = trade.again(model, others[0], device) if others else trade.opened(model, device, corpus)
@@ -601,18 +608,18 @@ def measure(
             return {}
         return generation.evaluate(one.model, one.tokenizer, tasks, include_path=task_folder, limit=limit)
 
-    parts: dict[str, dict[str, Figure]] = {"model": {}}
+    found: dict[str, dict[str, Figure]] = {"model": {}}
     for number, other in enumerate(others):
         with _threads(where):
             before, after, both, notes = compare(other, subject, corpus, where, trade)
         if "speedup" not in both:
             raise MeasurementError(notes[0])
         end = f" {names[number]}" if several else ""
-        parts |= {"model": after | parts["model"], f"against{end}": before | ask(other), f"both{end}": both}
+        found |= {"model": after | found["model"], f"against{end}": before | ask(other), f"both{end}": both}
     if several and corpus is not None:
-        parts |= together.ensemble(trade, subject, others, corpus, where)
+        found |= together.ensemble(trade, subject, others, corpus, where)
     if others:
-        return parts | {"model": parts["model"] | ask(subject)}
+        return found | {"model": found["model"] | ask(subject)}
     example = trade.example(subject, where)
     with where.active():
         row = trade.sizes(subject, example)

@@ -95,7 +95,7 @@ def _is_recorded(key: Any) -> bool:
 
 def _check(path: str | Path, key: str, value: Any) -> None:
     """Refuse what stands where a name, or several, belong: it would be looked for as a file."""
-    one = key in ("recipe", "study", "model", "student", "data", "held_out", "out")
+    one = key in ("recipe", "study", "model", "student", "data", "held_out", "text", "label", "out")
     several = key in ("budget", "teachers", "assistants")
     fits = isinstance(value, str) or (several and isinstance(value, list) and all(isinstance(v, str) for v in value))
     if (one or several) and not fits:

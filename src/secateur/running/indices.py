@@ -13,6 +13,7 @@ import yaml
 
 from secateur.errors import DataError, RunError
 from secateur.files import examples
+from secateur.files.labels import DEFAULT
 from secateur.subjects.examples import INDEX, PACKED, ExampleSet
 
 __all__ = ["are", "kept"]
@@ -25,13 +26,14 @@ def are(data: Any) -> bool:
     return isinstance(data, str | Path) and (any(path.is_file() for path in _places(data)) or bool(_several(data)))
 
 
-def kept(data: Any, *, shelf: Path | None = None) -> Any:
+def kept(data: Any, *, shelf: Path | None = None, text: str = "text", label: str = DEFAULT) -> Any:
     """The examples that an index keeps: packed beside it, or read from where the run that wrote it had its data.
 
-    A path that was relative then is taken from here, or from beside the run. shelf: see `data.rows`.
+    A path that was relative then is taken from here, or from beside the run, and columns are those that the run read.
+    shelf: see `data.rows`.
 
     Raises `DataError` for a run in place of one of its indices, an index without its run, or data that is not there, or
-    is other data now.
+    is other data now; and for a column that was named here and is another than the run's.
     """
     if isinstance(data, ExampleSet):
         return data.data
@@ -40,23 +42,28 @@ def kept(data: Any, *, shelf: Path | None = None) -> Any:
     index = next((path for path in _places(data) if path.is_file()), None)
     if index is None:
         raise DataError(f"{data} is a run, whose indices stand in its folders: give one, such as {_several(data)[0]}")
+    settings = next((path for path in _above(index) if path.is_file()), None)
+    told = _told(settings)
+    columns = {name: str(told.get(name, name)) for name in ("text", "label")}
+    for name, named in (("text", text), ("label", label)):
+        if named not in (name, columns[name]):
+            raise DataError(f"{index} is of data read with {name}={columns[name]!r}, not {named!r}: leave {name} out")
     if (packed := index.with_name(PACKED)).is_file():
         try:
             return ExampleSet.load(examples.read(packed), index).data
         except RunError as error:
             raise DataError(str(error)) from error
-    settings = next((path for path in _above(index) if path.is_file()), None)
     if settings is None:
         raise DataError(f"{index} stands in no run directory, which would say what data it is of: give that data")
-    try:
-        told = yaml.safe_load(settings.read_text("utf-8"))
-        source, (text, label) = str(told["data"]), (str(told.get(name, name)) for name in ("text", "label"))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise DataError(f"{settings} does not say what data {index} is of: give that data") from error
+    if "data" not in told:
+        raise DataError(f"{settings} does not say what data {index} is of: give that data")
+    source = str(told["data"])
     beside = settings.parent.parent / source
     found = beside if not Path(source).exists() and beside.exists() else source
     try:
-        return ExampleSet.load(rows(str(found), held=True, text=text, label=label, shelf=shelf), index).data
+        return ExampleSet.load(
+            rows(str(found), held=True, shelf=shelf, text=columns["text"], label=columns["label"]), index
+        ).data
     except DataError as error:
         raise DataError(f"{index} is of the data {source}: {error}") from error
     except RunError as error:
@@ -73,6 +80,15 @@ def _places(data: str | Path) -> Iterator[Path]:
 def _several(data: str | Path) -> list[Path]:
     """The folders of indices in that of a run."""
     return sorted(path.parent for path in Path(data).glob(f"*/{INDEX}"))
+
+
+def _told(settings: Path | None) -> dict[str, Any]:
+    """What a run's settings say; nothing where there are none to be read."""
+    try:
+        found = yaml.safe_load(settings.read_text("utf-8")) if settings else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _above(index: Path) -> Iterator[Path]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.errors import DataError, InputError, UnsupportedError
+from secateur.files import labels as labelling
 from secateur.files import masking, texts
 from secateur.measure import latency, loyalty, quality, size, sparsity, statistics
 from secateur.measure.statistics import Values
@@ -64,9 +65,20 @@ NOUN: str = "texts"
 Model: TypeAlias = str | Path | PreTrainedModel | Transformer
 
 
-def read(data: str | Path | Sequence[str] | texts.Corpus) -> texts.Corpus:
-    """The texts in `data`, or those that an index keeps."""
-    return indices.kept(data) if indices.are(data) else texts.read(data)
+def read(
+    data: str | Path | Sequence[str] | texts.Corpus, text: str = "text", label: str = labelling.DEFAULT
+) -> texts.Corpus:
+    """The texts in `data`, or those that an index keeps; texts and classes (none for "") are in the columns named.
+
+    Raises `DataError` for a column that was named and that is not there.
+    """
+    if indices.are(data):
+        return indices.kept(data, text=text, label=label)  # type: ignore[no-any-return]
+    corpus = texts.read(data, column=text, label=label)
+    there = texts.files(Path(data)) if isinstance(data, str | Path) and Path(data).exists() else []
+    if there and all(file.suffix == ".txt" for file in there):
+        labelling.unnamed(f"{corpus.name} holds lines of text, which have no columns", text=text, label=label)
+    return corpus
 
 
 def opened(model: Model, device: str | None = None, data: texts.Corpus | None = None) -> Transformer:

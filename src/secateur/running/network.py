@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateur.errors import DataError, InputError, MissingExtraError, UnsupportedError
-from secateur.files import examples, plugins
+from secateur.files import examples, labels, plugins
 from secateur.files.examples import Examples
 from secateur.measure import detection, latency, loyalty, quality, size, sparsity
 from secateur.running import indices
@@ -60,9 +60,13 @@ NOUN: str = "examples"
 Model: TypeAlias = str | Path | nn.Module | Traced
 
 
-def read(data: str | Path | Examples) -> Examples:
-    """The examples in `data`, or those that an index keeps."""
-    return indices.kept(data) if indices.are(data) else examples.read(data)
+def read(data: str | Path | Examples, text: str = "text", label: str = labels.DEFAULT) -> Examples:
+    """The examples in `data`, or those that an index keeps; `label` is the array of an .npz file with their classes.
+
+    Raises `DataError` for an array that was named and that is not there, and for a column of texts, which is nowhere.
+    """
+    labels.unnamed("networks read examples, which have no column of texts", text=text)
+    return indices.kept(data, label=label) if indices.are(data) else examples.read(data, label=label)
 
 
 def opened(model: Model, device: str | None = None, data: Examples | None = None, inputs: Any = None) -> Traced:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import DataError
+from secateur.errors import DataError, InputError
+from secateur.files import labels
 from secateur.files.examples import Examples
 from secateur.running import trades
 from secateur.running.trades import Trade
 
-__all__ = ["Parts", "named", "parted"]
+__all__ = ["Parts", "columns", "named", "parted", "read"]
 
 _SHOWN = 3
 
@@ -28,6 +29,24 @@ class Parts:
     held: Any
     digests: dict[str, str]
     warning: str
+
+
+def read(trade: Trade, data: Any, held_out: Any = None, *, text: str = "text", label: str = "label") -> tuple[Any, Any]:
+    """`data` and `held_out`, read by the same columns; None for either that was not given.
+
+    Raises `InputError` or `DataError` for what makes no sense without data, and `DataError` for what can't be read.
+    """
+    if data is None and held_out is not None:
+        raise InputError("held_out is what quality is measured on beside the data: give data, too")
+    if data is None:
+        labels.unnamed("no data is given", text=text, label=label)
+    corpus, apart = (None if one is None else trade.read(one, text, label) for one in (data, held_out))
+    return corpus, apart
+
+
+def columns(text: str, label: str) -> dict[str, str]:
+    """What settings say of the columns that are read; nothing of the usual ones."""
+    return {name: column for name, column in (("text", text), ("label", label)) if column != name}
 
 
 def parted(trade: Trade, data: Any, held_out: Any, subject: Any, *, seed: int) -> Parts:

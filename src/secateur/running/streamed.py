@@ -51,9 +51,9 @@ _ROWS = 256
 """Tokens whose losses are in float32 at once."""
 
 
-def read(data: Data) -> texts.Corpus:
-    """The texts in `data`."""
-    return language.read(data)
+def read(data: Data, text: str = "text", label: str = "label") -> texts.Corpus:
+    """The texts in `data`; see `language.read`."""
+    return language.read(data, text, label)
 
 
 def fitted(corpus: texts.Corpus, subject: Streamed) -> texts.Corpus:

@@ -35,8 +35,8 @@ class Trade(Protocol):
     LENGTH: int | None
     NOUN: str
 
-    def read(self, data: Any) -> Any:
-        """The data, from wherever the caller has it."""
+    def read(self, data: Any, text: str = "text", label: str = "label") -> Any:
+        """The data, from wherever the caller has it; texts and classes are in the columns named."""
         ...
 
     def opened(self, model: Any, device: str | None = None, data: Any = None) -> Any:

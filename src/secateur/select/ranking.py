@@ -216,7 +216,8 @@ def _removal_order(sites: Sequence[Site], chains: Sequence[_Chain], scope: Scope
     share = np.empty(len(owner))
     for p in np.unique(pool):
         members = rank[pool[rank] == p]
-        share[members] = np.cumsum(leaving[members]) / leaving[members].sum()
+        # Of all units of the pool, not of those that may go: where rules keep half of a site, a half is all it loses.
+        share[members] = np.cumsum(leaving[members]) / sum(sites[index].count for index in np.unique(owner[members]))
     return owner[rank[np.argsort(share[rank], kind="stable")]]
 
 

@@ -117,7 +117,8 @@ def add(
     baselines: tuple[Callable[..., Iterator[Result]], ...] = (every_second_layer, magnitude)
     for row in evidence.read(out):
         running.same_judges(row, held_out)
-        shared = {name: row.settings[name] for name in ("seed", "batch", "length", "threads", "device")}
+        names = ("seed", "batch", "length", "threads", "device", "text", "label")
+        shared = {name: row.settings[name] for name in names if name in row.settings}
         recovery = {name: row.settings[name] for name in _RECOVERY if name in row.settings}
         beside = {}
         for baseline in baselines:

@@ -138,6 +138,11 @@ class Passages:
         found = {number: self.passage(number) for number in self.order}
         return {number: (text, text) for number, text in found.items() if text.strip()}
 
+    def parts(self) -> list[str]:
+        """What is to be read of each passage, in the order in which they were given; empty where nothing is."""
+        found = self.documents()
+        return [found.get(number, ("", ""))[0] for number in range(len(self.texts))]
+
     def written(self) -> str:
         """What a model is to read: what is left of the passages, with an empty line between them."""
         return "\n\n".join(text for text, _ in self.documents().values())

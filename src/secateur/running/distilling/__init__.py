@@ -68,6 +68,8 @@ def distill(
     seed: int = 0,
     device: str | None = None,
     held_out: Data | None = None,
+    text: str = "text",
+    label: str = "label",
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> Evidence:
@@ -125,6 +127,8 @@ def distill(
         seed: of everything random.
         device: where the models are held and measured; training takes a GPU that is there.
         held_out: what is measured on, read as `data` is, all of which is then learned from; a part of `data` if None.
+        text, label: columns of tables, and of an .npz file the array of classes, in both of them; label="" for no
+            classes.
         dry_run: say what would be trained, and how long that takes by one step; nothing is written.
         overwrite: start anew where `out` holds another run.
 
@@ -144,7 +148,7 @@ def distill(
     check(lesson, above, assistants)
     check_cache(lesson, cache_at, out)
     trade = trades.of_model(student)
-    corpus, apart = trade.read(data), None if held_out is None else trade.read(held_out)
+    corpus, apart = parts.read(trade, data, held_out, text=text, label=label)
     pupil = members.learner(trade, student, device, corpus)
     pupil = members.weighted(pupil, weights) if weights else pupil
     between = [members.learner(trade, one, device, corpus, pupil) for one in assistants]
@@ -169,6 +173,7 @@ def distill(
         "student_sha256": trade.digest(pupil),
         "teachers_sha256": [trade.digest(one) for one in masters] or course.names,
         "assistants_sha256": [trade.digest(one) for one in between],
+        **parts.columns(text, label),
         **part.digests,
     }
     places = {"weights": weights, "device": device, "cache_at": cache_at}
