@@ -20,6 +20,7 @@ from secateur.files import labels as labelling
 from secateur.files import masking, texts
 from secateur.measure import latency, loyalty, quality, size, sparsity, statistics
 from secateur.measure.statistics import Values
+from secateur.modes import held
 from secateur.recover import quantise, teachers
 from secateur.running import indices
 from secateur.subjects import Moe, Streamed, Transformer, open_subject, sides
@@ -85,12 +86,8 @@ def opened(model: Model, device: str | None = None, data: texts.Corpus | None = 
     """`model` as a subject, on `device`."""
     subject = model if isinstance(model, Transformer) else open_subject(model)
     if device is not None:
-        try:
-            for module in (subject.model, *subject.head):
-                module.to(device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"device {device!r} can't hold the model: {reason}") from error
+        for module in (subject.model, *subject.head):
+            held(module, device)
     return subject
 
 
