@@ -77,7 +77,7 @@ def prune(
             example inputs are.
         loss: (model, batch) -> mean loss of the batch.
         multiple: kept channels are multiples of this.
-        protect: modules, parameters or sites that stay whole.
+        protect: modules, parameters or sites that stay whole, by name or pattern ("layer4.*").
         scope: which sites share one ranking. "local": every site loses the same share; "kind", "global": the weakest
             of a kind, or of all, go; "isomorphic": the weakest among sites of equal structure go; or a mapping from
             sites to names of pools, sites not named standing alone.

@@ -108,7 +108,7 @@ class Attention(nn.Module):
 
 
 class Sorted(nn.Module):
-    """An operator that nobody knows in the middle, a recurrent layer beside."""
+    """An operator that nobody knows in the middle."""
 
     def __init__(self):
         super().__init__()
@@ -116,6 +116,19 @@ class Sorted(nn.Module):
 
     def forward(self, x):
         x = self.a(x).sort(-1).values
+        return self.c(self.b(x).relu())
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer in the middle; the rest is free."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM):
+        super().__init__()
+        self.first, self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(10, 12), nn.Linear(12, 3)
+        self.middle = kind(8, 5, num_layers=2, bidirectional=True, batch_first=True)
+
+    def forward(self, x):
+        x, _ = self.middle(self.a(self.first(x).relu()))
         return self.c(self.b(x).relu())
 
 
@@ -134,6 +147,9 @@ NETS: dict[str, Callable[[], Made]] = {
     "fused attention": lambda: (Attention(), torch.randint(0, 20, (2, 7))),
     "grouped queries": lambda: (Attention(kv=2), torch.randint(0, 20, (2, 7))),
     "sorted": lambda: (Sorted(), torch.randn(4, 6)),
+    "lstm": lambda: (Recurrent(), torch.randn(2, 4, 6)),
+    "gru": lambda: (Recurrent(nn.GRU), torch.randn(2, 4, 6)),
+    "rnn": lambda: (Recurrent(nn.RNN), torch.randn(2, 4, 6)),
 }
 
 

@@ -314,3 +314,36 @@ def test_silence_is_not_believed_from_first_statistics() -> None:
 
     graph = Traced(Fresh(), segments.Example.of(torch.randn(4, 6))).graph
     assert {one.name: one.reason for one in graph.segments}["a"] == "gives more than zeros when its weights are zero"
+
+
+class Fed(nn.Module):
+    """A branch that alone takes what another chain, and a gate, give it; two branches that share what feeds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.one, self.feeds, self.gate = nn.Linear(5, 8), nn.Linear(8, 5), nn.Linear(8, 5)
+        self.shared, self.left, self.right = nn.Linear(8, 7), nn.Linear(7, 8), nn.Linear(7, 8)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = x + self.one(self.feeds(x) * self.gate(x).sigmoid())
+        both = self.shared(x)
+        return self.head(x + self.left(both) + self.right(both))
+
+
+@pytest.mark.parametrize("names", [("one",), ("left",), ("left", "right"), ("one", "left", "right")])
+def test_a_segment_is_priced_by_what_goes_with_it_and_the_receipt_says_what_went_beside(names: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    subject = open_traced(Fed(), torch.randn(4, 6))
+    selection = without(subject, *names)
+    small, cut = subject.cut(selection)
+    said = subject.units(SITE).cost(selection.keep)
+    together = sum(p.numel() for p in Fed().shared.parameters()) if {"left", "right"} <= set(names) else 0
+    assert cut.after["params"] == sum(p.numel() for p in small.model.parameters()) == said["params"] - together
+    assert cut.after["bytes"] == said["bytes"] - 4 * together
+    wanted = (
+        f"params: {cut.after['params']:.0f} are left, where prices of single segments said at most {said['params']:.0f}"
+    )
+    assert any(note.startswith(wanted) for note in cut.notes) == bool(together)
+    assert cut.after["flops"] == small.flops() < cut.before["flops"]

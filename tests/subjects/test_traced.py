@@ -82,6 +82,19 @@ def test_what_stays_says_why() -> None:
     assert "b.weight[0]" not in reasons
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_a_recurrent_layer_is_left_alone_with_a_reason_and_the_rest_is_cut(name: str) -> None:
+    model, inputs = nets.make(name)
+    small, cut = prune(model, inputs)
+    assert small.middle.hidden_size == model.middle.hidden_size
+    assert small.middle.weight_hh_l1_reverse.shape == model.middle.weight_hh_l1_reverse.shape
+    assert (small.first.out_features, small.a.in_features, small.b.out_features) == (4, 4, 6)
+    reason = "belongs to a recurrent layer, whose state goes on from step to step, in middle"
+    assert any(reason in note and f"({name.upper()})" in note for note in cut.notes), cut.notes
+    reasons = open_traced(model, inputs).reasons
+    assert all("recurrent" in reasons[f"middle.{leaf}[0]"] for leaf in dict(model.middle.named_parameters()))
+
+
 def test_attributes_follow_the_tensors() -> None:
     model, inputs = nets.make("grouped")
     small, _ = prune(model, inputs)
@@ -156,6 +169,18 @@ def test_larger_budgets_multiples_and_protection() -> None:
     assert any("protected by the caller" in note for note in cut.notes)
     with pytest.raises(InputError, match="no module"):
         prune(model, inputs, protect=["nowhere"])
+
+
+def test_what_is_protected_may_be_a_pattern() -> None:
+    model, inputs = nets.make("mlp")
+    model, ends = nn.Sequential(model, nn.ReLU(), nn.Linear(3, 9), nn.ReLU(), nn.Linear(9, 2)), ("0.0", "0.2", "0.4")
+    one, other, whole = (open_traced(model, inputs, protect=given) for given in ("0.*", ends, ()))
+    assert one.reasons == other.reasons != whole.reasons
+    assert set(one.coupling.sites) == {"2.channels"} < set(whole.coupling.sites)
+    assert set(open_traced(model, inputs, protect="0.[02].chan*").coupling.sites) == {"0.4.channels", "2.channels"}
+    assert set(open_traced(model, inputs, protect=["0.?.weight"]).coupling.sites) == {"2.channels"}
+    with pytest.raises(InputError, match=r"protect names '0\.9\.\*'.* no pattern of such names; the nearest: 0\."):
+        open_traced(model, inputs, protect=["0.9.*"])
 
 
 class Careless(nn.Module):
@@ -357,6 +382,19 @@ def test_an_unknown_operator_keeps_what_enters_it_and_is_named(kind: str, reason
     small, cut = prune(model, inputs)
     assert (small.a.out_features, small.b.in_features, small.b.out_features) == (8, 8, 5)
     assert any(reason in note and note.startswith("stays: a.weight[0]") for note in cut.notes), cut.notes
+
+
+class Doubling(nn.Module):
+    def forward(self, x):
+        return doubled(x)
+
+
+def test_a_module_that_is_not_known_is_named_with_its_class() -> None:
+    inner = nn.Sequential(nn.Linear(6, 8), Doubling(), nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 3))
+    _, cut = prune(inner, torch.randn(4, 6))
+    assert any(note.endswith("doubled is not known to the analysis, in 1 (Doubling)") for note in cut.notes), cut.notes
+    _, cut = prune(Chain("operator"), torch.randn(4, 6))
+    assert any(note.endswith("is not known to the analysis, in Chain") for note in cut.notes), cut.notes
 
 
 def test_a_function_of_its_own_is_followed_inside() -> None:

@@ -129,6 +129,14 @@ def record(
         for module in model.modules()
         if isinstance(module, nn.modules.conv._ConvNd)
     }
+    # All but what comes in: gates, and the state that a step hands to the next.
+    states = {
+        id(parameter): (type(module).__name__, leaf)
+        for module in model.modules()
+        if isinstance(module, nn.RNNBase)
+        for leaf, parameter in module._parameters.items()
+        if parameter is not None
+    }
     names = {}
     given: dict[str, Labels] = {}
     constants = _constants(model)
@@ -140,6 +148,12 @@ def record(
         if id(tensor) in kernels:
             labels = tuple(label.view(*label.shape, *([1] * (tensor.dim() - 2))) for label in labels)
         given[name] = labels = again.labels.get(name, labels) if again else labels
+        if id(tensor) in states:
+            kind, leaf = states[id(tensor)]
+            atoms.keep_all(
+                (one for one in labels if not (leaf.startswith("weight_ih_l0") and one.shape[1] > 1)),
+                f"{rules.RECURRENT} ({kind} in {name.rpartition('.')[0]})",
+            )
         flow.mark(tensor, labels)
         if kept is not None:
             silencing.leave_raw(tensor)

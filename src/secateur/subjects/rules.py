@@ -15,7 +15,7 @@ from torch import Tensor
 from secateur.subjects.flow import NOTHING, Flow, Labelled, Labels, Shaping
 from secateur.subjects.labels import along, compact, first, on, padded, varying
 
-__all__ = ["BLANKS", "Step", "adopt", "apply", "look", "marks", "repeat"]
+__all__ = ["BLANKS", "RECURRENT", "Step", "adopt", "apply", "look", "marks", "repeat"]
 
 Given = Sequence[Any]
 Result = Labels | list[Labels]
@@ -41,6 +41,9 @@ BLANKS = frozenset(
     ]
 )
 """Operators that make a tensor of one value (or of none yet): it takes on any labels it meets."""
+
+RECURRENT = "belongs to a recurrent layer, whose state goes on from step to step"
+_RECURRENT = frozenset(["mkldnn_rnn_layer", "_cudnn_rnn"])
 
 
 def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> None:
@@ -74,7 +77,7 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
         return
     flow.operator = name
     if rule is None:
-        flow.unknown(tensors, f"{name} is not known to the analysis")
+        flow.unknown(tensors, RECURRENT if base in _RECURRENT else f"{name} is not known to the analysis")
         for value in _outputs(out):
             flow.mark(value, NOTHING)
         return

@@ -181,6 +181,22 @@ class Segments(Graph):
             live,
         )
 
+    @cached_property
+    def lost(self) -> dict[str, tuple[str, ...]]:
+        """Removable segment -> parameters beside its own that go with it alone; each is named once, for the first.
+
+        Those of segments that can go themselves are their own.
+        """
+        every = dict.fromkeys(name for place in sorted(self.useful) for name in sorted(self.vertices[place].parameters))
+        taken = {name for one in self.removable for name in one.parameters}
+        found = {}
+        for one in self.removable:
+            erasure = self.erase([one.name])
+            used = {name for place in erasure.live for name in self.vertices[place].parameters} if erasure else every
+            found[one.name] = tuple(name for name in every if name not in used and name not in taken)
+            taken.update(found[one.name])
+        return found
+
     def _dead(self, gone: set[int]) -> set[int] | None:
         """The vertices that give nothing but zeros when `gone` do; None where something unknown would meet zeros."""
         dead: set[int] = set()

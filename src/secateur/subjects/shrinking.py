@@ -6,7 +6,7 @@ A plan is plain data, so a saved result is the original, the plan, and the weigh
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.subjects import integers
+from secateur.subjects import configs, integers
 from secateur.subjects.absent import Absent, Nothing
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.flow import Shaping
 from secateur.subjects.recording import tensors_of
 
-__all__ = ["Plan", "plan", "shrink", "twin"]
+__all__ = ["Plan", "plan", "shrink", "speaks_of_widths", "twin", "widths"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Plan:
     """Attentions whose projections became layers of their own, see `integers.unfold`."""
     bits: tuple[tuple[str, int], ...] = ()
     """(layer, bits): layers that were quantised; their weights and scales are with the weights."""
+    config: tuple[configs.Change, ...] = ()
+    """What the configs of models say from now on."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -58,6 +60,7 @@ class Plan:
             **({"fresh": True} if self.fresh else {}),
             **({"unfolded": list(self.unfolded)} if self.unfolded else {}),
             **({"bits": [list(one) for one in self.bits]} if self.bits else {}),
+            **({"config": [list(one) for one in self.config]} if self.config else {}),
         }
 
     @classmethod
@@ -77,9 +80,10 @@ class Plan:
             missing, fresh = tuple(map(str, data.get("missing", ()))), bool(data.get("fresh"))
             unfolded = tuple(map(str, data.get("unfolded", ())))
             bits = tuple((str(path), int(width)) for path, width in data.get("bits", ()))
+            config = tuple((str(path), str(name), int(value)) for path, name, value in data.get("config", ()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
-        return cls(tensors, attributes, biases, absent, missing, fresh, unfolded, bits)
+        return cls(tensors, attributes, biases, absent, missing, fresh, unfolded, bits, config)
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
@@ -211,6 +215,7 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
     layers = dict(result.named_modules())
     blank = {path: integers.blank(layers.get(path), path, bits) for path, bits in cut.bits}
     integers.install(result, blank)
+    configs.write(result, cut.config)
     return result
 
 
@@ -296,6 +301,26 @@ _OTHER = [
 def _attributes(
     model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], kept: np.ndarray, shapings: list[Shaping]
 ) -> list[tuple[str, str, Any]]:
+    sizes, groups = _shaped(kept, shapings)
+    shared = {id(tensor): name for name, tensor in tensors_of(model).items()}
+    result = []
+    for path, module in model.named_modules():
+        own: dict[int, set[int]] = {}
+        places: dict[str, tuple[int, ...]] = {}
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            cut = tensors.get(shared.get(id(tensor), ""), {})
+            places[name] = tuple(len(cut[dim]) if dim in cut else size for dim, size in enumerate(tensor.shape))
+            for dim, size in enumerate(tensor.shape):
+                own.setdefault(size, set()).add(places[name][dim])
+        result += _of_module(path, module, own, sizes.get(path, {}), places, groups.get(path))
+    changed = {(path, name) for path, name, _ in result}
+    return result + [one for one in _checked(model, tensors, shared) if one[:2] not in changed]
+
+
+def _shaped(
+    kept: np.ndarray, shapings: Iterable[Shaping]
+) -> tuple[dict[str, dict[int, set[int]]], dict[str, tuple[int, int]]]:
+    """What code gives shapes to: module -> old size -> new sizes; module -> old and new number of groups."""
     sizes: dict[str, dict[int, set[int]]] = {}
     groups: dict[str, tuple[int, int]] = {}
 
@@ -324,19 +349,37 @@ def _attributes(
             for a, b in ((0, start), (0, end), (start, end)):
                 if b > a:
                     note(one.module, b - a, int(stays[a:b].sum()))
-    shared = {id(tensor): name for name, tensor in tensors_of(model).items()}
-    result = []
-    for path, module in model.named_modules():
-        own: dict[int, set[int]] = {}
-        places: dict[str, tuple[int, ...]] = {}
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            cut = tensors.get(shared.get(id(tensor), ""), {})
-            places[name] = tuple(len(cut[dim]) if dim in cut else size for dim, size in enumerate(tensor.shape))
-            for dim, size in enumerate(tensor.shape):
-                own.setdefault(size, set()).add(places[name][dim])
-        result += _of_module(path, module, own, sizes.get(path, {}), places, groups.get(path))
-    changed = {(path, name) for path, name, _ in result}
-    return result + [one for one in _checked(model, tensors, shared) if one[:2] not in changed]
+    return sizes, groups
+
+
+def widths(model: nn.Module, made: Plan, kept: np.ndarray, shapings: Iterable[Shaping]) -> dict[int, Counter[int]]:
+    """Old size -> how often a cut makes it which: of tensors, of numbers of modules, and of what code gives shapes."""
+    found: dict[int, Counter[int]] = {}
+
+    def note(old: int, new: int) -> None:
+        found.setdefault(old, Counter())[new] += 1
+
+    for name, tensor in tensors_of(model).items():
+        for dim, size in enumerate(tensor.shape):
+            note(size, len(made.tensors[name][dim]) if dim in made.tensors.get(name, {}) else size)
+    modules = dict(model.named_modules())
+    for path, attribute, new in made.attributes:
+        old = getattr(modules[path], attribute)
+        if type(old) is int:
+            note(old, new)
+    sizes, groups = _shaped(kept, shapings)
+    for table in sizes.values():
+        for old, several in table.items():
+            for new in several:
+                note(old, new)
+    for old, new in groups.values():
+        note(old, new)
+    return found
+
+
+def speaks_of_widths(name: str, surely: bool = False) -> bool:
+    """Whether a number of this name may be one of channels, heads or groups, or surely is."""
+    return name not in _FIXED and not any(word in name for word in _OTHER) and (not surely or _sizes_something(name))
 
 
 def _checked(

@@ -5,10 +5,12 @@ No line of this knows an architecture. What is not understood stays, with the re
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,13 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.disk import atomic_write, writing
 from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
+from secateur.subjects import configs, flops, integers, invariance, onnxing, segments
 from secateur.subjects import coupling as coupled
-from secateur.subjects import flops, integers, invariance, onnxing, segments
 from secateur.subjects import offsets as offsets_of
 from secateur.subjects.coupling import Coupling
 from secateur.subjects.proof import FAINT, Fault, Silenced, compare, differences, same, silenced, stirred, trains
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
-from secateur.subjects.shrinking import Plan, plan, shrink, twin
+from secateur.subjects.shrinking import Plan, plan, shrink, speaks_of_widths, twin, widths
 from secateur.vocabulary import Cut, Selection, Site, Term, Units
 
 __all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
@@ -106,29 +108,41 @@ class Traced:
         return self.coupling.reasons
 
     def protect(self, names: Iterable[str], reason: str = "is protected by the caller") -> None:
-        """Let nothing of these modules, parameters or sites go. Raises `InputError` for a name that is none.
+        """Let nothing of these modules, parameters or sites go; "layer4.*" is all whose names fit, as in fnmatch.
 
-        A lone string is one name.
+        A lone string is one name. Raises `InputError` for a name that is none and a pattern that fits none.
         """
-        for name in [names] if isinstance(names, str) else names:
+        for name in self._named([names] if isinstance(names, str) else names):
             self._held.update(
                 dict.fromkeys((n for n in tensors_of(self.model) if n == name or n.startswith(f"{name}.")), reason)
             )
             axes = [
                 axis for axis in self.run.flow.atoms.axes if axis.tensor == name or axis.tensor.startswith(f"{name}.")
             ]
-            sites = self.coupling.sites
-            if not axes and name not in sites:
-                known = name in dict(self.model.named_modules()) or name in tensors_of(self.model)
-                if known:
-                    continue
-                raise InputError(f"protect names {name!r}, which is no module, parameter or site of this model")
             for axis in axes:
                 self._kept.update(dict.fromkeys(range(axis.start, axis.start + axis.size), reason))
-            if not axes:
+            if not axes and name in self.coupling.sites:
                 self._keep_site(name, reason)
         for name in ("coupling", "graph", "_invariance"):
             self.__dict__.pop(name, None)
+
+    def _named(self, patterns: Iterable[str]) -> list[str]:
+        """What fits of the names of modules, parameters and sites; nothing inside what is there already."""
+        known = dict.fromkeys((*dict(self.model.named_modules()), *tensors_of(self.model), *self.coupling.sites))
+        known.pop("", None)
+        found: dict[str, None] = {}
+        for pattern in patterns:
+            fitting = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
+            if not fitting:
+                near = difflib.get_close_matches(pattern.replace("*", ""), known, n=3, cutoff=0.4)
+                raise InputError(
+                    f"protect names {pattern!r}, which is no module, parameter or site of this model, and no pattern "
+                    f"of such names{'; the nearest: ' if near else ''}{', '.join(near)}"
+                )
+            for name in fitting:
+                if not any(name.startswith(f"{one}.") for one in found):
+                    found[name] = None
+        return list(found)
 
     def _keep_site(self, name: str, reason: str) -> None:
         atoms = np.flatnonzero(np.isin(self.coupling.classes.of, self.coupling.sites[name].classes))
@@ -254,7 +268,9 @@ class Traced:
         below 1.
 
         `units("segments")` gives the operators that can be erased whole instead, one site. They are cut alone; some
-        selections of them would break the network, which `cut` refuses and `erasure` tells.
+        selections of them would break the network, which `cut` refuses and `erasure` tells. A segment costs its own
+        parameters and those of what only it feeds or needs; what goes with several of them together comes on top, so
+        that never more is left of params and bytes than is said. FLOPs are measured by `cut`.
         """
         if not hasattr(multiple, "__index__") or multiple < 1:
             raise InputError(f"multiple={multiple!r}: give a whole number of at least 1, such as 8")
@@ -329,7 +345,8 @@ class Traced:
                 f"no segment of this {type(self.model).__name__} can be erased: {'; '.join(reasons) or 'it has none'}"
             )
         size = dict(self.model.named_parameters())
-        owned = [[size[name] for name in one.parameters] for one in found]
+        lost = self.graph.lost
+        owned = [[size[name] for name in (*one.parameters, *lost[one.name]) if name in size] for one in found]
         own = {
             "segments": np.ones(len(found)),
             "params": np.array([float(sum(p.numel() for p in part)) for part in owned]),
@@ -421,7 +438,9 @@ class Traced:
             keep[name] = mask
         return keep
 
-    def cut(self, selection: Selection, *, prove: bool = True, offsets: bool = False) -> tuple[Traced, Cut]:
+    def cut(
+        self, selection: Selection, *, prove: bool = True, offsets: bool = False, config: bool = True
+    ) -> tuple[Traced, Cut]:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
 
         With `prove`, both the smaller network and the silenced original run on the example inputs and must agree to
@@ -432,6 +451,9 @@ class Traced:
         With `offsets`, channels that go are not silent but what their batch norms give at a scale of 0: the constants
         are folded into whatever reads them (see `secateur.subjects.offsets`). A receipt's note says how much nearer
         that is, on the example inputs, to the original with those scales at 0; where it is not, nothing is folded.
+
+        With `config`, the configs of models from transformers and diffusers say what the smaller network is, where one
+        of their kind can; a note says so, or that it can't.
         """
         if segments.SITE in selection.keep:
             return self._erase(selection, prove)
@@ -460,6 +482,8 @@ class Traced:
                     fault,
                 )
         notes = self._fold(result, kept) if offsets else ()
+        # Last: offsets may make biases, which no config gives.
+        notes = (*notes, *self._describe(result, kept)) if config else notes
         channels = self._settled() + self._own_channels()
         after = result._count(counter.total if counter and not offsets else None)
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
@@ -469,6 +493,32 @@ class Traced:
             {**before, "channels": channels},
             {**after, "channels": channels - gone},
             (*notes, *self._notes()),
+        )
+
+    def _describe(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
+        """Bring the configs of `small`, which was just cut so, up to date; notes for the receipt."""
+        holders = configs.holders(self.model)
+        if not holders:
+            return ()
+        made = small.plans[-1]
+        counted = widths(self.model, made, kept, self.run.flow.shapings)
+        changes, numbers, lost = configs.described(self.model, small.model, counted, speaks_of_widths)
+        if changes:
+            told = shrink(small.model, Plan(attributes=tuple(numbers), config=tuple(changes)))
+            try:
+                apart = differences(Traced(told, small.inputs).forward(), small.forward()) > 1e-6
+            except Exception:  # code that computes from its config in every pass
+                apart = True
+            if apart:
+                changes, lost = [], list(holders)
+            else:
+                made = replace(made, attributes=(*made.attributes, *numbers), config=tuple(changes))
+                small.model, small.plans = told, (*small.plans[:-1], made)
+        old = {path: holder.config for path, holder in holders.items()}
+        said = ", ".join(f"{field} {configs.read(old[path], field)} -> {new}" for path, field, new in changes)
+        return (
+            *([f"config: {said}; save_pretrained and from_pretrained work as for the original"] if said else []),
+            *(_undescribed(path, holders[path]) for path in lost),
         )
 
     def _fold(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
@@ -511,20 +561,39 @@ class Traced:
         after = result._count()
         removed = {segments.SITE: (len(gone), count)}
         notes = [f"erased: {', '.join(erasure.removed)}"]
+        said = self._segments().cost(selection.keep)["params"]
+        if said > after["params"]:
+            notes.append(
+                f"params: {after['params']:.0f} are left, where prices of single segments said at most {said:.0f}: "
+                "the rest goes with several of them together"
+            )
         if erasure.dead:
             notes.append(f"erased because only erased parts took their results: {', '.join(erasure.dead)}")
         notes += [f"stays: {one.name}: {one.reason}" for one in self.graph.segments if one.reason]
+        notes += [_undescribed(path, holder) for path, holder in configs.holders(self.model).items()]
         before["segments"], after["segments"] = float(count), float(count - len(gone))
         return result, Cut(removed, before, after, tuple(notes))
 
     def _notes(self) -> list[str]:
-        counted: dict[str, list[str]] = {}
+        counted: dict[str, tuple[list[str], dict[str, None]]] = {}
+        modules = dict(self.model.named_modules())
         for axis, reason in self.reasons.items():
-            counted.setdefault(reason.partition(" (")[0], []).append(axis)
-        return [
-            f"stays: {axes[0]}{f' and {len(axes) - 1} more' if len(axes) > 1 else ''}: {reason}"
-            for reason, axes in counted.items()
-        ]
+            what, _, rest = reason.partition(" (")
+            axes, places = counted.setdefault(what, ([], {}))
+            axes.append(axis)
+            # "(sort in layer1)", or "(sort)" where the whole network's own code calls it.
+            place = rest.rstrip(")").rpartition("in ")[2] if "in " in rest else ""
+            if rest and place in modules:
+                kind = type(modules[place]).__name__
+                places[f"{place} ({kind})" if place else kind] = None
+        notes = []
+        for what, (axes, places) in counted.items():
+            more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+            notes.append(
+                f"stays: {axes[0]}{f' and {len(axes) - 1} more' if len(axes) > 1 else ''}: {what}"
+                f"{f', in {next(iter(places))}{more}' if places else ''}"
+            )
+        return notes
 
     def silence(self, selection: Selection) -> Traced:
         """The same shapes with the units that go set to zero, norms over what is kept: what a cut must equal."""
@@ -615,6 +684,16 @@ class Traced:
             return onnxing.write_module(model, args, kwargs, place)
 
 
+def _undescribed(path: str, holder: nn.Module) -> str:
+    """The note of a model whose config stays behind its weights."""
+    name = f"{path} ({type(holder).__name__})" if path else type(holder).__name__
+    return (
+        f"config: no config of {name} describes what is left (widths differ between layers, or its class computes one "
+        "from another), so the config is still the original's: what save_pretrained writes, from_pretrained won't "
+        "load. Keep it by save() of secateur.subjects.open_traced's subject, and reload_traced"
+    )
+
+
 def _alike(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
     """The modules of the kind of the one at `path`; of layers, only those that stand in like places."""
     kind = type(modules[path])
@@ -674,7 +753,7 @@ def _try(subject: Traced, turn: float | None) -> None:
                 keep[name] = index < 1 + int(count * (1.2 * (0.618 * number + turn) % 1.2))
         selection = Selection(keep)
         try:
-            subject.cut(selection)
+            subject.cut(selection, config=False)
             return
         except CutError as error:
             subject.without(error.fault, selection)
