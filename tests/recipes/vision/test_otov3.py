@@ -218,6 +218,8 @@ def test_what_can_not_be_met_is_refused_before_training(tmp_path, monkeypatch) -
         pytest.raises(InfeasibleError, match="channels=100% would change nothing"),
     ):
         next(otov3(subject(), bars(), [Budget.parse("channels=50%"), Budget.parse("channels=100%")], run))
+    with Run.open(tmp_path / "g", {}) as run, pytest.raises(InfeasibleError, match=r"channels can go down to"):
+        next(otov3(subject(), bars(), [Budget.parse("channels=50%"), Budget.parse("channels=0.001%")], run))
     flat = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3))
     data = Examples(torch.randn(20, 6), torch.arange(20) % 3)
     with pytest.raises(UnsupportedError, match="no channel of this network is zero"):

@@ -328,6 +328,22 @@ def test_a_budget_that_keeps_everything_is_refused_before_training(dense, tmp_pa
         results(tmp_path, dense, Budget.parse(budget), method=method, untrained=True)
 
 
+@pytest.mark.parametrize(
+    ("budget", "options", "words"),
+    [
+        ("channels=0.1%", {}, "channels can go down to 4"),
+        ("channels=0.1%", {"method": "slimming"}, "channels can go down to 4"),
+        ("weights=0.01%", {"method": "unstructured"}, "weights can go down to 4"),
+        ("channels=50%", {"widths": "3,5"}, "widths name 2 sites of 4"),
+        ("channels=50%", {"widths": "8,8,12,2"}, "these widths cost channels=30"),
+    ],
+)
+def test_what_can_not_be_met_is_refused_before_training(dense, tmp_path, monkeypatch, budget, options, words):
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    with pytest.raises((InfeasibleError, InputError), match=words):
+        results(tmp_path, dense, Budget.parse(budget), untrained=True, **options)
+
+
 def test_widths_say_on_their_own_what_goes(dense, tmp_path):
     (found,) = results(tmp_path, dense, Budget.parse("channels=100%"), widths="3,5,6,2", dry_run=True)
     assert not found.cut.is_noop

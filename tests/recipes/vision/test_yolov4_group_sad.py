@@ -15,6 +15,7 @@ from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.files.rundir import Run
 from secateur.recipes.vision import yolov4_group_sad as recipe
 from secateur.recipes.vision.yolov4_group_sad import yolov4_group_sad
+from secateur.recover import loop
 from secateur.score import scales
 from secateur.subjects import detectors, stages
 from secateur.vocabulary import Budget, Selection
@@ -211,6 +212,28 @@ def test_all_stages_run_and_resume(tmp_path):
     for key, value in first.subject.model.state_dict().items():
         assert torch.equal(value, again.subject.model.state_dict()[key])
         assert torch.equal(value, fresh.subject.model.state_dict()[key])
+
+
+@pytest.mark.parametrize(
+    ("budgets", "options", "words"),
+    [
+        (("params=1%",), {}, r"params can go down to .*; allow more, or lower layer_keep or least, or allow feeders"),
+        (("params=60%", "params=1%"), {}, "params=1% can't be met"),
+        (("params=60%",), {"layer_keep": 0.9}, "params can go down to"),
+        (("params=60%",), {"fractions": [0.2, *[0.0] * 6]}, "params can go down to"),
+        (("params=60%",), {"fractions": [0.2, 0.3]}, "2 fractions for 7 groups"),
+        (("params=60%",), {"fractions": [0.0] * 7}, "not all of them 0"),
+        (("params=60%",), {"groups": ["nose"]}, "groups name 'nose'"),
+        (("params=60%",), {"layers": ["nose"]}, "'nose'"),
+        (("params=60%",), {"merge": "most"}, "merge='most': give 'majority'"),
+        (("params=60%",), {"betas": [1.0]}, r"betas=\[1.0\]: give three"),
+    ],
+)
+def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeypatch, budgets, options, words):
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    with pytest.raises((InfeasibleError, InputError), match=words):
+        results(tmp_path, budgets, **options)
+    assert not [one for one in (tmp_path / "work").rglob("*") if one.is_file()], "nothing was written"
 
 
 def test_what_can_not_be_done_is_said(tmp_path):

@@ -125,10 +125,8 @@ def consensus_polarization(
         raise InputError(f"threshold={threshold:g}: give the least share of inputs that stays, from 0 to 1")
     gated = gate(subject, mode, units, multiple=multiple, seed=seed, hidden=hidden, bias=bias, leak=leak)
     whole = gated.units.cost()
-    flat = {site.name: np.zeros(site.count) for site in gated.units.free()}
     for budget in budgets:  # what can't be met is said before anything is trained
-        cutting(budget, whole)
-        ranking.by_budget(gated.units, flat, budget)
+        cutting(budget, whole, ranking.fewest(gated.units).spent)
     train, held = data.split(seed=seed)
     further = loop.options(training)
     feed = examples.batches(train, batch=batch, seed=seed)

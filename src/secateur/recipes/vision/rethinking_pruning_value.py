@@ -125,10 +125,13 @@ def rethinking_pruning_value(
     other tasks than classification, are not here. The rewinding recipe is later work.
     """
     _check(method, finetune, scratch, budgets, widths, data)
-    if not widths:  # which say on their own what goes
-        whole = _whole(subject, method)
-        for budget in budgets:
-            limits.cutting(budget, whole)
+    units = cuttable(subject, method, inner)
+    for budget in budgets:  # what can't be met is said before anything is trained
+        if widths:  # which say on their own what goes
+            flat = {site.name: np.zeros(site.count) for site in units.free()}
+            _within(budget, ranking.by_counts(units, flat, _widths(units, widths)), units.cost())
+        else:
+            limits.cutting(budget, units.cost(), ranking.fewest(units).spent)
     train, judged = data.split(seed=seed)
     longest = 0 if dry_run else epochs
     fitting = partial(
@@ -217,12 +220,9 @@ def prune(
         return _prune_weights(dense, budget)
     if method == "blocks":
         return _prune_branches(dense, budget)
-    units, source = sites(dense, inner), dense
+    units, source = cuttable(dense, method, inner), dense
     if method == "slimming":
         scores = magnitude.batch_norm(dense.model, dense.slices())
-        units = _frozen(units, [name for name in units if name not in scores])
-        if not units.free():
-            raise UnsupportedError("slimming ranks channels by batch norms, and none that may go has one: choose l1")
     elif method in ("thinet", "regression"):
         scores, hessians = _reconstructed(dense, units, method, batches)
     else:
@@ -243,6 +243,22 @@ def prune(
         return dense.cut(ranking.by_counts(units, random.scores(units, seed), kept))[0], {}
 
     return Pruned(dense, student, cut, dict(selection.spent), {}, selection, chance)
+
+
+def cuttable(dense: Traced, method: str, inner: bool = True) -> Units:
+    """What may go by a method, and what its budgets are shares of. inner: see `sites`."""
+    if method == "unstructured":
+        counts = {name: weight.numel() for name, weight in _convolutions(dense).items()}
+        return Units({name: Site(name, n, {"weights": np.ones(n)}, minimum=1) for name, n in counts.items()})
+    if method == "blocks":
+        return Branches(dense).units()
+    units = sites(dense, inner)
+    if method == "slimming":
+        known = magnitude.batch_norm(dense.model, dense.slices())
+        units = _frozen(units, [name for name in units if name not in known])
+        if not units.free():
+            raise UnsupportedError("slimming ranks channels by batch norms, and none that may go has one: choose l1")
+    return units
 
 
 def sites(dense: Traced, inner: bool = True) -> Units:
@@ -384,13 +400,6 @@ def _within(budget: Budget, selection: Selection, whole: Mapping[str, float]) ->
             )  # fmt: skip
 
 
-def _whole(dense: Traced, method: str) -> dict[str, float]:
-    """What a method's budgets are shares of."""
-    if method == "unstructured":
-        return {"weights": float(sum(weight.numel() for weight in _convolutions(dense).values()))}
-    return (Branches(dense) if method == "blocks" else dense).units().cost()
-
-
 def _convolutions(dense: Traced) -> dict[str, Tensor]:
     found = masks.convolutions(dense.model)
     if not found:
@@ -400,8 +409,7 @@ def _convolutions(dense: Traced) -> dict[str, Tensor]:
 
 def _prune_weights(dense: Traced, budget: Budget) -> Pruned:
     found = _convolutions(dense)
-    ones = {name: np.ones(weight.numel()) for name, weight in found.items()}
-    units = Units({name: Site(name, len(one), {"weights": one}, minimum=1) for name, one in ones.items()})
+    units = cuttable(dense, "unstructured")
     scores = {name: weight.detach().abs().flatten().float() for name, weight in found.items()}
     selection = ranking.by_budget(units, scores, budget, scope="global")
     closed = {name: torch.as_tensor(keep).view(found[name].shape) for name, keep in selection.keep.items()}

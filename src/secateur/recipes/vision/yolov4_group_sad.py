@@ -141,17 +141,19 @@ def yolov4_group_sad(
     Positive places of the output option are those where the teacher is sure. AdamW in place of SGD.
     """
     subject, further = detectors.opened(subject), loop.options(training)
-    whole = subject.units(multiple=multiple).cost()
-    for budget in budgets:  # what would train for nothing is said before anything is trained
-        cutting(budget, whole)
+    image = data.inputs[:1]
+    spared = set() if feeders else stages.feeders(subject.model, image)
+    order = stages.grouped(stages.places(subject.model, image), groups)
+    mask = partial(thresholds.grouped, share=layer_keep, least=least, policy=merge, multiple=multiple)
+    floor = partial(thresholds.floor, share=layer_keep, least=least, multiple=multiple)
+    check(subject, budgets, spared, order, fractions, merge, multiple, floor, layers, betas, image)
     feed = examples.batches(data, batch=batch, seed=seed)
-    per_epoch, image = len(feed) / further.get("accumulate", 1), data.inputs[:1]
+    per_epoch = len(feed) / further.get("accumulate", 1)
     train: Callable[..., Recovery] = partial(
         loop.train, lr=lr, weight_decay=weight_decay, seed=seed, count=examples.count,
         **({"precision": "fp32", "clip": None} | further),
     )  # fmt: skip
     sparse, pressed = subject.copy(), None
-    spared = set() if feeders else stages.feeders(subject.model, image)
     if sparse_epochs and not dry_run:
         count = detecting.steps(per_epoch, sparse_epochs)
         pressed = train(
@@ -159,8 +161,6 @@ def yolov4_group_sad(
             pressure(sparse, spared, rate, quantile, switch, kept_rate), steps=count,
             checkpoint=run.folder("sparse"), title="sparse training",
         )  # fmt: skip
-    order = stages.grouped(stages.places(sparse.model, image), groups)
-    mask = partial(thresholds.grouped, share=layer_keep, least=least, policy=merge, multiple=multiple)
     judge = partial(rises, run, feed.take(judged)) if not fractions else partial(given, fractions)
     for budget in budgets:
         student, cut, selection, shares = settled(sparse, spared, order, mask, judge, budget, offsets, seed)
@@ -183,6 +183,28 @@ def yolov4_group_sad(
             )  # fmt: skip
         notes = [f"{group}: {share:.0%} to go" for group, share in shares.items()]
         yield Result(str(budget), student, cut, spent, records.together(pressed, tuned, taught), tuple(notes))
+
+
+def check(
+    subject: Traced, budgets: Sequence[Budget], spared: set[str], groups: Mapping[str, str],
+    fractions: Sequence[float], merge: thresholds.Policy, multiple: int, floor: Callable[[int], int],
+    layers: Sequence[str], betas: Sequence[float], image: Tensor,
+) -> None:  # fmt: skip
+    """Refuse before anything is trained what would be refused after it. floor: channels of a layer -> fewest kept."""
+    members, units = free(subject, spared), subject.units(multiple=multiple)
+    place = sites(members, groups)
+    names = list(dict.fromkeys(place.values()))
+    most = given(fractions, subject, lambda _: {}, names)(1.0) if fractions else dict.fromkeys(names, 1.0)
+    thresholds.merge([np.ones(1, bool)], merge)
+    # Whatever training makes of the scales, no more than this can go.
+    shrinking = [units[site] for site in members if most[place[site]]]
+    smallest = units.cost({site.name: np.arange(site.count) < floor(site.count) for site in shrinking})
+    for budget in budgets:
+        cutting(budget, units.cost(), smallest, "lower layer_keep or least, or allow feeders")
+    if len(betas) != 3:
+        raise InputError(f"betas={list(betas)}: give three, of the backbone's groups, the deepest scale and the neck")
+    if layers:
+        seen(subject.model, tuple(layers), image, maps.flat)
 
 
 def free(subject: Traced, spared: set[str]) -> dict[str, dict[str, Tensor]]:
