@@ -324,6 +324,15 @@ def test_gates_in_a_loop_of_ones_own():
     assert float(decisions["2.conv1.channels"].float().mean()) < 0.5
 
 
+def test_a_batch_of_one_is_one_line_where_a_batch_norm_learns(tmp_path):
+    some = Examples(torch.randn(20, 6), torch.arange(20) % 3)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    with Run.open(tmp_path, {}) as run, pytest.raises(InputError, match="batches of at least 2 examples"):
+        list(recipe.consensus_polarization(
+            open_traced(net, some.inputs[:2]), some, [Budget.parse("channels=50%")], run, batch=1,
+        ))  # fmt: skip
+
+
 def test_what_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither 'channel' nor 'layer'"):
         recipe.gate(subject(), "block")

@@ -349,6 +349,15 @@ def test_widths_say_on_their_own_what_goes(dense, tmp_path):
     assert not found.cut.is_noop
 
 
+def test_a_batch_of_one_is_one_line_where_a_batch_norm_learns(tmp_path):
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 8),
+        nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4),
+    )  # fmt: skip
+    with pytest.raises(InputError, match="batches of at least 2 examples"):
+        results(tmp_path, nets.opened(net), batch=1)
+
+
 def test_examples_without_classes_are_refused(dense, tmp_path):
     with Run.open(tmp_path, {}) as run, pytest.raises(DataError, match="classes"):
         list(rethinking.rethinking_pruning_value(dense, Examples(DATA.inputs), [HALF], run))
