@@ -437,7 +437,7 @@ def test_a_batch_norm_that_sees_one_value_per_channel_is_one_line(tmp_path):
         return norm(batch["inputs"]).square().sum() / totals["examples"], {}
 
     feed = [{"inputs": torch.randn(1, 3)}]
-    with pytest.raises(InputError, match="a batch of one example, .*: train on batches of at least 2 examples"):
+    with pytest.raises(InputError, match=r"a batch of one example, .*: train on batches of at least 2 examples"):
         loop.train(norm, feed, objective, steps=2, lr=0.1, count=examples.count, checkpoint=tmp_path)
     assert all(torch.equal(before[name], value) for name, value in norm.named_parameters())
     assert not list(tmp_path.iterdir())

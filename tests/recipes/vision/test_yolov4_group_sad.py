@@ -16,7 +16,6 @@ from secateur.files.rundir import Run
 from secateur.recipes.vision import yolov4_group_sad as recipe
 from secateur.recipes.vision.yolov4_group_sad import yolov4_group_sad
 from secateur.recover import loop
-from secateur.score import scales
 from secateur.subjects import detectors, stages
 from secateur.vocabulary import Budget, Selection
 
@@ -250,19 +249,17 @@ def test_what_can_not_be_done_is_said(tmp_path):
             module.weight.requires_grad_(False)
     with pytest.raises(UnsupportedError, match="batch norm"):
         results(tmp_path / "b", start=detectors.opened(net, DATA.inputs[:1]), dry_run=True)
-    dense = subject()
-    with pytest.raises(UnsupportedError, match="predictions"):
-        recipe.answers(
-            lambda *_: None,
-            detectors.opened(torch.nn.Sequential(), None) if False else _mute(dense),
-            dense,
-            3.0,
-            (1, 1),
-        )
-    assert scales.members(dense.model, dense.slices())
 
 
-def _mute(dense):
-    other = dense.copy()
-    other.model.predictions = None
-    return other
+def test_outputs_of_a_detector_without_predictions_are_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    mute = subject()
+    mute.model.predictions = None
+    with pytest.raises(UnsupportedError, match=r"outputs: Yolo has no predictions\(images\).*leave outputs out"):
+        results(tmp_path, start=mute, outputs=True)
+    with pytest.raises(InputError, match=r"lambdas=\[1.0\]: give two"):
+        results(tmp_path, outputs=True, lambdas=[1.0])
+    with pytest.raises(InputError, match="temperature=0: give a number above 0"):
+        results(tmp_path, outputs=True, temperature=0)
+    for wrapper in (detectors.Torchvision, detectors.Ultralytics):
+        assert not hasattr(wrapper, "predictions"), "then the docstring and the page say otherwise"

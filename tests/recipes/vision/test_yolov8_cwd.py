@@ -173,6 +173,7 @@ def test_widths_of_eight_a_global_baseline_and_a_reach(tmp_path):
         (("channels=1%",), {"scope": "global"}, "channels can go down to"),
         (("channels=50%",), {"layers": ["nose"]}, "'nose'"),
         (("channels=50%",), {"weights": []}, "weights are empty"),
+        (("channels=50%",), {"temperature": 0.0}, "temperature=0.0: give a number above 0"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeypatch, budgets, options, words):

@@ -127,7 +127,8 @@ def yolov4_group_sad(
         alpha: weight of it all; by default what makes it a tenth of L_det at its first step, 1 is as published.
         layers: modules whose maps are distilled; by default the ends of the backbone's groups and the neck's maps.
         foreground: look only at cells near boxes.
-        outputs: learn from the teacher's classes and boxes too.
+        outputs: learn from the teacher's classes and boxes too; only for a module that has predictions(images) ->
+            (boxes [B, N, 4], logits of classes [B, N, K]), which torchvision's and Ultralytics' detectors have not.
         temperature: of those classes.
         lambdas: weights of those classes and boxes.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
@@ -147,6 +148,8 @@ def yolov4_group_sad(
     mask = partial(thresholds.grouped, share=layer_keep, least=least, policy=merge, multiple=multiple)
     floor = partial(thresholds.floor, share=layer_keep, least=least, multiple=multiple)
     check(subject, budgets, spared, order, fractions, merge, multiple, floor, layers, betas, image)
+    if outputs:
+        learnable(subject, temperature, lambdas)
     feed = examples.batches(data, batch=batch, seed=seed)
     per_epoch = len(feed) / further.get("accumulate", 1)
     train: Callable[..., Recovery] = partial(
@@ -205,6 +208,19 @@ def check(
         raise InputError(f"betas={list(betas)}: give three, of the backbone's groups, the deepest scale and the neck")
     if layers:
         seen(subject.model, tuple(layers), image, maps.flat)
+
+
+def learnable(detector: Traced, temperature: float, lambdas: Sequence[float]) -> None:
+    """Refuse `outputs` for a detector without `predictions`, and wrong settings of it."""
+    if not callable(getattr(detector.model, "predictions", None)):
+        raise UnsupportedError(
+            f"outputs: {type(detector.model).__name__} has no predictions(images), which gives boxes [B, N, 4] and "
+            "logits of classes [B, N, K]; leave outputs out, or give a module that has it"
+        )
+    if not temperature > 0:
+        raise InputError(f"temperature={temperature}: give a number above 0")
+    if len(lambdas) != 2:
+        raise InputError(f"lambdas={list(lambdas)}: give two, of the classes and of the boxes")
 
 
 def free(subject: Traced, spared: set[str]) -> dict[str, dict[str, Tensor]]:
@@ -439,9 +455,7 @@ def answers(
     objective: detecting.Objective, student: Traced, teacher: Traced, temperature: float, lambdas: Sequence[float]
 ) -> detecting.Objective:
     """`objective`, and the teacher's classes and boxes, from detectors that have `predictions`."""
-    ours, theirs = (getattr(one.model, "predictions", None) for one in (student, teacher))
-    if ours is None or theirs is None:
-        raise UnsupportedError(f"{type(student.model).__name__} has no predictions(images): leave outputs out")
+    ours, theirs = (cast(Any, one.model).predictions for one in (student, teacher))
 
     def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         total, parts = objective(batch, totals)

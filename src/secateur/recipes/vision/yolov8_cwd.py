@@ -109,7 +109,7 @@ def yolov8_cwd(
     paper's TensorRT step is the export of the result, to a torch.export program or ONNX.
     """
     subject, further = detectors.opened(subject), loop.options(training)
-    check(subject, budgets, multiple, least, layers, weights, data.inputs[:1])
+    check(subject, budgets, multiple, least, layers, weights, temperature, data.inputs[:1])
     feed = examples.batches(data, batch=batch, seed=seed)
     epochs = partial(detecting.steps, len(feed) / further.get("accumulate", 1))
     train: Callable[..., Recovery] = partial(
@@ -149,15 +149,17 @@ def yolov8_cwd(
 
 def check(
     subject: Traced, budgets: Sequence[Budget], multiple: int, least: int, layers: Sequence[str],
-    weights: Sequence[float], image: Tensor,
+    weights: Sequence[float], temperature: float, image: Tensor,
 ) -> None:  # fmt: skip
-    """Refuse before anything is trained what would be refused after it: budgets, layers, weights."""
+    """Refuse before anything is trained what would be refused after it: budgets, layers, weights, temperature."""
     units = ranked(subject, multiple)[0]
     lowest = ranking.fewest(units, dict.fromkeys(units, least)).spent
     for budget in budgets:
         limits.cutting(budget, units.cost(), lowest, f"lower least={least}")
     if not weights:
         raise InputError("weights are empty: give one for each map, the finest first; the last holds for all further")
+    if not temperature > 0:
+        raise InputError(f"temperature={temperature}: give a number above 0")
     if layers:
         seen(subject.model, tuple(layers), image, maps.flat)
 
