@@ -971,8 +971,9 @@ def _study_command(study: str | None) -> Callable[..., None]:
     def command(**values: Any) -> None:
         if values["study"] is None and values["config"] is None:
             cards = studies.cards()
+            named, over = max(map(len, cards)), max(len(card["recipe"]) for card in cards.values())
             for name, card in cards.items():
-                print(f"{name:<{max(map(len, cards))}}  {card['recipe'] or '-':<15}  {card['title']}")
+                print(f"{name:<{named}}  {card['recipe'] or '-':<{over}}  {card['title']}")
             return
         if values["study"]:
             studies.options(values["study"])  # an unknown study is refused before its missing arguments are

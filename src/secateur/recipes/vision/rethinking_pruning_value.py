@@ -137,24 +137,11 @@ def rethinking_pruning_value(
     fitting = partial(
         fit, data=train, batch=batch, seed=seed, lr=lr, weight_decay=weight_decay, training=training,
     )  # fmt: skip
-    large = subject
-    if untrained:
-        large = subject.copy()
-        fitting(large.model, epochs=longest, folder=run.folder("train-large"))
-    if method == "blocks":
-        large = scaled(large, sparsity, partial(fitting, epochs=longest, folder=run.folder("train-blocks")))
-    if method == "slimming":
-        large = large.copy()
-        penalty = partial(scales_l1, large.model, sparsity)
-        fitting(large.model, epochs=longest, penalty=penalty, folder=run.folder("train-slimming"))
+    large = grown(subject, run, fitting, method=method, untrained=untrained, sparsity=sparsity, epochs=longest)
     calibrating = examples.batches(train, batch=batch, seed=seed).take(max(1, calibration // batch))
 
     for budget in budgets:
-        start = large
-        if method == "soft":
-            start = large.copy()
-            zero = partial(soften, start, budget, inner)
-            fitting(start.model, epochs=longest, epoch_end=zero, folder=run.folder(f"train-soft-{budget}"))
+        start = softened(large, budget, run, fitting, inner=inner, epochs=longest) if method == "soft" else large
         pruned = prune(start, budget, method, widths=widths, inner=inner, batches=calibrating)
         # For the unstructured case, zeros count as if they saved their time.
         arms = trial(
@@ -187,6 +174,40 @@ def _check(
 
 
 # ---------------------------------------------------------------------------------------------------- pruning
+
+
+def grown(
+    subject: Traced,
+    run: Run,
+    fitting: Callable[..., Any],
+    *,
+    method: str,
+    untrained: bool = False,
+    sparsity: float = 1e-4,
+    epochs: int = 160,
+) -> Traced:
+    """Step 1 of `rethinking_pruning_value` but for soft filters: the large network. fitting: `fit` with its options."""
+    large = subject
+    if untrained:
+        large = subject.copy()
+        fitting(large.model, epochs=epochs, folder=run.folder("train-large"))
+    if method == "blocks":
+        large = scaled(large, sparsity, partial(fitting, epochs=epochs, folder=run.folder("train-blocks")))
+    if method == "slimming":
+        large = large.copy()
+        penalty = partial(scales_l1, large.model, sparsity)
+        fitting(large.model, epochs=epochs, penalty=penalty, folder=run.folder("train-slimming"))
+    return large
+
+
+def softened(
+    large: Traced, budget: Budget, run: Run, fitting: Callable[..., Any], *, inner: bool = True, epochs: int = 160
+) -> Traced:
+    """Step 1 for soft filters: a copy trained on, whose smallest filters are zeroed after every epoch."""
+    start = large.copy()
+    zero = partial(soften, start, budget, inner)
+    fitting(start.model, epochs=epochs, epoch_end=zero, folder=run.folder(f"train-soft-{budget}"))
+    return start
 
 
 @dataclass(frozen=True, eq=False)
