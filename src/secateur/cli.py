@@ -287,6 +287,9 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     fresh = "Also train networks of the cut shape from scratch, for as long (E), for as many FLOPs (B), or both."
     flag("stream", bool, "Read the model block by block from the disk: for models larger than memory.", False)
     flag("scratch-baseline", str | None, fresh, metavar="E|B|both")
+    flag("scratch-epochs", int | None, "Of those networks: what the original was trained for; the run's own.")
+    flag("scratch-lr", float | None, "Of those: the learning rate; the run's own.")
+    flag("scratch-cap", float | None, "Of those of B: at most this many times the epochs.")
     kinds |= _flags(f"Options of {recipe}", options)
 
     def command(**values: Any) -> None:
@@ -393,17 +396,24 @@ def _run(given: dict[str, Any]) -> None:
     config, fresh = given.pop("config", None), given.pop("scratch_baseline", None)
     if fresh not in (None, "E", "B", "both"):
         raise InputError(f"--scratch-baseline {fresh} is not one of E, B, both")
+    names = ("epochs", "lr", "cap")
+    how = {name: given.pop(f"scratch_{name}") for name in names if f"scratch_{name}" in given}
+    if how and not fresh:
+        raise InputError(f"--scratch-{next(iter(how))} is of networks trained from scratch: give --scratch-baseline")
     needed = {"RECIPE": "recipe", "MODEL": "model", "--budget": "budget", "--data": "data", "--out": "out"}
     example = "secateur run ziplm MODEL --budget speedup=2x --data texts.txt --out small"
     given = _complete(given, config, "secateur.running", needed, example)
     dry_run = bool(given.get("dry_run"))
     from secateur import running
 
-    rows = _followed(running.results(**given))
-    if fresh and not dry_run:
+    if fresh:  # what can't be trained from scratch is said before the run
         from secateur.studies import scratch
 
-        rows = scratch.add(given["out"], given["model"], given["data"], fresh, held_out=given.get("held_out"))
+        scratch.check(given["recipe"], given["data"], given, **how)
+    rows = _followed(running.results(**given))
+    if fresh and not dry_run:
+        held_out = given.get("held_out")
+        rows = scratch.add(given["out"], given["model"], given["data"], fresh, held_out=held_out, **how)
         _console().print((Path(given["out"]) / "scratch.md").read_text("utf-8"), highlight=False, markup=False)
     if not dry_run:
         _told(rows, given["out"])

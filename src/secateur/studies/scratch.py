@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from secateur import running
+from secateur import recipes, running
 from secateur.disk import atomic_write
 from secateur.errors import DataError, InfeasibleError, InputError, SecateurError, UnsupportedError
 from secateur.files import examples
@@ -34,7 +34,7 @@ from secateur.recipes.language import ziplm
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recipes.vision.rethinking_pruning_value import Arm, Augment, Pruned
 from secateur.recover import initialise, masks
-from secateur.running import keywords, network
+from secateur.running import keywords, network, trades
 from secateur.score import random
 from secateur.select import ranking
 from secateur.subjects import Transformer, detectors, open_subject, reload_traced
@@ -48,6 +48,7 @@ __all__ = [
     "Controls",
     "Trial",
     "add",
+    "check",
     "describe",
     "fresh_language",
     "fresh_network",
@@ -550,6 +551,48 @@ def add(
     return rows
 
 
+def check(
+    recipe: str, data: Any, options: Mapping[str, Any], *, epochs: int | None = None, lr: float | None = None,
+    cap: float | None = None,
+) -> None:  # fmt: skip
+    """Refuse before a run of `recipe` with these options what `add` would refuse after it.
+
+    Raises `InputError` for a recipe that records no epochs or trains for no steps, `DataError` for a network's data
+    without classes and boxes.
+    """
+    for name, value in (("epochs", epochs), ("lr", lr), ("cap", cap)):
+        if value is not None and not value > 0:
+            raise InputError(f"{name}={value} of networks trained from scratch: give a number above 0")
+    function = recipes.find(recipe)
+    known = {name: options.get(name, one.default) for name, one in keywords.of(function).items()}
+    if trades.name(trades.of_recipe(function)) != "network":
+        _for_language(epochs, known.get("steps", 1), f"a run of {recipe} with steps=0 trains nothing")
+        return
+    _for_network(recipe, known, epochs, lr)
+    found = network.read(data, label=options.get("label", "label"))
+    if found.labels is None and not found.targets:
+        raise DataError(f"{found.name} has no classes: networks are trained from scratch on classes or boxes; give "
+                        "labels, or leave the scratch baseline out")  # fmt: skip
+
+
+def _for_network(
+    recipe: str, settings: Mapping[str, Any], epochs: int | None, lr: float | None
+) -> tuple[int | None, float | None]:
+    """What a network is trained for and from where: as given, or as the run's settings say."""
+    lr = settings.get("lr") if lr is None else lr
+    epochs = settings.get("epochs") if epochs is None else epochs
+    if "sparse_epochs" not in settings and (epochs is None or lr is None):
+        raise InputError(f"recipe {recipe} records no epochs and lr: say what the original was trained with")
+    return epochs, lr
+
+
+def _for_language(epochs: int | None, steps: int, why: str) -> None:
+    if epochs is not None:
+        raise InputError("language models are trained for the run's own steps: leave epochs out")
+    if not steps:
+        raise InputError(f"{why}: its control would not be either; run it with steps")
+
+
 def _arm(
     row: Evidence, place: Path, epochs: int | None, lr: float | None, cap: float | None
 ) -> tuple[Callable[..., Iterator[Result]], dict[str, Any]]:
@@ -559,25 +602,22 @@ def _arm(
     common = {"student": str(place), "removed": counts, "cap": cap}
     settings = row.settings
     if (place / "cut.json").is_file():
-        lr = settings.get("lr") if lr is None else lr
+        asked = epochs
+        epochs, lr = _for_network(str(row.recipe), settings, epochs, lr)
         if "sparse_epochs" in settings:
             # A detector's recipe trains before its cut and after it, all with one optimiser and rate.
             after = sum(float(settings.get(name, 0)) for name in ("finetune_epochs", "distil_epochs"))
-            whole = float(settings["sparse_epochs"]) + after if epochs is None else float(epochs)
+            whole = float(settings["sparse_epochs"]) + after if asked is None else float(asked)
             own = {"weight_decay": settings["weight_decay"], "finetune": "same", "finetune_epochs": after}
             return fresh_network, {**common, "epochs": whole, "lr": lr, "optimizer": "adamw", **own}
-        epochs = settings.get("epochs") if epochs is None else epochs
-        if epochs is None or lr is None:
-            raise InputError(f"recipe {row.recipe} records no epochs and lr: say what the original was trained with")
+        assert epochs is not None
+        assert lr is not None
         own = {name: settings[name] for name in ("weight_decay", "finetune", "finetune_epochs") if name in settings}
         # That recipe holds out examples of its own: its arms are to see no more than its student did.
         own["less"] = row.recipe == "rethinking_pruning_value"
         return fresh_network, {**common, "epochs": int(epochs), "lr": float(lr), **own}
-    if epochs is not None:
-        raise InputError("language models are trained for the run's own steps: leave epochs out")
     steps = row.recovery.steps if row.recovery else 0
-    if not steps:
-        raise InputError(f"the result {row.target} was not trained: its control would not be either; run it with steps")
+    _for_language(epochs, steps, f"the result {row.target} was not trained")
     known = [name for name in signature(ziplm.distil).parameters if name not in ("data", "blocks", "seed", "steps")]
     recovery = {name: settings[name] for name in known if name in settings}
     return fresh_language, {**common, "steps": steps, "recovery": {**recovery, **({} if lr is None else {"lr": lr})}}
