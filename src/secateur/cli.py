@@ -45,6 +45,7 @@ _LABEL = "The column of classes, or of an .npz file the array; '' for none."
 _SHAPE = "Shape of a network's input, 1x3x224x224 say."
 _SCORES = "magnitude, l1, taylor, ..., or file.py:function."
 _SCOPE = "Which sites share one ranking."
+_SCOPES = "local|kind|global|isomorphic|SITE=POOL,..."
 _NORMALISE = "What makes scores of different sites comparable first."
 _PROTECT = "A module, parameter or site that stays whole. Again for more."
 _Text = Annotated[str, typer.Option("--text", help=_TEXT)]
@@ -460,7 +461,7 @@ def prune(
     label: _Label = "label",
     shape: Annotated[str | None, typer.Option("--input", help=_SHAPE)] = None,
     score: Annotated[str, typer.Option(help=_SCORES)] = "magnitude",
-    scope: Annotated[str, typer.Option(help=_SCOPE, metavar="local|kind|global|isomorphic")] = "local",
+    scope: Annotated[str, typer.Option(help=_SCOPE, metavar=_SCOPES)] = "local",
     normalise: Annotated[str, typer.Option(help=_NORMALISE, metavar="l2|max|mean|zscore|rank")] = "",
     multiple: Annotated[int, typer.Option(help="Kept channels are multiples of this.")] = 1,
     protect: Annotated[list[str] | None, typer.Option(help=_PROTECT, metavar="NAME")] = None,
@@ -1021,7 +1022,7 @@ def inspect(
     shape: Annotated[str | None, typer.Option("--input", help=_SHAPE)] = None,
     budget: Annotated[str | None, typer.Option(help="What may stay of a network, channels=50% say.")] = None,
     score: Annotated[str | None, typer.Option(help="Of a network, what goes first: " + _SCORES)] = None,
-    scope: Annotated[str | None, typer.Option(help=_SCOPE, metavar="local|kind|global|isomorphic")] = None,
+    scope: Annotated[str | None, typer.Option(help=_SCOPE, metavar=_SCOPES)] = None,
     normalise: Annotated[str | None, typer.Option(help=_NORMALISE, metavar="l2|max|mean|zscore|rank")] = None,
     multiple: Annotated[int | None, typer.Option(help="A network's kept channels are multiples of this.")] = None,
     protect: Annotated[list[str] | None, typer.Option(help=_PROTECT, metavar="NAME")] = None,
