@@ -357,3 +357,36 @@ def test_what_is_refused(tmp_path):
     unlabelled = Examples(data().inputs, None, name="pictures")
     with Run.open(tmp_path / "b", {}) as run, pytest.raises(DataError, match="pictures has no classes"):
         next(recipe.consensus_polarization(subject(), unlabelled, [Budget.parse("params=60%")], run))
+
+
+def test_a_stage_all_of_whose_branches_are_off_is_named_in_layer_mode():
+    names = ["stem.a", "layer1.0", "layer1.1", "layer2.0.f", "layer2.0.g", "layer2.1.f"]
+
+    def collapsed(row):
+        return recipe._collapsed({"branches": names, "frequency": {"branches": row}})
+
+    assert collapsed([1, 0.1, 0.4, 1, 1, 1]) == {"layer1": 2}
+    assert collapsed([1, 0.1, 0.5, 0, 0, 1]) == {"layer2.0": 2}
+    assert collapsed([1, 1, 1, 0, 0, 0]) == {"layer2": 3}, "the whole of it, not its parts again"
+    assert collapsed([0, 1, 1, 1, 1, 1]) == {}, "one branch is no stage"
+    assert recipe._collapsed({"branches": [], "frequency": {"conv1": [0.0], "conv2": [1.0]}}) == {}
+
+
+def test_a_collapsed_stage_stands_in_the_notes(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    stages = [nn.Sequential(Block(8), Block(8)) for _ in range(2)]
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), *stages, nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                          nn.Linear(32, 4))  # fmt: skip
+    some = data(64)
+    off = {"2.0", "2.1"}
+
+    def ask(model, doors, data, batch):
+        told = {name: torch.full((len(data), 1), float(name not in off)) for name in doors.places}
+        return told, {name: row.mean(0).double() for name, row in told.items()}
+
+    monkeypatch.setattr(recipe, "ask", ask)
+    with Run.open(tmp_path, {}) as run:
+        (found,) = recipe.consensus_polarization(
+            open_traced(model, some.inputs[:1]), some, [Budget.parse("params=60%")], run, mode="layer", dry_run=True
+        )
+    assert "all 2 gates of 2 are off: of that stage only the shortcuts are left" in found.notes

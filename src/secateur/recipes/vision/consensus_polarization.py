@@ -174,6 +174,7 @@ def consensus_polarization(
         accuracy["static"] = _accuracy(small.model, held, batch)
         said: dict[str, Any] = {
             "frequency": {name: [round(float(one), 6) for one in row] for name, row in often.items()},
+            "branches": list(gated.gates.places) if gated.layers else [],
             "unanimous": statistics.unanimous(often),
             "agreement": statistics.agreement(decisions),
             "accuracy": accuracy,
@@ -398,4 +399,21 @@ def _notes(said: Mapping[str, Any], held: int) -> tuple[str, ...]:
     for name, row in said["frequency"].items():
         if len(row) > 1 and not any(one >= 0.5 for one in row):
             notes.append(f"all gates of {name} are off: the least that may stay was kept")
+    notes += [f"all {many} gates of {stage} are off: of that stage only the shortcuts are left"
+              for stage, many in _collapsed(said).items()]  # fmt: skip
     return tuple(notes)
+
+
+def _collapsed(said: Mapping[str, Any]) -> dict[str, int]:
+    """In layer mode, stage -> its branches, two or more, none of which the gates keep.
+
+    The branches are one row of frequencies; those with their name's first parts in common are a stage.
+    """
+    names = said["branches"]
+    stages: dict[str, list[float]] = {}
+    for name, often in zip(names, *(said["frequency"].values() if names else [[]]), strict=True):
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            stages.setdefault(".".join(parts[:end]), []).append(often)
+    every = [stage for stage, row in stages.items() if 1 < len(row) < len(names) and max(row) < 0.5]
+    return {stage: len(stages[stage]) for stage in every if stage.rpartition(".")[0] not in every}
