@@ -359,17 +359,16 @@ def test_what_is_refused(tmp_path):
         next(recipe.consensus_polarization(subject(), unlabelled, [Budget.parse("params=60%")], run))
 
 
-def test_a_stage_all_of_whose_branches_are_off_is_named_in_layer_mode():
+def test_a_stage_all_of_whose_branches_are_gone_is_told_from_others():
     names = ["stem.a", "layer1.0", "layer1.1", "layer2.0.f", "layer2.0.g", "layer2.1.f"]
 
     def collapsed(row):
-        return recipe._collapsed({"branches": names, "frequency": {"branches": row}})
+        return recipe._collapsed(dict(zip(names, map(bool, row), strict=True)))
 
-    assert collapsed([1, 0.1, 0.4, 1, 1, 1]) == {"layer1": 2}
-    assert collapsed([1, 0.1, 0.5, 0, 0, 1]) == {"layer2.0": 2}
+    assert collapsed([1, 0, 0, 1, 1, 1]) == {"layer1": 2}
+    assert collapsed([1, 0, 1, 0, 0, 1]) == {"layer2.0": 2}
     assert collapsed([1, 1, 1, 0, 0, 0]) == {"layer2": 3}, "the whole of it, not its parts again"
     assert collapsed([0, 1, 1, 1, 1, 1]) == {}, "one branch is no stage"
-    assert recipe._collapsed({"branches": [], "frequency": {"conv1": [0.0], "conv2": [1.0]}}) == {}
 
 
 def test_a_collapsed_stage_stands_in_the_notes(tmp_path, monkeypatch):
@@ -389,4 +388,4 @@ def test_a_collapsed_stage_stands_in_the_notes(tmp_path, monkeypatch):
         (found,) = recipe.consensus_polarization(
             open_traced(model, some.inputs[:1]), some, [Budget.parse("params=60%")], run, mode="layer", dry_run=True
         )
-    assert "all 2 gates of 2 are off: of that stage only the shortcuts are left" in found.notes
+    assert "all 2 branches of 2 are gone: only the shortcuts of that stage are left" in found.notes

@@ -174,7 +174,7 @@ def consensus_polarization(
         accuracy["static"] = _accuracy(small.model, held, batch)
         said: dict[str, Any] = {
             "frequency": {name: [round(float(one), 6) for one in row] for name, row in often.items()},
-            "branches": list(gated.gates.places) if gated.layers else [],
+            "branches": gated.stays(selection),
             "unanimous": statistics.unanimous(often),
             "agreement": statistics.agreement(decisions),
             "accuracy": accuracy,
@@ -206,6 +206,13 @@ class Gated:
         if not self.layers:
             return dict(values)
         return {name: torch.cat([values[place] for place in self.gates.places]) for name in self.units}
+
+    def stays(self, selection: Selection) -> dict[str, bool]:
+        """Branch -> whether it is left; nothing where channels are gated."""
+        if not self.layers:
+            return {}
+        (site,) = self.units
+        return dict(zip(self.gates.places, map(bool, selection.keep[site]), strict=True))
 
 
 def gate(
@@ -399,21 +406,20 @@ def _notes(said: Mapping[str, Any], held: int) -> tuple[str, ...]:
     for name, row in said["frequency"].items():
         if len(row) > 1 and not any(one >= 0.5 for one in row):
             notes.append(f"all gates of {name} are off: the least that may stay was kept")
-    notes += [f"all {many} gates of {stage} are off: of that stage only the shortcuts are left"
-              for stage, many in _collapsed(said).items()]  # fmt: skip
+    for stage, many in _collapsed(said["branches"]).items():
+        notes.append(f"all {many} branches of {stage} are gone: only the shortcuts of that stage are left")
     return tuple(notes)
 
 
-def _collapsed(said: Mapping[str, Any]) -> dict[str, int]:
-    """In layer mode, stage -> its branches, two or more, none of which the gates keep.
+def _collapsed(stays: Mapping[str, bool]) -> dict[str, int]:
+    """In layer mode, stage -> its branches, two or more, all of which are gone. stays: branch -> whether it is left.
 
-    The branches are one row of frequencies; those with their name's first parts in common are a stage.
+    All branches are one site; those whose names begin with the same parts are a stage.
     """
-    names = said["branches"]
-    stages: dict[str, list[float]] = {}
-    for name, often in zip(names, *(said["frequency"].values() if names else [[]]), strict=True):
+    stages: dict[str, list[bool]] = {}
+    for name, left in stays.items():
         parts = name.split(".")
         for end in range(1, len(parts)):
-            stages.setdefault(".".join(parts[:end]), []).append(often)
-    every = [stage for stage, row in stages.items() if 1 < len(row) < len(names) and max(row) < 0.5]
-    return {stage: len(stages[stage]) for stage in every if stage.rpartition(".")[0] not in every}
+            stages.setdefault(".".join(parts[:end]), []).append(left)
+    gone = [stage for stage, row in stages.items() if len(row) > 1 and not any(row)]
+    return {stage: len(stages[stage]) for stage in gone if stage.rpartition(".")[0] not in gone}
