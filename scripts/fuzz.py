@@ -79,6 +79,11 @@ def turtle(given: bytes) -> None:
     table(given, ".ttl")
 
 
+def rdfxml(given: bytes) -> None:
+    """The same, as RDF/XML."""
+    table(given, ".rdf")
+
+
 def rows(given: bytes) -> None:
     """What an endpoint answers is rows of values, or no answer."""
     for row in stores._rows(given):
@@ -98,7 +103,7 @@ def budget(given: bytes) -> None:
 
 PARSERS: dict[str, Callable[[bytes], None]] = {
     parser.__name__: parser
-    for parser in (html, cited, sentences, line, table, ntriples, turtle, rows, settings, budget)
+    for parser in (html, cited, sentences, line, table, ntriples, turtle, rdfxml, rows, settings, budget)
 }
 
 
@@ -118,6 +123,11 @@ SEEDS: dict[str, Sequence[bytes]] = {
     ],
     "ntriples": [b'<urn:a> <urn:b> <urn:c> .\n_:d <urn:e> "f"@en .\n'],
     "turtle": [b'@prefix e: <urn:e:> .\ne:a e:b e:c ; e:d "f"@en , 3 .\n[] e:g ( e:h ) .\n'],
+    "rdfxml": [
+        b'<?xml version="1.0"?><!DOCTYPE rdf:RDF [<!ENTITY e "urn:e:"><!ENTITY f "urn:f:">]><rdf:RDF xmlns:e="&e;" '
+        b'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="&e;a&amp;"><e:b>c</e:b>'
+        b'<e:d rdf:resource="&f;g"/></rdf:Description></rdf:RDF>',
+    ],
     "rows": [b'{"head": {"vars": ["s"]}, "results": {"bindings": [{"s": {"type": "uri", "value": "urn:a"}}]}}'],
     "settings": [b'{"threshold": 0.1, "rounding": "vote", "longest": 0, "language": "en", "ranks": true}'],
     "budget": [b"speedup=2x,params=50%,latency=12ms,tokens=4k,pattern=2:4"],

@@ -192,7 +192,7 @@ def test_sampling_repeats_under_a_seed_and_leaves_the_callers_alone(local):
 
 
 def test_what_is_sent_is_the_protocol(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("SECATEUR_LLM_KEY", "sk-secret")
     with telling(say(GOOD)) as (server, asked):
         found = server.ask(
             [{"role": "system", "content": "short"}, {"role": "user", "content": "six by seven?"}], most=9
@@ -206,10 +206,33 @@ def test_what_is_sent_is_the_protocol(monkeypatch):
 
 
 def test_without_a_key_none_is_sent(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("SECATEUR_LLM_KEY", raising=False)
     with telling(say(GOOD)) as (server, asked):
         server.ask("x")
     assert "Authorization" not in asked[0][1]
+
+
+def test_a_key_goes_to_whom_it_is_for(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    monkeypatch.delenv("SECATEUR_LLM_KEY", raising=False)
+    with telling(say(GOOD)) as (server, asked):
+        server.ask("x")
+        Server(server.client.url, "x", key="OPENAI_API_KEY").ask("x")  # whoever names it wants it there
+    assert [headers.get("Authorization") for _, headers in asked] == [None, "Bearer sk-openai"]
+    theirs = ("https://api.openai.com/v1", "HTTPS://API.OpenAI.com/v1")
+    others = (
+        "http://api.openai.com/v1", "https://api.openai.com.example.org/v1", "https://example.org/api.openai.com/v1",
+        "https://api.openai.com:1@example.org/v1",
+    )  # fmt: skip
+    assert [Server(url, "x").key for url in theirs] == ["OPENAI_API_KEY"] * 2
+    assert [Server(url, "x").key for url in others[:-1]] == ["SECATEUR_LLM_KEY"] * 3
+    with pytest.raises(InputError, match="SECATEUR_LLM_KEY"):
+        Server(others[-1], "x")
+    monkeypatch.setenv("SECATEUR_LLM_KEY", "own")
+    assert Server(theirs[0], "x").key == "SECATEUR_LLM_KEY"
+    with pytest.raises(InputError, match="not the key") as error:
+        Server(theirs[0], "x", key="sk-secret")
+    assert "sk-secret" not in str(error.value)
 
 
 def test_an_answer_cut_short_says_so():
@@ -244,10 +267,10 @@ def test_a_failure_that_may_pass_is_tried_again_and_then_told(bad):
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(400, "too long"), (401, "OPENAI_API_KEY"), (404, "too long"), (302, "302")]
+    ("status", "words"), [(400, "too long"), (401, "SECATEUR_LLM_KEY"), (404, "too long"), (302, "302")]
 )
 def test_a_refusal_is_told_at_once(status, words, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("SECATEUR_LLM_KEY", "sk-secret")
     reply = say(b"prompt too long for sk-secret \x1b[31m\n", status, Location="http://127.0.0.1:1/v1")
     with telling(reply) as (server, asked), pytest.raises(ServerError, match=words) as error:
         server.ask("x")
@@ -398,7 +421,7 @@ def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_telling_it
 
 
 def test_the_key_is_in_no_log_and_no_representation(monkeypatch, caplog):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("SECATEUR_LLM_KEY", "sk-secret")
     with caplog.at_level(logging.DEBUG), telling(say(b"", 500), say(GOOD)) as (server, _):
         server.ask("x")
     assert "sk-secret" not in caplog.text

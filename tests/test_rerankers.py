@@ -193,6 +193,28 @@ def test_an_encoder_without_a_classifier_prunes_and_does_not_rank(tmp_path):
     assert not rerankers.opened(str(folder)).settings.ranks
 
 
+def test_what_is_read_goes_where_the_model_is(reranker, tmp_path, monkeypatch):
+    reranker.with_head().save(tmp_path)
+    found = rerankers.opened(str(tmp_path), "meta")
+    assert {parameter.device.type for parameter in found.parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in rerankers.opened(str(tmp_path)).parameters()} == {"cpu"}
+    assert rerankers.opened(str(tmp_path), "meta") is found
+    assert rerankers.opened(reranker, "meta") is reranker
+    seen = list[str]()
+
+    def read(**given):
+        seen.extend(tensor.device.type for tensor in given.values())
+        return torch.zeros(len(given["input_ids"])), None
+
+    monkeypatch.setattr(found, "forward", read)  # what a model of no numbers makes of it is nothing
+    found.judge([(text(1), [text(2)]), (text(3), [text(4, 5)] * 9)])
+    assert set(seen) == {"meta"}
+    assert len(seen) >= 3
+    assert found.with_head().keep.weight.device.type == "meta"
+    with pytest.raises(InputError, match="device 'moon' can't hold the model"):
+        rerankers.opened(str(tmp_path), "moon")
+
+
 def test_what_is_no_reranker_is_refused(tmp_path, reranker):
     with pytest.raises(InputError, match="reranker"):
         rerankers.opened(str(tmp_path / "no/such/one"))

@@ -705,7 +705,7 @@ def _prune_context_command(recipe: str | None) -> Callable[..., None]:
     flag("budget", str | None, "How much may stay: tokens=2048, words=1000, tokens=20%.", metavar="MEASURE=AMOUNT")
     source = (
         "A .jsonl file with question and html, text or passages in each line, or the question alone where a FILE is "
-        "the graph; or a folder of pages."
+        "the graph; or a folder of pages; - is the standard input."
     )
     flag("in", Path | None, source, to="source")
     flag("out", Path | None, "Where the result goes: text for files, .jsonl for --in; the standard output without it.")

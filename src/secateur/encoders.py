@@ -30,17 +30,18 @@ class Encoder(Protocol):
         ...
 
 
-def encoder(source: str | Encoder | Embed) -> Embed:
+def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
     """From texts to vectors [texts, d], float32, by a bi-encoder.
 
     Args:
         source: a folder or Hub id that sentence-transformers opens, a model of its kind, or a function as wanted.
+        device: where one that is opened is held, "cuda"; the processor if empty. A model stays where it is.
 
     Raises `MissingExtraError` without sentence-transformers, `InputError` for what it can't open. Weights are read from
     safetensors alone and no code of a checkpoint is run.
     """
     if isinstance(source, str):
-        source = _opened(source)
+        source = _opened(source, device or "cpu")
     if hasattr(source, "encode"):
         return functools.partial(_encoded, source)
     if not callable(source):
@@ -56,16 +57,18 @@ def _encoded(model: Any, texts: Sequence[str]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(name: str) -> Encoder:
+def _opened(name: str, device: str) -> Encoder:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError("an embedder needs sentence-transformers: pip install 'secateur[embed]'") from error
+    from secateur.modes import held  # torch, which functions need not have loaded
+
     with opening("embedder", name):
-        found: Encoder = SentenceTransformer(
-            name, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True}
-        )
-    return found
+        found = SentenceTransformer(name, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
+    held(found, device)
+    model: Encoder = found
+    return model
 
 
 _REMEMBERED: MutableMapping[Any, OrderedDict[str, np.ndarray]] = weakref.WeakKeyDictionary()
@@ -73,15 +76,16 @@ _PROBE = "Which of these is a text that nobody asks about?"
 _LOCK = threading.Lock()
 
 
-def remembering(source: str | Encoder | Embed, *, most: int = 2**26) -> Embed:
+def remembering(source: str | Encoder | Embed, *, device: str = "", most: int = 2**26) -> Embed:
     """The same encoder, which reads a text once: what it made of the last texts is kept in memory, for all callers.
 
     Facts of a graph come back with every question about their neighbours. An encoder that was changed since is found
     out, by a text that is read anew on each call of this function, and what was kept of it is forgotten.
 
-    most: bytes of vectors that are kept of one encoder; those that were not asked for the longest leave.
+    device: see `encoder`. most: bytes of vectors that are kept of one encoder; those that were not asked for the
+    longest leave.
     """
-    embed = encoder(source)
+    embed = encoder(source, device)
     owner = embed.args[0] if isinstance(embed, functools.partial) and embed.func is _encoded else embed
     try:
         with _LOCK:

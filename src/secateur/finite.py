@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite"]
+from secateur.errors import NumericalError
+
+__all__ = ["all_finite", "given"]
 
 
 def all_finite(values: Tensor) -> bool:
@@ -23,3 +25,10 @@ def all_finite(values: Tensor) -> bool:
     if values.element_size() == 1:  # eight bits know neither of these questions
         values = values.float()
     return bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
+
+
+def given(path: str, output: Tensor) -> Tensor:
+    """What the module at `path` gives; `NumericalError` naming it where that is not finite."""
+    if not all_finite(output):
+        raise NumericalError(f"{path} gives NaN or infinity: check its weights, the data and the number type")
+    return output

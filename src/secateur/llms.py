@@ -29,8 +29,12 @@ from secateur.web import PassingError
 
 __all__ = [
     "SPENDING", "Answer", "LanguageModel", "Ledger", "Local", "Meter", "Scored", "Server", "SpentWarning", "answering",
-    "metered", "opened",
+    "metered", "opened", "said",
 ]  # fmt: skip
+
+_KEY, _OPENAI = "SECATEUR_LLM_KEY", "https://api.openai.com"
+LONGEST = 10_000
+"""Letters of an answer that are looked at; what is behind them is nonsense."""
 
 Question = str | Sequence[Mapping[str, str]]
 """A user's words, or messages with `role` and `content`."""
@@ -185,6 +189,14 @@ class LanguageModel(Protocol):
         ...
 
 
+def said(model: LanguageModel, question: Question, **how: Any) -> str:
+    """The first letters of what a model answers, of `LONGEST` at most: whoever reads them is not to be kept busy.
+
+    how: most, temperature and seed, see `LanguageModel.ask`.
+    """
+    return model.ask(question, **how).text[:LONGEST]
+
+
 def _at_least_one(most: int) -> None:
     if most < 1:
         raise InputError(f"most={most}: give the tokens of an answer, at least 1")
@@ -213,7 +225,7 @@ def answering(
             one already, whose meter goes on counting.
         name: of the model, where it is a server.
         calls, tokens: how many are allowed; no limit if 0.
-        asked: timeout, retries and per_minute of a server, see `Server`.
+        asked: key, timeout, retries and per_minute of a server, see `Server`.
 
     Raises `InputError` for what is none, and for a server without the name of a model.
     """
@@ -332,7 +344,8 @@ class Server:
     Args:
         url: up to and with the version, such as http://localhost:8000/v1.
         model: the name that the server knows it by.
-        key: the environment variable that holds the key; none is sent where it is not set.
+        key: the environment variable that holds the key. If empty, that is SECATEUR_LLM_KEY for any server, or
+            OPENAI_API_KEY for OpenAI's own, which no other server gets; none is sent where none is set.
         timeout, retries, backoff, per_minute: see `web.Client`.
         meter: counts calls and tokens, and how many are allowed.
     """
@@ -342,13 +355,14 @@ class Server:
         url: str,
         model: str,
         *,
-        key: str = "OPENAI_API_KEY",
+        key: str = "",
         timeout: float = 60.0,
         retries: int = 5,
         backoff: float = 0.5,
         per_minute: int = 0,
         meter: Meter | None = None,
     ) -> None:
+        key = web.holding(key) if key else _variable(url)
         self.client = web.Client(
             url, example="http://localhost:8000/v1", key=key, timeout=timeout, retries=retries, backoff=backoff,
             per_minute=per_minute,
@@ -395,6 +409,12 @@ class Server:
         answer = self.client.post(path, read, secret=secret, again=self.meter.retry, json=body, headers=headers)
         self.meter.end(answer, time.perf_counter() - began)
         return answer
+
+
+def _variable(url: str) -> str:
+    """The variable in which the key of a server belongs: OpenAI's is for OpenAI alone."""
+    theirs = url.lower().startswith(f"{_OPENAI}/") and not os.environ.get(_KEY)
+    return "OPENAI_API_KEY" if theirs else _KEY
 
 
 def _read(raw: bytes) -> Answer:

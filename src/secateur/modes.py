@@ -1,4 +1,4 @@
-"""Training and evaluation mode of modules, put back as they were: each module's own, since some may be frozen."""
+"""Training and evaluation mode of modules, put back as they were, each module's own; and where they are held."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["evaluating", "restored"]
+from secateur.errors import InputError
+
+__all__ = ["evaluating", "held", "restored"]
 
 
 @contextmanager
@@ -28,3 +30,12 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
         for model in models:
             model.eval()
         yield
+
+
+def held(model: nn.Module, device: str) -> None:
+    """Move a model to a device. Raises `InputError` for one that is none, or is not there."""
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {device!r} can't hold the model: {reason}") from error

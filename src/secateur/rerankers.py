@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from secateur import quiet
 from secateur.errors import InputError, ModelError, NumericalError, opening
-from secateur.modes import evaluating
+from secateur.modes import evaluating, held
 
 __all__ = ["Block", "Judged", "Reranker", "Settings", "batches", "opened", "padded"]
 
@@ -43,7 +43,7 @@ class Settings:
     """What stands in config.json under `pruning`.
 
     threshold, rounding: as `provence` takes them. longest: tokens of a block; 0 for as many as the model reads.
-    ranks: whether the score of a passage means anything.
+    language: whose rules split sentences. ranks: whether the score of a passage means anything.
     """
 
     threshold: float = 0.1
@@ -109,7 +109,7 @@ class Reranker(nn.Module):
             spread = float(getattr(self.model.config, "initializer_range", 0.02))
             keep.weight.copy_(torch.randn(2, width, generator=draw) * spread)
             keep.bias.zero_()
-        return Reranker(self.model, self.tokenizer, keep, self.settings)
+        return Reranker(self.model, self.tokenizer, keep.to(self._device), self.settings)
 
     def copied(self) -> Reranker:
         """The same, with weights of its own."""
@@ -127,6 +127,12 @@ class Reranker(nn.Module):
         finally:
             hook.remove()
         return scores, None if self.keep is None else self.keep(_dropped(self.model, states[-1]))
+
+    @property
+    def _device(self) -> torch.device:
+        """Where it is held, and so what it reads must be."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def longest(self) -> int:
@@ -198,7 +204,8 @@ class Reranker(nn.Module):
         found: dict[int, tuple[float, np.ndarray]] = {}
         with evaluating(self), torch.inference_mode():
             for chosen in batches([len(block.ids) for _, block in made]):
-                score, logits = self(**padded([made[i][1] for i in chosen], self.tokenizer.pad_token_id or 0))
+                read = padded([made[i][1] for i in chosen], self.tokenizer.pad_token_id or 0)
+                score, logits = self(**{name: tensor.to(self._device) for name, tensor in read.items()})
                 share = None if logits is None else logits.softmax(-1)[..., 1].float().cpu().numpy()
                 for row, i in enumerate(chosen):
                     length = len(made[i][1].ids)
@@ -269,8 +276,10 @@ def padded(blocks: Sequence[Block], pad: int) -> dict[str, Tensor]:
     }
 
 
-def opened(source: str | Path | Reranker) -> Reranker:
+def opened(source: str | Path | Reranker, device: str = "") -> Reranker:
     """A cross-encoder from a folder or Hub id, opened once, with its second head where it has one; or the given one.
+
+    device: where one that is opened is held, "cuda"; the processor if empty. A given one stays where it is.
 
     An encoder that is no classifier gets a classifier that knows nothing: `settings.ranks` is False then.
 
@@ -280,11 +289,11 @@ def opened(source: str | Path | Reranker) -> Reranker:
         return source
     if not isinstance(source, str | Path):
         raise InputError(f"a reranker is a folder, a Hub id or rerankers.Reranker, not {type(source).__name__}")
-    return _opened(str(source))
+    return _opened(str(source), device or "cpu")
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(name: str) -> Reranker:
+def _opened(name: str, device: str) -> Reranker:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # seconds, of which a page needs none
     from transformers.utils import cached_file
 
@@ -298,7 +307,9 @@ def _opened(name: str) -> Reranker:
     settings = Settings.read(getattr(model.config, "pruning", None))
     if any("classifier" in key or "score" in key for key in told["missing_keys"]):
         settings = replace(settings, ranks=False)
-    return Reranker(model.eval(), tokenizer, _head(file, model.config.hidden_size), settings)
+    found = Reranker(model.eval(), tokenizer, _head(file, model.config.hidden_size), settings)
+    held(found, device)
+    return found
 
 
 def _classes(name: str) -> bool:

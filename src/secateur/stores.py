@@ -177,7 +177,8 @@ class Endpoint:
 
     Args:
         url: such as http://localhost:3030/data/sparql.
-        key: the environment variable that holds a bearer token; none is sent where it is not set.
+        key: the environment variable that holds a bearer token. If empty, that is SPARQL_TOKEN; none is sent where
+            that is not set.
         timeout, retries, backoff, per_minute: see `web.Client`.
 
     Its answers are read as JSON, checked, and bounded in size: one that lies about their form is asked again, and then
@@ -188,12 +189,13 @@ class Endpoint:
         self,
         url: str,
         *,
-        key: str = "SPARQL_TOKEN",
+        key: str = "",
         timeout: float = 30.0,
         retries: int = 3,
         backoff: float = 0.5,
         per_minute: int = 0,
     ) -> None:
+        key = web.holding(key) if key else "SPARQL_TOKEN"
         self.client = web.Client(
             url, example="http://localhost:3030/data/sparql", key=key, timeout=timeout, retries=retries,
             backoff=backoff, per_minute=per_minute,

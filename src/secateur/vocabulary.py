@@ -483,3 +483,5 @@ class Result:
     notes: tuple[str, ...] = ()
     beside: Mapping[str, Subject] = field(default_factory=dict)
     """Name -> a rival at the same budget, of the kind of `subject`: measured as it is but for time, and not saved."""
+    patterns: Mapping[str, Pattern] = field(default_factory=dict)
+    """Matrix -> the n:m it was given, where a budget's pattern is the mean of several; all matrices, if any."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import math
+import os
 import random
 import threading
 import time
@@ -17,18 +18,30 @@ from urllib.parse import urlsplit
 
 from secateur.errors import InputError, MissingExtraError, ServerError
 
-__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "addressed"]
+__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "RefusedError", "addressed", "holding"]
 
 T = TypeVar("T")
 
 LARGEST = 16 * 2**20
 """Bytes of an answer; what is longer is no answer."""
+_UNFIT = {400, 413, 422}
+"""What a server says of a request that it can't read, or that is too long for it."""
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
 def addressed(source: object) -> bool:
     """Whether something is named by the address of a server."""
     return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def holding(name: str) -> str:
+    """The environment variable that a user says holds a key.
+
+    Raises `InputError` where it holds none, without telling its name: that may be the key itself.
+    """
+    if not os.environ.get(name):
+        raise InputError("the variable that is named for a key is not set: give its name, such as MY_KEY, not the key")
+    return name
 
 
 class PassingError(Exception):
@@ -41,6 +54,10 @@ class PassingError(Exception):
 
 class LargeError(ServerError):
     """An answer longer than is read. It would be so again: ask for less."""
+
+
+class RefusedError(ServerError):
+    """A refusal of what was asked, not of who asks: something else may be answered."""
 
 
 class Client:
@@ -167,7 +184,8 @@ class Client:
             raise PassingError(f"HTTP {status}", _seconds(asked))
         if status != 200:
             hint = f": is the key in {self.key} right?" if status in (401, 403) else f": {_excerpt(raw, secret)}"
-            raise ServerError(f"{self.url} refused with HTTP {status}{hint}")
+            refusal = RefusedError if status in _UNFIT else ServerError
+            raise refusal(f"{self.url} refused with HTTP {status}{hint}")
         return bytes(raw)
 
 

@@ -8,6 +8,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 
+import keeper
 from secateur.adapters.langchain import SecateurCompressor
 from secateur.errors import InputError
 
@@ -59,3 +60,21 @@ def test_what_can_not_be_is_refused_when_it_is_made_and_what_fails_later_is_told
     with pytest.raises(InputError, match="there is no question"):
         SecateurCompressor(budget="words=7", strict=True).compress_documents(documents(), " ")
     assert SecateurCompressor(budget="words=7").compress_documents([], "a") == []
+
+
+def test_passages_in_the_order_of_their_scores_with_their_titles():
+    given = [
+        Document("Nothing here. Rome is old.", metadata={"title": "Of Rome", "n": 1}),
+        Document("Cold rivers.", metadata={"n": 2}),
+        Document("Rome lies on the Tiber. So it is.", metadata={"title": 3, "n": 3}),
+    ]
+    options = {"model": keeper.lexical(), "reorder": True, "tokenizer": lambda texts: [len(text) for text in texts]}
+    how = {"budget": "words=100", "recipe": "provence", "options": options, "strict": True}
+    left = SecateurCompressor(**how).compress_documents(given, "Rome on")
+    assert [(one.page_content, one.metadata["n"]) for one in left] == [
+        ("Rome lies on the Tiber.", 3), ("Rome is old.", 1),
+    ]  # fmt: skip
+    left = SecateurCompressor(**how, titles="title").compress_documents(given, "Rome of")
+    assert [one.page_content for one in left] == ["Of Rome Rome is old.", "Rome lies on the Tiber."]
+    with pytest.raises(InputError, match="htmlrag reads no titles"):
+        SecateurCompressor(budget="words=7", titles="title")

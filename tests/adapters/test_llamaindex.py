@@ -7,6 +7,7 @@ from llama_index.core import Document, SummaryIndex
 from llama_index.core.llms import MockLLM
 from llama_index.core.schema import ImageNode, NodeWithScore, QueryBundle, TextNode
 
+import keeper
 from secateur.adapters.llamaindex import SecateurPostprocessor
 from secateur.errors import InputError
 
@@ -39,3 +40,20 @@ def test_what_can_not_be_is_refused_when_it_is_made():
         SecateurPostprocessor(budget="words=7", options={"blok": 1})
     assert SecateurPostprocessor.class_name() == "SecateurPostprocessor"
     assert SecateurPostprocessor(budget="words=7").to_dict()["budget"] == "words=7"
+
+
+def test_passages_in_the_order_of_their_scores_with_their_titles():
+    texts = ["Nothing here. Rome is old.", "Cold rivers.", "Rome lies on the Tiber. So it is."]
+    given = [NodeWithScore(node=TextNode(text=text, metadata={"n": n} | ({} if n else {"title": "Of Rome"})), score=n)
+             for n, text in enumerate(texts)]  # fmt: skip
+    options = {"model": keeper.lexical(), "reorder": True, "tokenizer": lambda texts: [len(text) for text in texts]}
+    how = {"budget": "words=100", "recipe": "provence", "options": options, "strict": True}
+    left = SecateurPostprocessor(**how).postprocess_nodes(given, query_str="Rome on")
+    assert [(one.node.get_content(), one.score) for one in left] == [
+        ("Rome lies on the Tiber.", 2),
+        ("Rome is old.", 0),
+    ]
+    left = SecateurPostprocessor(**how, titles="title").postprocess_nodes(given, query_str="Rome of")
+    assert [one.node.get_content() for one in left] == ["Of Rome Rome is old.", "Rome lies on the Tiber."]
+    with pytest.raises(InputError, match="htmlrag reads no titles"):
+        SecateurPostprocessor(budget="words=7", titles="title")

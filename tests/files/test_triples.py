@@ -222,6 +222,41 @@ def test_rdf_in_its_forms(tmp_path):
         assert loaded(tmp_path / name, content).around(["urn:a:b"]) == [Fact("urn:a:a", "urn:a:p", "urn:a:b")]
 
 
+_XML = """<?xml version="1.0"?>{declared}
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:e="urn:e:">
+<rdf:Description rdf:about="{about}"><e:b>{text}</e:b></rdf:Description></rdf:RDF>"""
+
+
+def test_entities_of_owl_are_what_they_stand_for(tmp_path):
+    for padding in range(0, 2100, 60):  # wherever the bytes that are read at once end
+        declared = f"""<!-- {"x" * padding} --><!DOCTYPE rdf:RDF [
+            <!ENTITY o "http://o.org/a&amp;b#" >
+            <!ENTITY rdfs "http://www.w3.org/2000/01/rdf-schema#" >
+        ]>"""
+        graph = loaded(tmp_path / "a.owl", _XML.format(declared=declared, about="&o;c", text="d"))
+        assert graph.store.select("SELECT ?s WHERE { ?s ?p ?o }")[0][0].text == "http://o.org/a&b#c"
+
+
+_LAUGHS = "".join(f'<!ENTITY a{i + 1} "{f"&a{i};" * 10}">' for i in range(9))
+
+
+@pytest.mark.parametrize(
+    ("declared", "text", "message"),
+    [
+        (f'<!DOCTYPE r [<!ENTITY a0 "ha">{_LAUGHS}]>', "&a9;", "by other entities"),
+        (f'<!DOCTYPE r [<!-- <!ENTITY a0 "ha">{_LAUGHS} -->]>', "&a9;", "by other entities"),
+        ("", f'<!DOCTYPE r [<!ENTITY a0 "ha">{_LAUGHS}]>&a9;', "by other entities"),
+        (f'<!DOCTYPE r [<!ENTITY a "{"ha" * 1000}">]>', "&a;", "more than 1,024 bytes"),
+        (f'<!DOCTYPE r [<!ENTITY a "{"ha" * 400}">]>', "&a;" * 2**17, "entities in one text"),
+    ],
+)
+@pytest.mark.parametrize("padding", range(0, 2000, 190))
+def test_entities_that_stand_for_a_lot_are_refused(tmp_path, declared, text, message, padding):
+    content = _XML.format(declared=f"<!--{'x' * padding}-->{declared}", about="urn:a", text=text)
+    with pytest.raises(DataError, match=message):
+        loaded(tmp_path / "a.rdf", content)
+
+
 def test_paths_lead_through_blank_nodes(tmp_path):
     graph = loaded(tmp_path / "a.nt", "<urn:a:film> <urn:a:cast> _:x .\n_:x <urn:a:actor> <urn:a:ann> .\n")
     assert graph.within(["urn:a:film"], 2).hops == {"urn:a:film": 0, "urn:secateur:blank:x": 1, "urn:a:ann": 2}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ import keeper
 import processes
 import secateur
 import tiny
+from secateur import llms
 from secateur.errors import DataError, InputError, NumericalError, RunError
 from secateur.files.rundir import Run
 from secateur.running import context, readings
@@ -104,9 +109,22 @@ def test_fields_of_texts_and_passages_and_traces(tmp_path):
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
     secateur.prune_file("htmlrag", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "words=2", trace=True)
-    for row in lines(tmp_path / "out.jsonl"):
+    found = lines(tmp_path / "out.jsonl")
+    for row in found:
         assert row["pruned"] == "<p>About town2.</p>"
         assert [block["kept"] for block in row["trace"]["page"]] == [False, True]
+    assert [row.get("pruned_passages") for row in found] == [None, ["", "<p>About town2.</p>"], None]
+
+
+def test_what_stays_of_each_document_stands_in_their_order(tmp_path):
+    files = [tmp_path / "a.html", tmp_path / "b.txt"]
+    files[0].write_text(PAGE)
+    files[1].write_text("Nobody.\n\nThe mayor of town9 is person9.")
+    one = secateur.prune_context("htmlrag", files, "town9 person9", "words=6")
+    assert one.documents == ("", one.text)
+    two = secateur.prune_context("htmlrag", files, "town3 mayor person3 town9 person9", "words=14")
+    assert ["person3" in two.documents[0], "person9" in two.documents[1]] == [True, True]
+    assert "".join(two.documents) == two.text
 
 
 def test_lines_that_can_not_be_pruned_say_why_and_the_others_go_on(tmp_path):
@@ -122,6 +140,96 @@ def test_lines_that_can_not_be_pruned_say_why_and_the_others_go_on(tmp_path):
     assert found[7]["pruned"] == "<p>a b</p>"
     with pytest.raises(DataError, match="line 1: this line is no JSON"):
         secateur.prune_file("htmlrag", tmp_path / "in.jsonl", tmp_path / "b.jsonl", "words=2", strict=True)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_half_an_emoji_ends_no_run(tmp_path, strict):
+    half = "\ud83d"
+    rows = [{"question": f"{half} b", "html": f"<p>a</p><p>b {half}</p>"}, {"id": half, "question": "b", "text": "b"},
+            {"question": "b", "text": "b ü"}]  # fmt: skip
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert secateur.prune_file("htmlrag", source, out, "words=2", strict=strict, trace=True) == (3, 0)
+    found = lines(out)
+    assert [{name: row[name] for name in given} for row, given in zip(found, rows, strict=True)] == rows
+    assert found[0]["pruned"] == "<p>b ?</p>"
+    assert "b ü" in out.read_text("utf-8")
+    pruned = secateur.prune_context("htmlrag", f"b {half}", f"{half} b", "words=2")
+    pruned.write(tmp_path / "a.txt")
+    pruned.save(tmp_path / "a.html")
+    assert "b ?" in (tmp_path / "a.txt").read_text("utf-8")
+
+
+def out_of_memory(texts):
+    if any("memory" in text for text in texts):
+        raise RuntimeError("out of\n  memory")
+    return np.ones((len(texts), 2))
+
+
+def test_what_nobody_raised_on_purpose_is_an_error_of_its_line(tmp_path):
+    rows = [{"question": "a", "text": text} for text in ("much memory", "a b c")]
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert secateur.prune_file("htmlrag", source, out, "words=2", embedder=out_of_memory) == (2, 1)
+    assert [row.get("error") for row in lines(out)] == ["unexpected RuntimeError: out of memory", None]
+    assert context.estimate_file("htmlrag", source, "words=2", embedder=out_of_memory).failed == 1
+    with pytest.raises(RunError, match="line 1: unexpected RuntimeError: out of memory"):
+        secateur.prune_file("htmlrag", source, tmp_path / "b.jsonl", "words=2", embedder=out_of_memory, strict=True)
+
+
+def fragile(given):
+    """Kill the process, as the system does where memory is short, as often as the row's file has letters."""
+    number, path = given
+    left = Path(path).read_text() if path else ""
+    if left:
+        Path(path).write_text(left[1:])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number, False
+
+
+def test_a_killed_process_is_replaced_once(tmp_path):
+    rows = [(str(number), str(tmp_path / "kills") if number == 30 else "") for number in range(40)]
+    (tmp_path / "kills").write_text("k")
+    assert [number for number, _ in context._mapped(fragile, rows, 2)] == [number for number, _ in rows]
+    (tmp_path / "kills").write_text("kk")
+    with pytest.raises(RunError, match="a helping process was killed"):
+        list(context._mapped(fragile, rows, 2))
+
+
+def test_a_pipeline_gets_back_what_it_gave_and_is_told_why():
+    prune = Pruner("htmlrag", "words=2", embedder=out_of_memory)
+    with pytest.warns(UserWarning, match="left the documents as they were: unexpected RuntimeError: out of memory"):
+        assert prune(["much memory", "a"], "b") == [(0, "much memory"), (1, "a")]
+    with pytest.warns(UserWarning, match="documents are a list of texts, and here is NoneType"):
+        assert prune(["a", None], "b") == [(0, "a"), (1, None)]
+    with pytest.warns(UserWarning, match="documents are a list of texts, and here is None"):
+        assert prune(None, "b") == []
+    with pytest.warns(UserWarning, match="there is no question"):
+        assert prune(["a"], None) == [(0, "a")]
+    strict = Pruner("htmlrag", "words=2", embedder=out_of_memory, strict=True)
+    with pytest.raises(RuntimeError, match=r"out of\s+memory"):
+        strict(["memory"], "b")
+    for documents, question in ([None], "b"), (None, "b"), (["a"], None):
+        with pytest.raises(InputError):
+            strict(documents, question)
+
+
+def test_one_question_that_fails_gives_all_there_is_unless_strict():
+    with pytest.raises(RuntimeError, match=r"out of\s+memory"):
+        secateur.prune_context("htmlrag", "much memory", "a", "words=1", embedder=out_of_memory)
+    with pytest.warns(UserWarning, match="htmlrag cut nothing for 'a': unexpected RuntimeError: out of memory"):
+        found = secateur.prune_context(
+            "htmlrag", ["<p>much memory</p>", "x"], ["a"], "words=1", embedder=out_of_memory, strict=False
+        )[0]
+    assert ("much memory" in found.text, found.before, found.after) == (True, {"words": 3.0}, {"words": 3.0})
+    assert found.told == {"error": "unexpected RuntimeError: out of memory"}
+    assert ["memory" in part for part in found.documents] == [True, False]
+    with pytest.warns(UserWarning, match="a document is"):
+        assert secateur.prune_context("htmlrag", ["a", None], "a", "words=1", strict=False).text == "a"
+    with pytest.warns(UserWarning, match="there is no question"):
+        assert secateur.prune_context("htmlrag", "a b", None, "words=1", strict=False).documents == ("<p>a b</p>",)
+    with pytest.raises(InputError, match="has no option"):
+        secateur.prune_context("htmlrag", "a", "a", "words=1", strict=False, blok=1)
 
 
 def test_a_folder_of_pages(tmp_path):
@@ -208,6 +316,49 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path):
     assert again.code == 0, again.stderr
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
+
+
+@contextmanager
+def piped(path, text):
+    """A pipe through which a text comes once."""
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_text, args=(text,), daemon=True)
+    writer.start()
+    yield path
+    writer.join(30)
+    path.unlink()
+
+
+@pytest.mark.parametrize(("count", "many"), [(3, None), (70, 2)])
+def test_a_pipe_is_read_once(tmp_path, count, many):
+    text = written(tmp_path / "in.jsonl", count).read_text()
+    secateur.prune_file("htmlrag", tmp_path / "in.jsonl", tmp_path / "file.jsonl", "words=12")
+    with piped(tmp_path / "pipe", text) as pipe:
+        told = secateur.prune_file("htmlrag", pipe, tmp_path / "out.jsonl", "words=12", processes=many)
+    assert told == (count, 0)
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "file.jsonl").read_bytes()
+    with piped(tmp_path / "pipe", text) as pipe:
+        assert context.estimate_file("htmlrag", pipe, "words=12").count == count
+
+
+def test_the_standard_input_goes_on_where_it_was_stopped_by_what_is_written(tmp_path, monkeypatch):
+    text, out = written(tmp_path / "in.jsonl", 5).read_text(), tmp_path / "out.jsonl"
+
+    def fed(said):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(said.encode())))
+        return secateur.prune_file("htmlrag", "-", out, "words=12", strict=True)
+
+    secateur.prune_file("htmlrag", tmp_path / "in.jsonl", tmp_path / "file.jsonl", "words=12")
+    with pytest.raises(DataError, match="the standard input holds no line"):
+        fed("\n")
+    assert not out.with_name("out.jsonl.part").exists()
+    with pytest.raises(DataError, match="the standard input, line 4: this line is no JSON"):
+        fed("".join(text.splitlines(keepends=True)[:3]) + "no\n")
+    with pytest.raises(RunError, match="the standard input holds 2 lines, and 3 are written already"):
+        fed("".join(text.splitlines(keepends=True)[:2]))
+    assert fed(text) == (5, 0)
+    assert out.read_bytes() == (tmp_path / "file.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.jsonl", "in.jsonl", "out.jsonl"]
 
 
 # --------------------------------------------------------------------------------------------------------- estimates
@@ -319,8 +470,14 @@ def test_passages_with_titles_and_what_else_is_told(pruner):
         "provence", [PARTS, PARTS[:1]], ASKED, "tokens=100%", titles=["of this", None], **how
     )
     assert found.text == f"of this {PARTS[1]}"
+    assert found.documents == (found.text, "")
     assert len(found.told["reranking_scores"]) == 2
     assert set(found.trace) == {"passage 1", "passage 2"}
+    given = [PARTS[2], PARTS[1], PARTS[0]]
+    how = {"model": keeper.lexical(), "threshold": -1.0, "reorder": True}
+    found = secateur.prune_context("provence", given, ASKED, "tokens=100%", **how)
+    assert found.documents == tuple(given)
+    assert found.text.split("\n\n")[0] == PARTS[1]
 
 
 def test_html_and_files_are_read_as_text(pruner, tmp_path):
@@ -342,9 +499,18 @@ def test_lines_of_passages(pruner, tmp_path):
     found = lines(tmp_path / "out.jsonl")
     assert [row["pruned"] for row in found] == [PARTS[1], PARTS[1], PARTS[1], ""]
     assert "titles" in found[3]["error"]
+    assert [row.get("pruned_passages") for row in found] == [[PARTS[1]], ["", PARTS[1], ""], None, None]
     assert all(row["told"]["compression"] > 0 for row in found[:3])
     with pytest.raises(InputError, match="give no graph"):
         secateur.prune_file("provence", tmp_path / "in.jsonl", tmp_path / "b.jsonl", "words=2", graph="x", model=pruner)
+
+
+def test_half_an_emoji_is_read_as_what_it_is_not(pruner):
+    half = "\ud83d"
+    given = {"titles": [half], "model": pruner, "threshold": -1.0}
+    for document in (f"{ASKED} {half}", [ASKED, half]):
+        found = secateur.prune_context("provence", [document], f"{ASKED} {half}", "tokens=100%", **given)
+        assert found.text.split() == ["?", *ASKED.split(), "?"]
 
 
 def test_a_pruner_of_passages_for_pipelines(pruner):
@@ -382,8 +548,13 @@ def test_a_graph_is_a_file_or_opened_already(recipe, graph):
         assert "salbutamol" in found.text
         assert found.after["words"] <= 40
         assert "notes" in found.told
-    with pytest.raises(InputError, match="reads a graph and no documents"):
+    with pytest.raises(
+        InputError, match=r"reads a graph and no documents, which .*: take htmlrag or provence, or call"
+    ):
         Pruner(recipe, "words=3")
+    with pytest.warns(UserWarning, match=f"{recipe} cut nothing for ' ': there is no question"):
+        found = secateur.prune_context(recipe, graph, " ", "words=40", strict=False)
+    assert (found.text, found.told) == ("", {"error": "there is no question: say what the documents are to answer"})
 
 
 def test_questions_to_one_graph(graph, tmp_path):
@@ -399,3 +570,45 @@ def test_questions_to_one_graph(graph, tmp_path):
     assert "there is no question" in second["error"]
     with pytest.raises(InputError, match="give the graph"):
         secateur.prune_file("kg_rag", tmp_path / "in.jsonl", tmp_path / "b.jsonl", "words=2")
+
+
+def test_a_line_brings_topics_of_its_own(graph, tmp_path):
+    question, source, out = "What is known?", tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [{"topics": ["lung"]}, {"topics": "Acme"}, {}, {"topics": None}, {"topics": [3]}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    how = {"question": question, "graph": graph, "topics": ["salbutamol"]}
+    assert secateur.prune_file("paths_over_graph", source, out, "words=40", **how) == (5, 1)
+    found = lines(out)
+    for row, topic in zip(found, ["lung", "Acme", "salbutamol", "salbutamol"], strict=False):
+        alone = secateur.prune_context("paths_over_graph", graph, question, "words=40", topics=[topic])
+        assert row["pruned"] == alone.text
+        assert row["told"]["topics"] == alone.told["topics"]
+    assert len({str(row["told"]["topics"]) for row in found[:3]}) == 3
+    assert "topics that are no list of texts" in found[4]["error"]
+
+
+def test_a_line_brings_choices_of_its_own(graph, tmp_path):
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [{"choices": ["salbutamol", "pollen"]}, {"choices": ["pollen", "dust"]}, {}]
+    source.write_text("".join(json.dumps({"question": "What treats asthma?", **row}) + "\n" for row in rows))
+    how = {"graph": graph, "llm": Halved(), "answer": True}
+    assert secateur.prune_file("kg_rag", source, out, "words=40", **how) == (3, 0)
+    assert [row["told"].get("choice") for row in lines(out)] == ["salbutamol", "", None]
+    assert secateur.prune_file("kg_rag", source, tmp_path / "b.jsonl", "words=40", graph=graph) == (3, 0)
+
+
+class Halved:
+    """A language model that says half an emoji."""
+
+    def __init__(self):
+        self.meter = llms.Meter()
+
+    def ask(self, question, *, most=256, temperature=0.0, seed=0):
+        return llms.Answer("salbutamol \ud83d")
+
+
+def test_a_reply_with_half_an_emoji_ends_no_run(graph, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"question": "What treats asthma?"}\n')
+    how = {"graph": graph, "llm": Halved(), "answer": True}
+    assert secateur.prune_file("kg_rag", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "words=40", **how) == (1, 0)
+    assert lines(tmp_path / "out.jsonl")[0]["told"]["answer"] == "salbutamol \ud83d"

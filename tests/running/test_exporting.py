@@ -104,6 +104,18 @@ def test_quantised_loads_plainly_keeps_zeros_and_says_what_it_costs(sparse, fres
 
 
 @needs
+def test_experts_of_a_mixture_are_counted_in_eight_bits_and_refused_in_four(tmp_path):
+    """They stay in floating point: "1 left" hid most of the model."""
+    place = tiny.folder("mixtral", tmp_path / "mixtral")
+    _, notes = secateur.export(place, "int8", tmp_path / "int8")
+    wanted = "12 linears in 8 bits, 49 left as they are, of them 48 matrices of packed experts: "  # 3 x 8 x 2, the head
+    assert notes[0].startswith(wanted)
+    with pytest.raises(UnsupportedError, match=r"^model.layers.0.mlp.experts holds packed experts, [^\n]*choose int8$"):
+        secateur.export(place, "int4", tmp_path / "int4")
+    assert not (tmp_path / "int4").exists()
+
+
+@needs
 def test_a_quantised_model_is_measured_but_never_pruned(sparse, tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(60)))
     place, notes = secateur.export(sparse, "int8", tmp_path / "int8", data=tmp_path / "texts.txt")

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -36,6 +37,41 @@ def test_lengths_beyond_the_positions_of_the_model_are_refused(tmp_path, kind):
         running.run("ziplm", subject, tiny.sentences(), "params=80%", tmp_path / "out", train_length=161)
     assert not (tmp_path / "out").exists()
     running.measure(subject, batch=1, length=most)
+
+
+def large(vocabulary, token):
+    """`tiny.tokenizer()` where the word "the" is the token `token`."""
+    made = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
+    made["model"]["vocab"] |= {"the" if vocabulary else "never-said": token}
+    return type(tiny.tokenizer())(tokenizer_object=Tokenizer.from_str(json.dumps(made)), pad_token="[PAD]",
+                                  unk_token="[UNK]", eos_token="</s>")  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ["magnitude", "ast", "d_pruner", "stun", "slimmoe", "streamed", "ziplm"])
+def test_texts_with_tokens_that_the_model_lacks_are_refused_in_one_line(recipe, tmp_path):
+    """Deep inside of torch it would be "index out of range in self", and on a GPU the end of the process."""
+    kind = {"stun": "mixtral", "slimmoe": "mixtral", "ziplm": "bert"}.get(recipe, "llama")
+    how = {"d_pruner": {"general_weight": 0}, "stun": {"distance": "together"}, "streamed": {"stream": True}}
+    budget = {"ast": "pattern=2:4", "ziplm": "params=80%", "slimmoe": "params=80%"}.get(recipe, "weights=50%")
+    model = tiny.folder(kind, tmp_path / "model")
+    large(True, 70).save_pretrained(model)
+    message = "^the tokenizer gives token 70 for texts, and the model knows those below 64: use the model's own tokeniz"
+    with pytest.raises(InputError, match=message):
+        running.run(
+            "magnitude" if recipe == "streamed" else recipe, str(model), tiny.sentences(), budget, tmp_path / "out",
+            batch=1, length=8, **how.get(recipe, {}),
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_tokens_that_no_text_has_are_nobodys_trouble(kind):
+    corpus = texts.read(tiny.sentences())
+    subject = secateur.open_subject(tiny.model(kind), tokenizer=large(False, 70))
+    assert language.fitted(corpus, subject) is corpus
+    setattr(subject.tokenizer, "eos_token" if kind == "llama" else "pad_token", "never-said")
+    with pytest.raises(InputError, match="gives token 70 for"):
+        language.fitted(corpus, subject)
 
 
 @pytest.mark.parametrize("kind", ["causal", "classes", "masked", "unlabelled", "tokens"])

@@ -53,3 +53,13 @@ def test_one_graph_alone(tmp_path):
     with pytest.raises(InputError, match="these are 2"):
         graph.opened(["a", "b"], None)
     assert graph.trial().things() is not None
+
+
+@pytest.mark.parametrize("kind", [str, str.encode])
+def test_a_text_without_tags_keeps_its_paragraphs_and_its_signs(kind):
+    page, text = readings.of_recipe("htmlrag"), "x<y then cherries win a>b.\n\nApples <lose>."
+    found = page.opened([page.read(kind(text))], None)
+    assert found.html() == "<section><p>x&lt;y then cherries win a&gt;b.</p><p>Apples &lt;lose&gt;.</p></section>"
+    fine = found.split(1)
+    assert [fine.text(block) for block in range(len(fine.blocks))] == text.split("\n\n")
+    assert page.opened([page.read(kind("<p>a</p><p>b</p>"))], None).html() == "<body><p>a</p><p>b</p></body>"

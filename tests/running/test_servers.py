@@ -59,6 +59,15 @@ def test_options_of_servers_and_of_the_recipe_are_told_apart():
     assert divided(kg_rag, {"llm": "a/folder"})[0] == servers()
 
 
+def test_keys_are_those_of_the_variables_that_are_named(monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-mine")
+    url = "http://localhost:1/v1"
+    how, own = divided(kg_rag, {"llm": url, "llm_name": "x", "llm_key": "MY_KEY", "graph_key": "MY_KEY"}, url)
+    assert how.model(own).key == how.opened(url).store.key == "MY_KEY"
+    how, own = divided(kg_rag, {"llm": url, "llm_name": "x"}, url)
+    assert (how.model(own).key, how.opened(url).store.key) == ("SECATEUR_LLM_KEY", "SPARQL_TOKEN")
+
+
 @pytest.mark.parametrize(
     ("recipe", "given", "words"),
     [

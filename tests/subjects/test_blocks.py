@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import warnings
 
 import pytest
 import torch
@@ -97,6 +99,57 @@ def test_matrices_with_one_input_share_a_reader_and_run_in_order(tmp_path):
         assert order == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
         some = block.read(hessian.Moments, [name for name in found if "down" in name])
         assert list(some) == [f"{block.path}.mlp.down_proj.weight"]
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+@pytest.mark.parametrize("resumed", [False, True], ids=["new", "resumed"])
+def test_neither_states_nor_tables_of_all_batches_are_held(padded, resumed, tmp_path):
+    """States lie on the disk; held as well, they were 2 GiB of a model of 4096 wide on 128 windows of 2048 tokens."""
+    subject().save(tmp_path / "model")
+    one, data = open_streamed(tmp_path / "model"), batches(7, padded=padded)
+    if resumed:
+        for block in blocks.visit(one, data, tmp_path / "states"):
+            if block.index == 1:
+                break
+    block = next(found for found in blocks.visit(one, data, tmp_path / "states") if found.index == 2)
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some objects that the collector knows of do not like to be asked
+        alive = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    assert sum(found.shape == (2, 9, 16) for found in alive) <= 1
+    tables = [found for found in alive if found.dim() == 3 and found.shape[1:] == (9, 4)]
+    assert 2 <= len({found.data_ptr() for found in tables}) <= 3
+    wide = [found for found in alive if found.dim() == 4 and found.shape[-2:] == (9, 9)]
+    assert len({found.data_ptr() for found in wide}) <= 1
+    assert block.path.endswith("2")
+
+
+@pytest.mark.parametrize("shared", ["parameter", "storage"])
+def test_blocks_that_share_weights_are_refused_in_one_line(shared):
+    one = subject()
+    assert blocks.count(one) == sum(matrix.weight.numel() for matrix in matrices(one.model, one.layers()).values())
+    first, _, last = (one.model.get_submodule(path).mlp.up_proj for path in one.layers())
+    if shared == "parameter":
+        last.weight = first.weight
+    else:
+        last.weight.data = first.weight.data
+    message = r"^model.layers.0.mlp.up_proj.weight and model.layers.2.mlp.up_proj.weight share their weights: [^\n]+$"
+    with pytest.raises(InputError, match=message):
+        blocks.count(one)
+
+
+def test_calls_that_differ_are_told_apart(tmp_path):
+    """Masks of more kinds than are looked for, among equal ones."""
+    one, data = subject(), batches(14)
+    for number, batch in enumerate(data):
+        batch["attention_mask"][1, 9 - number % 7 :] = 0
+    for _ in blocks.visit(one, data, tmp_path, store=False):
+        pass
+    for batch, states in zip(data, blocks.states(tmp_path, 3), strict=True):
+        with torch.no_grad():
+            expected = one.model(**batch).logits
+        real = batch["attention_mask"].bool()
+        torch.testing.assert_close(blocks.leaving(one, batch, states).logits[real], expected[real])
 
 
 def test_later_blocks_read_what_changed_ones_give(tmp_path):

@@ -221,3 +221,14 @@ def test_terms_are_words_as_a_search_compares_them():
 def test_first_words_are_counted_as_words_are(text, count, expected):
     assert markup.first_words(text, count) == expected
     assert markup.words(expected) == min(count, markup.words(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_html"),
+    [("a <p>b", True), ("<!DOCTYPE html>a", True), ("<a href='b'>c", True), ("a<br/>b", True), ("a</b>", True),
+     ("<x>a</x>", True), ("<DIV class=a>", True), ("a < b > c", False), ("x<y then cherries win a>b", False),
+     ("x<b and then a>c", False), ("List<String>", False), ("in <module>", False), ("<" * 99_999 + "a b=" * 9, False),
+     ("<a b=" + " " * 99_999, False), ("", False)],
+)  # fmt: skip
+def test_a_text_is_html_where_it_has_a_tag_that_is_one(text, is_html):
+    assert markup.looks(text) is is_html

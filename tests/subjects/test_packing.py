@@ -247,6 +247,23 @@ def test_where_kernels_are_only_what_fits_is_swapped(monkeypatch):
     assert semi_structured(Net())[1]["good"] == "no such kernel"
 
 
+@pytest.mark.parametrize(
+    ("kind", "path", "reason"),
+    [
+        ("gpt2", "transformer.h.0.mlp.c_proj", "Conv1D: kernels take linears"),
+        ("mixtral", "model.layers.1.mlp.experts", "packed experts: kernels take linears"),
+    ],
+)
+def test_matrices_that_are_no_linears_stay_dense_and_are_named(kind, path, reason):
+    """GPT-2 gave ((), {}), as if it had nothing to run sparse."""
+    subject = two_four(make(kind))
+    swapped, left = semi_structured(subject.model)
+    assert swapped == ()
+    assert left[path] == reason
+    assert {m.module for m in matrices(subject.model, subject.layers()).values()} <= set(left)
+    assert "lm_head" not in left
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA device")
 def test_on_a_cuda_device_the_swapped_model_gives_the_same_outputs():
     if torch.cuda.get_device_capability() < (8, 0):

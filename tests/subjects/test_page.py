@@ -276,6 +276,21 @@ def test_bad_input_is_one_line(tmp_path):
         page.cut(Selection({"page": np.ones(1, bool)}))
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_is_left_of_each_document_stands_in_their_order(apart):
+    given = ["<p>one</p>two", "", "three <b>four</b>", "<body><div><p>five</p></div></body>", " "]
+    page = open_page(given, block=1, numbered=False, apart=apart)
+    assert [markup.words(open_page(part).text()) for part in page.parts()] == [2, 0, 2, 1, 0]
+    if not apart:
+        assert "".join(page.parts()) == page.html()
+    for number, word in enumerate(["one", "two", "four", "five"]):
+        index = next(i for i in range(len(page.blocks)) if word in page.text(i))
+        left = page.cut(keep(page, index))[0].parts()
+        assert [i for i, part in enumerate(left) if part] == [[0, 0, 2, 3][number]]
+        assert word in "".join(left)
+    assert [bool(part) for part in page.head(3).parts()] == [True, False, True, False, False]
+
+
 def test_documents_that_are_kept_apart_are_told_by_their_numbers():
     page = open_page(["<p>a one</p><p>a two</p>", "", "<html><body>bare <b>c</b></body></html>", "<ul><li>d</li></ul>"],
                      apart=True, block=1, numbered=False)  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from secateur.errors import MissingExtraError
-from secateur.running.context import Pruner
+from secateur.running.context import Pruner, titles_of
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -31,35 +31,43 @@ class SecateurPruner:
         recipe: a recipe of the family context.
         options: the recipe's own.
         strict: raise what goes wrong with a call; otherwise documents come back as they were, with a warning.
+        titles: field of the metadata that holds a document's title, such as title; for recipes on passages.
 
     Errors of `secateur.prune_context` for a recipe, budget or option that is none are raised when it is made.
     """
 
     def __init__(
-        self, budget: str, recipe: str = "htmlrag", options: dict[str, Any] | None = None, strict: bool = False
+        self,
+        budget: str,
+        recipe: str = "htmlrag",
+        options: dict[str, Any] | None = None,
+        strict: bool = False,
+        titles: str = "",
     ) -> None:
-        self.budget, self.recipe, self.options, self.strict = budget, recipe, dict(options or {}), strict
-        self._pruner = Pruner(recipe, budget, strict=strict, **self.options)
+        self.budget, self.recipe, self.options = budget, recipe, dict(options or {})
+        self.strict, self.titles = strict, titles
+        self._pruner = Pruner(recipe, budget, strict=strict, titled=bool(titles), **self.options)
 
     @component.output_types(documents=list[Document])
     def run(self, query: str, documents: list[Document]) -> dict[str, Any]:
-        """The documents of which something stays, cut; those without text stay as they are."""
-        texts = [document for document in documents if document.content is not None]
-        left = dict(self._pruner([document.content or "" for document in texts], query))
-        kept = {id(texts[number]): text for number, text in left.items()}
+        """The documents of which something stays, cut and in the recipe's order; those without text stay in place."""
+        texts = [number for number, document in enumerate(documents) if document.content is not None]
+        titles = titles_of((documents[number].meta for number in texts), self.titles)
+        left = self._pruner([documents[number].content or "" for number in texts], query, titles)
+        kept = {texts[number] for number, _ in left}
+        cut = (replace(documents[texts[number]], content=text) for number, text in left)
         return {
             "documents": [
-                document if document.content is None else replace(document, content=kept[id(document)])
-                for document in documents
-                if document.content is None or id(document) in kept
+                next(cut) if number in kept else document
+                for number, document in enumerate(documents)
+                if number in kept or document.content is None
             ]
         }
 
     def to_dict(self) -> dict[str, Any]:
         """For a pipeline that is written down."""
-        return dict(
-            default_to_dict(self, budget=self.budget, recipe=self.recipe, options=self.options, strict=self.strict)
-        )
+        given = {"options": self.options, "strict": self.strict, "titles": self.titles}
+        return dict(default_to_dict(self, budget=self.budget, recipe=self.recipe, **given))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SecateurPruner:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field, PrivateAttr
 
 from secateur.errors import MissingExtraError
-from secateur.running.context import Pruner
+from secateur.running.context import Pruner, titles_of
 
 try:
     from langchain_core.documents import BaseDocumentCompressor, Document
@@ -37,15 +37,18 @@ class SecateurCompressor(BaseDocumentCompressor):
     """The recipe's own."""
     strict: bool = False
     """Raise what goes wrong with a call; otherwise documents come back as they were, with a warning."""
+    titles: str = ""
+    """Field of the metadata that holds a document's title, such as title; for recipes on passages."""
     _pruner: Pruner = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
         """Check recipe, budget and options."""
-        self._pruner = Pruner(self.recipe, self.budget, strict=self.strict, **self.options)
+        self._pruner = Pruner(self.recipe, self.budget, strict=self.strict, titled=bool(self.titles), **self.options)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Any = None
     ) -> Sequence[Document]:
         """The documents of which something stays, cut."""
-        left = self._pruner([document.page_content for document in documents], query)
+        titles = titles_of((document.metadata for document in documents), self.titles)
+        left = self._pruner([document.page_content for document in documents], query, titles)
         return [documents[number].model_copy(update={"page_content": text}) for number, text in left]

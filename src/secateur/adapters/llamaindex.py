@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, PrivateAttr
 
 from secateur.errors import MissingExtraError
-from secateur.running.context import Pruner
+from secateur.running.context import Pruner, titles_of
 
 try:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -37,12 +37,14 @@ class SecateurPostprocessor(BaseNodePostprocessor):
     """The recipe's own."""
     strict: bool = False
     """Raise what goes wrong with a call; otherwise nodes come back as they were, with a warning."""
+    titles: str = ""
+    """Field of the metadata that holds a node's title, such as title; for recipes on passages."""
     _pruner: Pruner = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
         """Check recipe, budget and options."""
         super().model_post_init(context)
-        self._pruner = Pruner(self.recipe, self.budget, strict=self.strict, **self.options)
+        self._pruner = Pruner(self.recipe, self.budget, strict=self.strict, titled=bool(self.titles), **self.options)
 
     @classmethod
     def class_name(cls) -> str:
@@ -53,7 +55,8 @@ class SecateurPostprocessor(BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         texts = [one.node.get_content(metadata_mode=MetadataMode.NONE) for one in nodes]
-        left = self._pruner(texts, "" if query_bundle is None else query_bundle.query_str)
+        titles = titles_of((one.node.metadata for one in nodes), self.titles)
+        left = self._pruner(texts, "" if query_bundle is None else query_bundle.query_str, titles)
         return [NodeWithScore(node=_with_text(nodes[number].node, text), score=nodes[number].score)
                 for number, text in left]  # fmt: skip
 

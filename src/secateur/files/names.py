@@ -156,6 +156,11 @@ class Names:
             chosen.append((first, Mention((exact or [self.names[found[0]]])[0], nodes, start, end)))
         return [mention for _, mention in sorted(chosen)]
 
+    def called(self, name: str) -> list[str]:
+        """The things that are called so, letter case and what stands around the name aside; none where none is."""
+        found = self.mentions(name, common=())
+        return list(found[0].nodes) if [(one.start, one.end) for one in found] == [_span(name)] else []
+
     # ------------------------------------------------------------------------------------------------------ by vectors
 
     def nearest(self, texts: Sequence[str], embed: Embed, k: int = 1, least: float = -1.0) -> list[list[Match]]:
@@ -270,6 +275,12 @@ class Names:
             if vectors.shape[1] != width:
                 raise InputError(f"the encoder gives vectors of {width} numbers, and then of {vectors.shape[1]}")
             yield vectors
+
+
+def _span(text: str) -> tuple[int, int]:
+    """Where a name starts and ends, without signs around it."""
+    words = list(_words(text))
+    return (words[0][1], words[-1][2]) if words else (0, 0)
 
 
 def _words(text: str) -> Iterator[tuple[str, int, int]]:

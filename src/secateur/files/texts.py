@@ -35,6 +35,7 @@ __all__ = [
     "in_order",
     "labelled",
     "opened",
+    "outside",
     "read",
     "windows",
     "wordless",
@@ -607,6 +608,25 @@ def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length:
     labels = None if packed or corpus.labels is None else np.asarray(corpus.labels, np.int64)
     marked = None if words is None else np.array(tags, np.int64)
     return Batches(tokens, starts, batch=batch, seed=seed, pad=pad, bucketed=not packed, labels=labels, tags=marked)
+
+
+def outside(corpus: Corpus, tokenizer: Any, size: int, *, packed: bool) -> int | None:
+    """The first token of `corpus`, read as `batches` reads it, that a vocabulary of `size` lacks; None without one.
+
+    Texts are only read where the tokenizer has such tokens at all: many have some that no text ever shows.
+    """
+    if max(tokenizer.get_vocab().values(), default=0) < size:
+        return None
+    ends = tokenizer.eos_token_id if packed else tokenizer.pad_token_id
+    if ends is not None and ends >= size:
+        return int(ends)
+    for start in range(0, len(corpus.texts), _TOKENISED):
+        chunk = list(corpus.texts[start : start + _TOKENISED])
+        rows = tokenizer(chunk, add_special_tokens=not packed, verbose=False)["input_ids"]
+        found = next((token for token in itertools.chain.from_iterable(rows) if token >= size), None)
+        if found is not None:
+            return int(found)
+    return None
 
 
 def _by_words(texts: Sequence[Tagged], tokenizer: Any, length: int) -> tuple[list[list[int]], list[list[int]]]:

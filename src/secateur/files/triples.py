@@ -189,6 +189,41 @@ def _kind(path: Path) -> str:
     return ends[-2] if len(ends) > 1 and ends[-1] == ".gz" else ends[-1] if ends else ""
 
 
+class _Declared:
+    """A file of XML, read on while what its entities stand for is short; otherwise a few lines could fill all memory.
+
+    The parser replaces them wherever it finds them declared, comments and the midst of the file included, so we look
+    there, too.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file, self.rest, self.any, self.run = path, file, b"", False, 0
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, once they were looked at. Raises `DataError` for an entity of entities, or a long one."""
+        raw = self.file.read(size)
+        text = self.rest + raw
+        for found in _ENTITY.findall(text):
+            self.any = True
+            if len(found) > LONGEST:
+                raise DataError(f"{self.path} declares an entity of more than {LONGEST:,} bytes: write it out")
+            if _REFERENCE.search(found):
+                raise DataError(f"{self.path} declares an entity by other entities: write out what it stands for")
+        last = text[text.rfind(b"<") :] if b"<" in text else b""
+        self.rest = last if b"<!ENTITY".startswith(last[:8]) else b""  # it may go on in the next bytes
+        first, *others = raw.split(b"<")
+        self.run = others[-1].count(b"&") if others else self.run + first.count(b"&")
+        if self.any and self.run > _REFERENCES:
+            raise DataError(f"{self.path} has more than {_REFERENCES:,} entities in one text: write them out")
+        return raw
+
+
+_ENTITY = re.compile(rb"<!ENTITY[^<]*")
+_REFERENCE = re.compile(rb"&(?!#|(?:amp|lt|gt|quot|apos);)[^;]*;")
+_REFERENCES = 2**16
+"""Entities in one text or tag, where a file declares any."""
+
+
 class _Line(NamedTuple):
     number: int
     fields: list[str]
@@ -246,8 +281,9 @@ class _Reader:
         """Those of a file of RDF: blank nodes as IRIs, graphs as one, what is said of triples on statements."""
         ox = self.library
         with self._opened(path) as file:
+            plain = _Declared(path, file) if form == "RDF_XML" else file
             try:
-                for found in ox.parse(input=file, format=getattr(ox.RdfFormat, form), base_iri="urn:secateur:file:"):
+                for found in ox.parse(input=plain, format=getattr(ox.RdfFormat, form), base_iri="urn:secateur:file:"):
                     if isinstance(found.object, ox.Triple):  # RDF 1.2: who says it, and the triple
                         said, parts = self._open(found.subject), found.object
                         terms = (parts.subject, parts.predicate, parts.object)

@@ -388,6 +388,7 @@ def _evidence(
             budget.pattern,
             every=trades.name(trade) != "network",
             masked=getattr(result.subject, "masks", {}),
+            each=result.patterns,
         )
         notes += found
     notes += _worth(before, after, measured)
@@ -472,15 +473,26 @@ def _gap(name: str, ours: Mapping[str, Figure], theirs: Mapping[str, Figure]) ->
 
 
 def _pattern(
-    matrices: Mapping[str, Tensor], pattern: Pattern, every: bool, masked: Collection[str] = ()
+    matrices: Mapping[str, Tensor],
+    pattern: Pattern,
+    every: bool,
+    masked: Collection[str] = (),
+    each: Mapping[str, Pattern] | None = None,
 ) -> tuple[Figure, list[str]]:
     """How many runs of weights of the result break the pattern, and the first matrix that does.
 
     A matrix may be left dense where its inputs are no multiple of m, and in a network of any kind, where `every` is
     False, if the recipe chose to (first convolutions, small heads); which ones is said. Where a result names those
-    that are `masked`, all others were left dense, whatever zeros rounding has put there.
+    that are `masked`, all others were left dense, whatever zeros rounding has put there. A result that gave `each`
+    matrix a pattern of its own is held to these, as long as their mean is no more than what was asked for.
     """
-    off = sparsity.broken(matrices, pattern.n, pattern.m)
+    off, kept, whole = dict[str, int](), 0, 0
+    for name, matrix in matrices.items():  # once each: they may be read from the disk
+        one = (each or {}).get(name, pattern)
+        off |= sparsity.broken({name: matrix}, one.n, one.m)
+        kept, whole = kept + one.n * matrix.numel(), whole + one.m * matrix.numel()
+    if each and (kept * pattern.m > pattern.n * whole or any(one.m != pattern.m for one in each.values())):
+        return _pattern(matrices, pattern, every, masked)
     spared = [
         name
         for name in off
@@ -495,10 +507,11 @@ def _pattern(
     wrong = {name: count for name, count in off.items() if name not in spared}
     notes = [f"left dense by {pattern}: {_listed(spared)}"] if spared else []
     if wrong:
-        runs = display.thousands(next(iter(wrong.values())))
+        first, count = next(iter(wrong.items()))
+        most = (each or {}).get(first, pattern).n
         notes.append(
-            f"{pattern} does not hold in {_listed(list(wrong))}: {runs} runs of {pattern.m} weights of the first have "
-            f"more than {pattern.n} that are not zero"
+            f"{pattern} does not hold in {_listed(list(wrong))}: {display.thousands(count)} runs of {pattern.m} "
+            f"weights of the first have more than {most} that are not zero"
         )
     return Figure(float(sum(wrong.values()))), notes
 

@@ -14,19 +14,20 @@ import time
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from secateur import llms, quiet, recipes, rerankers
-from secateur.disk import atomic_write, guard
+from secateur.disk import atomic_write, guard, is_disk_full
 from secateur.errors import DataError, InfeasibleError, InputError, RunError, SecateurError
 from secateur.files.rundir import Run, Transient
 from secateur.llms import Ledger, Meter
@@ -41,12 +42,16 @@ from secateur.vocabulary import Budget, Recovery
 
 __all__ = [
     "Pruned", "Pruner", "configured", "estimate_context", "estimate_file", "prune_context", "prune_file",
-    "train_pruner",
+    "titles_of", "train_pruner",
 ]  # fmt: skip
 
 _WANTED = "each is to be an object with question and html, text or passages"
 _OPENED: dict[Any, Callable[[str], Any]] = {llms.Local: llms.opened, Reranker: rerankers.opened}
 """What a recipe's `train` takes -> how it is opened."""
+Given: TypeAlias = tuple[str, str]
+"""Where a thing to prune stands, and its JSON."""
+
+_STDIN = "-"
 _FEW = 64
 """Lines for which other processes would not have started before this one is done."""
 
@@ -57,7 +62,8 @@ class Pruned:
 
     text: what the model is to read. before, after: measure (words, and tokens where they can be counted) -> cost.
     trace: site -> what became of each of its blocks: path, text, score, costs, kept. question: as it was asked.
-    told: what else the recipe tells, such as scores of passages, or an answer.
+    told: what else the recipe tells, such as scores of passages, or an answer. documents: what stays of each document,
+    in the order in which they were given, "" of those of which nothing does; none of a graph.
     """
 
     text: str
@@ -66,11 +72,12 @@ class Pruned:
     trace: Mapping[str, Sequence[Mapping[str, Any]]] = field(repr=False)
     question: str = ""
     told: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    documents: tuple[str, ...] = field(default=(), repr=False)
 
     def save(self, path: str | Path) -> None:
         """Write a page that shows what was cut, greyed out, with each block's score."""
         with guard(Path(path)):
-            atomic_write(path, decisions.page(self.question, self.trace, self.before, self.after))
+            atomic_write(path, markup.whole(decisions.page(self.question, self.trace, self.before, self.after)))
 
     def write(self, path: str | Path) -> None:
         """Write the text."""
@@ -91,6 +98,7 @@ def prune_context(
     budget: str | Budget,
     *,
     titles: Sequence[str | None] | None = None,
+    strict: bool = True,
     **options: Any,
 ) -> Pruned | list[Pruned]:
     """Cut documents to what answers a question, within a budget.
@@ -102,6 +110,8 @@ def prune_context(
             is a passage, and may be a list of sentences. For recipes on a graph: the graph, as `open_graph` takes it.
         titles: of passages, one for each, or None where one has none.
         question: the question, or several, each of which gives a result of its own.
+        strict: raise what goes wrong with a question; otherwise it is warned of, and `told` has it as `error` beside
+            the documents as they came, or of a graph nothing. A wrong recipe, budget or option is raised in any case.
         budget: tokens=2048, words=1000, or a share of all, tokens=20%.
         options: the recipe's own, such as embedder="path/to/model", tokenizer="path/to/model"; and those of
             `running.servers.servers`, which say how the servers are asked that it needs: llm_per_minute=60,
@@ -114,48 +124,103 @@ def prune_context(
     Warns (`llms.SpentWarning`) where a limit of the whole call was reached, and the rest done without the language
     model.
     """
-    asked = [question] if isinstance(question, str) else list(question)
+    several = isinstance(question, Iterable) and not isinstance(question, str)
+    asked: list[Any] = list(question) if several else [question]
     job = _Job.of(recipe, budget, options, documents)
-    subject, meter = job.opened(documents, titles), job.servers.meter()
-    found = [job.one(subject, one, meter) for one in asked]
+    subject, meter, found = None, job.servers.meter(), list[Pruned]()
+    for one in asked:
+        try:
+            subject = job.opened(documents, titles) if subject is None else subject
+            found.append(job.one(subject, one, meter))
+        except Exception as error:
+            if strict:
+                raise
+            warnings.warn(f"{recipe} cut nothing for {one!r}: {_explained(error)}", stacklevel=2)
+            found.append(_uncut(job, documents, subject, one, error))
     if meter.refused:
         _warn(meter.calls, meter.tokens)
-    return found[0] if isinstance(question, str) else found
+    return found if several else found[0]
+
+
+def _uncut(job: _Job, documents: Document, subject: Any, question: object, error: Exception) -> Pruned:
+    """What is to be read where nothing could be cut; `subject` is None where that could not be opened."""
+    text, parts = "", tuple[str, ...]()
+    if job.reading.own:
+        given = documents if isinstance(documents, list | tuple) else [documents]
+        texts = [one if isinstance(one, str) else "" for one in given]
+        text = markup.whole("\n\n".join(filter(None, texts)) if subject is None else subject.written())
+        parts = tuple(map(markup.whole, texts)) if subject is None else readings.parts(subject)
+    costs = {"words": float(markup.words(text))} if subject is None or not text else subject.units().cost()
+    asked = question if isinstance(question, str) else ""
+    return Pruned(text, costs, costs, {}, asked, {"error": _explained(error)}, parts)
+
+
+def _explained(error: Exception) -> str:
+    """One line; what nobody raised on purpose is told by its kind, too."""
+    told = " ".join(str(error).split())
+    return told if isinstance(error, SecateurError) else f"unexpected {type(error).__name__}: {told}"
 
 
 class Pruner:
     """A recipe with a budget and options, checked once: what post-processors of retrieval pipelines call.
 
-    Where a call can't be answered (there is no question, say) it warns and gives the documents back as they came,
-    unless `strict`: a pipeline is not to end for what was to make it cheaper.
+    It takes recipes that read documents; for those that read a graph see `prune_context`. Where a call can't be
+    answered (there is no question, or the embedder is out of memory, say) it warns and gives the documents back as they
+    came, unless `strict`: a pipeline is not to end for what was to make it cheaper. `titled`: calls will bring titles,
+    which a recipe that reads none refuses here.
     """
 
-    def __init__(self, recipe: str, budget: str | Budget, *, strict: bool = False, **options: Any) -> None:
+    def __init__(
+        self, recipe: str, budget: str | Budget, *, strict: bool = False, titled: bool = False, **options: Any
+    ) -> None:
         self.recipe, self.strict = recipe, strict
         self._job = _Job.of(recipe, budget, options)
         self.budget, reading = self._job.budget, self._job.reading
         if reading.apart is None:
-            raise InputError(f"{recipe} reads a {reading.noun} and no documents: call prune_context where you retrieve")
+            raise InputError(
+                f"{recipe} reads a {reading.noun} and no documents, which are all that is given here: take "
+                f"{' or '.join(readings.apart())}, or call prune_context with the {reading.noun} and strict=False"
+            )
+        if titled and not reading.titled:
+            raise InputError(
+                f"{recipe} reads no titles: leave them out, or take a recipe on passages, such as provence"
+            )
         self._apart = reading.apart
         self._job.trial()
 
-    def __call__(self, documents: Sequence[str], question: str) -> list[tuple[int, str]]:
-        """(number, what stays) of each document of which something stays, in their order, all under one budget.
+    def __call__(
+        self, documents: Sequence[str], question: str, titles: Sequence[str | None] | None = None
+    ) -> list[tuple[int, str]]:
+        """(number, what stays) of each document of which something stays, in the order to read, all under one budget.
 
-        What is HTML stays HTML, what is plain text stays text.
+        What is HTML stays HTML, what is plain text stays text. titles: one for each document, or None where it has
+        none; a title becomes the document's first sentence.
         """
         try:
-            subject, run = self._apart(documents), Transient()
-            if not question.strip():
+            kinds = (
+                ["None"] if documents is None else [type(one).__name__ for one in documents if not isinstance(one, str)]
+            )
+            if kinds:
+                raise InputError(f"documents are a list of texts, and here is {kinds[0]}")
+            if not isinstance(question, str) or not question.strip():
                 raise InputError("there is no question: say what the documents are to answer")
-            (result,) = self._job.function(subject, question, [self.budget], run, **self._job.options)
-        except SecateurError as error:
+            subject, run, asked = self._apart(documents, titles), Transient(), markup.whole(question)
+            (result,) = self._job.function(subject, asked, [self.budget], run, **self._job.options)
+        except Exception as error:
             if self.strict:
                 raise
-            warnings.warn(f"{self.recipe} left the documents as they were: {error}", stacklevel=2)
-            return list(enumerate(documents))
+            warnings.warn(f"{self.recipe} left the documents as they were: {_explained(error)}", stacklevel=2)
+            return list(enumerate(documents or ()))
         left = result.subject.documents()
         return [(number, html if markup.looks(documents[number]) else text) for number, (html, text) in left.items()]
+
+
+def titles_of(metadata: Iterable[Mapping[str, Any] | None], name: str) -> list[str | None] | None:
+    """What a `Pruner` takes as titles: the text that each document's metadata has under `name`; None without a name."""
+    if not name:
+        return None
+    found = [(one or {}).get(name) for one in metadata]
+    return [title if isinstance(title, str) and title.strip() else None for title in found]
 
 
 def prune_file(
@@ -175,19 +240,21 @@ def prune_file(
     """Cut what each line of a JSONL file holds, or each page of a folder; returns (lines, those that failed).
 
     A line holds `question` and `html`, `text` or `passages`, each text or a list of texts (a passage may be a list of
-    sentences), and perhaps `titles`; for recipes on a graph the question alone. In its place in `out` stand its own
-    fields, `pruned`, `tokens_before` and `tokens_after` (`words_...` where no tokens are counted), `told` where the
-    recipe tells more, and with `trace` what became of each block. A page of a folder gives a line with `file` and
-    `question`.
+    sentences), and perhaps `titles`; for recipes on a graph the question, and perhaps `topics` or `choices`, which then
+    stand in for the options of that name. In its place in `out` stand its own fields, `pruned`, `pruned_passages` where
+    it has passages (what stays of each), `tokens_before` and `tokens_after` (`words_...` where no tokens are counted),
+    `told` where the recipe tells more, and with `trace` what became of each block. A page of a folder gives a line with
+    `file` and `question`.
 
-    A line that can't be pruned (it is no JSON, or lacks its fields) keeps what it has, `pruned` is empty and `error`
-    says why; with `strict` the run stops there. The same call goes on where an earlier one was stopped: until all is
-    done, lines stand in `out` with `.part` at its end.
+    A line that can't be pruned (it is no JSON, lacks its fields, or an embedder fails) keeps what it has, `pruned` is
+    empty and `error` says why; with `strict` the run stops there. A process that is killed is replaced once. The same
+    call goes on where an earlier one was stopped: until all is done, lines stand in `out` with `.part` at its end.
 
     Args:
         recipe, budget, options: as for `prune_context`. Limits on servers are those of all processes together, and of
             a run that was stopped and goes on.
-        source: a .jsonl file, or a folder of .html, .htm, .txt or .md files.
+        source: a .jsonl file, or a folder of .html, .htm, .txt or .md files. "-" is the standard input: that, and any
+            other pipe, is read once, and where a run goes on it skips as many lines as are written.
         out: the .jsonl file to write.
         question: of every page of a folder, and of lines that have none.
         graph: what all lines ask, for recipes on a graph: a file, a folder, or the address of a SPARQL endpoint.
@@ -200,34 +267,36 @@ def prune_file(
     job.with_graph(graph)
     if out.exists() and not overwrite:
         raise RunError(f"{out} is there already: give another name, or overwrite it (--overwrite)")
-    rows = _rows(source, question)
-    count = _counted(source, question)
+    rows, piped = _rows(source, question), _piped(source)
+    count = None if piped else _counted(source, question)
     job.trial()  # what is wrong with all lines alike is said once, before any
     part, record = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     spent = out.with_name(out.name + ".part.spent")
     settings = json.dumps(
         {"recipe": recipe, "budget": str(job.budget), "question": question, "trace": trace, "strict": strict,
-         "lines": count, "graph": str(graph), "source": str(source.resolve()),
+         "lines": count, "graph": str(graph), "source": "-" if piped else str(source.resolve()),
          **{name: repr(value) for name, value in job.options.items()}}, indent=1
     )  # fmt: skip
     with guard(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         done, failed = _resumed(part, record, settings, overwrite)
+        rows, todo = _ahead(source, rows, done)
         if not done:
             spent.unlink(missing_ok=True)
         atomic_write(record, settings)
         plain = all(map(_plain, job.options.values()))
         # A model that was given as such is not sent from process to process.
-        many = processes or (1 if count - done < _FEW else os.cpu_count() or 1)
-        workers = job.servers.processes(max(1, min(many, count - done))) if plain else 1
+        many = processes or (1 if todo < _FEW else os.cpu_count() or 1)
+        many = many if todo == _FEW else max(1, min(many, todo))
+        workers = job.servers.processes(many) if plain else 1
         job = replace(job, servers=job.servers.share(workers))
         ledger = spent if job.servers.calls or job.servers.tokens else None
         work = partial(_line, job, str(graph), trace, strict, ledger)
         with part.open("ab") as lines, _bar(count, done) as advance:
-            for text, bad in _mapped(work, islice(rows, done, None), workers):
+            for text, bad in _mapped(work, rows, workers):
                 lines.write(text.encode())
                 lines.flush()
-                failed += bad
+                done, failed = done + 1, failed + bad
                 advance()
         total = Ledger(path=spent).total() if ledger else {}
         part.replace(out)
@@ -235,7 +304,7 @@ def prune_file(
         spent.unlink(missing_ok=True)
     if total.get("refused"):
         _warn(total["calls"], total["tokens"])
-    return count, failed
+    return done, failed
 
 
 def estimate_file(
@@ -256,13 +325,17 @@ def estimate_file(
     """
     job, source = _Job.of(recipe, budget, options, graph), Path(source)
     job.with_graph(graph)
-    count = _counted(source, question)
+    rows = _rows(source, question)
+    first = list(islice(rows, few))
+    count = len(first) + sum(1 for _ in rows)  # a pipe is read once
+    if not count:
+        raise _no_line(source)
     job.trial()
 
-    def cut(given: tuple[str, str], meter: Meter) -> Pruned:
+    def cut(given: Given, meter: Meter) -> Pruned:
         return _cut(job, str(graph), given[0], _parsed(given[1]), meter)
 
-    return _estimated(job, count, [partial(cut, given) for given in islice(_rows(source, question), few)])
+    return _estimated(job, count, [partial(cut, given) for given in first])
 
 
 def estimate_context(recipe: str, documents: Document, question: str, budget: str | Budget, **options: Any) -> Estimate:
@@ -275,11 +348,11 @@ def estimate_context(recipe: str, documents: Document, question: str, budget: st
 
 def _estimated(job: _Job, count: int, cuts: Sequence[Callable[[Meter], Pruned]]) -> Estimate:
     """What some of `count` come to: they are cut one after another."""
-    meter, found, failed, began = job.servers.meter(), list[Pruned](), list[SecateurError](), time.perf_counter()
+    meter, found, failed, began = job.servers.meter(), list[Pruned](), list[Exception](), time.perf_counter()
     for cut in cuts:
         try:
             found.append(cut(meter))
-        except SecateurError as error:
+        except Exception as error:
             failed.append(error)
     seconds = time.perf_counter() - began
     if not found:
@@ -456,15 +529,16 @@ class _Job:
         if not isinstance(question, str) or not question.strip():
             raise InputError("there is no question: say what the documents are to answer")
         run, chosen = Transient(), self.servers.chosen(self.options, meter)
-        (result,) = self.function(subject, question, [self.budget], run, **chosen)
+        (result,) = self.function(subject, markup.whole(question), [self.budget], run, **chosen)
         trace, told = run.values[f"trace-{self.budget}"], run.values.get(f"told-{self.budget}", {})
-        return Pruned(result.subject.written(), result.cut.before, result.cut.after, trace, question, told)
+        text, parts = markup.whole(result.subject.written()), readings.parts(result.subject)
+        return Pruned(text, result.cut.before, result.cut.after, trace, question, told, parts)
 
 
 # ------------------------------------------------------------------------------------------------------------ files
 
 
-def _rows(source: Path, question: str) -> Iterator[tuple[str, str]]:
+def _rows(source: Path, question: str) -> Iterator[Given]:
     """(where it stands, JSON) of each thing to prune; of a folder's pages the JSON names the file."""
     if source.is_dir():
         if not question.strip():
@@ -477,21 +551,52 @@ def _rows(source: Path, question: str) -> Iterator[tuple[str, str]]:
             named = {"file": str(path.relative_to(source)), "question": question}
             yield str(path), json.dumps(named, ensure_ascii=False)
         return
+    name = _named(source)
     try:
-        with source.open("rb") as lines:
+        with nullcontext(sys.stdin.buffer) if str(source) == _STDIN else source.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield f"{source}, line {number}", _asked(line.decode("utf-8", "replace"), question)
+                    yield f"{name}, line {number}", _asked(line.decode("utf-8", "replace"), question)
     except OSError as error:
-        raise DataError(f"{source}: {error.strerror}: give a .jsonl file or a folder of pages") from error
+        raise DataError(f"{name}: {error.strerror}: give a .jsonl file or a folder of pages") from error
+
+
+def _piped(source: Path) -> bool:
+    """Whether it can be read once alone: the standard input, or what is neither file nor folder."""
+    return str(source) == _STDIN or (source.exists() and not source.is_file() and not source.is_dir())
 
 
 def _counted(source: Path, question: str) -> int:
     """How many things there are to prune; `DataError` for none."""
     count = sum(1 for _ in _rows(source, question))
     if not count:
-        raise DataError(f"{source} holds no line: {_WANTED}")
+        raise _no_line(source)
     return count
+
+
+def _named(source: Path) -> str:
+    return "the standard input" if str(source) == _STDIN else str(source)
+
+
+def _no_line(source: Path) -> DataError:
+    return DataError(f"{_named(source)} holds no line: {_WANTED}")
+
+
+def _ahead(source: Path, rows: Iterator[Given], done: int) -> tuple[Iterator[Given], int]:
+    """The rows behind those that are done, and how many they are, where they are but few: else `_FEW`.
+
+    Raises `DataError` where there is none at all, `RunError` where there are fewer than are done.
+    """
+    skipped = sum(1 for _ in islice(rows, done))
+    if skipped < done:
+        raise RunError(
+            f"{_named(source)} holds {skipped} lines, and {done} are written already: give the same, or overwrite "
+            "(--overwrite)"
+        )
+    first = list(islice(rows, _FEW))
+    if not first and not done:
+        raise _no_line(source)
+    return chain(first, rows), len(first)
 
 
 def _plain(value: object) -> bool:
@@ -512,31 +617,40 @@ def _asked(line: str, question: str) -> str:
     return json.dumps({"question": question, **row}, ensure_ascii=False) if isinstance(row, dict) else line
 
 
-def _line(
-    job: _Job, graph: str, trace: bool, strict: bool, ledger: Path | None, given: tuple[str, str]
-) -> tuple[str, bool]:
+def _line(job: _Job, graph: str, trace: bool, strict: bool, ledger: Path | None, given: Given) -> tuple[str, bool]:
     """The line of the answer, and whether it failed."""
     row: dict[str, Any] = {}
     try:
         row = _parsed(given[1])
         found = _cut(job, graph, given[0], row, job.servers.meter(ledger))
-    except SecateurError as error:
+    except Exception as error:
+        if is_disk_full(error):  # no other line can be written either
+            raise
         if strict:
-            raise type(error)(f"{given[0]}: {error}") from error
-        return json.dumps({**row, "pruned": "", "error": str(error)}, ensure_ascii=False) + "\n", True
+            kind = type(error) if isinstance(error, SecateurError) else RunError
+            raise kind(f"{given[0]}: {_explained(error)}") from error
+        return _json({**row, "pruned": "", "error": _explained(error)}), True
     measure = "tokens" if "tokens" in found.after else "words"
     answer = {
         **row, "pruned": found.text, f"{measure}_before": int(found.before[measure]),
         f"{measure}_after": int(found.after[measure]),
     }  # fmt: skip
+    answer |= {"pruned_passages": found.documents} if readings.field(row) == "passages" and found.documents else {}
     answer |= {"told": found.told} if found.told else {}
     answer |= {"trace": found.trace} if trace else {}
-    return json.dumps(answer, ensure_ascii=False) + "\n", False
+    return _json(answer), False
+
+
+def _json(row: Mapping[str, Any]) -> str:
+    """A line of JSON that can be encoded: where it holds a lone half of a surrogate pair, all but ASCII is escaped."""
+    text = json.dumps(row, ensure_ascii=False)
+    return (text if text == markup.whole(text) else json.dumps(row)) + "\n"
 
 
 def _cut(job: _Job, graph: str, where: str, row: Mapping[str, Any], meter: Meter) -> Pruned:
     """What stays of what a line holds, or of the graph that all lines ask."""
     documents, titles = readings.of_row(row, Path(where)) if job.reading.own else ([job.servers.opened(graph)], None)
+    job = replace(job, options={**job.options, **readings.options(row, job.options)})
     return job.one(job.reading.opened(documents, titles), row.get("question"), meter)
 
 
@@ -571,29 +685,53 @@ def _resumed(part: Path, record: Path, settings: str, overwrite: bool) -> tuple[
 
 
 def _mapped(
-    work: Callable[[tuple[str, str]], tuple[str, bool]], rows: Iterable[tuple[str, str]], workers: int
+    work: Callable[[Given], tuple[str, bool]], rows: Iterable[Given], workers: int
 ) -> Iterator[tuple[str, bool]]:
     """The answers in the order of the rows; a few rows ahead are in work, so that a file need not fit into memory."""
     if workers == 1:
         yield from map(work, rows)
         return
+    rows, waiting = iter(rows), list[Given]()
+    for again in (True, False):
+        try:
+            yield from _pooled(work, rows, waiting, workers)
+            return
+        except BrokenProcessPool as error:
+            if not again:
+                raise RunError(
+                    "a helping process was killed, and so was another in its place, perhaps for want of memory: the "
+                    "same call goes on where this one stopped, and fewer processes need less"
+                ) from error
+
+
+def _pooled(
+    work: Callable[[Given], tuple[str, bool]], rows: Iterator[Given], waiting: list[Given], workers: int
+) -> Iterator[tuple[str, bool]]:
+    """The answers of other processes. In `waiting` stand rows that have none yet: those that are begun with, and added.
+
+    Raises `BrokenProcessPool` where one of the processes was killed.
+    """
     threads = max(1, (os.cpu_count() or 1) // workers)
     with ProcessPoolExecutor(workers, quiet.helpers(), quiet.helper, (threads, dict(os.environ))) as pool:
-        waiting: list[Future[tuple[str, bool]]] = []
+        futures = [pool.submit(work, row) for row in waiting]
         try:
-            for row in rows:
-                waiting.append(pool.submit(work, row))
-                if len(waiting) > 4 * workers:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
+            for row in chain(rows, repeat(None)):
+                if row is not None:
+                    waiting.append(row)
+                    futures.append(pool.submit(work, row))
+                elif not futures:
+                    return
+                if row is None or len(futures) > 4 * workers:
+                    found = futures[0].result()
+                    del futures[0], waiting[0]
+                    yield found
         finally:
-            for future in waiting:
+            for future in futures:
                 future.cancel()
 
 
 @contextmanager
-def _bar(count: int, done: int) -> Iterator[Callable[[], None]]:
+def _bar(count: int | None, done: int) -> Iterator[Callable[[], None]]:
     """A bar on the terminal; what it yields, called, says that one more is done."""
     columns = (TextColumn("pruning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     shown = sys.stderr.isatty()

@@ -57,6 +57,9 @@ def _masks(subject: Transformer, folder: Path) -> tuple[str, ...]:
 def _quantised(subject: Transformer, folder: Path, to: str, data: Any) -> tuple[str, ...]:
     """Quantise a copy, write it, read it again, and compare all three."""
     bits = int(to.removeprefix("int"))
+    packed = next(iter(matrices.expert_layers(subject.model)), None)
+    if bits == 4 and packed is not None:  # transformers would look for quantised experts where none are
+        raise UnsupportedError(f"{packed} holds packed experts, beside which int4 can't be read again: choose int8")
     model = copy.deepcopy(subject.model)
     names, left = quantise.weight_only(model, bits, within=subject.layers())
     student = quantised.with_model(subject, model)
@@ -77,9 +80,13 @@ def _quantised(subject: Transformer, folder: Path, to: str, data: Any) -> tuple[
             f"in {to} the outputs are off by {error:.2g} of their norm, more than {QUANTISED[to]}: keep more bits, or "
             "train with quantise.prepare first"
         )
+    found = matrices.matrices(subject.model, subject.layers()).values()
+    experts = sum(matrix.expert is not None for matrix in found)
+    others = sum(matrix.expert is None and matrix.module not in {*names, *left} for matrix in found)
+    told = f", of them {experts} matrices of packed experts" if experts else ""
     notes = [
-        f"{len(names)} linears in {bits} bits, {len(left)} left as they are: {display.number('bytes', _bytes(folder))}"
-        f" in place of {display.number('bytes', language.stored(subject))}",
+        f"{len(names)} linears in {bits} bits, {len(left) + others + experts} left as they are{told}: "
+        f"{display.number('bytes', _bytes(folder))} in place of {display.number('bytes', language.stored(subject))}",
         f"outputs are off by {error:.2g} of their norm (at most {QUANTISED[to]})",
     ]
     if kept:

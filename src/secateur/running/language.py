@@ -20,6 +20,7 @@ from secateur.files import labels as labelling
 from secateur.files import masking, texts
 from secateur.measure import latency, loyalty, quality, size, sparsity, statistics
 from secateur.measure.statistics import Values
+from secateur.modes import held
 from secateur.recover import quantise, teachers
 from secateur.running import indices
 from secateur.subjects import Moe, Streamed, Transformer, open_subject, sides
@@ -42,6 +43,7 @@ __all__ = [
     "fitted",
     "forward",
     "held_batches",
+    "known",
     "loading",
     "matrices",
     "opened",
@@ -84,12 +86,8 @@ def opened(model: Model, device: str | None = None, data: texts.Corpus | None = 
     """`model` as a subject, on `device`."""
     subject = model if isinstance(model, Transformer) else open_subject(model)
     if device is not None:
-        try:
-            for module in (subject.model, *subject.head):
-                module.to(device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"device {device!r} can't hold the model: {reason}") from error
+        for module in (subject.model, *subject.head):
+            held(module, device)
     return subject
 
 
@@ -114,9 +112,13 @@ def classifies_tokens(subject: Transformer) -> bool:
 
 
 def fitted(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
-    """The texts with the model's own numbers of classes, of texts or of words, or without labels where it has none."""
+    """The texts with the model's own numbers of classes, of texts or of words, or without labels where it has none.
+
+    Raises `InputError` without a tokenizer, and where it finds tokens in the texts that the model does not know.
+    """
     if subject.tokenizer is None:
         raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
+    known(corpus, subject)
     config = subject.model.config
     if classifies_tokens(subject):
         return corpus.words_labelled(config.label2id, config.num_labels)
@@ -125,6 +127,17 @@ def fitted(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
     if tells_number(subject):
         return _numbered(corpus)
     return corpus.labelled(config.label2id, config.num_labels) if classifies(subject) else corpus
+
+
+def known(corpus: texts.Corpus, subject: Transformer | Streamed) -> None:
+    """Raise `InputError` for texts with a token that the model has no embedding of: it would fail inside of torch."""
+    size = subject.model.get_input_embeddings().weight.shape[0]
+    token = texts.outside(corpus, subject.tokenizer, size, packed=subject.causal)
+    if token is not None:
+        raise InputError(
+            f"the tokenizer gives token {token} for {corpus.name}, and the model knows those below {size}: use the "
+            "model's own tokenizer"
+        )
 
 
 def _numbered(corpus: texts.Corpus) -> texts.Corpus:

@@ -19,12 +19,14 @@ from secateur.graphs import open_graph
 from secateur.stores import Embedded
 from secateur.subjects import KnowledgeGraph, Page, Passages, markup, open_page, open_passages
 
-__all__ = ["FIELDS", "Document", "Reading", "of_recipe", "of_row"]
+__all__ = ["FIELDS", "Document", "Reading", "apart", "field", "of_recipe", "of_row", "options", "parts"]
 
 Document: TypeAlias = Any
 """HTML, text, bytes, a path of a file; of passages also a list of sentences; of a graph what `open_graph` takes."""
 
 FIELDS = ("html", "text", "passages")
+_OWN = ("topics", "choices")
+"""Options of a recipe that are about one question: a row may bring its own."""
 
 
 class Readable(Protocol):
@@ -40,18 +42,19 @@ class Reading:
     """One kind of thing.
 
     kind: of subject. noun: a word for it. read: a document -> what the subject is opened from. opened: documents ->
-    subject. apart: the same, so that `documents` of what is
-    left tells them apart; None for what has no documents. trial: something to try a recipe on. own: whether each
-    question brings its documents.
+    subject. apart: the same, so that `documents` of what is left tells them apart; None for what has no documents.
+    trial: something to try a recipe on. own: whether each question brings its documents. titled: whether titles of
+    documents are read.
     """
 
     kind: type
     noun: str
     read: Callable[[Document], Document]
     opened: Callable[[Sequence[Document], Sequence[str | None] | None], Any]
-    apart: Callable[[Sequence[str]], Any] | None
+    apart: Callable[[Sequence[str], Sequence[str | None] | None], Any] | None
     trial: Callable[[], Any]
     own: bool = True
+    titled: bool = False
 
 
 @functools.lru_cache
@@ -66,12 +69,18 @@ def of_recipe(recipe: str) -> Reading:
     return found
 
 
+def apart() -> list[str]:
+    """The recipes that tell documents apart in what is left."""
+    names = [name for name, card in recipes.cards().items() if card["family"] == "context"]
+    return [name for name in names if of_recipe(name).apart is not None]
+
+
 def of_row(row: Mapping[str, Any], file: Path | None) -> tuple[list[Document], list[str | None] | None]:
     """The documents of a row, and their titles: what its `html`, `text` or `passages` say, or the file that it names.
 
     Raises `DataError` for a row without.
     """
-    name = next((name for name in FIELDS if name in row), "")
+    name = field(row)
     if not name and file is not None and "file" in row:
         return [file], None
     value = row.get(name)
@@ -84,6 +93,33 @@ def of_row(row: Mapping[str, Any], file: Path | None) -> tuple[list[Document], l
     ):
         raise DataError("this line has titles that are no list of texts: give one for each passage, or null")
     return [part if isinstance(part, list) else (_Html if name == "html" else _Plain)(part) for part in parts], titles
+
+
+def field(row: Mapping[str, Any]) -> str:
+    """Which of its fields a row is read from; "" where it has none."""
+    return next((name for name in FIELDS if name in row), "")
+
+
+def parts(subject: Readable) -> tuple[str, ...]:
+    """What is left of each document; of a graph, which has none, nothing."""
+    return tuple(map(markup.whole, subject.parts())) if isinstance(subject, Page | Passages) else ()
+
+
+def options(row: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a row brings for its own question, of those of the recipe, with what the run says: `known`.
+
+    Where no language model is asked, nobody chooses, and the choices of a row say nothing. Raises `DataError` for what
+    is no list of texts.
+    """
+    found = dict[str, Any]()
+    for name in _OWN:
+        if name not in known or row.get(name) is None or (name == "choices" and not known.get("llm")):
+            continue
+        texts = [row[name]] if isinstance(row[name], str) else row[name]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"this line has {name} that are no list of texts: give one, or leave {name} out")
+        found[name] = [markup.whole(text) for text in texts]
+    return found
 
 
 def _text(part: object, name: str) -> bool:
@@ -106,18 +142,21 @@ def _page(documents: Sequence[Document], titles: Sequence[str | None] | None) ->
     return open_page([_as_html(one) for one in documents], numbered=False)
 
 
-def _pages_apart(documents: Sequence[str]) -> Page:
-    given = [document if markup.looks(document) else paragraphs(document) for document in documents]
-    return open_page(given, numbered=False, apart=True)
+def _pages_apart(documents: Sequence[str], titles: Sequence[str | None] | None) -> Page:
+    return open_page([_as_html(document) for document in documents], numbered=False, apart=True)
 
 
 def _as_html(document: Document) -> Document:
-    """Files of plain text, and lists of sentences, as HTML; what is HTML or its bytes already, as it is."""
-    if isinstance(document, list | tuple | _Plain):
-        return paragraphs(document if isinstance(document, str) else " ".join(document))
-    if not isinstance(document, Path) or document.suffix.lower() not in (".txt", ".md"):
+    """Plain text, files of it, and lists of sentences, as HTML; what is HTML or its bytes already, as it is."""
+    if isinstance(document, list | tuple):
+        return paragraphs(" ".join(document))
+    if isinstance(document, Path):
+        plain = document.suffix.lower() in (".txt", ".md")
+        return paragraphs(_read(document).decode("utf-8", "replace")) if plain else document
+    if isinstance(document, _Html) or not isinstance(document, str | bytes):
         return document
-    return paragraphs(_read(document).decode("utf-8", "replace"))
+    text = markup.decode(document) if isinstance(document, bytes) else document
+    return document if markup.looks(text) and not isinstance(document, _Plain) else paragraphs(text)
 
 
 def paragraphs(text: str) -> str:
@@ -137,6 +176,8 @@ def _read(path: Path) -> bytes:
 
 
 def _passages(documents: Sequence[Document], titles: Sequence[str | None] | None) -> Passages:
+    if titles is not None:
+        titles = [title if title is None else markup.whole(title) for title in titles]
     return open_passages([_as_text(one) for one in documents], titles=titles)
 
 
@@ -149,7 +190,9 @@ def _as_text(document: Document) -> Any:
     if isinstance(document, Path | _Html) or (type(document) is str and markup.looks(document)):
         page = open_page(document, block=0)  # a paragraph ends a sentence
         return "\n\n".join(page.text(block) for block in range(len(page.blocks)))
-    return document
+    if isinstance(document, list | tuple) and all(isinstance(part, str) for part in document):
+        return [markup.whole(part) for part in document]
+    return markup.whole(document) if isinstance(document, str) else document
 
 
 # ------------------------------------------------------------------------------------------------------------ graphs
@@ -177,8 +220,9 @@ _READINGS = (
         "passage",
         _as_text,
         _passages,
-        lambda documents: _passages(documents, None),
+        _passages,
         lambda: _passages(["A word."], None),
+        titled=True,
     ),
     Reading(KnowledgeGraph, "graph", lambda one: one, _graph, None, lambda: open_graph(Embedded()), own=False),
 )

@@ -21,15 +21,19 @@ __all__ = ["Asked", "Servers", "divided", "servers"]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How one server is asked: seconds to wait, further attempts, and requests a minute (0 for no limit)."""
+    """How one server is asked: seconds to wait, further attempts, and requests a minute (0 for no limit).
+
+    key: the environment variable that holds its key, where that is not the usual one.
+    """
 
     timeout: float
     retries: int
     per_minute: int
+    key: str = ""
 
     def options(self) -> dict[str, Any]:
         """As what asks it takes them."""
-        return {"timeout": self.timeout, "retries": self.retries, "per_minute": self.per_minute}
+        return {"timeout": self.timeout, "retries": self.retries, "per_minute": self.per_minute, "key": self.key}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +92,13 @@ def servers(
     llm_timeout: float = 60.0,
     llm_retries: int = 5,
     llm_per_minute: int = 0,
+    llm_key: str = "",
     run_calls: int = 0,
     run_llm_tokens: int = 0,
     graph_timeout: float = 30.0,
     graph_retries: int = 3,
     graph_per_minute: int = 0,
+    graph_key: str = "",
 ) -> Servers:
     """How the servers are asked that a recipe needs.
 
@@ -100,19 +106,22 @@ def servers(
         llm_timeout: seconds to wait for an answer of the language model's server to begin, and then for all of it.
         llm_retries: further attempts after a failure of that server that may pass.
         llm_per_minute: requests to it in any minute, at most, of all processes together; no limit if 0.
+        llm_key: name of the environment variable that holds the key of that server; SECATEUR_LLM_KEY if empty, or
+            OPENAI_API_KEY for OpenAI's own.
         run_calls: of the language model by all questions together, at most; no limit if 0. The rest is judged without.
         run_llm_tokens: the same for tokens in and out.
         graph_timeout: seconds to wait for an answer of the graph's endpoint to begin, and then for all of it.
         graph_retries: further attempts after a failure of the endpoint that may pass.
         graph_per_minute: queries to it in any minute, at most, of all processes together; no limit if 0.
+        graph_key: name of the environment variable that holds the endpoint's token; SPARQL_TOKEN if empty.
 
     Raises `InputError` for a limit below 0. Other numbers are checked where a server is opened.
     """
     for name, value in (("run_calls", run_calls), ("run_llm_tokens", run_llm_tokens)):
         if value < 0:
             raise InputError(f"{name}={value}: give a number of at least 0")
-    llm = Asked(llm_timeout, llm_retries, llm_per_minute)
-    return Servers(llm, Asked(graph_timeout, graph_retries, graph_per_minute), run_calls, run_llm_tokens)
+    llm = Asked(llm_timeout, llm_retries, llm_per_minute, llm_key)
+    return Servers(llm, Asked(graph_timeout, graph_retries, graph_per_minute, graph_key), run_calls, run_llm_tokens)
 
 
 def divided(

@@ -57,9 +57,10 @@ def read(data: Data, text: str = "text", label: str = "label") -> texts.Corpus:
 
 
 def fitted(corpus: texts.Corpus, subject: Streamed) -> texts.Corpus:
-    """The texts, if the model has a tokenizer to read them with."""
+    """The texts, if the model has a tokenizer to read them with, of tokens that it knows."""
     if subject.tokenizer is None:
         raise InputError("the model has no tokenizer: put its files beside the weights")
+    language.known(corpus, subject)
     return corpus
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import DataError, InputError, NumericalError
-from secateur.finite import all_finite
+from secateur.finite import all_finite, given
 from secateur.modes import evaluating
 
-__all__ = ["Batch", "Side", "finite", "module_at", "observe", "real_tokens", "stream"]
+__all__ = ["Batch", "Side", "finite", "module_at", "observe", "real_tokens", "sound", "stream"]
 
 Batch = Any
 """Whatever the caller's forward takes; a mapping may hold "attention_mask" [B, S], 0 where padding."""
@@ -30,16 +31,16 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
 
 
 @contextmanager
-def observe(model: nn.Module, places: Mapping[tuple[str, Side], Callable[[Tensor], None]]) -> Iterator[None]:
+def observe(model: nn.Module, places: Mapping[tuple[str, Side], Callable[[Tensor], Any]]) -> Iterator[None]:
     """Within the block, hand what enters or leaves each module to its function. Hooks go in every case."""
     with ExitStack() as stack:
         for (path, side), look in places.items():
             module = module_at(model, path)
 
-            def on_input(_: nn.Module, args: Any, kwargs: Any, look: Callable[[Tensor], None] = look) -> None:
+            def on_input(_: nn.Module, args: Any, kwargs: Any, look: Callable[[Tensor], Any] = look) -> None:
                 look(_tensor(args if args else tuple(kwargs.values())))
 
-            def on_output(_: nn.Module, args: Any, output: Any, look: Callable[[Tensor], None] = look) -> None:
+            def on_output(_: nn.Module, args: Any, output: Any, look: Callable[[Tensor], Any] = look) -> None:
                 look(_tensor(output))
 
             if side not in ("input", "output"):
@@ -86,6 +87,18 @@ def stream(
     if missed:
         raise InputError(f"module {missed[0]!r} was never run by the forward pass: it can't be scored from activations")
     return count
+
+
+@contextmanager
+def sound(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
+    """Within the block, the first module at `paths` whose output is not finite raises `NumericalError` with its name.
+
+    For forward passes in evaluation mode without gradients. What is not finite spreads: forwards to all blocks behind,
+    backwards to all before, so that neither a loss nor a gradient tells where it came from.
+    """
+    looks: dict[tuple[str, Side], Callable[[Tensor], Any]] = {(path, "output"): partial(given, path) for path in paths}
+    with evaluating(model), torch.no_grad(), observe(model, looks):
+        yield
 
 
 def real_tokens(batch: Batch) -> Tensor | None:

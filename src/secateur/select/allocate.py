@@ -82,10 +82,11 @@ def spread(
     *,
     sizes: Sequence[float] | None = None,
     whole: float = 1.0,
+    least: float = 0.01,
 ) -> list[float]:
     """Densities that grow with `worth` linearly over a range of 2 `half`; their mean, weighted by `sizes`, is `mean`.
 
-        d_l = 2 half (D_l - min D) / (max D - min D) - const,    kept between 1 % and all of `whole`
+        d_l = 2 half (D_l - min D) / (max D - min D) - const,    kept between `least` and all of `whole`
 
     Where that clips some, the others are shifted so that the mean is met all the same. Equal worths get `mean` each.
 
@@ -93,7 +94,7 @@ def spread(
     """
     found = as_numpy(worth)
     weight = np.ones(len(found)) if sizes is None else as_numpy(sizes)
-    low, high = min(0.01 * whole, mean), whole
+    low, high = min(least * whole, mean), whole
     if not 0.0 < mean <= whole or half < 0.0 or not len(found):
         raise InputError(f"mean={mean}, half={half}: give a mean in (0, {whole:g}] and a range that is not negative")
     reach = float(found.max() - found.min())

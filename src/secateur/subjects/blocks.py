@@ -6,6 +6,7 @@ goes on at the block where it stopped and ends with the same bytes.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -23,14 +24,28 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur.errors import InputError, ModelError, NumericalError
-from secateur.finite import all_finite
+from secateur.errors import InfeasibleError, InputError, ModelError
+from secateur.finite import given
 from secateur.modes import evaluating
 from secateur.subjects.matrices import Matrix, matrices
 from secateur.subjects.matrices import receipt as of_matrices
-from secateur.vocabulary import Cut
+from secateur.vocabulary import Budget, Cut
 
-__all__ = ["Block", "Blocks", "Reader", "calls", "count", "everywhere", "leaving", "receipt", "states", "visit", "walk"]
+__all__ = [
+    "Block",
+    "Blocks",
+    "Reader",
+    "calls",
+    "count",
+    "enough",
+    "everywhere",
+    "leaving",
+    "receipt",
+    "smallest",
+    "states",
+    "visit",
+    "walk",
+]
 
 
 class Reader(Protocol):
@@ -71,6 +86,9 @@ class Blocks(Protocol):
 
 R = TypeVar("R", bound=Reader)
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+_ALIKE = 4
+"""Tensors of one shape among which those that blocks are called with are looked for."""
 
 
 @dataclass(eq=False)
@@ -278,13 +296,18 @@ def visit(
         subject.recall(paths[index], _file(folder, index))
     if start == len(paths):
         return
-    with subject.resident():
-        inside = [calls(subject, batch) for batch in mine]
     current = _States(folder, start)
-    if not current.complete(len(mine)):
-        if start:
-            raise ModelError(f"{folder} lacks the states of block {start}: delete it and run the same command again")
-        current.write(entering for entering, _ in inside)
+    written = current.complete(len(mine))
+    if start and not written:
+        raise ModelError(f"{folder} lacks the states of block {start}: delete it and run the same command again")
+    inside: list[list[Call]] = []
+    with subject.resident():
+        entering = _entering(subject, mine, inside)
+        if written:
+            for _ in entering:
+                pass
+        else:
+            current.write(entering)
     masks = [batch.get("attention_mask") for batch in mine]
     masks = [None if mask is None or bool(mask.all()) else mask.bool() for mask in masks]
     shown = sys.stderr.isatty() and state.is_main_process
@@ -299,7 +322,7 @@ def visit(
                 module,
                 matrices(subject.model, [path]),
                 current,
-                [each[1][index] for each in inside],
+                [each[index] for each in inside],
                 masks,
             )
             following = _States(folder, index + 1)
@@ -319,6 +342,43 @@ def visit(
         current.remove()
 
 
+def _entering(subject: Blocks, batches: Sequence[Mapping[str, Tensor]], inside: list[list[Call]]) -> Iterator[Tensor]:
+    """What enters the first block, batch by batch; the calls of all blocks are put into `inside`.
+
+    States are not held: they are as many as all texts together. What calls hand over, such as rotary tables and causal
+    masks, mostly is the same for every batch, and is held once.
+    """
+    pool: dict[Any, list[Tensor]] = {}
+    for batch in batches:
+        states, noted = calls(subject, batch)
+        known: dict[int, Tensor] = {}
+        inside.append([_shared(call, pool, known) for call in noted])
+        del noted, known
+        yield states
+        del states
+
+
+def _shared(nest: Any, pool: dict[Any, list[Tensor]], known: dict[int, Tensor]) -> Any:
+    """The same nest of tuples, lists and dicts, with tensors of the pool in place of their equals.
+
+    known: by identity, of the batch at hand: all blocks get the same tensors. A few of each shape are compared, so that
+    masks which differ from batch to batch cost no more than a moment.
+    """
+    if isinstance(nest, Tensor):
+        if id(nest) not in known:
+            same = pool.setdefault((nest.shape, nest.dtype, nest.device), [])
+            twin = next((one for one in same if torch.equal(one, nest)), None)
+            if twin is None and len(same) < _ALIKE:
+                same.append(nest)
+            known[id(nest)] = nest if twin is None else twin
+        return known[id(nest)]
+    if type(nest) in (tuple, list):
+        return type(nest)(_shared(one, pool, known) for one in nest)
+    if type(nest) is dict:
+        return {name: _shared(one, pool, known) for name, one in nest.items()}
+    return nest
+
+
 def _processes() -> PartialState:
     """The processes that were started together, if any; as Accelerate's own training sees them."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -330,9 +390,7 @@ class _EnoughError(Exception):
 
 def _finite(path: str, outputs: Iterable[Tensor]) -> Iterator[Tensor]:
     for out in outputs:
-        if not all_finite(out):
-            raise NumericalError(f"{path} gives NaN or infinity: check its weights, the data and the number type")
-        yield out
+        yield given(path, out)
 
 
 def calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Call]]:
@@ -452,8 +510,52 @@ def receipt(subject: Blocks, student: Blocks, notes: Sequence[str] = ()) -> Cut:
 
 
 def count(subject: Blocks) -> int:
-    """How many weights the matrices of all blocks have."""
+    """How many weights the matrices of all blocks have.
+
+    Raises `InputError` where two blocks share weights: what is pruned in one would change the other, and no file of
+    ours can say that they are one.
+    """
+    owners: dict[int, str] = {}
+    for path in subject.layers():
+        for name, parameter in subject.model.get_submodule(path).named_parameters():
+            key = id(parameter) if parameter.is_meta else parameter.data_ptr()
+            first = owners.setdefault(key, f"{path}.{name}") if parameter.numel() else ""
+            if first and not first.startswith(f"{path}."):
+                raise InputError(f"{first} and {path}.{name} share their weights: give each block its own, as a copy")
     return sum(matrix.weight.numel() for matrix in matrices(subject.model, subject.layers()).values())
+
+
+def smallest(subject: Blocks, scope: str, width: Callable[[int], int] = lambda columns: min(columns, 128)) -> int:
+    """How many weights the smallest thing has whose weights are compared: row, block, matrix, layer, or global.
+
+    Blocks are as many columns as `width` says of a matrix's columns; "columns" are such blocks, the narrower last one
+    of a matrix among them.
+    """
+    found = [count(subject)]
+    for path in subject.layers():
+        shapes = [matrix.weight.shape for matrix in matrices(subject.model, [path]).values()]
+        sizes = {
+            "row": [columns for _, columns in shapes],
+            "block": [rows * min(width(columns), columns) for rows, columns in shapes],
+            "columns": [rows * (columns % width(columns) or width(columns)) for rows, columns in shapes],
+            "matrix": [rows * columns for rows, columns in shapes],
+            "layer": [sum(rows * columns for rows, columns in shapes)],
+        }
+        found += sizes.get(scope, [])
+    return min(found)
+
+
+def enough(
+    subject: Blocks, budget: Budget | str, share: float, scope: str,
+    width: Callable[[int], int] = lambda columns: min(columns, 128),
+) -> int:  # fmt: skip
+    """`smallest`; raises `InfeasibleError`, before anything is scored, for a share that leaves nothing of it."""
+    size = smallest(subject, scope, width)
+    if int(share * size + 1e-9) < 1:
+        what = "the" if scope == "global" else f"a {scope.replace('columns', 'block')} of"
+        least = math.ceil(1e5 / size) / 1e3
+        raise InfeasibleError(f"{budget} leaves nothing of {what} {size} weights: keep at least {least:g}%", 1 / size)
+    return size
 
 
 # ------------------------------------------------------------------------------------------------------ on the disk

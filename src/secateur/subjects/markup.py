@@ -36,6 +36,7 @@ __all__ = [
     "parse",
     "plain",
     "terms",
+    "whole",
     "words",
     "write",
 ]
@@ -123,12 +124,31 @@ def decode(source: bytes) -> str:
         return source.decode("cp1252", "replace")
 
 
-_TAG = re.compile(r"<(?:!doctype|/?[a-z][a-z0-9]*(?:\s[^<>]*)?/?)>", re.IGNORECASE)
+_TAG = re.compile(
+    r"<(?:!doctype\b[^<>]*|/[a-z][a-z0-9]*\s*|([a-z][a-z0-9]*)(?:\s+[^<>\s=]+\s*=[^<>]*|\s*/?))>", re.IGNORECASE
+)
+_KNOWN = PROTECTED | INLINE | _UNSEEN | _BREAKS | set(_LITERAL) | _RAW | {
+    "address", "area", "article", "aside", "audio", "base", "blockquote", "body", "button", "canvas", "caption",
+    "center", "col", "colgroup", "datalist", "details", "dialog", "dir", "div", "embed", "fieldset", "figcaption",
+    "figure", "footer", "form", "frame", "frameset", "head", "header", "hgroup", "html", "img", "input", "legend",
+    "link", "main", "map", "math", "menu", "meta", "meter", "nav", "noscript", "object", "optgroup", "option",
+    "output", "p", "param", "picture", "progress", "rp", "rt", "ruby", "search", "section", "select", "slot",
+    "source", "summary", "svg", "tbody", "tfoot", "thead", "track", "video", "wbr",
+}  # fmt: skip
 
 
 def looks(text: str) -> bool:
-    """Whether a text is HTML: it has a tag, and does not just say that one number is < another."""
-    return bool(_TAG.search(text))
+    """Whether a text is HTML: it has a tag of it, and does not just say that one thing is < another, or > a third.
+
+    An opening tag counts where HTML has its name and what follows the name are attributes with values; a closing one
+    always.
+    """
+    return any(not found[1] or found[1].lower() in _KNOWN for found in _TAG.finditer(text))
+
+
+def whole(text: str) -> str:
+    """The text with a question mark for each lone half of a surrogate pair, which can't be encoded."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def words(text: str) -> int:
@@ -153,8 +173,7 @@ def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
     """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for."""
     if isinstance(source, bytes):
         source = decode(source)
-    # Lone halves of surrogate pairs can't be encoded, and a NUL is no text in HTML.
-    source = source.encode("utf-8", "replace").decode("utf-8").replace("\0", "\ufffd")
+    source = whole(source).replace("\0", "\ufffd")  # a NUL is no text in HTML
     tag, text, parent, end = [_ROOT], [""], [-1], [0]
     parser = LexborHTMLParser(source)
     node, above, spaced = parser.root, [0], 0

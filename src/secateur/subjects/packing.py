@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from secateur.disk import writing
 from secateur.errors import InputError, ModelError, NumericalError
 from secateur.subjects import saving, unpacking
+from secateur.subjects.matrices import matrices
 from secateur.subjects.transformer import Transformer
 
 __all__ = ["is_packed", "load_masks", "pack", "save_masks", "save_packed", "semi_structured"]
@@ -199,16 +200,20 @@ _ROWS, _COLUMNS = 32, 64
 def semi_structured(model: nn.Module) -> tuple[tuple[str, ...], dict[str, str]]:
     """Give the linears of `model`, in place, 2:4 weights that the device multiplies as such, where it can.
 
-    Returns the linears that got them, and those that stay dense with the reason. Sparse tensor cores are those of CUDA
+    Returns the linears that got them, and what stays dense with the reason: linears, and modules that hold matrices in
+    another way, such as GPT-2's Conv1D and packed experts, which no kernel takes. Sparse tensor cores are those of CUDA
     devices of compute capability 8.0 or more, in float16 and bfloat16; elsewhere everything stays as it is and runs
     dense. The result is for inference: it can't be trained or saved. Output embeddings stay dense.
 
     Source: `torch.sparse.to_sparse_semi_structured`.
     """
     outputs = getattr(model, "get_output_embeddings", lambda: None)()
-    swapped, left = [], {}
+    swapped, left = list[str](), dict[str, str]()
+    holding = {matrix.module: matrix.expert is not None for matrix in matrices(model).values()}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or module is outputs:
+            if name in holding and module is not outputs:
+                left[name] = f"{'packed experts' if holding[name] else type(module).__name__}: kernels take linears"
             continue
         reason = _unfit(module.weight.detach())
         if not reason:

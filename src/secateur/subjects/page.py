@@ -62,15 +62,17 @@ def open_page(
         raise InputError(f"block={block}: give the words of a block, at least 0")
     given = source if isinstance(source, Sequence) and not isinstance(source, str | bytes) else [source]
     read = [_read(one) for one in given]
-    tree = markup.plain(markup.join([markup.parse(one, attributes) for one in read], apart=apart), plain)
-    if not apart:
-        return Page(markup.clean(tree, protected)[0], block=block, protected=protected, numbered=numbered)
-    protected, names = {*protected, markup.DOCUMENT}, list(tree.tag)
-    for index, node in enumerate(tree.children(0)):
-        names[node] = f"{markup.DOCUMENT}{index}"
+    trees = [markup.plain(markup.parse(one, attributes), plain) for one in read]
+    tree, names, owners = markup.join(trees, apart=apart), None, [0]
+    for index, one in enumerate(trees):
+        owners += [index] * (len(one) - (not apart))
+    if apart:
+        protected, names = {*protected, markup.DOCUMENT}, list(tree.tag)
+        for index, node in enumerate(tree.children(0)):
+            names[node] = f"{markup.DOCUMENT}{index}"
     tree, nodes = markup.clean(tree, protected)
-    names = [names[node] for node in nodes]
-    return Page(tree, block=block, protected=protected, names=names, numbered=numbered)
+    names, owners = names and [names[node] for node in nodes], [owners[node] for node in nodes]
+    return Page(tree, block=block, protected=protected, names=names, numbered=numbered, owners=owners, many=len(trees))
 
 
 def _read(source: object) -> str | bytes:
@@ -99,8 +101,11 @@ class Page:
         protected: Collection[str] = markup.PROTECTED,
         names: Sequence[str] | None = None,
         numbered: bool = True,
+        owners: Sequence[int] | None = None,
+        many: int = 1,
     ) -> None:
         self.tree, self.block, self.protected, self.numbered = tree, block, protected, numbered
+        self._owners, self._many = [0] * len(tree) if owners is None else owners, many
         self._texts = tree.before(
             [0 if tag else markup.words(text) for tag, text in zip(tree.tag, tree.text, strict=True)]
         )
@@ -134,7 +139,7 @@ class Page:
 
     def split(self, block: int) -> Page:
         """The same page in blocks of about `block` words; names stay as they are."""
-        return Page(self.tree, block=block, protected=self.protected, names=self.names, numbered=self.numbered)
+        return self._like(self.tree, self.names, self._owners, block)
 
     def head(self, count: int, *, letters: bool = False) -> Page:
         """The first `count` words of the page, or letters, with the tags around them."""
@@ -161,6 +166,13 @@ class Page:
 
     def _written(self, nodes: Sequence[int] | None, numbered: bool) -> str:
         return markup.write(self.tree, nodes, self.names if numbered else None)
+
+    def parts(self) -> list[str]:
+        """What is written of each document, in the order in which they were given; empty where nothing is left."""
+        tops: list[list[int]] = [[] for _ in range(self._many)]
+        for node in self.tree.children(0):
+            tops[self._owners[node]].append(node)
+        return [self._written(nodes, self.numbered) for nodes in tops]
 
     def documents(self) -> dict[int, tuple[str, str]]:
         """Number of each document of which something is left -> its HTML, and its text by blocks. Needs `apart`."""
@@ -275,8 +287,14 @@ class Page:
     def _cleaned(self, tree: Tree, stays: Sequence[int]) -> Page:
         """A page of what is left of this one's tree; `stays` are the nodes it is left of."""
         tree, nodes = markup.clean(tree, self.protected)
-        names = [self.names[stays[node]] for node in nodes]
-        return Page(tree, block=self.block, protected=self.protected, names=names, numbered=self.numbered)
+        owners = [self._owners[stays[node]] for node in nodes]
+        return self._like(tree, [self.names[stays[node]] for node in nodes], owners, self.block)
+
+    def _like(self, tree: Tree, names: Sequence[str], owners: Sequence[int], block: int) -> Page:
+        return Page(
+            tree, block=block, protected=self.protected, names=names, numbered=self.numbered, owners=owners,
+            many=self._many,
+        )  # fmt: skip
 
 
 def _number(siblings: Sequence[int], tags: Sequence[str], names: list[str]) -> None:

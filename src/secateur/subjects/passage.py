@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -32,14 +33,15 @@ def open_passages(
     passages: Sequence[str | Sequence[str]],
     *,
     titles: Sequence[str | None] | None = None,
-    split: Split | str = "en",
+    split: Split | str = "",
 ) -> Passages:
     """Passages, each a text or a list of its sentences.
 
     Args:
         passages: what was found; of a list of sentences the text is the sentences with a space between them.
         titles: one for each passage, or None where it has none; a title becomes the first sentence.
-        split: text -> places of its sentences; or the code of a language, for sentencex's rules.
+        split: text -> places of its sentences; or the code of a language, for sentencex's rules. Without it these are
+            those of English, unless a recipe has a model of another language.
 
     Raises `InputError` for what is no text, `MissingExtraError` without sentencex.
     """
@@ -51,7 +53,7 @@ def open_passages(
         if isinstance(passage, str):
             start = f"{title}\n" if title else ""
             found = [(0, len(title))] if title else []
-            places = sentences(passage, split)
+            places = sentences(passage, split or "en")
             text = start + passage
             found += [(a + len(start), b + len(start)) for a, b in places]
         elif isinstance(passage, Sequence) and all(isinstance(part, str) for part in passage):
@@ -64,7 +66,8 @@ def open_passages(
             raise InputError(f"a passage is text or a list of sentences, and this is {type(passage).__name__}")
         texts.append(text)
         spans.append(found)
-    return Passages(texts, [Sentence(n, a, b) for n, places in enumerate(spans) for a, b in places])
+    again = None if split else functools.partial(open_passages, passages, titles=titles)
+    return Passages(texts, [Sentence(n, a, b) for n, places in enumerate(spans) for a, b in places], again=again)
 
 
 def sentences(text: str, split: Split | str = "en") -> list[tuple[int, int]]:
@@ -103,9 +106,11 @@ class Passages:
         sentences: Sequence[Sentence],
         keep: Sequence[bool] | None = None,
         order: Sequence[int] | None = None,
+        again: Callable[..., Passages] | None = None,
     ) -> None:
         self.texts, self._all = tuple(texts), tuple(sentences)
         self.order = tuple(range(len(self.texts)) if order is None else order)
+        self._again = again
         self._stays = tuple([True] * len(self._all) if keep is None else keep)
         self.sentences = tuple(one for one, stays in zip(self._all, self._stays, strict=True) if stays)
 
@@ -133,6 +138,11 @@ class Passages:
         found = {number: self.passage(number) for number in self.order}
         return {number: (text, text) for number, text in found.items() if text.strip()}
 
+    def parts(self) -> list[str]:
+        """What is to be read of each passage, in the order in which they were given; empty where nothing is."""
+        found = self.documents()
+        return [found.get(number, ("", ""))[0] for number in range(len(self.texts))]
+
     def written(self) -> str:
         """What a model is to read: what is left of the passages, with an empty line between them."""
         return "\n\n".join(text for text, _ in self.documents().values())
@@ -141,7 +151,11 @@ class Passages:
         """The same passages, or some of them, to be read in another order: numbers of passages, each once."""
         if len(set(order)) < len(order) or not set(order) <= set(range(len(self.texts))):
             raise InputError(f"order {list(order)[:20]} does not name {len(self.texts)} passages, each at most once")
-        return Passages(self.texts, self._all, self._stays, order)
+        return Passages(self.texts, self._all, self._stays, order, self._again)
+
+    def split(self, language: str) -> Passages:
+        """The same, with sentences by the rules of a language; if they were not cut, nor opened with a `split`."""
+        return self if self._again is None else self._again(split=language).ordered(self.order)
 
     def cost(self, counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]]) -> dict[str, float]:
         """Measure -> what all that is written takes."""

@@ -103,6 +103,10 @@ def test_what_stays_is_above_both_thresholds_and_the_best_comes_first():
     assert all("treats" in line for line in written)
     assert told["facts_after"] == len(written)
     assert told["facts_before"] == len(rows)
+    facts = [row["fact"] for row in rows if row["kept"]]
+    assert facts == [list(line.facts[0]) for line in result.subject.lines]
+    assert {row["node"] for row in rows} == {"urn:x:asthma"}
+    assert all("urn:x:asthma" in (subject, object) for subject, _, object, _ in facts)
 
 
 @given(st.floats(0, 100), st.floats(0, 100), st.floats(-1, 1), st.floats(-1, 1), st.integers(0, 30), st.integers(0, 30))
@@ -304,6 +308,7 @@ def test_what_identifies_a_node_is_one_more_fact():
     here.store.graph.update(f'DELETE DATA {{ <urn:x:DOID_2841> {NAME} "DOID_2841" }}')
     _, trace, _ = one(here, QUESTION, embedder=bag, floor=0)
     assert {row["text"] for row in trace["facts.asthma"]} == {"asthma has cough", "asthma has the identifier DOID_2841"}
+    assert {row["node"] for row in trace["facts.asthma"] if row["fact"] is None} == {"urn:x:DOID_2841"}
     _, trace, _ = one(here, QUESTION, embedder=bag, floor=0, identifier=False)
     assert {row["text"] for row in trace["facts.asthma"]} == {"asthma has cough"}
 
@@ -402,6 +407,39 @@ def test_what_else_a_thing_is_called_leads_to_it():
     here = graph(("flu", "causes", "cough"))
     here.store.graph.update('INSERT DATA { <urn:x:flu> <http://www.w3.org/2004/02/skos/core#altLabel> "influenza" }')
     assert one(here, "What does influenza cause?", embedder=bag)[2]["nodes"] == ["urn:x:flu"]
+
+
+class Nameless(KnowledgeGraph):
+    """A graph too large to read all its names."""
+
+    def things(self, kinds=(), *, aliases=False):
+        raise AssertionError("all names were read")
+
+
+def test_topics_are_what_the_question_is_about():
+    here, model = medicine(), Saying('{"entities": ["flu"]}', "druga")
+    for topics in (["asthma"], ["urn:x:asthma"], [" Asthma ", "urn:x:asthma", ""]):
+        _, trace, told = one(here, "What about flu?", embedder=bag, topics=topics, llm=model, answer=True)
+        assert list(trace) == ["facts.asthma"]
+        assert (told["nodes"], told["fallback"], told["llm_calls"]) == (["urn:x:asthma"], False, 1)
+    assert all("Which things" not in str(question) for question, *_ in model.asked)
+    _, trace, told = one(here, QUESTION, embedder=bag, topics=["asthmaa", "zzzz qqqq"], namer=by_letters, least=0.9)
+    assert (told["nodes"], told["entities"]) == (["urn:x:asthma"], ["asthmaa", "zzzz qqqq"])
+    assert told["notes"][0] == "nothing in the graph is called 'zzzz qqqq'"
+    result, trace, told = one(here, QUESTION, embedder=bag, topics=["zzzz"])
+    assert (result.subject.written(), trace, told["fallback"]) == ("", {}, False)
+    assert "nothing in the graph was found for the question" in told["notes"]
+
+
+def test_of_topics_by_iri_no_names_of_the_graph_are_read():
+    here = Nameless(medicine().store)
+    result, trace, _ = one(here, QUESTION, embedder=bag, topics=["urn:x:asthma", "urn:x:flu"], floor=0)
+    assert list(trace) == ["facts.asthma", "facts.flu"]
+    assert "druga treats asthma" in result.subject.written()
+    _, _, told = one(here, QUESTION, embedder=bag, topics=["urn:x:nowhere"])
+    assert any("has no facts" in note for note in told["notes"])
+    with pytest.raises(AssertionError, match="all names"):
+        run(here, QUESTION, "words=9", embedder=bag)
 
 
 def test_more_than_one_node_for_a_name():

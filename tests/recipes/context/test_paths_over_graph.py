@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -74,7 +75,12 @@ def test_a_path_through_both_topics_answers():
     assert (found["answer"], found["sufficient"], found["phase"], found["hops"]) == ("salbutamol", True, "topics", 1)
     assert [name.removeprefix(X) for name in found["topics"]] == ["asthma", "tremor"]
     assert found["entities_reduced"] < found["entities"]
-    assert all(set(row) == {"path", "text", "score", "words", "kept"} for row in rows)
+    names = {"path", "text", "score", "words", "kept", "nodes", "steps", "facts"}
+    assert all(set(row) == names for row in rows)
+    (best,) = [row for row in rows if row["text"] == result.subject.written().split("\n")[0]]
+    assert best["nodes"] == [[f"{X}asthma"], [f"{X}salbutamol"], [f"{X}tremor"]]
+    assert best["steps"] == [[f"{X}treats", False], [f"{X}causes", True]]
+    assert best["facts"] == [list(fact) for fact in result.subject.lines[0].facts]
     assert [fact[:3] for fact in result.subject.lines[0].facts] == [
         (f"{X}salbutamol", f"{X}treats", f"{X}asthma"), (f"{X}salbutamol", f"{X}causes", f"{X}tremor")
     ]  # fmt: skip
@@ -430,6 +436,40 @@ def test_nonsense_of_a_language_model_is_asked_for_a_few_times_and_then_done_wit
         assert "left -[cures]-> answer -[feeds]-> right" in result.subject.written()
         assert max(sum(prompt == other for other, _ in model.asked) for prompt, _ in model.asked) <= 3 * found["rounds"]
         assert without.subject.written()
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        ".\n" * 50_000,
+        "answer: a" + " " * 100_000 + "b | c",
+        "chain" + ":" * 100_000,
+        "answer" + ":" * 100_000 + "|",
+        "chain: a" + " " * 100_000 + "- b - c",
+        "question 1" + ". " * 50_000,
+    ],
+)
+def test_a_long_answer_is_read_in_time_that_grows_as_it_does(nonsense, monkeypatch):
+    monkeypatch.setattr(llms, "LONGEST", 10**9)
+    model = Scripted(lambda prompt: nonsense)
+    judge = module.Asked(model, module.Rule(module.Likeness(None), 0.5), 16_000, 0)
+    began = time.process_time()
+    asking = judge.analysed(QUESTION, ["a", "b"], ["asthma", "tremor"], "")
+    judge.proposed(asking, [], [])
+    assert time.process_time() - began < 5.0
+
+
+def test_what_is_read_of_an_answer():
+    def reads(said):
+        judge = module.Asked(Scripted(lambda prompt: said), module.Rule(module.Likeness(None), 0.5), 16_000, 0)
+        asking = judge.analysed(QUESTION, ["a", "b"], ["asthma", "tremor"], "")
+        return asking.indicator, asking.parts, judge.proposed(asking, [], ["else"])
+
+    chain = '"asthma" - is treated by - answer(drug) - causes - "tremor"'
+    assert reads(f"- **Chain**:\n  {chain}  \n- Question 1: one\n* QUESTION 2 : two")[:2] == (chain, ("one", "two"))
+    assert reads("> Answer: a b  | Chain: x - y - z\n**answer** :c")[2] == [("a b", "x - y - z"), ("c", "")]
+    assert reads("Answer: a | b\nAnswer:  | Chain: x")[2] == [("else", "")]
+    assert reads("." * llms.LONGEST + f"\nChain: {chain}\nAnswer: a")[::2] == (QUESTION, [("else", "")])
 
 
 def test_calls_and_tokens_are_bounded():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tiny
 from keeper import WORDS, Training, fresh, lesson, sentence, taught
 from secateur import llms, recipes
-from secateur.errors import DataError, InputError, NumericalError, RunError
+from secateur.errors import DataError, InputError, NumericalError, RunError, ServerError
 from secateur.files.rundir import Run, Transient
 from secateur.llms import Answer, Local, Meter
 from secateur.recipes.context import provence as module
 from secateur.recipes.context.provence import provence, train
 from secateur.subjects import open_passages
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Selection
 from test_llms import say, served, speaking
 
 QUESTION = sentence(3)
@@ -95,6 +96,29 @@ def test_the_title_stays_exactly_where_another_sentence_does():
     alone = [[sentence(3, 30, 31, 32), sentence(20, 21, 22, 23)]]
     assert left(run(alone)[0]) == {0: alone[0][0]}
     assert left(run(alone, always_select_title=True)[0]) == {}
+
+
+def test_sentences_are_split_as_of_the_models_language_or_the_one_that_is_given():
+    model = taught().copied()
+    model.settings = replace(model.settings, language="de")
+    text = "Am 3. Mai kam er. Sie ging."
+
+    def parts(given, **options):
+        into = Transient()
+        (result,) = provence(given, QUESTION, [Budget.parse("tokens=100%")], into, threshold=-1.0, **options)
+        return [[row["text"] for row in rows] for rows in into.values[f"trace-{result.name}"].values()]
+
+    german, english = ["Am 3. Mai kam er.", "Sie ging."], ["Am 3.", "Mai kam er.", "Sie ging."]
+    assert parts(open_passages([text]), model=taught()) == [english]
+    assert parts(open_passages([text]), model=model) == [german]
+    assert parts(open_passages([text]), model=taught(), language="de") == [german]
+    assert parts(open_passages([text]), model=model, language="en") == [english]
+    titled = open_passages([text, ["Am 3.", "Mai."]], titles=["Der 3. Mai", None]).ordered([1, 0])
+    assert parts(titled, model=model) == [["Der 3. Mai", *german], ["Am 3.", "Mai."]]
+    assert parts(open_passages([text], split="en"), model=model) == [english]
+    assert parts(open_passages([text]).cut(Selection({"sentences": [False, True, True]}))[0], model=model) == [
+        english[1:]
+    ]
 
 
 def test_order_by_score_and_the_first_few():
@@ -237,9 +261,37 @@ def test_labels_outlive_a_stop(tmp_path):
 
 
 def test_a_long_passage_is_shown_as_far_as_is_read():
-    model = Says("[1]")
-    module.cited(model, "q", [["word " * 1500] * 9], "task")
-    assert len(model.asked[0]) < 4 * module.READ + 100
+    model = Says("[1]", "[1]")
+    module.cited(model, "q", [["word " * 1500] * 9, ["字" * 800] * 9], "task")
+    assert [asked.count("\n[") for asked in model.asked] == [1, 3]
+    assert module.cited(model, "q", [["word " * 3000], []], "task") == [None, None]  # nothing to ask about
+
+
+def test_a_local_model_is_shown_as_many_tokens_as_it_reads():
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=260, max_position_embeddings=600, **shape)).eval()
+    local, asked = Local(model, tiny.letters()), []
+    local.ask = lambda question, **how: asked.append(question) or Local.ask(local, question, **how)
+    assert module.cited(local, "q", [["字" * 30] * 9, ["字" * 300]], "task") == [None, None]
+    assert local.meter.calls == 1
+    many = asked[0].count("\n[")
+    assert 0 < many < 9
+    assert 0 <= 600 - module.SAID - len(local.prompt(asked[0])) < len(local.prompt("[0] " + "字" * 30))
+
+
+def test_a_passage_that_can_not_be_read_loses_its_label_alone():
+    def answer(body, headers):
+        question = body["messages"][0]["content"]
+        return say("too long", 400) if "Long" in question else say({"choices": [{"message": {"content": "So [1]."}}]})
+
+    documents = [["One. Two.", "One. Long."], ["One. Two. Three."]]
+    rows = [{"question": "q", "documents": each} for each in documents]
+    with served(answer) as url:
+        pairs, lost = module.labelled(rows, Transient(), llms.answering(url, "x"), "answer", "en")
+    assert [len(pair["sentences"]) for pair in pairs] == [2, 3]
+    assert lost == 1
+    with served(lambda body, headers: say("no such thing", 400)) as url, pytest.raises(ServerError, match="HTTP 400"):
+        module.labelled(rows, Transient(), llms.answering(url, "x"), "answer", "en")
 
 
 def test_labels_from_answers():

@@ -382,7 +382,7 @@ def test_few_texts_are_told(tmp_path, general):
         ("weights=100%", {"general_weight": 0}, BudgetError, "lets every weight stay"),
         ("weights=1%", {"general_weight": 0, "scope": "row"}, InfeasibleError, "leaves nothing of a row of 64 weights"),
         ("weights=0.0001%", {"general_weight": 0, "scope": "layer"}, InfeasibleError, "leaves nothing of a layer"),
-        ("weights=0.0001%", {"general_weight": 0, "scope": "global"}, InfeasibleError, "leaves nothing of a global"),
+        ("weights=0.0001%", {"general_weight": 0, "scope": "global"}, InfeasibleError, "leaves nothing of the "),
         ("weights=50%", {"general_weight": -1.0}, InputError, "general_weight=-1"),
         ("weights=50%", {"general_weight": 0, "samples": 0}, InputError, "samples=0: give a whole number"),
         ("weights=50%", {"general": "nowhere.txt"}, InputError, "nowhere.txt does not exist"),

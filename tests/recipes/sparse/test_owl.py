@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.sparse.oneshot import run, stays
+import secateur
+from recipes.sparse.oneshot import data, run, stays, taught
 
 
 def test_owl_gives_more_to_blocks_with_more_outliers(tmp_path):
@@ -29,3 +30,22 @@ def test_owl_chooses_n_for_each_block(tmp_path):
         kept += counts
     assert len(set(kept)) > 1
     assert sum(kept) <= 4 * len(kept)
+
+
+@pytest.mark.parametrize("budget", ["pattern=4:8", "pattern=2:4", "pattern=3:7"])
+@pytest.mark.parametrize("stream", [False, True], ids=["memory", "streamed"])
+def test_a_run_holds_each_block_to_the_n_that_it_got(budget, stream, tmp_path):
+    """One n for all is not what was promised: a run that asks for it has missed wherever blocks differ."""
+    model = taught()
+    if stream:
+        taught().save(tmp_path / "model")
+        model = str(tmp_path / "model")
+    (row,) = secateur.run(
+        "owl", model, data(), budget, tmp_path / "out", stream=stream, times=2.0, samples=24, length=16,
+        spread=0.6, batch=2,
+    )  # fmt: skip
+    assert row.verdict == "met", row.cut.notes
+    (told,) = [note for note in row.cut.notes if note.startswith("outliers by block: ")]
+    counts = told.rpartition(f"weights that stay of {budget.rpartition(':')[2]}: ")[2].split(", ")
+    assert len(counts) == 4
+    assert len(set(counts)) > 1

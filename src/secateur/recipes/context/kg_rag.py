@@ -6,6 +6,7 @@ Baranzini, Bioinformatics 40(9), 2024 (arXiv 2311.17330).
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -23,6 +24,7 @@ from secateur.files.rundir import Run
 from secateur.score import relevance
 from secateur.select import limits as limits_of
 from secateur.select import ranking, thresholds
+from secateur.stores import usable
 from secateur.subjects import markup
 from secateur.subjects.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
 from secateur.vocabulary import Array, Budget, Cut, Result, Selection
@@ -66,6 +68,7 @@ def kg_rag(
     embedder: Any = "",
     namer: Any = "",
     tokenizer: Any = "",
+    topics: Sequence[str] = (),
     percentile: float = 75.0,
     floor: float | None = None,
     volume: int = 150,
@@ -87,6 +90,7 @@ def kg_rag(
     answer: bool = False,
     choices: Sequence[str] = (),
     system: str = "",
+    device: str = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -111,6 +115,8 @@ def kg_rag(
         namer: the same for names of nodes; the embedder unless given.
         tokenizer: folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if
             not given.
+        topics: what the question is about, names or IRIs in the graph; else it is looked for in it. Where all are IRIs
+            no names of the graph are read, which suits a large endpoint.
         percentile: of a node's similarities, from 0 to 100.
         floor: what s must exceed whatever the others have. It depends on the encoder: unless given it is 0.3, which
             suits all-MiniLM-L6-v2, or 0 without an embedder. The paper has 0.5 for its encoder's cosine alone.
@@ -134,6 +140,7 @@ def kg_rag(
         answer: also ask the language model the question, with what is kept.
         choices: answers of which it is to give one.
         system: what the language model is told before all else; if empty, to answer briefly and name sources.
+        device: where embedder and namer are held if given by name, "cuda"; the processor if empty.
         seed: of the language model's answers.
         dry_run: as a run; nothing is kept.
 
@@ -163,14 +170,19 @@ def kg_rag(
     counts = {"tokens": encoders.counter(reader)} if reader else {}
     question = " ".join(data.split())
     model = llms.answering(llm, llm_name, calls=calls, tokens=llm_tokens) if llm else None
-    embed = encoders.remembering(embedder) if embedder else None
-    names = encoders.remembering(namer) if namer else embed
+    embed = encoders.remembering(embedder, device=device) if embedder else None
+    names = encoders.remembering(namer, device=device) if namer else embed
     if floor is None:
         floor = FLOOR if embed else 0.0
 
     def retrieved() -> dict[str, Any]:
-        listed, asked = named(question, model, kinds, seed) if model else (None, dict[str, Any]())
-        nodes, told = linked(subject, question, listed, names, tuple(kinds), nearest, fallback, least)
+        given = [" ".join(topic.split()) for topic in topics if topic.strip()]
+        asked: dict[str, Any] = {"llm_calls": 0, "llm_tokens": 0} if model else {}
+        if given:
+            nodes, told = chosen(subject, given, names, tuple(kinds), nearest, least)
+        else:
+            listed, asked = named(question, model, kinds, seed) if model else (None, asked)
+            nodes, told = linked(subject, question, listed, names, tuple(kinds), nearest, fallback, least)
         sites = labelled(subject, nodes)
         for site in sites:
             rows = sentences(subject, site, rules, literals, identifier, origin)
@@ -205,7 +217,10 @@ def kg_rag(
 
 
 Row = dict[str, Any]
-"""A fact of a node: fact, text, path, predicate, target, provenance, evidence; then score and rank."""
+"""A fact of a node: fact, text, path, predicate, target, provenance, evidence; then score and rank.
+
+fact: subject, predicate, object and whether that is a literal; None for what identifies the node.
+"""
 
 Around = dict[str, Any]
 """A node and its facts: site, node, name, rows."""
@@ -224,13 +239,8 @@ def named(
     calls, tokens, notes = model.meter.calls, model.meter.tokens, list[str]()
     found: list[str] | None = []
     try:
-        reply = model.ask(
-            EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question),
-            most=256,
-            temperature=0.0,
-            seed=seed,
-        )
-        listed = listing(reply.text)
+        request = EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question)
+        listed = listing(llms.said(model, request, most=256, temperature=0.0, seed=seed))
         found = listed or []
         notes += [] if listed is not None else ["the language model's answer is no list of names"]
     except BudgetError as error:
@@ -245,11 +255,11 @@ def named(
 
 
 def objects(reply: str) -> Iterator[dict[str, Any]]:
-    """The objects of JSON that stand in the first letters of a reply."""
-    text, decoder = reply[:10_000], json.JSONDecoder()
-    for start in [match.start() for match in re.finditer(r"\{", text)][:20]:
+    """The first objects of JSON that stand in a reply."""
+    decoder = json.JSONDecoder()
+    for start in [match.start() for match in itertools.islice(re.finditer(r"\{", reply), 20)]:
         try:
-            found, _ = decoder.raw_decode(text, start)
+            found, _ = decoder.raw_decode(reply, start)
         except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
@@ -295,6 +305,26 @@ def linked(
     if not nodes:
         notes.append("nothing in the graph was found for the question")
     return nodes, {"entities": [name for name, _ in found], "fallback": stands_in, "notes": notes}
+
+
+def chosen(
+    graph: KnowledgeGraph,
+    topics: Sequence[str],
+    embed: encoders.Embed | None,
+    kinds: tuple[str, ...],
+    nearest: int,
+    least: float,
+) -> tuple[list[str], dict[str, Any]]:
+    """The nodes of topics that are given, IRIs as they are; and what is told of it."""
+    index = None if all(map(usable, topics)) else graphs.named(graph, kinds)
+    found = {topic: [topic] if index is None or usable(topic) else index.called(topic)[:nearest] for topic in topics}
+    lost = [topic for topic, nodes in found.items() if not nodes]
+    if lost and index is not None and embed is not None:
+        found |= dict(zip(lost, near(index, lost, embed, nearest, least), strict=True))
+    notes = [f"nothing in the graph is called {topic!r}" for topic, nodes in found.items() if not nodes]
+    nodes = list(dict.fromkeys(node for some in found.values() for node in some))
+    notes += [] if nodes else ["nothing in the graph was found for the question"]
+    return nodes, {"entities": list(found), "fallback": False, "notes": notes}
 
 
 def near(index: Names, texts: Sequence[str], embed: encoders.Embed, count: int, least: float) -> list[list[str]]:
@@ -533,12 +563,12 @@ def fitting(
 
 
 def traced(sites: Sequence[Around], kept: Mapping[Place, Row], counts: Mapping[str, Count]) -> dict[str, list[Row]]:
-    """What a trace tells of each fact: where it stands, its score and costs, and whether it is kept."""
+    """What a trace tells of each fact: itself, where it stands, its score and costs, and whether it is kept."""
     found = {}
     for i, site in enumerate(sites):
         costs = lines({(i, j): row for j, row in enumerate(site["rows"])}).units(**counts)["facts"].cost
         found[site["site"]] = [
-            {**{name: value for name, value in row.items() if name != "fact"},
+            {**row, "node": site["node"],
              **{measure: float(column[j]) for measure, column in costs.items()}, "kept": (i, j) in kept}
             for j, row in enumerate(site["rows"])
         ]  # fmt: skip
@@ -582,7 +612,7 @@ def answered(
         return found
     calls, tokens = model.meter.calls, model.meter.tokens
     try:
-        found["answer"] = model.ask(messages, most=512, temperature=0.0, seed=seed).text
+        found["answer"] = llms.said(model, messages, most=512, temperature=0.0, seed=seed)
         if choices:
             found["choice"] = choice(found["answer"], choices)
     except SecateurError as error:

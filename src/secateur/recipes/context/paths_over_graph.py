@@ -19,11 +19,12 @@ import numpy as np
 from secateur import encoders, graphs, llms
 from secateur.encoders import Count
 from secateur.errors import BudgetError, InputError, SecateurError
-from secateur.files.names import COMMON, Names
+from secateur.files.names import COMMON
 from secateur.files.rundir import Run
 from secateur.score import naming, relevance
 from secateur.select import beams, ranking
 from secateur.select import limits as limits_of
+from secateur.stores import usable
 from secateur.subjects import markup, walks
 from secateur.subjects.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
 from secateur.subjects.walks import Cluster, Path, Surroundings
@@ -75,6 +76,7 @@ def paths_over_graph(
     reading: int = 20_000,
     hub: int = 300,
     threads: int = 1,
+    device: str = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -132,6 +134,7 @@ def paths_over_graph(
         reading: facts that are read of the graph, at most.
         hub: facts that are read of one node other than a topic, in one direction.
         threads: queries to the graph at once.
+        device: where the embedder is held if given by name, "cuda"; the processor if empty.
         seed: of the language model's answers.
         dry_run: as a run; nothing is kept.
 
@@ -162,7 +165,7 @@ def paths_over_graph(
         raise InputError(f"mode={mode!r}: give 1, 12, 13 or 123")
     reader = tokenizer or (embedder if isinstance(embedder, str) else "")
     counts = {"tokens": encoders.counter(reader)} if reader else {}
-    like = Likeness(encoders.remembering(embedder) if embedder else None)
+    like = Likeness(encoders.remembering(embedder, device=device) if embedder else None)
     question, model = " ".join(data.split()), None
     if llm:
         model = llms.answering(llm, llm_name, calls=calls, tokens=llm_tokens)
@@ -484,7 +487,7 @@ class Asked:
         if self.lost or self._size(prompt) + most > self.window:
             return ""
         try:
-            return self.model.ask(prompt, most=most, temperature=temperature, seed=self.seed + again).text
+            return llms.said(self.model, prompt, most=most, temperature=temperature, seed=self.seed + again)
         except SecateurError as error:
             # What is wrong with this prompt alone may be right with the next; the rest will be no better then.
             self.lost = isinstance(error, BudgetError) or not isinstance(error, InputError)
@@ -509,14 +512,14 @@ class Asked:
     def analysed(self, question: str, nodes: Sequence[str], names: Sequence[str], indicator: str) -> Asking:
         """Its chain and its questions, as far as they can be read."""
         said = self.ask(ANALYSIS.format(question=question, topics="; ".join(names))) if nodes else ""
-        chain = re.search(r"^\W*chain\W*:\s*(.+)$", said, re.IGNORECASE | re.MULTILINE)
-        guess = " ".join(chain[1].split()) if chain and len(links(chain[1])) > 2 else ""
-        found = self.other.analysed(question, nodes, names, indicator or guess)
-        asked = re.findall(r"^\W*question \d+\W*:\s*(.+)$", said, re.IGNORECASE | re.MULTILINE)
+        chain = " ".join(found[1][:1000].split()) if (found := _CHAIN.search(said)) else ""
+        guess = chain if len(links(chain)) > 2 else ""
+        asking = self.other.analysed(question, nodes, names, indicator or guess)
+        asked = _PART.findall(said)
         if len(asked) != len(names) or not names:
-            return found
+            return asking
         parts = tuple(" ".join(part.split())[:500] for part in asked)
-        return divided(replace(found, parts=parts, steps=(len(links(found.indicator)) - 1) // 2))
+        return divided(replace(asking, parts=parts, steps=(len(links(asking.indicator)) - 1) // 2))
 
     def _choice(self, asking: Asking, pieces: Sequence[Piece]) -> str:
         listed = "\n".join(f"{number}. {piece.text}" for number, piece in enumerate(pieces, start=1))
@@ -543,8 +546,8 @@ class Asked:
     def proposed(self, asking: Asking, texts: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:
         """What it would look for."""
         said = self.ask(PROPOSAL.format(question=asking.question, paths="\n".join(texts)))
-        found = re.findall(r"^\W*answer\W*:\s*([^|\n]+?)\s*(?:\|\s*chain\W*:\s*(.*))?$", said, re.I | re.M)
-        return [(name[:200], chain[:1000]) for name, chain in found][:3] or self.other.proposed(asking, texts, names)
+        found = [(name[:200].strip(), chain[:1000]) for name, chain in _PROPOSED.findall(said)]
+        return found[:3] or self.other.proposed(asking, texts, names)
 
     def summary(self, asking: Asking, texts: Sequence[str], names: Sequence[str]) -> list[str]:
         """Its lines that are chains of entities on the paths; all paths where there is none."""
@@ -586,15 +589,21 @@ class Asked:
         }  # fmt: skip
 
 
+# Possessive, and within a line as far as signs go: tried once at each line, whatever a model says.
+_CHAIN = re.compile(r"^[^\w\n]*+chain[^\w\n:]*+:\s*+(.+)", re.IGNORECASE | re.MULTILINE)
+_PART = re.compile(r"^[^\w\n]*+question \d++[^\w\n:]*+:\s*+(.+)", re.IGNORECASE | re.MULTILINE)
+_PROPOSED = re.compile(
+    r"^[^\w\n]*+answer[^\w\n:]*+:\s*+([^|\n]++)(?:\|\s*+chain[^\w\n:]*+:\s*+(.*))?$", re.IGNORECASE | re.MULTILINE
+)
+
 _OPEN = re.compile(r"(?:answer\b.*|[a-z]|\?.*)$", re.IGNORECASE)
 """What stands in an indicator for what is not known."""
 
 
 def links(indicator: str) -> list[str]:
     """Entities and relations in turn: "A" - treats - x - causes - "B"."""
-    return [
-        part.strip().strip("\"'“”") for part in re.split(r"\s+(?:-+>?|<-+|→|–|—)\s+", indicator.strip()) if part.strip()
-    ]
+    line = " ".join(indicator.split())
+    return [part.strip().strip("\"'“”") for part in re.split(r" (?:-+>?|<-+|→|–|—) ", line) if part.strip()]
 
 
 def place(name: str, text: str) -> float:
@@ -808,7 +817,11 @@ class Search:
         sizes = {"enumerated": len(clusters), "fuzzy": len(near), "branch": branched, "precise": len(left), "rounds": 1}
         self.steps |= {name: self.steps.get(name, 0) + size for name, size in sizes.items()}
         for one, text in zip(near, self.told_of(near), strict=True):
-            self.rows[text] = {"path": self.way(one), "text": text, "score": self.texts[text]}
+            self.rows[text] = {
+                "path": self.way(one), "text": text, "score": self.texts[text],
+                "nodes": [list(nodes[: walks.LISTED]) for nodes in one.nodes],
+                "steps": [list(step) for step in one.steps], "facts": [list(fact) for fact in shown(one)],
+            }  # fmt: skip
         return left, near
 
     def fits(self, paths: Sequence[Cluster], whole: bool, branches: Sequence[Sequence[Any]]) -> bool:
@@ -1110,9 +1123,11 @@ def linked(
     """
     found, notes = list[str](), list[str]()
     asked = [" ".join(topic.split()) for topic in topics if topic.strip()] or judge.keywords(question)
-    names = graphs.named(graph) if not all(map(_IRI.fullmatch, asked)) or not asked else None
+    names = graphs.named(graph) if not all(map(usable, asked)) or not asked else None
     for topic in asked:
-        nodes = [topic] if names is None or _IRI.fullmatch(topic) else called(names, topic, like, least)
+        nodes = [topic] if names is None or usable(topic) else names.called(topic)
+        if not nodes and names is not None and like.embed:
+            nodes = [match.node for match in names.nearest([topic], like.embed, 1, least)[0]]
         found += nodes[:1]
         notes += [] if nodes else [f"nothing in the graph is called {topic!r}"]
     if not found and not topics and names is not None:
@@ -1124,18 +1139,6 @@ def linked(
     notes += [] if found else ["nothing in the graph was found for the question"]
     notes += [f"the question names {len(found)} things, of which {TOPICS} are looked at"] if len(found) > TOPICS else []
     return found[:TOPICS], notes
-
-
-_IRI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s<>\"{}|^`\\]+")
-
-
-def called(names: Names, topic: str, like: Likeness, least: float) -> list[str]:
-    """The nodes called so, or whose name is nearest to it."""
-    for mention in names.mentions(topic, common=()):
-        if mention.end - mention.start >= len(topic.strip(" \t.,;:!?\"'()")):
-            return list(mention.nodes)
-    near = names.nearest([topic], like.embed, 1, least)[0] if like.embed else []
-    return [match.node for match in near]
 
 
 def within(lines: Sequence[Line], limits: Mapping[str, float], counts: Mapping[str, Count]) -> tuple[Facts, list[str]]:

@@ -28,6 +28,7 @@ from secateur.select import ranking
 from secateur.subjects import Passages, markup, open_passages
 from secateur.subjects.passage import sentences
 from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Units
+from secateur.web import RefusedError
 
 CARD = {
     "title": "Provence: efficient and robust context pruning for retrieval-augmented generation",
@@ -57,6 +58,8 @@ def provence(
     reranker: Any = "",
     best_block: bool = False,
     longest: int = 0,
+    language: str = "",
+    device: str = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -86,21 +89,26 @@ def provence(
         reranker: whose scores sort passages, where the model only prunes (standalone); the model's own if not given.
         best_block: a long passage scores as its best block, not as its first.
         longest: tokens of a block; as many as the model reads, and at most 512, if 0.
+        language: whose rules split sentences, "de"; the model's own if not given. Lists of sentences stay, and so do
+            passages that were opened with a `split`.
+        device: where model and reranker are held if given by name, "cuda"; the processor if empty.
         seed: not used; nothing here is random.
         dry_run: as a run; nothing is kept.
 
     Departures: a budget comes on top of the threshold. Sentences are split by sencentex's rules instead of NLTK's. What
     stands between two sentences that stay is left as it is. A title that alone is above the threshold does not stay.
     """
-    judge, question = pruner(model), " ".join(data.split())
+    judge, question = pruner(model, device), " ".join(data.split())
     chosen = judge.settings
     limit = chosen.threshold if threshold is None else threshold
     counts = {"tokens": encoders.counter(tokenizer or judge.tokenizer)}
+    subject = subject.split(language or chosen.language)
     parts = said(subject)
     told = run.json("judged", lambda: judged(judge, question, parts, longest, best_block))
     keep, scores = columns(told, [len(part) for part in parts], limit, rounding or chosen.rounding)
     if reranker:
-        told = run.json("ranked", lambda: judged(rerankers.opened(reranker), question, parts, longest, best_block))
+        other = rerankers.opened(reranker, device)
+        told = run.json("ranked", lambda: judged(other, question, parts, longest, best_block))
     elif (reorder or top_k) and not chosen.ranks:
         raise InputError("this model prunes and does not rank: give a reranker, or leave reorder and top_k out")
     order = list(range(len(parts)))
@@ -159,9 +167,9 @@ def letters(passages: Passages) -> int:
 # ----------------------------------------------------------------------------------------------------------- its scores
 
 
-def pruner(model: Any) -> Reranker:
+def pruner(model: Any, device: str = "") -> Reranker:
     """The trained model; `InputError` for a reranker that says nothing of tokens."""
-    found = rerankers.opened(model)
+    found = rerankers.opened(model, device)
     if found.keep is None:
         name = model if isinstance(model, str) else "this model"
         raise InputError(f"{name} ranks and does not prune: train it first (secateur train-pruner provence)")
@@ -287,7 +295,7 @@ def train(
         longest: tokens of a pair; what is longer is cut off.
         threshold: what the model takes where it is not told otherwise.
         rounding: likewise.
-        language: likewise, for the splitting of sentences.
+        language: likewise, for the splitting of sentences, here and where the model is used.
         held_out: share of the questions that are kept back and judged.
         seed: of the new head, of what is held out, and of the order.
 
@@ -393,6 +401,8 @@ ORACLES = {
 }
 READ, SAID = 2048, 256
 """Tokens that a labeller reads, about, and says."""
+PROBE = "Is water wet? Answer yes or no."
+"""What any labeller can read."""
 
 
 def labelled(
@@ -422,16 +432,30 @@ def labelled(
 
 
 def cited(llm: llms.LanguageModel, question: str, parts: Sequence[Sequence[str]], task: str) -> list[list[int] | None]:
-    """For each passage the sentences that the model cites; None where it gives no label."""
+    """For each passage the sentences that the model cites; None where it gives no label, or can't read the passage."""
     found: list[list[int] | None] = []
     for part in parts:
-        text, numbered = "", [f"[{i}] {sentence}" for i, sentence in enumerate(part)]
-        for line in numbered:  # about four letters a token
-            text += f"{line}\n" if len(text) + len(line) < 4 * READ else ""
-        answer = llm.ask(f"{task}\n\nQuestion: {question}\n\nSentences:\n{text}", most=SAID)
-        numbers = citations.cited(answer.text, len(part))
+        asked = f"{task}\n\nQuestion: {question}\n\nSentences:\n"
+        text = readable(llm, asked, [f"[{i}] {sentence}\n" for i, sentence in enumerate(part)])
+        try:
+            numbers = citations.cited(llms.said(llm, asked + text, most=SAID), len(part)) if text else None
+        except (InputError, RefusedError):
+            llms.said(llm, PROBE, most=SAID)  # raises where it is not the passage that is wrong
+            numbers = None
         found.append(None if numbers is None else sorted(numbers))
     return found
+
+
+def readable(llm: llms.LanguageModel, asked: str, lines: Sequence[str]) -> str:
+    """The lines that a labeller has room for behind what it is asked: by its tokens, or about four bytes a token."""
+    room, sizes = 4.0 * READ, [len(line.encode()) for line in lines]
+    if isinstance(llm, llms.Local):
+        room = min(READ, llm.window - SAID - len(llm.prompt(asked)))
+        sizes = list(encoders.counter(llm.tokenizer)(lines))
+    text = ""
+    for line, size in zip(lines, sizes, strict=True):
+        text, room = (text + line, room - size) if size <= room else (text, room)
+    return text
 
 
 def holding(part: Sequence[str], answers: Sequence[str]) -> list[int] | None:

@@ -20,7 +20,7 @@ from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.measure import size
 from secateur.recover import adaptive, loop, objectives, teachers
-from secateur.score import hessian, wanda
+from secateur.score import hessian, hooks, wanda
 from secateur.select import pattern
 from secateur.subjects import Transformer, open_subject, sides
 from secateur.subjects.matrices import Matrix, matrices, receipt
@@ -120,6 +120,8 @@ def ast(
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
     stream, further = make(train, batch=train_batch, seed=seed + 1), loop.options(training)
     dense = matrices(subject.model, paths)
+    with hooks.sound(subject.model, paths):  # a loss that is NaN would not say where from
+        subject.forward(stream[0])
     norms, told = dict[str, Tensor](), tuple[str, ...]()
     if score == "wanda":
         samples, told = texts.windows(train, subject.tokenizer, calibration, length, seed=seed)

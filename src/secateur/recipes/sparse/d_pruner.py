@@ -17,12 +17,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
+from secateur.errors import InputError, RunError, UnsupportedError
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.recover import fused, objectives, storage
-from secateur.score import dual, hessian, obs
+from secateur.score import dual, hessian, hooks, obs
 from secateur.select import weights
 from secateur.subjects import Streamed, Transformer, blocks
 from secateur.subjects.matrices import Matrix, matrices
@@ -125,8 +125,9 @@ def d_pruner(
     check(subject, general=general or scores or ("-" if dry_run else ""), by=by, weight=weight, block=block,
           counts={"train_batch": train_batch, "samples": samples, "epochs": epochs})  # fmt: skip
     asked = {str(budget): weights.asked(budget, blocks.count(subject), "d_pruner") for budget in budgets}
-    for share, pattern in asked.values():
-        enough(subject, share, pattern, scope=scope, block=block)
+    for name, (share, pattern) in asked.items():
+        if pattern is None:
+            blocks.enough(subject, name, share, scope, partial(width, block=block))
     notes: tuple[str, ...] = ()
     read: Read | None = None  # of magnitudes, if None
     if scores:
@@ -180,27 +181,6 @@ def check(
 
 
 # ----------------------------------------------------------------------------------------------------- masks
-
-
-def enough(subject: Transformer | Streamed, share: float, pattern: Pattern | None, *, scope: Scope, block: int) -> None:
-    """Raise `InfeasibleError`, before anything is scored, for a share that leaves nothing of what is compared."""
-    if pattern is not None:
-        return
-    smallest = blocks.count(subject)
-    for path in subject.layers():
-        rows_columns = [matrix.weight.shape for matrix in matrices(subject.model, [path]).values()]
-        sizes = {
-            "row": [columns for _, columns in rows_columns],
-            "block": [rows * min(width(columns, block), columns) for rows, columns in rows_columns],
-            "matrix": [rows * columns for rows, columns in rows_columns],
-            "layer": [sum(rows * columns for rows, columns in rows_columns)],
-        }
-        smallest = min([smallest, *sizes.get(scope, [])])
-    if int(share * smallest + 1e-9) < 1:
-        raise InfeasibleError(
-            f"weights={share:.3g} leaves nothing of a {scope} of {smallest} weights: keep at least {1 / smallest:.3g}",
-            1 / smallest,
-        )
 
 
 def width(columns: int, block: int) -> int:
@@ -380,6 +360,8 @@ def dual_importance(
     """
     copy = subject.copy()
     model = copy.model.float().eval().requires_grad_(True)
+    with hooks.sound(model, copy.layers()):  # a loss that is NaN would not say where from
+        copy.forward(batches[0])
     if recompute:
         again(copy)
     found = matrices(model, copy.layers())

@@ -51,13 +51,15 @@ def magnitude(
     whole = blocks.count(subject)
     for budget in budgets:
         share, pattern = weights.asked(budget, whole, "magnitude")
+        if pattern is None:
+            blocks.enough(subject, budget, share, scope)
         student, folder = subject.copy(), run.folder(f"blocks-{budget}")
         if scope == "global" and pattern is None:
             blocks.everywhere(
                 student,
                 folder,
                 lambda m: m.weight.abs(),
-                partial(weights.threshold, k=int(share * whole)),
+                partial(weights.threshold, k=int(share * whole + 1e-9)),
                 weights.above,
             )
         else:

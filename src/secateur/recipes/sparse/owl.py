@@ -15,6 +15,7 @@ from secateur.files.texts import Corpus
 from secateur.score import hessian, obs, wanda
 from secateur.select import allocate, weights
 from secateur.subjects import Streamed, Transformer, blocks
+from secateur.subjects.matrices import matrices
 from secateur.vocabulary import Budget, Pattern, Result
 
 CARD = {
@@ -67,12 +68,18 @@ def owl(
 
     Departures: shares are weighted by the blocks' sizes, so that the budget is met where blocks differ; with equal
     blocks they are the paper's. Equal outlier shares give uniform sparsity, where the official code divides by zero.
-    For patterns n stays between 1 and m. A block's density is at
-    most 1, where the official code stops at 0.99.
+    For patterns n stays between 1 and m. A block's density is at most 1, where the official code stops at 0.99, and at
+    least 1 % or one weight of what is compared.
     """
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
     whole = blocks.count(subject)
     norms = partial(hessian.Moments, diagonal=True)
+    scope = {"wanda": "row", "sparsegpt": "columns"}.get(method, "matrix")
+    asked = [weights.asked(budget, whole, "owl") for budget in budgets]
+    least = [
+        1.0 / blocks.enough(subject, budget, share, scope) if pattern is None else 0.0
+        for budget, (share, pattern) in zip(budgets, asked, strict=True)
+    ]
 
     def look() -> list[list[float]]:
         found = []
@@ -87,10 +94,11 @@ def owl(
         return found
 
     outliers, sizes = zip(*run.json("outliers", look), strict=True)
-    for budget in budgets:
-        share, pattern = weights.asked(budget, whole, "owl")
+    for budget, (share, pattern), low in zip(budgets, asked, least, strict=True):
+        patterns = list[Pattern]()
         if pattern is None:
-            shares = allocate.spread(outliers, share, 0.08 if spread is None else spread, sizes=sizes)
+            half = 0.08 if spread is None else spread
+            shares = allocate.spread(outliers, share, half, sizes=sizes, least=max(0.01, low))
             chosen = [weights.chooser(one, None, "row" if method == "wanda" else "matrix") for one in shares]
         else:
             half = (0.25 if spread is None else spread) * pattern.m / 2
@@ -98,12 +106,19 @@ def owl(
             patterns = [Pattern(int(n), pattern.m) for n in allocate.rounded(kept, sizes, most=pattern.m)]
             chosen = [weights.chooser(1.0, one) for one in patterns]
         student, starving = subject.copy(), 0
+        each = {
+            name: one
+            for path, one in zip(subject.layers(), patterns, strict=False)
+            for name in matrices(subject.model, [path])
+        }
         for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
             reader = hessian.Moments if method == "sparsegpt" else norms
             starving += prune(block, chosen[block.index], reader, method, pattern.m if pattern else 128, damp, floor)
         cut = blocks.receipt(subject, student, (*notes, *hessian.shortage(starving, floor)))
         told = "outliers by block: " + ", ".join(f"{value:.2f} %" for value in outliers)
-        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, (told,))
+        if pattern is not None:
+            told += "; weights that stay of " + f"{pattern.m}: " + ", ".join(str(one.n) for one in patterns)
+        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, (told,), patterns=each)
 
 
 def prune(

@@ -20,7 +20,7 @@ from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.measure import size
 from secateur.recover import loop, losses, objectives, records, routing, teachers
-from secateur.score import activation, experts, gradient, magnitude, random
+from secateur.score import activation, experts, gradient, hooks, magnitude, random
 from secateur.score import routing as routes
 from secateur.select import allocate, ranking
 from secateur.subjects import Moe, shapes
@@ -312,7 +312,7 @@ def told(stage: int, student: Moe, done: Recovery, length: int, teacher: Moe | N
 def remembered(subject: Moe, samples: Items, top: int) -> dict[str, Tensor]:
     """The original's `top` likeliest tokens at every position of the samples."""
     found: dict[str, Tensor] = {}
-    with torch.no_grad():
+    with hooks.sound(subject.model, subject.layers()):
         for number, item in enumerate(samples):
             values, indices = experts.likeliest(subject.forward(item).prediction, top)
             found |= {f"{number}.values": values.cpu(), f"{number}.indices": indices.cpu()}

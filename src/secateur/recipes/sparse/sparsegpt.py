@@ -86,6 +86,8 @@ def sparsegpt(
             raise InputError(f"columns={columns}: give at least 1; 128 in the paper")
         if true_sequential and not sequential:
             raise InputError("true_sequential reads anew inside a block, so between blocks too: leave sequential on")
+        if pattern is None:
+            blocks.enough(subject, budget, share, "columns", lambda wide: min(wide, columns))
         how = {"every": pattern.m if pattern else columns, "by_row": pattern is not None, "damp": damp, "bits": bits}
         choose = weights.chooser(share, pattern, "matrix")
         student, starving = subject.copy(), 0

@@ -20,7 +20,7 @@ from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.measure import distribution
 from secateur.recover import merging
-from secateur.score import hessian, random, routing, wanda
+from secateur.score import hessian, hooks, random, routing, wanda
 from secateur.select import allocate, clusters, ranking, weights
 from secateur.subjects import Moe, blocks, matrices
 from secateur.vocabulary import Budget, Cut, Result, Selection
@@ -120,8 +120,10 @@ def stun(
 
     def look() -> dict[str, Tensor]:
         items, _ = texts.windows(data, subject.tokenizer, seen, length, seed=seed)
-        layers = {str(index): subject.model.get_submodule(path) for index, path in paths.items()}
-        found = routing.collect(subject.forward, subject.model, items, layers, saliency=choose == "saliency")
+        layers = {f"layers.{index}.experts": subject.model.get_submodule(path) for index, path in paths.items()}
+        with hooks.sound(subject.model, subject.layers()):
+            routes = routing.collect(subject.forward, subject.model, items, layers, saliency=choose == "saliency")
+        found = dict(zip(paths, routes.values(), strict=True))
         worth = {"usage": lambda one: one.counts, "saliency": lambda one: one.saliency}.get(choose, lambda one: None)
         tables = {f"together.{index}": one.together for index, one in found.items()}
         tables["tokens"] = torch.tensor([max(one.tokens for one in found.values())])

@@ -80,6 +80,8 @@ def wanda(
         share, pattern = weights.asked(budget, whole, "wanda")
         if cumulative and (pattern is not None or scope != "row"):
             raise InputError("cumulative compares sums of scores in rows: give a share of weights and scope=row")
+        if pattern is None:
+            blocks.enough(subject, budget, share, "matrix" if cumulative else scope)
         student, starving = subject.copy(), 0
         everywhere = scope == "global" and pattern is None
         choose: weights.Choose | None = partial(weights.by_sums, share=share) if cumulative else None
@@ -98,7 +100,7 @@ def wanda(
         if everywhere:
             blocks.everywhere(
                 student, run.folder(f"global-{budget}"), partial(of_matrix, norms),
-                partial(weights.threshold, k=int(share * whole)), weights.above,
+                partial(weights.threshold, k=int(share * whole + 1e-9)), weights.above,
             )  # fmt: skip
         cut = blocks.receipt(subject, student, (*notes, *hessian.shortage(starving, floor)))
         yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, ())
