@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
 import processes
 import tiny
@@ -607,3 +609,45 @@ def test_a_run_can_add_networks_trained_from_scratch(places):
     assert "scratch lacks the compute" in done.stdout
     (row,) = json.loads((places / "beside" / "evidence.json").read_text())["results"]
     assert set(row["baselines"]) == {"scratch-E", "random units"}
+
+
+def test_networks_that_can_not_be_trained_from_scratch_are_refused_before_the_run(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return nn.Sequential("
+        "nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))\n"
+    )
+    np.savez(tmp_path / "bare.npz", inputs=np.random.default_rng(0).random((20, 6), np.float32))
+    command = ["run", "otov3", "net.py:build", "--budget", "channels=50%", "--data", "bare.npz", "--out", "o",
+               "--epochs", "2"]  # fmt: skip
+    for more, words in (
+        (["--scratch-baseline", "E"], "has no classes: networks are trained from scratch on classes or boxes"),
+        (["--scratch-baseline", "E", "--scratch-epochs", "0"], "epochs=0 of networks trained from scratch"),
+        (["--scratch-baseline", "E", "--scratch-lr", "-1"], "lr=-1.0 of networks trained from scratch"),
+        (["--scratch-cap", "2"], "--scratch-cap is of networks trained from scratch: give --scratch-baseline"),
+    ):
+        refused = forked(tmp_path, *command, *more)
+        assert refused.code == 2, refused.stderr
+        assert words in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert not (tmp_path / "o").exists()
+    language = ["run", "ziplm", "llama", "--budget", "params=80%", "--data", "bare.npz", "--out", "o"]
+    refused = forked(tmp_path, *language, "--scratch-baseline", "E", "--steps", "0")
+    assert "a run of ziplm with steps=0 trains nothing" in refused.stderr
+    refused = forked(tmp_path, *language, "--scratch-baseline", "E", "--scratch-epochs", "2")
+    assert "leave epochs out" in refused.stderr
+
+
+def test_networks_trained_from_scratch_take_epochs_rate_and_cap(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n    return nn.Sequential("
+        "nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))\n"
+    )
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", inputs=draw.random((40, 6), np.float32), labels=draw.integers(0, 3, 40))
+    done = forked(tmp_path, "run", "otov3", "net.py:build", "--budget", "channels=50%", "--data", "data.npz", "--out",
+                  "o", "--epochs", "4", "--batch", "8", "--scratch-baseline", "B", "--scratch-epochs", "3",
+                  "--scratch-lr", "0.02", "--scratch-cap", "1")  # fmt: skip
+    assert done.code == 0, done.stderr
+    found = yaml.safe_load((tmp_path / "o/scratch/scratch-B-channels=50%/run.yaml").read_text())
+    assert (found["epochs"], found["lr"], found["cap"]) == (3, 0.02, 1.0)
+    assert yaml.safe_load((tmp_path / "o/run.yaml").read_text())["epochs"] == 4

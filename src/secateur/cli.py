@@ -45,6 +45,7 @@ _LABEL = "The column of classes, or of an .npz file the array; '' for none."
 _SHAPE = "Shape of a network's input, 1x3x224x224 say."
 _SCORES = "magnitude, l1, taylor, ..., or file.py:function."
 _SCOPE = "Which sites share one ranking."
+_SCOPES = "local|kind|global|isomorphic|SITE=POOL,..."
 _NORMALISE = "What makes scores of different sites comparable first."
 _PROTECT = "A module, parameter or site that stays whole. Again for more."
 _Text = Annotated[str, typer.Option("--text", help=_TEXT)]
@@ -287,6 +288,9 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     fresh = "Also train networks of the cut shape from scratch, for as long (E), for as many FLOPs (B), or both."
     flag("stream", bool, "Read the model block by block from the disk: for models larger than memory.", False)
     flag("scratch-baseline", str | None, fresh, metavar="E|B|both")
+    flag("scratch-epochs", int | None, "Of those networks: what the original was trained for; the run's own.")
+    flag("scratch-lr", float | None, "Of those: the learning rate; the run's own.")
+    flag("scratch-cap", float | None, "Of those of B: at most this many times the epochs.")
     kinds |= _flags(f"Options of {recipe}", options)
 
     def command(**values: Any) -> None:
@@ -393,17 +397,24 @@ def _run(given: dict[str, Any]) -> None:
     config, fresh = given.pop("config", None), given.pop("scratch_baseline", None)
     if fresh not in (None, "E", "B", "both"):
         raise InputError(f"--scratch-baseline {fresh} is not one of E, B, both")
+    names = ("epochs", "lr", "cap")
+    how = {name: given.pop(f"scratch_{name}") for name in names if f"scratch_{name}" in given}
+    if how and not fresh:
+        raise InputError(f"--scratch-{next(iter(how))} is of networks trained from scratch: give --scratch-baseline")
     needed = {"RECIPE": "recipe", "MODEL": "model", "--budget": "budget", "--data": "data", "--out": "out"}
     example = "secateur run ziplm MODEL --budget speedup=2x --data texts.txt --out small"
     given = _complete(given, config, "secateur.running", needed, example)
     dry_run = bool(given.get("dry_run"))
     from secateur import running
 
-    rows = _followed(running.results(**given))
-    if fresh and not dry_run:
+    if fresh:  # what can't be trained from scratch is said before the run
         from secateur.studies import scratch
 
-        rows = scratch.add(given["out"], given["model"], given["data"], fresh, held_out=given.get("held_out"))
+        scratch.check(given["recipe"], given["data"], given, **how)
+    rows = _followed(running.results(**given))
+    if fresh and not dry_run:
+        held_out = given.get("held_out")
+        rows = scratch.add(given["out"], given["model"], given["data"], fresh, held_out=held_out, **how)
         _console().print((Path(given["out"]) / "scratch.md").read_text("utf-8"), highlight=False, markup=False)
     if not dry_run:
         _told(rows, given["out"])
@@ -450,7 +461,7 @@ def prune(
     label: _Label = "label",
     shape: Annotated[str | None, typer.Option("--input", help=_SHAPE)] = None,
     score: Annotated[str, typer.Option(help=_SCORES)] = "magnitude",
-    scope: Annotated[str, typer.Option(help=_SCOPE, metavar="local|kind|global|isomorphic")] = "local",
+    scope: Annotated[str, typer.Option(help=_SCOPE, metavar=_SCOPES)] = "local",
     normalise: Annotated[str, typer.Option(help=_NORMALISE, metavar="l2|max|mean|zscore|rank")] = "",
     multiple: Annotated[int, typer.Option(help="Kept channels are multiples of this.")] = 1,
     protect: Annotated[list[str] | None, typer.Option(help=_PROTECT, metavar="NAME")] = None,
@@ -971,8 +982,9 @@ def _study_command(study: str | None) -> Callable[..., None]:
     def command(**values: Any) -> None:
         if values["study"] is None and values["config"] is None:
             cards = studies.cards()
+            named, over = max(map(len, cards)), max(len(card["recipe"]) for card in cards.values())
             for name, card in cards.items():
-                print(f"{name:<{max(map(len, cards))}}  {card['recipe'] or '-':<15}  {card['title']}")
+                print(f"{name:<{named}}  {card['recipe'] or '-':<{over}}  {card['title']}")
             return
         if values["study"]:
             studies.options(values["study"])  # an unknown study is refused before its missing arguments are
@@ -1010,7 +1022,7 @@ def inspect(
     shape: Annotated[str | None, typer.Option("--input", help=_SHAPE)] = None,
     budget: Annotated[str | None, typer.Option(help="What may stay of a network, channels=50% say.")] = None,
     score: Annotated[str | None, typer.Option(help="Of a network, what goes first: " + _SCORES)] = None,
-    scope: Annotated[str | None, typer.Option(help=_SCOPE, metavar="local|kind|global|isomorphic")] = None,
+    scope: Annotated[str | None, typer.Option(help=_SCOPE, metavar=_SCOPES)] = None,
     normalise: Annotated[str | None, typer.Option(help=_NORMALISE, metavar="l2|max|mean|zscore|rank")] = None,
     multiple: Annotated[int | None, typer.Option(help="A network's kept channels are multiples of this.")] = None,
     protect: Annotated[list[str] | None, typer.Option(help=_PROTECT, metavar="NAME")] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -18,9 +18,9 @@ from secateur.select.arrays import as_numpy
 from secateur.subjects import segments
 from secateur.subjects.recording import Example
 from secateur.subjects.traced import CutError, Traced, open_traced
-from secateur.vocabulary import Budget, Cut, Selection, Units
+from secateur.vocabulary import Budget, Cut, Selection, Units, listed
 
-__all__ = ["Rate", "Scope", "needs", "prune", "scorer", "thinned"]
+__all__ = ["Rate", "Scope", "needs", "prune", "scope_of", "scorer", "thinned"]
 
 Score = Callable[..., Mapping[str, Tensor]]
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -246,6 +246,18 @@ def _scored(units: Units, scores: Mapping[str, Tensor], score: str) -> tuple[Uni
         raise UnsupportedError(f"score {score!r} has nothing to say of any site of this network: use another")
     sites = {name: replace(site, frozen=site.frozen or name in absent) for name, site in units.sites.items()}
     return replace(units, sites=sites), tuple(f"stays: {name}: has no score {score!r}" for name in absent)
+
+
+def scope_of(text: str | Mapping[str, str]) -> Scope:
+    """A scope as the command line says it: its name, or "SITE=POOL,SITE=POOL"; a mapping stays itself."""
+    if isinstance(text, Mapping):
+        return text
+    if text in ("local", "kind", "global", "isomorphic"):
+        return cast(Scope, text)
+    pairs = [part.split("=") for part in listed(text)]
+    if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise InputError(f"scope={text!r}: give local, kind, global or isomorphic, or SITE=POOL,SITE=POOL")
+    return {site.strip(): pool.strip() for site, pool in pairs}
 
 
 def _pools(subject: Traced, scope: Scope) -> ranking.Scope:

@@ -429,6 +429,26 @@ def test_bad_options_are_named(options, error, words):
         loop.train(student, Batches(), lambda batch, totals: (student.weight.sum(), {}), **settings)
 
 
+def test_a_batch_norm_that_sees_one_value_per_channel_is_one_line(tmp_path):
+    norm = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    before = copy.deepcopy(norm.state_dict())
+
+    def objective(batch, totals):
+        return norm(batch["inputs"]).square().sum() / totals["examples"], {}
+
+    feed = [{"inputs": torch.randn(1, 3)}]
+    with pytest.raises(InputError, match=r"a batch of one example, .*: train on batches of at least 2 examples"):
+        loop.train(norm, feed, objective, steps=2, lr=0.1, count=examples.count, checkpoint=tmp_path)
+    assert all(torch.equal(before[name], value) for name, value in norm.named_parameters())
+    assert not list(tmp_path.iterdir())
+
+    def wrong(batch, totals):
+        raise ValueError("something else")
+
+    with pytest.raises(ValueError, match="something else"):
+        loop.train(norm, feed, wrong, steps=2, lr=0.1, count=examples.count)
+
+
 def test_a_student_without_trainable_parameters_is_refused():
     student = copy.deepcopy(llama(1)).requires_grad_(False)
     with pytest.raises(InputError, match="unfreeze"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,32 @@ def test_its_run_yaml_repeats_it_and_flags_win(place: Path, capsys: pytest.Captu
     assert not torch.equal(first["3.weight"], other["3.weight"])
     assert cli.main(["run", "--config", "a/run.yaml", "--out", "d"]) == 2
     assert "say secateur prune --config a/run.yaml" in capsys.readouterr().err
+
+
+def test_pools_of_sites_are_named_on_the_command_line_and_in_a_file(place: Path, capsys) -> None:
+    asked = ["prune", "net.py:build", "--input", "2x1x8x8", "--budget", "channels=50%", "--score", "l2"]
+    assert cli.main(["inspect", *asked[1:4], "--json"]) == 0
+    sites = [one["name"] for one in json.loads(capsys.readouterr().out)["sites"]]
+    assert len(sites) > 1
+    pools = dict.fromkeys(sites, "one")
+    text = ",".join(f"{site}={pool}" for site, pool in pools.items())
+    made = plugins.network("net.py:build")[0]
+    for scope, name in ((text, "p"), ("global", "g"), ("local", "l")):
+        assert cli.main([*asked, "--scope", scope, "--out", name]) == 0
+    expected = secateur.prune(made, torch.zeros(2, 1, 8, 8), "channels=50%", "l2", scope=pools)[0].state_dict()
+    shapes = {name: {key: tuple(one.shape) for key, one in weights(name).items()} for name in ("p", "g", "l")}
+    assert shapes["p"] == {key: tuple(one.shape) for key, one in expected.items()}
+    assert shapes["p"] == shapes["g"]
+    assert shapes["p"] != shapes["l"], "or the pools change nothing here"
+    Path("own.yaml").write_text("model: net.py:build\ninputs: 2x1x8x8\nbudget: channels=50%\nscore: l2\nscope:\n"
+                                + "".join(f"  {site}: one\n" for site in sites))  # fmt: skip
+    assert cli.main(["prune", "--config", "own.yaml", "--out", "y"]) == 0
+    assert all(torch.equal(one, weights("y")[name]) for name, one in weights("p").items())
+    assert cli.main(["prune", "--config", "p/run.yaml", "--out", "again"]) == 0
+    assert cli.main(["inspect", *asked[1:], "--scope", text, "--json"]) == 0
+    capsys.readouterr()
+    assert cli.main(["inspect", *asked[1:], "--scope", "nose=one"]) == 2
+    assert "scope names 'nose', which is no site" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -181,7 +208,9 @@ BAD = {
     "net.py:build --input 2x1x8x8 --budget segments=50%": "segments are erased while training, by `secateur run otov3",
     "net.py:build --input 2x1x8x8 --budget channels=100%": "would change nothing",
     "net.py:build --input 2x1x8x8 --budget channels=1%": "can't be met",
-    "net.py:build --input 2x1x8x8 --budget channels=50% --scope all": "scope='all'",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --scope all": "scope='all': give local, kind, global",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --scope a=b,c": "scope='a=b,c'",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --scope a=b": "scope names 'a', which is no site",
     "net.py:build --input 2x1x8x8 --budget channels=50% --protect no": "protect names 'no', which is no module",
     "net.py:build --input 2x1x8x8 --budget channels=50% --looks 0": "looks=0: give at least one",
     "net.py:build --input 2x1x8x8 --budget channels=50% --multiple 0": "multiple=0",

@@ -19,6 +19,11 @@ def test_a_budget_by_which_nothing_has_to_go_is_refused():
     for text in ("channels=100%", "channels=100%,params=100%", "params=3000"):
         with pytest.raises(InfeasibleError, match=f"budget {text} would change nothing: all of the model fits in it"):
             limits.cutting(Budget.parse(text), whole)
+    least = {"params": 40.0, "channels": 4.0}
+    assert limits.cutting(Budget.parse("params=20%"), whole, least) == {"params": 40.0}
+    with pytest.raises(InfeasibleError, match="params can go down to 40, the limit is 38; allow more, or eat") as found:
+        limits.cutting(Budget.parse("channels=50%,params=19%"), whole, least, "eat less")
+    assert found.value.reachable == 40.0
     with pytest.raises(BudgetError, match="latency has no cost here; costs known: channels, params"):
         limits.cutting(Budget.parse("speedup=2x"), whole)
     for text in ("pattern=2:4", "params=50%,pattern=2:4"):

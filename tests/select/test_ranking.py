@@ -330,3 +330,21 @@ def test_what_is_measured_to_cost_less_than_its_parts_comes_back():
     )
     assert selection.keep["page"].tolist() == [False] + [True] * 9
     assert selection.spent["tokens"] == 18.0
+
+
+def test_the_fewest_keep_every_rule_and_no_budget_goes_below_them():
+    sites = {
+        "a": Site("a", 8, {"channels": np.ones(8)}, multiple=4, minimum=1),
+        "b": Site("b", 6, {"channels": np.ones(6)}, minimum=2),
+        "c": Site("c", 5, {"channels": np.ones(5)}, frozen=True),
+    }
+    units = Units(sites)
+    found = ranking.fewest(units)
+    assert {name: int(np.sum(mask)) for name, mask in found.keep.items()} == {"a": 4, "b": 2}
+    assert found.spent == {"channels": 11.0}
+    scores = {"a": np.arange(8.0), "b": np.arange(6.0)}
+    assert ranking.by_budget(units, scores, "channels=11").spent == found.spent
+    with pytest.raises(InfeasibleError):
+        ranking.by_budget(units, scores, "channels=10")
+    assert ranking.fewest(units, {"a": 5, "b": 1}).spent == {"channels": 8.0 + 2 + 5}
+    assert ranking.fewest(units, {"a": 99, "b": 99}).spent == units.cost()

@@ -23,7 +23,7 @@ RIDGE = {"shares": (0.1,), "alphas": (1.0,), "taught": (0.1, 1.0), "seeds": (0, 
 
 def test_each_card_is_complete_and_each_option_explained():
     cards = studies.cards()
-    assert set(cards) == {"curve", "lossless", "ridge"}
+    assert set(cards) == {"curve", "lossless", "ridge", "scratch"}
     for name, card in cards.items():
         assert set(card) == {"title", "recipe", "sets", "grid"}
         assert not card["recipe"] or card["recipe"] in recipes.cards()
@@ -152,6 +152,8 @@ def test_a_study_that_was_refused_leaves_nothing(place):
         ("curve", {"scored": "first"}, "study curve sets scored itself"),
         ("lossless", {}, "lossless needs the option 'target'"),
         ("lossless", {"target": "t.npz", "scored": "first"}, "study lossless sets scored itself"),
+        ("scratch", {}, "needs a network and examples: give MODEL and --data"),
+        ("scratch", {"seed": 3}, "study scratch sets seed itself"),
         ("lossles", {}, "did you mean 'lossless'"),
     ],
 )
@@ -184,7 +186,7 @@ def test_lossless_by_its_name(tmp_path):
 def test_without_a_name_the_studies_are_listed(tmp_path):
     done = processes.run(tmp_path, "study")
     assert done.code == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["curve", "lossless", "ridge"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["curve", "lossless", "ridge", "scratch"]
 
 
 def test_the_help_of_a_study_shows_its_own_options_and_its_recipe_s(tmp_path):

@@ -13,13 +13,13 @@ import torch
 import tiny
 from recipes.vision import nets
 from secateur import running
-from secateur.errors import InfeasibleError, InputError, UnsupportedError
+from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 from secateur.files.rundir import Run
 from secateur.measure import evidence
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recipes.vision.rethinking_pruning_value import Arm
-from secateur.recover import masks
-from secateur.studies import scratch
+from secateur.recover import loop, masks
+from secateur.studies import asked, scratch
 from secateur.subjects import open_subject
 from secateur.vocabulary import Budget
 
@@ -87,6 +87,80 @@ def test_verdicts_are_paired_over_seeds_or_over_examples():
 def test_what_does_not_fit_is_refused(pruned, options):
     with pytest.raises(InputError):
         scratch.scratch_control(pruned, nets.data(), **options)
+
+
+def answered(root, *budgets, **more):
+    how = {**QUICK, "seeds": (0, 1), "scratch": "both", **more}
+    return asked.study(
+        "scratch", nets.opened(nets.vgg()), nets.data(), root, budgets=budgets or ("channels=50%",), **how
+    )
+
+
+def test_the_study_by_its_name_resumes_and_grows(tmp_path, monkeypatch):
+    sheet = answered(tmp_path / "s")
+    (table,) = sheet.tables
+    assert [row[0] for row in table.rows[1:]] == ["fine-tuned (classic)", "scratch-E", "scratch-B", "random units"]
+    assert sheet.headline.startswith("channels=50%: fine-tuned minus scratch-")
+    assert any(scratch.LACKS in note for note in sheet.notes)
+    said = json.loads((tmp_path / "s" / "study.json").read_text())["figures"]["budgets"][0]
+    assert said["budget"] == "channels=50%"
+    assert 0 < said["flops_left"] < 0.5
+    arms = {one["arm"]: one for one in said["arms"]}
+    assert all(len(one["by_seed"]) == 2 for one in arms.values())
+    assert arms["scratch-E"]["epochs"] == [2, 2]
+    gap = np.mean(arms["fine-tuned"]["by_seed"]) - np.mean(arms["scratch-B"]["by_seed"])
+    assert arms["scratch-B"]["fine_tuned_minus_it"]["value"] == pytest.approx(100 * gap)
+    assert {"fine_tuned_minus_it", "verdict"} & set(arms["fine-tuned"]) == set()
+    page = (tmp_path / "s" / "study.html").read_text()
+    assert "random units" in page
+    assert "<svg" in page
+    with monkeypatch.context() as broken:
+        broken.setattr(loop, "train", lambda *given, **how: 1 / 0)
+        assert answered(tmp_path / "s").tables == sheet.tables
+        with pytest.raises(ZeroDivisionError):
+            answered(tmp_path / "s", "channels=50%", "channels=25%")
+    more = answered(tmp_path / "s", "channels=50%", "channels=25%")
+    assert list(more.tables[:1]) == list(sheet.tables), "what was known stays"
+    assert more.tables[1].title.startswith("channels=25%: ")
+    with pytest.raises(RunError, match="epochs=2"):
+        answered(tmp_path / "s", epochs=3)
+
+
+def test_a_dry_run_of_the_study_counts_and_trains_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *given, **how: pytest.fail("trained in a dry run"))
+    plain = answered(tmp_path / "d", "channels=50%", "channels=25%", dry_run=True)
+    assert plain.headline == "dry run: 8 fine-tunings, 8 trainings from scratch"
+    more = {"method": "soft", "untrained": True, "chance": False, "scratch": "E"}
+    other = answered(tmp_path / "d", "channels=50%", dry_run=True, **more)
+    assert other.headline == "dry run: 4 large networks, 2 fine-tunings, 2 trainings from scratch"
+    assert not (tmp_path / "d").exists()
+    for given, words in (
+        ({"scratch": "none"}, "scratch=none leaves out"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"seeds": ()}, "give at least one of each"),
+        ({"method": "l2"}, "method='l2'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            answered(tmp_path / "d", **given)
+    with pytest.raises(InfeasibleError, match="channels can go down to"):
+        answered(tmp_path / "d", "channels=0.1%")
+    assert not (tmp_path / "d").exists()
+
+
+def test_the_study_draws_and_trains_a_large_network_for_each_seed(tmp_path, monkeypatch):
+    trained, real = [], rethinking.fit
+
+    def fit(model, *given, **how):
+        if how["epochs"]:
+            trained.append(len(next(iter(model.parameters()))))
+        return real(model, *given, **how)
+
+    monkeypatch.setattr(rethinking, "fit", fit)
+    sheet = answered(tmp_path, untrained=True, chance=False, epochs=1, judged=nets.data(40, seed=1))
+    assert trained == 2 * [8, 4, 4, 4], "large, fine-tuned, E and B of each seed"
+    assert not any(scratch.LACKS in note for note in sheet.notes)
+    found = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("judged-*.json"))]
+    assert [len(one["arms"]["scratch-E"]["right"]) for one in found] == [40, 40]
 
 
 def test_an_architecture_is_described_by_its_outputs_or_kept_shares():

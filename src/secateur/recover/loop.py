@@ -256,7 +256,10 @@ def train(
             values, parts = [], dict[str, float]()
             for index, batch in zip(indices, micro, strict=True):
                 _seed(seed, index)
-                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"):
+                with (
+                    torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"),
+                    _norms_fed(),
+                ):
                     value, shown = objective(send_to_device(batch, accelerator.device), totals)
                 # FSDP2 averages over processes, and so does _share_gradients; the normalised losses are to be added.
                 accelerator.backward(value * share if share > 1 else value)
@@ -430,6 +433,20 @@ def _like(tensor: Tensor, model: Tensor) -> Tensor:
 
 def _fetch(batches: Any, index: int) -> Batch:
     return batches[index % len(batches)] if isinstance(batches, list | tuple) else batches[index]
+
+
+@contextlib.contextmanager
+def _norms_fed() -> Iterator[None]:
+    """Say in one line what torch says where a norm sees one value per channel, in a batch of one example."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "a batch norm can't learn from a batch of one example, which gives it one value per channel: train on "
+            "batches of at least 2 examples (batch)"
+        ) from error
 
 
 def _totals(

@@ -36,7 +36,7 @@ def prune(
     run: Run,
     *,
     score: str = "magnitude",
-    scope: Literal["local", "kind", "global", "isomorphic"] = "local",
+    scope: str | dict[str, str] = "local",
     normalise: Literal["", "l2", "max", "mean", "zscore", "rank"] = "",
     multiple: int = 1,
     protect: Sequence[str] = (),
@@ -54,7 +54,8 @@ def prune(
         run: nothing is kept in it but the results.
         score: a name of `secateur.prune`, or "file.py:function". Gradients are those of cross-entropy, or of a
             detector's own loss.
-        scope: which sites share one ranking.
+        scope: which sites share one ranking: local, kind, global, isomorphic, or pools of sites, as a mapping or as
+            "SITE=POOL,SITE=POOL"; sites not named stand alone.
         normalise: what makes scores of different sites comparable first.
         multiple: kept channels are multiples of this.
         protect: modules, parameters or sites that stay whole.
@@ -65,6 +66,7 @@ def prune(
     """
     for budget in budgets:
         segments.refuse(budget)
+    pools = pruning.scope_of(scope)
     if looks < 1:
         raise InputError(f"looks={looks}: give at least one example for the score to look at")
     rate = _rate(subject, data, score, looks=looks, batch=batch, seed=seed)
@@ -72,7 +74,7 @@ def prune(
     whole.protect(protect)
     for budget in budgets:
         selection, small, cut = pruning.thinned(
-            whole, budget, rate, multiple=multiple, scope=scope, normalise=normalise or None, offsets=offsets
+            whole, budget, rate, multiple=multiple, scope=pools, normalise=normalise or None, offsets=offsets
         )
         yield Result(str(budget), small, cut, dict(selection.spent), notes=() if data is not None else (_UNMEASURED,))
 

@@ -28,7 +28,7 @@ def inspect(
     inputs: str | Any = None,
     budget: str | Budget | None = None,
     score: str = "magnitude",
-    scope: pruning.Scope = "local",
+    scope: str | Mapping[str, str] = "local",
     normalise: Normalise | None = None,
     multiple: int = 1,
     protect: Sequence[str] = (),
@@ -42,7 +42,7 @@ def inspect(
         inputs: example inputs, or their shape such as "1x3x224x224"; those of the function if None.
         budget: what may stay, such as "channels=50%".
         score: by which the least go; one that looks at no data, or "file.py:function".
-        scope: which sites share one ranking: local, kind, global or isomorphic.
+        scope: which sites share one ranking: local, kind, global, isomorphic, or "SITE=POOL,SITE=POOL", or a mapping.
         normalise: what makes scores of different sites comparable first: l2, max, mean, zscore or rank.
         multiple: kept channels are multiples of this.
         protect: modules, parameters or sites that stay whole.
@@ -62,11 +62,11 @@ def inspect(
     if limit is not None:
         segments.refuse(limit)
     keywords.check_seed(seed)
-    rate = pruning.scorer(score, seed=seed)
+    rate, pools = pruning.scorer(score, seed=seed), pruning.scope_of(scope)
     subject, selection, after = _opened(model, inputs, protect), Selection({}), {}
     if limit is not None:
         selection, small, cut = pruning.thinned(
-            subject, limit, rate, multiple=multiple, scope=scope, normalise=normalise
+            subject, limit, rate, multiple=multiple, scope=pools, normalise=normalise
         )
         after = {**{name: cut.after[name] for name in subject.units().cost()}, "flops": small.flops()}
     units = subject.units(multiple=multiple)

@@ -10,10 +10,13 @@ from secateur.vocabulary import Budget
 __all__ = ["cutting", "reading"]
 
 
-def cutting(budget: Budget, whole: Mapping[str, float]) -> dict[str, float]:
-    """Measure -> limit, for what cuts and then trains: refuses a budget by which nothing has to go.
+def cutting(
+    budget: Budget, whole: Mapping[str, float], least: Mapping[str, float] | None = None, hint: str = ""
+) -> dict[str, float]:
+    """Measure -> limit, for what cuts and then trains: refuses a budget by which nothing has to go, or too much.
 
-    whole: what the uncut model costs. Raises `InfeasibleError` where all of it fits in the budget, `BudgetError` for a
+    whole: what the uncut model costs; least: what it costs at least, such as that of `ranking.fewest`; hint: what
+    lowers that. Raises `InfeasibleError` where all of it fits in the budget, or the least does not; `BudgetError` for a
     measure that it has no cost in, and for a pattern.
     """
     if budget.pattern or not budget.limits:
@@ -21,6 +24,12 @@ def cutting(budget: Budget, whole: Mapping[str, float]) -> dict[str, float]:
     limits = budget.absolute(whole)
     if all(limit >= whole[measure] for measure, limit in limits.items()):
         raise InfeasibleError(f"budget {budget} would change nothing: all of the model fits in it; ask for less")
+    for measure, limit in limits.items():
+        if least is not None and least[measure] > limit:
+            raise InfeasibleError(
+                f"budget {budget} can't be met: {measure} can go down to {least[measure]:.6g}, the limit is "
+                f"{limit:.6g}; allow more{f', or {hint}' if hint else ''}", least[measure],
+            )  # fmt: skip
     return limits
 
 

@@ -18,7 +18,7 @@ from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalE
 from secateur.select.arrays import as_numpy, mask_like
 from secateur.vocabulary import Array, Budget, Scores, Selection, Site, Units
 
-__all__ = ["Normalise", "Scope", "by_budget", "by_counts", "threshold"]
+__all__ = ["Normalise", "Scope", "by_budget", "by_counts", "fewest", "threshold"]
 
 Normalise = Literal["l2", "max", "mean", "zscore", "rank"]
 Scope = Literal["global", "kind", "local"] | Mapping[str, str]
@@ -150,6 +150,19 @@ def threshold(units: Units, scores: Scores, value: float | Mapping[str, float]) 
         state = min(chain.step[column >= least].min(initial=len(chain.value)), len(chain.value))
         keep[site.name] = mask_like(chain.step >= state, scores[site.name])
     return Selection(keep, _in_numpy(units).cost({name: as_numpy(mask, bool) for name, mask in keep.items()}))
+
+
+def fewest(units: Units, floors: Mapping[str, int] | None = None) -> Selection:
+    """As few units of every free site as its rules allow, and `floors` (site -> count), whichever: what none undercuts.
+
+    The first ones stay; it is the count that matters, as what a budget can't go below whatever the scores.
+    """
+    keep = {}
+    for site in units.free():
+        floor = max(site.minimum, min(site.count, (floors or {}).get(site.name, 0)))
+        chain = _chain(replace(site, minimum=floor), np.zeros(site.count))
+        keep[site.name] = chain.step >= len(chain.value)
+    return Selection(keep, _in_numpy(units).cost(keep))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

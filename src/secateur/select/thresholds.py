@@ -12,7 +12,7 @@ from secateur.select import ranking
 from secateur.select.arrays import as_numpy
 from secateur.vocabulary import Array, Budget, Scores, Selection, Units
 
-__all__ = ["Policy", "above", "grouped", "merge", "quantile", "uniform"]
+__all__ = ["Policy", "above", "floor", "grouped", "merge", "quantile", "uniform"]
 
 Policy = Literal["majority", "union", "smallest"]
 
@@ -97,11 +97,16 @@ def grouped(
     keep = {}
     for site, layers in scores.items():
         columns = [as_numpy(layer) for layer in layers]
-        count = len(columns[0])
-        floor = min(count, int(count * share) or least)
-        masks = [_filled(column >= theta[groups[site]], column, floor, 1) for column in columns]
-        keep[site] = _filled(merge(masks, policy), np.mean(columns, axis=0), floor, multiple)
+        few = floor(len(columns[0]), share=share, least=least)
+        masks = [_filled(column >= theta[groups[site]], column, few, 1) for column in columns]
+        keep[site] = _filled(merge(masks, policy), np.mean(columns, axis=0), few, multiple)
     return keep
+
+
+def floor(count: int, *, share: float = 0.01, least: int = 16, multiple: int = 1) -> int:
+    """How many of a layer's `count` units stay at least: int(count share), or `least` if that is 0, or all of fewer."""
+    few = min(count, int(count * share) or least)
+    return min(count, -(-few // multiple) * multiple)
 
 
 def _filled(mask: np.ndarray, scores: np.ndarray, floor: int, multiple: int) -> np.ndarray:

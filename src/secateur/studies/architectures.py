@@ -3,6 +3,9 @@
 Liu et al., "Rethinking the Value of Network Pruning" (arXiv 1810.05270), section 5. Three designs within one budget, to
 be trained from scratch: what a pruner left, the same share everywhere (`uniform`), and the average pattern of pruned
 networks on another network (`guided`).
+
+Departure: the paper also guides designs by the positions within 3 x 3 kernels at which an unstructured pruner leaves
+weights. `guided` follows widths of channels only.
 """
 
 from __future__ import annotations

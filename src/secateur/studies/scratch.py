@@ -1,39 +1,68 @@
 """Is it worth inheriting? The control experiment for any cut: the same shape, trained from scratch.
 
-Liu et al., "Rethinking the Value of Network Pruning" (arXiv 1810.05270). `scratch_control` does it for a network over
-several seeds; `add` does it for each result of a finished run, of networks and of language models alike.
+Liu et al., "Rethinking the Value of Network Pruning" (arXiv 1810.05270). `scratch_control` does it for a cut over
+several seeds, `scratch` for budgets and seeds, cuts included; `add` does it for each result of a finished run, of
+networks and of language models alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
 
-from secateur import running
+from secateur import recipes, running
 from secateur.disk import atomic_write
 from secateur.errors import DataError, InfeasibleError, InputError, SecateurError, UnsupportedError
+from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.measure import evidence, statistics
+from secateur.measure import sheet as sheets
+from secateur.measure.charts import Line
+from secateur.measure.sheet import Chart, Sheet, Table
 from secateur.recipes.language import ziplm
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recipes.vision.rethinking_pruning_value import Arm, Augment, Pruned
 from secateur.recover import initialise, masks
-from secateur.running import keywords
+from secateur.running import keywords, network, trades
 from secateur.score import random
 from secateur.select import ranking
 from secateur.subjects import Transformer, detectors, open_subject, reload_traced
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Cut, Evidence, Figure, Result, Selection
 
-__all__ = ["LACKS", "Control", "add", "describe", "fresh_language", "fresh_network", "scratch_control"]
+__all__ = [
+    "LACKS",
+    "STUDY",
+    "Control",
+    "Controls",
+    "Trial",
+    "add",
+    "check",
+    "describe",
+    "fresh_language",
+    "fresh_network",
+    "plan",
+    "scratch",
+    "scratch_control",
+]
+
+STUDY = {
+    "title": "is it worth inheriting? fine-tuned weights beside the same shape trained from scratch, over seeds",
+    "recipe": "rethinking_pruning_value",
+    "sets": "seed dry_run",
+    "grid": "budgets seeds",
+}
 
 LACKS = (
     "scratch lacks the compute of the original's training before this run, which is not counted: where the original "
@@ -217,6 +246,252 @@ def describe(model: nn.Module, closed: masks.Masks | None = None) -> dict[str, f
     return found
 
 
+# ------------------------------------------------------------------------------------- of budgets, over several seeds
+
+
+class Trial(NamedTuple):
+    """One cut, with all its arms."""
+
+    seed: int
+    budget: str
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}, {self.budget}"
+
+
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """What the arms gave for each budget, over seeds."""
+
+    budgets: Mapping[str, Control]
+    left: Mapping[str, float]
+    """Budget -> share of the large network's FLOPs that its cut has, mean over seeds."""
+    notes: tuple[str, ...] = ()
+
+    def sheet(self) -> Sheet:
+        """A table for each budget, a chart, and figures; accuracies in percent, differences in points."""
+        smallest = min(self.left, key=self.left.__getitem__)
+        last = self.budgets[smallest]
+        fresh = [name for name in last.arms if name.startswith("scratch")]
+        best = max(fresh, key=lambda name: float(np.mean(last.accuracies(name))))
+        return Sheet(
+            "scratch",
+            f"{smallest}: fine-tuned minus {best} {sheets.points(last.difference(best), signed=True)} points: "
+            f"{last.verdicts[best]}",
+            [self._table(budget, one) for budget, one in self.budgets.items()], self._figures(), self.notes,
+            Chart(
+                "Accuracy by what is left of the network", {"": [self._line(name) for name in last.arms]},
+                "FLOPs left, %", "accuracy, %", "Whiskers are intervals.", bounds=(0.0, 100.0),
+            ),
+        )  # fmt: skip
+
+    def _line(self, arm: str) -> Line:
+        found = sorted((100 * self.left[budget], _percent(one, arm)) for budget, one in self.budgets.items())
+        return Line(arm, found, {"fine-tuned": 1.0, "scratch-B": 0.6, "scratch-E": 0.4}.get(arm, 0.2))
+
+    def _table(self, budget: str, one: Control) -> Table:
+        rows = [["Arm", "Accuracy, %", "Epochs", "Training FLOPs", "With the large network's", "Fine-tuned over it",
+                 "Verdict"]]  # fmt: skip
+        for name, arms in one.arms.items():
+            cost = float(np.mean([arm.flops for arm in arms]))
+            apart = name in one.verdicts
+            rows.append([
+                f"{name} ({one.finetune})" if name == "fine-tuned" else name, sheets.points(_percent(one, name)),
+                f"{np.mean([arm.epochs for arm in arms]):g}", f"{cost:.3g}",
+                f"{cost + one.dense_flops * (not name.startswith('scratch')):.3g}",
+                sheets.points(one.difference(name), signed=True) if apart else "", one.verdicts.get(name, ""),
+            ])  # fmt: skip
+        paired = "seeds" if len(one.seeds) > 1 else "held-out examples of one training each"
+        return Table(
+            f"{budget}: {100 * self.left[budget]:.3g}% of the FLOPs left", rows,
+            f"{sheets.over(one.seeds)}; differences in points, paired over {paired}: all arms of a seed see the same "
+            "batches in the same order.",
+        )  # fmt: skip
+
+    def _figures(self) -> dict[str, Any]:
+        return {
+            "budgets": [
+                {"budget": budget, "flops_left": self.left[budget], "large_flops": one.dense_flops,
+                 "architecture": dict(one.widths),
+                 "arms": [
+                     {"arm": name, "by_seed": one.accuracies(name), "epochs": [arm.epochs for arm in arms],
+                      "flops": [arm.flops for arm in arms],
+                      "mean": asdict(statistics.mean_interval(one.accuracies(name))),
+                      **({"fine_tuned_minus_it": asdict(one.difference(name)), "verdict": one.verdicts[name]}
+                         if name in one.verdicts else {})}
+                     for name, arms in one.arms.items()
+                 ]}
+                for budget, one in self.budgets.items()
+            ]
+        }  # fmt: skip
+
+
+def _percent(control: Control, arm: str) -> Figure:
+    return rethinking.in_points(statistics.mean_interval(control.accuracies(arm)))
+
+
+def scratch(
+    subject: Traced,
+    data: Examples,
+    folder: str | Path,
+    progress: Callable[[Sequence[Trial]], Iterable[Trial]] = iter,
+    *,
+    budgets: Sequence[str] = ("channels=50%",),
+    seeds: Sequence[int] = (0, 1, 2),
+    judged: str | Examples = "",
+    chance: bool = True,
+    **options: Any,
+) -> Controls:
+    """The arms of `rethinking_pruning_value` for each budget, each seed in a run directory of its own.
+
+    The same call again goes on where it stopped; more budgets or seeds in the same folder train what is new.
+
+    Args:
+        subject: the large network; untrained, new first weights are drawn for each seed, so that the interval is that
+            of the whole experiment.
+        data: examples with classes.
+        folder: of the run directories.
+        progress: wraps the trials, such as rich.progress.track.
+        budgets: of one measure each, such as channels=50% or flops=30%.
+        seeds: of weights, order and what is held out; all arms of a seed share it. Two or more for intervals.
+        judged: examples to judge on; a tenth of the data, another for each seed, is held out unless given.
+        chance: train as many units chosen at random, with their inherited weights, too.
+        options: of `rethinking_pruning_value`.
+    """
+    limits, how = _asked(budgets, seeds, options)
+    apart = examples.read(judged) if judged else None
+    about = {"model": network.digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
+    trials = [Trial(seed, budget) for seed in dict.fromkeys(seeds) for budget in limits]
+    found: dict[Trial, dict[str, Any]] = {}
+    for trial in progress(trials):
+        train, held = _parts(data, apart, trial.seed)
+        settings = {**about, "seed": trial.seed, "chance": chance, **how}
+        with Run.open(Path(folder, f"seed-{trial.seed}"), settings) as run:
+            make = partial(_tried, subject, train, held, run, trial.seed, limits[trial.budget], chance, **how)
+            found[trial] = run.json(f"judged-{trial.budget}", make)
+    controls, left = {}, {}
+    for budget in limits:
+        rows = [found[trial] for trial in trials if trial.budget == budget]
+        arms = {
+            name: tuple(
+                Arm(row["arms"][name]["epochs"], row["arms"][name]["flops"],
+                    np.array(row["arms"][name]["right"], bool), nn.Identity())
+                for row in rows
+            )
+            for name in rows[0]["arms"]
+        }  # fmt: skip
+        large = float(np.mean([row["large"] for row in rows]))
+        controls[budget] = Control(arms, tuple(dict.fromkeys(seeds)), how["finetune"], large, rows[0]["widths"])
+        left[budget] = float(np.mean([row["left"] for row in rows]))
+    notes = dict.fromkeys(note for row in found.values() for note in row["notes"])
+    if not how["untrained"]:
+        notes[f"{LACKS}; what it saw of the examples that arms are judged on flatters its heirs"] = None
+    return Controls(controls, left, tuple(notes))
+
+
+def plan(
+    subject: Traced,
+    data: Examples,
+    *,
+    budgets: Sequence[str],
+    seeds: Sequence[int],
+    judged: str | Examples = "",
+    chance: bool = True,
+    **options: Any,
+) -> dict[str, int]:
+    """What `scratch` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
+    limits, how = _asked(budgets, seeds, options)
+    network.fitted(data, subject)
+    apart = examples.read(judged) if judged else None
+    for seed in dict.fromkeys(seeds):
+        _, held = _parts(data, apart, seed)
+        network.fitted(held, subject)
+    with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
+        list(rethinking.rethinking_pruning_value(
+            subject, data, list(limits.values()), run, seed=seeds[0], dry_run=True, **how
+        ))  # fmt: skip
+    many, cuts = len(set(seeds)), len(set(seeds)) * len(limits)
+    large = how["untrained"] + (how["method"] in ("slimming", "blocks"))
+    counted = {
+        "large networks": many * large + cuts * (how["method"] == "soft"),
+        "fine-tunings": cuts * (1 + chance),
+        "trainings from scratch": cuts * (2 if how["scratch"] == "both" else 1),
+    }
+    return {name: count for name, count in counted.items() if count}
+
+
+def _asked(
+    budgets: Sequence[str], seeds: Sequence[int], options: Mapping[str, Any]
+) -> tuple[dict[str, Budget], dict[str, Any]]:
+    """(name -> budget, all of the recipe's options that are not the study's), checked."""
+    if not budgets or not seeds:
+        raise InputError(f"budgets={list(budgets)}, seeds={list(seeds)}: give at least one of each")
+    keywords.check_seed(*seeds)
+    how = keywords.checked(rethinking.rethinking_pruning_value, options)
+    if how["scratch"] == "none":
+        raise InputError("scratch=none leaves out what inherited weights are compared with: give E, B or both")
+    if how["epochs"] < 1:
+        raise InputError(f"epochs={how['epochs']}: give at least 1, for what was not trained says nothing")
+    parsed = [Budget.parse(one) for one in budgets]
+    return {str(one): one for one in parsed}, {k: v for k, v in how.items() if k not in STUDY["sets"].split()}
+
+
+def _parts(data: Examples, judged: Examples | None, seed: int) -> tuple[Examples, Examples]:
+    """(what is learned from, what is judged on) under a seed."""
+    for one in (data, data if judged is None else judged):
+        if one.labels is None:
+            raise DataError(f"{one.name} has no classes: give labels, for all arms are judged by accuracy")
+    return data.split(seed=seed) if judged is None else (data, judged)
+
+
+def _tried(
+    subject: Traced,
+    train: Examples,
+    held: Examples,
+    run: Run,
+    seed: int,
+    budget: Budget,
+    chance: bool,
+    *,
+    method: str,
+    widths: str | Sequence[str],
+    inner: bool,
+    untrained: bool,
+    sparsity: float,
+    calibration: int,
+    scratch: str,
+    **training: Any,
+) -> dict[str, Any]:
+    """One cut and its arms: what of `rethinking_pruning_value` is to be kept of them."""
+    shared = {name: training[name] for name in ("batch", "lr", "weight_decay", "training")}
+    fitting = partial(rethinking.fit, data=train, seed=seed, **shared)
+    start, epochs = subject, training["epochs"]
+    if untrained:
+        first = initialise.fresh(subject.model, seed=seed, norm=training["norm"])[0]
+        start = Traced(first, subject.inputs, subject.plans)
+    large = rethinking.grown(
+        start, run, fitting, method=method, untrained=untrained, sparsity=sparsity, epochs=epochs
+    )  # fmt: skip
+    if method == "soft":
+        large = rethinking.softened(large, budget, run, fitting, inner=inner, epochs=epochs)
+    few = examples.batches(train, batch=training["batch"], seed=seed).take(max(1, calibration // training["batch"]))
+    pruned = rethinking.prune(large, budget, method, widths=widths, inner=inner, batches=few)
+    place = run.folder(f"arms-{budget}")
+    arms = rethinking.trial(
+        pruned, train, held, mode=scratch, seed=seed, chance=chance, watch=False, folder=place, **training
+    )
+    shutil.rmtree(place, ignore_errors=True)  # their answers are known
+    dense, cut = (rethinking.forward_flops(one, bool(pruned.masks)) for one in (pruned.dense, pruned.student))
+    once = next((arm.flops / arm.epochs for arm in arms.values() if arm.epochs), 0.0)
+    return {
+        "arms": {name: {"epochs": arm.epochs, "flops": arm.flops, "right": arm.right.astype(int).tolist()}
+                 for name, arm in arms.items()},
+        "left": cut / dense, "large": once * dense / cut * epochs,
+        "widths": describe(pruned.student.model, pruned.masks),
+        "notes": list(dict.fromkeys([*pruned.notes, *(note for arm in arms.values() for note in arm.notes)])),
+    }  # fmt: skip
+
+
 # ----------------------------------------------------------------------------------------------- of a finished run
 
 
@@ -276,6 +551,48 @@ def add(
     return rows
 
 
+def check(
+    recipe: str, data: Any, options: Mapping[str, Any], *, epochs: int | None = None, lr: float | None = None,
+    cap: float | None = None,
+) -> None:  # fmt: skip
+    """Refuse before a run of `recipe` with these options what `add` would refuse after it.
+
+    Raises `InputError` for a recipe that records no epochs or trains for no steps, `DataError` for a network's data
+    without classes and boxes.
+    """
+    for name, value in (("epochs", epochs), ("lr", lr), ("cap", cap)):
+        if value is not None and not value > 0:
+            raise InputError(f"{name}={value} of networks trained from scratch: give a number above 0")
+    function = recipes.find(recipe)
+    known = {name: options.get(name, one.default) for name, one in keywords.of(function).items()}
+    if trades.name(trades.of_recipe(function)) != "network":
+        _for_language(epochs, known.get("steps", 1), f"a run of {recipe} with steps=0 trains nothing")
+        return
+    _for_network(recipe, known, epochs, lr)
+    found = network.read(data, label=options.get("label", "label"))
+    if found.labels is None and not found.targets:
+        raise DataError(f"{found.name} has no classes: networks are trained from scratch on classes or boxes; give "
+                        "labels, or leave the scratch baseline out")  # fmt: skip
+
+
+def _for_network(
+    recipe: str, settings: Mapping[str, Any], epochs: int | None, lr: float | None
+) -> tuple[int | None, float | None]:
+    """What a network is trained for and from where: as given, or as the run's settings say."""
+    lr = settings.get("lr") if lr is None else lr
+    epochs = settings.get("epochs") if epochs is None else epochs
+    if "sparse_epochs" not in settings and (epochs is None or lr is None):
+        raise InputError(f"recipe {recipe} records no epochs and lr: say what the original was trained with")
+    return epochs, lr
+
+
+def _for_language(epochs: int | None, steps: int, why: str) -> None:
+    if epochs is not None:
+        raise InputError("language models are trained for the run's own steps: leave epochs out")
+    if not steps:
+        raise InputError(f"{why}: its control would not be either; run it with steps")
+
+
 def _arm(
     row: Evidence, place: Path, epochs: int | None, lr: float | None, cap: float | None
 ) -> tuple[Callable[..., Iterator[Result]], dict[str, Any]]:
@@ -285,25 +602,22 @@ def _arm(
     common = {"student": str(place), "removed": counts, "cap": cap}
     settings = row.settings
     if (place / "cut.json").is_file():
-        lr = settings.get("lr") if lr is None else lr
+        asked = epochs
+        epochs, lr = _for_network(str(row.recipe), settings, epochs, lr)
         if "sparse_epochs" in settings:
             # A detector's recipe trains before its cut and after it, all with one optimiser and rate.
             after = sum(float(settings.get(name, 0)) for name in ("finetune_epochs", "distil_epochs"))
-            whole = float(settings["sparse_epochs"]) + after if epochs is None else float(epochs)
+            whole = float(settings["sparse_epochs"]) + after if asked is None else float(asked)
             own = {"weight_decay": settings["weight_decay"], "finetune": "same", "finetune_epochs": after}
             return fresh_network, {**common, "epochs": whole, "lr": lr, "optimizer": "adamw", **own}
-        epochs = settings.get("epochs") if epochs is None else epochs
-        if epochs is None or lr is None:
-            raise InputError(f"recipe {row.recipe} records no epochs and lr: say what the original was trained with")
+        assert epochs is not None
+        assert lr is not None
         own = {name: settings[name] for name in ("weight_decay", "finetune", "finetune_epochs") if name in settings}
         # That recipe holds out examples of its own: its arms are to see no more than its student did.
         own["less"] = row.recipe == "rethinking_pruning_value"
         return fresh_network, {**common, "epochs": int(epochs), "lr": float(lr), **own}
-    if epochs is not None:
-        raise InputError("language models are trained for the run's own steps: leave epochs out")
     steps = row.recovery.steps if row.recovery else 0
-    if not steps:
-        raise InputError(f"the result {row.target} was not trained: its control would not be either; run it with steps")
+    _for_language(epochs, steps, f"the result {row.target} was not trained")
     known = [name for name in signature(ziplm.distil).parameters if name not in ("data", "blocks", "seed", "steps")]
     recovery = {name: settings[name] for name in known if name in settings}
     return fresh_language, {**common, "steps": steps, "recovery": {**recovery, **({} if lr is None else {"lr": lr})}}

@@ -324,6 +324,15 @@ def test_gates_in_a_loop_of_ones_own():
     assert float(decisions["2.conv1.channels"].float().mean()) < 0.5
 
 
+def test_a_batch_of_one_is_one_line_where_a_batch_norm_learns(tmp_path):
+    some = Examples(torch.randn(20, 6), torch.arange(20) % 3)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    with Run.open(tmp_path, {}) as run, pytest.raises(InputError, match="batches of at least 2 examples"):
+        list(recipe.consensus_polarization(
+            open_traced(net, some.inputs[:2]), some, [Budget.parse("channels=50%")], run, batch=1,
+        ))  # fmt: skip
+
+
 def test_what_is_refused(tmp_path):
     with pytest.raises(InputError, match="neither 'channel' nor 'layer'"):
         recipe.gate(subject(), "block")
@@ -348,3 +357,35 @@ def test_what_is_refused(tmp_path):
     unlabelled = Examples(data().inputs, None, name="pictures")
     with Run.open(tmp_path / "b", {}) as run, pytest.raises(DataError, match="pictures has no classes"):
         next(recipe.consensus_polarization(subject(), unlabelled, [Budget.parse("params=60%")], run))
+
+
+def test_a_stage_all_of_whose_branches_are_gone_is_told_from_others():
+    names = ["stem.a", "layer1.0", "layer1.1", "layer2.0.f", "layer2.0.g", "layer2.1.f"]
+
+    def collapsed(row):
+        return recipe._collapsed(dict(zip(names, map(bool, row), strict=True)))
+
+    assert collapsed([1, 0, 0, 1, 1, 1]) == {"layer1": 2}
+    assert collapsed([1, 0, 1, 0, 0, 1]) == {"layer2.0": 2}
+    assert collapsed([1, 1, 1, 0, 0, 0]) == {"layer2": 3}, "the whole of it, not its parts again"
+    assert collapsed([0, 1, 1, 1, 1, 1]) == {}, "one branch is no stage"
+
+
+def test_a_collapsed_stage_stands_in_the_notes(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    stages = [nn.Sequential(Block(8), Block(8)) for _ in range(2)]
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), *stages, nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                          nn.Linear(32, 4))  # fmt: skip
+    some = data(64)
+    off = {"2.0", "2.1"}
+
+    def ask(model, doors, data, batch):
+        told = {name: torch.full((len(data), 1), float(name not in off)) for name in doors.places}
+        return told, {name: row.mean(0).double() for name, row in told.items()}
+
+    monkeypatch.setattr(recipe, "ask", ask)
+    with Run.open(tmp_path, {}) as run:
+        (found,) = recipe.consensus_polarization(
+            open_traced(model, some.inputs[:1]), some, [Budget.parse("params=60%")], run, mode="layer", dry_run=True
+        )
+    assert "all 2 branches of 2 are gone: only the shortcuts of that stage are left" in found.notes

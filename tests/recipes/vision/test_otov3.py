@@ -204,6 +204,13 @@ def test_without_classes_the_original_teaches_and_what_is_protected_stays(tmp_pa
         quick(tmp_path / "boxes", "channels=50%", boxes)
 
 
+def test_a_batch_of_one_is_one_line_where_a_batch_norm_learns(tmp_path) -> None:
+    data = Examples(torch.randn(20, 6), torch.arange(20) % 3)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(InputError, match="batches of at least 2 examples"):
+        quick(tmp_path, "channels=50%", data, Traced(net, Example.of(data.inputs[:2])), batch=1)
+
+
 def test_what_can_not_be_met_is_refused_before_training(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
     with pytest.raises(InfeasibleError, match="channels"):
@@ -218,6 +225,8 @@ def test_what_can_not_be_met_is_refused_before_training(tmp_path, monkeypatch) -
         pytest.raises(InfeasibleError, match="channels=100% would change nothing"),
     ):
         next(otov3(subject(), bars(), [Budget.parse("channels=50%"), Budget.parse("channels=100%")], run))
+    with Run.open(tmp_path / "g", {}) as run, pytest.raises(InfeasibleError, match=r"channels can go down to"):
+        next(otov3(subject(), bars(), [Budget.parse("channels=50%"), Budget.parse("channels=0.001%")], run))
     flat = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3))
     data = Examples(torch.randn(20, 6), torch.arange(20) % 3)
     with pytest.raises(UnsupportedError, match="no channel of this network is zero"):

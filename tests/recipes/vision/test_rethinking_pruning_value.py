@@ -328,9 +328,34 @@ def test_a_budget_that_keeps_everything_is_refused_before_training(dense, tmp_pa
         results(tmp_path, dense, Budget.parse(budget), method=method, untrained=True)
 
 
+@pytest.mark.parametrize(
+    ("budget", "options", "words"),
+    [
+        ("channels=0.1%", {}, "channels can go down to 4"),
+        ("channels=0.1%", {"method": "slimming"}, "channels can go down to 4"),
+        ("weights=0.01%", {"method": "unstructured"}, "weights can go down to 4"),
+        ("channels=50%", {"widths": "3,5"}, "widths name 2 sites of 4"),
+        ("channels=50%", {"widths": "8,8,12,2"}, "these widths cost channels=30"),
+    ],
+)
+def test_what_can_not_be_met_is_refused_before_training(dense, tmp_path, monkeypatch, budget, options, words):
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    with pytest.raises((InfeasibleError, InputError), match=words):
+        results(tmp_path, dense, Budget.parse(budget), untrained=True, **options)
+
+
 def test_widths_say_on_their_own_what_goes(dense, tmp_path):
     (found,) = results(tmp_path, dense, Budget.parse("channels=100%"), widths="3,5,6,2", dry_run=True)
     assert not found.cut.is_noop
+
+
+def test_a_batch_of_one_is_one_line_where_a_batch_norm_learns(tmp_path):
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 8),
+        nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4),
+    )  # fmt: skip
+    with pytest.raises(InputError, match="batches of at least 2 examples"):
+        results(tmp_path, nets.opened(net), batch=1)
 
 
 def test_examples_without_classes_are_refused(dense, tmp_path):

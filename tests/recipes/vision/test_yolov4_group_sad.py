@@ -15,7 +15,7 @@ from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.files.rundir import Run
 from secateur.recipes.vision import yolov4_group_sad as recipe
 from secateur.recipes.vision.yolov4_group_sad import yolov4_group_sad
-from secateur.score import scales
+from secateur.recover import loop
 from secateur.subjects import detectors, stages
 from secateur.vocabulary import Budget, Selection
 
@@ -213,6 +213,28 @@ def test_all_stages_run_and_resume(tmp_path):
         assert torch.equal(value, fresh.subject.model.state_dict()[key])
 
 
+@pytest.mark.parametrize(
+    ("budgets", "options", "words"),
+    [
+        (("params=1%",), {}, r"params can go down to .*; allow more, or lower layer_keep or least, or allow feeders"),
+        (("params=60%", "params=1%"), {}, "params=1% can't be met"),
+        (("params=60%",), {"layer_keep": 0.9}, "params can go down to"),
+        (("params=60%",), {"fractions": [0.2, *[0.0] * 6]}, "params can go down to"),
+        (("params=60%",), {"fractions": [0.2, 0.3]}, "2 fractions for 7 groups"),
+        (("params=60%",), {"fractions": [0.0] * 7}, "not all of them 0"),
+        (("params=60%",), {"groups": ["nose"]}, "groups name 'nose'"),
+        (("params=60%",), {"layers": ["nose"]}, "'nose'"),
+        (("params=60%",), {"merge": "most"}, "merge='most': give 'majority'"),
+        (("params=60%",), {"betas": [1.0]}, r"betas=\[1.0\]: give three"),
+    ],
+)
+def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeypatch, budgets, options, words):
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    with pytest.raises((InfeasibleError, InputError), match=words):
+        results(tmp_path, budgets, **options)
+    assert not [one for one in (tmp_path / "work").rglob("*") if one.is_file()], "nothing was written"
+
+
 def test_what_can_not_be_done_is_said(tmp_path):
     with pytest.raises(InfeasibleError, match="can go down to"):
         results(tmp_path / "a", ("params=1%",), dry_run=True)
@@ -227,19 +249,17 @@ def test_what_can_not_be_done_is_said(tmp_path):
             module.weight.requires_grad_(False)
     with pytest.raises(UnsupportedError, match="batch norm"):
         results(tmp_path / "b", start=detectors.opened(net, DATA.inputs[:1]), dry_run=True)
-    dense = subject()
-    with pytest.raises(UnsupportedError, match="predictions"):
-        recipe.answers(
-            lambda *_: None,
-            detectors.opened(torch.nn.Sequential(), None) if False else _mute(dense),
-            dense,
-            3.0,
-            (1, 1),
-        )
-    assert scales.members(dense.model, dense.slices())
 
 
-def _mute(dense):
-    other = dense.copy()
-    other.model.predictions = None
-    return other
+def test_outputs_of_a_detector_without_predictions_are_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    mute = subject()
+    mute.model.predictions = None
+    with pytest.raises(UnsupportedError, match=r"outputs: Yolo has no predictions\(images\).*leave outputs out"):
+        results(tmp_path, start=mute, outputs=True)
+    with pytest.raises(InputError, match=r"lambdas=\[1.0\]: give two"):
+        results(tmp_path, outputs=True, lambdas=[1.0])
+    with pytest.raises(InputError, match="temperature=0: give a number above 0"):
+        results(tmp_path, outputs=True, temperature=0)
+    for wrapper in (detectors.Torchvision, detectors.Ultralytics):
+        assert not hasattr(wrapper, "predictions"), "then the docstring and the page say otherwise"

@@ -14,6 +14,7 @@ import yolo
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.files.rundir import Run
 from secateur.recipes.vision.yolov8_cwd import histogram, yolov8_cwd
+from secateur.recover import loop
 from secateur.subjects import detectors
 from secateur.vocabulary import Budget, Selection
 
@@ -161,6 +162,25 @@ def test_widths_of_eight_a_global_baseline_and_a_reach(tmp_path):
     assert not list((tmp_path / "e").rglob("sparse*")), "nothing was trained"
     with pytest.raises(InputError, match="epochs=-1"):
         results(tmp_path / "d", start=wide, sparse_epochs=-1)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "options", "words"),
+    [
+        (("channels=1%",), {}, r"channels can go down to .*; allow more, or lower least=2"),
+        (("channels=50%", "channels=1%"), {}, "channels=1% can't be met"),
+        (("channels=50%",), {"least": 100}, "lower least=100"),
+        (("channels=1%",), {"scope": "global"}, "channels can go down to"),
+        (("channels=50%",), {"layers": ["nose"]}, "'nose'"),
+        (("channels=50%",), {"weights": []}, "weights are empty"),
+        (("channels=50%",), {"temperature": 0.0}, "temperature=0.0: give a number above 0"),
+    ],
+)
+def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeypatch, budgets, options, words):
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    with pytest.raises((InfeasibleError, InputError), match=words):
+        results(tmp_path, budgets, **options)
+    assert not [one for one in (tmp_path / "work").rglob("*") if one.is_file()], "nothing was written"
 
 
 def test_small_boxes_and_other_layers(tmp_path):

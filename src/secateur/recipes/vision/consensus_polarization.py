@@ -125,10 +125,8 @@ def consensus_polarization(
         raise InputError(f"threshold={threshold:g}: give the least share of inputs that stays, from 0 to 1")
     gated = gate(subject, mode, units, multiple=multiple, seed=seed, hidden=hidden, bias=bias, leak=leak)
     whole = gated.units.cost()
-    flat = {site.name: np.zeros(site.count) for site in gated.units.free()}
     for budget in budgets:  # what can't be met is said before anything is trained
-        cutting(budget, whole)
-        ranking.by_budget(gated.units, flat, budget)
+        cutting(budget, whole, ranking.fewest(gated.units).spent)
     train, held = data.split(seed=seed)
     further = loop.options(training)
     feed = examples.batches(train, batch=batch, seed=seed)
@@ -176,6 +174,7 @@ def consensus_polarization(
         accuracy["static"] = _accuracy(small.model, held, batch)
         said: dict[str, Any] = {
             "frequency": {name: [round(float(one), 6) for one in row] for name, row in often.items()},
+            "branches": gated.stays(selection),
             "unanimous": statistics.unanimous(often),
             "agreement": statistics.agreement(decisions),
             "accuracy": accuracy,
@@ -207,6 +206,13 @@ class Gated:
         if not self.layers:
             return dict(values)
         return {name: torch.cat([values[place] for place in self.gates.places]) for name in self.units}
+
+    def stays(self, selection: Selection) -> dict[str, bool]:
+        """Branch -> whether it is left; nothing where channels are gated."""
+        if not self.layers:
+            return {}
+        (site,) = self.units
+        return dict(zip(self.gates.places, map(bool, selection.keep[site]), strict=True))
 
 
 def gate(
@@ -400,4 +406,20 @@ def _notes(said: Mapping[str, Any], held: int) -> tuple[str, ...]:
     for name, row in said["frequency"].items():
         if len(row) > 1 and not any(one >= 0.5 for one in row):
             notes.append(f"all gates of {name} are off: the least that may stay was kept")
+    for stage, many in _collapsed(said["branches"]).items():
+        notes.append(f"all {many} branches of {stage} are gone: only the shortcuts of that stage are left")
     return tuple(notes)
+
+
+def _collapsed(stays: Mapping[str, bool]) -> dict[str, int]:
+    """In layer mode, stage -> its branches, two or more, all of which are gone. stays: branch -> whether it is left.
+
+    All branches are one site; those whose names begin with the same parts are a stage.
+    """
+    stages: dict[str, list[bool]] = {}
+    for name, left in stays.items():
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            stages.setdefault(".".join(parts[:end]), []).append(left)
+    gone = [stage for stage, row in stages.items() if len(row) > 1 and not any(row)]
+    return {stage: len(stages[stage]) for stage in gone if stage.rpartition(".")[0] not in gone}

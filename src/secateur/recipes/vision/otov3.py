@@ -137,6 +137,8 @@ def otov3(
     for budget in budgets:  # what would train for nothing is said before anything is trained
         costs = [start.units(*([SITE] if SITE in part else [])).cost() for part in split(budget)]
         limits.cutting(budget, {measure: cost for row in reversed(costs) for measure, cost in row.items()})
+        first = Task.of(start, split(budget)[0], multiple=multiple, scope=scope, hierarchical=hierarchical)
+        first.lowest(magnitude.coupled(first.slices))
     feed = examples.batches(data, batch=batch, seed=seed)
     further: dict[str, Any] = {"clip": None} | loop.options(training)
     for budget in budgets:
@@ -154,7 +156,7 @@ def otov3(
         for number, part in enumerate(stages):
             work = current.copy()
             task = Task.of(work, part, multiple=multiple, scope=scope, hierarchical=hierarchical)
-            gone = task.lowest(magnitude.coupled(task.slices))  # refuses what can't be met before anything is trained
+            gone = task.lowest(magnitude.coupled(task.slices))
             if not dry_run:
                 made: list[GroupSparse] = []
 

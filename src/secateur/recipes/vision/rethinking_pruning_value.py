@@ -125,33 +125,23 @@ def rethinking_pruning_value(
     other tasks than classification, are not here. The rewinding recipe is later work.
     """
     _check(method, finetune, scratch, budgets, widths, data)
-    if not widths:  # which say on their own what goes
-        whole = _whole(subject, method)
-        for budget in budgets:
-            limits.cutting(budget, whole)
+    units = cuttable(subject, method, inner)
+    for budget in budgets:  # what can't be met is said before anything is trained
+        if widths:  # which say on their own what goes
+            flat = {site.name: np.zeros(site.count) for site in units.free()}
+            _within(budget, ranking.by_counts(units, flat, _widths(units, widths)), units.cost())
+        else:
+            limits.cutting(budget, units.cost(), ranking.fewest(units).spent)
     train, judged = data.split(seed=seed)
     longest = 0 if dry_run else epochs
     fitting = partial(
         fit, data=train, batch=batch, seed=seed, lr=lr, weight_decay=weight_decay, training=training,
     )  # fmt: skip
-    large = subject
-    if untrained:
-        large = subject.copy()
-        fitting(large.model, epochs=longest, folder=run.folder("train-large"))
-    if method == "blocks":
-        large = scaled(large, sparsity, partial(fitting, epochs=longest, folder=run.folder("train-blocks")))
-    if method == "slimming":
-        large = large.copy()
-        penalty = partial(scales_l1, large.model, sparsity)
-        fitting(large.model, epochs=longest, penalty=penalty, folder=run.folder("train-slimming"))
+    large = grown(subject, run, fitting, method=method, untrained=untrained, sparsity=sparsity, epochs=longest)
     calibrating = examples.batches(train, batch=batch, seed=seed).take(max(1, calibration // batch))
 
     for budget in budgets:
-        start = large
-        if method == "soft":
-            start = large.copy()
-            zero = partial(soften, start, budget, inner)
-            fitting(start.model, epochs=longest, epoch_end=zero, folder=run.folder(f"train-soft-{budget}"))
+        start = softened(large, budget, run, fitting, inner=inner, epochs=longest) if method == "soft" else large
         pruned = prune(start, budget, method, widths=widths, inner=inner, batches=calibrating)
         # For the unstructured case, zeros count as if they saved their time.
         arms = trial(
@@ -186,6 +176,40 @@ def _check(
 # ---------------------------------------------------------------------------------------------------- pruning
 
 
+def grown(
+    subject: Traced,
+    run: Run,
+    fitting: Callable[..., Any],
+    *,
+    method: str,
+    untrained: bool = False,
+    sparsity: float = 1e-4,
+    epochs: int = 160,
+) -> Traced:
+    """Step 1 of `rethinking_pruning_value` but for soft filters: the large network. fitting: `fit` with its options."""
+    large = subject
+    if untrained:
+        large = subject.copy()
+        fitting(large.model, epochs=epochs, folder=run.folder("train-large"))
+    if method == "blocks":
+        large = scaled(large, sparsity, partial(fitting, epochs=epochs, folder=run.folder("train-blocks")))
+    if method == "slimming":
+        large = large.copy()
+        penalty = partial(scales_l1, large.model, sparsity)
+        fitting(large.model, epochs=epochs, penalty=penalty, folder=run.folder("train-slimming"))
+    return large
+
+
+def softened(
+    large: Traced, budget: Budget, run: Run, fitting: Callable[..., Any], *, inner: bool = True, epochs: int = 160
+) -> Traced:
+    """Step 1 for soft filters: a copy trained on, whose smallest filters are zeroed after every epoch."""
+    start = large.copy()
+    zero = partial(soften, start, budget, inner)
+    fitting(start.model, epochs=epochs, epoch_end=zero, folder=run.folder(f"train-soft-{budget}"))
+    return start
+
+
 @dataclass(frozen=True, eq=False)
 class Pruned:
     """A cut with all that its control experiment needs."""
@@ -217,12 +241,9 @@ def prune(
         return _prune_weights(dense, budget)
     if method == "blocks":
         return _prune_branches(dense, budget)
-    units, source = sites(dense, inner), dense
+    units, source = cuttable(dense, method, inner), dense
     if method == "slimming":
         scores = magnitude.batch_norm(dense.model, dense.slices())
-        units = _frozen(units, [name for name in units if name not in scores])
-        if not units.free():
-            raise UnsupportedError("slimming ranks channels by batch norms, and none that may go has one: choose l1")
     elif method in ("thinet", "regression"):
         scores, hessians = _reconstructed(dense, units, method, batches)
     else:
@@ -243,6 +264,22 @@ def prune(
         return dense.cut(ranking.by_counts(units, random.scores(units, seed), kept))[0], {}
 
     return Pruned(dense, student, cut, dict(selection.spent), {}, selection, chance)
+
+
+def cuttable(dense: Traced, method: str, inner: bool = True) -> Units:
+    """What may go by a method, and what its budgets are shares of. inner: see `sites`."""
+    if method == "unstructured":
+        counts = {name: weight.numel() for name, weight in _convolutions(dense).items()}
+        return Units({name: Site(name, n, {"weights": np.ones(n)}, minimum=1) for name, n in counts.items()})
+    if method == "blocks":
+        return Branches(dense).units()
+    units = sites(dense, inner)
+    if method == "slimming":
+        known = magnitude.batch_norm(dense.model, dense.slices())
+        units = _frozen(units, [name for name in units if name not in known])
+        if not units.free():
+            raise UnsupportedError("slimming ranks channels by batch norms, and none that may go has one: choose l1")
+    return units
 
 
 def sites(dense: Traced, inner: bool = True) -> Units:
@@ -384,13 +421,6 @@ def _within(budget: Budget, selection: Selection, whole: Mapping[str, float]) ->
             )  # fmt: skip
 
 
-def _whole(dense: Traced, method: str) -> dict[str, float]:
-    """What a method's budgets are shares of."""
-    if method == "unstructured":
-        return {"weights": float(sum(weight.numel() for weight in _convolutions(dense).values()))}
-    return (Branches(dense) if method == "blocks" else dense).units().cost()
-
-
 def _convolutions(dense: Traced) -> dict[str, Tensor]:
     found = masks.convolutions(dense.model)
     if not found:
@@ -400,8 +430,7 @@ def _convolutions(dense: Traced) -> dict[str, Tensor]:
 
 def _prune_weights(dense: Traced, budget: Budget) -> Pruned:
     found = _convolutions(dense)
-    ones = {name: np.ones(weight.numel()) for name, weight in found.items()}
-    units = Units({name: Site(name, len(one), {"weights": one}, minimum=1) for name, one in ones.items()})
+    units = cuttable(dense, "unstructured")
     scores = {name: weight.detach().abs().flatten().float() for name, weight in found.items()}
     selection = ranking.by_budget(units, scores, budget, scope="global")
     closed = {name: torch.as_tensor(keep).view(found[name].shape) for name, keep in selection.keep.items()}

@@ -127,7 +127,8 @@ def yolov4_group_sad(
         alpha: weight of it all; by default what makes it a tenth of L_det at its first step, 1 is as published.
         layers: modules whose maps are distilled; by default the ends of the backbone's groups and the neck's maps.
         foreground: look only at cells near boxes.
-        outputs: learn from the teacher's classes and boxes too.
+        outputs: learn from the teacher's classes and boxes too; only for a module that has predictions(images) ->
+            (boxes [B, N, 4], logits of classes [B, N, K]), which torchvision's and Ultralytics' detectors have not.
         temperature: of those classes.
         lambdas: weights of those classes and boxes.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
@@ -141,17 +142,21 @@ def yolov4_group_sad(
     Positive places of the output option are those where the teacher is sure. AdamW in place of SGD.
     """
     subject, further = detectors.opened(subject), loop.options(training)
-    whole = subject.units(multiple=multiple).cost()
-    for budget in budgets:  # what would train for nothing is said before anything is trained
-        cutting(budget, whole)
+    image = data.inputs[:1]
+    spared = set() if feeders else stages.feeders(subject.model, image)
+    order = stages.grouped(stages.places(subject.model, image), groups)
+    mask = partial(thresholds.grouped, share=layer_keep, least=least, policy=merge, multiple=multiple)
+    floor = partial(thresholds.floor, share=layer_keep, least=least, multiple=multiple)
+    check(subject, budgets, spared, order, fractions, merge, multiple, floor, layers, betas, image)
+    if outputs:
+        learnable(subject, temperature, lambdas)
     feed = examples.batches(data, batch=batch, seed=seed)
-    per_epoch, image = len(feed) / further.get("accumulate", 1), data.inputs[:1]
+    per_epoch = len(feed) / further.get("accumulate", 1)
     train: Callable[..., Recovery] = partial(
         loop.train, lr=lr, weight_decay=weight_decay, seed=seed, count=examples.count,
         **({"precision": "fp32", "clip": None} | further),
     )  # fmt: skip
     sparse, pressed = subject.copy(), None
-    spared = set() if feeders else stages.feeders(subject.model, image)
     if sparse_epochs and not dry_run:
         count = detecting.steps(per_epoch, sparse_epochs)
         pressed = train(
@@ -159,8 +164,6 @@ def yolov4_group_sad(
             pressure(sparse, spared, rate, quantile, switch, kept_rate), steps=count,
             checkpoint=run.folder("sparse"), title="sparse training",
         )  # fmt: skip
-    order = stages.grouped(stages.places(sparse.model, image), groups)
-    mask = partial(thresholds.grouped, share=layer_keep, least=least, policy=merge, multiple=multiple)
     judge = partial(rises, run, feed.take(judged)) if not fractions else partial(given, fractions)
     for budget in budgets:
         student, cut, selection, shares = settled(sparse, spared, order, mask, judge, budget, offsets, seed)
@@ -183,6 +186,41 @@ def yolov4_group_sad(
             )  # fmt: skip
         notes = [f"{group}: {share:.0%} to go" for group, share in shares.items()]
         yield Result(str(budget), student, cut, spent, records.together(pressed, tuned, taught), tuple(notes))
+
+
+def check(
+    subject: Traced, budgets: Sequence[Budget], spared: set[str], groups: Mapping[str, str],
+    fractions: Sequence[float], merge: thresholds.Policy, multiple: int, floor: Callable[[int], int],
+    layers: Sequence[str], betas: Sequence[float], image: Tensor,
+) -> None:  # fmt: skip
+    """Refuse before anything is trained what would be refused after it. floor: channels of a layer -> fewest kept."""
+    members, units = free(subject, spared), subject.units(multiple=multiple)
+    place = sites(members, groups)
+    names = list(dict.fromkeys(place.values()))
+    most = given(fractions, subject, lambda _: {}, names)(1.0) if fractions else dict.fromkeys(names, 1.0)
+    thresholds.merge([np.ones(1, bool)], merge)
+    # Whatever training makes of the scales, no more than this can go.
+    shrinking = [units[site] for site in members if most[place[site]]]
+    smallest = units.cost({site.name: np.arange(site.count) < floor(site.count) for site in shrinking})
+    for budget in budgets:
+        cutting(budget, units.cost(), smallest, "lower layer_keep or least, or allow feeders")
+    if len(betas) != 3:
+        raise InputError(f"betas={list(betas)}: give three, of the backbone's groups, the deepest scale and the neck")
+    if layers:
+        seen(subject.model, tuple(layers), image, maps.flat)
+
+
+def learnable(detector: Traced, temperature: float, lambdas: Sequence[float]) -> None:
+    """Refuse `outputs` for a detector without `predictions`, and wrong settings of it."""
+    if not callable(getattr(detector.model, "predictions", None)):
+        raise UnsupportedError(
+            f"outputs: {type(detector.model).__name__} has no predictions(images), which gives boxes [B, N, 4] and "
+            "logits of classes [B, N, K]; leave outputs out, or give a module that has it"
+        )
+    if not temperature > 0:
+        raise InputError(f"temperature={temperature}: give a number above 0")
+    if len(lambdas) != 2:
+        raise InputError(f"lambdas={list(lambdas)}: give two, of the classes and of the boxes")
 
 
 def free(subject: Traced, spared: set[str]) -> dict[str, dict[str, Tensor]]:
@@ -417,9 +455,7 @@ def answers(
     objective: detecting.Objective, student: Traced, teacher: Traced, temperature: float, lambdas: Sequence[float]
 ) -> detecting.Objective:
     """`objective`, and the teacher's classes and boxes, from detectors that have `predictions`."""
-    ours, theirs = (getattr(one.model, "predictions", None) for one in (student, teacher))
-    if ours is None or theirs is None:
-        raise UnsupportedError(f"{type(student.model).__name__} has no predictions(images): leave outputs out")
+    ours, theirs = (cast(Any, one.model).predictions for one in (student, teacher))
 
     def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         total, parts = objective(batch, totals)

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from secateur.errors import InputError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
@@ -108,9 +109,7 @@ def yolov8_cwd(
     paper's TensorRT step is the export of the result, to a torch.export program or ONNX.
     """
     subject, further = detectors.opened(subject), loop.options(training)
-    whole = subject.units(multiple=multiple).cost()
-    for budget in budgets:  # what would train for nothing is said before anything is trained
-        limits.cutting(budget, whole)
+    check(subject, budgets, multiple, least, layers, weights, temperature, data.inputs[:1])
     feed = examples.batches(data, batch=batch, seed=seed)
     epochs = partial(detecting.steps, len(feed) / further.get("accumulate", 1))
     train: Callable[..., Recovery] = partial(
@@ -148,6 +147,23 @@ def yolov8_cwd(
         yield Result(str(budget), student, cut, selection.spent, records.together(pressed, tuned, taught), notes)
 
 
+def check(
+    subject: Traced, budgets: Sequence[Budget], multiple: int, least: int, layers: Sequence[str],
+    weights: Sequence[float], temperature: float, image: Tensor,
+) -> None:  # fmt: skip
+    """Refuse before anything is trained what would be refused after it: budgets, layers, weights, temperature."""
+    units = ranked(subject, multiple)[0]
+    lowest = ranking.fewest(units, dict.fromkeys(units, least)).spent
+    for budget in budgets:
+        limits.cutting(budget, units.cost(), lowest, f"lower least={least}")
+    if not weights:
+        raise InputError("weights are empty: give one for each map, the finest first; the last holds for all further")
+    if not temperature > 0:
+        raise InputError(f"temperature={temperature}: give a number above 0")
+    if layers:
+        seen(subject.model, tuple(layers), image, maps.flat)
+
+
 def pressure(subject: Traced, rate: float, schedule: slimming.Schedule, bias_rate: float) -> detecting.Objective:
     """Step 2: the detector's loss, and the penalty on the scales that may go (and, at `bias_rate`, on their biases)."""
     found = scales.prunable(subject.model, subject.slices())
@@ -179,12 +195,8 @@ def halve(
     What can't be cut after all (see `CutError`) stays whole, and the choice is made anew.
     """
     while True:
-        members = scales.members(subject.model, subject.slices())
-        scores = {site: torch.stack(list(row.values())).mean(0) for site, row in members.items()}
-        units = subject.units(multiple=multiple)
-        absent = [site for site in units if site not in scores]
-        frozen = {name: replace(site, frozen=site.frozen or name in absent) for name, site in units.sites.items()}
-        selection = select(replace(units, sites=frozen), scores, budget, scope, least)
+        units, scores, absent = ranked(subject, multiple)
+        selection = select(units, scores, budget, scope, least)
         try:
             student, cut = subject.cut(selection)
         except CutError as error:
@@ -192,6 +204,16 @@ def halve(
             continue
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         return student, cut, selection, (f"stays: {', '.join(absent[:3])}{more}: has no batch norm",) if absent else ()
+
+
+def ranked(subject: Traced, multiple: int) -> tuple[Units, dict[str, Tensor], list[str]]:
+    """Step 3: what may go, site -> |gamma| of each unit, and the sites without a batch norm, which stay whole."""
+    members = scales.members(subject.model, subject.slices())
+    scores = {site: torch.stack(list(row.values())).mean(0) for site, row in members.items()}
+    units = subject.units(multiple=multiple)
+    absent = [site for site in units if site not in scores]
+    frozen = {name: replace(site, frozen=site.frozen or name in absent) for name, site in units.sites.items()}
+    return replace(units, sites=frozen), scores, absent
 
 
 def audit(selection: Selection) -> dict[str, list[int]]:
