@@ -132,6 +132,23 @@ class Recurrent(nn.Module):
         return self.c(self.b(x).relu())
 
 
+class Written(nn.Module):
+    """A vector is written where a mask says so, as SpecAugment does, and numbers where places do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 10), nn.Linear(10, 3)
+        self.mark = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        mask = x.sum(-1) > 0
+        x = self.a(x).relu()
+        x[mask] = self.mark
+        x = self.b(x).relu()
+        x[~mask] = 0.5
+        return self.c(x)
+
+
 def mlp() -> Made:
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 3)), torch.randn(4, 6)
 
@@ -150,6 +167,7 @@ NETS: dict[str, Callable[[], Made]] = {
     "lstm": lambda: (Recurrent(), torch.randn(2, 4, 6)),
     "gru": lambda: (Recurrent(nn.GRU), torch.randn(2, 4, 6)),
     "rnn": lambda: (Recurrent(nn.RNN), torch.randn(2, 4, 6)),
+    "written": lambda: (Written(), torch.randn(2, 4, 6)),
 }
 
 

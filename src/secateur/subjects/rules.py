@@ -509,14 +509,19 @@ def _joined(flow: Flow, operands: list[Labelled], dim: int) -> Labels:
 @_rule("index _unsafe_index")
 def _index(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) -> Result:
     source, indices = args[0], args[1]
+    labels = flow.settled(flow.labels(source), _indexed(indices), "is looked up by index")
+    return _all_moved(flow, [func(label.expand(source.shape), indices) for label in labels])
+
+
+def _indexed(indices: Sequence[Tensor | None]) -> list[int]:
+    """The dimensions that indices are for: one each, and of a mask as many as it has."""
     dims, place = [], 0
     for index in indices:
         width = index.dim() if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
         if index is not None:
             dims += list(range(place, place + width))
         place += width
-    labels = flow.settled(flow.labels(source), dims, "is looked up by index")
-    return _all_moved(flow, [func(label.expand(source.shape), indices) for label in labels])
+    return dims
 
 
 @_rule("embedding")
@@ -536,10 +541,10 @@ def _by_index(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: A
     self = args[0]
     rank = self.dim()
     if "index_put" in name:
-        dims = [place for place, index in enumerate(args[1]) if index is not None]
+        dims = _indexed(args[1])
         values = flow.operand(args[2])
         lead = len(values.shape) - (rank - len(dims))
-        if dims != list(range(len(dims))) or any(index.dtype == torch.bool and index.dim() > 1 for index in args[1]):
+        if dims != list(range(len(dims))):
             flow.unknown(_flat((args, kwargs)), f"{name} writes by index")
             return NOTHING
         shape = (1,) * len(dims) + values.shape[max(lead, 0) :]
