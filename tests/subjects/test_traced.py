@@ -82,6 +82,13 @@ def test_what_stays_says_why() -> None:
     assert "b.weight[0]" not in reasons
 
 
+def test_what_a_mask_writes_keeps_no_channel() -> None:
+    subject = open_traced(*nets.make("written"))
+    assert {name: site.count for name, site in subject.units().sites.items()} == {"a.channels": 8, "b.channels": 10}
+    small, _ = subject.cut(half(subject))
+    assert small.model.get_parameter("mark").shape == (4,)
+
+
 @pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
 def test_a_recurrent_layer_is_left_alone_with_a_reason_and_the_rest_is_cut(name: str) -> None:
     model, inputs = nets.make(name)
