@@ -243,7 +243,7 @@ def test_a_text_of_padding_only_has_no_part_in_the_relations_of_sentences(folder
 def test_training_brings_each_loss_down_where_it_is_alone(tmp_path, folders, factors):
     teacher = bert()
     others = [folders["same"], folders["foreign"]]
-    (found,) = results(tmp_path, subject=teacher, teachers=others, factors=factors, steps=100, lr=1e-2)
+    (found,) = results(tmp_path, subject=teacher, teachers=others, factors=factors, steps=200)
     plain, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
     company = recipe.company(teacher, others[:1], (), "words", 24)
     items = stream(teacher, company).take(20)
