@@ -123,7 +123,8 @@ def test_erasing_mode_never_breaks_the_network(method: str, tmp_path) -> None:
     result = quick(tmp_path, "segments=25%", method=method)
     assert result.cut.removed == {"segments": (3, 4)}
     assert result.predicted["segments"] == 1
-    assert result.cut.after["params"] == result.predicted["params"]
+    for measure in ("params", "flops"):
+        assert result.cut.after[measure] == result.predicted[measure] < result.cut.before[measure]
     graph = result.subject.graph
     assert graph.useful | {0} == set(range(len(graph.vertices)))
     assert ("left" in str(result.subject.model)) == ("left" in dict(result.subject.model.named_modules()))
@@ -339,6 +340,23 @@ def test_weights_of_any_shape_become_zero_with_their_segment(method: str, tmp_pa
     start = open_traced(Scaled(), data.inputs[:2])
     result = quick(tmp_path, "segments=50%", data, start, method=method)
     assert result.cut.removed == {"segments": (1, 2)}
+
+
+def vit() -> Traced:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    shape = {"img_size": 6, "patch_size": 3, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 2}
+    return open_traced(timm.create_model("vit_tiny_patch16_224", num_classes=3, **shape), bars().inputs[:2])
+
+
+@pytest.mark.parametrize("budget", ["channels=60%", "segments=50%"])
+def test_a_network_of_timm_is_erased_and_pruned(budget: str, tmp_path) -> None:
+    start = vit()
+    result = quick(tmp_path, budget, start=start, epochs=1, variant="adamw", lr=1e-3)
+    (measure,) = Budget.parse(budget).absolute({"channels": 1.0, "segments": 1.0})
+    whole = start.units(*(["segments"] if measure == "segments" else [])).cost()[measure]
+    assert result.predicted[measure] <= Budget.parse(budget).limits[0].absolute(whole)
+    assert result.cut.after["flops"] == result.predicted["flops"] < 0.8 * result.cut.before["flops"]
 
 
 def test_the_laws_of_a_recipe_hold() -> None:

@@ -23,6 +23,7 @@ from secateur.recover import loop, records
 from secateur.recover.sparsify import GroupSparse, Saliency
 from secateur.score import gradient, magnitude
 from secateur.select import limits, ranking
+from secateur.subjects import erasing
 from secateur.subjects.recording import leaves
 from secateur.subjects.segments import SITE, Segments
 from secateur.subjects.traced import Traced
@@ -183,7 +184,7 @@ def otov3(
             selection = Selection({site: ~row.bool() for site, row in gone.items()}, {}, part)
             current, cut = work.cut(selection)
             cuts.append(cut)
-            predicted |= task.units.cost(selection.keep)
+            predicted |= task.units.cost(selection.keep) | task.flops(work, selection)
             notes += task.notes if dry_run else [*task.notes, compared(work, current, data)]
         yield Result(str(budget), current, joined(cuts), predicted, records.together(*recoveries), tuple(notes))
 
@@ -303,6 +304,10 @@ class Task:
                 raise
             keep = self.choose(scores, self.budget)
         return {site: ~torch.as_tensor(keep[site]).bool() for site in self.slices}
+
+    def flops(self, subject: Traced, selection: Selection) -> dict[str, float]:
+        """FLOPs of what is left without segments, which their prices do not tell; of channels they do."""
+        return {"flops": erasing.flops(subject, selection)} if SITE in self.budget else {}
 
     def optimiser(self, params: Any, *, method: str, saliency: str | None, **settings: Any) -> GroupSparse:
         """What drives them to zero, with the saliency of its method unless another is named."""
