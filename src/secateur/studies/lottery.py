@@ -203,7 +203,7 @@ def plan(
 
 
 def tickets(
-    network: Traced,
+    subject: Traced,
     data: Examples,
     judged: Examples,
     *,
@@ -219,7 +219,7 @@ def tickets(
     """As `lottery`, of examples that are apart already, in memory: per learning rate what its arms reach.
 
     Args:
-        network, data, judged, lrs, seeds, kept, method, rounds, epochs, optimizer: as of `lottery`.
+        subject, data, judged, lrs, seeds, kept, method, rounds, epochs, optimizer: as of `lottery`.
         how: `batch`, `weight_decay`, `norm`, `training`, and `augment`, what `examples.batches` does to each batch.
     """
     settings: dict[str, Any] = {
@@ -232,13 +232,13 @@ def tickets(
     _check(lrs, seeds, **settings)
     found = []
     for lr in lrs:
-        rows = [_drawn(network, data, judged, lr=lr, seed=seed, **settings, **how) for seed in seeds]
+        rows = [_drawn(subject, data, judged, lr=lr, seed=seed, **settings, **how) for seed in seeds]
         found.append(Tickets(lr, *zip(*rows, strict=True)))
     return tuple(found)
 
 
 def _drawn(
-    network: Traced,
+    subject: Traced,
     data: Examples,
     judged: Examples,
     *,
@@ -258,7 +258,7 @@ def _drawn(
         place = folder / name if folder else None
         rethinking.fit(one.model, data, lr=lr, seed=seed, augment=augment, closed=closed, folder=place, **training)
 
-    first, large, closed = _draw(network, seed, norm), _draw(network, seed, norm), dict[str, Tensor]()
+    first, large, closed = _draw(subject, seed, norm), _draw(subject, seed, norm), dict[str, Tensor]()
     fit(large, "large", closed)
     dense = rethinking.right(large.model, judged).mean()
     for part in range(1, rounds + 1):
@@ -267,7 +267,7 @@ def _drawn(
             fit(large, f"large-{part}", closed)
         pruned = rethinking.prune(large, _left(method, kept ** (part / rounds)), method)
         closed = dict(pruned.masks)
-    ticket, rival = rethinking.duplicate(first), _draw(network, seed + 1000, norm)
+    ticket, rival = rethinking.duplicate(first), _draw(subject, seed + 1000, norm)
     if pruned.selection is not None:
         ticket, rival = ticket.cut(pruned.selection)[0], rival.cut(pruned.selection)[0]
     for one, name in ((ticket, "ticket"), (rival, "drawn")):
@@ -306,7 +306,7 @@ def _left(method: str, share: float) -> Budget:
     return Budget.parse(f"{'weights' if method == 'unstructured' else 'channels'}={100 * share:.6f}%")
 
 
-def _draw(network: Traced, seed: int, norm: float) -> Traced:
+def _draw(subject: Traced, seed: int, norm: float) -> Traced:
     """The network's shape with weights of the dense rule: what a mask closes later changes no variance."""
-    model, _ = initialise.fresh(network.model, seed=seed, norm=norm)
-    return Traced(model, network.inputs, network.plans)
+    model, _ = initialise.fresh(subject.model, seed=seed, norm=norm)
+    return Traced(model, subject.inputs, subject.plans)

@@ -25,10 +25,10 @@ def flops(subject: Traced, selection: Selection) -> float:
     if erasure is None:
         raise InputError("without these segments no way leads from the input to the output: keep one of them")
     seen = Graph()
-    with _Each(seen) as counter:
+    with _Each(seen) as mode:
         graphs.record(twin(subject.model, share=True).eval(), subject.inputs, seen)
     # Vertices are numbered in the order in which operators run, here as in the subject's own graph.
-    return sum(cost for place, cost in counter.each.items() if place in erasure.live)
+    return float(sum(cost for place, cost in mode.each.items() if place in erasure.live))
 
 
 class _Each(Counter):
