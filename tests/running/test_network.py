@@ -235,6 +235,26 @@ def test_without_labels_loyalty_stands_beside_fidelity_and_numbers_have_their_ow
     assert both == {"pearson": expected["pearson"], "rank_loyalty": expected["spearman"], "rmse": expected["rmse"]}
 
 
+class Timed(nn.Module):
+    """Takes a time beside its input, as a diffusion network does."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x, when):
+        return self.two(self.one(x + when).relu())
+
+
+def test_a_network_that_needs_more_than_the_examples_hold_is_refused_in_a_line(tmp_path):
+    subject = open_traced(Timed(), (torch.rand(2, 4), torch.tensor(0.5)))
+    with pytest.raises(
+        DataError, match=r"^Timed takes more than the inputs .* \(missing a required argument: 'when'\)"
+    ):
+        running.run("otov3", subject, Examples(torch.rand(20, 4)), "channels=50%", tmp_path / "out", epochs=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_label_that_a_detector_does_not_have_is_refused_before_anything_runs():
     data = yolo.squares(8)
     subject = detectors.opened(yolo.tiny(), data.inputs[:1])

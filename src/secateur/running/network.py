@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -127,6 +128,7 @@ def fitted(data: Examples, subject: Traced) -> Examples:
             f"{data.name} holds inputs of shape {tuple(data.inputs.shape[1:])}, the model was built for "
             f"{tuple(first.shape[1:])}: give inputs of that shape"
         )
+    _takes(data, subject)
     if data.labels is not None:
         with torch.inference_mode():
             output = forward(subject, data.inputs[:2])
@@ -139,6 +141,20 @@ def fitted(data: Examples, subject: Traced) -> Examples:
     if data.targets and isinstance(subject.model, Detector):
         _learnt(data, subject.model)
     return data
+
+
+def _takes(data: Examples, subject: Traced) -> None:
+    """Raise `DataError` where the network can't do with the examples alone: its other inputs have no default."""
+    given = subject.inputs.given(data.inputs[:1])
+    try:
+        inspect.signature(subject.model.forward).bind(*given.args, **given.kwargs)
+    except ValueError:  # it has no signature to look at
+        return
+    except TypeError as error:
+        raise DataError(
+            f"{type(subject.model).__name__} takes more than the inputs that {data.name} holds ({error}): give its "
+            "other inputs a default, in a module around it"
+        ) from error
 
 
 def _learnt(data: Examples, model: nn.Module) -> None:
