@@ -107,7 +107,7 @@ def run(
         seed: of everything random.
         threads: of torch, also while measuring; its own number if None.
         device: where the model is pruned and timed, such as cuda; where it is if None. Networks are pruned where they
-            are, and timed and judged there. Training takes a GPU that is there.
+            are, and copies of them timed and judged on the device. Training takes a GPU that is there.
         batch: sequences per batch of the measured environment; the recipe's default if None.
         length: tokens per sequence of the measured environment; the recipe's default if None. Networks have none.
         stream: leave a language model on the disk and read it block by block, for models larger than memory; time is
