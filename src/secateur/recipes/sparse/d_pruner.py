@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from secateur import processes
 from secateur.errors import InputError, RunError, UnsupportedError
 from secateur.files import texts
 from secateur.files.rundir import Run
@@ -166,6 +166,8 @@ def check(
     """Raise `InputError` for options that can't be used, `UnsupportedError` for a model that can't."""
     if not subject.causal:
         raise UnsupportedError("d_pruner scores by the next token: give a language model, such as a Llama or a GPT-2")
+    if by == "dual" and processes.count() > 1:
+        raise UnsupportedError("by=dual trains in one process: start it without torchrun, or take by=general")
     if by == "dual" and isinstance(subject, Streamed):
         raise UnsupportedError("by=dual trains a copy of the whole model: open it in memory, or take by=general")
     if weight < 0 or block < 0:
@@ -231,7 +233,7 @@ def scored(
     """
     beside = run.folder(f"{name}-unfinished")
     told: dict[str, Any] = run.json(name, lambda: {**compute(run.folder(name), beside), **key})
-    shutil.rmtree(beside, ignore_errors=True)
+    run.drop(f"{name}-unfinished")
     other = next((what for what, value in key.items() if told.get(what) != value), None)
     if other is not None:
         raise InputError(f"{run.root} holds scores of another {other}: choose another folder, or overwrite it")
@@ -324,7 +326,7 @@ def general_importance(
                 noting = partial(noted, choose, parts)
                 weight.copy_(obs.prune(weight, H, noting, every=columns, block=columns, inverse=U).weight)
                 found[name] = torch.cat(parts, 1)
-        storage.write(folder / f"{block.index}.safetensors", found)
+        processes.by_first(partial(storage.write, folder / f"{block.index}.safetensors", found))
     return {"windows": float(len(windows)), "starved": float(poor)}
 
 

@@ -94,6 +94,7 @@ def owl(
         return found
 
     outliers, sizes = zip(*run.json("outliers", look), strict=True)
+    run.drop("outliers")
     for budget, (share, pattern), low in zip(budgets, asked, least, strict=True):
         patterns = list[Pattern]()
         if pattern is None:
