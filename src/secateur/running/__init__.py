@@ -180,8 +180,8 @@ def results(
     # Once, and before the recipe: what quality is measured on, it never sees.
     part = None if corpus is None else parts.parted(trade, corpus, apart, subject, seed=seed)
     train, judged = (None, None) if part is None else (part.train, part.held)
-    warned = (part.warning,) if part is not None and part.warning else ()
-    warned += (f"worked out by {many} processes",) if many > 1 else ()
+    warned = [part.warning] if part is not None and part.warning else []
+    warned += [f"worked out by {many} processes"] if many > 1 else []
     where = trade.where(subject, chosen.get("batch"), chosen.get("length"), threads)
     trade.check(subject, {"length": where.length, **chosen})
     settings = {
@@ -203,6 +203,7 @@ def results(
         **parts.named(data=(data, corpus), held_out=(held_out, apart)),
         **({"inputs": inputs} if isinstance(inputs, str) else {}),
     }
+
     def tried() -> Iterator[Evidence]:
         with tempfile.TemporaryDirectory() as folder, Run.open(folder, settings) as directory, _threads(where):
             for result in _recipe(function, subject, train, budgets, directory, chosen, seed):

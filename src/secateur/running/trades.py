@@ -19,7 +19,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.measure.latency import Environment
 from secateur.vocabulary import Figure
 
-__all__ = ["Trade", "called", "copies", "match", "name", "of_folder", "of_model", "of_recipe", "streaming"]
+__all__ = ["Trade", "called", "copies", "match", "name", "of_folder", "of_model", "of_recipe", "sharing", "streaming"]
 
 Row = dict[str, Figure]
 
