@@ -405,6 +405,7 @@ def _evidence(
 ) -> Evidence:
     """Measure `result` beside the `original`: sizes, time in alternating pairs, and quality on `held_out` texts."""
     before, after, measured, notes = compare(original, result.subject, held_out, where, trade)
+    notes += _elsewhere(before, after, original, result, held_out, where, trade)
     budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
     if budget.pattern is not None:
         measured["off_pattern"], found = _pattern(
@@ -466,6 +467,29 @@ def compare(
         except (DataError, MeasurementError) as error:
             notes.append(f"quality: {error}")
     return before, after, measured, notes
+
+
+def _elsewhere(
+    before: dict[str, Figure],
+    after: dict[str, Figure],
+    original: Any,
+    result: Result,
+    held_out: Any,
+    where: latency.Environment,
+    trade: Trade,
+) -> list[str]:
+    """Add the quality of both models on what else the recipe wants them judged by; notes on what can't be measured."""
+    notes: list[str] = []
+    for name, corpus in result.judged.items() if held_out is not None else ():
+        try:
+            with where.active():
+                first, second, _ = trade.compared(original, result.subject, trade.fitted(corpus, original), where)
+        except (DataError, MeasurementError) as error:
+            notes.append(f"quality on {name} data: {error}")
+            continue
+        for row, figures in ((before, first), (after, second)):
+            row.update({f"{name}/{measure}": figure for measure, figure in figures.items()})
+    return notes
 
 
 def _rivals(

@@ -89,7 +89,8 @@ def d_pruner(
         data: texts of the domain: prompts with their answers and explanations, or running text.
         budgets: weights=50% (of the matrices of the blocks; embeddings, norms, head and routers stay), or pattern=2:4.
         run: where scores and checkpoints go.
-        general: open-domain texts (a file, a folder of them or hub:owner/name), such as the model was trained on.
+        general: open-domain texts (a file, a folder of them or hub:owner/name), such as the model was trained on. A
+            part is held out, and what both models make of it is told beside the domain's perplexity.
         by: what the masks are taken from: dual, or general for G alone.
         scope: what is compared: row, block (of columns), matrix, layer or global.
         block: columns of a block; 0 cuts every matrix into 32 blocks.
@@ -129,13 +130,14 @@ def d_pruner(
         if pattern is None:
             blocks.enough(subject, name, share, scope, partial(width, block=block))
     notes: tuple[str, ...] = ()
+    corpus, judged = apart(texts.read(general), seed) if general and not dry_run else (None, {})
     read: Read | None = None  # of magnitudes, if None
     if scores:
         read = earlier(Path(scores), by, subject)
+        judged = judged if corpus is not None and unseen(Path(scores), corpus) else {}
     elif not dry_run:
         key = {"model": digest(subject)}
-        if by == "general" or weight:
-            corpus = texts.read(general)
+        if corpus is not None and (by == "general" or weight):
             windows, notes = texts.windows(corpus, subject.tokenizer, general_samples, train_length, seed=seed)
             told = scored(run, "general", {**key, "text": corpus.digest}, partial(
                 general_importance, subject, windows, share=general_share, damp=damp, floor=floor,
@@ -157,7 +159,7 @@ def d_pruner(
         student = subject.copy()
         prune(student, run.folder(f"blocks-{name}"), read, share, pattern, scope=scope, block=block)
         cut = blocks.receipt(subject, student, notes)
-        yield Result(name, student, cut, {"weights": cut.after["weights"]}, None, notes)
+        yield Result(name, student, cut, {"weights": cut.after["weights"]}, None, notes, judged=judged)
 
 
 def check(
@@ -266,6 +268,20 @@ def earlier(root: Path, by: str, subject: Transformer | Streamed) -> Read:
     if model != digest(subject):
         raise InputError(f"{root} holds scores of another model: score this one, without scores=...")
     return stored(root / "work" / by, subject.layers())
+
+
+def apart(corpus: Corpus, seed: int) -> tuple[Corpus, dict[str, Corpus]]:
+    """(what of the general text is scored by, what both models are judged by: a part held out of two texts or more)."""
+    if len(corpus) < 2:
+        return corpus, {}
+    train, held = corpus.split(seed=seed)
+    return train, {"general": held}
+
+
+def unseen(root: Path, train: Corpus) -> bool:
+    """Whether an earlier run, at `root`, scored by nothing of the general text but `train`."""
+    record = root / "work" / "general.json"
+    return not record.is_file() or json.loads(record.read_text(encoding="utf-8")).get("text") == train.digest
 
 
 def digest(subject: Transformer | Streamed) -> str:
