@@ -412,14 +412,15 @@ def test_general_skill_is_measured_beside_the_domains_on_text_that_was_held_out(
         return train, judged
 
     apart = d_pruner.apart
-    how = {"general": general, **QUICK, "batch": 2, "length": 16}
+    how = {"general": general, **QUICK}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(d_pruner, "apart", watch)
         (row,) = running.run("d_pruner", tmp_path / "llama", DOMAIN, "weights=30%", tmp_path / "out", **how)
     ((train, held),) = seen
     assert len(train) + len(held) == len(OPEN)
     for found, place in ((row.before, "llama"), (row.after, "out")):
-        alone = running.measure(tmp_path / place, data=held, batch=2, length=16)["model"]
+        length = row.settings["length"]
+        alone = running.measure(tmp_path / place, data=held, batch=2, length=length)["model"]
         assert found["general/perplexity"].value == pytest.approx(alone["perplexity"].value)
     assert "general: Perplexity" in (tmp_path / "out" / "report.html").read_text("utf-8")
     assert json.loads((tmp_path / "out" / "work" / "general.json").read_text())["text"] == train.digest
