@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from recipes.sparse.oneshot import CALIBRATED, data, quality, run, stays, taught
+from secateur import running
 from secateur.errors import InputError
 from secateur.files import texts
 from secateur.files.rundir import Run
@@ -74,6 +75,12 @@ def test_joint_rounding_leaves_few_levels(tmp_path):
     result = run("sparsegpt", tmp_path, bits=4)
     for matrix in matrices(result.subject.model, result.subject.layers()).values():
         assert max(len(row.unique()) for row in matrix.weight) <= 16
+    assert any("export --to packed` keeps 4 bits" in note for note in result.cut.notes)
+    result.subject.save(tmp_path / "rounded")
+    exported, notes = running.export(tmp_path / "rounded", "packed")
+    again = dict(open_subject(exported).model.named_parameters())
+    assert "-levels, 28 of them as places" in notes[0]
+    assert all(torch.equal(again[name], p) for name, p in result.subject.model.named_parameters())
     with pytest.raises(InputError, match="2 to 8"):
         run("sparsegpt", tmp_path, bits=1)
     with pytest.raises(InputError, match="columns=0: give at least 1"):

@@ -72,7 +72,8 @@ def sparsegpt(
         sequential: let a block read what the pruned blocks before it give. Off, it reads what the dense ones gave, and
             each block runs once in place of twice.
         true_sequential: inside a block, read anew what a matrix gets once the matrices before it are pruned.
-        bits: if not 0, what stays is rounded to 2^bits levels per row on the way (joint quantisation, section 3.5).
+        bits: if not 0, what stays is rounded to 2^bits levels per row on the way (joint quantisation, section 3.5). The
+            result holds them as floats; the export "packed" stores them in so many bits, equal to the bit.
         floor: experts with fewer tokens are pruned by the Hessian of all experts of their layer.
         seed: of the choice of windows.
         dry_run: as a run; nothing is kept.
@@ -107,6 +108,10 @@ def sparsegpt(
                 starving, lost = starving + few, lost + loss
             run.json(f"loss-{budget}-{block.index}", partial(float, lost))  # for a run that goes on behind this block
         told = hessian.shortage(starving, floor, "pruned by their layer's H")
+        if bits:
+            told += (
+                f"rounded to {2**bits} levels a row, held as floats: `secateur export --to packed` keeps {bits} bits",
+            )
         cut = blocks.receipt(subject, student, (*notes, *told))
         losses = [run.json(f"loss-{budget}-{index}", lambda: None) for index in range(len(subject.layers()))]
         yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, (obs.described(losses),))
