@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["by_first", "count", "end", "index", "total", "wait"]
 
-_SIGNS = ("LOCAL_RANK", "WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Variables by which Accelerate knows that a process has others beside it."""
+_SIGNS = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Variables by which Accelerate knows that a process has others beside it; WORLD_SIZE some clusters set in any case."""
 
-_PATIENCE = timedelta(days=7)
+_PATIENCE = timedelta(days=1)
 """How long processes wait for one another: the first measures and saves while the others wait."""
 
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)

@@ -290,7 +290,7 @@ def visit(
         raise InputError(f"{len(batches)} batches for {many} processes: give at least one to each")
     paths = subject.layers()
     own = folder / f"process-{number}-of-{many}" if many > 1 else folder
-    own.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     start = processes.by_first(lambda: _finished(folder, len(paths))) if store else 0
     for index in range(start):
         subject.recall(paths[index], _file(folder, index))

@@ -279,9 +279,12 @@ def apart(corpus: Corpus, seed: int) -> tuple[Corpus, dict[str, Corpus]]:
 
 
 def unseen(root: Path, train: Corpus) -> bool:
-    """Whether an earlier run, at `root`, scored by nothing of the general text but `train`."""
+    """Whether it is known that an earlier run, at `root`, scored by nothing of the general text but `train`."""
     record = root / "work" / "general.json"
-    return not record.is_file() or json.loads(record.read_text(encoding="utf-8")).get("text") == train.digest
+    try:
+        return not record.is_file() or bool(json.loads(record.read_text(encoding="utf-8"))["text"] == train.digest)
+    except (ValueError, KeyError):
+        return False
 
 
 def digest(subject: Transformer | Streamed) -> str:
