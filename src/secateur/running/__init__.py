@@ -483,9 +483,9 @@ def _elsewhere(
     notes: list[str] = []
     for name, corpus in result.judged.items() if held_out is not None else ():
         try:
-            pair = _placed(trade, where, original, result.subject)
+            dense, student = _placed(trade, where, original, result.subject)
             with where.active():
-                first, second, _ = trade.compared(*pair, trade.fitted(corpus, original), where)
+                first, second, _ = trade.compared(dense, student, trade.fitted(corpus, original), where)
         except (DataError, MeasurementError) as error:
             notes.append(f"quality on {name} data: {error}")
             continue
