@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur import __version__, quiet, recipes
+from secateur import __version__, processes, quiet, recipes
 from secateur.errors import InputError, MendedWarning, SecateurError
 from secateur.vocabulary import Budget, listed
 
@@ -421,11 +421,13 @@ def _run(given: dict[str, Any]) -> None:
 
 
 def _followed(results: Iterable[Evidence]) -> list[Evidence]:
-    """The evidence of each budget, printed as it comes."""
+    """The evidence of each budget, printed as it comes; of several processes by the first."""
     console, rows = _console(), []
     for row in results:
-        _print_evidence(console, row)
+        if processes.index() == 0:
+            _print_evidence(console, row)
         rows.append(row)
+    processes.end()
     return rows
 
 
@@ -437,7 +439,7 @@ def _told(rows: Sequence[Evidence], out: str | Path) -> None:
         "report": page if page.is_file() else None,
     }
     lines = [f"{name}  {place}" for name, place in places.items() if place is not None]
-    if lines:
+    if lines and processes.index() == 0:
         _console().print("", *lines, sep="\n", highlight=False)
     if any(row.verdict != "met" for row in rows):
         raise typer.Exit(1)

@@ -485,3 +485,5 @@ class Result:
     """Name -> a rival at the same budget, of the kind of `subject`: measured as it is but for time, and not saved."""
     patterns: Mapping[str, Pattern] = field(default_factory=dict)
     """Matrix -> the n:m it was given, where a budget's pattern is the mean of several; all matrices, if any."""
+    judged: Mapping[str, Any] = field(default_factory=dict)
+    """Name -> more held-out data, as the run's: what both models are worth on it is told as "name/perplexity"."""

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from secateur import levels
 from secateur.disk import writing
 from secateur.errors import InputError, ModelError, NumericalError
 from secateur.subjects import saving, unpacking
@@ -34,8 +35,9 @@ def save_packed(subject: Transformer, folder: Path) -> tuple[str, ...]:
     """Write the model into `folder` as `saving.save` does, its matrices without their zeros; returns notes.
 
     Every matrix that gets smaller by it is packed, as `unpacking` describes: all of them as "sparse-24-bitmask" where
-    they are all 2:4, else as "sparse-bitmask". What is loaded again equals the model bit for bit, which is checked.
-    Loading unpacks: it saves disk and transfer, neither memory nor time.
+    they are all 2:4, else as "sparse-bitmask", and the weights of rows with few different numbers, as rounding leaves
+    them, as places among these where that is smaller ("-levels"). What is loaded again equals the model bit for bit,
+    which is checked. Loading unpacks: it saves disk and transfer, neither memory nor time.
 
     Raises `InputError` where nothing gets smaller.
     """
@@ -55,23 +57,25 @@ def pack(folder: Path, config: Any) -> tuple[str, ...]:
     if not paying:
         raise InputError("nothing gets smaller without its zeros: prune the model first, or keep it as it is")
     shard: dict[str, Tensor] = {}
-    number, after = 1, 0
+    number, after, rounded = 1, 0, 0
     for name, tensor in _stored(files):
         parts = _packed(name, tensor, two_four) if name in paying else {name: tensor}
         after += sum(part.nbytes for part in parts.values())
+        rounded += name in paying and f"{name.removesuffix('.weight')}.codes" in parts
         shard |= parts
         if sum(part.nbytes for part in shard.values()) > _SHARD:
             _write(folder, number, shard)
             shard, number = {}, number + 1
     if shard:
         _write(folder, number, shard)
-    form = "sparse-24-bitmask" if two_four else "sparse-bitmask"
+    form = ("sparse-24-bitmask" if two_four else "sparse-bitmask") + ("-levels" if rounded else "")
+    told = f", {rounded} of them as places among the few numbers of their rows" if rounded else ""
     _describe(config, folder, form, sorted(name.removesuffix(".weight") for name in paying))
     _check(files, folder)
     for path in [*files, *folder.glob("model*.safetensors.index.json")]:
         path.unlink()
     return (
-        f"{len(paying)} matrices packed as {form}: {after / 1e6:.3g} MB in place of {before / 1e6:.3g} MB",
+        f"{len(paying)} matrices packed as {form}{told}: {after / 1e6:.3g} MB in place of {before / 1e6:.3g} MB",
         "it is unpacked as it loads, by secateur.load or from_pretrained(..., trust_remote_code=True): "
         "neither memory nor time is saved",
     )
@@ -101,8 +105,12 @@ def _write(folder: Path, number: int, shard: dict[str, Tensor]) -> None:
 def _pays(matrix: Tensor) -> bool:
     """Whether the stored weights with a bit for each place and the offsets of rows take less than the matrix."""
     rows, columns = matrix.shape
-    kept = int(torch.count_nonzero(matrix)) * matrix.element_size()
-    return kept + rows * (-(-columns // 8) + 8) + 16 < matrix.nbytes
+    kept = int(torch.count_nonzero(matrix))
+    stored = kept * matrix.element_size() + 8 * rows
+    found = levels.table(matrix)
+    if found is not None:
+        stored = min(stored, levels.coded_bytes(found, kept))
+    return stored + rows * -(-columns // 8) + 16 < matrix.nbytes
 
 
 def _two_four(matrix: Tensor) -> bool:
@@ -125,7 +133,14 @@ def _packed(name: str, matrix: Tensor, two_four: bool) -> dict[str, Tensor]:
     else:
         counts = held.sum(1)
         stored, more = matrix[held], {f"{stem}.row_offsets": counts.cumsum(0) - counts}
-    return {f"{stem}.shape": shape, f"{stem}.bitmask": unpacking.bits(held), f"{stem}.compressed": stored, **more}
+    places = {f"{stem}.shape": shape, f"{stem}.bitmask": unpacking.bits(held)}
+    found = levels.table(matrix)
+    if found is None or levels.coded_bytes(found, stored.numel()) >= stored.nbytes:
+        return {**places, f"{stem}.compressed": stored, **more}
+    wide = torch.promote_types(matrix.dtype, torch.float32)  # searching knows no smaller ones
+    codes = torch.searchsorted(found.to(wide), matrix.to(wide))[held]
+    planes = [unpacking.bits((codes >> bit & 1).bool()) for bit in range(found.shape[1].bit_length() - 1)]
+    return {**places, f"{stem}.levels": found, f"{stem}.codes": torch.stack(planes)}
 
 
 def _describe(config: Any, folder: Path, form: str, packed: list[str]) -> None:
@@ -136,7 +151,7 @@ def _describe(config: Any, folder: Path, form: str, packed: list[str]) -> None:
         "quant_method": "compressed-tensors",
         "sparsity_config": {
             "format": form,
-            "sparsity_structure": "2:4" if form == "sparse-24-bitmask" else "unstructured",
+            "sparsity_structure": "2:4" if "24" in form else "unstructured",
             "targets": packed,
             "ignore": [],
         },

@@ -7,6 +7,13 @@ The layout of a tensor "x.weight" [d_out, d_in] is that of compressed-tensors, u
 - x.compressed: the stored weights, row by row; [d_out, d_in / 2] in "sparse-24-bitmask", flat in "sparse-bitmask"
 - x.row_offsets: int64 [d_out], where each row begins in `compressed`; in "sparse-bitmask" alone
 
+Where the rows hold few different numbers, as rounding leaves them, two others stand in place of the last two, and the
+format's name ends in "-levels", which is ours:
+
+- x.levels: [d_out, 2^b], the numbers of each row
+- x.codes: uint8 [b, ...], for each stored weight bit k of its place among the numbers of its row, row by row, packed
+  as the bitmask
+
 This file imports only torch, safetensors, transformers and what comes with them: a copy of it travels with packed
 weights, so that they load anywhere.
 """
@@ -22,10 +29,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-__all__ = ["KEY", "PACKED", "Unpacking", "bits", "dense", "held", "plain", "tensors"]
+__all__ = ["KEY", "PACKED", "Unpacking", "bits", "coded", "dense", "held", "plain", "tensors"]
 
 PACKED = "packed*.safetensors"
 """The files of packed weights: named so that no other loader takes them for plain ones and fills in random weights."""
+
+_PARTS = ("shape", "bitmask", "row_offsets", "levels")
 
 KEY = "compression_config"
 """Where config.json says how the weights are packed."""
@@ -54,16 +63,34 @@ def dense(shape: torch.Tensor, bitmask: torch.Tensor, compressed: torch.Tensor) 
     return matrix
 
 
+def coded(bitmask: torch.Tensor, columns: int, levels: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """The stored weights, row by row, by their places among the numbers of their rows."""
+    rows = held(bitmask, columns).nonzero()[:, 0]
+    places = torch.zeros_like(rows)
+    for number, plane in enumerate(codes):
+        places += held(plane, len(rows)).long() << number
+    return levels[rows, places]
+
+
 def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of everything stored in `folder`, unpacked, one at a time."""
     for path in sorted(folder.glob(PACKED)):
         with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
             for name in file.keys():  # noqa: SIM118 - it is no mapping
                 stem, _, part = name.rpartition(".")
-                if part == "compressed":
+                if f"{stem}.bitmask" not in names:
+                    yield name, file.get_tensor(name)
+                elif part == "compressed":
                     found = (file.get_tensor(f"{stem}.{one}") for one in ("shape", "bitmask", "compressed"))
                     yield f"{stem}.weight", dense(*found)
-                elif part not in ("shape", "bitmask", "row_offsets"):
+                elif part == "codes":
+                    shape, bitmask, levels = (
+                        file.get_tensor(f"{stem}.{one}") for one in ("shape", "bitmask", "levels")
+                    )
+                    stored = coded(bitmask, int(shape.flatten()[1]), levels, file.get_tensor(name))
+                    yield f"{stem}.weight", dense(shape, bitmask, stored)
+                elif part not in _PARTS:  # a bias, say
                     yield name, file.get_tensor(name)
 
 
