@@ -6,6 +6,7 @@ The layout of a tensor "x.weight" [d_out, d_in] is that of compressed-tensors, u
 - x.bitmask: uint8 [d_out, ceil(d_in / 8)], bit j % 8 of byte j // 8 says whether weight j of a row is stored
 - x.compressed: the stored weights, row by row; [d_out, d_in / 2] in "sparse-24-bitmask", flat in "sparse-bitmask"
 - x.row_offsets: int64 [d_out], where each row begins in `compressed`; in "sparse-bitmask" alone
+- x.weight_scale: [d_out, 1], of weights that are stored as integers of 8 bits: what each is multiplied by
 
 This file imports only torch, safetensors, transformers and what comes with them: a copy of it travels with packed
 weights, so that they load anywhere.
@@ -46,24 +47,28 @@ def held(packed: torch.Tensor, count: int) -> torch.Tensor:
     return (packed[..., None] & places).ne(0).flatten(-2)[..., :count]
 
 
-def dense(shape: torch.Tensor, bitmask: torch.Tensor, compressed: torch.Tensor) -> torch.Tensor:
-    """The matrix [d_out, d_in] again, with zeros where nothing was stored."""
+def dense(
+    shape: torch.Tensor, bitmask: torch.Tensor, compressed: torch.Tensor, scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The matrix [d_out, d_in] again, with zeros where nothing was stored; integers times their scale."""
     rows, columns = shape.flatten().tolist()
     matrix = compressed.new_zeros(rows, columns)
     matrix[held(bitmask, columns)] = compressed.flatten()
-    return matrix
+    return matrix if scale is None else matrix.to(scale.dtype) * scale
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of everything stored in `folder`, unpacked, one at a time."""
     for path in sorted(folder.glob(PACKED)):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            names = set(file.keys())
+            for name in sorted(names):
                 stem, _, part = name.rpartition(".")
                 if part == "compressed":
-                    found = (file.get_tensor(f"{stem}.{one}") for one in ("shape", "bitmask", "compressed"))
+                    parts = ["shape", "bitmask", "compressed", "weight_scale"]
+                    found = (file.get_tensor(f"{stem}.{one}") for one in parts if f"{stem}.{one}" in names)
                     yield f"{stem}.weight", dense(*found)
-                elif part not in ("shape", "bitmask", "row_offsets"):
+                elif part not in ("shape", "bitmask", "row_offsets", "weight_scale"):
                     yield name, file.get_tensor(name)
 
 
