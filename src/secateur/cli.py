@@ -577,6 +577,7 @@ def distill(
     ] = "",
     on_policy: Annotated[float, typer.Option(help="Share of the batches that the student writes itself.")] = 0.0,
     prompt: Annotated[int, typer.Option(help="Tokens of a text that it then writes on from.")] = 16,
+    bits: Annotated[int, typer.Option(help="8 or 4: round weights in training, keep zeros, save integers.")] = 0,
     training: Annotated[
         list[str] | None, typer.Option(help="More settings of training: accumulate=4,precision=bf16.")
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -46,8 +47,13 @@ def opened(folder: str | Path, to: str, *, stream: bool = False) -> Any:
     return onnxing.saved(folder)
 
 
-def write(subject: Transformer | Any, folder: Path, to: str, data: Any = None) -> tuple[str, ...]:
-    """Write `subject` into `folder`, in the form `to`; returns notes. See `secateur.running.export`."""
+def write(
+    subject: Transformer | Any, folder: Path, to: str, data: Any = None, bound: float | None = None
+) -> tuple[str, ...]:
+    """Write `subject` into `folder`, in the form `to`; returns notes. See `secateur.running.export`.
+
+    bound: how far outputs of quantised weights may be from the subject's; by `QUANTISED` if None.
+    """
     folder.mkdir(exist_ok=True)
     if isinstance(subject, Streamed):
         return _streamed(subject, folder, to)
@@ -62,7 +68,7 @@ def write(subject: Transformer | Any, folder: Path, to: str, data: Any = None) -
         return packing.save_packed(subject, folder)
     if to == "masks":
         return _masks(subject, folder)
-    return _quantised(subject, folder, to, data)
+    return _quantised(subject, folder, to, data, QUANTISED[f"int{_bits(to)}"] if bound is None else bound)
 
 
 def _masks(subject: Transformer, folder: Path) -> tuple[str, ...]:
@@ -72,7 +78,7 @@ def _masks(subject: Transformer, folder: Path) -> tuple[str, ...]:
     return (f"{len(found)} matrices, {display.number('zeros', share)} of their weights zero",)
 
 
-def _quantised(subject: Transformer, folder: Path, to: str, data: Any) -> tuple[str, ...]:
+def _quantised(subject: Transformer, folder: Path, to: str, data: Any, bound: float) -> tuple[str, ...]:
     """Quantise a copy, write it, read it again, and compare all three."""
     bits = _bits(to)
     kinds, left = _fitting(subject, bits)
@@ -96,7 +102,7 @@ def _quantised(subject: Transformer, folder: Path, to: str, data: Any) -> tuple[
     lost = ((read - quick).norm() / quick.norm()).item()
     if not lost <= onnxing.TOLERANCE:
         raise NumericalError(f"the {to} export reads back with outputs off by {lost:.2g}: it is not usable")
-    told = (*_told(subject, folder, to, kinds, left), *notes, *_near(to, wanted, quick, kept))
+    told = (*_told(subject, folder, to, kinds, left), *notes, *_near(to, wanted, quick, kept, bound))
     return told if data is None else (*told, _quality(subject, again, data))
 
 
@@ -119,7 +125,11 @@ def _streamed(subject: Streamed, folder: Path, to: str) -> tuple[str, ...]:
             (states,) = blocks.states(Path(place), count)
         with subject.resident():
             outputs.append(blocks.leaving(subject, example, states).logits.float())
-    return (*_told(subject, folder, to, kinds, left), *notes, *_near(to, outputs[0], outputs[1], kept))
+    return (
+        *_told(subject, folder, to, kinds, left),
+        *notes,
+        *_near(to, outputs[0], outputs[1], kept, QUANTISED[f"int{bits}"]),
+    )
 
 
 def _bits(to: str) -> int:
@@ -196,17 +206,17 @@ def _kept(name: str, before: Tensor, after: Tensor) -> int:
     return int((before == 0).sum())
 
 
-def _near(to: str, wanted: Tensor, quick: Tensor, kept: int) -> tuple[str, ...]:
+def _near(to: str, wanted: Tensor, quick: Tensor, kept: int, bound: float) -> tuple[str, ...]:
     """How far outputs are off, and how many zeros there are; raises where they are off too far."""
     error = ((quick - wanted).norm() / wanted.norm()).item()
-    bound = QUANTISED[f"int{_bits(to)}"]
     if not error <= bound:
         raise NumericalError(
             f"in {to} the outputs are off by {error:.2g} of their norm, more than {bound}: keep more bits, or "
             "train with quantise.prepare first"
         )
     zeros = (f"all {display.thousands(kept)} weights that were zero still are",) if kept else ()
-    return (f"outputs are off by {error:.2g} of their norm (at most {bound})", *zeros)
+    limit = f" (at most {bound})" if math.isfinite(bound) else ""
+    return (f"outputs are off by {error:.2g} of their norm{limit}", *zeros)
 
 
 def _quality(original: Transformer, student: Transformer, data: Any) -> str:

@@ -21,7 +21,7 @@ from secateur.subjects import saving
 from secateur.subjects.streamed import stored
 from secateur.subjects.transformer import Transformer
 
-__all__ = ["Integers", "names", "pack", "save_int8", "with_model"]
+__all__ = ["Integers", "names", "need", "pack", "save_int8", "with_model"]
 
 Integers: TypeAlias = Callable[[Tensor], Any]
 """Gives a matrix as torchao's tensor of integers, as `quantise.integers` does."""
@@ -106,6 +106,11 @@ def pack(
     config = saving.read_json(folder / "config.json") | {"quantization_config": found}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     _reindex(folder)
+
+
+def need() -> None:
+    """Raise `MissingExtraError` where compressed-tensors is not installed."""
+    _compressed_tensors()
 
 
 def _reindex(folder: Path) -> None:
