@@ -212,7 +212,7 @@ def _near(to: str, wanted: Tensor, quick: Tensor, kept: int, bound: float) -> tu
     if not error <= bound:
         raise NumericalError(
             f"in {to} the outputs are off by {error:.2g} of their norm, more than {bound}: keep more bits, or "
-            "train with quantise.prepare first"
+            "train in integers: secateur distill --bits"
         )
     zeros = (f"all {display.thousands(kept)} weights that were zero still are",) if kept else ()
     limit = f" (at most {bound})" if math.isfinite(bound) else ""

@@ -78,7 +78,7 @@ def pack(folder: Path, config: Any, chosen: Collection[str] = (), integers: Inte
     if shard:
         _write(folder, number, shard)
     form = "sparse-24-bitmask" if two_four else "sparse-bitmask"
-    _describe(config, folder, form, *({name.removesuffix(".weight") for name in some} for some in (paying, chosen)))
+    _describe(config, folder, form, paying, chosen)
     _check(files, folder, chosen, integers)
     for path in [*files, *folder.glob("model*.safetensors.index.json")]:
         path.unlink()
@@ -148,7 +148,7 @@ def _packed(name: str, matrix: Tensor, two_four: bool, whole: Any = None) -> dic
 
 
 def _describe(config: Any, folder: Path, form: str, packed: Collection[str], quantised: Collection[str]) -> None:
-    """config.json says how it is packed and which file unpacks it."""
+    """config.json says how weights are packed, which are integers, and which file unpacks them."""
     data = saving.read_json(folder / "config.json")
     names = {auto: model.__name__ for auto, model in saving.classes(config).items()}
     data[unpacking.KEY] = {
@@ -156,7 +156,7 @@ def _describe(config: Any, folder: Path, form: str, packed: Collection[str], qua
         "sparsity_config": {
             "format": form,
             "sparsity_structure": "2:4" if form == "sparse-24-bitmask" else "unstructured",
-            "targets": sorted(packed),
+            "targets": _stems(packed),
             "ignore": [],
         },
         "auto_map": data.get("auto_map"),
@@ -166,7 +166,7 @@ def _describe(config: Any, folder: Path, form: str, packed: Collection[str], qua
         data[unpacking.KEY] |= {
             "format": "int-quantized",
             "quantization_status": "compressed",
-            "config_groups": {"group_0": {"targets": sorted(quantised), "weights": weights}},
+            "config_groups": {"group_0": {"targets": _stems(quantised), "weights": weights}},
         }
     data["auto_map"] = {auto: f"{_MODULE}.{_PREFIX}{name}" for auto, name in names.items()}
     (folder / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -179,6 +179,10 @@ def _describe(config: Any, folder: Path, form: str, packed: Collection[str], qua
             f'    """{name} from packed weights."""\n'
         )
     (folder / f"{_MODULE}.py").write_text(module, encoding="utf-8")
+
+
+def _stems(weights: Collection[str]) -> list[str]:
+    return sorted(name.removesuffix(".weight") for name in weights)
 
 
 def _check(files: list[Path], folder: Path, chosen: Collection[str], integers: Integers | None) -> None:

@@ -35,7 +35,8 @@ def integers(subject: Transformer, folder: Path, bits: int) -> tuple[Transformer
     shutil.rmtree(folder, ignore_errors=True)
     notes = exporting.write(subject, folder, f"int{bits}", bound=math.inf)  # its floats were asked by nobody
     found = open_subject(folder, quantised=True)
-    found.model.to(subject.model.device)
+    for module in (found.model, *found.head):
+        module.to(subject.model.device)
     return found, notes
 
 
