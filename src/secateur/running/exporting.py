@@ -116,7 +116,7 @@ def _streamed(subject: Streamed, folder: Path, to: str) -> tuple[str, ...]:
     example, count = subject.example(4, 16), len(subject.layers())
     outputs, kept = list[Tensor](), 0
     for rounding in (False, True):
-        with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
             for block in blocks.visit(subject, [example], Path(place), store=False):
                 if rounding:
                     before = {name: one.weight.clone() for name, one in block.matrices.items() if name in kinds}
