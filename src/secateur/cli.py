@@ -579,6 +579,7 @@ def distill(
     ] = "",
     on_policy: Annotated[float, typer.Option(help="Share of the batches that the student writes itself.")] = 0.0,
     prompt: Annotated[int, typer.Option(help="Tokens of a text that it then writes on from.")] = 16,
+    bits: Annotated[int, typer.Option(help="8 or 4: round weights in training, keep zeros, save integers.")] = 0,
     training: Annotated[
         list[str] | None, typer.Option(help="More settings of training: accumulate=4,precision=bf16.")
     ] = None,
@@ -1142,14 +1143,15 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The --out folder of a r
 
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder of a model, usually a result.")],
-    to: Annotated[str, typer.Option(help="onnx, decilm (for vLLM), packed, masks, int8 or int4.")],
+    to: Annotated[str, typer.Option(help="onnx, decilm (for vLLM), packed, packed-int8, masks, int8 or int4.")],
     out: Annotated[Path | None, typer.Option(help="Where to; FOLDER/onnx and so on if not given.")] = None,
-    data: Annotated[str | None, typer.Option(help="Texts to measure the quality of int8 and int4 on.")] = None,
+    data: Annotated[str | None, typer.Option(help="Texts to measure the quality of integers on.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Read the model block by block from the disk.")] = False,
 ) -> None:
     """Write a model in another form, checked against the original's output."""
     from secateur import running
 
-    place, notes = running.export(folder, to, out, data=data)
+    place, notes = running.export(folder, to, out, data=data, stream=stream)
     for note in notes:
         print(f"note: {note}")
     print(place)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import nn
 import secateur
 from secateur.errors import InputError, ModelError, RunError, UnsupportedError
 from secateur.measure import sparsity
+from secateur.recover import quantise
 from secateur.score import obs
 from secateur.select.pattern import n_of_m
 from secateur.subjects import open_streamed, open_subject, packing, unpacking
@@ -194,6 +197,17 @@ def test_compressed_tensors_reads_what_is_written_where_it_still_can(tmp_path):
         found = dict(kind(config=config()).decompress_from_state_dict(stored))
         equal(found, {name: tensor for name, tensor in state(subject.model).items() if name in found})
         assert "model.layers.0.mlp.up_proj.weight" in found
+        # In integers: the zeros come back first, then what a scale is multiplied by, which it calls "int-quantized".
+        subject.save(tmp_path / "plain")
+        chosen = [f"{name}.weight" for name in quantise.linears(subject.model, 8, subject.layers())[0]]
+        packing.pack(tmp_path / "plain", subject.model.config, chosen, partial(quantise.integers, bits=8))
+        stored = load_file(tmp_path / "plain" / "packed-00001.safetensors")
+        found = dict(kind(config=config()).decompress_from_state_dict(stored))
+        read = dict(unpacking.tensors(tmp_path / "plain"))
+        for name in chosen:
+            assert found[name].dtype == torch.int8
+            torch.testing.assert_close(found[name] * found[f"{name}_scale"], read[name], atol=0, rtol=0)
+        shutil.rmtree(tmp_path / "plain")
 
 
 # ------------------------------------------------------------------------------------------------------ masks

@@ -720,19 +720,22 @@ def report(run_dir: str | Path) -> Path:
     return root / "report.html"
 
 
-FORMS = ("onnx", "decilm", "packed", "masks", "int8", "int4")
+FORMS = ("onnx", "decilm", "packed", "packed-int8", "masks", "int8", "int4")
 """What `export` writes."""
 
 
 def export(
-    folder: str | Path, to: str, out: str | Path | None = None, *, data: Data | None = None
+    folder: str | Path, to: str, out: str | Path | None = None, *, data: Data | None = None, stream: bool = False
 ) -> tuple[Path, tuple[str, ...]]:
     """Write the model or network in `folder` in another form, checked against its own output.
 
     - onnx: any model or network; decilm: Llama-shaped models, for inference engines
     - packed: without the zeros of its matrices, equal bit for bit; masks: what is not zero, one bit for each weight
-    - int8, int4: weights of linears quantised, zeros kept; `exporting.QUANTISED` says how near outputs have to be, and
-      with `data` quality is measured before and after
+    - int8, int4: weights of the blocks' matrices quantised, zeros kept; `exporting.QUANTISED` says how near outputs
+      have to be, and with `data` quality is measured before and after
+    - packed-int8: both, integers of 8 bits without their zeros
+
+    With `stream` a language model stays on the disk and is packed or quantised a block at a time.
 
     Returns the new folder (`out`, or `folder`/`to`) and notes on what the form could not hold as it was.
 
@@ -744,14 +747,17 @@ def export(
     """
     if to not in FORMS:
         raise InputError(f"{to!r} is no form to export to: choose {', '.join(FORMS[:-1])} or {FORMS[-1]}")
-    if data is not None and not to.startswith("int"):
-        raise InputError(f"--data goes with int8 and int4: {to} changes no quality")
+    if data is not None and "int" not in to:
+        raise InputError(f"--data goes with int8, int4 and packed-int8: {to} changes no quality")
+    if stream and (data is not None or not to.startswith(("int", "packed"))):
+        what = f"in {to}" if data is None else "with --data, on which models are run whole"
+        raise InputError(f"--stream goes with packed, packed-int8, int8 and int4, and not {what}")
     target = Path(out) if out is not None else Path(folder) / to
     if target.exists():
         raise InputError(f"{target} is there already: choose another folder, or remove it")
     from secateur.running import exporting  # imports more than the other commands need
 
-    subject = exporting.opened(folder, to)
+    subject = exporting.opened(folder, to, stream=stream)
     with writing(target) as temporary:
         notes = exporting.write(subject, temporary, to, data)
     return target, notes

@@ -6,6 +6,7 @@ The layout of a tensor "x.weight" [d_out, d_in] is that of compressed-tensors, u
 - x.bitmask: uint8 [d_out, ceil(d_in / 8)], bit j % 8 of byte j // 8 says whether weight j of a row is stored
 - x.compressed: the stored weights, row by row; [d_out, d_in / 2] in "sparse-24-bitmask", flat in "sparse-bitmask"
 - x.row_offsets: int64 [d_out], where each row begins in `compressed`; in "sparse-bitmask" alone
+- x.weight_scale: [d_out, 1], of weights that are stored as integers of 8 bits: what each is multiplied by
 
 Where the rows hold few different numbers, as rounding leaves them, two others stand in place of the last two, and the
 format's name ends in "-levels", which is ours:
@@ -55,12 +56,14 @@ def held(packed: torch.Tensor, count: int) -> torch.Tensor:
     return (packed[..., None] & places).ne(0).flatten(-2)[..., :count]
 
 
-def dense(shape: torch.Tensor, bitmask: torch.Tensor, compressed: torch.Tensor) -> torch.Tensor:
-    """The matrix [d_out, d_in] again, with zeros where nothing was stored."""
+def dense(
+    shape: torch.Tensor, bitmask: torch.Tensor, compressed: torch.Tensor, scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The matrix [d_out, d_in] again, with zeros where nothing was stored; integers times their scale."""
     rows, columns = shape.flatten().tolist()
     matrix = compressed.new_zeros(rows, columns)
     matrix[held(bitmask, columns)] = compressed.flatten()
-    return matrix
+    return matrix if scale is None else matrix.to(scale.dtype) * scale
 
 
 def coded(bitmask: torch.Tensor, columns: int, levels: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -77,12 +80,13 @@ def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     for path in sorted(folder.glob(PACKED)):
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            for name in sorted(names):
                 stem, _, part = name.rpartition(".")
                 if f"{stem}.bitmask" not in names:
                     yield name, file.get_tensor(name)
                 elif part == "compressed":
-                    found = (file.get_tensor(f"{stem}.{one}") for one in ("shape", "bitmask", "compressed"))
+                    parts = ["shape", "bitmask", "compressed", "weight_scale"]
+                    found = (file.get_tensor(f"{stem}.{one}") for one in parts if f"{stem}.{one}" in names)
                     yield f"{stem}.weight", dense(*found)
                 elif part == "codes":
                     shape, bitmask, levels = (
