@@ -392,7 +392,9 @@ def _evidence(
         )
         notes += found
     notes += _worth(before, after, measured)
-    rivals, found = _rivals(original, result, held_out, where, trade)
+    stages, found = _others(result.stages, original, held_out, where, trade)
+    notes += found
+    rivals, found = _others(result.beside, original, held_out, where, trade)
     notes += found + list(filter(None, (_gap(name, {**after, **measured}, row) for name, row in rivals.items())))
     predicted = dict(result.predicted)
     if "latency" in predicted and "latency" in before:
@@ -405,6 +407,7 @@ def _evidence(
         before=before,
         after=after,
         baselines=rivals,
+        stages=stages,
         cut=replace(result.cut, notes=(*result.cut.notes, *result.notes, *notes)),
         recovery=result.recovery,
         environment={**environment.describe(), "measured_at": str(where)},
@@ -444,12 +447,12 @@ def compare(
     return before, after, measured, notes
 
 
-def _rivals(
-    original: Any, result: Result, held_out: Any, where: latency.Environment, trade: Trade
+def _others(
+    made: Mapping[str, Any], original: Any, held_out: Any, where: latency.Environment, trade: Trade
 ) -> tuple[dict[str, dict[str, Figure]], list[str]]:
-    """(name -> figures, notes) of what a recipe made beside its result: sizes and quality, but no time."""
+    """(name -> figures, notes) of what a recipe made beside its result, or on the way to it: all but time."""
     rows, notes = dict[str, dict[str, Figure]](), list[str]()
-    for name, rival in result.beside.items():
+    for name, rival in made.items():
         rows[name] = trade.sizes(rival, trade.example(original, where))
         if held_out is None:
             continue

@@ -8,22 +8,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.disk import writing
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.files import plugins, texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.measure import size
-from secateur.recover import loop, losses, objectives, records, routing, teachers
+from secateur.modes import held
+from secateur.recover import loop, losses, objectives, records, routing, schedule, teachers
 from secateur.score import activation, experts, gradient, hooks, magnitude, random
 from secateur.score import routing as routes
 from secateur.select import allocate, ranking
-from secateur.subjects import Moe, shapes
+from secateur.subjects import Moe, open_subject, shapes
 from secateur.vocabulary import Budget, Recovery, Result, Units, listed
 
 CARD = {
@@ -63,8 +66,8 @@ def slimmoe(
     divisor: int = 8,
     steps: int = 1000,
     train_batch: int = 16,
-    lr: float = 1e-3,
-    min_lr: float = 1e-4,
+    lr: float | Sequence[float] = 1e-3,
+    min_lr: float | Sequence[float] = 1e-4,
     warmup: float = 0.05,
     temperature: float = 1.0,
     cache: int = 0,
@@ -72,6 +75,7 @@ def slimmoe(
     logit: float = 1.0,
     balance: float | None = None,
     freeze_router: bool = False,
+    noise: bool = True,
     training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -83,13 +87,13 @@ def slimmoe(
        the KD loss over the original's `top` likeliest tokens, stored once;
     2. each expert keeps its best neurons: one width for all experts, indices of each expert's own; with the last stage
        KV groups go too, if asked for. Router, norms and embeddings stay bit for bit;
-    3. the whole model, router included, is distilled from the original, with a fresh optimiser and warm-up.
+    3. the whole model, router included, is distilled from the original, with a fresh optimiser and warm-up, and saved.
 
     Args:
         subject: a trained mixture of experts; it stays as it is and teaches every stage.
         data: texts like those the model will meet.
         budgets: params=50% or active_params=60%, what one token passes; also bytes, flops or memory.
-        run: where scores, the original's likeliest tokens and checkpoints go.
+        run: where scores, the original's likeliest tokens, checkpoints and the models after the first stages go.
         batch: sequences per batch, for the cost of FLOPs and KV cache.
         length: tokens per sequence, in costs, calibration and training.
         seed: of sampling and training.
@@ -112,8 +116,8 @@ def slimmoe(
         divisor: widths are multiples of it, such as 64 at real scale.
         steps: distillation steps, all stages together.
         train_batch: sequences per distillation step.
-        lr: peak learning rate of each stage.
-        min_lr: learning rate at the end of each stage.
+        lr: peak learning rate, one for all stages or one for each, such as 1e-3,5e-4.
+        min_lr: learning rate at the end of a stage, one for all or one for each.
         warmup: share of a stage's steps in warm-up.
         temperature: of the KL.
         cache: tokens per position kept of the original's predictions, on disk, in place of asking it at every step.
@@ -121,12 +125,13 @@ def slimmoe(
         logit: weight of the logit loss.
         balance: weight of the load-balancing loss; the original's own by default.
         freeze_router: leave the router as it was, all through.
+        noise: train with what the original's config has of dropout and jitter, and with routers that sample (PhiMoE).
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the cuts; nothing is trained.
 
     Departures: gates stand for the paper's sums over rows and columns, which it does not spell out: for W2 they are
     equal to the signed sum. Stage sizes and token shares are not published; these are our defaults. Scores are taken in
-    evaluation mode, where routers that sample (PhiMoE) take the best experts. Shared and dense FFNs, which the paper's
+    evaluation mode, where routers that sample take the best experts. Shared and dense FFNs, which the paper's
     model does not have, keep shares of their own.
     """
     if not isinstance(subject, Moe):
@@ -150,7 +155,7 @@ def slimmoe(
             key={"data": data.digest, "batches": f"{train_batch} x {length}, seed {seed + 1}"},
         )  # fmt: skip
 
-    def distil(student: Moe, name: str, count: int, first: int) -> Recovery:
+    def distil(student: Moe, name: str, count: int, first: int, rate: tuple[float, float]) -> Recovery:
         objective = objectives.distil(
             student.forward, None if cache else subject.forward, output="logits", task=task, logit=logit,
             temperature=temperature, fused=True,
@@ -160,7 +165,7 @@ def slimmoe(
         ours, theirs = student.flops_per_token(length), 0.0 if cache else subject.flops_per_token(length)
         done = loop.train(
             student.model, After(learnt, first), routing.balanced(objective, student.routers(), weight),
-            steps=count, lr=lr, min_lr=min_lr, warmup=warmup, seed=seed, dropout=False,
+            steps=count, lr=rate[0], min_lr=rate[1], warmup=warmup, seed=seed, dropout=noise,
             frozen=[] if cache else [subject.model], checkpoint=run.folder(name),
             flops_per_token=size.training_flops(ours, theirs), **further,
         )  # fmt: skip
@@ -171,8 +176,9 @@ def slimmoe(
         if budget.pattern or not budget.limits:
             raise BudgetError(f"budget {budget}: slimmoe makes widths, such as params=50% or active_params=60%")
         goals = path(many, budget, partial(plan, subject, last=True))
-        student, parts, notes = subject, list[Recovery](), list[str]()
-        for stage, (share, count) in enumerate(zip(goals, dealt(tokens, steps, len(goals)), strict=True), 1):
+        student, parts, notes, stored = subject, list[Recovery](), list[str](), dict[str, Path]()
+        order = zip(goals, dealt(tokens, steps, len(goals)), rates(lr, min_lr, len(goals)), strict=True)
+        for stage, (share, count, rate) in enumerate(order, 1):
             units, counts = plan(student, share=share, last=stage == len(goals))
             rank = partial(scores, student, subject, units, samples, how=score, loss=loss, alike=alike, seed=seed)
             found = run.tensors(f"scores-{budget}-{stage}", rank)
@@ -185,11 +191,40 @@ def slimmoe(
             student = cast(Moe, student.cut(ranking.by_counts(units, found, counts))[0])
             if count and not dry_run:
                 first = sum(part.steps for part in parts) * further.get("accumulate", 1)
-                parts.append(distil(student, f"train-{budget}-{stage}", count, first))
+                parts.append(distil(student, f"train-{budget}-{stage}", count, first, rate))
                 notes.append(told(stage, student, parts[-1], length, None if cache else subject))
+            if stage < len(goals) and not dry_run:
+                stored[f"stage {stage}"] = kept(student, run.path(f"stage-{budget}-{stage}"))
         cut = shapes.receipt(subject, student)
         predicted = student.units(batch=batch, length=length).cost()
-        yield Result(str(budget), student, cut, predicted, records.together(*parts), tuple(notes))
+        recovery, stages_made = records.together(*parts), Stages(stored, subject)
+        yield Result(str(budget), student, cut, predicted, recovery, tuple(notes), stages=stages_made)
+
+
+class Stages(Mapping[str, Moe]):
+    """The models after the first stages, each read from its folder when it is asked for."""
+
+    def __init__(self, folders: Mapping[str, Path], subject: Moe) -> None:
+        self.folders, self.subject = folders, subject
+
+    def __getitem__(self, name: str) -> Moe:
+        found = open_subject(self.folders[name], tokenizer=self.subject.tokenizer)
+        held(found.model, str(self.subject.model.device))
+        return cast(Moe, found)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.folders)
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+
+def kept(student: Moe, folder: Path) -> Path:
+    """`folder`, with the model in it: whole, and written once."""
+    if not folder.exists():
+        with writing(folder) as temporary:
+            student.save(temporary)
+    return folder
 
 
 class After:
@@ -293,6 +328,23 @@ def dealt(tokens: str | Sequence[str], steps: int, stages: int) -> list[int]:
         raise InputError(f"tokens={tokens!r} has not a share for each of {stages} stages: write such as 34%,66%")
     ends = np.round(np.cumsum([0.0, *given]) / sum(given) * steps).astype(int)
     return [int(count) for count in np.diff(ends)]
+
+
+def rates(peaks: float | Sequence[float], floors: float | Sequence[float], stages: int) -> list[tuple[float, float]]:
+    """(highest, last) learning rate of each stage; raises where numbers lack, before the first stage is trained."""
+    found = []
+    for what, given in (("lr", peaks), ("min_lr", floors)):
+        numbers = list(given) if isinstance(given, Sequence) else [given]
+        if len(numbers) not in (1, stages):
+            raise InputError(
+                f"{what}={','.join(f'{one:g}' for one in numbers)} has {len(numbers)} numbers for {stages} stages: "
+                "give one for all of them, or one for each"
+            )
+        found.append(numbers * (stages // len(numbers)))
+    pairs = list(zip(*found, strict=True))
+    for peak, floor in pairs:
+        schedule.learning_rate(0, steps=1, lr=peak, min_lr=floor)
+    return pairs
 
 
 def told(stage: int, student: Moe, done: Recovery, length: int, teacher: Moe | None) -> str:
