@@ -174,11 +174,11 @@ def test_whole_experts_go_by_how_often_they_are_used(subject: Moe, data: texts.C
 
 def test_whole_experts_go_by_saliency_or_by_chance_too(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
     kept = {}
-    for score in ("taylor", "saliency", "random"):
+    for score in ("taylor", "soft", "saliency", "random"):
         small = run(subject, data, tmp_path / score, slim="experts", stages="1", score=score).subject
         assert isinstance(small, Moe)
         kept[score] = torch.cat([mixture.router.weight for mixture in small.mixtures().values()])
-    assert len({tuple(rows.flatten().tolist()) for rows in kept.values()}) == 3
+    assert len({tuple(rows.flatten().tolist()) for rows in kept.values()}) == 4
     before = subject.mixtures()[0]
     seen = texts.windows(data, subject.tokenizer, 16, 16)[0]
     units, _ = recipe.planned(
@@ -189,8 +189,14 @@ def test_whole_experts_go_by_saliency_or_by_chance_too(subject: Moe, data: texts
     found = recipe.scores(subject, subject, units, samples, how="saliency", loss="truncated", alike=False, seed=0)
     wanted = routing.collect(subject.forward, subject.model, seen, {"0": before.experts}, saliency=True)["0"].saliency
     assert torch.equal(found["layers.0.experts"], wanted)
-    with pytest.raises(InputError, match="score=saliency is of whole experts: give slim=experts"):
-        run(subject, data, tmp_path / "neurons", score="saliency")
+    found = recipe.scores(subject, subject, units, samples, how="soft", loss="truncated", alike=False, seed=0)
+    (soft,) = routing.collect(
+        subject.forward, subject.model, seen, {"0": before.experts}, routers={"0": before.router}
+    ).values()
+    assert torch.equal(found["layers.0.experts"], soft.soft.float())
+    for score in ("soft", "saliency"):
+        with pytest.raises(InputError, match=f"score={score} is of whole experts: give slim=experts"):
+            run(subject, data, tmp_path / f"{score}-neurons", score=score)
 
 
 @pytest.mark.parametrize("score", ["taylor", "activation"])

@@ -296,7 +296,7 @@ def test_co_activation_decides_where_it_is_asked_to(tmp_path):
         stun.apart(taught(), {}, "cosine")
 
 
-@pytest.mark.parametrize("rule", ["usage", "saliency", "random"])
+@pytest.mark.parametrize("rule", ["usage", "soft", "saliency", "random"])
 def test_other_rules_keep_as_many_of_each_layer(tmp_path, rule):
     ours = result_of(tmp_path, structured=0.3)
     other = result_of(tmp_path, structured=0.3, choose=rule)
@@ -308,6 +308,34 @@ def test_the_most_used_stay_under_the_rule_of_usage():
     first = stun.settled(taught(), stun.apart(taught(), {}, "router"), 12, uniform=True, worths=usage, rule="usage")
     assert all(one == [0, 2, 4, 6] for one in first["chosen"].values())
     assert all(one == [[0], [2], [4], [6]] for one in first["clusters"].values())
+
+
+def test_weights_of_experts_are_judged_by_what_they_get_times_its_share(tmp_path):
+    """MoE-Pruner: |W_ij| ||X_j g||, here of the first block, whose inputs no pruned one has changed."""
+    how = {"structured": 0.0, "method": "wanda"}
+    found = {routed: result_of(tmp_path, subject=taught(), routed=routed, **how) for routed in (False, True)}
+    stays = {
+        routed: {name: m.weight != 0 for name, m in matrices(one.subject.model, one.subject.layers()).items()}
+        for routed, one in found.items()
+    }
+    mixture, seen = taught().mixtures()[0], []
+    hook = mixture.experts.register_forward_pre_hook(lambda _, args: seen.append(args))
+    with torch.no_grad():
+        for item in texts.windows(data(), tiny.tokenizer(), QUICK["samples"], QUICK["length"])[0]:
+            taught().forward(item)
+    hook.remove()
+    for expert in (0, 5):
+        rows = [s[(c == expert).any(-1)] * g[c == expert][:, None] for s, c, g in seen]
+        weight = mixture.experts.gate_up_proj[expert].detach()
+        score = weight.abs() * torch.cat(rows).square().sum(0).sqrt()
+        name = f"model.layers.0.mlp.experts.gate_up_proj[{expert}]"
+        kept = stays[True][name]
+        least = score.masked_fill(~kept, torch.inf).min(1).values
+        assert (score.masked_fill(kept, 0).max(1).values <= least * (1 + 1e-5)).all()
+    changed = {name for name, one in stays[True].items() if name.startswith("model.layers.0.") and
+               not torch.equal(one, stays[False][name])}  # fmt: skip
+    assert changed
+    assert all("experts" in name for name in changed)
 
 
 def test_kurtosis_is_told_per_stage(tmp_path):

@@ -101,10 +101,11 @@ def slimmoe(
             50%,20%, the last of which must be within the budget.
         tokens: share of `steps` of each stage, such as 34%,66%; by default each gets twice those of the one before.
         slim: neurons; or experts, the baseline that drops whole ones, by how often tokens are routed to them unless
-            `score` is saliency or random.
-        score: taylor, weight (norm of all weights), activation (mean |h_j|), saliency (of whole experts: their mean
-            weighted output, REAP), random, or file.py:function with (subject, batches) -> site -> [count] scores; sites
-            it leaves out are ranked by taylor.
+            `score` is soft, saliency or random.
+        score: taylor, weight (norm of all weights), activation (mean |h_j|), soft (of whole experts: the router's
+            probabilities summed up, SEER-MoE), saliency (of whole experts: their mean weighted output, REAP), random,
+            or file.py:function with (subject, batches) -> site -> [count] scores; sites it leaves out are ranked by
+            taylor.
         alike: one set of indices for all experts of a layer, the ablation.
         loss: of the score: truncated to the original's likeliest tokens; full KL, which has no gradient where student
             and original are one, so that the first stage then takes the task's; or task, the next token.
@@ -408,8 +409,8 @@ def scores(
 
     With "SITE.starved", a number of experts, where some of a site had no score at all (`ranked`).
     """
-    if how == "saliency" and not any(site.kind == "experts" for site in units.free()):
-        raise InputError("score=saliency is of whole experts: give slim=experts, or score=activation for neurons")
+    if how in ("soft", "saliency") and not any(site.kind == "experts" for site in units.free()):
+        raise InputError(f"score={how} is of whole experts: give slim=experts, or score=activation for neurons")
     free = {site.name for site in units.free()}
     layers = {f"layers.{n}.expert_neurons": mixture.experts for n, mixture in student.mixtures().items()}
     layers = {site: module for site, module in layers.items() if site in free}
@@ -418,8 +419,12 @@ def scores(
     others = {site: at for site, at in student.consumers().items() if site in free}
     found: dict[str, Tensor] = {}
     if counted:
-        used = routes.collect(student.forward, student.model, samples, counted, saliency=how == "saliency")
-        found |= {site: one.counts.float() if one.saliency is None else one.saliency for site, one in used.items()}
+        routers = dict(zip(whole, student.routers(), strict=True)) if how == "soft" else None
+        used = routes.collect(
+            student.forward, student.model, samples, counted, saliency=how == "saliency", routers=routers
+        )
+        worths = {site: one.worth(how) for site, one in used.items()}
+        found |= {site: (used[site].counts if one is None else one).float() for site, one in worths.items()}
     if how == "random":
         found |= random.scores(units, seed)
     elif how == "weight":
@@ -433,7 +438,7 @@ def scores(
         rest = scores(student, subject, units, samples, how="taylor", loss=loss, alike=False, seed=seed)
         found |= {name: score for name, score in rest.items() if name.removesuffix(".starved") not in given}
         found |= {site: score for site, score in given.items() if site in free}
-    elif how in ("taylor", "saliency"):
+    elif how in ("taylor", "soft", "saliency"):
         every = rules(subject)
         if loss not in every:
             raise InputError(f"loss={loss!r} is not one of {', '.join(every)}")
@@ -450,7 +455,7 @@ def scores(
         found |= gradient.taylor(value, student.model, samples, others) if others else {}
     else:
         raise InputError(
-            f"score={how!r} is not one of taylor, weight, activation, saliency, random, or file.py:function"
+            f"score={how!r} is not one of taylor, weight, activation, soft, saliency, random, or file.py:function"
         )
     found |= experts.alike(found, layers) if alike and layers else {}
     return found if ":" in how else ranked(found, layers)

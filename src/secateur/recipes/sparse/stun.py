@@ -54,13 +54,14 @@ def stun(
     mix: float = 1.0,
     normalise: bool = True,
     kappa: int = 3,
-    choose: Literal["clusters", "usage", "saliency", "random"] = "clusters",
+    choose: Literal["clusters", "usage", "soft", "saliency", "random"] = "clusters",
     seen: int = 1000,
     method: Literal["owl", "wanda"] = "owl",
     samples: int = 128,
     length: int = 128,
     spread: float = 0.08,
     times: float = 5.0,
+    routed: bool = False,
     floor: int = 1,
     seed: int = 0,
     dry_run: bool = False,
@@ -92,14 +93,16 @@ def stun(
         normalise: divide the router's rows by its norm, so that one threshold fits all layers; the published mixed
             distance does not.
         kappa: clusters of a layer up to which they are averaged; the published command has 2.
-        choose: what stays. For comparison, as many of each layer as by clusters: those with the highest usage or
-            saliency (REAP), or random ones.
+        choose: what stays. For comparison, as many of each layer as by clusters: those with the highest usage, soft
+            counts (the router's probabilities of all tokens summed up, SEER-MoE) or saliency (REAP), or random ones.
         seen: windows in which co-activation is counted, where it is asked for.
         method: owl, or wanda with one share for all blocks.
         samples: calibration windows of the second stage.
         length: tokens per window; 2048 in the paper.
         spread: lambda of OWL.
         times: M of OWL; the official code's default is 3.
+        routed: judge the weights of experts by |W_ij| ||X_j g||, where g is the share with which each token was sent to
+            the expert (MoE-Pruner), in place of |W_ij| ||X_j||.
         floor: experts with fewer tokens are judged by the norms of all experts of their layer.
         seed: of the choice of windows.
         dry_run: as a run; nothing is kept.
@@ -122,14 +125,18 @@ def stun(
         items, _ = texts.windows(data, subject.tokenizer, seen, length, seed=seed)
         layers = {f"layers.{index}.experts": subject.model.get_submodule(path) for index, path in paths.items()}
         with hooks.sound(subject.model, subject.layers()):
-            routes = routing.collect(subject.forward, subject.model, items, layers, saliency=choose == "saliency")
+            routes = routing.collect(
+                subject.forward, subject.model, items, layers, saliency=choose == "saliency",
+                routers=dict(zip(layers, subject.routers(), strict=True)) if choose == "soft" else None,
+            )  # fmt: skip
         found = dict(zip(paths, routes.values(), strict=True))
-        worth = {"usage": lambda one: one.counts, "saliency": lambda one: one.saliency}.get(choose, lambda one: None)
         tables = {f"together.{index}": one.together for index, one in found.items()}
         tables["tokens"] = torch.tensor([max(one.tokens for one in found.values())])
-        return tables | {f"layers.{index}.experts": w for index, one in found.items() if (w := worth(one)) is not None}
+        return tables | {
+            f"layers.{index}.experts": w for index, one in found.items() if (w := one.worth(choose)) is not None
+        }
 
-    passes = int(distance != "router" or choose in ("usage", "saliency"))
+    passes = int(distance != "router" or choose in ("usage", "soft", "saliency"))
     counted = run.tensors("routing", look) if passes else {}
     far = apart(subject, {index: counted.get(f"together.{index}") for index in sizes}, distance, mix, normalise)
     worths = random.scores(subject.units("experts"), seed=seed) if choose == "random" else counted
@@ -145,11 +152,13 @@ def stun(
         slim, gone = without(subject, groups, chosen, kappa)
         left = blocks.count(slim)
         rest = 1.0 - (0.0 if pattern else second(1.0 - share, 1.0 - left / whole, budget))
-        outliers = run.json(f"outliers-{target}", partial(unlike, slim, windows, run.folder("outliers"), times, floor))
+        outliers = run.json(
+            f"outliers-{target}", partial(unlike, slim, windows, run.folder("outliers"), times, floor, routed)
+        )
         flat = method == "wanda" or pattern is not None or rest >= 1.0
         shares = [rest] * len(outliers[0]) if flat else allocate.spread(outliers[0], rest, spread, sizes=outliers[1])
         choosers = [weights.chooser(one, pattern) for one in shares]
-        student, starved = thinned(slim, windows, run.folder(f"blocks-{budget}"), choosers, floor)
+        student, starved = thinned(slim, windows, run.folder(f"blocks-{budget}"), choosers, floor, routed)
         zeros = blocks.receipt(slim, student)
         before = {**gone.before, "weights": float(matrices.nonzero(matrices.matrices(subject.model, subject.layers())))}
         after = {**gone.after, "weights": zeros.after["weights"]}
@@ -303,23 +312,23 @@ def per_expert(module: nn.Module, count: int) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in held if tensor.dim() and len(tensor) == count}
 
 
-def unlike(slim: Moe, windows: Any, folder: Path, times: float, floor: int) -> list[list[float]]:
+def unlike(slim: Moe, windows: Any, folder: Path, times: float, floor: int, routed: bool) -> list[list[float]]:
     """[outliers of each block in percent, weights of each block], of OWL."""
     found = []
     for block in blocks.visit(slim, windows, folder, title="outliers", store=False, sequential=False):
-        moments, _ = read(block, floor)
+        moments, _ = read(block, floor, routed)
         scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
         found.append((wanda.outliers(scores, times), sum(m.weight.numel() for m in block.matrices.values())))
     return [[float(value) for value in column] for column in zip(*found, strict=True)]
 
 
 def thinned(
-    slim: Moe, windows: Any, folder: Path, choosers: Sequence[weights.Choose], floor: int = 1
+    slim: Moe, windows: Any, folder: Path, choosers: Sequence[weights.Choose], floor: int = 1, routed: bool = False
 ) -> tuple[Moe, int]:
     """(a copy whose weights of small |W_ij| ||X_j|| are zero, how many matrices of experts saw too few tokens)."""
     student, starving = slim.copy(), 0
     for block in blocks.visit(student, windows, folder):
-        moments, starved = read(block, floor)
+        moments, starved = read(block, floor, routed)
         starving += len(starved)
         for name, matrix in block.matrices.items():
             scores = wanda.scores(matrix.weight, moments[name].value(name))
@@ -328,9 +337,9 @@ def thinned(
     return student, starving
 
 
-def read(block: blocks.Block, floor: int) -> tuple[dict[str, hessian.Moments], list[str]]:
+def read(block: blocks.Block, floor: int, routed: bool) -> tuple[dict[str, hessian.Moments], list[str]]:
     """||X_j||^2 of what each matrix of the block reads; starved experts get those of their layer, and are named."""
-    moments = block.read(partial(hessian.Moments, diagonal=True))
+    moments = block.read(partial(hessian.Moments, diagonal=True), routed=routed)
     return hessian.pooled(moments, {m.name: m.leaf for m in block.matrices.values()}, floor)
 
 
