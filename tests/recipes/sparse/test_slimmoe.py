@@ -19,6 +19,7 @@ from secateur.recipes.sparse import slimmoe as recipe
 from secateur.recipes.sparse.slimmoe import slimmoe
 from secateur.recover import loop
 from secateur.score import experts, routing
+from secateur.select import clusters
 from secateur.subjects import Moe, open_subject
 from secateur.vocabulary import Budget, Figure, Result
 from subjects.tiny import make
@@ -170,6 +171,27 @@ def test_whole_experts_go_by_how_often_they_are_used(subject: Moe, data: texts.C
     assert result.subject.units().cost()["params"] <= 0.7 * subject.units().cost()["params"]
     with pytest.raises(InputError, match="slim='layers'"):
         run(subject, data, tmp_path / "other", slim="layers")
+
+
+def test_experts_may_become_the_means_of_those_whose_rows_are_near(
+    subject: Moe, data: texts.Corpus, tmp_path: Path
+) -> None:
+    result = run(subject, data, tmp_path, slim="merge", stages="1", kv_groups=1)
+    small = result.subject
+    assert isinstance(small, Moe)
+    assert small.model.config.num_key_value_heads == 1
+    (count,) = {mixture.count for mixture in small.mixtures().values()}
+    assert 1 < count < 8
+    for layer, mixture in small.mixtures().items():
+        old = subject.mixtures()[layer]
+        groups = clusters.grouped(routing.row_distance(old.router.weight), count)
+        assert sorted(expert for one in groups for expert in one) == list(range(8))
+        assert max(map(len, groups)) > 1
+        rows = [old.router.weight[one].detach().double().mean(0).float() for one in groups]
+        for place, row in enumerate(mixture.router.weight.detach()):  # it chooses the mean of the same experts
+            (one,) = (group for group, mean in zip(groups, rows, strict=True) if torch.equal(mean, row))
+            for theirs, ours in zip(old.experts.parameters(), mixture.experts.parameters(), strict=True):
+                assert torch.equal(ours[place], theirs[one].detach().double().mean(0).float())
 
 
 def test_whole_experts_go_by_saliency_or_by_chance_too(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:

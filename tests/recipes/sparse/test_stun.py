@@ -14,6 +14,7 @@ from secateur.errors import BudgetError, InfeasibleError, InputError, Unsupporte
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.recipes.sparse import stun
+from secateur.recover import merging
 from secateur.score import routing
 from secateur.subjects import Moe, blocks, open_subject
 from secateur.subjects.matrices import matrices, nonzero
@@ -51,7 +52,7 @@ def of(subject: Moe, target: int, **how):
 
 def state(subject: Moe) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
     return [
-        (stun.per_expert(one.experts, one.count), stun.per_expert(one.router, one.count))
+        (merging.per_expert(one.experts, one.count), merging.per_expert(one.router, one.count))
         for one in subject.mixtures().values()
     ]
 
@@ -215,7 +216,7 @@ def test_a_permutation_of_experts_permutes_what_stays():
     turned = taught().copy()
     for mixture in turned.mixtures().values():
         for module in (mixture.experts, mixture.router):
-            for tensor in stun.per_expert(module, 8).values():
+            for tensor in merging.per_expert(module, 8).values():
                 tensor.copy_(tensor[order])
     batch = taught().example(2, 12)
     torch.testing.assert_close(turned.forward(batch).prediction, taught().forward(batch).prediction)
@@ -238,7 +239,7 @@ def test_merging_exact_twins_changes_nothing_where_one_expert_answers():
     for mixture in single.mixtures().values():
         mixture.router.top_k = 1
         for module in (mixture.experts, mixture.router):
-            for tensor in stun.per_expert(module, 8).values():
+            for tensor in merging.per_expert(module, 8).values():
                 tensor[4:] = tensor[:4]
     assert single.top_k == 1
     groups, chosen = of(single, 12)
@@ -253,7 +254,7 @@ def test_tokens_of_at_most_one_twin_are_answered_as_before():
     copy = taught().copy()
     mixture = copy.mixtures()[1]
     for module in (mixture.experts, mixture.router):
-        for tensor in stun.per_expert(module, 8).values():
+        for tensor in merging.per_expert(module, 8).values():
             tensor[7] = tensor[2]
     groups, chosen = {i: [[j] for j in range(8)] for i in range(3)}, {i: list(range(8)) for i in range(3)}
     groups[1], chosen[1] = [[0], [1], [2, 7], *([j] for j in range(3, 7))], list(range(7))

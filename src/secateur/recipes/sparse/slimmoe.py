@@ -22,12 +22,12 @@ from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.measure import size
 from secateur.modes import held
-from secateur.recover import loop, losses, objectives, records, routing, schedule, teachers
+from secateur.recover import loop, losses, merging, objectives, records, routing, schedule, teachers
 from secateur.score import activation, experts, gradient, hooks, magnitude, random
 from secateur.score import routing as routes
-from secateur.select import allocate, ranking
+from secateur.select import allocate, clusters, ranking
 from secateur.subjects import Moe, open_subject, shapes
-from secateur.vocabulary import Budget, Recovery, Result, Units, listed
+from secateur.vocabulary import Budget, Recovery, Result, Selection, Units, listed
 
 CARD = {
     "title": "SlimMoE: Structured Compression of Large MoE Models via Expert Slimming and Distillation",
@@ -54,7 +54,7 @@ def slimmoe(
     seed: int = 0,
     stages: str | Sequence[str] = "2",
     tokens: str | Sequence[str] = "",
-    slim: Literal["neurons", "experts"] = "neurons",
+    slim: Literal["neurons", "experts", "merge"] = "neurons",
     score: str = "taylor",
     alike: bool = False,
     loss: Literal["truncated", "full", "task"] = "truncated",
@@ -101,7 +101,8 @@ def slimmoe(
             50%,20%, the last of which must be within the budget.
         tokens: share of `steps` of each stage, such as 34%,66%; by default each gets twice those of the one before.
         slim: neurons; or experts, the baseline that drops whole ones, by how often tokens are routed to them unless
-            `score` is soft, saliency or random.
+            `score` is soft, saliency or random; or merge, the other one: the means of experts whose rows of the router
+            are near, and of these rows.
         score: taylor, weight (norm of all weights), activation (mean |h_j|), soft (of whole experts: the router's
             probabilities summed up, SEER-MoE), saliency (of whole experts: their mean weighted output, REAP), random,
             or file.py:function with (subject, batches) -> site -> [count] scores; sites it leaves out are ranked by
@@ -180,7 +181,9 @@ def slimmoe(
         student, parts, notes, stored = subject, list[Recovery](), list[str](), dict[str, Path]()
         order = zip(goals, dealt(tokens, steps, len(goals)), rates(lr, min_lr, len(goals)), strict=True)
         for stage, (share, count, rate) in enumerate(order, 1):
-            units, counts = plan(student, share=share, last=stage == len(goals))
+            ask = partial(plan, share=share, last=stage == len(goals))
+            student = merged(student, ask(student)[1]) if slim == "merge" else student
+            units, counts = ask(student)
             rank = partial(scores, student, subject, units, samples, how=score, loss=loss, alike=alike, seed=seed)
             found = run.tensors(f"scores-{budget}-{stage}", rank)
             told_of = [site for site in units.free() if f"{site.name}.starved" in found]
@@ -269,8 +272,8 @@ def planned(
 ) -> tuple[Units, Counts]:
     """The units of a stage, and how many each site keeps: `share` of the original's experts, the rest with the last."""
     kinds = {"expert_neurons" if slim == "neurons" else "experts": share}
-    if slim not in ("neurons", "experts"):
-        raise InputError(f"slim={slim!r} is not one of neurons, experts")
+    if slim not in ("neurons", "experts", "merge"):
+        raise InputError(f"slim={slim!r} is not one of neurons, experts, merge")
     if last:
         kinds |= {"kv_groups": 0.0} if kv_groups else {}
         kinds |= {kind: part for kind, part in (("shared_neurons", shared), ("neurons", dense)) if part < 1}
@@ -286,6 +289,23 @@ def planned(
         kept = allocate.round_to(kinds[site.kind] * before.count, step, minimum=least, maximum=before.count)
         counts[site.name] = min(kept, site.count)
     return units, counts
+
+
+def merged(student: Moe, counts: Counts) -> Moe:
+    """A copy with as many experts as `counts` gives each layer: means of those whose rows of the router are near."""
+    keep, groups, before = dict[str, np.ndarray](), dict[int, list[list[int]]](), student.mixtures()
+    for index, mixture in before.items():
+        name, rows = f"layers.{index}.experts", cast(Tensor, mixture.router.weight)
+        found = clusters.grouped(routes.row_distance(rows), counts[name], student.layout.expert_groups)
+        chosen = merging.representatives(list(mixture.experts.parameters()), found)
+        keep[name] = np.isin(np.arange(mixture.count), chosen)
+        groups[index] = [found[place] for place in np.argsort(chosen)]  # in the order in which a cut leaves them
+    small = cast(Moe, student.cut(Selection(keep))[0])
+    for index, new in small.mixtures().items():
+        for theirs, ours in ((before[index].experts, new.experts), (before[index].router, new.router)):
+            stay = np.flatnonzero(keep[f"layers.{index}.experts"]).tolist()
+            merging.fill(theirs, ours, groups[index], stay, kappa=len(stay))
+    return small
 
 
 def path(many: list[float] | int, budget: Budget, plan: Callable[..., tuple[Units, Counts]]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.files import texts
@@ -274,10 +274,7 @@ def settled(
                 float(nearest),
             )
         for index, table in far.items():
-            groups[index] = []
-            for members in np.split(np.arange(len(table)), parts):  # a router's groups stay equal
-                one = clusters.each_of([table[members][:, members]], min(each // parts, len(members)))[0]
-                groups[index] += [members[inside].tolist() for inside in one.members()]
+            groups[index] = clusters.grouped(table, each, parts)
     else:
         threshold, found = clusters.shared_threshold(list(far.values()), target, least=least, exact=exact)
         groups = {i: [m.tolist() for m in one.members()] for i, one in zip(far, found, strict=True)}
@@ -319,18 +316,10 @@ def without(
             continue  # the cut has left every chosen expert and its row as they were
         with subject.resident(path), student.resident(path):
             for theirs, ours in ((old.experts, new[index].experts), (old.router, new[index].router)):
-                for name, tensor in per_expert(theirs, old.count).items():
-                    mean = merging.reconstructed(tensor, groups[index], chosen[index], kappa=kappa)
-                    per_expert(ours, new[index].count)[name].copy_(mean)
+                merging.fill(theirs, ours, groups[index], chosen[index], kappa=kappa)
             if isinstance(student, Streamed) and folder is not None:
                 student.store(path, folder / f"{index}.safetensors")
     return student, cut
-
-
-def per_expert(module: nn.Module, count: int) -> dict[str, Tensor]:
-    """Name -> tensor of a module that holds one slice for each expert: weights, a router's rows and its bias."""
-    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return {name: tensor.detach() for name, tensor in held if tensor.dim() and len(tensor) == count}
 
 
 def unlike(slim: Mixed, windows: Any, folder: Path, times: float, floor: int, routed: bool) -> list[list[float]]:
