@@ -297,14 +297,12 @@ def merged(student: Moe, counts: Counts) -> Moe:
     for index, mixture in before.items():
         name, rows = f"layers.{index}.experts", cast(Tensor, mixture.router.weight)
         found = clusters.grouped(routes.row_distance(rows), counts[name], student.layout.expert_groups)
-        chosen = merging.representatives(list(mixture.experts.parameters()), found)
-        keep[name] = np.isin(np.arange(mixture.count), chosen)
-        groups[index] = [found[place] for place in np.argsort(chosen)]  # in the order in which a cut leaves them
+        keep[name], groups[index] = np.isin(np.arange(mixture.count), [one[0] for one in found]), found
     small = cast(Moe, student.cut(Selection(keep))[0])
     for index, new in small.mixtures().items():
+        first = [one[0] for one in groups[index]]
         for theirs, ours in ((before[index].experts, new.experts), (before[index].router, new.router)):
-            stay = np.flatnonzero(keep[f"layers.{index}.experts"]).tolist()
-            merging.fill(theirs, ours, groups[index], stay, kappa=len(stay))
+            merging.fill(theirs, ours, groups[index], first, kappa=len(first))
     return small
 
 
