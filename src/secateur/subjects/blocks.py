@@ -154,21 +154,23 @@ class Block:
             prefix = f"{self.path}.{path}" if path else self.path
 
             def look(module: Any, args: Any) -> None:
-                states, chosen, shares = (part.flatten(0, -2) for part in args[:3])
+                states, chosen = args[0].flatten(0, -2), args[1].flatten(0, -2)
+                shares = args[2].flatten(0, -2) if routed else None
                 real = None if mask is None or mask.numel() != len(states) else mask.flatten()
                 for expert in range(len(module.down_proj)):
                     sent = (chosen == expert).any(-1)
                     sent = sent if real is None else sent & real
                     rows = states[sent]
-                    share = (shares * (chosen == expert)).sum(-1, keepdim=True)[sent] if routed else 1.0
+                    share = None if shares is None else (shares * (chosen == expert)).sum(-1, keepdim=True)[sent]
                     first, second = (f"{prefix}.{leaf}[{expert}]" for leaf in ("gate_up_proj", "down_proj"))
                     if not len(rows):
                         continue
                     if first in found:
-                        found[first].add(rows * share)
+                        found[first].add(rows if share is None else rows * share)
                     if second in found:
                         gate, up = nn.functional.linear(rows, module.gate_up_proj[expert]).chunk(2, -1)
-                        found[second].add(module.act_fn(gate) * up * share)
+                        inner = module.act_fn(gate) * up
+                        found[second].add(inner if share is None else inner * share)
                 done(path)
 
             return look

@@ -219,9 +219,9 @@ class Streamed:
             for path in paths:
                 for leaf, tensor in self.whole.model.get_submodule(path).state_dict().items():
                     name, stay = f"{path}.{leaf}", self.experts.get(path)
-                    if stay is not None and (layout.place(name).axes or ("",))[0] == "experts":
-                        tensor = tensor.index_select(0, stay)
-                    set_module_tensor_to_device(self.model, name, "cpu", value=tensor)
+                    alone = stay is not None and (layout.place(name).axes or ("",))[0] == "experts"
+                    value = tensor.index_select(0, stay) if alone else tensor.clone()
+                    set_module_tensor_to_device(self.model, name, "cpu", value=value)
         self._mask(names)
 
     def _mask(self, names: Sequence[str]) -> None:
