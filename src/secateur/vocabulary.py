@@ -431,6 +431,8 @@ class Evidence:
     settings: Mapping[str, Any] = field(default_factory=dict)
     verdict: str = ""
     """`met`, `missed: why` or `failed: why`."""
+    stages: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
+    """Name -> figures of a model on the way to the result, in their order."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -446,7 +448,8 @@ class Evidence:
         values = dict(data)
         for name in ("measured", "before", "after"):
             values[name] = figures(values.get(name) or {})
-        values["baselines"] = {name: figures(row) for name, row in (values.get("baselines") or {}).items()}
+        for name in ("baselines", "stages"):
+            values[name] = {one: figures(row) for one, row in (values.get(name) or {}).items()}
         if values.get("cut"):
             cut = dict(values["cut"])
             cut["removed"] = {name: (int(pair[0]), int(pair[1])) for name, pair in cut["removed"].items()}
@@ -487,3 +490,5 @@ class Result:
     """Matrix -> the n:m it was given, where a budget's pattern is the mean of several; all matrices, if any."""
     judged: Mapping[str, Any] = field(default_factory=dict)
     """Name -> more held-out data, as the run's: what both models are worth on it is told as "name/perplexity"."""
+    stages: Mapping[str, Subject] = field(default_factory=dict)
+    """Name -> a model on the way to `subject`, of its kind: measured as it is but for time. The recipe has saved it."""

@@ -417,7 +417,9 @@ def _evidence(
         )
         notes += found
     notes += _worth(before, after, measured)
-    rivals, found = _rivals(original, result, held_out, where, trade)
+    stages, found = _others(result.stages, original, held_out, where, trade)
+    notes += found
+    rivals, found = _others(result.beside, original, held_out, where, trade)
     notes += found + list(filter(None, (_gap(name, {**after, **measured}, row) for name, row in rivals.items())))
     predicted = dict(result.predicted)
     if "latency" in predicted and "latency" in before:
@@ -430,6 +432,7 @@ def _evidence(
         before=before,
         after=after,
         baselines=rivals,
+        stages=stages,
         cut=replace(result.cut, notes=(*result.cut.notes, *result.notes, *notes)),
         recovery=result.recovery,
         environment={**environment.describe(), "measured_at": str(where)},
@@ -506,18 +509,19 @@ def _placed(trade: Trade, where: latency.Environment, *subjects: Any) -> tuple[A
     return tuple(typing.cast(Any, trade).placed(one, where) for one in subjects)
 
 
-def _rivals(
-    original: Any, result: Result, held_out: Any, where: latency.Environment, trade: Trade
+def _others(
+    made: Mapping[str, Any], original: Any, held_out: Any, where: latency.Environment, trade: Trade
 ) -> tuple[dict[str, dict[str, Figure]], list[str]]:
-    """(name -> figures, notes) of what a recipe made beside its result: sizes and quality, but no time."""
+    """(name -> figures, notes) of what a recipe made beside its result, or on the way to it: all but time."""
     rows, notes = dict[str, dict[str, Figure]](), list[str]()
-    for name, rival in result.beside.items():
+    for name, rival in made.items():
         rows[name] = trade.sizes(rival, trade.example(original, where))
         if held_out is None:
             continue
         try:
+            dense, small = _placed(trade, where, original, rival)
             with where.active():
-                _, after, both = trade.compared(original, rival, held_out, where)
+                _, after, both = trade.compared(dense, small, held_out, where)
             rows[name] |= {**after, **both}
         except (DataError, MeasurementError) as error:
             notes.append(f"quality of {name}: {error}")

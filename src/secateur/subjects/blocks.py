@@ -107,14 +107,15 @@ class Block:
     _following: _States | None = None
     """Where what leaves the block is to be written by the first `read`; None: nobody asks for it."""
 
-    def read(self, make: Callable[[], R], only: Collection[str] | None = None) -> dict[str, R]:
+    def read(self, make: Callable[[], R], only: Collection[str] | None = None, *, routed: bool = False) -> dict[str, R]:
         """Name -> a reader that has counted in what the matrix reads, over all batches; one pass through the block.
 
         The pass ends with the last matrix that is asked for, unless what leaves the block is wanted too.
 
         Matrices that read the same tensor share one reader. A packed expert counts the tokens that were sent to it:
-        its first matrix reads the states, its second one act(gate) * up. Padding is left out. `only` names the matrices
-        that are asked for. Under several processes each runs its share of the batches, and all get the same result.
+        its first matrix reads the states, its second one act(gate) * up; `routed`: both times the share with which each
+        token was sent there. Padding is left out. `only` names the matrices that are asked for. Under several processes
+        each runs its share of the batches, and all get the same result.
 
         Raises `InputError` for a matrix that was never run.
         """
@@ -153,18 +154,22 @@ class Block:
 
             def look(module: Any, args: Any) -> None:
                 states, chosen = args[0].flatten(0, -2), args[1].flatten(0, -2)
+                shares = args[2].flatten(0, -2) if routed else None
                 real = None if mask is None or mask.numel() != len(states) else mask.flatten()
                 for expert in range(len(module.down_proj)):
-                    rows = (chosen == expert).any(-1)
-                    rows = states[rows if real is None else rows & real]
+                    sent = (chosen == expert).any(-1)
+                    sent = sent if real is None else sent & real
+                    rows = states[sent]
+                    share = None if shares is None else (shares * (chosen == expert)).sum(-1, keepdim=True)[sent]
                     first, second = (f"{prefix}.{leaf}[{expert}]" for leaf in ("gate_up_proj", "down_proj"))
                     if not len(rows):
                         continue
                     if first in found:
-                        found[first].add(rows)
+                        found[first].add(rows if share is None else rows * share)
                     if second in found:
                         gate, up = nn.functional.linear(rows, module.gate_up_proj[expert]).chunk(2, -1)
-                        found[second].add(module.act_fn(gate) * up)
+                        inner = module.act_fn(gate) * up
+                        found[second].add(inner if share is None else inner * share)
                 done(path)
 
             return look
