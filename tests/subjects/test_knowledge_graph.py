@@ -115,6 +115,21 @@ def test_all_things_are_read_page_by_page(monkeypatch):
     assert len(asked) == 5
 
 
+def test_a_sample_is_of_facts_about_as_many_things():
+    graph, lines = KnowledgeGraph(store()), "".join(f"<urn:e:n{i}> <urn:r:next> <urn:e:n{i + 1}> ." for i in range(40))
+    found = graph.sample(3)
+    assert len(found) == len({fact.subject for fact in found}) == 3
+    assert found == graph.sample(3)
+    # Neither words nor what is said of a fact.
+    assert {fact.subject for fact in graph.sample(99)} == {ANN, BOB, CID, ROME, "urn:e:island"}
+    assert all(fact in graph.around([fact.subject]) for fact in graph.sample(99))
+    long = store(f"INSERT DATA {{ {lines} }}")
+    assert len(KnowledgeGraph(long).sample(20)) == 20
+    with sparql.served(long) as url:
+        assert KnowledgeGraph(Endpoint(url)).sample(20) == KnowledgeGraph(long).sample(20)
+    assert KnowledgeGraph(Embedded()).sample(9) == []
+
+
 def test_pages_that_never_end_are_left():
     again = {"value": "urn:e:again", "type": "uri"}
     row = {"s": again, "p": {"value": module.NAMES[0], "type": "uri"}, "n": {"value": "x", "type": "literal"}}
@@ -242,6 +257,7 @@ def test_an_endpoint_that_lies_is_believed_only_what_it_was_asked(lie):
         assert all(name and name.isprintable() for name in graph.names(nodes).values())
         assert set(graph.kinds(nodes)) == set(nodes)
         list(graph.things())
+        graph.around([end for fact in graph.sample(9) for end in (fact.subject, fact.object)])
         json.dumps(graph.within(nodes, 3)).encode()
 
 

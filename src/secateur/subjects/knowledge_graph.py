@@ -221,6 +221,23 @@ class KnowledgeGraph:
             fact: {key: tuple(sorted(told)) for key, told in sorted(found.items())} for fact, found in values.items()
         }
 
+    def sample(self, count: int, *, each: int = 4) -> list[Fact]:
+        """About so many facts between things, each of another thing, the same each time; fewer where there are none.
+
+        each: facts of a thing that are read to take one of them.
+        """
+        kept = f"FILTER(isIRI(?s)) FILTER(isIRI(?o)) FILTER(?p NOT IN ({', '.join(map(iri, sorted(_TECHNICAL)))}))"
+        kept += f" FILTER NOT EXISTS {{ ?s {iri(_ABOUT[0])} ?about }}" if self._named_statements else ""
+        rows = self.store.select(f"SELECT DISTINCT ?s WHERE {{ ?s ?p ?o {kept} }} LIMIT {_ROOM}")
+        things = sorted({row[0].text for row in rows if len(row) == 1 and row[0] and _sound(row[0])})
+        draw = np.random.default_rng(0)
+        chosen = sorted(draw.permutation(len(things))[:count].tolist())
+        facts: dict[str, list[Fact]] = {things[i]: [] for i in chosen}
+        for fact in sorted(self._around(facts, False, each)[0]):
+            if fact.subject in facts:
+                facts[fact.subject].append(fact)
+        return [some[draw.integers(len(some))] for some in facts.values() if some]
+
     # ----------------------------------------------------------------------------------------------------------- things
 
     def names(self, nodes: Iterable[str]) -> dict[str, str]:

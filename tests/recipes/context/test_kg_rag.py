@@ -193,6 +193,41 @@ def test_no_fact_above_the_floor_is_told():
     assert result.cut.notes == tuple(told["notes"])
 
 
+def test_a_floor_is_found_for_an_encoder_that_finds_all_alike():
+    """Each of its vectors has a large part in common: whatever is compared with it is above 0.3."""
+
+    def alike(texts):
+        own = bag(texts)
+        own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-9)
+        return np.concatenate([own, np.full((len(texts), 1), 2.0, np.float32)], axis=1)
+
+    facts = [(f"drug{i}", verb, f"illness{i}") for i in range(24) for verb in ("treats", "soldfor")]
+    here = graph(*facts, ("asthma", "is", "illness"), ("drug7", "treats", "asthma"), kinds=[("asthma", "Disease")])
+    how = {"terms": 0.0, "percentile": 0.0, "few": 100, "topics": ["asthma"], "identifier": False}
+    floors, stays = [], []
+    for embed in (bag, alike):
+        _, trace, told = one(here, QUESTION, embedder=embed, calibrate=95, **how)
+        floors.append(told["floor"])
+        stays.append(kept(trace))
+        assert told["floor"] == module.calibrated(here, embed, 95, 0.0)
+        assert module.calibrated(here, embed, 95, 0.25) == pytest.approx(0.75 * floors[-1], abs=1e-6)
+        assert module.calibrated(here, embed, 20, 0.0) < floors[-1]
+    assert floors[0] < 0.6 < 0.8 < floors[1] == pytest.approx((floors[0] + 4) / 5, abs=1e-3)
+    assert stays[0] == stays[1] == {"facts.asthma": {"drug7 treats Disease asthma"}}
+    assert len(kept(one(here, QUESTION, embedder=alike, **how)[1])["facts.asthma"]) == 2
+    questions, texts, ends = module.unrelated(here)
+    assert {"What treats illness3?", "What soldfor illness3?"} & set(questions)
+    assert len(questions) == len(texts) == len(ends) == 25
+
+
+def test_a_graph_of_few_facts_has_no_floor_of_its_own():
+    assert one(medicine(), QUESTION, embedder=bag, calibrate=95)[2]["floor"] == 0.0
+    assert "floor" not in one(medicine(), QUESTION, embedder=bag)[2]
+    for wrong in ({"calibrate": 100.0}, {"calibrate": -1.0}, {"calibrate": 95, "floor": 0.2}, {"embedder": ""}):
+        with pytest.raises(InputError, match="give a percentile below 100, an embedder, and no floor"):
+            run(medicine(), QUESTION, "words=9", **{"embedder": bag, "calibrate": 95, **wrong})
+
+
 # --------------------------------------------------------------------------------------------------------- budgets
 
 
