@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sparql
 import tiny
 from secateur.errors import InfeasibleError, InputError, NumericalError, ServerError
 from secateur.files.rundir import Run, Transient
@@ -475,6 +476,26 @@ def test_of_topics_by_iri_no_names_of_the_graph_are_read():
     assert any("has no facts" in note for note in told["notes"])
     with pytest.raises(AssertionError, match="all names"):
         run(here, QUESTION, "words=9", embedder=bag)
+
+
+def test_of_an_endpoint_no_names_are_read_but_those_that_the_question_may_hold():
+    everything, asked = medicine(), list[str]()
+    with sparql.served(everything.store, asked=asked) as url:
+        here = Nameless(Endpoint(url))
+        for question, how in (
+            (QUESTION, {}), ("and Flu?", {"embedder": ""}), ("q", {"topics": ["Asthma", "nothing"]}), ("Who?", {}),
+        ):  # fmt: skip
+            how = {"embedder": bag, "fallback": 0, **how}
+            _, trace, told = one(here, question, lookup="query", **how)
+            _, known, wanted = one(everything, question, **how)
+            assert trace == known
+            assert told["nodes"] == wanted["nodes"]
+            assert told["notes"] == wanted["notes"]
+        _, _, told = one(here, "of asthma", lookup="query", llm=Saying('{"entities": ["Flu"]}'))
+        assert told["nodes"] == ["urn:x:flu"]
+        assert "urn:x:asthma" in one(here, "what of asthm", embedder=by_letters, lookup="query", least=0.5)[2]["nodes"]
+    with pytest.raises(InputError, match="give all or query"):
+        run(everything, QUESTION, "words=9", lookup="none")
 
 
 def test_more_than_one_node_for_a_name():

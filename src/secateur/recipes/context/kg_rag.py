@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -79,6 +79,7 @@ def kg_rag(
     nearest: int = 1,
     fallback: int = 5,
     least: float = 0.6,
+    lookup: Literal["all", "query"] = "all",
     kinds: Sequence[str] = (),
     filters: Sequence[str] = (),
     literals: bool = True,
@@ -130,6 +131,9 @@ def kg_rag(
         nearest: nodes for each name.
         fallback: nodes where the question names nothing that is known; 0 for none.
         least: similarity below which the node nearest to a name is not taken for it.
+        lookup: "all" reads the names of all things once, and compares the question with each; "query" asks the graph
+            for those that the question may hold, which suits an endpoint of millions, and finds fewer that are spelt
+            otherwise.
         kinds: the question is searched for things of these kinds alone, "Disease", by what the graph calls them.
         filters: what is asked of a fact's properties, "score>=0.7", "phase<=3" or "source=SwissProt|UniProt"; a fact
             without that property passes.
@@ -187,10 +191,10 @@ def kg_rag(
         given = [" ".join(topic.split()) for topic in topics if topic.strip()]
         asked: dict[str, Any] = {"llm_calls": 0, "llm_tokens": 0} if model else {}
         if given:
-            nodes, told = chosen(subject, given, names, tuple(kinds), nearest, least)
+            nodes, told = chosen(subject, given, names, tuple(kinds), nearest, least, lookup)
         else:
             listed, asked = named(question, model, kinds, seed) if model else (None, asked)
-            nodes, told = linked(subject, question, listed, names, tuple(kinds), nearest, fallback, least)
+            nodes, told = linked(subject, question, listed, names, tuple(kinds), nearest, fallback, least, lookup)
         sites = labelled(subject, nodes)
         for site in sites:
             rows = sentences(subject, site, rules, literals, identifier, origin)
@@ -293,19 +297,20 @@ def linked(
     nearest: int,
     fallback: int,
     least: float,
+    lookup: str,
 ) -> tuple[list[str], dict[str, Any]]:
     """The nodes that a question speaks of, in the order of their names in it; and what is told of it.
 
     listed: the names in it, where a language model was asked for them. embed: without it, names count as they stand.
     """
-    index = graphs.named(graph, kinds)
+    index, lost = graphs.speaking(graph, [question] if listed is None else listed, kinds, lookup)
     if listed is None:
         found = standing(index, question, embed, nearest, least)
     elif embed is not None:
         found = list(zip(listed, near(index, listed, embed, nearest, least), strict=True))
     else:
         found = [(name, [node for one in index.mentions(name) for node in one.nodes][:nearest]) for name in listed]
-    notes = [f"no name in the graph is near {name!r}" for name, nodes in found if not nodes]
+    notes = [*lost, *(f"no name in the graph is near {name!r}" for name, nodes in found if not nodes)]
     nodes = list(dict.fromkeys(node for _, some in found for node in some))
     stands_in = not nodes and fallback > 0 and embed is not None and len(index) > 0
     if stands_in and embed is not None:
@@ -323,14 +328,16 @@ def chosen(
     kinds: tuple[str, ...],
     nearest: int,
     least: float,
+    lookup: str,
 ) -> tuple[list[str], dict[str, Any]]:
     """The nodes of topics that are given, IRIs as they are; and what is told of it."""
-    index = None if all(map(usable, topics)) else graphs.named(graph, kinds)
+    called = [topic for topic in topics if not usable(topic)]
+    index, told = graphs.speaking(graph, called, kinds, lookup) if called else (None, [])
     found = {topic: [topic] if index is None or usable(topic) else index.called(topic)[:nearest] for topic in topics}
     lost = [topic for topic, nodes in found.items() if not nodes]
     if lost and index is not None and embed is not None:
         found |= dict(zip(lost, near(index, lost, embed, nearest, least), strict=True))
-    notes = [f"nothing in the graph is called {topic!r}" for topic, nodes in found.items() if not nodes]
+    notes = [*told, *(f"nothing in the graph is called {topic!r}" for topic, nodes in found.items() if not nodes)]
     nodes = list(dict.fromkeys(node for some in found.values() for node in some))
     notes += [] if nodes else ["nothing in the graph was found for the question"]
     return nodes, {"entities": list(found), "fallback": False, "notes": notes}
