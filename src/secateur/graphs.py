@@ -64,6 +64,10 @@ def open_graph(
     """
     if isinstance(source, KnowledgeGraph):
         return source
+    path = Path(source) if isinstance(source, str | Path) and not web.addressed(source) else None
+    stored = path is not None and (path / "CURRENT").is_file()
+    if columns and (path is None or stored):
+        raise InputError(f"columns={','.join(columns)}: {source} is no table")
     if not isinstance(source, str | Path):
         if isinstance(source, networks.Network):
             store = Embedded()
@@ -75,11 +79,9 @@ def open_graph(
                 f"{type(source).__name__}"
             )
         return KnowledgeGraph(source, language=language, most=most)
-    if web.addressed(source):
+    if path is None:
         return KnowledgeGraph(Endpoint(str(source)), language=language, most=most)
-    path = Path(source)
-    folder = path if (path / "CURRENT").is_file() else _loaded(path, columns)
-    return KnowledgeGraph(Embedded(folder), language=language, most=most)
+    return KnowledgeGraph(Embedded(path if stored else _loaded(path, columns)), language=language, most=most)
 
 
 @functools.lru_cache(maxsize=2)

@@ -274,7 +274,7 @@ def prune_file(
     spent = out.with_name(out.name + ".part.spent")
     settings = json.dumps(
         {"recipe": recipe, "budget": str(job.budget), "question": question, "trace": trace, "strict": strict,
-         "lines": count, "graph": str(graph), "source": "-" if piped else str(source.resolve()),
+         "lines": count, "graph": str(graph), **job.servers.form, "source": "-" if piped else str(source.resolve()),
          **{name: repr(value) for name, value in job.options.items()}}, indent=1
     )  # fmt: skip
     with guard(out):
