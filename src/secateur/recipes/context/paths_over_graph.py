@@ -151,8 +151,9 @@ def paths_over_graph(
     read. It mixes up topics whose searches end out of order, extends only the first arrival at an entity, and asks
     without end for a list that it can read; none of these is kept. D is the number of steps of the indicator, as in
     the code; of more than two topics, those from one to the next. Branches of paths with the same relations are one,
-    as the paths are. Where more than `most` paths begin alike in length, those go on whose relations are most like the
-    question. A thing without a name is called by the end of its IRI. A round of the third phase looks at the `wide`
+    as the paths are; where one hop more makes whole paths of all branches, they stay short, or the judge would read as
+    much as without them. Where more than `most` paths begin alike in length, those go on whose relations are most like
+    the question. A thing without a name is called by the end of its IRI. A round of the third phase looks at the `wide`
     most similar edges. Without a language model the supplement looks up the three entities on paths whose names are
     most like the question.
     """
