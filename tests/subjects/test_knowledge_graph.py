@@ -162,6 +162,16 @@ def test_things_are_found_by_their_names_without_reading_all():
         assert KnowledgeGraph(Endpoint(url), language="en-GB").called(["Heart"]) == [("urn:e:4", "heart")]
 
 
+def test_names_that_were_not_asked_for_are_left_out():
+    def more(rows):
+        other = {"s": IRI, "p": {"type": "uri", "value": module.NAMES[0]}, "n": {"type": "literal", "value": "Other"}}
+        return [*rows, other]
+
+    for how in ("written", "folded", "holding"):
+        for graph in lying(store(), rewritten(more)):
+            assert graph.called(["Bob"], how=how) == [(BOB, "Bob")]
+
+
 @pytest.mark.parametrize(
     "text", ['" } UNION { ?s ?p ?n } #', "a\\", "\\u0022) } #", "a'b", "\ud800", "a\nb", '"@en', "x" * 10_000]
 )

@@ -221,6 +221,15 @@ def test_a_floor_is_found_for_an_encoder_that_finds_all_alike():
     assert len(questions) == len(texts) == len(ends) == 25
 
 
+def test_a_floor_is_found_by_facts_that_share_no_thing():
+    """Twelve facts without a word in common: what is alike are a fact and its own question, and these do not count."""
+    here = graph(*((f"left{i}", f"verb{i}", f"right{i}") for i in range(12)))
+    assert module.calibrated(here, bag, 90, 0.0) == 0.0
+    questions, texts, _ = module.unrelated(here)
+    vectors = bag([*questions, *texts])
+    assert (vectors[:12] * vectors[12:]).sum(1).min() >= 2
+
+
 def test_a_graph_of_few_facts_has_no_floor_of_its_own():
     assert one(medicine(), QUESTION, embedder=bag, calibrate=95)[2]["floor"] == 0.0
     assert "floor" not in one(medicine(), QUESTION, embedder=bag)[2]

@@ -124,7 +124,7 @@ def kg_rag(
         floor: what s must exceed whatever the others have. It depends on the encoder: unless given it is 0.3, which
             suits all-MiniLM-L6-v2, or 0 without an embedder. The paper has 0.5 for its encoder's cosine alone.
         calibrate: put the floor at this percentile of s of facts and questions of the graph that have nothing to do
-            with one another, 99 say: it is found so for any embedder. 0 for the floor as it is given.
+            with one another, 95 say: it is found so for any embedder. 0 for the floor as it is given.
         volume: facts of all nodes together, at most.
         terms: share of BM25 in s, from 0 (the paper) to 1.
         few: a node with at most so many facts is not cut by percentile.
