@@ -850,7 +850,8 @@ def _train_pruner_command(recipe: str | None) -> Callable[..., None]:
         from secateur.running import context
 
         made = context.train_pruner(**given)
-        print(f"{made.steps} steps on {made.tokens} tokens: {given['out']}", file=sys.stderr)
+        told = json.loads((Path(given["out"]) / "training.json").read_text(encoding="utf-8"))
+        print(f"{made.steps} steps on {made.tokens} tokens: {given['out']}", *told["notes"], sep="\n", file=sys.stderr)
 
     _sign(command, kinds)
     command.__doc__ = "Train the model with which a recipe prunes what a model reads; the same command again resumes."
