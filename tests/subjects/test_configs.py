@@ -265,6 +265,47 @@ def test_a_search_for_a_config_is_short(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(built) <= 8
 
 
+def test_a_config_is_looked_for_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not by a cut that is only tried; once for model, file, next cut or notes, whatever is asked for first."""
+    searched = []
+    whole = configs.described
+    monkeypatch.setattr(configs, "described", lambda *given: searched.append(given) or whole(*given))
+    model = Registered()
+    subject = open_traced(model, torch.randn(2, 3))
+    keep = Selection({name: np.arange(len(site.classes)) < 4 for name, site in subject.coupling.sites.items()})
+    first, _ = subject.cut(keep)
+    assert first.forward().shape == (2, 2)
+    first.flops()
+    assert not searched
+    assert first.model.config["widths"] == (4, 4)
+    assert len(searched) == 1
+    second, receipt = subject.cut(keep)
+    assert any(note.startswith("config: widths.0 8 -> 4") for note in receipt.notes)
+    assert second.model.config["widths"] == (4, 4)
+    assert len(searched) == 2
+    third, _ = subject.cut(keep)
+    third.save(tmp_path)
+    assert reload_traced(tmp_path, model, torch.randn(2, 3)).model.config["widths"] == (4, 4)
+    assert len(searched) == 3
+    fourth, _ = subject.cut(keep)
+    again = fourth.cut(Selection({"layers.0.channels": np.arange(4) < 2}))[0]
+    assert again.model.config["widths"] == (2, 4)
+    assert model.config["widths"] == (8, 12)
+
+
+def test_weights_of_what_a_config_builds_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    whole = configs._built
+    monkeypatch.setattr(configs, "_built", lambda *given: seen.append(whole(*given)) or seen[-1])
+    model, inputs = build("llama")
+    small = cut(open_traced(model, inputs))[0].model
+    assert small.config.hidden_size == 16
+    assert len(seen) == 2, "one config fits, and a field that is no width for sure is tried as it was"
+    for one in seen:
+        assert one.lm_head.weight.is_meta
+        assert not one.model.rotary_emb.inv_freq.is_meta
+
+
 def test_a_plan_with_a_config_is_plain_data() -> None:
     made = Plan(config=(("", "widths.1", 5), ("", "frames", 3)))
     assert Plan.from_dict(made.to_dict()) == made

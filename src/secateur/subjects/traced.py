@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -31,7 +31,7 @@ from secateur.subjects.coupling import Coupling
 from secateur.subjects.proof import FAINT, Fault, Silenced, compare, differences, same, silenced, stirred, trains
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
 from secateur.subjects.shrinking import Plan, plan, shrink, speaks_of_widths, twin, widths
-from secateur.vocabulary import Cut, Selection, Site, Term, Units
+from secateur.vocabulary import Cut, Notes, Selection, Site, Term, Units
 
 __all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
 
@@ -50,9 +50,12 @@ class Traced:
     """A network with example inputs, as something to prune. Use `open_traced` to make one."""
 
     def __init__(self, model: nn.Module, example: Example, plans: tuple[Plan, ...] = ()) -> None:
-        self.model = model
+        self._model = model
         self.inputs = example
-        self.plans = plans
+        self._plans = plans
+        self._later: Callable[[], tuple[str, ...]] | None = None
+        """What brings the configs up to date after a cut, and gives the notes on that."""
+        self._told: tuple[str, ...] = ()
         self.masks: dict[str, Tensor] = {}
         """Name of a parameter -> booleans of its shape, False where a weight was pruned on its own and stays zero."""
         self.forms: dict[str, integers.Form] = {}
@@ -69,6 +72,34 @@ class Traced:
 
         Where outputs tell nothing (last weights of zero), that of the same cut under weights drawn anew.
         """
+
+    # --------------------------------------------------------------------------------------------- configs
+
+    # The search for a config that describes a cut takes longer than the cut of a small network, and many a cut is only
+    # tried. So it waits until the network is handed out, saved, or the notes are read: nobody sees the config of old.
+
+    @property
+    def model(self) -> nn.Module:
+        """The network; its configs say what it is, where one of their kind can."""
+        self._describe()
+        return self._model
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """What was done to the original, cut after cut."""
+        self._describe()
+        return self._plans
+
+    def _describe(self) -> tuple[str, ...]:
+        """Bring the configs up to date, if that was not done yet; the notes on it."""
+        if self._later is not None:
+            later, self._later = self._later, None
+            try:
+                self._told = later()
+            except BaseException:
+                self._later = later
+                raise
+        return self._told
 
     # --------------------------------------------------------------------------------------------- structure
 
@@ -438,9 +469,7 @@ class Traced:
             keep[name] = mask
         return keep
 
-    def cut(
-        self, selection: Selection, *, prove: bool = True, offsets: bool = False, config: bool = True
-    ) -> tuple[Traced, Cut]:
+    def cut(self, selection: Selection, *, prove: bool = True, offsets: bool = False) -> tuple[Traced, Cut]:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
 
         With `prove`, both the smaller network and the silenced original run on the example inputs and must agree to
@@ -452,8 +481,9 @@ class Traced:
         are folded into whatever reads them (see `secateur.subjects.offsets`). A receipt's note says how much nearer
         that is, on the example inputs, to the original with those scales at 0; where it is not, nothing is folded.
 
-        With `config`, the configs of models from transformers and diffusers say what the smaller network is, where one
-        of their kind can; a note says so, or that it can't.
+        The configs of models from transformers and diffusers say what the smaller network is, where one of their kind
+        can; a note says so, or that it can't. That is looked for when the model, the notes or a file are first asked
+        for.
         """
         if segments.SITE in selection.keep:
             return self._erase(selection, prove)
@@ -482,24 +512,23 @@ class Traced:
                     fault,
                 )
         notes = self._fold(result, kept) if offsets else ()
-        # Last: offsets may make biases, which no config gives.
-        notes = (*notes, *self._describe(result, kept)) if config else notes
         channels = self._settled() + self._own_channels()
         after = result._count(counter.total if counter and not offsets else None)
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
         result._channels = channels - gone
+        if configs.holders(self.model):
+            # Of what is there now: offsets may have made biases, which no config gives.
+            result._later = lambda: self._followed(result, kept)
         return result, Cut(
             removed,
             {**before, "channels": channels},
             {**after, "channels": channels - gone},
-            (*notes, *self._notes()),
+            Notes(*notes, *([result._describe] if result._later else []), *self._notes()),
         )
 
-    def _describe(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
+    def _followed(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
         """Bring the configs of `small`, which was just cut so, up to date; notes for the receipt."""
         holders = configs.holders(self.model)
-        if not holders:
-            return ()
         made = small.plans[-1]
         counted = widths(self.model, made, kept, self.run.flow.shapings)
         changes, numbers, lost = configs.described(self.model, small.model, counted, speaks_of_widths)
@@ -513,12 +542,12 @@ class Traced:
                 changes, lost = [], list(holders)
             else:
                 made = replace(made, attributes=(*made.attributes, *numbers), config=tuple(changes))
-                small.model, small.plans = told, (*small.plans[:-1], made)
+                small._model, small._plans = told, (*small.plans[:-1], made)
         old = {path: holder.config for path, holder in holders.items()}
         said = ", ".join(f"{field} {configs.read(old[path], field)} -> {new}" for path, field, new in changes)
         return (
             *([f"config: {said}; save_pretrained and from_pretrained work as for the original"] if said else []),
-            *(_undescribed(path, holders[path]) for path in lost),
+            *configs.behind(self.model, lost),
         )
 
     def _fold(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
@@ -534,7 +563,7 @@ class Traced:
         changed = f"the outputs' difference to scales of 0 changes from {before:.2g} to {after:.2g} of the largest"
         if after >= before:
             return (*lost, f"offsets: left out, for {changed}")
-        small.model, small.plans = whole.model, whole.plans
+        small._model, small._plans = whole.model, whole.plans
         means = sum(one.into.endswith("running_mean") for one in found)
         biases = f"{len(found) - means} biases ({sum(one.made for one in found)} of them new)"
         return (*lost, f"offsets: folded into {biases} and {means} running means; {changed}")
@@ -570,7 +599,7 @@ class Traced:
         if erasure.dead:
             notes.append(f"erased because only erased parts took their results: {', '.join(erasure.dead)}")
         notes += [f"stays: {one.name}: {one.reason}" for one in self.graph.segments if one.reason]
-        notes += [_undescribed(path, holder) for path, holder in configs.holders(self.model).items()]
+        notes += configs.behind(self.model)
         before["segments"], after["segments"] = float(count), float(count - len(gone))
         return result, Cut(removed, before, after, tuple(notes))
 
@@ -613,14 +642,14 @@ class Traced:
     def forward(self, inputs: Any = None) -> Any:
         """Run the network, in evaluation mode, on the CPU, on the example inputs or others of the same form."""
         example = self.inputs if inputs is None else Example.of(inputs)
-        model = self.model if isinstance(self.model, Silenced) else twin(self.model, share=True).eval()
+        model = self._model if isinstance(self._model, Silenced) else twin(self._model, share=True).eval()
         with running(model, lambda _: None):
             args, kwargs = example.fresh()
             return model(*args, **kwargs)
 
     def flops(self) -> float:
         """FLOPs of a forward pass on the example inputs, multiply and add counted as two."""
-        model = twin(self.model, share=True).eval()
+        model = twin(self._model, share=True).eval()
         try:
             with running(model, lambda _: None):
                 args, kwargs = self.inputs.fresh()
@@ -684,16 +713,6 @@ class Traced:
             return onnxing.write_module(model, args, kwargs, place)
 
 
-def _undescribed(path: str, holder: nn.Module) -> str:
-    """The note of a model whose config stays behind its weights."""
-    name = f"{path} ({type(holder).__name__})" if path else type(holder).__name__
-    return (
-        f"config: no config of {name} describes what is left (widths differ between layers, or its class computes one "
-        "from another), so the config is still the original's: what save_pretrained writes, from_pretrained won't "
-        "load. Keep it by save() of secateur.subjects.open_traced's subject, and reload_traced"
-    )
-
-
 def _alike(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
     """The modules of the kind of the one at `path`; of layers, only those that stand in like places."""
     kind = type(modules[path])
@@ -753,7 +772,7 @@ def _try(subject: Traced, turn: float | None) -> None:
                 keep[name] = index < 1 + int(count * (1.2 * (0.618 * number + turn) % 1.2))
         selection = Selection(keep)
         try:
-            subject.cut(selection, config=False)
+            subject.cut(selection)
             return
         except CutError as error:
             subject.without(error.fault, selection)
