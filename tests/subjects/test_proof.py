@@ -18,7 +18,7 @@ def prepared(name: str):
     run = record(model.eval(), example)
     coupling = couple(run)
     kept = coupling.kept({site: np.arange(len(one.classes)) % 2 == 0 for site, one in coupling.sites.items()})
-    return model, example, kept, shrink(model, plan(model, coupling, kept, run.flow.shapings))
+    return model, example, kept, shrink(model, plan(model, coupling, kept, run.flow))
 
 
 def test_a_right_cut_is_proved_and_a_wrong_one_is_found_where_it_is_wrong() -> None:
@@ -66,7 +66,7 @@ def test_where_outputs_tell_nothing_the_cut_is_proved_under_weights_drawn_anew()
     run = record(model.eval(), example)
     coupling = couple(run)
     kept = coupling.kept({site: np.arange(len(one.classes)) % 2 == 0 for site, one in coupling.sites.items()})
-    made = plan(model, coupling, kept, run.flow.shapings)
+    made = plan(model, coupling, kept, run.flow)
     other = {name: {dim: [*index[1:], index[0]] for dim, index in dims.items()} for name, dims in made.tensors.items()}
     wrong = replace(made, tensors={**made.tensors, "2.weight": other["2.weight"]})
     assert compare(shrink(model, wrong), silenced(model, kept), example) == (0.0, None)

@@ -17,7 +17,7 @@ from torch import Tensor
 from secateur.subjects.atoms import Atoms
 from secateur.subjects.labels import along, first, on, padded, varying, wide
 
-__all__ = ["NOTHING", "Flow", "Labelled", "Labels", "Shaping"]
+__all__ = ["NOTHING", "Flow", "Labelled", "Labels", "Scaling", "Shaping"]
 
 Labels = tuple[Tensor, ...]
 
@@ -25,6 +25,7 @@ NOTHING: Labels = ()
 
 _MARK = "_secateur_labels"
 _BLANK = "_secateur_blank"
+_LINEAR = "_secateur_linear"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,18 @@ class Shaping:
     bounds: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """An attention whose scale is taken from the size of its heads: where it is, that size, and what makes a query.
+
+    The label is that of the rows of one linear layer or convolution, from which the query comes unchanged.
+    """
+
+    module: str
+    size: int
+    label: Tensor
+
+
 class Flow:
     """Labels on tensors, and what happens to them. `where` is the path of the module that runs."""
 
@@ -66,6 +79,7 @@ class Flow:
         self.joint: list[tuple[Tensor, str]] = []
         """Labels that change along several dimensions of one tensor: what goes must be whole slices of it."""
         self.shapings: list[Shaping] = []
+        self.scalings: list[Scaling] = []
         self.aligned: list[Tensor] = []
         """Labels whose number must stay a multiple of some power of two, for the sake of a kernel."""
         self.heads: list[Tensor] = []
@@ -95,6 +109,15 @@ class Flow:
                 setattr(value, _MARK, labels)
             if blank or hasattr(value, _BLANK):
                 setattr(value, _BLANK, blank)
+
+    def linear(self, value: Any) -> bool:
+        """Whether a tensor is what a linear layer or convolution gave, perhaps reshaped."""
+        return getattr(value, _LINEAR, False)
+
+    def mark_linear(self, value: Any) -> None:
+        """Say that a tensor is what a linear layer or convolution gave."""
+        if isinstance(value, Tensor):
+            setattr(value, _LINEAR, True)
 
     def drop_single(self, value: Tensor) -> None:
         """A single index that was picked out is used: it must stay."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -53,11 +54,15 @@ def silenced(model: nn.Module, kept: np.ndarray, run: Run | None = None) -> Sile
 
 
 def compare(
-    small: nn.Module, reference: Silenced, example: Example, counter: Counter | None = None
+    small: nn.Module,
+    reference: Silenced,
+    example: Example,
+    counter: Counter | None = None,
+    scaled: Collection[str] = (),
 ) -> tuple[float, Fault | None]:
     """The largest relative difference of outputs, and the fault if it is above the tolerance.
 
-    counter: counts the FLOPs of `small`.
+    counter: counts the FLOPs of `small`. scaled: modules that give other values by intent, see `Plan.scaled`.
 
     What single modules give is compared as well, by the sum of its absolute values, which zeros that were cut do not
     change: outputs alone prove little where a network's last weights are zero.
@@ -71,15 +76,17 @@ def compare(
         return math.inf, _stopped(error, where[0])
     # What can't run needs no reference.
     expected, wanted = _watched(reference.model, reference, example)
-    return _verdict((found, given), (expected, wanted))
+    return _verdict((found, given), (expected, wanted), scaled)
 
 
 Watched = tuple[Any, list[tuple[str, list[float]]]]
 
 
-def _verdict(one: Watched, other: Watched) -> tuple[float, Fault | None]:
+def _verdict(one: Watched, other: Watched, scaled: Collection[str] = ()) -> tuple[float, Fault | None]:
     worst, what = _difference(one[0], other[0])
     for (path, a), (place, b) in zip(one[1], other[1], strict=False):
+        if path == place and path in scaled:
+            continue
         if path != place or len(a) != len(b) or not np.allclose(np.where(np.isnan(b), b, a), b, 1e-3, 1e-4, True):
             return max(worst, 1.0), Fault(path, what if worst > TOLERANCE else "gives other values inside")
     return worst, None if worst <= TOLERANCE else Fault("", what)
@@ -96,7 +103,7 @@ def stirred(
     """
     lively = twin(model, _drawn(model), share=True).eval()
     small = twin(shrink(lively, cut), share=True).eval()
-    worst, fault = compare(small, silenced(lively, kept, run), example)
+    worst, fault = compare(small, silenced(lively, kept, run), example, scaled=cut.rescaled)
     if worst <= 10 * TOLERANCE:
         return worst, None
     noise = torch.Generator().manual_seed(1)

@@ -64,7 +64,8 @@ class Traced:
         """How many channels an earlier cut has left, as it counted them."""
         self._kept: dict[int, str] = {}
         self._bound: list[np.ndarray] = []
-        self._tried: dict[type, int] = {}
+        self._tried: dict[type, tuple[int, int]] = {}
+        """Kind of module -> from where on `_bound` was bound for it (-1 if it was not), and how often it was tried."""
         self._priced: tuple[Coupling, Any, tuple[list[Term], dict[str, float]]] | None = None
         self._held: dict[str, str] = {}
         self.error = 0.0
@@ -204,23 +205,19 @@ class Traced:
         found: list[str] = []
         kind = type(modules.get(path, self.model))
         leaf = not any(True for _ in modules.get(path, self.model).children())
-        if kind in self._tried:
+        start, tries = self._tried.pop(kind, (0, 0))
+        if tries and start >= 0:
             # Binding did not help: what was bound for this kind of module is free again.
-            start = self._tried.pop(kind)
-            if start >= 0:
-                del self._bound[start:]
-                self.__dict__.pop("coupling", None)
-                cut = list(self.coupling.sites)
-            bound: list[np.ndarray] = []
-            self._tried[kind] = -1
-        else:
-            bound = (
-                []
-                if leaf
-                else [pairs for place in places for pairs in self._bind(self._near(place, self.coupling.sites))]
-            )
+            del self._bound[start:]
+            self.__dict__.pop("coupling", None)
+            cut = list(self.coupling.sites)
+        bound: list[np.ndarray] = []
+        if not leaf and tries < 2 and start >= 0:
+            by_place = [self._near(place, self.coupling.sites) for place in places]
+            heads, every = ([p for n in by_place for p in self._bind(n, all_of_them)] for all_of_them in (False, True))
+            bound = heads if not tries else every if len(every) > len(heads) else []
+        self._tried[kind] = (len(self._bound) if bound else -1, tries + 1)
         if bound:
-            self._tried[kind] = len(self._bound)
             self._bound += bound
             found = near
         else:
@@ -232,10 +229,12 @@ class Traced:
         self.__dict__.pop("coupling", None)
         return found
 
-    def _bind(self, near: list[str]) -> list[np.ndarray]:
+    def _bind(self, near: list[str], every: bool = False) -> list[np.ndarray]:
         """Pairs of atoms that let heads go in step with the channels that they are computed from.
 
         The channels are those of the site that touches most of the network; each head takes a block of them along.
+        Where there are no heads, other sites are bound in their place, and with `every` also beside them, if they have
+        as many channels.
         """
         sites = [self.coupling.sites[name] for name in near]
         if len(sites) < 2:
@@ -246,9 +245,10 @@ class Traced:
         of = self.coupling.classes.of
         atom = np.zeros(int(of.max()) + 1, np.int64)
         atom[of] = np.arange(len(of))
-        for small in [site for site in others if site.name.endswith("heads")] or others:
+        heads = [site for site in others if site.name.endswith("heads")]
+        for small in others if every or not heads else heads:
             few, many = len(small.classes), len(large.classes)
-            if many % few == 0:
+            if many % few == 0 and (few == many or not heads or small in heads):
                 found.append(np.stack([atom[small.classes[np.arange(many) * few // many]], atom[large.classes]]))
         return found
 
@@ -495,12 +495,14 @@ class Traced:
             same._channels = self._settled() + self._own_channels()
             return same, Cut({}, before, before)
         kept = self.coupling.kept(keep)
-        made = plan(self.model, self.coupling, kept, self.run.flow.shapings)
+        made = plan(self.model, self.coupling, kept, self.run.flow)
         small = shrink(self.model, made)
         result = Traced(small, self.inputs, (*self.plans, made))
         counter = flops.Counter() if prove else None
         if counter:
-            result.error, fault = compare(small, silenced(self.model, kept, self.run), self.inputs, counter)
+            result.error, fault = compare(
+                small, silenced(self.model, kept, self.run), self.inputs, counter, made.rescaled
+            )
             if fault is None and result.error < FAINT:
                 result.error, fault = stirred(self.model, made, kept, self.inputs, self.run)
             if fault is None and self.run.late:
@@ -555,6 +557,8 @@ class Traced:
         found, lost = offsets_of.offsets(self.model, self.coupling, kept, self.inputs)
         if not found:
             return (*lost, "offsets: no constant of what went reaches anything that stays")
+        modules = dict(self.model.named_modules())
+        found = [_rescaled(one, small.plans[-1], modules[one.module]) for one in found]
         plans = (*small.plans[:-1], replace(small.plans[-1], biases=tuple(one.module for one in found if one.made)))
         whole = Traced(shrink(small.model, Plan(biases=plans[-1].biases)), small.inputs, plans)
         offsets_of.fold(whole.model, found)
@@ -711,6 +715,17 @@ class Traced:
         model = twin(self.model, share=True).eval()
         with writing(file) as place:
             return onnxing.write_module(model, args, kwargs, place)
+
+
+def _rescaled(one: offsets_of.Offset, cut: Plan, module: nn.Module) -> offsets_of.Offset:
+    """The offset of a layer whose results a cut makes larger or smaller."""
+    name = f"{one.module}.weight" if one.module else "weight"
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    by = cut.factors(name, 0, len(weight)) if weight is not None else None
+    if by is None:
+        return one
+    stays = cut.tensors.get(name, {}).get(0)
+    return replace(one, values=one.values * (by if stays is None else by[stays]).to(one.values))
 
 
 def _alike(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
