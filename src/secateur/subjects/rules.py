@@ -86,7 +86,7 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
             flow.drop_single(value)
     labels = rule(flow, func, args, kwargs, out)
     results = _outputs(out)
-    if base in _LINEAR or (base in _PASSING and flow.linear(args[0])):
+    if base in _LINEAR or (flow.linear(args[0]) and (base in _PASSING or (base == "add" and _row(args[1])))):
         for value in results:
             flow.mark_linear(value)
     if isinstance(labels, list):
@@ -205,6 +205,11 @@ def _flat(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [one for part in value.values() for one in _flat(part)]
     return []
+
+
+def _row(value: Any) -> bool:
+    """Whether this may be a bias, which a linear layer adds on its own where its input lies in pieces."""
+    return isinstance(value, Tensor) and value.dim() == 1
 
 
 def _outputs(out: Any) -> list[Any]:
