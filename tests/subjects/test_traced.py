@@ -389,6 +389,45 @@ def test_a_single_head_loses_dimensions_and_keeps_its_scale(bias: bool, tmp_path
     assert twice.model.one.head_dim == 2
 
 
+class Literal(nn.Module):
+    """Its code names the number of heads, so that none can go; each has as many dimensions."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused, self.num_heads, self.scale = fused, 4, 4**-0.5
+        self.qkv, self.out = nn.Linear(6, 48), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        q, k, v = (one.reshape(b, n, 4, -1).transpose(1, 2) for one in self.qkv(x).chunk(3, -1))
+        if self.fused:
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            y = (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).reshape(b, n, -1))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_where_heads_stay_the_same_dimensions_of_each_go(fused: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Literal(fused).eval(), torch.randn(2, 5, 6)
+    subject = open_traced(model, x)
+    (site,) = subject.coupling.sites.values()
+    assert (len(site.classes), site.width, site.name) == (4, 12, "qkv.channels")
+    small, cut = subject.cut(Selection({site.name: np.array([True, False, False, False])}))
+    assert small.model.qkv.weight.shape == (12, 6)
+    assert (small.model.num_heads, small.model.scale) == (4, 1.0 if fused else 0.5)
+    assert cut.after["params"] == 7 * 12 + 15
+    rows = np.arange(48) % 4 == 0
+    expected = model.qkv.weight[rows].clone()
+    expected[:4] *= 0.5 if fused else 1.0
+    torch.testing.assert_close(small.model.qkv.weight, expected, msg="only queries make up for the scale")
+    copied = subject.copy()
+    assert copied.cut(half(copied))[0].error <= 1e-5
+    small.save(tmp_path)
+    torch.testing.assert_close(reload_traced(tmp_path, model, x).forward(), small.forward())
+
+
 def test_a_cut_that_changes_the_scale_of_attention_is_not_proved(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     subject = open_traced(Pyramid(), torch.randn(2, 14, 3))

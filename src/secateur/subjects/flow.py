@@ -57,13 +57,13 @@ class Shaping:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """An attention whose scale is taken from the size of its heads: where it is, that size, and what makes a query.
+    """An attention whose scale is taken from the size of its heads: where it is, and the query's label.
 
-    The label is that of the rows of one linear layer or convolution, from which the query comes unchanged.
+    It names rows of one linear layer or convolution, from which the query comes unchanged; its last dimension is the
+    size of heads.
     """
 
     module: str
-    size: int
     label: Tensor
 
 
@@ -80,6 +80,8 @@ class Flow:
         """Labels that change along several dimensions of one tensor: what goes must be whole slices of it."""
         self.shapings: list[Shaping] = []
         self.scalings: list[Scaling] = []
+        self.whole: frozenset[str] = frozenset()
+        """Modules whose attention keeps all its heads: the same dimensions of each go instead."""
         self.aligned: list[Tensor] = []
         """Labels whose number must stay a multiple of some power of two, for the sake of a kernel."""
         self.heads: list[Tensor] = []
@@ -109,6 +111,10 @@ class Flow:
                 setattr(value, _MARK, labels)
             if blank or hasattr(value, _BLANK):
                 setattr(value, _BLANK, blank)
+
+    def keeps_heads(self, path: str) -> bool:
+        """Whether an attention in the module at `path` keeps all its heads."""
+        return any(path == one or path.startswith(f"{one}.") for one in self.whole)
 
     def linear(self, value: Any) -> bool:
         """Whether a tensor is what a linear layer or convolution gave, perhaps reshaped."""
@@ -210,6 +216,7 @@ class Flow:
     def contract(self, a: Labelled, b: Labelled) -> Labels:
         """Labels of a batched matrix product [b, m, k] x [b, k, n] -> [b, m, n]."""
         what = "is summed with a tensor without channels to cut"
+        whole = self.keeps_heads(self.where)
         left: dict[int, list[Tensor]] = {0: [], 1: [], 2: []}
         right: dict[int, list[Tensor]] = {0: [], 1: [], 2: []}
         for one, sides, inner, outer in ((a, left, 2, 1), (b, right, 1, 2)):
@@ -217,8 +224,11 @@ class Flow:
                 label: Tensor | None = given
                 assert label is not None
                 dims = varying(label)
+                if whole and 0 in dims and len(dims) > 1:
+                    label = self.collapse(label, [0], what)
+                    dims -= {0}
                 joint = len(dims) > 1
-                if inner in dims and joint:
+                if label is not None and inner in dims and joint:
                     label = self.collapse(label, [inner], what)
                     dims -= {inner}
                 if label is not None and outer in dims and 0 in dims:

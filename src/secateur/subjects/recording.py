@@ -114,15 +114,18 @@ def record(
     kept: Callable[[Atoms], Tensor] | None = None,
     entered: list[str] | None = None,
     again: Run | None = None,
+    whole: Set[str] = frozenset(),
 ) -> Run:
     """Run `model`, which is in evaluation mode and may be written to, and record; silence what `kept` says goes.
 
     kept: from the atoms, which are the same in every pass, to one boolean per atom. entered: its first element
     follows the module that runs. again: an earlier pass; what is the same as in it need not be thought about anew.
+    whole: see `Flow.whole`, which is that of the earlier pass if there was one.
     """
     atoms = Atoms()
     atoms.deaf = kept is not None
     flow = Flow(atoms)
+    flow.whole = again.flow.whole if again else frozenset(whole)
     found = tensors_of(model)
     kernels = {
         id(module._parameters.get("weight"))

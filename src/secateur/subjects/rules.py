@@ -742,6 +742,8 @@ def _attention(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: 
     rooted = kwargs.get("scale") is None and flow.linear(query)
     for place, tensor in enumerate((query, key, value)):
         labels = flow.labels(tensor)
+        if flow.keeps_heads(flow.where):
+            labels = flow.settled(labels, [1], what)
         joint = [label for label in labels if label.shape[1] > 1]
         alone = [label for label in labels if label.shape[1] == 1]
         found: list[Tensor] = []
@@ -762,7 +764,8 @@ def _attention(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: 
     if inner:
         flow.meet([Labelled((query.shape[3],), one) for one in inner])
         if rooted:
-            flow.scalings += [Scaling(flow.where, query.shape[3], row) for row in inner[0]]
+            sizes = [label for label in flow.labels(query) if label.shape[3] > 1]
+            flow.scalings += [Scaling(flow.where, label) for label in sizes]
     if isinstance(mask, Tensor):
         head_rows.append(
             Labelled(

@@ -275,7 +275,10 @@ def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, flow: Flow) -> 
         if not stays.all():
             tensors.setdefault(axis.tensor, {})[axis.dim] = np.flatnonzero(stays).tolist()
     scaled, scales = _scaled(model, coupling, kept, flow.scalings)
-    attributes = [*_attributes(model, tensors, kept, flow.shapings), *scales]
+    numbers = _attributes(model, tensors, kept, flow.shapings)
+    # Eight heads of eight dimensions: which number is which, only the name says.
+    numbers = [one for one in numbers if not (flow.keeps_heads(one[0]) and one[1].endswith(("head", "heads")))]
+    attributes = [*numbers, *scales]
     return Plan(tensors, tuple(sorted(attributes, key=lambda one: one[:2])), scaled)
 
 
@@ -291,19 +294,19 @@ def _scaled(
     factors: dict[tuple[str, int, tuple[int, ...]], float] = {}
     attributes = []
     for one in scalings:
-        atoms = one.label.numpy()
-        left = int(kept[atoms].sum())
+        atoms, size = one.label.numpy().reshape(-1), one.label.shape[-1]
+        left = int(kept[atoms].reshape(-1, size).any(axis=0).sum())
         axis = coupling.axes[int(np.searchsorted(starts, atoms.min(), "right")) - 1]
         stem, kind = re.sub("(weight|bias)$", "", axis.tensor), modules.get(axis.tensor.rpartition(".")[0])
-        if left == one.size or stem == axis.tensor or atoms.max() >= axis.start + axis.size:
+        if left == size or stem == axis.tensor or atoms.max() >= axis.start + axis.size:
             continue
         dim = axis.dim if axis.tensor == f"{stem}weight" else int(type(kind).__name__ == "Conv1D")
         for tensor, place in ((f"{stem}weight", dim), (f"{stem}bias", 0)):
-            factors[tensor, place, tuple((atoms - axis.start).tolist())] = math.sqrt(left / one.size)
+            factors[tensor, place, tuple((atoms - axis.start).tolist())] = math.sqrt(left / size)
         attributes += [
             (one.module, name, left**-0.5)
             for name, value in vars(modules[one.module]).items()
-            if "scal" in name and type(value) is float and math.isclose(value, one.size**-0.5)
+            if "scal" in name and type(value) is float and math.isclose(value, size**-0.5)
         ]
     names = {axis.tensor for axis in coupling.axes}
     return tuple((*key, by) for key, by in factors.items() if key[0] in names), list(dict.fromkeys(attributes))

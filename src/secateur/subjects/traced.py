@@ -65,7 +65,8 @@ class Traced:
         self._kept: dict[int, str] = {}
         self._bound: list[np.ndarray] = []
         self._tried: dict[type, tuple[int, int]] = {}
-        """Kind of module -> from where on `_bound` was bound for it (-1 if it was not), and how often it was tried."""
+        """Kind of module -> from where on `_bound` is bound for it (-1 if nothing is), and what is to be tried next."""
+        self._whole: frozenset[str] = frozenset()
         self._priced: tuple[Coupling, Any, tuple[list[Term], dict[str, float]]] | None = None
         self._held: dict[str, str] = {}
         self.error = 0.0
@@ -110,7 +111,7 @@ class Traced:
         shadow = twin(self.model, share=True).eval()
         where = [""]
         try:
-            return record(shadow, self.inputs, entered=where)
+            return record(shadow, self.inputs, entered=where, whole=self._whole)
         except Exception as error:
             line = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             place = f" in {where[0]}" if where[0] else ""
@@ -184,8 +185,9 @@ class Traced:
         """Take out of the way what a fault shows, in all modules of the kind in which it shows; names of the sites.
 
         Code that computes the size of heads from the number of channels wants both cut in step: sites that meet there
-        are bound to one another first. If the fault comes again, the site that touches least of the network stays.
-        Raises `ModelError` where no site that was cut explains the fault.
+        are bound to one another first. If the fault comes again, heads stay whole, and the same dimensions of each go
+        instead. If that does not help, the site that touches least of the network stays. Raises `ModelError` where no
+        site that was cut explains the fault.
         """
         cut = [name for name, keep in selection.keep.items() if not bool(np.asarray(keep).all())]
         modules = dict(self.model.named_modules())
@@ -203,24 +205,18 @@ class Traced:
         if not near:
             raise ModelError(f"the cut can't be proved: {fault.what}")
         found: list[str] = []
-        kind = type(modules.get(path, self.model))
+        above, around = path, places
+        parent = path.rpartition(".")[0]
         leaf = not any(True for _ in modules.get(path, self.model).children())
-        start, tries = self._tried.pop(kind, (0, 0))
-        if tries and start >= 0:
-            # Binding did not help: what was bound for this kind of module is free again.
-            del self._bound[start:]
-            self.__dict__.pop("coupling", None)
-            cut = list(self.coupling.sites)
-        bound: list[np.ndarray] = []
-        if not leaf and tries < 2 and start >= 0:
-            by_place = [self._near(place, self.coupling.sites) for place in places]
-            heads, every = ([p for n in by_place for p in self._bind(n, all_of_them)] for all_of_them in (False, True))
-            bound = heads if not tries else every if len(every) > len(heads) else []
-        self._tried[kind] = (len(self._bound) if bound else -1, tries + 1)
-        if bound:
-            self._bound += bound
+        if leaf and (near[0].endswith("heads") or parent in self._whole):
+            # A layer that is given heads of another size than it was made for: the module around it shaped them.
+            leaf, above, around = False, parent, _alike(parent, modules)
+        kind = type(modules.get(above, self.model))
+        known = kind in self._tried
+        if not leaf and self._remedied(kind, around, 0 if above == path else 2):
             found = near
         else:
+            cut = list(self.coupling.sites) if known and not leaf else cut
             chosen = [self._near(place, cut)[:1] for place in places] or [near]
             found = list(dict.fromkeys(name for names in chosen for name in names))
             place = f" (in {fault.where})" if fault.where else ""
@@ -228,6 +224,43 @@ class Traced:
                 self._keep_site(name, f"a cut of it fails: {fault.what}{place}")
         self.__dict__.pop("coupling", None)
         return found
+
+    def _remedied(self, kind: type, places: list[str], step: int) -> bool:
+        """Try the next of what may help modules of a kind, in these places; False, and all as it was, after the last.
+
+        Heads bound to channels; all sites that are there; the same with whole heads; whole heads alone. step: where to
+        begin.
+        """
+        start, step = self._tried.get(kind, (-1, step))
+        if start >= 0:
+            # Binding did not help: what was bound for this kind of module is free again.
+            del self._bound[start:]
+            self.__dict__.pop("coupling", None)
+        while step < 4:
+            near = [self._near(place, self.coupling.sites) for place in places]
+            if step == 2:
+                if not any(name.endswith("heads") for names in near for name in names):
+                    break
+                self._keep_heads(self._whole.union(places))
+                near = [self._near(place, self.coupling.sites) for place in places]
+            plain, every = ([pairs for names in near for pairs in self._bind(names, more)] for more in (False, True))
+            bound = (plain, every if len(every) > len(plain) else [], plain, [])[step]
+            step += 1
+            if bound or step == 3 or (step == 4 and start >= 0):
+                self._tried[kind] = (len(self._bound) if bound else -1, step)
+                self._bound += bound
+                self.__dict__.pop("coupling", None)
+                return True
+        if not self._whole.isdisjoint(places):
+            self._keep_heads(self._whole.difference(places))
+        self._tried[kind] = (-1, 4)
+        return False
+
+    def _keep_heads(self, whole: Iterable[str]) -> None:
+        """Record anew, with these modules' heads whole."""
+        self._whole = frozenset(whole)
+        for name in ("run", "coupling", "_invariance"):
+            self.__dict__.pop(name, None)
 
     def _bind(self, near: list[str], every: bool = False) -> list[np.ndarray]:
         """Pairs of atoms that let heads go in step with the channels that they are computed from.
@@ -250,6 +283,14 @@ class Traced:
             few, many = len(small.classes), len(large.classes)
             if many % few == 0 and (few == many or not heads or small in heads):
                 found.append(np.stack([atom[small.classes[np.arange(many) * few // many]], atom[large.classes]]))
+        if every and not found:
+            # Queries, keys and values of as many dimensions, whatever they are computed from.
+            small = others[0]
+            found = [
+                np.stack([atom[small.classes], atom[one.classes]])
+                for one in others[1:]
+                if len(one.classes) == len(small.classes)
+            ]
         return found
 
     def _near(self, path: str, cut: Iterable[str]) -> list[str]:
@@ -278,7 +319,7 @@ class Traced:
         coupling, run = self.coupling, self.run
         result = Traced(twin(self.model), self.inputs, self.plans)
         result._kept, result._bound, result._tried = dict(self._kept), list(self._bound), dict(self._tried)
-        result.error, result._channels = self.error, self._channels
+        result.error, result._channels, result._whole = self.error, self._channels, self._whole
         result.masks, result.forms = dict(self.masks), dict(self.forms)
         result.__dict__.update(run=run, coupling=coupling)
         result._held = dict(self._held)
