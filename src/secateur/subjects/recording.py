@@ -55,6 +55,13 @@ class Example:
         """Copies on the CPU, in float32 where they were in half precision, for a forward pass may write into them."""
         return tree_map_only(Tensor, _plain, copy.deepcopy((self.args, dict(self.kwargs))))  # type: ignore[no-any-return]
 
+    def cast(self, dtype: torch.dtype) -> Example:
+        """The same with numbers of another precision."""
+        args, kwargs = tree_map_only(
+            Tensor, lambda one: one.to(dtype) if one.is_floating_point() else one, (self.args, dict(self.kwargs))
+        )
+        return Example(args, kwargs)
+
     def ask(self, network: Callable[..., Any], inputs: Any) -> Any:
         """What `network` gives for other `inputs`, which take the place of the first of these, by the same name.
 
