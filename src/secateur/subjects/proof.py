@@ -182,9 +182,9 @@ def _watched(model: nn.Module, run: Any, example: Example, where: list[str] | No
     last: tuple[Tensor, int, float] | None = None
 
     def total(value: Tensor) -> float:
-        """The sum of absolute values; not a number for a parameter that a module gives as it is."""
+        """The sum of absolute values; not a number for a parameter that a module gives as it is, and for a shape."""
         nonlocal last
-        if silencing.raw(value):
+        if silencing.raw(value) or value.is_meta:
             return math.nan
         # What a module gives is most often what the last module in it gave.
         if last is None or last[0] is not value or last[1] != value._version:
