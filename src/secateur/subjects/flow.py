@@ -120,10 +120,10 @@ class Flow:
         """Whether a tensor is what a linear layer or convolution gave, perhaps reshaped."""
         return getattr(value, _LINEAR, False)
 
-    def mark_linear(self, value: Any) -> None:
-        """Say that a tensor is what a linear layer or convolution gave."""
-        if isinstance(value, Tensor):
-            setattr(value, _LINEAR, True)
+    def mark_linear(self, value: Any, linear: bool) -> None:
+        """Say whether a tensor is what a linear layer or convolution gave."""
+        if isinstance(value, Tensor) and (linear or hasattr(value, _LINEAR)):
+            setattr(value, _LINEAR, linear)
 
     def drop_single(self, value: Tensor) -> None:
         """A single index that was picked out is used: it must stay."""

@@ -86,9 +86,9 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
             flow.drop_single(value)
     labels = rule(flow, func, args, kwargs, out)
     results = _outputs(out)
-    if base in _LINEAR or (flow.linear(args[0]) and (base in _PASSING or (base == "add" and _row(args[1])))):
-        for value in results:
-            flow.mark_linear(value)
+    passed = bool(args) and flow.linear(args[0]) and (base in _PASSING or (base == "add" and _row(args[1])))
+    for value in results:
+        flow.mark_linear(value, passed or base in _LINEAR)
     if isinstance(labels, list):
         for value, one in zip(results, labels, strict=False):
             flow.mark(value, one)

@@ -298,7 +298,8 @@ def _scaled(
         left = int(kept[atoms].reshape(-1, size).any(axis=0).sum())
         axis = coupling.axes[int(np.searchsorted(starts, atoms.min(), "right")) - 1]
         stem, kind = re.sub("(weight|bias)$", "", axis.tensor), modules.get(axis.tensor.rpartition(".")[0])
-        if left == size or stem == axis.tensor or atoms.max() >= axis.start + axis.size:
+        inside = axis.start <= atoms.min() and atoms.max() < axis.start + axis.size
+        if left == size or stem == axis.tensor or not inside:
             continue
         dim = axis.dim if axis.tensor == f"{stem}weight" else int(type(kind).__name__ == "Conv1D")
         for tensor, place in ((f"{stem}weight", dim), (f"{stem}bias", 0)):
