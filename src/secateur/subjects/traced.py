@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -561,7 +562,8 @@ class Traced:
         result._channels = channels - gone
         if configs.holders(self.model):
             # Of what is there now: offsets may have made biases, which no config gives.
-            result._later = lambda: self._followed(result, kept)
+            counted = widths(self.model, made, kept, self.run.flow.shapings)
+            result._later = lambda: self._followed(result, counted)
         return result, Cut(
             removed,
             {**before, "channels": channels},
@@ -569,11 +571,10 @@ class Traced:
             Notes(*notes, *([result._describe] if result._later else []), *self._notes()),
         )
 
-    def _followed(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
+    def _followed(self, small: Traced, counted: Mapping[int, Counter[int]]) -> tuple[str, ...]:
         """Bring the configs of `small`, which was just cut so, up to date; notes for the receipt."""
         holders = configs.holders(self.model)
         made = small.plans[-1]
-        counted = widths(self.model, made, kept, self.run.flow.shapings)
         changes, numbers, lost = configs.described(self.model, small.model, counted, speaks_of_widths)
         if changes:
             told = shrink(small.model, Plan(attributes=tuple(numbers), config=tuple(changes)))
