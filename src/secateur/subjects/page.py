@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -143,12 +142,16 @@ class Page:
 
     def head(self, count: int, *, letters: bool = False) -> Page:
         """The first `count` words of the page, or letters, with the tags around them."""
-        texts, left = list(self.tree.text), max(0, count)
-        for node, tag in enumerate(self.tree.tag):
+        texts, left = list[str](), max(0, count)
+        for tag, text in zip(self.tree.tag, self.tree.text, strict=True):
+            if not tag and not left:  # nothing behind it stays, so that a short head of a large page is made at once
+                break
             if not tag:
-                texts[node] = texts[node][:left] if letters else markup.first_words(texts[node], left)
-                left -= len(texts[node]) if letters else markup.words(texts[node])
-        return self._cleaned(replace(self.tree, text=texts), list(range(len(texts))))
+                text = text[:left] if letters else markup.first_words(text, left)
+                left -= len(text) if letters else markup.words(text)
+            texts.append(text)
+        nodes = range(len(texts))
+        return self._cleaned(self.tree.first(texts), nodes)
 
     def save(self, folder: Path) -> None:
         """Write page.html."""

@@ -186,13 +186,20 @@ def left(page: Page, counts: Counts, keep: Mapping[str, Array]) -> dict[str, flo
 
 def begun(page: Page, limits: Mapping[str, float], counts: Counts) -> Page:
     """As many of the page's first words as fit, or letters where not even one word does."""
+
+    def within(head: Page) -> bool:
+        spent = cost(head, counts)
+        return all(spent[name] <= limit for name, limit in limits.items())
+
     for letters in (False, True):
-        fits, many = 0, (len(page.text()) if letters else markup.words(page.text())) + 1
+        most = (len(page.text()) if letters else markup.words(page.text())) + 1
+        fits, many = 0, 1  # what fits, and what is tried: twice as many, as long as they fit, since pages may be large
+        while many < most and within(page.head(many, letters=letters)):
+            fits, many = many, 2 * many
+        many = min(many, most)
         while many - fits > 1:
             middle = (fits + many) // 2
-            spent = cost(page.head(middle, letters=letters), counts)
-            within = all(spent[name] <= limit for name, limit in limits.items())
-            fits, many = (middle, many) if within else (fits, middle)
+            fits, many = (middle, many) if within(page.head(middle, letters=letters)) else (fits, middle)
         if fits:
             break
     return page.head(fits, letters=letters)
