@@ -26,7 +26,7 @@ import yaml
 from secateur.disk import TEMPORARY, atomic_write, flush, guard, remove, settle, writing
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
-__all__ = ["Run", "Transient", "agreeing", "locked", "recorded", "stored"]
+__all__ = ["Run", "Transient", "agreeing", "locked", "plain", "recorded", "stored"]
 
 _DIGEST = "_sha256"
 
@@ -117,7 +117,7 @@ class Run:
             raise RunError(f"{root} is not empty and is no run directory: choose a new or empty folder")
         with guard(root):
             work.mkdir(parents=True, exist_ok=True)
-            run = cls(root, _plain(settings), _lock(work / "lock", root))
+            run = cls(root, plain(settings), _lock(work / "lock", root))
         try:
             run._sweep()
             if overwrite:
@@ -127,7 +127,7 @@ class Run:
                 run._roll_forward()
             else:
                 run._new = True
-                atomic_write(record, yaml.safe_dump({**run.settings, **_plain(about or {})}, sort_keys=False))
+                atomic_write(record, yaml.safe_dump({**run.settings, **plain(about or {})}, sort_keys=False))
         except BaseException:
             run.close()
             raise
@@ -304,7 +304,7 @@ def _replace(source: Path, target: Path) -> None:
         os.replace(source, target)
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` as YAML gives them back: tuples as lists, paths as text."""
 
     def simple(value: Any) -> Any:
