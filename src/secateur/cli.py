@@ -784,7 +784,7 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
     if given["in"]:
         with _noted(SpentWarning):
             lines, failed = context.prune_file(
-                given["recipe"], given["in"], out, given["budget"], trace=bool(given["trace"]),
+                given["recipe"], given["in"], given["out"], given["budget"], trace=bool(given["trace"]),
                 strict=bool(given["strict"]), overwrite=bool(given["overwrite"]), processes=given["processes"], **asked,
             )  # fmt: skip
         print(f"{lines} lines, {failed} of them with an error: {out}", file=sys.stderr)

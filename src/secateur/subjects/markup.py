@@ -75,6 +75,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _TERM = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _BLANKS = re.compile(r"[ \t\n\r\f]+")
 _BLANK_LINES = re.compile(r"[ \t\r\f]*\n(?:[ \t\r\f]*\n)+")
+_NAME = re.compile(r"[^\s\"'<>/=\x00-\x1f]+")
+"""Of an attribute that can be written: a page may name one `"><script>`."""
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE)
 
 
@@ -178,7 +180,10 @@ def terms(text: str) -> list[str]:
 
 
 def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
-    """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for."""
+    """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for.
+
+    "*" asks for all of them, but those whose names can't be written.
+    """
     if isinstance(source, bytes):
         source = decode(source)
     source = whole(source).replace("\0", "\ufffd")  # a NUL is no text in HTML
@@ -202,7 +207,8 @@ def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
         elif name and name[0] not in "-#!" and name not in _UNSEEN:
             tag.append("desc" if name in _RAW and _has_tags(node) else _LITERAL.get(name, name))
             given = node.attributes if attributes else {}
-            text.append("".join(f' {key}="{html.escape(given[key] or "")}"' for key in attributes if key in given))
+            stay = [key for key in given if _NAME.fullmatch(key)] if "*" in attributes else attributes
+            text.append("".join(f' {key}="{html.escape(given[key] or "")}"' for key in stay if key in given))
             parent.append(above[-1])
             end.append(0)
             down = node.child is not None

@@ -48,7 +48,8 @@ def open_page(
         source: HTML, its bytes, or the path of a file; several are joined in their order.
         block: words above which a tag is split into its children.
         protected: tags that are never unwrapped, since they say what their text is.
-        attributes: attributes that stay, such as href; by default none does.
+        attributes: attributes that stay, such as href, or "*" for all, as `keep_attr` of the published package; by
+            default none does.
         plain: tags that are always unwrapped where they have no attributes, since they only say how text looks.
         apart: put each document into a tag of its own, so that what is left of each can be told (`Page.documents`).
         numbered: write siblings with their numbers, as <p0>; else as the tags that they are, which takes fewer tokens.
@@ -301,13 +302,17 @@ class Page:
 
 
 def _number(siblings: Sequence[int], tags: Sequence[str], names: list[str]) -> None:
-    """Number siblings of one tag from 0; those that have a number from an earlier cut keep it."""
+    """Number siblings of one tag from 0; those that have one from an earlier cut keep it, but where they meet.
+
+    Tags that had one number each in tags around them meet where those tags are unwrapped.
+    """
     many = Counter(tags[node] for node in siblings)
     taken = {names[node] for node in siblings}
-    following = Counter[str]()
+    following, met = Counter[str](), set[str]()
     for node in siblings:
         tag = tags[node]
-        if many[tag] == 1 or names[node] != tag:
+        if many[tag] == 1 or (names[node] != tag and names[node] not in met):
+            met.add(names[node])
             continue
         while f"{tag}{following[tag]}" in taken:
             following[tag] += 1

@@ -166,7 +166,7 @@ def kg_rag(
     if not 0 <= terms <= 1:
         raise InputError(f"terms={terms}: give the share of BM25, from 0 to 1")
     rules = tuple(map(rule, filters))
-    reader = tokenizer or (embedder if isinstance(embedder, str) else "")
+    reader = tokenizer or encoders.named(embedder)
     counts = {"tokens": encoders.counter(reader)} if reader else {}
     question = " ".join(data.split())
     model = llms.answering(llm, llm_name, calls=calls, tokens=llm_tokens) if llm else None
