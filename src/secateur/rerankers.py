@@ -294,11 +294,9 @@ def opened(source: str | Path | Reranker, device: str = "") -> Reranker:
 
 def ranking(source: str | Path | Reranker, device: str = "") -> Reranker | Elsewhere:
     """The same where only scores are wanted: also the address of a server of text-embeddings-inference."""
-    return (
-        Elsewhere(remote.ranker(source))
-        if isinstance(source, str) and web.addressed(source)
-        else opened(source, device)
-    )
+    if isinstance(source, str) and web.addressed(source):
+        return Elsewhere(remote.ranker(source))
+    return opened(source, device)
 
 
 class Elsewhere:
