@@ -294,6 +294,23 @@ def test_a_dry_run_of_what_a_model_reads_is_one_table_and_writes_nothing(tmp_pat
     assert "the first 8 of 10 lines" in forked(tmp_path, "prune-context", "--in", "in.jsonl", *how).stdout
 
 
+def test_what_was_run_on_a_page_repeats_by_its_record_and_flags_win(tmp_path):
+    (tmp_path / "page.html").write_text("<p>Apple trees.</p><p>Cherry trees.</p>")
+    given = ["page.html", "--question", "cherry", "--recipe", "htmlrag", "--budget", "words=2", "--no-headed"]
+    assert forked(tmp_path, "prune-context", *given, "--out", "a.txt").code == 0
+    done = forked(tmp_path, "prune-context", "--config", "a.txt.run.yaml", "--question", "apple", "--out", "b.txt")
+    assert done.code == 0, done.stderr
+    assert [(tmp_path / name).read_text() for name in ("a.txt", "b.txt")] == [
+        "<p>Cherry trees.</p>\n",
+        "<p>Apple trees.</p>\n",
+    ]
+    told = (tmp_path / "b.txt.run.yaml").read_text()
+    assert "headed: false" in told
+    assert "question: apple" in told
+    refused = forked(tmp_path, "prune-context", "--config", "a.txt.run.yaml")
+    assert (refused.code, "a.txt is there already" in refused.stderr) == (2, True)
+
+
 def test_options_of_servers_are_shown_where_a_recipe_asks_them(tmp_path):
     for recipe, shown in (("htmlrag", False), ("kg_rag", True)):
         said = " ".join(forked(tmp_path, "prune-context", "--recipe", recipe, "--help").stdout.split())

@@ -165,7 +165,7 @@ def _app(given: Sequence[str]) -> typer.Typer:
     app.command("run")(_run_command(_named_recipe(given)))
     app.command("prune")(prune)
     app.command("distill")(distill)
-    app.command("prune-context")(_prune_context_command(_flag_of(given, "--recipe")))
+    app.command("prune-context")(_prune_context_command(_reader_named(given)))
     app.command("train-pruner")(_train_pruner_command(_named_recipe(given, "train-pruner")))
     app.command("prune-data")(prune_data)
     app.command("study")(_study_command(_named_recipe(given, "study")))
@@ -251,7 +251,7 @@ def _configured_recipe(config: str, key: str) -> str | None:
 
     try:
         values = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     recipe = values.get(key) if isinstance(values, dict) else None
     return recipe if isinstance(recipe, str) else None
@@ -684,6 +684,14 @@ def _flag_of(given: Sequence[str], flag: str) -> str | None:
     return None
 
 
+def _reader_named(given: Sequence[str]) -> str | None:
+    """The recipe that the command line of `prune-context` names, or else the file that --config names."""
+    if given[:1] != ["prune-context"]:
+        return None
+    config = _flag_of(given, "--config")
+    return _flag_of(given, "--recipe") or (_configured_recipe(config, "recipe") if config else None)
+
+
 def _prune_context_command(recipe: str | None) -> Callable[..., None]:
     """The `prune-context` command, with the flags of `recipe` where one is named."""
     named = recipe is not None and recipes.cards().get(recipe, {}).get("family") == "context"
@@ -710,12 +718,17 @@ def _prune_context_command(recipe: str | None) -> Callable[..., None]:
         "A .jsonl file with question and html, text or passages in each line, or the question alone where a FILE is "
         "the graph; or a folder of pages; - is the standard input."
     )
-    flag("in", Path | None, source, to="source")
-    flag("out", Path | None, "Where the result goes: text for files, .jsonl for --in; the standard output without it.")
+    flag("in", str | None, source, to="in_")
+    flag(
+        "out", str | None,
+        "Where the result goes: text for files, .jsonl for --in; the standard output without it. Beside it OUT.run.yaml"
+        " says what was run.",
+    )  # fmt: skip
+    flag("config", Path | None, "A YAML file with the same keys, such as an OUT.run.yaml; flags win over it.")
     flag(
         "trace", bool, "Say for each block what became of it: in --in's lines, or as JSON on the standard error.", False
     )
-    flag("page", Path | None, "Write a page that shows what was cut, greyed out, with each block's score.")
+    flag("page", str | None, "Write a page that shows what was cut, greyed out, with each block's score.")
     flag("strict", bool, "Stop at the first line of --in that can't be pruned.", False)
     flag("overwrite", bool, "Write --out anew.", False)
     flag("processes", int | None, "How many work at once on --in; one for each core unless given.")
@@ -727,8 +740,15 @@ def _prune_context_command(recipe: str | None) -> Callable[..., None]:
     kinds |= _flags("Servers", options[len(own) :])
 
     def command(**values: Any) -> None:
-        _prune_context({name: values.pop(name) for name in list(values) if name not in {o.name for o in options}},
-                       _given(options, values))  # fmt: skip
+        named = {option.name for option in options}
+        told = {name.rstrip("_"): values[name] for name in values if name not in named and name != "config"}
+        given = {name: value for name, value in told.items() if value not in (None, False, [])}
+        chosen = _given(options, values)
+        if values["config"] is not None:
+            from secateur.running import records
+
+            given, chosen = records.settings(values["config"], {**given, **chosen})
+        _prune_context({**dict.fromkeys(told), **given}, chosen)
 
     _sign(command, kinds)
     command.__doc__ = "Cut pages, passages or a graph to what answers a question, within a budget of tokens."
@@ -736,8 +756,9 @@ def _prune_context_command(recipe: str | None) -> Callable[..., None]:
 
 
 def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    out = Path(given["out"]) if given["out"] else None
     missing = [name for name in ("recipe", "budget") if not given[name]]
-    if not given["source"]:
+    if not given["in"]:
         missing += [] if given["files"] else ["a FILE or --in"]
         missing += [] if given["question"] else ["question"]
     if missing:
@@ -745,9 +766,9 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
         example = 'secateur prune-context page.html --recipe htmlrag --budget tokens=2048 --question "..."'
         raise InputError(f"prune-context needs {flags}: say for example {example}")
     Budget.parse(given["budget"])
-    if given["source"] and given["page"]:
+    if given["in"] and given["page"]:
         raise InputError("--in takes no --page: it works line by line and writes --out")
-    if given["source"] and not given["out"] and not given["dry_run"]:
+    if given["in"] and not out and not given["dry_run"]:
         raise InputError("--in needs --out, a .jsonl file: each line of the one gives a line of the other")
     from secateur.llms import SpentWarning
     from secateur.running import context, readings
@@ -757,24 +778,24 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
         raise InputError(
             f"{given['recipe']} reads one {reading.noun}: name its file, folder or address, and nothing else"
         )
-    if reading.own and given["source"] and named:
+    if reading.own and given["in"] and named:
         raise InputError("--in takes no files beside it: each of its lines holds what is to be read")
     asked = {"question": given["question"] or "", "graph": "" if reading.own else named[0], **options}
-    if given["source"] and given["dry_run"]:
-        _print_estimate(context.estimate_file(given["recipe"], given["source"], given["budget"], **asked))
+    if given["in"] and given["dry_run"]:
+        _print_estimate(context.estimate_file(given["recipe"], given["in"], given["budget"], **asked))
         return
-    if given["source"]:
+    if given["in"]:
         with _noted(SpentWarning):
             lines, failed = context.prune_file(
-                given["recipe"], given["source"], given["out"], given["budget"], trace=given["trace"],
-                strict=given["strict"], overwrite=given["overwrite"], processes=given["processes"], **asked,
+                given["recipe"], given["in"], given["out"], given["budget"], trace=bool(given["trace"]),
+                strict=bool(given["strict"]), overwrite=bool(given["overwrite"]), processes=given["processes"], **asked,
             )  # fmt: skip
-        print(f"{lines} lines, {failed} of them with an error: {given['out']}", file=sys.stderr)
+        print(f"{lines} lines, {failed} of them with an error: {out}", file=sys.stderr)
         if failed:
             raise typer.Exit(1)
         return
-    if given["out"] and given["out"].exists() and not given["overwrite"] and not given["dry_run"]:
-        raise InputError(f"{given['out']} is there already: give another name, or --overwrite")
+    if out and out.exists() and not given["overwrite"] and not given["dry_run"]:
+        raise InputError(f"{out} is there already: give another name, or --overwrite")
     documents = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in named] if reading.own else named[0]
     cut = (given["recipe"], documents, given["question"], given["budget"])
     if given["dry_run"]:
@@ -786,8 +807,9 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
     if given["trace"]:
         both = {"told": dict(found.told), "trace": found.trace} if found.told else found.trace
         print(json.dumps(both, ensure_ascii=False, indent=1), file=sys.stderr)
-    if given["out"]:
-        found.write(given["out"])
+    if out:
+        found.write(out)
+        context.record(out, *cut, found, files=named, **options)
     else:
         print(found.text)
     for note in found.told.get("notes", ()):

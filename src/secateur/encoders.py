@@ -11,9 +11,10 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from secateur import remote, web
 from secateur.errors import InputError, MissingExtraError, opening
 
-__all__ = ["Count", "Embed", "Encoder", "counter", "encoder", "remembering", "tokenizer"]
+__all__ = ["Count", "Embed", "Encoder", "counter", "encoder", "named", "remembering", "tokenizer"]
 
 Embed: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 """Texts -> vectors [texts, d]."""
@@ -34,19 +35,27 @@ def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
     """From texts to vectors [texts, d], float32, by a bi-encoder.
 
     Args:
-        source: a folder or Hub id that sentence-transformers opens, a model of its kind, or a function as wanted.
+        source: a folder or Hub id that sentence-transformers opens, a model of its kind, a function as wanted, or the
+            address of a server that has one, see `remote`.
         device: where one that is opened is held, "cuda"; the processor if empty. A model stays where it is.
 
     Raises `MissingExtraError` without sentence-transformers, `InputError` for what it can't open. Weights are read from
     safetensors alone and no code of a checkpoint is run.
     """
     if isinstance(source, str):
-        source = _opened(source, device or "cpu")
+        source = remote.embedder(source) if web.addressed(source) else _opened(source, device or "cpu")
     if hasattr(source, "encode"):
         return functools.partial(_encoded, source)
     if not callable(source):
-        raise InputError(f"an embedder is a folder, a Hub id, a model or a function, not {type(source).__name__}")
+        raise InputError(
+            f"an embedder is a folder, a Hub id, an address, a model or a function, not {type(source).__name__}"
+        )
     return source
+
+
+def named(source: str | Encoder | Embed) -> str:
+    """The folder or Hub id of an encoder, where its tokenizer is, too; "" of a model, a function or an address."""
+    return source if isinstance(source, str) and not web.addressed(source) else ""
 
 
 def _encoded(model: Any, texts: Sequence[str]) -> np.ndarray:

@@ -23,11 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur import quiet
+from secateur import quiet, remote, web
 from secateur.errors import InputError, ModelError, NumericalError, opening
 from secateur.modes import evaluating, held
 
-__all__ = ["Block", "Judged", "Reranker", "Settings", "batches", "opened", "padded"]
+__all__ = ["Block", "Elsewhere", "Judged", "Reranker", "Settings", "batches", "opened", "padded", "ranking"]
 
 HEAD = "keep_head.safetensors"
 """The file of the second head: weight [2, d] and bias [2] on the encoder's last hidden state; class 1 is to keep."""
@@ -290,6 +290,34 @@ def opened(source: str | Path | Reranker, device: str = "") -> Reranker:
     if not isinstance(source, str | Path):
         raise InputError(f"a reranker is a folder, a Hub id or rerankers.Reranker, not {type(source).__name__}")
     return _opened(str(source), device or "cpu")
+
+
+def ranking(source: str | Path | Reranker, device: str = "") -> Reranker | Elsewhere:
+    """The same where only scores are wanted: also the address of a server of text-embeddings-inference."""
+    if isinstance(source, str) and web.addressed(source):
+        return Elsewhere(remote.ranker(source))
+    return opened(source, device)
+
+
+class Elsewhere:
+    """A cross-encoder behind a server, which reads passages whole and tells their scores alone."""
+
+    def __init__(self, ranker: remote.Ranker) -> None:
+        self.ranker = ranker
+
+    def judge(
+        self, pairs: Sequence[tuple[str, Sequence[str]]], *, longest: int = 0, best: bool = False
+    ) -> list[Judged]:
+        """As `Reranker.judge`; each sentence counts as one token, and all are kept. Blocks are the server's matter."""
+        found = dict[int, float]()
+        for question in dict.fromkeys(question for question, _ in pairs):
+            asked = [number for number, pair in enumerate(pairs) if pair[0] == question]
+            scores = self.ranker(question, [" ".join(pairs[number][1]) for number in asked])
+            found |= zip(asked, scores, strict=True)
+        return [
+            Judged(found[number], np.ones(len(sentences)), np.arange(len(sentences)))
+            for number, (_, sentences) in enumerate(pairs)
+        ]
 
 
 @functools.lru_cache(maxsize=2)

@@ -37,3 +37,23 @@ def test_values_are_checked_as_the_function_annotates_them_and_hashes_are_no_set
     path.write_text("recipe: distill\n")
     with pytest.raises(InputError, match="say secateur distill --config"):
         running.configured(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: !!python/object/apply:os.system ['true']\n", "is not YAML"),
+        ("a: &a [1, 1]\nb: &b [*a, *a]\n" + "".join(f"k{i}: &k{i} [*{'b' if not i else f'k{i - 1}'}, *b, "
+         f"*{'b' if not i else f'k{i - 1}'}]\n" for i in range(30)), "by its aliases"),
+        ("recipe: &a [*a]\n", "by its aliases"),
+        ("a: " + "[" * 5000 + "\n", "is not YAML"),
+        ("a: " + "x" * 2**20, "more than 1 MiB"),
+        ("a: \xff\n", "is not YAML"),
+    ],
+    ids=range(6),
+)  # fmt: skip
+def test_a_hostile_config_is_refused_at_once(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=message):
+        running.configured(path)

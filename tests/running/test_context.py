@@ -98,7 +98,7 @@ def test_line_for_line_with_its_own_fields(tmp_path, processes):
         assert row["html"] == PAGE
         assert f"person{i % 8}" in row["pruned"]
         assert row["words_after"] <= 12 < row["words_before"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.run.yaml"]
 
 
 def test_fields_of_texts_and_passages_and_traces(tmp_path):
@@ -315,7 +315,9 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path):
     again = processes.run(tmp_path, *command)
     assert again.code == 0, again.stderr
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in.jsonl", "out.jsonl", "out.jsonl.run.yaml", "whole.jsonl", "whole.jsonl.run.yaml",
+    ]  # fmt: skip
 
 
 @contextmanager
@@ -358,7 +360,9 @@ def test_the_standard_input_goes_on_where_it_was_stopped_by_what_is_written(tmp_
         fed("".join(text.splitlines(keepends=True)[:2]))
     assert fed(text) == (5, 0)
     assert out.read_bytes() == (tmp_path / "file.jsonl").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.jsonl", "in.jsonl", "out.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "file.jsonl", "file.jsonl.run.yaml", "in.jsonl", "out.jsonl", "out.jsonl.run.yaml",
+    ]  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------- estimates
@@ -373,7 +377,7 @@ def test_what_a_file_comes_to_is_told_by_its_first_lines_and_nothing_is_written(
     first = lines(tmp_path / "out.jsonl")[:8]
     assert found.before == {"words": sum(row["words_before"] for row in first)}
     assert found.after == {"words": sum(row["words_after"] for row in first)}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.run.yaml"]
 
 
 def test_lines_with_errors_are_counted_and_where_all_have_one_it_is_said(tmp_path):

@@ -66,6 +66,15 @@ def test_asked_for_attributes_stay_and_are_escaped():
     assert markup.write(markup.parse("<a href='\"><script>'>x</a>", ["href"])).count("<script") == 0
 
 
+def test_all_attributes_stay_where_all_are_asked_for_and_none_that_breaks_what_is_written():
+    source = """<p id=a class="b c" data-x=1 onclick="f('&quot;')" hidden "<script=1 'q><b style=x>y</b> z</p>"""
+    tree = markup.clean(markup.parse(source, ["*"]))[0]
+    once = markup.write(tree)
+    assert once.startswith('<p id="a" class="b c" data-x="1" onclick="f(&#x27;&quot;&#x27;)" hidden="">')
+    assert "<script" not in once
+    assert markup.write(markup.clean(markup.parse(once, ["*"]))[0]) == once
+
+
 def test_lines_of_code_keep_their_blanks_and_breaks_part_words():
     assert cleaned("<pre>  a\n\n    b <i>c</i>\n</pre>") == "<pre>  a\n    b <i>c</i>\n</pre>"
     assert markup.clean(markup.parse("one<br>two<hr>three"))[0].text[-5:] == ["one", "\n", "two", "\n", "three"]

@@ -135,6 +135,15 @@ def test_numbers_stay_through_cut_after_cut_and_never_meet():
     assert smaller.text() == "a b c d e f g h i"
 
 
+def test_siblings_that_meet_when_tags_around_them_go_are_told_apart():
+    """Of each section the first paragraph stays, p0, and the section goes: all paths were body > p0."""
+    page = open_page("<section><p>a b</p><p>c d</p></section>" * 4, block=1)
+    keep = np.array([page.path(i)[-1] == "p0" for i in range(len(page.blocks))])
+    left, _ = page.cut(Selection({"page": keep}))
+    assert left.text() == "a b a b a b a b"
+    assert len({left.path(i) for i in range(len(left.blocks))}) == 4
+
+
 def test_what_a_block_stands_under():
     page = open_page(
         "<h1>Manual</h1><section><h2>Lists</h2><p>intro one</p>"

@@ -29,7 +29,7 @@ from secateur import processes
 from secateur.disk import TEMPORARY, atomic_write, flush, guard, remove, settle, writing
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
-__all__ = ["Run", "Transient", "agreeing", "locked", "recorded", "stored"]
+__all__ = ["Run", "Transient", "agreeing", "locked", "plain", "recorded", "stored"]
 
 _DIGEST = "_sha256"
 
@@ -122,7 +122,7 @@ class Run:
         if shared and processes.count() > 1:
             held: list[Run] = []
             processes.by_first(lambda: held.append(cls.open(path, settings, about=about, overwrite=overwrite)))
-            run = held[0] if held else cls(Path(path), _plain(settings))
+            run = held[0] if held else cls(Path(path), plain(settings))
             run._shared = True
             return run
         root = Path(path)
@@ -133,7 +133,7 @@ class Run:
             raise RunError(f"{root} is not empty and is no run directory: choose a new or empty folder")
         with guard(root):
             work.mkdir(parents=True, exist_ok=True)
-            run = cls(root, _plain(settings), _lock(work / "lock", root))
+            run = cls(root, plain(settings), _lock(work / "lock", root))
         try:
             run._sweep()
             if overwrite:
@@ -146,7 +146,7 @@ class Run:
                 for left in work.iterdir():  # by processes that had not yet heard that their run was refused
                     if left != work / "lock":
                         remove(left)
-                atomic_write(record, yaml.safe_dump({**run.settings, **_plain(about or {})}, sort_keys=False))
+                atomic_write(record, yaml.safe_dump({**run.settings, **plain(about or {})}, sort_keys=False))
         except BaseException:
             run.close()
             raise
@@ -340,7 +340,7 @@ def _replace(source: Path, target: Path) -> None:
         os.replace(source, target)
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` as YAML gives them back: tuples as lists, paths as text."""
 
     def simple(value: Any) -> Any:

@@ -15,8 +15,11 @@ from secateur.running import keywords
 
 __all__ = ["options", "read"]
 
-RECORDED = ("command", "versions")
+RECORDED = ("command", "counts", "versions")
 """What a run.yaml holds beside settings, and hashes: `*_sha256`."""
+
+_MOST, _MANY = 2**20, 10_000
+"""Bytes of a file of settings, and values in it, those that an alias repeats counted each time."""
 
 
 def read(
@@ -47,7 +50,8 @@ def read(
         raise InputError(f"config {path} is of another command: say secateur {written} --config {path}")
     named = {**values, **given}.get(key)
     parameters = inspect.signature(function).parameters.values()
-    known = [one.name for one in parameters if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    # A key such as `in` can be no parameter, and is one with an underscore.
+    known = [one.name.rstrip("_") for one in parameters if one.kind is not inspect.Parameter.VAR_KEYWORD]
     if more and isinstance(named, str):
         known += more(named)
     elif not more:
@@ -72,14 +76,32 @@ def options(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
 
 def _values(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        with path.open("rb") as file:
+            text = file.read(_MOST + 1)
+        if len(text) > _MOST:
+            raise InputError(f"config {path} has more than {_MOST >> 20} MiB: give a file of settings")
+        values = yaml.safe_load(text.decode("utf-8")) or {}
     except OSError as error:
         raise InputError(f"config {path} can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InputError(f"config {path} is not YAML: write one `key: value` per line") from error
+    if _swollen(values):
+        raise InputError(f"config {path} holds more than {_MANY} values, by its aliases perhaps: write them out")
     if not isinstance(values, dict):
         raise InputError(f"config {path} holds no settings: write one `key: value` per line")
     return values
+
+
+def _swollen(values: Any) -> bool:
+    """Whether it holds more than `_MANY` values: a few lines of aliases stand for billions, or for themselves."""
+    waiting, seen = [values], 0
+    while waiting and seen <= _MANY:
+        one, seen = waiting.pop(), seen + 1
+        if isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list | tuple | set):
+            waiting += one
+    return seen > _MANY
 
 
 def _command(values: Mapping[str, Any], of_recipes: str) -> str:
@@ -95,8 +117,9 @@ def _is_recorded(key: Any) -> bool:
 
 def _check(path: str | Path, key: str, value: Any) -> None:
     """Refuse what stands where a name, or several, belong: it would be looked for as a file."""
-    one = key in ("recipe", "study", "model", "student", "data", "held_out", "text", "label", "out")
-    several = key in ("budget", "teachers", "assistants")
+    one = key in ("recipe", "study", "model", "student", "data", "held_out", "text", "label", "out",
+                  "in", "page", "question")  # fmt: skip
+    several = key in ("budget", "teachers", "assistants", "files")
     fits = isinstance(value, str) or (several and isinstance(value, list) and all(isinstance(v, str) for v in value))
     if (one or several) and not fits:
         raise InputError(f"config {path}: {key} is {value!r}: give {'text, or a list of texts' if several else 'text'}")

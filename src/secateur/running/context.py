@@ -33,7 +33,7 @@ from secateur.files.rundir import Run, Transient
 from secateur.llms import Ledger, Meter
 from secateur.measure import decisions, environment
 from secateur.rerankers import Reranker
-from secateur.running import configs, keywords, readings, servers
+from secateur.running import configs, keywords, readings, records, servers
 from secateur.running.estimates import Estimate
 from secateur.running.readings import Document, Reading
 from secateur.running.servers import Servers
@@ -41,7 +41,7 @@ from secateur.subjects import markup
 from secateur.vocabulary import Budget, Recovery
 
 __all__ = [
-    "Pruned", "Pruner", "configured", "estimate_context", "estimate_file", "prune_context", "prune_file",
+    "Pruned", "Pruner", "configured", "estimate_context", "estimate_file", "prune_context", "prune_file", "record",
     "titles_of", "train_pruner",
 ]  # fmt: skip
 
@@ -272,10 +272,11 @@ def prune_file(
     job.trial()  # what is wrong with all lines alike is said once, before any
     part, record = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     spent = out.with_name(out.name + ".part.spent")
+    read = {} if piped else {"in_sha256": records.digest(source)}
     settings = json.dumps(
         {"recipe": recipe, "budget": str(job.budget), "question": question, "trace": trace, "strict": strict,
          "lines": count, "graph": str(graph), **job.servers.form, "source": "-" if piped else str(source.resolve()),
-         **{name: repr(value) for name, value in job.options.items()}}, indent=1
+         **read, **{name: repr(value) for name, value in job.options.items()}}, indent=1
     )  # fmt: skip
     with guard(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -299,12 +300,48 @@ def prune_file(
                 done, failed = done + 1, failed + bad
                 advance()
         total = Ledger(path=spent).total() if ledger else {}
+        told = {"in": str(source), **read, "question": question, "trace": trace, "strict": strict}
+        counts = {"lines": done, "failed": failed, **({"language_model": total} if total else {})}
+        records.write(out, {**_told(job, budget, out, [graph] if graph else [], options), **told}, counts)
         part.replace(out)
         record.unlink(missing_ok=True)
         spent.unlink(missing_ok=True)
     if total.get("refused"):
         _warn(total["calls"], total["tokens"])
     return done, failed
+
+
+def record(
+    out: str | Path,
+    recipe: str,
+    documents: Document,
+    question: str,
+    budget: str | Budget,
+    found: Pruned,
+    *,
+    files: Sequence[str],
+    **options: Any,
+) -> None:
+    """Leave beside `out`, where `found` was written, what `prune_context` was called with; `files` hold the documents.
+
+    It stands in `OUT.run.yaml`, which `secateur prune-context --config` repeats; `prune_file` leaves its own.
+    """
+    job = _Job.of(recipe, budget, options, documents)
+    with guard(Path(out)):
+        told = {**_told(job, budget, out, files, options), "question": question}
+        records.write(out, told, {"before": found.before, "after": found.after})
+
+
+def _told(
+    job: _Job, budget: str | Budget, out: str | Path, files: Sequence[str | Path], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What repeats a call: the options as they were in force, and digests of the files that were named."""
+    named = [str(file) for file in files]
+    read = [records.digest(file) if Path(file).exists() else None for file in named]
+    asked = {name: value for name, value in options.items() if name not in job.options}
+    own = {name: value for name, value in job.options.items() if name != "dry_run"}
+    found = {"recipe": job.recipe, "budget": str(budget), "out": str(out), **asked, **own}
+    return {**found, "files": named, "files_sha256": read} if named else found
 
 
 def estimate_file(

@@ -15,6 +15,7 @@ from itertools import accumulate, islice
 from typing import Any
 
 from secateur.errors import MissingExtraError
+from secateur.subjects import nesting
 
 try:
     from selectolax.lexbor import LexborHTMLParser
@@ -74,6 +75,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _TERM = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _BLANKS = re.compile(r"[ \t\n\r\f]+")
 _BLANK_LINES = re.compile(r"[ \t\r\f]*\n(?:[ \t\r\f]*\n)+")
+_NAME = re.compile(r"[^\s\"'<>/=\x00-\x1f]+")
+"""Of an attribute that can be written: a page may name one `"><script>`."""
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE)
 
 
@@ -102,6 +105,11 @@ class Tree:
     def before(self, count: Sequence[int]) -> list[int]:
         """[nodes + 1] running sums of a count per node: what a subtree holds is the difference at its ends."""
         return [0, *accumulate(count)]
+
+    def first(self, texts: Sequence[str]) -> Tree:
+        """As many of the first nodes as there are texts, with these."""
+        count = len(texts)
+        return Tree(self.tag[:count], texts, self.parent[:count], [min(end, count) for end in self.end[:count]])
 
 
 def decode(source: bytes) -> str:
@@ -158,10 +166,12 @@ def words(text: str) -> int:
 
 def first_words(text: str, count: int) -> str:
     """The text up to and with its `count`-th word, as `words` counts."""
-    end = 0
-    for found in islice(_WORD.finditer(text), max(0, count)):
-        end = found.end()
-    return text if words(text) <= count else text[:end]
+    end, left = 0, max(0, count) + 1
+    for found in islice(_WORD.finditer(text), left):
+        left -= 1
+        if left:
+            end = found.end()
+    return text if left else text[:end]
 
 
 def terms(text: str) -> list[str]:
@@ -170,12 +180,15 @@ def terms(text: str) -> list[str]:
 
 
 def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
-    """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for."""
+    """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for.
+
+    "*" asks for all of them, but those whose names can't be written.
+    """
     if isinstance(source, bytes):
         source = decode(source)
     source = whole(source).replace("\0", "\ufffd")  # a NUL is no text in HTML
     tag, text, parent, end = [_ROOT], [""], [-1], [0]
-    parser = LexborHTMLParser(source)
+    parser = LexborHTMLParser(nesting.tamed(source))
     node, above, spaced = parser.root, [0], 0
     while node is not None:
         name = node.tag
@@ -194,7 +207,8 @@ def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
         elif name and name[0] not in "-#!" and name not in _UNSEEN:
             tag.append("desc" if name in _RAW and _has_tags(node) else _LITERAL.get(name, name))
             given = node.attributes if attributes else {}
-            text.append("".join(f' {key}="{html.escape(given[key] or "")}"' for key in attributes if key in given))
+            stay = [key for key in given if _NAME.fullmatch(key)] if "*" in attributes else attributes
+            text.append("".join(f' {key}="{html.escape(given[key] or "")}"' for key in stay if key in given))
             parent.append(above[-1])
             end.append(0)
             down = node.child is not None
@@ -278,14 +292,22 @@ def plain(tree: Tree, tags: Collection[str] = PLAIN) -> Tree:
     """The tree without the tags of `tags` that have no attributes; what they hold stays, as one text where it is."""
     loose = [tag in tags and not text for tag, text in zip(tree.tag, tree.text, strict=True)]
     tree, _ = kept(tree, [False] * len(tree), loose)
-    texts, gone, first = list(tree.text), [False] * len(tree), 0
+    texts, gone, run = list(tree.text), [False] * len(tree), list[int]()
     for node in range(1, len(tree)):
-        if not tree.tag[node] and first and not tree.tag[first] and tree.parent[first] == tree.parent[node]:
-            texts[first] += texts[node]
+        if not tree.tag[node] and run and tree.parent[run[0]] == tree.parent[node]:
             gone[node] = True
-        else:
-            first = node
+            run.append(node)
+            continue
+        _merge(texts, run)
+        run = [] if tree.tag[node] else [node]
+    _merge(texts, run)
     return kept(replace(tree, text=texts), gone, [False] * len(tree))[0]
+
+
+def _merge(texts: list[str], run: Sequence[int]) -> None:
+    """The texts of `run` at once in the first of them: one after another would copy all of it each time."""
+    if len(run) > 1:
+        texts[run[0]] = "".join([texts[node] for node in run])
 
 
 def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, list[int]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -49,7 +48,8 @@ def open_page(
         source: HTML, its bytes, or the path of a file; several are joined in their order.
         block: words above which a tag is split into its children.
         protected: tags that are never unwrapped, since they say what their text is.
-        attributes: attributes that stay, such as href; by default none does.
+        attributes: attributes that stay, such as href, or "*" for all, as `keep_attr` of the published package; by
+            default none does.
         plain: tags that are always unwrapped where they have no attributes, since they only say how text looks.
         apart: put each document into a tag of its own, so that what is left of each can be told (`Page.documents`).
         numbered: write siblings with their numbers, as <p0>; else as the tags that they are, which takes fewer tokens.
@@ -143,12 +143,16 @@ class Page:
 
     def head(self, count: int, *, letters: bool = False) -> Page:
         """The first `count` words of the page, or letters, with the tags around them."""
-        texts, left = list(self.tree.text), max(0, count)
-        for node, tag in enumerate(self.tree.tag):
+        texts, left = list[str](), max(0, count)
+        for tag, text in zip(self.tree.tag, self.tree.text, strict=True):
+            if not tag and not left:  # nothing behind it stays, so that a short head of a large page is made at once
+                break
             if not tag:
-                texts[node] = texts[node][:left] if letters else markup.first_words(texts[node], left)
-                left -= len(texts[node]) if letters else markup.words(texts[node])
-        return self._cleaned(replace(self.tree, text=texts), list(range(len(texts))))
+                text = text[:left] if letters else markup.first_words(text, left)
+                left -= len(text) if letters else markup.words(text)
+            texts.append(text)
+        nodes = range(len(texts))
+        return self._cleaned(self.tree.first(texts), nodes)
 
     def save(self, folder: Path) -> None:
         """Write page.html."""
@@ -298,13 +302,17 @@ class Page:
 
 
 def _number(siblings: Sequence[int], tags: Sequence[str], names: list[str]) -> None:
-    """Number siblings of one tag from 0; those that have a number from an earlier cut keep it."""
+    """Number siblings of one tag from 0; those that have one from an earlier cut keep it, but where they meet.
+
+    Tags that had one number each in tags around them meet where those tags are unwrapped.
+    """
     many = Counter(tags[node] for node in siblings)
     taken = {names[node] for node in siblings}
-    following = Counter[str]()
+    following, met = Counter[str](), set[str]()
     for node in siblings:
         tag = tags[node]
-        if many[tag] == 1 or names[node] != tag:
+        if many[tag] == 1 or (names[node] != tag and names[node] not in met):
+            met.add(names[node])
             continue
         while f"{tag}{following[tag]}" in taken:
             following[tag] += 1

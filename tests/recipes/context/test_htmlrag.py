@@ -193,6 +193,28 @@ def test_the_fine_cut_goes_on_from_the_coarse_one_by_paths():
     assert all(row["score"] <= 0 for row in trace["page.fine"])  # log-likelihoods
     coarse = sum(row["tokens"] for row in trace["page"] if row["kept"])
     assert 200 < coarse <= 400  # twice the budget
+    spent = memory.values["told-tokens=200"]["path_model"]
+    assert 0 < spent["calls"] < spent["tokens"]
+
+
+def test_calls_and_tokens_of_the_path_model_are_those_that_it_took():
+    page, model, asked = open_page(source(), numbered=False), local(), []
+
+    def noted(module, given, more):
+        asked.append(more["input_ids"].numel() if "input_ids" in more else given[0].numel())
+
+    spent = {"calls": 0, "tokens": 0}
+    handle = model.model.register_forward_pre_hook(noted, with_kwargs=True)
+    module.probable(page, question=QUESTION, model=model, spent=spent)
+    handle.remove()
+    assert spent == {"calls": len(asked), "tokens": sum(asked)}
+
+
+def test_a_reader_is_asked_with_the_page_in_backticks_which_the_page_can_not_end():
+    asked = module.reader_prompt("<pre>```</pre>", "Who  is\nit?")
+    assert asked.count("```") == 2
+    assert "```<pre>&#96;&#96;&#96;</pre>```" in asked
+    assert "Who is it?" in asked
 
 
 def test_the_coarse_cut_leaves_what_the_path_model_can_read(monkeypatch):

@@ -6,7 +6,7 @@ Tan, Dou, Wang, Wang, Chen and Wen, WWW 2025 (arXiv 2411.02959).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,20 @@ PROMPT = (
     "**HTML**: ```{html}```\n**Question**: {question}\n**Task**: Which part of the page answers the question best? "
     "Give the path to its tag, such as <html1><body><div2><p>.\n**Path**: "
 )
+
+READER = (
+    "**HTML**: ```{html}```\n**Question**: {question}\n**Task**: Answer the question by what the page says, in as few "
+    "words as will do.\n**Answer**: "
+)
+"""What a reader is asked with the page that is left; the paper's pattern, in words of ours."""
+
+
+def reader_prompt(html: str, question: str) -> str:
+    """What to ask a language model once a page is cut: the page in backticks, the question, and to answer from it.
+
+    Backticks of the page are written as entities, so that they do not end it.
+    """
+    return READER.format(html=html.replace("```", "&#96;&#96;&#96;"), question=" ".join(question.split()))
 
 
 def htmlrag(
@@ -76,7 +90,8 @@ def htmlrag(
         data: the question.
         budgets: tokens=2048, or words=1000 where there is no tokenizer; or a share of the page, tokens=20%.
         run: where scores go.
-        embedder: folder or Hub id of a bi-encoder, or such a model; without one blocks are ranked by BM25.
+        embedder: folder or Hub id of a bi-encoder, such a model, or the address of a server that has one (`remote`);
+            without one blocks are ranked by BM25.
         tokenizer: folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if
             not given.
         path_model: folder or Hub id of a causal language model for step 2, or `llms.Local`; without one there is no
@@ -92,7 +107,7 @@ def htmlrag(
         dry_run: as a run; nothing is kept.
 
     Where not even the best block fits it is split further, and at last only its first words stay: a result is never
-    over budget, and never empty where the page and the budget are not.
+    over budget, and never empty where the page and the budget are not. `told` counts the path model's calls and tokens.
 
     Departures: block sizes follow page and budget unless given (256 and 128 words in the paper). Headings lead the
     texts of their blocks. Protected tags such as tables are not unwrapped, a page may hold several documents, a split
@@ -107,7 +122,7 @@ def htmlrag(
         raise InputError(f"wide={wide}: give at least 1, the coarse cut's budget as a multiple of the budget")
     if block < 0 or fine < 0:
         raise InputError(f"block={block}, fine={fine}: give words of a block, or 0 for a size that suits")
-    reader = tokenizer or (embedder if isinstance(embedder, str) else "")
+    reader = tokenizer or encoders.named(embedder)
     counts = {"tokens": encoders.counter(reader)} if reader else {}
     question, scorer = " ".join(data.split()), llms.opened(path_model) if path_model else None
     rate: Rate = partial(lexical, question=question, headed=headed)
@@ -125,9 +140,11 @@ def htmlrag(
             both = {**counts, READ: encoders.counter(scorer.tokenizer)}
             many = {name: wide * limit for name, limit in limits.items()} | {READ: room(scorer, question, subject)}
             page, told = reduced(subject, many, both, block, rate, run, f"coarse-{budget}")
-            score = partial(probable, question=question, model=scorer)
+            spent = {"calls": 0, "tokens": 0}
+            score = partial(probable, question=question, model=scorer, spent=spent)
             page, then = reduced(page, limits, counts, fine, score, run, f"fine-{budget}")
             trace = {"page": told, "page.fine": then}
+            run.json(f"told-{budget}", partial(dict, path_model=spent))
         run.json(f"trace-{budget}", partial(dict, trace))
         gone = {site: (sum(not row["kept"] for row in told), len(told)) for site, told in trace.items()}
         after = cost(page, counts)
@@ -186,13 +203,20 @@ def left(page: Page, counts: Counts, keep: Mapping[str, Array]) -> dict[str, flo
 
 def begun(page: Page, limits: Mapping[str, float], counts: Counts) -> Page:
     """As many of the page's first words as fit, or letters where not even one word does."""
+
+    def within(head: Page) -> bool:
+        spent = cost(head, counts)
+        return all(spent[name] <= limit for name, limit in limits.items())
+
     for letters in (False, True):
-        fits, many = 0, (len(page.text()) if letters else markup.words(page.text())) + 1
+        most = (len(page.text()) if letters else markup.words(page.text())) + 1
+        fits, many = 0, 1  # what fits, and what is tried: twice as many, as long as they fit, since pages may be large
+        while many < most and within(page.head(many, letters=letters)):
+            fits, many = many, 2 * many
+        many = min(many, most)
         while many - fits > 1:
             middle = (fits + many) // 2
-            spent = cost(page.head(middle, letters=letters), counts)
-            within = all(spent[name] <= limit for name, limit in limits.items())
-            fits, many = (middle, many) if within else (fits, middle)
+            fits, many = (middle, many) if within(page.head(middle, letters=letters)) else (fits, middle)
         if fits:
             break
     return page.head(fits, letters=letters)
@@ -230,14 +254,20 @@ def alike(page: Page, *, question: str, embed: encoders.Embed, headed: bool) -> 
     return relevance.cosine(vectors[0], vectors[1:])
 
 
-def probable(page: Page, *, question: str, model: llms.Local) -> np.ndarray:
-    """Log-likelihood of the path to each block."""
+def probable(
+    page: Page, *, question: str, model: llms.Local, spent: MutableMapping[str, int] | None = None
+) -> np.ndarray:
+    """Log-likelihood of the path to each block; `spent` gets the calls of the model that took, and their tokens."""
     if not page.blocks:
         return np.zeros(0)
     prompt = model.prompt(PROMPT.format(html=page.html(numbered=True), question=question))
     paths = [tag_path(page, i) for i in range(len(page.blocks))]
     tokens = model.tokenizer(paths, add_special_tokens=False)["input_ids"]
-    return likely.likelihood(model.model, prompt, tokens).values.numpy()
+    found = likely.likelihood(model.model, prompt, tokens)
+    if spent is not None:
+        spent["calls"] += found.calls
+        spent["tokens"] += found.tokens
+    return found.values.numpy()
 
 
 def tag_path(page: Page, index: int) -> str:

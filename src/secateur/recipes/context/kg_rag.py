@@ -176,7 +176,7 @@ def kg_rag(
     if calibrate and not (0 < calibrate < 100 and embedder and floor is None):
         raise InputError(f"calibrate={calibrate:g}: give a percentile below 100, an embedder, and no floor")
     rules = tuple(map(rule, filters))
-    reader = tokenizer or (embedder if isinstance(embedder, str) else "")
+    reader = tokenizer or encoders.named(embedder)
     counts = {"tokens": encoders.counter(reader)} if reader else {}
     question = " ".join(data.split())
     model = llms.answering(llm, llm_name, calls=calls, tokens=llm_tokens) if llm else None

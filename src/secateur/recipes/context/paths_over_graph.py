@@ -168,7 +168,7 @@ def paths_over_graph(
             raise InputError(f"{name}={value}: give at least {least_of[name]}")
     if mode not in ("1", "12", "13", "123"):
         raise InputError(f"mode={mode!r}: give 1, 12, 13 or 123")
-    reader = tokenizer or (embedder if isinstance(embedder, str) else "")
+    reader = tokenizer or encoders.named(embedder)
     counts = {"tokens": encoders.counter(reader)} if reader else {}
     like = Likeness(encoders.remembering(embedder, device=device) if embedder else None)
     question, model = " ".join(data.split()), None

@@ -86,7 +86,8 @@ def provence(
         always_select_title: the first sentence is a title: it stays exactly where another sentence of its passage does.
         reorder: the passages in the order of their scores.
         top_k: how many passages stay, the first by score; 0 for all.
-        reranker: whose scores sort passages, where the model only prunes (standalone); the model's own if not given.
+        reranker: whose scores sort passages, where the model only prunes (standalone), or the address of a
+            text-embeddings-inference server that has one; the model's own if not given.
         best_block: a long passage scores as its best block, not as its first.
         longest: tokens of a block; as many as the model reads, and at most 512, if 0.
         language: whose rules split sentences, "de"; the model's own if not given. Lists of sentences stay, and so do
@@ -107,7 +108,7 @@ def provence(
     told = run.json("judged", lambda: judged(judge, question, parts, longest, best_block))
     keep, scores = columns(told, [len(part) for part in parts], limit, rounding or chosen.rounding)
     if reranker:
-        other = rerankers.opened(reranker, device)
+        other = rerankers.ranking(reranker, device)
         told = run.json("ranked", lambda: judged(other, question, parts, longest, best_block))
     elif (reorder or top_k) and not chosen.ranks:
         raise InputError("this model prunes and does not rank: give a reranker, or leave reorder and top_k out")
@@ -184,7 +185,9 @@ def said(passages: Passages) -> list[list[str]]:
     return found
 
 
-def judged(model: Reranker, question: str, texts: Sequence[Sequence[str]], longest: int, best: bool) -> list[Row]:
+def judged(
+    model: Reranker | rerankers.Elsewhere, question: str, texts: Sequence[Sequence[str]], longest: int, best: bool
+) -> list[Row]:
     """Of each passage its score, and the tokens' probabilities and sentences."""
     found = model.judge([(question, part) for part in texts], longest=longest, best=best)
     return [{"score": one.score, "keep": one.keep.tolist(), "owner": one.owner.tolist()} for one in found]
