@@ -31,11 +31,13 @@ def test_an_encoder_by_name_as_a_model_and_as_a_function(folder):
     assert encoders.encoder(len) is len
 
 
-def test_an_encoder_is_held_where_it_is_wanted(folder):
+def test_an_encoder_is_held_where_it_is_wanted(folder, monkeypatch):
     def device(embed):
         return next(embed.args[0].parameters()).device.type
 
-    assert device(encoders.encoder(str(folder), "meta")) == "meta"
+    with monkeypatch.context() as here:
+        here.setattr("secateur.modes.there", lambda _: None)  # meta stands for a second device, which is refused
+        assert device(encoders.encoder(str(folder), "meta")) == "meta"
     assert device(encoders.encoder(str(folder))) == "cpu"
     assert encoders.encoder(str(folder), "meta").args[0] is encoders.encoder(str(folder), "meta").args[0]
     with pytest.raises(InputError, match="device 'moon' can't hold the model"):
