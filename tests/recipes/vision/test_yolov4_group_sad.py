@@ -261,5 +261,8 @@ def test_outputs_of_a_detector_without_predictions_are_refused_before_training(t
         results(tmp_path, outputs=True, lambdas=[1.0])
     with pytest.raises(InputError, match="temperature=0: give a number above 0"):
         results(tmp_path, outputs=True, temperature=0)
+    mute.model.predictions = lambda images: (torch.zeros(1, 5, 3), torch.zeros(1, 5, 2))
+    with pytest.raises(InputError, match=r"gives boxes \[1, 5, 3\] and logits \[1, 5, 2\]"):
+        results(tmp_path, start=mute, outputs=True)
     for wrapper in (detectors.Torchvision, detectors.Ultralytics):
-        assert not hasattr(wrapper, "predictions"), "then the docstring and the page say otherwise"
+        assert hasattr(wrapper, "predictions"), "else the docstring and the page say otherwise"

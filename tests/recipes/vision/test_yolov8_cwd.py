@@ -174,6 +174,8 @@ def test_widths_of_eight_a_global_baseline_and_a_reach(tmp_path):
         (("channels=50%",), {"layers": ["nose"]}, "'nose'"),
         (("channels=50%",), {"weights": []}, "weights are empty"),
         (("channels=50%",), {"temperature": 0.0}, "temperature=0.0: give a number above 0"),
+        (("channels=50%",), {"outputs": True, "softness": 0.0}, "softness=0.0: give a number above 0"),
+        (("channels=50%",), {"outputs": True, "lambdas": [1.0]}, r"lambdas=\[1.0\]: give two"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeypatch, budgets, options, words):
@@ -188,3 +190,21 @@ def test_small_boxes_and_other_layers(tmp_path):
     assert found.recovery.steps == 6
     with pytest.raises(InputError, match="'nose'"):
         results(tmp_path / "b", layers=["nose"])
+
+
+def test_the_teachers_answers_are_learned_too(tmp_path, monkeypatch):
+    seen = []
+    train = loop.train
+
+    def spied(model, feed, objective, **how):
+        def watched(batch, totals):
+            total, parts = objective(batch, totals)
+            seen.append(parts)
+            return total, parts
+
+        return train(model, feed, watched, **how)
+
+    monkeypatch.setattr(loop, "train", spied)
+    results(tmp_path, sparse_epochs=0, finetune_epochs=0, alpha=1.0, outputs=True, lambdas=[0.5, 0.25])
+    assert seen
+    assert all(set(parts) == {"task", "maps", "kd", "boxes"} and parts["kd"] > 0 for parts in seen)

@@ -61,6 +61,9 @@ def yolov8_cwd(
     alpha: float | None = None,
     layers: Sequence[str] = (),
     focus: bool = False,
+    outputs: bool = False,
+    softness: float = 3.0,
+    lambdas: Sequence[float] = (0.001, 0.001),
     training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -100,16 +103,24 @@ def yolov8_cwd(
         alpha: weight of the distillation; by default what makes it as large as L_det at its first step.
         layers: modules whose maps are distilled; by default those that the heads read.
         focus: let the cells of small and medium boxes count more.
+        outputs: learn from the teacher's classes (soft, at all anchors) and boxes (where it is sure) too; of two stages
+            at the regions that the teacher proposes. A module of your own needs predictions(images) -> (boxes
+            [B, N, 4], logits of classes [B, N, K]).
+        softness: temperature of those classes.
+        lambdas: weights of those classes and boxes, as published for YOLOv4.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the cut; nothing is trained.
 
     Departures: lambda_0, the epochs of sparsity training, tau, w_s, alpha and the tapped layers are not in the text
     that could be read; the values here are this project's, lambda_0 that of public code. AdamW in place of SGD. Where a
     budget is not in channels, the one share is the smallest that meets it. Layers without a batch norm stay whole. The
-    paper's TensorRT step is the export of the result, to a torch.export program or ONNX.
+    paper's TensorRT step is the export of the result, to a torch.export program or ONNX. The paper learns from no
+    outputs.
     """
     subject, further = detectors.opened(subject), loop.options(training)
     check(subject, budgets, multiple, least, layers, weights, temperature, data.inputs[:1])
+    if outputs:
+        detectors.learnable(subject.model, data.inputs[:1], lambdas, softness=softness)
     feed = examples.batches(data, batch=batch, seed=seed)
     epochs = partial(detecting.steps, len(feed) / further.get("accumulate", 1))
     train: Callable[..., Recovery] = partial(
@@ -140,8 +151,13 @@ def yolov8_cwd(
             make, adapters = distillation(student, subject, data, layers, temperature, weights, focus, seed)
             asked = partial(detecting.ratio, make(1.0), feed[0], student.model)
             weight = run.json(f"alpha-{budget}", asked) if alpha is None else alpha
+            objective = make(weight)
+            if outputs:
+                objective = detecting.answering(
+                    objective, student.model, subject.model, temperature=softness, weights=lambdas
+                )
             taught = train(
-                student.model, feed, make(weight), steps=epochs(distil_epochs), extra=[adapters],
+                student.model, feed, objective, steps=epochs(distil_epochs), extra=[adapters],
                 frozen=[subject.model], checkpoint=run.folder(f"distil-{budget}"), title="distillation",
             )  # fmt: skip
         yield Result(str(budget), student, cut, selection.spent, records.together(pressed, tuned, taught), notes)
