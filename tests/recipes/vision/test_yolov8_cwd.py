@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import sys
 from functools import cache
 
 import numpy as np
@@ -14,7 +16,7 @@ import yolo
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.files.rundir import Run
 from secateur.recipes.vision.yolov8_cwd import histogram, yolov8_cwd
-from secateur.recover import loop
+from secateur.recover import loop, maps
 from secateur.subjects import detectors
 from secateur.vocabulary import Budget, Selection
 
@@ -185,9 +187,15 @@ def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeyp
     assert not [one for one in (tmp_path / "work").rglob("*") if one.is_file()], "nothing was written"
 
 
-def test_small_boxes_and_other_layers(tmp_path):
+def test_small_boxes_and_other_layers(tmp_path, monkeypatch):
+    seen, weigh = [], maps.box_weights
+    monkeypatch.setattr(
+        maps, "box_weights", lambda *a, sizes, **how: seen.append(sizes) or weigh(*a, sizes=sizes, **how)
+    )
+    monkeypatch.setattr(sys.modules[__name__], "DATA", dataclasses.replace(DATA, sizes=(0.125, 0.5)))
     (found,) = results(tmp_path, focus=True, layers=["up4", "down5"], weights=[2.0], alpha=0.1, bias_rate=1e-3)
     assert found.recovery.steps == 6
+    assert set(seen) == {(8, 32)}, "the data's sizes, of 64 pixels"
     with pytest.raises(InputError, match="'nose'"):
         results(tmp_path / "b", layers=["nose"])
 

@@ -18,6 +18,7 @@ from secateur.errors import InputError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
+from secateur.measure import detection
 from secateur.recover import detecting, loop, maps, records, slimming
 from secateur.recover.taps import Adapters, seen
 from secateur.score import scales
@@ -102,7 +103,7 @@ def yolov8_cwd(
         weights: w_s, finest map first; the last holds for all further maps.
         alpha: weight of the distillation; by default what makes it as large as L_det at its first step.
         layers: modules whose maps are distilled; by default those that the heads read.
-        focus: let the cells of small and medium boxes count more.
+        focus: let the cells of small and medium boxes count more; which those are is told by the data's sizes.
         outputs: learn from the teacher's classes (soft, at all anchors) and boxes (where it is sure) too; of two stages
             at the regions that the teacher proposes. A module of your own needs predictions(images) -> (boxes
             [B, N, 4], logits of classes [B, N, K]).
@@ -274,7 +275,8 @@ def distillation(
             near = None
             if focus:
                 shape, image = (other.shape[2], other.shape[3]), (batch["inputs"].shape[2], batch["inputs"].shape[3])
-                near = maps.box_weights(batch["targets"], shape, image).to(other)
+                sizes = detection.squares(data.sizes or detection.SIZES, image)
+                near = maps.box_weights(batch["targets"], shape, image, sizes=sizes).to(other)
             weight = weights[min(place, len(weights) - 1)]
             total = total + weight * maps.channel_wise(one, other, temperature=temperature, weights=near)
         return total
