@@ -17,6 +17,8 @@ from secateur.recipes.vision import yolov4_group_sad as recipe
 from secateur.recipes.vision.yolov4_group_sad import yolov4_group_sad
 from secateur.recover import loop
 from secateur.subjects import detectors, stages
+from secateur.subjects.proof import Fault
+from secateur.subjects.traced import CutError, Traced
 from secateur.vocabulary import Budget, Selection
 
 DATA = yolo.squares(16)
@@ -266,3 +268,20 @@ def test_outputs_of_a_detector_without_predictions_are_refused_before_training(t
         results(tmp_path, start=mute, outputs=True)
     for wrapper in (detectors.Torchvision, detectors.Ultralytics):
         assert hasattr(wrapper, "predictions"), "else the docstring and the page say otherwise"
+
+
+def test_what_can_not_be_cut_after_all_shows_before_anything_is_trained(tmp_path, monkeypatch):
+    order, cut, train = [], Traced.cut, loop.train
+
+    def faulty(self, selection, **how):
+        order.append("cut")
+        if not selection.keep.get("stage5.0.conv.channels", np.ones(1, bool)).all():
+            raise CutError("not there", Fault("stage5.0.conv", "made up"))
+        return cut(self, selection, **how)
+
+    monkeypatch.setattr(Traced, "cut", faulty)
+    monkeypatch.setattr(loop, "train", lambda *args, **how: order.append("train") or train(*args, **how))
+    (found,) = results(tmp_path / "a", ("params=60%",), finetune_epochs=0, distil_epochs=0)
+    assert order[-2:] == ["train", "cut"]
+    assert order.index("train") == len(order) - 2 >= 2, "all that failed did so before"
+    assert "stage5.0.conv.channels" not in {site for site, (gone, _) in found.cut.removed.items() if gone}

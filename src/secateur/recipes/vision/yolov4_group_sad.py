@@ -158,6 +158,9 @@ def yolov4_group_sad(
         **({"precision": "fp32", "clip": None} | further),
     )  # fmt: skip
     sparse, pressed = subject.copy(), None
+    if not dry_run:  # what can't be cut after all shows before anything is trained
+        for budget in budgets:
+            settled(sparse, spared, order, mask, partial(given, fractions), budget, offsets, seed)
     if sparse_epochs and not dry_run:
         count = detecting.steps(per_epoch, sparse_epochs)
         pressed = train(
@@ -202,7 +205,7 @@ def check(
     members, units = free(subject, spared), subject.units(multiple=multiple)
     place = sites(members, groups)
     names = list(dict.fromkeys(place.values()))
-    most = given(fractions, subject, lambda _: {}, names)(1.0) if fractions else dict.fromkeys(names, 1.0)
+    most = given(fractions, subject, lambda _: {}, names)(1.0)
     thresholds.merge([np.ones(1, bool)], merge)
     # Whatever training makes of the scales, no more than this can go.
     shrinking = [units[site] for site in members if most[place[site]]]
@@ -292,7 +295,8 @@ def rises(run: Run, batches: Any, subject: Traced, mask: Mask, names: Sequence[s
 
 
 def given(fractions: Sequence[float], subject: Traced, mask: Mask, names: Sequence[str]) -> Shares:
-    """Step 3's shares in the proportions of `fractions`, one for each of `names`."""
+    """Step 3's shares in the proportions of `fractions`, one for each of `names`, or even ones where there are none."""
+    fractions = fractions or [0.5] * len(names)
     if len(fractions) != len(names):
         raise InputError(f"{len(fractions)} fractions for {len(names)} groups: give one for each of {', '.join(names)}")
     return proportion(dict(zip(names, fractions, strict=True)))

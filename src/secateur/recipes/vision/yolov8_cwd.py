@@ -130,6 +130,10 @@ def yolov8_cwd(
     )  # fmt: skip
 
     sparse, pressed = subject.copy(), None
+    if not dry_run:
+        with torch.random.fork_rng(devices=[]):  # what can't be cut after all shows before anything is trained
+            for budget in budgets:
+                halve(sparse, budget, scope, least, multiple)
     if sparse_epochs and not dry_run:
         count = epochs(sparse_epochs)
         numbered = slimming.Numbered(feed, count * further.get("accumulate", 1))
@@ -169,7 +173,9 @@ def check(
     weights: Sequence[float], temperature: float, image: Tensor,
 ) -> None:  # fmt: skip
     """Refuse before anything is trained what would be refused after it: budgets, layers, weights, temperature."""
-    units = ranked(subject, multiple)[0]
+    units, scores, _ = ranked(subject, multiple)
+    if not scores:
+        scales.prunable(subject.model, subject.slices())  # says that nothing is there to rank
     lowest = ranking.fewest(units, dict.fromkeys(units, least)).spent
     for budget in budgets:
         limits.cutting(budget, units.cost(), lowest, f"lower least={least}")
