@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -302,3 +305,42 @@ def test_ultralytics_own_trainer_trains_what_was_cut(tmp_path: Path, monkeypatch
         workers=0, device="cpu", project=str(tmp_path / "runs"), plots=False, verbose=False,
     )  # fmt: skip
     assert sum(p.numel() for p in user.model.parameters()) == cut.after["params"]
+
+
+FRESH = """
+import sys, torch
+from ultralytics import YOLO
+from ultralytics.nn.tasks import DetectionModel
+from secateur.subjects import detectors
+from secateur.subjects.traced import reload_traced
+
+folder, images, wanted = sys.argv[1], *torch.load(sys.argv[1] + "/asked.pt")
+with torch.no_grad():
+    again = reload_traced(folder, detectors.adapt(DetectionModel("yolov8n.yaml", nc=3, verbose=False)), images)
+    assert torch.allclose(again.model.eval()(images), wanted, atol=1e-5)
+    theirs = YOLO(folder + "/cut.pt").model.eval()
+    assert torch.allclose(theirs(images)[0], wanted, atol=1e-5)
+    whole = torch.export.load(folder + "/model.pt2").module()
+    assert torch.allclose(whole(images), wanted, atol=1e-4)
+print(sum(p.numel() for p in theirs.parameters()))
+"""
+
+
+def test_a_cut_ultralytics_model_is_read_again_by_another_process(tmp_path: Path) -> None:
+    """No YAML says what a cut left, so it stands in the folder, or in a checkpoint of Ultralytics' own form."""
+    tasks = pytest.importorskip("ultralytics.nn.tasks")
+    torch.manual_seed(0)
+    images = BATCH["inputs"][:1]
+    subject = detectors.opened(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), images)
+    scores = magnitude.coupled(subject.slices())
+    small, cut = subject.cut(ranking.by_budget(subject.units(), scores, "channels=50%", scope="local"))
+    small.save(tmp_path, program=True)
+    with torch.no_grad():
+        torch.save((images, small.model.eval()(images)), tmp_path / "asked.pt")
+    torch.save({"model": small.model.detector}, tmp_path / "cut.pt")
+    env = {**os.environ, "YOLO_CONFIG_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    told = subprocess.run(
+        [sys.executable, "-c", FRESH, str(tmp_path)], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert int(told.stdout.split()[-1]) == cut.after["params"]
