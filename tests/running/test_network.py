@@ -274,6 +274,8 @@ def test_lengths_and_other_devices_are_refused(place):
         running.measure(f"{place}/model.py:with_inputs", device="cuda")
     with pytest.raises(InputError, match="comes without example inputs"):
         running.measure(f"{place}/model.py:build")
+    with pytest.raises(UnsupportedError, match=r"small/model.onnx is an ONNX file, .*exported.Exported"):
+        running.measure("small/model.onnx", f"{place}/model.py:build")
 
 
 def test_modules_are_measured_as_they_are(place):

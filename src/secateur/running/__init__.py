@@ -604,6 +604,12 @@ def measure(
     """
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1), limit=(limit, 1))
     others: list[Any] = list(against) if isinstance(against, list | tuple) else [] if against is None else [against]
+    for one in (model, *others):
+        if isinstance(one, str | Path) and Path(one).suffix == ".onnx":
+            raise UnsupportedError(
+                f"{one} is an ONNX file, without the code by which models are measured: measure what it was exported "
+                "from, whose outputs it gives, or a detector's boxes by secateur.subjects.exported.Exported"
+            )
     if several := len(others) > 1:
         from secateur.running.distilling import together  # one model does without
 
