@@ -90,8 +90,8 @@ def answering(
             positive = sure if wanted.dim() == 4 else sure.any(-1)
         boxes, logits = ours(images, *regions)
         soft = maps.classes(logits, told, temperature=temperature, exclusive=kind is not False)
-        kd, near = weights[0] * soft / totals["examples"], maps.boxes(boxes, wanted, positive) / totals["examples"]
-        near = weights[1] * near
+        apart = maps.boxes(boxes, wanted, positive)
+        kd, near = (weight * one / totals["examples"] for weight, one in zip(weights, (soft, apart), strict=True))
         return total + kd + near, {**parts, "kd": float(kd.detach()), "boxes": float(near.detach())}
 
     return both
