@@ -119,6 +119,7 @@ def answers_can_be_learned(student: nn.Module, teacher: nn.Module) -> None:
 def test_what_is_detected_is_among_the_predictions(name):
     net = build(name).eval()
     (net.roi_heads if hasattr(net, "roi_heads") else net).score_thresh = 0.0
+    net.transform.min_size, net.transform.max_size = (128,), 128
     model, images = detectors.adapt(net), BATCH["inputs"][:1]
     with torch.no_grad():
         regions = [model.proposals(images)] if model.staged else []
