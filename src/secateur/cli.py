@@ -1063,9 +1063,10 @@ def _print_network(found: Mapping[str, Any], picture: Path | None) -> None:
     from secateur.measure import display, evidence
 
     kept, after = found.get("kept", {}), found.get("after")
-    rows = [["Site", "Units", "Channels each", *(["Kept"] if after else []), "Params"]]
+    narrowed = after and "segments" not in after
+    rows = [["Site", "Units", "Channels each", *(["Kept"] if narrowed else []), "Params"]]
     for site in found["sites"]:
-        stay = [str(kept.get(site["name"], site["units"]))] if after else []
+        stay = [str(kept.get(site["name"], site["units"]))] if narrowed else []
         share = f"{site['share'].get('params', 0.0):.1%}"
         rows.append([site["name"], str(site["units"]), str(site["width"]), *stay, share])
     title = f"{found['model']}: what goes together" + (f", at {found['budget']}" if after else "")
@@ -1077,12 +1078,11 @@ def _print_network(found: Mapping[str, Any], picture: Path | None) -> None:
     for row in found["stays"]:
         more = f" and {len(row['axes']) - 4} more" if len(row["axes"]) > 4 else ""
         console.print(f"stays: {', '.join(row['axes'][:4])}{more}: {row['reason']}", highlight=False, markup=False)
-    whole = [one for one in found["segments"] if not one["stays"]]
-    for one in whole:
-        share = one["params"] / found["cost"]["params"]
-        console.print(
-            f"may be erased whole: {one['name']}, {share:.1%} of the parameters", highlight=False, markup=False
-        )
+    for one in found["segments"]:
+        if one["goes"] or not one["stays"]:
+            share = f"{one['params'] / found['cost']['params']:.1%} of the parameters"
+            what = f"goes ({one['goes']})" if one["goes"] else "may be erased whole"
+            console.print(f"{what}: {one['name']}, {share}", highlight=False, markup=False)
     for name, cost in found["cost"].items():
         number = display.number(name, cost) + (f" -> {display.number(name, after[name])}" if after else "")
         console.print(f"{display.measure(name).label}: {number}", highlight=False, markup=False)

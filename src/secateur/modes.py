@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from secateur.errors import InputError
 
-__all__ = ["evaluating", "held", "restored"]
+__all__ = ["evaluating", "held", "restored", "there"]
 
 
 @contextmanager
@@ -32,10 +33,26 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
         yield
 
 
+def there(device: str) -> None:
+    """Raise `InputError` for a device that is none, is not there, or holds no values."""
+    with _told(device):
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds shapes and no values; give cpu or cuda")
+        torch.empty(1, device=device)
+
+
 def held(model: nn.Module, device: str) -> None:
-    """Move a model to a device. Raises `InputError` for one that is none, or is not there."""
-    try:
+    """Move a model to a device. Raises `InputError` where `there` does, or where it has no room."""
+    there(device)
+    with _told(device):
         model.to(device)
+
+
+@contextmanager
+def _told(device: str) -> Iterator[None]:
+    """In one line, what torch says of a device."""
+    try:
+        yield
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {device!r} can't hold the model: {reason}") from error

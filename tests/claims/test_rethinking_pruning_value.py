@@ -285,7 +285,7 @@ TICKETS = (0, 1, 2)
 
 @functools.cache
 def tickets(lr: float, method: str) -> lottery.Tickets:
-    (found,) = lottery.lottery(
+    (found,) = lottery.tickets(
         network(0), *data(), kept=0.2 if method == "unstructured" else 0.5, method=method, lrs=(lr,), epochs=EPOCHS,
         batch=BATCH, seeds=TICKETS, augment=shifted,
     )  # fmt: skip

@@ -71,3 +71,21 @@ def test_bars_are_as_long_as_what_stays_and_goes() -> None:
 def test_a_page_and_an_empty_picture() -> None:
     assert pictures.page("<svg/>", "a & b").startswith("<!doctype html>")
     assert ElementTree.fromstring(pictures.network([], "nothing")).tag == f"{SVG}svg"
+
+
+def test_what_goes_whole_is_dashed_with_what_flows_there() -> None:
+    boxes = [
+        Box("input", "input", shape=(1, 3)),
+        Box("module", "long", "Linear", parts=(("long", 8, 8),), before=(0,)),
+        Box("module", "fed", "Linear", parts=(("", 8, 0),), before=(0,), gone=True),
+        Box("module", "short", "Linear", parts=(("short", 8, 0),), before=(2,), gone=True),
+        Box("join", "+", before=(1, 3)),
+    ]
+    text = pictures.network(boxes, "Net", (), [("long", 72, 72), ("short", 72, 0)], heading="What can be erased")
+    root = ElementTree.fromstring(text)
+    pale = [group for group in root.iter(f"{SVG}g") if group.get("class") == "box off"]
+    assert ["".join(group.itertext()) for group in pale] == ["fedLinear8 → 0", "shortLinear8 → 0  [2]"]
+    assert sum(path.get("class") == "flow off" for path in root.iter(f"{SVG}path")) == 3
+    assert sum(path.get("class") == "flow" for path in root.iter(f"{SVG}path")) == 2
+    assert "What can be erased" in text
+    assert "72 → 0" in text

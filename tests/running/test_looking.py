@@ -9,11 +9,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from recipes.vision import test_otov3
 from secateur import cli, running
-from secateur.errors import InputError, UnsupportedError
+from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.running import looking
 from secateur.subjects.traced import open_traced
+from secateur.vocabulary import Selection
 from subjects import nets
+from subjects.test_erasing import Blocks
 
 CODE = """
 import torch
@@ -71,7 +74,9 @@ def test_a_budget_says_what_would_go_and_leaves_the_subject_alone() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"budget": "segments=50%"}, "segments are erased while training, by `secateur run otov3 MODEL"),
+        ({"budget": "segments=50%"}, "no segment of this Sequential can be erased"),
+        ({"budget": "segments=50%", "score": "l2"}, "segments go by magnitude, as `otov3` says beforehand; score='l2'"),
+        ({"budget": "segments=50%,channels=50%"}, "as `otov3` says beforehand; give them alone"),
         ({"seed": -1}, "seed=-1 is not a whole number of at least 0 and below 2**63"),
         ({"multiple": 0}, "multiple=0: give a whole number of at least 1"),
         ({"multiple": -4, "budget": "channels=50%"}, "multiple=-4: give a whole number of at least 1"),
@@ -113,6 +118,50 @@ def test_segments_that_may_be_erased_and_why_others_may_not() -> None:
     parts = [*model.inner.parameters(), *model.outer.parameters(), model.scale]
     assert whole["params"] == sum(part.numel() for part in parts)
     assert "output" in found["head"]["stays"]
+
+
+def pale(picture: Path) -> list[str | None]:
+    """What stands on the boxes that would go."""
+    svg = "{http://www.w3.org/2000/svg}"
+    groups = ElementTree.fromstring(picture.read_text("utf-8")).iter(f"{svg}g")
+    return [group.find(f"{svg}text").text for group in groups if group.get("class") == "box off"]
+
+
+def test_what_otov3_would_erase_is_told_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subject = test_otov3.subject()
+    with torch.no_grad():  # what the search must pass over: without both, no way is left
+        for part, size in ((subject.model.left, 1e-3), (subject.model.right, 2e-3), (subject.model.two, 3e-3)):
+            for parameter in part.parameters():
+                parameter.mul_(size)
+    found = looking.inspect(subject, budget="segments=50%", picture=tmp_path / "net.svg")
+    assert [one["name"] for one in found["segments"] if one["goes"] == "erased"] == [
+        "left.0..left.1",
+        "two.0.0..two.2.1",
+    ]
+    selection = Selection({"segments": torch.tensor([True, False, True, False])})
+    small, cut = subject.cut(selection)
+    assert found["kept"] == {"segments": 2}
+    assert found["cost"]["segments"] == 4
+    assert found["after"] == {**cut.after, "channels": small.units().cost()["channels"]}
+    assert json.dumps(found)
+    assert pale(tmp_path / "net.svg") == ["left.0", "two.0.0", "two.2.0"]
+    assert "What can be erased, and its parameters" in (tmp_path / "net.svg").read_text("utf-8")
+    with pytest.raises(InfeasibleError, match="would change nothing"):
+        looking.inspect(subject, budget="segments=100%")
+    cli._print_network(found, None)
+    shown = capsys.readouterr().out
+    assert "goes (erased): left.0..left.1" in shown
+    assert "may be erased whole: right.0..right.1" in shown
+    assert "Segments: 4 -> 2" in shown
+
+
+def test_what_only_feeds_an_erased_part_is_drawn_as_going_too(tmp_path: Path) -> None:
+    subject = open_traced(Blocks(), torch.randn(2, 5, 8))
+    with torch.no_grad():
+        subject.model.one.out.weight.mul_(1e-3)
+    found = looking.inspect(subject, budget="segments=75%", picture=tmp_path / "net.svg")
+    assert {one["name"]: one["goes"] for one in found["segments"] if one["goes"]}["one.out"] == "erased"
+    assert set(pale(tmp_path / "net.svg")) == {"one.norm", "one.q", "one.k", "one.v", "attention", "one.out"}
 
 
 def test_pictures_are_files_of_their_own(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ import yaml
 from torch import nn
 
 import yolo
-from secateur import running
+from secateur import modes, running
 from secateur.errors import DataError, InputError, RunError, UnsupportedError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.measure import latency, loyalty
-from secateur.running import network
+from secateur.running import cutting, network
+from secateur.running.distilling import members
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.subjects import Traced, detectors
@@ -234,6 +235,26 @@ def test_without_labels_loyalty_stands_beside_fidelity_and_numbers_have_their_ow
     assert both == {"pearson": expected["pearson"], "rank_loyalty": expected["spearman"], "rmse": expected["rmse"]}
 
 
+class Timed(nn.Module):
+    """Takes a time beside its input, as a diffusion network does."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x, when):
+        return self.two(self.one(x + when).relu())
+
+
+def test_a_network_that_needs_more_than_the_examples_hold_is_refused_in_a_line(tmp_path):
+    subject = open_traced(Timed(), (torch.rand(2, 4), torch.tensor(0.5)))
+    with pytest.raises(
+        DataError, match=r"^Timed takes more than the inputs .* \(missing a required argument: 'when'\)"
+    ):
+        running.run("otov3", subject, Examples(torch.rand(20, 4)), "channels=50%", tmp_path / "out", epochs=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_label_that_a_detector_does_not_have_is_refused_before_anything_runs():
     data = yolo.squares(8)
     subject = detectors.opened(yolo.tiny(), data.inputs[:1])
@@ -270,12 +291,46 @@ def test_a_network_is_wholly_loyal_to_itself(place):
 def test_lengths_and_other_devices_are_refused(place):
     with pytest.raises(InputError, match="length=8: a network takes inputs as they are"):
         running.measure(f"{place}/model.py:with_inputs", length=8)
-    with pytest.raises(UnsupportedError, match="device 'cuda'"):
-        running.measure(f"{place}/model.py:with_inputs", device="cuda")
+    absent = [] if torch.cuda.is_available() else ["cuda"]
+    for device in ["moon", "cuda:99", "meta", *absent]:
+        with pytest.raises(InputError, match=f"device '{device}' can't hold the model: [^\n]*$"):
+            running.measure(f"{place}/model.py:with_inputs", device=device)
+        for recipe in ("otov3", cutting.prune):
+            with pytest.raises(InputError, match=f"device '{device}' can't hold the model"):
+                running.run(recipe, f"{place}/model.py:build", place / "data.npz", "params=50%", place / "out",
+                            device=device)  # fmt: skip
+    with pytest.raises(UnsupportedError, match="device 'cuda': networks are taught on a GPU that is there"):
+        members.learner(network, f"{place}/model.py:build", "cuda", None)
+    assert not (place / "out").exists()
     with pytest.raises(InputError, match="comes without example inputs"):
         running.measure(f"{place}/model.py:build")
     with pytest.raises(UnsupportedError, match=r"small/model.onnx is an ONNX file, .*exported.Exported"):
         running.measure("small/model.onnx", f"{place}/model.py:build")
+
+
+def test_a_network_is_measured_on_the_device_that_is_asked_for_and_stays_where_it_is(place, monkeypatch):
+    subject = open_traced(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(2, 4))
+    (row,) = running.run(cutting.prune, subject, None, "channels=50%", place / "out", device="cpu")
+    assert row.settings["device"] == "cpu"
+    assert row.before["latency"].value > 0
+    # Of the devices that torch has, only "meta" is everywhere: it holds no values, but shows where things go.
+    elsewhere = latency.Environment(batch=6, length=None, device="meta")
+    monkeypatch.setattr(modes, "there", lambda device: None)
+    copied = network.placed(subject, elsewhere)
+    assert {one.device.type for one in copied.model.parameters()} == {"meta"}
+    assert {one.device.type for one in subject.model.parameters()} == {"cpu"}
+    assert network.placed(subject, latency.Environment()) is subject
+    given = network.example(subject, elsewhere)
+    made = network.forward(copied, given)
+    assert (made.device.type, made.shape) == ("meta", (6, 3))
+    asked = []
+    monkeypatch.setattr(network, "there", asked.append)
+    monkeypatch.setattr(network, "placed", lambda one, where: asked.append(where.device) or one)
+    monkeypatch.setattr(network, "example", lambda one, where: ((torch.rand(where.batch, 4),), {}))
+    monkeypatch.setattr(latency, "compare", lambda *given, device, **how: asked.append(device) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        running.run(cutting.prune, subject, None, "channels=50%", place / "there", device="meta")
+    assert asked == ["meta"] * 4
 
 
 def test_modules_are_measured_as_they_are(place):

@@ -1,7 +1,8 @@
 """A picture of a network: its modules in order of data flow, and what of each would go. One SVG that needs nothing.
 
 Boxes stand in layers, from the input down; long connections run beside them. A bar's length is the module's channels,
-its colour the site with which they can go, the pale rest what would go; grey stays whatever happens.
+its colour the site with which they can go, the pale rest what would go; grey stays whatever happens. Boxes that would
+go whole are dashed and pale, with what flows to and from them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ svg.network .title { font-size: 17px; font-weight: 600; }
 svg.network .card { fill: var(--card); stroke: var(--line); stroke-width: 1; }
 svg.network .flow { fill: none; stroke: var(--line); stroke-width: 1.4; }
 svg.network .stays { fill: var(--stays); }
+svg.network .off { opacity: 0.5; }
+svg.network .off .card, svg.network .flow.off { stroke-dasharray: 5 4; }
+svg.network .off .name { text-decoration: line-through; }
 svg.network .gone { fill-opacity: 0.22; stroke-width: 1; stroke-dasharray: 2 2; }
 """.strip()
 
@@ -56,6 +60,8 @@ class Box:
     before: tuple[int, ...] = ()
     hint: str = ""
     """Shown where a pointer rests."""
+    gone: bool = False
+    """Whether it would go whole."""
 
 
 @dataclass
@@ -71,19 +77,19 @@ class _Layout:
 
 def network(
     boxes: Sequence[Box], title: str, lines: Sequence[str] = (), sites: Sequence[tuple[str, int, int]] = (),
-    stays: Sequence[tuple[str, str]] = (),
+    stays: Sequence[tuple[str, str]] = (), heading: str = "What can go, site by site",
 ) -> str:  # fmt: skip
     """The SVG.
 
-    boxes: each after those it reads from. lines: under the title. sites: (name, channels, of which stay), in the order
-    of their colours. stays: (why, of what).
+    boxes: each after those it reads from. lines: under the title. sites: (name, how many, of which stay), in the order
+    of their colours, under `heading`. stays: (why, of what).
     """
     layout = _arranged(boxes)
     colour = {name: _COLOURS[index % len(_COLOURS)] for index, (name, _, _) in enumerate(sites)}
     tag = {name: str(index + 1) for index, (name, _, _) in enumerate(sites)}
     top = 62.0 + 17 * len(lines)
     most = max((sum(part[1] for part in box.parts) for box in boxes if any(part[0] for part in box.parts)), default=1)
-    left, legend = 24.0, [*_legend(sites, colour, tag), *_reasons(stays)]
+    left, legend = 24.0, [*_legend(sites, colour, tag, heading), *_reasons(stays)]
     beside = left + layout.width + 40
     width = max(beside + _LEGEND + 24, 24 + 7.4 * max(map(len, [title, *lines]), default=0))
     height = max(top + layout.height + 24, top + sum(tall for tall, _ in legend) + 24)
@@ -95,7 +101,10 @@ def network(
         f'<text class="title" x="{left:g}" y="34">{_text(title)}</text>',
         *(f'<text x="{left:g}" y="{56 + 17 * index}">{_text(line)}</text>' for index, line in enumerate(lines)),
         f'<g transform="translate({left:g} {top:g})">',
-        *(f'<path class="flow" d="{_curve(layout, path)}"/>' for path in layout.paths),
+        *(
+            f'<path class="flow{_off(boxes[path[0]].gone or boxes[path[-1]].gone)}" d="{_curve(layout, path)}"/>'
+            for path in layout.paths
+        ),
         *(_drawn(box, layout, index, most, colour, tag) for index, box in enumerate(boxes)),
         f'</g><g transform="translate({beside:g} {top:g})">',
     ]
@@ -233,7 +242,7 @@ def _drawn(box: Box, layout: _Layout, index: int, most: int, colour: dict[str, s
     hint = f"<title>{_text(box.hint)}</title>" if box.hint else ""
     radius = tall / 2 if box.kind != "module" else 6
     out = [
-        f'<g transform="translate({x:.1f} {y:.1f})">{hint}',
+        f'<g class="box{_off(box.gone)}" transform="translate({x:.1f} {y:.1f})">{hint}',
         f'<rect class="card" width="{wide:.1f}" height="{tall:.1f}" rx="{radius:g}"/>',
     ]
     if box.kind != "module":
@@ -264,15 +273,19 @@ def _drawn(box: Box, layout: _Layout, index: int, most: int, colour: dict[str, s
             display.thousands(total) if kept == total else f"{display.thousands(total)} → {display.thousands(kept)}"
         )
         marks = ", ".join(tag[site] for site, _, _ in box.parts if site in tag)
-        words = f"{numbers}  [{_short(marks, 8)}]" if marks else f"{numbers} stay"
+        words = f"{numbers}  [{_short(marks, 8)}]" if marks else numbers + " stay" * (kept == total)
         out.append(f'<text x="{at + 7:.1f}" y="49">{_text(words)}</text>')
     return "".join([*out, "</g>"])
 
 
+def _off(gone: bool) -> str:
+    return " off" if gone else ""
+
+
 def _legend(
-    sites: Sequence[tuple[str, int, int]], colour: dict[str, str], tag: dict[str, str]
+    sites: Sequence[tuple[str, int, int]], colour: dict[str, str], tag: dict[str, str], heading: str
 ) -> list[tuple[float, str]]:
-    out = [(20.0, '<text class="name" y="10">What can go, site by site</text>')]
+    out = [(20.0, f'<text class="name" y="10">{_text(heading)}</text>')]
     for name, count, stay in sites:
         words = f"{display.thousands(count)} → {display.thousands(stay)}" if stay < count else display.thousands(count)
         swatch = f'<rect width="12" height="12" rx="2" style="fill: {colour[name]}"/>'

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InputError
+from secateur.vocabulary import Selection
 
 __all__ = ["Choose", "GroupSparse", "Groups", "Saliency", "Slices", "interval"]
 
@@ -133,7 +134,8 @@ class GroupSparse(torch.optim.Optimizer):
             does; 0 leaves the target missed where it is.
         proximal: True regularises all groups alike by a proximal step instead of the chosen ones by `dhspg`'s rules;
             for comparison.
-        saliency: (slices, directions) -> how much each group is worth keeping; the mean magnitude unless given.
+        saliency: (slices, directions) -> how much each group is worth keeping; the mean magnitude unless given. The
+            methods' own are `score.gradient.dhspg` and `hesso`, with which `recipes.vision.otov3.optimiser` makes this.
         choose: (scores, extra) -> which groups may go; the lowest scores, all sites together, at least one of each
             site staying, unless given.
         momentum, nesterov, weight_decay, betas, eps: of the variant.
@@ -227,6 +229,15 @@ class GroupSparse(torch.optim.Optimizer):
     def zero(self) -> dict[str, Tensor]:
         """Site -> [count] booleans: the groups that are zero for good."""
         return {site: row.bool() for site, row in self.groups.sites(self._get("zero")).items()}
+
+    @property
+    def selection(self) -> Selection:
+        """What is not zero, to be cut down to. Raises `InputError` while no group is zero."""
+        zero = self.zero
+        if not any(bool(row.any()) for row in zero.values()):
+            when = f"they are chosen after step {self.start} and driven to zero over {self.span} more"
+            raise InputError(f"no group is zero after {self.steps} steps: {when}; train on, then cut")
+        return Selection({site: ~row for site, row in zero.items()})
 
     @property
     def chosen(self) -> dict[str, Tensor]:

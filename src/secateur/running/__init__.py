@@ -109,8 +109,8 @@ def run(
         overwrite: start anew where `out` holds another run.
         seed: of everything random.
         threads: of torch, also while measuring; its own number if None.
-        device: where the model is pruned and timed, such as cuda; where it is if None. Training takes a GPU that is
-            there.
+        device: where the model is pruned and timed, such as cuda; where it is if None. Networks are pruned where they
+            are, and copies of them timed and judged on the device. Training takes a GPU that is there.
         batch: sequences per batch of the measured environment; the recipe's default if None.
         length: tokens per sequence of the measured environment; the recipe's default if None. Networks have none.
         stream: leave a language model on the disk and read it block by block, for models larger than memory; time is
@@ -182,7 +182,7 @@ def results(
     part = None if corpus is None else parts.parted(trade, corpus, apart, subject, seed=seed)
     train, judged = (None, None) if part is None else (part.train, part.held)
     warned = (part.warning,) if part is not None and part.warning else ()
-    where = trade.where(subject, chosen.get("batch"), chosen.get("length"), threads)
+    where = _at(trade, trade.where(subject, chosen.get("batch"), chosen.get("length"), threads), device)
     trade.check(subject, {"length": where.length, **chosen})
     settings = {
         "recipe": function.__name__,
@@ -427,6 +427,7 @@ def compare(
     example = trade.example(original, where)
     before, after = trade.sizes(original, example), trade.sizes(student, example)
     measured: dict[str, Figure] = {}
+    original, student = _placed(trade, where, original, student)
     with where.active():
         try:
             pair = latency.compare(
@@ -447,6 +448,18 @@ def compare(
         except (DataError, MeasurementError) as error:
             notes.append(f"quality: {error}")
     return before, after, measured, notes
+
+
+def _at(trade: Trade, where: latency.Environment, device: str | None) -> latency.Environment:
+    """Networks are measured on the device that is asked for, wherever they are."""
+    return replace(where, device=device) if device is not None and trades.name(trade) == "network" else where
+
+
+def _placed(trade: Trade, where: latency.Environment, *subjects: Any) -> tuple[Any, ...]:
+    """The subjects where they are measured; language models are there."""
+    if trades.name(trade) != "network":
+        return subjects
+    return tuple(typing.cast(Any, trade).placed(one, where) for one in subjects)
 
 
 def _rivals(
@@ -622,12 +635,13 @@ def measure(
     others[1:] = [trade.again(one, others[0], device) for one in others[1:]]
     subject = trade.again(model, others[0], device) if others else trade.opened(model, device, corpus)
     corpus = None if corpus is None else trade.fitted(corpus, subject)
-    where = trade.where(subject, batch, length, threads)
+    here = trade.where(subject, batch, length, threads)
+    where = _at(trade, here, device)
     trade.check(subject, {"length": where.length})
     if tasks and (getattr(subject, "kind", "") != "decoder" or subject.tokenizer is None):
         raise InputError("lm-eval tasks need a language model with its tokenizer")
     if several:
-        together.check(trade, subject, dict(zip(names, others, strict=True)), where)
+        together.check(trade, subject, dict(zip(names, others, strict=True)), here)
 
     def ask(one: Any) -> dict[str, Figure]:
         if not tasks:
@@ -643,12 +657,13 @@ def measure(
         end = f" {names[number]}" if several else ""
         found |= {"model": after | found["model"], f"against{end}": before | ask(other), f"both{end}": both}
     if several and corpus is not None:
-        found |= together.ensemble(trade, subject, others, corpus, where)
+        found |= together.ensemble(trade, subject, others, corpus, here)
     if others:
         return found | {"model": found["model"] | ask(subject)}
     example = trade.example(subject, where)
+    row = trade.sizes(subject, example)
+    (subject,) = _placed(trade, where, subject)
     with where.active():
-        row = trade.sizes(subject, example)
         row["latency"] = latency.median_time(lambda: trade.forward(subject, example), device=where.device)
         row["peak_memory"] = _peak(trade, subject, example, where)
     if corpus is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from secateur.errors import DataError, InputError, MissingExtraError, UnsupportedError
+from secateur.errors import DataError, InputError, MissingExtraError
 from secateur.files import examples, labels, plugins
 from secateur.files.examples import Examples
 from secateur.measure import detection, latency, loyalty, quality, size, sparsity
+from secateur.modes import held, there
 from secateur.running import indices
 from secateur.subjects import detectors, integers
 from secateur.subjects import matrices as every
@@ -33,6 +35,7 @@ __all__ = [
     "Joint",
     "Model",
     "again",
+    "answer",
     "built",
     "called",
     "check",
@@ -44,6 +47,7 @@ __all__ = [
     "loading",
     "matrices",
     "opened",
+    "placed",
     "read",
     "save",
     "sizes",
@@ -74,8 +78,8 @@ def opened(model: Model, device: str | None = None, data: Examples | None = None
 
     Its example inputs are `inputs`, or those that the function gives, or the first of the data.
     """
-    if device not in (None, "cpu"):
-        raise UnsupportedError(f"device {device!r}: networks are pruned and timed on the CPU for now")
+    if device is not None:  # where it will be measured: it is analysed and cut where it is
+        there(device)
     if isinstance(model, Traced):
         return detectors.opened(model) if data is not None and data.targets else model
     module, given = built(model, inputs, None if data is None else data.inputs[:1])
@@ -124,6 +128,7 @@ def fitted(data: Examples, subject: Traced) -> Examples:
             f"{data.name} holds inputs of shape {tuple(data.inputs.shape[1:])}, the model was built for "
             f"{tuple(first.shape[1:])}: give inputs of that shape"
         )
+    _takes(data, subject)
     if data.labels is not None:
         with torch.inference_mode():
             output = forward(subject, data.inputs[:2])
@@ -136,6 +141,20 @@ def fitted(data: Examples, subject: Traced) -> Examples:
     if data.targets and isinstance(subject.model, Detector):
         _learnt(data, subject.model)
     return data
+
+
+def _takes(data: Examples, subject: Traced) -> None:
+    """Raise `DataError` where the network can't do with the examples alone: its other inputs have no default."""
+    given = subject.inputs.given(data.inputs[:1])
+    try:
+        inspect.signature(subject.model.forward).bind(*given.args, **given.kwargs)
+    except ValueError:  # it has no signature to look at
+        return
+    except TypeError as error:
+        raise DataError(
+            f"{type(subject.model).__name__} takes more than the inputs that {data.name} holds ({error}): give its "
+            "other inputs a default, in a module around it"
+        ) from error
 
 
 def _learnt(data: Examples, model: nn.Module) -> None:
@@ -181,22 +200,46 @@ def digest(subject: Traced) -> str:
 
 
 def example(subject: Traced, place: latency.Environment) -> Any:
-    """A batch of the size that is timed: the subject's example inputs, repeated: (args, kwargs)."""
+    """A batch of the size that is timed, on its device: the subject's example inputs, repeated: (args, kwargs)."""
     args, kwargs = subject.inputs.fresh()
     rows = next(len(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim())
 
     def repeated(tensor: Tensor) -> Tensor:
-        if not tensor.dim() or len(tensor) != rows:
-            return tensor
-        return tensor.repeat(-(-place.batch // rows), *[1] * (tensor.dim() - 1))[: place.batch]
+        if tensor.dim() and len(tensor) == rows:
+            tensor = tensor.repeat(-(-place.batch // rows), *[1] * (tensor.dim() - 1))[: place.batch]
+        return tensor.to(place.device)
 
     return tree_map_only(Tensor, repeated, (args, kwargs))
+
+
+def placed(subject: Traced, place: latency.Environment) -> Traced:
+    """The subject where it is measured: itself where it is there already, else a copy, so that what is cut stays."""
+    if all(tensor.device.type == torch.device(place.device).type for tensor in subject.model.parameters()):
+        return subject
+    copied = Traced(twin(subject.model), subject.inputs, subject.plans)
+    held(copied.model, place.device)
+    return copied
 
 
 def forward(subject: Traced, batch: Any) -> Any:
     """The network in eval mode on `batch`: (args, kwargs), a batch of examples, or one tensor."""
     subject.model.eval()
     return called(subject, batch)
+
+
+def answer(subject: Traced, batch: Any) -> Any:
+    """As `forward`, of a batch from anywhere; the answer is on the CPU, where it is judged."""
+    return _carried(subject.model, partial(forward, subject))(batch)
+
+
+def _carried(model: nn.Module, ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`ask` of a batch from anywhere, with its answer on the CPU, where it is judged."""
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    if device.type == "cpu":
+        return ask
+    return lambda batch: tree_map_only(
+        Tensor, Tensor.cpu, ask(tree_map_only(Tensor, lambda one: one.to(device), batch))
+    )
 
 
 class Joint(nn.Module):
@@ -274,10 +317,10 @@ def compared(original: Traced, student: Traced, held_out: Examples, place: laten
         return before, after, {}
     if held_out.labels is not None:
         tally = loyalty.Tally()
-        found = quality.accuracies([partial(forward, one) for one in (original, student)], batches, watch=tally.add)
+        found = quality.accuracies([partial(answer, one) for one in (original, student)], batches, watch=tally.add)
         return {"accuracy": found[0]}, {"accuracy": found[1]}, tally.figures()
     with torch.inference_mode():
-        given = [[_tensor(forward(one, batch)) for batch in batches] for one in (original, student)]
+        given = [[_tensor(answer(one, batch)) for batch in batches] for one in (original, student)]
     outputs = [torch.cat([part.flatten(1) for part in parts]) for parts in given]
     if all(one.shape[1] == 1 for one in outputs):
         return {}, {}, loyalty.numbers(*(one.flatten().tolist() for one in reversed(outputs)))
@@ -290,7 +333,7 @@ def compared(original: Traced, student: Traced, held_out: Examples, place: laten
 
 
 def _precision(subject: Traced, batches: Sequence[Mapping[str, Any]], sizes: Sequence[float]) -> Row:
-    detect = cast(Detector, subject.model.eval()).detect
+    detect = _carried(subject.model, cast(Detector, subject.model.eval()).detect)
     try:
         return detection.average_precision(detect, batches, sizes=sizes or detection.SIZES)
     except MissingExtraError:

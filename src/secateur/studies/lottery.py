@@ -6,23 +6,40 @@ from (Frankle and Carbin, arXiv 1803.03635), its rival from a new draw of the sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from secateur.errors import InputError
+from secateur.files import examples
 from secateur.files.examples import Examples
+from secateur.files.rundir import Run
+from secateur.measure import sheet as sheets
 from secateur.measure import statistics
+from secateur.measure.charts import Line
+from secateur.measure.sheet import Chart, Sheet, Table
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recipes.vision.rethinking_pruning_value import Augment
 from secateur.recover import initialise
-from secateur.running import keywords
+from secateur.running import keywords, network
+from secateur.studies import scratch
 from secateur.subjects.traced import Traced
 from secateur.vocabulary import Budget, Figure
 
-__all__ = ["Tickets", "lottery"]
+__all__ = ["STUDY", "Lottery", "Tickets", "Trial", "lottery", "plan", "tickets"]
+
+STUDY = {
+    "title": "is the first draw a winning ticket? the original first weights beside a new draw in the pruned shape",
+    "recipe": "rethinking_pruning_value",
+    "sets": "seed dry_run lr widths inner untrained sparsity calibration finetune finetune_epochs scratch cap",
+    "grid": "lrs seeds",
+}
+
+_ARMS = {"large network": "dense", "ticket": "ticket", "new draw": "drawn"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,37 +56,237 @@ class Tickets:
         """Ticket minus new draw in percentage points, paired over seeds."""
         return rethinking.in_points(statistics.paired_difference(self.ticket, self.drawn))
 
+    @property
+    def verdict(self) -> str:
+        """Whether the ticket is better than a new draw, worse, or neither."""
+        words = rethinking.judge(self.difference).replace("the inherited weights are", "the ticket is")
+        return words.replace("training from scratch is", "the new draw is")
+
+    def reached(self, arm: str) -> Figure:
+        """Accuracy in percent of "large network", "ticket" or "new draw": mean over seeds with its interval."""
+        return rethinking.in_points(statistics.mean_interval(getattr(self, _ARMS[arm])))
+
+
+class Trial(NamedTuple):
+    """A large network, its ticket and its rival."""
+
+    seed: int
+    lr: float
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}, lr {self.lr:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lottery:
+    """What the draws gave for each learning rate, over seeds."""
+
+    rates: tuple[Tickets, ...]
+    seeds: tuple[int, ...]
+    left: str
+    """What is left of the network, in words."""
+
+    def sheet(self) -> Sheet:
+        """A table, a chart over learning rates, and figures; accuracies in percent, differences in points."""
+        rows = [["Learning rate", *(f"{arm.capitalize()}, %" for arm in _ARMS), "Ticket over new draw", "Verdict"]]
+        for one in self.rates:
+            reached = [sheets.points(one.reached(arm)) for arm in _ARMS]
+            rows.append([f"{one.lr:g}", *reached, sheets.points(one.difference, signed=True), one.verdict])
+        told = [f"lr {one.lr:g}: {sheets.points(one.difference, signed=True)} points" for one in self.rates]
+        words = "; a ticket and its rival have one shape, and see the same batches in the same order."
+        table = Table(f"Held-out accuracy with {self.left}", rows, sheets.over(self.seeds) + words)
+        rates = sorted(self.rates, key=lambda one: one.lr)
+        lines = [
+            Line(arm, [(one.lr, one.reached(arm)) for one in rates], (number + 1) / len(_ARMS))
+            for number, arm in enumerate(_ARMS)
+        ]
+        chart = Chart("Accuracy by learning rate", {"": lines}, "first learning rate", "accuracy, %",
+                      "Whiskers are intervals.", log=True, bounds=(0.0, 100.0))  # fmt: skip
+        figures = {
+            "rates": [
+                {"lr": one.lr, **{arm: list(getattr(one, name)) for arm, name in _ARMS.items()},
+                 "ticket_minus_new_draw": asdict(one.difference), "verdict": one.verdict}
+                for one in self.rates
+            ]
+        }  # fmt: skip
+        return Sheet("lottery", f"Ticket minus new draw, {self.left}: {'; '.join(told)}", [table], figures, chart=chart)
+
 
 def lottery(
-    network: Traced,
+    subject: Traced,
     data: Examples,
-    judged: Examples,
+    folder: str | Path,
+    progress: Callable[[Sequence[Trial]], Iterable[Trial]] = iter,
     *,
     kept: float = 0.2,
-    method: str = "unstructured",
+    method: Literal["unstructured", "l1"] = "unstructured",
     rounds: int = 1,
     lrs: Sequence[float] = (0.1, 0.01),
+    seeds: Sequence[int] = (0, 1, 2),
+    judged: str | Examples = "",
     epochs: int = 160,
     batch: int = 64,
     weight_decay: float = 1e-4,
-    seeds: Sequence[int] = (0, 1, 2),
     norm: float = 1.0,
-    augment: Augment | None = None,
-    optimizer: str = "sgd",
-) -> tuple[Tickets, ...]:
-    """Train, prune, start again: per learning rate, the ticket beside a new draw in the same shape.
+    optimizer: Literal["sgd", "adamw"] = "sgd",
+    training: str | Sequence[str] = "",
+) -> Lottery:
+    """Train, prune, start again, at a large and at a small learning rate: the ticket beside a new draw, over seeds.
+
+    The same call again goes on where it stopped; more rates or seeds in the same folder train what is new.
 
     Args:
-        network: the architecture; its weights don't matter.
+        subject: the architecture; its weights don't matter.
+        data: examples with classes.
+        folder: of the run directories.
+        progress: wraps the trials, such as rich.progress.track.
         kept: share of convolution weights ("unstructured") or of channels ("l1") that stays.
         method: "unstructured" or "l1".
         rounds: 1 prunes at once. More prune iteratively, each round the same share of what is left, and train anew
             from the first draw in between; only for "unstructured".
         lrs: first learning rates; the claim is about the large one beside the small one.
-        epochs: of every training.
-        seeds: of draws and order; a ticket and its rival share the order.
+        seeds: of draws, order and what is held out; a ticket and its rival share them. Two or more for intervals.
+        judged: examples to judge on; a tenth of the data, another for each seed, is held out unless given.
+        epochs: of every training, decays at 50 % and 75 %.
+        batch: examples per step.
+        weight_decay: of matrices and kernels.
+        norm: first weights of batch norms.
         optimizer: "sgd", or "adamw" in place of the paper's Adam, for which give rates of 0.001 and below.
+        training: more settings of the training loop, such as accumulate=4,precision=bf16,trackers=wandb.
     """
+    how: dict[str, Any] = {
+        "kept": kept, "method": method, "rounds": rounds, "epochs": epochs, "batch": batch, "norm": norm,
+        "weight_decay": weight_decay, "optimizer": optimizer, "training": training,
+    }  # fmt: skip
+    _check(lrs, seeds, **how)
+    apart = examples.read(judged) if judged else None
+    about = {"model": network.digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
+    trials = [Trial(seed, lr) for seed in dict.fromkeys(seeds) for lr in dict.fromkeys(lrs)]
+    found: dict[Trial, list[float]] = {}
+    for trial in progress(trials):
+        parts = scratch.parts(data, apart, trial.seed)
+        with Run.open(Path(folder, f"seed-{trial.seed}"), {**about, "seed": trial.seed, **how}) as run:
+
+            def make(trial: Trial = trial, parts: tuple[Examples, Examples] = parts, run: Run = run) -> list[float]:
+                place = run.folder(f"lr-{trial.lr}")
+                reached = _drawn(subject, *parts, lr=trial.lr, seed=trial.seed, folder=place, **how)
+                shutil.rmtree(place, ignore_errors=True)  # their answers are known
+                return list(reached)
+
+            found[trial] = run.json(f"judged-{trial.lr}", make)
+    rates = []
+    for lr in dict.fromkeys(lrs):
+        rows = [found[trial] for trial in trials if trial.lr == lr]
+        rates.append(Tickets(lr, *(tuple(column) for column in zip(*rows, strict=True))))
+    what = "convolution weights" if method == "unstructured" else "channels"
+    return Lottery(tuple(rates), tuple(dict.fromkeys(seeds)), f"{100 * kept:g}% of the {what} left")
+
+
+def plan(
+    subject: Traced,
+    data: Examples,
+    *,
+    lrs: Sequence[float],
+    seeds: Sequence[int],
+    judged: str | Examples = "",
+    **how: Any,
+) -> dict[str, int]:
+    """What `lottery` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
+    _check(lrs, seeds, **how)
+    apart = examples.read(judged) if judged else None
+    for seed in dict.fromkeys(seeds):
+        for part in scratch.parts(data, apart, seed):
+            network.fitted(part, subject)
+    rethinking.prune(_draw(subject, 0, how["norm"]), _left(how["method"], how["kept"]), how["method"])
+    many = len(set(seeds)) * len(set(lrs))
+    return {"trainings of the large network": many * how["rounds"], "tickets": many, "new draws": many}
+
+
+def tickets(
+    subject: Traced,
+    data: Examples,
+    judged: Examples,
+    *,
+    lrs: Sequence[float] = (0.1, 0.01),
+    seeds: Sequence[int] = (0, 1, 2),
+    kept: float = 0.2,
+    method: str = "unstructured",
+    rounds: int = 1,
+    epochs: int = 160,
+    optimizer: str = "sgd",
+    **how: Any,
+) -> tuple[Tickets, ...]:
+    """As `lottery`, of examples that are apart already, in memory: per learning rate what its arms reach.
+
+    Args:
+        subject, data, judged, lrs, seeds, kept, method, rounds, epochs, optimizer: as of `lottery`.
+        how: `batch`, `weight_decay`, `norm`, `training`, and `augment`, what `examples.batches` does to each batch.
+    """
+    settings: dict[str, Any] = {
+        "kept": kept,
+        "method": method,
+        "rounds": rounds,
+        "epochs": epochs,
+        "optimizer": optimizer,
+    }
+    _check(lrs, seeds, **settings)
+    found = []
+    for lr in lrs:
+        rows = [_drawn(subject, data, judged, lr=lr, seed=seed, **settings, **how) for seed in seeds]
+        found.append(Tickets(lr, *zip(*rows, strict=True)))
+    return tuple(found)
+
+
+def _drawn(
+    subject: Traced,
+    data: Examples,
+    judged: Examples,
+    *,
+    lr: float,
+    seed: int,
+    kept: float,
+    method: str,
+    rounds: int,
+    norm: float = 1.0,
+    folder: Path | None = None,
+    augment: Augment | None = None,
+    **training: Any,
+) -> tuple[float, float, float]:
+    """Accuracies of one large network, of its ticket and of a new draw."""
+
+    def fit(one: Traced, name: str, closed: Mapping[str, Tensor]) -> None:
+        place = folder / name if folder else None
+        rethinking.fit(one.model, data, lr=lr, seed=seed, augment=augment, closed=closed, folder=place, **training)
+
+    first, large, closed = _draw(subject, seed, norm), _draw(subject, seed, norm), dict[str, Tensor]()
+    fit(large, "large", closed)
+    dense = rethinking.right(large.model, judged).mean()
+    for part in range(1, rounds + 1):
+        if part > 1:
+            large = rethinking.duplicate(first)
+            fit(large, f"large-{part}", closed)
+        pruned = rethinking.prune(large, _left(method, kept ** (part / rounds)), method)
+        closed = dict(pruned.masks)
+    ticket, rival = rethinking.duplicate(first), _draw(subject, seed + 1000, norm)
+    if pruned.selection is not None:
+        ticket, rival = ticket.cut(pruned.selection)[0], rival.cut(pruned.selection)[0]
+    for one, name in ((ticket, "ticket"), (rival, "drawn")):
+        fit(one, name, closed)
+    ours, theirs = (float(rethinking.right(one.model, judged).mean()) for one in (ticket, rival))
+    return float(dense), ours, theirs
+
+
+def _check(
+    lrs: Sequence[float],
+    seeds: Sequence[int],
+    *,
+    kept: float,
+    method: str,
+    rounds: int,
+    epochs: float,
+    optimizer: str,
+    **_: Any,
+) -> None:
     if method not in ("unstructured", "l1"):
         raise InputError(f"method={method!r} is not one of unstructured, l1")
     if optimizer not in ("sgd", "adamw"):
@@ -78,44 +295,18 @@ def lottery(
         raise InputError(f"rounds={rounds}: give 1, or more for unstructured pruning")
     if not 0 < kept < 1:
         raise InputError(f"kept={kept} is no share between 0 and 1")
+    if not lrs or not seeds or not all(one > 0 for one in lrs):
+        raise InputError(f"lrs={list(lrs)}, seeds={list(seeds)}: give at least one of each, and rates above 0")
+    if epochs < 1:
+        raise InputError(f"epochs={epochs}: give at least 1, for what was not trained says nothing")
     keywords.check_seed(*seeds)
-    found = []
-    for lr in lrs:
-        fit = partial(
-            rethinking.fit,
-            data=data,
-            epochs=epochs,
-            lr=lr,
-            batch=batch,
-            weight_decay=weight_decay,
-            augment=augment,
-            optimizer=optimizer,
-        )
-        accuracies: list[tuple[float, float, float]] = []
-        for seed in seeds:
-            first, large, closed = _draw(network, seed, norm), _draw(network, seed, norm), dict[str, Tensor]()
-            fit(large.model, seed=seed)
-            dense = rethinking.right(large.model, judged).mean()
-            for part in range(1, rounds + 1):
-                if part > 1:
-                    large = rethinking.duplicate(first)
-                    fit(large.model, seed=seed, closed=closed)
-                left = kept ** (part / rounds)
-                measure = "weights" if method == "unstructured" else "channels"
-                pruned = rethinking.prune(large, Budget.parse(f"{measure}={100 * left:.6f}%"), method)
-                closed = dict(pruned.masks)
-            ticket, rival = rethinking.duplicate(first), _draw(network, seed + 1000, norm)
-            if pruned.selection is not None:
-                ticket, rival = ticket.cut(pruned.selection)[0], rival.cut(pruned.selection)[0]
-            for one in (ticket, rival):
-                fit(one.model, seed=seed, closed=closed)
-            both = (rethinking.right(one.model, judged).mean() for one in (ticket, rival))
-            accuracies.append((float(dense), *map(float, both)))  # type: ignore[arg-type]
-        found.append(Tickets(lr, *(tuple(column) for column in zip(*accuracies, strict=True))))
-    return tuple(found)
 
 
-def _draw(network: Traced, seed: int, norm: float) -> Traced:
+def _left(method: str, share: float) -> Budget:
+    return Budget.parse(f"{'weights' if method == 'unstructured' else 'channels'}={100 * share:.6f}%")
+
+
+def _draw(subject: Traced, seed: int, norm: float) -> Traced:
     """The network's shape with weights of the dense rule: what a mask closes later changes no variance."""
-    model, _ = initialise.fresh(network.model, seed=seed, norm=norm)
-    return Traced(model, network.inputs, network.plans)
+    model, _ = initialise.fresh(subject.model, seed=seed, norm=norm)
+    return Traced(model, subject.inputs, subject.plans)

@@ -52,6 +52,7 @@ __all__ = [
     "describe",
     "fresh_language",
     "fresh_network",
+    "parts",
     "plan",
     "scratch",
     "scratch_control",
@@ -364,7 +365,7 @@ def scratch(
     trials = [Trial(seed, budget) for seed in dict.fromkeys(seeds) for budget in limits]
     found: dict[Trial, dict[str, Any]] = {}
     for trial in progress(trials):
-        train, held = _parts(data, apart, trial.seed)
+        train, held = parts(data, apart, trial.seed)
         settings = {**about, "seed": trial.seed, "chance": chance, **how}
         with Run.open(Path(folder, f"seed-{trial.seed}"), settings) as run:
             make = partial(_tried, subject, train, held, run, trial.seed, limits[trial.budget], chance, **how)
@@ -404,7 +405,7 @@ def plan(
     network.fitted(data, subject)
     apart = examples.read(judged) if judged else None
     for seed in dict.fromkeys(seeds):
-        _, held = _parts(data, apart, seed)
+        _, held = parts(data, apart, seed)
         network.fitted(held, subject)
     with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
         list(rethinking.rethinking_pruning_value(
@@ -436,8 +437,8 @@ def _asked(
     return {str(one): one for one in parsed}, {k: v for k, v in how.items() if k not in STUDY["sets"].split()}
 
 
-def _parts(data: Examples, judged: Examples | None, seed: int) -> tuple[Examples, Examples]:
-    """(what is learned from, what is judged on) under a seed."""
+def parts(data: Examples, judged: Examples | None, seed: int) -> tuple[Examples, Examples]:
+    """(what is learned from, what is judged on) under a seed. Raises `DataError` where there are no classes."""
     for one in (data, data if judged is None else judged):
         if one.labels is None:
             raise DataError(f"{one.name} has no classes: give labels, for all arms are judged by accuracy")

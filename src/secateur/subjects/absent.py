@@ -94,6 +94,8 @@ class Nothing:
             if done:
                 return value
         zero = name in _PRODUCT or (name in _UNARY and isinstance(args[0], Nothing) and len(given) == 1)
+        if name == "scaled_dot_product_attention":  # sums of the values, whatever the weights
+            zero = isinstance(_argument(args, kwargs, 2, "value"), Nothing)
         zero = zero or (name in _TOGETHER and not any(isinstance(one, Tensor) for one in given))
         if name in _AFFINE:
             weight, bias = (_argument(args, kwargs, place, key) for place, key in zip(_AFFINE[name], _WB, strict=True))

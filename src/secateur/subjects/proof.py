@@ -181,8 +181,9 @@ def _watched(model: nn.Module, run: Any, example: Example, where: list[str] | No
             where[0] = path
 
     def left(path: str, output: Any) -> None:
-        if path:
-            sums.append((path, [total(one) for one in leaves(output)[0] if one.is_floating_point()]))
+        if path:  # what is on the meta device is a part that was erased before, asked for its shape
+            given = [one for one in leaves(output)[0] if one.is_floating_point() and not one.is_meta]
+            sums.append((path, [total(one) for one in given]))
 
     with running(model, entered, left):
         args, kwargs = example.fresh()

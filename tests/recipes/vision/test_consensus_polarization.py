@@ -288,22 +288,26 @@ def test_attention_and_feed_forward_of_token_models_have_gates(make):
             assert not shape, "values go with the hooks"
 
 
-def test_a_transformer_is_trained_with_gates_on_its_sub_layers(tmp_path):
+@pytest.mark.parametrize(
+    ("make", "mode", "budget"), [(tiny_vit, "layer", "flops=70%"), (tiny_bert, "channel", "flops=80%")]
+)
+def test_a_transformer_is_trained_with_gates_on_its_sub_layers(make, mode, budget, tmp_path):
     torch.manual_seed(0)
-    opened = open_traced(*(tiny_vit()[0], data().inputs[:1]))
+    model, inputs = make()
+    opened, learnt = open_traced(model, inputs), data()
+    if make is tiny_bert:
+        ids = torch.randint(0, 30, (96, 7), generator=torch.Generator().manual_seed(1))
+        learnt = Examples(ids, ids[:, 0] % 4)
     with Run.open(tmp_path, {}) as run:
         (one,) = recipe.consensus_polarization(
-            opened,
-            data(),
-            [Budget.parse("flops=70%")],
-            run,
-            mode="layer",
-            optimizer="adamw",
-            lr=3e-3,
-            epochs=3,
-            batch=32,
+            opened, learnt, [Budget.parse(budget)], run, mode=mode, optimizer="adamw", lr=3e-3, epochs=3, batch=32
         )
-    assert one.subject.flops() == one.predicted["flops"] <= 0.7 * opened.flops()
+    assert one.subject.flops() == one.predicted["flops"] <= Budget.parse(budget).limits[0].value * opened.flops()
+    kinds = {site.rpartition(".")[2] for site, (gone, _) in one.cut.removed.items() if gone}
+    assert kinds == ({"branches"} if mode == "layer" else {"heads", "channels"})
+    with torch.no_grad():
+        scores = one.subject.model.eval()(learnt.inputs[:5]).logits
+    assert scores.shape == (5, 4)
 
 
 def test_gates_in_a_loop_of_ones_own():

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from secateur.files.rundir import Run
 from secateur.recipes.vision import otov3 as recipe
 from secateur.recipes.vision.otov3 import otov3
 from secateur.recover import loop
+from secateur.score import gradient
 from secateur.subjects.recording import Example
 from secateur.subjects.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Result
@@ -122,7 +123,8 @@ def test_erasing_mode_never_breaks_the_network(method: str, tmp_path) -> None:
     result = quick(tmp_path, "segments=25%", method=method)
     assert result.cut.removed == {"segments": (3, 4)}
     assert result.predicted["segments"] == 1
-    assert result.cut.after["params"] == result.predicted["params"]
+    for measure in ("params", "flops"):
+        assert result.cut.after[measure] == result.predicted[measure] < result.cut.before[measure]
     graph = result.subject.graph
     assert graph.useful | {0} == set(range(len(graph.vertices)))
     assert ("left" in str(result.subject.model)) == ("left" in dict(result.subject.model.named_modules()))
@@ -159,6 +161,59 @@ def test_erasing_and_pruning_share_one_training(tmp_path) -> None:
     assert len(result.notes) == 2
     assert result.predicted["segments"] == 2
     assert result.subject.flops() < 0.5 * subject().flops()
+
+
+@pytest.mark.parametrize(
+    ("budget", "how"),
+    [
+        ("channels=50%", {"method": "hesso"}),
+        ("segments=25%", {"method": "dhspg", "variant": "adamw", "lr": 0.01, "finish": 0.5}),
+        ("segments=25%", {"method": "hesso", "periods": 3}),
+    ],
+)
+def test_a_loop_of_ones_own_erases_and_prunes_too(budget: str, how: dict[str, Any]) -> None:
+    start, data = subject(), bars()
+    settings: dict[str, Any] = {"lr": 0.05, "start": 3, "span": 9, **how}
+    optimizer = recipe.optimiser(start.model.parameters(), start, budget, **settings)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    with pytest.raises(InputError, match="no group is zero after 0 steps: they are chosen after step 3"):
+        _ = optimizer.selection
+    for step in range(20):
+        rows = torch.arange(16) + 16 * (step % 6)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(start.model.train()(data.inputs[rows]), data.labels[rows]).backward()
+        optimizer.step()
+        rates.step()
+    small, cut = start.cut(optimizer.selection)
+    if "segments" in budget:
+        assert cut.removed == {"segments": (3, 4)}, "the search goes on in the optimiser"
+    else:
+        assert cut.after["channels"] <= 0.5 * cut.before["channels"]
+    with torch.no_grad():
+        gap = small.model.eval()(data.inputs) - start.model.eval()(data.inputs)
+    assert float(gap.abs().max()) < 1e-4
+
+
+def test_each_method_has_its_own_saliency_unless_another_is_named() -> None:
+    start = subject()
+    optimise = partial(recipe.optimiser, list(start.model.parameters()), start, "channels=50%", lr=0.1)
+    assert optimise().saliency is gradient.dhspg
+    assert optimise(method="hesso").saliency is gradient.hesso
+    assert optimise(method="hesso", saliency="dhspg").saliency is gradient.dhspg
+    for how, words in (({"method": "x"}, "method='x': give one of dhspg, hesso"), ({"saliency": "x"}, "saliency='x'")):
+        with pytest.raises(InputError, match=words):
+            optimise(**how)
+
+
+def test_an_optimiser_refuses_what_it_can_not_reach_before_the_first_step() -> None:
+    start = subject()
+    for budget, error, words in (
+        ("segments=50%,channels=50%", InputError, "one budget, not segments=50%,channels=50%: erase"),
+        ("segments=10%", InfeasibleError, "3 of 4 segments can go"),
+        ("channels=100%", InfeasibleError, "would change nothing"),
+    ):
+        with pytest.raises(error, match=words):
+            recipe.optimiser(start.model.parameters(), start, budget, lr=0.1)
 
 
 def test_a_dry_run_says_what_would_go_and_trains_nothing(tmp_path, monkeypatch) -> None:
@@ -285,6 +340,23 @@ def test_weights_of_any_shape_become_zero_with_their_segment(method: str, tmp_pa
     start = open_traced(Scaled(), data.inputs[:2])
     result = quick(tmp_path, "segments=50%", data, start, method=method)
     assert result.cut.removed == {"segments": (1, 2)}
+
+
+def vit() -> Traced:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    shape = {"img_size": 6, "patch_size": 3, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 2}
+    return open_traced(timm.create_model("vit_tiny_patch16_224", num_classes=3, **shape), bars().inputs[:2])
+
+
+@pytest.mark.parametrize("budget", ["channels=60%", "segments=50%"])
+def test_a_network_of_timm_is_erased_and_pruned(budget: str, tmp_path) -> None:
+    start = vit()
+    result = quick(tmp_path, budget, start=start, epochs=1, variant="adamw", lr=1e-3)
+    (measure,) = Budget.parse(budget).absolute({"channels": 1.0, "segments": 1.0})
+    whole = start.units(*(["segments"] if measure == "segments" else [])).cost()[measure]
+    assert result.predicted[measure] <= Budget.parse(budget).limits[0].absolute(whole)
+    assert result.cut.after["flops"] == result.predicted["flops"] < 0.8 * result.cut.before["flops"]
 
 
 def test_the_laws_of_a_recipe_hold() -> None:

@@ -20,9 +20,10 @@ from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.recover import loop, records
-from secateur.recover.sparsify import GroupSparse
+from secateur.recover.sparsify import GroupSparse, Saliency
 from secateur.score import gradient, magnitude
 from secateur.select import limits, ranking
+from secateur.subjects import erasing
 from secateur.subjects.recording import leaves
 from secateur.subjects.segments import SITE, Segments
 from secateur.subjects.traced import Traced
@@ -39,6 +40,9 @@ CARD = {
 
 TOLERANCE = 1e-4
 """Largest difference between the outputs of the trained and of the cut network, relative to the largest output."""
+
+SALIENCIES: Mapping[str, Saliency] = {"dhspg": gradient.dhspg, "hesso": gradient.hesso}
+"""Of each method, as it was released."""
 
 
 def otov3(
@@ -144,11 +148,11 @@ def otov3(
     for budget in budgets:
         stages = split(budget)
         steps = epochs * len(feed) // len(stages)
-        optimise = partial(
-            GroupSparse, lr=lr, variant=variant, method=method, start=round(warm * steps), momentum=momentum,
-            span=max(1, round(span * steps)), periods=periods, penalty=penalty, epsilon=epsilon, tolerance=tolerance,
-            finish=finish, saliency=getattr(gradient, saliency or method),
-        )  # fmt: skip
+        how: dict[str, Any] = {
+            "lr": lr, "variant": variant, "method": method, "saliency": saliency, "start": round(warm * steps),
+            "momentum": momentum, "span": max(1, round(span * steps)), "periods": periods, "penalty": penalty,
+            "epsilon": epsilon, "tolerance": tolerance, "finish": finish,
+        }  # fmt: skip
         current, predicted = start, dict[str, float]()
         cuts: list[Cut] = []
         recoveries: list[Recovery] = []
@@ -160,18 +164,18 @@ def otov3(
             if not dry_run:
                 made: list[GroupSparse] = []
 
-                def optimiser(
+                def sparse(
                     weights: list[dict[str, Any]],
                     task: Task = task,
-                    optimise: Callable[..., GroupSparse] = optimise,
+                    how: dict[str, Any] = how,
                     made: list[GroupSparse] = made,
                 ) -> GroupSparse:
-                    made.append(optimise(weights, task.slices, choose=task.lowest))
+                    made.append(task.optimiser(weights, **how))
                     return made[0]
 
                 recovery = loop.train(
                     work.model, feed, objective(work, subject, data), steps=steps, lr=lr, schedule=schedule, warmup=0.0,
-                    weight_decay=weight_decay, seed=seed + number, optimizer=optimiser, count=examples.count,
+                    weight_decay=weight_decay, seed=seed + number, optimizer=sparse, count=examples.count,
                     frozen=[] if data.labels is not None else [subject.model],
                     checkpoint=run.folder(f"train-{budget}-{number}"), **further,
                 )  # fmt: skip
@@ -180,9 +184,45 @@ def otov3(
             selection = Selection({site: ~row.bool() for site, row in gone.items()}, {}, part)
             current, cut = work.cut(selection)
             cuts.append(cut)
-            predicted |= task.units.cost(selection.keep)
+            predicted |= task.units.cost(selection.keep) | task.flops(work, selection)
             notes += task.notes if dry_run else [*task.notes, compared(work, current, data)]
         yield Result(str(budget), current, joined(cuts), predicted, records.together(*recoveries), tuple(notes))
+
+
+def optimiser(
+    params: Any,
+    subject: Traced,
+    budget: str | Budget,
+    *,
+    method: Literal["dhspg", "hesso"] = "dhspg",
+    saliency: Literal["dhspg", "hesso"] | None = None,
+    scope: Literal["global", "kind", "local"] = "local",
+    multiple: int = 1,
+    hierarchical: bool = True,
+    **settings: Any,
+) -> GroupSparse:
+    """SGD, Adam or AdamW for a training loop of one's own, at whose end as many groups are zero as the budget lets go.
+
+        optimizer = otov3.optimiser(subject.model.parameters(), subject, "segments=50%", lr=0.05, start=100, span=200)
+        ...
+        small, cut = subject.cut(optimizer.selection)
+
+    Args:
+        params: parameters or parameter groups, as for torch's own optimisers; all that the groups are made of.
+        subject: the network that is trained, as `open_traced` gives it.
+        budget: channels=, params=, bytes= or flops= of channels; or segments=, one after the other for both.
+        method, saliency, scope, multiple, hierarchical: as of `otov3`.
+        settings: `lr`, `variant`, `start`, `span` and the other settings of `GroupSparse`.
+
+    Raises `InfeasibleError` for a budget that can't be met, or that would change nothing.
+    """
+    stages = split(Budget.parse(budget))
+    if len(stages) > 1:
+        raise InputError(f"an optimiser has one budget, not {budget}: erase by segments= first, then prune the rest")
+    limits.cutting(stages[0], subject.units(*([SITE] if SITE in stages[0] else [])).cost())
+    task = Task.of(subject, stages[0], multiple=multiple, scope=scope, hierarchical=hierarchical)
+    task.lowest(magnitude.coupled(task.slices))  # what can't be met is said now, not in the midst of a training
+    return task.optimiser(params, method=method, saliency=saliency, **settings)
 
 
 def check(epochs: int, warm: float, span: float, finish: float) -> None:
@@ -264,6 +304,18 @@ class Task:
                 raise
             keep = self.choose(scores, self.budget)
         return {site: ~torch.as_tensor(keep[site]).bool() for site in self.slices}
+
+    def flops(self, subject: Traced, selection: Selection) -> dict[str, float]:
+        """FLOPs of what is left without segments, which their prices do not tell; of channels they do."""
+        return {"flops": erasing.flops(subject, selection)} if SITE in self.budget else {}
+
+    def optimiser(self, params: Any, *, method: str, saliency: str | None, **settings: Any) -> GroupSparse:
+        """What drives them to zero, with the saliency of its method unless another is named."""
+        name = saliency or method
+        if name not in SALIENCIES:
+            raise InputError(f"{'saliency' if saliency else 'method'}={name!r}: give one of {', '.join(SALIENCIES)}")
+        rate = SALIENCIES[name]
+        return GroupSparse(params, self.slices, choose=self.lowest, method=method, saliency=rate, **settings)
 
 
 def erase(graph: Segments, scores: Tensor, count: int, budget: Budget, *, hierarchical: bool = True) -> Tensor:

@@ -45,6 +45,9 @@ def learner(trade: Trade, model: Model, device: str | None, data: Any, like: Any
     """A subject to be trained, with weights of its own: what was given stays as it is."""
     if like is None:
         trades.match(trade, model, "distill")
+        if trade is not language and device not in (None, "cpu"):
+            words = "networks are taught on a GPU that is there, and judged on the CPU: leave the device out"
+            raise UnsupportedError(f"device {device!r}: {words}")
         found = trade.opened(model, device, data)
         return found if trade is language and isinstance(model, str | Path) else found.copy()
     given = model if isinstance(model, str | Path) else copy.deepcopy(getattr(model, "model", model))
