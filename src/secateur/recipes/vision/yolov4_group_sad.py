@@ -7,7 +7,7 @@ Komodakis, ICLR 2017 (arXiv 1612.03928).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -160,7 +160,8 @@ def yolov4_group_sad(
     sparse, pressed = subject.copy(), None
     if not dry_run:  # what can't be cut after all shows before anything is trained
         for budget in budgets:
-            settled(sparse, spared, order, mask, partial(given, fractions), budget, offsets, seed)
+            with suppress(InfeasibleError):  # scales that no training has told apart yet part nothing
+                settled(sparse, spared, order, mask, partial(given, fractions), budget, offsets, seed)
     if sparse_epochs and not dry_run:
         count = detecting.steps(per_epoch, sparse_epochs)
         pressed = train(
