@@ -130,6 +130,12 @@ def forked(
 
 def both(work: Callable[[], object]) -> None:
     """`work` in two processes that know of one another, as torch.distributed.run starts them; fails where one does."""
+    for child in pair(work):
+        assert child.wait() == 0, child.stderr
+
+
+def pair(work: Callable[[], object]) -> list[Child]:
+    """As `both`, without waiting: the two processes, the first one first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -139,11 +145,7 @@ def both(work: Callable[[], object]) -> None:
         return work()
 
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    ranks = [
-        forked(alone, ACCELERATE_USE_CPU="1", RANK=str(rank), LOCAL_RANK=str(rank), **meeting) for rank in range(2)
-    ]
-    for child in ranks:
-        assert child.wait() == 0, child.stderr
+    return [forked(alone, ACCELERATE_USE_CPU="1", RANK=str(rank), LOCAL_RANK=str(rank), **meeting) for rank in range(2)]
 
 
 def _unblocked(make: Callable[..., Any]) -> Callable[..., Any]:

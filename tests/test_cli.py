@@ -345,7 +345,7 @@ def test_inspect_measure_report_and_export(places):
     assert done.code == 2
     assert done.stderr.startswith("secateur: nothing gets smaller without its zeros")
     done = forked(places, "export", "small", "--to", "packed", "--data", "texts.txt")
-    assert done.stderr == "secateur: --data goes with int8 and int4: packed changes no quality\n"
+    assert done.stderr == "secateur: --data goes with int8, int4 and packed-int8: packed changes no quality\n"
 
 
 def test_measure_compares_with_several(places, capsys):

@@ -14,7 +14,7 @@ pytest.importorskip("pyoxigraph")
 
 import sparql
 from secateur import graphs
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, InputError, ServerError
 from secateur.files import triples
 from secateur.graphs import open_graph
 from secateur.stores import Embedded, Endpoint, entity
@@ -80,6 +80,40 @@ def test_what_a_graph_can_be_opened_from(tmp_path):
         open_graph(3)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="is not there"):
         open_graph("none.csv")
+
+
+def test_names_in_a_question_are_asked_for():
+    store = Embedded()
+    lines = [f'<urn:e:{i}> <http://www.w3.org/2000/01/rdf-schema#label> "thing {i}" .' for i in range(300)]
+    lines += ['<urn:e:x> <http://www.w3.org/2000/01/rdf-schema#label> "iPhone" .']
+    store.graph.update(f"INSERT DATA {{ {' '.join(lines)} }}")
+    asked: list[str] = []
+
+    def down(query, content):
+        return (400, b"too slow") if "LCASE" in query else content
+
+    with sparql.served(store, asked=asked) as url:
+        graph = open_graph(url)
+        for text, wanted, queries in (
+            ("What of Thing 7 and THING 8?", ["thing 7", "thing 8"], 1), ("What of IPHONE?", ["iPhone"], 2),
+            ("any things?", [], 3), ("", [], 0),
+        ):  # fmt: skip
+            asked.clear()
+            names, notes = graphs.speaking(graph, [text], lookup="query")
+            assert ([one.name for one in names.mentions(text)], notes, len(asked)) == (wanted, [], queries)
+            assert [one.name for one in graphs.named(graph).mentions(text)] == wanted
+        names, _ = graphs.speaking(graph, ["one thing or other"], lookup="query")
+        assert len(names) == graphs._HOLDING  # that hold "thing"
+        assert len(graphs.speaking(graph, ["thing 1", "iphone"], lookup="query")[0]) == 2
+    with sparql.served(store, down) as url:
+        graph = open_graph(url)
+        assert len(graphs.speaking(graph, ["thing 7"], lookup="query")[0]) == 1
+        names, (note,) = graphs.speaking(graph, ["IPHONE"], lookup="query")
+        assert (len(names), "no names like those in 'IPHONE' were found: " in note) == (0, True)
+    with sparql.served(store, lambda *_: (400, b"")) as url, pytest.raises(ServerError):
+        graphs.speaking(open_graph(url), ["thing 7"], lookup="query")
+    with pytest.raises(InputError, match="give all or query"):
+        graphs.speaking(open_graph(store), ["thing"], lookup="some")
 
 
 def test_a_refused_file_leaves_nothing(tmp_path, cache):

@@ -7,7 +7,7 @@ import pytest
 import sparql
 from secateur import stores
 from secateur.errors import DataError, InputError, ServerError
-from secateur.stores import Embedded, Endpoint, Value, entity, in_line, iri, kind, relation, usable
+from secateur.stores import Embedded, Endpoint, Value, entity, in_line, iri, kind, literal, relation, usable
 
 
 def test_an_iri_can_not_leave_its_brackets():
@@ -15,6 +15,23 @@ def test_an_iri_can_not_leave_its_brackets():
     for bad in ("", "urn:a b", "urn:a> <urn:b", 'urn:"', "urn:\n", "a", "urn:\ud800", "urn:" + "a" * 20_000):
         with pytest.raises(InputError, match="no IRI"):
             iri(bad)
+
+
+@pytest.mark.parametrize(
+    "text", ['"', "\\", '\\"', "a\nb\r\t", "\\u0022 } #", "'", '" } UNION { ?s ?p ?o } #', "日本 é 👩", ""]
+)
+def test_a_text_can_not_leave_its_quotes(text):
+    for language in ("", "en", "pt-BR"):
+        (row,) = Embedded().select(f"SELECT ?x WHERE {{ VALUES ?x {{ {literal(text, language)} }} }}")
+        assert row == (Value(text, "literal", language.lower()),)
+
+
+def test_what_no_query_can_hold_is_no_text():
+    with pytest.raises(InputError, match="half of a letter"):
+        literal("\ud800")
+    for language in ("en }", "en>", "e n", "-", "\nen", "en-"):
+        with pytest.raises(InputError, match="is no language"):
+            literal("a", language)
 
 
 def test_names_of_tables_become_iris_that_fit_a_query():

@@ -1,8 +1,11 @@
 """The values that travel between the floors: parsed right, added up right, and the same after a trip through JSON."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from secateur.vocabulary import (
     Evidence,
     Figure,
     Limit,
+    Notes,
     Pattern,
     Recovery,
     Selection,
@@ -234,6 +238,24 @@ def test_kept_counts_of_a_selection():
 def test_a_cut_that_removed_nothing_is_a_noop():
     assert Cut({"layers": (0, 6)}, {}, {}).is_noop
     assert not Cut({"layers": (0, 6), "channels": (1, 8)}, {}, {}).is_noop
+
+
+def test_notes_that_take_a_while_are_found_out_once_when_they_are_read():
+    asked = []
+
+    def later():
+        asked.append(1)
+        return ("found", "out")
+
+    notes = Notes("known", later, "last")
+    cut = replace(Cut({}, {}, {}, notes), before={"params": 1.0})
+    assert not asked
+    assert cut.notes == ("known", "found", "out", "last") == cut.notes
+    assert len(asked) == 1
+    assert (notes[1], notes[1:3], len(notes), "out" in notes) == ("found", ("found", "out"), 4, True)
+    assert [pickle.loads(pickle.dumps(cut)).notes, copy.deepcopy(cut).notes] == [tuple(notes)] * 2
+    assert not Notes(lambda: ())
+    assert cut.notes != list(notes)
 
 
 def test_evidence_is_the_same_after_a_trip_through_json():

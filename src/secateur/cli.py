@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur import __version__, quiet, recipes
+from secateur import __version__, processes, quiet, recipes
 from secateur.errors import InputError, MendedWarning, SecateurError
 from secateur.vocabulary import Budget, listed
 
@@ -424,11 +424,13 @@ def _run(given: dict[str, Any]) -> None:
 
 
 def _followed(results: Iterable[Evidence]) -> list[Evidence]:
-    """The evidence of each budget, printed as it comes."""
+    """The evidence of each budget, printed as it comes; of several processes by the first."""
     console, rows = _console(), []
     for row in results:
-        _print_evidence(console, row)
+        if processes.index() == 0:
+            _print_evidence(console, row)
         rows.append(row)
+    processes.end()
     return rows
 
 
@@ -440,7 +442,7 @@ def _told(rows: Sequence[Evidence], out: str | Path) -> None:
         "report": page if page.is_file() else None,
     }
     lines = [f"{name}  {place}" for name, place in places.items() if place is not None]
-    if lines:
+    if lines and processes.index() == 0:
         _console().print("", *lines, sep="\n", highlight=False)
     if any(row.verdict != "met" for row in rows):
         raise typer.Exit(1)
@@ -581,6 +583,7 @@ def distill(
     ] = "",
     on_policy: Annotated[float, typer.Option(help="Share of the batches that the student writes itself.")] = 0.0,
     prompt: Annotated[int, typer.Option(help="Tokens of a text that it then writes on from.")] = 16,
+    bits: Annotated[int, typer.Option(help="8 or 4: round weights in training, keep zeros, save integers.")] = 0,
     training: Annotated[
         list[str] | None, typer.Option(help="More settings of training: accumulate=4,precision=bf16.")
     ] = None,
@@ -851,7 +854,8 @@ def _train_pruner_command(recipe: str | None) -> Callable[..., None]:
         from secateur.running import context
 
         made = context.train_pruner(**given)
-        print(f"{made.steps} steps on {made.tokens} tokens: {given['out']}", file=sys.stderr)
+        told = json.loads((Path(given["out"]) / "training.json").read_text(encoding="utf-8"))
+        print(f"{made.steps} steps on {made.tokens} tokens: {given['out']}", *told["notes"], sep="\n", file=sys.stderr)
 
     _sign(command, kinds)
     command.__doc__ = "Train the model with which a recipe prunes what a model reads; the same command again resumes."
@@ -1145,14 +1149,15 @@ def report(run_dir: Annotated[Path, typer.Argument(help="The --out folder of a r
 
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder of a model, usually a result.")],
-    to: Annotated[str, typer.Option(help="onnx, decilm (for vLLM), packed, masks, int8 or int4.")],
+    to: Annotated[str, typer.Option(help="onnx, decilm (for vLLM), packed, packed-int8, masks, int8 or int4.")],
     out: Annotated[Path | None, typer.Option(help="Where to; FOLDER/onnx and so on if not given.")] = None,
-    data: Annotated[str | None, typer.Option(help="Texts to measure the quality of int8 and int4 on.")] = None,
+    data: Annotated[str | None, typer.Option(help="Texts to measure the quality of integers on.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Read the model block by block from the disk.")] = False,
 ) -> None:
     """Write a model in another form, checked against the original's output."""
     from secateur import running
 
-    place, notes = running.export(folder, to, out, data=data)
+    place, notes = running.export(folder, to, out, data=data, stream=stream)
     for note in notes:
         print(f"note: {note}")
     print(place)

@@ -22,16 +22,20 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from secateur import web
 from secateur.disk import guard, writing
-from secateur.errors import InputError
+from secateur.errors import InputError, ServerError
 from secateur.files import networks, packages, triples
-from secateur.files.names import Names
-from secateur.stores import Embedded, Endpoint, Store
+from secateur.files.names import Names, phrases
+from secateur.stores import Embedded, Endpoint, Store, in_line
 from secateur.subjects.knowledge_graph import KnowledgeGraph
 
-__all__ = ["named", "open_graph"]
+__all__ = ["named", "open_graph", "speaking"]
 
 _MANY = 2_000
 """Names whose vectors are kept on the disk."""
+_WORDS = 16
+"""Words of a text that names are to hold, at most."""
+_HOLDING = 100
+"""Names that hold a word, at most."""
 _FORM = "1"
 """Of what is made of a file: another one makes it anew."""
 
@@ -60,6 +64,10 @@ def open_graph(
     """
     if isinstance(source, KnowledgeGraph):
         return source
+    path = Path(source) if isinstance(source, str | Path) and not web.addressed(source) else None
+    stored = path is not None and (path / "CURRENT").is_file()
+    if columns and (path is None or stored):
+        raise InputError(f"columns={','.join(columns)}: {source} is no table")
     if not isinstance(source, str | Path):
         if isinstance(source, networks.Network):
             store = Embedded()
@@ -71,11 +79,9 @@ def open_graph(
                 f"{type(source).__name__}"
             )
         return KnowledgeGraph(source, language=language, most=most)
-    if web.addressed(source):
+    if path is None:
         return KnowledgeGraph(Endpoint(str(source)), language=language, most=most)
-    path = Path(source)
-    folder = path if (path / "CURRENT").is_file() else _loaded(path, columns)
-    return KnowledgeGraph(Embedded(folder), language=language, most=most)
+    return KnowledgeGraph(Embedded(path if stored else _loaded(path, columns)), language=language, most=most)
 
 
 @functools.lru_cache(maxsize=2)
@@ -83,6 +89,37 @@ def named(graph: KnowledgeGraph, kinds: tuple[str, ...] = ()) -> Names:
     """What the things of a graph are called, or those of some kinds; vectors of many names are kept in the cache."""
     things = list(graph.things(kinds, aliases=True))
     return Names(things, folder=packages.cache() / "names" if len(things) > _MANY else None)
+
+
+def speaking(
+    graph: KnowledgeGraph, texts: Sequence[str], kinds: tuple[str, ...] = (), lookup: str = "all"
+) -> tuple[Names, list[str]]:
+    """Names of things in a graph, among which are those that the texts speak of; and what went wrong.
+
+    Args:
+        graph: what is asked.
+        texts: a question, or names in it.
+        kinds: only things of one of these.
+        lookup: "all" for all names, which are read once; "query" for those that the graph finds for each text: of
+            things that a part of it names as it is written; where there is none, that a part names in any letters; and
+            at last so many names that hold one of its words. The graph looks at all of its names for these two: if it
+            does not answer then, that is told, and they are left out.
+    """
+    if lookup not in ("all", "query"):
+        raise InputError(f"lookup={lookup!r}: give all or query")
+    if lookup == "all":
+        return named(graph, kinds), []
+    found, notes = set[tuple[str, str]](), list[str]()
+    for text in texts:
+        parts, words = phrases(text), [part for part in phrases(text, longest=1) if len(part) > 1][:_WORDS]
+        new = graph.called(parts, kinds)
+        try:
+            new = new or graph.called(parts, kinds, how="folded")
+            new = new or graph.called(words, kinds, how="holding", most=_HOLDING)
+        except ServerError as error:
+            notes.append(f"no names like those in {in_line(text, 60)!r} were found: {error}")
+        found.update(new)
+    return Names(sorted(found)), notes
 
 
 def _loaded(source: Path, columns: Sequence[str]) -> Path:

@@ -132,7 +132,7 @@ def thinned(
         except CutError as error:
             subject.without(error.fault, selection)
             continue
-        return selection, small, replace(cut, notes=(*cut.notes, *notes))
+        return selection, small, replace(cut, notes=(*cut.notes, *notes)) if notes else cut
 
 
 def needs(score: str) -> Literal["", "batches", "loss"]:

@@ -33,6 +33,7 @@ __all__ = [
     "in_line",
     "iri",
     "kind",
+    "literal",
     "relation",
     "usable",
 ]
@@ -51,6 +52,8 @@ _FORBIDDEN = '<>"{}|^`\\'
 # No spaces, control letters or halves of a letter (surrogates) either.
 _IRI = re.compile(f"[A-Za-z][A-Za-z0-9+.-]*:[^\\x00-\\x20\\x7f-\\x9f\\ud800-\\udfff{re.escape(_FORBIDDEN)}]*")
 _CONTROLS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+_TAG = re.compile("[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*")
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\ufffd"})
 _GIVEN = re.compile(r"(?:https?://|urn:)[^\[\]]+", re.IGNORECASE)
 _LONGEST = 16_384
 """Letters of an IRI; what is longer is none that can be asked about."""
@@ -93,6 +96,18 @@ def iri(text: str) -> str:
             f"{_FORBIDDEN}, or is longer than {_LONGEST} letters"
         )
     return f"<{text}>"
+
+
+def literal(text: str, language: str = "") -> str:
+    """`"text"` for a query, in a language if one is given: whatever the text holds, it stays within its quotes.
+
+    Raises `InputError` for halves of a letter (surrogates), which no query can hold, and for what is no language's tag.
+    """
+    if language and not _TAG.fullmatch(language):
+        raise InputError(f"{language[:100]!r} is no language: give its code, such as en or pt-BR")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"{text[:100]!r} holds half of a letter: give whole text")
+    return f'"{text.translate(_ESCAPES)}"' + (f"@{language}" if language else "")
 
 
 def in_line(text: str, most: int = 0) -> str:

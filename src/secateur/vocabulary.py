@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 from secateur.errors import BudgetError
 
@@ -22,6 +22,7 @@ __all__ = [
     "Evidence",
     "Figure",
     "Limit",
+    "Notes",
     "Pattern",
     "Recovery",
     "Result",
@@ -361,6 +362,45 @@ class Selection:
         return int(self.keep[site].sum()) if site in self.keep else count
 
 
+class Notes(Sequence[str]):
+    """Notes of which some take a while to find out: they are asked for when any is first read, and once only.
+
+    As good as a tuple of them: equal to one, and one after pickling.
+    """
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, *parts: str | Callable[[], Iterable[str]]) -> None:
+        self._parts = parts
+
+    def _all(self) -> tuple[str, ...]:
+        if any(callable(part) for part in self._parts):
+            self._parts = tuple(one for part in self._parts for one in (part() if callable(part) else (part,)))
+        return tuple(str(part) for part in self._parts)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, place: int | slice) -> str | tuple[str, ...]:
+        return self._all()[place]
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, tuple | Notes) and self._all() == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def __reduce__(self) -> tuple[type[tuple[str, ...]], tuple[tuple[str, ...]]]:
+        return tuple, (self._all(),)
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
     """The receipt of a cut: what went where, and the cost before and after as counted on the results."""
@@ -369,7 +409,7 @@ class Cut:
     """Site -> (units removed, units there were)."""
     before: Mapping[str, float]
     after: Mapping[str, float]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] | Notes = ()
 
     @property
     def is_noop(self) -> bool:
@@ -431,6 +471,8 @@ class Evidence:
     settings: Mapping[str, Any] = field(default_factory=dict)
     verdict: str = ""
     """`met`, `missed: why` or `failed: why`."""
+    stages: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
+    """Name -> figures of a model on the way to the result, in their order."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -446,7 +488,8 @@ class Evidence:
         values = dict(data)
         for name in ("measured", "before", "after"):
             values[name] = figures(values.get(name) or {})
-        values["baselines"] = {name: figures(row) for name, row in (values.get("baselines") or {}).items()}
+        for name in ("baselines", "stages"):
+            values[name] = {one: figures(row) for one, row in (values.get(name) or {}).items()}
         if values.get("cut"):
             cut = dict(values["cut"])
             cut["removed"] = {name: (int(pair[0]), int(pair[1])) for name, pair in cut["removed"].items()}
@@ -485,3 +528,7 @@ class Result:
     """Name -> a rival at the same budget, of the kind of `subject`: measured as it is but for time, and not saved."""
     patterns: Mapping[str, Pattern] = field(default_factory=dict)
     """Matrix -> the n:m it was given, where a budget's pattern is the mean of several; all matrices, if any."""
+    judged: Mapping[str, Any] = field(default_factory=dict)
+    """Name -> more held-out data, as the run's: what both models are worth on it is told as "name/perplexity"."""
+    stages: Mapping[str, Subject] = field(default_factory=dict)
+    """Name -> a model on the way to `subject`, of its kind: measured as it is but for time. The recipe has saved it."""

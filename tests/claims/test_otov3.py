@@ -306,8 +306,9 @@ NETS = {
     "ResNet": lambda seed: vision.resnet((8, 16, 32), seed=seed),
     "VGG": lambda seed: vision.vgg(seed=seed),
     "narrow VGG": lambda seed: vision.vgg((4, 4, "M", 8, 8, "M", 16, 16), seed=seed),
+    "narrow ResNet": lambda seed: vision.resnet((3, 6, 12), seed=seed),
 }
-"""On the narrow one half of the channels is missed: asked after the lasso had tied on the wide one; seeds 7 and 8."""
+"""On the narrow ones half of the channels is missed: asked after the lasso had tied on the wide ones; seeds 7 to 9."""
 
 
 @functools.cache
@@ -328,7 +329,7 @@ def group_sparse(work: Traced, **how: Any) -> Callable[..., GroupSparse]:
         return {site: ~torch.as_tensor(mask).bool() for site, mask in kept.items()}
 
     settings = {
-        "lr": LR, "start": round(0.25 * total), "span": round(0.4 * total), "method": "dhspg", "nesterov": True,
+        "lr": LR, "start": round(0.1 * total), "span": round(0.6 * total), "method": "dhspg", "nesterov": True,
         "saliency": gradient.dhspg, "choose": choose,
     } | how  # fmt: skip
     return lambda groups, slices: GroupSparse(groups, slices, **settings)
@@ -383,10 +384,15 @@ def tuned(net: str, seed: int) -> float:
     return right(small)
 
 
-PENALTIES = {"ResNet": (0.1, 0.3, 0.5, 0.7), "VGG": (0.1, 0.3), "narrow VGG": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
-"""Lambdas of the lasso, up to where too much is zero."""
-DRAWN = {"ResNet": SEEDS, "VGG": SEEDS, "narrow VGG": range(6)}
-"""Seeds: on the narrow net the lasso's accuracy differs from seed to seed by 0.37, and three leave the mean open."""
+PENALTIES = {
+    "ResNet": (0.1, 0.3, 0.5, 0.7),
+    "VGG": (0.1, 0.3),
+    "narrow VGG": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    "narrow ResNet": (0.8, 0.9, 1.0, 1.1, 1.2, 1.35),
+}
+"""Lambdas of the lasso, from where too little to where too much is zero."""
+DRAWN = {"ResNet": SEEDS, "VGG": SEEDS, "narrow VGG": range(6), "narrow ResNet": range(6)}
+"""Seeds: on the narrow nets the lasso's accuracy differs from seed to seed by 0.37, and three leave the mean open."""
 
 
 @functools.cache
@@ -447,7 +453,9 @@ LASSO = "a lambda exists at which the lasso loses no more than DHSPG on this net
 TIED = pytest.mark.xfail(strict=True, raises=AssertionError, reason=LASSO)
 
 
-@pytest.mark.parametrize("net", [pytest.param("VGG", marks=TIED), pytest.param("ResNet", marks=TIED), "narrow VGG"])
+@pytest.mark.parametrize(
+    "net", [pytest.param("VGG", marks=TIED), pytest.param("ResNet", marks=TIED), "narrow VGG", "narrow ResNet"]
+)
 def test_it_beats_the_group_lasso(net):
     found = arms(net)
     rows = [f"group lasso {penalty}" for penalty in PENALTIES[net]]

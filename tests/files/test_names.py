@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from secateur.errors import DataError, InputError
 from secateur.files import names as module
-from secateur.files.names import Match, Mention, Names
+from secateur.files.names import Match, Mention, Names, phrases
 
 THINGS = [
     ("urn:1", "heart"),
@@ -212,3 +212,17 @@ def test_an_encoder_that_gives_no_vectors_is_refused(tmp_path):
         with pytest.raises(InputError, match="the encoder"):
             Names.build(THINGS, bad, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_parts_of_a_text_that_may_be_names():
+    assert phrases("Is a heart attack bad?") == [
+        "heart", "attack", "bad", "Is a", "a heart", "heart attack", "attack bad", "Is a heart", "a heart attack",
+        "heart attack bad", "Is a heart attack", "a heart attack bad", "Is a heart attack bad",
+    ]  # fmt: skip
+    assert phrases("St. John's wort, wort", longest=1) == ["St", "John", "s", "wort"]
+    assert "St. John's wort" in phrases("Does St. John's wort help?")
+    long = phrases("".join(f"w{number} " for number in range(100_000)))
+    assert len(long) == 512
+    assert max(part.count(" ") for part in long) >= 3
+    assert phrases("the?!") == phrases("") == []
+    assert phrases("the", common=()) == ["the"]

@@ -522,12 +522,31 @@ def test_training_a_pruner_of_passages(tmp_path):
     keeper.fresh().save(tmp_path / "reranker")
     rows = [{"question": row["question"], "passages": row["documents"], "kept": row["kept"]}
             for row in keeper.lesson(40, 0)]  # fmt: skip
-    made = secateur.train_pruner("provence", tmp_path / "reranker", rows, tmp_path / "out", batch=8, longest=32)
-    assert made.steps == 5
+    how = {"batch": 8, "longest": 32, "held_out": 0.1}
+    made = secateur.train_pruner("provence", tmp_path / "reranker", rows, tmp_path / "out", **how)
+    assert made.steps == 4
     found = secateur.prune_context("provence", [PARTS], ASKED, "tokens=6", model=str(tmp_path / "out"))
     assert found.after["tokens"] <= 6
-    again = secateur.train_pruner("provence", tmp_path / "reranker", rows, tmp_path / "out", batch=8, longest=32)
+    again = secateur.train_pruner("provence", tmp_path / "reranker", rows, tmp_path / "out", **how)
     assert again == made
+    told = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert told["recovery"]["settings"]["held_out"] == made.settings["held_out"]
+    assert told["notes"][1].startswith(f"{made.settings['held_out']['after']['pairs']} pairs held out: F1")
+
+
+def test_training_from_a_file_of_labelled_sentences_tells_what_is_held_out(tmp_path):
+    keeper.fresh().save(tmp_path / "reranker")
+    rows = [{"question": row["question"], "sentences": row["documents"][0],
+             "labels": [int(i in row["kept"][0]) for i in range(len(row["documents"][0]))]}
+            for row in keeper.lesson(20, 0)]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = ("reranker", "--data", "rows.jsonl", "--out", "out", "--batch", "8", "--held-out", "0.2")
+    done = processes.run(tmp_path, "train-pruner", "provence", *given)
+    assert done.code == 0, done.stderr
+    told = json.loads((tmp_path / "out" / "training.json").read_text())["notes"]
+    assert done.stderr.splitlines()[-len(told) :] == told
+    assert told[0].endswith("pairs of 20 rows; 0 passages had no label")
+    assert " pairs held out: F1 of kept sentences " in told[1]
 
 
 # ------------------------------------------------------------------------------------------------------------- graphs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -26,17 +27,21 @@ from transformers import (
 import secateur
 import tiny
 from secateur.errors import DataError, InputError, MendedWarning, ModelError, RunError, ServerError, UnsupportedError
-from secateur.files import examples
+from secateur.files import examples, texts
 from secateur.files.rundir import locked
 from secateur.llms import Local
 from secateur.measure import evidence
 from secateur.recover import loop, teachers
-from secateur.running import report
+from secateur.running import language, report
+from secateur.select.pattern import n_of_m
+from secateur.subjects import matrices, open_subject
 from test_llms import say, speaking
 from test_llms import served as serving
 
 QUICK = {"steps": 12, "batch": 8, "length": 16, "lr": 3e-3}
 TEXTS = tiny.chains(400)
+HELD = tiny.chains(60, 5)
+AO = all(importlib.util.find_spec(name) for name in ("torchao", "compressed_tensors"))
 
 
 def save(model, path):
@@ -197,6 +202,54 @@ def test_a_teacher_behind_a_server_fills_the_cache_and_may_stop(places, tmp_path
     told = row.before["served_label_loyalty"], near.before["label_loyalty"]
     assert told[0].value == pytest.approx(told[1].value, abs=0.05)
     assert told[0].low < told[0].value < told[0].high
+
+
+@pytest.mark.skipif(not AO, reason="the extra `quantise`")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_sparse_student_learns_in_integers_and_is_measured_as_saved(places, tmp_path, bits):
+    subject = open_subject(places / "student")
+    for matrix in matrices.matrices(subject.model, subject.layers()).values():
+        matrix.weight.mul_(n_of_m(matrix.weight.abs(), 2, 4))
+    subject.save(tmp_path / "sparse")
+    learn = partial(secateur.distill, tmp_path / "sparse", places / "teacher", TEXTS, held_out=HELD)
+    row = learn(tmp_path / "out", bits=bits, **QUICK)
+    first, last = loyal(row)
+    assert last > first
+    assert row.settings["bits"] == bits
+    assert any(f"28 linears in {bits} bits, 1 left as they are: " in note for note in row.settings["notes"])
+    # What was measured is what stands there, and zeros are where they were.
+    file = tmp_path / "out" / "model.safetensors"
+    assert row.after["bytes"].value == file.stat().st_size < 0.5 * row.before["bytes"].value
+    assert row.after["zeros"].value >= 0.5
+    again = open_subject(tmp_path / "out", quantised=True)
+    for name, matrix in language.matrices(again).items():
+        assert not torch.count_nonzero(matrix[matrices.matrices(subject.model)[name].weight == 0]), name
+    here = language.where(again, 8, 16, None)
+    _, after, _ = language.compared(open_subject(places / "teacher"), again, texts.read(HELD), here)
+    assert after["perplexity"].value == pytest.approx(row.after["perplexity"].value, rel=1e-6)
+    # And it answered in integers from the first step on.
+    plain = learn(tmp_path / "plain", **{**QUICK, "steps": 1}).recovery.losses[0][1]
+    assert row.recovery.losses[0][1] != pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("student", "bits", "how", "words"),
+    [
+        ("student", 3, {}, "bits=3: give 8 or 4, or 0 for floating point"),
+        ("gpt2", 8, {"align": True}, r"h\.0\.attn\.c_attn\.weight is in no linear, [^\n]*quantise by `export`"),
+    ],
+)
+def test_bits_that_can_not_be_are_refused(places, tmp_path, student, bits, how, words):
+    with pytest.raises(InputError if bits == 3 else UnsupportedError, match=words):
+        secateur.distill(places / student, places / "teacher", TEXTS, tmp_path / "out", bits=bits, **QUICK, **how)
+    assert not (tmp_path / "out").exists()
+
+
+def test_networks_are_not_trained_in_integers_here(nets):
+    with pytest.raises(
+        UnsupportedError, match=r"bits are of models that learn from texts: of networks, [^\n]*gpusq_vit"
+    ):
+        of_nets(nets, bits=8)
 
 
 def test_an_assistant_learns_first_and_teaches_the_student(places, tmp_path):

@@ -408,7 +408,7 @@ def test_exports_are_whole_and_never_overwrite(places, tmp_path):
     assert isinstance(notes, tuple)
     with pytest.raises(InputError, match="is there already"):
         secateur.export(tmp_path / "small", "decilm", tmp_path / "deci")
-    with pytest.raises(InputError, match="choose onnx, decilm, packed, masks, int8 or int4"):
+    with pytest.raises(InputError, match="choose onnx, decilm, packed, packed-int8, masks, int8 or int4"):
         secateur.export(tmp_path / "small", "gguf")
     assert sorted(os.listdir(tmp_path)) == ["deci", "small"]
 

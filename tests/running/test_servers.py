@@ -9,8 +9,9 @@ import pytest
 
 import secateur
 import sparql
-from secateur import llms, web
-from secateur.errors import InputError, ServerError
+from secateur import cli, llms, web
+from secateur.errors import DataError, InputError, RunError, ServerError
+from secateur.graphs import open_graph
 from secateur.llms import Ledger, Meter, SpentWarning
 from secateur.recipes.context.htmlrag import htmlrag
 from secateur.recipes.context.kg_rag import kg_rag
@@ -76,13 +77,32 @@ def test_keys_are_those_of_the_variables_that_are_named(monkeypatch):
         (kg_rag, {"llm": "a/folder", "llm_per_minute": 3}, "llm_per_minute is about a server"),
         (kg_rag, {"run_calls": 3}, "run_calls bounds a language model: give one"),
         (kg_rag, {"graph_timeout": 3}, "graph_timeout is about an endpoint"),
+        (htmlrag, {"graph_columns": ["a"]}, "graph_columns is about a graph, and htmlrag reads none"),
+        (kg_rag, {"graph_columns": 3}, "option graph_columns=3"),
         (kg_rag, {"llm": "http://h/v1", "run_calls": -1}, "run_calls=-1: give a number of at least 0"),
         (kg_rag, {"llm": "http://h/v1", "llm_retries": "x"}, "option llm_retries='x'"),
     ],
 )
 def test_what_is_said_of_a_server_that_nobody_asks_is_refused(recipe, given, words):
     with pytest.raises(InputError, match=words.replace("(", r"\(")):
-        divided(recipe, given, "graph.csv")
+        divided(recipe, given, "graph.csv" if recipe is kg_rag else "")
+
+
+def test_what_is_said_of_a_graph_that_is_opened_already_is_refused(graph):
+    table = {"graph_columns": ["a", "b", "c"]}
+    for given, source, words in (
+        (table, open_graph(graph), "graph_columns is for a graph that is still to be opened"),
+        ({"graph_language": "de"}, open_graph(graph), "graph_language is for a graph that is still to be opened"),
+        (table, "http://localhost:1/sparql", "graph_columns is about a table, and the graph is an endpoint"),
+        (table, open_graph(graph).store.folder, "columns=a,b,c: .* is no table"),
+        (table, Embedded(), "columns=a,b,c: .* is no table"),
+        ({"graph_columns": ["a", "b"]}, graph, "give three, of subject, predicate and object"),
+        ({"graph_language": "de> }"}, graph, "is no language"),
+    ):
+        with pytest.raises(InputError, match=words):
+            secateur.prune_context("kg_rag", source, QUESTION, "words=9", **given)
+    with pytest.raises(DataError, match="names no column 'a'"):
+        secateur.prune_context("kg_rag", graph, QUESTION, "words=9", **table)
 
 
 @pytest.mark.parametrize("wrong", [{"llm_timeout": 0}, {"llm_per_minute": -1}, {"llm_timeout": float("inf")}])
@@ -91,6 +111,46 @@ def test_numbers_that_make_no_sense_are_refused_before_any_line(wrong, graph, as
     with pytest.raises(InputError, match=next(iter(wrong)).partition("_")[2]):
         secateur.prune_file("kg_rag", asked, tmp_path / "out.jsonl", "words=40", graph=graph, **how)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_graph_is_opened_as_is_said(tmp_path, asked, monkeypatch, capsys):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.csv").write_text("was;wen;womit\ntreats;asthma;salbutamol\n")
+    name = "<http://www.w3.org/2000/01/rdf-schema#label>"
+    told = "".join(f'<urn:{who}> {name} "{word}"@{tag} .\n' for who, word, tag in (
+        ("a", "asthma", "en"), ("a", "Asthme", "fr"), ("b", "cough", "en"), ("b", "toux", "fr")))  # fmt: skip
+    (tmp_path / "b.nt").write_text(told + "<urn:a> <urn:causes> <urn:b> .\n")
+    columns = {"graph_columns": ["womit", "was", "wen"]}
+    found = secateur.prune_context("kg_rag", tmp_path / "a.csv", QUESTION, "words=40", **columns)
+    assert found.text == "salbutamol treats asthma"
+    out = tmp_path / "out.jsonl"
+    secateur.prune_file("kg_rag", asked, out, "words=40", graph=tmp_path / "a.csv", **columns)
+    assert lines(out)[0]["pruned"] == "salbutamol treats asthma"
+    for file, question, flag, said, wanted in (
+        ("a.csv", QUESTION, "--graph-columns", "womit,was,wen", "salbutamol treats asthma"),
+        ("b.nt", "Asthme ?", "--graph-language", "fr", "Asthme causes toux"),
+    ):
+        given = ["--recipe", "kg_rag", "--question", question, "--budget", "words=40", "--no-identifier", flag, said]
+        capsys.readouterr()
+        assert cli.main(["prune-context", str(tmp_path / file), *given]) == 0
+        assert capsys.readouterr().out == f"{wanted}\n"
+    with sparql.served(Embedded()) as url:
+        assert divided(kg_rag, {"graph_language": "fr"}, url)[0].opened(url).language == "fr"
+    network = pytest.importorskip("networkx").DiGraph([("a", "b", {"relation": "of"})])
+    assert divided(kg_rag, {"graph_language": "fr"}, network)[0].opened(network).language == "fr"
+
+
+def test_a_run_that_opens_its_graph_otherwise_is_another_one(graph, asked, tmp_path):
+    def cut(**how):
+        secateur.prune_file("kg_rag", asked, tmp_path / "out.jsonl", "words=40", graph=graph, strict=True, **how)
+
+    asked.write_text(asked.read_text() + "nonsense\n")
+    with pytest.raises(DataError, match="line 7"):
+        cut()
+    with pytest.raises(RunError, match="was made by other settings"):
+        cut(graph_language="fr")
+    with pytest.raises(DataError, match="line 7"):
+        cut(graph_language="en")
 
 
 def test_processes_share_the_requests_of_a_minute():

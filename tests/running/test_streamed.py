@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 
 import pytest
@@ -53,6 +54,46 @@ def test_streamed_runs_have_the_same_weights_and_figures(recipe, model, tmp_path
     assert [row.verdict for row in again] == ["met"]
 
 
+@pytest.mark.parametrize(
+    "how", [{"experts": 14}, {"uniform": True, "kappa": 8, "budget": "pattern=2:4"}], ids=["counts", "means"]
+)
+def test_stun_streams_a_mixture_block_by_block(how, tmp_path, monkeypatch):
+    """Experts are left out as each block is read: layers of different counts, and means of clusters, as in memory."""
+    held, most = set(), []
+    resident = Streamed.resident
+
+    @contextmanager
+    def watched(self, *paths):
+        held.update((id(self.model), path) for path in paths)
+        most.append(len({path for _, path in held}))
+        with resident(self, *paths):
+            yield
+        held.difference_update((id(self.model), path) for path in paths)
+
+    monkeypatch.setattr(Streamed, "resident", watched)
+    model, how = tiny.folder("mixtral", tmp_path / "model"), {"budget": "weights=50%", **QUICK, **how}
+    first, second = (
+        secateur.run("stun", str(model), tiny.sentences(300), out=tmp_path / str(stream), stream=stream, **how)[0]
+        for stream in (False, True)
+    )
+    assert max(most) == 1
+    assert first.verdict == second.verdict == "met"
+    assert second.cut.removed == first.cut.removed
+    assert second.cut.notes[: len(first.cut.notes) - 1] == first.cut.notes[:-1]
+    assert second.predicted == first.predicted
+    for measure in ("params", "weights", "zeros", "bytes", "packed_bytes", "flops", "perplexity"):
+        assert second.after[measure].value == pytest.approx(first.after[measure].value, rel=1e-5), measure
+    inside, outside = (secateur.load(tmp_path / str(stream)) for stream in (False, True))
+    assert type(inside) is type(outside)
+    settings = (json.loads((tmp_path / str(stream) / "config.json").read_text("utf-8")) for stream in (False, True))
+    assert next(settings) == next(settings)
+    mine = outside.state_dict()
+    assert all((mine[key] == tensor).all() for key, tensor in inside.state_dict().items())
+    assert {path.name for path in (tmp_path / "True").glob("*.py")} == {
+        path.name for path in (tmp_path / "False").glob("*.py")
+    }
+
+
 def test_embeddings_and_head_are_held_once_where_they_are_the_same(model, tmp_path, monkeypatch):
     """Held twice they took 500 MiB more than a block's pruning does, of a model of 2 GiB."""
     held: list[int] = [0]
@@ -90,6 +131,15 @@ def test_the_command_line_streams(model, tmp_path, capsys):
 def test_what_cannot_be_streamed_is_refused(model, tmp_path):
     with pytest.raises(UnsupportedError, match="leave stream out"):
         secateur.run("minitron", str(model), tiny.sentences(50), "params=50%", tmp_path / "a", stream=True)
+    with pytest.raises(UnsupportedError, match=r"^slimmoe needs the whole model in memory: leave stream out$"):
+        secateur.run("slimmoe", str(model), tiny.sentences(50), "params=50%", tmp_path / "a", stream=True)
+    with pytest.raises(InputError, match="stun cuts experts out of a mixture of experts, and this is none"):
+        secateur.run("stun", str(model), tiny.sentences(50), "weights=50%", tmp_path / "a", stream=True)
+    mixture = tiny.folder("mixtral", tmp_path / "mixtral")
+    with pytest.raises(InputError, match=r"^where tokens go is counted in memory: with stream, leave distance at"):
+        secateur.run(
+            "stun", str(mixture), tiny.sentences(50), "weights=50%", tmp_path / "a", stream=True, choose="soft"
+        )
     with pytest.raises(InputError, match="give the folder"):
         secateur.run("wanda", tiny.model("llama"), tiny.sentences(50), "weights=50%", tmp_path / "b", stream=True)
     with pytest.raises(InputError, match="leave the device out"):

@@ -210,3 +210,22 @@ def test_starved_experts_get_the_moments_of_their_pool():
         torch.testing.assert_close(result[name].value(name), 2 * rows.T @ rows / 25)
     assert result["a[1]"] is found["a[1]"]
     assert result["b[0]"] is found["b[0]"]
+
+
+def test_the_loss_is_the_squared_error_of_the_outputs_and_chosen_at_once_sees_no_correction():
+    weight, _, H = problem()
+    for every in (0, 16):
+        found = obs.prune(weight, H, weights.chooser(0.5, None, "matrix"), every=every)
+        lower = hessian.damped(H, 0.01)
+        change = (found.weight - weight).float() @ lower
+        assert found.loss == pytest.approx(0.5 * float(change.square().sum()), rel=1e-3)
+    pivots = obs.factor(H).diagonal().square()
+    for scope in ("row", "matrix"):
+        choose = weights.chooser(0.5, None, scope)
+        found = obs.prune(weight, H, choose, every=0)
+        assert torch.equal(found.mask, choose(weight.square() / pivots))
+    matrices, moments = {"q": weight.clone()}, hessian.Moments()
+    moments.sum, moments.rows = H, 1
+    loss = obs.prune_all(matrices, {"q": moments}, choose, every=0)
+    assert loss == found.loss
+    assert torch.equal(matrices["q"], found.weight)

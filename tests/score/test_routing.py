@@ -80,6 +80,34 @@ def test_counts_shares_and_meetings_are_those_of_the_routers_logits(model):
         assert (one.together == one.together.T).all()
         assert not one.together.diagonal().any()
         assert one.saliency is None
+        assert one.soft is None
+
+
+@torch.no_grad()
+def test_soft_counts_are_the_probabilities_of_all_tokens_summed_up(model):
+    """Also of tokens that went elsewhere: shares count what a token was sent with, and these are other numbers."""
+    items = batches()
+    routers = {path: model.get_submodule(path).gate for path in ("model.layers.0.mlp", "model.layers.1.mlp")}
+    routers = {f"{path}.experts": router for path, router in routers.items()}
+    model(**items[0], output_router_logits=True)  # transformers leaves hooks of its own
+    before = [len(router._forward_hooks) for router in routers.values()]
+    found = collected(model, items, routers=routers)
+    assert [len(router._forward_hooks) for router in routers.values()] == before
+    for layer, one in enumerate(found.values()):
+        expected = torch.zeros(EXPERTS, dtype=torch.float64)
+        for item in items:
+            logits = model(**item, output_router_logits=True).router_logits[layer]
+            expected += logits[item["attention_mask"].flatten().bool()].double().softmax(-1).sum(0)
+        torch.testing.assert_close(one.soft, expected, rtol=1e-5, atol=1e-5)
+        assert float(one.soft.sum()) == pytest.approx(one.tokens)
+        assert not torch.allclose(one.soft, one.shares, rtol=0.05)
+        assert torch.equal(one.worth("soft"), one.soft)
+        assert torch.equal(one.worth("usage"), one.counts)
+        assert one.worth("clusters") is None
+    alone = torch.nn.Linear(3, 2)
+    alone.e_score_correction_bias = torch.zeros(2)  # as DeepSeek-V3's has
+    shares = routing.probabilities(alone, torch.tensor([[0.0, 100.0]]))
+    assert shares.tolist() == [[pytest.approx(1 / 3), pytest.approx(2 / 3)]]
 
 
 @torch.no_grad()

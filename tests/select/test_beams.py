@@ -115,6 +115,24 @@ def test_few_short_branches_are_looked_at_one_step_longer():
     assert [len(branches) for branches in asked[:2]] == [40, 20]
 
 
+def test_branches_are_not_made_as_long_as_what_they_are_branches_of():
+    """Sixty sequences of two steps, seven beginnings and five ends: the judge reads these, not sixty wholes."""
+    asked = []
+
+    def choose(items):
+        asked.append(list(items))
+        return [0, 1, 2]
+
+    sequences = [("a", f"r{i % 7}", None, f"s{i % 5}", "z") for i in range(60)]
+    kept = beams.branched(sequences, choose, width=20, longest=4)
+    assert [(len(items), len(items[0])) for items in asked] == [(5, 3), (7, 3)]
+    assert {sequences[place][1] for place in kept} == {"r0", "r1", "r2"}
+    # One that is longer than the rest is reason enough.
+    asked.clear()
+    beams.branched([*sequences, ("a", "r0", None, "s0", None, "t", "z")], choose, width=20, longest=4)
+    assert len(asked[0][0]) == 5
+
+
 def test_all_branches_alike_leave_the_first():
     assert beams.branched([("a", "r", "b")] * 50, lambda items: [0], width=20, longest=3) == list(range(20))
 

@@ -156,3 +156,11 @@ def test_bad_distances_are_refused():
         clusters.shared_threshold([], 1)
     with pytest.raises(InfeasibleError, match="ask for 3 to 3"):
         clusters.each_of([symmetric(3, 0)], 4)
+
+
+def test_clusters_inside_groups_never_mix_them():
+    places = np.array([0.0, 0.1, 5.0, 0.05, 9.0, 9.1])  # unit 3 is nearest to units 0 and 1, of the other group
+    distance = np.abs(places[:, None] - places)
+    assert clusters.grouped(distance, 4, 2) == [[0, 1], [2], [3], [4, 5]]
+    assert clusters.grouped(distance, 3) == [[0, 1, 3], [2], [4, 5]]
+    assert clusters.grouped(distance, 6) == [[0], [1], [2], [3], [4], [5]]

@@ -270,7 +270,9 @@ def test_a_run_that_stops_anywhere_goes_on_with_the_same_bytes(streamed, sequent
     prune(opened(), tmp_path / "whole")  # a finished one is taken as it is
 
 
-def test_experts_count_the_tokens_that_they_got(tmp_path):
+@pytest.mark.parametrize("routed", [False, True])
+def test_experts_count_the_tokens_that_they_got(routed, tmp_path):
+    """By themselves, or times the share that each was sent with: |W| of what is left is MoE-Pruner's score."""
     torch.manual_seed(0)
     model = MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4)).eval()
 
@@ -291,20 +293,23 @@ def test_experts_count_the_tokens_that_they_got(tmp_path):
         model(**batch)
     hook.remove()
     for block in blocks.visit(Plain(model), data, tmp_path, store=False):
-        found = block.read(hessian.Moments)
+        found = block.read(hessian.Moments, routed=routed)
         if block.index != 1:
             continue
         for expert in range(4):
-            rows = []
-            for batch, (states, chosen, _) in zip(data, seen["calls"], strict=True):
+            rows, sent = [], []
+            for batch, (states, chosen, shares) in zip(data, seen["calls"], strict=True):
                 mine = (chosen == expert).any(-1) & batch["attention_mask"].flatten().bool()
                 rows.append(states.flatten(0, -2)[mine])
-            rows = torch.cat(rows)
+                sent += shares[(chosen == expert) & mine[:, None]].tolist() if routed else [1.0] * int(mine.sum())
+            rows, sent = torch.cat(rows), torch.tensor(sent)[:, None]
             name = f"model.layers.1.mlp.experts.gate_up_proj[{expert}]"
             assert found[name].rows == len(rows)
-            torch.testing.assert_close(found[name].value(name), 2 * rows.T @ rows / len(rows), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                found[name].value(name), 2 * (rows * sent).T @ (rows * sent) / len(rows), rtol=1e-4, atol=1e-6
+            )
             gate, up = (rows @ experts.gate_up_proj[expert].T).chunk(2, -1)
-            inner = torch.nn.functional.silu(gate) * up
+            inner = torch.nn.functional.silu(gate) * up * sent
             name = name.replace("gate_up", "down")
             torch.testing.assert_close(found[name].value(name), 2 * inner.T @ inner / len(rows), rtol=1e-4, atol=1e-6)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.pruning import prune
 from secateur.subjects import configs
@@ -186,6 +187,14 @@ def test_lists_of_widths_are_told_and_a_number_that_was_a_width_by_chance_stays(
     assert small.frames == 8
 
 
+def test_a_config_of_another_make_stays_and_is_named() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    model.config, model.save_pretrained = {"width": 8}, lambda folder: None
+    small, receipt = prune(model, torch.randn(2, 4))
+    assert small.config == {"width": 8}
+    assert any(note.startswith("config: no config of Sequential describes") for note in receipt.notes)
+
+
 class Scaled(Registered):
     """What no file of weights holds, and no number of a module shows: a factor that comes from a width."""
 
@@ -263,6 +272,60 @@ def test_a_search_for_a_config_is_short(monkeypatch: pytest.MonkeyPatch) -> None
     counted = {one: Counter(range(4, 20)) for one in range(8, 20)}
     assert configs.described(model, small, counted, lambda name, surely: True) == ([], [], [""])
     assert len(built) <= 8
+
+
+def test_a_config_is_looked_for_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not by a cut that is only tried; once for model, file, next cut or notes, whatever is asked for first."""
+    searched = []
+    whole = configs.described
+    monkeypatch.setattr(configs, "described", lambda *given: searched.append(given) or whole(*given))
+    model = Registered()
+    subject = open_traced(model, torch.randn(2, 3))
+    keep = Selection({name: np.arange(len(site.classes)) < 4 for name, site in subject.coupling.sites.items()})
+    first, _ = subject.cut(keep)
+    assert first.forward().shape == (2, 2)
+    first.flops()
+    assert not searched
+    assert first.model.config["widths"] == (4, 4)
+    assert len(searched) == 1
+    second, receipt = subject.cut(keep)
+    assert any(note.startswith("config: widths.0 8 -> 4") for note in receipt.notes)
+    assert second.model.config["widths"] == (4, 4)
+    assert len(searched) == 2
+    third, _ = subject.cut(keep)
+    third.save(tmp_path)
+    assert reload_traced(tmp_path, model, torch.randn(2, 3)).model.config["widths"] == (4, 4)
+    assert len(searched) == 3
+    fourth, _ = subject.cut(keep)
+    again = fourth.cut(Selection({"layers.0.channels": np.arange(4) < 2}))[0]
+    assert again.model.config["widths"] == (2, 4)
+    assert model.config["widths"] == (8, 12)
+
+
+def test_weights_of_what_a_config_builds_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, ran = [], []
+    whole = configs._built
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            ran.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    def built(*given: Any) -> Any:
+        with Spy():
+            seen.append(whole(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(configs, "_built", built)
+    model, inputs = build("llama")
+    small = cut(open_traced(model, inputs))[0].model
+    assert small.config.hidden_size == 16
+    assert len(seen) == 2, "one config fits, and a field that is no width for sure is tried as it was"
+    assert ran
+    assert not {"normal_", "uniform_"} & set(ran)
+    for one in seen:
+        assert one.lm_head.weight.is_meta
+        assert not one.model.rotary_emb.inv_freq.is_meta
 
 
 def test_a_plan_with_a_config_is_plain_data() -> None:

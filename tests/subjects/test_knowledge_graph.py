@@ -115,6 +115,71 @@ def test_all_things_are_read_page_by_page(monkeypatch):
     assert len(asked) == 5
 
 
+def test_a_sample_is_of_facts_about_as_many_things():
+    graph, lines = KnowledgeGraph(store()), "".join(f"<urn:e:n{i}> <urn:r:next> <urn:e:n{i + 1}> ." for i in range(40))
+    found = graph.sample(3)
+    assert len(found) == len({fact.subject for fact in found}) == 3
+    assert found == graph.sample(3)
+    # Neither words nor what is said of a fact.
+    assert {fact.subject for fact in graph.sample(99)} == {ANN, BOB, CID, ROME, "urn:e:island"}
+    assert all(fact in graph.around([fact.subject]) for fact in graph.sample(99))
+    long = store(f"INSERT DATA {{ {lines} }}")
+    assert len(KnowledgeGraph(long).sample(20)) == 20
+    with sparql.served(long) as url:
+        assert KnowledgeGraph(Endpoint(url)).sample(20) == KnowledgeGraph(long).sample(20)
+    assert KnowledgeGraph(Embedded()).sample(9) == []
+
+
+NAMED = """
+PREFIX e: <urn:e:> PREFIX rdfs: <http://www.w3.org/2000/01/rdf-schema#> PREFIX skos: <http://www.w3.org/2004/02/skos/core#>
+INSERT DATA {
+  e:1 rdfs:label "heart attack"@en ; skos:altLabel "MI" ; a e:Illness . e:2 rdfs:label "Heart Attack" ; a e:Film .
+  e:3 rdfs:label "iPhone" . e:4 rdfs:label "heart"@en-GB . e:5 rdfs:label "he said \\"no\\"" . e:6 rdfs:label "a\\\\b" .
+  e:treats rdfs:label "treats" . e:1 e:treats e:4 . _:b rdfs:label "iphone" . e:Illness rdfs:label "illness" .
+}"""
+
+
+def test_things_are_found_by_their_names_without_reading_all():
+    found, asked = store(NAMED), list[str]()
+    with sparql.served(found, asked=asked) as url:
+        for graph in (KnowledgeGraph(found), KnowledgeGraph(Endpoint(url))):
+            both = [("urn:e:1", "heart attack"), ("urn:e:2", "Heart Attack")]
+            assert graph.called(["heart attack"]) == graph.called(["Heart attack"], how="folded") == both
+            assert graph.called(["heart attack"], ["illness"]) == both[:1]
+            assert graph.called(["heart attack"], ["urn:e:Illness"]) == both[:1]
+            assert graph.called(["mi", "treats"]) == [("urn:e:1", "MI")]  # a relation is no thing
+            assert graph.called(["IPHONE"]) == []
+            assert graph.called(["IPHONE"], how="folded") == [("urn:e:3", "iPhone")]
+            assert graph.called(["heart"]) == []  # it is British
+            assert graph.called(["HEART"], how="folded") == [("urn:e:4", "heart")]
+            assert graph.called(["Heart"], how="holding") == [*both, ("urn:e:4", "heart")]
+            assert len(graph.called(["heart", "phone"], how="holding", most=1)) == 2
+            assert len(graph.called(["heart attack"], most=1)) == 1
+            assert graph.called(['he said "no"']) == [("urn:e:5", 'he said "no"')]
+            assert graph.called([], how="folded") == graph.called(["", " "]) == []
+    assert all("LIMIT" in query for query in asked if "VALUES ?n" in query or "LCASE" in query)
+    with sparql.served(found) as url:
+        assert KnowledgeGraph(Endpoint(url), language="en-GB").called(["Heart"]) == [("urn:e:4", "heart")]
+
+
+def test_names_that_were_not_asked_for_are_left_out():
+    def more(rows):
+        other = {"s": IRI, "p": {"type": "uri", "value": module.NAMES[0]}, "n": {"type": "literal", "value": "Other"}}
+        return [*rows, other]
+
+    for how in ("written", "folded", "holding"):
+        for graph in lying(store(), rewritten(more)):
+            assert graph.called(["Bob"], how=how) == [(BOB, "Bob")]
+
+
+@pytest.mark.parametrize(
+    "text", ['" } UNION { ?s ?p ?n } #', "a\\", "\\u0022) } #", "a'b", "\ud800", "a\nb", '"@en', "x" * 10_000]
+)
+def test_a_name_never_changes_a_query(text):
+    for how in ("written", "folded", "holding"):
+        assert KnowledgeGraph(store(NAMED)).called([text], how=how) == []
+
+
 def test_pages_that_never_end_are_left():
     again = {"value": "urn:e:again", "type": "uri"}
     row = {"s": again, "p": {"value": module.NAMES[0], "type": "uri"}, "n": {"value": "x", "type": "literal"}}
@@ -242,6 +307,9 @@ def test_an_endpoint_that_lies_is_believed_only_what_it_was_asked(lie):
         assert all(name and name.isprintable() for name in graph.names(nodes).values())
         assert set(graph.kinds(nodes)) == set(nodes)
         list(graph.things())
+        for how in ("written", "folded", "holding"):
+            assert {node for node, _ in graph.called(["Ann"], how=how)} <= {ANN}
+        graph.around([end for fact in graph.sample(9) for end in (fact.subject, fact.object)])
         json.dumps(graph.within(nodes, 3)).encode()
 
 
@@ -308,6 +376,12 @@ def test_identifiers_and_spoken_ends():
     assert KnowledgeGraph.identifier("http://x.org/a#b_c") == "b_c"
     assert module.spoken("http://x.org/heart%20attack_of/") == "heart attack of"
     assert module.spoken("urn:x:%0A%1b") == "urn:x:%0A%1b"
+
+
+def test_a_language_is_a_tag():
+    assert KnowledgeGraph(store(), language="DE-at").names([ANN]) == {ANN: "Anna"}
+    with pytest.raises(InputError, match="is no language: give its code"):
+        KnowledgeGraph(store(), language="en> }")
 
 
 def test_a_graph_reads_at_least_one_fact_of_a_node():

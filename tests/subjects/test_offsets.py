@@ -201,3 +201,35 @@ def test_constants_know_groups_and_transposed_convolutions() -> None:
             out = module(wide) - (module.bias if module.bias is not None else 0)
             inside = out if isinstance(module, nn.Linear) else out[0, :, 4, 4]
             torch.testing.assert_close(offsets._through(module, values), inside, rtol=1e-4, atol=1e-5)
+
+
+class Asking(nn.Module):
+    """One head whose queries are made of what a batch norm gave."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.first, self.bn = nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8)
+        self.q, self.k, self.v = nn.Linear(8, 6, bias), nn.Linear(3, 6), nn.Linear(3, 6)
+        with torch.no_grad():
+            for one in self.q.parameters():
+                one[3:] = 0  # what goes of it is nothing, so that constants are all that is lost
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.first(x).transpose(1, 2)).transpose(1, 2)
+        q, k, v = (one[:, None] for one in (self.q(y), self.k(x), self.v(x)))
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_offset_of_queries_grows_with_them(bias: bool) -> None:
+    torch.manual_seed(0)
+    subject = open_traced(lively(Asking(bias)), torch.randn(2, 5, 3))
+    keep = {
+        name: np.arange(len(site.classes)) < len(site.classes) // 2 for name, site in subject.coupling.sites.items()
+    }
+    assert set(keep) == {"first.channels", "q.channels"}
+    small, receipt = subject.cut(Selection(keep), offsets=True)
+    torch.testing.assert_close(small.model.q.weight, subject.model.q.weight[:3, :4] * 0.5**0.5)
+    told = next(note for note in receipt.notes if "changes from" in note)
+    before, after = (float(word) for word in told.split("changes from ")[1].split(" of the largest")[0].split(" to "))
+    assert after < 1e-6 < 0.01 < before

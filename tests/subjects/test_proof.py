@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from secateur.subjects.coupling import couple
-from secateur.subjects.proof import compare, silenced, stirred
+from secateur.subjects.proof import _drawn, compare, silenced, stirred
 from secateur.subjects.recording import Example, record
-from secateur.subjects.shrinking import plan, shrink
+from secateur.subjects.shrinking import plan, shrink, twin
 from subjects import nets
 
 
@@ -18,7 +18,7 @@ def prepared(name: str):
     run = record(model.eval(), example)
     coupling = couple(run)
     kept = coupling.kept({site: np.arange(len(one.classes)) % 2 == 0 for site, one in coupling.sites.items()})
-    return model, example, kept, shrink(model, plan(model, coupling, kept, run.flow.shapings))
+    return model, example, kept, shrink(model, plan(model, coupling, kept, run.flow))
 
 
 def test_a_right_cut_is_proved_and_a_wrong_one_is_found_where_it_is_wrong() -> None:
@@ -66,7 +66,7 @@ def test_where_outputs_tell_nothing_the_cut_is_proved_under_weights_drawn_anew()
     run = record(model.eval(), example)
     coupling = couple(run)
     kept = coupling.kept({site: np.arange(len(one.classes)) % 2 == 0 for site, one in coupling.sites.items()})
-    made = plan(model, coupling, kept, run.flow.shapings)
+    made = plan(model, coupling, kept, run.flow)
     other = {name: {dim: [*index[1:], index[0]] for dim, index in dims.items()} for name, dims in made.tensors.items()}
     wrong = replace(made, tensors={**made.tensors, "2.weight": other["2.weight"]})
     assert compare(shrink(model, wrong), silenced(model, kept), example) == (0.0, None)
@@ -76,3 +76,30 @@ def test_where_outputs_tell_nothing_the_cut_is_proved_under_weights_drawn_anew()
     worst, fault = stirred(model, made, kept, example)
     assert fault is None
     assert worst <= 1e-5
+
+
+class Rounded(torch.nn.Module):
+    """Adds so much that little of its sums is left in single precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = torch.nn.Linear(6, 64), torch.nn.LayerNorm(64), torch.nn.Linear(64, 8)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x))) + 1000 - 1000
+
+
+def test_a_rounding_is_told_from_a_difference_in_double_precision() -> None:
+    torch.manual_seed(0)
+    model, example = Rounded().eval(), Example.of(torch.randn(100, 6))
+    run = record(model, example)
+    coupling = couple(run)
+    kept = coupling.kept({site: np.arange(len(one.classes)) % 2 == 0 for site, one in coupling.sites.items()})
+    made = plan(model, coupling, kept, run.flow)
+    lively = twin(model, _drawn(model), share=True)
+    assert compare(shrink(lively, made), silenced(lively, kept), example)[0] > 1e-5, "nothing is rounded"
+    worst, fault = stirred(model, made, kept, example, run)
+    assert fault is None
+    assert worst < 1e-10
+    wrong = replace(made, scaled=(("last.weight", 0, (0, 1, 2), 1.01),))
+    assert stirred(model, wrong, kept, example, run)[1] is not None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from functools import partial
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from secateur.errors import MissingExtraError, ModelError
+from secateur.errors import MissingExtraError, ModelError, NumericalError
 from secateur.recover import quantise
 from secateur.subjects import open_streamed, open_subject, quantised
 from subjects.tiny import make, padded, run
@@ -53,9 +54,17 @@ def test_eight_bits_stand_as_integers_with_a_scale_for_each_row(tmp_path):
     assert again.stored.bytes == (tmp_path / "model.safetensors").stat().st_size
 
 
+def packed(subject, folder, bits, *, dense=False):
+    """Every attention of two layers in integers; returns the model that they stand for, and the linears' names."""
+    student, names, left = quantise_copy(subject, bits)
+    subject.save(folder)
+    chosen = quantised.names(subject.model, [f"{name}.weight" for name in names], folder)
+    quantised.pack(folder, chosen, left, bits, partial(quantise.integers, bits=bits), dense=dense)
+    return student, names
+
+
 def test_four_bits_stand_eight_to_a_word(tmp_path):
-    subject, names, left = quantise_copy(wide(), 4)
-    quantised.save_int4(subject, tmp_path, names, left, quantise.GROUP)
+    subject, names = packed(wide(), tmp_path, 4)
     found = load_file(tmp_path / "model.safetensors")
     stem = names[0]
     assert found[f"{stem}.weight_packed"].dtype == torch.int32
@@ -90,7 +99,23 @@ def test_quantised_weights_are_neither_pruned_nor_streamed(tmp_path):
 
 
 def test_without_compressed_tensors_the_extra_is_named(tmp_path, monkeypatch):
-    subject, names, left = quantise_copy(wide(), 4)
     monkeypatch.setitem(sys.modules, "compressed_tensors.compressors.pack_quantized.helpers", None)
     with pytest.raises(MissingExtraError, match=r"secateur\[quantise\]"):
-        quantised.save_int4(subject, tmp_path, names, left, quantise.GROUP)
+        packed(wide(), tmp_path, 4)
+
+
+def test_what_is_not_in_the_files_or_reads_back_otherwise_is_refused(tmp_path, monkeypatch):
+    subject = wide()
+    subject.save(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        kept = {name: file.get_tensor(name) for name in file.keys() if "layers.1.self_attn.v" not in name}  # noqa: SIM118
+    save_file(kept, tmp_path / "less.safetensors", {"format": "pt"})
+    (tmp_path / "less.safetensors").replace(tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"lacks model\.layers\.1\.self_attn\.v_proj\.weight: save the model again"):
+        quantised.names(subject.model, ["model.layers.1.self_attn.v_proj.weight"], tmp_path)
+    library = quantised._compressed_tensors()
+    rightly = library.pack
+    library.pack = lambda integers, bits: rightly(integers.abs(), bits)
+    monkeypatch.setattr(quantised, "_compressed_tensors", lambda: library)
+    with pytest.raises(NumericalError, match=r"q_proj\.weight is not the same after packing"):
+        packed(wide(), tmp_path / "wrong", 8)

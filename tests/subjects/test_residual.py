@@ -192,6 +192,16 @@ def test_an_encoder_layer_whose_fast_path_asks_for_weights_that_went():
         assert torch.allclose(small.model.eval()(x), expected, atol=1e-6)
 
 
+def test_a_config_that_does_not_follow_is_named():
+    model = Net().eval()
+    model.config, model.save_pretrained = {"depth": 4}, lambda folder: None
+    branches = Branches(open_traced(model, torch.randn(2, 3, 8, 8)))
+    _, receipt = branches.cut(Selection({"branches": np.arange(len(branches)) > 0}))
+    assert [note.split(" describes")[0] for note in receipt.notes if "config" in note] == ["config: no config of Net"]
+    _, receipt = branches.cut(Selection({"branches": np.ones(len(branches), bool)}))
+    assert not receipt.notes
+
+
 def test_a_plan_of_another_network_is_refused():
     with pytest.raises(ModelError, match=r"layers\.0"):
         shrink(nn.Linear(2, 2), Plan(absent=(("layers.0", "*"),)))

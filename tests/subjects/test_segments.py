@@ -200,6 +200,42 @@ def test_what_gets_no_input_any_more_goes_too() -> None:
     assert subject.erasure(without(subject, "skip", "a", "b")) is None
 
 
+class Spatial(nn.Module):
+    """A branch of branches, as in a UNet: its code asks for the shape of what a block gave."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = (nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(2))
+
+        def forward(self, x):
+            x = x + self.one(x)
+            return x + self.two(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.block, self.out = nn.Conv2d(6, 4, 1), self.Block(), nn.Conv2d(4, 6, 1)
+
+    def forward(self, x):
+        y = self.block(self.into(x).flatten(2).transpose(1, 2))
+        b, _, c = y.shape
+        return x + self.out(y.transpose(1, 2).reshape(b, c, *x.shape[2:]))
+
+
+def test_a_branch_that_holds_branches_goes_whole(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), Spatial(), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    subject = made(model, X)
+    assert [one.name for one in subject.graph.removable] == [
+        "1.block.one.0..1.block.one.1", "1.block.two.0..1.block.two.1", "1.out",
+    ]  # fmt: skip
+    small, cut = subject.cut(without(subject, "1.out"))
+    assert {name.partition(".")[0] for name, _ in small.model.named_parameters()} == {"0", "3"}
+    torch.testing.assert_close(small.forward(), model[3](model[0](X).relu()))
+    assert cut.after["params"] == 4 * 6 + 7 * 2
+    small.save(tmp_path)
+    torch.testing.assert_close(reload_traced(tmp_path, model, X).forward(), small.forward())
+
+
 def test_parameters_beside_modules_writes_in_place_and_constants() -> None:
     class Raw(nn.Module):
         def __init__(self) -> None:

@@ -17,7 +17,9 @@ from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.score import hessian
 from secateur.subjects import blocks
 from secateur.subjects.loading import open_streamed, open_subject
+from secateur.vocabulary import Selection
 from subjects.test_blocks import MODELS, batches, subject
+from subjects.tiny import make
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -60,8 +62,6 @@ def test_streamed_cut_is_masks_that_hold_when_saved(tmp_path):
     assert units.cost()["weights"] == blocks.count(whole)
     site = "layers.1.mlp_down_proj"
     keep = torch.rand(units[site].count) > 0.5
-    from secateur.vocabulary import Selection
-
     small, cut = streamed.cut(Selection({site: keep}))
     assert cut.removed == {site: (int((~keep).sum()), len(keep))}
     assert cut.after["weights"] == units.cost({site: keep.numpy()})["weights"]
@@ -129,3 +129,50 @@ def test_the_whole_file_goes_before_others_as_in_transformers(tmp_path):
     save_file({"model.norm.weight": torch.zeros(64)}, tmp_path / "older.safetensors", {"format": "pt"})
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"model.norm.weight": "older.safetensors"}}')
     assert {file.name for file in open_streamed(tmp_path).files().values()} == {"model.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek3"])
+def test_experts_that_go_are_left_out_as_blocks_are_read(name, tmp_path):
+    """Their rows of the router too, and what corrects its choice; what is saved is what a cut in memory saves."""
+    whole = make(name)
+    whole.save(tmp_path / "model")
+    streamed = open_streamed(tmp_path / "model")
+    units = streamed.units("experts")
+    assert units.cost() == whole.units("experts").cost()
+    first, *others = [site.name for site in units.free()]
+    keep = {site: torch.arange(units[site].count) % 4 != 1 for site in (first, *others)}
+    uneven = name == "mixtral"
+    if uneven:
+        keep[first][2] = False  # layers of their own counts
+    inside, told = whole.cut(Selection({site: one.numpy() for site, one in keep.items()}))
+    outside, cut = streamed.cut(Selection({site: one.numpy() for site, one in keep.items()}))
+    assert (cut.removed, cut.before, cut.after) == (told.removed, told.before, told.after)
+    assert [mixture.count for mixture in outside.mixtures().values()] == [
+        mixture.count for mixture in inside.mixtures().values()
+    ]
+    inside.save(tmp_path / "inside")
+    outside.save(tmp_path / "outside")
+    assert (tmp_path / "outside" / "modeling_secateur.py").is_file() is uneven
+    found, expected = (open_subject(tmp_path / place).model.state_dict() for place in ("outside", "inside"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert all(p.is_meta for one in (streamed, outside) for p in one.model.parameters())
+    site = next(iter(outside.units().sites))
+    with pytest.raises(InputError, match="experts and single weights"):
+        outside.cut(Selection({**{one: k.numpy() for one, k in keep.items()}, site: torch.ones(1).bool().numpy()}))
+
+
+def test_a_block_that_is_there_is_not_read_again(tmp_path):
+    """What it has become while it is resident stays, whoever asks for it meanwhile."""
+    whole = subject()
+    whole.save(tmp_path / "model")
+    streamed = open_streamed(tmp_path / "model")
+    path = streamed.layers()[1]
+    with streamed.resident(path):
+        weight = streamed.model.get_submodule(path).mlp.down_proj.weight
+        weight.data.zero_()
+        with streamed.resident(path):
+            assert streamed.model.get_submodule(path).mlp.down_proj.weight is weight
+        assert not weight.is_meta
+        assert streamed.model.get_submodule(path).mlp.down_proj.weight is weight
+    assert all(p.is_meta for p in streamed.model.parameters())

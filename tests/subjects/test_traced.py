@@ -16,7 +16,8 @@ from secateur.errors import InfeasibleError, InputError, ModelError, Unsupported
 from secateur.pruning import prune
 from secateur.select import ranking
 from secateur.subjects import traced
-from secateur.subjects.traced import Traced, open_traced, reload_traced
+from secateur.subjects.shrinking import Plan
+from secateur.subjects.traced import CutError, Traced, open_traced, reload_traced
 from secateur.vocabulary import Selection
 from subjects import nets
 
@@ -318,6 +319,135 @@ def test_timm_out_of_the_box(name: str) -> None:
     model = timm.create_model(name, pretrained=False)
     _, cut = prune(model, torch.rand(1, *model.default_cfg["input_size"]))
     assert cut.after["params"] < 0.5 * cut.before["params"]
+
+
+class Reduced(nn.Module):
+    """Attention whose code asks for as many channels as came in, over keys and values of fewer places."""
+
+    def __init__(self, width: int, heads: int, bias: bool = True) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.scale = heads, width // heads, (width // heads) ** -0.5
+        self.fused = True
+        self.q, self.kv = nn.Linear(width, width, bias), nn.Linear(width, 2 * width, bias)
+        self.less, self.norm, self.out = nn.Conv1d(width, width, 2, 2), nn.LayerNorm(width), nn.Linear(width, width)
+        self.inner, self.outer = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, c = x.shape
+        q = self.q(x).reshape(b, n, self.heads, -1).transpose(1, 2)
+        y = self.norm(self.less(x.transpose(1, 2)).reshape(b, c, -1).transpose(1, 2))
+        k, v = self.kv(y).reshape(b, -1, 2, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            y = (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
+        x = x + self.out(y.transpose(1, 2).reshape(b, n, c))
+        return x + self.outer(self.inner(x).relu())
+
+
+class Pyramid(nn.Module):
+    """One head, then five, so that half of the channels are not half of the heads."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.stem, self.one, self.wide = nn.Linear(3, 12), Reduced(12, 1, bias), nn.Linear(12, 20)
+        self.five, self.head = Reduced(20, 5, bias), nn.Linear(20, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.five(self.wide(self.one(self.stem(x)))).mean(1))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_single_head_loses_dimensions_and_keeps_its_scale(bias: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Pyramid(bias).eval(), torch.randn(2, 14, 3)
+    subject = open_traced(model, x)
+    assert not [reason for reason in subject.reasons.values() if "scale" in reason or "fails" in reason]
+    assert {site.name for site in subject.units().free()} >= {"one.inner.channels", "five.inner.channels"}
+    site = next(
+        name for name, one in subject.coupling.sites.items() if any(a.tensor == "one.q.weight" for a, _ in one.axes)
+    )
+    keep = np.arange(12) % 4 == 0
+    small, _ = subject.cut(Selection({site: keep}))
+    query = small.model.one.q.weight
+    torch.testing.assert_close(query, 0.5 * model.one.q.weight[keep][:, keep], msg="3 of 12 dimensions are left")
+    assert (small.model.one.head_dim, small.model.one.scale) == (3, pytest.approx(3**-0.5))
+    torch.testing.assert_close(
+        small.forward(), subject.silence(Selection({site: keep})).forward(), rtol=1e-4, atol=1e-5
+    )
+    plain = copy.deepcopy(small.model)
+    plain.one.fused = False
+    torch.testing.assert_close(
+        plain(x), small.forward(), rtol=1e-4, atol=1e-5, msg="by the scale that the module keeps"
+    )
+    small.save(tmp_path)
+    again = reload_traced(tmp_path, model, x)
+    torch.testing.assert_close(again.forward(), small.forward())
+    opened = open_traced(again.model, x)
+    twice, _ = opened.cut(half(opened))
+    assert twice.error <= 1e-5
+    assert twice.model.one.head_dim == 2
+
+
+class Literal(nn.Module):
+    """Its code names the number of heads, so that none can go; each has as many dimensions."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused, self.num_heads, self.scale = fused, 4, 4**-0.5
+        self.qkv, self.out = nn.Linear(6, 48), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, _ = x.shape
+        q, k, v = (one.reshape(b, n, 4, -1).transpose(1, 2) for one in self.qkv(x).chunk(3, -1))
+        if self.fused:
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            y = (q * self.scale @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).reshape(b, n, -1))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_where_heads_stay_the_same_dimensions_of_each_go(fused: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Literal(fused).eval(), torch.randn(2, 5, 6)
+    subject = open_traced(model, x)
+    (site,) = subject.coupling.sites.values()
+    assert (len(site.classes), site.width, site.name) == (4, 12, "qkv.channels")
+    small, cut = subject.cut(Selection({site.name: np.array([True, False, False, False])}))
+    assert small.model.qkv.weight.shape == (12, 6)
+    assert (small.model.num_heads, small.model.scale) == (4, 1.0 if fused else 0.5)
+    assert cut.after["params"] == 7 * 12 + 15
+    rows = np.arange(48) % 4 == 0
+    expected = model.qkv.weight[rows].clone()
+    expected[:4] *= 0.5 if fused else 1.0
+    torch.testing.assert_close(small.model.qkv.weight, expected, msg="only queries make up for the scale")
+    copied = subject.copy()
+    assert copied.cut(half(copied))[0].error <= 1e-5
+    small.save(tmp_path)
+    torch.testing.assert_close(reload_traced(tmp_path, model, x).forward(), small.forward())
+
+
+def test_a_cut_that_changes_the_scale_of_attention_is_not_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    subject = open_traced(Pyramid(), torch.randn(2, 14, 3))
+    monkeypatch.setattr(Plan, "factors", lambda *_: None)
+    with pytest.raises(CutError, match="differs by"):
+        subject.cut(half(subject))
+
+
+def test_queries_that_are_changed_on_their_way_keep_the_scale() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.norm, self.out = nn.Linear(3, 24), nn.LayerNorm(8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return self.out(nn.functional.scaled_dot_product_attention(self.norm(q)[:, None], k[:, None], v[:, None]))
+
+    with pytest.raises(UnsupportedError, match="sets the scale of attention"):
+        open_traced(Normed(), torch.randn(2, 5, 3))
 
 
 # ------------------------------------------------------------------------------------------- what is not understood

@@ -13,6 +13,7 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -22,7 +23,7 @@ from secateur.disk import writing
 from secateur.errors import DataError, InputError
 from secateur.files.packages import cache
 
-__all__ = ["COMMON", "Match", "Mention", "Names"]
+__all__ = ["COMMON", "Match", "Mention", "Names", "phrases"]
 
 Embed: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 """Texts -> vectors [texts, d]."""
@@ -275,6 +276,22 @@ class Names:
             if vectors.shape[1] != width:
                 raise InputError(f"the encoder gives vectors of {width} numbers, and then of {vectors.shape[1]}")
             yield vectors
+
+
+def phrases(text: str, *, longest: int = LONGEST, most: int = 512, common: Collection[str] = COMMON) -> list[str]:
+    """The parts of a text that may be names, as they stand there: the short ones first, each once.
+
+    longest: words of one. most: how many; a quarter as many words of the text are looked at, so that there is room for
+    parts of several. common: words that are none on their own.
+    """
+    words = list(islice(_words(text), max(1, most // 4)))
+    parts = (
+        text[words[first][1] : words[first + count - 1][2]]
+        for count in range(1, longest + 1)
+        for first in range(len(words) - count + 1)
+        if not (count == 1 and words[first][0] in common)
+    )
+    return list(islice(dict.fromkeys(parts), most))
 
 
 def _span(text: str) -> tuple[int, int]:

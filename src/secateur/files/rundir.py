@@ -4,6 +4,8 @@
     out/work/            artefacts computed once and reused; checkpoints; the lock
     out/...              the result, evidence.json, report.html
 
+Of processes that were started together the first has the directory, and writes; the others read what it has written.
+
 Every file appears whole or not at all: it is written beside its place, flushed to the disk, then renamed.
 """
 
@@ -19,16 +21,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from secateur import processes
 from secateur.disk import TEMPORARY, atomic_write, flush, guard, remove, settle, writing
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
 __all__ = ["Run", "Transient", "agreeing", "locked", "recorded", "stored"]
 
 _DIGEST = "_sha256"
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -89,6 +94,7 @@ class Run:
     settings: Mapping[str, Any]
     _lock: int = -1
     _new: bool = False
+    _shared: bool = False
 
     @classmethod
     def open(
@@ -98,6 +104,7 @@ class Run:
         *,
         about: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        shared: bool = False,
     ) -> Run:
         """Make or resume the run directory `path`.
 
@@ -105,10 +112,19 @@ class Run:
         some of them are digests of inputs (`*_sha256`), no other input may be on record; `about`, such as versions, is
         stored beside them and not compared. `overwrite` starts anew in the directory of another run.
 
+        `shared` opens it for all processes that were started together, which see the same disk, and ask for the same
+        artefacts in the same order: the first has the lock and writes.
+
         Raises:
             RunError: in use; not a run directory; made with other settings (names the first differing key);
                 damaged; disk full.
         """
+        if shared and processes.count() > 1:
+            held: list[Run] = []
+            processes.by_first(lambda: held.append(cls.open(path, settings, about=about, overwrite=overwrite)))
+            run = held[0] if held else cls(Path(path), _plain(settings))
+            run._shared = True
+            return run
         root = Path(path)
         if root.exists() and not root.is_dir():
             raise RunError(f"{root} is a file: give a folder for the run")
@@ -127,6 +143,9 @@ class Run:
                 run._roll_forward()
             else:
                 run._new = True
+                for left in work.iterdir():  # by processes that had not yet heard that their run was refused
+                    if left != work / "lock":
+                        remove(left)
                 atomic_write(record, yaml.safe_dump({**run.settings, **_plain(about or {})}, sort_keys=False))
         except BaseException:
             run.close()
@@ -145,7 +164,9 @@ class Run:
 
     def _withdraw(self) -> None:
         """A new run that was refused leaves nothing, so that the corrected command may use the same folder."""
-        if {path.name for path in self.root.iterdir()} <= {"run.yaml", "work"}:
+        if self._shared:  # others may still be writing: what is left goes when the folder is opened again
+            remove(self.root / "run.yaml")
+        elif {path.name for path in self.root.iterdir()} <= {"run.yaml", "work"}:
             for path in (self.root / "run.yaml", self.root / "work", self.root):
                 remove(path)
 
@@ -176,8 +197,9 @@ class Run:
         What is returned has always been through JSON, so that a resumed run sees exactly what a first run saw.
         """
         path = self.path(f"{name}.json")
-        if not path.exists():
-            atomic_write(path, json.dumps(compute(), indent=1))
+        if not self._once(path.exists):
+            value = compute()
+            self._once(lambda: atomic_write(path, json.dumps(value, indent=1)))
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -188,12 +210,26 @@ class Run:
         from safetensors.torch import save_file
 
         path = self.path(f"{name}.safetensors")
-        if not path.exists():
-            # Clones, since safetensors refuses tensors that share memory.
-            values = {key: value.detach().cpu().contiguous().clone() for key, value in compute().items()}
+
+        def write() -> None:
             with writing(path) as temporary:
                 save_file(values, str(temporary))
+
+        if not self._once(path.exists):
+            # Clones, since safetensors refuses tensors that share memory.
+            values = {key: value.detach().cpu().contiguous().clone() for key, value in compute().items()}
+            self._once(write)
         return stored(path)
+
+    def drop(self, name: str) -> None:
+        """Remove the artefact `name`, which nothing needs any more; of several processes, once all are done with it."""
+        if self._shared:
+            processes.wait()
+        self._once(lambda: remove(self.path(name)))
+
+    def _once(self, work: Callable[[], T]) -> T:
+        """What `work` gives: of several processes the first does it, and all get the answer."""
+        return processes.by_first(work) if self._shared else work()
 
     # ---------------------------------------------------------------------------------------------- result
 

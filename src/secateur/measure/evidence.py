@@ -224,7 +224,8 @@ def table(evidence: Evidence | Sequence[Evidence]) -> list[list[str]]:
         return _overview(results) if len(results) != 1 else table(results[0])
     limits = targets(evidence)
     names = display.order([*limits, *evidence.predicted, *evidence.measured, *evidence.before, *evidence.after])
-    rows = [["Measure", "Target", "Predicted", "Before", "After", "Change", *evidence.baselines]]
+    beside = {**evidence.stages, **evidence.baselines}
+    rows = [["Measure", "Target", "Predicted", "Before", "After", "Change", *beside]]
     for name in names:
         before, after = evidence.before.get(name), evidence.measured.get(name) or evidence.after.get(name)
         if name in limits and before is None and after is None and evidence.cut and name in evidence.cut.before:
@@ -238,7 +239,7 @@ def table(evidence: Evidence | Sequence[Evidence]) -> list[list[str]]:
                 display.text(name, before),
                 display.text(name, after),
                 display.change(name, before, after) or "–",
-                *(display.text(name, figures.get(name)) for figures in evidence.baselines.values()),
+                *(display.text(name, figures.get(name)) for figures in beside.values()),
             ]
         )
     return rows

@@ -95,6 +95,7 @@ def _view(result: Evidence, index: int, load: str | Mapping[str, str]) -> dict[s
         "tiles": _tiles(result),
         "promise": _promise(result),
         "measures": _measures(result),
+        "stages": list(result.stages),
         "baselines": list(result.baselines),
         "cut": _cut(result.cut),
         "recovery": _recovery(result.recovery, f"loss{index}"),
@@ -243,8 +244,9 @@ def _promise(result: Evidence) -> list[dict[str, Any]]:
 
 
 def _measures(result: Evidence) -> list[dict[str, Any]]:
-    """Before, after, change and each baseline: every measure that was taken."""
+    """Before, after, change, each stage and each baseline: every measure that was taken."""
     after = {**result.after, **result.measured}
+    others = [*result.stages.values(), *result.baselines.values()]
     return [
         {
             "label": display.measure(name).label,
@@ -252,9 +254,9 @@ def _measures(result: Evidence) -> list[dict[str, Any]]:
             "before": _cell(name, result.before.get(name)),
             "after": _cell(name, after.get(name)),
             "change": display.change(name, result.before.get(name), after.get(name)) or "–",
-            "baselines": [_cell(name, figures.get(name)) for figures in result.baselines.values()],
+            "others": [_cell(name, figures.get(name)) for figures in others],
         }
-        for name in display.order([*result.before, *after, *(k for row in result.baselines.values() for k in row)])
+        for name in display.order([*result.before, *after, *(k for row in others for k in row)])
     ]
 
 

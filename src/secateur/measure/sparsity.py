@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from secateur import levels
 from secateur.errors import InputError
 from secateur.vocabulary import Figure
 
@@ -61,17 +62,22 @@ def packed_bits(bits: int) -> float:
 
 
 def packed_bytes(matrix: Tensor, bits: int | None = None) -> int:
-    """Bytes of a matrix [d_out, d_in] in the smallest of three forms, each weight having `bits` (its own if None).
+    """Bytes of a matrix [d_out, d_in] in the smallest of these forms, each weight having `bits` (its own if None).
 
     - dense: every weight
     - bitmap: the weights that are not zero, and one bit for each place
     - 2:4, where at most two of four consecutive inputs are not zero: see `packed_bits`
+    - levels, where `bits` are its own and its rows hold few different numbers: as the bitmap, each weight by its place
+      among the numbers of its row
     """
+    found = levels.table(matrix) if bits is None else None
     bits = 8 * matrix.element_size() if bits is None else bits
     count = matrix.numel()
     forms: list[float] = [count * bits, int(torch.count_nonzero(matrix)) * bits + count]
     if two_of_four(matrix, in_pairs=bits <= 4):
         forms.append(count * packed_bits(bits))
+    if found is not None:
+        forms.append(8 * levels.coded_bytes(found, int(torch.count_nonzero(matrix))) + count)
     return math.ceil(min(forms) / 8)
 
 

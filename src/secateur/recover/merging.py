@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.errors import InputError
 
-__all__ = ["closest", "reconstructed", "representatives"]
+__all__ = ["closest", "fill", "per_expert", "reconstructed", "representatives"]
 
 _TIE = 1e-9
 """Relative difference of squared distances that is rounding."""
@@ -67,3 +67,21 @@ def reconstructed(
         part = tensor.detach()[torch.as_tensor(list(members), device=tensor.device)]
         means.append(part[0] if len(part) == 1 else part.double().mean(0).to(tensor.dtype))
     return torch.stack(means)
+
+
+def per_expert(module: nn.Module, count: int) -> dict[str, Tensor]:
+    """Name -> tensor of a module that holds one slice for each expert: weights, a router's rows and its bias."""
+    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return {name: tensor.detach() for name, tensor in held if tensor.dim() and len(tensor) == count}
+
+
+def fill(
+    theirs: nn.Module, ours: nn.Module, clusters: Sequence[Sequence[int]], chosen: Sequence[int], *, kappa: int
+) -> None:
+    """Write what `reconstructed` gives of each tensor of `theirs` into `ours`, which holds a slice for each cluster.
+
+    Both are packed experts, or both a router.
+    """
+    new = per_expert(ours, len(clusters))
+    for name, tensor in per_expert(theirs, sum(map(len, clusters))).items():
+        new[name].copy_(reconstructed(tensor, clusters, chosen, kappa=kappa))

@@ -20,7 +20,20 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, MissingExtraError
 
-__all__ = ["BITS", "GROUP", "check", "config", "dense", "finish", "linears", "prepare", "torchao", "weight_only"]
+__all__ = [
+    "BITS",
+    "GROUP",
+    "check",
+    "config",
+    "dense",
+    "finish",
+    "integers",
+    "linears",
+    "prepare",
+    "torchao",
+    "unfit",
+    "weight_only",
+]
 
 BITS = (8, 4)
 GROUP = 32
@@ -67,14 +80,33 @@ def linears(model: nn.Module, bits: int, within: Iterable[str] | None = None) ->
             left[name] = "output embedding"
         elif prefixes is not None and not f"{name}.".startswith(prefixes):
             left[name] = "outside the blocks"
-        elif bits < 8 and module.in_features % GROUP:
-            left[name] = f"{module.in_features} inputs are no multiple of {GROUP}"
+        elif reason := unfit(module.in_features, bits):
+            left[name] = reason
         else:
             chosen.append(name)
     if not chosen:
         why = next((f" ({name}: {reason})" for name, reason in left.items()), "")
         raise InputError(f"the model has no linear to quantise in {bits} bits{why}")
     return chosen, left
+
+
+def unfit(columns: int, bits: int) -> str:
+    """Why a matrix of this many columns can't have `bits`; empty if it can."""
+    return f"{columns} inputs are no multiple of {GROUP}" if bits < 8 and columns % GROUP else ""
+
+
+def integers(weight: Tensor, bits: int) -> Any:
+    """A matrix [rows, columns] of any layer as torchao's integers: `qdata` of its shape and `scale` [rows, groups].
+
+    A row is one group in 8 bits. `dense` gives the floats that they stand for, in the number type of `weight`.
+    """
+    ao = torchao().quantization
+    grain = ao.PerAxis(0) if bits == 8 else ao.PerGroup(GROUP)
+    kind = torch.int8 if bits == 8 else _INT4
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    ao.quantize_(layer, ao.IntxWeightOnlyConfig(weight_dtype=kind, granularity=grain))
+    return layer.weight.data
 
 
 def config(bits: int) -> Any:

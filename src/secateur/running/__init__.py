@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur import recipes
+from secateur import processes, recipes
 from secateur.disk import guard, writing
 from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.files import texts
@@ -87,7 +87,8 @@ def run(
 ) -> list[Evidence]:
     """Run a recipe, and leave the smaller model, its evidence and a report in `out`.
 
-    The same call again resumes; finished budgets are not done twice.
+    The same call again resumes; finished budgets are not done twice. Under several processes (torchrun, accelerate
+    launch) all make the same call, and recipes that go block by block are shared out.
 
     Args:
         recipe: a recipe's name, or a function like one.
@@ -168,6 +169,8 @@ def results(
         loop.options(chosen["training"])
     trade = trades.of_recipe(function)
     trades.match(trade, model, function.__name__)
+    many = processes.count()
+    trades.sharing(function, many)
     trade = trades.streaming(function) if stream else trade
     if data is None and not keywords.spares(function, "data"):
         raise InputError(f"{function.__name__} needs data: give some")
@@ -181,7 +184,8 @@ def results(
     # Once, and before the recipe: what quality is measured on, it never sees.
     part = None if corpus is None else parts.parted(trade, corpus, apart, subject, seed=seed)
     train, judged = (None, None) if part is None else (part.train, part.held)
-    warned = (part.warning,) if part is not None and part.warning else ()
+    warned = [part.warning] if part is not None and part.warning else []
+    warned += [f"worked out by {many} processes"] if many > 1 else []
     where = _at(trade, trade.where(subject, chosen.get("batch"), chosen.get("length"), threads), device)
     trade.check(subject, {"length": where.length, **chosen})
     settings = {
@@ -203,45 +207,65 @@ def results(
         **parts.named(data=(data, corpus), held_out=(held_out, apart)),
         **({"inputs": inputs} if isinstance(inputs, str) else {}),
     }
-    if dry_run:
+
+    def tried() -> Iterator[Evidence]:
         with tempfile.TemporaryDirectory() as folder, Run.open(folder, settings) as directory, _threads(where):
             for result in _recipe(function, subject, train, budgets, directory, chosen, seed):
                 result = replace(result, notes=(*result.notes, *warned))
                 yield replace(_evidence(trade, result, subject, None, where, settings, budgets), verdict="dry run")
+
+    if dry_run:
+        yield from tried() if many == 1 else processes.by_first(lambda: list(tried()))
         return
+    recorded = {**about, "versions": environment.describe()}
     with (
         guard(Path(out)),
-        Run.open(out, settings, about={**about, "versions": environment.describe()}, overwrite=overwrite) as directory,
+        Run.open(out, settings, about=recorded, overwrite=overwrite, shared=True) as directory,
         _threads(where),
     ):
-        finished: dict[str, Evidence] = {}
         names = [str(budget) for budget in budgets]
-        published = _published(directory.root)
-        added = {row.target: row.baselines for row in published}
-        for name in names:
-            if _record(directory, name).exists():
-                row = evidence.read(_record(directory, name))[0]
-                finished[name] = replace(row, baselines=added.get(name, row.baselines))
+        finished, published = processes.by_first(partial(_finished, directory, names))
         yield from finished.values()
+
+        def kept(result: Result) -> Evidence:
+            row = _evidence(trade, result, subject, judged, where, {**about, **settings}, budgets)
+            if not result.cut.is_noop:
+                place = result.name if len(names) > 1 else ""
+                base, name = Path(about["model"]).name, str(Path(directory.root.resolve().name, place))
+                directory.publish(partial(_save, trade, result.subject, row, base, name), place)
+            finished[result.name] = row
+            # The record comes after the model it speaks of: what is recorded is in place.
+            evidence.write(_record(directory, result.name), row)
+            published[:] = [finished[name] for name in names if name in finished]
+            publish_evidence(directory.root, published)
+            return row
+
         if len(finished) < len(names):
             for result in _recipe(function, subject, train, budgets, directory, chosen, seed):
                 if result.name in finished:
                     continue
                 result = replace(result, notes=(*result.notes, *warned))
-                row = _evidence(trade, result, subject, judged, where, {**about, **settings}, budgets)
-                if not result.cut.is_noop:
-                    place = result.name if len(names) > 1 else ""
-                    base, name = Path(about["model"]).name, str(Path(directory.root.resolve().name, place))
-                    directory.publish(partial(_save, trade, result.subject, row, base, name), place)
-                finished[result.name] = row
-                # The record comes after the model it speaks of: what is recorded is in place.
-                evidence.write(_record(directory, result.name), row)
-                published = [finished[name] for name in names if name in finished]
-                publish_evidence(directory.root, published)
-                yield row
+                finished[result.name] = processes.by_first(partial(kept, result))
+                yield finished[result.name]
         rows = [finished[name] for name in names if name in finished]
-        if rows != published or not (directory.root / "report.html").is_file():
-            publish_evidence(directory.root, rows)
+
+        def last() -> None:
+            if rows != published or not (directory.root / "report.html").is_file():
+                publish_evidence(directory.root, rows)
+
+        processes.by_first(last)
+
+
+def _finished(directory: Run, names: Sequence[str]) -> tuple[dict[str, Evidence], list[Evidence]]:
+    """(name -> what a run that was here before has recorded of that budget, what it has published)."""
+    published = _published(directory.root)
+    added = {row.target: row.baselines for row in published}
+    finished = dict[str, Evidence]()
+    for name in names:
+        if _record(directory, name).exists():
+            row = evidence.read(_record(directory, name))[0]
+            finished[name] = replace(row, baselines=added.get(name, row.baselines))
+    return finished, published
 
 
 def same_judges(row: Evidence, held_out: Any, arm: Evidence | None = None) -> None:
@@ -385,6 +409,7 @@ def _evidence(
 ) -> Evidence:
     """Measure `result` beside the `original`: sizes, time in alternating pairs, and quality on `held_out` texts."""
     before, after, measured, notes = compare(original, result.subject, held_out, where, trade)
+    notes += _elsewhere(before, after, original, result, held_out, where, trade)
     budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
     if budget.pattern is not None:
         measured["off_pattern"], found = _pattern(
@@ -396,7 +421,9 @@ def _evidence(
         )
         notes += found
     notes += _worth(before, after, measured)
-    rivals, found = _rivals(original, result, held_out, where, trade)
+    stages, found = _others(result.stages, original, held_out, where, trade)
+    notes += found
+    rivals, found = _others(result.beside, original, held_out, where, trade)
     notes += found + list(filter(None, (_gap(name, {**after, **measured}, row) for name, row in rivals.items())))
     predicted = dict(result.predicted)
     if "latency" in predicted and "latency" in before:
@@ -409,6 +436,7 @@ def _evidence(
         before=before,
         after=after,
         baselines=rivals,
+        stages=stages,
         cut=replace(result.cut, notes=(*result.cut.notes, *result.notes, *notes)),
         recovery=result.recovery,
         environment={**environment.describe(), "measured_at": str(where)},
@@ -450,6 +478,30 @@ def compare(
     return before, after, measured, notes
 
 
+def _elsewhere(
+    before: dict[str, Figure],
+    after: dict[str, Figure],
+    original: Any,
+    result: Result,
+    held_out: Any,
+    where: latency.Environment,
+    trade: Trade,
+) -> list[str]:
+    """Add the quality of both models on what else the recipe wants them judged by; notes on what can't be measured."""
+    notes: list[str] = []
+    for name, corpus in result.judged.items() if held_out is not None else ():
+        try:
+            dense, student = _placed(trade, where, original, result.subject)
+            with where.active():
+                first, second, _ = trade.compared(dense, student, trade.fitted(corpus, original), where)
+        except (DataError, MeasurementError) as error:
+            notes.append(f"quality on {name} data: {error}")
+            continue
+        for row, figures in ((before, first), (after, second)):
+            row.update({f"{name}/{measure}": figure for measure, figure in figures.items()})
+    return notes
+
+
 def _at(trade: Trade, where: latency.Environment, device: str | None) -> latency.Environment:
     """Networks are measured on the device that is asked for, wherever they are."""
     return replace(where, device=device) if device is not None and trades.name(trade) == "network" else where
@@ -462,18 +514,19 @@ def _placed(trade: Trade, where: latency.Environment, *subjects: Any) -> tuple[A
     return tuple(typing.cast(Any, trade).placed(one, where) for one in subjects)
 
 
-def _rivals(
-    original: Any, result: Result, held_out: Any, where: latency.Environment, trade: Trade
+def _others(
+    made: Mapping[str, Any], original: Any, held_out: Any, where: latency.Environment, trade: Trade
 ) -> tuple[dict[str, dict[str, Figure]], list[str]]:
-    """(name -> figures, notes) of what a recipe made beside its result: sizes and quality, but no time."""
+    """(name -> figures, notes) of what a recipe made beside its result, or on the way to it: all but time."""
     rows, notes = dict[str, dict[str, Figure]](), list[str]()
-    for name, rival in result.beside.items():
+    for name, rival in made.items():
         rows[name] = trade.sizes(rival, trade.example(original, where))
         if held_out is None:
             continue
         try:
+            dense, small = _placed(trade, where, original, rival)
             with where.active():
-                _, after, both = trade.compared(original, rival, held_out, where)
+                _, after, both = trade.compared(dense, small, held_out, where)
             rows[name] |= {**after, **both}
         except (DataError, MeasurementError) as error:
             notes.append(f"quality of {name}: {error}")
@@ -684,19 +737,22 @@ def report(run_dir: str | Path) -> Path:
     return root / "report.html"
 
 
-FORMS = ("onnx", "decilm", "packed", "masks", "int8", "int4")
+FORMS = ("onnx", "decilm", "packed", "packed-int8", "masks", "int8", "int4")
 """What `export` writes."""
 
 
 def export(
-    folder: str | Path, to: str, out: str | Path | None = None, *, data: Data | None = None
+    folder: str | Path, to: str, out: str | Path | None = None, *, data: Data | None = None, stream: bool = False
 ) -> tuple[Path, tuple[str, ...]]:
     """Write the model or network in `folder` in another form, checked against its own output.
 
     - onnx: any model or network; decilm: Llama-shaped models, for inference engines
     - packed: without the zeros of its matrices, equal bit for bit; masks: what is not zero, one bit for each weight
-    - int8, int4: weights of linears quantised, zeros kept; `exporting.QUANTISED` says how near outputs have to be, and
-      with `data` quality is measured before and after
+    - int8, int4: weights of the blocks' matrices quantised, zeros kept; `exporting.QUANTISED` says how near outputs
+      have to be, and with `data` quality is measured before and after
+    - packed-int8: both, integers of 8 bits without their zeros
+
+    With `stream` a language model stays on the disk and is packed or quantised a block at a time.
 
     Returns the new folder (`out`, or `folder`/`to`) and notes on what the form could not hold as it was.
 
@@ -708,14 +764,17 @@ def export(
     """
     if to not in FORMS:
         raise InputError(f"{to!r} is no form to export to: choose {', '.join(FORMS[:-1])} or {FORMS[-1]}")
-    if data is not None and not to.startswith("int"):
-        raise InputError(f"--data goes with int8 and int4: {to} changes no quality")
+    if data is not None and "int" not in to:
+        raise InputError(f"--data goes with int8, int4 and packed-int8: {to} changes no quality")
+    if stream and (data is not None or not to.startswith(("int", "packed"))):
+        what = f"in {to}" if data is None else "with --data, on which models are run whole"
+        raise InputError(f"--stream goes with packed, packed-int8, int8 and int4, and not {what}")
     target = Path(out) if out is not None else Path(folder) / to
     if target.exists():
         raise InputError(f"{target} is there already: choose another folder, or remove it")
     from secateur.running import exporting  # imports more than the other commands need
 
-    subject = exporting.opened(folder, to)
+    subject = exporting.opened(folder, to, stream=stream)
     with writing(target) as temporary:
         notes = exporting.write(subject, temporary, to, data)
     return target, notes

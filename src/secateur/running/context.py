@@ -274,7 +274,7 @@ def prune_file(
     spent = out.with_name(out.name + ".part.spent")
     settings = json.dumps(
         {"recipe": recipe, "budget": str(job.budget), "question": question, "trace": trace, "strict": strict,
-         "lines": count, "graph": str(graph), "source": "-" if piped else str(source.resolve()),
+         "lines": count, "graph": str(graph), **job.servers.form, "source": "-" if piped else str(source.resolve()),
          **{name: repr(value) for name, value in job.options.items()}}, indent=1
     )  # fmt: skip
     with guard(out):
@@ -399,10 +399,12 @@ def train_pruner(
         model: folder or Hub id of what is trained: a causal language model for the one, a reranker or encoder for the
             other. It stays as it is.
         data: a .jsonl file, or rows, with `question`, `html`, `text` or `passages`, and `answers`: text or a list of
-            texts that the documents say. Rows for provence may hold more, see its `train`.
+            texts that the documents say. Rows for provence may hold more, or `sentences` and `labels` instead, see its
+            `train`.
         out: the run directory.
         overwrite: start anew where `out` holds another run.
-        options: of the recipe's `train`; and llm_timeout, llm_retries and llm_per_minute, of `running.servers.servers`.
+        options: of the recipe's `train`; and llm_timeout, llm_retries, llm_per_minute and llm_key (the environment
+            variable that holds the key of a language model's server), of `running.servers.servers`.
 
     Raises:
         InputError: an unknown option, a model that can't be opened, a recipe without training.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,16 @@ class Asked:
 class Servers:
     """How all of them are asked; travels to other processes.
 
-    calls, tokens: of the language model in the whole run, at most; no limit if 0.
+    calls, tokens: of the language model in the whole run, at most; no limit if 0. columns, language: how the graph is
+    opened, as `open_graph` takes them.
     """
 
     llm: Asked
     graph: Asked
     calls: int = 0
     tokens: int = 0
+    columns: tuple[str, ...] = ()
+    language: str = "en"
 
     def processes(self, many: int) -> int:
         """As many of `many` as may work at once, if each is to have a request a minute."""
@@ -73,8 +76,23 @@ class Servers:
         return _served(source, options["llm_name"], self.llm) if web.addressed(source) else llms.answering(source)
 
     def opened(self, graph: Any) -> Any:
-        """An endpoint as a graph; what is none as it is."""
-        return _endpoint(graph, self.graph) if web.addressed(graph) else graph
+        """An endpoint as a graph, and whatever is to be opened in some way; what is not, as it is."""
+        if web.addressed(graph):
+            return _endpoint(graph, self.graph, self.language)
+        if not self.form:
+            return graph
+        if isinstance(graph, KnowledgeGraph):
+            raise InputError(
+                f"{next(iter(self.form))} is for a graph that is still to be opened: give it to open_graph"
+            )
+        opens = _opened if isinstance(graph, str | Path) else open_graph  # what stands in memory may change
+        return opens(graph, columns=self.columns, language=self.language)
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What is said of how the graph is opened."""
+        columns = {"graph_columns": list(self.columns)} if self.columns else {}
+        return {**columns, **({"graph_language": self.language} if self.language != "en" else {})}
 
 
 @functools.lru_cache(maxsize=4)
@@ -83,8 +101,11 @@ def _served(url: str, name: str, asked: Asked) -> LanguageModel:
 
 
 @functools.lru_cache(maxsize=4)
-def _endpoint(url: str, asked: Asked) -> KnowledgeGraph:
-    return open_graph(Endpoint(url, **asked.options()))
+def _endpoint(url: str, asked: Asked, language: str) -> KnowledgeGraph:
+    return open_graph(Endpoint(url, **asked.options()), language=language)
+
+
+_opened = functools.lru_cache(maxsize=4)(open_graph)
 
 
 def servers(
@@ -99,6 +120,8 @@ def servers(
     graph_retries: int = 3,
     graph_per_minute: int = 0,
     graph_key: str = "",
+    graph_columns: Sequence[str] = (),
+    graph_language: str = "en",
 ) -> Servers:
     """How the servers are asked that a recipe needs.
 
@@ -114,6 +137,9 @@ def servers(
         graph_retries: further attempts after a failure of the endpoint that may pass.
         graph_per_minute: queries to it in any minute, at most, of all processes together; no limit if 0.
         graph_key: name of the environment variable that holds the endpoint's token; SPARQL_TOKEN if empty.
+        graph_columns: of a graph that is a table, its columns of subject, predicate and object, where their names do
+            not tell.
+        graph_language: of the names of things, where the graph has several.
 
     Raises `InputError` for a limit below 0. Other numbers are checked where a server is opened.
     """
@@ -121,7 +147,8 @@ def servers(
         if value < 0:
             raise InputError(f"{name}={value}: give a number of at least 0")
     llm = Asked(llm_timeout, llm_retries, llm_per_minute, llm_key)
-    return Servers(llm, Asked(graph_timeout, graph_retries, graph_per_minute, graph_key), run_calls, run_llm_tokens)
+    graph = Asked(graph_timeout, graph_retries, graph_per_minute, graph_key)
+    return Servers(llm, graph, run_calls, run_llm_tokens, tuple(graph_columns), graph_language)
 
 
 def divided(
@@ -135,6 +162,12 @@ def divided(
     said = {name: value for name, value in options.items() if name in about and name not in own}
     llm = options.get("llm", "")
     for name in said:
+        if name in ("graph_columns", "graph_language"):
+            if isinstance(graph, str) and not graph:
+                raise InputError(f"{name} is about a graph, and {function.__name__} reads none: leave it out")
+            if name == "graph_columns" and web.addressed(graph):
+                raise InputError("graph_columns is about a table, and the graph is an endpoint: leave it out")
+            continue
         if name.startswith("graph_") and not web.addressed(graph):
             raise InputError(f"{name} is about an endpoint, and no graph has its address: leave it out")
         if not name.startswith("graph_") and "llm" not in own:

@@ -19,7 +19,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.measure.latency import Environment
 from secateur.vocabulary import Figure
 
-__all__ = ["Trade", "called", "copies", "match", "name", "of_folder", "of_model", "of_recipe", "streaming"]
+__all__ = ["Trade", "called", "copies", "match", "name", "of_folder", "of_model", "of_recipe", "sharing", "streaming"]
 
 Row = dict[str, Figure]
 
@@ -163,13 +163,27 @@ def of_folder(folder: Path) -> Trade | None:
 
 def streaming(function: Callable[..., Any]) -> Trade:
     """The trade of models that stay on the disk; `UnsupportedError` for a recipe that needs them in memory."""
-    hints = typing.get_type_hints(function)
-    first = next(iter(inspect.signature(function).parameters), "")
-    if not any(_is_a(kind, "secateur.subjects.streamed", "Streamed") for kind in typing.get_args(hints.get(first))):
+    if not _by_blocks(function):
         raise UnsupportedError(f"{function.__name__} needs the whole model in memory: leave stream out")
     from secateur.running import streamed
 
     return streamed
+
+
+def sharing(function: Callable[..., Any], many: int) -> None:
+    """Raise `UnsupportedError` for a recipe that `many` processes can't share out: they do that block by block."""
+    if many > 1 and not _by_blocks(function):
+        raise UnsupportedError(
+            f"{function.__name__} runs in one process, and {many} were started: start it without torchrun or "
+            "accelerate launch (recipes that can stream can be shared out)"
+        )
+
+
+def _by_blocks(function: Callable[..., Any]) -> bool:
+    """Whether the recipe takes a model that stays on the disk, so that it goes through one block at a time."""
+    hints = typing.get_type_hints(function)
+    first = next(iter(inspect.signature(function).parameters), "")
+    return any(_is_a(kind, "secateur.subjects.streamed", "Streamed") for kind in typing.get_args(hints.get(first)))
 
 
 def _is_a(kind: Any, module: str, wanted: str) -> bool:

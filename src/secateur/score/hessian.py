@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur import processes
 from secateur.errors import InputError, NumericalError
 from secateur.finite import all_finite
 from secateur.score.hooks import Batch, finite, stream
@@ -80,14 +81,11 @@ class Moments:
 
     def share(self, width: int) -> None:
         """Under several processes: become the moments of the rows of all of them; `width` is d_in."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if processes.count() == 1:
             return
         shape = (width,) if self.diagonal else (width, width)
-        whole = torch.zeros(shape) if self.sum is None else self.sum * self.rows
-        rows = torch.tensor([self.rows], dtype=torch.int64, device=whole.device)
-        torch.distributed.all_reduce(whole)
-        torch.distributed.all_reduce(rows)
-        self.rows = int(rows)
+        whole = processes.total(torch.zeros(shape) if self.sum is None else self.sum * self.rows)
+        self.rows = int(processes.total(torch.tensor([self.rows])))
         self.sum = whole / self.rows if self.rows else None
 
     def value(self, name: str) -> Tensor:

@@ -14,7 +14,7 @@ from secateur.errors import InputError, NumericalError
 from secateur.finite import all_finite
 from secateur.score.hessian import Moments, damped, strips
 
-__all__ = ["Pruned", "factor", "factored", "grid", "prune", "prune_all"]
+__all__ = ["Pruned", "described", "factor", "factored", "grid", "prune", "prune_all"]
 
 _TOGETHER = 3
 """Matrices with the same inputs that are gone through at once: queries, keys and values, not all starved experts."""
@@ -25,11 +25,21 @@ _STEP = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pruned:
-    """weight: [d_out, d_in], zero where `mask` is False, corrected elsewhere. loss: sum of e^2 / 2 over what went."""
+    """What `prune` gives.
+
+    weight: [d_out, d_in], zero where `mask` is False, corrected elsewhere. loss: sum of e^2 / 2 over what went (or was
+    rounded), which is by how much the outputs change: ||W' X - W X||^2 / N, with the dampening counted in.
+    """
 
     weight: Tensor
     mask: Tensor
     loss: float
+
+
+def described(losses: Sequence[float | None]) -> str:
+    """A note on the `Pruned.loss` of each block; None where a run that went on doesn't know it."""
+    told = ", ".join("unknown" if loss is None else f"{loss:.3g}" for loss in losses)
+    return f"squared error of what the matrices give, a token, as estimated on the way, by block: {told}"
 
 
 def factor(H: Tensor, damp: float = 0.01) -> Tensor:
@@ -71,8 +81,10 @@ def prune_all(
     damp: float = 0.01,
     bits: int = 0,
     by_row: bool = False,
-) -> None:
+) -> float:
     """`prune` all matrices [d_out, d_in] in place; those that read the same are gone through at once, row under row.
+
+    Returns the sum of their losses, see `Pruned`.
 
     Args:
         matrices: name -> matrix.
@@ -82,6 +94,7 @@ def prune_all(
         bits: if not 0, see `grid`.
         by_row: `choose` looks at each row by itself, so that it may be asked for several matrices at once.
     """
+    loss = 0.0
     for names, H, U in factored(moments, damp):
         for start in range(0, len(names), _TOGETHER):
             some = names[start : start + _TOGETHER]
@@ -95,8 +108,10 @@ def prune_all(
             found = prune(whole, H, choose if by_row else each, every=every, inverse=U, rounded=rounded)
             for name, part in zip(some, found.weight.split(sizes), strict=True):
                 matrices[name].copy_(part)
+            loss += found.loss
             del whole, found
         del H, U  # before the next ones are made
+    return loss
 
 
 def prune(
@@ -120,7 +135,8 @@ def prune(
         weight: [d_out, d_in]; any float type, computed in float32. Not changed.
         H: [d_in, d_in], from `hessian.collect`; ignored where `inverse` is given.
         choose: scores -> mask, or a mask [d_out, d_in] made elsewhere (the corrections alone).
-        every: columns per choice: 128 for a share of the weights, m for n of m.
+        every: columns per choice: 128 for a share of the weights, m for n of m, 0 to choose among all columns at once,
+            by weights that hold no correction yet.
         block: columns whose corrections of the rest are applied as one matrix product.
         damp: dampening, as a share of the mean of H's diagonal.
         rounded: column [d_out] -> the same on a coarser grid (`grid`), to prune and quantise at once.
@@ -132,20 +148,23 @@ def prune(
     columns at a time into matrix products, which is the same sum in another order.
     """
     d_out, d_in = weight.shape
-    if H.shape != (d_in, d_in) or every < 1 or block < 1:
+    if H.shape != (d_in, d_in) or every < 0 or block < 1:
         raise InputError(f"weight {tuple(weight.shape)}, H {tuple(H.shape)}, every={every}: expected [d_out, d_in], "
-                         "[d_in, d_in] and at least 1 column")  # fmt: skip
+                         "[d_in, d_in] and no number below 0")  # fmt: skip
     if not all_finite(weight):
         raise NumericalError(f"weight {tuple(weight.shape)} holds NaN or infinity: this checkpoint is broken")
     U = factor(H, damp) if inverse is None else inverse
     pivots, diagonal = U.diagonal().square().unsqueeze(1), U.diagonal().tolist()
+    # Transposed, so that a column of W is a run of memory.
+    W = weight.detach().to(torch.float32, copy=True).T.contiguous()
+    W[H.diagonal() == 0.0] = 0.0
+    if not every:
+        choose = choose if isinstance(choose, Tensor) else choose((W.square() / pivots).T)
+        every = block
     # A choice lies within one step, or at the start of one: its columns then hold all corrections there are.
     step = _STEP if every % _STEP == 0 else every * max(1, _STEP // every)
     whole = math.lcm(step, every)
     block = max(1, block // whole) * whole
-    # Transposed, so that a column of W is a run of memory.
-    W = weight.detach().to(torch.float32, copy=True).T.contiguous()
-    W[H.diagonal() == 0.0] = 0.0
     gone = torch.zeros_like(W, dtype=torch.bool)
     loss = 0.0
     for start in range(0, d_in, block):

@@ -18,7 +18,7 @@ from secateur.errors import DataError, InputError
 from secateur.modes import evaluating
 from secateur.score.hooks import Batch, finite, real_tokens
 
-__all__ = ["Routing", "collect", "meeting_distance", "mixed_distance", "row_distance"]
+__all__ = ["Routing", "collect", "meeting_distance", "mixed_distance", "probabilities", "row_distance"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +30,7 @@ class Routing:
     shares: [E] float64, the sum of the shares (gate weights) they went with: soft counts
     together: [E, E] int64, tokens that went to both experts; symmetric, zero on the diagonal
     saliency: [E] float32, or None if it was not asked for; see `collect`
+    soft: [E] float64, the router's probabilities summed up over all tokens, also those that went elsewhere; or None
     """
 
     tokens: int
@@ -37,6 +38,11 @@ class Routing:
     shares: Tensor
     together: Tensor
     saliency: Tensor | None = None
+    soft: Tensor | None = None
+
+    def worth(self, rule: str) -> Tensor | None:
+        """[E]: what the experts are worth by "usage" (the counts), "soft" or "saliency"; None for any other rule."""
+        return {"usage": self.counts, "soft": self.soft, "saliency": self.saliency}.get(rule)
 
 
 def collect(
@@ -46,6 +52,7 @@ def collect(
     layers: Mapping[str, nn.Module],
     *,
     saliency: bool = False,
+    routers: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Routing]:
     """Path -> routing of each module in `layers`: packed experts, called with (states, experts, shares).
 
@@ -54,10 +61,13 @@ def collect(
 
     saliency: also give each expert's mean contribution, which takes its outputs once more:
         S_j = mean over the tokens routed to j of  share_j(x) ||expert_j(x)||_2,   0 for an expert without tokens.
+    routers: path -> the module that gives (logits [T, E], ...) of the layer; for soft counts,
+        H_j = sum over all tokens of p_j(x),   p = softmax(logits), or sigmoid(logits) / their sum for DeepSeek-V3's.
 
     Raises `InputError` for a module that the forward pass never reached, `NumericalError` for NaN or infinity.
 
-    Source: counts of co-activation: STUN (arXiv 2409.06211); saliency: REAP (arXiv 2510.13999).
+    Source: counts of co-activation: STUN (arXiv 2409.06211); saliency: REAP (arXiv 2510.13999); soft counts: SEER-MoE
+    (arXiv 2404.05089), heavy hitters.
     """
     sums = {path: _Sums(path, module, saliency) for path, module in layers.items()}
     mask: Tensor | None = None
@@ -70,6 +80,12 @@ def collect(
                 one.add(states, experts, shares, mask)
 
             stack.callback(one.module.register_forward_pre_hook(look, with_kwargs=True).remove)
+        for path, router in (routers or {}).items():
+
+            def note(router: Any, _: Any, output: Any, one: _Sums = sums[path]) -> None:
+                one.weigh(probabilities(router, output[0]), mask)
+
+            stack.callback(router.register_forward_hook(note).remove)
         for batch in batches:
             mask = real_tokens(batch)
             forward(batch)
@@ -77,6 +93,17 @@ def collect(
     if not ran:
         raise DataError("there are no batches to see the routing on: give at least one")
     return {path: one.result() for path, one in sums.items()}
+
+
+def probabilities(router: nn.Module, logits: Tensor) -> Tensor:
+    """[T, E] float64: what a router's logits [T, E] say of each expert, adding up to 1 for each token.
+
+    Routers that correct their choice by a bias (DeepSeek-V3) judge each expert on its own, by a sigmoid.
+    """
+    if hasattr(router, "e_score_correction_bias"):
+        alone = logits.double().sigmoid()
+        return alone / alone.sum(-1, keepdim=True).clamp(min=1e-30)
+    return logits.double().softmax(-1)
 
 
 class _Sums:
@@ -91,6 +118,12 @@ class _Sums:
         self.shares = torch.zeros(self.count, dtype=torch.float64)
         self.norms = torch.zeros(self.count, dtype=torch.float64)
         self.meetings = torch.zeros(self.count, self.count, dtype=torch.float64)
+        self.soft: Tensor | None = None
+
+    def weigh(self, shares: Tensor, mask: Tensor | None) -> None:
+        """Count in what the router says of tokens: [T, E] probabilities."""
+        shares = finite(self.path, shares if mask is None else shares[mask.flatten().to(shares.device)])
+        self.soft = shares.sum(0).cpu() + (0 if self.soft is None else self.soft)
 
     def add(self, states: Tensor, experts: Tensor, shares: Tensor, mask: Tensor | None) -> None:
         self.reached = True
@@ -131,7 +164,7 @@ class _Sums:
         counts = self.meetings.diagonal().clone()
         mean = (self.norms / counts.clamp(min=1)).float() if self.saliency else None
         together = self.meetings.clone().fill_diagonal_(0).long()
-        return Routing(self.tokens, counts.long(), self.shares, together, mean)
+        return Routing(self.tokens, counts.long(), self.shares, together, mean, self.soft)
 
 
 # ------------------------------------------------------------------------------------------------------- distances

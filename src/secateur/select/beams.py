@@ -68,7 +68,8 @@ def branched(
     For k = 0, 1, ...: the beginnings of `first + k growth` blocks, and the ends of as many, are the branches of either
     side. The side with fewer distinct ones comes first: of each batch the judge keeps `top`, and sequences without a
     chosen branch leave; then the same for the other side. A side with fewer branches than a batch, while at least a
-    batch of sequences is left, is looked at one step longer first: few short branches tell little.
+    batch of sequences is left, is looked at one step longer first: few short branches tell little. Not so where those
+    would be no shorter than the sequences: the judge would read all of them.
 
     Args:
         sequences: blocks of each, the likeliest first.
@@ -91,7 +92,8 @@ def branched(
         for end in sides:
             if len(left) <= width:
                 break
-            few = len(left) >= batch > len(_branches(sequences, left, first + k * growth, end))
+            shorter = first + (k + 1) * growth < max(len(sequences[place]) for place in left)
+            few = shorter and len(left) >= batch > len(_branches(sequences, left, first + k * growth, end))
             own = k + 1 if few and k < longest else k
             branches = _branches(sequences, left, first + own * growth, end)
             kept = _round(list(branches), range(len(branches)), choose, top, batch, fits, 5)

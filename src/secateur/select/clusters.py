@@ -11,7 +11,7 @@ from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.select.arrays import as_numpy
 from secateur.vocabulary import Array
 
-__all__ = ["Clustering", "agglomerate", "each_of", "shared_threshold"]
+__all__ = ["Clustering", "agglomerate", "each_of", "grouped", "shared_threshold"]
 
 _AROUND = 256
 """Thresholds on either side of where a bisection ends that are tried too: counts need not fall with every step."""
@@ -121,6 +121,19 @@ def each_of(distances: Sequence[Array], count: int) -> list[Clustering]:
     Raises `InfeasibleError` for a layer with fewer units.
     """
     return [shared_threshold([distance], count, least=count)[1][0] for distance in distances]
+
+
+def grouped(distance: Array, count: int, parts: int = 1) -> list[list[int]]:
+    """The units of each of `count` clusters of one layer, made inside `parts` equal groups that follow one another.
+
+    Units of two groups never come together, and all groups get equally many clusters, as routers want that choose among
+    groups first. `count` is a multiple of `parts`. Raises as `each_of` does.
+    """
+    table, found = as_numpy(distance, np.float64), list[list[int]]()
+    for members in np.split(np.arange(len(table)), parts):
+        (one,) = each_of([table[np.ix_(members, members)]], min(count // parts, len(members)))
+        found += [members[inside].tolist() for inside in one.members()]
+    return found
 
 
 class _Pairs:

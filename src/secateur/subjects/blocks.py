@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from secateur import processes
 from secateur.errors import InfeasibleError, InputError, ModelError
 from secateur.finite import given
 from secateur.modes import evaluating
@@ -108,14 +107,15 @@ class Block:
     _following: _States | None = None
     """Where what leaves the block is to be written by the first `read`; None: nobody asks for it."""
 
-    def read(self, make: Callable[[], R], only: Collection[str] | None = None) -> dict[str, R]:
+    def read(self, make: Callable[[], R], only: Collection[str] | None = None, *, routed: bool = False) -> dict[str, R]:
         """Name -> a reader that has counted in what the matrix reads, over all batches; one pass through the block.
 
         The pass ends with the last matrix that is asked for, unless what leaves the block is wanted too.
 
         Matrices that read the same tensor share one reader. A packed expert counts the tokens that were sent to it:
-        its first matrix reads the states, its second one act(gate) * up. Padding is left out. `only` names the matrices
-        that are asked for. Under several processes each runs its share of the batches, and all get the same result.
+        its first matrix reads the states, its second one act(gate) * up; `routed`: both times the share with which each
+        token was sent there. Padding is left out. `only` names the matrices that are asked for. Under several processes
+        each runs its share of the batches, and all get the same result.
 
         Raises `InputError` for a matrix that was never run.
         """
@@ -154,18 +154,22 @@ class Block:
 
             def look(module: Any, args: Any) -> None:
                 states, chosen = args[0].flatten(0, -2), args[1].flatten(0, -2)
+                shares = args[2].flatten(0, -2) if routed else None
                 real = None if mask is None or mask.numel() != len(states) else mask.flatten()
                 for expert in range(len(module.down_proj)):
-                    rows = (chosen == expert).any(-1)
-                    rows = states[rows if real is None else rows & real]
+                    sent = (chosen == expert).any(-1)
+                    sent = sent if real is None else sent & real
+                    rows = states[sent]
+                    share = None if shares is None else (shares * (chosen == expert)).sum(-1, keepdim=True)[sent]
                     first, second = (f"{prefix}.{leaf}[{expert}]" for leaf in ("gate_up_proj", "down_proj"))
                     if not len(rows):
                         continue
                     if first in found:
-                        found[first].add(rows)
+                        found[first].add(rows if share is None else rows * share)
                     if second in found:
                         gate, up = nn.functional.linear(rows, module.gate_up_proj[expert]).chunk(2, -1)
-                        found[second].add(module.act_fn(gate) * up)
+                        inner = module.act_fn(gate) * up
+                        found[second].add(inner if share is None else inner * share)
                 done(path)
 
             return look
@@ -206,7 +210,7 @@ class Block:
         missed = [name for name in modules.values() if name not in found]
         if missed:
             raise InputError(f"{missed[0]} was never run by its block: it can't be pruned from what it reads")
-        if _processes().num_processes > 1:
+        if processes.count() > 1:
             for name, reader in {id(reader): (name, reader) for name, reader in found.items()}.values():
                 reader.share(self.matrices[name].weight.shape[1])
         return found
@@ -279,27 +283,31 @@ def visit(
     from there and goes on behind them. Without it nothing is kept, and what the caller changes stays in memory only
     where `subject` holds it.
 
-    Under several processes (torchrun, accelerate launch) each runs every P-th batch.
+    Under several processes (torchrun, accelerate launch) each runs every P-th batch, and `folder` is one that all of
+    them see. What the first has made of a block is what all have: it is kept once.
 
     Raises `NumericalError` naming the block whose output is not finite, `InputError` for no batch, or for a batch with
     tokens outside the vocabulary.
     """
-    state = _processes()
-    mine = list(batches)[state.process_index :: state.num_processes]
-    if not mine:
-        raise InputError(f"{len(batches)} batches for {state.num_processes} processes: give at least one to each")
+    number, many = processes.index(), processes.count()
+    mine = list(batches)[number::many]
+    if len(batches) < many or not mine:
+        raise InputError(f"{len(batches)} batches for {many} processes: give at least one to each")
     paths = subject.layers()
-    folder = folder / f"rank-{state.process_index}" if state.num_processes > 1 else folder
+    own = folder / f"process-{number}-of-{many}" if many > 1 else folder
     folder.mkdir(parents=True, exist_ok=True)
-    start = _finished(folder, len(paths)) if store else 0
+    start = processes.by_first(lambda: _finished(folder, len(paths))) if store else 0
     for index in range(start):
         subject.recall(paths[index], _file(folder, index))
     if start == len(paths):
         return
-    current = _States(folder, start)
+    current = _States(own, start)
     written = current.complete(len(mine))
     if start and not written:
-        raise ModelError(f"{folder} lacks the states of block {start}: delete it and run the same command again")
+        raise ModelError(
+            f"{folder} lacks the states of block {start} for {many} process{'es' if many > 1 else ''}: go on with as "
+            "many as before, or delete it and run the same command again"
+        )
     inside: list[list[Call]] = []
     with subject.resident():
         entering = _entering(subject, mine, inside)
@@ -310,7 +318,7 @@ def visit(
             current.write(entering)
     masks = [batch.get("attention_mask") for batch in mine]
     masks = [None if mask is None or bool(mask.all()) else mask.bool() for mask in masks]
-    shown = sys.stderr.isatty() and state.is_main_process
+    shown = sys.stderr.isatty() and number == 0
     console = Console(stderr=True)
     for index in track(range(start, len(paths)), title, console=console, disable=not shown, transient=True):
         path = paths[index]
@@ -325,7 +333,7 @@ def visit(
                 [each[index] for each in inside],
                 masks,
             )
-            following = _States(folder, index + 1)
+            following = _States(own, index + 1)
             wanted = index + 1 < len(paths) or not store
             if wanted and not sequential:
                 block._following = following
@@ -335,11 +343,21 @@ def visit(
             if wanted and sequential:
                 following.write(_finite(path, (block.run(*each) for each in block.inputs())))
             if store:
-                subject.store(path, _file(folder, index))
+                _keep(subject, path, _file(folder, index))
         current.remove()
         current = following
     if store:
         current.remove()
+        if many > 1:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def _keep(subject: Blocks, path: str, file: Path) -> None:
+    """Store the resident block at `path`; of several processes the first does, once all have come here."""
+    processes.wait()
+    processes.by_first(lambda: subject.store(path, file))
+    if processes.index():
+        subject.recall(path, file)
 
 
 def _entering(subject: Blocks, batches: Sequence[Mapping[str, Tensor]], inside: list[list[Call]]) -> Iterator[Tensor]:
@@ -377,11 +395,6 @@ def _shared(nest: Any, pool: dict[Any, list[Tensor]], known: dict[int, Tensor]) 
     if type(nest) is dict:
         return {name: _shared(one, pool, known) for name, one in nest.items()}
     return nest
-
-
-def _processes() -> PartialState:
-    """The processes that were started together, if any; as Accelerate's own training sees them."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 class _EnoughError(Exception):
@@ -460,14 +473,14 @@ def walk(subject: Blocks, folder: Path) -> Iterator[dict[str, Matrix]]:
     """Yield the matrices of each block in turn, to be changed in place; nothing is run. Resumed as in `visit`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = subject.layers()
-    start = _finished(folder, len(paths))
+    start = processes.by_first(lambda: _finished(folder, len(paths)))
     for index, path in enumerate(paths):
         if index < start:
             subject.recall(path, _file(folder, index))
             continue
         with subject.resident(path):
             yield matrices(subject.model, [path])
-            subject.store(path, _file(folder, index))
+            _keep(subject, path, _file(folder, index))
 
 
 def everywhere(
@@ -482,7 +495,7 @@ def everywhere(
     threshold, above: see `select.weights`. Scores are made anew in each pass and let go, block by block. A killed run
     starts again.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    processes.by_first(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     def arrays() -> Iterator[tuple[str, Tensor]]:
         for path in subject.layers():

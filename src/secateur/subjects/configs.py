@@ -9,20 +9,25 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Change", "described", "holders", "read", "write"]
+__all__ = ["Change", "behind", "described", "holders", "read", "write"]
 
 Change = tuple[str, str, int]
 """(module that holds the config, field, new value); "text_config.hidden_size" and "widths.0" are fields, too."""
 
 _BUILDS = 8
-"""How many configs are tried at most: one takes some 50 ms for a network of 12 layers."""
+"""How many configs are tried at most: each takes as long as the modules of a network take to be made."""
+_FILLS = frozenset(name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")) | frozenset(
+    ["zero_", "fill_", "copy_", "mul_", "add_", "clamp_", "erfinv_", "exponential_"]
+)
+"""What gives a tensor its first values, in place."""
 
 
 def holders(model: nn.Module) -> dict[str, nn.Module]:
@@ -74,7 +79,9 @@ def described(
         if _shapes(holder) == _shapes(parts[path]):
             continue
         search = _Search(holder, parts[path], widths)
-        found = search.run(fits)
+        # A config of a make of its own, which nobody knows to read.
+        known = hasattr(holder, "register_to_config") or hasattr(holder.config, "to_dict")
+        found = search.run(fits) if known else None
         if found is None:
             lost.append(path)
             continue
@@ -84,6 +91,20 @@ def described(
     return changes, numbers, lost
 
 
+def behind(model: nn.Module, paths: Iterable[str] | None = None) -> list[str]:
+    """Notes on the models at `paths` whose configs stay behind what was cut; on all that `model` holds if None."""
+    found = holders(model)
+    notes = []
+    for path in found if paths is None else paths:
+        name = f"{path} ({type(found[path]).__name__})" if path else type(found[path]).__name__
+        notes.append(
+            f"config: no config of {name} describes what is left (widths differ between layers, or its class computes "
+            "one from another), so the config is still the original's: what save_pretrained writes, from_pretrained "
+            "won't load. Keep it by save() of secateur.subjects.open_traced's subject, and reload_traced"
+        )
+    return notes
+
+
 class _Search:
     """For the config that builds `small`, which was cut from `holder`."""
 
@@ -91,9 +112,18 @@ class _Search:
         self.holder, self.small, self.widths = holder, small, widths
         self.shapes, self.numbers, self.before = _shapes(small), _numbers(small), _numbers(holder)
         self.whole = {path for path, one in small.named_modules() if any(True for _ in one.children())}
+        self.buffers = {
+            f"{path}.{name}" if path else name: one
+            for path, module in small.named_modules()
+            for name in module._non_persistent_buffers_set
+            if (one := module._buffers[name]) is not None
+        }
+        """Those that no file holds."""
         self.builds = 0
         self.left: list[Change] = []
         """Numbers of modules that the cut left, and what the best config sets."""
+        self.built: nn.Module | None = None
+        """What the best config builds."""
 
     def run(self, fits: Callable[[str, bool], bool]) -> dict[str, int] | None:
         """Field -> new value: the likeliest value of each field first, then others for one after another.
@@ -114,32 +144,33 @@ class _Search:
             # Many a class reads this field where it is there, and takes the ratio where it is not.
             options["head_dim"] = [hidden // heads]
         best = {field: new[0] for field, new in options.items()}
-        least, self.left = self._differences(best)
+        least, self.left, self.built = self._differences(best)
         better = True
         while least and better:
             better = False
             for field, several in options.items():
                 for new in several:
                     if new != best[field] and least and self.builds < _BUILDS:
-                        count, left = self._differences({**best, field: new})
+                        count, left, built = self._differences({**best, field: new})
                         if count < least:
-                            best, least, self.left, better = {**best, field: new}, count, left, True
+                            best, least, better = {**best, field: new}, count, True
+                            self.left, self.built = left, built
         for field, old in values.items():
             # A number that was a width by chance only.
             if not least and best.get(field, old) != old and not fits(_name(field), True):
-                count, left = self._differences({**best, field: old})
+                count, left, built = self._differences({**best, field: old})
                 if not count:
-                    best, self.left = {**best, field: old}, left
+                    best, self.left, self.built = {**best, field: old}, left, built
         found = {field: new for field, new in best.items() if new != values.get(field)}
-        return found if not least and self._buffers(found) else None
+        return found if not least and self._same_buffers() else None
 
-    def _differences(self, values: Mapping[str, int]) -> tuple[float, list[Change]]:
-        """How many shapes and numbers of what a config builds are not those of the cut network; and `left`."""
+    def _differences(self, values: Mapping[str, int]) -> tuple[float, list[Change], nn.Module | None]:
+        """How many shapes and numbers of what a config builds are not those of the cut network; `left`; `built`."""
         self.builds += 1
-        with torch.device("meta"):
+        with nullcontext() if self.buffers else torch.device("meta"), _Hollow():
             built = _built(self.holder, values)
         if built is None:
-            return math.inf, []
+            return math.inf, [], None
         shapes, numbers = _shapes(built), _numbers(built)
         left: list[Change] = []
         wrong = len(shapes.items() ^ self.shapes.items())
@@ -152,7 +183,7 @@ class _Search:
                 left.append((*key, new))
             else:
                 wrong += 1
-        return float(wrong), sorted(left)
+        return float(wrong), sorted(left), built
 
     def _uneven(self) -> bool:
         """Whether layers of one make have widths of their own now, which single numbers can't say."""
@@ -164,21 +195,12 @@ class _Search:
                 return True
         return False
 
-    def _buffers(self, values: Mapping[str, int]) -> bool:
-        """Whether buffers that no file holds come out as they are in the cut network."""
-        kept = {
-            f"{path}.{name}" if path else name: module._buffers[name]
-            for path, module in self.small.named_modules()
-            for name in module._non_persistent_buffers_set
-        }
-        if not kept:
-            return True
-        with _Hollow():
-            built = _built(self.holder, values)
-        made = dict(built.named_buffers()) if built is not None else {}
+    def _same_buffers(self) -> bool:
+        """Whether buffers that no file holds come out of the best config as they are in the cut network."""
+        made = dict(self.built.named_buffers()) if self.built is not None else {}
         return all(
-            one is None or (name in made and (made[name].is_meta or torch.equal(made[name].to(one.dtype), one.cpu())))
-            for name, one in kept.items()
+            name in made and (made[name].is_meta or torch.equal(made[name].to(one.dtype), one.cpu()))
+            for name, one in self.buffers.items()
         )
 
 
@@ -224,12 +246,16 @@ def _numbers(model: nn.Module) -> dict[tuple[str, str], Any]:
 
 
 class _Hollow(TorchFunctionMode):
-    """Weights without memory, buffers with their values."""
+    """Weights without memory, for which no values are drawn; buffers with their values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
+        if getattr(func, "__name__", "") in _FILLS:
+            filled = args[0] if args else kwargs.get("tensor")
+            if isinstance(filled, Tensor) and filled.is_meta:
+                return filled
         return func(*args, **kwargs)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from secateur.subjects.atoms import Atoms
 from secateur.subjects.labels import along, first, on, padded, varying, wide
 
-__all__ = ["NOTHING", "Flow", "Labelled", "Labels", "Shaping"]
+__all__ = ["NOTHING", "Flow", "Labelled", "Labels", "Scaling", "Shaping"]
 
 Labels = tuple[Tensor, ...]
 
@@ -25,6 +25,7 @@ NOTHING: Labels = ()
 
 _MARK = "_secateur_labels"
 _BLANK = "_secateur_blank"
+_LINEAR = "_secateur_linear"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,18 @@ class Shaping:
     bounds: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """An attention whose scale is taken from the size of its heads: where it is, and the query's label.
+
+    It names rows of one linear layer or convolution, from which the query comes unchanged; its last dimension is the
+    size of heads.
+    """
+
+    module: str
+    label: Tensor
+
+
 class Flow:
     """Labels on tensors, and what happens to them. `where` is the path of the module that runs."""
 
@@ -66,6 +79,9 @@ class Flow:
         self.joint: list[tuple[Tensor, str]] = []
         """Labels that change along several dimensions of one tensor: what goes must be whole slices of it."""
         self.shapings: list[Shaping] = []
+        self.scalings: list[Scaling] = []
+        self.whole: frozenset[str] = frozenset()
+        """Modules whose attention keeps all its heads: the same dimensions of each go instead."""
         self.aligned: list[Tensor] = []
         """Labels whose number must stay a multiple of some power of two, for the sake of a kernel."""
         self.heads: list[Tensor] = []
@@ -95,6 +111,19 @@ class Flow:
                 setattr(value, _MARK, labels)
             if blank or hasattr(value, _BLANK):
                 setattr(value, _BLANK, blank)
+
+    def keeps_heads(self, path: str) -> bool:
+        """Whether an attention in the module at `path` keeps all its heads."""
+        return any(path == one or path.startswith(f"{one}.") for one in self.whole)
+
+    def linear(self, value: Any) -> bool:
+        """Whether a tensor is what a linear layer or convolution gave, perhaps reshaped."""
+        return getattr(value, _LINEAR, False)
+
+    def mark_linear(self, value: Any, linear: bool) -> None:
+        """Say whether a tensor is what a linear layer or convolution gave."""
+        if isinstance(value, Tensor) and (linear or hasattr(value, _LINEAR)):
+            setattr(value, _LINEAR, linear)
 
     def drop_single(self, value: Tensor) -> None:
         """A single index that was picked out is used: it must stay."""
@@ -187,6 +216,7 @@ class Flow:
     def contract(self, a: Labelled, b: Labelled) -> Labels:
         """Labels of a batched matrix product [b, m, k] x [b, k, n] -> [b, m, n]."""
         what = "is summed with a tensor without channels to cut"
+        whole = self.keeps_heads(self.where)
         left: dict[int, list[Tensor]] = {0: [], 1: [], 2: []}
         right: dict[int, list[Tensor]] = {0: [], 1: [], 2: []}
         for one, sides, inner, outer in ((a, left, 2, 1), (b, right, 1, 2)):
@@ -194,8 +224,11 @@ class Flow:
                 label: Tensor | None = given
                 assert label is not None
                 dims = varying(label)
+                if whole and 0 in dims and len(dims) > 1:
+                    label = self.collapse(label, [0], what)
+                    dims -= {0}
                 joint = len(dims) > 1
-                if inner in dims and joint:
+                if label is not None and inner in dims and joint:
                     label = self.collapse(label, [inner], what)
                     dims -= {inner}
                 if label is not None and outer in dims and 0 in dims:

@@ -102,7 +102,7 @@ def _equal(
             old = changed.get(axis.tensor, tensor.detach().clone())
             changed[axis.tensor] = old.index_fill_(axis.dim, torch.from_numpy(gone).to(old.device), 0)
     try:
-        small = shrink(model, plan(model, coupling, kept, run.flow.shapings))
+        small = shrink(model, plan(model, coupling, kept, run.flow))
     except ModelError:
         return False
     return same(small, twin(model, changed), example)[1] is None

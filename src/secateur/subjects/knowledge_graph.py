@@ -7,17 +7,18 @@ endpoint can be read, and what `files.triples` loads is read the same way.
 
 from __future__ import annotations
 
+import string
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote
 
 import numpy as np
 
 from secateur.errors import InputError, ServerError
-from secateur.stores import ENTITY, RDF, Embedded, Row, Store, Value, in_line, iri, usable
+from secateur.stores import ENTITY, RDF, Embedded, Row, Store, Value, in_line, iri, literal, usable
 from secateur.vocabulary import Cut, Selection, Site, Units
 from secateur.web import LargeError
 
@@ -51,6 +52,10 @@ _LONGEST_TEXT = 10_000
 """Letters that are read of what is said of a thing."""
 
 
+How: TypeAlias = Literal["written", "folded", "holding"]
+"""How a name is looked for, see `KnowledgeGraph.called`."""
+
+
 class Fact(NamedTuple):
     """A triple: subject and predicate are IRIs, and so is the object unless it is a literal."""
 
@@ -73,7 +78,7 @@ class KnowledgeGraph:
 
     Args:
         store: `stores.Embedded`, `stores.Endpoint` or whatever answers as they do.
-        language: of names, where there are several.
+        language: of names, where there are several, such as en.
         most: facts that are read of one node in one direction at most; a node with more (a hub) is read in part, the
             part that the store gives first, and `crowded` names it.
 
@@ -84,7 +89,8 @@ class KnowledgeGraph:
     def __init__(self, store: Store, *, language: str = "en", most: int = 10_000) -> None:
         if most < 1:
             raise InputError(f"most={most}: give the facts that are read of one node, at least 1")
-        self.store, self.language, self.most = store, language, most
+        literal("", language)  # refuses what is none
+        self.store, self.language, self.most = store, language.lower(), most
         self.crowded: set[str] = set()
         self._names: dict[str, str] = {}
         self._kinds: dict[str, str] = {}
@@ -221,6 +227,23 @@ class KnowledgeGraph:
             fact: {key: tuple(sorted(told)) for key, told in sorted(found.items())} for fact, found in values.items()
         }
 
+    def sample(self, count: int, *, each: int = 4) -> list[Fact]:
+        """About so many facts between things, each of another thing, the same each time; fewer where there are none.
+
+        each: facts of a thing that are read to take one of them.
+        """
+        kept = f"FILTER(isIRI(?s)) FILTER(isIRI(?o)) FILTER(?p NOT IN ({', '.join(map(iri, sorted(_TECHNICAL)))}))"
+        kept += f" FILTER NOT EXISTS {{ ?s {iri(_ABOUT[0])} ?about }}" if self._named_statements else ""
+        rows = self.store.select(f"SELECT DISTINCT ?s WHERE {{ ?s ?p ?o {kept} }} LIMIT {_ROOM}")
+        things = sorted({row[0].text for row in rows if len(row) == 1 and row[0] and _sound(row[0])})
+        draw = np.random.default_rng(0)
+        chosen = sorted(draw.permutation(len(things))[:count].tolist())
+        facts: dict[str, list[Fact]] = {things[i]: [] for i in chosen}
+        for fact in sorted(self._around(facts, False, each)[0]):
+            if fact.subject in facts:
+                facts[fact.subject].append(fact)
+        return [some[draw.integers(len(some))] for some in facts.values() if some]
+
     # ----------------------------------------------------------------------------------------------------------- things
 
     def names(self, nodes: Iterable[str]) -> dict[str, str]:
@@ -281,6 +304,58 @@ class KnowledgeGraph:
             yield node, name
             yield from ((node, other) for other in sorted(found.aliases.get(node, set()) - {name}))
 
+    def called(
+        self, texts: Iterable[str], kinds: Iterable[str] = (), *, how: How = "written", most: int = 1_000
+    ) -> list[tuple[str, str]]:
+        """(node, name) of the things that are called so, sorted, without reading all names.
+
+        Args:
+            texts: what they may be called.
+            kinds: only things of one of these; where all are IRIs the graph is not asked which it has.
+            how: "written" finds names that are a text, or it in small letters, capitals, or with capitals in front: an
+                index leads to them. "folded" finds them in any letters, and "holding" those that hold a text, in any
+                letters; the store looks at all of its names for that.
+            most: names in all; of those that hold a text, of each.
+        """
+        wanted = [text for text in texts if text.strip() and _askable(text)]
+        # A relation may have a name, too, and is no thing.
+        kept = "FILTER(isIRI(?s)) FILTER NOT EXISTS { ?one ?s ?other }"
+        chosen = list(kinds)
+        if chosen:
+            chosen = chosen if all(map(usable, chosen)) else self._chosen(chosen)
+            kept += f" VALUES ?k {{ {' '.join(map(iri, chosen))} }} ?s {iri(TYPE)} ?k"
+        names = [iri(name) for name in (*NAMES, ALIAS)]
+        named = f"VALUES ?p {{ {' '.join(names)} }} ?s ?p ?n"
+
+        def rows(where: str) -> str:
+            return f"SELECT ?s ?p ?n WHERE {{ {where} {kept} }} LIMIT {most}"
+
+        def query(part: Sequence[str]) -> str:
+            if how == "written":  # a filter of ?p, or else pyoxigraph reads all names
+                forms = " ".join(literal(text, tag) for text in part for tag in tags)
+                return rows(f"VALUES ?n {{ {forms} }} ?s ?p ?n FILTER(?p IN ({', '.join(names)}))")
+            if how == "folded":
+                return rows(f"{named} FILTER(LCASE(STR(?n)) IN ({', '.join(map(literal, part))}))")
+            each = (f"{{ {rows(f'{named} FILTER(CONTAINS(LCASE(STR(?n)), {literal(text)}))')} }}" for text in part)
+            return f"SELECT ?s ?p ?n WHERE {{ {' UNION '.join(each)} }}"
+
+        tags = dict.fromkeys(("", self.language, self.language.split("-")[0]))
+        cases: tuple[Callable[[str], str], ...] = (str.lower,)
+        if how == "written":
+            cases = (str, str.lower, str.upper, string.capwords, lambda text: text[:1].upper() + text[1:])
+        wanted = list(dict.fromkeys(case(text) for case in cases for text in wanted))
+        found, asked = set[tuple[str, str]](), frozenset(wanted)
+        for start in range(0, len(wanted), _AT_ONCE):
+            if how != "holding" and len(found) >= most:
+                break
+            for row in map(_whole, self._asked(wanted[start : start + _AT_ONCE], query)):
+                if len(row) == 3 and _sound(row[0]) and row[2].kind == "literal":
+                    name = in_line(row[2].text, LONGEST)
+                    same = name if how == "written" else row[2].text.lower()
+                    if same in asked or (how == "holding" and any(text in same for text in asked)):
+                        found.add((row[0].text, name))
+        return sorted(found)
+
     def _chosen(self, kinds: Sequence[str]) -> list[str]:
         """The IRIs of kinds."""
         rows = self.store.select(f"SELECT DISTINCT ?k WHERE {{ ?s {iri(TYPE)} ?k }} LIMIT {_PAGE}")
@@ -330,11 +405,16 @@ class KnowledgeGraph:
         return in_line(unquote(end), LONGEST) or node
 
 
+def _askable(text: str) -> bool:
+    """Whether a name may be asked for. Some servers read what a backslash begins before all else, and see a quote."""
+    return text.isprintable() and "\\" not in text and len(text) <= LONGEST
+
+
 class _Named:
     """The best name of each node, and what else it is called, out of rows (node, predicate, name)."""
 
     def __init__(self, language: str) -> None:
-        self.language = language
+        self.language = language.split("-")[0]
         self.best: dict[str, tuple[int, int, str]] = {}
         self.aliases: dict[str, set[str]] = {}
 
@@ -345,7 +425,7 @@ class _Named:
         name = in_line(text, LONGEST)
         if kind != "literal" or sort != "iri" or not name:
             return
-        fit = 0 if language.split("-")[0] == self.language else 2 if language else 1
+        fit = 0 if language.lower().split("-")[0] == self.language else 2 if language else 1
         if predicate == ALIAS and fit < 2:
             self.aliases.setdefault(node, set()).add(name)
         elif predicate in NAMES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,65 +13,81 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from secateur import levels
 from secateur.disk import writing
 from secateur.errors import InputError, ModelError, NumericalError
 from secateur.subjects import saving, unpacking
 from secateur.subjects.matrices import matrices
+from secateur.subjects.quantised import Integers
+from secateur.subjects.streamed import Streamed
 from secateur.subjects.transformer import Transformer
 
 __all__ = ["is_packed", "load_masks", "pack", "save_masks", "save_packed", "semi_structured"]
 
 _MODULE = "modeling_packed"
 _PREFIX = "Packed"
-_SHARD = 4 * 2**30
+_SHARD = 2**30
 """Bytes after which another file is begun, so that no more than this is held at once."""
 
 
 # ---------------------------------------------------------------------------------------------------- weights
 
 
-def save_packed(subject: Transformer, folder: Path) -> tuple[str, ...]:
-    """Write the model into `folder` as `saving.save` does, its matrices without their zeros; returns notes.
+def save_packed(subject: Transformer | Streamed, folder: Path) -> tuple[str, ...]:
+    """Write the model into `folder` as it saves itself, its matrices without their zeros; returns notes.
 
     Every matrix that gets smaller by it is packed, as `unpacking` describes: all of them as "sparse-24-bitmask" where
-    they are all 2:4, else as "sparse-bitmask". What is loaded again equals the model bit for bit, which is checked.
-    Loading unpacks: it saves disk and transfer, neither memory nor time.
+    they are all 2:4, else as "sparse-bitmask", and the weights of rows with few different numbers, as rounding leaves
+    them, as places among these where that is smaller ("-levels"). What is loaded again equals the model bit for bit,
+    which is checked. Loading unpacks: it saves disk and transfer, neither memory nor time.
 
     Raises `InputError` where nothing gets smaller.
     """
-    saving.save(subject, folder)
+    subject.save(folder)
     return pack(folder, subject.model.config)
 
 
-def pack(folder: Path, config: Any) -> tuple[str, ...]:
-    """Pack the weights of the model that is saved in `folder`, in place; see `save_packed`."""
+def pack(folder: Path, config: Any, chosen: Collection[str] = (), integers: Integers | None = None) -> tuple[str, ...]:
+    """Pack the weights of the model that is saved in `folder`, in place; see `save_packed`.
+
+    The weights `chosen`, as they are named in the files, become `integers` of 8 bits first, a scale for each row, and
+    are packed all of them; what is loaded again equals what the integers stand for.
+    """
     files = sorted(folder.glob("*.safetensors"))
-    paying, two_four, before = set(), True, 0
+    paying, two_four, before, saved = set(chosen), True, 0, 0
     for name, tensor in _stored(files):
         before += tensor.nbytes
-        if name.endswith(".weight") and tensor.dim() == 2 and tensor.is_floating_point() and _pays(tensor):
+        if name in chosen:
+            saved += tensor.numel() - _cost(tensor, 1)
+        elif name.endswith(".weight") and tensor.dim() == 2 and tensor.is_floating_point() and _pays(tensor):
             paying.add(name)
+        if name in paying:
             two_four = two_four and _two_four(tensor)
+    if chosen and saved <= 0:
+        raise InputError("integers get no smaller without their zeros: prune the model first, or choose int8")
     if not paying:
         raise InputError("nothing gets smaller without its zeros: prune the model first, or keep it as it is")
     shard: dict[str, Tensor] = {}
-    number, after = 1, 0
+    number, after, rounded = 1, 0, 0
     for name, tensor in _stored(files):
-        parts = _packed(name, tensor, two_four) if name in paying else {name: tensor}
+        whole = integers(tensor) if integers is not None and name in chosen else None
+        parts = _packed(name, tensor, two_four, whole) if name in paying else {name: tensor}
         after += sum(part.nbytes for part in parts.values())
+        rounded += name in paying and f"{name.removesuffix('.weight')}.codes" in parts
         shard |= parts
         if sum(part.nbytes for part in shard.values()) > _SHARD:
             _write(folder, number, shard)
             shard, number = {}, number + 1
     if shard:
         _write(folder, number, shard)
-    form = "sparse-24-bitmask" if two_four else "sparse-bitmask"
-    _describe(config, folder, form, sorted(name.removesuffix(".weight") for name in paying))
-    _check(files, folder)
+    form = ("sparse-24-bitmask" if two_four else "sparse-bitmask") + ("-levels" if rounded else "")
+    told = f", {rounded} of them as places among the few numbers of their rows" if rounded else ""
+    _describe(config, folder, form, paying, chosen)
+    _check(files, folder, chosen, integers)
     for path in [*files, *folder.glob("model*.safetensors.index.json")]:
         path.unlink()
     return (
-        f"{len(paying)} matrices packed as {form}: {after / 1e6:.3g} MB in place of {before / 1e6:.3g} MB",
+        f"{len(paying)} matrices packed as {form}{told}: {after / 1e6:.3g} MB in place of {before / 1e6:.3g} MB",
         "it is unpacked as it loads, by secateur.load or from_pretrained(..., trust_remote_code=True): "
         "neither memory nor time is saved",
     )
@@ -101,8 +117,17 @@ def _write(folder: Path, number: int, shard: dict[str, Tensor]) -> None:
 def _pays(matrix: Tensor) -> bool:
     """Whether the stored weights with a bit for each place and the offsets of rows take less than the matrix."""
     rows, columns = matrix.shape
-    kept = int(torch.count_nonzero(matrix)) * matrix.element_size()
-    return kept + rows * (-(-columns // 8) + 8) + 16 < matrix.nbytes
+    smallest, found = _cost(matrix, matrix.element_size()), levels.table(matrix)
+    if found is not None:
+        coded = levels.coded_bytes(found, int(torch.count_nonzero(matrix)))
+        smallest = min(smallest, coded + rows * -(-columns // 8) + 16)
+    return smallest < matrix.nbytes
+
+
+def _cost(matrix: Tensor, size: int) -> int:
+    """Bytes of the stored weights, of `size` bytes each, with a bit for each place and the offsets of rows."""
+    rows, columns = matrix.shape
+    return int(torch.count_nonzero(matrix)) * size + rows * (-(-columns // 8) + 8) + 16
 
 
 def _two_four(matrix: Tensor) -> bool:
@@ -111,37 +136,54 @@ def _two_four(matrix: Tensor) -> bool:
     return bool((matrix.unflatten(1, (-1, 4)) != 0).sum(2).le(2).all())
 
 
-def _packed(name: str, matrix: Tensor, two_four: bool) -> dict[str, Tensor]:
+def _packed(name: str, matrix: Tensor, two_four: bool, whole: Any = None) -> dict[str, Tensor]:
+    """The parts of a matrix; with `whole`, of the integers that stand for it."""
     stem = name.removesuffix(".weight")
     held = matrix != 0
     shape = torch.tensor(matrix.shape)
+    scale = {} if whole is None else {f"{stem}.weight_scale": whole.scale}
+    matrix = matrix if whole is None else whole.qdata
     if two_four:
         # Exactly two of four are stored; where fewer are not zero, the first zeros fill up.
         runs = held.unflatten(1, (-1, 4))
         first = runs.to(torch.uint8).sort(dim=2, descending=True, stable=True).indices[..., :2]
         held = torch.zeros_like(runs).scatter_(2, first, True).flatten(1)
         stored = matrix[held].view(matrix.shape[0], -1)
-        more, shape = {}, shape[:, None]
+        more, shape = scale, shape[:, None]
     else:
         counts = held.sum(1)
-        stored, more = matrix[held], {f"{stem}.row_offsets": counts.cumsum(0) - counts}
-    return {f"{stem}.shape": shape, f"{stem}.bitmask": unpacking.bits(held), f"{stem}.compressed": stored, **more}
+        stored, more = matrix[held], {f"{stem}.row_offsets": counts.cumsum(0) - counts, **scale}
+    places = {f"{stem}.shape": shape, f"{stem}.bitmask": unpacking.bits(held)}
+    found = levels.table(matrix) if whole is None else None
+    if found is None or levels.coded_bytes(found, stored.numel()) >= stored.nbytes:
+        return {**places, f"{stem}.compressed": stored, **more}
+    wide = torch.promote_types(matrix.dtype, torch.float32)  # searching knows no smaller ones
+    codes = torch.searchsorted(found.to(wide), matrix.to(wide))[held]
+    planes = [unpacking.bits((codes >> bit & 1).bool()) for bit in range(found.shape[1].bit_length() - 1)]
+    return {**places, f"{stem}.levels": found, f"{stem}.codes": torch.stack(planes)}
 
 
-def _describe(config: Any, folder: Path, form: str, packed: list[str]) -> None:
-    """config.json says how it is packed and which file unpacks it."""
+def _describe(config: Any, folder: Path, form: str, packed: Collection[str], quantised: Collection[str]) -> None:
+    """config.json says how weights are packed, which are integers, and which file unpacks them."""
     data = saving.read_json(folder / "config.json")
     names = {auto: model.__name__ for auto, model in saving.classes(config).items()}
     data[unpacking.KEY] = {
         "quant_method": "compressed-tensors",
         "sparsity_config": {
             "format": form,
-            "sparsity_structure": "2:4" if form == "sparse-24-bitmask" else "unstructured",
-            "targets": packed,
+            "sparsity_structure": "2:4" if "24" in form else "unstructured",
+            "targets": _stems(packed),
             "ignore": [],
         },
         "auto_map": data.get("auto_map"),
     }
+    if quantised:
+        weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+        data[unpacking.KEY] |= {
+            "format": "int-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": {"targets": _stems(quantised), "weights": weights}},
+        }
     data["auto_map"] = {auto: f"{_MODULE}.{_PREFIX}{name}" for auto, name in names.items()}
     (folder / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     module = "# Written by secateur beside packed weights; licensed under Apache-2.0.\n"
@@ -155,12 +197,18 @@ def _describe(config: Any, folder: Path, form: str, packed: list[str]) -> None:
     (folder / f"{_MODULE}.py").write_text(module, encoding="utf-8")
 
 
-def _check(files: list[Path], folder: Path) -> None:
-    """Every tensor of `files` is in the packed ones, bit for bit."""
+def _stems(weights: Collection[str]) -> list[str]:
+    return sorted(name.removesuffix(".weight") for name in weights)
+
+
+def _check(files: list[Path], folder: Path, chosen: Collection[str], integers: Integers | None) -> None:
+    """Every tensor of `files`, or what its integers stand for, is in the packed ones, bit for bit."""
     places = {name: path for path in files for name in _names(path)}
     for name, tensor in unpacking.tensors(folder):
         with safe_open(places.pop(name), framework="pt") as file:
             before = file.get_tensor(name)
+        if integers is not None and name in chosen:
+            before = integers(before).dequantize()
         if before.dtype != tensor.dtype or not torch.equal(before, tensor):
             raise NumericalError(f"{name} is not the same after packing: the packed file is not usable")
     if places:

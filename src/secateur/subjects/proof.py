@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Collection
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +54,15 @@ def silenced(model: nn.Module, kept: np.ndarray, run: Run | None = None) -> Sile
 
 
 def compare(
-    small: nn.Module, reference: Silenced, example: Example, counter: Counter | None = None
+    small: nn.Module,
+    reference: Silenced,
+    example: Example,
+    counter: Counter | None = None,
+    scaled: Collection[str] = (),
 ) -> tuple[float, Fault | None]:
     """The largest relative difference of outputs, and the fault if it is above the tolerance.
 
-    counter: counts the FLOPs of `small`.
+    counter: counts the FLOPs of `small`. scaled: modules that give other values by intent, see `Plan.scaled`.
 
     What single modules give is compared as well, by the sum of its absolute values, which zeros that were cut do not
     change: outputs alone prove little where a network's last weights are zero.
@@ -71,15 +76,17 @@ def compare(
         return math.inf, _stopped(error, where[0])
     # What can't run needs no reference.
     expected, wanted = _watched(reference.model, reference, example)
-    return _verdict((found, given), (expected, wanted))
+    return _verdict((found, given), (expected, wanted), scaled)
 
 
 Watched = tuple[Any, list[tuple[str, list[float]]]]
 
 
-def _verdict(one: Watched, other: Watched) -> tuple[float, Fault | None]:
+def _verdict(one: Watched, other: Watched, scaled: Collection[str] = ()) -> tuple[float, Fault | None]:
     worst, what = _difference(one[0], other[0])
     for (path, a), (place, b) in zip(one[1], other[1], strict=False):
+        if path == place and path in scaled:
+            continue
         if path != place or len(a) != len(b) or not np.allclose(np.where(np.isnan(b), b, a), b, 1e-3, 1e-4, True):
             return max(worst, 1.0), Fault(path, what if worst > TOLERANCE else "gives other values inside")
     return worst, None if worst <= TOLERANCE else Fault("", what)
@@ -91,12 +98,21 @@ def stirred(
     """`compare` where outputs tell nothing: the same cut under weights drawn anew.
 
     Weights of zero, and signals that fade on their way through untrained layers, make any two networks agree. Rounding
-    grows more under such weights, so ten times the tolerance is let pass; and a network that chooses by its values
-    (the best boxes) may choose otherwise for a rounding: where it does, there is no verdict, and the difference is 0.
+    grows more under such weights: what is above the tolerance is computed in double precision, which tells a difference
+    from a rounding. Code that computes in single precision all the same is let pass at ten times the tolerance; and
+    where it chooses by its values (the best boxes), it may choose otherwise for a rounding: then there is no verdict,
+    and the difference is 0.
     """
     lively = twin(model, _drawn(model), share=True).eval()
     small = twin(shrink(lively, cut), share=True).eval()
-    worst, fault = compare(small, silenced(lively, kept, run), example)
+    worst, fault = compare(small, silenced(lively, kept, run), example, scaled=cut.rescaled)
+    if worst <= TOLERANCE:
+        return worst, None
+    with suppress(Exception):  # code that meets its own numbers of single precision
+        double = twin(small).double(), silenced(twin(lively).double(), kept, run)
+        found, why = compare(*double, example.cast(torch.float64), scaled=cut.rescaled)
+        if why is None:
+            return found, None
     if worst <= 10 * TOLERANCE:
         return worst, None
     noise = torch.Generator().manual_seed(1)
@@ -166,9 +182,9 @@ def _watched(model: nn.Module, run: Any, example: Example, where: list[str] | No
     last: tuple[Tensor, int, float] | None = None
 
     def total(value: Tensor) -> float:
-        """The sum of absolute values; not a number for a parameter that a module gives as it is."""
+        """The sum of absolute values; not a number for a parameter that a module gives as it is, and for a shape."""
         nonlocal last
-        if silencing.raw(value):
+        if silencing.raw(value) or value.is_meta:
             return math.nan
         # What a module gives is most often what the last module in it gave.
         if last is None or last[0] is not value or last[1] != value._version:

@@ -55,6 +55,13 @@ class Example:
         """Copies on the CPU, in float32 where they were in half precision, for a forward pass may write into them."""
         return tree_map_only(Tensor, _plain, copy.deepcopy((self.args, dict(self.kwargs))))  # type: ignore[no-any-return]
 
+    def cast(self, dtype: torch.dtype) -> Example:
+        """The same with numbers of another precision."""
+        args, kwargs = tree_map_only(
+            Tensor, lambda one: one.to(dtype) if one.is_floating_point() else one, (self.args, dict(self.kwargs))
+        )
+        return Example(args, kwargs)
+
     def ask(self, network: Callable[..., Any], inputs: Any) -> Any:
         """What `network` gives for other `inputs`, which take the place of the first of these, by the same name.
 
@@ -114,15 +121,18 @@ def record(
     kept: Callable[[Atoms], Tensor] | None = None,
     entered: list[str] | None = None,
     again: Run | None = None,
+    whole: Set[str] = frozenset(),
 ) -> Run:
     """Run `model`, which is in evaluation mode and may be written to, and record; silence what `kept` says goes.
 
     kept: from the atoms, which are the same in every pass, to one boolean per atom. entered: its first element
     follows the module that runs. again: an earlier pass; what is the same as in it need not be thought about anew.
+    whole: see `Flow.whole`, which is that of the earlier pass if there was one.
     """
     atoms = Atoms()
     atoms.deaf = kept is not None
     flow = Flow(atoms)
+    flow.whole = again.flow.whole if again else frozenset(whole)
     found = tensors_of(model)
     kernels = {
         id(module._parameters.get("weight"))

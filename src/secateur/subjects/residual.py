@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, UnsupportedError
+from secateur.subjects import configs
 from secateur.subjects.graph import Call, Graph, channels_along
 from secateur.subjects.proof import Silenced
 from secateur.subjects.recording import leaves, running
@@ -125,6 +126,7 @@ class Branches:
         after = small._count() | {"branches": float(len(self) - len(gone))}
         notes = [f"{one.name} is gone: x + F(x) is x" for one in gone]
         notes += [f"stays: {name}: {why}" for name, why in self.reasons.items()]
+        notes += configs.behind(self.subject.model) if gone else []
         removed = {SITE: (len(gone), len(self))} if gone else {}
         return small, Cut(removed, before, after, tuple(notes))
 

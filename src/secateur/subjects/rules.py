@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from secateur.subjects.flow import NOTHING, Flow, Labelled, Labels, Shaping
+from secateur.subjects.flow import NOTHING, Flow, Labelled, Labels, Scaling, Shaping
 from secateur.subjects.labels import along, compact, first, on, padded, varying
 
 __all__ = ["BLANKS", "RECURRENT", "Step", "adopt", "apply", "look", "marks", "repeat"]
@@ -86,6 +86,9 @@ def apply(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
             flow.drop_single(value)
     labels = rule(flow, func, args, kwargs, out)
     results = _outputs(out)
+    passed = bool(args) and flow.linear(args[0]) and (base in _PASSING or (base == "add" and _row(args[1])))
+    for value in results:
+        flow.mark_linear(value, passed or base in _LINEAR)
     if isinstance(labels, list):
         for value, one in zip(results, labels, strict=False):
             flow.mark(value, one)
@@ -202,6 +205,11 @@ def _flat(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [one for part in value.values() for one in _flat(part)]
     return []
+
+
+def _row(value: Any) -> bool:
+    """Whether this may be a bias, which a linear layer adds on its own where its input lies in pieces."""
+    return isinstance(value, Tensor) and value.dim() == 1
 
 
 def _outputs(out: Any) -> list[Any]:
@@ -378,6 +386,7 @@ def _move(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: Any) 
 _VIEWS = "view _unsafe_view reshape _reshape_alias unflatten flatten expand slice narrow select split split_with_sizes"
 _PASSING = _MOVES | _SAME | frozenset(_VIEWS.split()) | frozenset(("unbind", "chunk"))
 """Operators through which a single index that was picked out may pass; at any other it must stay."""
+_LINEAR = frozenset(["mm", "addmm", "linear", "convolution", "_convolution"])
 
 
 @_rule("expand")
@@ -729,8 +738,12 @@ def _attention(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: 
     head_rows: list[Labelled] = []
     outer: Labels = NOTHING
     inner: list[Labels] = []
+    # Without a scale of its own, attention divides by the root of the size of heads: what makes the query can make up.
+    rooted = kwargs.get("scale") is None and flow.linear(query)
     for place, tensor in enumerate((query, key, value)):
         labels = flow.labels(tensor)
+        if flow.keeps_heads(flow.where):
+            labels = flow.settled(labels, [1], what)
         joint = [label for label in labels if label.shape[1] > 1]
         alone = [label for label in labels if label.shape[1] == 1]
         found: list[Tensor] = []
@@ -744,12 +757,15 @@ def _attention(flow: Flow, func: Any, args: Given, kwargs: dict[str, Any], out: 
         if place == 2:
             outer = tuple(label for label in alone if varying(label) == {3})
             flow.keep([label for label in alone if varying(label) != {3}], what)
-        elif kwargs.get("scale") is not None:
+        elif kwargs.get("scale") is not None or rooted:
             inner.append(flow.rows(tuple(alone), 3, what))
         else:
             flow.keep(alone, "sets the scale of attention")
     if inner:
         flow.meet([Labelled((query.shape[3],), one) for one in inner])
+        if rooted:
+            sizes = [label for label in flow.labels(query) if label.shape[3] > 1]
+            flow.scalings += [Scaling(flow.where, label) for label in sizes]
     if isinstance(mask, Tensor):
         head_rows.append(
             Labelled(

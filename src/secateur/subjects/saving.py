@@ -24,7 +24,7 @@ from secateur.subjects.families import Family
 if TYPE_CHECKING:
     from secateur.subjects.transformer import Transformer
 
-__all__ = ["architecture", "classes", "mark", "original", "quiet", "read_json", "save", "source"]
+__all__ = ["architecture", "classes", "mark", "module", "original", "quiet", "read_json", "save", "source"]
 
 _MODULE = "modeling_secateur"
 _PREFIX = "Secateur"
@@ -114,6 +114,12 @@ def source(config: PreTrainedConfig, family: Family) -> str:
     return "\n\n\n".join(parts) + "\n"
 
 
+def module(config: Any, family: Family, folder: Path) -> None:
+    """Write the modelling file into `folder`, where layers differ so that the weights need one."""
+    if config.is_heterogeneous:
+        (folder / f"{_MODULE}.py").write_text(source(config, family), encoding="utf-8")
+
+
 def save(subject: Transformer, folder: Path, card: str | None = None, state: dict[str, Any] | None = None) -> None:
     """Write model, tokenizer, generation config, licence, model card and sentence-transformers modules.
 
@@ -130,8 +136,7 @@ def save(subject: Transformer, folder: Path, card: str | None = None, state: dic
     with quiet(size), sides.without(model) as branches:
         model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
     sides.save(branches, folder / sides.FOLDER, conv1d=subject.family.conv1d)
-    if config.is_heterogeneous:
-        (folder / f"{_MODULE}.py").write_text(source(config, subject.family), encoding="utf-8")
+    module(config, subject.family, folder)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     if subject.folder is not None and subject.folder.is_dir():

@@ -6,6 +6,8 @@ A plan is plain data, so a saved result is the original, the plan, and the weigh
 from __future__ import annotations
 
 import copy
+import math
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from secateur.errors import ModelError
 from secateur.subjects import configs, integers
 from secateur.subjects.absent import Absent, Nothing
 from secateur.subjects.coupling import Coupling
-from secateur.subjects.flow import Shaping
+from secateur.subjects.flow import Flow, Scaling, Shaping
 from secateur.subjects.recording import tensors_of
 
 __all__ = ["Plan", "plan", "shrink", "speaks_of_widths", "twin", "widths"]
@@ -34,6 +36,8 @@ class Plan:
     """Tensor -> dimension -> indices that stay."""
     attributes: tuple[tuple[str, str, Any], ...] = ()
     """(module, attribute, new value)."""
+    scaled: tuple[tuple[str, int, tuple[int, ...], float], ...] = ()
+    """(tensor, dimension, indices before the cut, factor): what makes up for a scale that the cut changes."""
     biases: tuple[str, ...] = ()
     """Modules that get a bias, which they did not have: zeros, to be filled with offsets."""
     absent: tuple[tuple[str, Any], ...] = ()
@@ -55,6 +59,11 @@ class Plan:
             "tensors": {name: {str(dim): index for dim, index in dims.items()} for name, dims in self.tensors.items()},
             "attributes": [list(one) for one in self.attributes],
             "biases": list(self.biases),
+            **(
+                {"scaled": [[name, dim, list(index), by] for name, dim, index, by in self.scaled]}
+                if self.scaled
+                else {}
+            ),
             **({"absent": [list(one) for one in self.absent]} if self.absent else {}),
             **({"missing": list(self.missing)} if self.missing else {}),
             **({"fresh": True} if self.fresh else {}),
@@ -75,6 +84,10 @@ class Plan:
                 (path, name, tuple(value) if isinstance(value, list) else value)
                 for path, name, value in data["attributes"]
             )
+            scaled = tuple(
+                (str(name), int(dim), tuple(map(int, index)), float(by))
+                for name, dim, index, by in data.get("scaled", ())
+            )
             biases = tuple(map(str, data.get("biases", ())))
             absent = tuple((str(path), form) for path, form in data.get("absent", ()))
             missing, fresh = tuple(map(str, data.get("missing", ()))), bool(data.get("fresh"))
@@ -83,7 +96,22 @@ class Plan:
             config = tuple((str(path), str(name), int(value)) for path, name, value in data.get("config", ()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
-        return cls(tensors, attributes, biases, absent, missing, fresh, unfolded, bits, config)
+        return cls(tensors, attributes, scaled, biases, absent, missing, fresh, unfolded, bits, config)
+
+    @property
+    def rescaled(self) -> frozenset[str]:
+        """The modules whose results are larger or smaller than they were."""
+        return frozenset(name.rpartition(".")[0] for name, _, _, _ in self.scaled)
+
+    def factors(self, name: str, dim: int, size: int) -> Tensor | None:
+        """What each of the `size` indices of a tensor's dimension is multiplied by; None if nothing of it is."""
+        found = [(index, by) for tensor, place, index, by in self.scaled if (tensor, place) == (name, dim)]
+        if not found:
+            return None
+        result = torch.ones(size)
+        for index, by in found:
+            result[list(index)] = by
+        return result
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
@@ -189,6 +217,11 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
         if name not in found:
             raise ModelError(f"the cut names {name}, which {type(model).__name__} does not have: build the original")
         tensor = found[name].detach()
+        for dim in range(tensor.dim()):
+            by = cut.factors(name, dim, tensor.shape[dim])
+            if by is not None:
+                shape = [-1 if place == dim else 1 for place in range(tensor.dim())]
+                tensor = tensor * by.to(tensor.device, tensor.dtype).view(shape)
         for dim, stays in dims.items():
             index = np.asarray(stays, np.int64)
             if dim >= tensor.dim() or index.max(initial=0) >= tensor.shape[dim]:
@@ -234,15 +267,50 @@ def _erase(model: nn.Module, cut: Plan) -> None:
         holder.__dict__[leaf] = Nothing.like(parameter, cut.fresh)
 
 
-def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, shapings: Iterable[Shaping]) -> Plan:
-    """What a cut that keeps the atoms `kept` does."""
+def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, flow: Flow) -> Plan:
+    """What a cut that keeps the atoms `kept` does; flow: what was recorded."""
     tensors: dict[str, dict[int, list[int]]] = {}
     for axis in coupling.axes:
         stays = kept[axis.start : axis.start + axis.size]
         if not stays.all():
             tensors.setdefault(axis.tensor, {})[axis.dim] = np.flatnonzero(stays).tolist()
-    attributes = _attributes(model, tensors, kept, list(shapings))
-    return Plan(tensors, tuple(sorted(attributes, key=lambda one: one[:2])))
+    scaled, scales = _scaled(model, coupling, kept, flow.scalings)
+    numbers = _attributes(model, tensors, kept, flow.shapings)
+    # Eight heads of eight dimensions: which number is which, only the name says.
+    numbers = [one for one in numbers if not (flow.keeps_heads(one[0]) and one[1].endswith(("head", "heads")))]
+    attributes = [*numbers, *scales]
+    return Plan(tensors, tuple(sorted(attributes, key=lambda one: one[:2])), scaled)
+
+
+def _scaled(
+    model: nn.Module, coupling: Coupling, kept: np.ndarray, scalings: Iterable[Scaling]
+) -> tuple[tuple[tuple[str, int, tuple[int, ...], float], ...], list[tuple[str, str, Any]]]:
+    """What makes queries so much larger or smaller as the root of their size changes, and the scales that modules keep.
+
+    Where weights are used elsewhere too, that is wrong, and the proof of the cut says so.
+    """
+    modules = dict(model.named_modules())
+    starts = [axis.start for axis in coupling.axes]
+    factors: dict[tuple[str, int, tuple[int, ...]], float] = {}
+    attributes = []
+    for one in scalings:
+        atoms, size = one.label.numpy().reshape(-1), one.label.shape[-1]
+        left = int(kept[atoms].reshape(-1, size).any(axis=0).sum())
+        axis = coupling.axes[int(np.searchsorted(starts, atoms.min(), "right")) - 1]
+        stem, kind = re.sub("(weight|bias)$", "", axis.tensor), modules.get(axis.tensor.rpartition(".")[0])
+        inside = axis.start <= atoms.min() and atoms.max() < axis.start + axis.size
+        if left == size or stem == axis.tensor or not inside:
+            continue
+        dim = axis.dim if axis.tensor == f"{stem}weight" else int(type(kind).__name__ == "Conv1D")
+        for tensor, place in ((f"{stem}weight", dim), (f"{stem}bias", 0)):
+            factors[tensor, place, tuple((atoms - axis.start).tolist())] = math.sqrt(left / size)
+        attributes += [
+            (one.module, name, left**-0.5)
+            for name, value in vars(modules[one.module]).items()
+            if "scal" in name and type(value) is float and math.isclose(value, size**-0.5)
+        ]
+    names = {axis.tensor for axis in coupling.axes}
+    return tuple((*key, by) for key, by in factors.items() if key[0] in names), list(dict.fromkeys(attributes))
 
 
 # ------------------------------------------------------------------------------------------------------- attributes
@@ -299,7 +367,7 @@ _OTHER = [
 
 
 def _attributes(
-    model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], kept: np.ndarray, shapings: list[Shaping]
+    model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], kept: np.ndarray, shapings: Iterable[Shaping]
 ) -> list[tuple[str, str, Any]]:
     sizes, groups = _shaped(kept, shapings)
     shared = {id(tensor): name for name, tensor in tensors_of(model).items()}

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
@@ -27,6 +28,8 @@ from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.finite import all_finite
 from secateur.subjects import blocks, matrices, saving
 from secateur.subjects.families import Family
+from secateur.subjects.layout import Layout
+from secateur.subjects.moe import Mixture, Moe
 from secateur.vocabulary import Cut, Selection, Site, Term, Units
 
 __all__ = ["Streamed", "stored"]
@@ -54,6 +57,10 @@ class Streamed:
         self.model = _skeleton(model, config)
         self.changed: dict[str, Path] = {}
         self.masks: dict[str, Tensor] = {}
+        self.whole: Streamed | None = None
+        """What this was cut from, which its blocks are taken from until they are stored."""
+        self.experts: dict[str, Tensor] = {}
+        """Block -> the experts that stay of those in `whole`."""
         self._mapping = get_model_conversion_mapping(self.model)
         self._places = stored(folder)
         self.dtype = self._kind()
@@ -75,21 +82,45 @@ class Streamed:
         result.model = _skeleton(type(self.model), self.model.config).to(self.dtype)
         return result
 
+    @property
+    def layout(self) -> Layout:
+        """Where everything stands, by names and shapes alone."""
+        return Layout(self.model, self.family)
+
+    def mixtures(self) -> dict[int, Mixture]:
+        """Layer -> its experts, which have weights while their block is resident."""
+        return self._outline().mixtures()
+
+    def _outline(self) -> Moe:
+        """The mixture of experts without weights: what could go, and what it costs."""
+        return Moe(self.model, self.family, tokenizer=self.tokenizer, folder=self.folder)
+
     def units(self, *axes: str) -> Units:
         """Single weights: one site for each parameter with matrices, such as "layers.0.self_attn_q_proj".
 
-        Measure: weights, those that are not zero (of a model without zeros). Raises `UnsupportedError` for any axis.
+        Measure: weights, those that are not zero (of a model without zeros). With the axis "experts" those of a
+        mixture, and the measures of `Transformer.units`. Raises `UnsupportedError` for any other axis.
         """
+        if axes == ("experts",) and self.family.experts:
+            return self._outline().units(*axes)
         if axes:
-            raise UnsupportedError(f"axis {axes[0]!r}: only single weights can go in a model that is streamed")
+            raise UnsupportedError(
+                f"axis {axes[0]!r}: only single weights, and experts, can go in a model that is streamed"
+            )
         sites = {name: Site(name, parameter.numel()) for name, (_, parameter) in self._sites().items()}
         return Units(sites, tuple(Term("weights", 1.0, (name,)) for name in sites))
 
     def cut(self, selection: Selection) -> tuple[Streamed, Cut]:
-        """A copy in which weights that go are zero whenever their block is read, and the receipt.
+        """A copy in which weights that go are zero, and experts that go left out, whenever their block is read.
 
-        Raises `InputError` for a site that is not there or a mask of another size.
+        And the receipt. Raises `InputError` for a site that is not there or a mask of another size, and for experts and
+        single weights at once.
         """
+        named = {name for name in selection.keep if name.endswith(".experts")}
+        if named and len(named) < len(selection.keep):
+            raise InputError("selection names experts and single weights: cut the experts first, then the weights")
+        if named:
+            return self._without(selection)
         sites, result = self._sites(), self.copy()
         for name, keep in selection.keep.items():
             if name not in sites or len(keep) != sites[name][1].numel():
@@ -97,6 +128,21 @@ class Streamed:
             leaf, parameter = sites[name]
             result.masks[leaf] = torch.as_tensor(keep, dtype=torch.bool).view(parameter.shape)
         return result, blocks.receipt(self, result)
+
+    def _without(self, selection: Selection) -> tuple[Streamed, Cut]:
+        """A copy without the experts that go, whose blocks are sliced as they are read, and the receipt."""
+        with init_empty_weights():
+            small, cut = self._outline().cut(selection)
+        result, paths = self.copy(), self.layers()
+        if cut.is_noop:
+            return result, cut
+        result.model = _skeleton(type(small.model), small.model.config).to(self.dtype)
+        result.whole, result.changed, result.masks = self, {}, {}
+        result.experts = {
+            paths[int(name.split(".")[1])]: torch.from_numpy(np.flatnonzero(keep))
+            for name, keep in selection.keep.items()
+        }
+        return result, cut
 
     def _sites(self) -> dict[str, tuple[str, nn.Parameter]]:
         found = matrices.matrices(self.model, self.layers()).values()
@@ -108,8 +154,14 @@ class Streamed:
 
         Raises `ModelError` for weights that are not there, not finite or not floating point.
         """
-        names = self._names(*paths)
-        self._load(names, paths)
+        names, found = self._names(*paths), dict(self.model.named_parameters())
+        if names and not any(found[name].is_meta for name in names):
+            yield  # whoever asked first lets them go
+            return
+        if self.whole is not None and paths and not set(paths) <= self.changed.keys():
+            self._take(names, paths)
+        else:
+            self._load(names, paths)
         try:
             yield
         finally:
@@ -157,6 +209,25 @@ class Streamed:
                 raise ModelError(f"{self.folder} lacks {name}: fetch the model again")
             if not all_finite(found[name]):
                 raise ModelError(f"{name} holds NaN or infinity: this checkpoint is broken, use an intact one")
+        self._mask(names)
+
+    def _take(self, names: Sequence[str], paths: Sequence[str]) -> None:
+        """Take blocks from what this was cut from, without the experts that went."""
+        assert self.whole is not None
+        layout = self.whole.layout
+        with self.whole.resident(*paths):
+            for path in paths:
+                for leaf, tensor in self.whole.model.get_submodule(path).state_dict().items():
+                    name, stay = f"{path}.{leaf}", self.experts.get(path)
+                    alone = stay is not None and (layout.place(name).axes or ("",))[0] == "experts"
+                    value = tensor.index_select(0, stay) if alone else tensor.clone()
+                    set_module_tensor_to_device(self.model, name, "cpu", value=value)
+        self._mask(names)
+
+    def _mask(self, names: Sequence[str]) -> None:
+        """Zero what the masks of a cut close in parameters that have just been read."""
+        found = dict(self.model.named_parameters())
+        for name in names:
             if name in self.masks:
                 found[name].data.mul_(self.masks[name])
 
@@ -214,7 +285,8 @@ class Streamed:
         """Write the checkpoint with all changes to `folder`: a file for each block, one for the rest, and an index."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if self.masks:
+        sliced = self.whole is not None and any(path not in self.changed for path in self.layers())
+        if self.masks or sliced:
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 whole = self.copy()
                 for number, block in enumerate(self.layers()):
@@ -226,6 +298,11 @@ class Streamed:
         for path in self.folder.iterdir():
             if path.is_file() and not any(path.match(pattern) for pattern in _LEFT):
                 shutil.copyfile(path, folder / path.name)
+        if self.whole is not None:
+            config = self.model.config
+            config.architectures, config.dtype = [type(self.model).__name__], self.dtype
+            config.save_pretrained(folder)
+            saving.module(config, self.family, folder)
         groups: dict[int, dict[str, Path]] = {}
         for key, file in self.files().items():
             place_of = self._number(key)

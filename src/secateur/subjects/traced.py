@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -31,7 +32,7 @@ from secateur.subjects.coupling import Coupling
 from secateur.subjects.proof import FAINT, Fault, Silenced, compare, differences, same, silenced, stirred, trains
 from secateur.subjects.recording import Example, Run, record, running, tensors_of
 from secateur.subjects.shrinking import Plan, plan, shrink, speaks_of_widths, twin, widths
-from secateur.vocabulary import Cut, Selection, Site, Term, Units
+from secateur.vocabulary import Cut, Notes, Selection, Site, Term, Units
 
 __all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
 
@@ -50,9 +51,12 @@ class Traced:
     """A network with example inputs, as something to prune. Use `open_traced` to make one."""
 
     def __init__(self, model: nn.Module, example: Example, plans: tuple[Plan, ...] = ()) -> None:
-        self.model = model
+        self._model = model
         self.inputs = example
-        self.plans = plans
+        self._plans = plans
+        self._later: Callable[[], tuple[str, ...]] | None = None
+        """What brings the configs up to date after a cut, and gives the notes on that."""
+        self._told: tuple[str, ...] = ()
         self.masks: dict[str, Tensor] = {}
         """Name of a parameter -> booleans of its shape, False where a weight was pruned on its own and stays zero."""
         self.forms: dict[str, integers.Form] = {}
@@ -61,7 +65,9 @@ class Traced:
         """How many channels an earlier cut has left, as it counted them."""
         self._kept: dict[int, str] = {}
         self._bound: list[np.ndarray] = []
-        self._tried: dict[type, int] = {}
+        self._tried: dict[type, tuple[int, int]] = {}
+        """Kind of module -> from where on `_bound` is bound for it (-1 if nothing is), and what is to be tried next."""
+        self._whole: frozenset[str] = frozenset()
         self._priced: tuple[Coupling, Any, tuple[list[Term], dict[str, float]]] | None = None
         self._held: dict[str, str] = {}
         self.error = 0.0
@@ -69,6 +75,34 @@ class Traced:
 
         Where outputs tell nothing (last weights of zero), that of the same cut under weights drawn anew.
         """
+
+    # --------------------------------------------------------------------------------------------- configs
+
+    # The search for a config that describes a cut takes longer than the cut of a small network, and many a cut is only
+    # tried. So it waits until the network is handed out, saved, or the notes are read: nobody sees the config of old.
+
+    @property
+    def model(self) -> nn.Module:
+        """The network; its configs say what it is, where one of their kind can."""
+        self._describe()
+        return self._model
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """What was done to the original, cut after cut."""
+        self._describe()
+        return self._plans
+
+    def _describe(self) -> tuple[str, ...]:
+        """Bring the configs up to date, if that was not done yet; the notes on it."""
+        if self._later is not None:
+            later, self._later = self._later, None
+            try:
+                self._told = later()
+            except BaseException:
+                self._later = later
+                raise
+        return self._told
 
     # --------------------------------------------------------------------------------------------- structure
 
@@ -78,7 +112,7 @@ class Traced:
         shadow = twin(self.model, share=True).eval()
         where = [""]
         try:
-            return record(shadow, self.inputs, entered=where)
+            return record(shadow, self.inputs, entered=where, whole=self._whole)
         except Exception as error:
             line = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             place = f" in {where[0]}" if where[0] else ""
@@ -152,8 +186,9 @@ class Traced:
         """Take out of the way what a fault shows, in all modules of the kind in which it shows; names of the sites.
 
         Code that computes the size of heads from the number of channels wants both cut in step: sites that meet there
-        are bound to one another first. If the fault comes again, the site that touches least of the network stays.
-        Raises `ModelError` where no site that was cut explains the fault.
+        are bound to one another first. If the fault comes again, heads stay whole, and the same dimensions of each go
+        instead. If that does not help, the site that touches least of the network stays. Raises `ModelError` where no
+        site that was cut explains the fault.
         """
         cut = [name for name, keep in selection.keep.items() if not bool(np.asarray(keep).all())]
         modules = dict(self.model.named_modules())
@@ -171,28 +206,18 @@ class Traced:
         if not near:
             raise ModelError(f"the cut can't be proved: {fault.what}")
         found: list[str] = []
-        kind = type(modules.get(path, self.model))
+        above, around = path, places
+        parent = path.rpartition(".")[0]
         leaf = not any(True for _ in modules.get(path, self.model).children())
-        if kind in self._tried:
-            # Binding did not help: what was bound for this kind of module is free again.
-            start = self._tried.pop(kind)
-            if start >= 0:
-                del self._bound[start:]
-                self.__dict__.pop("coupling", None)
-                cut = list(self.coupling.sites)
-            bound: list[np.ndarray] = []
-            self._tried[kind] = -1
-        else:
-            bound = (
-                []
-                if leaf
-                else [pairs for place in places for pairs in self._bind(self._near(place, self.coupling.sites))]
-            )
-        if bound:
-            self._tried[kind] = len(self._bound)
-            self._bound += bound
+        if leaf and (near[0].endswith("heads") or parent in self._whole):
+            # A layer that is given heads of another size than it was made for: the module around it shaped them.
+            leaf, above, around = False, parent, _alike(parent, modules)
+        kind = type(modules.get(above, self.model))
+        known = kind in self._tried
+        if not leaf and self._remedied(kind, around, 0 if above == path else 2):
             found = near
         else:
+            cut = list(self.coupling.sites) if known and not leaf else cut
             chosen = [self._near(place, cut)[:1] for place in places] or [near]
             found = list(dict.fromkeys(name for names in chosen for name in names))
             place = f" (in {fault.where})" if fault.where else ""
@@ -201,10 +226,49 @@ class Traced:
         self.__dict__.pop("coupling", None)
         return found
 
-    def _bind(self, near: list[str]) -> list[np.ndarray]:
+    def _remedied(self, kind: type, places: list[str], step: int) -> bool:
+        """Try the next of what may help modules of a kind, in these places; False, and all as it was, after the last.
+
+        Heads bound to channels; all sites that are there; the same with whole heads; whole heads alone. step: where to
+        begin.
+        """
+        start, step = self._tried.get(kind, (-1, step))
+        if start >= 0:
+            # Binding did not help: what was bound for this kind of module is free again.
+            del self._bound[start:]
+            self.__dict__.pop("coupling", None)
+        while step < 4:
+            near = [self._near(place, self.coupling.sites) for place in places]
+            if step == 2:
+                if not any(name.endswith("heads") for names in near for name in names):
+                    break
+                self._keep_heads(self._whole.union(places))
+                near = [self._near(place, self.coupling.sites) for place in places]
+            plain, every = ([pairs for names in near for pairs in self._bind(names, more)] for more in (False, True))
+            bound = (plain, every if len(every) > len(plain) else [], plain, [])[step]
+            step += 1
+            if bound or step == 3 or (step == 4 and start >= 0):
+                self._tried[kind] = (len(self._bound) if bound else -1, step)
+                self._bound += bound
+                self.__dict__.pop("coupling", None)
+                return True
+        if not self._whole.isdisjoint(places):
+            self._keep_heads(self._whole.difference(places))
+        self._tried[kind] = (-1, 4)
+        return False
+
+    def _keep_heads(self, whole: Iterable[str]) -> None:
+        """Record anew, with these modules' heads whole."""
+        self._whole = frozenset(whole)
+        for name in ("run", "coupling", "_invariance"):
+            self.__dict__.pop(name, None)
+
+    def _bind(self, near: list[str], every: bool = False) -> list[np.ndarray]:
         """Pairs of atoms that let heads go in step with the channels that they are computed from.
 
         The channels are those of the site that touches most of the network; each head takes a block of them along.
+        Where there are no heads, other sites are bound in their place, and with `every` also beside them, if they have
+        as many channels.
         """
         sites = [self.coupling.sites[name] for name in near]
         if len(sites) < 2:
@@ -215,10 +279,19 @@ class Traced:
         of = self.coupling.classes.of
         atom = np.zeros(int(of.max()) + 1, np.int64)
         atom[of] = np.arange(len(of))
-        for small in [site for site in others if site.name.endswith("heads")] or others:
+        heads = [site for site in others if site.name.endswith("heads")]
+        for small in others if every or not heads else heads:
             few, many = len(small.classes), len(large.classes)
-            if many % few == 0:
+            if many % few == 0 and (few == many or not heads or small in heads):
                 found.append(np.stack([atom[small.classes[np.arange(many) * few // many]], atom[large.classes]]))
+        if every and not found:
+            # Queries, keys and values of as many dimensions, whatever they are computed from.
+            small = others[0]
+            found = [
+                np.stack([atom[small.classes], atom[one.classes]])
+                for one in others[1:]
+                if len(one.classes) == len(small.classes)
+            ]
         return found
 
     def _near(self, path: str, cut: Iterable[str]) -> list[str]:
@@ -247,7 +320,7 @@ class Traced:
         coupling, run = self.coupling, self.run
         result = Traced(twin(self.model), self.inputs, self.plans)
         result._kept, result._bound, result._tried = dict(self._kept), list(self._bound), dict(self._tried)
-        result.error, result._channels = self.error, self._channels
+        result.error, result._channels, result._whole = self.error, self._channels, self._whole
         result.masks, result.forms = dict(self.masks), dict(self.forms)
         result.__dict__.update(run=run, coupling=coupling)
         result._held = dict(self._held)
@@ -438,9 +511,7 @@ class Traced:
             keep[name] = mask
         return keep
 
-    def cut(
-        self, selection: Selection, *, prove: bool = True, offsets: bool = False, config: bool = True
-    ) -> tuple[Traced, Cut]:
+    def cut(self, selection: Selection, *, prove: bool = True, offsets: bool = False) -> tuple[Traced, Cut]:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
 
         With `prove`, both the smaller network and the silenced original run on the example inputs and must agree to
@@ -452,8 +523,9 @@ class Traced:
         are folded into whatever reads them (see `secateur.subjects.offsets`). A receipt's note says how much nearer
         that is, on the example inputs, to the original with those scales at 0; where it is not, nothing is folded.
 
-        With `config`, the configs of models from transformers and diffusers say what the smaller network is, where one
-        of their kind can; a note says so, or that it can't.
+        The configs of models from transformers and diffusers say what the smaller network is, where one of their kind
+        can; a note says so, or that it can't. That is looked for when the model, the notes or a file are first asked
+        for.
         """
         if segments.SITE in selection.keep:
             return self._erase(selection, prove)
@@ -465,12 +537,14 @@ class Traced:
             same._channels = self._settled() + self._own_channels()
             return same, Cut({}, before, before)
         kept = self.coupling.kept(keep)
-        made = plan(self.model, self.coupling, kept, self.run.flow.shapings)
+        made = plan(self.model, self.coupling, kept, self.run.flow)
         small = shrink(self.model, made)
         result = Traced(small, self.inputs, (*self.plans, made))
         counter = flops.Counter() if prove else None
         if counter:
-            result.error, fault = compare(small, silenced(self.model, kept, self.run), self.inputs, counter)
+            result.error, fault = compare(
+                small, silenced(self.model, kept, self.run), self.inputs, counter, made.rescaled
+            )
             if fault is None and result.error < FAINT:
                 result.error, fault = stirred(self.model, made, kept, self.inputs, self.run)
             if fault is None and self.run.late:
@@ -482,26 +556,25 @@ class Traced:
                     fault,
                 )
         notes = self._fold(result, kept) if offsets else ()
-        # Last: offsets may make biases, which no config gives.
-        notes = (*notes, *self._describe(result, kept)) if config else notes
         channels = self._settled() + self._own_channels()
         after = result._count(counter.total if counter and not offsets else None)
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
         result._channels = channels - gone
+        if configs.holders(self.model):
+            # Of what is there now: offsets may have made biases, which no config gives.
+            counted = widths(self.model, made, kept, self.run.flow.shapings)
+            result._later = lambda: self._followed(result, counted)
         return result, Cut(
             removed,
             {**before, "channels": channels},
             {**after, "channels": channels - gone},
-            (*notes, *self._notes()),
+            Notes(*notes, *([result._describe] if result._later else []), *self._notes()),
         )
 
-    def _describe(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
+    def _followed(self, small: Traced, counted: Mapping[int, Counter[int]]) -> tuple[str, ...]:
         """Bring the configs of `small`, which was just cut so, up to date; notes for the receipt."""
         holders = configs.holders(self.model)
-        if not holders:
-            return ()
         made = small.plans[-1]
-        counted = widths(self.model, made, kept, self.run.flow.shapings)
         changes, numbers, lost = configs.described(self.model, small.model, counted, speaks_of_widths)
         if changes:
             told = shrink(small.model, Plan(attributes=tuple(numbers), config=tuple(changes)))
@@ -513,12 +586,12 @@ class Traced:
                 changes, lost = [], list(holders)
             else:
                 made = replace(made, attributes=(*made.attributes, *numbers), config=tuple(changes))
-                small.model, small.plans = told, (*small.plans[:-1], made)
+                small._model, small._plans = told, (*small.plans[:-1], made)
         old = {path: holder.config for path, holder in holders.items()}
         said = ", ".join(f"{field} {configs.read(old[path], field)} -> {new}" for path, field, new in changes)
         return (
             *([f"config: {said}; save_pretrained and from_pretrained work as for the original"] if said else []),
-            *(_undescribed(path, holders[path]) for path in lost),
+            *configs.behind(self.model, lost),
         )
 
     def _fold(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
@@ -526,6 +599,8 @@ class Traced:
         found, lost = offsets_of.offsets(self.model, self.coupling, kept, self.inputs)
         if not found:
             return (*lost, "offsets: no constant of what went reaches anything that stays")
+        modules = dict(self.model.named_modules())
+        found = [_rescaled(one, small.plans[-1], modules[one.module]) for one in found]
         plans = (*small.plans[:-1], replace(small.plans[-1], biases=tuple(one.module for one in found if one.made)))
         whole = Traced(shrink(small.model, Plan(biases=plans[-1].biases)), small.inputs, plans)
         offsets_of.fold(whole.model, found)
@@ -534,7 +609,7 @@ class Traced:
         changed = f"the outputs' difference to scales of 0 changes from {before:.2g} to {after:.2g} of the largest"
         if after >= before:
             return (*lost, f"offsets: left out, for {changed}")
-        small.model, small.plans = whole.model, whole.plans
+        small._model, small._plans = whole.model, whole.plans
         means = sum(one.into.endswith("running_mean") for one in found)
         biases = f"{len(found) - means} biases ({sum(one.made for one in found)} of them new)"
         return (*lost, f"offsets: folded into {biases} and {means} running means; {changed}")
@@ -570,7 +645,7 @@ class Traced:
         if erasure.dead:
             notes.append(f"erased because only erased parts took their results: {', '.join(erasure.dead)}")
         notes += [f"stays: {one.name}: {one.reason}" for one in self.graph.segments if one.reason]
-        notes += [_undescribed(path, holder) for path, holder in configs.holders(self.model).items()]
+        notes += configs.behind(self.model)
         before["segments"], after["segments"] = float(count), float(count - len(gone))
         return result, Cut(removed, before, after, tuple(notes))
 
@@ -613,14 +688,14 @@ class Traced:
     def forward(self, inputs: Any = None) -> Any:
         """Run the network, in evaluation mode, on the CPU, on the example inputs or others of the same form."""
         example = self.inputs if inputs is None else Example.of(inputs)
-        model = self.model if isinstance(self.model, Silenced) else twin(self.model, share=True).eval()
+        model = self._model if isinstance(self._model, Silenced) else twin(self._model, share=True).eval()
         with running(model, lambda _: None):
             args, kwargs = example.fresh()
             return model(*args, **kwargs)
 
     def flops(self) -> float:
         """FLOPs of a forward pass on the example inputs, multiply and add counted as two."""
-        model = twin(self.model, share=True).eval()
+        model = twin(self._model, share=True).eval()
         try:
             with running(model, lambda _: None):
                 args, kwargs = self.inputs.fresh()
@@ -684,14 +759,15 @@ class Traced:
             return onnxing.write_module(model, args, kwargs, place)
 
 
-def _undescribed(path: str, holder: nn.Module) -> str:
-    """The note of a model whose config stays behind its weights."""
-    name = f"{path} ({type(holder).__name__})" if path else type(holder).__name__
-    return (
-        f"config: no config of {name} describes what is left (widths differ between layers, or its class computes one "
-        "from another), so the config is still the original's: what save_pretrained writes, from_pretrained won't "
-        "load. Keep it by save() of secateur.subjects.open_traced's subject, and reload_traced"
-    )
+def _rescaled(one: offsets_of.Offset, cut: Plan, module: nn.Module) -> offsets_of.Offset:
+    """The offset of a layer whose results a cut makes larger or smaller."""
+    name = f"{one.module}.weight" if one.module else "weight"
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    by = cut.factors(name, 0, len(weight)) if weight is not None else None
+    if by is None:
+        return one
+    stays = cut.tensors.get(name, {}).get(0)
+    return replace(one, values=one.values * (by if stays is None else by[stays]).to(one.values))
 
 
 def _alike(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
@@ -753,7 +829,7 @@ def _try(subject: Traced, turn: float | None) -> None:
                 keep[name] = index < 1 + int(count * (1.2 * (0.618 * number + turn) % 1.2))
         selection = Selection(keep)
         try:
-            subject.cut(selection, config=False)
+            subject.cut(selection)
             return
         except CutError as error:
             subject.without(error.fault, selection)

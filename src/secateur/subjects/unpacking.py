@@ -6,6 +6,14 @@ The layout of a tensor "x.weight" [d_out, d_in] is that of compressed-tensors, u
 - x.bitmask: uint8 [d_out, ceil(d_in / 8)], bit j % 8 of byte j // 8 says whether weight j of a row is stored
 - x.compressed: the stored weights, row by row; [d_out, d_in / 2] in "sparse-24-bitmask", flat in "sparse-bitmask"
 - x.row_offsets: int64 [d_out], where each row begins in `compressed`; in "sparse-bitmask" alone
+- x.weight_scale: [d_out, 1], of weights that are stored as integers of 8 bits: what each is multiplied by
+
+Where the rows hold few different numbers, as rounding leaves them, two others stand in place of the last two, and the
+format's name ends in "-levels", which is ours:
+
+- x.levels: [d_out, 2^b], the numbers of each row
+- x.codes: uint8 [b, ...], for each stored weight bit k of its place among the numbers of its row, row by row, packed
+  as the bitmask
 
 This file imports only torch, safetensors, transformers and what comes with them: a copy of it travels with packed
 weights, so that they load anywhere.
@@ -22,10 +30,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-__all__ = ["KEY", "PACKED", "Unpacking", "bits", "dense", "held", "plain", "tensors"]
+__all__ = ["KEY", "PACKED", "Unpacking", "bits", "coded", "dense", "held", "plain", "tensors"]
 
 PACKED = "packed*.safetensors"
 """The files of packed weights: named so that no other loader takes them for plain ones and fills in random weights."""
+
+_PARTS = ("shape", "bitmask", "row_offsets", "levels")
 
 KEY = "compression_config"
 """Where config.json says how the weights are packed."""
@@ -46,24 +56,45 @@ def held(packed: torch.Tensor, count: int) -> torch.Tensor:
     return (packed[..., None] & places).ne(0).flatten(-2)[..., :count]
 
 
-def dense(shape: torch.Tensor, bitmask: torch.Tensor, compressed: torch.Tensor) -> torch.Tensor:
-    """The matrix [d_out, d_in] again, with zeros where nothing was stored."""
+def dense(
+    shape: torch.Tensor, bitmask: torch.Tensor, compressed: torch.Tensor, scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The matrix [d_out, d_in] again, with zeros where nothing was stored; integers times their scale."""
     rows, columns = shape.flatten().tolist()
     matrix = compressed.new_zeros(rows, columns)
     matrix[held(bitmask, columns)] = compressed.flatten()
-    return matrix
+    return matrix if scale is None else matrix.to(scale.dtype) * scale
+
+
+def coded(bitmask: torch.Tensor, columns: int, levels: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """The stored weights, row by row, by their places among the numbers of their rows."""
+    rows = held(bitmask, columns).nonzero()[:, 0]
+    places = torch.zeros_like(rows)
+    for number, plane in enumerate(codes):
+        places += held(plane, len(rows)).long() << number
+    return levels[rows, places]
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of everything stored in `folder`, unpacked, one at a time."""
     for path in sorted(folder.glob(PACKED)):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
+            names = set(file.keys())
+            for name in sorted(names):
                 stem, _, part = name.rpartition(".")
-                if part == "compressed":
-                    found = (file.get_tensor(f"{stem}.{one}") for one in ("shape", "bitmask", "compressed"))
+                if f"{stem}.bitmask" not in names:
+                    yield name, file.get_tensor(name)
+                elif part == "compressed":
+                    parts = ["shape", "bitmask", "compressed", "weight_scale"]
+                    found = (file.get_tensor(f"{stem}.{one}") for one in parts if f"{stem}.{one}" in names)
                     yield f"{stem}.weight", dense(*found)
-                elif part not in ("shape", "bitmask", "row_offsets"):
+                elif part == "codes":
+                    shape, bitmask, levels = (
+                        file.get_tensor(f"{stem}.{one}") for one in ("shape", "bitmask", "levels")
+                    )
+                    stored = coded(bitmask, int(shape.flatten()[1]), levels, file.get_tensor(name))
+                    yield f"{stem}.weight", dense(shape, bitmask, stored)
+                elif part not in _PARTS:  # a bias, say
                     yield name, file.get_tensor(name)
 
 

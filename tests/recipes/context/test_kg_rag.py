@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sparql
 import tiny
 from secateur.errors import InfeasibleError, InputError, NumericalError, ServerError
 from secateur.files.rundir import Run, Transient
@@ -191,6 +192,50 @@ def test_no_fact_above_the_floor_is_told():
     assert not kept(trace)["facts.asthma"]
     assert told["notes"] == ["no fact of asthma is above the floor 0.99: the best has 0.767"]
     assert result.cut.notes == tuple(told["notes"])
+
+
+def test_a_floor_is_found_for_an_encoder_that_finds_all_alike():
+    """Each of its vectors has a large part in common: whatever is compared with it is above 0.3."""
+
+    def alike(texts):
+        own = bag(texts)
+        own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-9)
+        return np.concatenate([own, np.full((len(texts), 1), 2.0, np.float32)], axis=1)
+
+    facts = [(f"drug{i}", verb, f"illness{i}") for i in range(24) for verb in ("treats", "soldfor")]
+    here = graph(*facts, ("asthma", "is", "illness"), ("drug7", "treats", "asthma"), kinds=[("asthma", "Disease")])
+    how = {"terms": 0.0, "percentile": 0.0, "few": 100, "topics": ["asthma"], "identifier": False}
+    floors, stays = [], []
+    for embed in (bag, alike):
+        _, trace, told = one(here, QUESTION, embedder=embed, calibrate=95, **how)
+        floors.append(told["floor"])
+        stays.append(kept(trace))
+        assert told["floor"] == module.calibrated(here, embed, 95, 0.0)
+        assert module.calibrated(here, embed, 95, 0.25) == pytest.approx(0.75 * floors[-1], abs=1e-6)
+        assert module.calibrated(here, embed, 20, 0.0) < floors[-1]
+    assert floors[0] < 0.6 < 0.8 < floors[1] == pytest.approx((floors[0] + 4) / 5, abs=1e-3)
+    assert stays[0] == stays[1] == {"facts.asthma": {"drug7 treats Disease asthma"}}
+    assert len(kept(one(here, QUESTION, embedder=alike, **how)[1])["facts.asthma"]) == 2
+    questions, texts, ends = module.unrelated(here)
+    assert {"What treats illness3?", "What soldfor illness3?"} & set(questions)
+    assert len(questions) == len(texts) == len(ends) == 25
+
+
+def test_a_floor_is_found_by_facts_that_share_no_thing():
+    """Twelve facts without a word in common: what is alike are a fact and its own question, and these do not count."""
+    here = graph(*((f"left{i}", f"verb{i}", f"right{i}") for i in range(12)))
+    assert module.calibrated(here, bag, 90, 0.0) == 0.0
+    questions, texts, _ = module.unrelated(here)
+    vectors = bag([*questions, *texts])
+    assert (vectors[:12] * vectors[12:]).sum(1).min() >= 2
+
+
+def test_a_graph_of_few_facts_has_no_floor_of_its_own():
+    assert one(medicine(), QUESTION, embedder=bag, calibrate=95)[2]["floor"] == 0.0
+    assert "floor" not in one(medicine(), QUESTION, embedder=bag)[2]
+    for wrong in ({"calibrate": 100.0}, {"calibrate": -1.0}, {"calibrate": 95, "floor": 0.2}, {"embedder": ""}):
+        with pytest.raises(InputError, match="give a percentile below 100, an embedder, and no floor"):
+            run(medicine(), QUESTION, "words=9", **{"embedder": bag, "calibrate": 95, **wrong})
 
 
 # --------------------------------------------------------------------------------------------------------- budgets
@@ -440,6 +485,26 @@ def test_of_topics_by_iri_no_names_of_the_graph_are_read():
     assert any("has no facts" in note for note in told["notes"])
     with pytest.raises(AssertionError, match="all names"):
         run(here, QUESTION, "words=9", embedder=bag)
+
+
+def test_of_an_endpoint_no_names_are_read_but_those_that_the_question_may_hold():
+    everything, asked = medicine(), list[str]()
+    with sparql.served(everything.store, asked=asked) as url:
+        here = Nameless(Endpoint(url))
+        for question, how in (
+            (QUESTION, {}), ("and Flu?", {"embedder": ""}), ("q", {"topics": ["Asthma", "nothing"]}), ("Who?", {}),
+        ):  # fmt: skip
+            how = {"embedder": bag, "fallback": 0, **how}
+            _, trace, told = one(here, question, lookup="query", **how)
+            _, known, wanted = one(everything, question, **how)
+            assert trace == known
+            assert told["nodes"] == wanted["nodes"]
+            assert told["notes"] == wanted["notes"]
+        _, _, told = one(here, "of asthma", lookup="query", llm=Saying('{"entities": ["Flu"]}'))
+        assert told["nodes"] == ["urn:x:flu"]
+        assert "urn:x:asthma" in one(here, "what of asthm", embedder=by_letters, lookup="query", least=0.5)[2]["nodes"]
+    with pytest.raises(InputError, match="give all or query"):
+        run(everything, QUESTION, "words=9", lookup="none")
 
 
 def test_more_than_one_node_for_a_name():

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sparql
 import tiny
 from secateur import llms
 from secateur.errors import InfeasibleError, InputError, ServerError
@@ -19,7 +20,7 @@ from secateur.files.rundir import Run, Transient
 from secateur.llms import Local
 from secateur.recipes.context import paths_over_graph as module
 from secateur.recipes.context.paths_over_graph import paths_over_graph
-from secateur.stores import Embedded
+from secateur.stores import Embedded, Endpoint
 from secateur.subjects.knowledge_graph import KnowledgeGraph
 from secateur.vocabulary import Budget
 from test_llms import say, served, speaking
@@ -194,6 +195,19 @@ def test_topics_are_names_or_iris_or_found_in_the_question():
     for topics in (["asthma", "tremor"], [f"{X}asthma", "Tremor "], []):
         _, found, _ = told(graph(MEDICINE), QUESTION, topics=topics)
         assert [name.removeprefix(X) for name in found["topics"]] == ["asthma", "tremor"]
+
+
+def test_of_an_endpoint_no_names_are_read_but_those_that_the_question_may_hold():
+    class Nameless(KnowledgeGraph):
+        def things(self, kinds=(), *, aliases=False):
+            raise AssertionError("all names were read")
+
+    with sparql.served(graph(MEDICINE).store) as url:
+        for topics in (["asthma", "tremor"], [f"{X}asthma", "Tremor "], []):
+            _, found, _ = told(Nameless(Endpoint(url)), QUESTION, topics=topics, lookup="query")
+            assert [name.removeprefix(X) for name in found["topics"]] == ["asthma", "tremor"]
+        with pytest.raises(AssertionError, match="all names"):
+            run(Nameless(Endpoint(url)), QUESTION)
 
 
 def test_names_are_found_by_vectors_too():

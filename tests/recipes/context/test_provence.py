@@ -18,6 +18,7 @@ from secateur.files.rundir import Run, Transient
 from secateur.llms import Answer, Local, Meter
 from secateur.recipes.context import provence as module
 from secateur.recipes.context.provence import provence, train
+from secateur.rerankers import Judged
 from secateur.subjects import open_passages
 from secateur.vocabulary import Budget, Selection
 from test_llms import say, served, speaking
@@ -301,6 +302,30 @@ def test_labels_from_answers():
     assert module.labelled([{**rows[0], "answers": None}], Transient(), None, "answer", "en") == ([], 1)
 
 
+def test_labels_that_are_given_sentence_by_sentence():
+    rows = [
+        {"question": "q", "sentences": ["One.", " ", "Two. And three."], "labels": [0, 1, 1]},
+        {"question": "q", "sentences": [["One."], ["Two.", "Three."]], "labels": [[True], [0, 0]], "documents": []},
+        {"question": "q", "documents": ["One."], "kept": [[0]]},
+    ]
+    pairs, lost = module.labelled(module.apart(rows), Transient(), None, "answer", "en")
+    assert [(pair["sentences"], pair["kept"]) for pair in pairs] == [
+        (["One.", "Two. And three."], [1]),
+        (["One."], [0]),
+        (["Two.", "Three."], []),
+        (["One."], [0]),
+    ]
+    assert lost == 0
+    for sentences, labels in (
+        (["a", "b"], [1]), (["a"], None), (["a"], [2]), (["a"], ["1"]), ("a", [1]), ([["a"]], [1]), (["a", 3], [0, 1]),
+        (["ab"], 1), ([["a"], ["b"]], [[1]]), (["a", ["b"]], [[0], [1]]),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match="row 2: give sentences, a list of texts, and labels"):
+            module.apart([rows[0], {"question": "q", "sentences": sentences, "labels": labels}])
+    with pytest.raises(DataError, match="row 1 has sentences beside passages"):
+        module.apart([{**rows[0], "documents": ["One."]}])
+
+
 def test_passages_are_found_for_questions_without():
     corpus = [f"Title {i}. " + " ".join(f"The {WORDS[i]} number {j} stands here." for j in range(12)) for i in range(6)]
     rows = [{"question": f"Where is {WORDS[4]}?"}, {"question": "x", "documents": ["own"]}]
@@ -359,6 +384,82 @@ def test_training_repeats_and_says_what_it_saw(tmp_path):
     assert "held out" in notes[1]
 
 
+def test_what_is_held_out_is_measured_before_during_and_after_training():
+    model, rows = fresh(), [{**row, "question": f"{row['question']} {WORDS[40 + i % 9]}"}
+                            for i, row in enumerate(lesson(200, 4))]  # fmt: skip
+    how = {"lr": 3e-3, "batch": 16, "epochs": 6, "longest": 32, "held_out": 0.3, "threshold": 0.5, "weight": 0.01}
+    into = Training()
+    recovery, notes = train(model, rows, into, evaluate_every=20, **how)
+    told = recovery.settings["held_out"]
+    before, after = told["before"], told["after"]
+    assert list(told["during"]) == [str(step) for step in (*range(20, recovery.steps, 20), recovery.steps)]
+    assert told["during"][str(recovery.steps)] == after
+    assert "evaluations" not in recovery.settings
+    assert after["mask_loss"] < before["mask_loss"]
+    assert after["f1"] > before["f1"] + 0.3
+    assert before["ranking_loss"] == pytest.approx(0.0, abs=1e-9)
+    assert after["ranking_loss"] > 0
+    assert after["questions"] > 0
+    assert f"F1 of kept sentences {after['f1']:.3f} (before {before['f1']:.3f})" in notes[1]
+    assert f"{after['ndcg']:.3f}, of the reranker before training {before['ndcg']:.3f}" in notes[2]
+    rows, how = rows[:80], {**how, "epochs": 1}
+    alone, words = train(fresh(), rows, Training(), **{**how, "weight": 0.0})
+    assert len(alone.settings["held_out"]["during"]) == 4
+    assert alone.settings["held_out"]["after"]["ndcg"] is alone.settings["held_out"]["after"]["ranking_loss"] is None
+    assert len(words) == 2
+    nothing, words = train(fresh(), rows, Training(), **{**how, "held_out": 0.0})
+    assert "held_out" not in nothing.settings
+    assert len(words) == 1
+
+
+def test_the_measures_of_what_is_held_out_are_what_they_say():
+    class Says(type(fresh())):
+        def judge(self, pairs, *, longest=0, best=False):
+            return list(told)
+
+    model = fresh().with_head()
+    model = Says(model.model, model.tokenizer, model.keep, replace(model.settings, threshold=0.5))
+    pairs = [
+        {"question": "q", "sentences": ["four", "of ten"], "kept": [0], "score": 1.0},
+        {"question": "q", "sentences": ["a"], "kept": [], "score": None},
+        {"question": "r", "sentences": ["bc"], "kept": [], "score": None},
+    ]
+    judged = [(0.5, [0.8, 0.6], [0, 1]), (0.9, [0.1], [0]), (0.0, [0.9], [0])]
+    told = [Judged(score, np.array(keep), np.array(owner)) for score, keep, owner in judged]
+    found = module.quality(model, pairs)
+    assert found["mask_loss"] == pytest.approx(-np.log([0.8, 0.4, 0.9, 0.1]).mean())
+    assert found["ranking_loss"] == pytest.approx(0.25)
+    # Both sentences of the first stay, none of the second, and one of the third, which should not.
+    assert [found[name] for name in ("precision", "recall", "f1")] == pytest.approx([0.5, 1.0, (2 / 3 + 1 + 0) / 3])
+    assert (found["empty"], found["pairs"], found["questions"]) == (0.5, 3, 1)
+    assert found["compression"] == pytest.approx(100 / 13)
+    assert found["ndcg"] == pytest.approx(1 / np.log2(3))
+    told = told[1:2]
+    assert module.quality(model, pairs[1:2])["ndcg"] is None
+
+
+def test_what_is_seen_of_what_is_held_out_outlives_a_stop(tmp_path, monkeypatch):
+    how = {"lr": 1e-3, "batch": 8, "longest": 32, "held_out": 0.2, "weight": 0.1, "evaluate_every": 2}
+    whole, _ = train(fresh(), lesson(60, 2), Training(), **how)
+    take, looks = module.Batches.__getitem__, []
+
+    def stops(self, index):
+        if index == 4:
+            raise KeyboardInterrupt
+        return take(self, index)
+
+    monkeypatch.setattr(module.Batches, "__getitem__", stops)
+    with pytest.raises(KeyboardInterrupt), Run.open(tmp_path / "run", {}) as into:
+        train(fresh(), lesson(60, 2), into, **how)
+    monkeypatch.setattr(module.Batches, "__getitem__", take)
+    measure = module.quality
+    monkeypatch.setattr(module, "quality", lambda *given: looks.append(0) or measure(*given))
+    with Run.open(tmp_path / "run", {}) as into:
+        again, _ = train(fresh(), lesson(60, 2), into, **how)
+    assert again.settings["held_out"] == whole.settings["held_out"]
+    assert len(looks) == 1  # those before the stop were there
+
+
 def test_scores_that_a_row_brings_are_those_it_is_held_to():
     row = {"question": sentence(1), "documents": [sentence(2)], "kept": [[]], "scores": [3.0]}
     pairs, _ = module.labelled([row], Transient(), None, "answer", "en")
@@ -375,6 +476,8 @@ def test_what_can_not_be_is_refused():
         run(PASSAGES, "params=3000")
     with pytest.raises(InputError, match="weight=-1"):
         train(fresh(), lesson(4, 0), Transient(), weight=-1.0)
+    with pytest.raises(InputError, match="evaluate_every=-1"):
+        train(fresh(), lesson(4, 0), Transient(), evaluate_every=-1)
     with pytest.raises(DataError, match="none of 1 rows"):
         train(fresh(), [{"question": "a", "documents": ["b"]}], Transient())
     with pytest.raises(DataError, match="row 1 has 1 passages and 2 lists"):

@@ -10,6 +10,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import tiny
+from secateur import running
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.files import texts
 from secateur.files.rundir import Run
@@ -250,7 +251,8 @@ def test_general_importance_is_sparsegpts_score_as_it_goes(tmp_path, general):
     results(tmp_path / "a", "weights=50%", general=general, by="general")
     G = kept_scores(tmp_path / "a", "general")
     model = subject()
-    windows, _ = texts.windows(texts.read(OPEN), model.tokenizer, 16, 16, seed=0)
+    train, _ = d_pruner.apart(texts.read(general), 0)
+    windows, _ = texts.windows(train, model.tokenizer, 16, 16, seed=0)
     first = next(blocks.visit(model, windows, tmp_path / "visit", store=False))
     for name, moments in first.read(hessian.Moments).items():
         U = obs.factor(moments.value(name), 0.01)
@@ -398,3 +400,39 @@ def test_models_that_are_no_language_models_are_refused(tmp_path):
     model = open_subject(tiny.model("bert"), tokenizer=tiny.tokenizer())
     with pytest.raises(UnsupportedError, match="scores by the next token"):
         results(tmp_path / "a", "weights=50%", model=model, general_weight=0)
+
+
+def test_general_skill_is_measured_beside_the_domains_on_text_that_was_held_out(tmp_path, general):
+    tiny.folder("llama", tmp_path / "llama")
+    seen = []
+
+    def watch(corpus, seed):
+        train, judged = apart(corpus, seed)
+        seen.append((train, judged["general"]))
+        return train, judged
+
+    apart = d_pruner.apart
+    how = {"general": general, **QUICK}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(d_pruner, "apart", watch)
+        (row,) = running.run("d_pruner", tmp_path / "llama", DOMAIN, "weights=30%", tmp_path / "out", **how)
+    ((train, held),) = seen
+    assert len(train) + len(held) == len(OPEN)
+    for found, place in ((row.before, "llama"), (row.after, "out")):
+        length = row.settings["length"]
+        alone = running.measure(tmp_path / place, data=held, batch=2, length=length)["model"]
+        assert found["general/perplexity"].value == pytest.approx(alone["perplexity"].value)
+    assert "general: Perplexity" in (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert json.loads((tmp_path / "out" / "work" / "general.json").read_text())["text"] == train.digest
+    again = {"general": general, "scores": str(tmp_path / "out")}
+    (found,) = results(tmp_path / "again", "weights=50%", **again)
+    assert found.judged["general"].digest == held.digest
+    (found,) = results(tmp_path / "other", "weights=50%", **again, seed=1)  # another part, which was scored by
+    assert not found.judged
+
+
+def test_general_text_that_is_one_whole_is_not_held_out(tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text(" ".join(OPEN))
+    (found,) = results(tmp_path / "a", "weights=50%", general=str(path))
+    assert not found.judged

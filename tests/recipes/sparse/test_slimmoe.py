@@ -10,15 +10,18 @@ import torch
 import transformers
 
 import tiny
+from secateur import running
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.files import texts
 from secateur.files.rundir import Run
+from secateur.measure import latency
 from secateur.recipes.sparse import slimmoe as recipe
 from secateur.recipes.sparse.slimmoe import slimmoe
 from secateur.recover import loop
 from secateur.score import experts, routing
+from secateur.select import clusters
 from secateur.subjects import Moe, open_subject
-from secateur.vocabulary import Budget, Result
+from secateur.vocabulary import Budget, Figure, Result
 from subjects.tiny import make
 
 QUICK: dict[str, Any] = {"calibration": 16, "length": 16, "train_batch": 4, "steps": 0}
@@ -170,13 +173,34 @@ def test_whole_experts_go_by_how_often_they_are_used(subject: Moe, data: texts.C
         run(subject, data, tmp_path / "other", slim="layers")
 
 
+def test_experts_may_become_the_means_of_those_whose_rows_are_near(
+    subject: Moe, data: texts.Corpus, tmp_path: Path
+) -> None:
+    result = run(subject, data, tmp_path, slim="merge", stages="1", kv_groups=1)
+    small = result.subject
+    assert isinstance(small, Moe)
+    assert small.model.config.num_key_value_heads == 1
+    (count,) = {mixture.count for mixture in small.mixtures().values()}
+    assert 1 < count < 8
+    for layer, mixture in small.mixtures().items():
+        old = subject.mixtures()[layer]
+        groups = clusters.grouped(routing.row_distance(old.router.weight), count)
+        assert sorted(expert for one in groups for expert in one) == list(range(8))
+        assert max(map(len, groups)) > 1
+        rows = [old.router.weight[one].detach().double().mean(0).float() for one in groups]
+        for place, row in enumerate(mixture.router.weight.detach()):  # it chooses the mean of the same experts
+            (one,) = (group for group, mean in zip(groups, rows, strict=True) if torch.equal(mean, row))
+            for theirs, ours in zip(old.experts.parameters(), mixture.experts.parameters(), strict=True):
+                assert torch.equal(ours[place], theirs[one].detach().double().mean(0).float())
+
+
 def test_whole_experts_go_by_saliency_or_by_chance_too(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
     kept = {}
-    for score in ("taylor", "saliency", "random"):
+    for score in ("taylor", "soft", "saliency", "random"):
         small = run(subject, data, tmp_path / score, slim="experts", stages="1", score=score).subject
         assert isinstance(small, Moe)
         kept[score] = torch.cat([mixture.router.weight for mixture in small.mixtures().values()])
-    assert len({tuple(rows.flatten().tolist()) for rows in kept.values()}) == 3
+    assert len({tuple(rows.flatten().tolist()) for rows in kept.values()}) == 4
     before = subject.mixtures()[0]
     seen = texts.windows(data, subject.tokenizer, 16, 16)[0]
     units, _ = recipe.planned(
@@ -187,8 +211,14 @@ def test_whole_experts_go_by_saliency_or_by_chance_too(subject: Moe, data: texts
     found = recipe.scores(subject, subject, units, samples, how="saliency", loss="truncated", alike=False, seed=0)
     wanted = routing.collect(subject.forward, subject.model, seen, {"0": before.experts}, saliency=True)["0"].saliency
     assert torch.equal(found["layers.0.experts"], wanted)
-    with pytest.raises(InputError, match="score=saliency is of whole experts: give slim=experts"):
-        run(subject, data, tmp_path / "neurons", score="saliency")
+    found = recipe.scores(subject, subject, units, samples, how="soft", loss="truncated", alike=False, seed=0)
+    (soft,) = routing.collect(
+        subject.forward, subject.model, seen, {"0": before.experts}, routers={"0": before.router}
+    ).values()
+    assert torch.equal(found["layers.0.experts"], soft.soft.float())
+    for score in ("soft", "saliency"):
+        with pytest.raises(InputError, match=f"score={score} is of whole experts: give slim=experts"):
+            run(subject, data, tmp_path / f"{score}-neurons", score=score)
 
 
 @pytest.mark.parametrize("score", ["taylor", "activation"])
@@ -267,3 +297,104 @@ def test_active_parameters_are_a_budget(subject: Moe, data: texts.Corpus, tmp_pa
     result.subject.save(tmp_path / "saved")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert again.config.intermediate_size == next(iter(widths(result)))
+
+
+# -------------------------------------------------------------------------------------------- stages, one by one
+
+
+def test_each_stage_is_saved_and_measured_and_a_run_goes_on_behind_it(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, trained = loop.train, list[tuple[int, int]]()
+
+    def train(model: Any, batches: Any, objective: Any, **options: Any) -> Any:
+        asked = [0]
+
+        def count(*args: Any) -> Any:
+            asked[0] += 1
+            if stopped and len(trained) == 1:
+                raise KeyboardInterrupt
+            return objective(*args)
+
+        found = real(model, batches, count, **options)
+        trained.append((model.config.intermediate_size, asked[0]))
+        return found
+
+    monkeypatch.setattr(loop, "train", train)
+    options = {"stages": "66%,34%", "tokens": "25%,75%", "steps": 8}
+    stopped = True
+    with pytest.raises(KeyboardInterrupt):
+        run(subject, data, tmp_path / "out", "params=80%", **options)
+    assert trained == [(16, 2)]
+    folder = tmp_path / "out" / "work" / "stage-params=80%-1"
+    first = open_subject(folder)
+    assert not list(folder.parent.glob("stage-params=80%-2"))
+    stopped = False
+    trained.clear()
+    result = run(subject, data, tmp_path / "out", "params=80%", **options)
+    assert trained == [(16, 0), (8, 6)]
+    whole = run(subject, data, tmp_path / "whole", "params=80%", **options)
+    for one, other in zip(result.subject.model.parameters(), whole.subject.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert list(result.stages) == ["stage 1"]
+    for one, other in zip(result.stages["stage 1"].model.parameters(), first.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_run_tells_what_each_stage_was(subject: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    same = latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
+    monkeypatch.setattr(running.latency, "compare", lambda *_, **__: same)
+    how = {"stages": "66%,34%", "steps": 3, "calibration": 16, "length": 16, "train_batch": 4}
+    (row,) = running.run("slimmoe", subject, tiny.chains(300), "params=80%", tmp_path / "out", **how)
+    assert row.after["params"].value < row.stages["stage 1"]["params"].value < row.before["params"].value
+    assert row.stages["stage 1"]["perplexity"].value > 1
+    assert not row.baselines
+    (again,) = running.evidence.read(tmp_path / "out")
+    assert again.stages == row.stages
+    assert "stage 1" in running.evidence.table(again)[0]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Before and after, and after each stage" in page
+    assert '<th scope="col" role="columnheader" class="base">stage 1</th>' in page
+
+
+def test_each_stage_may_have_its_own_learning_rate(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, float]] = []
+    real = loop.train
+
+    def train(*args: Any, **options: Any) -> Any:
+        seen.append((options["lr"], options["min_lr"]))
+        return real(*args, **options)
+
+    monkeypatch.setattr(loop, "train", train)
+    run(subject, data, tmp_path / "a", steps=4, lr=[1e-3, 5e-4], min_lr=1e-5)
+    assert seen == [(1e-3, 1e-5), (5e-4, 1e-5)]
+    assert recipe.rates(1e-3, [1e-4, 0.0], 2) == [(1e-3, 1e-4), (1e-3, 0.0)]
+    with pytest.raises(InputError, match=r"^lr=0\.1,0\.2,0\.3 has 3 numbers for 2 stages: give one for all of them"):
+        run(subject, data, tmp_path / "b", steps=4, lr=[0.1, 0.2, 0.3])
+    with pytest.raises(InputError, match=r"^min_lr=0\.0001: give a floor between 0 and lr=1e-05"):
+        run(subject, data, tmp_path / "c", steps=4, lr=[1e-3, 1e-5])
+    assert len(seen) == 2
+
+
+def test_routers_sample_in_training_where_the_original_does(data: texts.Corpus, tmp_path: Path) -> None:
+    """PhiMoE's routers draw experts in training mode; scores and results are of evaluation mode."""
+    phi = make("phimoe")
+    phi.tokenizer = tiny.tokenizer()
+    phi.model.resize_token_embeddings(64)
+    drawn: list[bool] = []
+    for noise in (True, False):
+        modes: list[bool] = []
+        real = type(phi.mixtures()[0].router).forward
+
+        def look(self: Any, *args: Any, modes: list[bool] = modes, real: Any = real) -> Any:
+            modes.append(self.training)
+            return real(self, *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(phi.mixtures()[0].router), "forward", look)
+            result = run(phi, data, tmp_path / str(noise), "params=90%", divisor=4, stages="1", steps=1, noise=noise)
+        drawn.append(any(modes))
+        assert not result.subject.model.training
+    assert drawn == [True, False]

@@ -7,7 +7,8 @@ import gc
 import pytest
 import torch
 
-from recipes.sparse.oneshot import CALIBRATED, data, quality, run, taught
+from recipes.sparse.oneshot import CALIBRATED, data, quality, run, stays, taught
+from secateur import running
 from secateur.errors import InputError
 from secateur.files import texts
 from secateur.files.rundir import Run
@@ -74,6 +75,12 @@ def test_joint_rounding_leaves_few_levels(tmp_path):
     result = run("sparsegpt", tmp_path, bits=4)
     for matrix in matrices(result.subject.model, result.subject.layers()).values():
         assert max(len(row.unique()) for row in matrix.weight) <= 16
+    assert any("export --to packed` keeps 4 bits" in note for note in result.cut.notes)
+    result.subject.save(tmp_path / "rounded")
+    exported, notes = running.export(tmp_path / "rounded", "packed")
+    again = dict(open_subject(exported).model.named_parameters())
+    assert "-levels, 28 of them as places" in notes[0]
+    assert all(torch.equal(again[name], p) for name, p in result.subject.model.named_parameters())
     with pytest.raises(InputError, match="2 to 8"):
         run("sparsegpt", tmp_path, bits=1)
     with pytest.raises(InputError, match="columns=0: give at least 1"):
@@ -100,3 +107,40 @@ def test_no_hessian_is_alive_once_its_block_is_done(recipe, options, tmp_path):
         made = recipe(taught(), data(), [Budget.parse("weights=50%")], opened, **CALIBRATED, **options)
         next(made)
         assert not [one for one in gc.get_objects() if isinstance(one, hessian.Moments)]
+
+
+@pytest.mark.parametrize("name", ["sparsegpt", "owl"])
+def test_scopes_are_kept_exactly_and_the_error_of_each_block_is_told(name, tmp_path):
+    options = {"method": "sparsegpt"} if name == "owl" else {}
+    errors = []
+    for scope in ("block", "row", "matrix"):
+        result = run(name, tmp_path, scope=scope, **options)
+        masks = stays(result).values()
+        by_row = [set(mask.sum(1).tolist()) for mask in masks]
+        assert all(len(row) == 1 for row in by_row) == (scope == "row")
+        if name == "sparsegpt":
+            assert all(int(mask.sum()) == mask.numel() // 2 for mask in masks)
+        told = next(note for note in result.notes if note.startswith("squared error"))
+        errors.append([float(one) for one in told.rpartition(": ")[2].split(", ")])
+        assert len(errors[-1]) == len(taught().layers())
+    assert min(map(min, errors)) > 0
+    assert errors[0] != errors[1]
+    with pytest.raises(InputError, match="scope=global"):
+        run(name, tmp_path, scope="global", **options)
+
+
+def test_errors_of_blocks_that_were_done_before_are_told_by_the_run_that_goes_on(tmp_path, monkeypatch):
+    whole = run("sparsegpt", tmp_path / "whole").notes
+    pruned, done = obs.prune_all, []
+
+    def failing(*given, **how):
+        done.append(1)
+        if len(done) == 3:
+            raise RuntimeError("pulled")
+        return pruned(*given, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(obs, "prune_all", failing)
+        with pytest.raises(RuntimeError, match="pulled"):
+            run("sparsegpt", tmp_path)
+    assert run("sparsegpt", tmp_path).notes == whole

@@ -14,6 +14,7 @@ from secateur.errors import BudgetError, InfeasibleError, InputError, Unsupporte
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.recipes.sparse import stun
+from secateur.recover import merging
 from secateur.score import routing
 from secateur.subjects import Moe, blocks, open_subject
 from secateur.subjects.matrices import matrices, nonzero
@@ -51,7 +52,7 @@ def of(subject: Moe, target: int, **how):
 
 def state(subject: Moe) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
     return [
-        (stun.per_expert(one.experts, one.count), stun.per_expert(one.router, one.count))
+        (merging.per_expert(one.experts, one.count), merging.per_expert(one.router, one.count))
         for one in subject.mixtures().values()
     ]
 
@@ -215,7 +216,7 @@ def test_a_permutation_of_experts_permutes_what_stays():
     turned = taught().copy()
     for mixture in turned.mixtures().values():
         for module in (mixture.experts, mixture.router):
-            for tensor in stun.per_expert(module, 8).values():
+            for tensor in merging.per_expert(module, 8).values():
                 tensor.copy_(tensor[order])
     batch = taught().example(2, 12)
     torch.testing.assert_close(turned.forward(batch).prediction, taught().forward(batch).prediction)
@@ -238,7 +239,7 @@ def test_merging_exact_twins_changes_nothing_where_one_expert_answers():
     for mixture in single.mixtures().values():
         mixture.router.top_k = 1
         for module in (mixture.experts, mixture.router):
-            for tensor in stun.per_expert(module, 8).values():
+            for tensor in merging.per_expert(module, 8).values():
                 tensor[4:] = tensor[:4]
     assert single.top_k == 1
     groups, chosen = of(single, 12)
@@ -253,7 +254,7 @@ def test_tokens_of_at_most_one_twin_are_answered_as_before():
     copy = taught().copy()
     mixture = copy.mixtures()[1]
     for module in (mixture.experts, mixture.router):
-        for tensor in stun.per_expert(module, 8).values():
+        for tensor in merging.per_expert(module, 8).values():
             tensor[7] = tensor[2]
     groups, chosen = {i: [[j] for j in range(8)] for i in range(3)}, {i: list(range(8)) for i in range(3)}
     groups[1], chosen[1] = [[0], [1], [2, 7], *([j] for j in range(3, 7))], list(range(7))
@@ -296,7 +297,7 @@ def test_co_activation_decides_where_it_is_asked_to(tmp_path):
         stun.apart(taught(), {}, "cosine")
 
 
-@pytest.mark.parametrize("rule", ["usage", "saliency", "random"])
+@pytest.mark.parametrize("rule", ["usage", "soft", "saliency", "random"])
 def test_other_rules_keep_as_many_of_each_layer(tmp_path, rule):
     ours = result_of(tmp_path, structured=0.3)
     other = result_of(tmp_path, structured=0.3, choose=rule)
@@ -308,6 +309,34 @@ def test_the_most_used_stay_under_the_rule_of_usage():
     first = stun.settled(taught(), stun.apart(taught(), {}, "router"), 12, uniform=True, worths=usage, rule="usage")
     assert all(one == [0, 2, 4, 6] for one in first["chosen"].values())
     assert all(one == [[0], [2], [4], [6]] for one in first["clusters"].values())
+
+
+def test_weights_of_experts_are_judged_by_what_they_get_times_its_share(tmp_path):
+    """MoE-Pruner: |W_ij| ||X_j g||, here of the first block, whose inputs no pruned one has changed."""
+    how = {"structured": 0.0, "method": "wanda"}
+    found = {routed: result_of(tmp_path, subject=taught(), routed=routed, **how) for routed in (False, True)}
+    stays = {
+        routed: {name: m.weight != 0 for name, m in matrices(one.subject.model, one.subject.layers()).items()}
+        for routed, one in found.items()
+    }
+    mixture, seen = taught().mixtures()[0], []
+    hook = mixture.experts.register_forward_pre_hook(lambda _, args: seen.append(args))
+    with torch.no_grad():
+        for item in texts.windows(data(), tiny.tokenizer(), QUICK["samples"], QUICK["length"])[0]:
+            taught().forward(item)
+    hook.remove()
+    for expert in (0, 5):
+        rows = [s[(c == expert).any(-1)] * g[c == expert][:, None] for s, c, g in seen]
+        weight = mixture.experts.gate_up_proj[expert].detach()
+        score = weight.abs() * torch.cat(rows).square().sum(0).sqrt()
+        name = f"model.layers.0.mlp.experts.gate_up_proj[{expert}]"
+        kept = stays[True][name]
+        least = score.masked_fill(~kept, torch.inf).min(1).values
+        assert (score.masked_fill(kept, 0).max(1).values <= least * (1 + 1e-5)).all()
+    changed = {name for name, one in stays[True].items() if name.startswith("model.layers.0.") and
+               not torch.equal(one, stays[False][name])}  # fmt: skip
+    assert changed
+    assert all("experts" in name for name in changed)
 
 
 def test_kurtosis_is_told_per_stage(tmp_path):
@@ -343,6 +372,12 @@ def test_different_counts_per_layer_survive_the_disk(tmp_path):
     batch = again.example(2, 12)
     assert torch.equal(again.forward(batch).prediction, result.subject.forward(batch).prediction)
     assert torch.equal(secateur.load(tmp_path / "saved")(**batch).logits, result.subject.forward(batch).prediction)
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(stun.processes, "count", lambda: 2)
+    with pytest.raises(UnsupportedError, match="stun runs in one process"):
+        stun.check(taught(), 0.2, False, 0)
 
 
 def test_bad_input_is_refused(tmp_path):

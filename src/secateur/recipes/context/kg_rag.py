@@ -6,13 +6,14 @@ Baranzini, Bioinformatics 40(9), 2024 (arXiv 2311.17330).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -71,12 +72,14 @@ def kg_rag(
     topics: Sequence[str] = (),
     percentile: float = 75.0,
     floor: float | None = None,
+    calibrate: float = 0.0,
     volume: int = 150,
     few: int = 4,
     terms: float = 0.3,
     nearest: int = 1,
     fallback: int = 5,
     least: float = 0.6,
+    lookup: Literal["all", "query"] = "all",
     kinds: Sequence[str] = (),
     filters: Sequence[str] = (),
     literals: bool = True,
@@ -120,12 +123,17 @@ def kg_rag(
         percentile: of a node's similarities, from 0 to 100.
         floor: what s must exceed whatever the others have. It depends on the encoder: unless given it is 0.3, which
             suits all-MiniLM-L6-v2, or 0 without an embedder. The paper has 0.5 for its encoder's cosine alone.
+        calibrate: put the floor at this percentile of s of facts and questions of the graph that have nothing to do
+            with one another, 95 say: it is found so for any embedder. 0 for the floor as it is given.
         volume: facts of all nodes together, at most.
         terms: share of BM25 in s, from 0 (the paper) to 1.
         few: a node with at most so many facts is not cut by percentile.
         nearest: nodes for each name.
         fallback: nodes where the question names nothing that is known; 0 for none.
         least: similarity below which the node nearest to a name is not taken for it.
+        lookup: "all" reads the names of all things once, and compares the question with each; "query" asks the graph
+            for those that the question may hold, which suits an endpoint of millions, and finds fewer that are spelt
+            otherwise.
         kinds: the question is searched for things of these kinds alone, "Disease", by what the graph calls them.
         filters: what is asked of a fact's properties, "score>=0.7", "phase<=3" or "source=SwissProt|UniProt"; a fact
             without that property passes.
@@ -165,6 +173,8 @@ def kg_rag(
         raise InputError("an answer needs a language model: give one (--llm)")
     if not 0 <= terms <= 1:
         raise InputError(f"terms={terms}: give the share of BM25, from 0 to 1")
+    if calibrate and not (0 < calibrate < 100 and embedder and floor is None):
+        raise InputError(f"calibrate={calibrate:g}: give a percentile below 100, an embedder, and no floor")
     rules = tuple(map(rule, filters))
     reader = tokenizer or (embedder if isinstance(embedder, str) else "")
     counts = {"tokens": encoders.counter(reader)} if reader else {}
@@ -174,15 +184,17 @@ def kg_rag(
     names = encoders.remembering(namer, device=device) if namer else embed
     if floor is None:
         floor = FLOOR if embed else 0.0
+    if calibrate and embed:
+        floor = run.json("floor", lambda: calibrated(subject, embed, calibrate, terms))
 
     def retrieved() -> dict[str, Any]:
         given = [" ".join(topic.split()) for topic in topics if topic.strip()]
         asked: dict[str, Any] = {"llm_calls": 0, "llm_tokens": 0} if model else {}
         if given:
-            nodes, told = chosen(subject, given, names, tuple(kinds), nearest, least)
+            nodes, told = chosen(subject, given, names, tuple(kinds), nearest, least, lookup)
         else:
             listed, asked = named(question, model, kinds, seed) if model else (None, asked)
-            nodes, told = linked(subject, question, listed, names, tuple(kinds), nearest, fallback, least)
+            nodes, told = linked(subject, question, listed, names, tuple(kinds), nearest, fallback, least, lookup)
         sites = labelled(subject, nodes)
         for site in sites:
             rows = sentences(subject, site, rules, literals, identifier, origin)
@@ -204,7 +216,8 @@ def kg_rag(
         facts = lines(kept)
         after, trace = facts.cost(counts), traced(sites, kept, counts)
         told = {
-            **found["told"], "facts_before": sum(map(len, trace.values())), "facts_after": len(kept),
+            **found["told"], **({"floor": floor} if calibrate else {}),
+            "facts_before": sum(map(len, trace.values())), "facts_after": len(kept),
             **{f"{name}_before": value for name, value in whole.items()},
             **{f"{name}_after": value for name, value in after.items()},
         }  # fmt: skip
@@ -284,19 +297,20 @@ def linked(
     nearest: int,
     fallback: int,
     least: float,
+    lookup: str,
 ) -> tuple[list[str], dict[str, Any]]:
     """The nodes that a question speaks of, in the order of their names in it; and what is told of it.
 
     listed: the names in it, where a language model was asked for them. embed: without it, names count as they stand.
     """
-    index = graphs.named(graph, kinds)
+    index, lost = graphs.speaking(graph, [question] if listed is None else listed, kinds, lookup)
     if listed is None:
         found = standing(index, question, embed, nearest, least)
     elif embed is not None:
         found = list(zip(listed, near(index, listed, embed, nearest, least), strict=True))
     else:
         found = [(name, [node for one in index.mentions(name) for node in one.nodes][:nearest]) for name in listed]
-    notes = [f"no name in the graph is near {name!r}" for name, nodes in found if not nodes]
+    notes = [*lost, *(f"no name in the graph is near {name!r}" for name, nodes in found if not nodes)]
     nodes = list(dict.fromkeys(node for _, some in found for node in some))
     stands_in = not nodes and fallback > 0 and embed is not None and len(index) > 0
     if stands_in and embed is not None:
@@ -314,14 +328,16 @@ def chosen(
     kinds: tuple[str, ...],
     nearest: int,
     least: float,
+    lookup: str,
 ) -> tuple[list[str], dict[str, Any]]:
     """The nodes of topics that are given, IRIs as they are; and what is told of it."""
-    index = None if all(map(usable, topics)) else graphs.named(graph, kinds)
+    called = [topic for topic in topics if not usable(topic)]
+    index, told = graphs.speaking(graph, called, kinds, lookup) if called else (None, [])
     found = {topic: [topic] if index is None or usable(topic) else index.called(topic)[:nearest] for topic in topics}
     lost = [topic for topic, nodes in found.items() if not nodes]
     if lost and index is not None and embed is not None:
         found |= dict(zip(lost, near(index, lost, embed, nearest, least), strict=True))
-    notes = [f"nothing in the graph is called {topic!r}" for topic, nodes in found.items() if not nodes]
+    notes = [*told, *(f"nothing in the graph is called {topic!r}" for topic, nodes in found.items() if not nodes)]
     nodes = list(dict.fromkeys(node for some in found.values() for node in some))
     notes += [] if nodes else ["nothing in the graph was found for the question"]
     return nodes, {"entities": list(found), "fallback": False, "notes": notes}
@@ -421,15 +437,13 @@ def sentences(
     known = graph.known(facts)
     facts = [fact for fact in facts if passes(known[fact], rules)]
     things = {part for fact in facts for part in (fact.subject, *([] if fact.literal else [fact.object]))} | {node}
-    kinds = graph.kinds(things)
-    names = graph.names([*things, *(fact.predicate for fact in facts)])
-    titles = {thing: f"{kinds[thing]} {names[thing]}" if kinds.get(thing) else names[thing] for thing in things}
+    names, titles = titled(graph, facts, things)
     found = list[Row]()
     for fact in facts:
         said, verb = known[fact], relation(fact.predicate, names)
         other = fact.object if fact.subject == node else fact.subject
         sources = provenance(said) or ([origin] if origin else [])
-        text = f"{titles[fact.subject]} {verb} {fact.object if fact.literal else titles[fact.object]}"
+        text = statement(fact, names, titles)
         text += f", according to {', '.join(sources)}" if sources else ""
         found.append(
             {"fact": list(fact), "text": text, "path": f"{site['name']} > {verb}", "predicate": verb,
@@ -443,6 +457,20 @@ def sentences(
              "provenance": [], "evidence": {}}
         )  # fmt: skip
     return found
+
+
+def titled(
+    graph: KnowledgeGraph, facts: Sequence[Fact], things: Collection[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What things and the predicates of facts are called; and things with their kinds before that."""
+    kinds, names = graph.kinds(things), graph.names([*things, *(fact.predicate for fact in facts)])
+    return names, {thing: f"{kinds[thing]} {names[thing]}" if kinds.get(thing) else names[thing] for thing in things}
+
+
+def statement(fact: Fact, names: Mapping[str, str], titles: Mapping[str, str]) -> str:
+    """A fact as a sentence."""
+    end = fact.object if fact.literal else titles[fact.object]
+    return f"{titles[fact.subject]} {relation(fact.predicate, names)} {end}"
 
 
 _SPOKE = re.compile(r"([A-Z]+)_[A-Z][A-Za-z]*[a-z][A-Z][A-Za-z]*")
@@ -503,6 +531,37 @@ def rated(rows: Sequence[Row], question: str, embed: encoders.Embed | None, term
     for row in ranked if evidence else []:
         row["text"] += f" {json.dumps(row['evidence'], ensure_ascii=False)}" if row["evidence"] else ""
     return ranked
+
+
+UNRELATED = 128
+"""Facts of a graph by which its floor is found, each of another thing."""
+ENOUGH = 100
+"""Pairs of them that must have nothing to do with one another."""
+
+
+def calibrated(graph: KnowledgeGraph, embed: encoders.Embed, percentile: float, terms: float) -> float:
+    """How like a question is a fact that has nothing to do with it, at that percentile; 0 where the graph is too small.
+
+    Each fact of a sample becomes a question, "What treats asthma?", and is compared with those that share no thing with
+    it. Such facts share hardly a word with it either: of s only the share of the cosine is left.
+    """
+    questions, texts, ends = unrelated(graph)
+    apart = np.array([[one.isdisjoint(other) for other in ends] for one in ends]).reshape(len(ends), -1)
+    if apart.sum() < ENOUGH:
+        return 0.0
+    asked, told = embed(questions), embed(texts)
+    found = np.stack([relevance.cosine(one, told) for one in asked])[apart]
+    return round(float((1 - terms) * np.percentile(found, percentile)), 6)
+
+
+@functools.lru_cache(maxsize=2)
+def unrelated(graph: KnowledgeGraph) -> tuple[list[str], list[str], list[set[str]]]:
+    """Facts of a graph, mostly of different things: a question to which each is the answer, its sentence, its ends."""
+    facts = graph.sample(UNRELATED)
+    names, titles = titled(graph, facts, {end for fact in facts for end in (fact.subject, fact.object)})
+    texts = [statement(fact, names, titles) for fact in facts]
+    questions = [f"What {relation(fact.predicate, names)} {titles[fact.object]}?" for fact in facts]
+    return questions, texts, [{fact.subject, fact.object} for fact in facts]
 
 
 def scores(rows: Sequence[Row]) -> np.ndarray:

@@ -70,6 +70,7 @@ def paths_over_graph(
     summarise: bool = True,
     enough: float = 0.5,
     least: float = 0.7,
+    lookup: Literal["all", "query"] = "all",
     batch: int = 40,
     window: int = 16_000,
     most: int = 2000,
@@ -128,6 +129,9 @@ def paths_over_graph(
         summarise: let the language model shorten the paths before it judges whether they suffice.
         enough: cosine at which a relation says what a phrase of the question asks, without a language model.
         least: cosine below which the nearest name is not taken for what a topic is called.
+        lookup: "all" reads the names of all things once, and compares the question with each; "query" asks the graph
+            for those that the question may hold, which suits an endpoint of millions, and finds fewer that are spelt
+            otherwise.
         batch: paths or branches that the judge sees at once.
         window: tokens that a prompt may have; a local model's own where that is less.
         most: paths that are looked at in one round, and beginnings of paths at each hop.
@@ -147,8 +151,9 @@ def paths_over_graph(
     read. It mixes up topics whose searches end out of order, extends only the first arrival at an entity, and asks
     without end for a list that it can read; none of these is kept. D is the number of steps of the indicator, as in
     the code; of more than two topics, those from one to the next. Branches of paths with the same relations are one,
-    as the paths are. Where more than `most` paths begin alike in length, those go on whose relations are most like the
-    question. A thing without a name is called by the end of its IRI. A round of the third phase looks at the `wide`
+    as the paths are; where one hop more makes whole paths of all branches, they stay short, or the judge would read as
+    much as without them. Where more than `most` paths begin alike in length, those go on whose relations are most like
+    the question. A thing without a name is called by the end of its IRI. A round of the third phase looks at the `wide`
     most similar edges. Without a language model the supplement looks up the three entities on paths whose names are
     most like the question.
     """
@@ -173,7 +178,7 @@ def paths_over_graph(
     def searched() -> dict[str, Any]:
         rule = Rule(like, enough)
         judge: Judge = rule if model is None else Asked(model, rule, window, seed)
-        found, notes = linked(subject, question, topics, judge, like, least)
+        found, notes = linked(subject, question, topics, judge, like, least, lookup)
         names = subject.names(found)
         asked = judge.analysed(question, found, [names[node] for node in found], indicator)
         asked = asked if ordered else reordered(asked, found)
@@ -1114,7 +1119,13 @@ TOPICS = 6
 
 
 def linked(
-    graph: KnowledgeGraph, question: str, topics: Sequence[str], judge: Judge, like: Likeness, least: float
+    graph: KnowledgeGraph,
+    question: str,
+    topics: Sequence[str],
+    judge: Judge,
+    like: Likeness,
+    least: float,
+    lookup: str,
 ) -> tuple[list[str], list[str]]:
     """The nodes that a question is about, and what is to be told of those that were not found.
 
@@ -1123,7 +1134,9 @@ def linked(
     """
     found, notes = list[str](), list[str]()
     asked = [" ".join(topic.split()) for topic in topics if topic.strip()] or judge.keywords(question)
-    names = graphs.named(graph) if not all(map(usable, asked)) or not asked else None
+    names = None
+    if not all(map(usable, asked)) or not asked:
+        names, notes = graphs.speaking(graph, asked or [question], lookup=lookup)
     for topic in asked:
         nodes = [topic] if names is None or usable(topic) else names.called(topic)
         if not nodes and names is not None and like.embed:
@@ -1131,6 +1144,9 @@ def linked(
         found += nodes[:1]
         notes += [] if nodes else [f"nothing in the graph is called {topic!r}"]
     if not found and not topics and names is not None:
+        if asked:
+            names, more = graphs.speaking(graph, [question], lookup=lookup)
+            notes += more
         found = [mention.nodes[0] for mention in names.mentions(question)]
         if not found and like.embed:
             near = names.nearest(spoken(question, "", ()) or [question], like.embed, 1, least)

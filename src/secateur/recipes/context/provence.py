@@ -267,6 +267,7 @@ def train(
     rounding: Literal["vote", "mean"] = "vote",
     language: str = "en",
     held_out: float = 0.05,
+    evaluate_every: int = 0,
     seed: int = 0,
 ) -> tuple[Recovery, tuple[str, ...]]:
     """Teach a cross-encoder which sentences to keep, and to go on ranking as it did.
@@ -278,8 +279,9 @@ def train(
         model: what is trained, in place: a reranker (unified), or with weight=0 any encoder (standalone).
         rows: each with `question`, `documents` (texts, or lists of sentences), and perhaps `titles` (one for each),
             `kept` (for each passage the numbers of the sentences that matter, from 0, a title counted), and `scores`
-            (one for each). Without `kept` the language model labels; without that too, a sentence matters that says one
-            of the row's `answers`.
+            (one for each). In place of `documents` and `kept`: `sentences` of one passage, or lists of several, and
+            `labels`, for each of them 1 if it matters and 0 if not. Without either the language model labels; without
+            that too, a sentence matters that says one of the row's `answers`.
         run: where labels and the training's checkpoint go.
         weight: of the distance to the old scores.
         corpus: texts in which passages are found for rows without, a .jsonl or .txt file; each begins with its title.
@@ -296,14 +298,21 @@ def train(
         threshold: what the model takes where it is not told otherwise.
         rounding: likewise.
         language: likewise, for the splitting of sentences, here and where the model is used.
-        held_out: share of the questions that are kept back and judged.
+        held_out: share of the questions that are kept back and judged, the first 2,000 of their pairs.
+        evaluate_every: steps between two looks at these; 0 for four looks in all.
         seed: of the new head, of what is held out, and of the order.
+
+    What is measured on pairs that are held out stands in the recovery's settings as `held_out`: before, at each of the
+    looks (by its step), and after, each as `quality` says. Notes say it in words.
 
     Departures: BM25 for SPLADE-v3. AdamW without decay for Adam. Padding is never looked at, so that a loss does not
     depend on what stands beside it in its batch.
     """
     if not weight >= 0 or not 0 <= held_out < 1:
         raise InputError(f"weight={weight}, held_out={held_out}: give at least 0, and a share from 0 to below 1")
+    if evaluate_every < 0:
+        raise InputError(f"evaluate_every={evaluate_every}: give steps between two looks, or 0 for four looks in all")
+    rows = apart(rows)
     if corpus:
         rows = pool(rows, texts.read(corpus).texts, run, model, language, seed)
     asked = partial(llms.answering, llm, llm_name, calls=calls, tokens=llm_tokens) if llm else None
@@ -327,16 +336,38 @@ def train(
     questions = sorted({pair["question"] for pair in pairs})
     back = set(draw.permutation(questions)[: round(held_out * len(questions))].tolist())
     learnt, kept_back = ([p for p in pairs if (p["question"] in back) is away] for away in (False, True))
+    kept_back = kept_back[:JUDGED]
     order = [i for _ in range(math.ceil(epochs)) for i in draw.permutation(len(learnt)).tolist()]
     steps = max(1, round(epochs * len(learnt) / batch))
     given = Batches([learnt[i] for i in order], model, batch, everywhere)
+    look = partial(quality, model, kept_back)
+
+    def looked() -> float:
+        # By the step, so that what a stopped run saw is there for the one that goes on.
+        seen = run.json(f"held-out-{given.step}", look)
+        return float(seen["mask_loss"] + weight * (seen["ranking_loss"] or 0.0))
+
+    before = run.json("held-out-0", look) if kept_back else {}
     recovery = loop.train(
         model, given, partial(objectives.keeping_loss, model, weight), steps=steps, lr=lr, warmup=0.0,
         schedule="constant", weight_decay=0.0, seed=seed, count=objectives.count_labels,
         checkpoint=run.folder("training"), title="pruner",
+        evaluate=looked if kept_back else None, evaluate_every=evaluate_every or max(1, math.ceil(steps / 4)),
     )  # fmt: skip
-    notes = [f"{len(learnt)} pairs of {len(rows)} rows; {lost} passages had no label", *quality(model, kept_back)]
+    notes = [f"{len(learnt)} pairs of {len(rows)} rows; {lost} passages had no label"]
+    if kept_back:
+        settings = dict(recovery.settings)
+        during = {str(step): run.json(f"held-out-{step}", look) for step, _ in settings.pop("evaluations")}
+        after = run.json(f"held-out-{recovery.steps}", look)
+        recovery = replace(
+            recovery, settings={**settings, "held_out": {"before": before, "during": during, "after": after}}
+        )
+        notes += in_words(before, after)
     return recovery, tuple(notes)
+
+
+JUDGED = 2000
+"""Pairs that are judged of those that are held out."""
 
 
 class Batches:
@@ -347,12 +378,13 @@ class Batches:
 
     def __init__(self, pairs: Sequence[Row], model: Reranker, batch: int, everywhere: bool) -> None:
         self.pairs, self.model, self.batch, self.elsewhere = pairs, model, batch, 0 if everywhere else -100
+        self.step = 0  # of training, which takes a batch a step
 
     def __len__(self) -> int:
         return max(1, -(-len(self.pairs) // self.batch))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        many = len(self.pairs)
+        many, self.step = len(self.pairs), index + 1
         chosen = [self.pairs[(index * self.batch + i) % many] for i in range(min(self.batch, many))]
         blocks = [self.model.blocks(pair["question"], pair["sentences"])[0] for pair in chosen]
         given = rerankers.padded(blocks, self.model.tokenizer.pad_token_id or 0)
@@ -366,21 +398,66 @@ class Batches:
         return {**given, "labels": labels, "scores": torch.tensor(scores)}
 
 
-def quality(model: Reranker, pairs: Sequence[Row]) -> list[str]:
-    """What the trained model does on pairs that it has not seen, in words."""
-    if not pairs:
-        return []
+def quality(model: Reranker, pairs: Sequence[Row]) -> dict[str, Any]:
+    """What a model does on pairs that it has not learnt from.
+
+    pairs: how many there are. mask_loss: mean over tokens of sentences of -log P(label). ranking_loss: mean over pairs
+    of (s - s_0)^2, None without old scores. precision, recall, f1: of the sentences that stay, means over pairs. empty:
+    share of the passages without anything that matters of which nothing stays, None where there are none. compression:
+    percent of the characters that go. ndcg: nDCG@10 of the passages of a question, those that hold something that
+    matters above the others, mean over the questions that have both; None where none has, or the model is not to rank.
+    questions: these.
+    """
     found = model.judge([(pair["question"], pair["sentences"]) for pair in pairs])
     told = [{"keep": one.keep, "owner": one.owner} for one in found]
     sizes = [len(pair["sentences"]) for pair in pairs]
     stays, _ = columns(told, sizes, model.settings.threshold, model.settings.rounding)
-    ends = np.cumsum([0, *sizes])
+    each = np.split(stays, np.cumsum(sizes)[:-1])
     right = [
-        retrieval.kept(np.flatnonzero(stays[a:b]).tolist(), pair["kept"])
-        for a, b, pair in zip(ends[:-1], ends[1:], pairs, strict=True)
+        retrieval.kept(np.flatnonzero(mine).tolist(), pair["kept"]) for mine, pair in zip(each, pairs, strict=True)
     ]
-    f = float(np.mean([one.f() for one in right]))
-    return [f"{len(pairs)} pairs held out: F1 of kept sentences {f:.3f}, {1 - stays.mean():.0%} of sentences cut"]
+    likely = np.concatenate([
+        np.where(np.isin(one.owner, pair["kept"]), one.keep, 1.0 - one.keep)
+        for one, pair in zip(found, pairs, strict=True)
+    ])  # fmt: skip
+    held = [(one.score - pair["score"]) ** 2 for one, pair in zip(found, pairs, strict=True)
+            if pair["score"] is not None]  # fmt: skip
+    idle = [not mine.any() for mine, pair in zip(each, pairs, strict=True) if not pair["kept"]]
+    lengths = np.array([len(sentence) for pair in pairs for sentence in pair["sentences"]], float)
+    asked: dict[str, list[tuple[bool, float]]] = {}
+    for one, pair in zip(found, pairs, strict=True):
+        asked.setdefault(pair["question"], []).append((bool(pair["kept"]), one.score))
+    ranks = [retrieval.ndcg([float(good) for good, _ in some], [score for _, score in some])
+             for some in asked.values() if len({good for good, _ in some}) == 2]  # fmt: skip
+    return {
+        "pairs": len(pairs),
+        "mask_loss": float(-np.log(np.maximum(likely, 1e-12)).sum() / max(1, len(likely))),
+        "ranking_loss": float(np.mean(held)) if held else None,
+        "precision": float(np.mean([one.precision for one in right])),
+        "recall": float(np.mean([one.recall for one in right])),
+        "f1": float(np.mean([one.f() for one in right])),
+        "empty": float(np.mean(idle)) if idle else None,
+        "compression": float(100.0 * lengths[~stays].sum() / max(1.0, lengths.sum())),
+        "ndcg": float(np.mean(ranks)) if ranks and model.settings.ranks else None,
+        "questions": len(ranks),
+    }
+
+
+def in_words(before: Row, after: Row) -> list[str]:
+    """What `quality` found before and after training."""
+    notes = [
+        f"{after['pairs']} pairs held out: F1 of kept sentences {after['f1']:.3f} (before {before['f1']:.3f}), "
+        f"{after['compression']:.0f}% of characters cut, mask loss {after['mask_loss']:.3g} "
+        f"(before {before['mask_loss']:.3g})"
+    ]
+    if after["ranking_loss"] is not None:
+        notes[0] += f", ranking loss {after['ranking_loss']:.3g}"
+    if after["ndcg"] is not None:
+        notes.append(
+            f"nDCG@10 of the passages of {after['questions']} questions held out: {after['ndcg']:.3f}, "
+            f"of the reranker before training {before['ndcg']:.3f}"
+        )
+    return notes
 
 
 # ------------------------------------------------------------------------------------------------- labels, and passages
@@ -403,6 +480,39 @@ READ, SAID = 2048, 256
 """Tokens that a labeller reads, about, and says."""
 PROBE = "Is water wet? Answer yes or no."
 """What any labeller can read."""
+
+
+def apart(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows; those with `sentences` and `labels` get `documents` and `kept` of them. `DataError` for others."""
+    found = list[Mapping[str, Any]]()
+    for number, row in enumerate(rows, start=1):
+        if row.get("sentences") is None:
+            found.append(row)
+            continue
+        if row.get("documents") or row.get("titles") or row.get("kept") is not None:
+            raise DataError(f"row {number} has sentences beside passages, titles or kept: give sentences and labels")
+        passages = marked(row["sentences"], row.get("labels"))
+        if passages is None:
+            raise DataError(f"row {number}: give sentences, a list of texts, and labels, a 1 or 0 for each of them")
+        kept = [[i for i, (_, label) in enumerate(passage) if label] for passage in passages]
+        found.append({**row, "documents": [[text for text, _ in passage] for passage in passages], "kept": kept})
+    return found
+
+
+def marked(sentences: Any, labels: Any) -> list[list[tuple[str, bool]]] | None:
+    """Of each passage its sentences with their labels, empty ones left out; None where these are not such lists."""
+    if isinstance(sentences, list) and all(isinstance(text, str) for text in sentences):
+        sentences, labels = [sentences], [labels]
+    found = list[list[tuple[str, bool]]]()
+    try:
+        for texts_of, labels_of in zip(sentences, labels, strict=True):
+            both = list(zip(texts_of, labels_of, strict=True))
+            if isinstance(texts_of, str) or any(label not in (0, 1) for _, label in both):
+                return None
+            found.append([(markup.whole(text), bool(label)) for text, label in both if text.strip()])
+    except (TypeError, ValueError, AttributeError):  # no lists, or not as many, or no texts
+        return None
+    return found
 
 
 def labelled(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from secateur import processes
 from secateur.errors import InputError, RunError, UnsupportedError
 from secateur.files import texts
 from secateur.files.rundir import Run
@@ -89,7 +89,8 @@ def d_pruner(
         data: texts of the domain: prompts with their answers and explanations, or running text.
         budgets: weights=50% (of the matrices of the blocks; embeddings, norms, head and routers stay), or pattern=2:4.
         run: where scores and checkpoints go.
-        general: open-domain texts (a file, a folder of them or hub:owner/name), such as the model was trained on.
+        general: open-domain texts (a file, a folder of them or hub:owner/name), such as the model was trained on. A
+            part is held out, and what both models make of it is told beside the domain's perplexity.
         by: what the masks are taken from: dual, or general for G alone.
         scope: what is compared: row, block (of columns), matrix, layer or global.
         block: columns of a block; 0 cuts every matrix into 32 blocks.
@@ -129,13 +130,14 @@ def d_pruner(
         if pattern is None:
             blocks.enough(subject, name, share, scope, partial(width, block=block))
     notes: tuple[str, ...] = ()
+    corpus, judged = apart(texts.read(general), seed) if general and not dry_run else (None, {})
     read: Read | None = None  # of magnitudes, if None
     if scores:
         read = earlier(Path(scores), by, subject)
+        judged = judged if corpus is not None and unseen(Path(scores), corpus) else {}
     elif not dry_run:
         key = {"model": digest(subject)}
-        if by == "general" or weight:
-            corpus = texts.read(general)
+        if corpus is not None and (by == "general" or weight):
             windows, notes = texts.windows(corpus, subject.tokenizer, general_samples, train_length, seed=seed)
             told = scored(run, "general", {**key, "text": corpus.digest}, partial(
                 general_importance, subject, windows, share=general_share, damp=damp, floor=floor,
@@ -157,7 +159,7 @@ def d_pruner(
         student = subject.copy()
         prune(student, run.folder(f"blocks-{name}"), read, share, pattern, scope=scope, block=block)
         cut = blocks.receipt(subject, student, notes)
-        yield Result(name, student, cut, {"weights": cut.after["weights"]}, None, notes)
+        yield Result(name, student, cut, {"weights": cut.after["weights"]}, None, notes, judged=judged)
 
 
 def check(
@@ -166,6 +168,8 @@ def check(
     """Raise `InputError` for options that can't be used, `UnsupportedError` for a model that can't."""
     if not subject.causal:
         raise UnsupportedError("d_pruner scores by the next token: give a language model, such as a Llama or a GPT-2")
+    if by == "dual" and processes.count() > 1:
+        raise UnsupportedError("by=dual trains in one process: start it without torchrun, or take by=general")
     if by == "dual" and isinstance(subject, Streamed):
         raise UnsupportedError("by=dual trains a copy of the whole model: open it in memory, or take by=general")
     if weight < 0 or block < 0:
@@ -231,7 +235,7 @@ def scored(
     """
     beside = run.folder(f"{name}-unfinished")
     told: dict[str, Any] = run.json(name, lambda: {**compute(run.folder(name), beside), **key})
-    shutil.rmtree(beside, ignore_errors=True)
+    run.drop(f"{name}-unfinished")
     other = next((what for what, value in key.items() if told.get(what) != value), None)
     if other is not None:
         raise InputError(f"{run.root} holds scores of another {other}: choose another folder, or overwrite it")
@@ -264,6 +268,23 @@ def earlier(root: Path, by: str, subject: Transformer | Streamed) -> Read:
     if model != digest(subject):
         raise InputError(f"{root} holds scores of another model: score this one, without scores=...")
     return stored(root / "work" / by, subject.layers())
+
+
+def apart(corpus: Corpus, seed: int) -> tuple[Corpus, dict[str, Corpus]]:
+    """(what of the general text is scored by, what both models are judged by: a part held out of two texts or more)."""
+    if len(corpus) < 2:
+        return corpus, {}
+    train, held = corpus.split(seed=seed)
+    return train, {"general": held}
+
+
+def unseen(root: Path, train: Corpus) -> bool:
+    """Whether it is known that an earlier run, at `root`, scored by nothing of the general text but `train`."""
+    record = root / "work" / "general.json"
+    try:
+        return not record.is_file() or bool(json.loads(record.read_text(encoding="utf-8"))["text"] == train.digest)
+    except (ValueError, KeyError):
+        return False
 
 
 def digest(subject: Transformer | Streamed) -> str:
@@ -324,7 +345,7 @@ def general_importance(
                 noting = partial(noted, choose, parts)
                 weight.copy_(obs.prune(weight, H, noting, every=columns, block=columns, inverse=U).weight)
                 found[name] = torch.cat(parts, 1)
-        storage.write(folder / f"{block.index}.safetensors", found)
+        processes.by_first(partial(storage.write, folder / f"{block.index}.safetensors", found))
     return {"windows": float(len(windows)), "starved": float(poor)}
 
 

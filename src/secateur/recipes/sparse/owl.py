@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
+from secateur.errors import InputError
 from secateur.files import texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
@@ -35,6 +36,7 @@ def owl(
     run: Run,
     *,
     method: Literal["wanda", "sparsegpt", "magnitude"] = "wanda",
+    scope: weights.Scope | None = None,
     samples: int = 128,
     length: int = 128,
     spread: float | None = None,
@@ -56,6 +58,8 @@ def owl(
         budgets: weights=30%, or a pattern, of which each block then gets an n of its own with that mean.
         run: where outlier shares, finished blocks and the states between blocks go.
         method: what prunes by the shares.
+        scope: what is compared inside a block of the model: row, block (128 columns) or matrix. Unless given, that of
+            the method: row for wanda, block for sparsegpt, matrix for magnitude.
         samples: calibration windows.
         length: tokens per window; the model's full length at real scale.
         spread: the paper's lambda, 0.08 unless given: densities differ by at most twice as much. For a pattern, how
@@ -74,10 +78,15 @@ def owl(
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
     whole = blocks.count(subject)
     norms = partial(hessian.Moments, diagonal=True)
-    scope = {"wanda": "row", "sparsegpt": "columns"}.get(method, "matrix")
+    if scope == "global":
+        raise InputError("scope=global: owl gives each block of the model its own share; give row, block or matrix")
+    own: dict[str, weights.Scope] = {"wanda": "row", "sparsegpt": "block", "magnitude": "matrix"}
+    scope = scope or own[method]
     asked = [weights.asked(budget, whole, "owl") for budget in budgets]
     least = [
-        1.0 / blocks.enough(subject, budget, share, scope) if pattern is None else 0.0
+        1.0 / blocks.enough(subject, budget, share, "columns" if scope == "block" else scope)
+        if pattern is None
+        else 0.0
         for budget, (share, pattern) in zip(budgets, asked, strict=True)
     ]
 
@@ -94,12 +103,15 @@ def owl(
         return found
 
     outliers, sizes = zip(*run.json("outliers", look), strict=True)
+    run.drop("outliers")
     for budget, (share, pattern), low in zip(budgets, asked, least, strict=True):
         patterns = list[Pattern]()
         if pattern is None:
             half = 0.08 if spread is None else spread
             shares = allocate.spread(outliers, share, half, sizes=sizes, least=max(0.01, low))
-            chosen = [weights.chooser(one, None, "row" if method == "wanda" else "matrix") for one in shares]
+            # SparseGPT asks for each block of columns by itself.
+            within = "matrix" if method == "sparsegpt" and scope == "block" else scope
+            chosen = [weights.chooser(one, None, within) for one in shares]
         else:
             half = (0.25 if spread is None else spread) * pattern.m / 2
             kept = allocate.spread(outliers, pattern.n, half, sizes=sizes, whole=pattern.m)
@@ -111,27 +123,34 @@ def owl(
             for path, one in zip(subject.layers(), patterns, strict=False)
             for name in matrices(subject.model, [path])
         }
+        every = pattern.m if pattern else 128 if scope == "block" else 0
         for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
             reader = hessian.Moments if method == "sparsegpt" else norms
-            starving += prune(block, chosen[block.index], reader, method, pattern.m if pattern else 128, damp, floor)
+            few, loss = prune(block, chosen[block.index], reader, method, every, damp, floor)
+            starving += few
+            if method == "sparsegpt":  # for a run that goes on behind this block
+                run.json(f"loss-{budget}-{block.index}", partial(float, loss))
         cut = blocks.receipt(subject, student, (*notes, *hessian.shortage(starving, floor)))
         told = "outliers by block: " + ", ".join(f"{value:.2f} %" for value in outliers)
         if pattern is not None:
             told += "; weights that stay of " + f"{pattern.m}: " + ", ".join(str(one.n) for one in patterns)
-        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, (told,), patterns=each)
+        said = [told]
+        if method == "sparsegpt":
+            losses = [run.json(f"loss-{budget}-{index}", lambda: None) for index in range(len(subject.layers()))]
+            said.append(obs.described(losses))
+        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, tuple(said), patterns=each)
 
 
 def prune(
     block: blocks.Block, choose: weights.Choose, reader: Callable[[], hessian.Moments], method: str, every: int,
     damp: float, floor: int,
-) -> int:  # fmt: skip
-    """Prune the matrices of a block by `method`; how many starved. What they read is gone when it returns."""
+) -> tuple[int, float]:  # fmt: skip
+    """Prune the matrices of a block by `method`: (how many starved, SparseGPT's loss). What they read is then gone."""
     moments, starved = hessian.pooled(block.read(reader), {m.name: m.leaf for m in block.matrices.values()}, floor)
     if method == "sparsegpt":
         found = {name: matrix.weight for name, matrix in block.matrices.items()}
-        obs.prune_all(found, moments, choose, every=every, damp=damp)
-    else:
-        for name, matrix in block.matrices.items():
-            weight, squares = matrix.weight, moments[name].value(name)
-            weight.mul_(choose(wanda.scores(weight, squares) if method == "wanda" else weight.abs()))
-    return len(starved)
+        return len(starved), obs.prune_all(found, moments, choose, every=every, damp=damp)
+    for name, matrix in block.matrices.items():
+        weight, squares = matrix.weight, moments[name].value(name)
+        weight.mul_(choose(wanda.scores(weight, squares) if method == "wanda" else weight.abs()))
+    return len(starved), 0.0

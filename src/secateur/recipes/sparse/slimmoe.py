@@ -8,23 +8,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.disk import writing
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.files import plugins, texts
 from secateur.files.rundir import Run
 from secateur.files.texts import Corpus
 from secateur.measure import size
-from secateur.recover import loop, losses, objectives, records, routing, teachers
+from secateur.modes import held
+from secateur.recover import loop, losses, merging, objectives, records, routing, schedule, teachers
 from secateur.score import activation, experts, gradient, hooks, magnitude, random
 from secateur.score import routing as routes
-from secateur.select import allocate, ranking
-from secateur.subjects import Moe, shapes
-from secateur.vocabulary import Budget, Recovery, Result, Units, listed
+from secateur.select import allocate, clusters, ranking
+from secateur.subjects import Moe, open_subject, shapes
+from secateur.vocabulary import Budget, Recovery, Result, Selection, Units, listed
 
 CARD = {
     "title": "SlimMoE: Structured Compression of Large MoE Models via Expert Slimming and Distillation",
@@ -51,7 +54,7 @@ def slimmoe(
     seed: int = 0,
     stages: str | Sequence[str] = "2",
     tokens: str | Sequence[str] = "",
-    slim: Literal["neurons", "experts"] = "neurons",
+    slim: Literal["neurons", "experts", "merge"] = "neurons",
     score: str = "taylor",
     alike: bool = False,
     loss: Literal["truncated", "full", "task"] = "truncated",
@@ -63,8 +66,8 @@ def slimmoe(
     divisor: int = 8,
     steps: int = 1000,
     train_batch: int = 16,
-    lr: float = 1e-3,
-    min_lr: float = 1e-4,
+    lr: float | Sequence[float] = 1e-3,
+    min_lr: float | Sequence[float] = 1e-4,
     warmup: float = 0.05,
     temperature: float = 1.0,
     cache: int = 0,
@@ -72,6 +75,7 @@ def slimmoe(
     logit: float = 1.0,
     balance: float | None = None,
     freeze_router: bool = False,
+    noise: bool = True,
     training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -83,13 +87,13 @@ def slimmoe(
        the KD loss over the original's `top` likeliest tokens, stored once;
     2. each expert keeps its best neurons: one width for all experts, indices of each expert's own; with the last stage
        KV groups go too, if asked for. Router, norms and embeddings stay bit for bit;
-    3. the whole model, router included, is distilled from the original, with a fresh optimiser and warm-up.
+    3. the whole model, router included, is distilled from the original, with a fresh optimiser and warm-up, and saved.
 
     Args:
         subject: a trained mixture of experts; it stays as it is and teaches every stage.
         data: texts like those the model will meet.
         budgets: params=50% or active_params=60%, what one token passes; also bytes, flops or memory.
-        run: where scores, the original's likeliest tokens and checkpoints go.
+        run: where scores, the original's likeliest tokens, checkpoints and the models after the first stages go.
         batch: sequences per batch, for the cost of FLOPs and KV cache.
         length: tokens per sequence, in costs, calibration and training.
         seed: of sampling and training.
@@ -97,10 +101,12 @@ def slimmoe(
             50%,20%, the last of which must be within the budget.
         tokens: share of `steps` of each stage, such as 34%,66%; by default each gets twice those of the one before.
         slim: neurons; or experts, the baseline that drops whole ones, by how often tokens are routed to them unless
-            `score` is saliency or random.
-        score: taylor, weight (norm of all weights), activation (mean |h_j|), saliency (of whole experts: their mean
-            weighted output, REAP), random, or file.py:function with (subject, batches) -> site -> [count] scores; sites
-            it leaves out are ranked by taylor.
+            `score` is soft, saliency or random; or merge, the other one: the means of experts whose rows of the router
+            are near, and of these rows.
+        score: taylor, weight (norm of all weights), activation (mean |h_j|), soft (of whole experts: the router's
+            probabilities summed up, SEER-MoE), saliency (of whole experts: their mean weighted output, REAP), random,
+            or file.py:function with (subject, batches) -> site -> [count] scores; sites it leaves out are ranked by
+            taylor.
         alike: one set of indices for all experts of a layer, the ablation.
         loss: of the score: truncated to the original's likeliest tokens; full KL, which has no gradient where student
             and original are one, so that the first stage then takes the task's; or task, the next token.
@@ -112,8 +118,8 @@ def slimmoe(
         divisor: widths are multiples of it, such as 64 at real scale.
         steps: distillation steps, all stages together.
         train_batch: sequences per distillation step.
-        lr: peak learning rate of each stage.
-        min_lr: learning rate at the end of each stage.
+        lr: peak learning rate, one for all stages or one for each, such as 1e-3,5e-4.
+        min_lr: learning rate at the end of a stage, one for all or one for each.
         warmup: share of a stage's steps in warm-up.
         temperature: of the KL.
         cache: tokens per position kept of the original's predictions, on disk, in place of asking it at every step.
@@ -121,12 +127,13 @@ def slimmoe(
         logit: weight of the logit loss.
         balance: weight of the load-balancing loss; the original's own by default.
         freeze_router: leave the router as it was, all through.
+        noise: train with what the original's config has of dropout and jitter, and with routers that sample (PhiMoE).
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the cuts; nothing is trained.
 
     Departures: gates stand for the paper's sums over rows and columns, which it does not spell out: for W2 they are
     equal to the signed sum. Stage sizes and token shares are not published; these are our defaults. Scores are taken in
-    evaluation mode, where routers that sample (PhiMoE) take the best experts. Shared and dense FFNs, which the paper's
+    evaluation mode, where routers that sample take the best experts. Shared and dense FFNs, which the paper's
     model does not have, keep shares of their own.
     """
     if not isinstance(subject, Moe):
@@ -150,7 +157,7 @@ def slimmoe(
             key={"data": data.digest, "batches": f"{train_batch} x {length}, seed {seed + 1}"},
         )  # fmt: skip
 
-    def distil(student: Moe, name: str, count: int, first: int) -> Recovery:
+    def distil(student: Moe, name: str, count: int, first: int, rate: tuple[float, float]) -> Recovery:
         objective = objectives.distil(
             student.forward, None if cache else subject.forward, output="logits", task=task, logit=logit,
             temperature=temperature, fused=True,
@@ -160,7 +167,7 @@ def slimmoe(
         ours, theirs = student.flops_per_token(length), 0.0 if cache else subject.flops_per_token(length)
         done = loop.train(
             student.model, After(learnt, first), routing.balanced(objective, student.routers(), weight),
-            steps=count, lr=lr, min_lr=min_lr, warmup=warmup, seed=seed, dropout=False,
+            steps=count, lr=rate[0], min_lr=rate[1], warmup=warmup, seed=seed, dropout=noise,
             frozen=[] if cache else [subject.model], checkpoint=run.folder(name),
             flops_per_token=size.training_flops(ours, theirs), **further,
         )  # fmt: skip
@@ -171,9 +178,12 @@ def slimmoe(
         if budget.pattern or not budget.limits:
             raise BudgetError(f"budget {budget}: slimmoe makes widths, such as params=50% or active_params=60%")
         goals = path(many, budget, partial(plan, subject, last=True))
-        student, parts, notes = subject, list[Recovery](), list[str]()
-        for stage, (share, count) in enumerate(zip(goals, dealt(tokens, steps, len(goals)), strict=True), 1):
-            units, counts = plan(student, share=share, last=stage == len(goals))
+        student, parts, notes, stored = subject, list[Recovery](), list[str](), dict[str, Path]()
+        order = zip(goals, dealt(tokens, steps, len(goals)), rates(lr, min_lr, len(goals)), strict=True)
+        for stage, (share, count, rate) in enumerate(order, 1):
+            ask = partial(plan, share=share, last=stage == len(goals))
+            student = merged(student, ask(student)[1]) if slim == "merge" else student
+            units, counts = ask(student)
             rank = partial(scores, student, subject, units, samples, how=score, loss=loss, alike=alike, seed=seed)
             found = run.tensors(f"scores-{budget}-{stage}", rank)
             told_of = [site for site in units.free() if f"{site.name}.starved" in found]
@@ -185,11 +195,40 @@ def slimmoe(
             student = cast(Moe, student.cut(ranking.by_counts(units, found, counts))[0])
             if count and not dry_run:
                 first = sum(part.steps for part in parts) * further.get("accumulate", 1)
-                parts.append(distil(student, f"train-{budget}-{stage}", count, first))
+                parts.append(distil(student, f"train-{budget}-{stage}", count, first, rate))
                 notes.append(told(stage, student, parts[-1], length, None if cache else subject))
+            if stage < len(goals) and not dry_run:
+                stored[f"stage {stage}"] = kept(student, run.path(f"stage-{budget}-{stage}"))
         cut = shapes.receipt(subject, student)
         predicted = student.units(batch=batch, length=length).cost()
-        yield Result(str(budget), student, cut, predicted, records.together(*parts), tuple(notes))
+        recovery, stages_made = records.together(*parts), Stages(stored, subject)
+        yield Result(str(budget), student, cut, predicted, recovery, tuple(notes), stages=stages_made)
+
+
+class Stages(Mapping[str, Moe]):
+    """The models after the first stages, each read from its folder when it is asked for."""
+
+    def __init__(self, folders: Mapping[str, Path], subject: Moe) -> None:
+        self.folders, self.subject = folders, subject
+
+    def __getitem__(self, name: str) -> Moe:
+        found = open_subject(self.folders[name], tokenizer=self.subject.tokenizer)
+        held(found.model, str(self.subject.model.device))
+        return cast(Moe, found)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.folders)
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+
+def kept(student: Moe, folder: Path) -> Path:
+    """`folder`, with the model in it: whole, and written once."""
+    if not folder.exists():
+        with writing(folder) as temporary:
+            student.save(temporary)
+    return folder
 
 
 class After:
@@ -233,8 +272,8 @@ def planned(
 ) -> tuple[Units, Counts]:
     """The units of a stage, and how many each site keeps: `share` of the original's experts, the rest with the last."""
     kinds = {"expert_neurons" if slim == "neurons" else "experts": share}
-    if slim not in ("neurons", "experts"):
-        raise InputError(f"slim={slim!r} is not one of neurons, experts")
+    if slim not in ("neurons", "experts", "merge"):
+        raise InputError(f"slim={slim!r} is not one of neurons, experts, merge")
     if last:
         kinds |= {"kv_groups": 0.0} if kv_groups else {}
         kinds |= {kind: part for kind, part in (("shared_neurons", shared), ("neurons", dense)) if part < 1}
@@ -250,6 +289,21 @@ def planned(
         kept = allocate.round_to(kinds[site.kind] * before.count, step, minimum=least, maximum=before.count)
         counts[site.name] = min(kept, site.count)
     return units, counts
+
+
+def merged(student: Moe, counts: Counts) -> Moe:
+    """A copy with as many experts as `counts` gives each layer: means of those whose rows of the router are near."""
+    keep, groups, before = dict[str, np.ndarray](), dict[int, list[list[int]]](), student.mixtures()
+    for index, mixture in before.items():
+        name, rows = f"layers.{index}.experts", cast(Tensor, mixture.router.weight)
+        found = clusters.grouped(routes.row_distance(rows), counts[name], student.layout.expert_groups)
+        keep[name], groups[index] = np.isin(np.arange(mixture.count), [one[0] for one in found]), found
+    small = cast(Moe, student.cut(Selection(keep))[0])
+    for index, new in small.mixtures().items():
+        first = [one[0] for one in groups[index]]
+        for theirs, ours in ((before[index].experts, new.experts), (before[index].router, new.router)):
+            merging.fill(theirs, ours, groups[index], first, kappa=len(first))
+    return small
 
 
 def path(many: list[float] | int, budget: Budget, plan: Callable[..., tuple[Units, Counts]]) -> list[float]:
@@ -293,6 +347,23 @@ def dealt(tokens: str | Sequence[str], steps: int, stages: int) -> list[int]:
         raise InputError(f"tokens={tokens!r} has not a share for each of {stages} stages: write such as 34%,66%")
     ends = np.round(np.cumsum([0.0, *given]) / sum(given) * steps).astype(int)
     return [int(count) for count in np.diff(ends)]
+
+
+def rates(peaks: float | Sequence[float], floors: float | Sequence[float], stages: int) -> list[tuple[float, float]]:
+    """(highest, last) learning rate of each stage; raises where numbers lack, before the first stage is trained."""
+    found = []
+    for what, given in (("lr", peaks), ("min_lr", floors)):
+        numbers = list(given) if isinstance(given, Sequence) else [given]
+        if len(numbers) not in (1, stages):
+            raise InputError(
+                f"{what}={','.join(f'{one:g}' for one in numbers)} has {len(numbers)} numbers for {stages} stages: "
+                "give one for all of them, or one for each"
+            )
+        found.append(numbers * (stages // len(numbers)))
+    pairs = list(zip(*found, strict=True))
+    for peak, floor in pairs:
+        schedule.learning_rate(0, steps=1, lr=peak, min_lr=floor)
+    return pairs
 
 
 def told(stage: int, student: Moe, done: Recovery, length: int, teacher: Moe | None) -> str:
@@ -356,8 +427,8 @@ def scores(
 
     With "SITE.starved", a number of experts, where some of a site had no score at all (`ranked`).
     """
-    if how == "saliency" and not any(site.kind == "experts" for site in units.free()):
-        raise InputError("score=saliency is of whole experts: give slim=experts, or score=activation for neurons")
+    if how in ("soft", "saliency") and not any(site.kind == "experts" for site in units.free()):
+        raise InputError(f"score={how} is of whole experts: give slim=experts, or score=activation for neurons")
     free = {site.name for site in units.free()}
     layers = {f"layers.{n}.expert_neurons": mixture.experts for n, mixture in student.mixtures().items()}
     layers = {site: module for site, module in layers.items() if site in free}
@@ -366,8 +437,12 @@ def scores(
     others = {site: at for site, at in student.consumers().items() if site in free}
     found: dict[str, Tensor] = {}
     if counted:
-        used = routes.collect(student.forward, student.model, samples, counted, saliency=how == "saliency")
-        found |= {site: one.counts.float() if one.saliency is None else one.saliency for site, one in used.items()}
+        routers = dict(zip(whole, student.routers(), strict=True)) if how == "soft" else None
+        used = routes.collect(
+            student.forward, student.model, samples, counted, saliency=how == "saliency", routers=routers
+        )
+        worths = {site: one.worth(how) for site, one in used.items()}
+        found |= {site: (used[site].counts if one is None else one).float() for site, one in worths.items()}
     if how == "random":
         found |= random.scores(units, seed)
     elif how == "weight":
@@ -381,7 +456,7 @@ def scores(
         rest = scores(student, subject, units, samples, how="taylor", loss=loss, alike=False, seed=seed)
         found |= {name: score for name, score in rest.items() if name.removesuffix(".starved") not in given}
         found |= {site: score for site, score in given.items() if site in free}
-    elif how in ("taylor", "saliency"):
+    elif how in ("taylor", "soft", "saliency"):
         every = rules(subject)
         if loss not in every:
             raise InputError(f"loss={loss!r} is not one of {', '.join(every)}")
@@ -398,7 +473,7 @@ def scores(
         found |= gradient.taylor(value, student.model, samples, others) if others else {}
     else:
         raise InputError(
-            f"score={how!r} is not one of taylor, weight, activation, saliency, random, or file.py:function"
+            f"score={how!r} is not one of taylor, weight, activation, soft, saliency, random, or file.py:function"
         )
     found |= experts.alike(found, layers) if alike and layers else {}
     return found if ":" in how else ranked(found, layers)

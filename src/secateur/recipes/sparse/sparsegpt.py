@@ -6,6 +6,7 @@ Frantar and Alistarh, ICML 2023 (arXiv 2301.00774).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from secateur.errors import InputError
@@ -37,6 +38,7 @@ def sparsegpt(
     length: int = 128,
     damp: float = 0.01,
     columns: int = 128,
+    scope: weights.Scope = "block",
     sequential: bool = True,
     true_sequential: bool = False,
     bits: int = 0,
@@ -64,11 +66,14 @@ def sparsegpt(
         samples: calibration windows.
         length: tokens per window; the model's full length at real scale.
         damp: dampening, as a share of the mean of the Hessian's diagonal.
-        columns: columns among which weights are compared.
+        columns: columns of a block, among whose weights those are found that go.
+        scope: what is compared: block (of columns), row or matrix. Rows and matrices are compared as a whole, so by the
+            weights as they were before any correction. A pattern is of single rows in any case.
         sequential: let a block read what the pruned blocks before it give. Off, it reads what the dense ones gave, and
             each block runs once in place of twice.
         true_sequential: inside a block, read anew what a matrix gets once the matrices before it are pruned.
-        bits: if not 0, what stays is rounded to 2^bits levels per row on the way (joint quantisation, section 3.5).
+        bits: if not 0, what stays is rounded to 2^bits levels per row on the way (joint quantisation, section 3.5). The
+            result holds them as floats; the export "packed" stores them in so many bits, equal to the bit.
         floor: experts with fewer tokens are pruned by the Hessian of all experts of their layer.
         seed: of the choice of windows.
         dry_run: as a run; nothing is kept.
@@ -86,26 +91,41 @@ def sparsegpt(
             raise InputError(f"columns={columns}: give at least 1; 128 in the paper")
         if true_sequential and not sequential:
             raise InputError("true_sequential reads anew inside a block, so between blocks too: leave sequential on")
+        if scope == "global":
+            raise InputError("scope=global: corrections stay within a matrix, and so does what is compared; "
+                             "give block, row or matrix")  # fmt: skip
+        whole_row = pattern is not None or scope == "row"
         if pattern is None:
-            blocks.enough(subject, budget, share, "columns", lambda wide: min(wide, columns))
-        how = {"every": pattern.m if pattern else columns, "by_row": pattern is not None, "damp": damp, "bits": bits}
-        choose = weights.chooser(share, pattern, "matrix")
+            blocks.enough(subject, budget, share, "columns" if scope == "block" else scope, partial(min, columns))
+        every = pattern.m if pattern else columns if scope == "block" else 0
+        how = {"every": every, "by_row": whole_row, "damp": damp, "bits": bits}
+        choose = weights.chooser(share, pattern, "row" if whole_row else "matrix")
         student, starving = subject.copy(), 0
         for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}"), sequential=sequential):
+            lost = 0.0
             for names in block.order() if true_sequential else [list(block.matrices)]:
-                starving += prune(block, names, choose, floor, **how)
+                few, loss = prune(block, names, choose, floor, **how)
+                starving, lost = starving + few, lost + loss
+            run.json(f"loss-{budget}-{block.index}", partial(float, lost))  # for a run that goes on behind this block
         told = hessian.shortage(starving, floor, "pruned by their layer's H")
+        if bits:
+            told += (
+                f"rounded to {2**bits} levels a row, held as floats: `secateur export --to packed` keeps {bits} bits",
+            )
         cut = blocks.receipt(subject, student, (*notes, *told))
-        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, ())
+        losses = [run.json(f"loss-{budget}-{index}", lambda: None) for index in range(len(subject.layers()))]
+        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, (obs.described(losses),))
 
 
-def prune(block: blocks.Block, names: Sequence[str], choose: weights.Choose, floor: int, **how: Any) -> int:
-    """Steps 1 to 4 for some matrices of a block; how many starved. Its Hessians are gone when it returns.
+def prune(
+    block: blocks.Block, names: Sequence[str], choose: weights.Choose, floor: int, **how: Any
+) -> tuple[int, float]:
+    """Steps 1 to 4 for some matrices of a block: (how many starved, `Pruned.loss` of all). Its Hessians are then gone.
 
     how: of `obs.prune_all`.
     """
     moments, starved = hessian.pooled(
         block.read(hessian.Moments, names), {name: block.matrices[name].leaf for name in names}, floor
     )
-    obs.prune_all({name: block.matrices[name].weight for name in names}, moments, choose, **how)
-    return len(starved)
+    loss = obs.prune_all({name: block.matrices[name].weight for name in names}, moments, choose, **how)
+    return len(starved), loss

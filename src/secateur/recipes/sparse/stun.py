@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from secateur import processes
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.files import texts
 from secateur.files.rundir import Run
@@ -22,7 +23,7 @@ from secateur.measure import distribution
 from secateur.recover import merging
 from secateur.score import hessian, hooks, random, routing, wanda
 from secateur.select import allocate, clusters, ranking, weights
-from secateur.subjects import Moe, blocks, matrices
+from secateur.subjects import Moe, Streamed, blocks, matrices
 from secateur.vocabulary import Budget, Cut, Result, Selection
 
 CARD = {
@@ -41,8 +42,11 @@ Chosen = dict[int, list[int]]
 """Layer -> the expert that stays of each cluster, ascending."""
 
 
+Mixed = Moe | Streamed
+
+
 def stun(
-    subject: Moe,
+    subject: Moe | Streamed,
     data: Corpus,
     budgets: Sequence[Budget],
     run: Run,
@@ -54,13 +58,14 @@ def stun(
     mix: float = 1.0,
     normalise: bool = True,
     kappa: int = 3,
-    choose: Literal["clusters", "usage", "saliency", "random"] = "clusters",
+    choose: Literal["clusters", "usage", "soft", "saliency", "random"] = "clusters",
     seen: int = 1000,
     method: Literal["owl", "wanda"] = "owl",
     samples: int = 128,
     length: int = 128,
     spread: float = 0.08,
     times: float = 5.0,
+    routed: bool = False,
     floor: int = 1,
     seed: int = 0,
     dry_run: bool = False,
@@ -79,7 +84,8 @@ def stun(
        the share of all weights that go and s1 what went with the experts.
 
     Args:
-        subject: a mixture of experts; it stays as it is.
+        subject: a mixture of experts, in memory or streamed from the disk; it stays as it is. Streamed, experts are
+            told apart by the router's rows alone.
         data: general text.
         budgets: weights=60%, of the matrices of all blocks; those of experts that are gone count as gone. Or
             pattern=2:4 for what is left by the first stage.
@@ -92,14 +98,16 @@ def stun(
         normalise: divide the router's rows by its norm, so that one threshold fits all layers; the published mixed
             distance does not.
         kappa: clusters of a layer up to which they are averaged; the published command has 2.
-        choose: what stays. For comparison, as many of each layer as by clusters: those with the highest usage or
-            saliency (REAP), or random ones.
+        choose: what stays. For comparison, as many of each layer as by clusters: those with the highest usage, soft
+            counts (the router's probabilities of all tokens summed up, SEER-MoE) or saliency (REAP), or random ones.
         seen: windows in which co-activation is counted, where it is asked for.
         method: owl, or wanda with one share for all blocks.
         samples: calibration windows of the second stage.
         length: tokens per window; 2048 in the paper.
         spread: lambda of OWL.
         times: M of OWL; the official code's default is 3.
+        routed: judge the weights of experts by |W_ij| ||X_j g||, where g is the share with which each token was sent to
+            the expert (MoE-Pruner), in place of |W_ij| ||X_j||.
         floor: experts with fewer tokens are judged by the norms of all experts of their layer.
         seed: of the choice of windows.
         dry_run: as a run; nothing is kept.
@@ -110,7 +118,8 @@ def stun(
     with larger weights stays. Experts without tokens are pruned by their layer's norms, where the official code skips
     them, so that the budget is met. Weights are counted over the matrices of blocks, without embeddings and routers.
     """
-    check(subject, structured, uniform)
+    passes = int(distance != "router" or choose in ("usage", "soft", "saliency"))
+    check(subject, structured, uniform, passes)
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
     whole, paths = blocks.count(subject), packed(subject)
     sizes = {index: mixture.count for index, mixture in subject.mixtures().items()}
@@ -119,17 +128,21 @@ def stun(
     )  # fmt: skip
 
     def look() -> dict[str, Tensor]:
+        assert isinstance(subject, Moe)
         items, _ = texts.windows(data, subject.tokenizer, seen, length, seed=seed)
         layers = {f"layers.{index}.experts": subject.model.get_submodule(path) for index, path in paths.items()}
         with hooks.sound(subject.model, subject.layers()):
-            routes = routing.collect(subject.forward, subject.model, items, layers, saliency=choose == "saliency")
+            routes = routing.collect(
+                subject.forward, subject.model, items, layers, saliency=choose == "saliency",
+                routers=dict(zip(layers, subject.routers(), strict=True)) if choose == "soft" else None,
+            )  # fmt: skip
         found = dict(zip(paths, routes.values(), strict=True))
-        worth = {"usage": lambda one: one.counts, "saliency": lambda one: one.saliency}.get(choose, lambda one: None)
         tables = {f"together.{index}": one.together for index, one in found.items()}
         tables["tokens"] = torch.tensor([max(one.tokens for one in found.values())])
-        return tables | {f"layers.{index}.experts": w for index, one in found.items() if (w := worth(one)) is not None}
+        return tables | {
+            f"layers.{index}.experts": w for index, one in found.items() if (w := one.worth(choose)) is not None
+        }
 
-    passes = int(distance != "router" or choose in ("usage", "saliency"))
     counted = run.tensors("routing", look) if passes else {}
     far = apart(subject, {index: counted.get(f"together.{index}") for index in sizes}, distance, mix, normalise)
     worths = random.scores(subject.units("experts"), seed=seed) if choose == "random" else counted
@@ -142,16 +155,18 @@ def stun(
             settled, subject, far, target, uniform=uniform, exact=bool(experts), worths=worths, rule=choose
         ))  # fmt: skip
         groups, chosen = ({int(index): rows for index, rows in first[key].items()} for key in ("clusters", "chosen"))
-        slim, gone = without(subject, groups, chosen, kappa)
+        slim, gone = without(subject, groups, chosen, kappa, run.folder(f"means-{target}"))
         left = blocks.count(slim)
         rest = 1.0 - (0.0 if pattern else second(1.0 - share, 1.0 - left / whole, budget))
-        outliers = run.json(f"outliers-{target}", partial(unlike, slim, windows, run.folder("outliers"), times, floor))
+        outliers = run.json(
+            f"outliers-{target}", partial(unlike, slim, windows, run.folder("outliers"), times, floor, routed)
+        )
         flat = method == "wanda" or pattern is not None or rest >= 1.0
         shares = [rest] * len(outliers[0]) if flat else allocate.spread(outliers[0], rest, spread, sizes=outliers[1])
         choosers = [weights.chooser(one, pattern) for one in shares]
-        student, starved = thinned(slim, windows, run.folder(f"blocks-{budget}"), choosers, floor)
+        student, starved = thinned(slim, windows, run.folder(f"blocks-{budget}"), choosers, floor, routed)
         zeros = blocks.receipt(slim, student)
-        before = {**gone.before, "weights": float(matrices.nonzero(matrices.matrices(subject.model, subject.layers())))}
+        before = {**gone.before, "weights": filled(subject)}
         after = {**gone.after, "weights": zeros.after["weights"]}
         counts = ", ".join(str(len(one)) for one in groups.values())
         told = [
@@ -168,20 +183,26 @@ def stun(
         )
         told += hessian.shortage(starved, floor)
         cut = Cut({**gone.removed, **zeros.removed}, before, after, tuple(told))
-        yield Result(str(budget), student, cut, {**slim.units().cost(), "weights": after["weights"]}, None, ())
+        yield Result(str(budget), student, cut, {**slim.units("experts").cost(), "weights": after["weights"]}, None, ())
 
 
-def check(subject: Any, structured: float, uniform: bool) -> None:
+def check(subject: Mixed, structured: float, uniform: bool, passes: int) -> None:
     """Raise a one-line error for a model or options that stun can't work with."""
-    if not isinstance(subject, Moe):
-        raise InputError("stun cuts experts out of a mixture of experts in memory, and this is none: use owl or wanda")
+    if processes.count() > 1:
+        raise UnsupportedError("stun runs in one process: start it without torchrun or accelerate launch")
+    if not subject.family.experts:
+        raise InputError("stun cuts experts out of a mixture of experts, and this is none: use owl or wanda")
+    if passes and isinstance(subject, Streamed):
+        raise InputError(
+            "where tokens go is counted in memory: with stream, leave distance at router, and choose clusters or random"
+        )
     if not 0.0 <= structured < 1.0:
         raise InputError(f"structured={structured}: give a share of the experts, from 0 to below 1")
     if subject.layout.expert_groups > 1 and not uniform:
         raise UnsupportedError("this router chooses groups of experts first, which must stay equal: give uniform=True")
 
 
-def packed(subject: Moe) -> dict[int, str]:
+def packed(subject: Mixed) -> dict[int, str]:
     """Layer -> path of its packed experts."""
     names = {id(module): path for path, module in subject.model.named_modules()}
     return {index: names[id(mixture.experts)] for index, mixture in subject.mixtures().items()}
@@ -202,12 +223,13 @@ def second(total: float, first: float, budget: Budget | None = None) -> float:
 
 
 def apart(
-    subject: Moe, together: Mapping[int, Tensor | None], how: Distance, mix: float = 1.0, normalise: bool = True
+    subject: Mixed, together: Mapping[int, Tensor | None], how: Distance, mix: float = 1.0, normalise: bool = True
 ) -> dict[int, Tensor]:
     """Layer -> [E, E], the distances between its experts; step 1."""
     found = {}
     for index, mixture in subject.mixtures().items():
-        rows, counts = mixture.router.weight, together.get(index)
+        with subject.resident(subject.layers()[index]):
+            rows, counts = mixture.router.weight, together.get(index)
         assert isinstance(rows, Tensor)
         if how == "router":
             found[index] = routing.row_distance(rows, normalised=normalise)
@@ -221,7 +243,7 @@ def apart(
 
 
 def settled(
-    subject: Moe,
+    subject: Mixed,
     far: Mapping[int, Tensor],
     target: int,
     *,
@@ -255,16 +277,15 @@ def settled(
                 float(nearest),
             )
         for index, table in far.items():
-            groups[index] = []
-            for members in np.split(np.arange(len(table)), parts):  # a router's groups stay equal
-                one = clusters.each_of([table[members][:, members]], min(each // parts, len(members)))[0]
-                groups[index] += [members[inside].tolist() for inside in one.members()]
+            groups[index] = clusters.grouped(table, each, parts)
     else:
         threshold, found = clusters.shared_threshold(list(far.values()), target, least=least, exact=exact)
         groups = {i: [m.tolist() for m in one.members()] for i, one in zip(far, found, strict=True)}
     if rule == "clusters":
-        mixtures = subject.mixtures()
-        chosen = {i: merging.representatives(list(mixtures[i].experts.parameters()), one) for i, one in groups.items()}
+        mixtures, chosen = subject.mixtures(), dict[int, list[int]]()
+        for index, parts_of in groups.items():
+            with subject.resident(subject.layers()[index]):
+                chosen[index] = merging.representatives(list(mixtures[index].experts.parameters()), parts_of)
     else:
         counts = {f"layers.{index}.experts": len(one) for index, one in groups.items()}
         best = ranking.by_counts(units, {site: torch.as_tensor((worths or {})[site]) for site in counts}, counts).keep
@@ -277,69 +298,81 @@ def settled(
     return {"threshold": threshold, "clusters": groups, "chosen": chosen}
 
 
-def without(subject: Moe, groups: Clusters, chosen: Chosen, kappa: int) -> tuple[Moe, Cut]:
-    """A copy with the chosen experts alone; where at most `kappa` stay in a layer, with the means of their clusters."""
+def without(
+    subject: Mixed, groups: Clusters, chosen: Chosen, kappa: int, folder: Path | None = None
+) -> tuple[Mixed, Cut]:
+    """A copy with the chosen experts alone; where at most `kappa` stay in a layer, with the means of their clusters.
+
+    Blocks with means of a streamed model go to `folder`.
+    """
     keep = {}
     for index, mixture in subject.mixtures().items():
         mask = np.zeros(mixture.count, dtype=bool)
         mask[chosen[index]] = True
         keep[f"layers.{index}.experts"] = mask
-    student, cut = subject.cut(Selection(keep))
-    assert isinstance(student, Moe)
+    made, cut = subject.cut(Selection(keep))
+    student = cast(Mixed, made)
     new = student.mixtures()
     for index, old in subject.mixtures().items():
+        path = subject.layers()[index]
         if len(groups[index]) > kappa:
             continue  # the cut has left every chosen expert and its row as they were
-        for theirs, ours in ((old.experts, new[index].experts), (old.router, new[index].router)):
-            for name, tensor in per_expert(theirs, old.count).items():
-                mean = merging.reconstructed(tensor, groups[index], chosen[index], kappa=kappa)
-                per_expert(ours, new[index].count)[name].copy_(mean)
+        with subject.resident(path), student.resident(path):
+            for theirs, ours in ((old.experts, new[index].experts), (old.router, new[index].router)):
+                merging.fill(theirs, ours, groups[index], chosen[index], kappa=kappa)
+            if isinstance(student, Streamed) and folder is not None:
+                student.store(path, folder / f"{index}.safetensors")
     return student, cut
 
 
-def per_expert(module: nn.Module, count: int) -> dict[str, Tensor]:
-    """Name -> tensor of a module that holds one slice for each expert: weights, a router's rows and its bias."""
-    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return {name: tensor.detach() for name, tensor in held if tensor.dim() and len(tensor) == count}
-
-
-def unlike(slim: Moe, windows: Any, folder: Path, times: float, floor: int) -> list[list[float]]:
+def unlike(slim: Mixed, windows: Any, folder: Path, times: float, floor: int, routed: bool) -> list[list[float]]:
     """[outliers of each block in percent, weights of each block], of OWL."""
     found = []
     for block in blocks.visit(slim, windows, folder, title="outliers", store=False, sequential=False):
-        moments, _ = read(block, floor)
+        moments, _ = read(block, floor, routed)
         scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
         found.append((wanda.outliers(scores, times), sum(m.weight.numel() for m in block.matrices.values())))
     return [[float(value) for value in column] for column in zip(*found, strict=True)]
 
 
 def thinned(
-    slim: Moe, windows: Any, folder: Path, choosers: Sequence[weights.Choose], floor: int = 1
-) -> tuple[Moe, int]:
+    slim: Mixed, windows: Any, folder: Path, choosers: Sequence[weights.Choose], floor: int = 1, routed: bool = False
+) -> tuple[Mixed, int]:
     """(a copy whose weights of small |W_ij| ||X_j|| are zero, how many matrices of experts saw too few tokens)."""
-    student, starving = slim.copy(), 0
+    student, starving = cast(Mixed, slim.copy()), 0
     for block in blocks.visit(student, windows, folder):
-        moments, starved = read(block, floor)
+        moments, starved = read(block, floor, routed)
         starving += len(starved)
         for name, matrix in block.matrices.items():
             scores = wanda.scores(matrix.weight, moments[name].value(name))
             matrix.weight.mul_(choosers[block.index](scores))
-    assert isinstance(student, Moe)
     return student, starving
 
 
-def read(block: blocks.Block, floor: int) -> tuple[dict[str, hessian.Moments], list[str]]:
+def read(block: blocks.Block, floor: int, routed: bool) -> tuple[dict[str, hessian.Moments], list[str]]:
     """||X_j||^2 of what each matrix of the block reads; starved experts get those of their layer, and are named."""
-    moments = block.read(partial(hessian.Moments, diagonal=True))
+    moments = block.read(partial(hessian.Moments, diagonal=True), routed=routed)
     return hessian.pooled(moments, {m.name: m.leaf for m in block.matrices.values()}, floor)
 
 
-def kurtosis(subject: Moe) -> dict[str, float]:
+def filled(subject: Mixed) -> float:
+    """How many weights of the matrices of all blocks are not zero."""
+    found = 0
+    for path in subject.layers():
+        with subject.resident(path):
+            found += matrices.nonzero(matrices.matrices(subject.model, [path]))
+    return float(found)
+
+
+def kurtosis(subject: Mixed) -> dict[str, float]:
     """Layer -> kurtosis of the weights of all its experts that are not zero: how well they bear to lose more."""
-    found = {index: list(mixture.experts.parameters()) for index, mixture in subject.mixtures().items()}
-    return {str(index): distribution.kurtosis(parts) for index, parts in found.items()}
+    found = {}
+    for index, mixture in subject.mixtures().items():
+        with subject.resident(subject.layers()[index]):
+            found[str(index)] = distribution.kurtosis(list(mixture.experts.parameters()))
+    return found
 
 
-def shapes(**stages: Moe) -> dict[str, dict[str, float]]:
+def shapes(**stages: Mixed) -> dict[str, dict[str, float]]:
     """Stage -> layer -> kurtosis; the paper's reason for the order of the stages."""
     return {name: kurtosis(one) for name, one in stages.items()}

@@ -88,16 +88,17 @@ def wanda(
         if choose is None and not everywhere:
             choose = weights.chooser(share, pattern, scope)
         norms: dict[str, Tensor] = {}
-        folder, alone = run.folder(f"blocks-{budget}"), sequential and not everywhere
-        for block in blocks.visit(student, windows, folder, store=not everywhere, sequential=alone):
+        name, alone = f"blocks-{budget}", sequential and not everywhere
+        for block in blocks.visit(student, windows, run.folder(name), store=not everywhere, sequential=alone):
             moments = block.read(partial(hessian.Moments, diagonal=True))
             moments, starved = hessian.pooled(moments, {m.name: m.leaf for m in block.matrices.values()}, floor)
             starving += len(starved)
-            for name, matrix in block.matrices.items():
-                norms[name] = moments[name].value(name)
+            for key, matrix in block.matrices.items():
+                norms[key] = moments[key].value(key)
                 if choose is not None:
-                    matrix.weight.mul_(choose(score.scores(matrix.weight, norms[name])))
+                    matrix.weight.mul_(choose(score.scores(matrix.weight, norms[key])))
         if everywhere:
+            run.drop(name)
             blocks.everywhere(
                 student, run.folder(f"global-{budget}"), partial(of_matrix, norms),
                 partial(weights.threshold, k=int(share * whole + 1e-9)), weights.above,

@@ -62,13 +62,13 @@ def otov3(
     method: Literal["dhspg", "hesso"] = "dhspg",
     saliency: Literal["dhspg", "hesso"] | None = None,
     scope: Literal["global", "kind", "local"] = "local",
-    warm: float = 0.25,
-    span: float = 0.4,
+    warm: float = 0.1,
+    span: float | None = None,
     periods: int = 10,
     penalty: float | None = None,
     epsilon: float = 0.95,
     tolerance: float = 0.05,
-    finish: float = 0.3,
+    finish: float = 0.6,
     multiple: int = 1,
     protect: str | Sequence[str] = "",
     hierarchical: bool = True,
@@ -112,13 +112,13 @@ def otov3(
             gradient are opposite, both as released.
         scope: which channels are ranked together: all ("global"), those of one kind, or each site for itself.
         warm: share of the steps before groups are chosen.
-        span: share of the steps in which they become zero.
+        span: share of the steps in which they become zero: unless given 0.6 for dhspg, 0.4 for hesso, or what is left.
         periods: of hesso: how many times groups are chosen.
         penalty: lambda; a scale that suits norms, learning rate and span unless given. The paper's 1e-3 (sgd) and 1e-2
             (adam) need hundreds of epochs.
         epsilon: of the half-space projection, in [0, 1); larger is more aggressive.
         tolerance: of dhspg, for channels=: how much more than the target may be chosen.
-        finish: of dhspg: share of `span` at whose end missing groups are shrunk linearly; 0 may miss the budget.
+        finish: of dhspg: the last share of `span`, in which missing groups are shrunk linearly; 0 may miss the budget.
         multiple: kept channels are multiples of this.
         protect: modules, parameters or sites that stay whole.
         hierarchical: False erases without step 3's search, for comparison: the network may break, which is refused.
@@ -133,6 +133,8 @@ def otov3(
     """
     if data.targets and data.labels is None:
         raise DataError(f"{data.name} has boxes: otov3 trains on classes, or on the outputs of the original")
+    if span is None:
+        span = min(0.6 if method == "dhspg" else 0.4, 1 - warm)
     check(epochs, warm, span, finish)
     start = subject
     if protect:

@@ -64,6 +64,7 @@ def distill(
     cache_at: str | Path = "",
     on_policy: float = 0.0,
     prompt: int = 16,
+    bits: int = 0,
     training: str | Mapping[str, Any] = "",
     seed: int = 0,
     device: str | None = None,
@@ -123,6 +124,8 @@ def distill(
             teachers, data, batch, length and seed, asks for nothing that is there. By default in the run directory.
         on_policy: share of the batches that the student writes itself (a language model), scored by its teacher.
         prompt: tokens of each text that it then writes on from.
+        bits: 8 or 4 rounds the weights of the student's blocks while it trains, and holds those that are zero; what is
+            measured and saved is the model of integers. 0 leaves them in floating point.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         seed: of everything random.
         device: where the models are held and measured; training takes a GPU that is there.
@@ -143,7 +146,7 @@ def distill(
         prompt, server, align, (match,) if isinstance(match, str) and match else tuple(match),
         tuple(map(int, match_index)), match_loss,
         (match_weight,) if isinstance(match_weight, int | float) else tuple(map(float, match_weight)), match_balance,
-        skew, tuple(map(int, buckets)), warming(warm_up), loop.options(training), seed,
+        skew, tuple(map(int, buckets)), warming(warm_up), loop.options(training), seed, bits,
     )  # fmt: skip
     check(lesson, above, assistants)
     check_cache(lesson, cache_at, out)
@@ -169,7 +172,11 @@ def distill(
         return replace(row, settings={**row.settings, "notes": notes})
     settings = {
         "recipe": "distill",
-        **{name: value for name, value in asdict(lesson).items() if value not in ("", (), {})},
+        **{
+            name: value
+            for name, value in asdict(lesson).items()
+            if value not in ("", (), {}) and (bits or name != "bits")
+        },
         "student_sha256": trade.digest(pupil),
         "teachers_sha256": [trade.digest(one) for one in masters] or course.names,
         "assistants_sha256": [trade.digest(one) for one in between],
@@ -192,7 +199,8 @@ def distill(
         if not record.exists():
             row = _taught(course, pupil, between, run, {"model": about["student"], **about, **settings, "notes": notes})
             name = str(Path(run.root.resolve().name))
-            run.publish(partial(results.save, trade, pupil, row, name))
+            written = run.folder("integers") if bits else None
+            run.publish(partial(results.save, trade, pupil, row, name, written=written))
             evidence.write(record, row)
         (row,) = evidence.read(record)
         publish_evidence(run.root, [row])
@@ -212,10 +220,15 @@ def _taught(course: Course, pupil: Any, between: Sequence[Any], run: Run, settin
     before, known, why = run.json("before", lambda: results.plain(*measuring.beforehand(course, pupil, run)))
     records = chain(
         tuple(course.masters), [*between, pupil], lambda learner, above, number: training.teach(
-            course, learner, above if isinstance(above, tuple) else (above,), run, f"link-{number}"
+            course, learner, above if isinstance(above, tuple) else (above,), run, f"link-{number}",
+            bits=course.lesson.bits if learner is pupil else 0,
         )
     )  # fmt: skip
-    after = measuring.measured(course, pupil, run)[0]
+    taught, notes = pupil, list(settings["notes"])
+    if course.lesson.bits:
+        taught, told = results.integers(pupil, run.folder("integers"), course.lesson.bits)
+        notes += told
+    after = measuring.measured(course, taught, run)[0]
     row = Evidence(
         recipe="distill",
         target=f"{course.lesson.steps} steps",
@@ -227,7 +240,7 @@ def _taught(course: Course, pupil: Any, between: Sequence[Any], run: Run, settin
         settings={
             **settings,
             **({"not_measured": why} if why else {}),
-            "notes": [*settings["notes"], *([] if why else measuring.to_each(course, pupil))],
+            "notes": [*notes, *([] if why else measuring.to_each(course, taught))],
             **({"assistants": [asdict(record) for record in records[:-1]]} if between else {}),
         },
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from secateur.errors import InputError
-from secateur.recover import ensembles, matching
+from secateur.recover import ensembles, matching, quantise
 from secateur.running import keywords
 
 __all__ = ["BETA", "Lesson", "check", "check_cache", "warming"]
@@ -48,6 +48,7 @@ class Lesson:
     warm_up: Mapping[str, float]
     training: Mapping[str, Any]
     seed: int
+    bits: int = 0
 
     @property
     def tokens(self) -> int:
@@ -83,6 +84,8 @@ def check(lesson: Lesson, above: Sequence[object], between: Sequence[object]) ->
             other = ', nor "all"' if name == "cache" else ""
             raise InputError(f"{name}={value!r} is not a whole number of at least {least}{other}")
     keywords.check_seed(lesson.seed)
+    if lesson.bits not in (0, *quantise.BITS):
+        raise InputError(f"bits={lesson.bits}: give {' or '.join(map(str, quantise.BITS))}, or 0 for floating point")
     if not above:
         raise InputError("no teacher was given: name at least one")
     if not 0 <= lesson.on_policy <= 1 or not 0 < lesson.temperature < float("inf"):

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from secateur.errors import InputError, ModelError, UnsupportedError
-from secateur.recover import teachers
+from secateur.recover import quantise, teachers
 from secateur.running import language, trades
 from secateur.running.distilling.lessons import Lesson
 from secateur.running.trades import Trade
-from secateur.subjects import Traced, Transformer, traced
+from secateur.subjects import Traced, Transformer, matrices, quantised, sides, traced
 
 __all__ = [
     "Model",
@@ -122,6 +122,25 @@ def check_kind(trade: Trade, lesson: Lesson, pupil: Any, several: bool, data: An
             raise UnsupportedError(words)
     if lesson.align and tokens and lesson.direction != "forward":
         raise InputError("align serves forward KL of tokens: leave direction out")
+    if lesson.bits:
+        _check_bits(pupil, lesson.bits)
+
+
+def _check_bits(pupil: Any, bits: int) -> None:
+    """Refuse a student whose matrices are not all linears that torchao can round as they train."""
+    if not isinstance(pupil, Transformer):
+        raise UnsupportedError("bits are of models that learn from texts: of networks, use the recipe gpusq_vit")
+    found = matrices.matrices(pupil.model, pupil.layers())
+    other = next((name for name, one in found.items() if one.turned or one.expert is not None), None)
+    if other is not None:
+        raise UnsupportedError(f"{other} is in no linear, which are what is rounded in training: quantise by `export`")
+    if sides.of(pupil.model):
+        raise UnsupportedError("a student with branches beside its linears is quantised by `export`: leave bits out")
+    quantise.check(pupil.model)
+    quantise.linears(pupil.model, bits, pupil.layers())
+    quantise.torchao()
+    if bits < 8:
+        quantised.need()
 
 
 def check_chain(trade: Trade, pupil: Any, between: Sequence[Any], masters: Sequence[Any], align: bool) -> None:

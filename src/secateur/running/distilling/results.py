@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from secateur.measure import evidence
+from secateur.running import exporting
 from secateur.running.trades import Trade
+from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Evidence, Figure
 
-__all__ = ["figures", "plain", "save"]
+__all__ = ["figures", "integers", "plain", "save"]
 
 Row = dict[str, Figure]
 
@@ -26,9 +30,22 @@ def figures(row: Mapping[str, Any]) -> Row:
     return {name: Figure(**figure) for name, figure in row.items()}
 
 
-def save(trade: Trade, subject: Any, row: Evidence, name: str, folder: Path) -> None:
-    """Write the student and its card into `folder`, which the reader knows as `name`."""
-    trade.save(subject, folder)
+def integers(subject: Transformer, folder: Path, bits: int) -> tuple[Transformer, tuple[str, ...]]:
+    """(a student that was trained in so many bits, written to `folder` as such and read again; notes)."""
+    shutil.rmtree(folder, ignore_errors=True)
+    notes = exporting.write(subject, folder, f"int{bits}", bound=math.inf)  # its floats were asked by nobody
+    found = open_subject(folder, quantised=True)
+    for module in (found.model, *found.head):
+        module.to(subject.model.device)
+    return found, notes
+
+
+def save(trade: Trade, subject: Any, row: Evidence, name: str, folder: Path, written: Path | None = None) -> None:
+    """Write the student, or what is `written` already, and its card into `folder`, which readers know as `name`."""
+    if written is None:
+        trade.save(subject, folder)
+    else:
+        shutil.copytree(written, folder, dirs_exist_ok=True)
     (folder / "README.md").write_text(_card(row, trade.loading(folder, name)), encoding="utf-8")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from secateur.files.rundir import Run
 from secateur.measure import size
-from secateur.recover import alignment, loop, matching, objectives, policy, slimming, taps
+from secateur.recover import alignment, loop, masks, matching, objectives, policy, quantise, slimming, taps
 from secateur.running.distilling import caches
 from secateur.running.distilling.course import Course
 from secateur.running.distilling.lessons import BETA
+from secateur.subjects import matrices
 from secateur.vocabulary import Recovery
 
 __all__ = ["Goal", "goal", "rollouts", "teach"]
@@ -29,8 +31,32 @@ class Goal:
     extra: Sequence[nn.Module] = ()
 
 
-def teach(course: Course, student: Any, above: Sequence[Any], run: Run | None, name: str, steps: int = 0) -> Recovery:
-    """Train `student` in place. Without a run, which a cache and a checkpoint need, by live teachers."""
+def teach(
+    course: Course, student: Any, above: Sequence[Any], run: Run | None, name: str, steps: int = 0, bits: int = 0
+) -> Recovery:
+    """Train `student` in place. Without a run, which a cache and a checkpoint need, by live teachers.
+
+    With `bits` it answers with weights of so many meanwhile, and its zeros stay.
+    """
+    with _rounded(student, bits):
+        return _taught(course, student, above, run, name, steps)
+
+
+@contextmanager
+def _rounded(student: Any, bits: int) -> Iterator[None]:
+    if not bits:
+        yield
+        return
+    found = matrices.masks_of(matrices.matrices(student.model, student.layers()))
+    quantise.prepare(student.model, bits, within=student.layers())
+    try:
+        with masks.held(student.model, {name: mask for name, mask in found.items() if not bool(mask.all())}):
+            yield
+    finally:
+        quantise.finish(student.model)
+
+
+def _taught(course: Course, student: Any, above: Sequence[Any], run: Run | None, name: str, steps: int) -> Recovery:
     lesson, batches = course.lesson, course.stream
     asked: Any = None
     torch.manual_seed(lesson.seed)

@@ -106,9 +106,9 @@ def planned(course: Course, student: Any) -> Evidence:
     lesson, above = course.lesson, tuple(course.masters)
     if not above:  # a server is not asked: the student's own time
         alone = replace(course, lesson=replace(lesson, task=1.0, server="", cache=0))
-        one = training.teach(alone, student.copy(), (), None, "", 1)
+        one = training.teach(alone, student.copy(), (), None, "", 1, lesson.bits)
     else:
-        one = training.teach(course, student.copy(), above, None, "", 1)
+        one = training.teach(course, student.copy(), above, None, "", 1, lesson.bits)
     trained = sum(p.numel() for p in student.model.parameters() if p.requires_grad)
     return Evidence(
         recipe="distill",

@@ -1,0 +1,119 @@
+"""Processes that were started together, by torchrun or accelerate launch: which one this is, and what all agree on.
+
+All of them run the same lines. Where one alone is to write, or to decide, the first one does (`by_first`); where each
+has counted its share, the sum of all is everyone's (`total`). Started alone, a process is the first of one, and nothing
+here loads a library.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from secateur.errors import RunError, SecateurError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from torch import Tensor
+
+__all__ = ["by_first", "count", "end", "index", "total", "wait"]
+
+_SIGNS = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Variables by which Accelerate knows that a process has others beside it; WORLD_SIZE some clusters set in any case."""
+
+_PATIENCE = timedelta(days=1)
+"""How long processes wait for one another: the first measures and saves while the others wait."""
+
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+T = TypeVar("T")
+
+
+def count() -> int:
+    """How many processes there are."""
+    return 1 if _ALONE.get() or not any(sign in os.environ for sign in _SIGNS) else int(_state().num_processes)
+
+
+def index() -> int:
+    """Which of them this one is, from 0."""
+    return 0 if count() == 1 else int(_state().process_index)
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    if count() > 1:
+        from torch import distributed
+
+        with _met():
+            distributed.barrier()
+
+
+def total(tensor: Tensor) -> Tensor:
+    """The sum of the `tensor` of each process, in place of it."""
+    if count() == 1:
+        return tensor
+    from torch import distributed
+
+    # NCCL knows no tensors of the CPU, where the model may be on a machine with GPUs.
+    there = tensor.to(_state().device) if distributed.get_backend() == "nccl" else tensor
+    with _met():
+        distributed.all_reduce(there)
+    return tensor if there is tensor else tensor.copy_(there)
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """What `work` gives to the first process, which alone does it: a plain value, for all of them.
+
+    What it raises, all raise. Whatever it calls has nobody beside it.
+    """
+    if count() == 1:
+        return work()
+    from torch import distributed
+
+    told: list[Any] = [None, None]
+    failed: Exception | None = None
+    if index() == 0:
+        mark = _ALONE.set(True)
+        try:
+            told[0] = work()
+        except Exception as error:
+            failed = error
+            told[1] = error if isinstance(error, SecateurError) else RunError(f"the first process failed: {error}")
+        finally:
+            _ALONE.reset(mark)
+    with _met():
+        distributed.broadcast_object_list(told, 0)
+    if failed is not None or told[1] is not None:
+        raise failed or told[1]
+    result: T = told[0]
+    return result
+
+
+def end() -> None:
+    """Part from the others, which some of the libraries below want to be told."""
+    if count() > 1:
+        _state().destroy_process_group()
+
+
+def _state() -> PartialState:
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=_PATIENCE)
+
+
+@contextmanager
+def _met() -> Iterator[None]:
+    """What torch says when another process is gone, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            "another process of this run has ended: mend what it complains of, and run the same command again"
+        ) from error
