@@ -42,6 +42,7 @@ _CONFIG = "A run.yaml with the same keys; flags win over it."
 _HELD_OUT = "What quality is measured on, in the same forms; a part of --data, which is held out, without."
 _TEXT = "The column of texts."
 _LABEL = "The column of classes, or of an .npz file the array; '' for none."
+_SIZES = "Sides of squares that part small, medium and large boxes: 8,24 pixels, 5%,15% of a side. COCO's if not given."
 _SHAPE = "Shape of a network's input, 1x3x224x224 say."
 _SCORES = "magnitude, l1, taylor, ..., or file.py:function."
 _SCOPE = "Which sites share one ranking."
@@ -50,6 +51,7 @@ _NORMALISE = "What makes scores of different sites comparable first."
 _PROTECT = "A module, parameter or site that stays whole. Again for more."
 _Text = Annotated[str, typer.Option("--text", help=_TEXT)]
 _Label = Annotated[str, typer.Option("--label", help=_LABEL)]
+_Sizes = Annotated[str | None, typer.Option("--sizes", help=_SIZES, metavar="LOW,HIGH")]
 _SHARED = ("seed", "batch", "length", "dry_run")
 """Options of recipes for which `run` has flags of its own."""
 _WRITTEN = "str | "
@@ -276,6 +278,7 @@ def _run_command(recipe: str | None) -> Callable[..., None]:
     flag("held-out", str | None, _HELD_OUT)
     flag("text", str | None, _TEXT, show_default="text")
     flag("label", str | None, _LABEL, show_default="label")
+    flag("sizes", str | None, _SIZES, metavar="LOW,HIGH")
     flag("out", Path | None, "The run directory, where the result will stand.")
     flag("config", Path | None, _CONFIG)
     flag("dry-run", bool, "Say what would be cut and saved; train and write nothing.", False)
@@ -461,6 +464,7 @@ def prune(
     held_out: Annotated[str | None, typer.Option(help=_HELD_OUT)] = None,
     text: _Text = "text",
     label: _Label = "label",
+    sizes: _Sizes = None,
     shape: Annotated[str | None, typer.Option("--input", help=_SHAPE)] = None,
     score: Annotated[str, typer.Option(help=_SCORES)] = "magnitude",
     scope: Annotated[str, typer.Option(help=_SCOPE, metavar=_SCOPES)] = "local",
@@ -1121,6 +1125,7 @@ def measure(
     data: Annotated[str | None, typer.Option(help="Texts to measure quality on.")] = None,
     text: _Text = "text",
     label: _Label = "label",
+    sizes: _Sizes = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option(help="lm-eval tasks to measure quality on, separated by commas, or again.", metavar="TASK,..."),
@@ -1137,8 +1142,8 @@ def measure(
     from secateur import running
 
     found = running.measure(
-        model, against, data, text=text, label=label, tasks=listed(",".join(tasks or ())), task_folder=task_folder,
-        limit=limit, batch=batch, length=length, threads=threads, device=device,
+        model, against, data, text=text, label=label, sizes=sizes, tasks=listed(",".join(tasks or ())),
+        task_folder=task_folder, limit=limit, batch=batch, length=length, threads=threads, device=device,
     )  # fmt: skip
     if as_json:
         from dataclasses import asdict

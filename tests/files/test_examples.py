@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from secateur.errors import DataError, RunError
+from secateur.errors import DataError, InputError, RunError
 from secateur.files import examples
 from secateur.files.examples import Examples
 
@@ -85,6 +86,29 @@ def test_what_is_saved_is_read_as_it_is(tmp_path, kind):
     first = (tmp_path / "new" / "data.npz").read_bytes()
     again.save(tmp_path / "data.npz")
     assert (tmp_path / "data.npz").read_bytes() == first, "the same examples write the same bytes"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("8,24", (8, 24)), ((8, 24.5), (8, 24.5)), (" 5% , 15%", (0.05, 0.15)), (["5%", "0.15"], (0.05, 0.15))],
+)
+def test_sizes_of_boxes_are_sides_or_shares(given, found):
+    assert examples.sides(given) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("wrong", ["8", "24,8", "8,8", "0,8", "5%,15", "8,big", (1, 2, 3), (-1, 4), "8,inf", "nan,8"])
+def test_sizes_of_boxes_that_part_nothing_are_refused(wrong):
+    with pytest.raises(InputError, match="give two rising sides of squares"):
+        examples.sides(wrong)
+
+
+def test_sizes_of_boxes_go_with_the_data(tmp_path):
+    plain = STORED["boxes"]
+    data = dataclasses.replace(plain, sizes=(8, 24))
+    data.save(tmp_path / "data.npz")
+    again = examples.read(tmp_path / "data.npz")
+    assert again.sizes == data.take([0]).sizes == (8.0, 24.0)
+    assert again.digest == data.digest != plain.digest
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,43 @@ def test_the_weight_makes_both_losses_equal():
     assert total.item() == pytest.approx(2 * parts["task"], rel=1e-3)
 
 
+class Said(torch.nn.Module):
+    """One place with a sure object, one with a sure background, one that knows nothing."""
+
+    def __init__(self, seed, **told):
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        self.logits = torch.nn.Parameter(torch.tensor([[[-9.0, 9, -9], [9, -9, -9], [-1, -1, -1]]]) + seed)
+        self.boxes = torch.nn.Parameter(torch.randn(1, 3, 4, generator=draw))
+        vars(self).update(told)
+
+    def predictions(self, images):
+        return self.boxes, self.logits
+
+
+@pytest.mark.parametrize(
+    ("told", "softmax", "sure"),
+    [({}, True, [1, 1, 0]), ({"exclusive": False}, False, [1, 1, 0]), ({"exclusive": True}, True, [1, 0, 0])],
+)
+def test_answers_are_learned_as_the_teacher_means_them(told, softmax, sure):
+    ours, theirs = Said(1), Said(0, **told)
+    objective = detecting.answering(
+        lambda batch, totals: (ours.boxes.sum() * 0 + 5, {"task": 5.0}), ours, theirs, temperature=2.0, weights=(3, 7)
+    )
+    total, parts = objective({"inputs": torch.zeros(1, 3, 8, 8)}, {"examples": 4})
+    kd = maps.classes(ours.logits, theirs.logits, temperature=2.0, exclusive=softmax)
+    near = ((ours.boxes - theirs.boxes).square().sum(-1) * torch.tensor([sure])).sum()
+    assert parts["kd"] == pytest.approx(3 * kd.item() / 4, abs=1e-6)
+    assert parts["boxes"] == pytest.approx(7 * near.item() / 4)
+    assert total.item() == pytest.approx(5 + parts["kd"] + parts["boxes"])
+    total.backward()
+    assert theirs.logits.grad is None
+    assert theirs.boxes.grad is None
+    ours.boxes.data = torch.zeros(1, 2, 4)
+    with pytest.raises(InputError, match="they have to be alike"):
+        objective({"inputs": torch.zeros(1, 3, 8, 8)}, {"examples": 4})
+
+
 def test_steps_of_epochs():
     assert [detecting.steps(4, epochs) for epochs in (0, 0.1, 2.5)] == [0, 1, 10]
     for wrong in (-1, float("nan"), float("inf")):

@@ -93,6 +93,22 @@ def test_output_distillation():
         maps.classes(student, teacher[:, :3])
 
 
+def test_classes_that_do_not_exclude_one_another_are_each_a_yes_or_no():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 5, 3, requires_grad=True), torch.randn(2, 5, 3, requires_grad=True)
+    p, q = (1 / (1 + np.exp(-one.detach().double().numpy() / 2)) for one in (theirs, ours))
+    wanted = 4 * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum()
+    loss = maps.classes(ours, theirs, temperature=2.0, exclusive=False)
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)
+    loss.backward()
+    assert theirs.grad is None
+    assert ours.grad.abs().sum() > 0
+    assert maps.classes(theirs, theirs, exclusive=False).item() == pytest.approx(0, abs=1e-5)
+    assert maps.classes(theirs + 3, theirs).item() == pytest.approx(0, abs=1e-5), "a softmax sees no level"
+    assert maps.classes(theirs + 3, theirs, exclusive=False) > 0.1
+    assert torch.isfinite(maps.classes(ours * 1e4, theirs * 1e4, exclusive=False))
+
+
 def test_small_boxes_count_most():
     targets = [{"boxes": torch.tensor([[0.0, 0, 16, 16], [32, 32, 64, 64]])}, {"boxes": torch.zeros(0, 4)}]
     found = maps.box_weights(targets, (8, 8), (64, 64), gains=(3.0, 2.0, 1.0), sizes=(20, 40))

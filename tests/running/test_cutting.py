@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -153,7 +154,18 @@ def test_a_gradient_score_is_that_of_the_mean_cross_entropy(place: Path) -> None
 
 def test_detectors_are_cut_by_their_own_loss(tmp_path: Path) -> None:
     detector, data = yolo.tiny(), yolo.squares(12)
-    rows = running.run(cutting.prune, detector, data, "channels=60%", tmp_path / "x", score="fisher", looks=4, batch=4)
+    how = {"score": "fisher", "looks": 4, "batch": 4}
+    with pytest.raises(InputError, match="sizes=24,8: give two rising sides"):
+        running.run(cutting.prune, detector, data, "channels=60%", tmp_path / "x", sizes="24,8", **how)
+    with pytest.raises(InputError, match="sizes are of the boxes in data, and no data is given"):
+        running.run(cutting.prune, detector, None, "channels=60%", tmp_path / "x", inputs="1x3x64x64", sizes="8,24")
+    assert not (tmp_path / "x").exists()
+    rows = running.run(cutting.prune, detector, data, "channels=60%", tmp_path / "x", sizes="12%,30%", **how)
+    assert rows[0].settings["sizes"] == [0.12, 0.3]
+    if importlib.util.find_spec("pycocotools"):
+        assert {"mAP_medium", "mAP_large"} & rows[0].after.keys()
+        assert "mAP_small" not in rows[0].after, "as they all would be by COCO's sizes"
+        assert any("small below 7.68 x 7.68 pixels of area, medium below 19.2 x 19.2" in n for n in rows[0].cut.notes)
     assert "AP50" in rows[0].after
     assert rows[0].cut is not None
     assert rows[0].cut.after["channels"] <= 0.6 * rows[0].cut.before["channels"]

@@ -304,6 +304,8 @@ def test_lengths_and_other_devices_are_refused(place):
     assert not (place / "out").exists()
     with pytest.raises(InputError, match="comes without example inputs"):
         running.measure(f"{place}/model.py:build")
+    with pytest.raises(UnsupportedError, match=r"small/model.onnx is an ONNX file, .*exported.Exported"):
+        running.measure("small/model.onnx", f"{place}/model.py:build")
 
 
 def test_a_network_is_measured_on_the_device_that_is_asked_for_and_stays_where_it_is(place, monkeypatch):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from torch.nn import functional
 
 import yolo
 from secateur.errors import InputError, UnsupportedError
+from secateur.recover import detecting
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.subjects import detectors
@@ -73,6 +77,61 @@ def test_torchvision_detectors_are_traced_cut_and_trained(name, first):
     assert all(0 <= label < 4 for one in found for label in one["labels"].tolist())
     assert all(one.dim() == 4 and len(one) == 2 for one in model.features(BATCH["inputs"]))
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    answers_can_be_learned(model, subject.model)
+    assert model.exclusive == bool(first)
+
+
+def answers_can_be_learned(student: nn.Module, teacher: nn.Module) -> None:
+    """Both answer for the same places, in pixels; what is learned is the teacher's, which learns nothing."""
+    images = BATCH["inputs"]
+    with torch.no_grad():  # fresh heads of some say nearly the same everywhere
+        for weight in teacher.parameters():
+            weight += 0.02 * torch.randn_like(weight)
+    regions = [teacher.proposals(images)] if getattr(teacher, "staged", False) else []
+    with torch.no_grad():
+        places = [one.eval().predictions(images, *regions) for one in (student, teacher)]
+    (boxes, logits), (wanted, told) = places
+    assert boxes.shape == wanted.shape
+    assert logits.shape == told.shape
+    assert boxes.shape[-1] == 4
+    detectors.learnable(teacher, images[:1], (1.0, 1.0), temperature=3.0)
+
+    def zero(batch, totals):
+        return batch["inputs"].new_zeros(()), {}
+
+    objective = detecting.answering(zero, student.train(), teacher, temperature=3.0, weights=(1.0, 1.0))
+    total, parts = objective(BATCH, {"examples": 2})
+    assert set(parts) == {"kd", "boxes"}
+    assert parts["kd"] > 0
+    assert total.item() == pytest.approx(parts["kd"] + parts["boxes"], rel=1e-5)
+    for one in (student, teacher):
+        one.zero_grad()
+    total.backward()
+    assert sum(float(p.grad.abs().sum()) for p in student.parameters() if p.grad is not None) > 0
+    assert all(p.grad is None for p in teacher.parameters())
+    same = detecting.answering(zero, teacher.eval(), teacher, temperature=3.0, weights=(1.0, 1.0))
+    assert same(BATCH, {"examples": 2})[0].item() == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", "RetinaNet", "FCOS"]
+)
+def test_what_is_detected_is_among_the_predictions(name):
+    net = build(name).eval()
+    (net.roi_heads if hasattr(net, "roi_heads") else net).score_thresh = 0.0
+    net.transform.min_size, net.transform.max_size = (128,), 128
+    model, images = detectors.adapt(net), BATCH["inputs"][:1]
+    with torch.no_grad():
+        regions = [model.proposals(images)] if model.staged else []
+        boxes, logits = model.predictions(images, *regions)
+    (found,) = model.detect(images)
+    assert len(found["boxes"])
+    inside = boxes.flatten(0, -2).clamp(0, 96)
+    apart = (found["boxes"][:20, None] - inside[None]).abs().amax(-1)
+    assert float(apart.min(1).values.max()) < 1e-2, "boxes in pixels of the images as they were given"
+    scores = logits.softmax(-1)[..., 1:] if model.exclusive else logits.sigmoid()
+    if name != "FCOS":  # whose scores are of centres as well
+        assert found["scores"].max().item() == pytest.approx(scores.max().item(), rel=1e-3)
 
 
 def test_the_loss_and_the_detections_are_the_models_own():
@@ -211,6 +270,13 @@ def test_ultralytics_models_are_traced_cut_and_trained():
     model.train().loss(BATCH).backward()
     assert len(model.features(BATCH["inputs"])) == 3
     assert len(model.eval().detect(BATCH["inputs"])) == 2
+    answers_can_be_learned(model, subject.model)
+    images = BATCH["inputs"]
+    with torch.no_grad():
+        boxes, logits = subject.model.predictions(images)
+        raw = subject.model.eval()(images).transpose(1, 2)
+    assert torch.allclose(logits.sigmoid(), raw[..., 4:], atol=1e-5)
+    assert torch.allclose(boxes[..., 2:] - boxes[..., :2], raw[..., 2:4], atol=1e-3)
     made = detectors.trainer(model)
     assert made.get_model(None, cfg="yolov8n.yaml") is model.detector, "what is trained is the cut module itself"
 
@@ -240,3 +306,42 @@ def test_ultralytics_own_trainer_trains_what_was_cut(tmp_path: Path, monkeypatch
         workers=0, device="cpu", project=str(tmp_path / "runs"), plots=False, verbose=False,
     )  # fmt: skip
     assert sum(p.numel() for p in user.model.parameters()) == cut.after["params"]
+
+
+FRESH = """
+import sys, torch
+from ultralytics import YOLO
+from ultralytics.nn.tasks import DetectionModel
+from secateur.subjects import detectors
+from secateur.subjects.traced import reload_traced
+
+folder, images, wanted = sys.argv[1], *torch.load(sys.argv[1] + "/asked.pt")
+with torch.no_grad():
+    again = reload_traced(folder, detectors.adapt(DetectionModel("yolov8n.yaml", nc=3, verbose=False)), images)
+    assert torch.allclose(again.model.eval()(images), wanted, atol=1e-5)
+    theirs = YOLO(folder + "/cut.pt").model.eval()
+    assert torch.allclose(theirs(images)[0], wanted, atol=1e-5)
+    whole = torch.export.load(folder + "/model.pt2").module()
+    assert torch.allclose(whole(images), wanted, atol=1e-4)
+print(sum(p.numel() for p in theirs.parameters()))
+"""
+
+
+def test_a_cut_ultralytics_model_is_read_again_by_another_process(tmp_path: Path) -> None:
+    """No YAML says what a cut left, so it stands in the folder, or in a checkpoint of Ultralytics' own form."""
+    tasks = pytest.importorskip("ultralytics.nn.tasks")
+    torch.manual_seed(0)
+    images = BATCH["inputs"][:1]
+    subject = detectors.opened(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), images)
+    scores = magnitude.coupled(subject.slices())
+    small, cut = subject.cut(ranking.by_budget(subject.units(), scores, "channels=50%", scope="local"))
+    small.save(tmp_path, program=True)
+    with torch.no_grad():
+        torch.save((images, small.model.eval()(images)), tmp_path / "asked.pt")
+    torch.save({"model": small.model.detector}, tmp_path / "cut.pt")
+    env = {**os.environ, "YOLO_CONFIG_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    told = subprocess.run(
+        [sys.executable, "-c", FRESH, str(tmp_path)], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert int(told.stdout.split()[-1]) == cut.after["params"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from secateur import disk
-from secateur.errors import DataError
+from secateur.errors import DataError, InputError
 from secateur.files import digests, labels, plugins
 
-__all__ = ["Batches", "Examples", "batches", "count", "read"]
+__all__ = ["Batches", "Examples", "batches", "count", "read", "sides"]
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
@@ -34,6 +35,7 @@ class Examples:
     labels:  [N] int64 classes, or None
     targets: per input {"boxes": [n, 4] float32 (x1, y1, x2, y2) in pixels, "labels": [n] int64 from 0}, or nothing
     classes: their names, where the data has them
+    sizes:   for reports, sides of the squares that part small from medium from large boxes (see `sides`), or nothing
     """
 
     inputs: Tensor
@@ -41,8 +43,11 @@ class Examples:
     targets: tuple[Mapping[str, Tensor], ...] = ()
     classes: tuple[str, ...] = ()
     name: str = "examples"
+    sizes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.sizes:
+            object.__setattr__(self, "sizes", sides(self.sizes))
         count = len(self.inputs)
         if not count:
             raise DataError(f"{self.name} holds no example: give at least one")
@@ -83,13 +88,15 @@ class Examples:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of inputs, classes and boxes."""
+        """sha256 of inputs, classes and boxes, and of the sizes by which these are told apart."""
         digest = hashlib.sha256(str((tuple(self.inputs.shape), self.inputs.dtype)).encode())
         parts = [self.inputs, *([] if self.labels is None else [self.labels])]
         parts += [target[key] for target in self.targets for key in ("boxes", "labels")]
         for part in parts:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
+        if self.sizes:
+            digest.update(repr(self.sizes).encode())
         return digest.hexdigest()
 
     def costs(self) -> dict[str, NDArray[np.float64]]:
@@ -182,8 +189,31 @@ class Examples:
             )
             counts = [len(target["labels"]) for target in self.targets]
             arrays["box_image"] = np.repeat(np.arange(len(self)), counts)
+        if self.sizes:
+            arrays["sizes"] = np.array(self.sizes)
         with disk.writing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
+
+
+def sides(given: str | Sequence[float | str]) -> tuple[float, float]:
+    """Two sides of squares, as (32, 96), "32,96" or "5%,15%": below 1 they are shares of an image's longer side.
+
+    Boxes of less area than the first are small, of less than the second medium, else large. Raises `InputError`.
+    """
+    parts = given.split(",") if isinstance(given, str) else list(given)
+    try:
+        found = [float(str(one).strip().removesuffix("%")) / (100 if str(one).strip()[-1:] == "%" else 1)
+                 for one in parts]  # fmt: skip
+        low, high = found
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not 0 < low < high < math.inf or (low < 1) != (high < 1):
+        said = given if isinstance(given, str) else ",".join(map(str, parts))
+        raise InputError(
+            f"sizes={said}: give two rising sides of squares, both in pixels or both as shares of the images' longer "
+            "side, such as 32,96 or 5%,15%"
+        )
+    return low, high
 
 
 # ----------------------------------------------------------------------------------------------------- reading
@@ -194,7 +224,7 @@ def read(source: str | Path | Examples, *, label: str = labels.DEFAULT) -> Examp
 
     - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
       (x1, y1, x2, y2), `box_labels` [M] and `box_image` [M], the index of the input each belongs to; and where the
-      classes have names, `classes`, an array of strings;
+      classes have names, `classes`, an array of strings; where boxes are not of COCO's sizes, `sizes`, two numbers;
     - a folder with one folder of images per class, or a folder in COCO's form: images and a .json of annotations;
     - `file.py:function` or `package.module:function`, which gives `Examples` or (inputs, labels).
 
@@ -282,7 +312,8 @@ def _arrays(path: Path, label: str) -> Examples:
     names = found.get("classes", np.empty(0, np.str_))
     if names.ndim != 1 or names.dtype.kind != "U":
         raise DataError(f"{path} has an array `classes` that is no list of names: give strings, or leave it out")
-    return Examples(inputs, classes, targets, tuple(names.tolist()), path.name)
+    sizes = found.get("sizes", np.empty(0)).reshape(-1).tolist()
+    return Examples(inputs, classes, targets, tuple(names.tolist()), path.name, tuple(sizes))
 
 
 def _folder(path: Path) -> Examples:

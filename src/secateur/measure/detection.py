@@ -16,7 +16,7 @@ from torch import Tensor
 from secateur.errors import DataError, MeasurementError, MissingExtraError
 from secateur.vocabulary import Figure
 
-__all__ = ["SIZES", "all_point", "average_precision"]
+__all__ = ["SIZES", "all_point", "average_precision", "squares", "told"]
 
 Detect = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]
 """Images [B, C, H, W] -> per image {"boxes" [n, 4] (x1, y1, x2, y2), "scores" [n], "labels" [n]}."""
@@ -31,14 +31,15 @@ def average_precision(
     """mAP (over IoU 0.50 to 0.95), AP50, AP75 and mAP of small, medium and large boxes, by pycocotools; 0 to 1.
 
     batch: "inputs" [B, C, H, W] and "targets", per image {"boxes" [n, 4], "labels" [n]}; sizes: sides of the squares
-    that divide small from medium from large, in pixels; most: detections per image that count. What the data has none
-    of (large boxes, say) is left out. Raises `MissingExtraError` without pycocotools, `DataError` without boxes.
+    that divide small from medium from large, see `squares`; most: detections per image that count. What the data has
+    none of (large boxes, say) is left out. Raises `MissingExtraError` without pycocotools, `DataError` without boxes.
     """
     try:
         coco, evaluation = (importlib.import_module(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
     except ImportError as error:
         raise MissingExtraError("COCO's average precision needs pycocotools: pip install 'secateur[detect]'") from error
-    found, true = _collected(detect, batches)
+    found, true, shape = _collected(detect, batches)
+    sizes = squares(sizes, shape)
     truth: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for number, (target, given) in enumerate(zip(true, found, strict=True)):
@@ -77,13 +78,36 @@ def average_precision(
     return {name: Figure(value, samples=len(true)) for name, value in zip(names, values, strict=True) if value >= 0}
 
 
+def squares(sizes: Sequence[float], shape: Sequence[int]) -> tuple[float, float]:
+    """`sizes` in pixels of images of `shape`, (height, width) last: below 1 they are shares of the longer side.
+
+    COCO's images are mostly 640 pixels long, so that its sizes are (0.05, 0.15) of them.
+    """
+    low, high = sizes
+    scale = max(shape[-2:]) if high < 1 else 1
+    return low * scale, high * scale
+
+
+def told(sizes: Sequence[float], shape: Sequence[int]) -> str:
+    """What a report says of the sizes by which its mean average precisions are told apart; COCO's where there are none.
+
+    >>> told((0.125, 0.25), (64, 64))
+    'boxes are small below 8 x 8 pixels of area, medium below 16 x 16, else large'
+    """
+    low, high = squares(sizes or SIZES, shape)
+    whose = "" if sizes else " (COCO's sizes; give sizes=5%,15% for shares of the images' longer side)"
+    return (
+        f"boxes are small below {low:g} x {low:g} pixels of area, medium below {high:g} x {high:g}, else large{whose}"
+    )
+
+
 def all_point(detect: Detect, batches: Iterable[Mapping[str, Any]], *, iou: float = 0.5) -> Figure:
     """Mean over classes of average precision at `iou`: the area under precision made to fall with recall; 0 to 1.
 
     Detections are taken best first; each takes the box of its class and image with which it overlaps most, if that is
     at least `iou` and not taken. Source: PASCAL VOC since 2010, all points. Needs no library.
     """
-    found, true = _collected(detect, batches)
+    found, true, _ = _collected(detect, batches)
     values = []
     for kind in sorted({label for target in true for label in target["labels"].tolist()}):
         count, scores, right = 0, [], []
@@ -116,13 +140,17 @@ def _area(scores: NDArray[np.float64], right: NDArray[np.bool_], count: int) -> 
 
 def _collected(
     detect: Detect, batches: Iterable[Mapping[str, Any]]
-) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
+) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]], tuple[int, int]]:
+    """(detections, true boxes, largest height and width of the images)."""
+    shape = (0, 0)
     found: list[dict[str, Tensor]] = []
     true: list[dict[str, Tensor]] = []
     for batch in batches:
         if "targets" not in batch:
             raise DataError("the examples have no boxes: average precision needs targets")
         given = detect(batch["inputs"])
+        high, wide = batch["inputs"].shape[-2:]
+        shape = max(shape[0], high), max(shape[1], wide)
         if len(given) != len(batch["targets"]):
             raise MeasurementError(f"{len(given)} answers for {len(batch['targets'])} images: one each is wanted")
         found += [{name: tensor.detach().cpu() for name, tensor in one.items()} for one in given]
@@ -132,7 +160,7 @@ def _collected(
     for one in found:
         if not all(bool(torch.isfinite(one[name]).all()) for name in ("boxes", "scores")):
             raise MeasurementError("a detection is NaN or infinite: the model is broken")
-    return found, true
+    return found, true, shape
 
 
 def _ranges(sizes: Sequence[float]) -> list[tuple[float, float]]:

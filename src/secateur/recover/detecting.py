@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from secateur.modes import restored
 from secateur.recover import maps, slimming
 from secateur.recover.taps import tapped
 
-__all__ = ["Compare", "Objective", "follow", "press", "ratio", "steps"]
+__all__ = ["Compare", "Objective", "answering", "follow", "press", "ratio", "steps"]
 
 Loss = Callable[[Mapping[str, Any]], Tensor]
 """Batch -> mean loss per image."""
@@ -64,6 +64,37 @@ def follow(
         return task + weight * near, {"task": float(task.detach()), "maps": float(near.detach())}
 
     return objective
+
+
+def answering(
+    objective: Objective, student: nn.Module, teacher: nn.Module, *, temperature: float, weights: Sequence[float]
+) -> Objective:
+    """`objective` + ``w_1 L_kd + w_2 L_boxes``: the teacher's soft classes everywhere, its boxes where it is sure.
+
+    Both are detectors with `predictions` (see `secateur.subjects.detectors.Predicting`), whose places are the same.
+    weights: w_1 and w_2. Source: output KD of group channel pruning (arXiv 2306.01526); see `maps.classes`.
+    """
+    ours, theirs = (cast(Any, one).predictions for one in (student, teacher))
+    kind: bool | None = getattr(teacher, "exclusive", None)
+
+    def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        total, parts = objective(batch, totals)
+        images = batch["inputs"]
+        with torch.no_grad():
+            # What two stages judge are regions, and the teacher's are those where objects are.
+            regions = [cast(Any, teacher).proposals(images)] if getattr(teacher, "staged", False) else []
+            wanted, told = theirs(images, *regions)
+            sure = told.sigmoid() > 0.5
+            if kind:
+                sure = (told.softmax(-1) > 0.5) & (torch.arange(told.shape[-1], device=told.device) > 0)
+            positive = sure if wanted.dim() == 4 else sure.any(-1)
+        boxes, logits = ours(images, *regions)
+        soft = maps.classes(logits, told, temperature=temperature, exclusive=kind is not False)
+        apart = maps.boxes(boxes, wanted, positive)
+        kd, near = (weight * one / totals["examples"] for weight, one in zip(weights, (soft, apart), strict=True))
+        return total + kd + near, {**parts, "kd": float(kd.detach()), "boxes": float(near.detach())}
+
+    return both
 
 
 @torch.no_grad()

@@ -74,20 +74,33 @@ def spatial_attention(student: Tensor, teacher: Tensor, *, mask: Tensor | None =
     return (attention(teacher.detach(), mask) - attention(student, mask)).square().mean(1).sum()
 
 
-def classes(student: Tensor, teacher: Tensor, *, temperature: float = 3.0) -> Tensor:
+def classes(student: Tensor, teacher: Tensor, *, temperature: float = 3.0, exclusive: bool = True) -> Tensor:
     """Sum over images of ``T^2 sum_a KL(softmax(t_a / T) || softmax(s_a / T))`` over all places a.
 
-    student, teacher: [N, A, K] logits of classes (and of objectness). Source: as `spatial_attention`, output KD.
+    student, teacher: [N, A, K] logits of classes (and of objectness, or a background). Where classes do not exclude
+    one another, each is a yes or no of its own: ``T^2 sum_a sum_k KL(sigmoid(t_ak / T) || sigmoid(s_ak / T))``. A
+    softmax over such logits sees no difference between a class that is sure and none at all.
+    Source: as `spatial_attention`, output KD; the sigmoids: binary classification distillation, ICCV 2023
+    (arXiv 2308.14286), without its weights.
     """
     if student.shape != teacher.shape:
         raise InputError(f"logits of shape {tuple(student.shape)} and {tuple(teacher.shape)}: they have to be alike")
-    ours = functional.log_softmax(student.float() / temperature, -1)
-    theirs = functional.log_softmax(teacher.detach().float() / temperature, -1)
+    pair = [logits.float() / temperature for logits in (student, teacher.detach())]
+    if exclusive:
+        ours, theirs = (functional.log_softmax(logits, -1) for logits in pair)
+        return (theirs.exp() * (theirs - ours)).sum() * temperature**2
+    # Both answers to each question: yes and no.
+    ours, theirs = (functional.logsigmoid(torch.stack([logits, -logits])) for logits in pair)
     return (theirs.exp() * (theirs - ours)).sum() * temperature**2
 
 
 def boxes(student: Tensor, teacher: Tensor, positive: Tensor) -> Tensor:
-    """Sum over images of the squared L2 distance of decoded boxes [N, A, 4], at the places `positive` [N, A]."""
+    """Sum over images of the squared L2 distance of decoded boxes [N, A, 4], at the places `positive` [N, A].
+
+    Where there is a box for each class, [N, A, K, 4], positive is [N, A, K].
+    """
+    if student.shape != teacher.shape:
+        raise InputError(f"boxes of shape {tuple(student.shape)} and {tuple(teacher.shape)}: they have to be alike")
     return ((student - teacher.detach()).float().square().sum(-1) * positive).sum()
 
 

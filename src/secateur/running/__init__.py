@@ -74,6 +74,7 @@ def run(
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
+    sizes: str | Sequence[float | str] | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -103,6 +104,8 @@ def run(
             that no recipe sees if None.
         text, label: columns of tables, and of an .npz file the array of classes, in both of them; label="" for no
             classes.
+        sizes: of a detector's data, sides of the squares that part small from medium from large boxes, such as "8,24"
+            in pixels or "5%,15%" of the images' longer side; the data's own, or COCO's 32 and 96, if None.
         dry_run: say what would be cut and what that saves; nothing is trained or written.
         overwrite: start anew where `out` holds another run.
         seed: of everything random.
@@ -123,7 +126,7 @@ def run(
     return list(
         results(
             recipe, model, data, budget, out, inputs=inputs, held_out=held_out, text=text, label=label,
-            dry_run=dry_run, overwrite=overwrite, seed=seed, threads=threads, device=device, batch=batch,
+            sizes=sizes, dry_run=dry_run, overwrite=overwrite, seed=seed, threads=threads, device=device, batch=batch,
             length=length, stream=stream, **options,
         )
     )  # fmt: skip
@@ -140,6 +143,7 @@ def results(
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
+    sizes: str | Sequence[float | str] | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -170,7 +174,7 @@ def results(
     trade = trades.streaming(function) if stream else trade
     if data is None and not keywords.spares(function, "data"):
         raise InputError(f"{function.__name__} needs data: give some")
-    corpus, apart = parts.read(trade, data, held_out, text=text, label=label)
+    corpus, apart = parts.read(trade, data, held_out, text=text, label=label, sizes=sizes)
     if inputs is None:
         subject = trade.opened(model, device, corpus)
     elif trades.name(trade) == "network":
@@ -193,7 +197,7 @@ def results(
         "batch": where.batch,
         **({} if where.length is None else {"length": where.length}),
         **({"stream": True} if stream else {}),
-        **parts.columns(text, label),
+        **parts.columns(text, label, sizes),
         **{name: value for name, value in chosen.items() if name != "dry_run"},
         "model_sha256": trade.digest(subject),
         **({} if part is None else part.digests),
@@ -468,6 +472,7 @@ def compare(
         try:
             first, second, both = trade.compared(original, student, held_out, where)
             before, after, measured = {**before, **first}, {**after, **second}, {**measured, **both}
+            notes += parts.remarks(held_out, first)
         except (DataError, MeasurementError) as error:
             notes.append(f"quality: {error}")
     return before, after, measured, notes
@@ -642,6 +647,7 @@ def measure(
     *,
     text: str = "text",
     label: str = "label",
+    sizes: str | Sequence[float | str] | None = None,
     tasks: Sequence[str] = (),
     task_folder: str | Path | None = None,
     limit: int | None = None,
@@ -657,12 +663,19 @@ def measure(
     and they tell classes, tokens or numbers, whose mean can be taken.
 
     Quality is measured where `data` is given, on all of it, with texts and classes from its columns `text` and `label`
-    (of an .npz file the classes from that array; "" for none), and on the lm-eval `tasks` named, of its own or of YAML
-    files in `task_folder`, on the first `limit` documents of each. A network that was cut stands in the folder of its
-    run; its original, `against`, says what it was made of.
+    (of an .npz file the classes from that array; "" for none), with boxes small, medium or large by `sizes` (see
+    `run`), and on the lm-eval `tasks` named, of its own or of YAML files in `task_folder`, on the first `limit`
+    documents of each. A network that was cut stands in the folder of its run; its original, `against`, says what it was
+    made of.
     """
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1), limit=(limit, 1))
     others: list[Any] = list(against) if isinstance(against, list | tuple) else [] if against is None else [against]
+    for one in (model, *others):
+        if isinstance(one, str | Path) and Path(one).suffix == ".onnx":
+            raise UnsupportedError(
+                f"{one} is an ONNX file, without the code by which models are measured: measure what it was exported "
+                "from, whose outputs it gives, or a detector's boxes by secateur.subjects.exported.Exported"
+            )
     if several := len(others) > 1:
         from secateur.running.distilling import together  # one model does without
 
@@ -670,7 +683,7 @@ def measure(
     trade = trades.of_model(next(iter(others), model))
     if trades.name(trade) == "language":  # quantised models can be measured, though not pruned
         model, others = _any_weights(model), [_any_weights(one) for one in others]
-    corpus, _ = parts.read(trade, data, text=text, label=label)
+    corpus, _ = parts.read(trade, data, text=text, label=label, sizes=sizes)
     others = [trade.opened(one, device, corpus) for one in others[:1]] + others[1:]
     others[1:] = [trade.again(one, others[0], device) for one in others[1:]]
     subject = trade.again(model, others[0], device) if others else trade.opened(model, device, corpus)

@@ -313,7 +313,7 @@ def compared(original: Traced, student: Traced, held_out: Examples, place: laten
     """
     batches = list(held_out.in_order(place.batch))
     if held_out.targets:
-        before, after = (_precision(one, batches) for one in (original, student))
+        before, after = (_precision(one, batches, held_out.sizes) for one in (original, student))
         return before, after, {}
     if held_out.labels is not None:
         tally = loyalty.Tally()
@@ -332,10 +332,10 @@ def compared(original: Traced, student: Traced, held_out: Examples, place: laten
     return {}, {}, both | tally.figures()
 
 
-def _precision(subject: Traced, batches: Sequence[Mapping[str, Any]]) -> Row:
+def _precision(subject: Traced, batches: Sequence[Mapping[str, Any]], sizes: Sequence[float]) -> Row:
     detect = _carried(subject.model, cast(Detector, subject.model.eval()).detect)
     try:
-        return detection.average_precision(detect, batches)
+        return detection.average_precision(detect, batches, sizes=sizes or detection.SIZES)
     except MissingExtraError:
         return {"AP50": detection.all_point(detect, batches)}
 

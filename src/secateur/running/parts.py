@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import DataError, InputError
-from secateur.files import labels
+from secateur.files import examples, labels
 from secateur.files.examples import Examples
+from secateur.measure import detection
 from secateur.running import trades
 from secateur.running.trades import Trade
 
-__all__ = ["Parts", "columns", "named", "parted", "read"]
+__all__ = ["Parts", "columns", "named", "parted", "read", "remarks"]
 
 _SHOWN = 3
 
@@ -31,8 +33,12 @@ class Parts:
     warning: str
 
 
-def read(trade: Trade, data: Any, held_out: Any = None, *, text: str = "text", label: str = "label") -> tuple[Any, Any]:
+def read(
+    trade: Trade, data: Any, held_out: Any = None, *, text: str = "text", label: str = "label", sizes: Any = None
+) -> tuple[Any, Any]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
+
+    sizes: by which boxes are small, medium or large in the place of the data's own; see `examples.sides`.
 
     Raises `InputError` or `DataError` for what makes no sense without data, and `DataError` for what can't be read.
     """
@@ -40,13 +46,31 @@ def read(trade: Trade, data: Any, held_out: Any = None, *, text: str = "text", l
         raise InputError("held_out is what quality is measured on beside the data: give data, too")
     if data is None:
         labels.unnamed("no data is given", text=text, label=label)
+        if sizes is not None:
+            raise InputError("sizes are of the boxes in data, and no data is given: leave sizes out")
     corpus, apart = (None if one is None else trade.read(one, text, label) for one in (data, held_out))
+    if sizes is not None:
+        corpus, apart = (None if one is None else _sized(one, examples.sides(sizes)) for one in (corpus, apart))
     return corpus, apart
 
 
-def columns(text: str, label: str) -> dict[str, str]:
-    """What settings say of the columns that are read; nothing of the usual ones."""
-    return {name: column for name, column in (("text", text), ("label", label)) if column != name}
+def _sized(data: Any, sizes: tuple[float, float]) -> Any:
+    if not isinstance(data, Examples) or not data.targets:
+        raise InputError(f"sizes are of boxes, and {data.name} has none: leave sizes out")
+    return replace(data, sizes=sizes)
+
+
+def remarks(held_out: Any, figures: Collection[str]) -> list[str]:
+    """What is to be said of how these `figures` were measured: which boxes were small, and which large."""
+    if not isinstance(held_out, Examples) or not any(one.startswith("mAP_") for one in figures):
+        return []
+    return [detection.told(held_out.sizes, held_out.inputs.shape)]
+
+
+def columns(text: str, label: str, sizes: Any = None) -> dict[str, Any]:
+    """What settings say of the columns that are read, and of sizes of boxes; nothing of the usual ones."""
+    found = {name: column for name, column in (("text", text), ("label", label)) if column != name}
+    return found if sizes is None else {**found, "sizes": list(examples.sides(sizes))}
 
 
 def parted(trade: Trade, data: Any, held_out: Any, subject: Any, *, seed: int) -> Parts:

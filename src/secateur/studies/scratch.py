@@ -525,7 +525,7 @@ def add(
     published = evidence.read(out)
     for row in published:
         running.same_judges(row, held_out)
-        names = ("seed", "batch", "length", "threads", "device", "text", "label")
+        names = ("seed", "batch", "length", "threads", "device", "text", "label", "sizes")
         shared = {name: row.settings[name] for name in names if name in row.settings}
         place = Path(out) / row.target if (Path(out) / row.target).is_dir() else Path(out)
         recipe, options = _arm(row, place, epochs, lr, cap)

@@ -3,7 +3,8 @@
 A detector is a module with four names: `taps`, `loss`, `detect` and `features` (see `Detector`). A module of your own
 that has them is one. torchvision's and Ultralytics' models are wrapped (`adapt`). Of these, `forward` gives the raw
 answers of the heads, without suppression of overlapping boxes: that part has no weights, and follows the data. One of
-two stages, that proposes regions and then judges them, has three names more (see `TwoStage`).
+two stages, that proposes regions and then judges them, has three names more (see `TwoStage`), and one whose answers can
+be learned from has `predictions` (see `Predicting`).
 
 Ultralytics is under the AGPL-3.0: this module reads the model that you built with it, and imports it only to suppress
 boxes and to train with its own trainer. What you make with it may fall under its licence.
@@ -29,10 +30,12 @@ from secateur.subjects.traced import Traced, open_traced
 __all__ = [
     "Detector",
     "Judged",
+    "Predicting",
     "Torchvision",
     "TwoStage",
     "Ultralytics",
     "adapt",
+    "learnable",
     "opened",
     "regions",
     "trainer",
@@ -62,6 +65,24 @@ class Detector(Protocol):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The maps [B, C_s, H_s, W_s] that the heads read, finest first."""
+        ...
+
+
+@runtime_checkable
+class Predicting(Detector, Protocol):
+    """A detector from whose answers another can learn.
+
+    `exclusive` says what its logits are: True of a softmax over classes, of which 0 is the background; False of a
+    sigmoid for each class. Where a detector of your own has no such attribute, classes are learned by a softmax, and
+    boxes where the sigmoid of one of them is above a half, as in the official code for YOLOv4.
+    """
+
+    def predictions(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes [B, N, 4] in pixels and logits of classes [B, N, K] at all N places, with gradients.
+
+        Of two stages (`staged` is True) the places are regions, which are given too, and `proposals(images)` tells
+        which: per image [n, 4]. It may give a box for each class, [1, N, K, 4], and logits [1, N, K] of all images.
+        """
         ...
 
 
@@ -113,6 +134,32 @@ def two_stage(model: nn.Module) -> TwoStage:
         f"{type(inner).__name__} is no detector of two stages: give torchvision's Faster R-CNN or its kin, or a module "
         "that has reader, sampled(batch) and judged(images, boxes), too"
     )
+
+
+def learnable(model: nn.Module, images: Tensor, weights: Sequence[float], **temperature: float) -> None:
+    """Raise where nothing can learn from what `model` answers: it is no `Predicting`, or settings of that are wrong.
+
+    weights: of classes and of boxes; temperature: by the name of its option.
+    """
+    if not callable(getattr(model, "predictions", None)):
+        raise UnsupportedError(
+            f"outputs: {type(model).__name__} has no predictions(images), which gives boxes [B, N, 4] and "
+            "logits of classes [B, N, K]; leave outputs out, or give a module that has it"
+        )
+    for name, value in temperature.items():
+        if not value > 0:
+            raise InputError(f"{name}={value}: give a number above 0")
+    if len(weights) != 2:
+        raise InputError(f"lambdas={list(weights)}: give two, of the classes and of the boxes")
+    asked: Any = model
+    with torch.no_grad(), evaluating(model):
+        regions = [asked.proposals(images)] if getattr(model, "staged", False) else []
+        boxes, logits = asked.predictions(images, *regions)
+    if boxes.shape[-1] != 4 or logits.dim() != 3 or boxes.shape[:-1] != logits.shape[: boxes.dim() - 1]:
+        raise InputError(
+            f"outputs: {type(model).__name__}.predictions gives boxes {list(boxes.shape)} and logits "
+            f"{list(logits.shape)}: they have to be [B, N, 4] and [B, N, K]"
+        )
 
 
 def adapt(model: nn.Module) -> nn.Module:
@@ -168,6 +215,7 @@ class Torchvision(nn.Module):
         self.staged = hasattr(detector, "roi_heads")
         background = self.staged or type(detector).__name__.startswith("SSD")
         self.first = (1 if background else 0) if first is None else first
+        self.exclusive = background
 
     @property
     def reader(self) -> str:
@@ -243,6 +291,34 @@ class Torchvision(nn.Module):
         features, found = self._second(maps, own, prepared.image_sizes)
         return Judged(list(boxes), features.flatten(1), _tensors(found)[0], list(maps.values()))
 
+    def predictions(self, images: Tensor, at: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """Boxes [B, N, 4] in pixels of the images as given, and logits [B, N, K], of all anchors.
+
+        Of two stages, of the regions `at` [n, 4] of each image: a box for each class [1, N, K, 4], logits [1, N, K].
+        """
+        inner, given = self.detector, (images.shape[2], images.shape[3])
+        with evaluating(inner.transform):  # in training it may draw another size
+            prepared = self._prepared(images)
+        maps, size = self._maps(prepared.tensors), prepared.image_sizes[0]
+        if self.staged:
+            own = [_moved(one, given, size) for one in at]
+            logits, moves = _tensors(self._second(maps, own, prepared.image_sizes)[1])
+            return _moved(inner.roi_heads.box_coder.decode(moves, own), size, given)[None], logits[None]
+        found = inner.head(list(maps.values()))
+        anchors = torch.stack(inner.anchor_generator(prepared, list(maps.values())))
+        decode = getattr(inner.box_coder, "decode_single", inner.box_coder.decode)
+        boxes = decode(found["bbox_regression"].flatten(0, 1), anchors.flatten(0, 1)).view_as(anchors)
+        return _moved(boxes, size, given), found["cls_logits"]
+
+    @torch.no_grad()
+    def proposals(self, images: Tensor) -> list[Tensor]:
+        """Per image [n, 4] in its pixels: the regions that the first of two stages proposes, in evaluation mode."""
+        with evaluating(self):
+            prepared = self._prepared(images)
+            found = self.detector.rpn(prepared, self._maps(prepared.tensors))[0]
+        given = (images.shape[2], images.shape[3])
+        return [_moved(one, size, given) for one, size in zip(found, prepared.image_sizes, strict=True)]
+
     def _second(self, maps: Mapping[str, Tensor], boxes: Sequence[Tensor], sizes: Any) -> tuple[Tensor, Any]:
         """What the box head gives of boxes in pixels of the prepared images, and what the predictor makes of that."""
         heads = self.detector.roi_heads
@@ -266,7 +342,7 @@ class Torchvision(nn.Module):
 
 
 def _moved(boxes: Tensor, given: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
-    """Boxes [n, 4] of an image of `given` (height, width), in the same image at the size `wanted`."""
+    """Boxes [..., 4] of an image of `given` (height, width), in the same image at the size `wanted`."""
     high, wide = wanted[0] / given[0], wanted[1] / given[1]
     return boxes * boxes.new_tensor([wide, high, wide, high])
 
@@ -286,6 +362,7 @@ class Ultralytics(nn.Module):
     """A DetectionModel of Ultralytics (YOLOv5 to YOLO11 with the usual heads); AGPL-3.0, see the top of this module."""
 
     taps: Sequence[str]
+    exclusive = False
 
     def __init__(self, detector: nn.Module, confidence: float = 0.001, overlap: float = 0.7) -> None:
         super().__init__()
@@ -337,6 +414,27 @@ class Ultralytics(nn.Module):
         finally:
             inner.args = settings
         return total
+
+    def predictions(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes [B, N, 4] in pixels and logits of classes [B, N, K] at all places."""
+        head = self._head()
+        # The head decodes in evaluation mode only; the norms within keep theirs. What it remembers of the places it may
+        # have made where no gradient can follow.
+        mode, head.training, head.shape = head.training, False, None
+        try:
+            found = self.detector(images)
+        finally:
+            head.training = mode
+        if isinstance(found, Tensor) or (isinstance(found[1], Mapping) and "one2one" in found[1]):
+            raise UnsupportedError("outputs: the head of this model gives boxes of its own choice: leave outputs out")
+        decoded, raw = found[0].transpose(1, 2), found[1]
+        kinds = decoded.shape[2] - 4
+        parts = [raw["scores"]] if isinstance(raw, Mapping) else [one.flatten(2)[:, -kinds:] for one in raw]
+        boxes, logits = decoded[..., :4], torch.cat(parts, 2).transpose(1, 2)
+        if not getattr(head, "xyxy", False):
+            half = boxes[..., 2:] / 2
+            boxes = torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], -1)
+        return boxes, logits
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> list[dict[str, Tensor]]:

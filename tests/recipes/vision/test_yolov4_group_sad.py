@@ -17,6 +17,8 @@ from secateur.recipes.vision import yolov4_group_sad as recipe
 from secateur.recipes.vision.yolov4_group_sad import yolov4_group_sad
 from secateur.recover import loop
 from secateur.subjects import detectors, stages
+from secateur.subjects.proof import Fault
+from secateur.subjects.traced import CutError, Traced
 from secateur.vocabulary import Budget, Selection
 
 DATA = yolo.squares(16)
@@ -261,5 +263,24 @@ def test_outputs_of_a_detector_without_predictions_are_refused_before_training(t
         results(tmp_path, outputs=True, lambdas=[1.0])
     with pytest.raises(InputError, match="temperature=0: give a number above 0"):
         results(tmp_path, outputs=True, temperature=0)
+    mute.model.predictions = lambda images: (torch.zeros(1, 5, 3), torch.zeros(1, 5, 2))
+    with pytest.raises(InputError, match=r"gives boxes \[1, 5, 3\] and logits \[1, 5, 2\]"):
+        results(tmp_path, start=mute, outputs=True)
     for wrapper in (detectors.Torchvision, detectors.Ultralytics):
-        assert not hasattr(wrapper, "predictions"), "then the docstring and the page say otherwise"
+        assert hasattr(wrapper, "predictions"), "else the docstring and the page say otherwise"
+
+
+def test_what_can_not_be_cut_after_all_shows_before_anything_is_trained(tmp_path, monkeypatch):
+    dense, order, cut, train = subject(), [], Traced.cut, loop.train
+
+    def faulty(self, selection, **how):
+        order.append("cut")
+        if not selection.keep.get("stage5.0.conv.channels", np.ones(1, bool)).all():
+            raise CutError("not there", Fault("stage5.0.conv", "made up"))
+        return cut(self, selection, **how)
+
+    monkeypatch.setattr(Traced, "cut", faulty)
+    monkeypatch.setattr(loop, "train", lambda *args, **how: order.append("train") or train(*args, **how))
+    (found,) = results(tmp_path / "a", ("params=60%",), start=dense, finetune_epochs=0, distil_epochs=0)
+    assert order == ["cut", "cut", "train", "cut"]
+    assert "stage5.0.conv.channels" not in {site for site, (gone, _) in found.cut.removed.items() if gone}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import sys
 from functools import cache
 
 import numpy as np
@@ -11,11 +13,13 @@ import pytest
 import torch
 
 import yolo
-from secateur.errors import BudgetError, InfeasibleError, InputError
+from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.files.rundir import Run
 from secateur.recipes.vision.yolov8_cwd import histogram, yolov8_cwd
-from secateur.recover import loop
+from secateur.recover import loop, maps
 from secateur.subjects import detectors
+from secateur.subjects.proof import Fault
+from secateur.subjects.traced import CutError, Traced
 from secateur.vocabulary import Budget, Selection
 
 DATA = yolo.squares(16)
@@ -174,6 +178,8 @@ def test_widths_of_eight_a_global_baseline_and_a_reach(tmp_path):
         (("channels=50%",), {"layers": ["nose"]}, "'nose'"),
         (("channels=50%",), {"weights": []}, "weights are empty"),
         (("channels=50%",), {"temperature": 0.0}, "temperature=0.0: give a number above 0"),
+        (("channels=50%",), {"outputs": True, "softness": 0.0}, "softness=0.0: give a number above 0"),
+        (("channels=50%",), {"outputs": True, "lambdas": [1.0]}, r"lambdas=\[1.0\]: give two"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeypatch, budgets, options, words):
@@ -183,8 +189,62 @@ def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeyp
     assert not [one for one in (tmp_path / "work").rglob("*") if one.is_file()], "nothing was written"
 
 
-def test_small_boxes_and_other_layers(tmp_path):
+def test_small_boxes_and_other_layers(tmp_path, monkeypatch):
+    seen, weigh = [], maps.box_weights
+    monkeypatch.setattr(
+        maps, "box_weights", lambda *a, sizes, **how: seen.append(sizes) or weigh(*a, sizes=sizes, **how)
+    )
+    monkeypatch.setattr(sys.modules[__name__], "DATA", dataclasses.replace(DATA, sizes=(0.125, 0.5)))
     (found,) = results(tmp_path, focus=True, layers=["up4", "down5"], weights=[2.0], alpha=0.1, bias_rate=1e-3)
     assert found.recovery.steps == 6
+    assert set(seen) == {(8, 32)}, "the data's sizes, of 64 pixels"
     with pytest.raises(InputError, match="'nose'"):
         results(tmp_path / "b", layers=["nose"])
+
+
+def test_the_teachers_answers_are_learned_too(tmp_path, monkeypatch):
+    seen = []
+    train = loop.train
+
+    def spied(model, feed, objective, **how):
+        def watched(batch, totals):
+            total, parts = objective(batch, totals)
+            seen.append(parts)
+            return total, parts
+
+        return train(model, feed, watched, **how)
+
+    monkeypatch.setattr(loop, "train", spied)
+    results(tmp_path, sparse_epochs=0, finetune_epochs=0, alpha=1.0, outputs=True, lambdas=[0.5, 0.25])
+    assert seen
+    assert all(set(parts) == {"task", "maps", "kd", "boxes"} and parts["kd"] > 0 for parts in seen)
+
+
+def test_what_can_not_be_cut_after_all_shows_before_anything_is_trained(tmp_path, monkeypatch):
+    dense, order, cut, train = subject(), [], Traced.cut, loop.train
+
+    def faulty(self, selection, **how):
+        order.append("cut")
+        if not selection.keep.get("stem.conv.channels", np.ones(1, bool)).all():
+            raise CutError("not there", Fault("stem.conv", "made up"))
+        return cut(self, selection, **how)
+
+    monkeypatch.setattr(Traced, "cut", faulty)
+    monkeypatch.setattr(loop, "train", lambda *args, **how: order.append("train") or train(*args, **how))
+    (found,) = results(tmp_path / "a", ("channels=60%",), start=dense, finetune_epochs=0, distil_epochs=0)
+    assert order == ["cut", "cut", "train", "cut"]
+    assert "stem.conv.channels" not in {site for site, (gone, _) in found.cut.removed.items() if gone}
+
+
+def test_layers_without_a_scale_stay_and_a_detector_without_any_is_refused(tmp_path):
+    net = yolo.tiny()
+    net.stage3[0].bn = torch.nn.BatchNorm2d(8, affine=False)
+    plain = detectors.opened(net.eval(), DATA.inputs[:1])
+    (found,) = results(tmp_path / "a", ("channels=60%",), start=plain, bias_rate=1e-3, distil_epochs=0)
+    assert found.notes == ("stays: stage3.0.conv.channels: has no batch norm",)
+    for module in plain.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and module.affine:
+            module.weight.requires_grad_(False)
+    with pytest.raises(UnsupportedError, match="no batch norm whose scale can be trained"):
+        results(tmp_path / "b", start=plain)
+    assert not [one for one in (tmp_path / "b" / "work").rglob("*") if one.is_file()], "nothing was written"

@@ -7,7 +7,7 @@ Komodakis, ICLR 2017 (arXiv 1612.03928).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -127,8 +127,9 @@ def yolov4_group_sad(
         alpha: weight of it all; by default what makes it a tenth of L_det at its first step, 1 is as published.
         layers: modules whose maps are distilled; by default the ends of the backbone's groups and the neck's maps.
         foreground: look only at cells near boxes.
-        outputs: learn from the teacher's classes and boxes too; only for a module that has predictions(images) ->
-            (boxes [B, N, 4], logits of classes [B, N, K]), which torchvision's and Ultralytics' detectors have not.
+        outputs: learn from the teacher's classes (soft, at all anchors) and boxes (where it is sure) too; of two stages
+            at the regions that the teacher proposes. A module of your own needs predictions(images) -> (boxes
+            [B, N, 4], logits of classes [B, N, K]).
         temperature: of those classes.
         lambdas: weights of those classes and boxes.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
@@ -149,7 +150,7 @@ def yolov4_group_sad(
     floor = partial(thresholds.floor, share=layer_keep, least=least, multiple=multiple)
     check(subject, budgets, spared, order, fractions, merge, multiple, floor, layers, betas, image)
     if outputs:
-        learnable(subject, temperature, lambdas)
+        detectors.learnable(subject.model, image, lambdas, temperature=temperature)
     feed = examples.batches(data, batch=batch, seed=seed)
     per_epoch = len(feed) / further.get("accumulate", 1)
     train: Callable[..., Recovery] = partial(
@@ -157,6 +158,10 @@ def yolov4_group_sad(
         **({"precision": "fp32", "clip": None} | further),
     )  # fmt: skip
     sparse, pressed = subject.copy(), None
+    if not dry_run:  # what can't be cut after all shows before anything is trained
+        for budget in budgets:
+            with suppress(InfeasibleError):  # scales that no training has told apart yet part nothing
+                settled(sparse, spared, order, mask, partial(given, fractions), budget, offsets, seed)
     if sparse_epochs and not dry_run:
         count = detecting.steps(per_epoch, sparse_epochs)
         pressed = train(
@@ -179,7 +184,11 @@ def yolov4_group_sad(
             make = attention(student, subject, image, layers, betas, foreground)
             asked = partial(detecting.ratio, make(1.0), feed[0], student.model)
             weight = 0.1 * run.json(f"alpha-{budget}", asked) if alpha is None else alpha
-            objective = answers(make(weight), student, subject, temperature, lambdas) if outputs else make(weight)
+            objective = make(weight)
+            if outputs:
+                objective = detecting.answering(
+                    objective, student.model, subject.model, temperature=temperature, weights=lambdas
+                )
             taught = train(
                 student.model, feed, objective, steps=detecting.steps(per_epoch, distil_epochs), frozen=[subject.model],
                 checkpoint=run.folder(f"distil-{budget}"), title="distillation",
@@ -197,7 +206,7 @@ def check(
     members, units = free(subject, spared), subject.units(multiple=multiple)
     place = sites(members, groups)
     names = list(dict.fromkeys(place.values()))
-    most = given(fractions, subject, lambda _: {}, names)(1.0) if fractions else dict.fromkeys(names, 1.0)
+    most = given(fractions, subject, lambda _: {}, names)(1.0)
     thresholds.merge([np.ones(1, bool)], merge)
     # Whatever training makes of the scales, no more than this can go.
     shrinking = [units[site] for site in members if most[place[site]]]
@@ -208,19 +217,6 @@ def check(
         raise InputError(f"betas={list(betas)}: give three, of the backbone's groups, the deepest scale and the neck")
     if layers:
         seen(subject.model, tuple(layers), image, maps.flat)
-
-
-def learnable(detector: Traced, temperature: float, lambdas: Sequence[float]) -> None:
-    """Refuse `outputs` for a detector without `predictions`, and wrong settings of it."""
-    if not callable(getattr(detector.model, "predictions", None)):
-        raise UnsupportedError(
-            f"outputs: {type(detector.model).__name__} has no predictions(images), which gives boxes [B, N, 4] and "
-            "logits of classes [B, N, K]; leave outputs out, or give a module that has it"
-        )
-    if not temperature > 0:
-        raise InputError(f"temperature={temperature}: give a number above 0")
-    if len(lambdas) != 2:
-        raise InputError(f"lambdas={list(lambdas)}: give two, of the classes and of the boxes")
 
 
 def free(subject: Traced, spared: set[str]) -> dict[str, dict[str, Tensor]]:
@@ -300,7 +296,8 @@ def rises(run: Run, batches: Any, subject: Traced, mask: Mask, names: Sequence[s
 
 
 def given(fractions: Sequence[float], subject: Traced, mask: Mask, names: Sequence[str]) -> Shares:
-    """Step 3's shares in the proportions of `fractions`, one for each of `names`."""
+    """Step 3's shares in the proportions of `fractions`, one for each of `names`, or even ones where there are none."""
+    fractions = fractions or [0.5] * len(names)
     if len(fractions) != len(names):
         raise InputError(f"{len(fractions)} fractions for {len(names)} groups: give one for each of {', '.join(names)}")
     return proportion(dict(zip(names, fractions, strict=True)))
@@ -449,22 +446,3 @@ def attention(
     return lambda alpha: detecting.follow(
         student.model, loss, teacher.model, teacher.model, taps, compare, weight=alpha
     )
-
-
-def answers(
-    objective: detecting.Objective, student: Traced, teacher: Traced, temperature: float, lambdas: Sequence[float]
-) -> detecting.Objective:
-    """`objective`, and the teacher's classes and boxes, from detectors that have `predictions`."""
-    ours, theirs = (cast(Any, one.model).predictions for one in (student, teacher))
-
-    def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        total, parts = objective(batch, totals)
-        boxes, logits = ours(batch["inputs"])
-        with torch.no_grad():
-            wanted, told = theirs(batch["inputs"])
-            positive = told.sigmoid().amax(-1) > 0.5
-        said = lambdas[0] * maps.classes(logits, told, temperature=temperature)
-        said = (said + lambdas[1] * maps.boxes(boxes, wanted, positive)) / totals["examples"]
-        return total + said, {**parts, "outputs": float(said.detach())}
-
-    return both

@@ -18,6 +18,7 @@ from secateur.errors import InputError
 from secateur.files import examples
 from secateur.files.examples import Examples
 from secateur.files.rundir import Run
+from secateur.measure import detection
 from secateur.recover import detecting, loop, maps, records, slimming
 from secateur.recover.taps import Adapters, seen
 from secateur.score import scales
@@ -61,6 +62,9 @@ def yolov8_cwd(
     alpha: float | None = None,
     layers: Sequence[str] = (),
     focus: bool = False,
+    outputs: bool = False,
+    softness: float = 3.0,
+    lambdas: Sequence[float] = (0.001, 0.001),
     training: str | Sequence[str] = "",
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -99,17 +103,25 @@ def yolov8_cwd(
         weights: w_s, finest map first; the last holds for all further maps.
         alpha: weight of the distillation; by default what makes it as large as L_det at its first step.
         layers: modules whose maps are distilled; by default those that the heads read.
-        focus: let the cells of small and medium boxes count more.
+        focus: let the cells of small and medium boxes count more; which those are is told by the data's sizes.
+        outputs: learn from the teacher's classes (soft, at all anchors) and boxes (where it is sure) too; of two stages
+            at the regions that the teacher proposes. A module of your own needs predictions(images) -> (boxes
+            [B, N, 4], logits of classes [B, N, K]).
+        softness: temperature of those classes.
+        lambdas: weights of those classes and boxes, as published for YOLOv4.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the cut; nothing is trained.
 
     Departures: lambda_0, the epochs of sparsity training, tau, w_s, alpha and the tapped layers are not in the text
     that could be read; the values here are this project's, lambda_0 that of public code. AdamW in place of SGD. Where a
     budget is not in channels, the one share is the smallest that meets it. Layers without a batch norm stay whole. The
-    paper's TensorRT step is the export of the result, to a torch.export program or ONNX.
+    paper's TensorRT step is the export of the result, to a torch.export program or ONNX. The paper learns from no
+    outputs.
     """
     subject, further = detectors.opened(subject), loop.options(training)
     check(subject, budgets, multiple, least, layers, weights, temperature, data.inputs[:1])
+    if outputs:
+        detectors.learnable(subject.model, data.inputs[:1], lambdas, softness=softness)
     feed = examples.batches(data, batch=batch, seed=seed)
     epochs = partial(detecting.steps, len(feed) / further.get("accumulate", 1))
     train: Callable[..., Recovery] = partial(
@@ -118,6 +130,10 @@ def yolov8_cwd(
     )  # fmt: skip
 
     sparse, pressed = subject.copy(), None
+    if not dry_run:
+        with torch.random.fork_rng(devices=[]):  # what can't be cut after all shows before anything is trained
+            for budget in budgets:
+                halve(sparse, budget, scope, least, multiple)
     if sparse_epochs and not dry_run:
         count = epochs(sparse_epochs)
         numbered = slimming.Numbered(feed, count * further.get("accumulate", 1))
@@ -140,8 +156,13 @@ def yolov8_cwd(
             make, adapters = distillation(student, subject, data, layers, temperature, weights, focus, seed)
             asked = partial(detecting.ratio, make(1.0), feed[0], student.model)
             weight = run.json(f"alpha-{budget}", asked) if alpha is None else alpha
+            objective = make(weight)
+            if outputs:
+                objective = detecting.answering(
+                    objective, student.model, subject.model, temperature=softness, weights=lambdas
+                )
             taught = train(
-                student.model, feed, make(weight), steps=epochs(distil_epochs), extra=[adapters],
+                student.model, feed, objective, steps=epochs(distil_epochs), extra=[adapters],
                 frozen=[subject.model], checkpoint=run.folder(f"distil-{budget}"), title="distillation",
             )  # fmt: skip
         yield Result(str(budget), student, cut, selection.spent, records.together(pressed, tuned, taught), notes)
@@ -152,7 +173,9 @@ def check(
     weights: Sequence[float], temperature: float, image: Tensor,
 ) -> None:  # fmt: skip
     """Refuse before anything is trained what would be refused after it: budgets, layers, weights, temperature."""
-    units = ranked(subject, multiple)[0]
+    units, scores, _ = ranked(subject, multiple)
+    if not scores:
+        scales.prunable(subject.model, subject.slices())  # says that nothing is there to rank
     lowest = ranking.fewest(units, dict.fromkeys(units, least)).spent
     for budget in budgets:
         limits.cutting(budget, units.cost(), lowest, f"lower least={least}")
@@ -258,7 +281,8 @@ def distillation(
             near = None
             if focus:
                 shape, image = (other.shape[2], other.shape[3]), (batch["inputs"].shape[2], batch["inputs"].shape[3])
-                near = maps.box_weights(batch["targets"], shape, image).to(other)
+                sizes = detection.squares(data.sizes or detection.SIZES, image)
+                near = maps.box_weights(batch["targets"], shape, image, sizes=sizes).to(other)
             weight = weights[min(place, len(weights) - 1)]
             total = total + weight * maps.channel_wise(one, other, temperature=temperature, weights=near)
         return total
