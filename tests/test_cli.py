@@ -452,7 +452,9 @@ def test_a_cache_that_mends_itself_says_so_in_one_line(places):
     assert forked(places, *how, "--out", "sound").code == 0
     cache = places / "mended" / "work" / "predictions-0"
     shutil.copytree(places / "sound" / "work" / "predictions-0", cache)
-    (places / "mended" / "work" / "lock").touch()  # as a run leaves it that was killed before it trained
+    shutil.copy(
+        places / "sound" / "run.yaml", places / "mended"
+    )  # as a run leaves it that was killed before it trained
     (cache / "000000.safetensors").write_bytes(b"")
     done = forked(places, *how, "--out", "mended")
     assert done.code == 0, done.stderr

@@ -395,9 +395,9 @@ def test_all_that_a_network_is_told_is_kept_and_each_example_asked_once(nets, mo
 
 def test_a_cache_of_a_network_is_gone_on_with_mended_and_tied_to_its_teacher(nets):
     of_nets(nets, out="whole", cache="all", steps=8)
-    for name in ("part", "other"):
-        shutil.copytree(nets / "whole" / "work" / "predictions-0", nets / name / "work" / "predictions-0")
-        (nets / name / "work" / "lock").touch()  # as a run leaves it that was killed before it trained
+    for place in ("part/work", "kept"):
+        shutil.copytree(nets / "whole" / "work" / "predictions-0", nets / place / "predictions-0")
+    shutil.copy(nets / "whole" / "run.yaml", nets / "part")  # as a run leaves it that was killed before it trained
     damaged = kept(nets / "part")[1]
     good = damaged.read_bytes()
     damaged.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -406,8 +406,8 @@ def test_a_cache_of_a_network_is_gone_on_with_mended_and_tied_to_its_teacher(net
     assert damaged.read_bytes() == good
     one, other = ((nets / name / "model.safetensors").read_bytes() for name in ("whole", "part"))
     assert one == other
-    with pytest.raises(DataError, match="is of another teacher"):
-        of_nets(nets, out="other", teacher="thin", cache="all", steps=8)
+    with pytest.raises(InputError, match="is of another teacher"):
+        of_nets(nets, out="other", teacher="thin", cache="all", cache_at=str(nets / "kept"), steps=8)
 
 
 @pytest.mark.parametrize("cache", [8, "all"])

@@ -240,7 +240,7 @@ def test_a_limit_of_the_run_is_kept_by_all_processes_and_every_line_is_answered(
     assert all("salbutamol" in row["pruned"] for row in found)
     assert sum(row["told"].get("llm_calls", row["told"].get("calls")) for row in found) == 3
     assert any("as often as allowed" in note for row in found for note in row["told"]["notes"])
-    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl", "out.jsonl.run.yaml"]
 
 
 def test_a_limit_on_tokens_bounds_a_call_for_many_questions(graph):

@@ -186,7 +186,13 @@ def test_lossless_by_its_name(tmp_path):
 def test_without_a_name_the_studies_are_listed(tmp_path):
     done = processes.run(tmp_path, "study")
     assert done.code == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["curve", "lossless", "ridge", "scratch"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "curve",
+        "lossless",
+        "lottery",
+        "ridge",
+        "scratch",
+    ]
 
 
 def test_the_help_of_a_study_shows_its_own_options_and_its_recipe_s(tmp_path):

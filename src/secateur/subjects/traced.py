@@ -87,6 +87,11 @@ class Traced:
         self._describe()
         return self._model
 
+    @model.setter
+    def model(self, model: nn.Module) -> None:
+        """Put another network in its place, whose configs are its own matter."""
+        self._model, self._later = model, None
+
     @property
     def plans(self) -> tuple[Plan, ...]:
         """What was done to the original, cut after cut."""

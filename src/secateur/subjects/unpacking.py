@@ -35,7 +35,7 @@ __all__ = ["KEY", "PACKED", "Unpacking", "bits", "coded", "dense", "held", "plai
 PACKED = "packed*.safetensors"
 """The files of packed weights: named so that no other loader takes them for plain ones and fills in random weights."""
 
-_PARTS = ("shape", "bitmask", "row_offsets", "levels")
+_PARTS = ("shape", "bitmask", "row_offsets", "levels", "weight_scale")
 
 KEY = "compression_config"
 """Where config.json says how the weights are packed."""

@@ -63,12 +63,12 @@ def otov3(
     saliency: Literal["dhspg", "hesso"] | None = None,
     scope: Literal["global", "kind", "local"] = "local",
     warm: float = 0.1,
-    span: float | None = None,
+    span: float = 0.4,
     periods: int = 10,
     penalty: float | None = None,
     epsilon: float = 0.95,
     tolerance: float = 0.05,
-    finish: float = 0.6,
+    finish: float = 0.3,
     multiple: int = 1,
     protect: str | Sequence[str] = "",
     hierarchical: bool = True,
@@ -112,7 +112,7 @@ def otov3(
             gradient are opposite, both as released.
         scope: which channels are ranked together: all ("global"), those of one kind, or each site for itself.
         warm: share of the steps before groups are chosen.
-        span: share of the steps in which they become zero: unless given 0.6 for dhspg, 0.4 for hesso, or what is left.
+        span: share of the steps in which they become zero.
         periods: of hesso: how many times groups are chosen.
         penalty: lambda; a scale that suits norms, learning rate and span unless given. The paper's 1e-3 (sgd) and 1e-2
             (adam) need hundreds of epochs.
@@ -133,8 +133,6 @@ def otov3(
     """
     if data.targets and data.labels is None:
         raise DataError(f"{data.name} has boxes: otov3 trains on classes, or on the outputs of the original")
-    if span is None:
-        span = min(0.6 if method == "dhspg" else 0.4, 1 - warm)
     check(epochs, warm, span, finish)
     start = subject
     if protect:
