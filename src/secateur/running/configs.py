@@ -60,7 +60,7 @@ def read(
     for name, value in found.items():
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it may hold {', '.join(known)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"it may hold {', '.join(dict.fromkeys(known))}"
             raise InputError(f"config {path} has the unknown key {name!r}: {hint}")
         if name not in given:
             _check(path, name, value)
