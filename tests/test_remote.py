@@ -71,7 +71,7 @@ def test_a_cross_encoder_elsewhere_scores_passages(local):
         told = found.judge(pairs)
     vectors = local([TEXTS[0], *(f"{one} {one}" for one in TEXTS[1:36])])
     np.testing.assert_allclose([one.score for one in told[:-1]], vectors[1:] @ vectors[0], atol=1e-5)
-    assert [path for path, _, _ in asked] == ["/rerank"] * 3
+    assert [(path, body["raw_scores"]) for path, body, _ in asked] == [("/rerank", True)] * 3
     assert told[0].keep.tolist() == [1, 1]
     assert told[0].owner.tolist() == [0, 1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +42,21 @@ def test_true_sequential_reads_anew_and_gives_another_result(tmp_path):
     assert not torch.equal(first.down_proj.weight, second.down_proj.weight)
     attention = [one.subject.model.model.layers[0].self_attn.q_proj.weight for one in (plain, fresh)]
     assert torch.equal(*attention)  # nothing of the first block is pruned before its queries
+
+
+def test_the_error_of_a_block_is_that_of_all_its_readings(tmp_path, monkeypatch):
+    found = []
+
+    def prune_all(*given, **how):
+        found.append(real(*given, **how))
+        return found[-1]
+
+    real = obs.prune_all
+    monkeypatch.setattr(obs, "prune_all", prune_all)
+    result = run("sparsegpt", tmp_path, true_sequential=True)
+    each = np.array(found).reshape(len(result.subject.layers()), -1)
+    assert each.shape[1] > 1
+    assert result.notes[-1].endswith("by block: " + ", ".join(f"{one:.3g}" for one in each.sum(1)))
 
 
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
