@@ -276,3 +276,15 @@ def test_a_run_that_leaves_nothing_computes_once_and_has_no_folder():
     assert len(calls) == 1
     with pytest.raises(RunError, match="no folder"):
         run.folder("b")
+
+
+def test_work_without_its_record_is_neither_used_nor_lost(tmp_path):
+    with Run.open(tmp_path / "run", {"seed": 1}) as run:
+        run.json("dear", lambda: 1)
+    (tmp_path / "run" / "run.yaml").unlink()
+    with pytest.raises(RunError, match=r"lost its run\.yaml.*--overwrite$"):
+        Run.open(tmp_path / "run", {"seed": 2})
+    assert json.loads((tmp_path / "run" / "work" / "dear.json").read_text()) == 1
+    assert not (tmp_path / "run" / "run.yaml").exists()
+    with Run.open(tmp_path / "run", {"seed": 2}, overwrite=True) as run:
+        assert run.json("dear", lambda: 2) == 2

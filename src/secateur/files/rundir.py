@@ -121,7 +121,16 @@ class Run:
         """
         if shared and processes.count() > 1:
             held: list[Run] = []
-            processes.by_first(lambda: held.append(cls.open(path, settings, about=about, overwrite=overwrite)))
+
+            def first() -> None:
+                work = Path(path, "work")
+                if work.is_dir() and not Path(path, "run.yaml").exists():
+                    for one in work.iterdir():  # left by processes that had not yet heard that their run was refused
+                        if one != work / "lock":
+                            remove(one)
+                held.append(cls.open(path, settings, about=about, overwrite=overwrite))
+
+            processes.by_first(first)
             run = held[0] if held else cls(Path(path), plain(settings))
             run._shared = True
             return run
@@ -142,10 +151,12 @@ class Run:
                 run._check(record)
                 run._roll_forward()
             else:
+                if any(one != work / "lock" for one in work.iterdir()):
+                    raise RunError(
+                        f"{root} has lost its run.yaml, which says what its work was made with: put it back, choose "
+                        "another folder, or start anew with --overwrite"
+                    )
                 run._new = True
-                for left in work.iterdir():  # by processes that had not yet heard that their run was refused
-                    if left != work / "lock":
-                        remove(left)
                 atomic_write(record, yaml.safe_dump({**run.settings, **plain(about or {})}, sort_keys=False))
         except BaseException:
             run.close()
