@@ -52,6 +52,26 @@ def test_a_counter_counts_what_a_text_adds(folder):
     assert encoders.counter(tiny.letters())(["abc", "é"]) == [3, 2]
 
 
+def test_a_counter_counts_a_text_once_and_keeps_no_more_than_it_may(folder, monkeypatch):
+    read = []
+
+    class Reader(type(encoders.tokenizer(str(folder)))):
+        def __call__(self, texts, **options):
+            read.extend(texts)
+            return super().__call__(texts, **options)
+
+    count = encoders.counter(Reader.from_pretrained(str(folder)))
+    first, second, third, *_ = tiny.sentences(4)
+    expected = [len(text.split()) for text in (first, second, first)]
+    assert count([first, second, first]) == expected
+    assert count([first, second, first]) == expected
+    assert read == [first, second]
+    monkeypatch.setattr(encoders, "_LETTERS", len(first) + len(second))
+    assert count([third, first]) == [len(third.split()), expected[0]]
+    assert count([second]) == expected[1:2]
+    assert read == [first, second, third, second]  # the third was too much, and all was forgotten
+
+
 def test_what_is_no_encoder_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match="embedder 'no/such/encoder' is no folder here, nor found on the Hub"):
         encoders.encoder("no/such/encoder")

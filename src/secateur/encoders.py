@@ -141,10 +141,28 @@ def _tokenizer(name: str) -> Any:
 def counter(source: Any) -> Count:
     """From texts to how many tokens each has for a reader, without those that begin and end a sequence.
 
+    A text is counted once: what the last texts had is remembered, for whoever holds this counter.
+
     source: a folder or Hub id of a tokenizer of transformers, such a tokenizer, or a function as wanted.
     """
     found = tokenizer(source)
-    return functools.partial(_counted, found) if hasattr(found, "tokenize") else found
+    return functools.partial(_recalled, functools.partial(_counted, found), {}) if hasattr(found, "tokenize") else found
+
+
+_LETTERS = 2**20
+"""Characters of the texts whose counts are remembered; with more of them all is forgotten."""
+
+
+def _recalled(count: Count, known: dict[str, int], texts: Sequence[str]) -> list[int]:
+    found = dict(known)  # as it is now: other threads may forget
+    new = list(dict.fromkeys(text for text in texts if text not in found))
+    if new:
+        found |= zip(new, count(new), strict=True)
+        if sum(map(len, found)) > _LETTERS:
+            known.clear()
+        else:
+            known |= found
+    return [found[text] for text in texts]
 
 
 def _counted(found: Any, texts: Sequence[str]) -> list[int]:
