@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,8 +201,33 @@ def test_the_share_that_is_on_is_charged_by_form():
     assert float(gates.activation(torch.tensor(0.7), 0.5)) == pytest.approx(0.2)
     assert float(gates.activation(torch.tensor(0.4), 0.5, "absolute")) == pytest.approx(0.1)
     assert float(gates.activation(torch.tensor(0.4), 0.5, "absolute", 0.15)) == 0.0
-    with pytest.raises(InputError, match="hinge, absolute"):
+    with pytest.raises(InputError, match="band, hinge, absolute"):
         gates.activation(torch.tensor(0.4), 0.5, "square")
+
+
+def test_a_band_charges_below_it_in_the_measure_that_is_nearest_to_its_target():
+    def charged(*shares, target=(0.5, 0.8)):
+        given = torch.tensor(shares, requires_grad=True)
+        value = gates.activation(given, torch.tensor(target[: len(shares)]), "band", 0.1)
+        value.backward()
+        return round(float(value.detach()), 6), given.grad.tolist()
+
+    assert charged(0.45) == (0.0, [0.0])
+    assert charged(0.7) == (0.2, [1.0])
+    assert charged(0.3) == (0.1, [-1.0])
+    assert charged(0.3, 0.2) == (0.1, [-1.0, 0.0])
+    assert charged(0.45, 0.2) == (0.0, [0.0, 0.0])  # more of the second would be too much of the first
+    assert charged(0.6, 0.9) == (0.2, [1.0, 1.0])
+
+
+def test_the_largest_unit_is_the_dearest_where_all_others_stay():
+    whole, dearest = units().cost()["flops"], np.array([1, 1, 0], bool)
+    without = units().cost({"b": np.array([0, 1], bool)})["flops"]  # 33 of one of b, 24 of the dearest of a
+    assert units().cost({"a": dearest})["flops"] > without
+    assert gates.largest(units(), "flops") == pytest.approx((whole - without) / (whole - 5.0))
+    frozen = replace(units(), sites={n: replace(s, frozen=n == "b") for n, s in units().sites.items()})
+    gone = units().cost({"a": np.zeros(3, bool)})["flops"]
+    assert gates.largest(frozen, "flops") == pytest.approx(24.0 / (whole - gone))
 
 
 PROCESS = """

@@ -26,6 +26,7 @@ __all__ = [
     "batch_mean",
     "binarise",
     "cost",
+    "largest",
     "once",
     "polarization",
     "pool",
@@ -307,14 +308,28 @@ def cost(units: Units, means: Mapping[str, Tensor], measure: str) -> Tensor:
     return total
 
 
-def activation(share: Tensor, target: float = 0.0, form: str = "hinge", slack: float = 0.0) -> Tensor:
-    """R_act of the share of the gated cost that is on, 0 to 1: what is above the target, or far from it.
+def largest(units: Units, measure: str) -> float:
+    """The share of the gated cost that the dearest unit takes where all others stay; frozen sites have no gates."""
+    open_ = {site.name: torch.ones(site.count, dtype=torch.float64, requires_grad=True) for site in units.free()}
+    whole = cost(units, open_, measure)
+    empty = cost(units, {name: torch.zeros_like(one) for name, one in open_.items()}, measure)
+    each = torch.autograd.grad(whole, list(open_.values()))
+    return max(float(one.max()) for one in each) / float((whole - empty).detach())
 
-    form: "hinge", max(0, share - target); "absolute", max(0, |share - target| - slack), where a slack of half a unit
-    keeps a target that whole units can't meet from holding a gate half-on. A target of 0 gives the share itself.
+
+def activation(share: Tensor, target: Tensor | float = 0.0, form: str = "hinge", slack: float = 0.0) -> Tensor:
+    """R_act of the share of the gated cost that is on, 0 to 1, in each measure: what is above the target, or far off.
+
+    share: [] or [measures], and so is target. form: "hinge", max(0, share - target); "band", what is below the target
+    by more than `slack`, too, in the measure that is nearest to it; "absolute", max(0, |share - target| - slack). A
+    band as wide as the largest unit, or a slack of half of it, keeps a target that whole units can't meet from holding
+    a gate half-on. With a hinge and a target of 0 it is the share itself.
     """
+    above = share - target
     if form == "hinge":
-        return (share - target).clamp(min=0.0)
+        return above.clamp(min=0.0).sum()
+    if form == "band":
+        return above.clamp(min=0.0).sum() + (-slack - above).min().clamp(min=0.0)
     if form == "absolute":
-        return ((share - target).abs() - slack).clamp(min=0.0)
-    raise InputError(f"form {form!r} of the target is not one of hinge, absolute")
+        return (above.abs() - slack).clamp(min=0.0).sum()
+    raise InputError(f"form {form!r} of the target is not one of band, hinge, absolute")

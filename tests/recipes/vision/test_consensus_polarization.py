@@ -200,6 +200,21 @@ def test_the_parts_of_the_loss_and_their_ramp():
     assert float(early) - task == pytest.approx(2.0 * parts["polar"], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("form", "slack", "width"), [("band", 0.02, 0.25), ("band", 0.3, 0.3), ("absolute", 0.0, 0.125)]
+)
+def test_the_band_is_as_wide_as_a_unit_so_that_whole_units_can_meet_it(form, slack, width, tmp_path, monkeypatch):
+    seen, real = set(), recipe.gates.activation
+
+    def watched(share, target, form, slack):
+        seen.add((form, round(slack, 6)))
+        return real(share, target, form, slack)
+
+    monkeypatch.setattr(recipe.gates, "activation", watched)
+    results(tmp_path, ["params=60%"], mode="layer", form=form, slack=slack, epochs=0.5)
+    assert seen == {(form, width)}  # four branches of one size
+
+
 def test_two_micro_batches_weigh_as_their_mean():
     work = subject()
     gated = recipe.gate(work, "layer", bias=0.5)

@@ -60,8 +60,8 @@ def consensus_polarization(
     ramp: float = 0.5,
     activation: float = 4.0,
     polarization: float = 3.0,
-    form: str = "hinge",
-    slack: float = 0.0,
+    form: str = "band",
+    slack: float = 0.02,
     margin: float = 0.02,
     hidden: int = 16,
     bias: float = 1.0,
@@ -77,8 +77,8 @@ def consensus_polarization(
 
     1. a gate before every unit: g(x) = 1[ReLU1(MLP(pool(x))) > 1/2], straight-through gradient; off is exactly zero;
     2. one training on L = L_task + lambda_act R_act + lambda_polar R_polar, with gbar the mean decision over a batch,
-       R_polar = mean gbar (1 - gbar), and R_act = max(0, share - target), share being the part of the gated cost that
-       is on, in the budget's own measure (FLOPs, parameters, ...);
+       R_polar = mean gbar (1 - gbar), and R_act what the share is above the target, or below it by more than `slack`;
+       the share is the part of the gated cost that is on, in the budget's own measure (FLOPs, parameters, ...);
     3. one pass over the training examples: f_u, how often unit u is on. Those with f < 1/2 are cut, the gates go.
 
     Args:
@@ -99,8 +99,9 @@ def consensus_polarization(
         ramp: share of the steps after that over which lambda_polar grows to its full value.
         activation: lambda_act; above lambda_polar, which pulls a gate that is nearly always on back with that slope.
         polarization: lambda_polar; 0 leaves the gates free to differ from input to input.
-        form: "hinge" charges what is above the target; "absolute" also what is below.
-        slack: with "absolute", a distance to the target that is free, as a share of the gated cost.
+        form: "band" charges what is above the target, and what is below it by more than `slack`; "hinge" only what is
+            above; "absolute" a distance of more than `slack` to either side.
+        slack: as a share of the gated cost; at least one unit of a "band", half of one with "absolute".
         margin: the training aims this share below the budget, so that a last wrong gate does not overrun it.
         hidden: width of a gate's MLP.
         bias: of a gate's last layer at the start; 1 is open.
@@ -111,7 +112,7 @@ def consensus_polarization(
         dry_run: no training: the gates are as they start.
 
     Departures: only the paper's abstract could be read, so the equations are a reconstruction that agrees with it. The
-    lambdas, the hinge, the margin, the leak, the start with open gates and the ramp are choices of this project. A
+    lambdas, the band, the margin, the leak, the start with open gates and the ramp are choices of this project. A
     budget is never overrun: where the gates' vote costs more, the least frequent units go as well, and the result
     says how many. A gate in channel mode looks at what its convolution or linear reads, and multiplies what the next
     one reads. Blocks that change the shape of their input keep their branches. With `accumulate`, gates agree within
@@ -139,9 +140,10 @@ def consensus_polarization(
         limits = budget.absolute(whole)
         work, doors = subject.copy(), copy.deepcopy(gated.gates)
         target = {m: limit * (1.0 - margin) for m, limit in limits.items()}
+        unit = max(gates.largest(gated.units, measure) for measure in target)
         objective = partial(
             loss, work.model, doors, gated.units, target, activation=activation, polarization=polarization,
-            form=form, slack=slack, open_for=open_for, ramp=ramp,
+            form=form, slack=max(slack, unit if form == "band" else unit / 2), open_for=open_for, ramp=ramp,
         )  # fmt: skip
         recovery = None
         if steps:
@@ -305,8 +307,8 @@ def loss(
     *,
     activation: float = 4.0,
     polarization: float = 3.0,
-    form: str = "hinge",
-    slack: float = 0.0,
+    form: str = "band",
+    slack: float = 0.02,
     open_for: float = 0.0,
     ramp: float = 0.0,
 ) -> tuple[Tensor, dict[str, float]]:
@@ -326,11 +328,12 @@ def loss(
     by_site = means
     if not set(means) <= set(units):
         by_site = {name: torch.cat(list(means.values())) for name in units}
-    act = torch.zeros((), device=scores.device)
+    shares, goals = list[Tensor](), list[float]()
     for measure, limit in target.items():
         low, high = (gates.cost(units, {n: torch.full_like(v, s) for n, v in by_site.items()}, measure) for s in (0, 1))
-        share = (gates.cost(units, by_site, measure) - low) / (high - low)
-        act = act + gates.activation(share, max(0.0, (limit - float(low)) / float(high - low)), form, slack).float()
+        shares.append((gates.cost(units, by_site, measure) - low) / (high - low))
+        goals.append(max(0.0, (limit - float(low)) / float(high - low)))
+    act = gates.activation(torch.stack(shares), shares[0].new_tensor(goals), form, slack).float()
     grown = min(1.0, (progress - open_for) / ramp) if ramp > 0 else 1.0
     weight = len(part["inputs"]) * gates.processes() / totals["examples"]
     further = weight * gates.once(activation * act + polarization * grown * polar)
