@@ -26,8 +26,9 @@ test: style  ## formatting, types, import contracts, all fast tests
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 || status=$$?; \
 		wait $$types || { cat $(VENV)/mypy.log; status=1; }; exit $$status
 
-lint: style  ## ruff, import-linter, mypy --strict on the package
+lint: style  ## ruff, import-linter, mypy --strict on the package, and on claims and benchmarks what they call
 	@$(BIN)/mypy
+	@$(BIN)/mypy --config-file tests/claims/mypy.ini
 
 style: $(VENV)/.full
 	@$(BIN)/ruff check

@@ -457,7 +457,7 @@ def linking(seed: int) -> dict[str, float]:
             question, many = draw.choice(asks).format(name), many + 1
             assert name in question
             assert name != world.words[thing]
-            nodes, _ = module.linked(world.graph, question, None, embed(), (), 1, 0, 0.6)
+            nodes, _ = module.linked(world.graph, question, None, embed(), (), 1, 0, 0.6, "all")
             hits["linked"] += any(node.endswith(f":{thing}") for node in nodes)
             (near,) = index.nearest([name], embed())
             hits["nearest name"] += near[0].node.endswith(f":{thing}")
