@@ -389,6 +389,29 @@ def test_a_single_head_loses_dimensions_and_keeps_its_scale(bias: bool, tmp_path
     assert twice.model.one.head_dim == 2
 
 
+class ThreeOfThree(nn.Module):
+    """Three heads of three parts, query, key and value: two numbers of a module that are equal, and one is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.num_parts, self.head_dim = 3, 3, 8
+        self.qkv, self.out = nn.Conv2d(12, 72, 1), nn.Conv2d(24, 12, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, _, height, width = x.shape
+        qkv = self.qkv(x).reshape(rows, self.num_heads, self.num_parts * self.head_dim, height * width)
+        q, k, v = qkv.transpose(2, 3).chunk(3, dim=3)
+        found = nn.functional.scaled_dot_product_attention(q, k, v).transpose(2, 3)
+        return self.out(found.reshape(rows, self.num_heads * self.head_dim, height, width))
+
+
+def test_of_equal_counts_the_one_that_speaks_of_heads_is_theirs() -> None:
+    torch.manual_seed(0)
+    small, _ = prune(ThreeOfThree(), torch.randn(2, 12, 4, 4), budget="channels=70%", score="magnitude")
+    assert (small.num_heads, small.num_parts, small.head_dim) == (2, 3, 8)
+    assert small.qkv.out_channels == 2 * 3 * 8
+
+
 class Literal(nn.Module):
     """Its code names the number of heads, so that none can go; each has as many dimensions."""
 

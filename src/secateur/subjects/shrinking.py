@@ -517,7 +517,12 @@ def _of_module(
         new = _renumbered(name, old, own, shaped)
         if new is not old and new != old:  # what is kept may be a tensor, which has no truth
             result.append((path, name, new))
-    return result
+    # Three heads of three parts each: which of the counts is that of what goes, only their names say.
+    counts = {
+        name: getattr(module, name) for _, name, new in result if type(new) is int and name.startswith(("num_", "n_"))
+    }
+    named = {old for name, old in counts.items() if _sizes_something(name)}
+    return [one for one in result if one[1] not in counts or _sizes_something(one[1]) or counts[one[1]] not in named]
 
 
 def _renumbered(name: str, old: Any, own: Mapping[int, set[int]], shaped: Mapping[int, set[int]]) -> Any:
