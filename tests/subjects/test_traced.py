@@ -389,6 +389,38 @@ def test_a_single_head_loses_dimensions_and_keeps_its_scale(bias: bool, tmp_path
     assert twice.model.one.head_dim == 2
 
 
+class Bias(nn.Module):
+    """What positions add to each head of an attention, asked for by a method and not by a call."""
+
+    def __init__(self, heads: int, tokens: int) -> None:
+        super().__init__()
+        self.num_heads, self.tokens = heads, tokens
+        self.mlp = nn.Linear(2, heads)
+        self.register_buffer("places", torch.rand(tokens * tokens, 2))
+
+    def get(self) -> torch.Tensor:
+        return self.mlp(self.places).view(-1, self.num_heads).view(self.tokens, self.tokens, -1).permute(2, 0, 1)
+
+
+class Biased(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = 4, 8
+        self.qkv, self.bias, self.out = nn.Linear(12, 96), Bias(4, 5), nn.Linear(32, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(x).reshape(-1, 5, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        found = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias.get())
+        return self.out(found.transpose(1, 2).reshape(-1, 5, self.num_heads * self.head_dim))
+
+
+def test_numbers_of_a_module_whose_method_was_called_follow_the_cut() -> None:
+    torch.manual_seed(0)
+    small, _ = prune(Biased(), torch.randn(2, 5, 12), budget="channels=50%", score="magnitude")
+    assert (small.num_heads, small.head_dim, small.bias.num_heads, small.bias.tokens) == (2, 8, 2, 5)
+    assert (small.qkv.out_features, small.bias.mlp.out_features) == (2 * 3 * 8, 2)
+
+
 class ThreeOfThree(nn.Module):
     """Three heads of three parts, query, key and value: two numbers of a module that are equal, and one is cut."""
 

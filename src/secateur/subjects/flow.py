@@ -73,6 +73,8 @@ class Flow:
     def __init__(self, atoms: Atoms) -> None:
         self.atoms = atoms
         self.where = ""
+        self.entered: set[str] = set()
+        """Paths of the modules that ran; of others code may have called a method."""
         self.operator = ""
         self.masks: dict[int, tuple[Labels, Tensor | None]] = {}
         """What a silenced pass keeps of tensors with these very labels, by their identity; None is all."""

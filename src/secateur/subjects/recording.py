@@ -172,6 +172,7 @@ def record(
 
     def follow(path: str) -> None:
         flow.where = path
+        flow.entered.add(path)
         if entered is not None:
             entered[0] = path
 

@@ -9,7 +9,7 @@ import copy
 import math
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -275,7 +275,7 @@ def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, flow: Flow) -> 
         if not stays.all():
             tensors.setdefault(axis.tensor, {})[axis.dim] = np.flatnonzero(stays).tolist()
     scaled, scales = _scaled(model, coupling, kept, flow.scalings)
-    numbers = _attributes(model, tensors, kept, flow.shapings)
+    numbers = _attributes(model, tensors, kept, flow)
     # Eight heads of eight dimensions: which number is which, only the name says.
     numbers = [one for one in numbers if not (flow.keeps_heads(one[0]) and one[1].endswith(("head", "heads")))]
     attributes = [*numbers, *scales]
@@ -367,9 +367,9 @@ _OTHER = [
 
 
 def _attributes(
-    model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], kept: np.ndarray, shapings: Iterable[Shaping]
+    model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], kept: np.ndarray, flow: Flow
 ) -> list[tuple[str, str, Any]]:
-    sizes, groups = _shaped(kept, shapings)
+    sizes, groups = _shaped(kept, flow.shapings)
     shared = {id(tensor): name for name, tensor in tensors_of(model).items()}
     result = []
     for path, module in model.named_modules():
@@ -380,9 +380,17 @@ def _attributes(
             places[name] = tuple(len(cut[dim]) if dim in cut else size for dim, size in enumerate(tensor.shape))
             for dim, size in enumerate(tensor.shape):
                 own.setdefault(size, set()).add(places[name][dim])
-        result += _of_module(path, module, own, sizes.get(path, {}), places, groups.get(path))
+        result += _of_module(path, module, own, sizes.get(_where(path, flow.entered), {}), places, groups.get(path))
     changed = {(path, name) for path, name, _ in result}
     return result + [one for one in _checked(model, tensors, shared) if one[:2] not in changed]
+
+
+def _where(path: str, entered: Set[str]) -> str:
+    """The module in which the code of another ran: its own, or the one that called its methods and not itself."""
+    if path not in entered and any(one.startswith(f"{path}.") for one in entered):
+        while path and path not in entered:
+            path = path.rpartition(".")[0]
+    return path
 
 
 def _shaped(
