@@ -389,6 +389,36 @@ def test_a_single_head_loses_dimensions_and_keeps_its_scale(bias: bool, tmp_path
     assert twice.model.one.head_dim == 2
 
 
+def test_dimensions_that_are_rotated_are_no_heads_where_there_are_as_many() -> None:
+    transformers = importlib.import_module("transformers")
+    torch.manual_seed(0)
+    config = transformers.PhiConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )  # fmt: skip
+    model = transformers.PhiForCausalLM(config)
+    before = model.model.layers[0].self_attn
+    assert before.rotary_ndims == before.config.num_attention_heads == 4  # as in phi-2, which has 32 of both
+    small, _ = prune(model, {"input_ids": torch.arange(6)[None]}, budget="channels=50%", score="magnitude")
+    after = small.model.layers[0].self_attn
+    assert after.rotary_ndims == 4
+    assert after.q_proj.out_features == before.q_proj.out_features // 2
+
+
+def test_a_parameter_without_numbers_is_no_hindrance() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.more = nn.Parameter(torch.zeros(0, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.cat([self.first(x), self.more]).relu())
+
+    small, _ = prune(Padded(), torch.randn(4, 6), budget="channels=50%", score="magnitude")
+    assert (small.first.out_features, tuple(small.more.shape)) == (4, (0, 4))
+
+
 class Bias(nn.Module):
     """What positions add to each head of an attention, asked for by a method and not by a call."""
 

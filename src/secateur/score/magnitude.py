@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -92,7 +93,7 @@ def _powers(weight: Tensor, dim: int, p: float) -> Tensor:
         row = torch.linalg.vector_norm(weight.float(), ord=p, dim=others) if others else weight.float().abs()
         return row.double().cpu() ** p
     flat = weight.flatten(1) if dim == 0 else weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
-    parts = flat.split(max(1, _CACHED // max(1, flat[0].numel())))
+    parts = flat.split(max(1, _CACHED // max(1, math.prod(flat.shape[1:]))))
     if dim == 0:
         norms = [torch.linalg.vector_norm(part.float(), ord=p, dim=1) for part in parts]
         return torch.cat(norms).double().cpu() ** p

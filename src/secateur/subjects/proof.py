@@ -137,9 +137,9 @@ def _drawn(model: nn.Module) -> dict[str, Tensor]:
     drawn = torch.empty(65521).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
     result = {}
     for name, old in model.named_parameters():
-        if not old.is_floating_point():
+        if not old.is_floating_point() or not old.numel():
             continue
-        size = math.sqrt(6 / max(1, old[0].numel())) if old.dim() > 1 else 0.5
+        size = math.sqrt(6 / max(1, math.prod(old.shape[1:]))) if old.dim() > 1 else 0.5
         if old.dim() > 1 or float(old.detach().abs().max()) < 0.01:
             new = drawn.repeat(-(-old.numel() // len(drawn)))[: old.numel()].view(old.shape) * size
             result[name] = new.to(old.dtype).to(old.device)

@@ -334,6 +334,7 @@ _FIXED = frozenset(
 _OTHER = [
     "bucket",
     "position",
+    "rotary",
     "window",
     "patch",
     "img",
