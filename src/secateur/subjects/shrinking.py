@@ -371,6 +371,7 @@ def _attributes(
     model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], kept: np.ndarray, flow: Flow
 ) -> list[tuple[str, str, Any]]:
     sizes, groups = _shaped(kept, flow.shapings)
+    callers = _callers(flow.entered)
     shared = {id(tensor): name for name, tensor in tensors_of(model).items()}
     result = []
     for path, module in model.named_modules():
@@ -381,17 +382,25 @@ def _attributes(
             places[name] = tuple(len(cut[dim]) if dim in cut else size for dim, size in enumerate(tensor.shape))
             for dim, size in enumerate(tensor.shape):
                 own.setdefault(size, set()).add(places[name][dim])
-        result += _of_module(path, module, own, sizes.get(_where(path, flow.entered), {}), places, groups.get(path))
+        result += _of_module(path, module, own, sizes.get(callers.get(path, path), {}), places, groups.get(path))
     changed = {(path, name) for path, name, _ in result}
     return result + [one for one in _checked(model, tensors, shared) if one[:2] not in changed]
 
 
-def _where(path: str, entered: Set[str]) -> str:
-    """The module in which the code of another ran: its own, or the one that called its methods and not itself."""
-    if path not in entered and any(one.startswith(f"{path}.") for one in entered):
-        while path and path not in entered:
-            path = path.rpartition(".")[0]
-    return path
+def _callers(entered: Set[str]) -> dict[str, str]:
+    """Module that did not run, with some inside that did -> the one around it that ran, and called its methods."""
+    found: dict[str, str] = {}
+    ran = entered | {""}
+    for path in entered:
+        around = path.rpartition(".")[0]
+        while around not in ran and around not in found:
+            found[around] = around.rpartition(".")[0]
+            around = found[around]
+    for path, caller in found.items():
+        while caller in found:
+            caller = found[caller]
+        found[path] = caller
+    return found
 
 
 def _shaped(
