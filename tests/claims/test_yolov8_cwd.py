@@ -32,17 +32,20 @@ HOW = {"batch": detection.BATCH, "lr": 6e-3, "rate": 1e-2, "least": 4}
 RICH = {"steps": 4000, "many": 8000}
 """A teacher that has seen four times the scenes, for three times as long: settings by seed 7, which no claim uses."""
 RICH_EPOCHS = {"sparse_epochs": 0.75, "finetune_epochs": 0.5, "distil_epochs": 2.0}
+SCARCE = 1000
+"""Scenes that are left to recover with, of those the rich teacher has seen: as many steps, so more epochs."""
 
 
-def results(root: Path, seed: int, budget: str, rich: bool = False, **options) -> Traced:
+def results(root: Path, seed: int, budget: str, rich: bool = False, scenes: int = RICH["many"], **options) -> Traced:
+    epochs = {name: value * RICH["many"] / scenes for name, value in RICH_EPOCHS.items()}
     with Run.open(root, {}) as run:
         made = recipe.yolov8_cwd(
             detection.taught(**RICH) if rich else detection.taught(),
-            detection.data(RICH["many"])[0] if rich else detection.data()[0],
+            detection.data(scenes)[0] if rich else detection.data()[0],
             [Budget.parse(budget)],
             run,
             seed=seed,
-            **{**HOW, **(RICH_EPOCHS if rich else EPOCHS), **options},
+            **{**HOW, **(epochs if rich else EPOCHS), **options},
         )
         (found,) = list(made)
         return found.subject
@@ -62,7 +65,9 @@ def distilled(seed: int) -> dict[str, float]:
 
 
 @functools.cache
-def arms(seed: int, budget: str = QUARTER, rich: bool = False) -> dict[str, dict[str, float]]:
+def arms(
+    seed: int, budget: str = QUARTER, rich: bool = False, scenes: int = RICH["many"]
+) -> dict[str, dict[str, float]]:
     """Average precision at a budget: same cut, same fine-tuning, and then as many epochs of each way."""
     ways = [("distilled", {}), ("alone", {"alpha": 0.0})]
     if budget == QUARTER:
@@ -71,14 +76,15 @@ def arms(seed: int, budget: str = QUARTER, rich: bool = False) -> dict[str, dict
     def compute() -> dict[str, dict[str, float]]:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder, "cut")
-            results(root, seed, budget, rich, distil_epochs=0)
+            results(root, seed, budget, rich, scenes, distil_epochs=0)
             found = {}
             for name, how in ways:
                 shutil.copytree(root, Path(folder, name))
-                found[name] = detection.sizes(results(Path(folder, name), seed, budget, rich, **how).model)
+                found[name] = detection.sizes(results(Path(folder, name), seed, budget, rich, scenes, **how).model)
             return found
 
-    return lab.remembered(f"yolov8_cwd-arms-{budget}-{seed}{'-rich' if rich else ''}", compute)
+    of = f"-rich-{scenes}" if rich else ""
+    return lab.remembered(f"yolov8_cwd-arms-{budget}-{seed}{of}", compute)
 
 
 def test_ap50_stays_within_three_points_at_half_the_flops():
@@ -120,12 +126,16 @@ def test_distillation_beats_fine_tuning_alone(name, budget):
     )  # fmt: skip
 
 
+MUCH = "with all of the teacher's scenes at hand fine-tuning does nearly as well: -0.001 to 0.009 mAP over nine seeds"
+
+
 @pytest.mark.parametrize("seed", DRAWN)
 def test_a_rich_student_learns(seed):
     """One seed each, so that none takes ten minutes; the test below reads what came out."""
     assert arms(seed, HALF, rich=True)["distilled"]["mAP"] > 0.3
 
 
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=MUCH)
 def test_distillation_beats_fine_tuning_alone_where_the_teacher_knows_more():
     """At half the FLOPs, where a teacher of 2,000 scenes has nothing to tell (`distillation-half`)."""
     rows = [arms(seed, HALF, rich=True) for seed in DRAWN]
@@ -140,7 +150,30 @@ def test_distillation_beats_fine_tuning_alone_where_the_teacher_knows_more():
          "AP50, distilled": [row["AP50"] for row in ours], "AP50, fine-tuned alone": [row["AP50"] for row in others]},
         lower=False, against=["mAP, fine-tuned alone"],
         setup=f"{SETUP}, 8,000 of them; {HALF}, same cut, same batches, same rates, two epochs of each way",
-        seeds=DRAWN,
+        reason=MUCH, seeds=DRAWN,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_student_of_few_scenes_learns(seed):
+    assert arms(seed, HALF, rich=True, scenes=SCARCE)["distilled"]["mAP"] > 0.3
+
+
+def test_distillation_beats_fine_tuning_alone_where_few_scenes_are_left():
+    """As most have it who are handed a checkpoint: few of the images that it has seen."""
+    rows = [arms(seed, HALF, rich=True, scenes=SCARCE) for seed in SEEDS]
+    ours, others = ([row[way] for row in rows] for way in ("distilled", "alone"))
+    dense = detection.sizes(detection.taught(**RICH).model)
+    lab.record(
+        "yolov8_cwd", "distillation-scarce", "with 1,000 of the teacher's 8,000 scenes to recover with, channel-wise "
+        "distillation beats as many epochs of fine-tuning alone at half the FLOPs, by mAP, on every seed and clearly",
+        all(one["mAP"] > other["mAP"] for one, other in zip(ours, others, strict=True))
+        and lab.clearly_less([row["mAP"] for row in others], [row["mAP"] for row in ours]),
+        ("mAP, distilled", [row["mAP"] for row in ours]),
+        {"mAP, fine-tuned alone": [row["mAP"] for row in others], "mAP, original": [dense["mAP"]] * len(SEEDS),
+         "AP50, distilled": [row["AP50"] for row in ours], "AP50, fine-tuned alone": [row["AP50"] for row in others]},
+        lower=False, against=["mAP, fine-tuned alone"],
+        setup=f"{SETUP}; {HALF}, all stages on 1,000 scenes, same cut, same batches, same rates, 16 epochs of each way",
     )  # fmt: skip
 
 
