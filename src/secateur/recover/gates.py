@@ -19,6 +19,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.vocabulary import Units
 
 __all__ = [
+    "FORMS",
     "Gate",
     "Gates",
     "Place",
@@ -317,6 +318,10 @@ def largest(units: Units, measure: str) -> float:
     return max(float(one.max()) for one in each) / float((whole - empty).detach())
 
 
+FORMS = ("band", "hinge", "absolute")
+"""Of the target, see `activation`."""
+
+
 def activation(share: Tensor, target: Tensor | float = 0.0, form: str = "hinge", slack: float = 0.0) -> Tensor:
     """R_act of the share of the gated cost that is on, 0 to 1, in each measure: what is above the target, or far off.
 
@@ -332,4 +337,4 @@ def activation(share: Tensor, target: Tensor | float = 0.0, form: str = "hinge",
         return above.clamp(min=0.0).sum() + (-slack - above).min().clamp(min=0.0)
     if form == "absolute":
         return (above.abs() - slack).clamp(min=0.0).sum()
-    raise InputError(f"form {form!r} of the target is not one of band, hinge, absolute")
+    raise InputError(f"form {form!r} of the target is not one of {', '.join(FORMS)}")

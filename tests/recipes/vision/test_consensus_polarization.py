@@ -215,6 +215,15 @@ def test_the_band_is_as_wide_as_a_unit_so_that_whole_units_can_meet_it(form, sla
     assert seen == {(form, width)}  # four branches of one size
 
 
+@pytest.mark.parametrize(
+    ("how", "told"), [({"form": "square"}, "band, hinge, absolute"), ({"slack": -0.5}, "slack=-0.5")]
+)
+def test_a_form_and_a_slack_that_are_none_are_refused_before_training(how, told, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe.loop, "train", lambda *_, **__: pytest.fail("training has begun"))
+    with pytest.raises(InputError, match=told):
+        results(tmp_path, ["params=60%"], mode="layer", **how)
+
+
 def test_two_micro_batches_weigh_as_their_mean():
     work = subject()
     gated = recipe.gate(work, "layer", bias=0.5)

@@ -124,6 +124,10 @@ def consensus_polarization(
         raise InputError(f"epochs={epochs:g}: give a number above 0, for gates that were not trained say nothing")
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold={threshold:g}: give the least share of inputs that stays, from 0 to 1")
+    if form not in gates.FORMS:
+        raise InputError(f"form {form!r} of the target is not one of {', '.join(gates.FORMS)}")
+    if not slack >= 0:
+        raise InputError(f"slack={slack:g}: give a share of the gated cost, 0 or more")
     gated = gate(subject, mode, units, multiple=multiple, seed=seed, hidden=hidden, bias=bias, leak=leak)
     whole = gated.units.cost()
     for budget in budgets:  # what can't be met is said before anything is trained
