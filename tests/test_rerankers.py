@@ -105,6 +105,24 @@ def test_neither_order_nor_padding_alters_anything(reranker):
             np.testing.assert_allclose(one.keep, other.keep, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
+def test_as_many_threads_as_there_are_find_the_same(kind):
+    """Each pass hears its own last hidden state, and no other thread's."""
+    judge = Reranker(classifier(kind), tiny.tokenizer()).with_head(seed=3)
+    pairs = [(text(i % 20), [text(*range(i % 7 + 1)) for _ in range(4 + i % 5)]) for i in range(60)]
+    before, found = torch.get_num_threads(), []
+    try:
+        for many in (1, 4):
+            torch.set_num_threads(many)
+            found.append(judge.judge(pairs))
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+        np.testing.assert_allclose(one.keep, other.keep, atol=1e-5)
+        np.testing.assert_array_equal(one.owner, other.owner)
+
+
 def test_a_long_passage_scores_as_its_first_block_or_its_best(reranker):
     pair = (text(6), [text(*range(9)), text(*range(20, 29))])
     blocks = [reranker.judge([(text(6), [part])], longest=14)[0].score for part in pair[1]]

@@ -21,7 +21,8 @@ def restored(*models: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, mode in modes.items():
-            module.training = mode
+            if module.training != mode:  # to set it takes much longer than to look
+                module.training = mode
 
 
 @contextmanager
@@ -29,7 +30,8 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     """Within the block the models are in evaluation mode: no statistics change. Then each module is as it was."""
     with restored(*models):
         for model in models:
-            model.eval()
+            if any(module.training for module in model.modules()):
+                model.eval()
         yield
 
 

@@ -13,7 +13,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur import quiet, remote, web
+from secateur import quiet, remote, threads, web
 from secateur.errors import InputError, ModelError, NumericalError, opening
 from secateur.modes import evaluating, held
 
@@ -36,6 +38,10 @@ _ONCE = 2048
 """Tokens of one forward pass, padding included. On a processor more of them at once are no faster, each by itself."""
 _BEGUN = 32
 """Tokens that take as long as the beginning of one more pass."""
+_WORTH = 256
+"""Tokens for which a thread of its own is worth while."""
+_SLACK = 1.1
+"""Passes of as many threads are so much larger than their share, so that what is parted unevenly needs no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,13 @@ class Reranker(nn.Module):
         """Scores [n] and logits to drop or keep [n, L, 2]; None without a second head. All given are [n, L]."""
         types = {"token_type_ids": token_type_ids} if self._typed else {}
         states: list[Tensor] = []  # classifiers do not agree on which of their hidden states is the last
-        hook = self.model.base_model.register_forward_hook(lambda module, given, out: states.append(out[0]))
+        mine = get_ident()
+
+        def hear(module: nn.Module, given: Any, out: Any) -> None:
+            if get_ident() == mine:  # hooks of other threads hear this one, too
+                states.append(out[0])
+
+        hook = self.model.base_model.register_forward_hook(hear)
         try:
             scores = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits[:, 0]
         finally:
@@ -148,11 +160,22 @@ class Reranker(nn.Module):
 
         longest: tokens of a block; as many as the model reads if 0.
         """
+        (found,) = self._blocks([(question, sentences)], longest)
+        return found
+
+    def _blocks(self, pairs: Sequence[tuple[str, Sequence[str]]], longest: int) -> list[list[Block]]:
+        """The blocks of each pair; each text is tokenised once, and all of them by one call."""
+        given = [[question, *(f" {text}" if i else text for i, text in enumerate(parts))] for question, parts in pairs]
+        texts = list(dict.fromkeys(chain.from_iterable(given)))
+        found = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        ids = {text: encoding.ids for text, encoding in zip(texts, found, strict=True)}
+        return [self._packed([ids[text] for text in one], longest) for one in given]
+
+    def _packed(self, found: Sequence[list[int]], longest: int) -> list[Block]:
+        """Tokens of a question and of its sentences as blocks."""
         head, middle, tail, kinds = self._template
         longest = longest or self.longest
         frame = len(head) + len(middle) + len(tail)
-        given = [question, *(f" {text}" if i else text for i, text in enumerate(sentences))]
-        found = [encoding.ids for encoding in self._backend.encode_batch(given, add_special_tokens=False)]
         asked = found[0][: max(1, (longest - frame) // 2)]
         room = longest - frame - len(asked)
         if room < 1:
@@ -198,18 +221,15 @@ class Reranker(nn.Module):
 
         best: a long passage scores as its best block, not as its first. Without a second head all tokens are kept.
         """
-        made = [(n, block) for n, pair in enumerate(pairs) for block in self.blocks(*pair, longest=longest)]
+        made = [(n, block) for n, blocks in enumerate(self._blocks(pairs, longest)) for block in blocks]
         scores: list[list[float]] = [[] for _ in pairs]
         kept: list[list[np.ndarray]] = [[] for _ in pairs]
-        found: dict[int, tuple[float, np.ndarray]] = {}
-        with evaluating(self), torch.inference_mode():
-            for chosen in batches([len(block.ids) for _, block in made]):
-                read = padded([made[i][1] for i in chosen], self.tokenizer.pad_token_id or 0)
-                score, logits = self(**{name: tensor.to(self._device) for name, tensor in read.items()})
-                share = None if logits is None else logits.softmax(-1)[..., 1].float().cpu().numpy()
-                for row, i in enumerate(chosen):
-                    length = len(made[i][1].ids)
-                    found[i] = (float(score[row]), np.ones(length) if share is None else share[row, :length])
+        lengths, many = [len(block.ids) for _, block in made], threads.count(self._device)
+        share = _ONCE if many == 1 else max(_WORTH, math.ceil(_SLACK * sum(lengths) / many))
+        passes = batches(lengths, min(_ONCE, share))
+        with evaluating(self):
+            read = threads.each(lambda chosen: self._pass([made[i][1] for i in chosen]), passes, many)
+        found = dict(zip(chain.from_iterable(passes), chain.from_iterable(read), strict=True))
         owners: list[list[np.ndarray]] = [[] for _ in pairs]
         for i, (n, block) in enumerate(made):
             owner = np.array(block.owner)
@@ -222,6 +242,15 @@ class Reranker(nn.Module):
             Judged(max(score) if best else score[0], np.concatenate(keep), np.concatenate(owner))
             for score, keep, owner in zip(scores, kept, owners, strict=True)
         ]
+
+    def _pass(self, blocks: Sequence[Block]) -> list[tuple[float, np.ndarray]]:
+        """Of each block its score, and the probability of each token to stay [L]."""
+        read = padded(blocks, self.tokenizer.pad_token_id or 0)
+        score, logits = self(**{name: tensor.to(self._device) for name, tensor in read.items()})
+        if logits is None:
+            return [(float(one), np.ones(len(block.ids))) for one, block in zip(score, blocks, strict=True)]
+        share = logits.softmax(-1)[..., 1].float().cpu().numpy()
+        return [(float(one), row[: len(block.ids)]) for one, row, block in zip(score, share, blocks, strict=True)]
 
     def save(self, folder: str | Path) -> None:
         """An ordinary checkpoint of a sequence classifier with its tokenizer, and the second head beside it."""

@@ -107,10 +107,12 @@ class Passages:
         keep: Sequence[bool] | None = None,
         order: Sequence[int] | None = None,
         again: Callable[..., Passages] | None = None,
+        words: dict[Sentence, int] | None = None,
     ) -> None:
         self.texts, self._all = tuple(texts), tuple(sentences)
         self.order = tuple(range(len(self.texts)) if order is None else order)
         self._again = again
+        self._words: dict[Sentence, int] = {} if words is None else words  # counted once for all that is cut from these
         self._stays = tuple([True] * len(self._all) if keep is None else keep)
         self.sentences = tuple(one for one, stays in zip(self._all, self._stays, strict=True) if stays)
 
@@ -151,7 +153,7 @@ class Passages:
         """The same passages, or some of them, to be read in another order: numbers of passages, each once."""
         if len(set(order)) < len(order) or not set(order) <= set(range(len(self.texts))):
             raise InputError(f"order {list(order)[:20]} does not name {len(self.texts)} passages, each at most once")
-        return Passages(self.texts, self._all, self._stays, order, self._again)
+        return Passages(self.texts, self._all, self._stays, order, self._again, self._words)
 
     def split(self, language: str) -> Passages:
         """The same, with sentences by the rules of a language; if they were not cut, nor opened with a `split`."""
@@ -171,7 +173,10 @@ class Passages:
         if unknown:
             raise InputError(f"passages have no {unknown[0]!r}: their one axis is sentences")
         texts = [self.text(index) for index in range(len(self.sentences))]
-        cost = {"words": np.array([float(markup.words(text)) for text in texts])}
+        for one, text in zip(self.sentences, texts, strict=True):
+            if one not in self._words:
+                self._words[one] = markup.words(text)
+        cost = {"words": np.array([self._words[one] for one in self.sentences], dtype=float)}
         for measure, counted in counts.items():
             cost[measure] = np.array(counted(texts), dtype=float)
         return Units({"sentences": Site("sentences", len(texts), cost)})
@@ -183,6 +188,7 @@ class Passages:
         if keep.shape != (count,):
             raise InputError(f"there are {count} sentences, and the selection has {keep.size}: select from these units")
         left = iter(keep.tolist())
-        smaller = Passages(self.texts, self._all, [stays and next(left) for stays in self._stays], self.order)
+        stays = [stood and next(left) for stood in self._stays]
+        smaller = Passages(self.texts, self._all, stays, self.order, words=self._words)
         gone = {"sentences": (int((~keep).sum()), count)}
         return smaller, Cut(gone, self.units().cost(), smaller.units().cost())

@@ -1,0 +1,71 @@
+"""Passes that are read at once: in their order, as if one after the other, and nothing of torch's is left changed."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from secateur import threads
+
+
+@pytest.fixture
+def four():
+    """Torch with four threads, whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def told(_: object) -> tuple[int, int, bool]:
+    return threading.get_ident(), torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(("passes", "share"), [(1, 4), (2, 2), (3, 1), (4, 1), (9, 1)])
+def test_threads_are_shared_by_those_that_work_at_once(four, passes, share):
+    met = threading.Barrier(passes) if passes < 5 else None
+
+    def seen(number):
+        if met:
+            met.wait(timeout=20)  # all of them are at work at once
+        return (number, *told(number))
+
+    found = threads.each(seen, range(passes), 4)
+    assert [number for number, *_ in found] == list(range(passes))
+    assert {got for *_, got, _ in found} == {share}
+    assert all(inference for *_, inference in found)
+    assert len({ident for _, ident, *_ in found}) <= 4
+    assert torch.get_num_threads() == 4
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_a_thread_that_comes_later_begins_with_as_many_as_before(four):
+    threads.each(told, range(4), 4)
+    found = list[int]()
+    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert found == [4]
+
+
+def test_within_a_pass_others_are_read_one_by_one(four):
+    """Or those that wait would hold all threads, and those that they wait for would get none."""
+    found = threads.each(lambda _: threads.each(told, range(4), threads.count(torch.device("cpu"))), range(4), 4)
+    assert all(len({ident for ident, *_ in inner}) == 1 for inner in found)
+
+
+def test_what_fails_is_raised_and_threads_are_as_before(four):
+    def fails(number):
+        raise ValueError(number)
+
+    with pytest.raises(ValueError, match="0"):
+        threads.each(fails, range(4), 4)
+    assert torch.get_num_threads() == 4
+
+
+def test_no_device_but_a_processor_is_read_by_several(four):
+    assert threads.count(torch.device("cpu")) == 4
+    assert threads.count(torch.device("meta")) == 1
+    assert threads.each(told, [], 4) == []
