@@ -26,6 +26,8 @@ from secateur.vocabulary import Budget
 pytestmark = pytest.mark.claim
 
 SEEDS = (0, 1, 2)
+DRAWN = (0, 1, 2, 4, 5, 6, 7, 8, 9)
+"""Seeds of what is compared with chunks: at 4,096 tokens a few answers of a hundred decide. 3 is the benchmark's."""
 TABLES = (
     "4 questions on each of 11 pages per seed whose answer is one cell of a table of three columns or more, 5 pages "
     "each, blocks ranked by BM25; each form has a reader of its own, two LSTMs on the lower half of all-MiniLM-L6-v2, "
@@ -94,9 +96,9 @@ def recall(seed: int) -> dict[str, dict[str, float]]:
     return {way: {str(limit): found[way, limit] / len(questions) for limit in pages.BUDGETS} for way in ways}
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", DRAWN)
 def test_recall_of_one_seed(seed):
-    """One seed at a time: the three take longer than a claim may."""
+    """One seed at a time: all of them take longer than a claim may."""
     found = lab.remembered(f"htmlrag-recall-{seed}", functools.partial(recall, seed))
     print(found)
     assert set(found["blocks"]) == {str(limit) for limit in pages.BUDGETS}
@@ -104,17 +106,15 @@ def test_recall_of_one_seed(seed):
 
 @pytest.mark.parametrize("limit", pages.BUDGETS)
 def test_blocks_keep_more_answers_than_chunks(limit):
-    rows = [lab.remembered(f"htmlrag-recall-{seed}", functools.partial(recall, seed)) for seed in SEEDS]
+    rows = [lab.remembered(f"htmlrag-recall-{seed}", functools.partial(recall, seed)) for seed in DRAWN]
     values = {way: [row[way][str(limit)] for row in rows] for way in rows[0]}
-    ours, controls = values.pop("blocks"), ("random blocks", "head of the page")
-    chunks = values["text in chunks of 100 words"]
-    holds = sum(ours) >= sum(chunks) and all(sum(ours) > sum(values[one]) for one in controls)
+    ours, rivals = values.pop("blocks"), ("text in chunks of 100 words", "random blocks", "head of the page")
     lab.record(
         "htmlrag", f"recall-{limit}",
-        f"blocks keep at least as many answers in {limit:,} tokens as chunks of text with the same embedder, and more "
-        "than random blocks and the page's head",
-        holds, ("recall", ours), values, lower=False, against=["text in chunks of 100 words"], setup=SETUP,
-        reason="at the largest budget nearly everything fits",
+        f"blocks keep clearly more answers in {limit:,} tokens than chunks of text with the same embedder, random "
+        "blocks, and the page's head",
+        all(lab.clearly_less(values[one], ours) for one in rivals), ("recall", ours), values, lower=False,
+        against=rivals, setup=SETUP, seeds=DRAWN,
     )  # fmt: skip
 
 
