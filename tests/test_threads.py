@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -63,6 +66,26 @@ def test_what_fails_is_raised_and_threads_are_as_before(four):
     with pytest.raises(ValueError, match="0"):
         threads.each(fails, range(4), 4)
     assert torch.get_num_threads() == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(four):
+    """As workers of a server have that loaded it before they were forked; those of its parent are not there."""
+    threads.each(told, range(4), 4)
+    child = os.fork()
+    if not child:
+        os._exit(0 if threads.each(lambda one: one + 1, range(4), 4) == [1, 2, 3, 4] else 1)
+    for _ in range(400):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("it waits for threads that it has not")
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_no_device_but_a_processor_is_read_by_several(four):

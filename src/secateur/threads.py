@@ -7,6 +7,7 @@ wait for one another, and what surrounds a pass is done by one of them.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -48,3 +49,7 @@ def each(work: Callable[[T], R], given: Sequence[T], threads: int) -> list[R]:
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Kept, since what a thread allocates in its first pass serves the next ones: 8 % of a pass of MiniLM."""
     return ThreadPoolExecutor(threads, thread_name_prefix="secateur")
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has the pools and none of their threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
