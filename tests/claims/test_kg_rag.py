@@ -358,7 +358,7 @@ def failing(reason: str, *which: Any) -> dict[Any, pytest.MarkDecorator]:
     return dict.fromkeys(which, pytest.mark.xfail(strict=True, reason=reason))
 
 
-ROOMY = failing(LITTLE, ("umls", 512), ("wordnet", 256), ("wordnet", 512))
+ROOMY = failing(LITTLE, ("wordnet", 512))
 
 
 @pytest.mark.parametrize("seed", DRAWN)
