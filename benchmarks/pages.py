@@ -138,8 +138,8 @@ def main(given: Sequence[str] | None = None) -> None:
     options = parser.parse_args(given)
     if options.child:
         job = json.loads(Path(options.job).read_text())
-        made = (ours if options.child == "secateur" else package)(job)
-        Path(options.out).write_text(json.dumps(made))
+        work = ours if options.child == "secateur" else package
+        Path(options.out).write_text(json.dumps(work(job)))
         return
     sys.path.append(str(peers.ROOT / "tests"))
     from claims import pages

@@ -26,7 +26,7 @@ from secateur.vocabulary import Budget
 pytestmark = pytest.mark.claim
 
 SEEDS = (0, 1, 2)
-DRAWN = (0, 1, 2, 4, 5, 6, 7, 8, 9)
+DRAWN = (*SEEDS, 4, 5, 6)
 """Seeds of what is compared with chunks: at 4,096 tokens a few answers of a hundred decide. 3 is the benchmark's."""
 TABLES = (
     "4 questions on each of 11 pages per seed whose answer is one cell of a table of three columns or more, 5 pages "
@@ -75,10 +75,10 @@ def recall(seed: int) -> dict[str, dict[str, float]]:
         how = {"tokenizer": str(packages.minilm())}
         ways = {
             "blocks": {"embedder": embed},
-            "blocks without headings": {"embedder": embed, "headed": False},
-            "blocks, BM25": {},
             "random blocks": {"embedder": lambda texts: draw.normal(size=(len(texts), 8))},
         }
+        if seed in SEEDS:
+            ways |= {"blocks without headings": {"embedder": embed, "headed": False}, "blocks, BM25": {}}
         outputs: dict[tuple[str, int], str] = {}
         for way, options in ways.items():
             for result, limit in zip(
@@ -107,7 +107,7 @@ def test_recall_of_one_seed(seed):
 @pytest.mark.parametrize("limit", pages.BUDGETS)
 def test_blocks_keep_more_answers_than_chunks(limit):
     rows = [lab.remembered(f"htmlrag-recall-{seed}", functools.partial(recall, seed)) for seed in DRAWN]
-    values = {way: [row[way][str(limit)] for row in rows] for way in rows[0]}
+    values = {way: [row[way][str(limit)] for row in rows if way in row] for way in rows[0]}
     ours, rivals = values.pop("blocks"), ("text in chunks of 100 words", "random blocks", "head of the page")
     lab.record(
         "htmlrag", f"recall-{limit}",

@@ -141,6 +141,39 @@ def test_even_percentile_0_leaves_out_the_least():
     assert {row["text"] for row in rows if row["score"] > least} == kept(trace)["facts.asthma"]
 
 
+def test_room_that_is_left_is_filled_behind_what_passes_the_percentile():
+    """Those of flu that its percentile takes are more alike than those of gout that stay, and come behind them."""
+    here = graph(
+        *((f"a{i}", "treats_and_cures" if i < 2 else "treats", "flu") for i in range(8)),
+        *((f"b{i}", "helps" if i < 2 else "worsens", "gout") for i in range(8)),
+    )
+    question, how = "What treats and cures and helps flu?", {"topics": ["flu", "gout"], "terms": 0.0}
+    how |= {"embedder": bag, "floor": -1, "few": 0}
+    strict, filled = (one(here, question, **how, fill=fill)[1] for fill in (False, True))
+    rated = {row["text"]: row["score"] for rows in filled.values() for row in rows}
+    passing, every = (set().union(*kept(trace).values()) for trace in (strict, filled))
+    assert all(kept(strict)[site] < kept(filled)[site] for site in filled)
+    assert max(rated[text] for text in every - passing) > min(rated[text] for text in passing)
+    words = sum(len(text.split()) for text in passing)
+    for more in (0, 3, 6):
+        result, _, _ = one(here, question, f"words={words + more}", **how, fill=True)
+        left = {line.text for line in result.subject.lines}
+        assert passing <= left <= every
+        assert result.cut.after["words"] <= words + more
+        assert (len(left) > len(passing)) == bool(more)
+
+
+@pytest.mark.parametrize("limit", [4, 8, 15, 30, 60])
+def test_filling_a_budget_that_is_full_alters_nothing(limit):
+    question, how = "drugz worsens asthma treats", {"embedder": bag, "floor": 0.0, "few": 0}
+    strict, filled = (run(medicine(), question, f"words={limit}", **how, fill=fill)[0] for fill in (False, True))
+    assert set(strict.subject.lines) <= set(filled.subject.lines)
+    assert filled.cut.after["words"] <= limit
+    _, trace, _ = one(medicine(), question, **how, fill=True, volume=4)
+    assert all(len(texts) <= 2 for texts in kept(trace).values())
+    assert all(row["score"] > 0 for rows in trace.values() for row in rows if row["kept"])
+
+
 def test_of_few_facts_none_goes_by_percentile():
     here = graph(("a1", "has", "b1"), ("a1", "has", "b2"))
     assert len(one(here, "a1", embedder=bag, floor=0)[0].subject.lines) == 2

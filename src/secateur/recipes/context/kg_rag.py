@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -75,6 +75,7 @@ def kg_rag(
     calibrate: float = 0.0,
     volume: int = 150,
     few: int = 4,
+    fill: bool = False,
     terms: float = 0.3,
     nearest: int = 1,
     fallback: int = 5,
@@ -128,6 +129,8 @@ def kg_rag(
         volume: facts of all nodes together, at most.
         terms: share of BM25 in s, from 0 (the paper) to 1.
         few: a node with at most so many facts is not cut by percentile.
+        fill: facts that only their percentile takes come behind the others, the most alike first, as far as the budget
+            has room; the floor and the volume hold as before.
         nearest: nodes for each name.
         fallback: nodes where the question names nothing that is known; 0 for none.
         least: similarity below which the node nearest to a name is not taken for it.
@@ -159,11 +162,11 @@ def kg_rag(
     Departures: BM25 has a share in s (`terms`), since a small encoder hardly tells names of one sort apart; more of the
     facts that answer stay with both than with either. The paper's floor is for its own encoder. A percentile says
     nothing of a handful of facts, of which it would leave one at most (`few`), and where more than its share of facts
-    are equally the most alike it would leave none: these stay. A fact that two nodes share is told once. What is said
-    in words or numbers counts, too (`literals`). Sentences stay a list, where the released code joins them and splits
-    them at ". ", so that names with a full stop break. Facts are cut by the budget in tokens too, not by their number
-    alone. What the paper's prompt says of medical advice is left out, as are the renaming of two sources and the
-    descriptions that name proteins of one graph.
+    are equally the most alike it would leave none: these stay; `fill` is this project's. A fact that two nodes share is
+    told once. What is said in words or numbers counts, too (`literals`). Sentences stay a list, where the released code
+    joins them and splits them at ". ", so that names with a full stop break. Facts are cut by the budget in tokens too,
+    not by their number alone. What the paper's prompt says of medical advice is left out, as are the renaming of two
+    sources and the descriptions that name proteins of one graph.
     """
     numbers = {"volume": volume, "few": few, "fallback": fallback, "calls": calls, "llm_tokens": llm_tokens}
     wrong = next((name for name, value in numbers.items() if value < 0), "")
@@ -208,11 +211,10 @@ def kg_rag(
     whole = lines(once(sites, [np.ones(len(site["rows"]), bool) for site in sites])).cost(counts)
     for budget in budgets:
         limits, most = limits_of.reading(budget, whole, "a context"), volume // max(1, len(sites))
-        high = [
-            thresholds.above(scores(site["rows"]), percentile=percentile, floor=floor, most=most, few=few)
-            for site in sites
-        ]
-        kept, lost = fitting(once(sites, high), limits, counts)
+        above = partial(passing, sites, percentile=percentile, floor=floor, most=most)
+        high = above(few=few)
+        further = above(few=sum(len(site["rows"]) for site in sites)) if fill else high
+        kept, lost = fitting(further, limits, counts, {row["text"] for row in high.values()})
         facts = lines(kept)
         after, trace = facts.cost(counts), traced(sites, kept, counts)
         told = {
@@ -586,6 +588,12 @@ def once(sites: Sequence[Around], masks: Sequence[np.ndarray]) -> dict[Place, Ro
     return found
 
 
+def passing(sites: Sequence[Around], *, percentile: float, floor: float, most: int, few: int) -> dict[Place, Row]:
+    """The rows of each node that are above both thresholds, at most so many of each; a fact of two nodes once."""
+    above = partial(thresholds.above, percentile=percentile, floor=floor, most=most, few=few)
+    return once(sites, [above(scores(site["rows"])) for site in sites])
+
+
 def lines(kept: Mapping[Place, Row]) -> Facts:
     """What is to be read."""
     return Facts(
@@ -597,9 +605,9 @@ def lines(kept: Mapping[Place, Row]) -> Facts:
 
 
 def fitting(
-    kept: Mapping[Place, Row], limits: Mapping[str, float], counts: Mapping[str, Count]
+    kept: Mapping[Place, Row], limits: Mapping[str, float], counts: Mapping[str, Count], first: Container[str]
 ) -> tuple[dict[Place, Row], list[str]]:
-    """What fits into the limits when the least similar leave first; and what is to be told of it.
+    """What fits into the limits when the least similar leave first, texts of `first` last; and what is to be told.
 
     What can't fit even alone leaves before all.
     """
@@ -616,8 +624,9 @@ def fitting(
     def measured(keep: Mapping[str, Array]) -> dict[str, float]:
         return facts.cut(Selection(keep))[0].cost(counts)
 
-    ranked = {"facts": scores(list(short.values()))}
-    stays = ranking.by_budget(facts.units(**counts), ranked, budget, measure=measured).keep["facts"]
+    alike = scores(list(short.values()))
+    ahead = (np.ptp(alike) + 1.0) * np.array([row["text"] in first for row in short.values()])
+    stays = ranking.by_budget(facts.units(**counts), {"facts": alike + ahead}, budget, measure=measured).keep["facts"]
     return {place: row for (place, row), stay in zip(short.items(), stays, strict=True) if stay}, notes
 
 
