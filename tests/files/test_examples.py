@@ -211,7 +211,9 @@ def test_json_that_is_not_of_coco_stands_beside_images_of_classes(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("data.npz", b"PK\x03\x04 cut off", "can't be read as .npz"),
+        ("data.npz", b"PK\x03\x04 cut off", "can't be read as .npz, it is no archive, or one that was cut short"),
+        ("data.npz", b"", "can't be read as .npz, it is empty"),
+        ("array.npz", None, "can't be read as .npz, it is no archive"),
         ("data.npz", None, "no array `inputs`"),
         ("data.csv", b"1,2", "no .npz file, no folder of images and no function"),
         ("none.npz", b"", "there is no data at"),
@@ -234,6 +236,9 @@ def test_what_can_not_be_used_is_refused_in_a_line(tmp_path, name, content, word
         file.write_bytes(content)
     elif name == "data.npz":
         np.savez(file, pictures=np.zeros(3))
+    elif name == "array.npz":
+        with file.open("wb") as out:
+            np.save(out, np.zeros((2, 2), np.float32))  # what is one array, a .npy
     elif name == "objects.npz":
         np.savez(file, inputs=np.array([{}, {}], object))
     elif name == "nan.npz":

@@ -282,11 +282,16 @@ def _number(values: Any, name: str) -> Tensor:
 
 
 def _arrays(path: Path, label: str) -> Examples:
+    if not zipfile.is_zipfile(path):
+        what = "no archive, or one that was cut short" if path.stat().st_size else "empty"
+        raise DataError(f"{path} can't be read as .npz, it is {what}: write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} can't be read as .npz without unpickling: write it with numpy.savez") from error
+        raise DataError(
+            f"{path} can't be read as .npz without unpickling: write arrays of numbers with numpy.savez"
+        ) from error
     if "inputs" not in found:
         raise DataError(f"{path} has no array `inputs` (it has {', '.join(found) or 'none'}): call it that")
     inputs = _number(found["inputs"], path.name)
