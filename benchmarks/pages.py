@@ -132,7 +132,7 @@ def rows(found: dict[str, Any], job: dict[str, Any]) -> Iterator[str]:
 def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=int, default=200, help="pages that are timed")
-    parser.add_argument("--groups", type=int, default=12, help="groups of three questions on the same pages")
+    parser.add_argument("--groups", type=int, default=4, help="groups of three questions on the same pages")
     for hidden in ("--child", "--job", "--out"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args(given)
@@ -196,7 +196,7 @@ def main(given: Sequence[str] | None = None) -> None:
     ]
     text = "\n".join(lines)
     print(text)
-    if (options.pages, options.groups) == (200, 12):
+    if (options.pages, options.groups) == (200, 4):
         out = peers.ROOT / "docs" / "evidence" / "benchmarks"
         record = {**found, "ratio": {"median": statistics.median(ratios), "low": low, "high": high}, "machine": machine}
         (out / "pages.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
