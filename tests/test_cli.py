@@ -52,6 +52,7 @@ def secateur(*arguments: object, cwd: Path | None = None, **environment: str) ->
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment},
         check=False,
+        timeout=120,
     )
 
 
@@ -615,6 +616,26 @@ def test_ctrl_c_that_compiled_code_turned_into_an_error_is_still_ctrl_c(capsys, 
     assert cli.main(["list"]) == 130
     assert "interrupted; the same command resumes" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_does_not_wait_for_a_thread_that_nobody_wakes(tmp_path):
+    """As one is that Ctrl-C meets while a pool starts it: the interpreter would wait for it to the end of days."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, signal, sys, threading\n"
+        "from importlib.abc import MetaPathFinder\n"
+        "class Finder(MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'secateur.recipes':\n"
+        "            threading.Thread(target=threading.Event().wait).start()\n"
+        "            atexit.register(print, 'tidied')\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = secateur("list", PYTHONPATH=path)
+    assert done.returncode == 130
+    assert done.stderr.startswith("secateur: interrupted")
+    assert done.stdout == "tidied\n"
 
 
 def test_a_run_can_add_networks_trained_from_scratch(places):

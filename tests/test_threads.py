@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -86,6 +88,23 @@ def test_a_forked_process_has_threads_of_its_own(four):
         os.waitpid(child, 0)
         pytest.fail("it waits for threads that it has not")
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_ctrl_c_while_threads_start_leaves_none_that_the_interpreter_waits_for():
+    """Ctrl-C comes to the main thread, here whenever that has started a thread that works."""
+    script = (
+        "import threading\n"
+        "from secateur import threads\n"
+        "begin = threading.Thread.start\n"
+        "def start(self):\n"
+        "    begin(self)\n"
+        "    if threading.current_thread() is threading.main_thread() and self.name.startswith('secateur_'):\n"
+        "        raise KeyboardInterrupt\n"
+        "threading.Thread.start = start\n"
+        "print(threads.each(lambda one: one + 1, range(4), 2))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "[1, 2, 3, 4]\n"), done.stderr
 
 
 def test_no_device_but_a_processor_is_read_by_several(four):

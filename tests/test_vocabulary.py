@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from secateur.errors import BudgetError
@@ -49,6 +49,10 @@ from secateur.vocabulary import (
         ("kv_cache=30%", Limit("kv_cache", 0.3, relative=True)),
         ("tokens=4096", Limit("tokens", 4096.0)),
         ("Tokens=4k", Limit("tokens", 4000.0)),
+        ("tokens=1", Limit("tokens", 1.0)),
+        ("tokens=1.0", Limit("tokens", 1.0, relative=True)),
+        ("tokens=1e0", Limit("tokens", 1.0, relative=True)),
+        ("channels=1", Limit("channels", 1.0)),
     ],
 )
 def test_a_budget_is_read(text, limit):
@@ -79,8 +83,9 @@ def test_a_budget_is_printed_with_all_its_digits_and_no_more(text, printed):
 
 
 @given(st.sampled_from(["params", "latency", "tokens", "memory"]), st.floats(1e-9, 1e12), st.booleans())
+@example("tokens", 1.0, False)
 def test_what_is_printed_is_read_as_the_same_limit(measure, value, relative):
-    if not relative and measure in ("params", "tokens") and value <= 1.0:
+    if not relative and measure in ("params", "tokens") and value < 1.0:
         return  # read as a share
     limit = Limit(measure, 1.0 / (1.0 + value) if relative else value, relative)
     assert Budget.parse(str(limit)).limits == (limit,)

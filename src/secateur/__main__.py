@@ -1,18 +1,31 @@
 """The command `secateur`, and `python -m secateur`: the command line, which Ctrl-C may stop while it still loads."""
 
+import atexit
+import os
 import sys
 
 __all__ = ["main"]
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code, unless Ctrl-C ended it: then the process is gone."""
     try:
         from secateur import cli  # imports typer, which takes a moment
     except KeyboardInterrupt:
         print("secateur: interrupted before anything was done", file=sys.stderr)
-        return 130
-    return cli.main()
+        _leave(130)
+    code = cli.main()
+    if code == 130:
+        _leave(code)
+    return code
+
+
+def _leave(code: int) -> None:
+    """End at once. An interpreter waits for its threads, and Ctrl-C may have met one that nobody will ever wake."""
+    atexit._run_exitfuncs()  # temporary folders, processes of our own
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -47,8 +48,30 @@ def each(work: Callable[[T], R], given: Sequence[T], threads: int) -> list[R]:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Kept, since what a thread allocates in its first pass serves the next ones: 8 % of a pass of MiniLM."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="secateur")
+    """Kept, since what a thread allocates in its first pass serves the next ones: 8 % of a pass of MiniLM.
+
+    Its threads are started by another one. Ctrl-C comes to the main thread: between the start of a thread and the line
+    that notes it, it would leave one that nobody wakes, and for which the interpreter waits at its end.
+    """
+    made: list[ThreadPoolExecutor] = []
+
+    def make() -> None:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="secateur")
+        all_there = threading.Barrier(threads)
+        try:
+            waits = [pool.submit(all_there.wait) for _ in range(threads)]
+        except RuntimeError:  # the interpreter ends, or the system has no thread left
+            all_there.abort()
+        else:
+            wait(waits)
+            made.append(pool)
+
+    starter = threading.Thread(target=make, name="secateur")
+    starter.start()
+    starter.join()
+    if not made:
+        raise RuntimeError(f"{threads} threads could not be started: give torch fewer (OMP_NUM_THREADS)")
+    return made[0]
 
 
 if hasattr(os, "register_at_fork"):  # a forked process has the pools and none of their threads

@@ -129,6 +129,7 @@ class Budget:
     def parse(cls, text: str | Budget) -> Budget:
         """Read `measure=amount[,measure=amount...]`.
 
+        A plain number below 1 is a share, one above it an amount; 1 is one unit, and 100% or 1.0 all of them.
         Raises `BudgetError` with an example when the text can't be read or asks for nothing sensible
         (a speedup below 1, a share above 100 %, a pattern with n > m).
         """
@@ -197,8 +198,8 @@ def _parse_limit(name: str, amount: str, text: object) -> Limit:
         return Limit("latency", 1.0 / value, relative=True)
     if unit == "%":
         value, relative = value / 100.0, True
-    elif unit == "" and value <= 1.0:
-        relative = True
+    elif unit == "" and (value < 1.0 or value == 1.0 and not amount.isdecimal()):
+        relative = True  # 0.5 and 1.0 are shares; 1 is one unit, as 2 is two
     else:
         scale = _UNIT_TABLES.get(name, _SCALE)
         if unit not in scale and unit != "":
