@@ -198,7 +198,7 @@ def _parse_limit(name: str, amount: str, text: object) -> Limit:
         return Limit("latency", 1.0 / value, relative=True)
     if unit == "%":
         value, relative = value / 100.0, True
-    elif unit == "" and (value < 1.0 or value == 1.0 and not amount.isdecimal()):
+    elif unit == "" and (value < 1.0 or (value == 1.0 and not amount.isdecimal())):
         relative = True  # 0.5 and 1.0 are shares; 1 is one unit, as 2 is two
     else:
         scale = _UNIT_TABLES.get(name, _SCALE)
