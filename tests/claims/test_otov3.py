@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from claims import lab, vision
 from secateur.files import examples
+from secateur.files.examples import Examples
 from secateur.files.rundir import Run
 from secateur.recipes.vision import otov3
 from secateur.recover.sparsify import Groups, GroupSparse
@@ -175,9 +176,9 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 # ------------------------------------------------------------------------------------------------------- trainings
 
 
-def recipe(start: Traced, budget: str, seed: int, **options: Any) -> Result:
-    """A run of the recipe on the training part of digits."""
-    train, _ = vision.digits()
+def recipe(start: Traced, budget: str, seed: int, data: Examples | None = None, **options: Any) -> Result:
+    """A run of the recipe on `data`, or on the training part of digits."""
+    train = data or vision.digits()[0]
     how = {"epochs": EPOCHS, "lr": LR, "weight_decay": DECAY, "seed": seed} | options
     with tempfile.TemporaryDirectory() as folder, Run.open(folder, {}) as run:
         (result,) = otov3.otov3(start, train, [Budget.parse(budget)], run, **how)
@@ -185,7 +186,11 @@ def recipe(start: Traced, budget: str, seed: int, **options: Any) -> Result:
 
 
 def trained(
-    start: Traced, seed: int, epochs: float = EPOCHS, optimiser: Callable[..., GroupSparse] | None = None
+    start: Traced,
+    seed: int,
+    epochs: float = EPOCHS,
+    optimiser: Callable[..., GroupSparse] | None = None,
+    data: Examples | None = None,
 ) -> tuple[Traced, list[GroupSparse]]:
     """A copy trained plainly, or by `optimiser`, which gets parameter groups and slices."""
     work, made = start.copy(), list[GroupSparse]()
@@ -196,12 +201,12 @@ def trained(
         return made[0]
 
     how: dict[str, Any] = {"optimizer": build} if optimiser else {}
-    vision.fit(work.model, vision.digits()[0], epochs=epochs, lr=LR, seed=seed, weight_decay=DECAY, **how)
+    vision.fit(work.model, data or vision.digits()[0], epochs=epochs, lr=LR, seed=seed, weight_decay=DECAY, **how)
     return work, made
 
 
-def right(subject: Traced) -> float:
-    return vision.accuracy(subject.model, vision.digits()[1])
+def right(subject: Traced, data: Examples | None = None) -> float:
+    return vision.accuracy(subject.model, data or vision.digits()[1])
 
 
 def by_norm(work: Traced, share: float = 0.5) -> Traced:
@@ -311,9 +316,23 @@ NETS = {
 """On the narrow ones half of the channels is missed: asked after the lasso had tied on the wide ones; seeds 7 to 9."""
 
 
+OTHERS = {
+    "DenseNet": lambda seed: seeded(Dense, seed),
+    "separable net": lambda seed: seeded(Separable, seed),
+    "VGG on MNIST": lambda seed: vision.vgg(seed=seed),
+    "ResNet on MNIST": lambda seed: vision.resnet((8, 16, 32), seed=seed),
+}
+"""On which nothing was tried before the claim about a lambda from other tasks was written down."""
+
+
+def parts(net: str) -> tuple[Examples, Examples]:
+    """What a network learns from, and what it is measured on."""
+    return vision.mnist(1000, 1000, size=14) if net.endswith("MNIST") else vision.digits()
+
+
 @functools.cache
 def start(net: str, seed: int) -> Traced:
-    return open_traced(NETS[net](seed), vision.digits()[0].inputs[:2])
+    return open_traced((NETS | OTHERS)[net](seed), parts(net)[0].inputs[:2])
 
 
 def steps(epochs: float = EPOCHS) -> int:
@@ -345,8 +364,9 @@ def chance(seed: int) -> Callable[..., dict[str, Tensor]]:
 
 def once(net: str, seed: int, method: str) -> tuple[float, float]:
     """(accuracy of the cut network, largest difference from the trained one's outputs)."""
-    result = recipe(start(net, seed), "channels=50%", seed, method=method)
-    return right(result.subject), float(result.notes[-1].split("differ by ")[1].split()[0])
+    train, test = parts(net)
+    result = recipe(start(net, seed), "channels=50%", seed, train, method=method)
+    return right(result.subject, test), float(result.notes[-1].split("differ by ")[1].split()[0])
 
 
 def dense_then_cut(net: str, seed: int) -> float:
@@ -364,10 +384,11 @@ def lasso(net: str, seed: int, penalty: float, stops: bool = False) -> tuple[flo
 
     how: dict[str, Any] = {} if stops else {"choose": all_but_one}
     sparse = group_sparse(start(net, seed), proximal=True, penalty=penalty, **({"start": 0} | how))
-    work, made = trained(start(net, seed), seed, optimiser=sparse)
+    train, test = parts(net)
+    work, made = trained(start(net, seed), seed, optimiser=sparse, data=train)
     # Its zeros lie where they come to lie: all channels are ranked together, each by its share of its site's mean.
     small, _ = work.cut(ranking.by_budget(work.units(), magnitude.coupled(work.producers()), "channels=50%"))
-    return right(small), made[0].sparsity
+    return right(small, test), made[0].sparsity
 
 
 def at_random(net: str, seed: int) -> float:
@@ -489,16 +510,61 @@ def elsewhere(net: str, penalty: float, seed: int) -> float:
     ]
 
 
+def over(net: str, penalty: float, seed: int) -> float:
+    """Accuracy of the lasso with one lambda."""
+    known = arms(net).get(f"group lasso {penalty}") if net in NETS else None
+    return known[seed] if known else elsewhere(net, penalty, seed)
+
+
+def ours(net: str, seed: int) -> float:
+    """Accuracy of DHSPG."""
+    if net in NETS:
+        return arms(net)["dhspg"][seed]
+    return lab.remembered(f"otov3-dhspg-{net}-{seed}", lambda: {"accuracy": once(net, seed, "dhspg")[0]})["accuracy"]
+
+
+SIX = range(6)
+
+
+@functools.cache
+def tasks() -> dict[str, dict[float, list[float]]]:
+    """Task -> lambda -> accuracy of the lasso by seed."""
+    return {net: {penalty: [over(net, penalty, seed) for seed in SIX] for penalty in ACROSS} for net in NETS | OTHERS}
+
+
+def carried(net: str) -> float:
+    """The lambda that is best, in the mean, on all tasks but this one."""
+    return max(ACROSS, key=lambda penalty: sum(sum(rows[penalty]) for task, rows in tasks().items() if task != net))
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("net", [*NETS, *OTHERS])
+def test_it_beats_the_group_lasso_at_equal_epochs(net):
+    """One training each: a lambda of its own for every network takes a training for each that is tried."""
+    best = carried(net)
+    found = [ours(net, seed) for seed in SIX]
+    rows = tasks()[net]
+    data = "MNIST at 14 x 14" if net.endswith("MNIST") else "digits"
+    lab.record(
+        "otov3",
+        f"lasso-carried-{net.lower().replace(' ', '-')}",
+        "trained once to 50 % of its channels, without fine-tuning, it is more accurate than the group lasso in a "
+        "training as long, with the lambda that is best on seven other tasks",
+        lab.clearly_less([-v for v in found], [-v for v in rows[best]]),
+        ("accuracy", found),
+        {f"group lasso {penalty}": row for penalty, row in rows.items()},
+        lower=False,
+        against=[f"group lasso {best}"],
+        setup=f"{data}, 1,000 to train on, small {net}, {EPOCHS} epochs for each; lambda {best} from the other tasks",
+        seeds=tuple(SIX),
+    )
+
+
 @pytest.mark.timeout(3600)
 def test_one_setting_for_all_networks_beats_any_one_lambda():
     seeds = min(DRAWN.values(), key=len)
     found = {net: arms(net) for net in NETS}
-
-    def over(net: str, penalty: float, seed: int) -> float:
-        known = found[net].get(f"group lasso {penalty}")
-        return known[seed] if known else elsewhere(net, penalty, seed)
-
-    ours = [float(np.mean([found[net]["dhspg"][seed] for net in NETS])) for seed in seeds]
+    mine = [float(np.mean([found[net]["dhspg"][seed] for net in NETS])) for seed in seeds]
     rows = {
         f"group lasso {penalty}": [float(np.mean([over(net, penalty, seed) for net in NETS])) for seed in seeds]
         for penalty in ACROSS
@@ -509,8 +575,8 @@ def test_one_setting_for_all_networks_beats_any_one_lambda():
         "lasso-all",
         "at equal epochs, which leave none to look for a lambda in: with one setting it is more accurate over four "
         "networks, trained once to 50 % of their channels and not fine-tuned, than the group lasso with any one lambda",
-        lab.clearly_less([-v for v in ours], [-v for v in rows[best]]),
-        ("mean accuracy of four networks", ours),
+        lab.clearly_less([-v for v in mine], [-v for v in rows[best]]),
+        ("mean accuracy of four networks", mine),
         rows,
         lower=False,
         against=[best],
