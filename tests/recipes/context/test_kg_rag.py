@@ -174,6 +174,27 @@ def test_filling_a_budget_that_is_full_alters_nothing(limit):
     assert all(row["score"] > 0 for rows in trace.values() for row in rows if row["kept"])
 
 
+def test_a_fact_that_joins_two_nodes_comes_before_those_as_alike():
+    """It is told once, whichever of the two it stands at; one thing's fact about itself joins nothing."""
+    here = graph(*((f"a{i}", "treats", "flu") for i in range(8)), ("gout", "treats", "flu"), ("flu", "treats", "flu"))
+    how = {"embedder": bag, "topics": ["flu", "gout"], "floor": -1, "few": 100, "percentile": 0, "terms": 0.0}
+    plain, raised = (one(here, "a1 a2 treats", **how, joins=joins)[1] for joins in (0.0, 0.6))
+    before, after = ({row["text"]: row["score"] for row in rows["facts.flu"]} for rows in (plain, raised))
+    (text,) = (text for text in before if text.startswith("gout"))
+    assert after == {**before, text: round(before[text] + 0.6 * (1 - before[text]), 6)}
+    assert before[text] < max(before.values()) < after[text] <= 1
+    assert raised["facts.flu"][0]["text"] == text
+    assert [row["rank"] for row in raised["facts.flu"]] == list(range(1, len(before) + 1))
+    result, _, _ = one(here, "a1 a2 treats", f"words={len(text.split())}", **how, joins=0.6)
+    assert [line.text for line in result.subject.lines] == [text]
+
+
+@pytest.mark.parametrize("joins", [-0.1, 1.5, float("nan")])
+def test_a_rise_that_is_no_share_is_refused(joins):
+    with pytest.raises(InputError, match=r"joins=.*from 0 to 1"):
+        run(medicine(), "asthma", embedder=bag, joins=joins)
+
+
 def test_of_few_facts_none_goes_by_percentile():
     here = graph(("a1", "has", "b1"), ("a1", "has", "b2"))
     assert len(one(here, "a1", embedder=bag, floor=0)[0].subject.lines) == 2

@@ -76,6 +76,7 @@ def kg_rag(
     volume: int = 150,
     few: int = 4,
     fill: bool = False,
+    joins: float = 0.0,
     terms: float = 0.3,
     nearest: int = 1,
     fallback: int = 5,
@@ -131,6 +132,8 @@ def kg_rag(
         few: a node with at most so many facts is not cut by percentile.
         fill: facts that only their percentile takes come behind the others, the most alike first, as far as the budget
             has room; the floor and the volume hold as before.
+        joins: s of a fact that joins two of the nodes becomes s + joins (1 - s), from 0 to 1; 0.3 where questions name
+            several things that have to do with one another.
         nearest: nodes for each name.
         fallback: nodes where the question names nothing that is known; 0 for none.
         least: similarity below which the node nearest to a name is not taken for it.
@@ -162,7 +165,7 @@ def kg_rag(
     Departures: BM25 has a share in s (`terms`), since a small encoder hardly tells names of one sort apart; more of the
     facts that answer stay with both than with either. The paper's floor is for its own encoder. A percentile says
     nothing of a handful of facts, of which it would leave one at most (`few`), and where more than its share of facts
-    are equally the most alike it would leave none: these stay; `fill` is this project's. A fact that two nodes share is
+    are equally the most alike it would leave none: these stay; `fill` and `joins` are this project's. A fact that two nodes share is
     told once. What is said in words or numbers counts, too (`literals`). Sentences stay a list, where the released code
     joins them and splits them at ". ", so that names with a full stop break. Facts are cut by the budget in tokens too,
     not by their number alone. What the paper's prompt says of medical advice is left out, as are the renaming of two
@@ -176,6 +179,8 @@ def kg_rag(
         raise InputError("an answer needs a language model: give one (--llm)")
     if not 0 <= terms <= 1:
         raise InputError(f"terms={terms}: give the share of BM25, from 0 to 1")
+    if not 0 <= joins <= 1:
+        raise InputError(f"joins={joins}: give how far s of facts between two nodes is raised to 1, from 0 to 1")
     if calibrate and not (0 < calibrate < 100 and embedder and floor is None):
         raise InputError(f"calibrate={calibrate:g}: give a percentile below 100, an embedder, and no floor")
     rules = tuple(map(rule, filters))
@@ -207,7 +212,7 @@ def kg_rag(
         return {"told": {**asked, **told, "notes": [*asked.get("notes", []), *told["notes"]]}, "sites": sites}
 
     found = run.json("retrieved", retrieved)
-    sites: list[Around] = found["sites"]
+    sites = joined(found["sites"], joins)
     whole = lines(once(sites, [np.ones(len(site["rows"]), bool) for site in sites])).cost(counts)
     for budget in budgets:
         limits, most = limits_of.reading(budget, whole, "a context"), volume // max(1, len(sites))
@@ -533,6 +538,24 @@ def rated(rows: Sequence[Row], question: str, embed: encoders.Embed | None, term
     for row in ranked if evidence else []:
         row["text"] += f" {json.dumps(row['evidence'], ensure_ascii=False)}" if row["evidence"] else ""
     return ranked
+
+
+def joined(sites: Sequence[Around], joins: float) -> list[Around]:
+    """The same, the best facts first; s of those that join two nodes is raised by a share of what it lacks to 1."""
+    nodes = {site["node"] for site in sites}
+
+    def raised(row: Row) -> float:
+        subject, _, end, literal = row["fact"] or ("", "", "", True)
+        both = not literal and subject != end and {subject, end} <= nodes
+        return round(row["score"] + joins * (1 - row["score"]), 6) if both else row["score"]
+
+    if not joins:
+        return list(sites)
+    found = list[Around]()
+    for site in sites:
+        rows = sorted(({**row, "score": raised(row)} for row in site["rows"]), key=lambda row: -row["score"])
+        found.append({**site, "rows": [{**row, "rank": rank} for rank, row in enumerate(rows, start=1)]})
+    return found
 
 
 UNRELATED = 128
