@@ -165,11 +165,11 @@ def kg_rag(
     Departures: BM25 has a share in s (`terms`), since a small encoder hardly tells names of one sort apart; more of the
     facts that answer stay with both than with either. The paper's floor is for its own encoder. A percentile says
     nothing of a handful of facts, of which it would leave one at most (`few`), and where more than its share of facts
-    are equally the most alike it would leave none: these stay; `fill` and `joins` are this project's. A fact that two nodes share is
-    told once. What is said in words or numbers counts, too (`literals`). Sentences stay a list, where the released code
-    joins them and splits them at ". ", so that names with a full stop break. Facts are cut by the budget in tokens too,
-    not by their number alone. What the paper's prompt says of medical advice is left out, as are the renaming of two
-    sources and the descriptions that name proteins of one graph.
+    are equally the most alike it would leave none: these stay; `fill` and `joins` are this project's. A fact that two
+    nodes share is told once. What is said in words or numbers counts, too (`literals`). Sentences stay a list, where
+    the released code joins them and splits them at ". ", so that names with a full stop break. Facts are cut by the
+    budget in tokens too, not by their number alone. What the paper's prompt says of medical advice is left out, as are
+    the renaming of two sources and the descriptions that name proteins of one graph.
     """
     numbers = {"volume": volume, "few": few, "fallback": fallback, "calls": calls, "llm_tokens": llm_tokens}
     wrong = next((name for name, value in numbers.items() if value < 0), "")
@@ -547,7 +547,8 @@ def joined(sites: Sequence[Around], joins: float) -> list[Around]:
     def raised(row: Row) -> float:
         subject, _, end, literal = row["fact"] or ("", "", "", True)
         both = not literal and subject != end and {subject, end} <= nodes
-        return round(row["score"] + joins * (1 - row["score"]), 6) if both else row["score"]
+        score = float(row["score"])
+        return round(score + joins * (1 - score), 6) if both else score
 
     if not joins:
         return list(sites)
