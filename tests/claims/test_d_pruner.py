@@ -144,21 +144,23 @@ def test_it_beats_wanda_on_either_text(name, budget):
     )  # fmt: skip
 
 
-EQUAL = (
-    "D-Pruner is best, but general importance alone and magnitude are equal on the domain (52.46 and 52.45): the one "
-    "sees text that is not the domain's, the other none"
-)
-
-
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=EQUAL)
 def test_the_domain_keeps_more_than_by_general_importance_magnitude_or_chance():
-    names = ("D-Pruner", "general alone", "magnitude", "random")
-    rows = {name: column(name, 0) for name in names}
-    holds = all(lab.less(rows[a], rows[b]) for a, b in itertools.pairwise(names))
-    ours = rows.pop("D-Pruner")
+    others = {name: column(name, 0) for name in ("general alone", "magnitude", "random")}
+    ours = column("D-Pruner", 0)
     lab.record(
-        "d_pruner", "domain", "domain perplexity: D-Pruner < general importance alone < magnitude < random", holds,
-        ("domain perplexity", ours), rows, setup=SETUP, reason=EQUAL,
+        "d_pruner", "domain", "domain perplexity is lower than by general importance alone, magnitude or chance",
+        all(lab.clearly_less(ours, row) for row in others.values()), ("domain perplexity", ours), others, setup=SETUP,
+    )  # fmt: skip
+
+
+def test_general_importance_comes_second_on_the_domain():
+    """By a tenth of a point: of another processor's model it is at par with magnitude (52.46 and 52.45)."""
+    names = ("general alone", "magnitude", "random")
+    rows = {name: column(name, 0) for name in names}
+    holds = all(lab.clearly_less(rows[a], rows[b]) for a, b in itertools.pairwise(names))
+    lab.record(
+        "d_pruner", "domain-order", "domain perplexity: general importance alone < magnitude < random", holds,
+        ("domain perplexity", rows.pop("general alone")), rows, setup=SETUP,
     )  # fmt: skip
 
 
@@ -341,8 +343,8 @@ def test_the_model_has_learnt_the_task(seed):
 
 
 EASY = (
-    "telling the two genres apart bears both masks at 40 % (0.933 by D-Pruner, 0.935 by general importance alone, "
-    "0.948 unpruned; 356 sentences, so that one is 0.003): there is next to nothing to keep that the other loses"
+    "telling the two genres apart bears both masks at 40 % (0.948 by D-Pruner, 0.934 by general importance alone, "
+    "0.952 unpruned; 0.013 [-0.025, 0.052] apart): there is next to nothing to keep that the other loses"
 )
 
 
@@ -352,7 +354,7 @@ def test_a_task_of_the_domain_keeps_more_accuracy_than_by_general_importance():
     ours, theirs = ([row[name] for row in rows] for name in ("D-Pruner", "general alone"))
     lab.record(
         "d_pruner", "task", "a labelled task keeps more accuracy than under the mask of general importance alone",
-        not lab.less(ours, theirs), ("accuracy", ours),
+        lab.clearly_less([-v for v in ours], [-v for v in theirs]), ("accuracy", ours),
         {"general alone": theirs, "original": [row["original"] for row in rows]}, lower=False,
         against=["general alone"],
         setup=f"{SETUP}; which of the two genres a sentence is of, by prompt; {SHARES[1]}",
