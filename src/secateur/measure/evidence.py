@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.disk import atomic_write
 from secateur.errors import BudgetError, RunError
 from secateur.measure import display
 from secateur.vocabulary import Budget, Evidence, Figure
@@ -33,7 +32,6 @@ __all__ = [
     "table",
     "targets",
     "write",
-    "write_whole",
 ]
 
 FORMAT = 1
@@ -47,7 +45,7 @@ def write(path: str | Path, evidence: Evidence | Sequence[Evidence]) -> Path:
     path = path / "evidence.json" if path.is_dir() else path
     results = [evidence] if isinstance(evidence, Evidence) else list(evidence)
     document = {"format": FORMAT, "results": [result.to_dict() for result in results]}
-    write_whole(path, json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write(path, json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
@@ -86,27 +84,6 @@ def _lively(value: Any) -> Any:
             return float(value["float"])
         return {key: _lively(part) for key, part in value.items()}
     return [_lively(part) for part in value] if isinstance(value, list) else value
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write beside, flush to the disk, rename over: a kill at any moment leaves the old file or the new one."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(beside, 0o644)  # mkstemp's 0600 would keep others from reading a report
-            os.replace(beside, path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise RunError(
-            f"{path} could not be written ({error.strerror}): free some space or choose another --out"
-        ) from error
 
 
 # ------------------------------------------------------------------------------------------------------- judged
@@ -326,7 +303,7 @@ def row(
         "environment": {key: value for key, value in environment.items() if key != "commit"},
     }
     record = plain(record)
-    write_whole(Path(path), json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write(Path(path), json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
     return record
 
 
@@ -336,7 +313,7 @@ def render(folder: str | Path, *, output: str | Path | None = None) -> str:
     rows = [["Recipe", "Claim", "Measured", "Baselines", "Difference", "Seeds", "Holds", "Commit"]]
     rows += [cells for _, cells in _records(folder)]
     text = "# Evidence\n\nGenerated from the records in this folder by `make claims`; do not edit.\n\n" + markdown(rows)
-    write_whole(Path(output) if output is not None else folder / "README.md", text)
+    atomic_write(Path(output) if output is not None else folder / "README.md", text)
     return text
 
 

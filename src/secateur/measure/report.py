@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from secateur.disk import atomic_write
 from secateur.measure import charts, display, evidence
 from secateur.vocabulary import Cut, Evidence, Figure, Recovery
 
@@ -45,7 +46,7 @@ def write(
     beside = path.parent / "run.yaml"
     if run_yaml is None:
         run_yaml = beside.read_text(encoding="utf-8") if beside.is_file() else ""
-    evidence.write_whole(path, render(results, run_yaml=run_yaml, load=load, title=title))
+    atomic_write(path, render(results, run_yaml=run_yaml, load=load, title=title))
     return path
 
 

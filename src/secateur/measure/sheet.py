@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from secateur.disk import atomic_write
 from secateur.measure import charts, display, evidence
 from secateur.vocabulary import Figure
 
@@ -89,6 +90,6 @@ def write(
         "settings": settings, "figures": sheet.figures, "environment": environment,
     }  # fmt: skip
     text = json.dumps(evidence.plain(document), indent=1, ensure_ascii=False, allow_nan=False)
-    evidence.write_whole(Path(folder) / "study.json", text + "\n")
+    atomic_write(Path(folder) / "study.json", text + "\n")
     about = [Path(str(settings[name])).name for name in ("model", "data") if settings.get(name)]
-    evidence.write_whole(Path(folder) / "study.html", render(sheet, about=about, run_yaml=run_yaml))
+    atomic_write(Path(folder) / "study.html", render(sheet, about=about, run_yaml=run_yaml))
