@@ -16,6 +16,7 @@ __all__ = ["TEMPORARY", "atomic_write", "flush", "guard", "is_disk_full", "remov
 TEMPORARY = ".tmp-"
 """How the names of what is still being written begin."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 _FULL_TEXTS = ("No space left on device", "File too large", "Disk quota exceeded")
 
 
@@ -40,7 +41,7 @@ def guard(path: Path) -> Iterator[None]:
     except Exception as error:
         if is_disk_full(error):
             raise RunError(f"disk full while writing {path}: free some space and run the same command again") from error
-        if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+        if isinstance(error, OSError) and error.errno in _CLOSED:
             raise RunError(f"{path} can't be written: choose a folder you may write to") from error
         raise
 

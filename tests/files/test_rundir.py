@@ -143,6 +143,15 @@ def test_a_full_disk_becomes_one_line(tmp_path):
         raise OSError(28, "No space left on device")
 
 
+def test_a_place_where_nothing_can_be_written_becomes_one_line(tmp_path):
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "file" / "below", tmp_path / "folder"):
+        with pytest.raises(RunError, match=r"can't be written: choose a folder you may write to"):
+            atomic_write(place, "text")
+    assert sorted(one.name for one in tmp_path.rglob("*")) == ["file", "folder"]
+
+
 def _build(folder, text):
     (folder / "sub").mkdir()
     for name in ("model.bin", "config.json", "sub/part.bin"):
