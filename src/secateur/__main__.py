@@ -22,10 +22,12 @@ def main() -> int:
 
 def _leave(code: int) -> None:
     """End at once. An interpreter waits for its threads, and Ctrl-C may have met one that nobody will ever wake."""
-    atexit._run_exitfuncs()  # temporary folders, processes of our own
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        atexit._run_exitfuncs()  # temporary folders, processes of our own
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":
