@@ -60,3 +60,32 @@ def test_a_helper_ends_with_the_process_that_it_helps(tmp_path):
     while helper.exists() and time.monotonic() < end:
         time.sleep(0.01)
     assert not helper.exists()
+
+
+LATE = """
+import sys
+from secateur import quiet
+
+class Given:
+    def __reduce__(self):
+        return {made}
+
+if __name__ == "__main__":
+    late = quiet.helpers().Process(target=print, args=(Given(),))
+    late.start()
+    late.join()
+    sys.exit(late.exitcode)
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "said"), [("(open, ('/no/such/file',))", ""), ("(int, ('x',))", "ValueError: invalid literal for int()")]
+)
+def test_a_helper_that_comes_too_late_has_nothing_to_say(tmp_path, made, said):
+    """After Ctrl-C what it was to share with the process that it helps is gone; any other failure is told."""
+    (tmp_path / "late.py").write_text(LATE.format(made=made))
+    done = subprocess.run([sys.executable, tmp_path / "late.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert bool(done.stderr) == bool(said)

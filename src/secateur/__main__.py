@@ -1,6 +1,7 @@
 """The command `secateur`, and `python -m secateur`: the command line, which Ctrl-C may stop while it still loads."""
 
 import atexit
+import multiprocessing
 import os
 import sys
 
@@ -23,7 +24,10 @@ def main() -> int:
 def _leave(code: int) -> None:
     """End at once. An interpreter waits for its threads, and Ctrl-C may have met one that nobody will ever wake."""
     try:
-        atexit._run_exitfuncs()  # temporary folders, processes of our own
+        for child in multiprocessing.active_children():  # one that still starts would look for what is gone then
+            child.kill()
+            child.join()
+        atexit._run_exitfuncs()  # temporary folders
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

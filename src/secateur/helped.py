@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 from secateur import quiet
 
@@ -10,6 +11,7 @@ __all__ = ["context"]
 
 # Ctrl-C at the terminal is for the process that is helped, also while this one still imports.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.excepthook = quiet.unneeded
 quiet.libraries()
 
 from secateur.running import context  # noqa: E402 - the slow imports, once they disturb nobody

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.context import BaseContext
+from types import TracebackType
 from typing import Any
 
-__all__ = ["helper", "helpers", "libraries", "loading"]
+__all__ = ["helper", "helpers", "libraries", "loading", "unneeded"]
 
 _CHATTY = ("torchao", "torch.utils._pytree")
 """transformers imports torchao wherever it is installed, and that warns of kernels for other devices than ours."""
@@ -46,6 +47,15 @@ def helper(threads: int, environ: Mapping[str, str]) -> None:
 def _end_with(helped: Any) -> None:
     helped.join()
     os._exit(1)
+
+
+def unneeded(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In place of `sys.excepthook` where helpers are forked: one that comes too late, after Ctrl-C, has nothing to say.
+
+    What it was to share with the process that it would help is gone, or nothing comes from there any more.
+    """
+    if not issubclass(kind, FileNotFoundError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 _SLOW = ("transformers.modeling_utils", "sentence_transformers")
