@@ -372,7 +372,7 @@ def test_kurtosis_holds_through_the_first_stage_and_falls_in_the_second():
 
 @pytest.mark.parametrize("total", [0.6, 0.7])
 def test_the_other_order_is_no_better(total):
-    """5. Weights first, by the same ratio, then the same number of experts: a tie, within one per cent of the loss."""
+    """5. Weights first, by the same ratio, then the same number of experts: a tie, decided by the processor at 60 %."""
     ours, other = [], []
     for seed in SEEDS:
         subject = upcycled(seed)
@@ -392,9 +392,8 @@ def test_the_other_order_is_no_better(total):
     lab.record(
         "stun",
         f"order-{total:.0%}".rstrip("%"),
-        f"at {total:.0%} total sparsity experts first, then weights is no worse than the other order, within 1 % of "
-        "the loss",
-        lab.clearly_less(ours, [1.01 * value for value in other]),
+        f"at {total:.0%} total sparsity experts first, then weights is no worse than the other order",
+        lab.less(ours, other),
         ("loss", ours),
         {"weights first": other},
         setup=f"{UPCYCLED}; Wanda; a quarter of the experts goes",
