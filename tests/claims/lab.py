@@ -47,6 +47,13 @@ EXPERTS: dict[str, Any] = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
+NARROW = SHAPE | {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
+WIDE_EXPERTS = EXPERTS | {"hidden_size": 128, "intermediate_size": 256}
 BALANCE = 0.01
 """Weight of the load-balancing loss of whatever has experts."""
 
@@ -73,6 +80,23 @@ def minilm() -> Transformer:
 def llama(name: str = "llama", steps: int = 2000, genres: tuple[str, ...] = ()) -> Transformer:
     """A Llama with grouped-query attention (6 layers, width 128, 8 query and 2 KV heads), trained on Brown; cached."""
     return _taught("Llama", SHAPE, name, steps, genres)
+
+
+@functools.cache
+def settled() -> Transformer:
+    """A Llama of 4 layers and width 64 that has seen Brown often enough to be short of weights, not of steps; cached.
+
+    `llama` is not: whatever is trained on from it, half of its weights gone, gets better than it.
+    """
+    return _taught("Llama", NARROW, "settled", 8000, ())
+
+
+@functools.cache
+def wide_mixtral() -> Moe:
+    """A Mixtral of width 128, its experts of 256 and trained for twice as long as `mixtral`'s; cached."""
+    found = _taught("Mixtral", WIDE_EXPERTS, "wide-mixtral", 3000, ())
+    assert isinstance(found, Moe)
+    return found
 
 
 @functools.cache

@@ -285,8 +285,8 @@ def test_what_can_not_be_is_refused_in_one_line(subject: Moe, data: texts.Corpus
 
 
 def test_steps_are_dealt_out_whole() -> None:
-    assert recipe.dealt("", 100, 2) == [33, 67]
-    assert recipe.dealt("", 7, 3) == [1, 2, 4]
+    assert recipe.dealt("", 100, 2) == [20, 80]
+    assert recipe.dealt("", 21, 3) == [1, 4, 16]
     assert recipe.dealt("34%,66%", 1000, 2) == [340, 660]
     assert sum(recipe.dealt("", 1001, 4)) == 1001
 
@@ -369,8 +369,9 @@ def test_each_stage_may_have_its_own_learning_rate(
 
     monkeypatch.setattr(loop, "train", train)
     run(subject, data, tmp_path / "a", steps=4, lr=[1e-3, 5e-4], min_lr=1e-5)
-    assert seen == [(1e-3, 1e-5), (5e-4, 1e-5)]
+    assert seen == [(1e-3, 1e-3), (5e-4, 1e-5)]  # the first stage is stopped early, before its rate falls
     assert recipe.rates(1e-3, [1e-4, 0.0], 2) == [(1e-3, 1e-4), (1e-3, 0.0)]
+    assert recipe.rates([1e-3], [1e-4], 3) == [(1e-3, 1e-3), (1e-3, 1e-3), (1e-3, 1e-4)]
     with pytest.raises(InputError, match=r"^lr=0\.1,0\.2,0\.3 has 3 numbers for 2 stages: give one for all of them"):
         run(subject, data, tmp_path / "b", steps=4, lr=[0.1, 0.2, 0.3])
     with pytest.raises(InputError, match=r"^min_lr=0\.0001: give a floor between 0 and lr=1e-05"):

@@ -99,7 +99,7 @@ def slimmoe(
         seed: of sampling and training.
         stages: how many, each shrinking the experts by the same factor; or the share of their width after each, such as
             50%,20%, the last of which must be within the budget.
-        tokens: share of `steps` of each stage, such as 34%,66%; by default each gets twice those of the one before.
+        tokens: share of `steps` of each stage, such as 34%,66%; by default each gets four times that of the one before.
         slim: neurons; or experts, the baseline that drops whole ones, by how often tokens are routed to them unless
             `score` is soft, saliency or random; or merge, the other one: the means of experts whose rows of the router
             are near, and of these rows.
@@ -119,7 +119,8 @@ def slimmoe(
         steps: distillation steps, all stages together.
         train_batch: sequences per distillation step.
         lr: peak learning rate, one for all stages or one for each, such as 1e-3,5e-4.
-        min_lr: learning rate at the end of a stage, one for all or one for each.
+        min_lr: learning rate at the end of the last stage, those before being stopped early, at their peak; or one for
+            each.
         warmup: share of a stage's steps in warm-up.
         temperature: of the KL.
         cache: tokens per position kept of the original's predictions, on disk, in place of asking it at every step.
@@ -341,8 +342,8 @@ def path(many: list[float] | int, budget: Budget, plan: Callable[..., tuple[Unit
 
 
 def dealt(tokens: str | Sequence[str], steps: int, stages: int) -> list[int]:
-    """Steps of each stage; by default each gets twice those of the one before."""
-    given = shares_of(tokens, "tokens") if tokens else [2.0**stage for stage in range(stages)]
+    """Steps of each stage; by default each gets four times those of the one before."""
+    given = shares_of(tokens, "tokens") if tokens else [4.0**stage for stage in range(stages)]
     if not isinstance(given, list) or len(given) != stages:
         raise InputError(f"tokens={tokens!r} has not a share for each of {stages} stages: write such as 34%,66%")
     ends = np.round(np.cumsum([0.0, *given]) / sum(given) * steps).astype(int)
@@ -350,20 +351,28 @@ def dealt(tokens: str | Sequence[str], steps: int, stages: int) -> list[int]:
 
 
 def rates(peaks: float | Sequence[float], floors: float | Sequence[float], stages: int) -> list[tuple[float, float]]:
-    """(highest, last) learning rate of each stage; raises where numbers lack, before the first stage is trained."""
-    found = []
-    for what, given in (("lr", peaks), ("min_lr", floors)):
-        numbers = list(given) if isinstance(given, Sequence) else [given]
-        if len(numbers) not in (1, stages):
-            raise InputError(
-                f"{what}={','.join(f'{one:g}' for one in numbers)} has {len(numbers)} numbers for {stages} stages: "
-                "give one for all of them, or one for each"
-            )
-        found.append(numbers * (stages // len(numbers)))
-    pairs = list(zip(*found, strict=True))
+    """(highest, last) learning rate of each stage; raises where numbers lack, before the first stage is trained.
+
+    One `floors` is the last stage's: those before are stopped early, while their rate is at its peak.
+    """
+    highest = each("lr", peaks, stages)
+    alone = not isinstance(floors, Sequence) or len(floors) == 1
+    found = each("min_lr", floors, stages)
+    pairs = list(zip(highest, [*highest[:-1], found[-1]] if alone else found, strict=True))
     for peak, floor in pairs:
         schedule.learning_rate(0, steps=1, lr=peak, min_lr=floor)
     return pairs
+
+
+def each(what: str, given: float | Sequence[float], stages: int) -> list[float]:
+    """One number for each stage; raises where one is given neither for all nor for each."""
+    numbers = list(given) if isinstance(given, Sequence) else [given]
+    if len(numbers) not in (1, stages):
+        raise InputError(
+            f"{what}={','.join(f'{one:g}' for one in numbers)} has {len(numbers)} numbers for {stages} stages: "
+            "give one for all of them, or one for each"
+        )
+    return numbers * (stages // len(numbers))
 
 
 def told(stage: int, student: Moe, done: Recovery, length: int, teacher: Moe | None) -> str:
