@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -64,6 +67,17 @@ def test_experts_and_router_stay_and_only_their_width_goes(subject: Moe, data: t
     assert left["params"] <= 0.7 * subject.units().cost()["params"]
     assert result.predicted["active_params"] == left["active_params"] == small.active_params()
     assert {name.rpartition(".")[2] for name in result.cut.removed if result.cut.removed[name][0]} == {"expert_neurons"}
+
+
+@pytest.mark.parametrize(("share", "stages"), [(0.8, 2), (0.25, 2), (0.125, 3), (0.0, 4)])
+def test_each_stage_halves_the_experts_unless_told(subject: Moe, share: float, stages: int) -> None:
+    fixed: dict[str, Any] = {"kv_groups": 0, "shared": 1.0, "dense": 1.0, "divisor": 1, "slim": "neurons"}
+    plan = partial(recipe.planned, subject, subject, batch=1, length=16, last=True, **fixed)
+    units, counts = plan(share=share)
+    cost = units.cost({name: np.arange(units[name].count) < count for name, count in counts.items()})
+    goals = recipe.path(None, Budget.parse(f"params={cost['params']:.0f}"), plan)
+    assert len(goals) == stages
+    assert [b / a for a, b in itertools.pairwise([1.0, *goals])] == pytest.approx([goals[0]] * stages)
 
 
 def test_a_dead_neuron_goes_first(data: texts.Corpus, tmp_path: Path) -> None:

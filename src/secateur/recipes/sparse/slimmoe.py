@@ -5,6 +5,7 @@ Li, Liang, Zhang, Cheng, Kim, Chen, Wang, Zhao and Chen, COLM 2025 (arXiv 2506.1
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -52,7 +53,7 @@ def slimmoe(
     batch: int = 1,
     length: int = 128,
     seed: int = 0,
-    stages: str | Sequence[str] = "2",
+    stages: str | Sequence[str] = "",
     tokens: str | Sequence[str] = "",
     slim: Literal["neurons", "experts", "merge"] = "neurons",
     score: str = "taylor",
@@ -97,8 +98,8 @@ def slimmoe(
         batch: sequences per batch, for the cost of FLOPs and KV cache.
         length: tokens per sequence, in costs, calibration and training.
         seed: of sampling and training.
-        stages: how many, each shrinking the experts by the same factor; or the share of their width after each, such as
-            50%,20%, the last of which must be within the budget.
+        stages: how many, each shrinking the experts by the same factor, by default about a half, and at least two; or
+            the share of their width after each, such as 50%,20%, the last of which must be within the budget.
         tokens: share of `steps` of each stage, such as 34%,66%; by default each gets four times that of the one before.
         slim: neurons; or experts, the baseline that drops whole ones, by how often tokens are routed to them unless
             `score` is soft, saliency or random; or merge, the other one: the means of experts whose rows of the router
@@ -143,7 +144,7 @@ def slimmoe(
         planned, subject, kv_groups=kv_groups, shared=shared, dense=dense, divisor=divisor, slim=slim,
         batch=batch, length=length,
     )  # fmt: skip
-    many, further = shares_of(stages, "stages"), loop.options(training)
+    many, further = shares_of(stages, "stages") if stages else None, loop.options(training)
     train, _ = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
     texts_seen = make(train, batch=min(16, calibration), seed=seed).take(max(1, calibration // 16))
@@ -307,8 +308,12 @@ def merged(student: Moe, counts: Counts) -> Moe:
     return small
 
 
-def path(many: list[float] | int, budget: Budget, plan: Callable[..., tuple[Units, Counts]]) -> list[float]:
-    """The share of the experts after each stage, the last as large as the budget allows, or as asked for."""
+def path(many: list[float] | int | None, budget: Budget, plan: Callable[..., tuple[Units, Counts]]) -> list[float]:
+    """The share of the experts after each stage, the last as large as the budget allows, or as asked for.
+
+    Without a number, as many stages as halve the experts: a model that keeps less than that of itself has too little of
+    the original left to learn the rest from it.
+    """
     units, _ = plan(share=1.0)
     limits = budget.absolute(units.cost())
 
@@ -338,7 +343,9 @@ def path(many: list[float] | int, budget: Budget, plan: Callable[..., tuple[Unit
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (low, middle - 1) if excess(middle / finest) else (middle, high)
-    return [(low / finest) ** (stage / many) for stage in range(1, many + 1)]
+    last = low / finest
+    halvings = many or max(2, round(-math.log2(last)) if last else 2)
+    return [last ** (stage / halvings) for stage in range(1, halvings + 1)]
 
 
 def dealt(tokens: str | Sequence[str], steps: int, stages: int) -> list[int]:
