@@ -117,8 +117,11 @@ def smallest(
     stages: int, seed: int, total: int = STEPS, *, tokens: str = "", lr: float | Sequence[float] = 1e-3
 ) -> Moe:
     """To the paper's smallest target in `stages` that shrink by the same factor."""
-    shares = [SMALLEST ** (stage / stages) for stage in range(1, stages + 1)]
-    return staged(shares, tokens, seed, total, teacher=lab.wide_mixtral(), lr=lr, kv_groups=2)
+    return staged(shrinking(stages), tokens, seed, total, teacher=lab.wide_mixtral(), lr=lr, kv_groups=2)
+
+
+def shrinking(stages: int) -> list[float]:
+    return [SMALLEST ** (stage / stages) for stage in range(1, stages + 1)]
 
 
 @functools.cache
@@ -134,22 +137,14 @@ def quarter(seed: int, **how) -> Moe:
     return cut(lab.mixtral(), 0.25, seed, **how)
 
 
-def fair(seed: int) -> int:
-    """Steps of one stage for the FLOPs of two, the teacher's counted: the student of the first stage is larger."""
-    costs = _costs(lab.mixtral(), [cut(lab.mixtral(), share, seed) for share in (0.5, 0.2)])
-    return round(STEPS * (0.34 * costs[0] / costs[1] + 0.66))
-
-
-def fair_smallest(seed: int) -> int:
-    """The same for four stages to the smallest."""
-    wide, dealt = lab.wide_mixtral(), recipe.dealt("", STEPS, 4)
-    groups = [{}, {}, {}, {"kv_groups": 2}]
-    costs = _costs(wide, [cut(wide, SMALLEST ** (n / 4), seed, teacher=wide, **groups[n - 1]) for n in range(1, 5)])
+def fair(shares: Sequence[float], seed: int, *, teacher: Moe | None = None, **last: int) -> int:
+    """Steps of one stage for the FLOPs of several, the teacher's counted: students of the first stages are larger."""
+    teacher, costs = teacher or lab.mixtral(), []
+    for stage, share in enumerate(shares, 1):
+        student = cut(teacher, share, seed, teacher=teacher, **(last if stage == len(shares) else {}))
+        costs.append(3 * student.flops_per_token(lab.LENGTH) + teacher.flops_per_token(lab.LENGTH))
+    dealt = recipe.dealt("", STEPS, len(shares))
     return round(sum(steps * cost / costs[-1] for steps, cost in zip(dealt, costs, strict=True)))
-
-
-def _costs(teacher: Moe, students: Sequence[Moe]) -> list[float]:
-    return [3 * student.flops_per_token(lab.LENGTH) + teacher.flops_per_token(lab.LENGTH) for student in students]
 
 
 ARMS: dict[str, Callable[[int], Moe]] = {
@@ -163,7 +158,7 @@ ARMS: dict[str, Callable[[int], Moe]] = {
     "20/80": lambda seed: staged((0.5, 0.2), "20%,80%", seed),
     "50/50": lambda seed: staged((0.5, 0.2), "50%,50%", seed),
     "one stage": lambda seed: staged((0.2,), "100%", seed),
-    "one stage, equal FLOPs": lambda seed: staged((0.2,), "100%", seed, fair(seed)),
+    "one stage, equal FLOPs": lambda seed: staged((0.2,), "100%", seed, fair((0.5, 0.2), seed)),
     "fewer groups": lambda seed: learn(cut(quarter(seed), 0.25, seed, kv_groups=2), STEPS, seed),
     "thinner experts": lambda seed: learn(cut(quarter(seed), 28 / 128, seed, less=(0, 2)), STEPS, seed),
 }
@@ -172,7 +167,9 @@ STAGED: dict[str, Callable[[int], Moe]] = {
     "wide, one stage": lambda seed: staged((0.2,), "", seed, LONG, teacher=lab.wide_mixtral()),
     "smallest, four stages": lambda seed: smallest(4, seed),
     "smallest, one stage": lambda seed: smallest(1, seed),
-    "smallest, one stage, equal FLOPs": lambda seed: smallest(1, seed, fair_smallest(seed)),
+    "smallest, one stage, equal FLOPs": lambda seed: smallest(
+        1, seed, fair(shrinking(4), seed, teacher=lab.wide_mixtral(), kv_groups=2)
+    ),
     "fast, three stages": lambda seed: smallest(3, seed, tokens="3%,7%,90%", lr=[FAST / 3, FAST * 2 / 3, FAST]),
     "fast, one stage": lambda seed: smallest(1, seed, lr=FAST),
 }
@@ -272,8 +269,8 @@ def test_slim_experts_beat_merged_ones():
 
 
 SHORT = (
-    "one step is better with every seed (4.354 against 4.383 nats): the first stage takes a third of 150,000 tokens "
-    "from the last, and one step to a fifth of the width breaks nothing that they could not mend"
+    "a tie, 4.355 against 4.354 nats: an original that was not taught for long, and a fifth of the width of its small "
+    "experts, which one step breaks so little that 150,000 tokens mend it"
 )
 
 
@@ -326,10 +323,10 @@ def test_stages_beat_one_to_the_smallest_at_the_rate_that_is_best_for_one():
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason=SHORT)
 def test_two_stages_beat_one_at_equal_tokens():
-    ours, one = losses("34/66"), losses("one stage")
+    ours, one = losses("20/80"), losses("one stage")
     lab.record(
         "slimmoe",
-        "stages-fifth",
+        "stages-small",
         "100 -> 50 -> 20 % of the width in two stages beats one step at equal tokens",
         lab.less(ours, one),
         ("loss", ours),
@@ -412,7 +409,7 @@ def _overlap(student: Moe) -> float:
 def test_tokens_belong_to_the_last_stage():
     found = {split: losses(split) for split in ("34/66", "20/80", "50/50")}
     best = min(found, key=lambda split: sum(found[split]))
-    ours = found.pop("34/66")
+    ours = found.pop("20/80")
     lab.record(
         "slimmoe",
         "tokens",
