@@ -134,9 +134,9 @@ def slimmoe(
         dry_run: stop after the cuts; nothing is trained.
 
     Departures: gates stand for the paper's sums over rows and columns, which it does not spell out: for W2 they are
-    equal to the signed sum. Stage sizes and token shares are not published; these are our defaults. Scores are taken in
-    evaluation mode, where routers that sample take the best experts. Shared and dense FFNs, which the paper's
-    model does not have, keep shares of their own.
+    equal to the signed sum. Stage sizes and token shares are not published; these are our defaults. That first stages
+    are stopped early is known at second hand. Scores are taken in evaluation mode, where routers that sample take the
+    best experts. Shared and dense FFNs, which the paper's model does not have, keep shares of their own.
     """
     if not isinstance(subject, Moe):
         raise UnsupportedError(f"slimmoe slims experts, and {subject.family.model_type} has none: use minitron")
