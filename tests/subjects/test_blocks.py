@@ -195,6 +195,17 @@ def test_later_blocks_read_what_dense_ones_give_where_that_is_asked(name, tmp_pa
             pass
 
 
+def test_what_a_block_took_is_given_back_before_the_next(tmp_path, monkeypatch):
+    """A run of four blocks grew by 60 MiB, which lay free on the heap between what was held."""
+    done: list[int] = []
+    given: list[int] = []
+    monkeypatch.setattr(blocks.heap, "give_back", lambda: given.append(len(done)))
+    for block in blocks.visit(subject(), batches(), tmp_path):
+        assert len(given) == block.index
+        done.append(block.index)
+    assert given == [1, 2, 3]
+
+
 def test_reading_ends_with_the_last_matrix_that_is_asked_for(tmp_path):
     one, data = subject(), batches()
     for block in blocks.visit(one, data, tmp_path, store=False):

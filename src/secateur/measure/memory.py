@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+from secateur import heap
 from secateur.vocabulary import Figure
 
 __all__ = ["Peak", "allocated", "peak"]
@@ -58,8 +57,7 @@ def peak(fn: Callable[[], Any], *, device: str = "cpu", calls: int = 1) -> Peak:
         torch.cuda.synchronize(device)
         total = float(torch.cuda.max_memory_allocated(device))
         return Peak(max(total - start, 0.0), total, result)
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc; elsewhere free blocks stay where they are
+    heap.give_back()
     if _reset_high_water():
         start = _status("VmRSS")
         result = fn()

@@ -19,7 +19,19 @@ from secateur.errors import InputError, NumericalError
 from secateur.finite import all_finite
 from secateur.score.hooks import Batch, finite, stream
 
-__all__ = ["Moments", "Snapshots", "Sweep", "collect", "damped", "diagonal", "pooled", "shortage", "strips", "sweep"]
+__all__ = [
+    "Moments",
+    "Snapshots",
+    "Sweep",
+    "collect",
+    "damped",
+    "damped_",
+    "diagonal",
+    "pooled",
+    "shortage",
+    "strips",
+    "sweep",
+]
 
 LAZY = 32
 """Columns of pending inverse updates before they are applied as one matrix product."""
@@ -368,18 +380,21 @@ def _damped_inverse(H: Tensor, damp: float, held: Tensor) -> Tensor:
     return torch.cholesky_inverse(damped(H, damp, held))
 
 
-def damped(H: Tensor, damp: float, held: Tensor | None = None, *, reverse: bool = False) -> Tensor:
+def damped(H: Tensor, damp: float, held: Tensor | None = None) -> Tensor:
     """L with L L^T = (H + damp mean(diag H) I)[held, held], lower triangular, and 1 on the diagonal of dead inputs.
 
     Dead inputs do not enter the mean. The dampening is at least the rank tolerance of H's precision, and ten times more
-    while Cholesky still fails; `NumericalError` where it never succeeds. `H` is not changed. With `reverse` its rows
-    and columns are taken from the last to the first.
+    while Cholesky still fails; `NumericalError` where it never succeeds. `H` is not changed.
 
     Raises `InputError` for a `damp` that is negative or not finite.
     """
+    return damped_(H.clone(), damp, held)
+
+
+def damped_(H: Tensor, damp: float, held: Tensor | None = None) -> Tensor:
+    """`damped`, in the memory of H, whose contents are lost."""
     if not 0.0 <= damp < torch.inf:  # NaN would be raised tenfold for ever
         raise InputError(f"damp={damp}: give a share of the mean of the Hessian's diagonal, such as 0.01")
-    H = H.flip(0, 1) if reverse else H.clone()  # either is a copy
     diagonal = H.diagonal()  # a view
     dead = diagonal == 0.0
     mean = float(diagonal[~dead].mean()) if not bool(dead.all()) else 0.0
@@ -392,7 +407,7 @@ def damped(H: Tensor, damp: float, held: Tensor | None = None, *, reverse: bool 
         factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(H)
         if not bool(failed):
-            return factor
+            return H.mT.copy_(factor)  # column by column, as LAPACK has it: it is read again without a copy
         if share > 1e3:
             raise NumericalError("the Hessian is not positive, whatever the dampening: collect it from real inputs")
         added, share = share * mean, share * 10.0

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateur import heap
 from secateur.errors import InputError, NumericalError
 from secateur.finite import all_finite
-from secateur.score.hessian import Moments, damped, strips
+from secateur.score.hessian import Moments, damped_, strips
 
-__all__ = ["Pruned", "described", "factor", "factored", "grid", "prune", "prune_all"]
+__all__ = ["Pruned", "described", "factor", "factor_", "factored", "grid", "prune", "prune_all"]
 
 _TOGETHER = 3
 """Matrices with the same inputs that are gone through at once: queries, keys and values, not all starved experts."""
@@ -49,27 +50,35 @@ def factor(H: Tensor, damp: float = 0.01) -> Tensor:
     With J the reversal of order and J H J = L L^T, U = (J L J)^-1: one Cholesky and one triangular inverse.
     Source: SparseGPT (arXiv 2301.00774), section 3.3.
     """
-    # At most four matrices are alive, H itself among them: at [11008, 11008] each takes 460 MiB.
-    lower = damped(H, damp, reverse=True)
-    solved = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    return factor_(H.clone(), damp)
+
+
+def factor_(H: Tensor, damp: float = 0.01) -> Tensor:
+    """`factor`, in place: H becomes U. One more of its size is held at a time: at [28672, 28672] each is 3 GiB."""
+    H.copy_(H.flip(0, 1))
+    lower = damped_(H, damp)
     for here in strips(len(lower)):  # what is above its diagonal block is zero, and stays so
         below = slice(here.start, None)
-        solved[below, here] = torch.linalg.solve_triangular(lower[below, below], solved[below, here], upper=False)
-    del lower
-    return solved.flip(0, 1).contiguous()
+        one = torch.eye(len(lower) - here.start, here.stop - here.start, dtype=lower.dtype, device=lower.device)
+        lower[below, here] = torch.linalg.solve_triangular(lower[below, below], one, upper=False)
+    return H.copy_(lower.flip(0, 1))
 
 
 def factored(moments: dict[str, Moments], damp: float = 0.01) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """(names, H, U) by `factor`, of each matrix in turn together with its neighbours of the same moments.
+    """(names, the diagonal of H, U) by `factor`, of each matrix in turn and its neighbours of the same moments.
 
-    `moments` is emptied on the way: a matrix of the size of H is let go as soon as nobody needs it any more.
+    `moments` is emptied on the way, and U takes the place of H: of all that is as large, two are held at a time.
     """
     for _, group in itertools.groupby(list(moments), lambda name: id(moments[name])):
         names = list(group)
+        shared = any(moments[name] is moments[names[0]] for name in moments if name not in names)
         H = moments[names[0]].value(names[0])
         for name in names:
             del moments[name]
-        yield names, H, factor(H, damp)
+        heap.give_back()
+        diagonal = H.diagonal().clone()
+        yield names, diagonal, factor(H, damp) if shared else factor_(H, damp)
+        del H  # before the next one is worked on
 
 
 def prune_all(
@@ -95,7 +104,7 @@ def prune_all(
         by_row: `choose` looks at each row by itself, so that it may be asked for several matrices at once.
     """
     loss = 0.0
-    for names, H, U in factored(moments, damp):
+    for names, diagonal, U in factored(moments, damp):
         for start in range(0, len(names), _TOGETHER):
             some = names[start : start + _TOGETHER]
             sizes = [len(matrices[name]) for name in some]
@@ -105,12 +114,12 @@ def prune_all(
                 return torch.cat([choose(part) for part in scores.split(sizes)])
 
             rounded = grid(whole, bits) if bits else None
-            found = prune(whole, H, choose if by_row else each, every=every, inverse=U, rounded=rounded)
+            found = prune(whole, diagonal, choose if by_row else each, every=every, inverse=U, rounded=rounded)
             for name, part in zip(some, found.weight.split(sizes), strict=True):
                 matrices[name].copy_(part)
             loss += found.loss
             del whole, found
-        del H, U  # before the next ones are made
+        del U  # before the next one is made
     return loss
 
 
@@ -133,7 +142,7 @@ def prune(
 
     Args:
         weight: [d_out, d_in]; any float type, computed in float32. Not changed.
-        H: [d_in, d_in], from `hessian.collect`; ignored where `inverse` is given.
+        H: [d_in, d_in], from `hessian.collect`; its diagonal [d_in] will do where `inverse` is given.
         choose: scores -> mask, or a mask [d_out, d_in] made elsewhere (the corrections alone).
         every: columns per choice: 128 for a share of the weights, m for n of m, 0 to choose among all columns at once,
             by weights that hold no correction yet.
@@ -148,7 +157,8 @@ def prune(
     columns at a time into matrix products, which is the same sum in another order.
     """
     d_out, d_in = weight.shape
-    if H.shape != (d_in, d_in) or every < 0 or block < 1:
+    fits = H.shape == (d_in, d_in) or (inverse is not None and H.shape == (d_in,))
+    if not fits or every < 0 or block < 1:
         raise InputError(f"weight {tuple(weight.shape)}, H {tuple(H.shape)}, every={every}: expected [d_out, d_in], "
                          "[d_in, d_in] and no number below 0")  # fmt: skip
     if not all_finite(weight):
@@ -157,7 +167,7 @@ def prune(
     pivots, diagonal = U.diagonal().square().unsqueeze(1), U.diagonal().tolist()
     # Transposed, so that a column of W is a run of memory.
     W = weight.detach().to(torch.float32, copy=True).T.contiguous()
-    W[H.diagonal() == 0.0] = 0.0
+    W[(H if H.dim() == 1 else H.diagonal()) == 0.0] = 0.0
     if not every:
         choose = choose if isinstance(choose, Tensor) else choose((W.square() / pivots).T)
         every = block

@@ -22,7 +22,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur import processes
+from secateur import heap, processes
 from secateur.errors import InfeasibleError, InputError, ModelError
 from secateur.finite import given
 from secateur.modes import evaluating
@@ -346,6 +346,7 @@ def visit(
                 _keep(subject, path, _file(folder, index))
         current.remove()
         current = following
+        heap.give_back()
     if store:
         current.remove()
         if many > 1:

@@ -339,11 +339,11 @@ def general_importance(
         )
         poor += len(few)
         found: dict[str, Tensor] = {}
-        for names, H, U in obs.factored(moments, damp):
+        for names, diagonal, U in obs.factored(moments, damp):
             for name in names:
                 weight, parts = block.matrices[name].weight, list[Tensor]()
                 noting = partial(noted, choose, parts)
-                weight.copy_(obs.prune(weight, H, noting, every=columns, block=columns, inverse=U).weight)
+                weight.copy_(obs.prune(weight, diagonal, noting, every=columns, block=columns, inverse=U).weight)
                 found[name] = torch.cat(parts, 1)
         processes.by_first(partial(storage.write, folder / f"{block.index}.safetensors", found))
     return {"windows": float(len(windows)), "starved": float(poor)}
