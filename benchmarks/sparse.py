@@ -6,12 +6,13 @@
 The same model folder and the same calibration windows (a safetensors file) for all, dampening 0.01, blocks of 128
 columns; float32, and for time and memory bfloat16 as well, the type that checkpoints come in; all linears of the
 decoder's blocks, never the head. Every measurement is a process of its own, and all results are judged by one process.
-Peers live in environments of their own under .cache/bench.
+Each tool lives in an environment of its own under .cache/bench with what it asks for, secateur without any extra.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -29,6 +30,7 @@ from support import memory, peers
 from support.memory import MIB
 
 PEERS = {
+    "secateur": ["-e", str(peers.ROOT)],
     # requests is imported but not asked for by it; its Hugging Face extra wants transformers below 5.15.
     "nvidia-modelopt": ["nvidia-modelopt==0.47.0", "transformers<5.15", "requests"],
     "llmcompressor": ["llmcompressor==0.14.0.1"],
@@ -36,19 +38,22 @@ PEERS = {
 OURS, STREAMED, THEIRS, OTHERS = "secateur", "secateur, streamed", "Model-Optimizer", "LLM Compressor"
 DENSE = "secateur, streamed, dense inputs"
 """As Model-Optimizer does: a block is judged by what dense blocks before it give, and runs once."""
-CONTESTANTS: dict[str, tuple[str, str | None]] = {
-    OURS: ("sparsegpt", None),
-    STREAMED: ("streamed", None),
-    DENSE: ("dense", None),
+CONTESTANTS: dict[str, tuple[str, str]] = {
+    OURS: ("sparsegpt", "secateur"),
+    STREAMED: ("streamed", "secateur"),
+    DENSE: ("dense", "secateur"),
     THEIRS: ("modelopt", "nvidia-modelopt"),
     OTHERS: ("llmcompressor", "llmcompressor"),
 }
-BASELINES: dict[str, tuple[str, str | None]] = {
-    "secateur's wanda": ("wanda", None),
-    "secateur's magnitude": ("magnitude", None),
+BASELINES: dict[str, tuple[str, str]] = {
+    "secateur's wanda": ("wanda", "secateur"),
+    "secateur's magnitude": ("magnitude", "secateur"),
 }
-PATTERN, SHARE = "pattern=2:4", "weights=50%"
-LACKS = {(THEIRS, SHARE): "2:4 only"}
+PATTERN, WIDE, SHARE = "pattern=2:4", "pattern=16:32", "weights=50%"
+"""WIDE: as near to any half of the weights as Model-Optimizer's solver comes, see `modelopt`."""
+RIVAL = {PATTERN: PATTERN, WIDE: WIDE, SHARE: WIDE}
+"""Budget -> that of Model-Optimizer's which it is set against."""
+LACKS = {(THEIRS, SHARE): "patterns only"}
 DAMP, BLOCK = 0.01, 128
 BATCH = 8
 LARGE = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 4}
@@ -65,7 +70,10 @@ Phases = Iterator[Any]
 
 
 def modelopt(folder: Path, windows: Path, budget: str, out: Path) -> Phases:
+    """Its search lets 2:4 through alone, its solver takes any n:m: for any other, that check is left out."""
     import modelopt.torch.sparsity as sparsity
+    from modelopt.torch.opt.searcher import BaseSearcher
+    from modelopt.torch.sparsity.weight_sparsity.sparsegpt import SparseGPTSearcher
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
@@ -77,11 +85,12 @@ def modelopt(folder: Path, windows: Path, budget: str, out: Path) -> Phases:
         "data_loader": batches,
         # Only the inputs of the blocks' linears are asked for: logits of one place instead of all are kind to it.
         "collect_func": lambda ids: ({"input_ids": ids, "use_cache": False, "logits_to_keep": 1},),
-        "pattern": "2:4 sparsity",
+        "pattern": f"{budget.removeprefix('pattern=')} sparsity",
         "hessian_damp": DAMP,
         "col_block_size": BLOCK,
     }
-    assert budget == PATTERN
+    if budget != PATTERN:
+        SparseGPTSearcher.sanitize_search_config = BaseSearcher.sanitize_search_config
     model = sparsity.export(sparsity.sparsify(model, mode="sparsegpt", config=config))
     yield model
     model.save_pretrained(out)
@@ -102,7 +111,7 @@ def llmcompressor(folder: Path, windows: Path, budget: str, out: Path) -> Phases
     yield model
     modifier = SparseGPTModifier(
         sparsity=0.5,
-        mask_structure="2:4" if budget == PATTERN else "0:0",
+        mask_structure="0:0" if budget == SHARE else budget.removeprefix("pattern="),
         block_size=BLOCK,
         dampening_frac=DAMP,
         targets=["Linear"],
@@ -166,7 +175,7 @@ TOOLS: dict[str, Callable[[Path, Path, str, Path], Phases]] = {
 
 
 def child(tool: str, folder: Path, windows: Path, budget: str, out: Path, threads: int) -> dict[str, Any]:
-    """Seconds of pruning, and resident bytes: libraries loaded, model loaded, at the highest while pruning."""
+    """Seconds of pruning, and resident bytes: libraries loaded; at the highest while pruning, and from start to end."""
     import torch
 
     torch.set_num_threads(threads)
@@ -176,7 +185,8 @@ def child(tool: str, folder: Path, windows: Path, budget: str, out: Path, thread
     model = next(phases)
     if model is not None:  # what is mapped and not yet touched is not resident
         float(sum(parameter.detach().sum() for parameter in model.parameters()))
-    loaded = memory.resident()
+    before = memory.highest()
+    memory.resident()  # what is free is given back before time and memory are taken
     memory.reset()
     began = time.perf_counter()
     next(phases)
@@ -186,8 +196,8 @@ def child(tool: str, folder: Path, windows: Path, budget: str, out: Path, thread
     return {
         "seconds": seconds,
         "libraries": libraries,
-        "loaded": loaded,
         "highest": highest,
+        "whole": max(before, memory.highest()),
         "torch": torch.__version__,
     }
 
@@ -293,7 +303,7 @@ def run(python: str, threads: int, *arguments: object) -> Any:
 
 def measure(name: str, model: str, windows: Path, budget: str, out: Path, threads: int) -> dict[str, Any]:
     tool, peer = (CONTESTANTS | BASELINES)[name]
-    python, problem = peers.environment(peer, PEERS.get(peer or "", []))
+    python, problem = peers.environment(peer, PEERS[peer])
     if problem or (name, budget) in LACKS:
         return {"problem": problem or LACKS[name, budget]}
     print(f"{name}, {budget}, {Path(model).name}, {threads} threads", file=sys.stderr)
@@ -305,7 +315,7 @@ def quality(models: dict[str, Any], root: Path, seeds: int) -> dict[str, Any]:
     """Budget -> contestant -> what the judge finds, over calibration draws; and the dense model."""
     dense = models["trained"]
     found: dict[str, Any] = {"dense": judged(dense, root / "trained-0.safetensors", [Path(dense)])[0]}
-    for budget in (PATTERN, SHARE):
+    for budget in RIVAL:
         rows = found.setdefault(budget, {})
         for name in [*CONTESTANTS, *BASELINES]:
             made = []
@@ -342,11 +352,11 @@ def speed(
                 if "problem" in one:
                     rows[name] = one
                     continue
-                row = rows.setdefault(name, {"seconds": [], "above_model": [], "above_libraries": [], "in_all": []})
+                row = rows.setdefault(name, {key: [] for key in COLUMNS})
                 row["seconds"].append(one["seconds"])
-                row["above_model"].append((one["highest"] - one["loaded"]) / MIB)
                 row["above_libraries"].append((one["highest"] - one["libraries"]) / MIB)
                 row["in_all"].append(one["highest"] / MIB)
+                row["whole"].append(one["whole"] / MIB)
                 row["torch"] = one["torch"]
     return found
 
@@ -362,13 +372,13 @@ def quality_table(found: dict[str, Any]) -> list[str]:
         "| kept weights that moved |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
-    for budget in (PATTERN, SHARE):
+    for budget, theirs in RIVAL.items():
         for name, row in found[budget].items():
             if "problem" in row:
                 lines.append(f"| {budget} | {name} | {row['problem']} | | | | | |")
                 continue
             values, mean = row["perplexity"], statistics.mean(row["perplexity"])
-            rival = found[budget].get(THEIRS, {}).get("perplexity")
+            rival = found[theirs].get(THEIRS, {}).get("perplexity")
             share = f"{mean / statistics.mean(rival):.3f}" if rival else ""
             lines.append(
                 f"| {budget} | {name} | {mean:.2f} | {min(values):.2f} to {max(values):.2f} | {share} | "
@@ -380,9 +390,9 @@ def quality_table(found: dict[str, Any]) -> list[str]:
 
 COLUMNS = {
     "seconds": "seconds",
-    "above_model": "MiB above the loaded model",
     "above_libraries": "MiB above the libraries",
     "in_all": "MiB in all",
+    "whole": "loading and saving too",
 }
 
 
@@ -411,10 +421,11 @@ def ratio(rows: dict[str, Any], name: str, key: str) -> float | None:
 def claims(quality: dict[str, Any], speeds: dict[str, Any]) -> dict[str, Any]:
     """What is asked of secateur, and what came out."""
     found: dict[str, Any] = {}
-    for name in (OURS, STREAMED, DENSE):
-        ours, theirs = (quality.get(PATTERN, {}).get(one, {}).get("perplexity") for one in (name, THEIRS))
+    for name, (budget, rival) in itertools.product((OURS, STREAMED, DENSE), RIVAL.items()):
+        ours = quality.get(budget, {}).get(name, {}).get("perplexity")
+        theirs = quality.get(rival, {}).get(THEIRS, {}).get("perplexity")
         if ours and theirs:
-            found[f"{name}: perplexity of theirs"] = statistics.mean(ours) / statistics.mean(theirs)
+            found[f"{name}: perplexity of theirs, {budget}"] = statistics.mean(ours) / statistics.mean(theirs)
     for dtype, speed in ((dtype, speeds[dtype]) for dtype in DTYPES if dtype in speeds):
         for threads, rows in speed.items():
             for name in (OURS, STREAMED, DENSE):
@@ -494,20 +505,21 @@ def written(found: dict[str, Any]) -> list[str]:
     versions = ", ".join(
         f"{name} {peers.version(peer, PEERS[peer])} (transformers {peers.version(peer, PEERS[peer], 'transformers')})"
         for name, (_, peer) in CONTESTANTS.items()
-        if peer
+        if name in (OURS, THEIRS, OTHERS)
     )
     commits = ", ".join(f"{half} {found[half]['commit']}" for half in ("quality", "speed") if half in found)
     return [
         *lines,
         f"Perplexity in float32; dampening {DAMP}, blocks of {BLOCK} columns, batches of {BATCH} windows, or of "
         "512 tokens for secateur; the linears of the decoder's blocks alone. Medians, each of a fresh process; "
-        "the tools take turns. Above the loaded model: the highest resident size while pruning, less what was "
-        "resident right before. Model-Optimizer's search offers 2:4 alone; it gives masks, and leaves the weights "
-        "that stay as they were. Streamed: blocks are read from the disk one at a time, and no model is loaded "
-        "before. Dense inputs: blocks read what dense ones before them give, as those of Model-Optimizer do "
-        "(`--no-sequential`).",
+        "the tools take turns. MiB: the highest resident size while pruning, above what the libraries had taken and in "
+        "all, and from the start of the process to its end. Model-Optimizer gives masks, and leaves the weights that "
+        f"stay as they were; its search lets 2:4 through alone, its solver any n:m, so that for {WIDE} the check was "
+        f"left out, and {SHARE} is set against that. Streamed: blocks are read from the disk one at a time, and no "
+        "model is loaded before. Dense inputs: blocks read what dense ones before them give, as those of "
+        "Model-Optimizer do (`--no-sequential`).",
         f"{machine.get('cpu')}, {machine.get('logical_cores')} cores, Python {platform.python_version()}, torch "
-        f"{machine.get('torch')}, transformers {machine.get('transformers')}; {versions}; commits: {commits}.",
+        f"{machine.get('torch')}; {versions}; commits: {commits}.",
     ]
 
 
