@@ -92,6 +92,12 @@ def settled() -> Transformer:
 
 
 @functools.cache
+def narrow(seed: int) -> Transformer:
+    """One of several small Llamas, for what is not the same of every original; cached."""
+    return _taught("Llama", NARROW, f"narrow-{seed}", 1500, (), seed)
+
+
+@functools.cache
 def wide_mixtral() -> Moe:
     """A Mixtral of width 128, its experts of 256 and trained for twice as long as `mixtral`'s; cached."""
     found = _taught("Mixtral", WIDE_EXPERTS, "wide-mixtral", 3000, ())

@@ -19,7 +19,10 @@ from secateur.subjects.matrices import matrices
 from secateur.vocabulary import Budget, Result
 
 SEEDS = (0, 1, 2)
+ORIGINALS = (0, 1, 2, 3, 4)
+"""Seeds of `lab.narrow`: models that were trained alike differ more than what some claims are about."""
 SETUP = "Llama of 6 layers, width 128, trained on Brown; 128 windows of 64 tokens; next-token loss on held-out Brown"
+MANY = "five Llamas of 4 layers, width 64, trained on Brown from weights of their own; 128 windows of 64 tokens"
 
 
 def pruned(name: str, budget: str, seed: int, subject: Transformer | None = None, **options: Any) -> Result:
