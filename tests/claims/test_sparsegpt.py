@@ -83,8 +83,14 @@ def test_reading_anew_inside_a_block_is_no_worse():
     )  # fmt: skip
 
 
+ONCE = (
+    "a tie at this size, 4.3402 against 4.3410 nats over five models; of two larger ones one lost clearly less, the "
+    "other by the mean"
+)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=ONCE)
 def test_pruning_and_rounding_at_once_beats_rounding_afterwards():
-    """Of two larger Llamas, trained alike on different processors, one lost clearly less, the other by the mean."""
     ours, others = [], []
     for seed in ORIGINALS:
         ours.append(lab.held_out(oneshot.pruned("sparsegpt", "weights=50%", seed, lab.narrow(seed), bits=4).subject))
@@ -95,5 +101,6 @@ def test_pruning_and_rounding_at_once_beats_rounding_afterwards():
         others.append(lab.held_out(student))
     lab.record(
         "sparsegpt", "joint", "half the weights and four bits at once lose less than four bits after pruning",
-        lab.clearly_less(ours, others), ("loss", ours), {"pruned, then rounded": others}, setup=MANY, seeds=ORIGINALS,
+        lab.clearly_less(ours, others), ("loss", ours), {"pruned, then rounded": others}, setup=MANY,
+        reason=ONCE, seeds=ORIGINALS,
     )  # fmt: skip

@@ -51,8 +51,14 @@ def test_every_original_learns(seed):
     assert lab.held_out(lab.narrow(seed)) < 0.8 * math.log(lab.narrow(seed).model.config.vocab_size)
 
 
+ROWS = (
+    "at this size matrices are the better scope, 4.365 against 4.381 nats and for each of five models; of two larger "
+    "ones one lost less by rows, the other by matrices"
+)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=ROWS)
 def test_rows_are_the_right_scope():
-    """Of two larger Llamas, trained alike on different processors, one loses less by rows, the other by matrices."""
 
     def half(**options):
         students = (oneshot.pruned("wanda", "weights=50%", seed, lab.narrow(seed), **options) for seed in ORIGINALS)
@@ -62,7 +68,8 @@ def test_rows_are_the_right_scope():
     others["cumulative"] = half(cumulative=True)
     lab.record(
         "wanda", "scope", "comparing within rows loses no more than comparing within matrices",
-        lab.less(ours, others["matrix"]), ("loss", ours), others, against=["matrix"], setup=MANY, seeds=ORIGINALS,
+        lab.less(ours, others["matrix"]), ("loss", ours), others, against=["matrix"], setup=MANY,
+        reason=ROWS, seeds=ORIGINALS,
     )  # fmt: skip
 
 
