@@ -105,6 +105,10 @@ def test_dense_matrices_are_spared_only_where_nothing_fits_or_the_recipe_may_cho
     figure, (note,) = _pattern({"good": good, "odd": odd}, Pattern(2, 4), every=True)
     assert figure.value == 0
     assert note == "left dense by pattern=2:4: odd"
+    short = torch.cat([good, torch.ones(2, 2)], 1)
+    figure, (note,) = _pattern({"good": good, "short": short}, Pattern(2, 4), every=True)
+    assert figure.value == 0
+    assert note == "pattern=2:4 leaves the last inputs dense, which fill no group of 4, in short"
     figure, (note,) = _pattern({"good": good, "head": head}, Pattern(2, 4), every=True)
     assert figure.value == 4
     assert "does not hold in head: 4 runs of 4 weights of the first have more than 2" in note

@@ -577,6 +577,9 @@ def _pattern(
         spared = []
     wrong = {name: count for name, count in off.items() if name not in spared}
     notes = [f"left dense by {pattern}: {_listed(spared)}"] if spared else []
+    short = [name for name, matrix in matrices.items() if matrix.shape[1] % pattern.m and name not in spared]
+    if short:
+        notes.append(f"{pattern} leaves the last inputs dense, which fill no group of {pattern.m}, in {_listed(short)}")
     if wrong:
         first, count = next(iter(wrong.items()))
         most = (each or {}).get(first, pattern).n
