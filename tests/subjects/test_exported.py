@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 import yolo
 from secateur.errors import InputError, ModelError, UnsupportedError
@@ -49,8 +50,12 @@ def test_what_a_file_finds_is_what_the_cut_network_finds(tmp_path):
     wanted, found = small.detect(DATA.inputs), file.detect(DATA.inputs)
     assert any(len(one["boxes"]) for one in wanted)
     for one, other in zip(found, wanted, strict=True):
-        assert torch.equal(one["labels"], other["labels"])
-        assert torch.allclose(one["boxes"], other["boxes"], atol=1e-2)
+        assert len(one["boxes"]) == len(other["boxes"])
+        # One to one and not in order: on some processors two boxes whose scores are all but equal change places.
+        apart = torch.cdist(one["boxes"], other["boxes"], p=float("inf"))
+        apart = apart.maximum(100 * (one["scores"][:, None] - other["scores"]).abs())
+        apart = apart.maximum((one["labels"][:, None] != other["labels"]).float()).numpy()
+        assert apart[linear_sum_assignment(apart)].max(initial=0) < 1e-2
     batches = [DATA.batch()]
     assert detection.all_point(file.detect, batches).value == pytest.approx(
         detection.all_point(small.detect, batches).value, abs=1e-3

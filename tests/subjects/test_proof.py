@@ -91,7 +91,7 @@ class Rounded(torch.nn.Module):
 
 def test_a_rounding_is_told_from_a_difference_in_double_precision() -> None:
     torch.manual_seed(0)
-    model, example = Rounded().eval(), Example.of(torch.randn(100, 6))
+    model, example = Rounded().eval(), Example.of(torch.randn(10_000, 6))  # few are rounded the other way
     run = record(model, example)
     coupling = couple(run)
     kept = coupling.kept({site: np.arange(len(one.classes)) % 2 == 0 for site, one in coupling.sites.items()})
