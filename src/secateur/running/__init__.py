@@ -557,11 +557,12 @@ def _pattern(
     that are `masked`, all others were left dense, whatever zeros rounding has put there. A result that gave `each`
     matrix a pattern of its own is held to these, as long as their mean is no more than what was asked for.
     """
-    off, kept, whole = dict[str, int](), 0, 0
+    off, short, kept, whole = dict[str, int](), list[str](), 0, 0
     for name, matrix in matrices.items():  # once each: they may be read from the disk
         one = (each or {}).get(name, pattern)
         off |= sparsity.broken({name: matrix}, one.n, one.m)
         kept, whole = kept + one.n * matrix.numel(), whole + one.m * matrix.numel()
+        short += [name] if matrix.shape[1] % pattern.m else []
     if each and (kept * pattern.m > pattern.n * whole or any(one.m != pattern.m for one in each.values())):
         return _pattern(matrices, pattern, every, masked)
     spared = [
@@ -577,7 +578,7 @@ def _pattern(
         spared = []
     wrong = {name: count for name, count in off.items() if name not in spared}
     notes = [f"left dense by {pattern}: {_listed(spared)}"] if spared else []
-    short = [name for name, matrix in matrices.items() if matrix.shape[1] % pattern.m and name not in spared]
+    short = [name for name in short if name not in spared]
     if short:
         notes.append(f"{pattern} leaves the last inputs dense, which fill no group of {pattern.m}, in {_listed(short)}")
     if wrong:
