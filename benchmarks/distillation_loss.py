@@ -56,11 +56,11 @@ def loss_of(name: str) -> Callable[..., Any]:
     if name == "plain PyTorch":
         return plain
     if name == "secateur kl":
-        from secateur.recover import losses
+        from secateur.recover.distillation import losses
 
         return lambda student, teacher: losses.kl(student, teacher) / len(student)
     if name == FROM_HIDDEN[0]:
-        from secateur.recover import losses
+        from secateur.recover.distillation import losses
 
         return lambda s, head, t, teacher_head: losses.kl_from_hidden(s, head, t, teacher_head) / len(s)
     if name == FROM_HIDDEN[1]:

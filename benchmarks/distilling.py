@@ -69,7 +69,7 @@ def loss_of(name: str, student: Any, teacher: Any) -> Loss:
         return s(input_ids=ids, use_cache=False).logits, target
 
     if name == OURS:
-        from secateur.recover import objectives
+        from secateur.recover.training import objectives
         from secateur.subjects import open_subject
 
         pupil, master = open_subject(student), open_subject(teacher)
@@ -176,7 +176,8 @@ def cached(seed: int, steps: int) -> dict[str, Any]:
     sys.path.append(str(peers.ROOT / "tests"))
     from claims import lab
     from secateur.measure import quality
-    from secateur.recover import loop, objectives, teachers
+    from secateur.recover.distillation import teachers
+    from secateur.recover.training import loop, objectives
     from secateur.subjects import open_subject
 
     teacher = lab.llama()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from secateur.files import packages
+from assets import packages
 from secateur.measure import statistics
 from secateur.measure.environment import describe
 from support import peers

@@ -45,7 +45,7 @@ def write(path: Path, triples: int) -> None:
 
 def pairs(triples: int, count: int) -> list[tuple[str, str]]:
     """Two entities each, of middling rank."""
-    from secateur.stores import entity
+    from secateur.clients.stores import entity
 
     draw = np.random.default_rng(1)
     entities = max(1_000, triples * ENTITIES // TRIPLES)
@@ -66,8 +66,8 @@ def above(work: Callable[[], Any]) -> tuple[float, float, float, Any]:
 
 
 def load(job: dict[str, Any]) -> dict[str, Any]:
-    from secateur.files import triples
-    from secateur.stores import Embedded
+    from secateur.clients.stores import Embedded
+    from secateur.data import triples
 
     Embedded()
 
@@ -83,7 +83,7 @@ def load(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def ask(job: dict[str, Any]) -> dict[str, Any]:
-    from secateur.graphs import open_graph
+    from secateur.methods.graphs import open_graph
 
     graph = open_graph(job["store"])
     graph.around(["urn:a:none"])

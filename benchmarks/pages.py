@@ -51,9 +51,9 @@ def timed(job: dict[str, Any], work: Any) -> dict[str, Any]:
 
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
-    from secateur import encoders
-    from secateur.files.rundir import Transient
+    from secateur._utils.rundir import Transient
     from secateur.recipes.context.htmlrag import htmlrag
+    from secateur.retrieval import encoders
     from secateur.subjects import open_page
     from secateur.vocabulary import Budget
 
@@ -147,10 +147,10 @@ def main(given: Sequence[str] | None = None) -> None:
         Path(options.out).write_text(json.dumps(work(job)))
         return
     sys.path.append(str(peers.ROOT / "tests"))
+    from assets import packages
     from claims import pages
-    from secateur import encoders
-    from secateur.files import packages
     from secateur.measure.environment import describe
+    from secateur.retrieval import encoders
 
     python, problem = peers.environment(*PEER)
     if problem:

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from secateur import rerankers, threads
-from secateur.files import packages
-from secateur.files.rundir import Transient
+from assets import packages
+from secateur._utils import threads
+from secateur._utils.rundir import Transient
 from secateur.measure import statistics
 from secateur.measure.environment import describe
 from secateur.recipes.context.provence import provence
-from secateur.rerankers import Reranker
+from secateur.retrieval import rerankers
+from secateur.retrieval.rerankers import Reranker
 from secateur.subjects import open_passages
 from secateur.vocabulary import Budget
 from support import peers

@@ -30,8 +30,8 @@ BUDGET = "words=200"
 
 def explored(store: str, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """What it took to find the paths of each pair, three hops from both."""
-    from secateur.graphs import open_graph
-    from secateur.subjects import walks
+    from secateur.methods.graphs import open_graph
+    from secateur.subjects.graph import walks
 
     graph = open_graph(store)
     graph.around(["urn:a:none"])
@@ -57,7 +57,7 @@ def explored(store: str, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 def whole(graph: Any, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """What the recipe itself took, from topics to the text that is left."""
-    from secateur.files.rundir import Transient
+    from secateur._utils.rundir import Transient
     from secateur.recipes.context.paths_over_graph import paths_over_graph
     from secateur.vocabulary import Budget
 

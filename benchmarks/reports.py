@@ -9,7 +9,7 @@ import argparse
 import statistics
 import time
 
-from secateur.measure import report
+from secateur.reports import report
 from secateur.vocabulary import Cut, Evidence, Figure, Recovery
 
 MATRICES = ("self_attn_q_proj", "self_attn_k_proj", "self_attn_v_proj", "self_attn_o_proj",

@@ -139,7 +139,8 @@ def ours(recipe: str, stream: bool = False, **options: Any) -> Callable[[Path, P
 
         from safetensors.torch import load_file
 
-        from secateur.files import rundir, texts
+        from secateur._utils import rundir
+        from secateur.data import texts
         from secateur.subjects import open_streamed, open_subject
         from secateur.vocabulary import Budget
 
@@ -251,7 +252,7 @@ def prepared(root: Path, layers: int, seeds: int) -> dict[str, Any]:
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from secateur.files import texts
+    from secateur.data import texts
     from secateur.subjects import open_subject
 
     sys.path.append(str(peers.ROOT / "tests"))

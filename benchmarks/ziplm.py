@@ -16,7 +16,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 
-from secateur.files import packages, texts
+from assets import packages
+from secateur.data import texts
 from secateur.recipes.language import ziplm
 from secateur.score import database
 from secateur.select import allocate, levels

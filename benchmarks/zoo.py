@@ -257,8 +257,8 @@ Tell = Callable[[dict[str, Any]], None]
 
 def measure(name: str, tell: Tell) -> dict[str, Any]:
     """What secateur makes of a network at 50 % of channels."""
-    pruning = importlib.import_module("secateur.pruning")
-    traced = importlib.import_module("secateur.subjects.traced")
+    pruning = importlib.import_module("secateur.methods.pruning")
+    traced = importlib.import_module("secateur.subjects.network.traced")
     model, inputs = build(name)
     row: dict[str, Any] = {"params": _size(model)}
     tell(row)
@@ -368,8 +368,8 @@ def peer(name: str, tell: Tell) -> dict[str, Any]:
 def laws(name: str, tell: Tell) -> dict[str, Any]:
     """Which laws of subjects hold of it: whole, one-axis and mixed selections of random units, see `conformance`."""
     check = importlib.import_module("secateur.conformance").check_subject
-    traced = importlib.import_module("secateur.subjects.traced")
-    recording = importlib.import_module("secateur.subjects.recording")
+    traced = importlib.import_module("secateur.subjects.network.traced")
+    recording = importlib.import_module("secateur.subjects.network.recording")
     numpy = importlib.import_module("numpy")
     model, inputs = build(name)
     row: dict[str, Any] = {"params": _size(model)}
@@ -636,7 +636,14 @@ def main() -> None:
     if "torch_pruning" in tools:
         install()
     # What is loaded here need not be loaded again for each network. Nothing is computed here: threads do not survive.
-    for module in ("torchvision.models", "timm", "transformers", "diffusers", "secateur.pruning", "torch_pruning"):
+    for module in (
+        "torchvision.models",
+        "timm",
+        "transformers",
+        "diffusers",
+        "secateur.methods.pruning",
+        "torch_pruning",
+    ):
         if importlib.util.find_spec(module.partition(".")[0]):
             importlib.import_module(module)
     gc.freeze()  # nor looked through by each child's garbage collector, which would write to all of it

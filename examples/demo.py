@@ -21,10 +21,11 @@ def main() -> int:
     """Run, print what came out, and say where the report is. Returns the exit code."""
     from rich.console import Console
 
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))  # where packages are fetched by name
     import secateur
+    from assets import packages
     from secateur.errors import DataError, SecateurError
-    from secateur.files import packages
-    from secateur.measure import evidence
+    from secateur.reports import evidence
     from secateur.studies import baselines
 
     say, began = Console(), time.perf_counter()

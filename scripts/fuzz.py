@@ -19,16 +19,17 @@ import atheris
 with atheris.instrument_imports(include=["secateur"], enable_loader_override=False):
     import numpy as np
 
-    from secateur import stores
+    from secateur._utils.http import PassingError
+    from secateur.clients import stores
+    from secateur.clients.stores import Embedded
+    from secateur.data import triples
     from secateur.errors import SecateurError
-    from secateur.files import triples
-    from secateur.rerankers import Settings
-    from secateur.running import readings
+    from secateur.retrieval.rerankers import Settings
+    from secateur.runs.backends import documents
     from secateur.score import citations
-    from secateur.stores import Embedded
-    from secateur.subjects import open_page, passage
+    from secateur.subjects import open_page
+    from secateur.subjects.text import passage
     from secateur.vocabulary import Budget, Selection
-    from secateur.web import PassingError
 
 
 def html(given: bytes) -> None:
@@ -58,7 +59,7 @@ def line(given: bytes) -> None:
     """A line of --in gives documents or one error."""
     row = json.loads(given)
     if isinstance(row, dict):
-        readings.of_row(row, Path("here"))
+        documents.of_row(row, Path("here"))
 
 
 def table(given: bytes, suffix: str = ".tsv") -> None:

@@ -16,8 +16,20 @@ from mkdocs.structure.files import File, Files
 from secateur import recipes
 
 PACKAGE = Path(__file__).parents[1] / "src" / "secateur"
-FLOORS = ("subjects", "score", "select", "recover", "measure", "files", "adapters")
-TOP = ("vocabulary", "errors", "running", "running.context", "recipes", "encoders", "llms", "conformance")
+FLOORS = (
+    "subjects",
+    "score",
+    "select",
+    "recover",
+    "measure",
+    "data",
+    "formats",
+    "clients",
+    "retrieval",
+    "methods",
+    "integrations",
+)
+TOP = ("vocabulary", "errors", "runs.executor", "runs.context", "recipes", "conformance")
 
 
 def on_config(config: Any) -> Any:
@@ -48,7 +60,8 @@ def generated() -> dict[str, str]:
 
 def modules_of(floor: str) -> list[str]:
     """The public modules of a floor, in alphabetical order."""
-    return sorted(file.stem for file in (PACKAGE / floor).glob("*.py") if not file.stem.startswith("_"))
+    files = [file.relative_to(PACKAGE / floor) for file in (PACKAGE / floor).rglob("*.py") if file.stem != "__init__"]
+    return sorted(".".join(file.with_suffix("").parts) for file in files)
 
 
 def reference(name: str, title: str, modules: list[str]) -> str:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from secateur.measure import evidence
+from secateur.reports import evidence
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "evidence"

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from secateur import running
-from secateur.measure import charts
+from secateur.reports import charts
+from secateur.runs import executor
 
-DRAWING = ("measure", "conformance", "test_demo.py")
+DRAWING = ("reports", "conformance", "test_demo.py")
 """Tests with these in their paths draw the charts of their reports; a chart takes a tenth of a second."""
 
 
@@ -22,12 +22,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("-m") != "claim":
-        running.CLOCK.update(lasting=0.0, pairs=6, warmup=1, resolution=math.inf)
+        executor.CLOCK.update(lasting=0.0, pairs=6, warmup=1, resolution=math.inf)
 
 
 @pytest.fixture(autouse=True)
 def ctrl_c() -> Iterator[None]:
-    """`secateur.helped` gives up Ctrl-C where it is imported, as a test of all modules does."""
+    """`secateur.runs.preload` gives up Ctrl-C where it is imported, as a test of all modules does."""
     yield
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

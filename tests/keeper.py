@@ -10,9 +10,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import tiny
-from secateur.files.rundir import Transient
+from secateur._utils.rundir import Transient
 from secateur.recipes.context.provence import train
-from secateur.rerankers import Judged, Reranker
+from secateur.retrieval.rerankers import Judged, Reranker
 
 WORDS = tiny.WORDS
 

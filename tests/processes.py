@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 import secateur.recipes.language.minitron
 import secateur.recipes.language.ziplm
-import secateur.running  # noqa: F401 - imported here so that no child has to
+import secateur.runs.executor  # noqa: F401 - imported here so that no child has to
 from secateur import cli
 
 

@@ -7,8 +7,8 @@ import functools
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from assets import packages
 from secateur.errors import DataError
-from secateur.files import packages
 
 __all__ = ["bpe", "sentences", "unigram", "wordpiece"]
 

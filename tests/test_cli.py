@@ -16,9 +16,10 @@ import yaml
 
 import processes
 import tiny
-from secateur import cli, recipes, running
+from clients.test_chat import say, served
+from secateur import cli, recipes
 from secateur.errors import ModelError
-from test_llms import say, served
+from secateur.runs import executor
 
 SMALL = [
     "--batch",
@@ -175,11 +176,11 @@ def test_a_flag_of_a_list_given_again_adds_to_it(places, capsys, monkeypatch):
     assert cli.main(["run", "romanian_distilberts", *how, "--weights", "1,a", "--weights", "2"]) == 2
     assert "option weights='a' of romanian_distilberts" in capsys.readouterr().err, "the first is not forgotten"
     asked = []
-    monkeypatch.setattr(running, "results", lambda **options: asked.append(options.get("axes", "none")) or [])
+    monkeypatch.setattr(executor, "results", lambda **options: asked.append(options.get("axes", "none")) or [])
     for words in ([], ["--axes", "heads,neurons"], ["--axes", "heads", "--axes", "neurons"], ["--axes", ""]):
         assert cli.main(["run", "minitron", *how, *words]) == 0
     assert asked == ["none", ["heads", "neurons"], ["heads", "neurons"], []]
-    monkeypatch.setattr(running, "results", lambda **options: asked.append(options.get("shape", "none")) or [])
+    monkeypatch.setattr(executor, "results", lambda **options: asked.append(options.get("shape", "none")) or [])
     asked.clear()
     for words in ([], ["--shape", "layers=2, neurons=8"], ["--shape", "layers=2", "--shape", "neurons=8"]):
         assert cli.main(["run", "minitron", *how, *words]) == 0
@@ -401,29 +402,29 @@ def test_measure_asks_lm_eval_with_a_task_of_ones_own(places):
 
 
 def test_a_missed_budget_ends_with_one(places, capsys, monkeypatch):
-    from secateur import running
+    from secateur.runs import executor
 
-    (row,) = running.evidence.read(places / "small")
-    monkeypatch.setattr(running, "results", lambda **_: iter([running.replace(row, verdict="missed: by a mile")]))
+    (row,) = executor.evidence.read(places / "small")
+    monkeypatch.setattr(executor, "results", lambda **_: iter([executor.replace(row, verdict="missed: by a mile")]))
     arguments = ["run", "ziplm", "m", "--budget", "params=80%", "--data", "d", "--out", "o"]
     assert cli.main(arguments) == 1
     assert "verdict: missed: by a mile" in capsys.readouterr().out
 
 
 def test_a_run_without_a_result_does_not_point_to_one(places, capsys, monkeypatch):
-    from secateur import running
+    from secateur.runs import executor
 
-    (row,) = running.evidence.read(places / "small")
+    (row,) = executor.evidence.read(places / "small")
     arguments = ["run", "ziplm", "m", "--budget", "params=80%", "--data", "d", "--out"]
-    nothing = running.replace(row, cut=running.replace(row.cut, removed={}), verdict="failed: nothing was removed")
-    monkeypatch.setattr(running, "results", lambda **_: iter([nothing]))
+    nothing = executor.replace(row, cut=executor.replace(row.cut, removed={}), verdict="failed: nothing was removed")
+    monkeypatch.setattr(executor, "results", lambda **_: iter([nothing]))
     assert cli.main([*arguments, str(places / "small")]) == 1
     shown = capsys.readouterr().out.splitlines()
     assert not any(line.startswith("result  ") for line in shown)
     assert f"report  {places / 'small' / 'report.html'}" in "".join(shown)
     assert cli.main([*arguments, str(places / "nowhere")]) == 1
     assert "nowhere" not in capsys.readouterr().out
-    monkeypatch.setattr(running, "results", lambda **_: iter([nothing, row]))
+    monkeypatch.setattr(executor, "results", lambda **_: iter([nothing, row]))
     assert cli.main([*arguments, str(places / "small")]) == 1
     assert any(line.startswith("result  ") for line in capsys.readouterr().out.splitlines())
 

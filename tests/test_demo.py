@@ -10,9 +10,9 @@ import pytest
 
 import secateur
 import tiny
+from assets import packages
 from secateur.errors import DataError
-from secateur.files import packages
-from secateur.measure import evidence
+from secateur.reports import evidence
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
 SMALL = dict(calibration=32, judged=16, batch=2, length=8, train_batch=8, train_length=16)

@@ -26,7 +26,8 @@ from transformers import BertForMaskedLM
 
 import secateur
 import tiny
-from secateur import cli, recipes, running
+from secateur import cli, recipes
+from secateur.runs import executor
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -93,7 +94,7 @@ def quick(recipe: Any, options: dict[str, Any]) -> dict[str, Any]:
     name = recipe if isinstance(recipe, str) else recipe.__name__
     if name not in QUICK:
         return {}
-    known = running.options(name)
+    known = executor.options(name)
     return {key: value for key, value in QUICK[name].items() if key in known and key not in options}
 
 
@@ -138,7 +139,7 @@ def test_code_blocks_run(
         (shutil.copytree if thing.is_dir() else shutil.copy)(thing, tmp_path / thing.name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    real = running.run
+    real = executor.run
 
     def run(recipe: Any, *args: Any, **options: Any) -> Any:
         return real(recipe, *args, **options, **quick(recipe, options))

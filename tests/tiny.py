@@ -151,7 +151,7 @@ def uneven(made: PreTrainedModel, share: float = 0.5, seed: int = 0) -> PreTrain
 
 def taught(made: PreTrainedModel, steps: int = 200, seed: int = 0) -> PreTrainedModel:
     """The same decoder after some steps on `chains`, packed as recipes pack them: its parts differ in worth."""
-    from secateur.files import texts
+    from secateur.data import texts
 
     items = texts.batches(texts.read(chains(1600, seed)), tokenizer(), packed=True, batch=32, length=16, seed=seed)
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)

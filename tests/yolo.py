@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.files.examples import Examples
+from secateur.data.examples import Examples
 
 STRIDES = (8, 16, 32)
 

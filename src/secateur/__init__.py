@@ -20,17 +20,17 @@ __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from secateur.errors import SecateurError as SecateurError
-    from secateur.graphs import open_graph as open_graph
-    from secateur.pruning import prune as prune
-    from secateur.running import export as export
-    from secateur.running import inspect as inspect
-    from secateur.running import report as report
-    from secateur.running import run as run
-    from secateur.running.context import prune_context as prune_context
-    from secateur.running.context import prune_file as prune_file
-    from secateur.running.context import train_pruner as train_pruner
-    from secateur.running.data import prune_data as prune_data
-    from secateur.running.distilling import distill as distill
+    from secateur.methods.graphs import open_graph as open_graph
+    from secateur.methods.pruning import prune as prune
+    from secateur.runs.context import prune_context as prune_context
+    from secateur.runs.context import prune_file as prune_file
+    from secateur.runs.context import train_pruner as train_pruner
+    from secateur.runs.data import prune_data as prune_data
+    from secateur.runs.distilling import distill as distill
+    from secateur.runs.executor import export as export
+    from secateur.runs.executor import inspect as inspect
+    from secateur.runs.executor import report as report
+    from secateur.runs.executor import run as run
     from secateur.subjects import load as load
     from secateur.subjects import open_subject as open_subject
     from secateur.vocabulary import Budget as Budget
@@ -56,19 +56,19 @@ _PLACES = {
     "Site": "vocabulary",
     "Subject": "vocabulary",
     "Units": "vocabulary",
-    "distill": "running.distilling",
-    "export": "running",
-    "inspect": "running",
+    "distill": "runs.distilling",
+    "export": "runs.executor",
+    "inspect": "runs.executor",
     "load": "subjects",
-    "open_graph": "graphs",
+    "open_graph": "methods.graphs",
     "open_subject": "subjects",
-    "prune": "pruning",
-    "prune_context": "running.context",
-    "prune_data": "running.data",
-    "prune_file": "running.context",
-    "report": "running",
-    "run": "running",
-    "train_pruner": "running.context",
+    "prune": "methods.pruning",
+    "prune_context": "runs.context",
+    "prune_data": "runs.data",
+    "prune_file": "runs.context",
+    "report": "runs.executor",
+    "run": "runs.executor",
+    "train_pruner": "runs.context",
 }
 
 __all__ = [

@@ -18,7 +18,7 @@ import torch
 
 from claims import graphs, lab
 from claims.graphs import Asked, Triple, World
-from secateur.recover import loop, objectives
+from secateur.recover.training import loop, objectives
 from secateur.subjects import Transformer
 
 SHAPE: dict[str, Any] = {

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import vision_models
+from assets.scenes import scenes
 from claims.lab import CACHE
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.scenes import scenes
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.measure import detection
-from secateur.recover import detecting, loop
-from secateur.subjects import detectors
-from secateur.subjects.traced import Traced
+from secateur.recover.training import detecting, loop
+from secateur.subjects.network import detectors
+from secateur.subjects.network.traced import Traced
 from yolo import Yolo
 
 SIZE, BATCH = 64, 32

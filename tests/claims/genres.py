@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
+from assets import packages
 from claims import lab
-from secateur.files import packages, texts
-from secateur.files.texts import Corpus
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.subjects import Transformer
 
 DOMAINS = ("learned", "romance")

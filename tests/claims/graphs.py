@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from assets import packages
 from claims import lab
 from claims import wordnet as net_of
-from secateur import encoders
-from secateur.disk import writing
-from secateur.files import packages
-from secateur.graphs import open_graph
+from secateur._utils.disk import writing
+from secateur.methods.graphs import open_graph
+from secateur.retrieval import encoders
 from secateur.score import relevance
-from secateur.subjects.knowledge_graph import KnowledgeGraph
+from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 
 SOURCES = ("Atlas", "Beacon", "Codex", "Digest", "Ledger")
 Triple = tuple[str, str, str]

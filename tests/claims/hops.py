@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from assets import packages
 from claims import wordnet as net_of
-from secateur.encoders import Count
-from secateur.files import packages
+from secateur.clients.stores import Embedded
 from secateur.recipes.context import paths_over_graph as recipe
+from secateur.retrieval.encoders import Count
 from secateur.score import relevance
 from secateur.select import beams
-from secateur.stores import Embedded
-from secateur.subjects import walks
-from secateur.subjects.knowledge_graph import Fact, KnowledgeGraph
-from secateur.subjects.walks import Path, Surroundings
+from secateur.subjects.graph import walks
+from secateur.subjects.graph.knowledge_graph import Fact, KnowledgeGraph
+from secateur.subjects.graph.walks import Path, Surroundings
 
 Triple = tuple[str, str, str]
 Step = tuple[str, bool]

@@ -21,12 +21,12 @@ from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_sample_images
 from torch.nn import functional
 
+from assets import packages
 from claims import vision
 from claims.lab import CACHE
-from secateur.disk import writing
-from secateur.encoders import encoder
-from secateur.files import packages
-from secateur.files.examples import Examples
+from secateur._utils.disk import writing
+from secateur.data.examples import Examples
+from secateur.retrieval.encoders import encoder
 
 SIZE = 16
 LETTERS = "AEGHKMNRTW"

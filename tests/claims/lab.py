@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 
-from secateur.disk import atomic_write
-from secateur.files import packages, texts
-from secateur.files.texts import Batches, Corpus
-from secateur.measure import evidence, quality, statistics
+from assets import packages
+from secateur._utils.disk import atomic_write
+from secateur.data import texts
+from secateur.data.texts import Batches, Corpus
+from secateur.measure import quality, statistics
 from secateur.measure.environment import describe
-from secateur.recover import loop, objectives, routing
+from secateur.recover.training import loop, objectives, routing
+from secateur.reports import evidence
 from secateur.subjects import Moe, Transformer, open_subject
 from secateur.vocabulary import Figure
 

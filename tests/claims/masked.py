@@ -20,11 +20,13 @@ from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM
 
 import readers
+from assets import packages
 from claims import lab
-from secateur.files import packages, texts
+from secateur.data import texts
 from secateur.measure import loyalty, quality
 from secateur.recipes.language import romanian_distilberts as recipe
-from secateur.recover import alignment, loop
+from secateur.recover.distillation import alignment
+from secateur.recover.training import loop
 from secateur.subjects import Transformer, open_subject
 
 __all__ = [

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.files import packages
+from assets import packages
 from secateur.score import citations, relevance
-from secateur.subjects import markup, open_page
-from secateur.subjects.passage import sentences
+from secateur.subjects import open_page
+from secateur.subjects.text import markup
+from secateur.subjects.text.passage import sentences
 
 LONGEST = 5
 """Sentences of a passage at most: a small encoder on two cores is taught with 128 tokens."""

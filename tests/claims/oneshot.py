@@ -11,7 +11,7 @@ import torch
 
 from claims import lab
 from secateur import recipes
-from secateur.files.rundir import Run
+from secateur._utils.rundir import Run
 from secateur.select import weights
 from secateur.select.pattern import n_of_m
 from secateur.subjects import Transformer

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from selectolax.lexbor import LexborHTMLParser
 
-from secateur import encoders
-from secateur.files import packages
+from assets import packages
+from secateur.retrieval import encoders
 from secateur.score import relevance
 
 BUDGETS = (256, 512, 1024, 4096)

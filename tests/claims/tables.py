@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from assets import packages
 from claims import pages
-from secateur import encoders
-from secateur.files import packages
-from secateur.files.rundir import Transient
+from secateur._utils.rundir import Transient
 from secateur.recipes.context.htmlrag import htmlrag
-from secateur.recover import loop, objectives
+from secateur.recover.training import loop, objectives
+from secateur.retrieval import encoders
 from secateur.subjects import open_page
 from secateur.vocabulary import Budget
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from claims import lab
-from secateur.files.rundir import Run
+from secateur._utils.rundir import Run
 from secateur.recipes.sparse import ast, magnitude, sparsegpt
-from secateur.subjects import Transformer, sides
+from secateur.subjects import Transformer
 from secateur.subjects.matrices import matrices
+from secateur.subjects.transformer import low_rank
 from secateur.vocabulary import Budget, Result
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]
@@ -119,7 +120,7 @@ def trained(arm: str, seed: int) -> dict[str, Any]:
         for name, stays in masks.items():
             assert bool((stays.unflatten(1, (-1, 4)).sum(2) == 2).all()), name
         kept = sum(int((stays & start[name]).sum()) for name, stays in masks.items())
-        beside = sides.of(found.subject.model)
+        beside = low_rank.of(found.subject.model)
         return {
             "perplexity": perplexity(found.subject),
             "overlap": kept / sum(int(stays.sum()) for stays in masks.values()),

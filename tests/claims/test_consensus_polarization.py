@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from claims import lab, vision
-from secateur.files import examples
-from secateur.files.rundir import Run
+from secateur._utils.rundir import Run
+from secateur.data import examples
 from secateur.measure import latency
 from secateur.recipes.vision import consensus_polarization as recipe
-from secateur.recover import loop
+from secateur.recover.training import loop
 from secateur.score import gates as statistics
 from secateur.score import magnitude
 from secateur.select import ranking
-from secateur.subjects.residual import Branches
-from secateur.subjects.traced import Traced, open_traced
+from secateur.subjects.network.residual import Branches
+from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Selection
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]

@@ -16,11 +16,11 @@ import torch
 
 from claims import lab
 from claims.genres import DOMAINS, accuracy, corpus, prompts
-from secateur.files import texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.recipes.sparse import d_pruner, magnitude, sparsegpt, wanda
-from secateur.recover import loop, objectives
+from secateur.recover.training import loop, objectives
 from secateur.select import weights
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.matrices import matrices

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from claims import kinds, lab, vision
-from secateur.files.examples import Examples
+from secateur.data.examples import Examples
 from secateur.recipes.data import dp4tl as recipe
-from secateur.recover import transfer
+from secateur.recover.training import transfer
 from secateur.score import difficulty
 from secateur.studies.lossless import Point, largest_lossless
-from secateur.subjects.examples import ExampleSet
-from secateur.subjects.traced import Traced
+from secateur.subjects.dataset.examples import ExampleSet
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]

@@ -18,18 +18,21 @@ from torch import Tensor
 
 from claims import lab, vision
 from recipes.vision import nets
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
+from secateur.formats import integers
+from secateur.formats.integers import Form
 from secateur.measure import sparsity
 from secateur.recipes.vision import gpusq_vit as recipe
-from secateur.recover import loop, masks, mixed
+from secateur.recover.distillation import mixed
+from secateur.recover.sparsity import masks
+from secateur.recover.training import loop
 from secateur.select import weights
 from secateur.select.pattern import n_of_m
-from secateur.subjects import integers, open_traced
-from secateur.subjects.integers import Form
+from secateur.subjects import open_traced
 from secateur.subjects.matrices import matrices
-from secateur.subjects.traced import Traced
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget
 
 pytest.importorskip("torchao")

@@ -15,11 +15,12 @@ from selectolax.lexbor import LexborHTMLParser
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from assets import packages
 from claims import lab, pages, tables
-from secateur import encoders, llms
-from secateur.files import packages
-from secateur.files.rundir import Run, Transient
+from secateur._utils.rundir import Run, Transient
+from secateur.clients import chat
 from secateur.recipes.context.htmlrag import htmlrag, train
+from secateur.retrieval import encoders
 from secateur.subjects import open_page
 from secateur.vocabulary import Budget
 
@@ -162,7 +163,7 @@ def test_tables_are_read_better_as_html(limit):
 # ---------------------------------------------------------------------------------------------------- the path model
 
 
-def path_model(seed: int) -> llms.Local:
+def path_model(seed: int) -> chat.Local:
     """A causal model of 1.5M parameters from scratch, taught on questions on other pages; byte pairs of the manual."""
     draw = random.Random(1000 + seed)
     held = {asked.page for asked in pages.asked(seed, groups=12)}
@@ -180,7 +181,7 @@ def path_model(seed: int) -> llms.Local:
         vocab_size=4096, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
         max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
-    model = llms.Local(LlamaForCausalLM(config), tokenizer)
+    model = chat.Local(LlamaForCausalLM(config), tokenizer)
     found = [(page, one) for page in taught for one in pages.found_on(page)]
     rows = [
         {"question": question, "documents": [page.read_text("utf-8")], "answers": [gold]}

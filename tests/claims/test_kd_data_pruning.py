@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from claims import kinds, lab, vision
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
+from secateur._utils.rundir import Run
+from secateur.data.examples import Examples
 from secateur.measure import loyalty
 from secateur.recipes.data import kd_data_pruning as recipe
 from secateur.studies import ridge
-from secateur.subjects.recording import Example
-from secateur.subjects.traced import Traced
+from secateur.subjects.network.recording import Example
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]

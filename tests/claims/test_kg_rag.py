@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from assets import packages
 from claims import causal, graphs, lab
 from claims.graphs import Asked, World
-from secateur import encoders
-from secateur import graphs as graphs_of
-from secateur.files import packages
-from secateur.files.rundir import Transient
+from secateur._utils.rundir import Transient
+from secateur.methods import graphs as graphs_of
 from secateur.recipes.context import kg_rag as module
 from secateur.recipes.context.kg_rag import kg_rag
+from secateur.retrieval import encoders
 from secateur.score import relevance
-from secateur.subjects import markup
+from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
 
 pytestmark = pytest.mark.claim

@@ -14,9 +14,10 @@ from torch import nn
 from claims import lab
 from secateur.measure import size
 from secateur.recipes.language import minitron
-from secateur.recover import objectives
+from secateur.recover.training import objectives
 from secateur.select import ranking
-from secateur.subjects import Transformer, shapes
+from secateur.subjects import Transformer
+from secateur.subjects.transformer import shapes
 from secateur.vocabulary import Selection
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]

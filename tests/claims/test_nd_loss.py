@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from claims import detection, lab, vision
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
+from secateur._utils.rundir import Run
+from secateur.data.examples import Examples
 from secateur.recipes.vision import nd_loss as recipe
 from secateur.subjects import open_traced
-from secateur.subjects.traced import Traced
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from claims import lab, vision
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
+from secateur._utils.outputs import leaves
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.recipes.vision import otov3
-from secateur.recover.sparsify import Groups, GroupSparse
+from secateur.recover.sparsity.sparsify import Groups, GroupSparse
 from secateur.score import gradient, magnitude, random
 from secateur.select import ranking
-from secateur.subjects.recording import leaves
-from secateur.subjects.segments import SITE, Erasure
-from secateur.subjects.shrinking import shrink
-from secateur.subjects.traced import Traced, open_traced
+from secateur.subjects.network.segments import SITE, Erasure
+from secateur.subjects.network.shrinking import shrink
+from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Figure, Result, Selection
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from assets import packages
 from claims import hops, lab, pages
-from secateur import encoders
-from secateur.files import packages
-from secateur.files.rundir import Transient
+from secateur._utils.rundir import Transient
 from secateur.recipes.context import paths_over_graph as module
 from secateur.recipes.context.paths_over_graph import paths_over_graph
-from secateur.subjects.walks import Surroundings
+from secateur.retrieval import encoders
+from secateur.subjects.graph.walks import Surroundings
 from secateur.vocabulary import Budget
 
 pytestmark = pytest.mark.claim

@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch import nn
 
+from assets import packages
 from claims import lab, needles
-from secateur import encoders, rerankers
-from secateur.files import packages
-from secateur.files.rundir import Transient
+from secateur._utils.rundir import Transient
 from secateur.measure import retrieval
 from secateur.measure.environment import describe
 from secateur.recipes.context import provence as module
 from secateur.recipes.context.provence import train
-from secateur.recover import loop, objectives
-from secateur.rerankers import Reranker
+from secateur.recover.training import loop, objectives
+from secateur.retrieval import encoders, rerankers
+from secateur.retrieval.rerankers import Reranker
 from secateur.score import relevance
 
 pytestmark = pytest.mark.claim

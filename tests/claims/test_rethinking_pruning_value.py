@@ -16,16 +16,17 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from assets import packages
 from claims import lab, vision
-from secateur.files import packages
-from secateur.files.examples import Examples
+from secateur.data.examples import Examples
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
-from secateur.recover import initialise, loop, losses
+from secateur.recover.distillation import losses
+from secateur.recover.training import initialise, loop
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.studies import architectures, lottery
 from secateur.subjects import Transformer, open_traced
-from secateur.subjects.traced import Traced
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]

@@ -14,11 +14,11 @@ import torch
 
 from claims import lab
 from claims.genres import accuracy, prompts
-from secateur.files import texts
+from secateur.data import texts
 from secateur.measure import latency, memory
 from secateur.recipes.sparse import slimmoe as recipe
 from secateur.recipes.sparse import stun
-from secateur.recover import loop, objectives
+from secateur.recover.training import loop, objectives
 from secateur.select import ranking
 from secateur.subjects import Moe
 

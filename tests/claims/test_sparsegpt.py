@@ -12,10 +12,10 @@ import torch
 
 from claims import lab, oneshot
 from claims.oneshot import MANY, ORIGINALS, SEEDS, SETUP, loss
-from secateur.files import texts
+from secateur.data import texts
 from secateur.score import hessian, obs, wanda
 from secateur.select import weights
-from secateur.subjects import blocks
+from secateur.subjects.transformer import blocks
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]
 BUDGETS = {"half": "weights=50%", "seventy": "weights=30%", "pattern": "pattern=2:4"}

@@ -22,14 +22,15 @@ from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from claims import lab
-from secateur.files import texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.recipes.sparse import stun
-from secateur.recover import loop, objectives
+from secateur.recover.training import loop, objectives
 from secateur.select import clusters, weights
-from secateur.subjects import Moe, blocks, load, open_subject
+from secateur.subjects import Moe, load, open_subject
 from secateur.subjects.matrices import matrices, nonzero
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Result
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(900)]

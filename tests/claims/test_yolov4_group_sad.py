@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from claims import detection, lab
+from secateur._utils.rundir import Run
+from secateur.data import examples
 from secateur.errors import InfeasibleError
-from secateur.files import examples
-from secateur.files.rundir import Run
 from secateur.measure import latency
 from secateur.recipes.vision import yolov4_group_sad as recipe
-from secateur.recover import slimming
+from secateur.recover.sparsity import slimming
 from secateur.score import magnitude, random, scales
 from secateur.select import ranking, thresholds
-from secateur.subjects import stages
-from secateur.subjects.traced import Traced, reload_traced
+from secateur.subjects.network import stages
+from secateur.subjects.network.traced import Traced, reload_traced
 from secateur.vocabulary import Budget, Figure
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(1200)]

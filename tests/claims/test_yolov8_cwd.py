@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from claims import detection, lab
-from secateur.files import examples
-from secateur.files.rundir import Run
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.formats import onnx_files
 from secateur.measure import latency
 from secateur.recipes.vision import yolov8_cwd as recipe
-from secateur.recover import slimming
+from secateur.recover.sparsity import slimming
 from secateur.score import magnitude, random, scales
-from secateur.subjects import onnxing
-from secateur.subjects.traced import Traced, reload_traced
+from secateur.subjects.network.traced import Traced, reload_traced
 from secateur.vocabulary import Budget, Figure
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(1200)]
@@ -229,7 +229,7 @@ def test_latency_falls_and_onnx_is_equal(tmp_path):
     dense.model.eval(), small.model.eval()
     with torch.inference_mode():
         times = latency.compare(lambda: dense.model(images), lambda: small.model(images), lasting=15.0)
-    onnxing.write_module(small.model, (images,), {}, tmp_path / "model.onnx")
+    onnx_files.write_module(small.model, (images,), {}, tmp_path / "model.onnx")
     speedup = times.speedup
     lab.singly(
         "yolov8_cwd", "latency", "measured latency falls", speedup.value > 1.0 and (speedup.low or 0) > 1.0,

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from claims import lab
+from secateur._utils.rundir import Run
 from secateur.errors import InfeasibleError
-from secateur.files.rundir import Run
 from secateur.measure import latency
 from secateur.recipes.language import ziplm
-from secateur.recover import objectives
+from secateur.recover.training import objectives
 from secateur.score import activation, database, hessian, magnitude, random
 from secateur.select import allocate, levels
 from secateur.studies import baselines

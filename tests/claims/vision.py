@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from assets import packages
 from claims.lab import CACHE
-from secateur.files import examples, packages
-from secateur.files.examples import Examples
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.measure import quality
-from secateur.recover import loop
+from secateur.recover.training import loop
 
 __all__ = ["accuracy", "digits", "fit", "mnist", "resnet", "taught", "vgg"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from secateur.files import packages
-from secateur.graphs import open_graph
-from secateur.stores import ENTITY, RDF, RELATION, iri
+from assets import packages
+from secateur.clients.stores import ENTITY, RDF, RELATION, iri
+from secateur.methods.graphs import open_graph
 
 Triple = tuple[str, str, str]
 

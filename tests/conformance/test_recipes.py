@@ -23,12 +23,13 @@ from claims import vision
 from recipes.data import test_dp4tl as transferred
 from recipes.vision import nets
 from secateur import conformance, recipes
-from secateur.files import masking, texts
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
+from secateur._utils.rundir import Run
+from secateur.clients.stores import Embedded
+from secateur.data import masking, texts
+from secateur.data.examples import Examples
 from secateur.measure.quality import perplexity
-from secateur.running import network, readings, trades
-from secateur.stores import Embedded
+from secateur.runs import backends
+from secateur.runs.backends import documents, network
 from secateur.subjects import (
     ExampleSet,
     Facts,
@@ -37,13 +38,13 @@ from secateur.subjects import (
     Passages,
     Traced,
     Transformer,
-    detectors,
     open_page,
     open_passages,
     open_subject,
     open_traced,
 )
-from secateur.subjects.knowledge_graph import Line
+from secateur.subjects.graph.knowledge_graph import Line
+from secateur.subjects.network import detectors
 from secateur.vocabulary import Budget, Result
 
 # Recipe -> the toy: kind of model, budget, and options that make it quick. Others run as they are on the default.
@@ -106,12 +107,12 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 IN_CONTEXT = {
-    name: readings.of_recipe(name).kind for name, card in recipes.cards().items() if card["family"] == "context"
+    name: documents.of_recipe(name).kind for name, card in recipes.cards().items() if card["family"] == "context"
 }
 ON_DATA = {name for name, card in recipes.cards().items() if card["family"] == "data"}
 """What they cut is what a network is trained on; tests of their own are below."""
 ON_MODELS = [name for name in recipes.cards() if name not in IN_CONTEXT and name not in ON_DATA]
-ON_NETWORKS = [name for name in ON_MODELS if trades.of_recipe(recipes.find(name)) is network]
+ON_NETWORKS = [name for name in ON_MODELS if backends.of_recipe(recipes.find(name)) is network]
 
 
 @pytest.mark.parametrize("name", ON_NETWORKS)

@@ -14,7 +14,7 @@ from torch import nn
 import tiny
 from secateur import conformance
 from secateur.subjects import open_subject
-from secateur.subjects.traced import Traced, open_traced, reload_traced
+from secateur.subjects.network.traced import Traced, open_traced, reload_traced
 from subjects import nets
 from subjects import tiny as tiny_subjects
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from recover.students import Batches, bert, token_objective
 from secateur.errors import SecateurError
-from secateur.recover import loop
+from secateur.recover.training import loop
 
 
 def run(checkpoint=None, *, steps, pause=0.0, accumulate=1, double=False):

@@ -9,7 +9,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from recover.students import Batches, llama, logit_objective
-from secateur.recover import adaptive, objectives
+from secateur.recover.sparsity import adaptive
+from secateur.recover.training import objectives
 from secateur.select.pattern import n_of_m
 
 

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
-from secateur.recover import losses
+from secateur.recover.distillation import losses
 
 VOCABULARY = 64
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import DataError, InputError
-from secateur.recover import losses, objectives
+from secateur.recover.distillation import losses
+from secateur.recover.training import objectives
 from secateur.score import experts
 from secateur.subjects import Moe
 from subjects.tiny import make, padded

@@ -9,7 +9,7 @@ from torch import nn
 import yolo
 from secateur.errors import UnsupportedError
 from secateur.score import scales
-from secateur.subjects import detectors
+from secateur.subjects.network import detectors
 
 SUBJECT = detectors.opened(yolo.tiny(), torch.rand(1, 3, 64, 64))
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import tiny
-from secateur import running
+from secateur._utils.rundir import Run
+from secateur.data import texts
 from secateur.errors import InfeasibleError, InputError
-from secateur.files import texts
-from secateur.files.rundir import Run
+from secateur.runs import executor
 from secateur.studies import baselines
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Evidence, Result
@@ -94,16 +94,16 @@ def test_baselines_are_added_to_the_evidence_of_a_run(tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(200)))
     tiny.folder("bert", tmp_path / "bert", sentence=True)
     place = (tmp_path / "bert", tmp_path / "texts.txt")
-    running.run("ziplm", place[0], place[1], "params=80%", tmp_path / "out", steps=2, trials=0, calibration=16,
+    executor.run("ziplm", place[0], place[1], "params=80%", tmp_path / "out", steps=2, trials=0, calibration=16,
                 train_batch=8, train_length=16, batch=2, length=8)  # fmt: skip
     (row,) = baselines.add(tmp_path / "out", *place)
     assert set(row.baselines) == {"every second layer", "magnitude"}
     assert row.baselines["magnitude"]["params"].value <= 0.8 * row.before["params"].value
-    assert running.evidence.read(tmp_path / "out")[0].baselines.keys() == row.baselines.keys()
+    assert executor.evidence.read(tmp_path / "out")[0].baselines.keys() == row.baselines.keys()
     assert "every second layer" in (tmp_path / "out" / "report.html").read_text()
     notes = [note for note in row.cut.notes if "every second layer ignores the budget: Parameters" in note]
     assert len(notes) == 1
-    again = running.run("ziplm", place[0], place[1], "params=80%", tmp_path / "out", steps=2, trials=0, calibration=16,
+    again = executor.run("ziplm", place[0], place[1], "params=80%", tmp_path / "out", steps=2, trials=0, calibration=16,
                         train_batch=8, train_length=16, batch=2, length=8)  # fmt: skip
     assert again[0].baselines == row.baselines
     assert [again_row.cut.notes for again_row in baselines.add(tmp_path / "out", *place)] == [row.cut.notes]
@@ -112,14 +112,14 @@ def test_baselines_are_added_to_the_evidence_of_a_run(tmp_path):
 def test_baselines_are_measured_on_what_the_run_was(tmp_path, monkeypatch):
     known = dict.fromkeys(("seed", "batch", "length", "threads", "device"))
     row = Evidence("ziplm", "params=80%", settings={**known, "held_out_sha256": "a", "held_out": "test.txt"})
-    running.evidence.write(tmp_path, row)
+    executor.evidence.write(tmp_path, row)
     given = []
 
     def run(*names, held_out, **how):
         given.append(held_out)
         return [replace(row, settings={"held_out_sha256": "a" if held_out == "test.txt" else "b"}, cut=None)]
 
-    monkeypatch.setattr(running, "run", run)
+    monkeypatch.setattr(executor, "run", run)
     for held_out in (None, "other.txt"):
         with pytest.raises(InputError, match=r"params=80% was measured on test.txt: give that as held_out"):
             baselines.add(tmp_path, "model", ["a text"], held_out)

@@ -12,14 +12,14 @@ from torch import nn
 
 from claims import vision
 from recipes.data import test_kd_data_pruning as toy
+from secateur._utils.rundir import Run
+from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
 from secateur.recipes.data import kd_data_pruning as recipe
 from secateur.studies import curve
 from secateur.studies.curve import Cell, Curve
-from secateur.subjects.recording import Example
-from secateur.subjects.traced import Traced
+from secateur.subjects.network.recording import Example
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget
 
 QUICK = {"batch": 24, "epochs": 1.0, "runs": 1, "score_epochs": 1.0}

@@ -11,7 +11,8 @@ from torch import nn
 from recipes.vision import nets
 from secateur.errors import InfeasibleError, InputError, RunError
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
-from secateur.recover import loop, masks
+from secateur.recover.sparsity import masks
+from secateur.recover.training import loop
 from secateur.studies import asked, lottery
 
 QUICK = {"epochs": 1, "batch": 24, "seeds": (0, 1)}

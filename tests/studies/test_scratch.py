@@ -12,13 +12,14 @@ import torch
 
 import tiny
 from recipes.vision import nets
-from secateur import running
+from secateur._utils.rundir import Run
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
-from secateur.files.rundir import Run
-from secateur.measure import evidence
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recipes.vision.rethinking_pruning_value import Arm
-from secateur.recover import loop, masks
+from secateur.recover.sparsity import masks
+from secateur.recover.training import loop
+from secateur.reports import evidence
+from secateur.runs import executor
 from secateur.studies import asked, scratch
 from secateur.subjects import open_subject
 from secateur.vocabulary import Budget
@@ -183,7 +184,7 @@ def place(tmp_path):
 def test_arms_are_added_to_a_run_of_a_network(place):
     model = nets.vgg()
     out = place / "out"
-    running.run("rethinking_pruning_value", model, place / "data.npz", "channels=50%", out, scratch="none", **QUICK)
+    executor.run("rethinking_pruning_value", model, place / "data.npz", "channels=50%", out, scratch="none", **QUICK)
     (row,) = scratch.add(out, model, place / "data.npz")
     assert set(row.baselines) == {"scratch-E", "scratch-B", "random units"}
     for arm in row.baselines.values():
@@ -204,10 +205,10 @@ def test_arms_are_added_to_a_run_of_a_network(place):
 def test_arms_are_measured_on_what_the_run_was(place):
     how = ["rethinking_pruning_value", nets.vgg(), place / "data.npz", "channels=50%"]
     test = nets.data(30, seed=7)
-    running.run(*how, place / "out", scratch="none", held_out=test, **QUICK)
+    executor.run(*how, place / "out", scratch="none", held_out=test, **QUICK)
     (row,) = scratch.add(place / "out", *how[1:3], "E", chance=False, held_out=test)
     assert row.baselines["scratch-E"]["accuracy"].samples == 30
-    running.run(*how, place / "split", scratch="none", **QUICK)
+    executor.run(*how, place / "split", scratch="none", **QUICK)
     shutil.rmtree(place / "out/scratch")
     for held_out, folder, told in (
         (None, "out", "quarters: give that as held_out"),
@@ -242,7 +243,7 @@ def test_arms_are_added_to_a_run_of_a_language_model(tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(200)))
     tiny.folder("llama", tmp_path / "llama")
     place = (tmp_path / "llama", tmp_path / "texts.txt")
-    running.run("ziplm", place[0], place[1], "params=80%", tmp_path / "out", steps=4, trials=0, calibration=16,
+    executor.run("ziplm", place[0], place[1], "params=80%", tmp_path / "out", steps=4, trials=0, calibration=16,
                 train_batch=8, train_length=16, batch=2, length=8)  # fmt: skip
     (row,) = scratch.add(tmp_path / "out", *place)
     assert set(row.baselines) == {"scratch-E", "scratch-B", "random units"}
@@ -272,7 +273,7 @@ def test_a_run_without_training_has_no_control(tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(200)))
     tiny.folder("bert", tmp_path / "bert")
     place = (tmp_path / "bert", tmp_path / "texts.txt")
-    running.run("ziplm", place[0], place[1], "params=85%", tmp_path / "out", steps=0, trials=0, calibration=16,
+    executor.run("ziplm", place[0], place[1], "params=85%", tmp_path / "out", steps=0, trials=0, calibration=16,
                 train_batch=8, train_length=16, batch=2, length=8)  # fmt: skip
     with pytest.raises(InputError, match="steps"):
         scratch.add(tmp_path / "out", *place)
@@ -283,14 +284,14 @@ def test_a_run_without_training_has_no_control(tmp_path):
 def test_arms_are_added_to_a_run_of_a_detector(tmp_path):
     """Trained by the detector's own loss, as long as the run in all its stages, and judged by average precision."""
     (tmp_path / "detector.py").write_text(
-        "import yolo\nfrom secateur.files.scenes import scenes\n\n\n"
+        "import yolo\nfrom assets.scenes import scenes\n\n\n"
         "def build():\n    return yolo.Yolo(10, (4, 8, 8, 12, 16))\n\n\n"
         "def data():\n    return scenes(16, size=64, stop=4000)\n"
     )
     model, data = (f"{tmp_path}/detector.py:{name}" for name in ("build", "data"))
     out = tmp_path / "out"
     short = dict(sparse_epochs=1, finetune_epochs=1, distil_epochs=2, batch=8, seed=0, least=2)
-    running.run("yolov8_cwd", model, data, "channels=60%", out, **short)
+    executor.run("yolov8_cwd", model, data, "channels=60%", out, **short)
     (row,) = scratch.add(out, model, data, "both")
     assert set(row.baselines) == {"scratch-E", "scratch-B", "random units"}
     assert all(0 <= arm["mAP"].value <= 1 for arm in row.baselines.values())

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from secateur import heap
+from secateur._utils import allocator
 from secateur.vocabulary import Figure
 
 __all__ = ["Peak", "allocated", "peak"]
@@ -57,7 +57,7 @@ def peak(fn: Callable[[], Any], *, device: str = "cpu", calls: int = 1) -> Peak:
         torch.cuda.synchronize(device)
         total = float(torch.cuda.max_memory_allocated(device))
         return Peak(max(total - start, 0.0), total, result)
-    heap.give_back()
+    allocator.give_back()
     if _reset_high_water():
         start = _status("VmRSS")
         result = fn()

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from secateur._utils.modes import evaluating
 from secateur.errors import MeasurementError, UnsupportedError
-from secateur.modes import evaluating
 
 __all__ = ["every_flop", "flops", "kv_cache_bytes", "parameters", "training_flops"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from secateur import levels
+from secateur._utils import codebook
 from secateur.errors import InputError
 from secateur.vocabulary import Figure
 
@@ -70,14 +70,14 @@ def packed_bytes(matrix: Tensor, bits: int | None = None) -> int:
     - levels, where `bits` are its own and its rows hold few different numbers: as the bitmap, each weight by its place
       among the numbers of its row
     """
-    found = levels.table(matrix) if bits is None else None
+    found = codebook.table(matrix) if bits is None else None
     bits = 8 * matrix.element_size() if bits is None else bits
     count = matrix.numel()
     forms: list[float] = [count * bits, int(torch.count_nonzero(matrix)) * bits + count]
     if two_of_four(matrix, in_pairs=bits <= 4):
         forms.append(count * packed_bits(bits))
     if found is not None:
-        forms.append(8 * levels.coded_bytes(found, int(torch.count_nonzero(matrix))) + count)
+        forms.append(8 * codebook.coded_bytes(found, int(torch.count_nonzero(matrix))) + count)
     return math.ceil(min(forms) / 8)
 
 

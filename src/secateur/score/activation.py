@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
-from secateur.modes import evaluating
 from secateur.score.hooks import Batch, Side, finite, observe, real_tokens, stream
 from secateur.score.magnitude import Columns
 from secateur.score.slices import Slices

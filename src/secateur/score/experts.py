@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
-from secateur.modes import evaluating
 from secateur.score import gradient
 from secateur.score.hooks import Batch, finite, real_tokens
 

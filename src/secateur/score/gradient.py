@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
-from secateur.modes import evaluating
 from secateur.score.hooks import Batch, finite
 from secateur.score.magnitude import Columns, consumer_weight
 from secateur.score.slices import Slices, total

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur import processes
+from secateur._utils import distributed
+from secateur._utils.finite import all_finite
 from secateur.errors import InputError, NumericalError
-from secateur.finite import all_finite
 from secateur.score.hooks import Batch, finite, stream
 
 __all__ = [
@@ -93,11 +93,11 @@ class Moments:
 
     def share(self, width: int) -> None:
         """Under several processes: become the moments of the rows of all of them; `width` is d_in."""
-        if processes.count() == 1:
+        if distributed.count() == 1:
             return
         shape = (width,) if self.diagonal else (width, width)
-        whole = processes.total(torch.zeros(shape) if self.sum is None else self.sum * self.rows)
-        self.rows = int(processes.total(torch.tensor([self.rows])))
+        whole = distributed.total(torch.zeros(shape) if self.sum is None else self.sum * self.rows)
+        self.rows = int(distributed.total(torch.tensor([self.rows])))
         self.sum = whole / self.rows if self.rows else None
 
     def value(self, name: str) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.finite import all_finite, given
+from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, NumericalError
-from secateur.finite import all_finite, given
-from secateur.modes import evaluating
 
 __all__ = ["Batch", "Side", "finite", "module_at", "observe", "real_tokens", "sound", "stream"]
 

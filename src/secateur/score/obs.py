@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur import heap
+from secateur._utils import allocator
+from secateur._utils.finite import all_finite
 from secateur.errors import InputError, NumericalError
-from secateur.finite import all_finite
 from secateur.score.hessian import Moments, damped_, strips
 
 __all__ = ["Pruned", "described", "factor", "factor_", "factored", "grid", "prune", "prune_all"]
@@ -75,7 +75,7 @@ def factored(moments: dict[str, Moments], damp: float = 0.01) -> Iterator[tuple[
         H = moments[names[0]].value(names[0])
         for name in names:
             del moments[name]
-        heap.give_back()
+        allocator.give_back()
         diagonal = H.diagonal().clone()
         yield names, diagonal, factor(H, damp) if shared else factor_(H, damp)
         del H  # before the next one is worked on

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.modes import evaluating
 from secateur.errors import InputError, NumericalError
-from secateur.modes import evaluating
 
 __all__ = ["PathScores", "likelihood"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
-from secateur.modes import evaluating
 from secateur.score.hooks import Batch, finite, module_at, observe
 
 __all__ = ["gram", "greedy", "lasso", "moments"]

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
-from secateur.modes import evaluating
 from secateur.score.hooks import Batch, finite, real_tokens
 
 __all__ = ["Routing", "collect", "meeting_distance", "mixed_distance", "probabilities", "row_distance"]

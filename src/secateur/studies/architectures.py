@@ -20,7 +20,7 @@ from torch import nn
 from secateur.errors import InputError
 from secateur.recipes.vision.rethinking_pruning_value import sites
 from secateur.select import ranking
-from secateur.subjects.traced import Traced
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Selection
 
 __all__ = ["Pattern", "average", "guided", "shares", "stages", "uniform"]

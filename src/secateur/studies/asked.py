@@ -18,14 +18,16 @@ from typing import Any
 import yaml
 
 from secateur import recipes, studies
-from secateur.disk import atomic_write, guard
+from secateur._utils.disk import atomic_write, guard
+from secateur._utils.rundir import Run
+from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
-from secateur.measure import environment, sheet
-from secateur.measure.sheet import Sheet, Table
-from secateur.running import configs, keywords, network
-from secateur.subjects.traced import Traced
+from secateur.measure import environment
+from secateur.reports import sheet
+from secateur.reports.sheet import Sheet, Table
+from secateur.runs import configs, keywords
+from secateur.runs.backends import network
+from secateur.subjects.network.traced import Traced
 
 __all__ = ["configured", "study"]
 

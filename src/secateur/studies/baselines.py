@@ -1,6 +1,6 @@
 """Is it better than what is simple? Two baselines, recovered by the same training.
 
-Each is a generator like a recipe, so that `running.run` takes it: the smallest weight norms pruned alike in every
+Each is a generator like a recipe, so that `runs.executor.run` takes it: the smallest weight norms pruned alike in every
 layer, until the budget is met, on the clock where it is one of time; and every second layer dropped, as DistilBERT and
 DistilGPT2 begin, whatever time and size that gives: no budget is met there, and `add` notes the gap as measured.
 """
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from secateur import running
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
-from secateur.measure import display, evidence
+from secateur._utils.rundir import Run
+from secateur.data.texts import Corpus
 from secateur.recipes.language import ziplm
+from secateur.reports import display, evidence
+from secateur.runs import executor
 from secateur.score import magnitude as norms
 from secateur.select import allocate, levels, ranking
 from secateur.subjects import Transformer
@@ -103,7 +103,7 @@ def magnitude(
 
 def add(
     out: str | Path,
-    model: running.Model,
+    model: executor.Model,
     data: Any,
     held_out: Any = None,
 ) -> list[Evidence]:
@@ -116,7 +116,7 @@ def add(
     rows = []
     baselines: tuple[Callable[..., Iterator[Result]], ...] = (every_second_layer, magnitude)
     for row in evidence.read(out):
-        running.same_judges(row, held_out)
+        executor.same_judges(row, held_out)
         names = ("seed", "batch", "length", "threads", "device", "text", "label")
         shared = {name: row.settings[name] for name in names if name in row.settings}
         recovery = {name: row.settings[name] for name in _RECOVERY if name in row.settings}
@@ -124,11 +124,11 @@ def add(
         for baseline in baselines:
             place = Path(out) / "baselines" / f"{baseline.__name__}-{row.target}"
             how = {**shared, "recovery": recovery, "held_out": held_out}
-            (found,) = running.run(baseline, model, data, row.target, place, **how)
-            running.same_judges(row, held_out, found)
+            (found,) = executor.run(baseline, model, data, row.target, place, **how)
+            executor.same_judges(row, held_out, found)
             beside[baseline.__name__.replace("_", " ")] = {**found.after, **found.measured}
         rows.append(_noted(replace(row, baselines=beside)))
-    running.publish_evidence(Path(out), rows)
+    executor.publish_evidence(Path(out), rows)
     return rows
 
 

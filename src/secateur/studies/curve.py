@@ -18,19 +18,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.integrate import trapezoid
 
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
 from secateur.measure import loyalty, quality
-from secateur.measure.charts import Line
-from secateur.measure.sheet import Chart, Sheet, Table, over, points
 from secateur.measure.statistics import mean_interval, paired_difference
 from secateur.recipes.data import kd_data_pruning as recipe
 from secateur.recipes.vision.rethinking_pruning_value import in_points
-from secateur.running import keywords, network
-from secateur.subjects.examples import ExampleSet
-from secateur.subjects.traced import Traced
+from secateur.reports.charts import Line
+from secateur.reports.sheet import Chart, Sheet, Table, over, points
+from secateur.runs import keywords
+from secateur.runs.backends import network
+from secateur.subjects.dataset.examples import ExampleSet
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure, Limit
 
 __all__ = ["STUDY", "Cell", "Curve", "curve", "plan"]

@@ -14,18 +14,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from secateur._utils.rundir import Run
+from secateur.data.examples import Examples
 from secateur.errors import InputError
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
-from secateur.measure import sheet as sheets
-from secateur.measure.charts import Line
-from secateur.measure.sheet import Chart, Sheet, Table
 from secateur.measure.statistics import mean_interval, paired_difference, ratio
 from secateur.recipes.data import dp4tl as recipe
 from secateur.recipes.vision.rethinking_pruning_value import in_points
-from secateur.recover import initialise
-from secateur.running import keywords, network
-from secateur.subjects.traced import Traced
+from secateur.recover.training import initialise
+from secateur.reports import sheet as sheets
+from secateur.reports.charts import Line
+from secateur.reports.sheet import Chart, Sheet, Table
+from secateur.runs import keywords
+from secateur.runs.backends import network
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure
 
 __all__ = ["STUDY", "Lossless", "Point", "Trial", "largest_lossless", "lossless", "plan", "sweep"]

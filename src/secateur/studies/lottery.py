@@ -14,20 +14,21 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import InputError
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
-from secateur.measure import sheet as sheets
 from secateur.measure import statistics
-from secateur.measure.charts import Line
-from secateur.measure.sheet import Chart, Sheet, Table
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recipes.vision.rethinking_pruning_value import Augment
-from secateur.recover import initialise
-from secateur.running import keywords, network
+from secateur.recover.training import initialise
+from secateur.reports import sheet as sheets
+from secateur.reports.charts import Line
+from secateur.reports.sheet import Chart, Sheet, Table
+from secateur.runs import keywords
+from secateur.runs.backends import network
 from secateur.studies import scratch
-from secateur.subjects.traced import Traced
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure
 
 __all__ = ["STUDY", "Lottery", "Tickets", "Trial", "lottery", "plan", "tickets"]

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur._utils.rundir import Run
 from secateur.errors import InputError
-from secateur.files.rundir import Run
-from secateur.measure.charts import Line
-from secateur.measure.sheet import Chart, Sheet, Table, over
 from secateur.measure.statistics import mean_interval
-from secateur.running import keywords
+from secateur.reports.charts import Line
+from secateur.reports.sheet import Chart, Sheet, Table, over
+from secateur.runs import keywords
 from secateur.vocabulary import Figure
 
 __all__ = ["STUDY", "Cell", "Ridge", "error", "plan", "ridge", "solution"]

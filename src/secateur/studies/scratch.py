@@ -19,26 +19,30 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from secateur import recipes, running
-from secateur.disk import atomic_write
+from secateur import recipes
+from secateur._utils.disk import atomic_write
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
+from secateur.data.texts import Corpus
 from secateur.errors import DataError, InfeasibleError, InputError, SecateurError, UnsupportedError
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
-from secateur.measure import evidence, statistics
-from secateur.measure import sheet as sheets
-from secateur.measure.charts import Line
-from secateur.measure.sheet import Chart, Sheet, Table
+from secateur.measure import statistics
 from secateur.recipes.language import ziplm
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recipes.vision.rethinking_pruning_value import Arm, Augment, Pruned
-from secateur.recover import initialise, masks
-from secateur.running import keywords, network, trades
+from secateur.recover.sparsity import masks
+from secateur.recover.training import initialise
+from secateur.reports import evidence
+from secateur.reports import sheet as sheets
+from secateur.reports.charts import Line
+from secateur.reports.sheet import Chart, Sheet, Table
+from secateur.runs import backends, executor, keywords
+from secateur.runs.backends import network
 from secateur.score import random
 from secateur.select import ranking
-from secateur.subjects import Transformer, detectors, open_subject, reload_traced
-from secateur.subjects.traced import Traced
+from secateur.subjects import Transformer, open_subject, reload_traced
+from secateur.subjects.network import detectors
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Evidence, Figure, Result, Selection
 
 __all__ = [
@@ -524,7 +528,7 @@ def add(
     rows = []
     published = evidence.read(out)
     for row in published:
-        running.same_judges(row, held_out)
+        executor.same_judges(row, held_out)
         names = ("seed", "batch", "length", "threads", "device", "text", "label", "sizes")
         shared = {name: row.settings[name] for name in names if name in row.settings}
         place = Path(out) / row.target if (Path(out) / row.target).is_dir() else Path(out)
@@ -533,7 +537,7 @@ def add(
         wanted = [f"scratch-{letter}" for letter in ("E", "B") if mode in (letter, "both")]
         for name in [*wanted, *(["random units"] if chance else [])]:
             try:
-                (found,) = running.run(
+                (found,) = executor.run(
                     recipe, model, data, row.target, Path(out) / "scratch" / f"{name}-{row.target}",
                     held_out=held_out, **shared, arm=name, **options,
                 )  # fmt: skip
@@ -542,12 +546,12 @@ def add(
                     raise
                 notes.append(f"random units could not be trained: {error}")
                 continue
-            running.same_judges(row, held_out, found)
+            executor.same_judges(row, held_out, found)
             beside[name] = {**found.after, **found.measured}
         assert row.cut is not None
         kept = [note for note in row.cut.notes if note not in notes]
         rows.append(replace(row, baselines=beside, cut=replace(row.cut, notes=(*kept, *notes))))
-    running.publish_evidence(Path(out), rows)
+    executor.publish_evidence(Path(out), rows)
     atomic_write(Path(out) / "scratch.md", "\n".join(_verdict(row) for row in rows) + "\n")
     return rows
 
@@ -566,7 +570,7 @@ def check(
             raise InputError(f"{name}={value} of networks trained from scratch: give a number above 0")
     function = recipes.find(recipe)
     known = {name: options.get(name, one.default) for name, one in keywords.of(function).items()}
-    if trades.name(trades.of_recipe(function)) != "network":
+    if backends.name(backends.of_recipe(function)) != "network":
         _for_language(epochs, known.get("steps", 1), f"a run of {recipe} with steps=0 trains nothing")
         return
     _for_network(recipe, known, epochs, lr)

@@ -9,54 +9,54 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.subjects.decoder import Decoder as Decoder
-    from secateur.subjects.encoder import Encoder as Encoder
-    from secateur.subjects.examples import ExampleSet as ExampleSet
-    from secateur.subjects.knowledge_graph import Fact as Fact
-    from secateur.subjects.knowledge_graph import Facts as Facts
-    from secateur.subjects.knowledge_graph import KnowledgeGraph as KnowledgeGraph
-    from secateur.subjects.knowledge_graph import Line as Line
-    from secateur.subjects.knowledge_graph import Neighbourhood as Neighbourhood
-    from secateur.subjects.loading import load as load
-    from secateur.subjects.loading import open_streamed as open_streamed
-    from secateur.subjects.loading import open_subject as open_subject
-    from secateur.subjects.moe import Moe as Moe
-    from secateur.subjects.page import Page as Page
-    from secateur.subjects.page import open_page as open_page
-    from secateur.subjects.passage import Passages as Passages
-    from secateur.subjects.passage import open_passages as open_passages
-    from secateur.subjects.streamed import Streamed as Streamed
-    from secateur.subjects.traced import Traced as Traced
-    from secateur.subjects.traced import open_traced as open_traced
-    from secateur.subjects.traced import reload_traced as reload_traced
-    from secateur.subjects.transformer import Consumer as Consumer
-    from secateur.subjects.transformer import Output as Output
-    from secateur.subjects.transformer import Transformer as Transformer
+    from secateur.subjects.dataset.examples import ExampleSet as ExampleSet
+    from secateur.subjects.graph.knowledge_graph import Fact as Fact
+    from secateur.subjects.graph.knowledge_graph import Facts as Facts
+    from secateur.subjects.graph.knowledge_graph import KnowledgeGraph as KnowledgeGraph
+    from secateur.subjects.graph.knowledge_graph import Line as Line
+    from secateur.subjects.graph.knowledge_graph import Neighbourhood as Neighbourhood
+    from secateur.subjects.network.traced import Traced as Traced
+    from secateur.subjects.network.traced import open_traced as open_traced
+    from secateur.subjects.network.traced import reload_traced as reload_traced
+    from secateur.subjects.text.page import Page as Page
+    from secateur.subjects.text.page import open_page as open_page
+    from secateur.subjects.text.passage import Passages as Passages
+    from secateur.subjects.text.passage import open_passages as open_passages
+    from secateur.subjects.transformer.decoder import Decoder as Decoder
+    from secateur.subjects.transformer.encoder import Encoder as Encoder
+    from secateur.subjects.transformer.loading import load as load
+    from secateur.subjects.transformer.loading import open_streamed as open_streamed
+    from secateur.subjects.transformer.loading import open_subject as open_subject
+    from secateur.subjects.transformer.moe import Moe as Moe
+    from secateur.subjects.transformer.streamed import Streamed as Streamed
+    from secateur.subjects.transformer.subject import Consumer as Consumer
+    from secateur.subjects.transformer.subject import Output as Output
+    from secateur.subjects.transformer.subject import Transformer as Transformer
 
 _PLACES = {
-    "Consumer": "transformer",
-    "Decoder": "decoder",
-    "Encoder": "encoder",
-    "ExampleSet": "examples",
-    "Fact": "knowledge_graph",
-    "Facts": "knowledge_graph",
-    "KnowledgeGraph": "knowledge_graph",
-    "Line": "knowledge_graph",
-    "Moe": "moe",
-    "Neighbourhood": "knowledge_graph",
-    "Output": "transformer",
-    "Page": "page",
-    "Passages": "passage",
-    "Streamed": "streamed",
-    "Traced": "traced",
-    "Transformer": "transformer",
-    "load": "loading",
-    "open_page": "page",
-    "open_passages": "passage",
-    "open_streamed": "loading",
-    "open_subject": "loading",
-    "open_traced": "traced",
-    "reload_traced": "traced",
+    "Consumer": "transformer.subject",
+    "Decoder": "transformer.decoder",
+    "Encoder": "transformer.encoder",
+    "ExampleSet": "dataset.examples",
+    "Fact": "graph.knowledge_graph",
+    "Facts": "graph.knowledge_graph",
+    "KnowledgeGraph": "graph.knowledge_graph",
+    "Line": "graph.knowledge_graph",
+    "Moe": "transformer.moe",
+    "Neighbourhood": "graph.knowledge_graph",
+    "Output": "transformer.subject",
+    "Page": "text.page",
+    "Passages": "text.passage",
+    "Streamed": "transformer.streamed",
+    "Traced": "network.traced",
+    "Transformer": "transformer.subject",
+    "load": "transformer.loading",
+    "open_page": "text.page",
+    "open_passages": "text.passage",
+    "open_streamed": "transformer.loading",
+    "open_subject": "transformer.loading",
+    "open_traced": "network.traced",
+    "reload_traced": "network.traced",
 }
 
 __all__ = [

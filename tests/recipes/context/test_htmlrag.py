@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
-from secateur import llms
+from secateur._utils.rundir import Run, Transient
+from secateur.clients import chat
 from secateur.errors import DataError, InfeasibleError, InputError
-from secateur.files.rundir import Run, Transient
 from secateur.recipes.context import htmlrag as module
 from secateur.recipes.context.htmlrag import htmlrag
-from secateur.subjects import Page, markup, open_page
+from secateur.subjects import Page, open_page
+from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
@@ -180,7 +181,7 @@ def local(window=2048):
         max_position_embeddings=window, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
-    return llms.Local(LlamaForCausalLM(config).eval(), tokenizer)
+    return chat.Local(LlamaForCausalLM(config).eval(), tokenizer)
 
 
 def test_the_fine_cut_goes_on_from_the_coarse_one_by_paths():

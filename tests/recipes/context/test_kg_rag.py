@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 import sparql
 import tiny
+from clients.test_chat import say, served
+from secateur._utils.rundir import Run, Transient
+from secateur.clients.chat import Answer, Local, Meter
+from secateur.clients.stores import Embedded, Endpoint
 from secateur.errors import InfeasibleError, InputError, NumericalError, ServerError
-from secateur.files.rundir import Run, Transient
-from secateur.llms import Answer, Local, Meter
 from secateur.recipes.context import kg_rag as module
 from secateur.recipes.context.kg_rag import kg_rag
-from secateur.stores import Embedded, Endpoint
-from secateur.subjects import markup
-from secateur.subjects.knowledge_graph import KnowledgeGraph
+from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
+from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
-from test_llms import say, served
 
 pytest.importorskip("pyoxigraph")
 

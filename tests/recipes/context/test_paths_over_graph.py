@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 import sparql
 import tiny
-from secateur import llms
+from clients.test_chat import say, served, speaking
+from secateur._utils.rundir import Run, Transient
+from secateur.clients import chat
+from secateur.clients.chat import Local
+from secateur.clients.stores import Embedded, Endpoint
 from secateur.errors import InfeasibleError, InputError, ServerError
-from secateur.files.rundir import Run, Transient
-from secateur.llms import Local
 from secateur.recipes.context import paths_over_graph as module
 from secateur.recipes.context.paths_over_graph import paths_over_graph
-from secateur.stores import Embedded, Endpoint
-from secateur.subjects.knowledge_graph import KnowledgeGraph
+from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 from secateur.vocabulary import Budget
-from test_llms import say, served, speaking
 
 pytest.importorskip("pyoxigraph")
 pytest.importorskip("bm25s")
@@ -395,13 +395,13 @@ class Scripted:
     """A language model that answers by a function of the prompt, and remembers what it was asked."""
 
     def __init__(self, answer, **meter):
-        self.answer, self.meter, self.asked = answer, llms.Meter(**meter), []
+        self.answer, self.meter, self.asked = answer, chat.Meter(**meter), []
 
     def ask(self, question, *, most=256, temperature=0.0, seed=0):
         self.meter.begin()
         self.asked.append((question, temperature))
         said = self.answer(question)
-        found = llms.Answer(said, len(question.split()), len(said.split()))
+        found = chat.Answer(said, len(question.split()), len(said.split()))
         self.meter.end(found, 0.0)
         return found
 
@@ -464,7 +464,7 @@ def test_nonsense_of_a_language_model_is_asked_for_a_few_times_and_then_done_wit
     ],
 )
 def test_a_long_answer_is_read_in_time_that_grows_as_it_does(nonsense, monkeypatch):
-    monkeypatch.setattr(llms, "LONGEST", 10**9)
+    monkeypatch.setattr(chat, "LONGEST", 10**9)
     model = Scripted(lambda prompt: nonsense)
     judge = module.Asked(model, module.Rule(module.Likeness(None), 0.5), 16_000, 0)
     began = time.process_time()
@@ -483,7 +483,7 @@ def test_what_is_read_of_an_answer():
     assert reads(f"- **Chain**:\n  {chain}  \n- Question 1: one\n* QUESTION 2 : two")[:2] == (chain, ("one", "two"))
     assert reads("> Answer: a b  | Chain: x - y - z\n**answer** :c")[2] == [("a b", "x - y - z"), ("c", "")]
     assert reads("Answer: a | b\nAnswer:  | Chain: x")[2] == [("else", "")]
-    assert reads("." * llms.LONGEST + f"\nChain: {chain}\nAnswer: a")[::2] == (QUESTION, [("else", "")])
+    assert reads("." * chat.LONGEST + f"\nChain: {chain}\nAnswer: a")[::2] == (QUESTION, [("else", "")])
 
 
 def test_calls_and_tokens_are_bounded():
@@ -524,7 +524,7 @@ def test_prompts_fit_into_the_window():
 
 
 def test_a_local_model_answers_whatever_it_says():
-    local = llms.Local(tiny.model("llama"), tiny.tokenizer())
+    local = chat.Local(tiny.model("llama"), tiny.tokenizer())
     result, found, _ = told(graph(MEDICINE), QUESTION, llm=local)
     assert result.subject.lines
     assert found["calls"] >= 0

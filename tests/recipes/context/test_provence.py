@@ -11,17 +11,18 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
+from clients.test_chat import say, served, speaking
 from keeper import WORDS, Training, fresh, lesson, sentence, taught
-from secateur import llms, recipes
+from secateur import recipes
+from secateur._utils.rundir import Run, Transient
+from secateur.clients import chat
+from secateur.clients.chat import Answer, Local, Meter
 from secateur.errors import DataError, InputError, NumericalError, RunError, ServerError
-from secateur.files.rundir import Run, Transient
-from secateur.llms import Answer, Local, Meter
 from secateur.recipes.context import provence as module
 from secateur.recipes.context.provence import provence, train
-from secateur.rerankers import Judged
+from secateur.retrieval.rerankers import Judged
 from secateur.subjects import open_passages
 from secateur.vocabulary import Budget, Selection
-from test_llms import say, served, speaking
 
 QUESTION = sentence(3)
 PASSAGES = [
@@ -243,7 +244,7 @@ def test_labels_over_http_are_those_that_are_cited():
     told = iter(["It is so [0].", "So [0, 1].", "No answer"])
     with served(lambda body, headers: say({"choices": [{"message": {"content": next(told)}}]})) as url:
         rows = [{"question": "q", "documents": ["One. Two."]} for _ in range(3)]
-        pairs, lost = module.labelled(rows, Transient(), llms.answering(url, "x"), "answer", "en")
+        pairs, lost = module.labelled(rows, Transient(), chat.answering(url, "x"), "answer", "en")
     assert [pair["kept"] for pair in pairs] == [[0, 1], []]
     assert lost == 1
 
@@ -288,11 +289,11 @@ def test_a_passage_that_can_not_be_read_loses_its_label_alone():
     documents = [["One. Two.", "One. Long."], ["One. Two. Three."]]
     rows = [{"question": "q", "documents": each} for each in documents]
     with served(answer) as url:
-        pairs, lost = module.labelled(rows, Transient(), llms.answering(url, "x"), "answer", "en")
+        pairs, lost = module.labelled(rows, Transient(), chat.answering(url, "x"), "answer", "en")
     assert [len(pair["sentences"]) for pair in pairs] == [2, 3]
     assert lost == 1
     with served(lambda body, headers: say("no such thing", 400)) as url, pytest.raises(ServerError, match="HTTP 400"):
-        module.labelled(rows, Transient(), llms.answering(url, "x"), "answer", "en")
+        module.labelled(rows, Transient(), chat.answering(url, "x"), "answer", "en")
 
 
 def test_labels_from_answers():

@@ -16,15 +16,15 @@ from torch import nn
 import secateur
 from claims import vision
 from recipes.vision import nets
+from secateur._utils.rundir import Run
+from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
 from secateur.recipes.data import dp4tl as module
 from secateur.recipes.data.dp4tl import dp4tl
-from secateur.recover.transfer import with_head
+from secateur.recover.training.transfer import with_head
 from secateur.score import votes
-from secateur.subjects.examples import ExampleSet
-from secateur.subjects.traced import Traced, open_traced, reload_traced
+from secateur.subjects.dataset.examples import ExampleSet
+from secateur.subjects.network.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Budget
 
 CLASSES = 8
@@ -316,7 +316,7 @@ def test_the_run_is_measured_and_met(tmp_path, files):
     assert row.cut.after["classes"] == 4
     assert any("target, 24 examples that were held out: linear probe" in note for note in row.cut.notes)
     assert (tmp_path / "out" / "work" / "subset-classes=50%" / "train" / "index.npz").is_file()
-    read = secateur.files.examples.read(tmp_path / "source.npz").split(seed=0)[0]
+    read = secateur.data.examples.read(tmp_path / "source.npz").split(seed=0)[0]
     index = ExampleSet.load(read, tmp_path / "out" / "work" / "subset-classes=50%" / "train")
     assert index.class_numbers.tolist() == [0, 1, 2, 3]
 

@@ -18,16 +18,16 @@ import processes
 import secateur
 from claims import vision
 from recipes.vision import nets
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
-from secateur.measure import display
 from secateur.recipes.data import kd_data_pruning as module
 from secateur.recipes.data.kd_data_pruning import kd_data_pruning
+from secateur.reports import display
 from secateur.score import difficulty
 from secateur.subjects import ExampleSet, Traced, reload_traced
-from secateur.subjects.recording import Example
+from secateur.subjects.network.recording import Example
 from secateur.vocabulary import Budget
 
 DATA, HELD_OUT = nets.data(240), nets.data(200, seed=5)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import tiny
+from secateur._utils.rundir import Run
+from secateur.data import texts
 from secateur.errors import InfeasibleError, InputError
-from secateur.files import texts
-from secateur.files.rundir import Run
 from secateur.recipes.language import minitron
-from secateur.subjects import Transformer, open_subject, shapes
+from secateur.subjects import Transformer, open_subject
+from secateur.subjects.transformer import shapes
 from secateur.vocabulary import Budget, Result
 
 QUICK = {"calibration": 32, "candidates": 2, "short_steps": 0, "steps": 0, "train_batch": 8, "length": 16}

@@ -20,12 +20,12 @@ from transformers import (
 
 import readers
 import tiny
-from secateur import running
+from secateur._utils.rundir import Run
+from secateur.data import masking, texts
 from secateur.errors import BudgetError, InfeasibleError, InputError
-from secateur.files import masking, texts
-from secateur.files.rundir import Run
 from secateur.recipes.language import romanian_distilberts as recipe
-from secateur.recover import losses
+from secateur.recover.distillation import losses
+from secateur.runs import executor
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Result, Selection
 
@@ -375,7 +375,7 @@ def test_other_families_of_masked_language_models_are_halved(tmp_path, kind):
 
 def test_from_a_folder_to_a_model_that_loads_as_its_teacher_does(tmp_path):
     bert().save(tmp_path / "teacher")
-    (row,) = running.run(
+    (row,) = executor.run(
         "romanian_distilberts", str(tmp_path / "teacher"), list(DATA.texts), "layers=50%", tmp_path / "small", **QUICK
     )
     assert row.verdict == "met"

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import tiny
+from secateur._utils.rundir import Run
+from secateur.data import texts
 from secateur.errors import InfeasibleError, MeasurementError
-from secateur.files import texts
-from secateur.files.rundir import Run
 from secateur.recipes.language import ziplm
 from secateur.score import database
 from secateur.select import levels

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 
 import tiny
-from secateur.files import texts
-from secateur.files.rundir import Run
+from secateur._utils.rundir import Run
+from secateur.data import texts
 from secateur.measure.quality import perplexity
 from secateur.recipes.sparse.magnitude import magnitude
 from secateur.recipes.sparse.owl import owl

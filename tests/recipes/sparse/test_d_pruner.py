@@ -10,16 +10,17 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import tiny
-from secateur import running
+from secateur._utils.rundir import Run
+from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
-from secateur.files import texts
-from secateur.files.rundir import Run
 from secateur.recipes.sparse import d_pruner
-from secateur.recover import objectives
+from secateur.recover.training import objectives
+from secateur.runs import executor
 from secateur.score import hessian, obs
 from secateur.select import weights
-from secateur.subjects import Transformer, blocks, open_streamed, open_subject
+from secateur.subjects import Transformer, open_streamed, open_subject
 from secateur.subjects.matrices import matrices
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Result
 
 DOMAIN, OPEN = tiny.chains(200), tiny.sentences(300, seed=3)
@@ -415,12 +416,12 @@ def test_general_skill_is_measured_beside_the_domains_on_text_that_was_held_out(
     how = {"general": general, **QUICK}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(d_pruner, "apart", watch)
-        (row,) = running.run("d_pruner", tmp_path / "llama", DOMAIN, "weights=30%", tmp_path / "out", **how)
+        (row,) = executor.run("d_pruner", tmp_path / "llama", DOMAIN, "weights=30%", tmp_path / "out", **how)
     ((train, held),) = seen
     assert len(train) + len(held) == len(OPEN)
     for found, place in ((row.before, "llama"), (row.after, "out")):
         length = row.settings["length"]
-        alone = running.measure(tmp_path / place, data=held, batch=2, length=length)["model"]
+        alone = executor.measure(tmp_path / place, data=held, batch=2, length=length)["model"]
         assert found["general/perplexity"].value == pytest.approx(alone["perplexity"].value)
     assert "general: Perplexity" in (tmp_path / "out" / "report.html").read_text("utf-8")
     assert json.loads((tmp_path / "out" / "work" / "general.json").read_text())["text"] == train.digest

@@ -8,8 +8,8 @@ import torch
 from recipes.sparse.oneshot import RECIPES, run, stays, taught
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.select.pattern import n_of_m
-from secateur.subjects import blocks
 from secateur.subjects.matrices import matrices, nonzero
+from secateur.subjects.transformer import blocks
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -13,14 +13,14 @@ import torch
 import transformers
 
 import tiny
-from secateur import running
+from secateur._utils.rundir import Run
+from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
-from secateur.files import texts
-from secateur.files.rundir import Run
 from secateur.measure import latency
 from secateur.recipes.sparse import slimmoe as recipe
 from secateur.recipes.sparse.slimmoe import slimmoe
-from secateur.recover import loop
+from secateur.recover.training import loop
+from secateur.runs import executor
 from secateur.score import experts, routing
 from secateur.select import clusters
 from secateur.subjects import Moe, open_subject
@@ -357,15 +357,15 @@ def test_each_stage_is_saved_and_measured_and_a_run_goes_on_behind_it(
 
 def test_a_run_tells_what_each_stage_was(subject: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
-    monkeypatch.setattr(running.latency, "compare", lambda *_, **__: same)
+    monkeypatch.setattr(executor.latency, "compare", lambda *_, **__: same)
     how = {"stages": "66%,34%", "steps": 3, "calibration": 16, "length": 16, "train_batch": 4}
-    (row,) = running.run("slimmoe", subject, tiny.chains(300), "params=80%", tmp_path / "out", **how)
+    (row,) = executor.run("slimmoe", subject, tiny.chains(300), "params=80%", tmp_path / "out", **how)
     assert row.after["params"].value < row.stages["stage 1"]["params"].value < row.before["params"].value
     assert row.stages["stage 1"]["perplexity"].value > 1
     assert not row.baselines
-    (again,) = running.evidence.read(tmp_path / "out")
+    (again,) = executor.evidence.read(tmp_path / "out")
     assert again.stages == row.stages
-    assert "stage 1" in running.evidence.table(again)[0]
+    assert "stage 1" in executor.evidence.table(again)[0]
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Before and after, and after each stage" in page
     assert '<th scope="col" role="columnheader" class="base">stage 1</th>' in page

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from recipes.sparse.oneshot import CALIBRATED, data, quality, run, stays, taught
-from secateur import running
+from secateur._utils.rundir import Run
+from secateur.data import texts
 from secateur.errors import InputError
-from secateur.files import texts
-from secateur.files.rundir import Run
 from secateur.recipes.sparse.owl import owl
 from secateur.recipes.sparse.sparsegpt import sparsegpt
+from secateur.runs import executor
 from secateur.score import hessian, obs, wanda
 from secateur.select import weights
 from secateur.subjects import open_streamed, open_subject
@@ -93,7 +93,7 @@ def test_joint_rounding_leaves_few_levels(tmp_path):
         assert max(len(row.unique()) for row in matrix.weight) <= 16
     assert any("export --to packed` keeps 4 bits" in note for note in result.cut.notes)
     result.subject.save(tmp_path / "rounded")
-    exported, notes = running.export(tmp_path / "rounded", "packed")
+    exported, notes = executor.export(tmp_path / "rounded", "packed")
     again = dict(open_subject(exported).model.named_parameters())
     assert "-levels, 28 of them as places" in notes[0]
     assert all(torch.equal(again[name], p) for name, p in result.subject.model.named_parameters())

@@ -10,14 +10,15 @@ import torch
 
 import secateur
 import tiny
+from secateur._utils.rundir import Run
+from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
-from secateur.files import texts
-from secateur.files.rundir import Run
 from secateur.recipes.sparse import stun
-from secateur.recover import merging
+from secateur.recover.sparsity import merging
 from secateur.score import routing
-from secateur.subjects import Moe, blocks, open_subject
+from secateur.subjects import Moe, open_subject
 from secateur.subjects.matrices import matrices, nonzero
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget
 from subjects.tiny import make
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
 
-from secateur.files.examples import Examples
+from secateur.data.examples import Examples
 from secateur.subjects import Traced, open_traced
 
 

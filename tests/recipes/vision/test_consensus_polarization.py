@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
 from secateur.recipes.vision import consensus_polarization as recipe
-from secateur.recover import loop
-from secateur.subjects.traced import Traced, open_traced
+from secateur.recover.training import loop
+from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Result, Selection
 
 QUICK = {"batch": 32, "epochs": 12.0, "lr": 0.05}

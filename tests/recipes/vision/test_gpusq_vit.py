@@ -15,17 +15,18 @@ from torch import nn
 import secateur
 from claims import vision
 from recipes.vision import nets
+from secateur._utils.rundir import Run
+from secateur.data.examples import Examples
 from secateur.errors import BudgetError, InfeasibleError, InputError, MissingExtraError, UnsupportedError
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
+from secateur.formats import integers
+from secateur.formats.integers import Form
 from secateur.measure import sparsity
 from secateur.recipes.vision import gpusq_vit as module
 from secateur.recipes.vision.gpusq_vit import gpusq_vit
-from secateur.recover import masks
-from secateur.subjects import integers, open_traced
-from secateur.subjects.integers import Form
+from secateur.recover.sparsity import masks
+from secateur.subjects import open_traced
 from secateur.subjects.matrices import matrices
-from secateur.subjects.traced import Traced, reload_traced
+from secateur.subjects.network.traced import Traced, reload_traced
 from secateur.vocabulary import Budget
 
 pytest.importorskip("torchao")

@@ -14,19 +14,20 @@ from torch.nn import functional
 
 import vision_models
 import yolo
+from assets.scenes import scenes
 from claims import vision
 from recipes.vision import nets
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, UnsupportedError
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
-from secateur.files.scenes import scenes
 from secateur.recipes.vision import nd_loss as module
 from secateur.recipes.vision.nd_loss import nd_loss
-from secateur.recover import detecting, loop
-from secateur.recover.mixing import Mix
-from secateur.subjects import detectors, open_traced
-from secateur.subjects.traced import Traced, reload_traced
+from secateur.recover.training import detecting, loop
+from secateur.recover.training.mixing import Mix
+from secateur.subjects import open_traced
+from secateur.subjects.network import detectors
+from secateur.subjects.network.traced import Traced, reload_traced
 from secateur.vocabulary import Budget
 
 DATA, HELD_OUT = nets.data(160), nets.data(200, seed=5)

@@ -9,16 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from secateur import conformance, running
+from secateur import conformance
+from secateur._utils.rundir import Run
+from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
 from secateur.recipes.vision import otov3 as recipe
 from secateur.recipes.vision.otov3 import otov3
-from secateur.recover import loop
+from secateur.recover.training import loop
+from secateur.runs import executor
 from secateur.score import gradient
-from secateur.subjects.recording import Example
-from secateur.subjects.traced import Traced, open_traced
+from secateur.subjects.network.recording import Example
+from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Result
 
 
@@ -396,7 +397,7 @@ def place(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("budget", ["channels=50%", "segments=50%"])
 def test_a_run_ends_with_a_program_that_needs_nothing_of_ours(place: Path, budget: str) -> None:
     out = place / "small"
-    (row,) = running.run("otov3", f"{place}/model.py:build", place / "data.npz", budget, out, epochs=2, batch=16)
+    (row,) = executor.run("otov3", f"{place}/model.py:build", place / "data.npz", budget, out, epochs=2, batch=16)
     assert row.after["flops"].value < row.before["flops"].value
     assert row.after["params"].value == row.predicted["params"]
     program = torch.export.load(out / "model.pt2")

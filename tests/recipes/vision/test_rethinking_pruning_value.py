@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from recipes.vision import nets
+from secateur._utils.rundir import Run
+from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, UnsupportedError
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
-from secateur.recover import loop, masks
+from secateur.recover.sparsity import masks
+from secateur.recover.training import loop
 from secateur.vocabulary import Budget, Figure
 
 DATA = nets.data()

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import yolo
+from secateur._utils.rundir import Run
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
-from secateur.files.rundir import Run
 from secateur.recipes.vision import yolov4_group_sad as recipe
 from secateur.recipes.vision.yolov4_group_sad import yolov4_group_sad
-from secateur.recover import loop
-from secateur.subjects import detectors, stages
-from secateur.subjects.proof import Fault
-from secateur.subjects.traced import CutError, Traced
+from secateur.recover.training import loop
+from secateur.subjects.network import detectors, stages
+from secateur.subjects.network.proof import Fault
+from secateur.subjects.network.traced import CutError, Traced
 from secateur.vocabulary import Budget, Selection
 
 DATA = yolo.squares(16)
@@ -160,7 +160,7 @@ def test_the_cut_keeps_the_constants_of_what_went():
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.bias)
-    from secateur.subjects.traced import open_traced
+    from secateur.subjects.network.traced import open_traced
 
     image = torch.rand(1, 3, 8, 8)
     dense = open_traced(net.eval(), image)

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 import yolo
+from secateur._utils.rundir import Run
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
-from secateur.files.rundir import Run
 from secateur.recipes.vision.yolov8_cwd import histogram, yolov8_cwd
-from secateur.recover import loop, maps
-from secateur.subjects import detectors
-from secateur.subjects.proof import Fault
-from secateur.subjects.traced import CutError, Traced
+from secateur.recover.distillation import maps
+from secateur.recover.training import loop
+from secateur.subjects.network import detectors
+from secateur.subjects.network.proof import Fault
+from secateur.subjects.network.traced import CutError, Traced
 from secateur.vocabulary import Budget, Selection
 
 DATA = yolo.squares(16)

@@ -14,16 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur import encoders, llms
-from secateur.encoders import Count
+from secateur._utils.rundir import Run, Transient
+from secateur.clients import chat
 from secateur.errors import DataError, InputError
-from secateur.files.rundir import Run, Transient
-from secateur.recover import loop, objectives
+from secateur.recover.training import loop, objectives
+from secateur.retrieval import encoders
+from secateur.retrieval.encoders import Count
 from secateur.score import paths as likely
 from secateur.score import relevance
 from secateur.select import limits as limits_of
 from secateur.select import ranking
-from secateur.subjects import Page, markup, open_page
+from secateur.subjects import Page, open_page
+from secateur.subjects.text import markup
 from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Units
 
 CARD = {
@@ -124,7 +126,7 @@ def htmlrag(
         raise InputError(f"block={block}, fine={fine}: give words of a block, or 0 for a size that suits")
     reader = tokenizer or encoders.named(embedder)
     counts = {"tokens": encoders.counter(reader)} if reader else {}
-    question, scorer = " ".join(data.split()), llms.opened(path_model) if path_model else None
+    question, scorer = " ".join(data.split()), chat.opened(path_model) if path_model else None
     rate: Rate = partial(lexical, question=question, headed=headed)
     if embedder:
         embed = encoders.encoder(embedder, device)
@@ -255,7 +257,7 @@ def alike(page: Page, *, question: str, embed: encoders.Embed, headed: bool) -> 
 
 
 def probable(
-    page: Page, *, question: str, model: llms.Local, spent: MutableMapping[str, int] | None = None
+    page: Page, *, question: str, model: chat.Local, spent: MutableMapping[str, int] | None = None
 ) -> np.ndarray:
     """Log-likelihood of the path to each block; `spent` gets the calls of the model that took, and their tokens."""
     if not page.blocks:
@@ -275,7 +277,7 @@ def tag_path(page: Page, index: int) -> str:
     return "".join(f"<{name}>" for name in page.path(index))
 
 
-def room(model: llms.Local, question: str, page: Page) -> float:
+def room(model: chat.Local, question: str, page: Page) -> float:
     """How many tokens of HTML the path model can read beside the prompt, the question and the longest path."""
     asked = len(model.prompt(PROMPT.format(html="", question=question)))
     finest = page.split(0)
@@ -287,7 +289,7 @@ def room(model: llms.Local, question: str, page: Page) -> float:
 
 
 def train(
-    model: llms.Local,
+    model: chat.Local,
     rows: Sequence[Mapping[str, Any]],
     run: Run,
     *,
@@ -352,7 +354,7 @@ def train(
     return recovery, (f"{len(made)} samples of {len(rows)} rows; {lost} had no answer in what the coarse cut left",)
 
 
-def example(page: Page, question: str, answers: Sequence[str], model: llms.Local) -> dict[str, Tensor] | None:
+def example(page: Page, question: str, answers: Sequence[str], model: chat.Local) -> dict[str, Tensor] | None:
     """Token ids and labels [1, S] of prompt and answer; None where no block holds an answer."""
     wanted = [normalised(answer) for answer in answers]
     found = [normalised(page.text(i)) for i in range(len(page.blocks))]

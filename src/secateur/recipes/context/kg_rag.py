@@ -17,17 +17,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from secateur import encoders, graphs, llms
-from secateur.encoders import Count
+from secateur._utils.rundir import Run
+from secateur.clients import chat
+from secateur.clients.stores import usable
 from secateur.errors import BudgetError, InputError, SecateurError
-from secateur.files.names import COMMON, Names
-from secateur.files.rundir import Run
+from secateur.methods import graphs
+from secateur.retrieval import encoders
+from secateur.retrieval.encoders import Count
+from secateur.retrieval.names import COMMON, Names
 from secateur.score import relevance
 from secateur.select import limits as limits_of
 from secateur.select import ranking, thresholds
-from secateur.stores import usable
-from secateur.subjects import markup
-from secateur.subjects.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
+from secateur.subjects.graph.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
+from secateur.subjects.text import markup
 from secateur.vocabulary import Array, Budget, Cut, Result, Selection
 
 CARD = {
@@ -187,7 +189,7 @@ def kg_rag(
     reader = tokenizer or encoders.named(embedder)
     counts = {"tokens": encoders.counter(reader)} if reader else {}
     question = " ".join(data.split())
-    model = llms.answering(llm, llm_name, calls=calls, tokens=llm_tokens) if llm else None
+    model = chat.answering(llm, llm_name, calls=calls, tokens=llm_tokens) if llm else None
     embed = encoders.remembering(embedder, device=device) if embedder else None
     names = encoders.remembering(namer, device=device) if namer else embed
     if floor is None:
@@ -250,7 +252,7 @@ Around = dict[str, Any]
 
 
 def named(
-    question: str, model: llms.LanguageModel, kinds: Sequence[str], seed: int
+    question: str, model: chat.LanguageModel, kinds: Sequence[str], seed: int
 ) -> tuple[list[str] | None, dict[str, Any]]:
     """The names that a language model finds in the question, none where it gives no list; and what is told of it.
 
@@ -260,7 +262,7 @@ def named(
     found: list[str] | None = []
     try:
         request = EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question)
-        listed = listing(llms.said(model, request, most=256, temperature=0.0, seed=seed))
+        listed = listing(chat.said(model, request, most=256, temperature=0.0, seed=seed))
         found = listed or []
         notes += [] if listed is not None else ["the language model's answer is no list of names"]
     except BudgetError as error:
@@ -692,7 +694,7 @@ def prompt(question: str, context: str, *, system: str = SYSTEM, choices: Sequen
 
 
 def answered(
-    model: llms.LanguageModel | None,
+    model: chat.LanguageModel | None,
     messages: Sequence[Mapping[str, str]],
     told: Mapping[str, Any],
     seed: int,
@@ -704,7 +706,7 @@ def answered(
         return found
     calls, tokens = model.meter.calls, model.meter.tokens
     try:
-        found["answer"] = llms.said(model, messages, most=512, temperature=0.0, seed=seed)
+        found["answer"] = chat.said(model, messages, most=512, temperature=0.0, seed=seed)
         if choices:
             found["choice"] = choice(found["answer"], choices)
     except SecateurError as error:

@@ -16,18 +16,21 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from secateur import encoders, graphs, llms
-from secateur.encoders import Count
+from secateur._utils.rundir import Run
+from secateur.clients import chat
+from secateur.clients.stores import usable
 from secateur.errors import BudgetError, InputError, SecateurError
-from secateur.files.names import COMMON
-from secateur.files.rundir import Run
+from secateur.methods import graphs
+from secateur.retrieval import encoders
+from secateur.retrieval.encoders import Count
+from secateur.retrieval.names import COMMON
 from secateur.score import naming, relevance
 from secateur.select import beams, ranking
 from secateur.select import limits as limits_of
-from secateur.stores import usable
-from secateur.subjects import markup, walks
-from secateur.subjects.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
-from secateur.subjects.walks import Cluster, Path, Surroundings
+from secateur.subjects.graph import walks
+from secateur.subjects.graph.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
+from secateur.subjects.graph.walks import Cluster, Path, Surroundings
+from secateur.subjects.text import markup
 from secateur.vocabulary import Array, Budget, Cut, Result, Selection
 
 CARD = {
@@ -173,7 +176,7 @@ def paths_over_graph(
     like = Likeness(encoders.remembering(embedder, device=device) if embedder else None)
     question, model = " ".join(data.split()), None
     if llm:
-        model = llms.answering(llm, llm_name, calls=calls, tokens=llm_tokens)
+        model = chat.answering(llm, llm_name, calls=calls, tokens=llm_tokens)
 
     def searched() -> dict[str, Any]:
         rule = Rule(like, enough)
@@ -480,7 +483,7 @@ class Asked:
     A server that is down, and a bound on calls or tokens that is reached, end the asking for good.
     """
 
-    def __init__(self, model: llms.LanguageModel, other: Rule, window: int, seed: int) -> None:
+    def __init__(self, model: chat.LanguageModel, other: Rule, window: int, seed: int) -> None:
         self.model, self.other, self.seed, self.notes = model, other, seed, list[str]()
         self.window = min(float(window), getattr(model, "window", math.inf))
         meter = model.meter
@@ -492,7 +495,7 @@ class Asked:
         if self.lost or self._size(prompt) + most > self.window:
             return ""
         try:
-            return llms.said(self.model, prompt, most=most, temperature=temperature, seed=self.seed + again)
+            return chat.said(self.model, prompt, most=most, temperature=temperature, seed=self.seed + again)
         except SecateurError as error:
             # What is wrong with this prompt alone may be right with the next; the rest will be no better then.
             self.lost = isinstance(error, BudgetError) or not isinstance(error, InputError)

@@ -15,20 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur import encoders, llms, rerankers
+from secateur._utils.http import RefusedError
+from secateur._utils.rundir import Run
+from secateur.clients import chat
+from secateur.data import texts
 from secateur.errors import BudgetError, DataError, InputError, RunError
-from secateur.files import texts
-from secateur.files.rundir import Run
 from secateur.measure import retrieval
-from secateur.recover import loop, objectives
-from secateur.rerankers import Reranker
+from secateur.recover.training import loop, objectives
+from secateur.retrieval import encoders, rerankers
+from secateur.retrieval.rerankers import Reranker
 from secateur.score import citations, relevance
 from secateur.select import limits as limits_of
 from secateur.select import ranking
-from secateur.subjects import Passages, markup, open_passages
-from secateur.subjects.passage import sentences
+from secateur.subjects import Passages, open_passages
+from secateur.subjects.text import markup
+from secateur.subjects.text.passage import sentences
 from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Units
-from secateur.web import RefusedError
 
 CARD = {
     "title": "Provence: efficient and robust context pruning for retrieval-augmented generation",
@@ -318,7 +320,7 @@ def train(
     rows = apart(rows)
     if corpus:
         rows = pool(rows, texts.read(corpus).texts, run, model, language, seed)
-    asked = partial(llms.answering, llm, llm_name, calls=calls, tokens=llm_tokens) if llm else None
+    asked = partial(chat.answering, llm, llm_name, calls=calls, tokens=llm_tokens) if llm else None
     pairs, lost = labelled(rows, run, asked() if asked else None, oracle, language)
     if not pairs:
         raise DataError(f"none of {len(rows)} rows gives a pair: {lost} passages have no label")
@@ -519,7 +521,7 @@ def marked(sentences: Any, labels: Any) -> list[list[tuple[str, bool]]] | None:
 
 
 def labelled(
-    rows: Sequence[Mapping[str, Any]], run: Run, llm: llms.LanguageModel | None, oracle: str, language: str
+    rows: Sequence[Mapping[str, Any]], run: Run, llm: chat.LanguageModel | None, oracle: str, language: str
 ) -> tuple[list[Row], int]:
     """Pairs of question, sentences, numbers of those that matter, and perhaps a score; and how many had no label."""
     pairs, lost = list[Row](), 0
@@ -544,25 +546,25 @@ def labelled(
     return pairs, lost
 
 
-def cited(llm: llms.LanguageModel, question: str, parts: Sequence[Sequence[str]], task: str) -> list[list[int] | None]:
+def cited(llm: chat.LanguageModel, question: str, parts: Sequence[Sequence[str]], task: str) -> list[list[int] | None]:
     """For each passage the sentences that the model cites; None where it gives no label, or can't read the passage."""
     found: list[list[int] | None] = []
     for part in parts:
         asked = f"{task}\n\nQuestion: {question}\n\nSentences:\n"
         text = readable(llm, asked, [f"[{i}] {sentence}\n" for i, sentence in enumerate(part)])
         try:
-            numbers = citations.cited(llms.said(llm, asked + text, most=SAID), len(part)) if text else None
+            numbers = citations.cited(chat.said(llm, asked + text, most=SAID), len(part)) if text else None
         except (InputError, RefusedError):
-            llms.said(llm, PROBE, most=SAID)  # raises where it is not the passage that is wrong
+            chat.said(llm, PROBE, most=SAID)  # raises where it is not the passage that is wrong
             numbers = None
         found.append(None if numbers is None else sorted(numbers))
     return found
 
 
-def readable(llm: llms.LanguageModel, asked: str, lines: Sequence[str]) -> str:
+def readable(llm: chat.LanguageModel, asked: str, lines: Sequence[str]) -> str:
     """The lines that a labeller has room for behind what it is asked: by its tokens, or about four bytes a token."""
     room, sizes = 4.0 * READ, [len(line.encode()) for line in lines]
-    if isinstance(llm, llms.Local):
+    if isinstance(llm, chat.Local):
         room = min(READ, llm.window - SAID - len(llm.prompt(asked)))
         sizes = list(encoders.counter(llm.tokenizer)(lines))
     text = ""

@@ -20,18 +20,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur import disk
+from secateur._utils import disk, plugins, rundir
+from secateur._utils.modes import evaluating
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, RunError
-from secateur.files import examples, plugins, rundir
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
 from secateur.measure import quality
-from secateur.modes import evaluating
-from secateur.recover import detecting, loop, objectives, rehearsal, transfer
+from secateur.recover.training import detecting, loop, objectives, rehearsal, transfer
 from secateur.score import hooks, random, votes
 from secateur.select import ranking
-from secateur.subjects.examples import ExampleSet
-from secateur.subjects.traced import Traced
+from secateur.subjects.dataset.examples import ExampleSet
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Recovery, Result, Scores, Selection
 
 CARD = {

@@ -18,18 +18,20 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur._utils import plugins, rundir
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Batches, Examples
 from secateur.errors import BudgetError, DataError, InputError, RunError
-from secateur.files import examples, plugins, rundir
-from secateur.files.examples import Batches, Examples
-from secateur.files.rundir import Run
-from secateur.recover import initialise, loop, losses, objectives, rehearsal
-from secateur.recover.objectives import Objective
-from secateur.recover.teachers import Joined
+from secateur.recover.distillation import losses
+from secateur.recover.distillation.teachers import Joined
+from secateur.recover.training import initialise, loop, objectives, rehearsal
+from secateur.recover.training.objectives import Objective
 from secateur.score import difficulty, random
 from secateur.select import balance, ranking
-from secateur.subjects.examples import INDEX, ExampleSet
-from secateur.subjects.recording import Example
-from secateur.subjects.traced import Traced
+from secateur.subjects.dataset.examples import INDEX, ExampleSet
+from secateur.subjects.network.recording import Example
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Limit, Recovery, Result, Selection
 
 CARD = {

@@ -14,15 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import plugins
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.errors import InputError
-from secateur.files import plugins, texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
 from secateur.measure import size
-from secateur.recover import compensate, loop, objectives, teachers
+from secateur.recover.distillation import teachers
+from secateur.recover.sparsity import compensate
+from secateur.recover.training import loop, objectives
 from secateur.score import ablation, activation, magnitude, random, similarity
 from secateur.select import allocate, ranking, search
-from secateur.subjects import Transformer, shapes
+from secateur.subjects import Transformer
+from secateur.subjects.transformer import shapes
 from secateur.vocabulary import Budget, Recovery, Result, Scores, Selection, listed
 
 CARD = {

@@ -18,14 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from secateur._utils.rundir import Run
+from secateur.data import masking, texts
+from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InfeasibleError, InputError
-from secateur.files import masking, texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
 from secateur.measure import latency, loyalty, quality, size
-from secateur.recover import alignment, ensembles, loop, losses, objectives, teachers
+from secateur.recover.distillation import alignment, ensembles, losses, teachers
+from secateur.recover.training import loop, objectives
 from secateur.subjects import Transformer, open_subject
-from secateur.subjects.transformer import Output, positions
+from secateur.subjects.transformer.subject import Output, positions
 from secateur.vocabulary import Budget, Figure, Result, Selection, listed
 
 CARD = {

@@ -16,15 +16,16 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.errors import InfeasibleError, MeasurementError
-from secateur.files import texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
 from secateur.measure import latency, size
-from secateur.recover import loop, objectives
+from secateur.recover.training import loop, objectives
 from secateur.score import database, hessian
 from secateur.select import allocate, knapsack, levels, search
-from secateur.subjects import Transformer, shapes
+from secateur.subjects import Transformer
+from secateur.subjects.transformer import shapes
 from secateur.vocabulary import Budget, Recovery, Result, Selection, Units
 
 CARD = {

@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InputError, UnsupportedError
-from secateur.files import texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
 from secateur.measure import size
-from secateur.recover import adaptive, loop, objectives, teachers
+from secateur.recover.distillation import teachers
+from secateur.recover.sparsity import adaptive
+from secateur.recover.training import loop, objectives
 from secateur.score import hessian, hooks, wanda
 from secateur.select import pattern
-from secateur.subjects import Transformer, open_subject, sides
+from secateur.subjects import Transformer, open_subject
 from secateur.subjects.matrices import Matrix, matrices, receipt
+from secateur.subjects.transformer import low_rank
 from secateur.vocabulary import Budget, Pattern, Recovery, Result
 
 CARD = {
@@ -139,8 +142,8 @@ def ast(
         ours = plain
         if slorb:
             beside = branches(found, choose, slorb, slorb_init, seed)
-            sides.attach(student.model, beside)
-            for branch in sides.of(student.model).values():
+            low_rank.attach(student.model, beside)
+            for branch in low_rank.of(student.model).values():
                 branch.X.requires_grad_(projection)
             ours += sum(2.0 * (X.numel() + S.numel()) for X, S in beside.values())
 
@@ -278,9 +281,9 @@ def extra(student: Transformer, found: Mapping[str, Matrix], k: int) -> list[str
     """What SLoRB adds: the sum of d_out d_in / k + d_in^2 / k."""
     if not k:
         return []
-    added = sum(p.numel() for branch in sides.of(student.model).values() for p in branch.parameters())
+    added = sum(p.numel() for branch in low_rank.of(student.model).values() for p in branch.parameters())
     whole = sum(matrix.weight.numel() for matrix in found.values())
     return [
         f"branches of SLoRB (k={k}) add {added} parameters, {100 * added / whole:.3g} % of the masked matrices; they "
-        f"lie in {sides.FOLDER}/ as a LoRA for peft"
+        f"lie in {low_rank.FOLDER}/ as a LoRA for peft"
     ]

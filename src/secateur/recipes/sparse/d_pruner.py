@@ -16,16 +16,17 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from secateur import processes
+from secateur._utils import distributed, storage
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.errors import InputError, RunError, UnsupportedError
-from secateur.files import texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
-from secateur.recover import fused, objectives, storage
+from secateur.recover.training import fused, objectives
 from secateur.score import dual, hessian, hooks, obs
 from secateur.select import weights
-from secateur.subjects import Streamed, Transformer, blocks
+from secateur.subjects import Streamed, Transformer
 from secateur.subjects.matrices import Matrix, matrices
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Pattern, Result
 
 CARD = {
@@ -78,7 +79,7 @@ def d_pruner(
        columns at a time, behind the corrections of the columns before: G = w^2 / U_jj^2, U the Cholesky factor of the
        inverse of the damped Hessian. The pruned and corrected weights serve this alone.
     2. A copy of the model descends the domain's loss with a penalty on moving what G holds dear: g~ = g + what the
-       penalty adds (`score.dual`). Each weight is updated inside the backward pass (`recover.fused`).
+       penalty adds (`score.dual`). Each weight is updated inside the backward pass (`recover.training.fused`).
     3. Dual importance, summed over the steps, of the weights as they move: I += |g~ w + (g~ w)^2 / (2 N)|.
     4. The original's weights with the largest I stay, to the bit; the others become 0. A smaller budget keeps a subset.
 
@@ -168,7 +169,7 @@ def check(
     """Raise `InputError` for options that can't be used, `UnsupportedError` for a model that can't."""
     if not subject.causal:
         raise UnsupportedError("d_pruner scores by the next token: give a language model, such as a Llama or a GPT-2")
-    if by == "dual" and processes.count() > 1:
+    if by == "dual" and distributed.count() > 1:
         raise UnsupportedError("by=dual trains in one process: start it without torchrun, or take by=general")
     if by == "dual" and isinstance(subject, Streamed):
         raise UnsupportedError("by=dual trains a copy of the whole model: open it in memory, or take by=general")
@@ -345,7 +346,7 @@ def general_importance(
                 noting = partial(noted, choose, parts)
                 weight.copy_(obs.prune(weight, diagonal, noting, every=columns, block=columns, inverse=U).weight)
                 found[name] = torch.cat(parts, 1)
-        processes.by_first(partial(storage.write, folder / f"{block.index}.safetensors", found))
+        distributed.by_first(partial(storage.write, folder / f"{block.index}.safetensors", found))
     return {"windows": float(len(windows)), "starved": float(poor)}
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
+from secateur._utils.rundir import Run
+from secateur.data.texts import Corpus
 from secateur.select import weights
-from secateur.subjects import Streamed, Transformer, blocks
+from secateur.subjects import Streamed, Transformer
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Result
 
 CARD = {

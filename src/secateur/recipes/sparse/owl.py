@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.errors import InputError
-from secateur.files import texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
 from secateur.score import hessian, obs, wanda
 from secateur.select import allocate, weights
-from secateur.subjects import Streamed, Transformer, blocks
+from secateur.subjects import Streamed, Transformer
 from secateur.subjects.matrices import matrices
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Pattern, Result
 
 CARD = {

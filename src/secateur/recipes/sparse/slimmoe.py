@@ -16,18 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.disk import writing
+from secateur._utils import plugins
+from secateur._utils.disk import writing
+from secateur._utils.modes import held
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
-from secateur.files import plugins, texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
 from secateur.measure import size
-from secateur.modes import held
-from secateur.recover import loop, losses, merging, objectives, records, routing, schedule, teachers
+from secateur.recover.distillation import losses, teachers
+from secateur.recover.sparsity import merging
+from secateur.recover.training import loop, objectives, records, routing, schedule
 from secateur.score import activation, experts, gradient, hooks, magnitude, random
 from secateur.score import routing as routes
 from secateur.select import allocate, clusters, ranking
-from secateur.subjects import Moe, open_subject, shapes
+from secateur.subjects import Moe, open_subject
+from secateur.subjects.transformer import shapes
 from secateur.vocabulary import Budget, Recovery, Result, Selection, Units, listed
 
 CARD = {

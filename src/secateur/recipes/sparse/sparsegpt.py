@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.errors import InputError
-from secateur.files import texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
 from secateur.score import hessian, obs
 from secateur.select import weights
-from secateur.subjects import Streamed, Transformer, blocks
+from secateur.subjects import Streamed, Transformer
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Result
 
 CARD = {

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur import processes
+from secateur._utils import distributed
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
-from secateur.files import texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
 from secateur.measure import distribution
-from secateur.recover import merging
+from secateur.recover.sparsity import merging
 from secateur.score import hessian, hooks, random, routing, wanda
 from secateur.select import allocate, clusters, ranking, weights
-from secateur.subjects import Moe, Streamed, blocks, matrices
+from secateur.subjects import Moe, Streamed, matrices
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Cut, Result, Selection
 
 CARD = {
@@ -188,7 +189,7 @@ def stun(
 
 def check(subject: Mixed, structured: float, uniform: bool, passes: int) -> None:
     """Raise a one-line error for a model or options that stun can't work with."""
-    if processes.count() > 1:
+    if distributed.count() > 1:
         raise UnsupportedError("stun runs in one process: start it without torchrun or accelerate launch")
     if not subject.family.experts:
         raise InputError("stun cuts experts out of a mixture of experts, and this is none: use owl or wanda")

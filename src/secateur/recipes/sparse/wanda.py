@@ -10,15 +10,16 @@ from functools import partial
 
 from torch import Tensor
 
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.errors import InputError
-from secateur.files import texts
-from secateur.files.rundir import Run
-from secateur.files.texts import Corpus
 from secateur.score import hessian
 from secateur.score import wanda as score
 from secateur.select import weights
-from secateur.subjects import Streamed, Transformer, blocks
+from secateur.subjects import Streamed, Transformer
 from secateur.subjects.matrices import Matrix
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Result
 
 CARD = {

@@ -17,18 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, UnsupportedError
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
 from secateur.measure import quality
-from secateur.recover import gates, loop, norms, objectives
+from secateur.recover.sparsity import gates
+from secateur.recover.training import loop, norms, objectives
 from secateur.score import gates as statistics
 from secateur.select import ranking
 from secateur.select.limits import cutting
-from secateur.subjects.readers import inner
-from secateur.subjects.residual import Branches
-from secateur.subjects.traced import Traced
+from secateur.subjects.network.readers import inner
+from secateur.subjects.network.residual import Branches
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Result, Selection, Units, listed
 
 CARD = {
@@ -230,7 +231,7 @@ def gate(
     seed: int = 0,
     **how: Any,
 ) -> Gated:
-    """Gates for `subject`, to be trained by any loop: within `gates.on(model)`, add the two losses of `recover.gates`.
+    """Gates for `subject`, to be trained by any loop: within `gates.on(model)`, add the losses of `sparsity.gates`.
 
     mode, units, multiple: as in `consensus_polarization`. how: `hidden`, `bias` and `leak` of the gates.
 

@@ -13,18 +13,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import BudgetError, InfeasibleError, InputError
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
-from secateur.recover import detecting, loop, masks, mixed, qat, records, slimming
-from secateur.recover.quantise import torchao
+from secateur.formats import integers
+from secateur.formats.integers import Form
+from secateur.recover.distillation import mixed
+from secateur.recover.quantization import qat
+from secateur.recover.quantization.quantise import torchao
+from secateur.recover.sparsity import masks, slimming
+from secateur.recover.training import detecting, loop, records
 from secateur.select.pattern import n_of_m
-from secateur.subjects import integers
-from secateur.subjects.integers import Form
 from secateur.subjects.matrices import Matrix, matrices, nonzero, receipt
-from secateur.subjects.shrinking import Plan
-from secateur.subjects.traced import Traced
+from secateur.subjects.network.shrinking import Plan
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Pattern, Recovery, Result
 
 CARD = {

@@ -16,33 +16,23 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import plugins
+from secateur._utils.modes import evaluating
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError
-from secateur.files import examples, plugins
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
 from secateur.measure import loyalty, prototypes, quality
-from secateur.modes import evaluating
-from secateur.recover import (
-    compose,
-    detecting,
-    features,
-    loop,
-    losses,
-    maps,
-    objectives,
-    relations,
-    review,
-    slimming,
-    taps,
-    teachers,
-)
-from secateur.recover.centres import ClassMeans, collect
-from secateur.recover.mixing import Mix
+from secateur.recover.distillation import features, losses, maps, relations, review, taps, teachers
+from secateur.recover.distillation.centres import ClassMeans, collect
+from secateur.recover.sparsity import slimming
+from secateur.recover.training import compose, detecting, loop, objectives
+from secateur.recover.training.mixing import Mix
 from secateur.score import magnitude
 from secateur.select import ranking
-from secateur.subjects import detectors
-from secateur.subjects.detectors import TwoStage
-from secateur.subjects.traced import CutError, Traced, open_traced
+from secateur.subjects.network import detectors
+from secateur.subjects.network.detectors import TwoStage
+from secateur.subjects.network.traced import CutError, Traced, open_traced
 from secateur.vocabulary import Budget, Cut, Result
 
 CARD = {

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from secateur._utils.outputs import leaves
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError, ModelError, UnsupportedError
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
-from secateur.recover import loop, records
-from secateur.recover.sparsify import GroupSparse, Saliency
+from secateur.recover.sparsity.sparsify import GroupSparse, Saliency
+from secateur.recover.training import loop, records
 from secateur.score import gradient, magnitude
 from secateur.select import limits, ranking
-from secateur.subjects import erasing
-from secateur.subjects.recording import leaves
-from secateur.subjects.segments import SITE, Segments
-from secateur.subjects.traced import Traced
+from secateur.subjects.network import erasing
+from secateur.subjects.network.segments import SITE, Segments
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Units, listed
 
 CARD = {

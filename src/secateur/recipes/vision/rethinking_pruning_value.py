@@ -18,19 +18,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from secateur._utils.modes import evaluating
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, UnsupportedError
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
 from secateur.measure import size, statistics
-from secateur.modes import evaluating
-from secateur.recover import compensate, detecting, initialise, loop, losses, masks, objectives, slimming
-from secateur.recover.masks import Masks
+from secateur.recover.distillation import losses
+from secateur.recover.sparsity import compensate, masks, slimming
+from secateur.recover.sparsity.masks import Masks
+from secateur.recover.training import detecting, initialise, loop, objectives
 from secateur.score import magnitude, random, reconstruction
 from secateur.select import limits, ranking
-from secateur.subjects.detectors import Detector
-from secateur.subjects.residual import Branches
-from secateur.subjects.traced import Traced
+from secateur.subjects.network.detectors import Detector
+from secateur.subjects.network.residual import Branches
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Figure, Recovery, Result, Selection, Site, Units, listed
 
 CARD = {

@@ -15,18 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
-from secateur.files import examples
-from secateur.files.examples import Examples
-from secateur.files.rundir import Run
-from secateur.recover import detecting, loop, maps, records, slimming
-from secateur.recover.taps import seen
+from secateur.recover.distillation import maps
+from secateur.recover.distillation.taps import seen
+from secateur.recover.sparsity import slimming
+from secateur.recover.training import detecting, loop, records
 from secateur.score import scales
 from secateur.select import thresholds
 from secateur.select.limits import cutting
-from secateur.subjects import detectors, stages
-from secateur.subjects.detectors import Detector
-from secateur.subjects.traced import CutError, Traced
+from secateur.subjects.network import detectors, stages
+from secateur.subjects.network.detectors import Detector
+from secateur.subjects.network.traced import CutError, Traced
 from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection
 
 CARD = {

@@ -1,0 +1,1 @@
+"""What any project could use: files that appear whole, threads, processes, HTTP. No word of the domain."""

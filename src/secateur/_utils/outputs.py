@@ -1,0 +1,38 @@
+"""The tensors in what a module returns: one tensor, a tuple, a dataclass, or an output of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["leaves"]
+
+_SIDE = ("hidden_state", "attentions", "past_key_values", "cache", "states", "pooler_output", "mems")
+"""Parts of an output that transformers gives beside the main one."""
+
+
+def leaves(output: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors of an output: those it is about, and those beside it (hidden states and caches of transformers)."""
+    if hasattr(output, "to_tuple") and not all(any(name in str(key) for name in _SIDE) for key in output):
+        main: list[Any] = []
+        side: list[Any] = []
+        for key, value in output.items():
+            (side if any(name in str(key) for name in _SIDE) else main).append(value)
+        return _tensors(main), _tensors(side)
+    return _tensors(output), []
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        # A cache beside what the network gives is no result of it.
+        return [one for key, part in value.items() if "past_key_values" not in str(key) for one in _tensors(part)]
+    if isinstance(value, list | tuple | set):
+        return [one for part in value for one in _tensors(part)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [one for part in fields(value) for one in _tensors(getattr(value, part.name))]
+    return []

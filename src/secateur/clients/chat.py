@@ -1,0 +1,459 @@
+"""WHO IS ASKED: language models that answer in words, a local one or any server of OpenAI's protocol; one interface.
+
+Keys come from the environment alone and stand in no message, log or file. A server may be slow, down or lie: what comes
+of that is waited out within bounds, and then one `ServerError`.
+"""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import functools
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+
+from secateur._utils import http
+from secateur._utils.http import PassingError
+from secateur._utils.modes import evaluating
+from secateur.errors import BudgetError, InputError, ServerError, opening
+
+__all__ = [
+    "SPENDING", "Answer", "LanguageModel", "Ledger", "Local", "Meter", "Scored", "Server", "SpentWarning", "answering",
+    "metered", "opened", "said",
+]  # fmt: skip
+
+_KEY, _OPENAI = "SECATEUR_LLM_KEY", "https://api.openai.com"
+LONGEST = 10_000
+"""Letters of an answer that are looked at; what is behind them is nonsense."""
+
+Question = str | Sequence[Mapping[str, str]]
+"""A user's words, or messages with `role` and `content`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was said, how many tokens went in and came out, and whether it came to its end by itself."""
+
+    text: str
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    finished: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a server says of a text, and of the one token that it goes on with: `tokens` by name.
+
+    top: at each of them, names and log-probabilities of what it would have found likeliest there, given all before.
+    The first has none.
+    """
+
+    tokens: Sequence[str]
+    top: Sequence[Mapping[str, float]]
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Meter:
+    """What was asked so far, and how much may be: calls, and tokens in and out together. Safe over threads.
+
+    within: the meter of a larger whole, such as that of a run around a question's: it counts and bounds, too.
+    refused: calls that were not allowed.
+    """
+
+    most_calls: int | None = None
+    most_tokens: int | None = None
+    calls: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    retries: int = 0
+    refused: int = 0
+    seconds: float = 0.0
+    within: Meter | None = field(default=None, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """In and out."""
+        return self.prompt_tokens + self.answer_tokens
+
+    def begin(self) -> None:
+        """Count a call; `BudgetError` where no more is allowed."""
+        with self._lock:
+            self._allow(self.calls, self.tokens)
+            if self.within is not None:
+                self.within.begin()
+            self.calls += 1
+
+    def end(self, answer: Answer | Scored, seconds: float) -> None:
+        """Count what a call took."""
+        with self._lock:
+            self.prompt_tokens += answer.prompt_tokens
+            self.answer_tokens += answer.answer_tokens
+            self.seconds += seconds
+        if self.within is not None:
+            self.within.end(answer, seconds)
+
+    def retry(self) -> None:
+        """Count one more attempt at a call."""
+        with self._lock:
+            self.retries += 1
+        if self.within is not None:
+            self.within.retry()
+
+    def _allow(self, calls: int, tokens: int) -> None:
+        """Refuse one more call after so many."""
+        if self.most_calls is not None and calls >= self.most_calls:
+            self.refused += 1
+            raise BudgetError(f"the language model was called {calls} times, as often as allowed: allow more")
+        if self.most_tokens is not None and tokens >= self.most_tokens:
+            self.refused += 1
+            raise BudgetError(f"{tokens} tokens of {self.most_tokens} were spent on the language model: raise tokens")
+
+
+@dataclass(slots=True)
+class Ledger(Meter):
+    """The meter of all processes of a run, in a file that outlives them: what was stopped goes on where it stood.
+
+    `calls`, `tokens` and `refused` are this process's own; what bounds them is the sum in the file.
+    """
+
+    path: Path = field(kw_only=True)
+
+    def begin(self) -> None:
+        """Count a call; `BudgetError` where no more is allowed to all processes together."""
+        with self._lock, self._held() as total:
+            refused = self.refused
+            try:
+                self._allow(total["calls"], total["tokens"])
+            finally:
+                total["refused"] += self.refused - refused
+            if self.within is not None:
+                self.within.begin()
+            total["calls"] += 1
+            self.calls += 1
+
+    def end(self, answer: Answer | Scored, seconds: float) -> None:
+        """Count what a call took."""
+        Meter.end(self, answer, seconds)
+        with self._lock, self._held() as total:
+            total["tokens"] += answer.prompt_tokens + answer.answer_tokens
+
+    def total(self) -> dict[str, int]:
+        """calls, tokens and refused of all processes."""
+        with self._lock, self._held() as total:
+            return dict(total)
+
+    @contextmanager
+    def _held(self) -> Iterator[dict[str, int]]:
+        """What the file counts, to be changed, while no other process does."""
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            counts = [int(number) for number in os.pread(handle, 100, 0).split()] or [0, 0, 0]
+            total = dict(zip(("calls", "tokens", "refused"), counts, strict=True))
+            try:
+                yield total
+            finally:  # always as long, and in one piece, so that a kill leaves the old line or the new one
+                os.pwrite(handle, " ".join(f"{count:20d}" for count in total.values()).encode(), 0)
+        finally:
+            os.close(handle)
+
+
+class SpentWarning(UserWarning):
+    """A bound on a whole run was reached, and the rest was done without the language model."""
+
+
+Reply = TypeVar("Reply", Answer, Scored)
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """Whatever answers."""
+
+    meter: Meter
+
+    def ask(self, question: Question, *, most: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:
+        """Answer in at most `most` tokens; the likeliest at temperature 0."""
+        ...
+
+
+def said(model: LanguageModel, question: Question, **how: Any) -> str:
+    """The first letters of what a model answers, of `LONGEST` at most: whoever reads them is not to be kept busy.
+
+    how: most, temperature and seed, see `LanguageModel.ask`.
+    """
+    return model.ask(question, **how).text[:LONGEST]
+
+
+def _at_least_one(most: int) -> None:
+    if most < 1:
+        raise InputError(f"most={most}: give the tokens of an answer, at least 1")
+
+
+def _messages(question: Question) -> list[dict[str, str]]:
+    if isinstance(question, str):
+        return [{"role": "user", "content": question}]
+    found = [dict(message) for message in question]
+    if not found or any(set(message) != {"role", "content"} for message in found):
+        raise InputError("a question is text, or messages with role and content, at least one")
+    return found
+
+
+SPENDING = frozenset({"calls", "llm_tokens"})
+"""Options of recipes that bound what is spent, and change nothing of what comes out."""
+
+
+def answering(
+    source: str | LanguageModel, name: str = "", *, calls: int = 0, tokens: int = 0, **asked: Any
+) -> LanguageModel:
+    """Whatever answers, from how a user names it.
+
+    Args:
+        source: the address of a server of OpenAI's protocol, a folder or Hub id of a causal language model, or what is
+            one already, whose meter goes on counting.
+        name: of the model, where it is a server.
+        calls, tokens: how many are allowed; no limit if 0.
+        asked: key, timeout, retries and per_minute of a server, see `Server`.
+
+    Raises `InputError` for what is none, and for a server without the name of a model.
+    """
+    if not isinstance(source, str):
+        if not isinstance(source, LanguageModel):
+            raise InputError(f"a language model is a folder, a Hub id or an address, not {type(source).__name__}")
+        return metered(source, Meter(calls or None, tokens or None)) if calls or tokens else source
+    meter = Meter(calls or None, tokens or None)
+    if http.addressed(source):
+        if not name:
+            raise InputError(
+                "a server is asked for a model by name: give it, such as the one that its /v1/models lists"
+            )
+        return Server(source, name, meter=meter, **asked)
+    model = opened(source)
+    return Local(model.model, model.tokenizer, meter)
+
+
+def metered(model: LanguageModel, meter: Meter) -> LanguageModel:
+    """The same model with `meter`, within the one that it has: both count, and both bound."""
+    found = copy.copy(model)
+    meter.within, found.meter = model.meter, meter
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- local
+
+
+def opened(source: str | Local) -> Local:
+    """A causal language model with its tokenizer, from a folder or Hub id, opened once; or the one that is given.
+
+    Raises `InputError` for what is none. Weights are read from safetensors and no code of a checkpoint is run.
+    """
+    if isinstance(source, Local):
+        return source
+    if not isinstance(source, str):
+        raise InputError(f"a language model is a folder, a Hub id or llms.Local, not {type(source).__name__}")
+    return _opened(source)
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(name: str) -> Local:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with opening("language model", name):
+        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        return Local(model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+
+
+class Local:
+    """A causal language model of transformers with its tokenizer; its chat template is used where it has one."""
+
+    def __init__(self, model: Any, tokenizer: Any, meter: Meter | None = None) -> None:
+        self.model, self.tokenizer, self.meter = model, tokenizer, meter or Meter()
+
+    @property
+    def window(self) -> float:
+        """How many tokens the model can read; infinite where it sets no limit."""
+        return float(getattr(self.model.config, "max_position_embeddings", None) or math.inf)
+
+    def prompt(self, question: Question) -> list[int]:
+        """The tokens that an answer to the question follows on."""
+        messages = _messages(question)
+        if getattr(self.tokenizer, "chat_template", None):
+            ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            return ids
+        ids = self.tokenizer("\n".join(message["content"] for message in messages) + "\n")["input_ids"]
+        while ids and ids[-1] in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id):
+            ids = ids[:-1]  # some tokenizers close every text, and nothing follows an end
+        return ids
+
+    def copied(self) -> Local:
+        """The same, with a model and a meter of its own."""
+        return Local(copy.deepcopy(self.model), self.tokenizer)
+
+    def save(self, folder: str | Path) -> None:
+        """An ordinary checkpoint: model and tokenizer."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @torch.no_grad()
+    def ask(self, question: Question, *, most: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:
+        """Answer in at most `most` tokens. Raises `InputError` for a question longer than the model can read."""
+        _at_least_one(most)
+        ids = self.prompt(question)
+        if len(ids) + most > self.window:
+            raise InputError(
+                f"a question of {len(ids)} tokens, and {most} of an answer: the model reads {self.window:.0f}, so "
+                "shorten it"
+            )
+        self.meter.begin()
+        began = time.perf_counter()
+        given = torch.tensor([ids], device=self.model.device)
+        how: dict[str, Any] = (
+            {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        )
+        end = self.tokenizer.eos_token_id
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else end
+        with evaluating(self.model), torch.random.fork_rng(devices=[given.device] if given.is_cuda else []):
+            torch.manual_seed(seed)
+            out = self.model.generate(
+                given, attention_mask=torch.ones_like(given), max_new_tokens=most, pad_token_id=pad, **how
+            )
+        said = out[0, len(ids) :].tolist()
+        answer = Answer(self.tokenizer.decode(said, skip_special_tokens=True).strip(), len(ids), len(said), end in said)
+        self.meter.end(answer, time.perf_counter() - began)
+        return answer
+
+
+# --------------------------------------------------------------------------------------------------------- server
+
+
+class Server:
+    """A server of chat completions, such as vLLM, llama.cpp, Ollama or OpenAI's own.
+
+    Args:
+        url: up to and with the version, such as http://localhost:8000/v1.
+        model: the name that the server knows it by.
+        key: the environment variable that holds the key. If empty, that is SECATEUR_LLM_KEY for any server, or
+            OPENAI_API_KEY for OpenAI's own, which no other server gets; none is sent where none is set.
+        timeout, retries, backoff, per_minute: see `web.Client`.
+        meter: counts calls and tokens, and how many are allowed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        key: str = "",
+        timeout: float = 60.0,
+        retries: int = 5,
+        backoff: float = 0.5,
+        per_minute: int = 0,
+        meter: Meter | None = None,
+    ) -> None:
+        key = http.holding(key) if key else _variable(url)
+        self.client = http.Client(
+            url, example="http://localhost:8000/v1", key=key, timeout=timeout, retries=retries, backoff=backoff,
+            per_minute=per_minute,
+        )  # fmt: skip
+        self.model, self.key, self.meter = model, key, meter or Meter()
+
+    def close(self) -> None:
+        """Close its connections, for good."""
+        self.client.close()
+
+    def __repr__(self) -> str:
+        return f"Server({self.client.url!r}, {self.model!r})"
+
+    def ask(self, question: Question, *, most: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:
+        """Answer in at most `most` tokens.
+
+        Raises:
+            ServerError: no answer, after all attempts; or a refusal, which is not asked again.
+            BudgetError: no more calls or tokens are allowed.
+        """
+        _at_least_one(most)
+        body = {
+            "model": self.model, "messages": _messages(question), "max_tokens": most, "temperature": temperature,
+            "seed": seed,
+        }  # fmt: skip
+        return self._post("/chat/completions", body, _read)
+
+    def score(self, prompt: str | Sequence[int], k: int) -> Scored:
+        """What the server finds likeliest, `k` tokens, at each place of `prompt`, text or token ids, and after it.
+
+        Asked by `/completions` with `echo` and `logprobs`. Raises as `ask`, and `ServerError` where the server tells no
+        log-probabilities of what it reads.
+        """
+        body = {
+            "model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": k,
+            "return_tokens_as_token_ids": True,
+        }  # fmt: skip
+        return self._post("/completions", body, _read_scored)
+
+    def _post(self, path: str, body: Mapping[str, Any], read: Callable[[bytes], Reply]) -> Reply:
+        self.meter.begin()
+        began, secret = time.perf_counter(), os.environ.get(self.key, "")
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        answer = self.client.post(path, read, secret=secret, again=self.meter.retry, json=body, headers=headers)
+        self.meter.end(answer, time.perf_counter() - began)
+        return answer
+
+
+def _variable(url: str) -> str:
+    """The variable in which the key of a server belongs: OpenAI's is for OpenAI alone."""
+    theirs = url.lower().startswith(f"{_OPENAI}/") and not os.environ.get(_KEY)
+    return "OPENAI_API_KEY" if theirs else _KEY
+
+
+def _read(raw: bytes) -> Answer:
+    """The answer in a reply; `PassingError` for what is none."""
+    try:
+        found = json.loads(raw)
+        choice = found["choices"][0]
+        text = choice["message"]["content"]
+        usage = found.get("usage") or {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        finished = choice.get("finish_reason") != "length"
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise PassingError("what came is no chat completion") from error
+    if text is None:
+        text = ""  # some servers say nothing by saying null
+    if not isinstance(text, str):
+        raise PassingError("what came is no chat completion")
+    asked, said = map(_count, counts)
+    # A server that does not count is counted roughly, so that a budget still ends.
+    return Answer(text.strip(), asked, said or len(text) // 4 + 1, finished)
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _read_scored(raw: bytes) -> Scored:
+    """The log-probabilities in a reply; `PassingError` for what is none, `ServerError` for one without them."""
+    try:
+        found = json.loads(raw)
+        told = found["choices"][0]["logprobs"]
+        if not told or not told.get("top_logprobs"):
+            raise ServerError("the server tells no log-probabilities of a prompt: it needs echo and logprobs, as vLLM")
+        tokens = [str(token) for token in told["tokens"]]
+        top = [{str(name): float(value) for name, value in (place or {}).items()} for place in told["top_logprobs"]]
+        usage = found.get("usage") or {}
+        asked, said = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise PassingError("what came is no completion") from error
+    if len(tokens) != len(top) or any(math.isnan(value) for place in top for value in place.values()):
+        raise PassingError("what came is no completion")
+    return Scored(tokens, top, asked or len(tokens) - 1, said or 1)

@@ -1,0 +1,1 @@
+"""Reading, indexing and batching: texts, images, boxes, tables, facts."""

@@ -1,0 +1,665 @@
+"""Texts: read from files, folders, lists or the hub, split, and made into batches of token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur._utils import hashes
+from secateur.data import labels as labelling
+from secateur.data.labels import DEFAULT, IGNORED, Labelled, Labels, Tagged, short
+from secateur.data.shelf import Shelf, Texts
+from secateur.errors import DataError, MissingExtraError, UnsupportedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "SUFFIXES",
+    "Batches",
+    "Corpus",
+    "Digest",
+    "Row",
+    "batches",
+    "files",
+    "in_order",
+    "labelled",
+    "opened",
+    "outside",
+    "read",
+    "windows",
+    "wordless",
+]
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+_HUB_LIMIT = 100_000
+_TOKENISED = 128
+"""Texts that are tokenised at once: meanwhile a tokenizer takes some 30 bytes for each byte of them."""
+_TOGETHER = 512
+"""Tokens of a batch of several calibration windows, at most."""
+_PROMPTED = ("prompt", "answer")
+Row = tuple[str, Any]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts in order, their class indices if they have any, a name for people and a digest of the content.
+
+    Where the data names its classes, `classes` are the names that the indices count, until `labelled` turns them into a
+    model's numbers. The texts may lie on the disk (`shelf.Texts`): then they are read as they are asked for.
+
+    numbers: of each text, where labels are numbers and not all whole: no classes, but what a regression is to tell.
+    flaw: why labels that the data has are no classes, for whoever needs some; see `labels.Labelled`.
+    tagged: the words of each text with a class for each of them, for a model that classifies tokens.
+    """
+
+    texts: Sequence[str]
+    labels: Sequence[int] | None = None
+    name: str = "texts"
+    digest: str = ""
+    classes: tuple[str, ...] = ()
+    numbers: Sequence[float] | None = None
+    flaw: str = ""
+    tagged: Sequence[Tagged] | None = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def labelled(self, numbers: Mapping[str, int], count: int) -> Corpus:
+        """The same texts with the class numbers of a model: names by `numbers` (its label2id), numbers as they are.
+
+        Raises:
+            DataError: labels that are no classes, a name that is not in `numbers`, or a number that is not one of the
+                model's `count` classes.
+        """
+        if self.flaw:
+            raise DataError(self.flaw)
+        if self.labels is None:
+            return self
+        labels = self._numbered(self.labels, numbers, count)
+        return Corpus(self.texts, labels, self.name, _digest(self.texts, labels))
+
+    def words_labelled(self, numbers: Mapping[str, int], count: int) -> Corpus:
+        """As `labelled`, of the words' classes, of which -100 says that a word does not count."""
+        if self.tagged is None and labelling.SEVERAL in self.flaw:
+            raise DataError(f"{self.flaw}; labels of words go beside a list of the words, in `tokens` or `words`")
+        if self.tagged is None:
+            return self
+        if self.flaw:
+            raise DataError(self.flaw)
+        flat = self._numbered([tag for one in self.tagged for tag in one.tags], numbers, count, (IGNORED,))
+        rest = iter(flat)
+        tagged = [Tagged(one.words, tuple(itertools.islice(rest, len(one.tags))), one.column) for one in self.tagged]
+        return replace(self, classes=(), tagged=tagged, digest=_digest(self.texts, None, None, tagged))
+
+    def _numbered(
+        self, labels: Sequence[int], numbers: Mapping[str, int], count: int, other: Sequence[int] = ()
+    ) -> list[int]:
+        """`labels` by the class numbers of a model; `other` are allowed beside them."""
+        unknown = [name for name in self.classes if name not in numbers]
+        if unknown:
+            raise DataError(
+                f"{self.name} has the class {unknown[0]!r}, which the model doesn't know: "
+                f"it knows {', '.join(sorted(numbers, key=numbers.__getitem__))}; give those, or their numbers"
+            )
+        found = [numbers[self.classes[label]] for label in labels] if self.classes else list(labels)
+        beyond = next((label for label in found if not 0 <= label < count and label not in other), None)
+        if beyond is not None:
+            raise DataError(f"{self.name} has the label {beyond}: the model has {count} classes, 0 to {count - 1}")
+        return found
+
+    def split(self, held_out: float = 0.05, seed: int = 0) -> tuple[Corpus, Corpus]:
+        """(train, held out): a random share of the texts, at least one, is held out; both keep the original order.
+
+        Raises:
+            DataError: fewer than two texts.
+        """
+        if len(self.texts) < 2:
+            raise DataError(f"{self.name} holds {len(self.texts)} text, too few to hold any out: give at least 2")
+        count = min(max(1, round(len(self.texts) * held_out)), len(self.texts) - 1)
+        held = np.zeros(len(self.texts), bool)
+        held[np.random.default_rng([seed, len(self.texts)]).permutation(len(self.texts))[:count]] = True
+        rest, name = np.flatnonzero(~held), f"the held-out part of {self.name}"
+        return self.take(rest), self.take(np.flatnonzero(held), name)
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64], name: str = "") -> Corpus:
+        """The texts at `indices`, in that order, called `name` if one is given."""
+        places = [int(index) for index in indices]
+        texts = self.texts.take(places) if isinstance(self.texts, Texts) else [self.texts[place] for place in places]
+        labels = None if self.labels is None else [self.labels[place] for place in places]
+        numbers = None if self.numbers is None else [self.numbers[place] for place in places]
+        tagged = [self.tagged[place] for place in places] if self.tagged else self.tagged
+        digest = _digest(texts, labels, numbers, tagged)
+        return Corpus(texts, labels, name or self.name, digest, self.classes, numbers, self.flaw, tagged)
+
+    def costs(self) -> dict[str, NDArray[np.float64]]:
+        """Measure -> [N], what each text takes: bytes of UTF-8, and words."""
+        sizes = (len(text.encode("utf-8", "surrogatepass")) for text in self.texts)
+        words = (len(text.split()) for text in self.texts)
+        return {
+            "bytes": np.fromiter(sizes, np.float64, len(self.texts)),
+            "words": np.fromiter(words, np.float64, len(self.texts)),
+        }
+
+    def keys(self, *, normalised: bool = False) -> NDArray[np.void]:
+        """[N] digests of 16 bytes, equal for equal texts; `normalised`: for texts of equal words.
+
+        Words are compared in Unicode's NFKC form without case, spaces and punctuation.
+        """
+        return hashes.of(hashes.words(text) if normalised else text.encode("utf-8", "surrogatepass")
+                          for text in self.texts)  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------- reading
+
+
+def read(
+    source: str | Path | Sequence[str] | Corpus, *, limit: int | None = None, column: str = "text", label: str = "label"
+) -> Corpus:
+    """Read texts.
+
+    A `.txt` file holds one text per line, `.jsonl` and `.parquet` hold one per row in `column` (and perhaps a class
+    in `label`), a folder holds such files at any depth, taken in the order of their paths. `owner/name`, or
+    `hub:name[:configuration[:split]]`, streams a data set of the hub, its first 100,000 texts unless `limit` says
+    otherwise. Blank texts are passed over. A row without `column` but with a `prompt` and an `answer` is the one and,
+    on a line of its own, the other; one with a list of words, in `tokens` or `words`, is those words, which may have a
+    class each, in `label`, `ner_tags` or `labels`.
+
+    Raises:
+        DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte,
+            or line).
+        MissingExtraError: the hub or Parquet asked for without the `data` extra.
+    """
+    if isinstance(source, Corpus):
+        return source
+    name, rows = opened(source, limit=limit, column=column, label=label)
+    texts: list[str] = []
+    values = Labels()
+    for text, value in rows:
+        texts.append(text)
+        values.add(value)
+    if not texts:
+        raise DataError(
+            f"{source if isinstance(source, (str, Path)) else 'the list given'} holds no text: give at least one line"
+        )
+    found = labelled(values.end(name, label), name, label, source)
+    classes = None if found.classes is None else found.classes.tolist()
+    numbers = None if found.numbers is None else found.numbers.tolist()
+    digest = _digest(texts, classes, numbers, found.tagged)
+    return Corpus(texts, classes, name, digest, found.names, numbers, found.flaw, found.tagged)
+
+
+def labelled(found: Labelled, name: str, label: str, source: object) -> Labelled:
+    """`found`, unless a column of labels was named that files do not have: then `DataError`, with those they have."""
+    told = (found.classes, found.numbers, found.tagged)
+    if label in ("", DEFAULT) or found.flaw or any(one is not None for one in told):
+        return found
+    there = isinstance(source, str | Path) and str(source) and Path(source).exists()
+    names = _columns(files(Path(str(source)))[0]) if there else []
+    if names:
+        labelling.check(label, names, name)
+    return found
+
+
+def opened(
+    source: str | Path | Iterable[str] | Iterable[Mapping[str, Any]],
+    *,
+    limit: int | None = None,
+    column: str = "text",
+    label: str = "label",
+) -> tuple[str, Iterator[Row]]:
+    """(name, rows): each text that `read` would take, with its class or None, one after another and never all at once.
+
+    source: as for `read`; or anything that gives texts, or rows as mappings: a `datasets` table, streamed or not.
+    Errors are those of `read`, and come when the row is reached; a `label` that was named and that no row has is told
+    after the last one, or at the first where all rows have the same columns.
+    """
+    if isinstance(source, (str, Path)):
+        name, rows = _open(source, column, label, limit)
+    else:
+        name, rows = "texts", _handed(source, column, label)
+    return name, itertools.islice(((text, value) for text, value in rows if text.strip()), limit)
+
+
+def _handed(source: Iterable[Any], column: str, label: str) -> Iterator[Row]:
+    known, seen = getattr(source, "column_names", None), dict[str, None]()
+    if isinstance(known, list):  # of `datasets`; a stream may not know them
+        labelling.check(label, known, "texts")
+    for number, one in enumerate(source, 1):
+        if isinstance(one, dict):
+            seen.update(dict.fromkeys(one))
+        yield _given(one, number, column, label)
+    if seen:
+        labelling.check(label, seen, "texts")
+
+
+def _given(one: Any, number: int, column: str, label: str) -> Row:
+    if isinstance(one, str):
+        return _whole(one, f"text {number} of the list"), None
+    return _row(one, column, label, f"row {number}")
+
+
+def _open(source: str | Path, column: str, label: str, limit: int | None) -> tuple[str, Iterator[Row]]:
+    path = Path(source)
+    if path.exists():
+        return path.name, itertools.chain.from_iterable(_rows(file, column, label) for file in files(path))
+    text = str(source)
+    if text.startswith("hub:") or (
+        re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and path.suffix not in SUFFIXES and not path.parent.exists()
+    ):
+        return text, _hub(text.removeprefix("hub:"), column, label, limit)
+    raise DataError(f"{source} does not exist: give a {', '.join(SUFFIXES)} file, a folder of them, or hub:owner/name")
+
+
+def files(path: Path) -> list[Path]:
+    """The files of texts in a folder, in order, or the file that `path` is. Raises `DataError` for none of either."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give a {', '.join(SUFFIXES)} file, or a folder of them")
+    found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]
+    if not found:
+        raise DataError(f"{path} holds no {', '.join(SUFFIXES)} file: give a folder with texts")
+    return found
+
+
+def wordless(path: Path, column: str) -> bool:
+    """Whether the rows of a .jsonl or .parquet file have columns of which none is one of texts, as `read` takes them.
+
+    Told by the schema, or by the first row; of a file that can't be read, or of another kind, `read` tells what is
+    wrong.
+    """
+    names = _columns(path)
+    return bool(names) and not _spoken(names, column)
+
+
+def _columns(path: Path) -> list[str]:
+    """Of a .jsonl or .parquet file; none of another kind, or where they can't be told."""
+    try:
+        if path.suffix == ".jsonl":
+            row = json.loads(next(line for _, line in _lines(path) if line))
+            return list(row) if isinstance(row, dict) else []
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            return list(pyarrow.parquet.read_schema(path).names)
+    except (OSError, ValueError, StopIteration, ImportError, DataError):
+        pass
+    return []
+
+
+def _spoken(names: Sequence[str], column: str) -> bool:
+    return column in names or set(_PROMPTED) <= set(names)
+
+
+def _rows(path: Path, column: str, label: str) -> Iterator[Row]:
+    try:
+        if path.suffix == ".txt":
+            yield from ((line, None) for _, line in _lines(path))
+        elif path.suffix == ".jsonl":
+            yield from _json_rows(path, column, label)
+        elif path.suffix == ".parquet":
+            yield from _parquet_rows(path, column, label)
+        else:
+            raise DataError(f"{path} is of no known kind: give {', '.join(SUFFIXES)}, or a folder of them")
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path} is not UTF-8 at byte {offset + error.start}: convert it to UTF-8") from error
+            offset += len(line)
+            yield number, text.strip()
+
+
+def _json_rows(path: Path, column: str, label: str) -> Iterator[Row]:
+    for number, line in _lines(path):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}, is not JSON: write one object per line") from error
+        yield _row(row, column, label, f"{path}, line {number},")
+
+
+def _parquet_rows(path: Path, column: str, label: str) -> Iterator[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("reading Parquet needs pyarrow: pip install 'secateur[data]'") from error
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+        names = table.schema_arrow.names
+        words = labelling.columns(names, label)
+        if not (words or _spoken(names, column)):
+            raise DataError(f"{path} has no column {column!r}: it has {', '.join(names)}")
+        wanted = (column, label) if column in names else (*_PROMPTED, label) if _spoken(names, column) else words
+        for batch in table.iter_batches(columns=[name for name in wanted if name in names]):
+            yield from (_row(row, column, label, str(path)) for row in batch.to_pylist())
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path} is not a Parquet file that can be read: {_first_line(error)}") from error
+
+
+def _hub(name: str, column: str, label: str, limit: int | None) -> Iterator[Row]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("data sets of the hub need datasets: pip install 'secateur[data]'") from error
+    identifier, configuration, split = (*name.split(":"), "", "")[:3]
+    try:
+        stream = datasets.load_dataset(identifier, configuration or None, split=split or "train", streaming=True)
+        for number, row in enumerate(itertools.islice(stream, limit or _HUB_LIMIT)):
+            if not number:
+                labelling.check(label, row, f"data set {identifier}")
+            yield _row(row, column, label, f"data set {identifier}")
+    except DataError:
+        raise
+    except Exception as error:  # the client raises many kinds: no network, no such set, no such split
+        raise DataError(f"data set {identifier!r} could not be read: {_first_line(error)}") from error
+
+
+def _row(row: Any, column: str, label: str, where: str) -> Row:
+    if isinstance(row, dict) and column not in row:
+        parts = [part for part in map(row.get, _PROMPTED) if isinstance(part, str)]
+        if len(parts) == len(_PROMPTED):
+            row = {**row, column: "\n".join(parts).strip()}
+        elif (words := labelling.tagged(row, label, where)) is not None:
+            return _whole(words[0], where), words[1]
+    if isinstance(row, dict) and column in row and not isinstance(row[column], str):
+        shown = "null" if row[column] is None else short(row[column])
+        raise DataError(f"{where} has {shown} and no text in {column!r}: write a text there, or drop the row")
+    if not isinstance(row, dict) or column not in row:
+        known = ", ".join(row) if isinstance(row, dict) else "no fields"
+        raise DataError(f"{where} has no text in {column!r}: it has {known}")
+    return _whole(row[column], where), row.get(label)
+
+
+def _whole(text: str, where: str) -> str:
+    """`text`, unless half a surrogate pair stands in it: JSON can write one, and no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise DataError(f"{where} holds {half}, half a surrogate pair and no character: mend or drop it") from error
+    return text
+
+
+class Digest:
+    """The digest of a `Corpus`, of texts as they come: the same whether they are all in memory or never were."""
+
+    def __init__(self) -> None:
+        self._found = hashlib.sha256()
+
+    def add(self, text: str) -> None:
+        """One more text."""
+        data = text.encode("utf-8", "surrogatepass")
+        self._found.update(len(data).to_bytes(8, "little") + data)
+
+    def end(
+        self,
+        labels: Sequence[int] | NDArray[np.int64] | None,
+        numbers: Sequence[float] | NDArray[np.float64] | None = None,
+        tagged: Sequence[Tagged] | None = None,
+    ) -> str:
+        """After the last text: its classes, numbers or labels of words, if there are any; sha256 in hexadecimal."""
+        if labels is not None:
+            self._found.update(np.asarray(labels, np.int64).tobytes())
+        if numbers is not None:
+            self._found.update(np.asarray(numbers, np.float64).tobytes())
+        for one in tagged or ():
+            sizes = [len(one.words), *map(len, one.words)]
+            self._found.update(np.array([*sizes, *one.tags], np.int64).tobytes())
+        return self._found.hexdigest()
+
+
+def _digest(
+    texts: Sequence[str],
+    labels: Sequence[int] | None,
+    numbers: Sequence[float] | None = None,
+    tagged: Sequence[Tagged] | None = None,
+) -> str:
+    digest = Digest()
+    for text in texts:
+        digest.add(text)
+    return digest.end(labels, numbers, tagged)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# ----------------------------------------------------------------------------------------------------- batches
+
+
+class Batches(Sequence["dict[str, Tensor]"]):
+    """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the texts, the seed and i.
+
+    `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch.
+    Tokens are held once, as int32; those of texts on the disk lie on the disk.
+    """
+
+    def __init__(
+        self,
+        tokens: NDArray[np.int32] | Shelf,
+        starts: NDArray[np.int64],
+        *,
+        batch: int,
+        seed: int,
+        pad: int,
+        bucketed: bool,
+        labels: NDArray[np.int64] | None = None,
+        tags: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.tokens, self.starts, self.batch, self.seed, self.pad = tokens, starts, batch, seed, pad
+        self.bucketed, self.labels, self.tags = bucketed, labels, tags
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.empty((0, batch), np.int64)
+
+    def __len__(self) -> int:
+        return (len(self.starts) - 1) // self.batch
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """One batch: input_ids and attention_mask [batch, longest], int64, and labels where texts have them: [batch],
+        or of tokens [batch, longest], -100 where one has none.
+        """
+        import torch
+
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if index < 0:
+            raise IndexError(f"batch {index}: batches are counted from 0 without end")
+        chosen = self.rows(index)
+        lengths = self.starts[chosen + 1] - self.starts[chosen]
+        ids = np.full((self.batch, int(lengths.max())), self.pad, np.int64)
+        mask = np.arange(ids.shape[1]) < lengths[:, None]
+        ids[mask] = np.concatenate([self.tokens[self.starts[row] : self.starts[row + 1]] for row in chosen])
+        result = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        if self.labels is not None:
+            result["labels"] = torch.from_numpy(self.labels[chosen])
+        if self.tags is not None:
+            tags = np.full_like(ids, IGNORED)
+            tags[mask] = np.concatenate([self.tags[self.starts[row] : self.starts[row + 1]] for row in chosen])
+            result["labels"] = torch.from_numpy(tags)
+        return result
+
+    def take(self, count: int) -> list[dict[str, Tensor]]:
+        """The first `count` batches, or one epoch if that is fewer: no text twice."""
+        return self[:count]
+
+    def rows(self, index: int) -> NDArray[np.int64]:
+        """[batch]: which texts stand in batch `index`, where there is one text per row; else which blocks."""
+        epoch, place = divmod(index, len(self))
+        chosen: NDArray[np.int64] = self._rows(epoch)[place]
+        return chosen
+
+    def _rows(self, epoch: int) -> NDArray[np.int64]:
+        """[batches of an epoch, batch]: which sequences stand in which batch."""
+        if epoch != self._epoch:
+            draw = np.random.default_rng([self.seed, epoch])
+            order = draw.permutation(len(self.starts) - 1)[: len(self) * self.batch]
+            if self.bucketed:
+                # Sorting by length inside windows of 50 batches makes batches of like lengths: little padding,
+                # and still other companions in each epoch.
+                lengths = np.diff(self.starts)
+                window = 50 * self.batch
+                parts = [order[i : i + window] for i in range(0, len(order), window)]
+                order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+            rows = order.reshape(-1, self.batch)
+            self._order = draw.permutation(rows) if self.bucketed else rows
+            self._epoch = epoch
+        return self._order
+
+
+def windows(
+    corpus: Corpus, tokenizer: Any, count: int, length: int, *, seed: int = 0, together: bool = False
+) -> tuple[list[dict[str, Tensor]], tuple[str, ...]]:
+    """`count` calibration windows of exactly `length` tokens, one per batch, drawn at random without repeats.
+
+    With `together` short windows share batches of at most 512 tokens, as long as there are 16 batches or more: a pass
+    over a block takes less time, and no more memory than a long window.
+
+    Where the texts hold fewer, all there are, and a note that says so. Source of the default elsewhere, 128 windows of
+    the full length from general text: SparseGPT, Wanda.
+
+    Raises:
+        DataError: less than one window.
+    """
+    if count < 1:
+        raise DataError(f"{count} calibration windows: give at least 1")
+    found = batches(corpus, tokenizer, packed=True, batch=1, length=length, seed=seed).take(count)
+    many = min(_TOGETHER // length, len(found) // 16) if together else 1
+    if many > 1:
+        import torch
+
+        parts = [found[start : start + many] for start in range(0, len(found), many)]
+        joined = [{key: torch.cat([one[key] for one in part]) for key in part[0]} for part in parts]
+    else:
+        joined = found
+    if len(found) == count:
+        return joined, ()
+    return joined, (f"{corpus.name} holds {len(found)} windows of {length} tokens, fewer than the {count} asked for",)
+
+
+def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length: int, seed: int = 0) -> Batches:
+    """Token batches of `corpus`.
+
+    packed:  texts run on, an end-of-text token after each, cut into blocks of exactly `length` tokens (decoders).
+    else:    one text per row with its special tokens, at most `length` tokens, padded to the longest of its batch;
+             texts of like length stand together (encoders). Of words with classes, each class is that of its word's
+             first token.
+
+    Raises:
+        DataError: less than one batch, saying how much there is and how much is needed.
+    """
+    held: list[NDArray[np.int32]] = []
+    shelf = Shelf(corpus.texts.folder, np.int32) if isinstance(corpus.texts, Texts) else None
+    keep = held.append if shelf is None else shelf.add
+    sizes = array("q", [0])
+    words = None if packed else corpus.tagged
+    tags = array("q")
+    end = [tokenizer.eos_token_id] if packed and tokenizer.eos_token_id is not None else []
+    for start in range(0, len(corpus.texts), _TOKENISED):
+        chunk = list(corpus.texts[start : start + _TOKENISED])
+        if words is not None:
+            rows, marks = _by_words(words[start : start + _TOKENISED], tokenizer, length)
+            tags.extend(itertools.chain.from_iterable(marks))
+        elif packed:
+            rows = tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            rows = tokenizer(chunk, truncation=True, max_length=length)["input_ids"]
+        sizes.extend(len(row) + len(end) for row in rows)
+        keep(np.fromiter(itertools.chain.from_iterable(row + end for row in rows), np.int32))
+    tokens = np.concatenate(held) if shelf is None else shelf
+    if packed:
+        count = len(tokens) // length
+        starts = np.arange(count + 1, dtype=np.int64) * length
+        there, needed, unit = len(tokens), batch * length, "tokens"
+    else:
+        starts = np.cumsum(np.array(sizes))
+        count, there, needed, unit = len(corpus), len(corpus), batch, "texts"
+    if count < batch:
+        raise DataError(
+            f"{corpus.name} holds {there} {unit}, less than one batch: {needed} are needed, so give more texts"
+        )
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    labels = None if packed or corpus.labels is None else np.asarray(corpus.labels, np.int64)
+    marked = None if words is None else np.array(tags, np.int64)
+    return Batches(tokens, starts, batch=batch, seed=seed, pad=pad, bucketed=not packed, labels=labels, tags=marked)
+
+
+def outside(corpus: Corpus, tokenizer: Any, size: int, *, packed: bool) -> int | None:
+    """The first token of `corpus`, read as `batches` reads it, that a vocabulary of `size` lacks; None without one.
+
+    Texts are only read where the tokenizer has such tokens at all: many have some that no text ever shows.
+    """
+    if max(tokenizer.get_vocab().values(), default=0) < size:
+        return None
+    ends = tokenizer.eos_token_id if packed else tokenizer.pad_token_id
+    if ends is not None and ends >= size:
+        return int(ends)
+    for start in range(0, len(corpus.texts), _TOKENISED):
+        chunk = list(corpus.texts[start : start + _TOKENISED])
+        rows = tokenizer(chunk, add_special_tokens=not packed, verbose=False)["input_ids"]
+        found = next((token for token in itertools.chain.from_iterable(rows) if token >= size), None)
+        if found is not None:
+            return int(found)
+    return None
+
+
+def _by_words(texts: Sequence[Tagged], tokenizer: Any, length: int) -> tuple[list[list[int]], list[list[int]]]:
+    """(token ids, labels) of texts of which the words have labels: a word's first token has its label, others none.
+
+    The words are read as one text, so that a tokenizer meets the spaces that it knows; a token's characters tell its
+    word.
+    """
+    spoken = [" ".join(one.words) for one in texts]
+    try:
+        found = tokenizer(spoken, truncation=True, max_length=length, return_offsets_mapping=True)
+    except (NotImplementedError, ValueError) as error:
+        raise UnsupportedError("labels of words need a fast tokenizer, which tells where its tokens stand") from error
+    marks = []
+    for one, spans in zip(texts, found["offset_mapping"], strict=True):
+        ends = np.cumsum([len(word) + 1 for word in one.words]) - 1  # a space goes to the word after it
+        marks.append([IGNORED] * len(spans))
+        last = -1
+        for place, (start, end) in enumerate(spans):
+            word = int(np.searchsorted(ends, start, side="right"))
+            if end > start and word > last:
+                marks[-1][place], last = one.tags[word], word
+    return found["input_ids"], marks
+
+
+def in_order(corpus: Corpus, tokenizer: Any, *, batch: int, length: int) -> Iterator[dict[str, Tensor]]:
+    """All texts once, in their order, in batches of `batch` as those of `batches`; the last may be smaller."""
+    import torch
+
+    for start in range(0, len(corpus), batch):
+        part = list(corpus.texts[start : start + batch])
+        found = tokenizer(part, truncation=True, max_length=length, padding=True, return_tensors="pt")
+        result = {"input_ids": found["input_ids"], "attention_mask": found["attention_mask"]}
+        if corpus.labels is not None:
+            result["labels"] = torch.tensor(list(corpus.labels[start : start + batch]))
+        yield result

@@ -1,1 +1,0 @@
-"""ON DISK: run directories, texts, packages fetched by name, checkpoints."""

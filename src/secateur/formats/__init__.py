@@ -1,0 +1,1 @@
+"""Other forms of a result: generated modelling files, DeciLM, packed weights, integers, ONNX."""

@@ -1,0 +1,255 @@
+"""ONNX files of any module: written, and run beside it before they are handed over."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+from secateur._utils.outputs import leaves
+from secateur.errors import MissingExtraError, ModelError, NumericalError, UnsupportedError
+from secateur.formats import qdq
+
+__all__ = ["TOLERANCE", "check", "need", "program", "saved", "write", "write_module", "write_program"]
+
+TOLERANCE = 1e-4
+"""Largest difference to PyTorch, relative to the largest output or 1."""
+
+_EDGES = 0.01
+"""Largest mean difference for networks that round to integers: what lies between two may fall to either side."""
+
+_FLOATS = "session.disable_quant_qdq"
+"""The option of onnxruntime by which layers between roundings compute in floats, as PyTorch does."""
+
+_ONE_SHAPE = "the ONNX file takes inputs of the shapes of the example only"
+
+
+def need() -> None:
+    """Raise `MissingExtraError` where a library of the `onnx` extra is not installed."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(library) is None:
+            raise MissingExtraError(f"ONNX export needs {library}: pip install 'secateur[onnx]'")
+
+
+def write(
+    module: nn.Module | ExportedProgram,
+    path: Path,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Export to `path`; `options` are those of torch.onnx.export."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        whole = not qdq.rounds(module)
+        if not whole:
+            options["optimize"] = False
+        program = torch.onnx.export(module, args, kwargs=dict(kwargs or {}), dynamo=True, verbose=False, **options)
+        assert program is not None
+        if not whole and qdq.mark(program.model):
+            program.optimize()
+    program.save(str(path))
+
+
+def check(
+    path: Path,
+    batches: Sequence[tuple[Mapping[str, Tensor], Sequence[tuple[Tensor, Any]]]],
+    *,
+    rounds: bool = False,
+) -> tuple[str, ...]:
+    """Run the file on batches of (inputs by name, expected outputs each with the index of what of it counts).
+
+    Raises `NumericalError` where an output is off by more than `TOLERANCE`; of a network that `rounds` to integers,
+    where it is off by more than `_EDGES` on average, computed in floats between the roundings. The integer kernels of
+    onnxruntime add products of eight bits in sixteen on processors without VNNI, and clip sums that are larger: a note
+    tells of outputs that are off by that on this one.
+    """
+    if not rounds:
+        _compare(path, batches, TOLERANCE)
+        return ()
+    _compare(path, batches, _EDGES, mean=True, floats=True)
+    try:
+        _compare(path, batches, _EDGES, mean=True)
+    except NumericalError as error:
+        return (
+            f"{str(error).partition(':')[0]} by onnxruntime's integer kernels, which clip sums on this processor: "
+            f"run it here with the session option {_FLOATS}=1",
+        )
+    return ()
+
+
+def _compare(
+    path: Path,
+    batches: Sequence[tuple[Mapping[str, Tensor], Sequence[tuple[Tensor, Any]]]],
+    tolerance: float,
+    *,
+    mean: bool = False,
+    floats: bool = False,
+) -> None:
+    """Raise `NumericalError` where the largest (or mean) difference, relative to the largest output or 1, is larger."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if floats:
+        options.add_session_config_entry(_FLOATS, "1")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_outputs()]
+    taken = {one.name for one in session.get_inputs()}
+    for inputs, expected in batches:
+        given = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items() if name in taken})
+        for name, (wanted, counts), found in zip(names, expected, given, strict=True):
+            a, b = torch.from_numpy(found)[counts].double(), wanted[counts].double()
+            apart = (a - b).abs() if a.shape == b.shape and a.numel() else a.new_tensor(a.numel() != b.numel())
+            error = float(apart.mean() if mean else apart.max())
+            if not error <= tolerance * max(1.0, float(b.abs().max()) if b.numel() else 0.0):
+                raise NumericalError(f"the ONNX export differs from PyTorch by {error:.2g} in {name}: it is not usable")
+
+
+# ------------------------------------------------------------------------------------------------------ any module
+
+
+class _Flat(nn.Module):
+    """A module from tensors to tensors: what goes in beside them is as in the example."""
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.parts, self.form = tree_flatten((args, dict(kwargs)))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The example's tensors, in order."""
+        return [one for one in self.parts if isinstance(one, Tensor)]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that the model's output is about, without states and caches beside them."""
+        rest = iter(tensors)
+        args, kwargs = tree_unflatten([next(rest) if isinstance(one, Tensor) else one for one in self.parts], self.form)
+        return tuple(leaves(self.model(*args, **kwargs))[0])
+
+
+def write_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """Export a module on the CPU in evaluation mode, and check it; returns notes.
+
+    Inputs are named as the arguments of `forward`, outputs output, output_1, ... The first dimension of all inputs is
+    a batch of any size where the module runs and exports so; where not, a note says so.
+    """
+    need()
+    flat = _Flat(model, args, kwargs).eval()
+    one, names = flat.tensors, _names(model, args, kwargs)
+    with torch.no_grad():
+        outputs = flat(*one)
+    options: dict[str, Any] = {"input_names": names, "output_names": _outputs(len(outputs))}
+    many = _several(flat, one, outputs)
+    if many is not None:
+        shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in many)
+        try:
+            write(flat, path, tuple(many), dynamic_shapes={"tensors": shapes}, **options)
+            return _check_module(path, flat, names, [one, many])
+        except Exception:
+            path.unlink(missing_ok=True)  # it holds for one size only: try that
+    try:
+        write(flat, path, tuple(one), **options)
+    except Exception as error:
+        line = next(iter(str(error).strip().splitlines()), "")[:200]
+        raise UnsupportedError(
+            f"{type(model).__name__} can't be exported to ONNX ({type(error).__name__}: {line}): change what it names"
+        ) from error
+    return (_ONE_SHAPE, *_check_module(path, flat, names, [one]))
+
+
+def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
+    """A torch.export program of a module in evaluation mode, for a batch of any size where the module lets it."""
+    flat = _Flat(model, args, kwargs).eval()
+    with torch.no_grad():
+        many = _several(flat, flat.tensors, flat(*flat.tensors))
+    # The shapes of the example are what is left where something holds for one size only.
+    if many is not None:
+        rest = iter(many)
+        larger = [next(rest) if isinstance(one, Tensor) else one for one in flat.parts]
+        wide, named = tree_unflatten(larger, flat.form)
+        with contextlib.suppress(Exception):
+            given = inspect.signature(model.forward).bind(*wide, **named).arguments
+            free = tree_map_only(Tensor, lambda _: {0: torch.export.Dim.DYNAMIC}, dict(given))
+            found = torch.export.export(model, wide, named, dynamic_shapes=free, strict=False)
+            with torch.no_grad():
+                found.module()(*args, **kwargs)
+            return found
+    return torch.export.export(model, args, dict(kwargs), strict=False)
+
+
+def write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
+    """Export a torch.export program, with the inputs it was made with, and check it; returns notes."""
+    need()
+    args, kwargs = program.example_inputs
+    flat = _Flat(program.module(), args, kwargs)
+    names = _names(flat.model, args, kwargs)
+    with torch.no_grad():
+        outputs = flat(*flat.tensors)
+    write(program, path, input_names=names, output_names=_outputs(len(outputs)))
+    free = bool(program.range_constraints)
+    calls = [flat.tensors, [torch.cat([one] * 2) for one in flat.tensors]] if free else [flat.tensors]
+    told = _check_module(path, flat, names, calls)
+    return told if free else (_ONE_SHAPE, *told)
+
+
+def saved(folder: str | Path) -> ExportedProgram:
+    """The program that `Traced.save(folder, program=True)` wrote. Raises `ModelError` where there is none."""
+    file = Path(folder) / "model.pt2"
+    if not file.is_file():
+        raise ModelError(f"{folder} holds a network without its program: save it with program=True")
+    try:
+        return torch.export.load(file)
+    except Exception as error:
+        raise ModelError(f"{file} is damaged ({type(error).__name__}): save the network again") from error
+
+
+def _check_module(path: Path, flat: nn.Module, names: list[str], calls: Sequence[list[Tensor]]) -> tuple[str, ...]:
+    batches = []
+    for tensors in calls:
+        with torch.no_grad():
+            batches.append((dict(zip(names, tensors, strict=True)), [(one, ...) for one in flat(*tensors)]))
+    return check(path, batches, rounds=qdq.rounds(flat))
+
+
+def _outputs(count: int) -> list[str]:
+    return ["output", *(f"output_{index}" for index in range(1, count))]
+
+
+def _names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    """One name per tensor that goes in, after the arguments of `forward`."""
+    try:
+        bound: Mapping[str, Any] = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        bound = {}
+    places = [*bound][: len(args)] if len(bound) >= len(args) else []
+    places = [*places, *(f"input_{index}" for index in range(len(places), len(args)))]
+    names: list[str] = []
+    for place, value in [*zip(places, args, strict=True), *kwargs.items()]:
+        count = sum(isinstance(one, Tensor) for one in tree_leaves(value))
+        names += [place if count == 1 else f"{place}_{index}" for index in range(count)]
+    return names
+
+
+def _several(flat: nn.Module, tensors: list[Tensor], outputs: Sequence[Tensor]) -> list[Tensor] | None:
+    """The inputs three times over in their first dimension, if that is a batch."""
+    if len({one.shape[0] if one.dim() else 0 for one in tensors}) != 1 or not tensors[0].dim():
+        return None
+    many = [torch.cat([one] * 3) for one in tensors]
+    try:
+        with torch.no_grad():
+            found = flat(*many)
+    except Exception:
+        return None
+    size = tensors[0].shape[0]
+    whole = all(a.dim() and b.shape[0] == size and a.shape[0] == 3 * size for a, b in zip(found, outputs, strict=True))
+    return many if whole else None

@@ -1,0 +1,1 @@
+"""Wiring that two or more recipes share."""

@@ -1,0 +1,268 @@
+"""`secateur.prune`: any PyTorch network made smaller in one call, without training, and without data if need be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, cast
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from secateur._utils import plugins
+from secateur.errors import InfeasibleError, InputError, SecateurError, UnsupportedError
+from secateur.score import activation, gradient, magnitude, random, similarity
+from secateur.select import ranking
+from secateur.select.arrays import as_numpy
+from secateur.subjects.network import segments
+from secateur.subjects.network.recording import Example
+from secateur.subjects.network.traced import CutError, Traced, open_traced
+from secateur.vocabulary import Budget, Cut, Selection, Units, listed
+
+__all__ = ["Rate", "Scope", "needs", "prune", "scope_of", "scorer", "thinned"]
+
+Score = Callable[..., Mapping[str, Tensor]]
+Loss = Callable[[nn.Module, Any], Tensor]
+Scope = Literal["local", "kind", "global", "isomorphic"] | Mapping[str, str]
+
+_OF_WEIGHTS: dict[str, Callable[[Traced], Mapping[str, Tensor]]] = {
+    "magnitude": lambda subject: magnitude.coupled(subject.slices()),
+    "l1": lambda subject: magnitude.coupled(subject.slices(), p=1, normalise=False),
+    "l2": lambda subject: magnitude.coupled(subject.slices(), normalise=False),
+    "batch_norm": lambda subject: magnitude.batch_norm(subject.model, subject.slices()),
+    "geometric_median": lambda subject: similarity.geometric_median(subject.slices()),
+}
+_OF_ACTIVATIONS: dict[str, Callable[..., Mapping[str, Tensor]]] = {
+    "activation": activation.channels,
+    "nonzero": partial(activation.channels, what="nonzero"),
+}
+_OF_GRADIENTS: dict[str, Callable[..., Mapping[str, Tensor]]] = {
+    "taylor": gradient.taylor,
+    "taylor2": partial(gradient.taylor, order=2),
+    "fisher": gradient.fisher,
+    "cosine": lambda *given: gradient.cosine(given[-1], gradient.mean(*given)),
+    "dhspg": lambda *given: gradient.dhspg(given[-1], gradient.mean(*given)),
+    "hesso": lambda *given: gradient.hesso(given[-1], gradient.mean(*given)),
+}
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    budget: Budget | str = "channels=50%",
+    score: str | Score = "magnitude",
+    *,
+    batches: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    multiple: int = 1,
+    protect: Iterable[str] = (),
+    scope: Scope = "local",
+    normalise: ranking.Normalise | None = None,
+    seed: int = 0,
+    offsets: bool = False,
+) -> tuple[nn.Module, Cut]:
+    """A smaller copy of `model`, and the receipt of what went; `model` stays as it is.
+
+    Args:
+        model: any network that runs on the inputs.
+        example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords).
+        budget: how much may stay, in channels, params, bytes or flops.
+        score: how much a unit is worth keeping. From weights alone: "magnitude" (the norm of all weights that go with
+            a unit, as a share of its site's mean), "l1", "l2" (norms as they are), "batch_norm", "geometric_median",
+            "random". From `batches`: "activation", "nonzero". From `batches` and `loss`: "taylor", "taylor2",
+            "fisher", "cosine", "dhspg", "hesso". Or a function, also as "file.py:function", from the opened subject
+            (and `batches`, if they are given) to one score per unit of each site; higher means keep.
+        batches: what to measure scores on; anything that `loss` takes. Without `loss`, a batch is called as the
+            example inputs are.
+        loss: (model, batch) -> mean loss of the batch.
+        multiple: kept channels are multiples of this.
+        protect: modules, parameters or sites that stay whole, by name or pattern ("layer4.*").
+        scope: which sites share one ranking. "local": every site loses the same share; "kind", "global": the weakest
+            of a kind, or of all, go; "isomorphic": the weakest among sites of equal structure go; or a mapping from
+            sites to names of pools, sites not named standing alone.
+        normalise: make scores of different sites comparable first, by the site's norm ("l2"), "max", "mean",
+            "zscore" or "rank".
+        seed: of random scores.
+        offsets: fold the constants that channels leave behind, at a batch norm's scale of 0, into what reads them.
+
+    The cut is proved on the example inputs: its outputs equal those of the original with the same units silenced. What
+    can't be cut, or has no score of this kind, stays, and the receipt's notes say why. Raises `ModelError` for a model
+    that can't run on the inputs, `UnsupportedError` where nothing can go, `InfeasibleError` for a budget below the
+    floor or a cut that would change nothing, `InputError` for a score that lacks what it needs.
+    """
+    budget = Budget.parse(budget)
+    segments.refuse(budget)
+    rate = scorer(score, batches, loss, seed)
+    # What costs passes over data is not to be done again and again for cuts that fail: try them first.
+    subject = open_traced(model, example_inputs, protect=protect, prove=batches is not None)
+    _, small, cut = thinned(subject, budget, rate, multiple=multiple, scope=scope, normalise=normalise, offsets=offsets)
+    return small.model, cut
+
+
+def thinned(
+    subject: Traced,
+    budget: Budget,
+    rate: Rate,
+    *,
+    multiple: int = 1,
+    scope: Scope = "local",
+    normalise: ranking.Normalise | None = None,
+    offsets: bool = False,
+) -> tuple[Selection, Traced, Cut]:
+    """What is kept of a subject within the budget, the smaller one, and the receipt: `prune` of what is open already.
+
+    rate: of `scorer`. What can't be cut after all, is noted in `subject`. Raises as `prune` does.
+    """
+    if isinstance(scope, Mapping):
+        unknown = sorted(set(scope) - set(subject.coupling.sites))
+        if unknown:
+            raise InputError(f"scope names {unknown[0]!r}, which is no site: {', '.join(subject.coupling.sites)} are")
+    while True:
+        scores = rate(subject)
+        units = subject.units(multiple=multiple)
+        notes: tuple[str, ...] = ()
+        if rate.name:
+            units, notes = _scored(units, scores, rate.name)
+        selection = ranking.by_budget(units, scores, budget, scope=_pools(subject, scope), normalise=normalise)
+        if all(bool(mask.all()) for mask in selection.keep.values()):
+            raise InfeasibleError(f"budget {budget} would change nothing: every unit fits in it; ask for less")
+        try:
+            small, cut = subject.cut(selection, offsets=offsets)
+        except CutError as error:
+            subject.without(error.fault, selection)
+            continue
+        return selection, small, replace(cut, notes=(*cut.notes, *notes)) if notes else cut
+
+
+def needs(score: str) -> Literal["", "batches", "loss"]:
+    """What a score looks at beside weights: nothing, batches, or batches and a loss; of a function that is not known.
+
+    Raises `InputError` for a name that is no score's.
+    """
+    if score in _OF_GRADIENTS:
+        return "loss"
+    if score in _OF_ACTIVATIONS:
+        return "batches"
+    if score not in _OF_WEIGHTS and score != "random" and ":" not in score:
+        names = ", ".join([*_OF_WEIGHTS, "random", *_OF_ACTIVATIONS, *_OF_GRADIENTS])
+        raise InputError(f"score {score!r} is not one of {names}: name one, or give a function")
+    return ""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """From a subject to one score per unit of each site, with all that the score needs at hand."""
+
+    name: str
+    """Of a score that may have nothing to say of a site, which stays whole then; "" for a function of the user's."""
+    of: Callable[[Traced], Mapping[str, Tensor]]
+
+    def __call__(self, subject: Traced) -> Mapping[str, Tensor]:
+        """Site -> scores [count]; higher means keep."""
+        return self.of(subject)
+
+
+def scorer(score: str | Score, batches: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0) -> Rate:
+    """A score of `prune` by its name, or a function, and what it looks at. Raises `InputError` where that is missing.
+
+    The arguments are those of `prune`.
+    """
+    given = list(batches) if batches is not None and not isinstance(batches, Sequence) else batches
+    if isinstance(score, str) and ":" in score:
+        score = plugins.function(score)
+    if callable(score):
+        return Rate("", partial(_mapped, score, given))
+    return Rate(score, _named(score, given, loss, seed))
+
+
+def _named(
+    score: str, given: Sequence[Any] | None, loss: Loss | None, seed: int
+) -> Callable[[Traced], Mapping[str, Tensor]]:
+    if score == "random":
+        return lambda subject: random.scores(subject.units(), seed)
+    if score in _OF_WEIGHTS:
+        return _OF_WEIGHTS[score]
+    wants = needs(score)
+    if given is None:
+        raise InputError(f"score {score!r} is measured on data: give batches=[...]")
+    if wants == "batches":
+        return lambda subject: _OF_ACTIVATIONS[score](
+            partial(_asked, given, partial(loss or _called, subject.model)),
+            subject.model,
+            given,
+            subject.slices(),
+        )
+    if loss is None:
+        raise InputError(f"score {score!r} needs gradients: give loss=, a function (model, batch) -> mean loss")
+    return lambda subject: _OF_GRADIENTS[score](
+        partial(_asked, given, partial(loss, subject.model)), subject.model, given, subject.slices()
+    )
+
+
+def _mapped(score: Score, given: Sequence[Any] | None, subject: Traced) -> Mapping[str, Tensor]:
+    """What a function of the user's gives, if it is a mapping to numbers; how many, the selection looks at."""
+    found = score(subject, *(() if given is None else (given,)))
+    name = getattr(score, "__name__", type(score).__name__)
+    wanted = "give a mapping from each site to one score per unit, as {site.name: scores for site in units().free()}"
+    if not isinstance(found, Mapping):
+        raise InputError(f"the score function {name} returned {type(found).__name__}: {wanted}")
+    for site, values in found.items():
+        try:
+            as_numpy(values)
+        except (TypeError, ValueError) as error:
+            kind = type(values).__name__
+            raise InputError(
+                f"the score function {name} gave {site} a {kind} that holds no numbers: {wanted}"
+            ) from error
+    return found
+
+
+def _asked(batches: Sequence[Any], ask: Callable[[Any], Any], batch: Any) -> Any:
+    """`ask(batch)`, and which batch it is that fails."""
+    try:
+        return ask(batch)
+    except SecateurError:
+        raise
+    except Exception as error:
+        number = next((str(place) for place, one in enumerate(batches) if one is batch), "?")
+        shapes = ", ".join(str(tuple(one.shape)) for one in tree_leaves(batch) if isinstance(one, Tensor))
+        line = (str(error).strip().splitlines() or [""])[0][:200]
+        raise InputError(
+            f"batch {number}{f' of shape {shapes}' if shapes else ''} can't be scored: {type(error).__name__}: {line}; "
+            "give batches that the network (or loss=) takes"
+        ) from error
+
+
+def _called(model: nn.Module, batch: Any) -> Any:
+    example = Example.of(batch)
+    return model(*example.args, **example.kwargs)
+
+
+def _scored(units: Units, scores: Mapping[str, Tensor], score: str) -> tuple[Units, tuple[str, ...]]:
+    """Sites of which a score has nothing to say stay whole, and the notes tell."""
+    absent = [site.name for site in units.free() if site.name not in scores]
+    if len(absent) == len(units.free()):
+        raise UnsupportedError(f"score {score!r} has nothing to say of any site of this network: use another")
+    sites = {name: replace(site, frozen=site.frozen or name in absent) for name, site in units.sites.items()}
+    return replace(units, sites=sites), tuple(f"stays: {name}: has no score {score!r}" for name in absent)
+
+
+def scope_of(text: str | Mapping[str, str]) -> Scope:
+    """A scope as the command line says it: its name, or "SITE=POOL,SITE=POOL"; a mapping stays itself."""
+    if isinstance(text, Mapping):
+        return text
+    if text in ("local", "kind", "global", "isomorphic"):
+        return cast(Scope, text)
+    pairs = [part.split("=") for part in listed(text)]
+    if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise InputError(f"scope={text!r}: give local, kind, global or isomorphic, or SITE=POOL,SITE=POOL")
+    return {site.strip(): pool.strip() for site, pool in pairs}
+
+
+def _pools(subject: Traced, scope: Scope) -> ranking.Scope:
+    if isinstance(scope, Mapping):
+        return {name: pool for name, pool in scope.items() if name in subject.coupling.sites}
+    if scope == "isomorphic":
+        return subject.topology()
+    return scope

@@ -1,0 +1,1 @@
+"""Losses against a teacher, and teachers: live, cached, several."""

@@ -1,0 +1,1 @@
+"""Rounded weights and activations, after training and during it."""

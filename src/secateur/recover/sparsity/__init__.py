@@ -1,0 +1,1 @@
+"""Training that leads to zeros, and what makes up for what is cut."""

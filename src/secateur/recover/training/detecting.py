@@ -1,0 +1,122 @@
+"""What a detector is trained towards: its own loss, with pressure on scales, or with its teacher's maps to follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from secateur._utils.modes import restored
+from secateur.errors import InputError
+from secateur.recover.distillation import maps
+from secateur.recover.distillation.taps import tapped
+from secateur.recover.sparsity import slimming
+
+__all__ = ["Compare", "Objective", "answering", "follow", "press", "ratio", "steps"]
+
+Loss = Callable[[Mapping[str, Any]], Tensor]
+"""Batch -> mean loss per image."""
+
+Compare = Callable[[list[Tensor], list[Tensor], Mapping[str, Any]], Tensor]
+"""(student's maps, teacher's maps, batch) -> a sum over the images of the batch."""
+
+Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
+
+
+def press(
+    loss: Loss, scales: Sequence[Tensor] = (), rates: Callable[[float], Sequence[Tensor] | float] | None = None
+) -> Objective:
+    """The loss alone, or with ``sum_c s_c |gamma_c|``: `rates` gives s from the share of training that is over.
+
+    That share is the batch's "done" (`slimming.Numbered`); `rates` is asked at every iteration.
+    """
+
+    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        share = len(batch["inputs"]) / totals["examples"]
+        total = loss(batch) * share
+        parts = {"task": float(total.detach())}
+        if rates is not None:
+            pushed = slimming.penalty(scales, rates(batch["done"])) * share
+            total, parts["scales"] = total + pushed, float(pushed.detach())
+        return total, parts
+
+    return objective
+
+
+def follow(
+    student: nn.Module, loss: Loss, teacher: Callable[[Tensor], Any], teaching: nn.Module, taps: Sequence[str],
+    compare: Compare, *, weight: float = 1.0,
+) -> Objective:  # fmt: skip
+    """``L_task + weight L_maps``: the maps that the modules `taps` give, in the student and in its teacher.
+
+    teacher: images -> anything, a pass of `teaching` in which the taps run; it gets no gradient. compare may see the
+    batch, for the sizes of boxes.
+    """
+
+    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        with tapped(student, taps, maps.flat) as ours:
+            task = loss(batch) * (len(batch["inputs"]) / totals["examples"])
+        with torch.no_grad(), tapped(teaching, taps, maps.flat) as theirs:
+            teacher(batch["inputs"])
+        near = compare(list(ours), list(theirs), batch) / totals["examples"]
+        return task + weight * near, {"task": float(task.detach()), "maps": float(near.detach())}
+
+    return objective
+
+
+def answering(
+    objective: Objective, student: nn.Module, teacher: nn.Module, *, temperature: float, weights: Sequence[float]
+) -> Objective:
+    """`objective` + ``w_1 L_kd + w_2 L_boxes``: the teacher's soft classes everywhere, its boxes where it is sure.
+
+    Both are detectors with `predictions` (`subjects.network.detectors.Predicting`), whose places are the same.
+    weights: w_1 and w_2. Source: output KD of group channel pruning (arXiv 2306.01526); see `maps.classes`.
+    """
+    ours, theirs = (cast(Any, one).predictions for one in (student, teacher))
+    kind: bool | None = getattr(teacher, "exclusive", None)
+
+    def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+        total, parts = objective(batch, totals)
+        images = batch["inputs"]
+        with torch.no_grad():
+            # What two stages judge are regions, and the teacher's are those where objects are.
+            regions = [cast(Any, teacher).proposals(images)] if getattr(teacher, "staged", False) else []
+            wanted, told = theirs(images, *regions)
+            sure = told.sigmoid() > 0.5
+            if kind:
+                sure = (told.softmax(-1) > 0.5) & (torch.arange(told.shape[-1], device=told.device) > 0)
+            positive = sure if wanted.dim() == 4 else sure.any(-1)
+        boxes, logits = ours(images, *regions)
+        soft = maps.classes(logits, told, temperature=temperature, exclusive=kind is not False)
+        apart = maps.boxes(boxes, wanted, positive)
+        kd, near = (weight * one / totals["examples"] for weight, one in zip(weights, (soft, apart), strict=True))
+        return total + kd + near, {**parts, "kd": float(kd.detach()), "boxes": float(near.detach())}
+
+    return both
+
+
+@torch.no_grad()
+def ratio(objective: Objective, batch: Mapping[str, Any], student: nn.Module) -> float:
+    """The weight that makes the maps' loss of `follow` as large as the task's at the first step; 0 where there is none.
+
+    `student` is asked in training mode, as that step will, and is left as it was, running statistics included.
+    """
+    before = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    try:
+        with restored(student):
+            student.train()
+            _, parts = objective(batch, {"examples": len(batch["inputs"])})
+    finally:
+        for name, buffer in student.named_buffers():
+            buffer.copy_(before[name])
+    return parts["task"] / parts["maps"] if parts["maps"] > 0 else 0.0
+
+
+def steps(per_epoch: float, epochs: float) -> int:
+    """Optimiser steps of so many epochs: at least one, unless there are none."""
+    if not 0 <= epochs < math.inf:
+        raise InputError(f"epochs={epochs}: give 0 or more")
+    return max(1, round(per_epoch * epochs)) if epochs else 0

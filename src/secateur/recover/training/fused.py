@@ -1,0 +1,188 @@
+"""Gradient descent inside the backward pass: each weight is updated as soon as its gradient is there, which then goes.
+
+There is no optimiser state, and no moment at which all gradients exist, so that a model can be trained whole in little
+more than the memory of its weights. Clipping by the norm of all gradients needs them all: that is a backward pass of
+its own. Source: LOMO (arXiv 2306.09782).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur._utils import storage
+from secateur.errors import DataError, NumericalError, RunError
+from secateur.recover.training.objectives import Objective
+from secateur.recover.training.objectives import count as count_tokens
+from secateur.recover.training.schedule import learning_rate
+from secateur.vocabulary import Recovery
+
+__all__ = ["descend", "step"]
+
+Shape = Callable[[str, Tensor, float], Tensor]
+"""(name of a parameter, its gradient, the learning rate) -> the gradient to descend."""
+
+Look = Callable[[str, Tensor, Tensor], None]
+"""(name of a parameter, the parameter before its update, the gradient to descend before clipping)."""
+
+
+def step(
+    loss: Tensor,
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    lr: float,
+    clip: float | None = 1.0,
+    shape: Shape | None = None,
+    look: Look | None = None,
+) -> float:
+    """Update `parameters` in place, w <- w - lr min(1, clip / |g|) g, |g| over all of them; returns |g| (0 unclipped).
+
+    loss: a scalar with its graph, which is spent. One backward pass, two with `clip`: the first for the norm alone.
+    shape: what the gradient becomes before anything else is done with it, in both passes.
+    look: sees every weight beside its gradient, once.
+
+    Raises `NumericalError`, naming the parameter, for a gradient that is not finite: with `clip` before a weight moves.
+    """
+    squares: list[Tensor] = []
+
+    def gradient(name: str, parameter: nn.Parameter) -> Tensor:
+        assert parameter.grad is not None
+        found = parameter.grad if shape is None else shape(name, parameter.grad, lr)
+        if not bool(torch.isfinite(found).all()):
+            raise NumericalError(f"the gradient of {name} is not finite: lower the learning rate or check the data")
+        return found
+
+    def measure(name: str, parameter: nn.Parameter) -> None:
+        squares.append(torch.linalg.vector_norm(gradient(name, parameter).float()).square())
+
+    norm, scale = 0.0, 1.0
+    if clip is not None:
+        with _each(parameters, measure):
+            loss.backward(retain_graph=True)
+        norm = math.sqrt(float(sum(squares))) if squares else 0.0
+        scale = min(1.0, clip / norm) if norm > 0 else 1.0
+
+    def update(name: str, parameter: nn.Parameter) -> None:
+        found = gradient(name, parameter)
+        if look is not None:
+            look(name, parameter.detach(), found)
+        parameter.detach().add_(found.to(parameter.dtype), alpha=-lr * scale)
+
+    with _each(parameters, update):
+        loss.backward()
+    return norm
+
+
+@contextmanager
+def _each(parameters: Mapping[str, nn.Parameter], act: Callable[[str, nn.Parameter], None]) -> Iterator[None]:
+    """Within the block a backward pass hands over each parameter once its gradient is whole; the gradient then goes."""
+
+    def hook(name: str) -> Callable[[Tensor], None]:
+        def taken(parameter: Tensor) -> None:
+            with torch.no_grad():
+                act(name, parameters[name])
+            parameter.grad = None
+
+        return taken
+
+    with ExitStack() as stack:
+        for name, parameter in parameters.items():
+            parameter.grad = None
+            stack.callback(parameter.register_post_accumulate_grad_hook(hook(name)).remove)
+        try:
+            yield
+        finally:
+            for parameter in parameters.values():
+                parameter.grad = None
+
+
+def descend(
+    model: nn.Module,
+    batches: Any,
+    objective: Objective,
+    *,
+    steps: int,
+    lr: float,
+    warmup: float = 0.1,
+    schedule: str = "linear",
+    clip: float | None = 1.0,
+    shape: Shape | None = None,
+    look: Look | None = None,
+    beside: Mapping[str, Tensor] | None = None,
+    count: Callable[[Any], Mapping[str, int]] = count_tokens,
+    checkpoint: str | Path | None = None,
+    every: int = 100,
+) -> Recovery:
+    """Train every parameter of `model` that requires a gradient, in place, by `step`; returns what it took.
+
+    batches: `batches[i]` for any i >= 0; a list or tuple is repeated.
+    objective: (batch, totals) -> (loss, parts), as for `loop.train`; one batch is one step.
+    lr, warmup, schedule: see `schedule.learning_rate`.
+    beside: tensors that `shape` and `look` fill, kept with the weights in checkpoints.
+    checkpoint: folder; a run that finds its file there goes on from it and ends with the same bytes.
+    every: steps between checkpoints; the last step writes one, too.
+
+    The model keeps its modes: nothing here is drawn at random, so dropout should be off. Raises `NumericalError` naming
+    the step for a loss or a gradient that is not finite, `RunError` for a checkpoint that is damaged or of another run.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    held = dict(beside or {})
+    settings = {"steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "clip": clip}
+    path = None if checkpoint is None else Path(checkpoint) / "descent.safetensors"
+    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "losses": []}
+    if path is not None and path.exists():
+        state = _resume(path, parameters, held, settings)
+    for place in range(state["step"], steps):
+        began = time.perf_counter()
+        batch = batches[place % len(batches)] if isinstance(batches, list | tuple) else batches[place]
+        totals = count(batch)
+        rate = learning_rate(place, steps=steps, lr=lr, warmup=warmup, schedule=schedule)
+        with torch.enable_grad():
+            loss = objective(batch, totals)[0]
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise NumericalError(f"loss is {value} at step {place + 1}: lower the learning rate or check the data")
+        try:
+            step(loss, parameters, lr=rate, clip=clip, shape=shape, look=look)
+        except NumericalError as problem:
+            raise NumericalError(f"step {place + 1}: {problem}") from problem
+        state["step"] = place + 1
+        state["tokens"] += totals.get("tokens", totals.get("examples", 0))
+        state["seconds"] += time.perf_counter() - began
+        state["losses"].append((place + 1, value))
+        if path is not None and (state["step"] % every == 0 or state["step"] == steps):
+            tensors: dict[str, Tensor] = {f"0.{name}": parameter for name, parameter in parameters.items()}
+            tensors |= {f"1.{name}": tensor for name, tensor in held.items()}
+            storage.write(path, tensors, json.dumps({"settings": settings, "state": state}))
+    losses = tuple((int(number), float(value)) for number, value in state["losses"])
+    thin = max(1, math.ceil(len(losses) / 300))
+    return Recovery(steps, int(state["tokens"]), float(state["seconds"]), 0.0, losses[thin - 1 :: thin], settings)
+
+
+def _resume(
+    path: Path, parameters: Mapping[str, nn.Parameter], held: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The state of a checkpoint, whose tensors are put in place."""
+    try:
+        tensors, text = storage.read(path)
+        stored = json.loads(text)
+        state: dict[str, Any] = stored["state"]
+    except (DataError, ValueError, KeyError) as problem:
+        raise RunError(f"checkpoint {path} can't be read: remove it to start anew ({problem})") from problem
+    ours: dict[str, Tensor] = {f"0.{name}": parameter for name, parameter in parameters.items()}
+    ours |= {f"1.{name}": tensor for name, tensor in held.items()}
+    same = ours.keys() == tensors.keys() and all(ours[name].shape == tensors[name].shape for name in ours)
+    if stored["settings"] != json.loads(json.dumps(settings)) or not same:
+        raise RunError(f"checkpoint {path} belongs to another run: use the same settings or another folder")
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            tensor.copy_(tensors[name])
+    return state

@@ -1,0 +1,695 @@
+"""The one training loop: a cut student is trained on an objective, on one core or on many machines.
+
+Accelerate starts the processes and shards the model; this module keeps four promises on top of it. Accumulated and
+distributed micro-batches weigh as in one big batch. A resumed run ends with the bytes of an uninterrupted one. A kill
+at any moment leaves the last checkpoint whole. A loss that is not finite stops the run before it touches a weight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from secateur._utils import storage
+from secateur._utils.modes import evaluating
+from secateur.errors import DataError, InputError, NumericalError, RunError, UnsupportedError
+from secateur.recover.training.objectives import count as count_tokens
+from secateur.recover.training.schedule import learning_rate
+from secateur.vocabulary import Recovery, listed
+
+__all__ = ["options", "train"]
+
+Batch = Any
+"""What `batches[i]` gives and the objective takes; usually a mapping of tensors."""
+
+_POINTS = 300
+"""Loss points kept in a `Recovery`."""
+
+_PRECISIONS = ("auto", "bf16", "fp32")
+
+
+def options(given: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `train` that a recipe leaves to its user: "accumulate=4,precision=bf16", a list of such, a mapping.
+
+    Raises `InputError` for a name that is not among them, or a value that makes no sense.
+    """
+    pairs = dict(given) if isinstance(given, Mapping) else _pairs(given)
+    number = _amount, "a whole number of at least 1"
+    kinds: dict[str, tuple[Callable[[Any], Any], str]] = {
+        "accumulate": number, "every": number, "evaluate_every": number, "patience": number,
+        "clip": (_limit, "a number above 0, or none for no limit"), "precision": (_known, ", ".join(_PRECISIONS)),
+        "trackers": (lambda value: value.split("+") if isinstance(value, str) else list(value), "names, joined by +"),
+    }  # fmt: skip
+    found = {}
+    for name, value in pairs.items():
+        if name not in kinds:
+            raise InputError(f"training has no setting {name!r}: it has {', '.join(sorted(kinds))}")
+        read, wanted = kinds[name]
+        try:
+            found[name] = read(value)
+        except (TypeError, ValueError, OverflowError, InputError) as error:
+            raise InputError(f"training setting {name}={value}: give {wanted}") from error
+    return found
+
+
+def _amount(value: Any) -> int:
+    if isinstance(value, float) and not value.is_integer():  # of which `int` would cut something off
+        raise ValueError(value)
+    _check(amount=int(value))
+    return int(value)
+
+
+def _limit(value: Any) -> float | None:
+    limit = None if str(value).lower() == "none" else float(value)
+    _check_clip(limit)
+    return limit
+
+
+def _known(value: Any) -> str:
+    if value not in _PRECISIONS:
+        raise ValueError(value)
+    return str(value)
+
+
+def _pairs(given: str | Sequence[str]) -> dict[str, str]:
+    parts = listed(given)
+    if any("=" not in part for part in parts):
+        raise InputError(f"training {given!r}: write name=value, separated by commas, such as accumulate=4,patience=3")
+    return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parts)}
+
+
+def train(
+    student: nn.Module,
+    batches: Any,
+    objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Mapping[str, float]]],
+    *,
+    steps: int,
+    lr: float,
+    warmup: float = 0.05,
+    schedule: str = "cosine",
+    min_lr: float = 0.0,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.999),
+    momentum: float = 0.9,
+    optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = "adamw",
+    accumulate: int = 1,
+    clip: float | None = 1.0,
+    precision: str = "auto",
+    seed: int = 0,
+    dropout: bool = True,
+    extra: Sequence[nn.Module] = (),
+    frozen: Sequence[nn.Module] = (),
+    count: Callable[[Batch], Mapping[str, int]] = count_tokens,
+    checkpoint: str | Path | None = None,
+    every: int = 100,
+    evaluate: Callable[[], float] | None = None,
+    evaluate_every: int = 100,
+    patience: int | None = None,
+    progress: bool = True,
+    trackers: Sequence[Any] = (),
+    title: str = "training",
+    flops_per_token: float = 0.0,
+) -> Recovery:
+    """Train `student` in place for `steps` optimiser steps; returns what it took and gave.
+
+    Args:
+        student: the module in training; parameters with `requires_grad` are trained. It is moved to Accelerate's device
+            and comes back to its own, in its own number type and in eval mode. Weights in half precision are trained
+            as float32 copies, since an update of 1e-5 vanishes in bfloat16.
+        batches: `batches[i]` for any i >= 0 is the i-th micro-batch, the same whenever it is asked for. A list or tuple
+            is repeated.
+        objective: (batch, totals) -> (loss, parts). The loss is to be a sum over the batch divided by totals; parts are
+            named floats to show, added up over micro-batches. `totals` are the counts of the whole step, over all
+            micro-batches and processes: that is what makes their sum the mean over one big batch.
+        steps: optimiser steps in all, those done before a resume included.
+        lr, warmup, schedule, min_lr: see `schedule.learning_rate`.
+        weight_decay: on matrices only; norms and biases are spared.
+        betas: of AdamW.
+        momentum: of SGD, in Nesterov's form.
+        optimizer: "adamw", "sgd", or a function from parameter groups to any optimiser of torch's; its tensors per
+            parameter are checkpointed, and its groups' "lr" follows the schedule.
+        accumulate: micro-batches per process and step.
+        clip: largest L2 norm of the gradient; None for no limit.
+        precision: "bf16" (autocast, weights stay float32), "fp32", or "auto": bf16 on a GPU that has it, else fp32.
+        seed: of dropout and all else that is random inside the objective; the caller's generators are left as found.
+        dropout: False trains as the model is used: a short distillation has no time to average dropout's noise away,
+            and a teacher's output is no label to overfit. Batch norms still learn.
+        extra: further modules in training (a projection).
+        frozen: modules the objective asks (a teacher): on the device meanwhile, in eval mode, untouched.
+        count: batch -> what it holds, for the totals; "tokens", or else "examples", gives the speed, and adds up to
+            `Recovery.tokens`.
+        checkpoint: folder of the training's own checkpoint; a run that finds one there goes on from it.
+        every: steps between checkpoints.
+        evaluate, evaluate_every, patience: lower is better; training stops after `patience` evaluations without a new
+            best. The weights are those of the last step.
+        progress: a bar on stderr, when that is a terminal.
+        trackers: names or objects as Accelerate's `log_with` takes them; get loss, parts, learning rate, tokens/s.
+        title: what the bar and the trackers call this run.
+        flops_per_token: training FLOPs per token, the teacher's forward pass included, for `Recovery.flops`.
+
+    Several processes (torchrun, accelerate launch) share the micro-batches out: process r of P takes every P-th one, so
+    that P processes equal one with P times the `accumulate`. Gradients are summed once per step; with FSDP2 the student
+    is sharded.
+
+    Ctrl-C and SIGTERM end the current step, write a checkpoint and raise `KeyboardInterrupt` or `SystemExit(143)`; a
+    second Ctrl-C leaves at once. Raises `NumericalError` naming the step for a loss or gradient that is not finite
+    (no weight has been touched, the last checkpoint stands), `RunError` for a checkpoint that can't be written, is
+    damaged or belongs to another run.
+    """
+    _check(steps=steps, accumulate=accumulate, every=every, evaluate_every=evaluate_every)
+    _check_clip(clip)
+    if not all(0 <= value < math.inf for value in (weight_decay, momentum)):
+        raise InputError(f"weight_decay={weight_decay:g}, momentum={momentum:g}: give numbers of at least 0")
+    learning_rate(0, steps=max(1, steps), lr=lr, warmup=warmup, schedule=schedule, min_lr=min_lr)
+    if patience is not None:
+        _check(patience=patience)
+    if patience is not None and evaluate is None:
+        raise InputError("patience without evaluate: give a function that measures what should get lower")
+    accelerator = Accelerator(log_with=list(trackers) or None, project_dir=str(checkpoint or "."))
+    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "FSDP"):
+        raise UnsupportedError(f"training under {accelerator.distributed_type} is not supported: use torchrun or FSDP2")
+    if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
+        raise UnsupportedError("FSDP version 1 is not supported: set fsdp_version: 2 in Accelerate's configuration")
+
+    with contextlib.ExitStack() as stack:
+        modules = stack.enter_context(_prepared(student, extra, frozen, accelerator.device, dropout))
+        stack.enter_context(_own_randomness(accelerator.device))
+        signals = stack.enter_context(_signals())
+        if not any(parameter.requires_grad for parameter in student.parameters()):
+            raise InputError("the student has no parameter with requires_grad: unfreeze what is to be trained")
+        groups = _groups(student, weight_decay)
+        updater = _optimizer(optimizer, groups, accelerator.device, lr=lr, betas=betas, momentum=momentum)
+        if accelerator.distributed_type == "FSDP":
+            sharded, updater = accelerator.prepare(student, updater)
+            if sharded is not student:
+                raise UnsupportedError("FSDP2 replaced the student: turn off compilation in Accelerate's configuration")
+        for module in extra:
+            for group in _groups(module, weight_decay):
+                updater.add_param_group(group)
+        trained = [parameter for group in updater.param_groups for parameter in group["params"]]
+
+        share = accelerator.num_processes
+        settings = {
+            "steps": steps,
+            "lr": lr,
+            "warmup": warmup,
+            "schedule": schedule,
+            "min_lr": min_lr,
+            "weight_decay": weight_decay,
+            **({"betas": list(betas)} if optimizer == "adamw" else {"optimizer": _name(optimizer)}),
+            **({"momentum": momentum} if optimizer == "sgd" else {}),
+            "clip": clip,
+            "seed": seed,
+            "precision": _precision(precision, accelerator.device),
+            "micro_batches": accumulate * share,
+        }
+        state = _State()
+        path = None if checkpoint is None else Path(checkpoint) / "training.safetensors"
+        if path is not None and path.exists():
+            state = _resume(path, modules, updater, settings)
+        if trackers:
+            accelerator.init_trackers(
+                title, config={k: v for k, v in settings.items() if isinstance(v, int | float | str)}
+            )
+            stack.callback(accelerator.end_training)
+        bar = stack.enter_context(_bar(progress and accelerator.is_main_process, title, steps, state.step))
+
+        def save() -> None:
+            if path is not None and state.saved != state.step:
+                _save(path, modules, updater, settings, state, main=accelerator.is_main_process)
+                state.saved = state.step
+
+        while state.step < steps and not state.stopped:
+            began = time.perf_counter()
+            first = state.step * accumulate * share + accelerator.process_index
+            indices = range(first, first + accumulate * share, share)
+            micro = [_fetch(batches, index) for index in indices]
+            totals, signalled = _totals([count(batch) for batch in micro], signals, accelerator)
+            if signalled:
+                save()
+                accelerator.wait_for_everyone()
+                _leave(signalled)
+
+            unit = "tokens" if "tokens" in totals else "examples"
+
+            values, parts = [], dict[str, float]()
+            for index, batch in zip(indices, micro, strict=True):
+                _seed(seed, index)
+                with (
+                    torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"),
+                    _norms_fed(),
+                ):
+                    value, shown = objective(send_to_device(batch, accelerator.device), totals)
+                # FSDP2 averages over processes, and so does _share_gradients; the normalised losses are to be added.
+                accelerator.backward(value * share if share > 1 else value)
+                values.append(value.detach())
+                for name, part in shown.items():
+                    parts[name] = parts.get(name, 0.0) + float(part)
+            loss, parts = _summed(sum(map(float, values)), parts, accelerator)
+            _must_be_finite("loss", loss, state.step, path)
+            if share > 1:
+                _share_gradients(trained)
+            norm = _clip(trained, clip)
+            _must_be_finite("norm of the gradient", norm, state.step, path)
+            rate = learning_rate(state.step, steps=steps, lr=lr, warmup=warmup, schedule=schedule, min_lr=min_lr)
+            for group in updater.param_groups:
+                group["lr"] = rate
+            updater.step()
+            updater.zero_grad(set_to_none=True)
+
+            elapsed = time.perf_counter() - began
+            tokens = totals.get(unit, 0)
+            state.advance(loss, tokens, elapsed, stride=max(1, math.ceil(steps / _POINTS)), last=steps)
+            if trackers:
+                shown = {
+                    "loss": loss,
+                    "lr": rate,
+                    "gradient_norm": norm,
+                    f"{unit}_per_second": tokens / elapsed,
+                    **parts,
+                }
+                accelerator.log(shown, step=state.step)
+            bar(loss, f"{tokens / elapsed:,.0f} {unit}/s")
+            if evaluate is not None and (state.step % evaluate_every == 0 or state.step == steps):
+                state.judge(_evaluated(evaluate, modules, accelerator), patience)
+            if state.step % every == 0 or state.step == steps or state.stopped:
+                save()
+        if signals.received:
+            _leave(signals.received)
+
+        return Recovery(
+            steps=state.step,
+            tokens=state.tokens,
+            seconds=state.seconds,
+            flops=flops_per_token * state.tokens,
+            losses=tuple((step, value) for step, value in state.losses),
+            settings={**settings, "evaluations": state.evaluations} if evaluate else settings,
+        )
+
+
+# ------------------------------------------------------------------------------------------------------- state
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds beside tensors. Random states are not among it: each micro-batch seeds its own."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    window: list[float] = field(default_factory=list)
+    best: float = math.inf
+    waited: int = 0
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    stopped: bool = False
+    saved: int = -1
+
+    def advance(self, loss: float, tokens: int, seconds: float, *, stride: int, last: int) -> None:
+        """One step done; every `stride` steps the mean loss since the last point is kept."""
+        self.step += 1
+        self.tokens += tokens
+        self.seconds += seconds
+        self.window.append(loss)
+        if self.step % stride == 0 or self.step == last:
+            self.losses.append((self.step, sum(self.window) / len(self.window)))
+            self.window.clear()
+
+    def judge(self, value: float, patience: int | None) -> None:
+        """One evaluation done; `patience` of them without a new best stop the run."""
+        self.evaluations.append((self.step, value))
+        self.waited = 0 if value < self.best else self.waited + 1
+        self.best = min(self.best, value)
+        self.stopped = patience is not None and self.waited >= patience
+
+
+def _save(
+    path: Path,
+    modules: Sequence[nn.Module],
+    optimizer: torch.optim.Optimizer,
+    settings: Mapping[str, Any],
+    state: _State,
+    *,
+    main: bool,
+) -> None:
+    tensors = {name: _whole(tensor) for name, tensor in _tensors(modules).items()}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is None:  # a momentum that is not there yet
+                continue
+            tensors[f"optimizer.{index}.{key}"] = _whole(torch.as_tensor(value))
+    if main:
+        storage.write(path, tensors, json.dumps({"settings": settings, "state": asdict(state)}))
+
+
+def _resume(
+    path: Path, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+) -> _State:
+    try:
+        tensors, text = storage.read(path)
+        stored = json.loads(text)
+        state = _State(**stored["state"])
+    except (DataError, ValueError, TypeError, KeyError) as problem:
+        raise RunError(f"checkpoint {path} can't be read: remove it to train from the start ({problem})") from problem
+    for key, value in settings.items():
+        if stored["settings"].get(key) != value:
+            raise RunError(
+                f"checkpoint {path} belongs to a run with {key}={stored['settings'].get(key)!r}, this one has "
+                f"{value!r}: use the same settings or another folder"
+            )
+    ours = _tensors(modules)
+    theirs = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+    wrong = sorted(ours.keys() ^ theirs.keys()) or [n for n in ours if ours[n].shape != theirs[n].shape]
+    if wrong:
+        raise RunError(f"checkpoint {path} is of another model, {wrong[0]} differs: use another folder")
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            tensor.copy_(_like(theirs[name], tensor))
+    for index, parameter in enumerate(_parameters(optimizer)):
+        prefix = f"optimizer.{index}."
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                key = name.removeprefix(prefix)
+                # AdamW keeps its step counts on the CPU.
+                optimizer.state[parameter][key] = tensor if tensor.dim() == 0 else _like(tensor, parameter)
+    state.losses = [(int(step), float(value)) for step, value in state.losses]
+    state.evaluations = [(int(step), float(value)) for step, value in state.evaluations]
+    state.saved = state.step
+    return state
+
+
+def _tensors(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """All that training changes: trained parameters and persistent buffers, tied ones once."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for number, module in enumerate(modules):
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if not isinstance(tensor, Tensor) or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
+                found[f"{number}.{name}"] = tensor
+    return found
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The full tensor; a shard is gathered from all processes."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def _like(tensor: Tensor, model: Tensor) -> Tensor:
+    """`tensor` on the device of `model`, and sharded as it is."""
+    tensor = tensor.to(model.device)
+    return distribute_tensor(tensor, model.device_mesh, model.placements) if isinstance(model, DTensor) else tensor
+
+
+# ----------------------------------------------------------------------------------------------- one step's parts
+
+
+def _fetch(batches: Any, index: int) -> Batch:
+    return batches[index % len(batches)] if isinstance(batches, list | tuple) else batches[index]
+
+
+@contextlib.contextmanager
+def _norms_fed() -> Iterator[None]:
+    """Say in one line what torch says where a norm sees one value per channel, in a batch of one example."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "a batch norm can't learn from a batch of one example, which gives it one value per channel: train on "
+            "batches of at least 2 examples (batch)"
+        ) from error
+
+
+def _totals(
+    counts: Sequence[Mapping[str, int]], signals: _Signals, accelerator: Accelerator
+) -> tuple[dict[str, int], int]:
+    """Counts summed over micro-batches and processes, and a signal that any process got: all leave at one step."""
+    names = sorted(counts[0])
+    values = [sum(int(one[name]) for one in counts) for name in names]
+    if accelerator.num_processes == 1:
+        return dict(zip(names, values, strict=True)), signals.received
+    noted = [signals.received == number for number in _SIGNALS]
+    *values, interrupted, terminated = accelerator.reduce(
+        torch.tensor([*values, *noted], device=accelerator.device), "sum"
+    ).tolist()
+    received = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
+    return dict(zip(names, values, strict=True)), received
+
+
+def _summed(loss: float, parts: dict[str, float], accelerator: Accelerator) -> tuple[float, dict[str, float]]:
+    if accelerator.num_processes == 1:
+        return loss, parts
+    # float32: not every device has float64, and these numbers are only looked at.
+    vector = torch.tensor([loss, *parts.values()], device=accelerator.device)
+    loss, *values = accelerator.reduce(vector, "sum").tolist()
+    return loss, dict(zip(parts, values, strict=True))
+
+
+def _share_gradients(trained: Sequence[Tensor]) -> None:
+    """Average the gradients of replicated parameters over the processes (FSDP2 has done so with its shards).
+
+    Summed here and not by DistributedDataParallel, which works only when its wrapper's `forward` is what the objective
+    calls. A parameter that no process used keeps no gradient, so that AdamW leaves it alone as it would in one process.
+    """
+    replicated = [parameter for parameter in trained if not isinstance(parameter, DTensor)]
+    if not replicated:
+        return
+    used = torch.tensor([parameter.grad is not None for parameter in replicated], device=replicated[0].device).int()
+    torch.distributed.all_reduce(used)
+    for parameter, processes in zip(replicated, used.tolist(), strict=True):
+        if processes:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= torch.distributed.get_world_size()
+
+
+def _clip(trained: Sequence[Tensor], limit: float | None) -> float:
+    """Scale the gradients so that their joint L2 norm is at most `limit`; returns the norm before."""
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+    norms = [_whole(torch.linalg.vector_norm(gradient)) for gradient in gradients]
+    norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    if limit is not None and norm > limit:
+        for gradient in gradients:
+            gradient.mul_(limit / norm)
+    return norm
+
+
+def _must_be_finite(what: str, value: float, step: int, path: Path | None) -> None:
+    if not math.isfinite(value):
+        rest = "" if path is None else "; the last checkpoint stands"
+        raise NumericalError(f"{what} is {value} at step {step + 1}: lower the learning rate or check the data{rest}")
+
+
+def _evaluated(evaluate: Callable[[], float], modules: Sequence[nn.Module], accelerator: Accelerator) -> float:
+    """The evaluation in eval mode, the mean over processes."""
+    with evaluating(*modules), torch.no_grad():
+        value = float(evaluate())
+    if accelerator.num_processes > 1:
+        value = float(accelerator.reduce(torch.tensor(value, device=accelerator.device), "mean"))
+    return value
+
+
+# ----------------------------------------------------------------------------------------------- around the loop
+
+
+@contextlib.contextmanager
+def _prepared(
+    student: nn.Module, extra: Sequence[nn.Module], frozen: Sequence[nn.Module], device: torch.device, dropout: bool
+) -> Iterator[list[nn.Module]]:
+    """The modules on `device`, in train mode, trained weights in float32; on exit as they came, in eval mode."""
+    modules = [student, *extra]
+    moved = [*modules, *frozen]
+    before = [next((p.device for p in module.parameters()), torch.device("cpu")) for module in moved]
+    narrow = {
+        parameter: parameter.dtype
+        for module in modules
+        for parameter in module.parameters()
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16)
+    }
+    for parameter in narrow:
+        parameter.data = parameter.data.float()
+    for module in frozen:
+        module.to(device).eval()
+    for module in modules:
+        module.to(device).train()
+        if not dropout:
+            _without_dropout(module)
+    try:
+        yield modules
+    finally:
+        for parameter, dtype in narrow.items():
+            parameter.data = parameter.data.to(dtype)
+        for module, home in zip(moved, before, strict=True):
+            module.eval()
+            if home.type != "meta" and not any(isinstance(p, DTensor) for p in module.parameters()):
+                module.to(home)
+
+
+def _without_dropout(module: nn.Module) -> None:
+    """Eval mode for all but batch norms. Attention reads its own `training` flag, so dropout layers alone won't do."""
+    module.eval()
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.train()
+
+
+def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: matrices decay, norms and biases do not."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decays = [parameter for parameter in trained if parameter.dim() > 1]
+    spared = [parameter for parameter in trained if parameter.dim() <= 1]
+    groups = [{"params": decays, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _optimizer(
+    wanted: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+    groups: list[dict[str, Any]],
+    device: torch.device,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    momentum: float,
+) -> torch.optim.Optimizer:
+    if callable(wanted):
+        return wanted(groups)
+    # On a CPU the plain AdamW takes six times as long, a tenth of a step with a large vocabulary.
+    fused = device.type == "cpu" or None
+    if wanted == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    if wanted == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    raise InputError(f"optimizer={wanted!r}: give 'adamw', 'sgd' or a function that makes one")
+
+
+def _name(optimizer: Any) -> str:
+    return str(optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", type(optimizer).__name__))
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    if wanted == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if wanted not in _PRECISIONS:
+        raise UnsupportedError(f"precision={wanted!r}: give 'auto', 'bf16' or 'fp32'")
+    return wanted
+
+
+def _check(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < (0 if name == "steps" else 1):
+            raise InputError(f"{name}={value}: give a positive whole number")
+
+
+def _check_clip(limit: float | None) -> None:
+    # No norm is above NaN, which would clip nothing; scaled to a norm below 0, a gradient points uphill.
+    if limit is not None and not 0 < limit < math.inf:
+        raise InputError(f"clip={limit:g}: give a number above 0, or none for no limit")
+
+
+def _seed(seed: int, index: int) -> None:
+    """Seed every generator for one micro-batch, by its number: neither a resume nor more processes change it."""
+    words = np.random.SeedSequence((seed, index)).generate_state(2)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[0]))  # noqa: NPY002 - objectives may use the global generator
+    # Without an accelerator torch.manual_seed notes down the whole stack of calls for one that may come: longer than
+    # a small step.
+    seeded = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+    seeded(int(words[0]) << 32 | int(words[1]))
+
+
+@contextlib.contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """Leave the caller's generators as they were, so that what follows does not depend on whether training resumed."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    devices = [device] if device.type not in ("cpu", "mps") else []
+    try:
+        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Signals:
+    received: int = 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Signals]:
+    """Turn the first Ctrl-C and SIGTERM into a note, read between steps; the second Ctrl-C acts as ever."""
+    note = _Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield note
+        return
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if note.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        note.received = number
+        if sys.stderr.isatty():
+            # Not print: a signal may come in the middle of one.
+            os.write(2, b"\nFinishing this step and writing a checkpoint; Ctrl-C again leaves at once.\n")
+
+    before = {number: signal.signal(number, remember) for number in _SIGNALS}
+    try:
+        yield note
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _leave(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _bar(wanted: bool, title: str, steps: int, done: int) -> Iterator[Callable[[float, str], None]]:
+    """A progress bar on stderr; nothing at all when that is no terminal."""
+    if not wanted or not sys.stderr.isatty():
+        yield lambda loss, speed: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+        task = shown.add_task(title, total=steps, completed=done, loss=math.nan, speed="")
+        yield lambda loss, speed: shown.update(task, advance=1, loss=loss, speed=speed)

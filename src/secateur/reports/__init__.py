@@ -1,0 +1,1 @@
+"""Evidence as tables, HTML pages and SVG."""

@@ -1,0 +1,95 @@
+"""study.json and study.html: what a study found, as tables and a chart in the look of the reports."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from secateur._utils.disk import atomic_write
+from secateur.reports import charts, display, evidence
+from secateur.vocabulary import Figure
+
+__all__ = ["Chart", "Sheet", "Table", "over", "points", "render", "write"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of text, the header first, under a title; `words` say how to read them.
+
+    A cell may end with an interval in square brackets, which the page sets below the value.
+    """
+
+    title: str
+    rows: Sequence[Sequence[str]]
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """What `charts.curves` draws: panels of lines over one axis; `words` say what is seen."""
+
+    title: str
+    panels: Mapping[str, Sequence[charts.Line]]
+    x: str
+    y: str
+    words: str = ""
+    log: bool = False
+    mark: float | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    """Of what y can be: whiskers are drawn up to there, whatever a few seeds' interval says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A study's answer: one for the terminal, the page and the file."""
+
+    study: str
+    headline: str
+    tables: Sequence[Table]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """What study.json keeps: seed by seed, with means and intervals."""
+    notes: Sequence[str] = ()
+    chart: Chart | None = None
+
+
+def points(figure: Figure, *, signed: bool = False) -> str:
+    """Percent, or percentage points, as tables show them: "93.1 [92.0 to 94.2]", with a sign where asked for."""
+    form = "+.1f" if signed else ".1f"
+    ends = [] if figure.low is None or figure.high is None else [f"[{figure.low:{form}} to {figure.high:{form}}]"]
+    return " ".join([f"{figure.value:{form}}", *ends]).replace("-", "−")
+
+
+def over(seeds: Sequence[int]) -> str:
+    """What the figures of a table are: means with intervals, or those of the one seed there was."""
+    return f"Mean over {len(seeds)} seeds with its 95 % interval" if len(seeds) > 1 else f"Of seed {seeds[0]} alone"
+
+
+def render(sheet: Sheet, *, about: Sequence[str] = (), run_yaml: str = "") -> str:
+    """The page as text; about: names of the model and the data. All is escaped but our own drawing."""
+    one = sheet.chart
+    drawn = "" if one is None else charts.curves(
+        one.panels, "curves", x=one.x, y=one.y, log=one.log, mark=one.mark, bounds=one.bounds
+    )  # fmt: skip
+    return display.filled("sheet.html.j2", sheet=sheet, about=about, run_yaml=run_yaml, chart=Markup(drawn))
+
+
+def write(
+    folder: str | Path, sheet: Sheet, settings: Mapping[str, Any], *, environment: Mapping[str, Any], run_yaml: str = ""
+) -> None:
+    """Write study.json and study.html into `folder`, each whole or not at all."""
+    document = {
+        "format": FORMAT, "study": sheet.study, "headline": sheet.headline, "notes": list(sheet.notes),
+        "settings": settings, "figures": sheet.figures, "environment": environment,
+    }  # fmt: skip
+    text = json.dumps(evidence.plain(document), indent=1, ensure_ascii=False, allow_nan=False)
+    atomic_write(Path(folder) / "study.json", text + "\n")
+    about = [Path(str(settings[name])).name for name in ("model", "data") if settings.get(name)]
+    atomic_write(Path(folder) / "study.html", render(sheet, about=about, run_yaml=run_yaml))

@@ -1,0 +1,1 @@
+"""Sentence encoders, rerankers, and which named things a text speaks of."""

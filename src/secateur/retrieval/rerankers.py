@@ -1,0 +1,396 @@
+"""WHO JUDGES PAIRS: a cross-encoder that reads question and passage together: how relevant, and which tokens to keep.
+
+Chirkova, Formal, Nikoulina and Clinchant, "Provence: efficient and robust context pruning for retrieval-augmented
+generation", ICLR 2025 (arXiv 2501.16214), section 3: a second head on a reranker.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+from threading import get_ident
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from secateur._utils import http, threads, workers
+from secateur._utils.modes import evaluating, held
+from secateur.clients import embeddings
+from secateur.errors import InputError, ModelError, NumericalError, opening
+
+__all__ = ["Block", "Elsewhere", "Judged", "Reranker", "Settings", "batches", "opened", "padded", "ranking"]
+
+HEAD = "keep_head.safetensors"
+"""The file of the second head: weight [2, d] and bias [2] on the encoder's last hidden state; class 1 is to keep."""
+
+_ONCE = 2048
+"""Tokens of one forward pass, padding included. On a processor more of them at once are no faster, each by itself."""
+_BEGUN = 32
+"""Tokens that take as long as the beginning of one more pass."""
+_WORTH = 256
+"""Tokens for which a thread of its own is worth while."""
+_SLACK = 1.1
+"""Passes of as many threads are so much larger than their share, so that what is parted unevenly needs no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What stands in config.json under `pruning`.
+
+    threshold, rounding: as `provence` takes them. longest: tokens of a block; 0 for as many as the model reads.
+    language: whose rules split sentences. ranks: whether the score of a passage means anything.
+    """
+
+    threshold: float = 0.1
+    rounding: str = "vote"
+    longest: int = 0
+    language: str = "en"
+    ranks: bool = True
+
+    @classmethod
+    def read(cls, given: Any) -> Settings:
+        """From a config, whoever wrote it; `ModelError` for what is none."""
+        if given is None:
+            return cls()
+        try:
+            return TypeAdapter(cls).validate_python(dict(given))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"the config's pruning is {str(given)[:100]!r}, not settings of a pruner") from error
+
+
+class Block(NamedTuple):
+    """Question and sentences as one sequence: ids [L], types [L], and the sentence of each token [L], -1 for none."""
+
+    ids: list[int]
+    types: list[int]
+    owner: list[int]
+
+
+class Judged(NamedTuple):
+    """score: how relevant the passage is. keep: probability of each token [tokens], owner: its sentence [tokens]."""
+
+    score: float
+    keep: np.ndarray
+    owner: np.ndarray
+
+
+class Reranker(nn.Module):
+    """A sequence classifier of one class, such as any cross-encoder, and a head that says which tokens to keep.
+
+    The score is the classifier's own, so that a reranker which gets the second head goes on ranking as it did.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, keep: nn.Linear | None = None, settings: Settings | None = None):
+        super().__init__()
+        if getattr(model.config, "num_labels", 1) != 1:
+            raise ModelError(f"this classifier has {model.config.num_labels} classes: a reranker has one, its score")
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ModelError(f"{type(tokenizer).__name__} is no fast tokenizer: give a checkpoint with tokenizer.json")
+        self.model, self.tokenizer, self.keep = model, tokenizer, keep
+        self.settings = settings or Settings()
+        name = "token_type_ids"
+        self._typed = name in tokenizer.model_input_names and name in inspect.signature(model.forward).parameters
+        self._backend = type(backend).from_str(backend.to_str())  # of its own: padding is a matter of ours
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    def with_head(self, seed: int = 0) -> Reranker:
+        """The same with a new second head, drawn from `seed` as the classifier's own would be."""
+        width = self.model.config.hidden_size
+        keep = nn.Linear(width, 2)
+        draw = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            spread = float(getattr(self.model.config, "initializer_range", 0.02))
+            keep.weight.copy_(torch.randn(2, width, generator=draw) * spread)
+            keep.bias.zero_()
+        return Reranker(self.model, self.tokenizer, keep.to(self._device), self.settings)
+
+    def copied(self) -> Reranker:
+        """The same, with weights of its own."""
+        return Reranker(copy.deepcopy(self.model), self.tokenizer, copy.deepcopy(self.keep), self.settings)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores [n] and logits to drop or keep [n, L, 2]; None without a second head. All given are [n, L]."""
+        types = {"token_type_ids": token_type_ids} if self._typed else {}
+        states: list[Tensor] = []  # classifiers do not agree on which of their hidden states is the last
+        mine = get_ident()
+
+        def hear(module: nn.Module, given: Any, out: Any) -> None:
+            if get_ident() == mine:  # hooks of other threads hear this one, too
+                states.append(out[0])
+
+        hook = self.model.base_model.register_forward_hook(hear)
+        try:
+            scores = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits[:, 0]
+        finally:
+            hook.remove()
+        return scores, None if self.keep is None else self.keep(_dropped(self.model, states[-1]))
+
+    @property
+    def _device(self) -> torch.device:
+        """Where it is held, and so what it reads must be."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a block."""
+        limits = [self.settings.longest, getattr(self.model.config, "max_position_embeddings", 0), 512]
+        return min(limit for limit in limits if limit)
+
+    def blocks(self, question: str, sentences: Sequence[str], *, longest: int = 0) -> list[Block]:
+        """The sentences in as many blocks as they need, the question before each.
+
+        Each sentence is tokenised on its own, so that its tokens are exact; one that is longer than a block is cut, and
+        a question that takes more than half of a block is shortened.
+
+        longest: tokens of a block; as many as the model reads if 0.
+        """
+        (found,) = self._blocks([(question, sentences)], longest)
+        return found
+
+    def _blocks(self, pairs: Sequence[tuple[str, Sequence[str]]], longest: int) -> list[list[Block]]:
+        """The blocks of each pair; each text is tokenised once, and all of them by one call."""
+        given = [[question, *(f" {text}" if i else text for i, text in enumerate(parts))] for question, parts in pairs]
+        texts = list(dict.fromkeys(chain.from_iterable(given)))
+        found = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        ids = {text: encoding.ids for text, encoding in zip(texts, found, strict=True)}
+        return [self._packed([ids[text] for text in one], longest) for one in given]
+
+    def _packed(self, found: Sequence[list[int]], longest: int) -> list[Block]:
+        """Tokens of a question and of its sentences as blocks."""
+        head, middle, tail, kinds = self._template
+        longest = longest or self.longest
+        frame = len(head) + len(middle) + len(tail)
+        asked = found[0][: max(1, (longest - frame) // 2)]
+        room = longest - frame - len(asked)
+        if room < 1:
+            raise InputError(f"longest={longest}: a block has {frame} special tokens, so give at least {frame + 2}")
+        made, ids, owner = list[Block](), list[int](), list[int]()
+
+        def close() -> None:
+            sequence = [*head, *asked, *middle, *ids, *tail]
+            types = [kinds[0]] * (len(head) + len(asked) + len(middle)) + [kinds[1]] * (len(ids) + len(tail))
+            before = [-1] * (len(head) + len(asked) + len(middle))
+            made.append(Block(sequence, types, [*before, *owner, *([-1] * len(tail))]))
+            ids.clear()
+            owner.clear()
+
+        for number, tokens in enumerate(found[1:]):
+            if ids and len(ids) + len(tokens) > room:
+                close()
+            for start in range(0, max(1, len(tokens)), room):
+                part = tokens[start : start + room]
+                if len(ids) + len(part) > room:
+                    close()
+                ids += part
+                owner += [number] * len(part)
+        close()
+        return made
+
+    @functools.cached_property
+    def _template(self) -> tuple[list[int], list[int], list[int], tuple[int, int]]:
+        """Special tokens before the question, between, and behind; and the type of either part."""
+        first, second = self._backend.encode_batch(["a", "b"], add_special_tokens=False)
+        whole = self._backend.post_process(first, second, add_special_tokens=True)
+        mask = whole.special_tokens_mask
+        words = [i for i, special in enumerate(mask) if not special]
+        if len(words) < 2:
+            raise ModelError("the tokenizer makes nothing of 'a' and 'b': a pair can't be read with it")
+        a, b = words[0], words[-1]
+        return whole.ids[:a], whole.ids[a + 1 : b], whole.ids[b + 1 :], (whole.type_ids[a], whole.type_ids[b])
+
+    def judge(
+        self, pairs: Sequence[tuple[str, Sequence[str]]], *, longest: int = 0, best: bool = False
+    ) -> list[Judged]:
+        """What is made of each (question, sentences); blocks of like length are read together, with little padding.
+
+        best: a long passage scores as its best block, not as its first. Without a second head all tokens are kept.
+        """
+        made = [(n, block) for n, blocks in enumerate(self._blocks(pairs, longest)) for block in blocks]
+        scores: list[list[float]] = [[] for _ in pairs]
+        kept: list[list[np.ndarray]] = [[] for _ in pairs]
+        lengths, many = [len(block.ids) for _, block in made], threads.count(self._device)
+        share = _ONCE if many == 1 else max(_WORTH, math.ceil(_SLACK * sum(lengths) / many))
+        passes = batches(lengths, min(_ONCE, share))
+        with evaluating(self):
+            read = threads.each(lambda chosen: self._pass([made[i][1] for i in chosen]), passes, many)
+        found = dict(zip(chain.from_iterable(passes), chain.from_iterable(read), strict=True))
+        owners: list[list[np.ndarray]] = [[] for _ in pairs]
+        for i, (n, block) in enumerate(made):
+            owner = np.array(block.owner)
+            scores[n].append(found[i][0])
+            kept[n].append(found[i][1][owner >= 0])
+            owners[n].append(owner[owner >= 0])
+        if not all(math.isfinite(value) for row in scores for value in row):
+            raise NumericalError("the model gives NaN or infinity for a passage: check its weights, or use another")
+        return [
+            Judged(max(score) if best else score[0], np.concatenate(keep), np.concatenate(owner))
+            for score, keep, owner in zip(scores, kept, owners, strict=True)
+        ]
+
+    def _pass(self, blocks: Sequence[Block]) -> list[tuple[float, np.ndarray]]:
+        """Of each block its score, and the probability of each token to stay [L]."""
+        read = padded(blocks, self.tokenizer.pad_token_id or 0)
+        score, logits = self(**{name: tensor.to(self._device) for name, tensor in read.items()})
+        if logits is None:
+            return [(float(one), np.ones(len(block.ids))) for one, block in zip(score, blocks, strict=True)]
+        share = logits.softmax(-1)[..., 1].float().cpu().numpy()
+        return [(float(one), row[: len(block.ids)]) for one, row, block in zip(score, share, blocks, strict=True)]
+
+    def save(self, folder: str | Path) -> None:
+        """An ordinary checkpoint of a sequence classifier with its tokenizer, and the second head beside it."""
+        self.model.config.pruning = asdict(self.settings)
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self.keep is not None:
+            head = {name: tensor.detach().contiguous() for name, tensor in self.keep.state_dict().items()}
+            save_file(head, Path(folder) / HEAD)
+
+
+def _dropped(model: Any, states: Tensor) -> Tensor:
+    """Hidden states as the second head takes them: with the dropout of the first, in training."""
+    rates = [getattr(model.config, name, None) for name in ("classifier_dropout", "hidden_dropout_prob")]
+    rate = next((float(rate) for rate in rates if rate is not None), 0.0)
+    return nn.functional.dropout(states, rate, model.training)
+
+
+def batches(lengths: Sequence[int], once: int = _ONCE, begun: int = _BEGUN) -> list[list[int]]:
+    """Indices by falling length, in the passes that take the least: tokens with padding, and `begun` for each pass.
+
+    A pass pads to at most `once` tokens, unless one sequence alone is longer.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    least, starts = [0], list[int]()  # of the first so many: what they take, and where their last pass starts
+    for end in range(1, len(order) + 1):
+        start = end - 1
+        cost = least[start] + lengths[order[start]] + begun
+        for first in range(end - 2, -1, -1):
+            taken = (end - first) * lengths[order[first]]  # the longest of a pass is its first
+            if taken > once:
+                break
+            if least[first] + taken + begun < cost:
+                cost, start = least[first] + taken + begun, first
+        least.append(cost)
+        starts.append(start)
+    found, end = list[list[int]](), len(order)
+    while end:
+        found.append(order[starts[end - 1] : end])
+        end = starts[end - 1]
+    return found[::-1]
+
+
+def padded(blocks: Sequence[Block], pad: int) -> dict[str, Tensor]:
+    """Blocks as one batch: input_ids, attention_mask, token_type_ids, each [n, L]."""
+    longest = max(len(block.ids) for block in blocks)
+    fill = [longest - len(block.ids) for block in blocks]
+    return {
+        "input_ids": torch.tensor([[*b.ids, *([pad] * n)] for b, n in zip(blocks, fill, strict=True)]),
+        "attention_mask": torch.tensor([[1] * len(b.ids) + [0] * n for b, n in zip(blocks, fill, strict=True)]),
+        "token_type_ids": torch.tensor([[*b.types, *([0] * n)] for b, n in zip(blocks, fill, strict=True)]),
+    }
+
+
+def opened(source: str | Path | Reranker, device: str = "") -> Reranker:
+    """A cross-encoder from a folder or Hub id, opened once, with its second head where it has one; or the given one.
+
+    device: where one that is opened is held, "cuda"; the processor if empty. A given one stays where it is.
+
+    An encoder that is no classifier gets a classifier that knows nothing: `settings.ranks` is False then.
+
+    Raises `InputError` for what can't be opened. Weights are read from safetensors and no code of a checkpoint is run.
+    """
+    if isinstance(source, Reranker):
+        return source
+    if not isinstance(source, str | Path):
+        raise InputError(f"a reranker is a folder, a Hub id or rerankers.Reranker, not {type(source).__name__}")
+    return _opened(str(source), device or "cpu")
+
+
+def ranking(source: str | Path | Reranker, device: str = "") -> Reranker | Elsewhere:
+    """The same where only scores are wanted: also the address of a server of text-embeddings-inference."""
+    if isinstance(source, str) and http.addressed(source):
+        return Elsewhere(embeddings.ranker(source))
+    return opened(source, device)
+
+
+class Elsewhere:
+    """A cross-encoder behind a server, which reads passages whole and tells their scores alone."""
+
+    def __init__(self, ranker: embeddings.Ranker) -> None:
+        self.ranker = ranker
+
+    def judge(
+        self, pairs: Sequence[tuple[str, Sequence[str]]], *, longest: int = 0, best: bool = False
+    ) -> list[Judged]:
+        """As `Reranker.judge`; each sentence counts as one token, and all are kept. Blocks are the server's matter."""
+        found = dict[int, float]()
+        for question in dict.fromkeys(question for question, _ in pairs):
+            asked = [number for number, pair in enumerate(pairs) if pair[0] == question]
+            scores = self.ranker(question, [" ".join(pairs[number][1]) for number in asked])
+            found |= zip(asked, scores, strict=True)
+        return [
+            Judged(found[number], np.ones(len(sentences)), np.arange(len(sentences)))
+            for number, (_, sentences) in enumerate(pairs)
+        ]
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(name: str, device: str) -> Reranker:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # seconds, of which a page needs none
+    from transformers.utils import cached_file
+
+    with opening("reranker", name), workers.loading():
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            **({} if _classes(name) else {"num_labels": 1}),
+        )  # fmt: skip
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        file = cached_file(name, HEAD, _raise_exceptions_for_missing_entries=False)
+    settings = Settings.read(getattr(model.config, "pruning", None))
+    if any("classifier" in key or "score" in key for key in told["missing_keys"]):
+        settings = replace(settings, ranks=False)
+    found = Reranker(model.eval(), tokenizer, _head(file, model.config.hidden_size), settings)
+    held(found, device)
+    return found
+
+
+def _classes(name: str) -> bool:
+    """Whether the checkpoint is a classifier, whose number of classes is its own matter."""
+    from transformers.utils import cached_file
+
+    file = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
+    config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+    return any("SequenceClassification" in str(kind) for kind in config.get("architectures") or ())
+
+
+def _head(file: str | None, width: int) -> nn.Linear | None:
+    if file is None:
+        return None
+    try:
+        given: Mapping[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} is damaged: copy it anew") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    if shapes != {"weight": (2, width), "bias": (2,)}:
+        raise ModelError(f"{file} holds {shapes}, not weight {(2, width)} and bias (2,)")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in given.values()):
+        raise ModelError(f"{file} holds NaN or infinity: train it anew")
+    head = nn.Linear(width, 2)
+    head.load_state_dict(dict(given))
+    return head

@@ -1,0 +1,1 @@
+"""From a job to evidence: settings, data, measuring, results."""

@@ -1,0 +1,121 @@
+"""Any network cut to a budget by a score, without training: what `secateur.prune` does, as a run with evidence.
+
+`secateur.run(cutting.prune, model, data, budget, out)`, and `secateur prune` on the command line; data may be None.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur._utils import plugins
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.examples import Examples
+from secateur.errors import InputError
+from secateur.methods import pruning
+from secateur.recover.training import objectives
+from secateur.runs import configs, executor, keywords
+from secateur.subjects.network import segments
+from secateur.subjects.network.detectors import Detector
+from secateur.subjects.network.traced import Traced
+from secateur.vocabulary import Budget, Result
+
+__all__ = ["configured", "prune"]
+
+
+def prune(
+    subject: Traced,
+    data: Examples | None,
+    budgets: Sequence[Budget],
+    run: Run,
+    *,
+    score: str = "magnitude",
+    scope: str | dict[str, str] = "local",
+    normalise: Literal["", "l2", "max", "mean", "zscore", "rank"] = "",
+    multiple: int = 1,
+    protect: Sequence[str] = (),
+    offsets: bool = False,
+    looks: int = 512,
+    batch: int = 32,
+    seed: int = 0,
+) -> Iterator[Result]:
+    """Each budget from the network as it is given; nothing is trained.
+
+    Args:
+        subject: the network; it stays as it is.
+        data: what scores look at, and what quality is measured on; None for scores of weights alone.
+        budgets: channels=, params=, bytes= or flops=.
+        run: nothing is kept in it but the results.
+        score: a name of `secateur.prune`, or "file.py:function". Gradients are those of cross-entropy, or of a
+            detector's own loss.
+        scope: which sites share one ranking: local, kind, global, isomorphic, or pools of sites, as a mapping or as
+            "SITE=POOL,SITE=POOL"; sites not named stand alone.
+        normalise: what makes scores of different sites comparable first.
+        multiple: kept channels are multiples of this.
+        protect: modules, parameters or sites that stay whole.
+        offsets: fold the constants that channels leave behind into what reads them.
+        looks: examples that a score looks at.
+        batch: of them at a time, and of the timed environment.
+        seed: of random scores, and of which examples are looked at.
+    """
+    for budget in budgets:
+        segments.refuse(budget)
+    pools = pruning.scope_of(scope)
+    if looks < 1:
+        raise InputError(f"looks={looks}: give at least one example for the score to look at")
+    rate = _rate(subject, data, score, looks=looks, batch=batch, seed=seed)
+    whole = subject.copy()  # what turns out to stay is noted there
+    whole.protect(protect)
+    for budget in budgets:
+        selection, small, cut = pruning.thinned(
+            whole, budget, rate, multiple=multiple, scope=pools, normalise=normalise or None, offsets=offsets
+        )
+        yield Result(str(budget), small, cut, dict(selection.spent), notes=() if data is not None else (_UNMEASURED,))
+
+
+def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What to call `secateur.run` with after `prune`: the settings in a YAML file, where `given` says nothing else.
+
+    Raises `InputError` where the file, a key in it or a value can't be used.
+    """
+    named = {"recipe": prune.__name__, **(given or {})}
+    found = configs.read(path, prune.__name__, executor.run, named, more=lambda _: keywords.of(prune))
+    return {name: value for name, value in found.items() if name != "recipe"}
+
+
+_UNMEASURED = "quality was not measured: no data was given"
+
+
+def _rate(subject: Traced, data: Examples | None, score: str, *, looks: int, batch: int, seed: int) -> pruning.Rate:
+    """The score, with batches of the data where there are any and it looks at them."""
+    wants = pruning.needs(score)
+    if wants and data is None:
+        raise InputError(f"score {score!r} is measured on data: give some with --data, or another score")
+    if data is None or not (wants or ":" in score):
+        return pruning.scorer(score, seed=seed)
+    if ":" in score and len(inspect.signature(own := plugins.function(score)).parameters) < 2:
+        return pruning.scorer(own)
+    judged = data.labels is not None or data.targets
+    if wants == "loss" and not judged:
+        raise InputError(f"score {score!r} needs a loss, and {data.name} has neither classes nor boxes: give another")
+    batches = examples.batches(data, batch=batch, seed=seed).take(max(1, looks // batch))
+    if not judged:
+        return pruning.scorer(score, [subject.inputs.given(one["inputs"]) for one in batches], seed=seed)
+    return pruning.scorer(score, batches, partial(_boxed if data.targets else _classed, subject), seed)
+
+
+def _classed(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Mean cross-entropy of the classes."""
+    return functional.cross_entropy(objectives.logits(subject.inputs.ask(model, batch["inputs"])), batch["labels"])
+
+
+def _boxed(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """A detector's own loss."""
+    return cast(Detector, model).loss(batch)

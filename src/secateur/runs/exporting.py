@@ -1,0 +1,225 @@
+"""Other forms of a model: which function writes which, and what has to be checked of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError, NumericalError, UnsupportedError
+from secateur.formats import onnx_files
+from secateur.measure import sparsity
+from secateur.recover.quantization import quantise
+from secateur.reports import display
+from secateur.runs.backends import language
+from secateur.subjects import Transformer, matrices, open_streamed, open_subject
+from secateur.subjects.transformer import blocks, packing, quantised
+from secateur.subjects.transformer import export as forms
+from secateur.subjects.transformer.streamed import Streamed
+
+__all__ = ["QUANTISED", "opened", "write"]
+
+QUANTISED = {"int8": 0.05, "int4": 0.5}
+"""How far outputs of quantised weights may be from the original's: norm of the difference by norm of the outputs."""
+
+
+def opened(folder: str | Path, to: str, *, stream: bool = False) -> Any:
+    """What is in `folder`: a subject, or the program of a network, which can be written as ONNX only."""
+    if stream:
+        return open_streamed(folder)
+    if not (Path(folder) / "cut.json").is_file():
+        return open_subject(folder)
+    if to != "onnx":
+        raise UnsupportedError(f"{folder} holds a network, which {to} can't hold: choose onnx")
+    return onnx_files.saved(folder)
+
+
+def write(
+    subject: Transformer | Any, folder: Path, to: str, data: Any = None, bound: float | None = None
+) -> tuple[str, ...]:
+    """Write `subject` into `folder`, in the form `to`; returns notes. See `secateur.runs.executor.export`.
+
+    bound: how far outputs of quantised weights may be from the subject's; by `QUANTISED` if None.
+    """
+    folder.mkdir(exist_ok=True)
+    if isinstance(subject, Streamed):
+        return _streamed(subject, folder, to)
+    if not isinstance(subject, Transformer):
+        return onnx_files.write_program(subject, folder / "model.onnx")
+    if to == "onnx":
+        forms.to_onnx(subject, folder)
+        return ()
+    if to == "decilm":
+        return forms.to_decilm(subject, folder)
+    if to == "packed":
+        return packing.save_packed(subject, folder)
+    if to == "masks":
+        return _masks(subject, folder)
+    return _quantised(subject, folder, to, data, QUANTISED[f"int{_bits(to)}"] if bound is None else bound)
+
+
+def _masks(subject: Transformer, folder: Path) -> tuple[str, ...]:
+    found = matrices.matrices(subject.model, subject.layers())
+    packing.save_masks(matrices.masks_of(found), folder / "masks.safetensors")
+    share = sparsity.zeros({name: matrix.weight for name, matrix in found.items()})
+    return (f"{len(found)} matrices, {display.number('zeros', share)} of their weights zero",)
+
+
+def _quantised(subject: Transformer, folder: Path, to: str, data: Any, bound: float) -> tuple[str, ...]:
+    """Quantise a copy, write it, read it again, and compare all three."""
+    bits = _bits(to)
+    kinds, left = _fitting(subject, bits)
+    if to == "int8" and set(kinds.values()) == {_LINEARS}:
+        model = copy.deepcopy(subject.model)
+        _, left = quantise.weight_only(model, bits, within=subject.layers())
+        student, notes = quantised.with_model(subject, model), tuple[str, ...]()
+        quantised.save_int8(student, folder, quantise.config(bits), list(left))
+    else:
+        student = subject.copy()
+        _round(matrices.matrices(student.model, student.layers()), kinds, bits)
+        notes = _pack(subject, folder, to, kinds, left)
+    whole = matrices.matrices(subject.model, subject.layers())
+    found = matrices.matrices(student.model, student.layers())
+    kept = sum(_kept(name, whole[name].weight, one.view(quantise.dense(one.parameter).detach()))
+               for name, one in found.items() if name in kinds)  # fmt: skip
+    again = open_subject(folder, quantised=True)
+    example = subject.example(4, 16)
+    with torch.inference_mode():
+        wanted, quick, read = (one.forward(example).prediction.float() for one in (subject, student, again))
+    lost = ((read - quick).norm() / quick.norm()).item()
+    if not lost <= onnx_files.TOLERANCE:
+        raise NumericalError(f"the {to} export reads back with outputs off by {lost:.2g}: it is not usable")
+    told = (*_told(subject, folder, to, kinds, left), *notes, *_near(to, wanted, quick, kept, bound))
+    return told if data is None else (*told, _quality(subject, again, data))
+
+
+def _streamed(subject: Streamed, folder: Path, to: str) -> tuple[str, ...]:
+    """Write a model that stays on the disk; one block at a time is run as it was and as it then is."""
+    if to == "packed":
+        return packing.save_packed(subject, folder)
+    bits = _bits(to)
+    kinds, left = _fitting(subject, bits)
+    notes = _pack(subject, folder, to, kinds, left)
+    example, count = subject.example(4, 16), len(subject.layers())
+    outputs, kept = list[Tensor](), 0
+    for rounding in (False, True):
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            for block in blocks.visit(subject, [example], Path(place), store=False):
+                if rounding:
+                    before = {name: one.weight.clone() for name, one in block.matrices.items() if name in kinds}
+                    _round(block.matrices, kinds, bits)
+                    kept += sum(_kept(name, one, block.matrices[name].weight) for name, one in before.items())
+            (states,) = blocks.states(Path(place), count)
+        with subject.resident():
+            outputs.append(blocks.leaving(subject, example, states).logits.float())
+    return (
+        *_told(subject, folder, to, kinds, left),
+        *notes,
+        *_near(to, outputs[0], outputs[1], kept, QUANTISED[f"int{bits}"]),
+    )
+
+
+def _bits(to: str) -> int:
+    return 4 if to == "int4" else 8
+
+
+_LINEARS, _CONV1D, _EXPERTS = "linears", "Conv1D", "matrices of packed experts"
+
+
+def _fitting(subject: Transformer | Streamed, bits: int) -> tuple[dict[str, str], dict[str, str]]:
+    """(matrix of the blocks that can have `bits` -> what it is, linear that stays as it is -> why)."""
+    quantise.check(subject.model)
+    found, left = dict[str, str](), dict[str, str]()
+    for name, matrix in matrices.matrices(subject.model, subject.layers()).items():
+        reason = quantise.unfit(matrix.parameter.shape[-1], bits)
+        if reason and matrix.expert is not None:  # transformers reads those of a layer all packed, or all plain
+            raise UnsupportedError(f"{matrix.leaf}: {reason}, and experts can't stay as they are: choose int8")
+        if reason:
+            left[matrix.module] = reason
+        else:
+            found[name] = _EXPERTS if matrix.expert is not None else _CONV1D if matrix.turned else _LINEARS
+    if not found:
+        why = next((f" ({name}: {reason})" for name, reason in left.items()), "")
+        raise InputError(f"the model has no matrix to quantise in {bits} bits{why}")
+    for name, module in subject.model.named_modules():
+        if isinstance(module, nn.Linear) and f"{name}.weight" not in found:
+            left.setdefault(name, "no matrix of the blocks")
+    return found, left
+
+
+def _round(found: Mapping[str, matrices.Matrix], kinds: Collection[str], bits: int) -> None:
+    """Let matrices be what their integers stand for, in place, each by its rows as it is stored."""
+    for name, matrix in found.items():
+        if name in kinds:
+            stored = matrix.parameter.detach()
+            stored = stored if matrix.expert is None else stored[matrix.expert]
+            stored.copy_(quantise.dense(quantise.integers(stored, bits)))
+
+
+def _pack(
+    subject: Transformer | Streamed, folder: Path, to: str, kinds: Mapping[str, str], left: Collection[str]
+) -> tuple[str, ...]:
+    """Save the model, and make integers of its matrices in the files; returns notes."""
+    subject.save(folder)
+    leaves = dict.fromkeys(name.partition("[")[0] for name in kinds)
+    found = quantised.names(subject.model, leaves, folder)
+    integers = partial(quantise.integers, bits=_bits(to))
+    if to == "packed-int8":
+        return packing.pack(folder, subject.model.config, found, integers)
+    dense = set(kinds.values()) != {_LINEARS}
+    quantised.pack(folder, found, list(left), _bits(to), integers, dense=dense)
+    return ("transformers makes floats of them as it loads: disk and transfer are saved, no memory",) if dense else ()
+
+
+def _told(
+    subject: Transformer | Streamed, folder: Path, to: str, kinds: Mapping[str, str], left: Collection[str]
+) -> tuple[str, ...]:
+    """What has become integers, and what that saves."""
+    counts = [(list(kinds.values()).count(kind), kind) for kind in (_LINEARS, _CONV1D, _EXPERTS)]
+    named = " and ".join(f"{count} {kind}" for count, kind in counts if count)
+    before = (
+        language.stored(subject) if isinstance(subject, Transformer)
+        else float(sum(parameter.nbytes for parameter in subject.model.parameters()))
+    )  # fmt: skip
+    after = float(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
+    sizes = f"{display.number('bytes', after)} in place of {display.number('bytes', before)}"
+    return (f"{named} in {_bits(to)} bits, {len(left)} left as they are: {sizes}",)
+
+
+def _kept(name: str, before: Tensor, after: Tensor) -> int:
+    """How many weights were zero; raises where one of them no longer is."""
+    if bool(after[before == 0].any()):
+        raise NumericalError(f"{name} has weights that were zero and no longer are: its pattern is lost")
+    return int((before == 0).sum())
+
+
+def _near(to: str, wanted: Tensor, quick: Tensor, kept: int, bound: float) -> tuple[str, ...]:
+    """How far outputs are off, and how many zeros there are; raises where they are off too far."""
+    error = ((quick - wanted).norm() / wanted.norm()).item()
+    if not error <= bound:
+        raise NumericalError(
+            f"in {to} the outputs are off by {error:.2g} of their norm, more than {bound}: keep more bits, or "
+            "train in integers: secateur distill --bits"
+        )
+    zeros = (f"all {display.thousands(kept)} weights that were zero still are",) if kept else ()
+    limit = f" (at most {bound})" if math.isfinite(bound) else ""
+    return (f"outputs are off by {error:.2g} of their norm{limit}", *zeros)
+
+
+def _quality(original: Transformer, student: Transformer, data: Any) -> str:
+    """What is measured of both on `data`, in one line."""
+    place = language.where(original, None, None, None)
+    corpus = language.fitted(language.read(data), original)
+    before, after, both = language.compared(original, student, corpus, place)
+    said = [
+        f"{display.measure(name).label} {display.text(name, before[name])} -> {display.text(name, figure)}"
+        for name, figure in after.items()
+    ] + [f"{display.measure(name).label} {display.text(name, figure)}" for name, figure in both.items()]
+    return "quality: " + ", ".join(said)

@@ -1,0 +1,17 @@
+"""Imported by the server from which helpers are forked, before it serves: what all of them need."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from secateur._utils import workers
+
+__all__ = ["context"]
+
+# Ctrl-C at the terminal is for the process that is helped, also while this one still imports.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.excepthook = workers.unneeded
+workers.libraries()
+
+from secateur.runs import context  # noqa: E402 - the slow imports, once they disturb nobody

@@ -1,0 +1,181 @@
+"""The servers that a recipe needs, asked as a user says: each opened once, and shared by all questions of a run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from secateur._utils import http
+from secateur.clients import chat
+from secateur.clients.chat import LanguageModel, Ledger, Meter
+from secateur.clients.stores import Endpoint
+from secateur.errors import InputError
+from secateur.methods.graphs import open_graph
+from secateur.runs import keywords
+from secateur.subjects import KnowledgeGraph
+
+__all__ = ["Asked", "Servers", "divided", "servers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How one server is asked: seconds to wait, further attempts, and requests a minute (0 for no limit).
+
+    key: the environment variable that holds its key, where that is not the usual one.
+    """
+
+    timeout: float
+    retries: int
+    per_minute: int
+    key: str = ""
+
+    def options(self) -> dict[str, Any]:
+        """As what asks it takes them."""
+        return {"timeout": self.timeout, "retries": self.retries, "per_minute": self.per_minute, "key": self.key}
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """How all of them are asked; travels to other processes.
+
+    calls, tokens: of the language model in the whole run, at most; no limit if 0. columns, language: how the graph is
+    opened, as `open_graph` takes them.
+    """
+
+    llm: Asked
+    graph: Asked
+    calls: int = 0
+    tokens: int = 0
+    columns: tuple[str, ...] = ()
+    language: str = "en"
+
+    def processes(self, many: int) -> int:
+        """As many of `many` as may work at once, if each is to have a request a minute."""
+        return min([many, *(each.per_minute for each in (self.llm, self.graph) if each.per_minute)])
+
+    def share(self, many: int) -> Servers:
+        """What one of so many processes may ask: together they stay below the requests a minute."""
+        llm, graph = (replace(each, per_minute=each.per_minute // many) for each in (self.llm, self.graph))
+        return replace(self, llm=llm, graph=graph)
+
+    def meter(self, ledger: Path | None = None) -> Meter:
+        """A meter of the run's limits: in a file, where processes share it."""
+        calls, tokens = self.calls or None, self.tokens or None
+        return Meter(calls, tokens) if ledger is None else Ledger(calls, tokens, path=ledger)
+
+    def chosen(self, options: Mapping[str, Any], meter: Meter) -> dict[str, Any]:
+        """A recipe's options with the language model opened that they name, counted by `meter` too."""
+        source = options.get("llm")
+        return {**options, "llm": chat.metered(self.model(options), meter)} if source else dict(options)
+
+    def model(self, options: Mapping[str, Any]) -> LanguageModel:
+        """The language model that a recipe's options name."""
+        source = options["llm"]
+        return _served(source, options["llm_name"], self.llm) if http.addressed(source) else chat.answering(source)
+
+    def opened(self, graph: Any) -> Any:
+        """An endpoint as a graph, and whatever is to be opened in some way; what is not, as it is."""
+        if http.addressed(graph):
+            return _endpoint(graph, self.graph, self.language)
+        if not self.form:
+            return graph
+        if isinstance(graph, KnowledgeGraph):
+            raise InputError(
+                f"{next(iter(self.form))} is for a graph that is still to be opened: give it to open_graph"
+            )
+        opens = _opened if isinstance(graph, str | Path) else open_graph  # what stands in memory may change
+        return opens(graph, columns=self.columns, language=self.language)
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What is said of how the graph is opened."""
+        columns = {"graph_columns": list(self.columns)} if self.columns else {}
+        return {**columns, **({"graph_language": self.language} if self.language != "en" else {})}
+
+
+@functools.lru_cache(maxsize=4)
+def _served(url: str, name: str, asked: Asked) -> LanguageModel:
+    return chat.answering(url, name, **asked.options())
+
+
+@functools.lru_cache(maxsize=4)
+def _endpoint(url: str, asked: Asked, language: str) -> KnowledgeGraph:
+    return open_graph(Endpoint(url, **asked.options()), language=language)
+
+
+_opened = functools.lru_cache(maxsize=4)(open_graph)
+
+
+def servers(
+    *,
+    llm_timeout: float = 60.0,
+    llm_retries: int = 5,
+    llm_per_minute: int = 0,
+    llm_key: str = "",
+    run_calls: int = 0,
+    run_llm_tokens: int = 0,
+    graph_timeout: float = 30.0,
+    graph_retries: int = 3,
+    graph_per_minute: int = 0,
+    graph_key: str = "",
+    graph_columns: Sequence[str] = (),
+    graph_language: str = "en",
+) -> Servers:
+    """How the servers are asked that a recipe needs.
+
+    Args:
+        llm_timeout: seconds to wait for an answer of the language model's server to begin, and then for all of it.
+        llm_retries: further attempts after a failure of that server that may pass.
+        llm_per_minute: requests to it in any minute, at most, of all processes together; no limit if 0.
+        llm_key: name of the environment variable that holds the key of that server; SECATEUR_LLM_KEY if empty, or
+            OPENAI_API_KEY for OpenAI's own.
+        run_calls: of the language model by all questions together, at most; no limit if 0. The rest is judged without.
+        run_llm_tokens: the same for tokens in and out.
+        graph_timeout: seconds to wait for an answer of the graph's endpoint to begin, and then for all of it.
+        graph_retries: further attempts after a failure of the endpoint that may pass.
+        graph_per_minute: queries to it in any minute, at most, of all processes together; no limit if 0.
+        graph_key: name of the environment variable that holds the endpoint's token; SPARQL_TOKEN if empty.
+        graph_columns: of a graph that is a table, its columns of subject, predicate and object, where their names do
+            not tell.
+        graph_language: of the names of things, where the graph has several.
+
+    Raises `InputError` for a limit below 0. Other numbers are checked where a server is opened.
+    """
+    for name, value in (("run_calls", run_calls), ("run_llm_tokens", run_llm_tokens)):
+        if value < 0:
+            raise InputError(f"{name}={value}: give a number of at least 0")
+    llm = Asked(llm_timeout, llm_retries, llm_per_minute, llm_key)
+    graph = Asked(graph_timeout, graph_retries, graph_per_minute, graph_key)
+    return Servers(llm, graph, run_calls, run_llm_tokens, tuple(graph_columns), graph_language)
+
+
+def divided(
+    function: Callable[..., Any], options: Mapping[str, Any], graph: object = ""
+) -> tuple[Servers, dict[str, Any]]:
+    """The options that say how servers are asked, and those of the recipe, which may ask a language model.
+
+    Raises `InputError` for what is said of a server that nobody asks, such as `llm_timeout` of a model in a folder.
+    """
+    own, about = keywords.of(function), keywords.of(servers)
+    said = {name: value for name, value in options.items() if name in about and name not in own}
+    llm = options.get("llm", "")
+    for name in said:
+        if name in ("graph_columns", "graph_language"):
+            if isinstance(graph, str) and not graph:
+                raise InputError(f"{name} is about a graph, and {function.__name__} reads none: leave it out")
+            if name == "graph_columns" and http.addressed(graph):
+                raise InputError("graph_columns is about a table, and the graph is an endpoint: leave it out")
+            continue
+        if name.startswith("graph_") and not http.addressed(graph):
+            raise InputError(f"{name} is about an endpoint, and no graph has its address: leave it out")
+        if not name.startswith("graph_") and "llm" not in own:
+            raise InputError(f"{function.__name__} asks no language model: leave {name} out")
+        if name.startswith("llm_") and not http.addressed(llm):
+            raise InputError(f"{name} is about a server, and no language model (llm) has its address: leave it out")
+        if name.startswith("run_") and not llm:
+            raise InputError(f"{name} bounds a language model: give one (llm)")
+    left = {name: value for name, value in options.items() if name not in said}
+    return servers(**keywords.checked(servers, said)), left

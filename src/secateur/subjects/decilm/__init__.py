@@ -1,1 +1,0 @@
-"""The configuration and modelling files that travel with a DeciLM export; see `secateur.subjects.export`."""

@@ -1,0 +1,1 @@
+"""Graphs of facts, and the paths in them."""

@@ -1,0 +1,404 @@
+"""One forward pass, recorded at the dispatcher: which atoms meet, which stay and why, and where sizes are used.
+
+The network really runs, on the example inputs, so data-dependent Python is no obstacle; only what happens to tensors
+is looked at. With `kept`, the same pass also silences: results are zero wherever atoms go, and whatever is averaged
+over channels is averaged over those that are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from secateur._utils.outputs import leaves
+from secateur.subjects.network import flops, rules, silencing
+from secateur.subjects.network.atoms import Atoms
+from secateur.subjects.network.flow import Flow, Labels
+
+__all__ = ["Example", "Run", "record", "resting", "running", "tensors_of", "training"]
+
+
+_LIVE = "_secateur_live"
+"""Marks tensors that an operator made, by what they were computed from: bits of `_PARAMETERS` and `_INPUTS`."""
+_PARAMETERS, _INPUTS = 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """What a network is called with."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, inputs: Any) -> Example:
+        """A tensor (one positional input), a tuple (positional), a mapping (keywords), or an `Example`."""
+        if isinstance(inputs, Example):
+            return inputs
+        if isinstance(inputs, tuple):
+            return cls(inputs)
+        if isinstance(inputs, Mapping) and all(isinstance(key, str) for key in inputs):
+            return cls((), dict(inputs))
+        return cls((inputs,))
+
+    def fresh(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Copies on the CPU, in float32 where they were in half precision, for a forward pass may write into them."""
+        return tree_map_only(Tensor, _plain, copy.deepcopy((self.args, dict(self.kwargs))))  # type: ignore[no-any-return]
+
+    def cast(self, dtype: torch.dtype) -> Example:
+        """The same with numbers of another precision."""
+        args, kwargs = tree_map_only(
+            Tensor, lambda one: one.to(dtype) if one.is_floating_point() else one, (self.args, dict(self.kwargs))
+        )
+        return Example(args, kwargs)
+
+    def ask(self, network: Callable[..., Any], inputs: Any) -> Any:
+        """What `network` gives for other `inputs`, which take the place of the first of these, by the same name.
+
+        In the mode in which it is and with gradients, on the device of the inputs: for training loops.
+        """
+        one = self.given(inputs)
+        return network(*one.args, **one.kwargs)
+
+    def given(self, inputs: Any) -> Example:
+        """Other `inputs` alone, in the place of the first of these, by the same name."""
+        return Example((inputs,)) if self.args else Example((), {next(iter(self.kwargs)): inputs})
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@dataclass(eq=False)
+class Run:
+    """What a recorded pass gave."""
+
+    output: Any
+    flow: Flow
+    used: set[str]
+    """Names of the parameters and buffers that took part."""
+    products: list[flops.Product]
+    """What each operator costs."""
+    steps: list[rules.Step]
+    """Every operator, in order."""
+    labels: dict[str, Labels]
+    """Of parameters and buffers."""
+    reads: list[str] = field(default_factory=list)
+    """Modules in which Python read a value that was computed from parameters: code may have chosen by it."""
+    looks: list[str] = field(default_factory=list)
+    """The same of values of the inputs alone."""
+    late: bool = False
+    """Whether parts of the network run in training only; what they ask for was recorded too."""
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones once."""
+    found: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        for mine, given in zip(found, (module._parameters, module._buffers), strict=True):
+            for name, tensor in given.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    mine[f"{path}.{name}" if path else name] = tensor
+    return {**found[0], **found[1]}
+
+
+def record(
+    model: nn.Module,
+    example: Example,
+    kept: Callable[[Atoms], Tensor] | None = None,
+    entered: list[str] | None = None,
+    again: Run | None = None,
+    whole: Set[str] = frozenset(),
+) -> Run:
+    """Run `model`, which is in evaluation mode and may be written to, and record; silence what `kept` says goes.
+
+    kept: from the atoms, which are the same in every pass, to one boolean per atom. entered: its first element
+    follows the module that runs. again: an earlier pass; what is the same as in it need not be thought about anew.
+    whole: see `Flow.whole`, which is that of the earlier pass if there was one.
+    """
+    atoms = Atoms()
+    atoms.deaf = kept is not None
+    flow = Flow(atoms)
+    flow.whole = again.flow.whole if again else frozenset(whole)
+    found = tensors_of(model)
+    kernels = {
+        id(module._parameters.get("weight"))
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvNd)
+    }
+    # All but what comes in: gates, and the state that a step hands to the next.
+    states = {
+        id(parameter): (type(module).__name__, leaf)
+        for module in model.modules()
+        if isinstance(module, nn.RNNBase)
+        for leaf, parameter in module._parameters.items()
+        if parameter is not None
+    }
+    names = {}
+    given: dict[str, Labels] = {}
+    constants = _constants(model)
+    for name, tensor in found.items():
+        if not tensor.is_floating_point() or id(tensor) in constants:
+            continue
+        shown = tensor.detach()
+        labels = atoms.colour(name, shown.flatten(2)[:, :, 0] if id(tensor) in kernels else shown)
+        if id(tensor) in kernels:
+            labels = tuple(label.view(*label.shape, *([1] * (tensor.dim() - 2))) for label in labels)
+        given[name] = labels = again.labels.get(name, labels) if again else labels
+        if id(tensor) in states:
+            kind, leaf = states[id(tensor)]
+            atoms.keep_all(
+                (one for one in labels if not (leaf.startswith("weight_ih_l0") and one.shape[1] > 1)),
+                f"{rules.RECURRENT} ({kind} in {name.rpartition('.')[0]})",
+            )
+        flow.mark(tensor, labels)
+        if kept is not None:
+            silencing.leave_raw(tensor)
+        names[id(tensor)] = name
+    mode = _Recorder(flow, names, kept(atoms) if kept else None, again.steps if again else [])
+
+    def follow(path: str) -> None:
+        flow.where = path
+        flow.entered.add(path)
+        if entered is not None:
+            entered[0] = path
+
+    def one() -> Any:
+        args, kwargs = example.fresh()
+        mode.given = {id(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        mode.known = {id(one) for one in found.values()} | mode.given | _loose(model)
+        with running(model, follow), mode:
+            output = model(*args, **kwargs)
+        mode.settle(output)
+        flow.where, flow.operator = "", "output"
+        for value in leaves(output)[0]:
+            atoms.keep_all(flow.labels(value), "reaches the output of the network")
+        return output
+
+    late = False
+    try:
+        output = one()
+        if kept is None and (idle := dict(model.named_parameters()).keys() - mode.used) and _late(model, example, idle):
+            # What that pass costs and does is not part of the network's own.
+            products, steps, late = list(mode.products), list(mode.steps), True
+            with training(model):
+                one()
+            mode.products, mode.steps = products, steps
+    finally:
+        for tensor in found.values():
+            for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base", "_secateur_raw"):
+                tensor.__dict__.pop(mark, None)
+    return Run(output, flow, mode.used, mode.products, mode.steps, given, mode.reads, mode.looks, late)
+
+
+def _late(model: nn.Module, example: Example, idle: Set[str]) -> bool:
+    """Whether a module with one of these parameters runs in training, such as an auxiliary classifier.
+
+    False where it can't train on the example inputs alone, as a detector that wants boxes.
+    """
+    owners, ran = {name.rpartition(".")[0] for name in idle}, set[str]()
+    with suppress(Exception), training(model), running(model, ran.add):
+        args, kwargs = example.fresh()
+        model(*args, **kwargs)
+        return not owners.isdisjoint(ran)
+    return False
+
+
+@contextmanager
+def training(model: nn.Module) -> Iterator[None]:
+    """In training, as the network's own code sees it: layers of torch's, with their noise and statistics, are not."""
+    before = {module: module.training for module in model.modules()}
+    for module in before:
+        module.training = not type(module).__module__.startswith("torch.nn")
+    try:
+        yield
+    finally:
+        for module, was in before.items():
+            module.training = was
+
+
+def _loose(model: nn.Module) -> set[int]:
+    """Ids of tensors that modules hold as plain attributes."""
+    found = set()
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if type(value) in _NO_TENSOR or name in _OWN:
+                continue
+            if isinstance(value, Tensor):
+                found.add(id(value))
+            elif value and isinstance(value, dict | list | tuple | set):
+                found |= {id(one) for one in tree_leaves(value) if isinstance(one, Tensor)}
+    return found
+
+
+_OWN = frozenset(["_parameters", "_buffers", "_modules"])
+_NO_TENSOR = frozenset([int, float, bool, str, type(None)])
+
+
+def _constants(model: nn.Module) -> set[int]:
+    """Buffers that are no statistics or weights of channels: masks, frequencies, grids."""
+    return {
+        id(buffer)
+        for module in model.modules()
+        for buffer in module.buffers(recurse=False)
+        if buffer.dim() != 1
+        or (not module._parameters and "running_mean" not in module._buffers and "weight" not in module._buffers)
+    }
+
+
+class _Recorder(TorchDispatchMode):
+    """Labels every tensor that an operator returns."""
+
+    resting = False
+
+    def __init__(self, flow: Flow, names: dict[int, str], kept: Tensor | None, before: list[rules.Step]) -> None:
+        super().__init__()
+        self.flow, self.names, self.kept = flow, names, kept
+        self.before = iter(before)
+        self.steps: list[rules.Step] = []
+        self.used: set[str] = set()
+        self.products: list[flops.Product] = []
+        self.own: set[int] = set()
+        self.reads: list[str] = []
+        self.looks: list[str] = []
+        self.known: set[int] = set()
+        """Ids of tensors that were there before the pass."""
+        self.given: set[int] = set()
+        """Those of the inputs among them."""
+        self.foreign = False
+        """Whether numbers came in that no operator made."""
+        self._unused: dict[int, tuple[Labels, str]] = {}
+        self._lost: list[tuple[Labels, str]] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing here is compiled, and to say so takes longer than most operators."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _Recorder.resting:
+            return func(*args, **kwargs)
+        live = 0
+        for value in args:
+            for one in value if isinstance(value, list | tuple) else (value,):
+                if id(one) in self.names:
+                    self.used.add(self.names[id(one)])
+                    live |= _PARAMETERS
+                elif id(one) in self.given:
+                    live |= _INPUTS
+                live |= getattr(one, _LIVE, 0)
+        if func.overloadpacket.__name__.endswith("_") and args and id(args[0]) in self.names.keys() - self.own:
+            # The pass writes into a parameter, which is shared with the model that must stay as it is.
+            self.own.add(id(args[0]))
+            args[0].data = args[0].data.clone()
+        if self.kept is None:
+            self._take((*args, *kwargs.values()))
+            given, plain, values = rules.look(self.flow, args, kwargs)
+            out = func(*args, **kwargs)
+            self.products += flops.products(self.flow, func, args, kwargs, out)
+            if live and func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal"):
+                (self.reads if live & _PARAMETERS else self.looks).append(self.flow.where)
+            rules.apply(self.flow, func, args, kwargs, out)
+            made, whole = rules.marks(self.flow, out)
+            self.steps.append(rules.Step(func, given, plain, made, whole and not values))
+            self._give(out, live)
+            return out
+        out = silencing.call(self.flow, self.kept, func, args, kwargs)
+        step = next(self.before, None)
+        if step is None or step.func is not func:
+            self.before = iter(())
+            rules.apply(self.flow, func, args, kwargs, out)
+        elif not rules.repeat(self.flow, step, func, args, kwargs, out):
+            rules.apply(self.flow, func, args, kwargs, out)
+            rules.adopt(self.flow, step, out)
+        silencing.silence(self.flow, self.kept, func, args, out)
+        return out
+
+    def _take(self, values: Sequence[Any]) -> None:
+        for value in values:
+            for one in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(one, Tensor):
+                    left, made = self._unused.pop(id(one), None), hasattr(one, _LIVE)
+                    if left is not None and not made:  # that of a tensor which is gone
+                        self._lost.append(left)
+                    self.foreign = self.foreign or not (made or id(one) in self.known or one.numel() < 2)
+
+    def _give(self, out: Any, live: int) -> None:
+        for one in out if isinstance(out, list | tuple) else (out,):
+            if isinstance(one, Tensor):
+                setattr(one, _LIVE, live | getattr(one, _LIVE, 0))
+                if id(one) in self._unused:  # that of a tensor which is gone
+                    self._lost.append(self._unused.pop(id(one)))
+                if labels := self.flow.labels(one):
+                    self._unused[id(one)] = (labels, self.flow.reason("leaves what is recorded"))
+
+    def settle(self, output: Any) -> None:
+        """Where numbers came in from outside, they may be those of labelled tensors that no operator took: keep them.
+
+        What NumPy or another library does in between, nobody sees.
+        """
+        for one in (*leaves(output)[0], *leaves(output)[1]):
+            self._unused.pop(id(one), None)
+        if self.foreign:
+            for labels, reason in (*self._lost, *self._unused.values()):
+                self.flow.atoms.keep_all(labels, reason)
+
+
+@contextmanager
+def resting() -> Iterator[None]:
+    """Nothing that is computed here is part of a pass."""
+    _Recorder.resting = True
+    try:
+        yield
+    finally:
+        _Recorder.resting = False
+
+
+@contextmanager
+def running(
+    model: nn.Module, entered: Callable[[str], None], left: Callable[[str, Any], None] | None = None
+) -> Iterator[None]:
+    """Without gradients, with fixed random numbers, and with `entered` told the path of the module that runs.
+
+    `left` is told the path of each module that is done, and its output.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    stack = [""]
+
+    def before(module: nn.Module, _: Any) -> None:
+        stack.append(paths.get(id(module), stack[-1]))
+        entered(stack[-1])
+
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        path = stack.pop() if len(stack) > 1 else ""
+        if left is not None:
+            left(path, output)
+        entered(stack[-1])
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    handles = [
+        module_hooks.register_module_forward_pre_hook(before),
+        module_hooks.register_module_forward_hook(after),
+    ]
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for handle in handles:
+            handle.remove()

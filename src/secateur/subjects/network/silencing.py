@@ -1,0 +1,327 @@
+"""Silencing: a forward pass of the old shapes in which what goes is zero, and counts in no mean, variance or maximum.
+
+It is the reference that a cut must equal, and knows nothing of the cut: labels say where zeros belong. Parameters are
+`raw`: they are not zero where they go, and need not be where they meet only zeros, or where zeros are put into what
+comes of them. Any other operator is given a copy with zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.subjects.network.flow import Flow
+from secateur.subjects.network.labels import padded, varying
+
+__all__ = ["call", "leave_raw", "raw", "silence"]
+
+_RAW = "_secateur_raw"
+
+_PRODUCTS: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
+    "convolution": ((0, 1), (2,)),
+    "_convolution": ((0, 1), (2,)),
+    "mm": ((0, 1), ()),
+    "bmm": ((0, 1), ()),
+    "addmm": ((1, 2), (0,)),
+    "baddbmm": ((1, 2), (0,)),
+}
+"""Operator -> places of the two factors, and of what is added."""
+
+_AFFINE = frozenset(
+    [
+        "native_batch_norm",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_no_training",
+        "native_layer_norm",
+        "_fused_rms_norm",
+        "native_group_norm",
+        "embedding",
+    ]
+)
+"""Operators whose results are silenced by channel, so that their parameters need not be."""
+
+_FINITE = frozenset([*_PRODUCTS, *_AFFINE])
+"""Operators of whose results no infinity is expected: a product silences them fastest."""
+
+_QUIET = frozenset(
+    [
+        "relu",
+        "gelu",
+        "silu",
+        "mish",
+        "hardswish",
+        "leaky_relu",
+        "tanh",
+        "neg",
+        "abs",
+        "mul",
+        "max_pool2d_with_indices",
+        "avg_pool2d",
+        "avg_pool1d",
+        "_adaptive_avg_pool2d",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+        "cat",
+        "stack",
+        "clone",
+        "_to_copy",
+        "contiguous",
+        "_unsafe_view",
+        "native_dropout",
+        "dropout",
+        "repeat",
+        "roll",
+        "flip",
+    ]
+)
+"""Operators that give zero where labelled operands are zero."""
+
+
+def silence(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], out: Any) -> None:
+    """Zero what goes in the results of an operator; views show what is zero already."""
+    if _is_view(func):
+        for value in out if isinstance(out, list | tuple) else [out]:
+            if raw(args[0]):
+                setattr(value, _RAW, True)
+        return
+    name = func.overloadpacket.__name__
+    quiet = name.removesuffix("_") in _QUIET or _sum(flow, name, args, out) or _clips(name, args)
+    if quiet and not any(raw(value) for value in _tensors(args)):
+        return
+    for value in out if isinstance(out, list | tuple) else [out]:
+        mask = _mask(flow, kept, value)
+        if mask is None:
+            continue
+        if name in _FINITE:
+            value.mul_(mask)
+        else:
+            value.masked_fill_(~mask, 0)
+
+
+def leave_raw(parameter: Tensor) -> None:
+    """Let a parameter be as it is, though some of it goes."""
+    setattr(parameter, _RAW, True)
+
+
+def raw(value: Any) -> bool:
+    """Whether a tensor is a parameter, or a view of one, that is not zero where it goes."""
+    return getattr(value, _RAW, False)
+
+
+def _tensors(args: Sequence[Any]) -> list[Tensor]:
+    return [
+        one
+        for value in args
+        for one in (value if isinstance(value, list | tuple) else (value,))
+        if isinstance(one, Tensor)
+    ]
+
+
+def _sum(flow: Flow, name: str, args: Sequence[Any], out: Any) -> bool:
+    """Whether two tensors are added that go at the same places."""
+    if name not in ("add", "add_", "sub", "sub_") or not isinstance(args[1], Tensor) or args[1].dim() != args[0].dim():
+        return False
+    dims = [sorted(sorted(varying(label)) for label in flow.labels(value)) for value in (args[0], args[1], out)]
+    return dims[0] == dims[1] == dims[2]
+
+
+def _clips(name: str, args: Sequence[Any]) -> bool:
+    """Whether values are brought into a range in which zero lies."""
+    return name in ("hardtanh", "hardtanh_") and (len(args) < 3 or args[1] <= 0 <= args[2])
+
+
+def call(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The operator itself, or where it looks at many channels at once, what it gives for those that are kept."""
+    name = func.overloadpacket.__name__
+    if not _is_view(func) and any(raw(value) for value in _tensors(args)):
+        args = _settled(flow, kept, func, name, args)
+    special = _SPECIAL.get(name)
+    if special is not None and args and isinstance(args[0], Tensor):
+        mask = _mask(flow, kept, args[0])
+        if mask is not None:
+            result = special(func, mask, args, kwargs)
+            if result is not None:
+                return result
+    return func(*args, **kwargs)
+
+
+def _settled(flow: Flow, kept: Tensor, func: Any, name: str, args: Sequence[Any]) -> Sequence[Any]:
+    """The arguments with zeros where raw ones go, if it matters."""
+    if name in _AFFINE and not raw(args[0]):
+        return args
+    if name == "embedding" or torch.Tag.pointwise in func.tags:
+        return args
+    spared: tuple[int, ...] = ()
+    if name in _PRODUCTS:
+        (one, other), spared = _PRODUCTS[name]
+        for mine, partner in ((one, other), (other, one)):
+            if raw(args[mine]) and not raw(args[partner]) and not flow.blank(args[partner]):
+                spared = (*spared, mine)
+    return [value if place in spared else _zeroed(flow, kept, value) for place, value in enumerate(args)]
+
+
+def _zeroed(flow: Flow, kept: Tensor, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_zeroed(flow, kept, one) for one in value]
+    mask = _mask(flow, kept, value) if raw(value) else None
+    if mask is None:
+        return value
+    result = value.masked_fill(~mask, 0)
+    flow.mark(result, flow.labels(value))
+    return result
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    returns = func._schema.returns
+    return any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+
+
+def _mask(flow: Flow, kept: Tensor, value: Any) -> Tensor | None:
+    """What stays of a tensor; None if all of it does."""
+    labels = flow.labels(value)
+    if not labels:
+        return None
+    known = flow.masks.get(id(labels))
+    if known is None:
+        mask: Tensor | None = None
+        for label in labels:
+            one = kept[label]
+            mask = one if mask is None else mask & one
+        known = flow.masks[id(labels)] = labels, None if mask is None or bool(mask.all()) else mask
+    return known[1]
+
+
+def _dims(value: Any, rank: int) -> list[int]:
+    if value is None or (isinstance(value, list | tuple) and not value):
+        return list(range(rank))
+    return [dim % rank for dim in ([value] if isinstance(value, int) else value)]
+
+
+def _over(mask: Tensor, dims: Sequence[int]) -> bool:
+    return bool(varying(mask) & set(dims))
+
+
+def _moments(x: Tensor, mask: Tensor, dims: Sequence[int], correction: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Mean and variance over `dims` of the elements that are kept, with `dims` kept at size 1."""
+    full = mask.expand(x.shape).to(x.dtype)
+    count = full.sum(list(dims), keepdim=True)
+    mean = (x * full).sum(list(dims), keepdim=True) / count.clamp(min=1)
+    variance = ((x - mean) ** 2 * full).sum(list(dims), keepdim=True) / (count - correction).clamp(min=1)
+    return mean, variance
+
+
+def _squeezed(x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+    return x if keepdim else x.squeeze(tuple(dims))
+
+
+def _mean(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x = args[0]
+    dims = _dims(args[1] if len(args) > 1 else kwargs.get("dim"), x.dim())
+    if not _over(mask, dims):
+        return None
+    keepdim = bool(args[2]) if len(args) > 2 else kwargs.get("keepdim", False)
+    return _squeezed(_moments(x, mask, dims)[0], dims, keepdim)
+
+
+def _spread(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x, name = args[0], func.overloadpacket.__name__
+    dims = _dims(args[1] if len(args) > 1 and not isinstance(args[1], bool) else kwargs.get("dim"), x.dim())
+    if not _over(mask, dims):
+        return None
+    correction = kwargs.get("correction", 1)
+    if len(args) > 2 and func._overloadname != "correction":
+        correction = int(args[2])
+    correction = 1 if correction is None else correction
+    keepdim = kwargs.get("keepdim", args[3] if len(args) > 3 else False)
+    mean, variance = _moments(x, mask, dims, correction)
+    mean, variance = _squeezed(mean, dims, keepdim), _squeezed(variance, dims, keepdim)
+    if name.startswith("std"):
+        variance = variance.sqrt()
+    return (variance, mean) if name.endswith("_mean") else variance
+
+
+def _filled(fill: float, place: int) -> Callable[..., Any]:
+    def special(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        x = args[0]
+        if func._overloadname == "other" or not x.is_floating_point():
+            return None
+        dims = _dims(args[place] if len(args) > place else kwargs.get("dim"), x.dim())
+        if not _over(mask, dims):
+            return None
+        return func(x.masked_fill(~mask, fill), *args[1:], **kwargs)
+
+    return special
+
+
+def _masked_input(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    return func(args[0].masked_fill(~mask, 0), *args[1:], **kwargs)
+
+
+def _layer_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x, shape, weight, bias, eps = args
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    if not _over(mask, dims):
+        return None
+    mean, variance = _moments(x, mask, dims)
+    scale = (variance + eps).rsqrt()
+    out = (x - mean) * scale
+    out = out * weight if weight is not None else out
+    return (out + bias if bias is not None else out), mean, scale
+
+
+def _rms_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x, shape, weight, eps = args
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    if not _over(mask, dims):
+        return None
+    scale = (_moments(x * x, mask, dims)[0] + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
+    out = x * scale
+    return (out * weight if weight is not None else out), scale
+
+
+def _group_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x, weight, bias = args[:3]
+    groups, eps = args[6], args[7]
+    shape = (x.shape[0], groups, -1)
+    full = padded(mask, x.dim()).expand(x.shape).reshape(shape)
+    mean, variance = _moments(x.reshape(shape), full, [2])
+    out = ((x.reshape(shape) - mean) * (variance + eps).rsqrt()).reshape(x.shape)
+    row = (1, -1, *([1] * (x.dim() - 2)))
+    out = out * weight.view(row) if weight is not None else out
+    return (out + bias.view(row) if bias is not None else out), mean, variance
+
+
+def _batch_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x, weight, bias = args[:3]
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    flags = [value for value in args if isinstance(value, bool)]
+    if "no_training" in func.overloadpacket.__name__ or not any(flags[:1]) or not _over(mask, dims):
+        return None
+    eps = [value for value in args if isinstance(value, float)][-1]
+    mean, variance = _moments(x, mask, dims)
+    row = (1, -1, *([1] * (x.dim() - 2)))
+    out = (x - mean) * (variance + eps).rsqrt()
+    out = out * weight.view(row) if weight is not None else out
+    return (out + bias.view(row) if bias is not None else out), mean, variance
+
+
+_SPECIAL: dict[str, Callable[..., Any]] = {
+    "mean": _mean,
+    "native_layer_norm": _layer_norm,
+    "_fused_rms_norm": _rms_norm,
+    "native_group_norm": _group_norm,
+    "native_batch_norm": _batch_norm,
+    "_native_batch_norm_legit": _batch_norm,
+    "sum": _masked_input,
+    "linalg_vector_norm": _masked_input,
+    "norm": _masked_input,
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _spread),
+    **dict.fromkeys(("amax", "max", "_softmax", "softmax", "_log_softmax", "_safe_softmax"), _filled(-math.inf, 1)),
+    **dict.fromkeys(("amin", "min"), _filled(math.inf, 1)),
+}

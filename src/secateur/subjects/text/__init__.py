@@ -1,0 +1,1 @@
+"""What a model reads: HTML pages and retrieved passages."""

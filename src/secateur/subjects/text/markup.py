@@ -1,0 +1,394 @@
+"""HTML as arrays: read by a browser's rules, cleaned without loss, written again. Nothing here calls itself.
+
+A page is hostile: nested ten thousand deep, in no known encoding, all markup and no text. Lexbor reads it as a browser
+would; what is kept of it are flat lists, in which a subtree is a range, so that no step depends on the depth.
+"""
+
+from __future__ import annotations
+
+import codecs
+import html
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
+from typing import Any
+
+from secateur.errors import MissingExtraError
+from secateur.subjects.text import nesting
+
+try:
+    from selectolax.lexbor import LexborHTMLParser
+except ImportError as error:
+    raise MissingExtraError("reading HTML needs selectolax: pip install 'secateur[context]'") from error
+
+__all__ = [
+    "DOCUMENT",
+    "INLINE",
+    "PLAIN",
+    "PROTECTED",
+    "Tree",
+    "clean",
+    "decode",
+    "first_words",
+    "join",
+    "kept",
+    "looks",
+    "parse",
+    "plain",
+    "terms",
+    "whole",
+    "words",
+    "write",
+]
+
+PROTECTED = frozenset({"table", "tr", "td", "th", "ul", "ol", "li", "dl", "dt", "dd", "pre"}) | {
+    f"h{level}" for level in range(1, 7)
+}
+"""Tags that say what their text is: cleaning never unwraps them."""
+
+_UNSEEN = {"script", "style", "template", "iframe", "noembed", "noframes", "!doctype"}
+_BREAKS = {"br", "hr"}
+_LITERAL = {"xmp": "pre", "plaintext": "pre", "listing": "pre"}
+"""Tags whose text is not parsed, and what is written in their place, since ours is escaped."""
+
+_RAW = {"title", "textarea"}
+"""Tags that hold text alone, except inside a drawing; what is written must not depend on the drawing around it."""
+
+INLINE = frozenset({
+    "", "a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins", "kbd", "label",
+    "mark", "q", "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "time", "tt", "u", "var",
+})  # fmt: skip
+"""What a line of text is made of: text, and tags between which a blank is one."""
+_SPACED = {"pre", "textarea"}
+
+PLAIN = INLINE - {"", "sub", "sup", "del", "ins", "s", "strike", "q", "bdo"}
+"""Tags in a line that say only how their text looks: manuals spend half of their tokens on them."""
+
+_ROOT = "[documents]"
+DOCUMENT = "document"
+"""The tag of each of several documents that are to be told apart; no tag of HTML."""
+
+# Every letter of a script without spaces is a word.
+_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_TERM = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_BLANKS = re.compile(r"[ \t\n\r\f]+")
+_BLANK_LINES = re.compile(r"[ \t\r\f]*\n(?:[ \t\r\f]*\n)+")
+_NAME = re.compile(r"[^\s\"'<>/=\x00-\x1f]+")
+"""Of an attribute that can be written: a page may name one `"><script>`."""
+_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tree:
+    """Nodes in document order. Node 0 holds all documents; the subtree of node i is the range [i, end[i])."""
+
+    tag: Sequence[str]
+    """Of elements, in lower case; "" for text."""
+    text: Sequence[str]
+    """Of text nodes and, with a leading blank each, the attributes of elements."""
+    parent: Sequence[int]
+    end: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.tag)
+
+    def children(self, node: int) -> list[int]:
+        """The nodes right below, text among them."""
+        found, child = [], node + 1
+        while child < self.end[node]:
+            found.append(child)
+            child = self.end[child]
+        return found
+
+    def before(self, count: Sequence[int]) -> list[int]:
+        """[nodes + 1] running sums of a count per node: what a subtree holds is the difference at its ends."""
+        return [0, *accumulate(count)]
+
+    def first(self, texts: Sequence[str]) -> Tree:
+        """As many of the first nodes as there are texts, with these."""
+        count = len(texts)
+        return Tree(self.tag[:count], texts, self.parent[:count], [min(end, count) for end in self.end[:count]])
+
+
+def decode(source: bytes) -> str:
+    """Text of a page's bytes: by its byte order mark, its <meta charset>, as UTF-8, or else as Windows-1252."""
+    marks = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+    for mark, name in marks.items():
+        if source.startswith(mark):
+            return source[len(mark) :].decode(name, "replace")
+    found = _CHARSET.search(source[:4096])
+    if found:
+        try:
+            name = codecs.lookup(found[1].decode("ascii")).name
+            # What names itself UTF-16 in letters of one byte is not; and codecs such as base64 are no text.
+            return source.decode("utf-8" if name.startswith(("utf-16", "utf-32")) else name, "replace")
+        except (LookupError, UnicodeError):
+            pass
+    try:
+        return source.decode("utf-8")
+    except UnicodeDecodeError:
+        return source.decode("cp1252", "replace")
+
+
+_TAG = re.compile(
+    r"<(?:!doctype\b[^<>]*|/[a-z][a-z0-9]*\s*|([a-z][a-z0-9]*)(?:\s+[^<>\s=]+\s*=[^<>]*|\s*/?))>", re.IGNORECASE
+)
+_KNOWN = PROTECTED | INLINE | _UNSEEN | _BREAKS | set(_LITERAL) | _RAW | {
+    "address", "area", "article", "aside", "audio", "base", "blockquote", "body", "button", "canvas", "caption",
+    "center", "col", "colgroup", "datalist", "details", "dialog", "dir", "div", "embed", "fieldset", "figcaption",
+    "figure", "footer", "form", "frame", "frameset", "head", "header", "hgroup", "html", "img", "input", "legend",
+    "link", "main", "map", "math", "menu", "meta", "meter", "nav", "noscript", "object", "optgroup", "option",
+    "output", "p", "param", "picture", "progress", "rp", "rt", "ruby", "search", "section", "select", "slot",
+    "source", "summary", "svg", "tbody", "tfoot", "thead", "track", "video", "wbr",
+}  # fmt: skip
+
+
+def looks(text: str) -> bool:
+    """Whether a text is HTML: it has a tag of it, and does not just say that one thing is < another, or > a third.
+
+    An opening tag counts where HTML has its name and what follows the name are attributes with values; a closing one
+    always.
+    """
+    return any(not found[1] or found[1].lower() in _KNOWN for found in _TAG.finditer(text))
+
+
+def whole(text: str) -> str:
+    """The text with a question mark for each lone half of a surrogate pair, which can't be encoded."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def words(text: str) -> int:
+    """How many words: runs without blanks, and each letter of scripts that write none."""
+    return len(_WORD.findall(text))
+
+
+def first_words(text: str, count: int) -> str:
+    """The text up to and with its `count`-th word, as `words` counts."""
+    end, left = 0, max(0, count) + 1
+    for found in islice(_WORD.finditer(text), left):
+        left -= 1
+        if left:
+            end = found.end()
+    return text if left else text[:end]
+
+
+def terms(text: str) -> list[str]:
+    """What a search compares: words in lower case without punctuation, single letters of scripts without blanks."""
+    return _TERM.findall(text.lower())
+
+
+def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
+    """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for.
+
+    "*" asks for all of them, but those whose names can't be written.
+    """
+    if isinstance(source, bytes):
+        source = decode(source)
+    source = whole(source).replace("\0", "\ufffd")  # a NUL is no text in HTML
+    tag, text, parent, end = [_ROOT], [""], [-1], [0]
+    parser = LexborHTMLParser(nesting.tamed(source))
+    node, above, spaced = parser.root, [0], 0
+    while node is not None:
+        name = node.tag
+        down = False
+        if name == "-text":
+            said = node.text_content or ""
+            tag.append("")
+            text.append(said if spaced else _BLANKS.sub(_one_blank, said))
+            parent.append(above[-1])
+            end.append(len(tag))
+        elif name in _BREAKS:
+            tag.append("")
+            text.append("\n")
+            parent.append(above[-1])
+            end.append(len(tag))
+        elif name and name[0] not in "-#!" and name not in _UNSEEN:
+            tag.append("desc" if name in _RAW and _has_tags(node) else _LITERAL.get(name, name))
+            given = node.attributes if attributes else {}
+            stay = [key for key in given if _NAME.fullmatch(key)] if "*" in attributes else attributes
+            text.append("".join(f' {key}="{html.escape(given[key] or "")}"' for key in stay if key in given))
+            parent.append(above[-1])
+            end.append(0)
+            down = node.child is not None
+            if down:
+                spaced += tag[-1] in _SPACED
+                above.append(len(tag) - 1)
+            else:
+                end[-1] = len(tag)
+        if down:
+            node = node.child
+            continue
+        while node is not None and node.next is None:
+            node = node.parent
+            if len(above) == 1:
+                node = None
+                break
+            spaced -= tag[above[-1]] in _SPACED
+            end[above.pop()] = len(tag)
+        node = node.next if node is not None else None
+    for left in above:
+        end[left] = len(tag)
+    return Tree(tag, text, parent, end)
+
+
+def _has_tags(node: Any) -> bool:
+    child = node.child
+    while child is not None:
+        if child.tag[:1] != "-":
+            return True
+        child = child.next
+    return False
+
+
+def _one_blank(found: re.Match[str]) -> str:
+    return "\n" if "\n" in found[0] else " "
+
+
+def join(trees: Sequence[Tree], *, apart: bool = False) -> Tree:
+    """All documents under one root, in order; `apart` in a tag each, `DOCUMENT`."""
+    tag, text, parent, end = [_ROOT], [""], [-1], [0]
+    for tree in trees:
+        top, first = (len(tag), 0) if apart else (0, 1)
+        shift = len(tag) - first
+        tag += [DOCUMENT, *tree.tag[1:]] if apart else tree.tag[1:]
+        text += tree.text[first:]
+        parent += [top if not above else above + shift for above in tree.parent[first:]]
+        parent[top] = -1 if not top else 0
+        end += [last + shift for last in tree.end[first:]]
+    end[0] = len(tag)
+    return Tree(tag, text, parent, end)
+
+
+def kept(tree: Tree, gone: Sequence[bool], unwrapped: Sequence[bool]) -> tuple[Tree, list[int]]:
+    """The tree without the subtrees of `gone` and the tags of `unwrapped`, and which nodes those are."""
+    place, nodes = [-1] * len(tree), list[int]()
+    tag, text, parent, end = list[str](), list[str](), list[int](), list[int]()
+    node, opened = 0, list[int]()  # opened: kept elements around the node, as they now are numbered
+
+    while node < len(tree):
+        while opened and tree.end[nodes[opened[-1]]] <= node:
+            end[opened.pop()] = len(tag)
+        if gone[node]:
+            node = tree.end[node]
+            continue
+        if not unwrapped[node]:
+            place[node] = len(tag)
+            nodes.append(node)
+            tag.append(tree.tag[node])
+            text.append(tree.text[node])
+            parent.append(opened[-1] if opened else -1)
+            end.append(len(tag))
+            if tree.end[node] > node + 1:
+                opened.append(place[node])
+        node += 1
+    while opened:
+        end[opened.pop()] = len(tag)
+    return Tree(tag, text, parent, end), nodes
+
+
+def plain(tree: Tree, tags: Collection[str] = PLAIN) -> Tree:
+    """The tree without the tags of `tags` that have no attributes; what they hold stays, as one text where it is."""
+    loose = [tag in tags and not text for tag, text in zip(tree.tag, tree.text, strict=True)]
+    tree, _ = kept(tree, [False] * len(tree), loose)
+    texts, gone, run = list(tree.text), [False] * len(tree), list[int]()
+    for node in range(1, len(tree)):
+        if not tree.tag[node] and run and tree.parent[run[0]] == tree.parent[node]:
+            gone[node] = True
+            run.append(node)
+            continue
+        _merge(texts, run)
+        run = [] if tree.tag[node] else [node]
+    _merge(texts, run)
+    return kept(replace(tree, text=texts), gone, [False] * len(tree))[0]
+
+
+def _merge(texts: list[str], run: Sequence[int]) -> None:
+    """The texts of `run` at once in the first of them: one after another would copy all of it each time."""
+    if len(run) > 1:
+        texts[run[0]] = "".join([texts[node] for node in run])
+
+
+def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, list[int]]:
+    """The same text in fewer tags, and which nodes are left: no tag without text, no tag around one other alone.
+
+    A tag whose text is all that of its one element is unwrapped, so that of a chain the innermost stays; `protected`
+    ones stay too. Text is that without blanks.
+    """
+    count = len(tree)
+    full = [0 if tag else int(not text.isspace() and bool(text)) for tag, text in zip(tree.tag, tree.text, strict=True)]
+    held = tree.before(full)
+    blank = [bool(tree.tag[i]) and i > 0 and held[tree.end[i]] == held[i] for i in range(count)]
+    tree, blank = _broken(tree, blank)
+    elements, only = [0] * count, [0] * count  # children that are elements with text, and the last of them
+    for i in range(1, count):
+        if tree.tag[i] and not blank[i]:
+            elements[tree.parent[i]] += 1
+            only[tree.parent[i]] = i
+    bare = [
+        i > 0
+        and elements[i] == 1
+        and tree.tag[i] not in protected
+        and held[tree.end[i]] - held[i] == held[tree.end[only[i]]] - held[only[i]]
+        for i in range(count)
+    ]
+    return kept(tree, [gone or loose for gone, loose in zip(blank, _loose(tree, blank), strict=True)], bare)
+
+
+def _broken(tree: Tree, blank: list[bool]) -> tuple[Tree, list[bool]]:
+    """An empty block between two texts ends a line, so that their words do not become one: it is a text of that."""
+    tag, text, found = list(tree.tag), list(tree.text), list(blank)
+    beside, between = [False] * len(tree), [0] * len(tree)  # of a tag's children: text before, and an empty block since
+    for i in range(1, len(tree)):
+        above = tree.parent[i]
+        if blank[above] or (not tree.tag[i] and not tree.text[i].strip()):
+            continue
+        if blank[i]:
+            between[above] = i if beside[above] and tree.tag[i] not in INLINE else between[above]
+            continue
+        inline = tree.tag[i] in INLINE
+        if inline and between[above]:
+            node = between[above]
+            tag[node], text[node] = "", "\n"
+            found[node : tree.end[node]] = [False, *[True] * (tree.end[node] - node - 1)]
+        beside[above], between[above] = inline, 0
+    return replace(tree, tag=tag, text=text), found
+
+
+def _loose(tree: Tree, blank: Sequence[bool]) -> list[bool]:
+    """Text nodes of blanks that a browser does not show: after a block, or at the start of one."""
+    loose = [False] * len(tree)
+    spaced = [tag in _SPACED for tag in tree.tag]  # where blanks are shown as they are
+    beside = [False] * len(tree)  # whether the last thing seen in an element was text or a tag in a line
+    for i in range(1, len(tree)):
+        above = tree.parent[i]
+        spaced[i] |= spaced[above]
+        if spaced[i]:
+            continue
+        if tree.tag[i]:
+            if not blank[i]:
+                beside[above] = tree.tag[i] in INLINE
+        elif not tree.text[i].isspace():
+            beside[above] = bool(tree.text[i])
+        elif not beside[above]:
+            loose[i] = True
+    return loose
+
+
+def write(tree: Tree, nodes: Sequence[int] | None = None, names: Sequence[str] | None = None) -> str:
+    """HTML of the whole tree or of the subtrees of `nodes`, without blank lines. `names` stand in for tags."""
+    names = tree.tag if names is None else names
+    parts = list[str]()
+    for top in tree.children(0) if nodes is None else nodes:
+        opened = list[int]()
+        for node in range(top, tree.end[top]):
+            while opened and tree.end[opened[-1]] <= node:
+                parts.append(f"</{names[opened.pop()]}>")
+            if tree.tag[node]:
+                parts.append(f"<{names[node]}{tree.text[node]}>")
+                opened.append(node)
+            else:
+                parts.append(html.escape(tree.text[node], quote=False))
+        parts += [f"</{names[node]}>" for node in reversed(opened)]
+    return _BLANK_LINES.sub("\n", "".join(parts)).strip()

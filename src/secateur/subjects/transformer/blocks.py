@@ -1,0 +1,615 @@
+"""A language model block by block: what each block's matrices read, and what the next one gets once they have changed.
+
+Only one block need be in memory. The states between blocks lie on the disk, one file per batch, so that a killed run
+goes on at the block where it stopped and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from secateur._utils import allocator, distributed
+from secateur._utils.finite import given
+from secateur._utils.modes import evaluating
+from secateur.errors import InfeasibleError, InputError, ModelError
+from secateur.subjects.matrices import Matrix, matrices
+from secateur.subjects.matrices import receipt as of_matrices
+from secateur.vocabulary import Budget, Cut
+
+__all__ = [
+    "Block",
+    "Blocks",
+    "Reader",
+    "calls",
+    "count",
+    "enough",
+    "everywhere",
+    "leaving",
+    "receipt",
+    "smallest",
+    "states",
+    "visit",
+    "walk",
+]
+
+
+class Reader(Protocol):
+    """Something that counts rows of inputs in, such as `hessian.Moments`."""
+
+    rows: int
+
+    def add(self, rows: Tensor) -> None:
+        """Rows [N, d_in]."""
+        ...
+
+    def share(self, width: int) -> None:
+        """Take in what the readers of the other processes have counted; `width` is d_in."""
+        ...
+
+
+class Blocks(Protocol):
+    """What `visit` asks of a subject: `Transformer` holds all blocks, `Streamed` one at a time."""
+
+    model: Any
+
+    def layers(self) -> list[str]:
+        """Paths of the blocks."""
+        ...
+
+    def resident(self, *paths: str) -> Any:
+        """A context within which the modules at `paths` have their weights; none: all outside the blocks."""
+        ...
+
+    def store(self, path: str, file: Path) -> None:
+        """Keep what the resident block at `path` has become, also in `file`."""
+        ...
+
+    def recall(self, path: str, file: Path) -> None:
+        """Take the block at `path` from a `file` that `store` wrote."""
+        ...
+
+
+R = TypeVar("R", bound=Reader)
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+_ALIKE = 4
+"""Tensors of one shape among which those that blocks are called with are looked for."""
+
+
+@dataclass(eq=False)
+class Block:
+    """One block, resident while it is looked at; its matrices may be changed in place.
+
+    index, path: its place; module: with weights; matrices: name -> matrix, see `matrices.matrices`.
+    """
+
+    index: int
+    path: str
+    module: nn.Module
+    matrices: Mapping[str, Matrix]
+    _states: _States
+    _calls: Sequence[Call]
+    _masks: Sequence[Tensor | None]
+    _following: _States | None = None
+    """Where what leaves the block is to be written by the first `read`; None: nobody asks for it."""
+
+    def read(self, make: Callable[[], R], only: Collection[str] | None = None, *, routed: bool = False) -> dict[str, R]:
+        """Name -> a reader that has counted in what the matrix reads, over all batches; one pass through the block.
+
+        The pass ends with the last matrix that is asked for, unless what leaves the block is wanted too.
+
+        Matrices that read the same tensor share one reader. A packed expert counts the tokens that were sent to it:
+        its first matrix reads the states, its second one act(gate) * up; `routed`: both times the share with which each
+        token was sent there. Padding is left out. `only` names the matrices that are asked for. Under several processes
+        each runs its share of the batches, and all get the same result.
+
+        Raises `InputError` for a matrix that was never run.
+        """
+        wanted = [self.matrices[name] for name in (self.matrices if only is None else only)]
+        found: dict[str, R] = {m.name: make() for m in wanted if m.expert is not None}
+        modules: dict[str, str] = {m.module: m.name for m in wanted if m.expert is None}
+        leaders: dict[str, list[str]] = {}
+        seen: list[tuple[Tensor, str]] = []
+        mask: Tensor | None = None
+        ran: list[str] = []  # by the batch that is on its way
+        asked: set[str] = set()  # by whom a pass may end, once they all ran; nobody while that is not known
+
+        def done(name: str) -> None:
+            ran.append(name)
+            if asked and asked <= set(ran):
+                raise _EnoughError
+
+        def linear(name: str) -> Callable[[nn.Module, Any], None]:
+            def look(_: nn.Module, args: Any) -> None:
+                x = args[0]
+                same = next((other for tensor, other in seen if tensor is x), None)
+                if same is not None:  # only the first batch finds these; afterwards followers have no hook
+                    leaders[same].append(name)
+                    found[name] = found[same]
+                    return
+                seen.append((x, name))
+                if name not in found:
+                    found[name], leaders[name] = make(), [name]
+                found[name].add(_rows(x, mask))
+                done(name)
+
+            return look
+
+        def experts(path: str) -> Callable[[nn.Module, Any], None]:
+            prefix = f"{self.path}.{path}" if path else self.path
+
+            def look(module: Any, args: Any) -> None:
+                states, chosen = args[0].flatten(0, -2), args[1].flatten(0, -2)
+                shares = args[2].flatten(0, -2) if routed else None
+                real = None if mask is None or mask.numel() != len(states) else mask.flatten()
+                for expert in range(len(module.down_proj)):
+                    sent = (chosen == expert).any(-1)
+                    sent = sent if real is None else sent & real
+                    rows = states[sent]
+                    share = None if shares is None else (shares * (chosen == expert)).sum(-1, keepdim=True)[sent]
+                    first, second = (f"{prefix}.{leaf}[{expert}]" for leaf in ("gate_up_proj", "down_proj"))
+                    if not len(rows):
+                        continue
+                    if first in found:
+                        found[first].add(rows if share is None else rows * share)
+                    if second in found:
+                        gate, up = nn.functional.linear(rows, module.gate_up_proj[expert]).chunk(2, -1)
+                        inner = module.act_fn(gate) * up
+                        found[second].add(inner if share is None else inner * share)
+                done(path)
+
+            return look
+
+        packed = {m.module for m in wanted if m.expert is not None}
+        with torch.no_grad(), evaluating(self.module), ExitStack() as stack:
+            hooks: dict[str, Any] = {}
+            for path, name in modules.items():
+                hooks[name] = self._inside(path).register_forward_pre_hook(linear(name))
+                stack.callback(hooks[name].remove)
+            for path in packed:
+                relative = path.removeprefix(self.path).lstrip(".")
+                stack.callback(self._inside(path).register_forward_pre_hook(experts(relative)).remove)
+
+            def outputs() -> Iterator[Tensor]:
+                nonlocal mask
+                for number, (states, call) in enumerate(self.inputs()):
+                    mask = self._masks[number]
+                    with suppress(_EnoughError):
+                        yield self._forward(states, call)
+                    if number == 0:
+                        for followers in leaders.values():
+                            for follower in followers[1:]:
+                                hooks[follower].remove()
+                        # All must have run, and once: an expert that no token came to may run later on.
+                        known = set(modules.values()) <= set(found) and len(ran) == len(leaders) + len(packed)
+                        if following is None and known:
+                            asked.update(ran)
+                    ran.clear()
+                    seen.clear()
+
+            following, self._following = self._following, None
+            if following is None:
+                for _ in outputs():
+                    pass
+            else:
+                following.write(_finite(self.path, outputs()))
+        missed = [name for name in modules.values() if name not in found]
+        if missed:
+            raise InputError(f"{missed[0]} was never run by its block: it can't be pruned from what it reads")
+        if distributed.count() > 1:
+            for name, reader in {id(reader): (name, reader) for name, reader in found.items()}.values():
+                reader.share(self.matrices[name].weight.shape[1])
+        return found
+
+    def order(self) -> list[list[str]]:
+        """Names of matrices in the order in which they run, those that read the very same tensor together.
+
+        Queries, keys and values; output projection; gate and up; down. All first matrices of packed experts stand
+        together, then all second ones.
+        """
+        groups: list[tuple[Any, list[str]]] = []
+
+        def noting(found: Sequence[Matrix]) -> Callable[[nn.Module, Any], None]:
+            def note(_: nn.Module, args: Any) -> None:
+                if found[0].expert is not None:
+                    leaves = dict.fromkeys(matrix.leaf for matrix in found)
+                    groups.extend((None, [m.name for m in found if m.leaf == leaf]) for leaf in leaves)
+                    return
+                same = next((names for tensor, names in groups if tensor is args[0]), None)
+                if same is None:
+                    groups.append((args[0], [found[0].name]))
+                else:
+                    same.append(found[0].name)
+
+            return note
+
+        by_module: dict[str, list[Matrix]] = {}
+        for matrix in self.matrices.values():
+            by_module.setdefault(matrix.module, []).append(matrix)
+        with ExitStack() as stack:
+            for path, found in by_module.items():
+                stack.callback(self._inside(path).register_forward_pre_hook(noting(found)).remove)
+            self.run(*next(self.inputs()))
+        return [names for _, names in groups]
+
+    def inputs(self) -> Iterator[tuple[Tensor, Call]]:
+        """What `run` takes, batch by batch."""
+        return zip(self._states, self._calls, strict=True)
+
+    def _inside(self, path: str) -> nn.Module:
+        return self.module.get_submodule(path.removeprefix(self.path).lstrip("."))
+
+    def run(self, states: Tensor, call: Call) -> Tensor:
+        """The block's output [B, S, d] for input states [B, S, d], with all else as the model itself calls it."""
+        with torch.no_grad(), evaluating(self.module):
+            return self._forward(states, call)
+
+    def _forward(self, states: Tensor, call: Call) -> Tensor:
+        args, kwargs = call
+        out = self.module(states.to(next(self.module.parameters()).device), *args, **kwargs)
+        result: Tensor = out[0] if isinstance(out, tuple) else out
+        return result
+
+
+def visit(
+    subject: Blocks,
+    batches: Sequence[Mapping[str, Tensor]],
+    folder: Path,
+    *,
+    title: str = "blocks",
+    store: bool = True,
+    sequential: bool = True,
+) -> Iterator[Block]:
+    """Yield each block of `subject` in turn; once the caller is done with it, run it as it then is for the next one.
+
+    What a block reads comes from blocks that are changed already, as in SparseGPT and Wanda. Without `sequential` it
+    comes from blocks as they were: each runs once in place of twice, and must be read before it is changed.
+
+    With `store`, each is kept in `folder` when it is done; a second call with the same folder takes the finished ones
+    from there and goes on behind them. Without it nothing is kept, and what the caller changes stays in memory only
+    where `subject` holds it.
+
+    Under several processes (torchrun, accelerate launch) each runs every P-th batch, and `folder` is one that all of
+    them see. What the first has made of a block is what all have: it is kept once.
+
+    Raises `NumericalError` naming the block whose output is not finite, `InputError` for no batch, or for a batch with
+    tokens outside the vocabulary.
+    """
+    number, many = distributed.index(), distributed.count()
+    mine = list(batches)[number::many]
+    if len(batches) < many or not mine:
+        raise InputError(f"{len(batches)} batches for {many} processes: give at least one to each")
+    paths = subject.layers()
+    own = folder / f"process-{number}-of-{many}" if many > 1 else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    start = distributed.by_first(lambda: _finished(folder, len(paths))) if store else 0
+    for index in range(start):
+        subject.recall(paths[index], _file(folder, index))
+    if start == len(paths):
+        return
+    current = _States(own, start)
+    written = current.complete(len(mine))
+    if start and not written:
+        raise ModelError(
+            f"{folder} lacks the states of block {start} for {many} process{'es' if many > 1 else ''}: go on with as "
+            "many as before, or delete it and run the same command again"
+        )
+    inside: list[list[Call]] = []
+    with subject.resident():
+        entering = _entering(subject, mine, inside)
+        if written:
+            for _ in entering:
+                pass
+        else:
+            current.write(entering)
+    masks = [batch.get("attention_mask") for batch in mine]
+    masks = [None if mask is None or bool(mask.all()) else mask.bool() for mask in masks]
+    shown = sys.stderr.isatty() and number == 0
+    console = Console(stderr=True)
+    for index in track(range(start, len(paths)), title, console=console, disable=not shown, transient=True):
+        path = paths[index]
+        with subject.resident(path):
+            module = subject.model.get_submodule(path)
+            block = Block(
+                index,
+                path,
+                module,
+                matrices(subject.model, [path]),
+                current,
+                [each[index] for each in inside],
+                masks,
+            )
+            following = _States(own, index + 1)
+            wanted = index + 1 < len(paths) or not store
+            if wanted and not sequential:
+                block._following = following
+            yield block
+            if block._following is not None:
+                raise RuntimeError(f"{path} was changed without having been read")
+            if wanted and sequential:
+                following.write(_finite(path, (block.run(*each) for each in block.inputs())))
+            if store:
+                _keep(subject, path, _file(folder, index))
+        current.remove()
+        current = following
+        allocator.give_back()
+    if store:
+        current.remove()
+        if many > 1:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def _keep(subject: Blocks, path: str, file: Path) -> None:
+    """Store the resident block at `path`; of several processes the first does, once all have come here."""
+    distributed.wait()
+    distributed.by_first(lambda: subject.store(path, file))
+    if distributed.index():
+        subject.recall(path, file)
+
+
+def _entering(subject: Blocks, batches: Sequence[Mapping[str, Tensor]], inside: list[list[Call]]) -> Iterator[Tensor]:
+    """What enters the first block, batch by batch; the calls of all blocks are put into `inside`.
+
+    States are not held: they are as many as all texts together. What calls hand over, such as rotary tables and causal
+    masks, mostly is the same for every batch, and is held once.
+    """
+    pool: dict[Any, list[Tensor]] = {}
+    for batch in batches:
+        states, noted = calls(subject, batch)
+        known: dict[int, Tensor] = {}
+        inside.append([_shared(call, pool, known) for call in noted])
+        del noted, known
+        yield states
+        del states
+
+
+def _shared(nest: Any, pool: dict[Any, list[Tensor]], known: dict[int, Tensor]) -> Any:
+    """The same nest of tuples, lists and dicts, with tensors of the pool in place of their equals.
+
+    known: by identity, of the batch at hand: all blocks get the same tensors. A few of each shape are compared, so that
+    masks which differ from batch to batch cost no more than a moment.
+    """
+    if isinstance(nest, Tensor):
+        if id(nest) not in known:
+            same = pool.setdefault((nest.shape, nest.dtype, nest.device), [])
+            twin = next((one for one in same if torch.equal(one, nest)), None)
+            if twin is None and len(same) < _ALIKE:
+                same.append(nest)
+            known[id(nest)] = nest if twin is None else twin
+        return known[id(nest)]
+    if type(nest) in (tuple, list):
+        return type(nest)(_shared(one, pool, known) for one in nest)
+    if type(nest) is dict:
+        return {name: _shared(one, pool, known) for name, one in nest.items()}
+    return nest
+
+
+class _EnoughError(Exception):
+    """All that is asked for has been read: the rest of the block need not run."""
+
+
+def _finite(path: str, outputs: Iterable[Tensor]) -> Iterator[Tensor]:
+    for out in outputs:
+        yield given(path, out)
+
+
+def calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Call]]:
+    """What enters the first block [B, S, d], and with what other arguments the model calls each of its blocks.
+
+    The model's own forward pass is run with blocks that only note how they are called: masks, positions, rotary
+    embeddings and whatever else a family hands to its blocks are the model's own.
+    """
+    model = subject.model
+    vocabulary = model.config.vocab_size
+    tokens = batch["input_ids"]
+    if int(tokens.max()) >= vocabulary or int(tokens.min()) < 0:
+        raise InputError(
+            f"a token is {int(tokens.max())}, the vocabulary has {vocabulary}: use the model's own tokenizer"
+        )
+    noted: list[Call] = []
+    entering: list[Tensor] = []
+
+    def noting(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        entering.append(hidden)
+        noted.append((args, kwargs))
+        return hidden
+
+    with _replaced(subject, noting), torch.no_grad(), evaluating(model):
+        places = {name: batch[name].to(_device(model)) for name in ("input_ids", "attention_mask") if name in batch}
+        model.base_model(**places, use_cache=False)
+    return entering[0], noted
+
+
+@contextmanager
+def _replaced(subject: Blocks, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within the block, every block of the model runs `forward` in place of its own."""
+    modules = [subject.model.get_submodule(path) for path in subject.layers()]
+
+    def take(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return forward(hidden_states, *args, **kwargs)
+
+    for module in modules:
+        module.forward = take
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def leaving(subject: Blocks, batch: Mapping[str, Tensor], hidden: Tensor) -> Any:
+    """The model's output for `batch` when its blocks give `hidden` [B, S, d]: final norm and head are its own."""
+    with _replaced(subject, lambda *_, **__: hidden), torch.no_grad(), evaluating(subject.model):
+        places = {
+            name: batch[name].to(_device(subject.model)) for name in ("input_ids", "attention_mask") if name in batch
+        }
+        return subject.model(**places, use_cache=False)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
+def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None or mask.shape != x.shape[:-1]:
+        return x.flatten(0, -2)
+    return x[mask.to(x.device)]
+
+
+def walk(subject: Blocks, folder: Path) -> Iterator[dict[str, Matrix]]:
+    """Yield the matrices of each block in turn, to be changed in place; nothing is run. Resumed as in `visit`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = subject.layers()
+    start = distributed.by_first(lambda: _finished(folder, len(paths)))
+    for index, path in enumerate(paths):
+        if index < start:
+            subject.recall(path, _file(folder, index))
+            continue
+        with subject.resident(path):
+            yield matrices(subject.model, [path])
+            _keep(subject, path, _file(folder, index))
+
+
+def everywhere(
+    subject: Blocks,
+    folder: Path,
+    score: Callable[[Matrix], Tensor],
+    threshold: Callable[[Callable[[], Iterator[tuple[str, Tensor]]]], tuple[float, int]],
+    above: Callable[[Tensor, float, int], tuple[Tensor, int]],
+) -> None:
+    """Zero, in place, all weights whose score is below one threshold for the whole model.
+
+    threshold, above: see `select.weights`. Scores are made anew in each pass and let go, block by block. A killed run
+    starts again.
+    """
+    distributed.by_first(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    def arrays() -> Iterator[tuple[str, Tensor]]:
+        for path in subject.layers():
+            with subject.resident(path):
+                for name, matrix in matrices(subject.model, [path]).items():
+                    yield name, score(matrix)
+
+    edge, ties = threshold(arrays)
+    for found in walk(subject, folder):
+        for matrix in found.values():
+            mask, ties = above(score(matrix), edge, ties)
+            matrix.weight.mul_(mask)
+
+
+def receipt(subject: Blocks, student: Blocks, notes: Sequence[str] = ()) -> Cut:
+    """What became zero in `student`, see `matrices.receipt`; one block of each is resident at a time."""
+    removed: dict[str, tuple[int, int]] = {}
+    before, after = 0.0, 0.0
+    for path in subject.layers():
+        with subject.resident(path), student.resident(path):
+            part = of_matrices(matrices(subject.model, [path]), matrices(student.model, [path]))
+        removed |= part.removed
+        before, after = before + part.before["weights"], after + part.after["weights"]
+    return Cut(removed, {"weights": before}, {"weights": after}, tuple(notes))
+
+
+def count(subject: Blocks) -> int:
+    """How many weights the matrices of all blocks have.
+
+    Raises `InputError` where two blocks share weights: what is pruned in one would change the other, and no file of
+    ours can say that they are one.
+    """
+    owners: dict[int, str] = {}
+    for path in subject.layers():
+        for name, parameter in subject.model.get_submodule(path).named_parameters():
+            key = id(parameter) if parameter.is_meta else parameter.data_ptr()
+            first = owners.setdefault(key, f"{path}.{name}") if parameter.numel() else ""
+            if first and not first.startswith(f"{path}."):
+                raise InputError(f"{first} and {path}.{name} share their weights: give each block its own, as a copy")
+    return sum(matrix.weight.numel() for matrix in matrices(subject.model, subject.layers()).values())
+
+
+def smallest(subject: Blocks, scope: str, width: Callable[[int], int] = lambda columns: min(columns, 128)) -> int:
+    """How many weights the smallest thing has whose weights are compared: row, block, matrix, layer, or global.
+
+    Blocks are as many columns as `width` says of a matrix's columns; "columns" are such blocks, the narrower last one
+    of a matrix among them.
+    """
+    found = [count(subject)]
+    for path in subject.layers():
+        shapes = [matrix.weight.shape for matrix in matrices(subject.model, [path]).values()]
+        sizes = {
+            "row": [columns for _, columns in shapes],
+            "block": [rows * min(width(columns), columns) for rows, columns in shapes],
+            "columns": [rows * (columns % width(columns) or width(columns)) for rows, columns in shapes],
+            "matrix": [rows * columns for rows, columns in shapes],
+            "layer": [sum(rows * columns for rows, columns in shapes)],
+        }
+        found += sizes.get(scope, [])
+    return min(found)
+
+
+def enough(
+    subject: Blocks, budget: Budget | str, share: float, scope: str,
+    width: Callable[[int], int] = lambda columns: min(columns, 128),
+) -> int:  # fmt: skip
+    """`smallest`; raises `InfeasibleError`, before anything is scored, for a share that leaves nothing of it."""
+    size = smallest(subject, scope, width)
+    if int(share * size + 1e-9) < 1:
+        what = "the" if scope == "global" else f"a {scope.replace('columns', 'block')} of"
+        least = math.ceil(1e5 / size) / 1e3
+        raise InfeasibleError(f"{budget} leaves nothing of {what} {size} weights: keep at least {least:g}%", 1 / size)
+    return size
+
+
+# ------------------------------------------------------------------------------------------------------ on the disk
+
+
+def states(folder: Path, index: int) -> Iterator[Tensor]:
+    """What enters block `index`, batch by batch, after a `visit` without `store` [B, S, d]."""
+    yield from _States(folder, index)
+
+
+class _States:
+    """The states that enter a block, one file per batch; written aside and renamed: all are there, or none."""
+
+    def __init__(self, folder: Path, index: int) -> None:
+        self.folder = folder / f"states-{index}"
+
+    def write(self, tensors: Iterator[Tensor]) -> None:
+        aside = self.folder.with_name(f".tmp-{self.folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for number, tensor in enumerate(tensors):
+            save_file({"states": tensor.detach().cpu().contiguous()}, aside / f"{number}.safetensors")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.replace(aside, self.folder)
+
+    def complete(self, count: int) -> bool:
+        return self.folder.is_dir() and len(list(self.folder.glob("*.safetensors"))) == count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for number in range(len(list(self.folder.glob("*.safetensors")))):
+            yield load_file(self.folder / f"{number}.safetensors")["states"]
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"block-{index}.safetensors"
+
+
+def _finished(folder: Path, count: int) -> int:
+    """How many blocks are done: those in the folder, one behind the other."""
+    return next((index for index in range(count) if not _file(folder, index).is_file()), count)

@@ -1,0 +1,174 @@
+"""What a transformer's units are, and what they cost: exact polynomials of the kept counts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur.subjects.transformer.layout import Layout, Place, Widths
+from secateur.vocabulary import Site, Term
+
+__all__ = ["sites", "terms"]
+
+_COUNTED = ("neurons", "experts", "expert_neurons", "shared_neurons")
+
+
+def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
+    """Every site of the model, whole; `multiple` rounds neurons and channels."""
+    widths = layout.widths
+    every = np.arange(len(widths))
+    gone = {"attention": [not width.heads for width in widths], "ffn": [not width.ffn for width in widths]}
+    found = {"layers": Site("layers", len(widths), minimum=1)}
+    for kind, missing in gone.items():
+        # What has gone in an earlier cut keeps its index here, and costs nothing.
+        fixed = np.array(missing) if any(missing) else None
+        found[kind] = Site(kind, len(widths), owner=("layers", every), fixed=fixed)
+    for index, width in enumerate(widths):
+        groups, heads, neurons = (f"layers.{index}.{kind}" for kind in ("kv_groups", "heads", "neurons"))
+        if width.grouped:
+            group = np.repeat(np.arange(width.kv), width.heads // width.kv)
+            found[groups] = Site(groups, width.kv, owner=("attention", np.full(width.kv, index)))
+            found[heads] = Site(heads, width.heads, group=group, owner=(groups, group))
+        elif width.heads:
+            found[heads] = Site(heads, width.heads, owner=("attention", np.full(width.heads, index)))
+        if width.neurons:
+            owner = ("ffn", np.full(width.neurons, index))
+            found[neurons] = Site(neurons, width.neurons, owner=owner, multiple=multiple)
+        if width.experts:
+            found |= _mixture(layout, index, width, multiple)
+    least = min(multiple, layout.hidden_size)
+    fixed = np.ones(layout.hidden_size, dtype=bool) if layout.fixed_ratio else None
+    found["channels"] = Site("channels", layout.hidden_size, multiple=multiple, minimum=least, fixed=fixed)
+    return {name: replace(site, frozen=site.kind in layout.whole) for name, site in found.items()}
+
+
+def _mixture(layout: Layout, index: int, width: Widths, multiple: int) -> dict[str, Site]:
+    """The sites of a layer with experts: whole experts, the neurons inside each, those of the shared expert.
+
+    Experts of a layer stay equally wide: each keeps as many neurons, a multiple of `multiple`, by its own choice.
+    """
+    experts, neurons, shared = (f"layers.{index}.{kind}" for kind in ("experts", "expert_neurons", "shared_neurons"))
+    every, inside = np.arange(width.experts), np.repeat(np.arange(width.experts), width.expert_neurons)
+    ffn = np.full(width.experts, index)
+    groups = layout.expert_groups
+    found = {
+        experts: Site(
+            experts,
+            width.experts,
+            group=every // (width.experts // groups) if groups > 1 else None,
+            owner=("ffn", ffn),
+            minimum=layout.fewest_experts,
+        ),
+        neurons: Site(
+            neurons,
+            len(inside),
+            group=inside,
+            owner=(experts, inside),
+            multiple=multiple * width.experts,
+            minimum=min(multiple, width.expert_neurons) * width.experts,
+        ),
+    }
+    if width.shared_neurons:
+        count = width.shared_neurons
+        owner = ("ffn", np.full(count, index))
+        found[shared] = Site(shared, count, owner=owner, multiple=multiple, minimum=min(multiple, count))
+    return found
+
+
+def terms(
+    layout: Layout, batch: int, length: int, cache: Iterable[Term] = ()
+) -> tuple[tuple[Term, ...], dict[str, float]]:
+    """Terms and base of params, bytes, flops and memory; `cache` are terms of kv_cache, which memory includes.
+
+    With experts also active_params: what one token passes, k of E experts of each layer and all the rest.
+    """
+    total: dict[Term, float] = {}
+    base: dict[str, float] = {"params": 0.0, "bytes": 0.0, "flops": 0.0, "memory": 0.0}
+    if layout.family.experts:
+        base["active_params"] = 0.0
+
+    def add(measure: str, coefficient: float, names: Iterable[str], condition: Mapping[str, Any]) -> None:
+        if names or condition:
+            key = Term(measure, 1.0, tuple(names), **condition)
+            total[key] = total.get(key, 0.0) + coefficient
+        else:
+            base[measure] += coefficient
+
+    for name, parameter in layout.model.named_parameters():
+        place = layout.place(name)
+        condition = _condition(layout, place)
+        for size, names in _monomials(layout, place, parameter.shape):
+            add("params", size, names, condition)
+            if layout.family.experts:
+                times, per_expert = _routed(layout, place)
+                add("active_params", size * times, names, condition | per_expert)
+            for measure in ("bytes", "memory"):
+                add(measure, size * parameter.element_size(), names, condition)
+    for name, weight in layout.products():
+        place = layout.place(name)
+        tokens = batch if _once(layout, place) else batch * length
+        times, per_expert = _routed(layout, place)
+        for size, names in _monomials(layout, place, weight.shape):
+            add("flops", 2.0 * tokens * size * times, names, _condition(layout, place) | per_expert)
+    for index, width in enumerate(layout.widths):
+        if width.heads:
+            products = 4.0 * batch * length**2 * layout.attended  # queries by keys, and weights by values
+            add("flops", products, [f"layers.{index}.heads"], {"units": (("layers", index),)})
+    found = [replace(term, coefficient=value) for term, value in total.items()]
+    cached = [term for part in cache for term in (part, replace(part, measure="memory"))]
+    return (*found, *cached), base
+
+
+def _monomials(layout: Layout, place: Place, shape: torch.Size) -> Iterator[tuple[float, list[str]]]:
+    """A tensor's size as a sum of (coefficient, sites): the product of its axes, each a sum of parts."""
+
+    each = any("expert_neurons" in axis for axis in place.axes or ())
+
+    def part(name: str) -> tuple[int, str]:
+        if name == "channels":
+            return 1, "channels"
+        if name == "experts" and each:
+            return 1, ""  # the site of the neurons counts those of all experts
+        if name in _COUNTED:
+            return 1, f"layers.{place.layer}.{name}"
+        grouped = name == "kv*" and place.layer is not None and layout.widths[place.layer].grouped
+        return layout.head_dim, f"layers.{place.layer}.{'kv_groups' if grouped else 'heads'}"
+
+    axes = [
+        [part(name) for name in axis.split("+")] if axis else [(size, "")]
+        for axis, size in zip(place.axes or ("",) * len(shape), shape, strict=True)
+    ]
+    for chosen in itertools.product(*axes):
+        yield math.prod(size for size, _ in chosen), sorted(site for _, site in chosen if site)
+
+
+def _condition(layout: Layout, place: Place) -> dict[str, Any]:
+    """With what a tensor leaves, as fields of a `Term`."""
+    if place.layer is None:
+        return {}
+    with_layer: dict[str, Any] = {"units": (("layers", place.layer),)}
+    if not layout.leaves_with_block(place):
+        return with_layer
+    width = layout.widths[place.layer]
+    site = "heads" if place.block == "attention" else "experts" if width.experts else "neurons"
+    return with_layer | {"present": (f"layers.{place.layer}.{site}",)}
+
+
+def _routed(layout: Layout, place: Place) -> tuple[float, dict[str, Any]]:
+    """How often a token passes one of the packed experts a tensor holds, as a factor and a divisor; else once."""
+    if not any("expert_neurons" in axis for axis in place.axes or ()):
+        return 1.0, {}
+    return float(layout.chosen), {"per": (f"layers.{place.layer}.experts",)}
+
+
+def _once(layout: Layout, place: Place) -> bool:
+    """Whether a linear runs once per sequence; a classifier does, unless it labels tokens."""
+    if place.layer is not None or place.module not in layout.family.per_sequence:
+        return False
+    return place.module != "classifier" or "TokenClassification" not in type(layout.model).__name__

@@ -1,0 +1,471 @@
+"""Making a selection real: which rows and columns stay, the new config, the corrections; and silencing instead."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from secateur.errors import InputError, UnsupportedError
+from secateur.subjects.transformer import saving
+from secateur.subjects.transformer.families import Family
+from secateur.subjects.transformer.layout import Layout, Place, Widths
+from secateur.vocabulary import Selection, Site, Units
+
+__all__ = [
+    "Kept",
+    "build",
+    "correct_norms",
+    "fold_layer_scale",
+    "kept",
+    "layer_norms",
+    "new_config",
+    "resolve",
+    "silenced",
+    "sliced",
+]
+
+
+@dataclass
+class Kept:
+    """Indices of the units that stay, per layer that stays; channels is None where they stay whole."""
+
+    layers: list[int]
+    channels: Tensor | None
+    parts: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    """Layer -> indices of its "heads", "kv", "neurons", "experts", "shared_neurons"; of its "expert_neurons" one row
+    for each expert that stays, counted inside that expert."""
+
+    def widths(self) -> list[Widths]:
+        """The widths of the result, layer by layer."""
+        return [Widths(**{name: part.shape[-1] for name, part in self.parts[index].items()}) for index in self.layers]
+
+
+def resolve(selection: Selection, sites: Mapping[str, Site]) -> dict[str, np.ndarray]:
+    """The selection as NumPy booleans with ownership applied; `InputError` where it does not fit the sites."""
+    keep = {}
+    for name, stays in selection.keep.items():
+        if name not in sites:
+            shown = ", ".join(list(sites)[:6])
+            raise InputError(f"selection names {name}, which this model has not: its sites are {shown}, ...")
+        array = stays.detach().cpu().numpy() if isinstance(stays, Tensor) else np.asarray(stays)
+        if array.shape != (sites[name].count,):
+            raise InputError(f"selection has {tuple(array.shape)} entries at {name}: expected ({sites[name].count},)")
+        keep[name] = array.astype(bool)
+    return dict(Units(sites).effective(keep))
+
+
+def kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
+    """The indices that stay. Refuses what leaves nothing, and unequal query heads in the groups of a layer."""
+
+    def indices(site: str, count: int) -> Tensor:
+        return torch.from_numpy(np.flatnonzero(keep[site])) if site in keep else torch.arange(count)
+
+    channels = indices("channels", layout.hidden_size)
+    layers = indices("layers", len(layout.widths)).tolist()
+    result = Kept(layers, channels if len(channels) < layout.hidden_size else None)
+    for index in layers:
+        width, name = layout.widths[index], f"layers.{index}"
+        heads = kv = indices(f"{name}.heads", width.heads)
+        if width.grouped and len(heads):
+            kv = indices(f"{name}.kv_groups", width.kv)
+            counts = torch.bincount(heads // (width.heads // width.kv), minlength=width.kv)[kv].tolist()
+            if len(set(counts)) > 1:
+                raise UnsupportedError(
+                    f"selection keeps {counts} query heads in the KV groups of {name}.heads: grouped attention "
+                    "needs equally many in each; rank inside the groups"
+                )
+        result.parts[index] = {"heads": heads, "kv": kv, "neurons": indices(f"{name}.neurons", width.neurons)}
+        if width.experts:
+            result.parts[index] |= _mixture(layout, index, indices)
+    for kind, why in layout.whole.items():
+        if any(name.rpartition(".")[2] == kind and 0 < stays.sum() < len(stays) for name, stays in keep.items()):
+            raise UnsupportedError(f"{kind} of this {layout.family.model_type} model can't be cut: {why}")
+    if layout.family.experts:
+        _check_alignment(layout, result, len(channels))
+    if not layers or not len(channels) or not any(width.heads or width.ffn for width in result.widths()):
+        what = (
+            "no layer" if not layers else "no channel" if not len(channels) else "no attention and no FFN in any layer"
+        )
+        raise InputError(f"selection keeps {what}: nothing would remain to run")
+    return result
+
+
+def _check_alignment(layout: Layout, stays: Kept, channels: int) -> None:
+    """Refuse widths that grouped matrix products can't take: their rows are multiples of 16 bytes."""
+    step = max(1, 16 // layout.model.dtype.itemsize)
+    sizes = [
+        (f"layers.{k}.expert_neurons", w.expert_neurons, layout.widths[k])
+        for k, w in zip(stays.layers, stays.widths(), strict=True)
+    ]
+    odd = [("channels", channels)] if channels % step and channels != layout.hidden_size else []
+    odd += [(name, size) for name, size, before in sizes if size % step and size != before.expert_neurons]
+    if odd:
+        name, size = odd[0]
+        raise UnsupportedError(
+            f"selection keeps {size} of {name}{'' if name == 'channels' else ' in each expert'}: the grouped matrix "
+            f"products of experts need multiples of {step} in {str(layout.model.dtype).removeprefix('torch.')}"
+        )
+
+
+def _mixture(layout: Layout, index: int, indices: Callable[[str, int], Tensor]) -> dict[str, Tensor]:
+    """What stays of the experts of a layer. Refuses fewer experts than the router gives a token, and unequal widths."""
+    width, name = layout.widths[index], f"layers.{index}"
+    experts = indices(f"{name}.experts", width.experts)
+    shared = indices(f"{name}.shared_neurons", width.shared_neurons)
+    if not len(experts):
+        return {"experts": experts, "expert_neurons": experts.reshape(0, 0), "shared_neurons": shared}
+    if len(experts) < layout.fewest_experts:
+        raise UnsupportedError(
+            f"selection keeps {len(experts)} experts in {name}.experts: the router gives each token "
+            f"{layout.chosen} of them, so at least {layout.fewest_experts} stay (or drop {index} of ffn)"
+        )
+    groups = layout.expert_groups
+    counts = torch.bincount(experts // (width.experts // groups), minlength=groups).tolist()
+    if len(set(counts)) > 1:
+        raise UnsupportedError(
+            f"selection keeps {counts} experts in the groups of {name}.experts, among which the router chooses: "
+            "it needs equally many in each; rank inside the groups"
+        )
+    flat = indices(f"{name}.expert_neurons", width.experts * width.expert_neurons)
+    counts = torch.bincount(flat // width.expert_neurons, minlength=width.experts)[experts].tolist()
+    if len(set(counts)) > 1 or not counts[0]:
+        raise UnsupportedError(
+            f"selection keeps {counts} neurons in the experts of {name}.expert_neurons: the experts of a layer are "
+            "equally wide and not empty; rank inside each expert"
+        )
+    if width.shared_neurons and not len(shared):
+        raise UnsupportedError(f"selection keeps no neuron of {name}.shared_neurons: keep at least one")
+    inside = (flat % width.expert_neurons).reshape(len(experts), counts[0])
+    return {"experts": experts, "expert_neurons": inside, "shared_neurons": shared}
+
+
+def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Tensor | None:
+    """Positions along one stored axis that stay, for each expert where that is its neurons; None: all of them."""
+    if axis in ("", "channels"):
+        return stays.channels if axis else None
+    assert layer is not None
+    width, parts = layout.widths[layer], stays.parts[layer]
+    pieces, offset = [], 0
+    for part in axis.split("+"):
+        name = part.removesuffix("*")
+        block = layout.head_dim if part.endswith("*") else 1
+        pieces.append(offset + (parts[name][..., None] * block + torch.arange(block)).flatten(-2))
+        offset += getattr(width, name) * block
+    return torch.cat(pieces, -1)
+
+
+def sliced(layout: Layout, stays: Kept) -> dict[str, Tensor]:
+    """The state dict of the result: every tensor cut along its axes and renamed to its new layer, never shared."""
+    number = {old: new for new, old in enumerate(stays.layers)}
+    state = {}
+    for name, tensor in layout.model.state_dict().items():
+        place, new_name = layout.place(name), name
+        if place.layer is not None:
+            if place.layer not in number or _goes(layout, place, stays):
+                continue
+            new_name = f"{layout.prefix}{layout.family.layers}.{number[place.layer]}.{place.module}.{place.leaf}"
+        result = tensor.detach()
+        for dim, axis in enumerate(place.axes or ()):
+            index = _positions(layout, axis, place.layer, stays)
+            if index is None:
+                continue
+            index = index.to(tensor.device)
+            if index.dim() == 1:
+                result = result.index_select(dim, index)
+            else:  # experts along dim 0, which have been chosen by now; each has its own neurons
+                result = result.take_along_dim(index[:, None] if dim == 2 else index[..., None], dim)
+        state[new_name] = result.clone() if result.data_ptr() == tensor.data_ptr() else result
+    return state
+
+
+def _goes(layout: Layout, place: Place, stays: Kept) -> bool:
+    parts = stays.parts[place.layer or 0]
+    emptied = {"attention": not len(parts["heads"]), "ffn": not len(parts["neurons"]) + len(parts.get("experts", ()))}
+    return emptied.get(place.block, False) and layout.leaves_with_block(place)
+
+
+def new_config(layout: Layout, widths: list[Widths], channels: int, layers: list[int], layer_index: list[int]) -> Any:
+    """The config of a model of these widths: a plain one where it can say it, else with `per_layer_config`.
+
+    `layers` are the current indices of the layers that stay, `layer_index` their original ones, which the config
+    keeps under "secateur".
+    """
+    family, old = layout.family, layout.model.config
+    data = old.to_dict()
+    for name in ("per_layer_config", "allow_global_per_layer_attribute_access", "auto_map", "architectures"):
+        data.pop(name, None)
+    native = _Native(type(old).attribute_map)
+    heads_name = native["num_attention_heads"]
+    data[native["num_hidden_layers"]], data[native["hidden_size"]] = len(widths), channels
+    if data.get("layer_types"):
+        data["layer_types"] = [data["layer_types"][index] for index in layers]
+    data["secateur"] = (data.get("secateur") or {}) | {"layer_index": layer_index}
+
+    has_kv = "num_key_value_heads" in data
+    heads = max(width.heads for width in widths) or data[heads_name]
+    kv = max(width.kv for width in widths) or data.get("num_key_value_heads") or heads
+    neurons = max(width.neurons for width in widths) or layout.widths[0].neurons or data.get(family.neurons) or 1
+    mixture = _widest(layout, widths)
+    if layout.fixed_ratio:
+        expressible = heads == data[heads_name]
+    elif family.states_head_dim:
+        expressible = not family.heads_divide or channels % heads == 0
+    else:
+        expressible = channels == heads * layout.head_dim
+    alike = [Widths(heads, kv, neurons), *([replace(mixture, heads=heads, kv=kv)] if mixture.experts else [])]
+    plain = expressible and all(width in alike for width in widths)
+    if layout.fixed_ratio:
+        heads = data[heads_name]  # the class refuses any other count; every layer states its own
+    elif not plain and (family.heads_divide or not family.states_head_dim):
+        heads = math.gcd(channels, heads)  # the class refuses other counts; every layer states its own
+    data |= {heads_name: heads, family.neurons: neurons}
+    plain = _say_mixture(layout, widths, mixture, data, plain)
+    if has_kv:
+        data["num_key_value_heads"] = min(kv, heads)
+    if family.states_head_dim or not plain:
+        data["head_dim"] = layout.head_dim
+    if not plain:
+        data["allow_global_per_layer_attribute_access"] = True
+        data["per_layer_config"] = {
+            index: _overrides(width, has_kv, family, native) for index, width in enumerate(widths)
+        }
+    config = type(old).from_dict(data)
+    config._attn_implementation = old._attn_implementation
+    config._experts_implementation = getattr(old, "_experts_implementation", None)
+    return config if plain else saving.mark(config)
+
+
+class _Native(dict[str, str]):
+    """A config's common names -> the names it writes."""
+
+    def __missing__(self, name: str) -> str:
+        return name
+
+
+def _widest(layout: Layout, widths: list[Widths]) -> Widths:
+    """The widths of the layers with experts: of all of them where they are alike, else the largest."""
+    mixtures = [width for width in widths if width.experts] or [Widths(0, 0, 0)]
+    names = ("experts", "expert_neurons", "shared_neurons")
+    return Widths(0, 0, 0, *(max(getattr(width, name) for width in mixtures) for name in names))
+
+
+def _say_mixture(layout: Layout, widths: list[Widths], mixture: Widths, data: dict[str, Any], plain: bool) -> bool:
+    """Write what the config says of experts into `data`; whether the config class still can say all that there is."""
+    experts = layout.family.experts
+    if experts is None:
+        return plain
+    # Which layers are dense is asked by index, and indices move when layers go, all those with experts too.
+    dense = [index for index, width in enumerate(widths) if width.neurons]
+    if experts.dense == "mlp_only_layers":
+        data |= {"mlp_only_layers": dense, "decoder_sparse_step": 1}
+    elif experts.dense:
+        data[experts.dense] = max(dense, default=-1) + 1
+    if not mixture.experts:
+        return plain
+    native = _Native(type(layout.model.config).attribute_map)
+    data |= {native[experts.count]: mixture.experts, experts.neurons: mixture.expert_neurons}
+    if experts.shared_count:
+        times, rest = divmod(mixture.shared_neurons, mixture.expert_neurons)
+        data[experts.shared_count], plain = max(times, 1), plain and not rest
+        data.pop(experts.shared_neurons, None)
+    if experts.shared and not (experts.shared_count and plain):
+        data[experts.shared_neurons] = mixture.shared_neurons
+    if len({width.experts for width in widths if width.experts}) > 1:
+        data["output_router_logits"] = False  # the class stacks those of all layers, which are of many widths
+    return plain
+
+
+def _overrides(width: Widths, has_kv: bool, family: Family, native: Mapping[str, str]) -> dict[str, Any]:
+    """One layer's entry of `per_layer_config`."""
+    own: dict[str, Any] = {}
+    if width.heads:
+        own["num_attention_heads"] = width.heads
+        if has_kv:
+            own["num_key_value_heads"] = width.kv
+    if width.neurons:
+        own[family.neurons] = width.neurons
+    if width.experts and family.experts:
+        own |= {native[family.experts.count]: width.experts, family.experts.neurons: width.expert_neurons}
+        if family.experts.shared:
+            own[family.experts.shared_neurons] = width.shared_neurons
+    skip = [kind for kind, there in (("attention", width.heads), ("ffn", width.ffn)) if not there]
+    return own | ({"skip": skip} if skip else {})
+
+
+def build(layout: Layout, config: Any, state: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A model of `config` with exactly the tensors of `state`, by the class that reloads it."""
+    old = layout.model
+    architecture = saving.architecture(type(old), config, layout.family)
+    with no_init_weights():
+        model: PreTrainedModel = architecture(config)
+    if getattr(old, "pooler", model) is None:  # opened or made without one
+        model.pooler = None
+    model.load_state_dict(dict(state), strict=True, assign=True)
+    model.tie_weights()
+    model.to(old.device)
+    if old.can_generate():
+        model.generation_config = copy.deepcopy(old.generation_config)
+    model.requires_grad_(True)
+    return model.train(old.training)
+
+
+# ---------------------------------------------------------------------------------------------------- corrections
+
+
+def correct_norms(layout: Layout, state: dict[str, Tensor], config: Any, channels: int) -> list[str]:
+    """RMSNorm over d of D channels, made equal to D channels of which D - d are zero; changes state and config.
+
+    w / sqrt(S/D + eps) = w sqrt(D/d) / sqrt(S/d + eps D/d), S the sum of squares. The config has one epsilon,
+    which per-head norms of queries and keys share: their inputs grow by sqrt(D/d), and so does the root.
+    Gemma multiplies embeddings by sqrt(hidden_size): the table grows by sqrt(D/d), and where the LM head is
+    the same table, the final norm drops its factor. Returns notes.
+    """
+    family = layout.family
+    if not hasattr(config, "rms_norm_eps") or layer_norms(layout):
+        return []
+    ratio = layout.hidden_size / channels
+    root = math.sqrt(ratio)
+    config.rms_norm_eps = config.rms_norm_eps * ratio
+    tied = bool(getattr(config, "tie_word_embeddings", False)) and layout.model.get_output_embeddings() is not None
+    folded = family.scaled_embedding and tied
+    for name, tensor in state.items():
+        place = layout.place(name)
+        if place.axes == ("channels",) and place.leaf == "weight" and not (folded and place.layer is None):
+            tensor.copy_((tensor.double() + family.norm_offset) * root - family.norm_offset)
+        elif place.module in family.qk_norms or (family.scaled_embedding and place.module == "embed_tokens"):
+            tensor.mul_(root)
+        elif folded and place.module == "lm_head":
+            tensor.copy_(state[f"{layout.prefix}embed_tokens.weight"])
+    if not folded:
+        return []
+    return ["sqrt(hidden_size) was folded into the tied embeddings: logits are exact, the final hidden state is scaled"]
+
+
+def layer_norms(layout: Layout) -> list[str]:
+    """Module paths of the norms over the channels that subtract a mean."""
+    return [name for name in layout.norms() if isinstance(layout.model.get_submodule(name), nn.LayerNorm)]
+
+
+def fold_layer_scale(layout: Layout, state: dict[str, Tensor], config: Any, layers: list[int]) -> None:
+    """GPT-2 may divide attention by the layer's number: fold it into the queries before layers move."""
+    if not getattr(config, "scale_attn_by_inverse_layer_idx", False) or len(layers) == len(layout.widths):
+        return
+    config.scale_attn_by_inverse_layer_idx = False
+    for new, old in enumerate(layers):
+        for leaf in ("weight", "bias"):
+            tensor = state.get(f"{layout.prefix}{layout.family.layers}.{new}.attn.c_attn.{leaf}")
+            if tensor is not None:
+                tensor[..., : tensor.shape[-1] // 3] /= old + 1
+
+
+# ------------------------------------------------------------------------------------------------------ silencing
+
+
+def silenced(layout: Layout, stays: Kept) -> PreTrainedModel:
+    """A copy of the model, same shapes, in which the units that go are zero.
+
+    Layers that go are bypassed; LayerNorms run over the channels that stay.
+    """
+    model = copy.deepcopy(layout.model)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            place = layout.place(name)
+            if place.layer is not None and place.layer not in stays.parts:
+                continue
+            if place.layer is not None and _goes(layout, place, stays):
+                tensor.zero_()
+                continue
+            for dim, axis in enumerate(place.axes or ()):
+                index = _positions(layout, axis, place.layer, stays)
+                if index is None:
+                    continue
+                gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
+                if index.dim() == 1:
+                    gone[index] = False
+                    tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0.0)
+                    continue
+                mine, experts = gone.repeat(len(tensor), 1), stays.parts[place.layer or 0]["experts"]
+                mine[experts] = mine[experts].scatter(-1, index, False)
+                tensor.masked_fill_((mine[:, None] if dim == 2 else mine[..., None]).to(tensor.device), 0.0)
+    for number in stays.parts:
+        _bar(layout, model, number, stays.parts[number].get("experts"))
+    for path in layout.norms() if stays.channels is not None else ():
+        norm = model.get_submodule(path)
+        if isinstance(norm, nn.LayerNorm) and stays.channels is not None:
+            model.set_submodule(path, _KeptLayerNorm(norm, stays.channels))
+    for number, path in enumerate(layout.layers()):
+        if number not in stays.parts:
+            model.set_submodule(path, _Bypass())
+    return model
+
+
+def _bar(layout: Layout, model: PreTrainedModel, layer: int, experts: Tensor | None) -> None:
+    """Keep the router of a layer from the experts that go."""
+    family, count = layout.family, layout.widths[layer].experts
+    if experts is None or family.experts is None or not 0 < len(experts) < count:
+        return
+    gone = torch.ones(count, dtype=torch.bool)
+    gone[experts] = False
+    path = f"{layout.layers()[layer]}.{family.experts.router}"
+    model.set_submodule(path, _BarredRouter(model.get_submodule(path), gone))
+
+
+class _Barring(TorchFunctionMode):
+    """The products of a router with its weight, minus infinity for experts that go."""
+
+    def __init__(self, gone: Tensor) -> None:
+        super().__init__()
+        self.gone = gone
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return out.masked_fill(self.gone.to(out.device), -torch.inf) if func is nn.functional.linear else out
+
+
+class _BarredRouter(nn.Module):
+    """A router that gives no token to some experts."""
+
+    def __init__(self, router: nn.Module, gone: Tensor) -> None:
+        super().__init__()
+        self.router, self.gone = router, gone
+        for name, bias in router.named_buffers():  # DeepSeek-V3 adds it to the scores it chooses by
+            setattr(router, name, bias.masked_fill(gone.to(bias.device), -torch.inf))
+
+    def forward(self, hidden_states: Tensor) -> Any:
+        with _Barring(self.gone):
+            return self.router(hidden_states)
+
+
+class _Bypass(nn.Module):
+    """A layer that passes its input on."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+class _KeptLayerNorm(nn.Module):
+    """LayerNorm over some channels; the others come out as zero."""
+
+    def __init__(self, norm: Any, channels: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.channels = channels.to(norm.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        index = self.channels
+        bias = None if self.bias is None else self.bias[index]
+        normed = nn.functional.layer_norm(x[..., index], (len(index),), self.weight[index], bias, self.eps)
+        spread: Tensor = torch.zeros_like(x).index_copy(-1, index, normed)
+        return spread

@@ -1,0 +1,41 @@
+"""Decoders: GPT-2 and the Llama-type models, with their key/value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from transformers import DynamicCache
+
+from secateur.subjects.transformer.layout import Layout
+from secateur.subjects.transformer.subject import Transformer
+from secateur.vocabulary import Term
+
+__all__ = ["Decoder"]
+
+
+class Decoder(Transformer):
+    """A causal transformer; generation caches keys and values."""
+
+    kind = "decoder"
+
+    def _cache(self, layout: Layout, batch: int, length: int) -> Iterator[Term]:
+        """Bytes of keys and values after `length` tokens: 2 B T head_dim per KV head, T at most window - 1.
+
+        Where all heads share one latent, its numbers are cached instead. A layer without attention keeps a mark of
+        2 B T numbers, by which the cache knows its length.
+        """
+        layers = DynamicCache(config=self.model.config).layers
+        for index, (width, layer) in enumerate(zip(layout.widths, layers, strict=True)):
+            window = getattr(layer, "sliding_window", None)
+            tokens = min(length, window - 1) if window else length
+            mark = 2.0 * batch * tokens * self.model.dtype.itemsize
+            with_layer = (("layers", index),)
+            yield Term("kv_cache", mark, units=with_layer)
+            if width.heads:
+                heads = f"layers.{index}.heads"
+                site = f"layers.{index}.kv_groups" if width.grouped else heads
+                yield Term("kv_cache", -mark, present=(heads,), units=with_layer)
+                if layout.latent:
+                    yield Term("kv_cache", mark / 2 * layout.latent, (), (heads,), with_layer)
+                else:
+                    yield Term("kv_cache", mark * layout.head_dim, (site,), (heads,), with_layer)

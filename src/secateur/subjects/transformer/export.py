@@ -1,0 +1,231 @@
+"""Other forms of a subject, each checked against its own output: ONNX, and DeciLM's `block_configs`."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from secateur.errors import NumericalError, UnsupportedError
+from secateur.formats import decilm, onnx_files
+from secateur.subjects.transformer import low_rank, saving
+from secateur.subjects.transformer.layout import Widths
+from secateur.subjects.transformer.subject import Transformer
+
+__all__ = ["to_decilm", "to_onnx"]
+
+
+class _Runnable(nn.Module):
+    """A subject's forward pass over two tensors, with named outputs."""
+
+    def __init__(self, subject: Transformer) -> None:
+        super().__init__()
+        self.model = subject.model
+        self.head = nn.ModuleList(subject.head)
+        self.output = subject.output
+        self.options = {"use_cache": False} if subject.kind == "decoder" else {}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """[B, S] twice -> the named outputs."""
+        result = self.model(input_ids=input_ids, attention_mask=attention_mask, **self.options)
+        if self.output == "logits":
+            return (result.logits,)
+        states = result.last_hidden_state
+        if self.output == "states":
+            return (states,)
+        features: dict[str, Any] = {"token_embeddings": states, "attention_mask": attention_mask}
+        for module in self.head:
+            features = module(features)
+        return states, features["sentence_embedding"]
+
+
+def to_onnx(subject: Transformer, folder: str | Path) -> Path:
+    """Write `model.onnx` into `folder`, with the tokenizer and config beside it; returns its path.
+
+    Inputs: input_ids, attention_mask, int64 [batch, sequence], both axes dynamic. Outputs: logits; or
+    last_hidden_state, and sentence_embedding where the subject is a sentence-transformers folder. Decoders are
+    exported without cache. The file is run under onnxruntime on inputs of other sizes than the traced ones, with
+    padding; `NumericalError` if any output is off by more than 1e-4 of its largest value.
+    """
+    onnx_files.need()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {
+        "logits": ["logits"],
+        "states": ["last_hidden_state"],
+        "embedding": ["last_hidden_state", "sentence_embedding"],
+    }[subject.output]
+    model = copy.deepcopy(subject.model).float().cpu().eval()
+    whole = subject._copy(model, subject.layer_index)
+    runnable = _Runnable(whole).eval()
+    example = whole.example(3, 11)
+    example["attention_mask"][1, 7:] = 0  # a mask of ones would be folded away
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    path = folder / "model.onnx"
+    onnx_files.write(
+        runnable,
+        path,
+        (example["input_ids"], example["attention_mask"]),
+        dynamic_shapes={"input_ids": axes, "attention_mask": axes},
+        input_names=["input_ids", "attention_mask"],
+        output_names=names,
+    )
+    _check_onnx(path, whole, runnable)
+    subject.model.config.save_pretrained(folder)
+    if subject.tokenizer is not None:
+        subject.tokenizer.save_pretrained(folder)
+    return path
+
+
+def _check_onnx(path: Path, subject: Transformer, runnable: nn.Module) -> None:
+    batches = []
+    for batch, length in ((1, 5), (4, 17)):
+        example = subject.example(batch, length)
+        example["attention_mask"][-1, length - 2 :] = 0
+        with torch.no_grad():
+            expected = runnable(example["input_ids"], example["attention_mask"])
+        # What stands at padded positions is never used, and runtimes fill masks differently.
+        real = example["attention_mask"].bool()
+        batches.append((example, [(one, real if one.shape[:2] == (batch, length) else ...) for one in expected]))
+    onnx_files.check(path, batches)
+
+
+def to_decilm(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
+    """Write a Llama-shaped model in the form of DeciLM and Nemotron-NAS; returns notes on what had to be padded.
+
+    Layers are described by `block_configs` (see `decilm/configuration_decilm.py`), which inference engines read;
+    the configuration and modelling files go along for transformers. The form knows one number of query heads and
+    whole groups: layers with fewer heads get zero heads, which changes no output but costs their size. The
+    result is loaded again by the files written and compared; `NumericalError` if its logits differ.
+    Raises `UnsupportedError` for other models, for layer 0 without attention (engines start the residual there),
+    and for biases where a sub-block is gone (a no-op has none).
+    """
+    folder = Path(folder)
+    if low_rank.of(subject.model):
+        raise UnsupportedError("DeciLM's form has no place for branches beside linears: export the model without them")
+    config, widths = subject.model.config, subject.widths()
+    _check_llama_shaped(subject, widths)
+    heads = max(width.heads for width in widths)
+    padded, state = [], {name: tensor.detach().clone() for name, tensor in subject.model.state_dict().items()}
+    targets = []
+    for index, width in enumerate(widths):
+        target = width
+        if width.heads and (width.heads < heads or heads % width.kv):
+            # The nearest count of groups that divides `heads` and has room for each group's own heads.
+            kv = next(k for k in range(width.kv, heads + 1) if heads % k == 0 and heads // k >= width.heads // width.kv)
+            target = Widths(heads, kv, width.neurons)
+            _pad(state, f"{subject.layers()[index]}.self_attn", width, target, subject.head_dim)
+            padded.append(index)
+        targets.append(target)
+    if config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    for name in ("configuration_decilm.py", "modeling_decilm.py"):
+        text = (Path(decilm.__file__).parent / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
+    _write_decilm_config(subject, targets, heads, folder)
+    if subject.tokenizer is not None:
+        subject.tokenizer.save_pretrained(folder)
+    if subject.model.generation_config is not None:
+        subject.model.generation_config.save_pretrained(folder)
+    _check_decilm(subject, folder)
+    if not padded:
+        return ()
+    return (
+        f"layers {', '.join(map(str, padded))} were padded to {heads} query heads, as DeciLM has one number of them",
+    )
+
+
+def _check_decilm(subject: Transformer, folder: Path) -> None:
+    """Load `folder` by the class of which it holds a copy, and compare the logits."""
+    from secateur.formats.decilm.modeling_decilm import DeciLMForCausalLM
+
+    example = subject.example(2, 9)
+    with saving.quiet(0):
+        model = DeciLMForCausalLM.from_pretrained(folder).eval().to(subject.model.device)
+    with torch.no_grad():
+        wanted = subject.forward(example).prediction
+        error = (model(**example).logits - wanted).abs().max().item()
+    if not error <= onnx_files.TOLERANCE * max(1.0, wanted.abs().max().item()):
+        raise NumericalError(f"the DeciLM export differs from the model by {error:.2g}: it is not usable")
+
+
+def _check_llama_shaped(subject: Transformer, widths: list[Widths]) -> None:
+    config, kind = subject.model.config, subject.family.model_type
+    if kind not in ("llama", "mistral") or subject.output != "logits" or not subject.model.can_generate():
+        raise UnsupportedError(
+            f"DeciLM is a Llama-shaped language model: it can't hold a {type(subject.model).__name__}"
+        )
+    if getattr(config, "sliding_window", None):
+        raise UnsupportedError(
+            "DeciLM has no sliding window: set sliding_window to null if the context is short enough"
+        )
+    if not widths[0].heads:
+        raise UnsupportedError("DeciLM needs the attention of layer 0: keep unit 0 of the attention site")
+    for bias, kept in (("attention_bias", [w.heads for w in widths]), ("mlp_bias", [w.neurons for w in widths])):
+        if getattr(config, bias, False) and not all(kept):
+            raise UnsupportedError(
+                f"layer {kept.index(0)} has lost a sub-block of a model with {bias}, which DeciLM can't say"
+            )
+
+
+def _pad(state: dict[str, Tensor], name: str, old: Widths, new: Widths, head_dim: int) -> None:
+    """Spread the query heads of each group over a wider group of zeros, in place; KV heads likewise."""
+    inside, wide = old.heads // old.kv, new.heads // new.kv
+    places = torch.tensor([(head // inside) * wide + head % inside for head in range(old.heads)])
+    for projection, count, index in (
+        ("q_proj", new.heads, places),
+        ("k_proj", new.kv, torch.arange(old.kv)),
+        ("v_proj", new.kv, torch.arange(old.kv)),
+        ("o_proj", new.heads, places),
+    ):
+        for leaf in ("weight", "bias"):
+            tensor = state.get(f"{name}.{projection}.{leaf}")
+            if tensor is None or (projection == "o_proj" and leaf == "bias"):
+                continue
+            rows = tensor.T if projection == "o_proj" else tensor
+            rows = rows.reshape(-1, head_dim, *rows.shape[1:])
+            padded = rows.new_zeros(count, *rows.shape[1:])
+            padded[index.to(rows.device)] = rows
+            padded = padded.flatten(0, 1)
+            state[f"{name}.{projection}.{leaf}"] = padded.T.contiguous() if projection == "o_proj" else padded
+
+
+def _write_decilm_config(subject: Transformer, widths: list[Widths], heads: int, folder: Path) -> None:
+    data = subject.model.config.to_dict()
+    for name in ("per_layer_config", "allow_global_per_layer_attribute_access", "layer_types", "sliding_window"):
+        data.pop(name, None)
+    hidden = subject.hidden_size
+    blocks = []
+    for width in widths:
+        group = heads // width.kv if width.heads else None
+        attention = {"n_heads_in_group": group, "no_op": not width.heads, "replace_with_linear": False}
+        ffn: dict[str, Any] = {"no_op": not width.neurons, "replace_with_linear": False}
+        if width.neurons:
+            ffn["intermediate_size"] = width.neurons
+            if width.neurons % 256 == 0:  # older readers know ffn_mult alone, which can say only these widths
+                ffn["ffn_mult"] = 1.5 * width.neurons / hidden
+        blocks.append({"attention": attention, "ffn": ffn})
+    data |= {
+        "model_type": "nemotron-nas",
+        "architectures": ["DeciLMForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_decilm.DeciLMConfig",
+            "AutoModelForCausalLM": "modeling_decilm.DeciLMForCausalLM",
+        },
+        "block_configs": blocks,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": subject.head_dim,
+        "intermediate_size": max(width.neurons for width in widths) or hidden,
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
+    }
+    (folder / "config.json").write_text(json.dumps(data, indent=2), encoding="utf-8")

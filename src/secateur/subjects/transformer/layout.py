@@ -1,0 +1,194 @@
+"""Where everything stands in one transformer: names, axes and widths, read from the family's table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from secateur.subjects.transformer.families import Axes, Block, Family
+
+__all__ = ["Layout", "Place", "Widths"]
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How many units a layer has; 0 heads: no attention, neither neurons nor experts: no FFN."""
+
+    heads: int
+    kv: int
+    neurons: int
+    experts: int = 0
+    expert_neurons: int = 0
+    """Of each expert."""
+    shared_neurons: int = 0
+    """Of the expert that every token passes."""
+
+    @property
+    def ffn(self) -> bool:
+        """Whether there is an FFN, plain or of experts."""
+        return bool(self.neurons or self.experts)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several query heads share a key/value head."""
+        return self.kv < self.heads
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor belongs: its layer, sub-block ("attention", "ffn" or ""), module and leaf, and its axes as stored.
+
+    axes is None for a tensor the family's table does not know.
+    """
+
+    layer: int | None
+    block: str
+    module: str
+    leaf: str
+    axes: Axes | None
+
+
+class Layout:
+    """The family's table applied to one model. A view: make a new one after the model has changed."""
+
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+        self.model, self.family = model, family
+        config = model.config
+        self.prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        self.hidden_size = int(config.hidden_size)
+        ropes = getattr(config, "rope_parameters", None) or {}
+        self.fixed_ratio = family.checks_ropes and "short_factor" in ropes
+        """The config class wants hidden_size / heads as they are: channels stay, other heads need a modelling file."""
+
+    @cached_property
+    def widths(self) -> list[Widths]:
+        """Heads, key/value heads and neurons of every layer that exists."""
+        result: list[Widths] = []
+        for config in self.model.config.per_layer_config:
+            skip = getattr(config, "skip", [])
+            heads = 0 if "attention" in skip else config.num_attention_heads
+            kv = 0 if "attention" in skip else getattr(config, "num_key_value_heads", None) or heads
+            neurons = getattr(config, self.family.neurons, None) or 4 * config.hidden_size
+            mixture = self._mixture(len(result))
+            result.append(Widths(heads, kv, 0 if "ffn" in skip or mixture[0] else neurons, *mixture))
+        return result
+
+    def _mixture(self, layer: int) -> tuple[int, int, int]:
+        """Experts, neurons of each, neurons of the shared one, as the layer's tensors have them."""
+        experts = self.family.experts
+        parts = dict(self.model.get_submodule(f"{self.prefix}{self.family.layers}.{layer}").named_modules())
+        if experts is None or experts.packed not in parts:
+            return 0, 0, 0
+        count, _, neurons = parts[experts.packed].down_proj.shape
+        shared = parts[f"{experts.shared}.gate_proj"].weight.shape[0] if experts.shared else 0
+        return int(count), int(neurons), int(shared)
+
+    @cached_property
+    def chosen(self) -> int:
+        """Experts that each token passes."""
+        return int(getattr(self.model.config, "num_experts_per_tok", None) or 0)
+
+    @cached_property
+    def expert_groups(self) -> int:
+        """Groups of experts of which a router first chooses some; 1 where it chooses among all."""
+        config = self.model.config
+        grouped = getattr(config, "topk_method", "group_limited_greedy") == "group_limited_greedy"
+        return int(getattr(config, "n_group", None) or 1) if grouped else 1
+
+    @cached_property
+    def fewest_experts(self) -> int:
+        """Experts that must stay in a layer: those of one token, or, in groups, what the chosen groups must hold."""
+        if self.family.experts is None:
+            return 0
+        among = int(getattr(self.model.config, "topk_group", None) or 1) if self.expert_groups > 1 else 1
+        return self.expert_groups * max(self.family.experts.least, -(-self.chosen // among))
+
+    @cached_property
+    def whole(self) -> dict[str, str]:
+        """Axis that stays whole -> why."""
+        reasons = dict(self.family.whole)
+        return ({"kv_groups": reasons["heads"]} if "heads" in reasons else {}) | reasons
+
+    @cached_property
+    def latent(self) -> int:
+        """Numbers that are cached per token where keys and values of all heads come from one latent; else 0."""
+        config = self.model.config
+        rank = getattr(config, "kv_lora_rank", None)
+        return int(rank + config.qk_rope_head_dim) if rank else 0
+
+    @cached_property
+    def attended(self) -> float:
+        """Numbers per head of a query and of a value, on average."""
+        config = self.model.config
+        return (config.qk_head_dim + config.v_head_dim) / 2 if self.latent else float(self.head_dim)
+
+    def layers(self) -> list[str]:
+        """Module paths of the layers."""
+        return [f"{self.prefix}{self.family.layers}.{index}" for index in range(len(self.widths))]
+
+    def norms(self) -> list[str]:
+        """Module paths of every norm over the residual channels."""
+        weights = (name for name, _ in self.model.named_parameters() if name.endswith(".weight"))
+        return [name.removesuffix(".weight") for name in weights if self.place(name).axes == ("channels",)]
+
+    def products(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight that is multiplied with, by name: of linears, routers and experts."""
+        for path, module in self.model.named_modules():
+            linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+            for leaf, parameter in module.named_parameters(recurse=False):
+                name = f"{path}.{leaf}"
+                if (linear and leaf == "weight") or "experts" in (self.place(name).axes or ()):
+                    yield name, parameter
+
+    def block(self, kind: str) -> Block | None:
+        """The sub-block of that kind ("attention" or "ffn")."""
+        return {"attention": self.family.attention, "ffn": self.family.ffn}.get(kind)
+
+    @cached_property
+    def _layer_tables(self) -> dict[str, dict[str, Axes]]:
+        tables: dict[str, dict[str, Axes]] = {"": dict(self.family.layer)}
+        for kind, block in (("attention", self.family.attention), ("ffn", self.family.ffn)):
+            norms: dict[str, Axes] = dict.fromkeys((*block.before, *block.after), ("channels",))
+            mixture = self.family.experts.tensors if self.family.experts and kind == "ffn" else {}
+            tables[kind] = {**block.tensors, **mixture, **norms}
+        return tables
+
+    def place(self, name: str) -> Place:
+        """Where a parameter or buffer belongs."""
+        family = self.family
+        inner = name.removeprefix(self.prefix)
+        module, _, leaf = inner.rpartition(".")
+        layer: int | None = None
+        tables: Mapping[str, Mapping[str, Axes]] = {"": family.shared}
+        if inner.startswith(f"{family.layers}."):
+            number, _, module = module.removeprefix(f"{family.layers}.").partition(".")
+            layer, tables = int(number), self._layer_tables
+        for kind, table in tables.items():
+            if f"{module}.{leaf}" in table:
+                return Place(layer, kind, module, leaf, table[f"{module}.{leaf}"])
+            if module in table:
+                axes = table[module]
+                if leaf == "bias":
+                    axes = axes[-1:] if family.conv1d and len(axes) == 2 else axes[:1]
+                return Place(layer, kind, module, leaf, axes)
+        return Place(layer, "", module, leaf, None)
+
+    def leaves_with_block(self, place: Place) -> bool:
+        """Whether a tensor leaves with its sub-block; the output bias stays, and a norm after it then stays too."""
+        block = self.block(place.block)
+        if block is None or place.layer is None:
+            return False
+        width = self.widths[place.layer]
+        if not (width.heads if place.block == "attention" else width.ffn):
+            return False  # what an earlier cut has left
+        if place.module == block.out:
+            return place.leaf != "bias"
+        if place.module in block.after:
+            out = self.model.base_model.get_submodule(f"{self.family.layers}.{place.layer}.{block.out}")
+            return out.bias is None
+        return True

@@ -1,0 +1,333 @@
+"""Open a checkpoint as a subject, and reload a result; every bad checkpoint is refused here, by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+
+from secateur._utils.finite import all_finite
+from secateur.errors import MissingExtraError, ModelError, UnsupportedError
+from secateur.formats import unpacking
+from secateur.subjects.transformer import low_rank, packing, saving
+from secateur.subjects.transformer.decoder import Decoder
+from secateur.subjects.transformer.encoder import Encoder
+from secateur.subjects.transformer.families import FAMILIES, Family, find
+from secateur.subjects.transformer.moe import Moe
+from secateur.subjects.transformer.streamed import Streamed, stored
+from secateur.subjects.transformer.subject import Stored, Transformer
+
+__all__ = ["load", "open_streamed", "open_subject"]
+
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
+_LEFT = ["onnx/*", "openvino/*", "consolidated*"]
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_TASKS = ("CausalLM", "LMHeadModel", "MaskedLM", "Classification", "SentencePrediction")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+
+
+def open_subject(
+    source: str | Path | PreTrainedModel,
+    *,
+    tokenizer: Any = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | str | None = None,
+    quantised: bool = False,
+) -> Transformer:
+    """The model at `source` as something to prune.
+
+    source: a folder (plain, sentence-transformers, or an earlier result), a Hub id, or a model in memory (which is
+    not copied; cuts copy). dtype: of the weights; as stored if None. Raises `ModelError` for a checkpoint that is
+    missing, damaged, pickled, or holds NaN or infinity, `UnsupportedError` for an architecture secateur doesn't know
+    and for a task whose model does not give one tensor of logits (question answering, pre-training, multiple choice).
+
+    Quantised weights can't be pruned and are refused, unless the model is to be measured only: `quantised`.
+    """
+    if isinstance(source, PreTrainedModel):
+        family = _family(getattr(source.config, "model_type", "?"), type(source).__name__)
+        _check_finite(source)
+        return _subject(source, family, tokenizer, None, [])
+    folder = _local(source)
+    root, modules = _layout(folder)
+    _check_folder(root, trust_remote_code)
+    model, family = _read(root, trust_remote_code, dtype, "dense" if quantised else "refused")
+    head = [_module(entry, folder) for entry in modules]
+    _check_finite(model, *head)
+    subject = _subject(model, family, tokenizer or _tokenizer(root), folder, head)
+    method = saving.read_json(root / "config.json").get("quantization_config")
+    if method is not None:
+        stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
+        subject.stored = Stored(_bits(method), float(stored))
+    low_rank.restore(subject.model, root / low_rank.FOLDER)
+    return subject
+
+
+def open_streamed(source: str | Path, *, tokenizer: Any = None) -> Streamed:
+    """The causal language model at `source`, a folder or a Hub id, left on the disk: blocks are read one at a time.
+
+    Raises as `open_subject` does, and `UnsupportedError` for encoders, models with layers of their own widths, and
+    models with weights in eight bits or fewer.
+    """
+    folder = _local(source)
+    root, modules = _layout(folder)
+    _check_folder(root, trust_remote_code=False)
+    config, family, named = _config(root, trust_remote_code=False)
+    _refuse_quantised(root, config)
+    if packing.is_packed(config.to_dict()):
+        raise UnsupportedError(
+            f"{source} holds packed weights, which can't be streamed: open it whole and save it again"
+        )
+    model = saving.architecture(named, config, family)
+    if family.kind != "decoder" or modules or not model.can_generate():
+        raise UnsupportedError(f"{source} is no causal language model: only those can be streamed from the disk")
+    if config.is_heterogeneous:
+        raise UnsupportedError(f"{source} has layers of their own widths, which can't be streamed yet: open it whole")
+    if low_rank.there(root / low_rank.FOLDER):
+        raise UnsupportedError(f"{source} has branches in {low_rank.FOLDER}/, which can't be streamed: open it whole")
+    return Streamed(root, model, config, family, tokenizer or _tokenizer(root))
+
+
+def load(path: str | Path) -> PreTrainedModel:
+    """A saved model, plain or heterogeneous, without running code from its folder."""
+    root, _ = _layout(_local(path))
+    _check_folder(root, trust_remote_code=False)
+    model = _read(root, False, None, "as stored")[0]
+    low_rank.restore(model, root / low_rank.FOLDER)
+    return model
+
+
+def _tokenizer(root: Path) -> Any:
+    """The tokenizer that lies beside the weights; None where there is none."""
+    if not any((root / name).is_file() for name in _TOKENIZERS):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(root)
+    except Exception as error:
+        raise ModelError(f"the tokenizer of {root} can't be read ({_line(error)})") from error
+
+
+def _subject(
+    model: PreTrainedModel, family: Family, tokenizer: Any, folder: Path | None, head: list[nn.Module]
+) -> Transformer:
+    name = type(model).__name__
+    if model.base_model is not model and not name.endswith(_TASKS):
+        raise UnsupportedError(
+            f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
+            "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"
+        )
+    kind = Encoder if family.kind == "encoder" else Moe if family.experts else Decoder
+    return kind(model, family, tokenizer=tokenizer, folder=folder, head=head)
+
+
+def _family(model_type: str, place: str) -> Family:
+    family = find(model_type)
+    if family is None:
+        hint = "; of gemma3, open the text model" if model_type == "gemma3" else ""
+        raise UnsupportedError(
+            f"{place} is of the architecture {model_type!r}, which secateur can't prune: "
+            f"it knows {', '.join(sorted(FAMILIES))}{hint}"
+        )
+    return family
+
+
+def _local(source: str | Path) -> Path:
+    """The folder at `source`, which a Hub id is fetched into; never its pickles or code."""
+    folder, name = Path(source).expanduser(), str(source).strip()
+    if folder.is_dir() and name:
+        return folder
+    if folder.is_file():
+        raise ModelError(f"{source} is a file: give the folder that holds config.json and model.safetensors")
+    looks_local = not name or name.startswith((".", "/", "~", "\\")) or name.count("/") > 1
+    if looks_local or (folder.parent != Path(".") and folder.parent.exists()):
+        raise ModelError(
+            f"no model at {str(source)!r}: expected a folder with config.json and model.safetensors, or a Hub id"
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_LEFT))
+    except Exception as error:
+        raise ModelError(f"{name!r} is no folder here, and the Hub gave no model ({_line(error)})") from error
+
+
+def _layout(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """Where the transformer stands, and the sentence-transformers modules after it."""
+    if not (folder / "modules.json").is_file():
+        return folder, []
+    modules = saving.read_json(folder / "modules.json")
+    if not (isinstance(modules, list) and modules and all(isinstance(entry, dict) for entry in modules)):
+        raise ModelError(f"{folder / 'modules.json'} is damaged: it lists no modules")
+    return folder / (modules[0].get("path") or ""), modules[1:]
+
+
+def _check_folder(folder: Path, trust_remote_code: bool) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is no model folder: it has no config.json")
+    data = saving.read_json(folder / "config.json")
+    if not isinstance(data, dict) or "model_type" not in data:
+        raise ModelError(f"{folder / 'config.json'} is damaged: it names no model_type")
+    own = "per_layer_config" in data or packing.is_packed(data)  # code of ours, which is not run but done again here
+    if "auto_map" in data and not own and not trust_remote_code:
+        raise ModelError(
+            f"{folder} carries modelling code of its own, which is not run unasked: "
+            "pass trust_remote_code=True if you trust it"
+        )
+    _family(data["model_type"], str(folder))
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
+        if pickles:
+            raise ModelError(
+                f"{folder} has its weights only as a pickle ({pickles[0]}), which is never opened: "
+                "save the model again as safetensors"
+            )
+        raise ModelError(f"{folder} has no weights: expected model.safetensors (pickles are never opened)")
+    for path in files:
+        _check_safetensors(path)
+    stored(folder)  # transformers follows an index out of the folder
+
+
+def _check_safetensors(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as opened:
+            opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged or truncated ({_line(error)}): fetch it again") from error
+
+
+def _config(place: Path, trust_remote_code: bool) -> tuple[Any, Family, type[PreTrainedModel]]:
+    """The configuration at `place`, its family, and transformers' class for it."""
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"{place / 'config.json'} can't be used ({_line(error)})") from error
+    family = _family(config.model_type, str(place))
+    named = next((saving.original(name) for name in (config.architectures or []) if saving.original(name)), None)
+    if named is None:
+        automatic = AutoModel if family.kind == "encoder" else AutoModelForCausalLM
+        named = automatic._model_mapping[type(config)]
+    return config, family, named
+
+
+def _read(
+    place: Path,
+    trust_remote_code: bool,
+    dtype: torch.dtype | str | None,
+    quantised: Literal["refused", "dense", "as stored"],
+) -> tuple[PreTrainedModel, Family]:
+    """The model; quantised weights are refused, kept as they are stored, or made dense where a library packs them."""
+    config, family, named = _config(place, trust_remote_code)
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if quantised == "refused":
+        _refuse_quantised(place, config)
+    else:
+        _ready(place, config, dense=quantised == "dense")
+    source: Path | None = place
+    try:
+        if packing.is_packed(config.to_dict()):
+            config, source = unpacking.plain(config), None
+            options["state_dict"] = dict(unpacking.tensors(place))
+        kind = saving.architecture(named, config, family)
+        with saving.quiet(sum(path.stat().st_size for path in place.glob("*.safetensors"))):
+            model, report = kind.from_pretrained(
+                source, config=config, use_safetensors=True, output_loading_info=True, **options
+            )
+    except Exception as error:
+        raise ModelError(f"the weights of {place} can't be loaded as {named.__name__} ({_line(error)})") from error
+    if source is None and model.can_generate() and (place / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(place)
+    missing = set(report["missing_keys"])
+    unpooled = {name for name in missing if name.startswith("pooler.")}  # of a base model, whose states don't need it
+    if unpooled:
+        model.pooler = None
+        missing -= unpooled
+    if missing:
+        raise ModelError(
+            f"the weights of {place} lack {min(missing)} ({len(missing)} tensors are missing): fetch them again"
+        )
+    return model.eval(), family
+
+
+def _refuse_quantised(place: Path, config: Any) -> None:
+    method = getattr(config, "quantization_config", None)
+    if method is not None:
+        raise ModelError(
+            f"the weights of {place} are already quantised ({_method(method)}): give the model as it was before, with "
+            "weights in floating point"
+        )
+    # Integers without a word in the configuration would be taken for weights as they stand, without their scales.
+    for key, path in stored(place).items():
+        with safe_open(path, framework="pt") as opened:
+            kind = opened.get_slice(key).get_dtype() if key.endswith(".weight") else "F32"
+        if kind not in _FLOATS:
+            raise ModelError(f"{key} is stored as {kind}: give the model as it was before it was quantised")
+
+
+def _ready(place: Path, config: Any, *, dense: bool) -> None:
+    """Whether the library of quantised weights is there; if `dense`, packed ones will be unpacked at once."""
+    method = getattr(config, "quantization_config", None)
+    if method is None:
+        return
+    for name in ("torchao", "compressed-tensors"):
+        if _method(method) == name and importlib.util.find_spec(name.replace("-", "_")) is None:
+            raise MissingExtraError(f"the weights of {place} need {name}: pip install 'secateur[quantise]'")
+    if dense and _method(method) == "compressed-tensors":
+        config.quantization_config = {**method, "dequantize": True}
+
+
+def _method(config: Any) -> str:
+    found = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", "")
+    return str(getattr(found, "value", found))
+
+
+def _bits(config: Any) -> int:
+    """Bits of each weight by what a config.json says of its quantisation; 8 where it does not say."""
+    found = re.search(r"int(\d)_?weight|\"num_bits\": (\d)|\"int(\d)\"", json.dumps(config).lower())
+    return int(next(filter(None, found.groups()))) if found else 8
+
+
+def _check_finite(*modules: nn.Module) -> None:
+    for name, parameter in (pair for module in modules for pair in module.named_parameters()):
+        if type(parameter).__module__.startswith("torchao"):
+            continue  # integers
+        if parameter.is_floating_point() and not all_finite(parameter):
+            raise ModelError(f"{name} holds NaN or infinity: this checkpoint is broken, use an intact one")
+
+
+def _module(entry: dict[str, Any], folder: Path) -> nn.Module:
+    """A sentence-transformers module after the transformer."""
+    kind = entry["type"]
+    if not kind.startswith("sentence_transformers."):
+        raise ModelError(f"modules.json names {kind}, which is code outside sentence-transformers and is not run")
+    try:
+        importlib.import_module("sentence_transformers")
+    except ImportError as error:
+        raise MissingExtraError("this is a sentence-transformers folder: pip install 'secateur[embed]'") from error
+    from sentence_transformers.util import import_from_string
+
+    try:
+        module: nn.Module = import_from_string(kind).load(str(folder), subfolder=entry["path"])
+    except Exception as error:
+        raise ModelError(f"the module {kind} of {folder} can't be loaded ({_line(error)})") from error
+    return module.eval()
+
+
+def _line(error: BaseException) -> str:
+    """An outside error on one line."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200]

@@ -1,0 +1,176 @@
+"""How a result is written and rebuilt: plain where a plain config can say it, else with a modelling file."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import pprint
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from secateur.errors import ModelError
+from secateur.formats import reload
+from secateur.subjects.transformer import low_rank
+from secateur.subjects.transformer.families import Family
+
+if TYPE_CHECKING:
+    from secateur.subjects.transformer.subject import Transformer
+
+__all__ = ["architecture", "classes", "mark", "module", "original", "quiet", "read_json", "save", "source"]
+
+_MODULE = "modeling_secateur"
+_PREFIX = "Secateur"
+_AUTO = (
+    "AutoModel",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering",
+)
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
+
+# transformers' own validator reads every value of a heterogeneous config, and then warns of it.
+logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(
+    lambda record: not record.getMessage().startswith("Reading global config value")
+)
+
+_LONG = 2 * 2**30
+"""Bytes of weights that take long enough to load or write for a bar."""
+
+
+@contextmanager
+def quiet(size: int) -> Iterator[None]:
+    """Without transformers' progress bars, unless `size` bytes take a while and somebody looks."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    if shown and not (size > _LONG and sys.stderr.isatty()):
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+_resized: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
+
+
+def architecture(model: type[PreTrainedModel], config: Any, family: Family) -> type[PreTrainedModel]:
+    """The class that builds `config`: transformers' own, or its `Resized` form where layers differ."""
+    plain = next(base for base in model.__mro__ if base.__module__.startswith("transformers.models."))
+    if not config.is_heterogeneous:
+        return plain
+    if plain not in _resized:
+        name = _PREFIX + plain.__name__
+        body = {"family": family.plain(), "__module__": reload.__name__, "__doc__": f"{plain.__name__}, resized."}
+        _resized[plain] = type(name, (reload.Resized, plain), body)
+        setattr(reload, name, _resized[plain])  # where pickling by name looks for it
+    return _resized[plain]
+
+
+def original(name: str) -> type[PreTrainedModel] | None:
+    """transformers' class of an architecture's name as written by us or by transformers."""
+    return getattr(transformers, name.removeprefix(_PREFIX), None)
+
+
+def classes(config: PreTrainedConfig) -> dict[str, type[PreTrainedModel]]:
+    """Auto class -> transformers' class for this config, where there is one."""
+    found = {}
+    for auto in _AUTO:
+        model = getattr(transformers, auto)._model_mapping.get(type(config), None)
+        if model is not None:
+            found[auto] = model[0] if isinstance(model, (list, tuple)) else model
+    return found
+
+
+def mark(config: Any) -> Any:
+    """`config` naming the modelling file that has to travel with it."""
+    config.auto_map = {auto: f"{_MODULE}.{_PREFIX}{model.__name__}" for auto, model in classes(config).items()}
+    return config
+
+
+def source(config: PreTrainedConfig, family: Family) -> str:
+    """The modelling file: `reload.py`, the family's table, and one class per task."""
+    models = {model.__name__: model for model in classes(config).values()}
+    parts = [
+        "# Written by secateur beside a pruned model; licensed under Apache-2.0.\n"
+        + inspect.getsource(reload).rstrip(),
+        "FAMILY = " + pprint.pformat(family.plain(), width=110, sort_dicts=False),
+    ]
+    parts += [
+        f"from transformers import {name}  # noqa: E402\n\n\n"
+        f"class {_PREFIX}{name}(Resized, {name}):\n"
+        f'    """{name} with layers of their own widths."""\n\n    family = FAMILY'
+        for name in sorted(models)
+    ]
+    return "\n\n\n".join(parts) + "\n"
+
+
+def module(config: Any, family: Family, folder: Path) -> None:
+    """Write the modelling file into `folder`, where layers differ so that the weights need one."""
+    if config.is_heterogeneous:
+        (folder / f"{_MODULE}.py").write_text(source(config, family), encoding="utf-8")
+
+
+def save(subject: Transformer, folder: Path, card: str | None = None, state: dict[str, Any] | None = None) -> None:
+    """Write model, tokenizer, generation config, licence, model card and sentence-transformers modules.
+
+    Everything lands in `folder`, which is made if need be. Weights are safetensors. The transformer stands at the
+    folder's root, whatever the original's layout was, so that `from_pretrained(folder)` works. Branches beside its
+    linears lie in a folder of their own (`sides`). `state` takes the place of the model's own tensors.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model, config = subject.model, subject.model.config
+    recorded = getattr(config, "secateur", None) or {}
+    if list(subject.layer_index) != list(range(config.num_hidden_layers)):
+        config.secateur = recorded | {"layer_index": list(subject.layer_index)}
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    with quiet(size), low_rank.without(model) as branches:
+        model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
+    low_rank.save(branches, folder / low_rank.FOLDER, conv1d=subject.family.conv1d)
+    module(config, subject.family, folder)
+    if subject.tokenizer is not None:
+        subject.tokenizer.save_pretrained(folder)
+    if subject.folder is not None and subject.folder.is_dir():
+        for pattern in _LICENCES:
+            for path in subject.folder.glob(pattern):
+                if path.is_file() and path.resolve().parent != folder.resolve():
+                    shutil.copyfile(path, folder / path.name)
+    if subject.head:
+        _save_modules(subject, folder)
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _save_modules(subject: Transformer, folder: Path) -> None:
+    """The sentence-transformers layout: modules.json and one folder per module."""
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    for index, module in enumerate(subject.head, start=1):
+        kind: Any = type(module)
+        path = f"{index}_{kind.__name__}"
+        (folder / path).mkdir(exist_ok=True)
+        kind.save(module, str(folder / path))
+        public = f"sentence_transformers.models.{kind.__name__}"
+        modules.append({"idx": index, "name": str(index), "path": path, "type": public})
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
+    for name in ("config_sentence_transformers.json", "sentence_bert_config.json"):
+        origin = subject.folder / name if subject.folder is not None else None
+        if origin is not None and origin.is_file() and origin.resolve() != (folder / name).resolve():
+            shutil.copyfile(origin, folder / name)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a checkpoint; `ModelError` when it can't be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} is damaged ({error}): fetch the model again") from error

@@ -1,0 +1,510 @@
+"""A transformer as a subject: what could go in it, and how it goes.
+
+Everything is derived from the family's table (`families.py`): each weight is a product of axes, each axis a sum of
+parts, each part counted by one site. Cutting builds the new config, slices the state dict, and instantiates the
+result by the very code that reloads it, so that a saved result equals the one in memory by construction.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from secateur.errors import InputError, UnsupportedError
+from secateur.subjects.transformer import costs, cutting, low_rank, saving
+from secateur.subjects.transformer.families import Block, Family
+from secateur.subjects.transformer.layout import Layout, Widths
+from secateur.vocabulary import Cut, Selection, Term, Units
+
+__all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer", "positions"]
+
+AXES = (
+    "layers",
+    "attention",
+    "ffn",
+    "heads",
+    "kv_groups",
+    "neurons",
+    "experts",
+    "expert_neurons",
+    "shared_neurons",
+    "channels",
+)
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """The linear whose input columns are a site's units: unit u is columns [u*block, (u+1)*block)."""
+
+    module: str
+    """Path relative to `subject.model`."""
+    block: int
+    conv1d: bool
+    """The weight is stored [in, out], so that columns are rows of the stored tensor (GPT-2)."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Quantised weights, as they stand in their files: bits of each weight, and bytes of all."""
+
+    bits: int
+    bytes: float
+
+
+@dataclass
+class Output:
+    """What one forward pass gives.
+
+    prediction: logits [B, S, V] or [B, C], a sentence embedding [B, d], or the last hidden state [B, S, d].
+    causal: the prediction is logits [B, S, V] of the token after each position.
+    hidden: the embedding output and then the output of every layer that exists, before any final norm, [B, S, d]
+    each; empty unless asked for.
+    head: where the language-model head was left out, the head; the prediction then is what would go into it, [B, S, d].
+    softcap: the logits are ``c tanh(head(x) / c)`` with this c (Gemma 2); None for the plain ones.
+    """
+
+    prediction: Tensor
+    hidden: tuple[Tensor, ...] = ()
+    causal: bool = False
+    head: nn.Module | None = None
+    softcap: float | None = None
+
+
+class Transformer:
+    """A transformers model with what belongs to it, as something to prune. Use `open_subject` to make one."""
+
+    kind: Literal["encoder", "decoder"]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        *,
+        tokenizer: Any = None,
+        folder: Path | None = None,
+        head: list[nn.Module] | None = None,
+    ) -> None:
+        self.model = model
+        self.family = family
+        self.tokenizer = tokenizer
+        self.folder = folder
+        self.head: list[nn.Module] = head or []
+        self.stored: Stored | None = None  # of a quantised model, which can be measured only
+        recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
+        self.layer_index: tuple[int, ...] = tuple(recorded or range(model.config.num_hidden_layers))
+        self.output: Literal["logits", "embedding", "states"] = (
+            "embedding" if self.head else "states" if model.base_model is model else "logits"
+        )
+        for name, _ in model.named_parameters():
+            place = self.layout.place(name)
+            if place.layer is not None and place.axes is None:
+                raise UnsupportedError(
+                    f"{name} is no part of a plain {family.model_type} layer, so it can't be cut with it: "
+                    "merge adapters and drop cross-attention first"
+                )
+
+    # ------------------------------------------------------------------------------------------- structure
+
+    @property
+    def layout(self) -> Layout:
+        """Where everything stands in the model as it is now."""
+        return Layout(self.model, self.family)
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers per attention head."""
+        return self.layout.head_dim
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is a language model of the next token; a masked one, a classifier and a base model are not."""
+        return self.output == "logits" and self.model.can_generate()
+
+    @property
+    def hidden_size(self) -> int:
+        """Residual channels."""
+        return self.layout.hidden_size
+
+    def widths(self) -> list[Widths]:
+        """Heads, key/value heads and neurons of every layer that exists."""
+        return self.layout.widths
+
+    def layers(self) -> list[str]:
+        """Module paths of the layers."""
+        return self.layout.layers()
+
+    def norms(self) -> list[str]:
+        """Module paths of every norm over the residual channels."""
+        return self.layout.norms()
+
+    def consumers(self) -> dict[str, Consumer]:
+        """Site name -> the linear whose input columns are the site's units."""
+        result = {}
+        layout, conv1d = self.layout, self.family.conv1d
+        for index, (path, width) in enumerate(zip(layout.layers(), layout.widths, strict=True)):
+            out = f"{path}.{self.family.attention.out}"
+            if width.heads:
+                result[f"layers.{index}.heads"] = Consumer(out, layout.head_dim, conv1d)
+            if width.grouped:
+                block = layout.head_dim * width.heads // width.kv
+                result[f"layers.{index}.kv_groups"] = Consumer(out, block, conv1d)
+            if width.neurons:
+                result[f"layers.{index}.neurons"] = Consumer(f"{path}.{self.family.ffn.out}", 1, conv1d)
+            if width.shared_neurons and self.family.experts:
+                out = f"{path}.{self.family.experts.shared}.down_proj"
+                result[f"layers.{index}.shared_neurons"] = Consumer(out, 1, conv1d)
+        return result
+
+    def head_slices(self, layer: int) -> Iterator[tuple[str, int, int, int]]:
+        """Where each whole set of heads stands in the input projections of `layer`: parameter, dim, start, length.
+
+        Query heads; keys and values too where every query head has its own.
+        """
+        layout = self.layout
+        width = layout.widths[layer]
+        for name, _ in self.model.named_parameters():
+            place = layout.place(name)
+            if place.layer != layer or place.block != "attention" or place.module == self.family.attention.out:
+                continue
+            for dim, axis in enumerate(place.axes or ()):
+                start = 0
+                for part in axis.split("+"):
+                    if not part.endswith("*"):
+                        continue
+                    length = layout.head_dim * (width.heads if part == "heads*" else width.kv)
+                    if part == "heads*" or not width.grouped:
+                        yield name, dim, start, length
+                    start += length
+
+    # ----------------------------------------------------------------------------------------------- units
+
+    def units(self, *axes: str, multiple: int = 8, batch: int = 1, length: int = 128) -> Units:
+        """What could go, on these axes (all if none is named), with exact costs as polynomials of kept counts.
+
+        Measures: params; bytes (weights as saved); flops (one forward pass of `batch` x `length` tokens, as
+        `torch.utils.flop_counter` counts: 2 per multiply-add of the matrix products, attention as two full
+        [length, length] products per head without a discount for causality or sliding windows); kv_cache
+        (decoders: bytes of keys and values after `length` tokens); memory = bytes + kv_cache; with experts also
+        active_params, those which one token passes.
+        `multiple` rounds neurons and channels. Raises `UnsupportedError` for an axis that isn't there.
+        """
+        layout = self.layout
+        sites = costs.sites(layout, multiple)
+        kinds = {site.kind for site in sites.values()}
+        for axis in axes:
+            if axis not in kinds:
+                there = ", ".join(name for name in AXES if name in kinds - set(layout.whole))
+                raise UnsupportedError(f"axis {axis!r} is not one of this {self.family.model_type} model's: {there}")
+            if axis in layout.whole:
+                why = layout.whole[axis]
+                raise UnsupportedError(f"axis {axis!r} of this {self.family.model_type} model can't be cut: {why}")
+        terms, base = costs.terms(layout, batch, length, self._cache(layout, batch, length))
+        whole = Units(sites, terms, base)
+        return whole.only(*axes) if axes else whole
+
+    def flops_per_token(self, length: int = 128) -> float:
+        """FLOPs of a forward pass over one sequence of `length` tokens, divided by `length`.
+
+        What training takes per token is `measure.size.training_flops` of the student's and the teacher's.
+        """
+        return self.units(length=length).cost()["flops"] / length
+
+    def _cache(self, layout: Layout, batch: int, length: int) -> Iterable[Term]:
+        """Terms of what generation caches: nothing here."""
+        return ()
+
+    # ------------------------------------------------------------------------------------------------- cut
+
+    def cut(self, selection: Selection, *, norm_correction: bool = True) -> tuple[Transformer, Cut]:
+        """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
+
+        Heads, KV groups, neurons, sub-blocks and layers: exactly equal to silencing them. Channels of RMSNorm
+        models: exact with `norm_correction`, for with d of D channels kept, zero channels make
+        RMS_D(x) = RMS_d(x) sqrt(d/D), so weights grow by sqrt(D/d) and epsilon by D/d. LayerNorm subtracts a mean
+        as well, for which no such factor exists: there, norms simply run over the kept channels.
+        The widths are those of the selection; odd ones are named in the notes. Raises `InputError` for a selection
+        that doesn't fit or leaves nothing, `UnsupportedError` for one this model can't take.
+        """
+        layout = self.layout
+        sites = costs.sites(layout)
+        keep = cutting.resolve(selection, sites)
+        kept = cutting.kept(layout, keep)
+        removed = {name: (int((~stays).sum()), sites[name].count) for name, stays in keep.items() if not stays.all()}
+        before = self._count()
+        if not removed:
+            return self.copy(), Cut({}, before, before)
+        self._check_sides()
+        widths, channels = kept.widths(), layout.hidden_size if kept.channels is None else len(kept.channels)
+        layer_index = [self.layer_index[index] for index in kept.layers]
+        notes = _odd_widths(layout, widths, channels)
+        if kept.channels is not None:
+            notes += self._check_channels(layout)
+        state = cutting.sliced(layout, kept)
+        config = cutting.new_config(layout, widths, channels, kept.layers, layer_index)
+        if kept.channels is not None and norm_correction:
+            notes += cutting.correct_norms(layout, state, config, channels)
+        cutting.fold_layer_scale(layout, state, config, kept.layers)
+        result = self._copy(cutting.build(layout, config, state), tuple(layer_index))
+        result._resize_head(channels)
+        return result, Cut(removed, before, result._count(), tuple(notes))
+
+    def silence(self, selection: Selection) -> Transformer:
+        """The same shapes with the units that go set to zero: the reference which a cut must equal.
+
+        Layers that go are bypassed. Where channels go, LayerNorms run over the kept channels (see `cut`);
+        RMSNorms need no help.
+        """
+        self._check_sides()
+        layout = self.layout
+        kept = cutting.kept(layout, cutting.resolve(selection, costs.sites(layout)))
+        if kept.channels is not None:
+            self._check_channels(layout)
+        return self._copy(cutting.silenced(layout, kept), self.layer_index)
+
+    def copy(self) -> Transformer:
+        """The same subject with weights of its own."""
+        return self._copy(copy.deepcopy(self.model), self.layer_index)
+
+    @contextmanager
+    def resident(self, *paths: str) -> Iterator[None]:
+        """For `blocks.visit`: all weights are in memory as it is."""
+        yield
+
+    def store(self, path: str, file: Path) -> None:
+        """Write the block at `path` to `file`: whole, or not at all."""
+        state = {name: tensor.contiguous() for name, tensor in self.model.get_submodule(path).state_dict().items()}
+        aside = file.with_name(f".tmp-{file.name}")
+        save_file(state, aside)
+        aside.replace(file)
+
+    def recall(self, path: str, file: Path) -> None:
+        """Take the block at `path` from a `file` that `store` wrote."""
+        self.model.get_submodule(path).load_state_dict(load_file(file))
+
+    def _copy(self, model: PreTrainedModel, layer_index: tuple[int, ...]) -> Transformer:
+        result = copy.copy(self)
+        result.model, result.layer_index, result.head = model, layer_index, copy.deepcopy(self.head)
+        return result
+
+    def _count(self) -> dict[str, float]:
+        parameters = [p for module in (self.model, *self.head) for p in module.parameters()]
+        return {
+            "params": float(sum(p.numel() for p in parameters)),
+            "bytes": float(sum(p.numel() * p.element_size() for p in parameters)),
+        }
+
+    def _check_sides(self) -> None:
+        beside = low_rank.of(self.model)
+        if beside:
+            raise UnsupportedError(
+                f"{next(iter(beside))} has a branch beside it, so nothing can be cut: cut the original, or open the "
+                f"model without its folder {low_rank.FOLDER}/"
+            )
+
+    def _check_channels(self, layout: Layout) -> list[str]:
+        """Refuse a channels cut which the config can't say or would miss a tensor; note what it can't make exact."""
+        if layout.fixed_ratio:
+            raise UnsupportedError(
+                f"channels can't be cut: the long-context rope factors of this {self.family.model_type} model are "
+                "checked against hidden_size / heads, which must stay; cut heads, neurons or layers"
+            )
+        for name, tensor in self.model.named_parameters():
+            if layout.place(name).axes is None and layout.hidden_size in tensor.shape:
+                raise UnsupportedError(
+                    f"channels can't be cut: {name} {tuple(tensor.shape)} has an axis of hidden_size "
+                    f"{layout.hidden_size} but is unknown in {self.family.model_type}"
+                )
+        for module in self.head:
+            if any(True for _ in module.parameters()):
+                raise UnsupportedError(
+                    f"channels can't be cut: the sentence-transformers module {type(module).__name__} has weights "
+                    "of its own on the embedding"
+                )
+        if cutting.layer_norms(layout):
+            return ["LayerNorm has no exact correction for fewer channels: norms now run over the kept ones"]
+        return []
+
+    def _resize_head(self, channels: int) -> None:
+        for module in self.head:
+            if "embedding_dimension" in module.__dict__:  # of a pooling
+                module.__dict__["embedding_dimension"] = channels
+
+    # ------------------------------------------------------------------------------------------------- run
+
+    def forward(self, batch: Mapping[str, Tensor], *, hidden: bool = False, head: bool = True) -> Output:
+        """Run the model on a batch with `input_ids` and `attention_mask` [B, S]; other keys are left aside.
+
+        Without `head`, a causal model stops before its language-model head, for losses that are fused with it; one that
+        is sharded runs as a whole all the same, since its shards are gathered by its own forward pass.
+        """
+        accepted = inspect.signature(self.model.forward).parameters
+        device = self.model.device
+        inputs = {name: batch[name].to(device) for name in _INPUTS if name in batch and name in accepted}
+        if "use_cache" in accepted:
+            inputs["use_cache"] = False  # type: ignore[assignment]
+        states: list[Tensor] = []
+        hooks = []
+        if hidden:
+            layers = [self.model.get_submodule(path) for path in self.layers()]
+            hooks.append(
+                layers[0].register_forward_pre_hook(
+                    lambda _, args, kw: states.append(_states(args, kw)), with_kwargs=True
+                )
+            )
+            hooks += [
+                layer.register_forward_hook(
+                    lambda _, args, out: states.append(out[0] if isinstance(out, tuple) else out)
+                )
+                for layer in layers
+            ]
+        last = None if head or not self.causal else self.model.get_output_embeddings()
+        if last is not None and any(isinstance(parameter, DTensor) for parameter in last.parameters()):
+            last = None
+        try:
+            result = self.model(**inputs) if last is None else self.model.base_model(**inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if last is None:
+            return Output(self._prediction(result, batch), tuple(states), self.causal)
+        softcap = getattr(self.model.config, "final_logit_softcapping", None)
+        return Output(result.last_hidden_state, tuple(states), True, last, softcap)
+
+    def _prediction(self, result: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        if self.output == "logits":
+            logits: Tensor = result.logits
+            return logits
+        states: Tensor = result.last_hidden_state
+        if self.output == "states":
+            return states
+        mask = batch.get("attention_mask", torch.ones(states.shape[:2], dtype=torch.long)).to(states.device)
+        features: dict[str, Any] = {"token_embeddings": states, "attention_mask": mask}
+        for module in self.head:
+            features = module(features)
+        embedding: Tensor = features["sentence_embedding"]
+        return embedding
+
+    def example(self, batch: int, length: int) -> dict[str, Tensor]:
+        """A valid random input of `batch` sequences of `length` tokens, without padding."""
+        vocabulary, pad = self.model.config.vocab_size, getattr(self.model.config, "pad_token_id", None)
+        tokens = torch.randint(0, vocabulary, (batch, length))
+        if pad is not None:
+            tokens[tokens == pad] = (pad + 1) % vocabulary
+        data = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        return {name: tensor.to(self.model.device) for name, tensor in data.items()}
+
+    def probe(
+        self,
+        kind: Literal["heads", "kv_groups", "neurons"],
+        kept: int,
+        batch: int,
+        length: int,
+    ) -> Callable[[], Any]:
+        """A callable that runs one attention or FFN sub-block with `kept` units where the model is, for latency tables.
+
+        It has random weights and input [batch, length, hidden_size]. Norms that serve the sub-block alone, and
+        the residual sum, are part of it; the LayerNorm of a post-norm layer stays when the sub-block goes, so it is
+        not. With 0 units it does nothing.
+        """
+        first = next((width for width in self.widths() if width.heads and width.ffn), None)
+        if first is None:
+            raise UnsupportedError("no layer has both its attention and its FFN: open the uncut model to probe it")
+        if kind == "neurons":
+            width, block, whole = Widths(0, 0, kept), self.family.ffn, first.neurons
+        elif kind == "kv_groups" and first.kv < first.heads:
+            width, block, whole = Widths(kept * first.heads // first.kv, kept, 0), self.family.attention, first.kv
+        elif kind == "heads" and first.kv < first.heads:
+            if kept % first.kv:
+                raise InputError(f"heads={kept} does not spread evenly over {first.kv} KV groups")
+            width, block, whole = Widths(kept, first.kv, 0), self.family.attention, first.heads
+        elif kind == "heads":
+            width, block, whole = Widths(kept, kept, 0), self.family.attention, first.heads
+        else:
+            raise InputError(f"probe kind {kind!r}: expected heads, neurons, or kv_groups in a grouped model")
+        if not 0 <= kept <= whole:
+            raise InputError(f"probe of {kept} {kind}: a layer here has {whole}")
+        return self._probe(width, block, batch, length) if kept else lambda: None
+
+    def _probe(self, width: Widths, block: Block, batch: int, length: int) -> Callable[[], Any]:
+        layout, device = self.layout, self.model.device
+        config = cutting.new_config(layout, [width], self.hidden_size, [0], [0])
+        config.vocab_size = 8
+        config.bos_token_id = config.eos_token_id = None
+        config.pad_token_id = None if config.pad_token_id is None else 0
+        base = saving.architecture(type(self.model.base_model), config, self.family)
+        model = base(config).to(device=device, dtype=self.model.dtype).eval()
+        layer = model.get_submodule(self.family.layers)[0]
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        module = layer.get_submodule(block.module)
+        hook = module.register_forward_pre_hook(lambda _, args, kw: calls.append((args, kw)), with_kwargs=True)
+        with torch.no_grad():
+            tokens = torch.ones(batch, length, dtype=torch.long, device=device)
+            model(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                **({"use_cache": False} if self.kind == "decoder" else {}),
+            )
+        hook.remove()
+        args, kwargs = calls[0]
+        hidden = torch.randn(batch, length, self.hidden_size, device=device, dtype=self.model.dtype)
+        before = [layer.get_submodule(name) for name in block.before]
+        after = [layer.get_submodule(name) for name in block.after]
+        out = None if block.out.startswith(f"{block.module}.") else layer.get_submodule(block.out)
+
+        @torch.no_grad()
+        def run() -> Tensor:
+            states = hidden
+            for norm in before:
+                states = norm(states)
+            result = module(states, *args[1:], **kwargs) if args else module(**kwargs | {"hidden_states": states})
+            states = result[0] if isinstance(result, tuple) else result
+            if out is not None:
+                states = out(states)
+            for norm in after:
+                states = norm(states)
+            output: Tensor = hidden + states if before else states
+            return output
+
+        return run
+
+    def save(self, folder: str | Path, *, card: str | None = None) -> None:
+        """Write the model and all that belongs to it into `folder` (see `saving.save`)."""
+        saving.save(self, Path(folder), card)
+
+
+def positions(model: nn.Module) -> int | None:
+    """How many tokens a sequence may have, by the model's table of positions; None for rotary positions, without end.
+
+    RoBERTa counts its positions from behind the padding's.
+    """
+    tables = [
+        module for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+    ]  # fmt: skip
+    return min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
+
+
+def _odd_widths(layout: Layout, widths: list[Widths], channels: int) -> list[str]:
+    names = ("neurons", "expert_neurons", "shared_neurons")
+    sizes, before = ({getattr(width, name) for width in some for name in names} for some in (widths, layout.widths))
+    odd = {size for size in sizes if size % 8} - before
+    odd |= {channels} if channels % 8 and channels != layout.hidden_size else set()
+    return [f"widths that are no multiple of 8 run slower: {', '.join(map(str, sorted(odd)))}"] if odd else []
+
+
+def _states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    states: Tensor = args[0] if args else kwargs["hidden_states"]
+    return states

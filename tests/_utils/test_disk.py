@@ -1,0 +1,28 @@
+from pathlib import Path
+
+import pytest
+
+from secateur._utils import disk
+
+
+def test_a_folder_that_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        with disk.writing(tmp_path / "out") as folder:
+            folder.mkdir()
+            (folder / "file").write_text("half")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    with disk.writing(tmp_path / "out") as folder:
+        folder.mkdir()
+        (folder / "file").write_text("whole")
+    assert (tmp_path / "out" / "file").read_text() == "whole"
+
+
+def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "here"))
+    assert disk.cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("SECATEUR_CACHE")
+    assert disk.cache_folder() == Path.home() / ".cache" / "secateur"

@@ -1,0 +1,39 @@
+"""Modes of modules are put back one by one."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from secateur._utils.modes import evaluating, restored
+
+
+def frozen_inside() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2), nn.Dropout()))
+    model.train()
+    model[1][0].eval()
+    return model
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def test_each_module_is_put_back_in_its_own_mode() -> None:
+    one, other = frozen_inside(), frozen_inside().eval()
+    before = modes(one), modes(other)
+    with evaluating(one, other):
+        assert not any(modes(one) + modes(other))
+    assert (modes(one), modes(other)) == before
+    with restored(one):
+        one.train()
+        assert all(modes(one))
+    assert modes(one) == before[0]
+
+
+def test_also_after_an_error() -> None:
+    model = frozen_inside()
+    before = modes(model)
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        raise ZeroDivisionError
+    assert modes(model) == before

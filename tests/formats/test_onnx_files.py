@@ -1,0 +1,141 @@
+"""ONNX files of networks, and programs, that run without secateur."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur import cli
+from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
+from secateur.formats import onnx_files
+from secateur.subjects.network.traced import Traced, open_traced
+from secateur.vocabulary import Selection
+from subjects import nets
+from subjects.tiny import run_without_secateur
+
+CODE = """
+import json, numpy, onnxruntime
+session = onnxruntime.InferenceSession("small.onnx", providers=["CPUExecutionProvider"])
+given = dict(numpy.load("given.npz"))
+found = session.run(None, {one.name: given["in_" + one.name] for one in session.get_inputs()})
+for index, value in enumerate(found):
+    numpy.testing.assert_allclose(value, given[f"out_{index}"], atol=1e-4, rtol=1e-4)
+print(session.get_inputs()[0].name, session.get_inputs()[0].shape[0])
+"""
+PROGRAM = """
+import sys, torch
+from safetensors.torch import load_file
+given = load_file("given.safetensors")
+model = torch.export.load("saved/model.pt2").module()
+torch.testing.assert_close(model(given["inputs"]), given["outputs"], rtol=1e-4, atol=1e-5)
+assert not any(name.startswith("secateur") for name in sys.modules)
+"""
+
+
+def halved(model: nn.Module, inputs: object) -> Traced:
+    subject = open_traced(model, inputs)
+    return subject.cut(Selection({s.name: np.arange(s.count) % 2 == 0 for s in subject.units().free()}))[0]
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped", "fused attention"])
+def test_the_file_runs_alone_and_equals_pytorch(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("onnxruntime")
+    small = halved(*nets.make(name))
+    notes = small.export_onnx(tmp_path / "small.onnx")
+    (x,) = small.inputs.args
+    other = torch.randint(0, 20, (5, 7)) if name == "fused attention" else torch.randn(5, 3, 10, 10)
+    inputs = x if notes else other
+    argument = "ids" if name == "fused attention" else "x"
+    np.savez(tmp_path / "given.npz", **{f"in_{argument}": inputs.numpy(), "out_0": small.forward(inputs).numpy()})
+    printed = run_without_secateur(CODE, tmp_path)
+    assert printed.split()[0] == argument
+    assert bool(notes) == printed.split()[1].isdigit()
+    if name == "residual":
+        assert not notes, "the batch is free"
+
+
+class Several(nn.Module):
+    """Keywords in, a dictionary out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, first: Tensor, *, second: Tensor) -> dict[str, Tensor]:
+        y = self.a(first + second).relu()
+        return {"logits": self.b(y), "mean": y.mean(1)}
+
+
+def test_inputs_and_outputs_of_any_form(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    subject = open_traced(Several(), {"first": torch.randn(2, 6), "second": torch.randn(2, 6)})
+    assert subject.export_onnx(tmp_path / "deep" / "few.onnx") == ()
+    session = runtime.InferenceSession(str(tmp_path / "deep" / "few.onnx"))
+    assert [one.name for one in session.get_inputs()] == ["first", "second"]
+    assert [one.name for one in session.get_outputs()] == ["output", "output_1"]
+
+
+class Odd(nn.Module):
+    """What ONNX has no operator for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.special.bessel_j0(self.a(x)))
+
+
+def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    subject = open_traced(Odd(), torch.randn(2, 6))
+    with pytest.raises(UnsupportedError, match="Odd can't be exported to ONNX"):
+        subject.export_onnx(tmp_path / "odd.onnx")
+    model, inputs = nets.make("mlp")
+    subject = open_traced(model, inputs)
+    monkeypatch.setattr(onnx_files, "TOLERANCE", -1.0)
+    with pytest.raises(NumericalError, match="differs from PyTorch"):
+        subject.export_onnx(tmp_path / "mlp.onnx")
+    monkeypatch.setattr(onnx_files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"secateur\[onnx\]"):
+        subject.export_onnx(tmp_path / "mlp.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["residual", "grouped queries"])
+def test_a_program_runs_without_secateur(tmp_path: Path, name: str) -> None:
+    from safetensors.torch import save_file
+
+    small = halved(*nets.make(name))
+    small.save(tmp_path / "saved", program=True)
+    (inputs,) = small.inputs.args
+    save_file({"inputs": inputs, "outputs": small.forward().contiguous()}, tmp_path / "given.safetensors")
+    run_without_secateur(PROGRAM, tmp_path)
+
+
+def test_a_saved_program_becomes_an_onnx_file_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    small = halved(*nets.make("joined"))
+    small.save(tmp_path / "saved", program=True)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["export", "saved", "--to", "onnx"]) == 0
+    assert "shapes of the example" not in capsys.readouterr().out  # any batch
+    (tmp_path / "saved" / "onnx" / "model.onnx").rename(tmp_path / "small.onnx")
+    (x,) = small.inputs.args
+    np.savez(tmp_path / "given.npz", in_x=x.numpy(), out_0=small.forward().numpy())
+    run_without_secateur(CODE, tmp_path)
+    assert cli.main(["export", "saved", "--to", "decilm"]) == 2
+    assert "can't hold: choose onnx" in capsys.readouterr().err
+    (tmp_path / "saved" / "model.pt2").write_bytes(b"?")
+    assert cli.main(["export", "saved", "--to", "onnx", "--out", "other"]) == 2
+    assert "damaged" in capsys.readouterr().err
+    (tmp_path / "saved" / "model.pt2").unlink()
+    assert cli.main(["export", "saved", "--to", "onnx", "--out", "other"]) == 2
+    assert "program=True" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

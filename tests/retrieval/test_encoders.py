@@ -1,0 +1,152 @@
+"""Encoders and tokenizers by name, as objects and as functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tiny
+from secateur.errors import InputError
+from secateur.retrieval import encoders
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("encoder") / "bert"
+    tiny.folder("bert", place, sentence=True)
+    return place
+
+
+def test_an_encoder_by_name_as_a_model_and_as_a_function(folder):
+    embed = encoders.encoder(str(folder))
+    texts = tiny.sentences(5)
+    found = embed(texts)
+    assert found.dtype == np.float32
+    assert found.shape[0] == 5
+    assert np.array_equal(embed([texts[3]])[0].round(5), found[3].round(5))
+    assert embed([]).shape[0] == 0
+    again = encoders.encoder(str(folder))
+    assert again.args[0] is embed.args[0]  # opened once
+    assert np.array_equal(encoders.encoder(embed.args[0])(texts), found)
+    assert encoders.encoder(len) is len
+
+
+def test_an_encoder_is_held_where_it_is_wanted(folder, monkeypatch):
+    def device(embed):
+        return next(embed.args[0].parameters()).device.type
+
+    with monkeypatch.context() as here:
+        here.setattr("secateur._utils.modes.there", lambda _: None)  # meta stands for a second device, which is refused
+        assert device(encoders.encoder(str(folder), "meta")) == "meta"
+    assert device(encoders.encoder(str(folder))) == "cpu"
+    assert encoders.encoder(str(folder), "meta").args[0] is encoders.encoder(str(folder), "meta").args[0]
+    with pytest.raises(InputError, match="device 'moon' can't hold the model"):
+        encoders.remembering(str(folder), device="moon")
+
+
+def test_a_counter_counts_what_a_text_adds(folder):
+    count = encoders.counter(str(folder))
+    first, second, *_ = tiny.sentences(3)
+    assert count([first, second, ""]) == [len(first.split()), len(second.split()), 0]
+    assert count([]) == []
+    assert encoders.counter(tiny.letters())(["abc", "é"]) == [3, 2]
+
+
+def test_a_counter_counts_a_text_once_and_keeps_no_more_than_it_may(folder, monkeypatch):
+    read = []
+
+    class Reader(type(encoders.tokenizer(str(folder)))):
+        def __call__(self, texts, **options):
+            read.extend(texts)
+            return super().__call__(texts, **options)
+
+    count = encoders.counter(Reader.from_pretrained(str(folder)))
+    first, second, third, *_ = tiny.sentences(4)
+    expected = [len(text.split()) for text in (first, second, first)]
+    assert count([first, second, first]) == expected
+    assert count([first, second, first]) == expected
+    assert read == [first, second]
+    monkeypatch.setattr(encoders, "_LETTERS", len(first) + len(second))
+    assert count([third, first]) == [len(third.split()), expected[0]]
+    assert count([second]) == expected[1:2]
+    assert read == [first, second, third, second]  # the third was too much, and all was forgotten
+
+
+def test_what_is_no_encoder_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError, match="embedder 'no/such/encoder' is no folder here, nor found on the Hub"):
+        encoders.encoder("no/such/encoder")
+    with pytest.raises(InputError, match="is a folder without one"):
+        encoders.tokenizer(str(tmp_path))
+    with pytest.raises(InputError, match="not int"):
+        encoders.encoder(3)
+
+
+# ------------------------------------------------------------------------------------------------ what is remembered
+
+
+class Counting:
+    """An encoder that tells what it read."""
+
+    def __init__(self):
+        self.seen, self.sign = [], 1.0
+
+    def __call__(self, texts):
+        self.seen += texts
+        return self.sign * np.array([[len(text), text.count("a")] for text in texts], dtype=np.float32).reshape(-1, 2)
+
+
+def test_a_text_is_read_once_by_all_callers_of_an_encoder():
+    embed = Counting()
+    first = encoders.remembering(embed)(["abc", "aa", "abc"])
+    assert first.tolist() == [[3, 1], [2, 2], [3, 1]]
+    assert encoders.remembering(embed)(["aa", "b"]).tolist() == [[2, 2], [1, 0]]
+    assert [text for text in embed.seen if len(text) < 5] == ["abc", "aa", "b"]
+    other = Counting()
+    encoders.remembering(other)(["aa"])
+    assert "aa" in other.seen
+    assert encoders.remembering(embed)([]).shape == (0, 2)
+
+
+def test_an_encoder_that_was_changed_is_asked_anew():
+    embed = Counting()
+    encoders.remembering(embed)(["aa"])
+    embed.sign = -1.0
+    assert encoders.remembering(embed)(["aa"]).tolist() == [[-2, -2]]
+
+
+def test_what_is_remembered_is_bounded_and_goes_with_its_encoder():
+    embed = Counting()
+    remembered = encoders.remembering(embed, most=80)
+    for i in range(50):
+        remembered([f"text {i}"])
+    (known,) = [kept for owner, kept in encoders._REMEMBERED.items() if owner is embed]
+    assert len(known) == 10
+    assert "text 49" in known
+    before = len(encoders._REMEMBERED)
+    del embed, remembered
+    assert len(encoders._REMEMBERED) == before - 1
+
+
+def test_an_encoder_that_nothing_refers_to_weakly_is_remembered_by_its_caller():
+    class Bare:
+        __slots__ = ("seen",)
+
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, texts):
+            self.seen += texts
+            return np.ones((len(texts), 2), dtype=np.float32)
+
+    embed = Bare()
+    remembered = encoders.remembering(embed)
+    remembered(["x"])
+    remembered(["x"])
+    assert embed.seen.count("x") == 1
+
+
+def test_a_model_by_name_is_remembered_as_the_model(folder):
+    one, other = encoders.remembering(str(folder)), encoders.remembering(str(folder))
+    text = tiny.sentences(1)
+    assert one.args[1] is other.args[1]
+    assert np.array_equal(one(text), encoders.encoder(str(folder))(text))

@@ -1,0 +1,69 @@
+"""What teachers say is asked once, kept where one says, and told with the batches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from secateur._utils.rundir import Run, locked
+from secateur.errors import DataError, InputError, RunError
+from secateur.runs.distilling import caches
+
+
+@pytest.fixture
+def run(tmp_path):
+    with Run.open(tmp_path / "out", {"recipe": "distill"}) as made:
+        yield made
+
+
+def test_all_that_networks_say_stands_in_the_batches(of_networks, plain, run):
+    pupil, course = of_networks(replace(plain, cache="all"))
+    batches, asked = caches.told(course, pupil, course.masters, run)
+    live = course.voices(pupil, course.masters, 1.0)
+    assert asked is not None
+    for index in range(3):
+        torch.testing.assert_close(
+            asked(batches[index]).prediction.softmax(-1), live(course.stream[index]).prediction.softmax(-1),
+            atol=1e-3, rtol=0,
+        )  # fmt: skip
+    assert sorted(path.name for path in run.path("x").parent.glob("predictions-*")) == [
+        "predictions-0", "predictions-1"
+    ]  # fmt: skip
+
+
+def test_the_likeliest_tokens_stand_in_the_batches_and_no_teacher_is_needed(of_texts, plain, run):
+    pupil, course = of_texts(replace(plain, cache=4, steps=2))
+    batches, asked = caches.told(course, pupil, course.masters[:1], run)
+    assert asked is None
+    assert batches[0]["teacher_indices"].shape[-1] == 4
+    assert caches.cost(course, pupil, 100) == {"cache bytes": 100 * 2 * (6 * 4 + 4)}
+
+
+def test_a_folder_for_several_is_filled_by_one_at_a_time(of_networks, plain, run, tmp_path):
+    pupil, course = of_networks(replace(plain, cache="all"), cache_at=tmp_path / "shelf")
+    with locked(tmp_path / "shelf" / "predictions-0"), pytest.raises(RunError, match="in use"):
+        caches.told(course, pupil, course.masters, run)
+    caches.told(course, pupil, course.masters, run)
+    assert (tmp_path / "shelf" / "predictions-1").is_dir()
+    assert not run.path("predictions-0").exists()
+    other, course = of_networks(replace(plain, cache="all"), classes=4, cache_at=tmp_path / "shelf")
+    with pytest.raises(InputError, match=str(tmp_path / "shelf" / "predictions-0")) as caught:
+        caches.told(course, other, course.masters, run)
+    assert type(caught.value) is InputError  # what is there is no part of the run, and not damaged
+    inside = replace(course, cache_at="")
+    caches.told(inside, other, inside.masters, run)
+    _, of_three = of_networks(replace(plain, cache="all"))
+    with pytest.raises(DataError):  # a part of the run, which is damaged
+        caches.told(of_three, pupil, of_three.masters, run)
+
+
+def test_what_a_cache_takes_is_told_beforehand(of_networks, of_texts, plain):
+    pupil, course = of_networks(replace(plain, cache="all"))
+    assert caches.cost(course, pupil, 1) == {"cache bytes": 2.0 * 2 * len(course.train) * 3}
+    assert caches.cost(of_networks()[1], pupil, 1) == {}
+    pupil, course = of_texts(replace(plain, server="http://x", steps=2))
+    held = sum(len(batch["input_ids"]) for batch in caches._held(course, pupil))
+    wanted = {"server calls": 1 + 2 * 8 + 1 + held, "cache bytes": 10 * (6 * 20 + 4)}
+    assert caches.cost(course, pupil, 10) == wanted

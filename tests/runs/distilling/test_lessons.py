@@ -1,0 +1,68 @@
+"""What is asked of `distill`, and what is refused of it before a model is opened."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from secateur.errors import InputError
+from secateur.runs.distilling import lessons
+
+
+def test_what_follows_from_a_lesson_is_no_setting_of_its_own(plain):
+    one = replace(plain, steps=10, training={"accumulate": 4}, warm_up={"task": 5.0, "match": 0.1})
+    assert one.count == 40
+    assert one.ramps == {"task": 0.5, "match": 0.1}
+    assert (one.tokens, one.listed) == (0, 20)
+    kept = replace(one, cache=7)
+    assert (kept.tokens, kept.listed) == (7, 7)
+    assert replace(one, cache="all").tokens == 0
+    assert not {"count", "ramps", "tokens", "listed", "accumulated"} & asdict(one).keys()
+
+
+def test_what_warms_up_is_read_from_a_line_or_a_mapping():
+    assert lessons.warming("match=0.1, task=200") == lessons.warming({"match": 0.1, "task": 200}) == {
+        "match": 0.1, "task": 200.0
+    }  # fmt: skip
+    assert lessons.warming("") == {}
+    for wrong in ("match", "match=x", "task=0", "steps=3", {"hidden": float("inf")}):
+        with pytest.raises(InputError, match="give task, hidden or match, and the share of training"):
+            lessons.warming(wrong)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [({"task": float("nan")}, "task=nan: give numbers of at least 0"), ({"task": -1.0}, "task=-1: give"),
+     ({"match": ("a",), "match_weight": (1.0, -5.0)}, "match-weight=1, match-weight=-5: give numbers of at least 0"),
+     ({"lr": float("inf")}, "lr=inf"), ({"temperature": float("nan")}, "temperature=nan"),
+     ({"skew": float("nan")}, "skew=nan"),
+     ({"seed": 2**63}, "is not a whole number of at least 0 and below 2"),
+     ({"steps": 0}, "steps=0 is not a whole number of at least 1"), ({"skew": 1.0}, "skew=1: give 0 to below 1"),
+     ({"cache": "some"}, 'cache=\'some\' is not a whole number of at least 0, nor "all"'),
+     ({"server": "http://x", "cache": "all"}, "give cache their number"), ({"shares": (1.0,)}, "1 weights for 2"),
+     ({"cache": 3, "direction": "js"}, "cache keeps some of the tokens: it serves forward KL, cache=all any")],
+)  # fmt: skip
+def test_options_that_do_not_go_together_are_refused(plain, how, words):
+    lessons.check(plain, ["one", "two"], [])
+    with pytest.raises(InputError, match=words):
+        lessons.check(replace(plain, **how), ["one", "two"], [])
+
+
+def test_an_index_needs_a_number_to_stand_for(plain):
+    lessons.check(replace(plain, match=("head", "layers.{i}"), match_index=(1,)), ["one"], [])
+    with pytest.raises(InputError, match=r"write \{i\} in it, or leave match-index out"):
+        lessons.check(replace(plain, match=("head", "layers.0"), match_index=(1,)), ["one"], [])
+
+
+def test_a_folder_of_a_cache_stands_beside_the_run_and_has_a_cache(plain, tmp_path):
+    (tmp_path / "file").touch()
+    kept = replace(plain, cache=3)
+    lessons.check_cache(kept, tmp_path / "shelf", tmp_path / "out")
+    for one, place, words in (
+        (plain, tmp_path, "say what it keeps by cache"),
+        (kept, tmp_path / "file", "is a file: give a folder"),
+        (kept, tmp_path / "out" / "shelf", "is in the run directory, where a cache is anyway"),
+    ):
+        with pytest.raises(InputError, match=words):
+            lessons.check_cache(one, place, tmp_path / "out")

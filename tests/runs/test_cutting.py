@@ -1,0 +1,245 @@
+"""Any network cut by a score, as a run: from Python and through the command line, with and without data."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import secateur
+import yolo
+from secateur import cli
+from secateur._utils import plugins
+from secateur.data import examples
+from secateur.data.examples import Examples
+from secateur.errors import InputError
+from secateur.reports import evidence
+from secateur.runs import cutting, executor
+from secateur.runs.backends import network
+from secateur.subjects.network.traced import open_traced, reload_traced
+
+CODE = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4),
+    )
+
+def biases(subject):
+    return {name: next(w for w, d, _ in parts if w.dim() == 1).detach() for name, parts in subject.slices().items()}
+
+def counted(subject, batches):
+    assert sum(len(batch["inputs"]) for batch in batches) == 8
+    return biases(subject)
+"""
+SHAPE = ["--input", "2x1x8x8"]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "net.py").write_text(CODE)
+    draw = torch.Generator().manual_seed(0)
+    inputs, labels = torch.rand(40, 1, 8, 8, generator=draw), torch.arange(40) % 4
+    np.savez(tmp_path / "data.npz", inputs=inputs.numpy(), labels=labels.numpy())
+    np.savez(tmp_path / "bare.npz", inputs=inputs.numpy())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    program = torch.export.load(f"{folder}/model.pt2")
+    return dict(program.state_dict)
+
+
+def test_the_command_cuts_what_the_three_lines_cut(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["prune", "net.py:build", *SHAPE, "--budget", "channels=50%", "--out", "small"]
+    assert cli.main(asked) == 0
+    shown = capsys.readouterr().out
+    assert "cut: 10 of 20 channels" in shown
+    assert "quality was not measured: no data was given" in shown
+    assert "verdict: met" in shown
+    model = plugins.network("net.py:build")[0]
+    small, cut = secateur.prune(model, torch.rand(2, 1, 8, 8), "channels=50%")
+    found = weights("small")
+    assert found.keys() == small.state_dict().keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in small.state_dict().items())
+    again = reload_traced("small", model, torch.rand(2, 1, 8, 8))
+    torch.testing.assert_close(again.model.eval()(torch.ones(1, 1, 8, 8)), small.eval()(torch.ones(1, 1, 8, 8)))
+    (row,) = evidence.read(Path("small"))
+    assert row.predicted["params"] == row.after["params"].value == cut.after["params"]
+    assert row.predicted["flops"] == row.after["flops"].value
+    assert Path("small/report.html").is_file()
+
+
+def test_its_run_yaml_repeats_it_and_flags_win(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    how = ["--score", "random", "--seed", "3", "--protect", "0", "--multiple", "2"]
+    assert cli.main(["prune", "net.py:build", *SHAPE, "--budget", "channels=70%", *how, "--out", "a"]) == 0
+    assert cli.main(["prune", "--config", "a/run.yaml", "--out", "b"]) == 0
+    assert cli.main(["prune", "--config", "a/run.yaml", "--seed", "4", "--out", "c"]) == 0
+    first, again, other = (weights(folder) for folder in "abc")
+    assert len(first["0.weight"]) == 8  # protected
+    assert len(first["3.weight"]) % 2 == 0
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["3.weight"], other["3.weight"])
+    assert cli.main(["run", "--config", "a/run.yaml", "--out", "d"]) == 2
+    assert "say secateur prune --config a/run.yaml" in capsys.readouterr().err
+
+
+def test_pools_of_sites_are_named_on_the_command_line_and_in_a_file(place: Path, capsys) -> None:
+    asked = ["prune", "net.py:build", "--input", "2x1x8x8", "--budget", "channels=50%", "--score", "l2"]
+    assert cli.main(["inspect", *asked[1:4], "--json"]) == 0
+    sites = [one["name"] for one in json.loads(capsys.readouterr().out)["sites"]]
+    assert len(sites) > 1
+    pools = dict.fromkeys(sites, "one")
+    text = ",".join(f"{site}={pool}" for site, pool in pools.items())
+    made = plugins.network("net.py:build")[0]
+    for scope, name in ((text, "p"), ("global", "g"), ("local", "l")):
+        assert cli.main([*asked, "--scope", scope, "--out", name]) == 0
+    expected = secateur.prune(made, torch.zeros(2, 1, 8, 8), "channels=50%", "l2", scope=pools)[0].state_dict()
+    shapes = {name: {key: tuple(one.shape) for key, one in weights(name).items()} for name in ("p", "g", "l")}
+    assert shapes["p"] == {key: tuple(one.shape) for key, one in expected.items()}
+    assert shapes["p"] == shapes["g"]
+    assert shapes["p"] != shapes["l"], "or the pools change nothing here"
+    Path("own.yaml").write_text("model: net.py:build\ninputs: 2x1x8x8\nbudget: channels=50%\nscore: l2\nscope:\n"
+                                + "".join(f"  {site}: one\n" for site in sites))  # fmt: skip
+    assert cli.main(["prune", "--config", "own.yaml", "--out", "y"]) == 0
+    assert all(torch.equal(one, weights("y")[name]) for name, one in weights("p").items())
+    assert cli.main(["prune", "--config", "p/run.yaml", "--out", "again"]) == 0
+    assert cli.main(["inspect", *asked[1:], "--scope", text, "--json"]) == 0
+    capsys.readouterr()
+    assert cli.main(["inspect", *asked[1:], "--scope", "nose=one"]) == 2
+    assert "scope names 'nose', which is no site" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "score"),
+    [("data.npz", "taylor"), ("data.npz", "nonzero"), ("bare.npz", "activation"), ("data.npz", "net.py:biases"),
+     ("data.npz", "net.py:counted")],
+)  # fmt: skip
+def test_scores_look_at_data(place: Path, data: str, score: str) -> None:
+    asked = ["prune", "net.py:build", "--data", data, "--budget", "flops=50%", "--score", score, "--looks", "8"]
+    assert cli.main([*asked, "--batch", "4", "--scope", "global", "--normalise", "l2", "--out", "small"]) == 0
+    (row,) = evidence.read(Path("small"))
+    assert ("accuracy" in row.after) == (data == "data.npz")
+    assert "label_loyalty" in row.measured or data == "bare.npz"
+    assert row.after["flops"].value <= 0.5 * row.before["flops"].value
+
+
+def test_a_gradient_score_is_that_of_the_mean_cross_entropy(place: Path) -> None:
+    """What goes by `taylor` is what `secateur.prune` takes by it, given the same examples and loss by hand."""
+    data = network.read("data.npz")
+    train, _ = data.split(seed=0)
+    asked = {"batch": 12, "looks": 36, "score": "taylor", "scope": "global"}
+    (row,) = executor.run(cutting.prune, "net.py:build", data, "channels=50%", "small", **asked)
+    model = plugins.network("net.py:build")[0]
+
+    def loss(net, batch):
+        return nn.functional.cross_entropy(net(batch["inputs"]), batch["labels"])
+
+    batches = examples.batches(train, batch=12, seed=0).take(3)
+    small, _ = secateur.prune(
+        model, data.inputs[:1], "channels=50%", "taylor", batches=batches, loss=loss, scope="global"
+    )
+    found = weights("small")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in small.state_dict().items())
+    assert row.verdict == "met"
+
+
+def test_detectors_are_cut_by_their_own_loss(tmp_path: Path) -> None:
+    detector, data = yolo.tiny(), yolo.squares(12)
+    how = {"score": "fisher", "looks": 4, "batch": 4}
+    with pytest.raises(InputError, match="sizes=24,8: give two rising sides"):
+        executor.run(cutting.prune, detector, data, "channels=60%", tmp_path / "x", sizes="24,8", **how)
+    with pytest.raises(InputError, match="sizes are of the boxes in data, and no data is given"):
+        executor.run(cutting.prune, detector, None, "channels=60%", tmp_path / "x", inputs="1x3x64x64", sizes="8,24")
+    assert not (tmp_path / "x").exists()
+    rows = executor.run(cutting.prune, detector, data, "channels=60%", tmp_path / "x", sizes="12%,30%", **how)
+    assert rows[0].settings["sizes"] == [0.12, 0.3]
+    if importlib.util.find_spec("pycocotools"):
+        assert {"mAP_medium", "mAP_large"} & rows[0].after.keys()
+        assert "mAP_small" not in rows[0].after, "as they all would be by COCO's sizes"
+        assert any("small below 7.68 x 7.68 pixels of area, medium below 19.2 x 19.2" in n for n in rows[0].cut.notes)
+    assert "AP50" in rows[0].after
+    assert rows[0].cut is not None
+    assert rows[0].cut.after["channels"] <= 0.6 * rows[0].cut.before["channels"]
+
+
+def test_a_dry_run_writes_nothing_and_the_network_stays(place: Path) -> None:
+    model = plugins.network("net.py:build")[0]
+    subject = open_traced(model, torch.rand(2, 1, 8, 8))
+    sites = set(subject.coupling.sites)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    (row,) = executor.run(cutting.prune, subject, None, "params=40%", "none", protect=["0"], dry_run=True)
+    assert row.verdict == "dry run"
+    assert row.cut is not None
+    assert row.cut.after["params"] <= 0.4 * row.cut.before["params"]
+    assert not Path("none").exists()
+    assert set(subject.coupling.sites) == sites
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_what_needs_data_is_not_run_without(place: Path) -> None:
+    with pytest.raises(InputError, match="otov3 needs data: give some"):
+        executor.run("otov3", "net.py:build", None, "channels=50%", "x")
+    with pytest.raises(InputError, match="inputs are of networks"):
+        executor.run("minitron", "some/folder", ["a", "b", "c"], "params=50%", "x", inputs="1x3")
+    unlabelled = Examples(torch.rand(8, 1, 8, 8), name="plain")
+    with pytest.raises(InputError, match="'fisher' needs a loss, and plain has neither classes nor boxes"):
+        executor.run(cutting.prune, "net.py:build", unlabelled, "channels=50%", "x", score="fisher")
+    assert not Path("x").exists()
+
+
+def test_quality_is_measured_on_held_out_data_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["prune", "net.py:build", "--data", "data.npz", "--held-out", "test.npz", "--budget", "channels=50%"]
+    inputs, labels = torch.rand(30, 1, 8, 8), np.arange(30) % 4
+    np.savez("test.npz", inputs=inputs.numpy(), labels=labels)
+    assert cli.main([*asked, "--out", "small"]) == 0
+    (row,) = evidence.read("small")
+    assert row.after["accuracy"].samples == 30
+    assert cli.main(["prune", "--config", "small/run.yaml", "--out", "again"]) == 0
+    assert evidence.read("again")[0].settings["held_out_sha256"] == row.settings["held_out_sha256"]
+    capsys.readouterr()
+    assert cli.main([*(word for word in asked if word not in ("--held-out", "test.npz")), "--out", "small"]) == 2
+    assert "holds a run with held_out_sha256=" in capsys.readouterr().err
+
+
+BAD = {
+    "net.py:build --input 2x1x8x8 --held-out data.npz --budget channels=50%": "beside the data: give data, too",
+    "net.py:build --data data.npz --held-out bare.npz --budget channels=50%": "bare.npz has no classes to measure",
+    "llama --budget channels=50%": "'llama' names none: give a function that builds one",
+    "net.py:build --budget channels=50%": "comes without example inputs: give their shape, such as --input",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --score taylor": "is measured on data: give some with --data",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --score size": "'size' is not one of magnitude, l1,",
+    "net.py:build --input 2x1x8x8 --budget segments=50%": "segments are erased while training, by `secateur run otov3",
+    "net.py:build --input 2x1x8x8 --budget channels=100%": "would change nothing",
+    "net.py:build --input 2x1x8x8 --budget channels=1%": "can't be met",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --scope all": "scope='all': give local, kind, global",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --scope a=b,c": "scope='a=b,c'",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --scope a=b": "scope names 'a', which is no site",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --protect no": "protect names 'no', which is no module",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --looks 0": "looks=0: give at least one",
+    "net.py:build --input 2x1x8x8 --budget channels=50% --multiple 0": "multiple=0",
+    "net.py:build --data none.npz --budget channels=50%": "there is no data at none.npz",
+    "net.py:build --input 2x1x8x8": "prune needs --budget",
+}
+
+
+@pytest.mark.parametrize("asked", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(asked: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(place.iterdir())
+    assert cli.main(["prune", *asked.split(), "--out", "x"]) == 2
+    out, err = capsys.readouterr()
+    assert BAD[asked] in err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+    assert not out
+    assert sorted(path for path in place.iterdir() if path.name != "__pycache__") == before

@@ -1,0 +1,434 @@
+"""From a recipe to evidence, with a small real recipe of the test's own and real tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification
+
+import secateur
+import tiny
+from secateur.data import texts
+from secateur.data.texts import Corpus
+from secateur.errors import (
+    BudgetError,
+    DataError,
+    InfeasibleError,
+    InputError,
+    MeasurementError,
+    ModelError,
+    RunError,
+    UnknownRecipeError,
+)
+from secateur.runs import executor
+from secateur.runs.backends import language
+from secateur.score import magnitude
+from secateur.select import ranking
+from secateur.vocabulary import Budget, Recovery, Result, Selection
+
+CALLS: list[str] = []
+
+
+def shears(
+    subject,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    run,
+    *,
+    batch: int = 4,
+    length: int = 16,
+    seed: int = 0,
+    power: float = 2.0,
+    keep_all: bool = False,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Cut FFN neurons by the norm of their output columns.
+
+    Args:
+        power: not used, but checked.
+        keep_all: cut nothing, to see that it is not called a success.
+    """
+    units = subject.units("neurons", batch=batch, length=length)
+    wanted = {site: at for site, at in subject.consumers().items() if site.endswith("neurons")}
+    for budget in budgets:
+        CALLS.append(str(budget))
+        scores = run.tensors("scores", lambda: magnitude.groups(subject.model, wanted))
+        found = ranking.by_budget(units, {site: np.asarray(column) for site, column in scores.items()}, budget)
+        chosen = Selection({}) if keep_all else found
+        student, cut = subject.cut(chosen)
+        recovery = None if dry_run else Recovery(steps=3, losses=((1, 2.0), (3, 1.0)))
+        yield Result(str(budget), student, cut, units.cost(chosen.keep), recovery)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    (root / "texts.txt").write_text("\n".join(tiny.sentences(400)))
+    tiny.folder("bert", root / "bert", sentence=True)
+    tiny.folder("llama", root / "llama")
+    return root
+
+
+def go(places, out, kind="llama", budget="params=80%", **more):
+    return executor.run(shears, places / kind, places / "texts.txt", budget, out, **more)
+
+
+def test_one_budget_leaves_a_model_that_loads_its_evidence_and_a_report(places, tmp_path):
+    (row,) = go(places, tmp_path / "small")
+    assert row.verdict == "met"
+    model = secateur.load(tmp_path / "small")
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert row.after["params"].value == count == row.predicted["params"] <= 0.8 * row.before["params"].value
+    assert row.after["bytes"].value == sum(
+        t.nbytes for t in load_file(tmp_path / "small" / "model.safetensors").values()
+    )
+    assert row.after["perplexity"].value > 0
+    assert row.after["kv_cache"].value == row.before["kv_cache"].value
+    assert row.recovery.steps == 3
+    card = (tmp_path / "small" / "README.md").read_text()
+    uneven = "per_layer_config" in json.loads((tmp_path / "small" / "config.json").read_text())
+    flag = ", trust_remote_code=True" if uneven else ""
+    assert f'AutoModelForCausalLM.from_pretrained("small"{flag})' in card
+    assert "params=80%" in (tmp_path / "small" / "report.html").read_text()
+    assert str(tmp_path) not in card
+    stored = json.loads((tmp_path / "small" / "evidence.json").read_text())["results"]
+    assert [result["verdict"] for result in stored] == ["met"]
+
+
+def test_a_recipe_never_sees_the_texts_that_quality_is_measured_on(places, tmp_path, monkeypatch):
+    seen: list[Corpus] = []
+
+    def curious(subject, data, budgets, run, *, batch: int = 4, length: int = 16, seed: int = 0, dry_run: bool = False):
+        """Remember all texts there are."""
+        seen.append(data)
+        yield from shears(subject, data, budgets, run, batch=batch, length=length)
+
+    measured_on: list[Corpus] = []
+    monkeypatch.setattr(executor, "compare", lambda *given: measured_on.append(given[2]) or ({}, {}, {}, []))
+    executor.run(curious, places / "llama", places / "texts.txt", "params=80%", tmp_path / "out", seed=3)
+    executor.run(curious, places / "llama", places / "texts.txt", "params=80%", tmp_path / "dry", seed=3, dry_run=True)
+    ((held, _), (train, again)) = measured_on, seen
+    assert len(held) == 20
+    assert not set(held.texts) & set(train.texts)
+    assert sorted([*held.texts, *train.texts]) == sorted(texts.read(places / "texts.txt").texts)
+    assert again == train
+
+
+def test_held_out_texts_of_ones_own(places, tmp_path, classifier):
+    (row,) = go(places, tmp_path / "out", held_out=tiny.sentences(40, seed=9))
+    assert row.settings["held_out"] == "texts"
+    assert row.after["perplexity"].value > 0
+    half = texts.read(classifier / "named.jsonl").take(range(7))
+    how = {"held_out": half, "dry_run": False}
+    (row,) = executor.run(shears, classifier / "model", classifier / "named.jsonl", "params=90%", tmp_path / "c", **how)
+    assert row.after["accuracy"].samples == 7
+    assert "7 of 7 held-out texts are in the data, too" in " ".join(row.cut.notes)
+    with pytest.raises(DataError, match=r"unknown.jsonl has the class 'maybe'"):
+        executor.run(shears, classifier / "model", classifier / "named.jsonl", "params=90%", tmp_path / "d",
+                    held_out=classifier / "unknown.jsonl")  # fmt: skip
+    assert not (tmp_path / "d").exists()
+
+
+def test_modules_behind_the_transformer_count_in_its_size(places, tmp_path):
+    from sentence_transformers import SentenceTransformer, models
+
+    word = models.Transformer(str(places / "bert"), max_seq_length=64)
+    modules = [word, models.Pooling(32), models.Dense(32, 8)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "dense"))
+    (row,) = go(places, tmp_path / "small", tmp_path / "dense", budget="params=85%")
+    files = (tmp_path / "small").rglob("*.safetensors")
+    weights = [tensor for file in files if "work" not in file.parts for tensor in load_file(file).values()]
+    assert row.after["bytes"].value == sum(tensor.nbytes for tensor in weights)
+    assert row.after["params"].value == sum(tensor.numel() for tensor in weights) == row.cut.after["params"]
+
+
+def test_baselines_that_a_study_added_outlive_the_same_call_again(places, tmp_path):
+    (row,) = go(places, tmp_path / "out")
+    beside = {"chance": {"params": row.after["params"]}}
+    executor.publish_evidence(tmp_path / "out", [replace(row, baselines=beside)])
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.is_file()}
+    (again,) = go(places, tmp_path / "out")
+    assert again.baselines == beside
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.is_file()}
+    (tmp_path / "out" / "report.html").unlink()  # as after a kill between the two files
+    go(places, tmp_path / "out")
+    assert "chance" in (tmp_path / "out" / "report.html").read_text()
+    assert executor.evidence.read(tmp_path / "out")[0].baselines == beside
+
+
+def test_a_sentence_encoder_is_measured_by_its_fidelity(places, tmp_path):
+    (row,) = go(places, tmp_path / "small", "bert")
+    assert 0 < row.measured["spearman"].value <= 1
+    assert "SentenceTransformer(" in (tmp_path / "small" / "README.md").read_text()
+
+
+def test_several_budgets_leave_a_folder_each(places, tmp_path, monkeypatch):
+    real, published = executor.publish_evidence, []
+    monkeypatch.setattr(
+        executor, "publish_evidence", lambda root, rows: (published.append(len(rows)), real(root, rows))
+    )
+    rows = go(places, tmp_path / "out", budget=["params=80%", Budget.parse("params=90%"), "params=80%"])
+    assert [row.target for row in rows] == ["params=80%", "params=90%"]
+    assert published == [1, 2], "the report is drawn as soon as a result is there, and not once more"
+    sizes = [sum(p.numel() for p in secateur.load(tmp_path / "out" / row.target).parameters()) for row in rows]
+    assert sizes == [row.after["params"].value for row in rows]
+    assert not (tmp_path / "out" / "config.json").exists()
+    assert len(json.loads((tmp_path / "out" / "evidence.json").read_text())["results"]) == 2
+
+
+def test_the_same_call_again_does_nothing_twice(places, tmp_path):
+    first = go(places, tmp_path / "out", budget=["params=80%", "params=90%"])
+    stamp = (tmp_path / "out" / "params=80%" / "model.safetensors").stat().st_mtime_ns
+    CALLS.clear()
+    assert go(places, tmp_path / "out", budget=["params=80%", "params=90%"]) == first
+    assert CALLS == []
+    (tmp_path / "out" / "work" / "evidence-params=90%.json").unlink()
+    again = go(places, tmp_path / "out", budget=["params=80%", "params=90%"])
+    assert [row.target for row in again] == ["params=80%", "params=90%"]
+    assert (tmp_path / "out" / "params=80%" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_another_seed_model_or_text_is_another_run(places, tmp_path):
+    go(places, tmp_path / "out")
+    with pytest.raises(RunError, match="holds a run with seed=0, not seed=1"):
+        go(places, tmp_path / "out", seed=1)
+    with pytest.raises(RunError, match="model_sha256"):
+        go(places, tmp_path / "out", "bert")
+    with pytest.raises(RunError, match="data_sha256"):
+        executor.run(shears, places / "llama", tiny.sentences(200, seed=5), "params=80%", tmp_path / "out")
+    go(places, tmp_path / "out", seed=1, overwrite=True)
+    assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["seed"] == 1
+
+
+def test_a_dry_run_says_what_would_go_and_writes_nothing(places, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (row,) = go(places, tmp_path / "out", dry_run=True)
+    assert row.verdict == "dry run"
+    assert row.recovery is None
+    assert sum(gone for gone, _ in row.cut.removed.values()) > 0
+    assert {"params", "flops", "memory", "peak_memory"} <= set(row.after)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_cut_of_nothing_is_a_failure_and_leaves_no_model(places, tmp_path):
+    (row,) = go(places, tmp_path / "out", keep_all=True)
+    assert row.verdict.startswith("failed")
+    assert not (tmp_path / "out" / "config.json").exists()
+    assert (tmp_path / "out" / "evidence.json").exists()
+
+
+def test_a_clock_too_noisy_to_tell_is_said(places, tmp_path, monkeypatch):
+    def noisy(*_, **__):
+        raise MeasurementError("the clock is too noisy to tell")
+
+    monkeypatch.setattr(executor.latency, "compare", noisy)
+    (row,) = go(places, tmp_path / "out")
+    assert "speedup" not in row.measured
+    assert "time: the clock is too noisy to tell" in row.cut.notes
+    assert row.verdict == "met"  # parameters were asked for, and they are met
+    with pytest.raises(MeasurementError, match="too noisy"):
+        executor.measure(tmp_path / "out", places / "llama", batch=2, length=8)
+
+
+def test_in_memory_models_and_lists_of_texts(tmp_path):
+    model = tiny.uneven(tiny.model("gpt2"))
+    with pytest.raises(InputError, match=r"open_subject\(model, tokenizer="):
+        executor.run(shears, model, tiny.sentences(), "params=80%", tmp_path / "out")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    subject = secateur.open_subject(model, tokenizer=tiny.tokenizer())
+    (row,) = executor.run(shears, subject, tiny.sentences(), "params=80%", tmp_path / "out")
+    assert row.verdict == "met"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A BERT that says "yes" (its class 0) to every text; the alphabet would number its classes otherwise."""
+    place = tmp_path_factory.mktemp("classifier")
+    config = BertConfig(
+        vocab_size=64, pad_token_id=0, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, id2label={0: "yes", 1: "no"}, label2id={"yes": 0, "no": 1},
+    )  # fmt: skip
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([1.0, 0.0]))
+    tiny.uneven(model).save_pretrained(place / "model")
+    tiny.tokenizer().save_pretrained(place / "model")
+    rows = [{"text": text, "label": "yes" if n % 4 else "no"} for n, text in enumerate(tiny.sentences(200))]
+    (place / "named.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, label in (("unknown", "maybe"), ("beyond", 2), ("negative", -1)):
+        (place / f"{name}.jsonl").write_text("\n".join(json.dumps({**row, "label": label}) for row in rows))
+    partly = [{**rows[0], "label": None}, *rows[1:]]
+    (place / "partly.jsonl").write_text("\n".join(map(json.dumps, partly)))
+    (place / "real.jsonl").write_text("\n".join(json.dumps({**row, "label": 0.5}) for row in rows))
+    return place
+
+
+def test_accuracy_counts_by_the_classes_of_the_model(classifier, tmp_path):
+    found = executor.measure(classifier / "model", data=classifier / "named.jsonl", batch=2, length=8)
+    assert found["model"]["accuracy"].value == 0.75
+    assert found["model"]["accuracy"].samples == 200 // 16 * 16
+    (row,) = executor.run(shears, classifier / "model", classifier / "named.jsonl", "params=90%", tmp_path / "out")
+    held = texts.read(classifier / "named.jsonl").split()[1]
+    share = sum(held.classes[label] == "yes" for label in held.labels) / len(held)
+    assert row.before["accuracy"].value == row.after["accuracy"].value == share
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("unknown", "unknown.jsonl has the class 'maybe', which the model doesn't know: it knows yes, no"),
+        ("beyond", "beyond.jsonl has the label 2: the model has 2 classes, 0 to 1"),
+        ("negative", "negative.jsonl has the label -1"),
+        ("partly", "text 1 of partly.jsonl has no label in 'label', as 1 of 200 have none: label them or drop them"),
+        ("real", "text 1 of real.jsonl has the label 0.5 in 'label': classes are names or whole numbers"),
+    ],
+)
+def test_labels_that_are_no_classes_of_the_model_are_refused(classifier, tmp_path, data, message):
+    with pytest.raises(DataError, match=message):
+        executor.measure(classifier / "model", data=classifier / f"{data}.jsonl", batch=2, length=8)
+    with pytest.raises(DataError, match=message):
+        executor.run(shears, classifier / "model", classifier / f"{data}.jsonl", "params=80%", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"powr": 1}, "shears has no option 'powr': did you mean 'power'"),
+        ({"power": "much"}, "option power='much' of shears: input should be a valid number"),
+        ({"batch": 0}, "batch"),
+        ({"length": -1}, "length"),
+        ({"threads": 0}, "threads"),
+        ({"seed": 2**63}, "seed=9223372036854775808 is not"),
+    ],
+)
+def test_wrong_options_are_named(places, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        go(places, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("setting", ["every=0", "patience=-1", "accumulate=x", "clip=nan"])
+def test_settings_of_training_are_refused_before_anything_is_read(tmp_path, setting):
+    with pytest.raises(InputError, match=f"^training setting {setting}: give"):
+        executor.run("ziplm", tmp_path / "none", tmp_path / "none", "params=80%", tmp_path / "out", training=setting)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_is_refused_before_anything_is_written(places, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UnknownRecipeError, match="did you mean 'ziplm'"):
+        executor.run("ziplmm", places / "llama", places / "texts.txt", "params=80%", out)
+    with pytest.raises(BudgetError):
+        go(places, out, budget="params=200%")
+    with pytest.raises(InputError, match="no budget"):
+        go(places, out, budget=[])
+    with pytest.raises(DataError):
+        executor.run(shears, places / "llama", places / "no.txt", "params=80%", out)
+    with pytest.raises(ModelError):
+        executor.run(shears, places / "none", places / "texts.txt", "params=80%", out)
+    assert not out.exists()
+    with pytest.raises(InfeasibleError):
+        go(places, out, budget="params=1%")
+    assert not out.exists()  # the corrected command may use the same folder
+
+
+def test_a_run_yaml_repeats_the_run(places, tmp_path):
+    (first,) = executor.run("minitron", places / "llama", places / "texts.txt", "params=80%", tmp_path / "a", steps=2,
+                           short_steps=1, candidates=1, calibration=16, train_batch=4, length=16)  # fmt: skip
+    settings = executor.configured(tmp_path / "a" / "run.yaml", {"out": tmp_path / "b"})
+    (again,) = executor.run(**settings)
+    assert first.cut.removed == again.cut.removed
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+def test_inspect_adds_up(places):
+    found = executor.inspect(places / "llama")
+    axes = {row["kind"]: row for row in found["axes"]}
+    config = json.loads((places / "llama" / "config.json").read_text())
+    assert axes["heads"]["units"] == config["num_hidden_layers"] * config["num_attention_heads"]
+    assert axes["attention"]["share"]["params"] + axes["ffn"]["share"]["params"] == pytest.approx(
+        axes["layers"]["share"]["params"], rel=0.1
+    )
+
+
+def test_measure_alone_and_against(places, tmp_path, monkeypatch):
+    go(places, tmp_path / "small")
+    alone = executor.measure(places / "llama", data=places / "texts.txt", batch=2, length=8)["model"]
+    assert {"params", "latency", "perplexity", "kv_cache", "peak_memory"} <= set(alone)
+    monkeypatch.setitem(executor.CLOCK, "pairs", 20)
+    both = executor.measure(tmp_path / "small", places / "llama", batch=8, length=32)
+    assert both["model"]["params"].value < both["against"]["params"].value
+    assert both["both"]["speedup"].samples >= 20
+
+
+def test_report_is_written_anew(places, tmp_path):
+    go(places, tmp_path / "small")
+    (tmp_path / "small" / "report.html").unlink()
+    assert executor.report(tmp_path / "small").read_text().startswith("<!")
+    with pytest.raises(RunError, match="no evidence"):
+        executor.report(tmp_path)
+
+
+def test_three_lines_are_enough(places, tmp_path):
+    code = (
+        "import secateur\n"
+        "secateur.run('ziplm', 'bert', budget='params=80%', data='texts.txt', out='{out}', steps=2, trials=0, "
+        "calibration=16, train_batch=8, train_length=16)\n"
+        "model = secateur.load('{out}')\n"
+        "print(sum(p.numel() for p in model.parameters()))"
+    ).format(out=tmp_path / "small")
+    done = subprocess.run([sys.executable, "-c", code], cwd=places, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 0
+
+
+def test_public_names_are_exact_and_lazy():
+    for name in secateur.__all__:
+        assert getattr(secateur, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'graft'"):
+        _ = secateur.graft
+    assert set(secateur.__all__) == set(secateur._PLACES) | {"__version__"}
+
+
+def test_exports_are_whole_and_never_overwrite(places, tmp_path):
+    go(places, tmp_path / "small")
+    place, notes = secateur.export(tmp_path / "small", "decilm", tmp_path / "deci")
+    assert (place / "config.json").is_file()
+    assert isinstance(notes, tuple)
+    with pytest.raises(InputError, match="is there already"):
+        secateur.export(tmp_path / "small", "decilm", tmp_path / "deci")
+    with pytest.raises(InputError, match="choose onnx, decilm, packed, packed-int8, masks, int8 or int4"):
+        secateur.export(tmp_path / "small", "gguf")
+    assert sorted(os.listdir(tmp_path)) == ["deci", "small"]
+
+
+def test_tasks_are_refused_for_what_does_not_speak(places, monkeypatch):
+    monkeypatch.setattr(language, "sizes", None)  # before anything is measured
+    with pytest.raises(InputError, match="lm-eval tasks need a language model"):
+        executor.measure(places / "bert", tasks=["arc_easy"])
+
+
+def test_models_of_different_tokenizers_are_not_measured_on_each_others_tokens(places, tmp_path):
+    other = tmp_path / "other"
+    tiny.folder("llama", other)
+    path = other / "tokenizer.json"
+    text = json.loads(path.read_text())
+    vocabulary = text["model"]["vocab"]
+    vocabulary["tree"], vocabulary["garden"] = vocabulary["garden"], vocabulary["tree"]
+    path.write_text(json.dumps(text))
+    with pytest.raises(InputError, match=r"different tokenizers: '(tree|garden)' is"):
+        executor.measure(tiny.folder("llama", tmp_path / "llama"), other, tiny.sentences(50), batch=2, length=16)

@@ -1,0 +1,63 @@
+"""A recipe's options against its signature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pytest
+
+from secateur.errors import InputError
+from secateur.runs import keywords
+
+
+def thinner(subject, data, *, share: float = 0.5, how: Literal["row", "column"] = "row", seed: int = 0):
+    """A recipe."""
+
+
+def listing(*, shares: Sequence[float] = (), weight: float | Literal["auto"] | None = None):
+    """A recipe with numbers inside of other annotations."""
+
+
+def needy(*, must: int):
+    """A recipe with an option that has to be given."""
+
+
+def test_only_keywords_are_options():
+    assert list(keywords.of(thinner)) == ["share", "how", "seed"]
+
+
+def test_given_ones_are_checked_and_others_take_their_defaults():
+    assert keywords.checked(thinner, {"share": "0.25"}) == {"share": 0.25, "how": "row", "seed": 0}
+
+
+def test_what_a_recipe_does_not_have_is_left_out_only_where_it_may_be():
+    given = keywords.fitting(thinner, {"share": 0.1, "batch": 3, "oops": 1}, ("batch",), seed=7, dry_run=True)
+    assert given == {"share": 0.1, "oops": 1, "seed": 7}
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5])
+def test_seeds_that_no_generator_takes_are_refused(seed):
+    keywords.check_seed(0, 2**63 - 1)
+    with pytest.raises(InputError, match="is not a whole number of at least 0 and below 2"):
+        keywords.check_seed(0, seed)
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "said"),
+    [
+        (thinner, {"shar": 1}, "thinner has no option 'shar': did you mean 'share'?"),
+        (thinner, {"zzz": 1}, "thinner has no option 'zzz': it has share, how, seed"),
+        (thinner, {"how": "diagonal"}, "option how='diagonal' of thinner: input should be 'row' or 'column'"),
+        (thinner, {"share": float("nan")}, "option share=nan of thinner: input should be a finite number"),
+        (thinner, {"share": "nan"}, "option share='nan' of thinner: input should be a finite number"),
+        (thinner, {"share": float("inf")}, "option share=inf of thinner: input should be a finite number"),
+        (listing, {"shares": [0.5, "inf"]}, "option shares='inf' of listing: input should be a finite number"),
+        (listing, {"weight": "nan"}, "option weight='nan' of listing: input should be a finite number"),
+        (needy, {}, "needy needs the option 'must'"),
+    ],
+)
+def test_each_mistake_has_its_line(function, given, said):
+    with pytest.raises(InputError) as caught:
+        keywords.checked(function, given)
+    assert str(caught.value) == said

@@ -1,0 +1,91 @@
+"""Processes that help: forked from a server that has its imports, with the environment of now."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+
+from secateur._utils import workers
+
+
+def seen(name: str) -> tuple[str | None, bool, bool]:
+    """In a helper: a variable of its environment, whether slow modules are there, and whether Ctrl-C is ignored."""
+    imported = "secateur.runs.context" in sys.modules
+    return os.environ.get(name), imported, signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("value", ["one", "two"])
+def test_helpers_have_their_imports_and_the_environment_of_now(monkeypatch, value):
+    monkeypatch.setenv("SECATEUR_SEEN", value)
+    with ProcessPoolExecutor(1, workers.helpers(), workers.helper, (1, dict(os.environ))) as pool:
+        assert pool.submit(seen, "SECATEUR_SEEN").result() == (value, True, True)
+
+
+def test_helpers_have_what_was_slow_here_already():
+    importlib.import_module("transformers.modeling_utils")
+    workers.helpers()
+    assert forkserver._forkserver._preload_modules[:2] == ["secateur.runs.preload", "transformers.modeling_utils"]
+
+
+HELPED = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from secateur._utils import workers as quiet
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, quiet.helpers(), quiet.helper, (1, dict(os.environ)))
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_helper_ends_with_the_process_that_it_helps(tmp_path):
+    """Also where that one is killed, and can end nobody."""
+    (tmp_path / "helped.py").write_text(HELPED)
+    with subprocess.Popen([sys.executable, tmp_path / "helped.py"], stdout=subprocess.PIPE, text=True) as helped:
+        helper = Path("/proc", helped.stdout.readline().strip())
+        assert helper.name.isdigit()
+        assert helper.exists()
+        helped.kill()
+    end = time.monotonic() + 20
+    while helper.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not helper.exists()
+
+
+LATE = """
+import sys
+from secateur._utils import workers as quiet
+
+class Given:
+    def __reduce__(self):
+        return {made}
+
+if __name__ == "__main__":
+    late = quiet.helpers().Process(target=print, args=(Given(),))
+    late.start()
+    late.join()
+    sys.exit(late.exitcode)
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "said"), [("(open, ('/no/such/file',))", ""), ("(int, ('x',))", "ValueError: invalid literal for int()")]
+)
+def test_a_helper_that_comes_too_late_has_nothing_to_say(tmp_path, made, said):
+    """After Ctrl-C what it was to share with the process that it helps is gone; any other failure is told."""
+    (tmp_path / "late.py").write_text(LATE.format(made=made))
+    done = subprocess.run([sys.executable, tmp_path / "late.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert bool(done.stderr) == bool(said)

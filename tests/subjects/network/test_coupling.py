@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from secateur.subjects.network.coupling import couple
+from secateur.subjects.network.flops import Size
+from secateur.subjects.network.recording import Example, record
+from subjects import nets
+
+
+def test_sites_hold_units_that_touch_the_same_tensors() -> None:
+    model, inputs = nets.make("residual")
+    coupling = couple(record(model.eval(), Example.of(inputs)))
+    assert set(coupling.sites) == {"stem.channels", "inner.channels"}
+    stem = coupling.sites["stem.channels"]
+    assert len(stem.classes) == 12
+    names = {axis.tensor for axis, _ in stem.axes}
+    assert names >= {
+        "stem.weight",
+        "bn.weight",
+        "bn.running_var",
+        "scale",
+        "inner.weight",
+        "outer.weight",
+        "head.weight",
+    }
+    assert "output" in coupling.reasons["head.weight[0]"]
+
+
+def test_flattened_channels_take_all_their_columns() -> None:
+    model, inputs = nets.make("joined")
+    coupling = couple(record(model.eval(), Example.of(inputs)))
+    for name, count in (("a.channels", 6), ("b.channels", 10)):
+        site = coupling.sites[name]
+        assert len(site.classes) == count
+        assert {axis.tensor: each for axis, each in site.axes}["head.weight"] == 4
+    keep = {"a.channels": np.arange(6) != 2}
+    gone = np.flatnonzero(~coupling.kept(keep))
+    (head,) = [axis for axis in coupling.axes if axis.tensor == "head.weight" and axis.dim == 1]
+    inside = [atom - head.start for atom in gone if head.start <= atom < head.start + head.size]
+    assert inside == [8, 9, 10, 11]
+
+
+def test_costs_are_polynomials_of_kept_counts() -> None:
+    model, inputs = nets.make("mlp")
+    coupling = couple(record(model.eval(), Example.of(inputs)))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    terms, base = coupling.terms(shapes, dict.fromkeys(shapes, 4))
+    counts = {"0.channels": 16, "2.channels": 12}
+    total = base["params"] + sum(
+        term.coefficient * np.prod([counts[site] for site in term.sites]) for term in terms if term.measure == "params"
+    )
+    assert total == sum(p.numel() for p in model.parameters())
+
+
+def test_kept_and_bound_atoms() -> None:
+    model, inputs = nets.make("mlp")
+    run = record(model.eval(), Example.of(inputs))
+    free = couple(run)
+    one = int(np.flatnonzero(free.classes.of == free.sites["0.channels"].classes[3])[0])
+    assert len(couple(run, {one: "asked"}).sites["0.channels"].classes) == 15
+    first, second = (
+        np.array([np.flatnonzero(free.classes.of == unit)[0] for unit in free.sites[name].classes[:12]])
+        for name in ("0.channels", "2.channels")
+    )
+    bound = couple(run, None, [np.stack([first, second])])
+    assert sorted(len(site.classes) for site in bound.sites.values()) == [4, 12]
+
+
+def test_a_dimension_of_what_flows_is_a_sum_of_sites_and_of_what_stays() -> None:
+    model, inputs = nets.make("mlp")
+    run = record(model.eval(), Example.of(inputs))
+    first = next(axis for axis in run.flow.atoms.axes if axis.tensor == "0.weight" and axis.dim == 0)
+    atoms = torch.arange(first.start, first.start + 16)
+    coupling = couple(run, {first.start + 14: "asked", first.start + 15: "asked"})
+    row = atoms.view(1, 16)
+    assert coupling.along(Size(16, ((row, 1),))) == {"0.channels": 1, "": 2}
+    assert coupling.along(Size(32, ((row.repeat(1, 2), 1),))) == {"0.channels": 2, "": 4}
+    assert coupling.along(Size(5)) == {"": 5}
+    # Heads of two channels, reshaped: one dimension has the heads, the other none, whatever stays at the last of them.
+    heads = torch.cat([atoms[:14].repeat_interleave(2), atoms[14:]]).view(15, 2)
+    assert coupling.along(Size(15, ((heads, 0),))) == {"0.channels": 1, "": 1}
+    assert coupling.along(Size(2, ((heads, 1),))) == {"": 2}

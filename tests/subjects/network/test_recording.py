@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.subjects.network.recording import Example, record, running, tensors_of
+from secateur.subjects.network.shrinking import twin
+from subjects import nets
+
+
+def test_examples_are_read_as_they_are_given() -> None:
+    x = torch.ones(2)
+    assert Example.of(x).args == (x,)
+    assert Example.of((x, 3)).args == (x, 3)
+    assert Example.of({"a": x}).kwargs == {"a": x}
+    assert Example.of([x]).args == ([x],)
+    args, _ = Example.of(x).fresh()
+    args[0].add_(1)
+    assert x.tolist() == [1, 1]
+
+
+def test_recording_leaves_no_mark_and_repeats() -> None:
+    model, inputs = nets.make("residual")
+    model.eval()
+    before = copy.deepcopy(model.state_dict())
+    first, second = (record(model, Example.of(inputs)) for _ in range(2))
+    assert torch.equal(first.output, second.output)
+    assert torch.equal(first.output, model(inputs))
+    assert (first.flow.atoms.classes().of == second.flow.atoms.classes().of).all()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any("_secateur_labels" in tensor.__dict__ for tensor in tensors_of(model).values())
+    assert "stem.weight" in first.used
+
+
+def test_hooks_are_gone_even_after_an_error() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(4, 2))
+    seen: list[str] = []
+    with pytest.raises(RuntimeError), running(model, seen.append):
+        model(torch.zeros(1, 2))
+    assert seen[-1] == "1"
+    model[0](torch.zeros(1, 2))
+    assert seen[-1] == "1"
+
+
+class Writer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((4,), 2.0))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        self.scale.mul_(0.5)
+        return self.head(x * self.scale)
+
+
+def test_a_pass_that_writes_into_a_parameter_leaves_the_model_as_it_is() -> None:
+    model = Writer().eval()
+    record(twin(model, share=True).eval(), Example.of(torch.randn(3, 4)))
+    assert model.scale.tolist() == [2.0] * 4

@@ -1,0 +1,81 @@
+"""Operators one by one: the classes of one weight's rows after it has gone through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from secateur.subjects.network.coupling import couple
+from secateur.subjects.network.recording import Example, record
+
+
+class Through(nn.Module):
+    def __init__(self, step: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.step = nn.Conv2d(2, 12, 1), step
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.step(self.first(x))
+        # Summed over whatever there is, so that no channel reaches the output.
+        return x.float().pow(2).sum()
+
+
+def units(step: Callable[[Tensor], Tensor]) -> int:
+    run = record(Through(step).eval(), Example((torch.randn(1, 2, 4, 4),)))
+    return sum(len(site.classes) for site in couple(run).sites.values())
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (torch.relu, 12),
+        (lambda x: x.flip(1), 12),
+        (lambda x: F.pad(x, (1, 1)), 12),
+        (lambda x: F.interpolate(x, scale_factor=2), 12),
+        (lambda x: F.pixel_shuffle(x, 2), 12),
+        (lambda x: F.pixel_unshuffle(x, 2), 12),
+        (lambda x: F.unfold(x, 3), 12),
+        (lambda x: x.view(1, 3, 4, 4, 4), 4),
+        (lambda x: sum(x.chunk(3, 1)), 4),
+        (lambda x: torch.stack(x.chunk(2, 1)).sum(0), 6),
+        (lambda x: torch.cat(list(x.chunk(2, 1))[::-1], 1), 6),
+        (lambda x: F.glu(x, 1), 6),
+        (lambda x: x.softmax(1), 12),
+        (lambda x: x.max(1).values, 12),
+        (lambda x: F.group_norm(x, 3), 4),
+        (lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (12,)), 12),
+        (lambda x: torch.einsum("bchw,bdhw->bcd", x, x), 12),
+        (lambda x: x + torch.zeros_like(x), 12),
+        (lambda x: F.grid_sample(x, torch.zeros(1, 2, 2, 2), align_corners=False), 12),
+        (lambda x: x.view(1, 12, 16).cumsum(2), 12),
+        (lambda x: x.roll(1, 2), 12),
+        (lambda x: x.mean((2, 3)).view(1, 12, 1) * x.flatten(2), 12),
+        # What stays
+        (lambda x: x.roll(1, 1), 0),
+        (lambda x: x.cumsum(1), 0),
+        (lambda x: x.sort(1).values, 0),
+        (lambda x: x + torch.arange(12.0).view(1, 12, 1, 1), 0),
+        (lambda x: x[:, torch.arange(11, -1, -1)], 0),
+        (lambda x: torch.linalg.qr(x).Q, 0),
+    ],
+)
+def test_units_that_may_go(step: Callable[[Tensor], Tensor], expected: int) -> None:
+    assert units(step) == expected
+
+
+def test_a_part_written_into_zeros_stays() -> None:
+    def step(x: Tensor) -> Tensor:
+        whole = torch.zeros(1, 14, 4, 4)
+        whole[:, :12] = x
+        return whole
+
+    assert units(step) == 0
+
+
+def test_one_index_that_is_only_looked_at_does_not_keep_it() -> None:
+    assert units(lambda x: x.view(1, 12, 16)[:, 0].new_ones(1) * x) == 12
+    assert units(lambda x: x * x[:, :1]) == 11

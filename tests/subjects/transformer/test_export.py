@@ -1,0 +1,158 @@
+"""Exports run where they claim to, with equal outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from secateur.errors import NumericalError, UnsupportedError
+from secateur.formats import decilm
+from secateur.subjects import open_subject
+from secateur.subjects.transformer import export
+from secateur.subjects.transformer.export import to_decilm, to_onnx
+from secateur.vocabulary import Selection
+from subjects.tiny import make, run_without_secateur, without
+from subjects.transformer.test_loading import tokenizer
+from subjects.transformer.test_saving import cuts
+
+CODE = """
+import json, sys, torch
+from pathlib import Path
+from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+for folder, no_op in json.loads(Path("jobs.json").read_text()):
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert config.model_type == "nemotron-nas", config.model_type
+    assert [block.attention.no_op for block in config.block_configs] == no_op
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    batch = load_file(folder + "/batch.safetensors")
+    arguments = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
+    with torch.no_grad():
+        results = {"logits": model(**batch).logits, "cached": model.generate(**batch, **arguments)}
+        results["fresh"] = model.generate(**batch, **arguments, use_cache=False)
+    save_file(results, folder + "/results.safetensors")
+    model.save_pretrained(folder + "/again")
+assert "secateur" not in sys.modules
+"""
+
+CASES = {
+    "blocks": ("llama", {"attention": without(3, 1), "ffn": without(3, 2), "layers.0.neurons": without(40, *range(8))}),
+    "groups": ("llama", {"layers.1.kv_groups": without(2, 0), "layers.2.heads": without(4, 0, 3)}),
+    "biases": ("llama-tied-bias", {"layers.0.neurons": without(40, 1), "layers.1.kv_groups": without(2, 0)}),
+    "heads": (
+        "llama",
+        {f"layers.{index}.heads": without(4, 0, 3) for index in range(3)} | {"channels": without(48, 0)},
+    ),
+    "whole": ("llama", {}),
+}
+
+
+@pytest.mark.slow
+def test_decilm_loads_in_a_fresh_process(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    jobs, expected = [], {}
+    for label, (name, keep) in CASES.items():
+        subject, _ = make(name).cut(Selection(keep))
+        folder = tmp_path / label
+        notes = to_decilm(subject, folder)
+        assert bool(notes) == ("layers.1.kv_groups" in keep)
+        batch = subject.example(2, 6)
+        save_file(batch, folder / "batch.safetensors")
+        jobs.append((str(folder), [False, label == "blocks", False]))
+        with torch.no_grad():
+            expected[str(folder)] = subject.forward(batch).prediction
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    run_without_secateur(CODE, tmp_path)
+    for folder_name, logits in expected.items():
+        results = load_file(Path(folder_name) / "results.safetensors")
+        torch.testing.assert_close(results["logits"], logits, atol=1e-5, rtol=1e-5)
+        assert torch.equal(results["cached"], results["fresh"])
+        first, again = (json.loads((Path(folder_name) / part / "config.json").read_text()) for part in (".", "again"))
+        assert first["block_configs"] == again["block_configs"]
+
+
+def test_decilm_says_widths_of_256_in_both_forms(tmp_path: Path) -> None:
+    import transformers
+
+    sizes = {"vocab_size": 32, "hidden_size": 48, "intermediate_size": 768, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    subject = open_subject(transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval())
+    cut, _ = subject.cut(Selection({"layers.1.neurons": np.arange(768) < 512}))
+    to_decilm(cut, tmp_path)
+    blocks = json.loads((tmp_path / "config.json").read_text())["block_configs"]
+    assert [block["ffn"]["ffn_mult"] for block in blocks] == [24.0, 16.0]
+    assert [block["attention"]["n_heads_in_group"] for block in blocks] == [2, 2]
+
+
+def test_decilm_checks_the_files_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and configuration are read back; the code beside them is the code that read them."""
+    write = export._write_decilm_config
+
+    def wrong(subject, widths, heads, folder):
+        write(subject, widths, heads, folder)
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 1.0}))
+
+    to_decilm(make("llama"), tmp_path / "right")
+    for name in ("configuration_decilm.py", "modeling_decilm.py"):
+        own = Path(decilm.__file__).parent / name
+        assert (tmp_path / "right" / name).read_bytes() == own.read_bytes()
+    monkeypatch.setattr(export, "_write_decilm_config", wrong)
+    with pytest.raises(NumericalError, match="DeciLM export differs"):
+        to_decilm(make("llama"), tmp_path / "wrong")
+
+
+def test_decilm_refusals(tmp_path: Path) -> None:
+    cut, _ = make("llama").cut(Selection({"attention": without(3, 0)}))
+    with pytest.raises(UnsupportedError, match="attention of layer 0"):
+        to_decilm(cut, tmp_path / "out")
+    with pytest.raises(UnsupportedError, match="Qwen3ForCausalLM"):
+        to_decilm(make("qwen3"), tmp_path / "out")
+    with pytest.raises(UnsupportedError, match="sliding window"):
+        to_decilm(make("mistral"), tmp_path / "out")
+    cut, _ = make("llama-tied-bias").cut(Selection({"ffn": without(3, 1)}))
+    with pytest.raises(UnsupportedError, match=r"layer 1 .* mlp_bias"):
+        to_decilm(cut, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert-classifier", "gpt2", "llama"])
+def test_onnx_equals_pytorch(tmp_path: Path, name: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    cut = cuts(make(name))["mixed"]
+    path = to_onnx(cut, tmp_path / "out")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for batch, length in ((1, 1), (5, 23)):
+        example = cut.example(batch, length)
+        with torch.no_grad():
+            expected = cut.forward(example).prediction
+        (given,) = session.run(None, {key: tensor.numpy() for key, tensor in example.items()})
+        np.testing.assert_allclose(given, expected.numpy(), atol=1e-4, rtol=1e-4)
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_onnx_of_a_sentence_transformer_gives_embeddings(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    sentence = pytest.importorskip("sentence_transformers")
+    from sentence_transformers import models
+
+    make("bert").save(tmp_path / "bert")
+    tokenizer(tmp_path / "bert")
+    parts = [models.Transformer(str(tmp_path / "bert")), models.Pooling(48, "mean"), models.Normalize()]
+    sentence.SentenceTransformer(modules=parts, device="cpu").save(str(tmp_path / "original"))
+    subject = open_subject(tmp_path / "original")
+    session = onnxruntime.InferenceSession(str(to_onnx(subject, tmp_path / "out")))
+    batch = subject.tokenizer(["w2 w3 w4", "w9"], padding=True, return_tensors="pt")
+    inputs = {name: batch[name].numpy() for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        expected = subject.forward(batch).prediction
+    (given,) = session.run(["sentence_embedding"], inputs)
+    np.testing.assert_allclose(given, expected.numpy(), atol=1e-4)
+    assert (tmp_path / "out" / "tokenizer.json").is_file()

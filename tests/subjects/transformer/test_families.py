@@ -1,0 +1,37 @@
+"""The tables cover their models: every tensor is known, and its axes multiply to its shape."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from secateur.subjects.transformer.families import FAMILIES
+from subjects.tiny import (
+    MODELS,
+    make,
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_tensor_is_in_the_table_with_its_true_shape(name: str) -> None:
+    subject = make(name)
+    layout = subject.layout
+    for key, tensor in subject.model.state_dict().items():
+        place = layout.place(key)
+        assert place.axes is not None, key
+        assert len(place.axes) == tensor.dim(), key
+        for axis, size in zip(place.axes, tensor.shape, strict=True):
+            if axis:
+                width = layout.widths[place.layer or 0]
+                sizes = {"channels": layout.hidden_size, "neurons": width.neurons}
+                sizes |= {name: getattr(width, name) for name in ("experts", "expert_neurons", "shared_neurons")}
+                sizes |= {"heads*": width.heads * layout.head_dim, "kv*": width.kv * layout.head_dim}
+                assert sum(sizes[part] for part in axis.split("+")) == size, (key, axis)
+
+
+def test_every_family_is_tested_and_plain_data() -> None:
+    tested = {make(name).family.model_type for name in MODELS}
+    assert tested == set(FAMILIES)
+    for family in FAMILIES.values():
+        assert ast.literal_eval(repr(family.plain())) == family.plain()

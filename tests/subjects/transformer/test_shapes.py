@@ -1,0 +1,72 @@
+"""Shapes: four numbers that tell a transformer of like layers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tiny
+from secateur.errors import InputError, UnsupportedError
+from secateur.subjects import open_subject
+from secateur.subjects.transformer import shapes
+from secateur.vocabulary import Selection
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+
+
+def test_a_parsed_shape_keeps_what_it_does_not_name(llama):
+    sizes = shapes.sizes(llama)
+    for given in ("layers=1,neurons=16", ["layers=1", "neurons=16"]):
+        assert shapes.parse(given, llama) == {**sizes, "layers": 1, "neurons": 16}
+
+
+@pytest.mark.parametrize("text", ["layers=99", "tails=3", "layers", "neurons=0"])
+def test_a_shape_that_makes_no_sense_is_refused(llama, text):
+    with pytest.raises(InputError, match="shape"):
+        shapes.parse(text, llama)
+
+
+def test_the_cost_of_a_shape_is_that_of_the_cut_model(llama):
+    units, sizes = llama.units(), shapes.sizes(llama)
+    small = {**sizes, "layers": 1, "neurons": 16}
+    keep = {name: np.arange(site.count) < small[site.kind] for name, site in units.sites.items() if site.kind in small}
+    student, _ = llama.cut(Selection(keep))
+    assert shapes.sizes(student) == small
+    assert shapes.cost(units, small)["params"] == sum(p.numel() for p in student.model.parameters())
+
+
+def test_grid_ends_at_the_whole_and_steps_by_groups(llama):
+    grid, sizes, steps = shapes.grid(llama, ["heads", "neurons"]), shapes.sizes(llama), shapes.steps(llama)
+    assert all(row[-1] == sizes[axis] for axis, row in grid.items())
+    assert grid["layers"] == [sizes["layers"]]
+    assert all(k % steps["heads"] == 0 for k in grid["heads"])
+
+
+def test_a_receipt_counts_over_several_cuts(llama):
+    first, _ = llama.cut(Selection({"layers": np.arange(shapes.sizes(llama)["layers"]) != 0}))
+    neurons = shapes.sizes(first)["neurons"]
+    second, _ = first.cut(Selection({"layers.0.neurons": np.arange(neurons) < 8}))
+    removed = shapes.receipt(llama, second).removed
+    assert removed["layers"][0] == 1
+    assert removed["layers.1.neurons"] == (neurons - 8, neurons)
+    assert removed["layers.0.neurons"] == (neurons, neurons)
+
+
+def test_a_receipt_counts_sub_blocks_that_lost_all_their_units(llama):
+    kind = [site.name for site in llama.units().free() if site.name.startswith("layers.1.") and site.kind == "neurons"]
+    first, _ = llama.cut(Selection({kind[0]: np.zeros(llama.widths()[1].neurons, dtype=bool)}))
+    removed = shapes.receipt(llama, first).removed
+    assert removed["ffn"] == (1, 4)
+    assert removed["attention"] == (0, 4)
+    assert removed["layers"] == (0, 4)
+    second, _ = first.cut(Selection({"attention": np.arange(4) != 2}))
+    assert shapes.receipt(llama, second).removed["attention"] == (1, 4)
+
+
+def test_layers_that_differ_have_no_one_shape(llama):
+    uneven, _ = llama.cut(Selection({"layers.0.neurons": np.arange(shapes.sizes(llama)["neurons"]) < 8}))
+    with pytest.raises(UnsupportedError, match="differ"):
+        shapes.sizes(uneven)
