@@ -18,7 +18,7 @@ from typing import Any
 
 from secateur.errors import UnknownRecipeError
 
-__all__ = ["Option", "cards", "describe", "find", "read_options", "signature", "subject", "training"]
+__all__ = ["Option", "cards", "describe", "find", "parameters", "read_options", "signature", "subject", "training"]
 
 _CARD = re.compile(r"^CARD\b[^=]*=\s*(\{.*?^\})", re.MULTILINE | re.DOTALL)
 
@@ -81,22 +81,46 @@ def describe(name: str) -> str:
     return ast.get_docstring(_function(_locate(name).read_text(encoding="utf-8"), name)) or ""
 
 
-def read_options(source: str, name: str) -> list[Option]:
-    """The keyword-only arguments of function `name` in `source`, explained by the `Args:` of its docstring."""
+def read_options(source: str, name: str, *, by_position: bool = False) -> list[Option]:
+    """The keyword-only parameters of function `name` in `source`, explained by the `Args:` of its docstring.
+
+    by_position: the other parameters too, before them.
+    """
     function = _function(source, name)
     explained, aliases = _arguments(ast.get_docstring(function) or ""), _aliases(source)
-    written = [ast.unparse(one.annotation) if one.annotation else "" for one in function.args.kwonlyargs]
-    return [
-        Option(
-            argument.arg,
-            inspect.Parameter.empty if default is None else ast.literal_eval(default),
-            aliases.get(annotation, annotation),
-            explained.get(argument.arg, ""),
+    arguments, defaults = [*function.args.kwonlyargs], [*function.args.kw_defaults]
+    if by_position:
+        required = len(function.args.args) - len(function.args.defaults)
+        arguments = [*function.args.args, *arguments]
+        defaults = [*[None] * required, *function.args.defaults, *defaults]
+    options = []
+    for argument, default in zip(arguments, defaults, strict=True):
+        annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+        options.append(
+            Option(
+                argument.arg,
+                inspect.Parameter.empty if default is None else ast.literal_eval(default),
+                aliases.get(annotation, annotation),
+                explained.get(argument.arg, ""),
+            )
         )
-        for argument, default, annotation in zip(
-            function.args.kwonlyargs, function.args.kw_defaults, written, strict=True
-        )
-    ]
+    return options
+
+
+def parameters(function: str) -> list[Option]:
+    """All named parameters of a function of secateur, in order, read from the text of the module that defines it.
+
+    Args:
+        function: its name in full, such as "secateur.run"; what a module imports is followed to its own module.
+    """
+    module, _, name = function.rpartition(".")
+    root = Path(__file__).parents[1].joinpath(*module.split(".")[1:])
+    path = root.with_suffix(".py") if root.with_suffix(".py").is_file() else root / "__init__.py"
+    source = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and any(name == (alias.asname or alias.name) for alias in node.names):
+            return parameters(f"{node.module}.{name}")
+    return read_options(source, name, by_position=True)
 
 
 def _aliases(source: str) -> dict[str, str]:
@@ -125,7 +149,7 @@ def _locate(name: str) -> Path:
 
 
 def _function(source: str, name: str) -> ast.FunctionDef:
-    for node in ast.parse(source).body:
+    for node in reversed(ast.parse(source).body):  # what stands before may be overloads of it
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return node
     raise UnknownRecipeError(f"the recipe {name!r} has no function of that name")
@@ -136,6 +160,7 @@ def _arguments(docstring: str) -> dict[str, str]:
     match = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", docstring, re.MULTILINE)
     found: dict[str, str] = {}
     for entry in re.split(r"\n(?= {4}\S)", match[1]) if match else []:
-        name, _, text = entry.strip().partition(":")
-        found[name.strip("* ")] = " ".join(text.split())
+        names, _, text = entry.strip().partition(":")
+        for name in names.split(","):
+            found[name.strip("* ")] = " ".join(text.split())
     return found

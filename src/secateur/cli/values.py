@@ -1,0 +1,71 @@
+"""From the text of a flag to the value that the annotation of its parameter asks for."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from secateur.recipes import Option
+from secateur.vocabulary import listed
+
+__all__ = ["describe_default", "describe_kind", "is_list", "parse"]
+
+_TEXT_OR = "str | "
+"""How the annotation of a list begins that may be given as one text, with commas."""
+_PLAIN = re.compile(r"\b(int|float|bool|dict|Sequence|list|tuple|Mapping)\b")
+"""Numbers and collections; what else there is (models, data, paths) is given as text."""
+
+
+def parse(text: str | Sequence[str], annotation: str) -> Any:
+    """A flag's text as YAML would give it, where the annotation is more than text.
+
+    Of a list's texts, each time the flag was given, one list; what is none of them is left to the function to refuse.
+    Where the function takes text for a list, that text is the list's, so that a run is on record as it was typed.
+    """
+    if not isinstance(text, str):
+        if annotation.startswith(_TEXT_OR):
+            parts = [parse(one, annotation.removeprefix(_TEXT_OR)) if one.startswith("[") else one for one in text]
+            return ",".join(part if isinstance(part, str) else ",".join(map(str, part)) for part in parts)
+        parts = [parse(one, annotation) for one in text]
+        wrong = [part for part in parts if not isinstance(part, list)]
+        return wrong[0] if wrong else [item for part in parts for item in part]
+    if annotation in ("str", "Any") or annotation.startswith("Literal"):
+        return text
+    if is_list(annotation) and not text.startswith("["):
+        return listed(text)
+    if text.lower() == "none" and "None" in annotation:
+        return None
+    try:
+        return json.loads(text) if _PLAIN.search(annotation) else text
+    except ValueError:
+        return text
+
+
+def is_list(annotation: str) -> bool:
+    """Whether a parameter takes several values."""
+    several = any(name in annotation for name in ("Sequence", "list", "tuple", "Mapping"))
+    return several and "Path" not in annotation  # a file has them
+
+
+def describe_default(option: Option) -> str:
+    """What holds where an option is left out."""
+    if option.default is inspect.Parameter.empty:
+        return "required"
+    return f"default {option.default if isinstance(option.default, str) else repr(option.default)}"
+
+
+def describe_kind(annotation: str) -> str:
+    """What the help shows for a value: the choices where there are some, else the kind."""
+    if annotation.startswith("Literal["):
+        choices = annotation.removeprefix("Literal").partition("]")[0] + "]"
+        return "|".join(str(choice) for choice in ast.literal_eval(choices) if choice != "")
+    if "Path" in annotation:
+        return "PATH"
+    kind = annotation.removesuffix(" | None").removeprefix(_TEXT_OR)
+    if kind == "Any":
+        return "NAME"
+    return kind if _PLAIN.search(kind) or kind == "str" else kind.upper()
