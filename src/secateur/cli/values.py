@@ -16,8 +16,6 @@ __all__ = ["describe_default", "describe_kind", "is_list", "parse"]
 
 _TEXT_OR = "str | "
 """How the annotation of a list begins that may be given as one text, with commas."""
-_PLAIN = re.compile(r"\b(int|float|bool|dict|Sequence|list|tuple|Mapping)\b")
-"""Numbers and collections; what else there is (models, data, paths) is given as text."""
 
 
 def parse(text: str | Sequence[str], annotation: str) -> Any:
@@ -40,9 +38,15 @@ def parse(text: str | Sequence[str], annotation: str) -> Any:
     if text.lower() == "none" and "None" in annotation:
         return None
     try:
-        return json.loads(text) if _PLAIN.search(annotation) else text
+        return json.loads(text) if _is_plain(annotation) else text
     except ValueError:
         return text
+
+
+def _is_plain(annotation: str) -> bool:
+    """Whether it names numbers or collections; what else there is (models, data, paths) is given as text."""
+    names = re.search(r"\b(int|float|bool|dict|Sequence|list|tuple|Mapping)\b", annotation)
+    return names is not None and "Path" not in annotation
 
 
 def is_list(annotation: str) -> bool:
@@ -52,10 +56,10 @@ def is_list(annotation: str) -> bool:
 
 
 def describe_default(option: Option) -> str:
-    """What holds where an option is left out."""
-    if option.default is inspect.Parameter.empty:
-        return "required"
-    return f"default {option.default if isinstance(option.default, str) else repr(option.default)}"
+    """What values an option takes, where it has bounds, and what holds where it is left out."""
+    default = option.default if isinstance(option.default, str) else repr(option.default)
+    holds = "required" if option.default is inspect.Parameter.empty else f"default {default}"
+    return f"{option.bounds}; {holds}" if option.bounds else holds
 
 
 def describe_kind(annotation: str) -> str:
@@ -68,4 +72,4 @@ def describe_kind(annotation: str) -> str:
     kind = annotation.removesuffix(" | None").removeprefix(_TEXT_OR)
     if kind == "Any":
         return "NAME"
-    return kind if _PLAIN.search(kind) or kind == "str" else kind.upper()
+    return kind if _is_plain(kind) or kind == "str" else kind.upper()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
+import math
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import annotated_types
 from pydantic import ConfigDict, ValidationError, create_model
 
 from secateur.errors import InputError
+from secateur.recipes import describe_bounds
+from secateur.vocabulary import Training
 
-__all__ = ["check_seed", "checked", "fitting", "of", "spares"]
+__all__ = ["check_seed", "checked", "fitting", "flat", "of", "spares"]
 
 
 def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -21,11 +26,53 @@ def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def _groups(function: Callable[..., Any]) -> dict[str, dict[str, str]]:
+    """Parameter -> {flag: field} of the options that are one frozen value, such as `training`.
+
+    The fields that its default sets are options of their own. `batch` of `Training` is `train_batch` in a recipe on
+    texts, which has a length too: there `batch` is what is timed.
+    """
+    keywords = of(function)
+    texts = any(name.rpartition("_")[2] == "length" for name in keywords)
+    grouped = {name: p.default for name, p in keywords.items() if dataclasses.is_dataclass(p.default)}
+    return {
+        name: {
+            ("train_batch" if one.name == "batch" and texts else one.name): one.name
+            for one in dataclasses.fields(default)
+            if getattr(default, one.name) is not None
+        }
+        for name, default in grouped.items()
+    }
+
+
+def flat(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` as flags and run.yaml name them: what is one value in the signature is its fields here.
+
+    Fields of `training` that are no flag stand in one text, as `--training` takes them.
+    """
+    groups, values = _groups(function), dict[str, Any]()
+    for name, value in options.items():
+        if name not in groups:
+            values[name] = value
+            continue
+        values |= {flag: getattr(value, field) for flag, field in groups[name].items()}
+        if isinstance(value, Training):
+            others = {key: one for key, one in value.named.items() if key not in groups[name].values()}
+            values[name] = ",".join(f"{key}={_written(one)}" for key, one in others.items())
+    return values
+
+
+def _written(value: Any) -> str:
+    if value == math.inf:
+        return "none"
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def fitting(
     function: Callable[..., Any], given: Mapping[str, Any], optional: Collection[str], **shared: Any
 ) -> dict[str, Any]:
     """`given` and `shared`, without those of `optional` and `shared` that the recipe does not have."""
-    known = of(function)
+    known = {*of(function), *(flag for flags in _groups(function).values() for flag in flags)}
     values = {name: value for name, value in given.items() if name in known or name not in optional}
     return {**values, **{name: value for name, value in shared.items() if name in known}}
 
@@ -41,17 +88,41 @@ def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
     Raises `InputError` for an option that is unknown, missing or of another kind, and for a number that is not finite:
     NaN passes comparisons that are to refuse it.
     """
-    keywords, hints = of(function), typing.get_type_hints(function)
+    keywords, hints = of(function), typing.get_type_hints(function, include_extras=True)
+    groups = _groups(function)
     fields: dict[str, Any] = {
-        name: (hints.get(name, Any), ... if p.default is p.empty else p.default) for name, p in keywords.items()
+        name: (hints.get(name, Any), ... if p.default is p.empty else p.default)
+        for name, p in keywords.items()
+        if name not in groups
     }
+    for name, flags in groups.items():
+        default = keywords[name].default
+        kinds = typing.get_type_hints(type(default), include_extras=True)
+        fields |= {flag: (kinds[field], getattr(default, field)) for flag, field in flags.items()}
+        fields[name] = (Any, "")
     how = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     model = create_model("Options", __config__=how, **fields)
     try:
         found = model(**given)
     except ValidationError as error:
-        raise InputError(_explain(error, function.__name__, list(keywords))) from error
-    return {name: getattr(found, name) for name in keywords}
+        raise InputError(_explain(error, function.__name__, fields)) from error
+    values = {name: getattr(found, name) for name in fields}
+    for name, flags in groups.items():
+        own = {field: values.pop(flag) for flag, field in flags.items()}
+        values[name] = _group(function.__name__, keywords[name].default, own, values[name])
+    return {name: values[name] for name in keywords}
+
+
+def _group(recipe: str, default: Any, own: Mapping[str, Any], given: Any) -> Any:
+    """The value of an option that is one frozen value: its fields by flag, and what was given for it as a whole."""
+    value = dataclasses.replace(default, **own)
+    if isinstance(value, Training):
+        merged = value.merge(given or "")
+        for name in ("steps", "epochs", "batch"):
+            if name in merged.named and name not in own:
+                raise InputError(f"{recipe} does not train by {name}: it has {', '.join(own)}")
+        return merged
+    return given or value
 
 
 def check_seed(*seeds: int) -> None:
@@ -61,13 +132,37 @@ def check_seed(*seeds: int) -> None:
             raise InputError(f"seed={seed!r} is not a whole number of at least 0 and below 2**63")
 
 
-def _explain(error: ValidationError, recipe: str, known: Sequence[str]) -> str:
+_LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of", "too_short", "too_long")
+"""What pydantic calls values that are out of bounds."""
+
+
+def _explain(error: ValidationError, recipe: str, fields: Mapping[str, tuple[Any, Any]]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(fields)}"
         return f"{recipe} has no option {name!r}: {hint}"
     if first["type"] == "missing":
         return f"{recipe} needs the option {name!r}"
-    return f"option {name}={first['input']!r} of {recipe}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+    if first["type"] in _LIMITS:
+        bounds = describe_bounds(_limits(fields[name][0]))
+        number = (
+            ""
+            if first["type"].startswith("too_")
+            else "a whole number "
+            if "int" in str(fields[name][0])
+            else "a number "
+        )
+        problem = f"give {number}{bounds}".replace("number a", "number, a")
+    return f"option {name}={first['input']!r} of {recipe}: {problem}"
+
+
+def _limits(kind: Any) -> list[tuple[str, Any]]:
+    """The bounds in an annotation such as `Annotated[float, Gt(0)] | None`, by the names of their classes."""
+    found = []
+    for one in getattr(kind, "__metadata__", ()):
+        for part in one if isinstance(one, annotated_types.GroupedMetadata) else [one]:
+            found += [(type(part).__name__, value) for value in dataclasses.asdict(part).values()]
+    return found + [limit for inner in typing.get_args(kind) for limit in _limits(inner)]
