@@ -91,4 +91,5 @@ def test_ctrl_c_before_anything_was_done_is_one_line_too(tmp_path, file, text, p
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = secateur("list", PYTHONPATH=path)
     assert (done.returncode, done.stdout) == (130, printed)
-    assert done.stderr == "secateur: interrupted before anything was done\n"
+    assert done.stderr.startswith("secateur: interrupted")
+    assert done.stderr.count("\n") == 1

@@ -68,7 +68,7 @@ def test_what_is_missing_or_wrong_is_said_in_one_line(line, error, capsys):
         ("recipe: wanda\nmodel: llama\ndata: texts.txt\nout: x\n", "train-pruner", "wanda trains no model"),
         ("folder: 3\n", "export", "export needs --to"),
         ("modl: m\n", "inspect", "did you mean 'model'"),
-        ("batch: many\n", "measure", "option batch='many' of measure"),
+        ("batch: many\n", "measure", "--batch many: give a whole number"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused_in_one_line(capsys, monkeypatch, tmp_path, text, name, error):

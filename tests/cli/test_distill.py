@@ -72,7 +72,7 @@ MATCH = f"{LLAMA} --match"
     ("words", "error"),
     [
         ("--from a=0.5 --from b --data x", "--from b has no share"),
-        ("--from a=nan --data x", "weights of teachers nan: give numbers"),
+        ("--from a=nan --data x", "option shares=nan of distill"),
         ("--from a=0 --data x", "teachers 0: give numbers of at least 0, one above"),
         ("--from none/here --data texts.txt", "none/here"),
         (f"{MATCH} model.layers.0 --match-index 1", "write {i} in it, or leave match-index out"),

@@ -11,7 +11,7 @@ from secateur.vocabulary import Cut, Evidence
 
 def row(removed: dict[str, tuple[int, int]], verdict: str = "met") -> Evidence:
     cut = Cut(before={"params": 2.0}, after={"params": 1.0}, removed=removed)
-    return Evidence("toy", "m", "params=50%", verdict, {}, {}, {}, cut=cut)
+    return Evidence("toy", "params=50%", cut=cut, verdict=verdict)
 
 
 @dataclass

@@ -12,7 +12,7 @@ __all__ = ["locate"]
 
 
 def locate(group: str) -> dict[str, tuple[Path, str, str]]:
-    """Name -> (file, module, attribute) of the entry points of a group; those whose file can't be found are left out."""
+    """Name -> (file, module, attribute) of the entry points of a group, but for those whose file can't be found."""
     return _locate(group, tuple(sys.path))
 
 

@@ -34,8 +34,7 @@ class Command:
 
     Args:
         execute: takes settings by the names of parameters; its docstring is the command's help.
-        functions: whose parameters the flags are, by their names in full, such as "secateur.run"; the first one's
-            parameters are the keys of a config.
+        functions: whose parameters the flags are, by their names in full, such as "secateur.run".
         arguments: parameters that stand on the command line without a flag.
         words: parameter -> its flag, where that is not --name.
         help: parameter -> explanation, where the docstring speaks to Python.
@@ -47,8 +46,8 @@ class Command:
         needed: what has to be given: how the command line calls it -> parameter. A dry run needs no `out`.
         example: a command line that gives it.
         config: what --config is; none if empty.
-        configured: from a config's path and what was typed to settings, by its name in full; the parameters of the
-            first function, if empty.
+        configured: from a config's path and what was typed to settings, by its name in full; the keys are the flags'
+            if empty.
         adapt: changes what was typed, before a config is read.
     """
 
@@ -122,14 +121,15 @@ class Command:
 
     def read(self, config: str, typed: dict[str, Any]) -> dict[str, Any]:
         """The settings in a config, where those that were typed do not say otherwise."""
-        name = self.configured or self.functions[0]
-        module, _, attribute = name.rpartition(".")
-        function = getattr(importlib.import_module(module), attribute)
+        module, _, name = (self.configured or self.functions[0]).rpartition(".")
+        function = getattr(importlib.import_module(module), name)
         if self.configured:
             return dict(function(config, typed))
         from secateur.runs import configs
 
-        return configs.options(function, configs.read(config, attribute, function, typed))
+        flags = {flag.option.name: flag for flag in self.flags()}
+        given = configs.read(config, name, function, typed, more=lambda _: flags, key=next(iter(self.arguments)))
+        return {key: flags[key].value(value) if isinstance(value, str) else value for key, value in given.items()}
 
 
 def _in_flags(text: str, words: Mapping[str, str]) -> str:

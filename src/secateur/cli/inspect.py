@@ -12,7 +12,7 @@ from secateur.cli.printing import console, print_lines
 from secateur.cli.prune import SCOPES
 from secateur.cli.run import SHAPE
 
-__all__ = ["COMMAND", "execute", "read_config"]
+__all__ = ["COMMAND", "execute"]
 
 
 def execute(given: dict[str, Any]) -> None:
@@ -27,14 +27,6 @@ def execute(given: dict[str, Any]) -> None:
         _print_network(found, given.get("picture"))
     else:
         _print_kinds(found)
-
-
-def read_config(path: str, typed: dict[str, Any]) -> dict[str, Any]:
-    """The settings in a config, where those that were typed do not say otherwise."""
-    from secateur.runs import configs, executor, inspection, keywords
-
-    known = keywords.of(inspection.inspect)
-    return configs.read(path, "inspect", executor.inspect, typed, more=lambda _: known, key="model")
 
 
 def _print_kinds(found: Mapping[str, Any]) -> None:
@@ -98,5 +90,4 @@ COMMAND = Command(
     more=[AS_JSON],
     needed={"MODEL": "model"},
     example="secateur inspect MODEL",
-    configured="secateur.cli.inspect.read_config",
 )

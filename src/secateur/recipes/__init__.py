@@ -36,8 +36,16 @@ __all__ = [
 
 _CARD = re.compile(r"^CARD\b[^=]*=\s*(\{.*?^\})", re.MULTILINE | re.DOTALL)
 _TRAINING = "more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb."
-_BOUNDS = {"Gt": "above {}", "Ge": "at least {}", "Lt": "below {}", "Le": "at most {}", "MultipleOf": "a multiple of {}",
-           "MinLen": "at least {} of them", "MaxLen": "at most {} of them"}  # fmt: skip
+_BOUNDS = {
+    "Gt": "above {}",
+    "Ge": "at least {}",
+    "Lt": "below {}",
+    "Le": "at most {}",
+    "MultipleOf": "that is a multiple of {}",
+    "MinLen": "at least {} of them",
+    "MaxLen": "at most {} of them",
+}
+"""How bounds of annotated_types are said."""
 
 
 @dataclass(frozen=True, slots=True)

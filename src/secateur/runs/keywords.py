@@ -147,22 +147,17 @@ def _explain(error: ValidationError, recipe: str, fields: Mapping[str, tuple[Any
         return f"{recipe} needs the option {name!r}"
     problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
     if first["type"] in _LIMITS:
-        bounds = describe_bounds(_limits(fields[name][0]))
-        number = (
-            ""
-            if first["type"].startswith("too_")
-            else "a whole number "
-            if "int" in str(fields[name][0])
-            else "a number "
-        )
-        problem = f"give {number}{bounds}".replace("number a", "number, a")
+        kind = fields[name][0]
+        number = "a whole number " if "int" in str(kind) else "a number "
+        bounds = describe_bounds(_limits(kind))
+        problem = f"give {bounds if first['type'].startswith('too_') else number + bounds}"
     return f"option {name}={first['input']!r} of {recipe}: {problem}"
 
 
-def _limits(kind: Any) -> list[tuple[str, Any]]:
+def _limits(kind: object) -> list[tuple[str, Any]]:
     """The bounds in an annotation such as `Annotated[float, Gt(0)] | None`, by the names of their classes."""
-    found = []
-    for one in getattr(kind, "__metadata__", ()):
-        for part in one if isinstance(one, annotated_types.GroupedMetadata) else [one]:
-            found += [(type(part).__name__, value) for value in dataclasses.asdict(part).values()]
-    return found + [limit for inner in typing.get_args(kind) for limit in _limits(inner)]
+    limits = list[tuple[str, Any]]()
+    for bound in getattr(kind, "__metadata__", ()):
+        for part in bound if isinstance(bound, annotated_types.GroupedMetadata) else [bound]:
+            limits += [(type(part).__name__, getattr(part, field.name)) for field in dataclasses.fields(part)]
+    return limits + [limit for inner in typing.get_args(kind) for limit in _limits(inner)]
