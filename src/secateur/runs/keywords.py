@@ -7,7 +7,7 @@ import difflib
 import inspect
 import math
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import annotated_types
@@ -147,10 +147,10 @@ def _explain(error: ValidationError, recipe: str, fields: Mapping[str, tuple[Any
         return f"{recipe} needs the option {name!r}"
     problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
     if first["type"] in _LIMITS:
-        kind = fields[name][0]
+        kind, length = fields[name][0], first["type"].startswith("too_")
+        bounds = describe_bounds(limit for limit in _limits(kind) if limit[0].endswith("Len") == length)
         number = "a whole number " if "int" in str(kind) else "a number "
-        bounds = describe_bounds(_limits(kind))
-        problem = f"give {bounds if first['type'].startswith('too_') else number + bounds}"
+        problem = f"give {'' if length else number}{'of ' if bounds.startswith('at') and not length else ''}{bounds}"
     return f"option {name}={first['input']!r} of {recipe}: {problem}"
 
 
@@ -158,6 +158,7 @@ def _limits(kind: object) -> list[tuple[str, Any]]:
     """The bounds in an annotation such as `Annotated[float, Gt(0)] | None`, by the names of their classes."""
     limits = list[tuple[str, Any]]()
     for bound in getattr(kind, "__metadata__", ()):
-        for part in bound if isinstance(bound, annotated_types.GroupedMetadata) else [bound]:
+        parts: Iterable[Any] = bound if isinstance(bound, annotated_types.GroupedMetadata) else [bound]
+        for part in parts:
             limits += [(type(part).__name__, getattr(part, field.name)) for field in dataclasses.fields(part)]
     return limits + [limit for inner in typing.get_args(kind) for limit in _limits(inner)]
