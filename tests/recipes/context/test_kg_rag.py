@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import sparql
 import tiny
+import toys
 from clients.test_chat import say, served
 from secateur._utils.rundir import Run, Transient
 from secateur.clients.chat import Answer, Local, Meter
@@ -821,3 +822,15 @@ def test_the_graph_stays_as_it_is():
     before = len(here.store.graph)
     run(here, QUESTION, "words=5", embedder=bag)
     assert len(here.store.graph) == before
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    label = "<http://www.w3.org/2000/01/rdf-schema#label>"
+    triples = [
+        f"<urn:x:{word}> {label} {word!r} ; <urn:r:is_turned_to> <urn:x:{word[::-1]}> ."
+        for word in ("alpha", "gamma", "delta", "omega", "sigma", "kappa")
+    ]
+    triples += [f"<urn:x:gamma> <urn:r:stands_in_row> <urn:x:row{i}> ." for i in range(12)]
+    lines = ["gamma is turned to ammag", *(f"gamma stands in row row{i}" for i in range(12))]
+    return toys.graph("kg_rag", triples, lines, "What is gamma turned to?", "ammag")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import sparql
 import tiny
+import toys
 from clients.test_chat import say, served, speaking
 from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
@@ -646,3 +647,12 @@ def test_a_server_that_judges_is_asked_over_http():
         _, found, _ = told(graph(MEDICINE), QUESTION, llm=url, llm_name="judge", calls=4)
     assert len(asked) == found["calls"] <= 4
     assert {body["model"] for body in asked} == {"judge"}
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    ways = [*((f"r{i}", f"m{i}", f"s{i}") for i in range(12)), ("feeds", "ammag", "heals")]
+    triples = [f"<urn:x:alpha> <urn:r:{r}> <urn:x:{m}> . <urn:x:{m}> <urn:r:{s}> <urn:x:omega> ." for r, m, s in ways]
+    lines = [f"alpha -[{r}]-> {m} -[{s}]-> omega" for r, m, s in ways]
+    question, topics = "What is it that alpha feeds and that heals omega?", ["urn:x:alpha", "urn:x:omega"]
+    return toys.graph("paths_over_graph", triples, lines, question, "ammag", topics=topics)

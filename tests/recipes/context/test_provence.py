@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import keeper
 import tiny
+import toys
 from clients.test_chat import say, served, speaking
 from keeper import WORDS, Training, fresh, lesson, sentence, taught
 from secateur import recipes
@@ -500,3 +503,17 @@ def test_what_can_not_be_is_refused():
 
 def test_the_card_is_complete():
     assert recipes.cards()["provence"]["family"] == "context"
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    parts = [[keeper.sentence(*range(10 + 4 * i, 14 + 4 * i)) for i in range(4)] for _ in range(3)]
+    parts[1][2] = gold = keeper.sentence(3, 30, 31, 32)
+    return {
+        "subject": open_passages(parts),
+        "data": keeper.sentence(3),
+        "budget": "words=20%",
+        "options": {"model": keeper.taught()},
+        "output": partial(toys.written, texts=[text for part in parts for text in part]),
+        "quality": lambda passages: float(gold in passages.written()),
+    }

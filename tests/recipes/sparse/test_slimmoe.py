@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import tiny
+import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
@@ -413,3 +414,8 @@ def test_routers_sample_in_training_where_the_original_does(data: texts.Corpus, 
         drawn.append(any(modes))
         assert not result.subject.model.training
     assert drawn == [True, False]
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("mixtral", "params=70%", steps=0, calibration=64, length=16)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import secateur
+import toys
 from claims import vision
 from recipes.vision import nets
 from secateur._utils.rundir import Run
@@ -366,3 +367,10 @@ def test_a_run_judges_saves_and_exports_the_result(tmp_path):
     assert kinds.count("DequantizeLinear") > count
     assert kinds.count("QuantizeLinear") >= 1
     assert sum(one.data_type == onnx.TensorProto.INT8 and len(one.dims) > 1 for one in graph.initializer) == count
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.classifier(
+        "pattern=2:4", vit=True, epochs=3, quantise_epochs=2, batch=24, lr=1e-3, quantise_lr=2e-4, least=8
+    )

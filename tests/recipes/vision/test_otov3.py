@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import toys
 from secateur import conformance
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
@@ -403,3 +404,8 @@ def test_a_run_ends_with_a_program_that_needs_nothing_of_ours(place: Path, budge
     program = torch.export.load(out / "model.pt2")
     assert sum(p.numel() for p in program.parameters()) == row.predicted["params"]
     assert row.verdict == "met"
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.classifier(epochs=6, batch=24)

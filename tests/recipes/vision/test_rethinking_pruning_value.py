@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import toys
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
@@ -382,3 +383,8 @@ def test_verdicts_follow_the_interval():
     assert "scratch" in rethinking.judge(Figure(-1.0, -1.8, -0.2))
     assert "tie" in rethinking.judge(Figure(0.1, -0.2, 0.4))
     assert "no verdict" in rethinking.judge(Figure(3.0))
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.classifier(epochs=4, batch=24, scratch="E")

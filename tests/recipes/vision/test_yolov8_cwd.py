@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import toys
 import yolo
 from secateur._utils.rundir import Run
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
@@ -249,3 +250,8 @@ def test_layers_without_a_scale_stay_and_a_detector_without_any_is_refused(tmp_p
     with pytest.raises(UnsupportedError, match="no batch norm whose scale can be trained"):
         results(tmp_path / "b", start=plain)
     assert not [one for one in (tmp_path / "b" / "work").rglob("*") if one.is_file()], "nothing was written"
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.detector(batch=8, least=2, sparse_epochs=4, finetune_epochs=8, distil_epochs=8)
