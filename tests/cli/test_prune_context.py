@@ -42,7 +42,7 @@ def test_what_was_run_on_a_page_repeats_by_its_record_and_flags_win(tmp_path):
 def test_options_of_servers_are_shown_where_a_recipe_asks_them(tmp_path):
     servers = {"--llm-timeout", "--llm-retries", "--llm-per-minute", "--run-calls", "--graph-per-minute"}
     for recipe, shown in (("htmlrag", set()), ("kg_rag", servers)):
-        flags, _ = prune_context.COMMAND.named(["--recipe", recipe])
+        flags, _ = prune_context.COMMAND.recipe_flags(["--recipe", recipe])
         assert servers & {flag.words for flag in flags} == shown
     assert "--graph-per-minute" in words_of(forked(tmp_path, "prune-context", "--recipe=kg_rag", "--help").stdout)
 

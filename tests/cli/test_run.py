@@ -19,7 +19,7 @@ ZIPLM = ["run", "ziplm", "llama", "--budget", "params=80%", "--data", "texts.txt
 
 @pytest.mark.parametrize("name", recipes.cards())
 def test_each_option_of_a_recipe_is_a_flag_and_explained(name):
-    flags, about = run.COMMAND.named([name])
+    flags, about = run.COMMAND.recipe_flags([name])
     assert about.startswith(f"{name}: ")
     assert [flag.option for flag in flags] == recipes.signature(name)
     shared = {option.name for option in recipes.parameters("secateur.run")}
@@ -28,7 +28,7 @@ def test_each_option_of_a_recipe_is_a_flag_and_explained(name):
 
 def test_help_shows_the_flags_of_the_recipe(tmp_path):
     shown = words_of(forked(tmp_path, "run", "minitron", "--help", columns=200).stdout)
-    for flag in run.COMMAND.named(["minitron"])[0]:
+    for flag in run.COMMAND.recipe_flags(["minitron"])[0]:
         assert flag.words in shown
     assert "Separated by commas, or again." in shown
     target = words_of(forked(tmp_path, "run", "dp4tl", "--help").stdout).partition("--target ")[2]

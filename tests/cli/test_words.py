@@ -29,7 +29,7 @@ def test_the_named_recipe_is_found(line, recipe, tmp_path, monkeypatch):
     (tmp_path / "run.yaml").write_text("seed: 1\nrecipe: minitron\n")
     (tmp_path / "broken.yaml").write_text("recipe: [")
     (tmp_path / "list.yaml").write_text("- recipe\n")
-    assert words.named(line.split()) == recipe
+    assert words.recipe_named(line.split()) == recipe
 
 
 def test_a_flag_is_read_with_and_without_an_equals_sign():

@@ -42,7 +42,7 @@ class Command:
         again: parameters that are lists of texts, each given by a flag of its own.
         without: parameters that have no flag.
         more: flags beside those.
-        named: from the words of a command line to the flags of the recipe that they name, and what the help says of it.
+        recipe_flags: from the words of a command line to the flags of the recipe that they name, and what the help says of it.
         needed: what has to be given: how the command line calls it -> parameter. A dry run needs no `out`.
         example: a command line that gives it.
         config: what --config is; none if empty.
@@ -60,7 +60,7 @@ class Command:
     again: Collection[str] = ()
     without: Collection[str] = ()
     more: Sequence[Flag] = ()
-    named: Callable[[Sequence[str]], tuple[Sequence[Flag], str]] = lambda words: ((), "")
+    recipe_flags: Callable[[Sequence[str]], tuple[Sequence[Flag], str]] = lambda words: ((), "")
     needed: Mapping[str, str] = field(default_factory=dict)
     example: str = ""
     config: str = "a run.yaml with the same keys; flags win over it."
@@ -74,7 +74,7 @@ class Command:
         """
         flags, about = list[Flag](), ""
         if line is not None:
-            own, (further, about) = self.flags(), self.named(line)
+            own, (further, about) = self.flags(), self.recipe_flags(line)
             taken = {flag.option.name for flag in own}
             flags = [*own, *(flag for flag in further if flag.option.name not in taken)]
 

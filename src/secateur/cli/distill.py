@@ -11,7 +11,7 @@ from secateur.cli.command import Command
 from secateur.cli.printing import print_evidence, print_lines
 from secateur.errors import InputError
 
-__all__ = ["COMMAND", "execute"]
+__all__ = ["execute"]
 
 
 def execute(given: dict[str, Any]) -> None:

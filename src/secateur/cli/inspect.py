@@ -12,7 +12,7 @@ from secateur.cli.printing import console, print_lines
 from secateur.cli.prune import SCOPES
 from secateur.cli.run import SHAPE
 
-__all__ = ["COMMAND", "execute"]
+__all__ = ["execute"]
 
 
 def execute(given: dict[str, Any]) -> None:

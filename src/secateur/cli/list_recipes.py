@@ -9,7 +9,7 @@ from secateur import recipes
 from secateur.cli.command import Command
 from secateur.cli.flags import AS_JSON
 
-__all__ = ["COMMAND", "execute"]
+__all__ = ["execute"]
 
 
 def execute(given: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from secateur.cli.command import Command
 from secateur.cli.flags import AS_JSON
 from secateur.cli.printing import console
 
-__all__ = ["COMMAND", "execute"]
+__all__ = ["execute"]
 
 
 def execute(given: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from secateur.cli.command import Command
 from secateur.cli.printing import print_each, print_places
 from secateur.cli.run import BUDGET, SHAPE
 
-__all__ = ["COMMAND", "SCOPES", "execute"]
+__all__ = ["SCOPES", "execute"]
 
 SCOPES = {"scope": "local|kind|global|isomorphic|SITE=POOL,...", "normalise": "l2|max|mean|zscore|rank"}
 """What the help shows for these two options of `prune` and `inspect`."""

@@ -15,7 +15,7 @@ from secateur.cli.run import BUDGET
 if TYPE_CHECKING:
     from secateur.vocabulary import Result
 
-__all__ = ["COMMAND", "execute"]
+__all__ = ["execute"]
 
 
 def execute(given: dict[str, Any]) -> None:

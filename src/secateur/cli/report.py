@@ -6,7 +6,7 @@ from typing import Any
 
 from secateur.cli.command import Command
 
-__all__ = ["COMMAND", "execute"]
+__all__ = ["execute"]
 
 
 def execute(given: dict[str, Any]) -> None:

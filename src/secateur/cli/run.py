@@ -13,7 +13,7 @@ from secateur.cli.flags import Flag, extra, of_options
 from secateur.cli.printing import print_each, print_lines, print_places
 from secateur.errors import InputError
 
-__all__ = ["BUDGET", "COMMAND", "SHAPE", "execute"]
+__all__ = ["BUDGET", "SHAPE", "execute"]
 
 BUDGET = "how much may stay: {}, ... Give it again for one more {}."
 SHAPE = "shape of a network's input, such as 1x3x224x224."
@@ -52,9 +52,9 @@ def _check(typed: dict[str, Any]) -> None:
             raise InputError(f"--scratch-{name} is of networks trained from scratch: give --scratch-baseline")
 
 
-def _named(words: Sequence[str]) -> tuple[list[Flag], str]:
+def _recipe_flags(words: Sequence[str]) -> tuple[list[Flag], str]:
     """The flags of the recipe that the command line names, and the first sentences about it."""
-    recipe = line.named(words)
+    recipe = line.recipe_named(words)
     if recipe not in recipes.cards():
         return [], ""
     summary = recipes.describe(recipe).partition("\n\n")[0].replace("\n", " ")
@@ -82,7 +82,7 @@ COMMAND = Command(
         extra("scratch_lr", "float", "of those networks: the learning rate; the run's if not given."),
         extra("scratch_cap", "float", "of those of B: at most this many times the epochs."),
     ],
-    named=_named,
+    recipe_flags=_recipe_flags,
     needed={"RECIPE": "recipe", "MODEL": "model", "--budget": "budget", "--data": "data", "--out": "out"},
     example="secateur run ziplm MODEL --budget speedup=2x --data texts.txt --out small",
     configured="secateur.runs.executor.configured",

@@ -9,7 +9,7 @@ from secateur.cli.command import Command
 from secateur.cli.flags import extra
 from secateur.cli.values import describe_default
 
-__all__ = ["COMMAND", "execute"]
+__all__ = ["execute"]
 
 
 def execute(given: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from secateur.cli.command import Command
 from secateur.cli.flags import Flag, of_options
 from secateur.cli.printing import console, print_lines
 
-__all__ = ["COMMAND", "execute"]
+__all__ = ["execute"]
 
 
 def execute(given: dict[str, Any]) -> None:
@@ -43,11 +43,11 @@ def _check(typed: dict[str, Any]) -> None:
         raise typer.Exit
 
 
-def _named(words: Sequence[str]) -> tuple[list[Flag], str]:
+def _recipe_flags(words: Sequence[str]) -> tuple[list[Flag], str]:
     """The flags of the study that the command line names, and its question."""
     from secateur import studies
 
-    study, cards = line.named(words, "study"), studies.cards()
+    study, cards = line.recipe_named(words, "study"), studies.cards()
     if study not in cards:
         return [], ""
     return of_options(studies.options(study), f"Options of {study}"), f"{study}: {cards[study]['title']}."
@@ -62,7 +62,7 @@ COMMAND = Command(
         "model": "file.py:function for any network.",
         "data": "examples: an .npz file, a folder of images, file.py:function.",
     },
-    named=_named,
+    recipe_flags=_recipe_flags,
     needed={"STUDY": "study", "--out": "out"},
     example="secateur study curve net.py:build --data digits.npz --out curves",
     configured="secateur.studies.asked.configured",

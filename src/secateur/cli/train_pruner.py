@@ -14,7 +14,7 @@ from secateur.cli.command import Command
 from secateur.cli.flags import Flag, of_options
 from secateur.errors import InputError
 
-__all__ = ["COMMAND", "execute"]
+__all__ = ["execute"]
 
 
 def execute(given: dict[str, Any]) -> None:
@@ -33,9 +33,9 @@ def _check(typed: dict[str, Any]) -> None:
         raise InputError(f"{typed['recipe']} trains no model: `secateur run` runs it")
 
 
-def _named(words: Sequence[str]) -> tuple[list[Flag], str]:
+def _recipe_flags(words: Sequence[str]) -> tuple[list[Flag], str]:
     """The flags of the training of the recipe that the command line names, and of the server that it asks."""
-    recipe = line.named(words)
+    recipe = line.recipe_named(words)
     options = recipes.training(recipe) if recipe in recipes.cards() else []
     flags = of_options(options, f"Options of {recipe}")
     if any(option.name == "llm" for option in options):
@@ -54,7 +54,7 @@ COMMAND = Command(
         "data": "a .jsonl file with question, html, text or passages, and answers in each line.",
         "out": "the run directory, where the model will stand.",
     },
-    named=_named,
+    recipe_flags=_recipe_flags,
     needed={"RECIPE": "recipe", "MODEL": "model", "--data": "data", "--out": "out"},
     example="secateur train-pruner provence MODEL --data passages.jsonl --out pruner",
     configured="secateur.runs.context.configured",

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from secateur import recipes
 
-__all__ = ["flag_value", "named", "named_in_file"]
+__all__ = ["flag_value", "recipe_named", "named_in_file"]
 
 _SWITCHES = ("dry_run", "overwrite", "stream", "help")
 """Flags without a value, of the commands themselves."""
 
 
-def named(words: Sequence[str], key: str = "recipe") -> str | None:
+def recipe_named(words: Sequence[str], key: str = "recipe") -> str | None:
     """The recipe (or study, by `key`) that is the first word of a command which is no flag and no flag's value.
 
     Without one, that which the file named by --config holds.

@@ -102,7 +102,7 @@ def check_recipe(
 
 def _beats_chance(subject: Any, result: Result, budget: Budget, quality: Callable[[Any], float], chances: int) -> None:
     if _sparse(budget):
-        random = [_zeroed(subject, result, budget, seed) for seed in range(chances)]
+        random = [_zero_at_random(subject, result, budget, seed) for seed in range(chances)]
     else:
         units = subject.units(*_chosen_kinds(subject.units(), result))
         if any(limit.measure not in units.cost() for limit in budget.limits):
@@ -124,7 +124,7 @@ def _matrices(subject: Any) -> dict[str, Any]:
     return dict(matrices.matrices(subject.model, within))
 
 
-def _masked(subject: Any, name: str) -> bool:
+def _is_pruned(subject: Any, name: str) -> bool:
     """Whether a matrix was pruned, as far as a subject that keeps masks says so: others may hold zeros by rounding."""
     masks = getattr(subject, "masks", {})
     return not masks or name in masks
@@ -136,14 +136,14 @@ def _nonzero(result: Result, budget: Budget) -> dict[str, float]:
     for name, matrix in _matrices(result.subject).items():
         stays = as_numpy(matrix.weight) != 0
         count += int(stays.sum())
-        if budget.pattern is not None and not stays.all() and _masked(result.subject, name):
+        if budget.pattern is not None and not stays.all() and _is_pruned(result.subject, name):
             m = budget.pattern.m
             runs = stays[:, : stays.shape[1] // m * m].reshape(-1, m)
             assert runs.sum(1).max(initial=0) <= budget.pattern.n, f"{name} does not keep to {budget.pattern}"
     return {"weights": float(count)}
 
 
-def _zeroed(subject: Any, result: Result, budget: Budget, seed: int) -> Any:
+def _zero_at_random(subject: Any, result: Result, budget: Budget, seed: int) -> Any:
     """A copy with as many zeros as the result in each of its matrices, and as few units (experts), at random places."""
     draw = np.random.default_rng(seed)
     units, keep = subject.units(), {}
@@ -154,7 +154,7 @@ def _zeroed(subject: Any, result: Result, budget: Budget, seed: int) -> Any:
     chance, found = subject.cut(Selection(keep))[0] if keep else subject.copy(), _matrices(result.subject)
     for name, matrix in _matrices(chance).items():
         stays = as_numpy(found[name].weight) != 0
-        if stays.all() or not _masked(result.subject, name):
+        if stays.all() or not _is_pruned(result.subject, name):
             continue
         scores = draw.random(stays.shape)
         runs = (budget.pattern.n, budget.pattern.m) if budget.pattern is not None else None

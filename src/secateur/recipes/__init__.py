@@ -122,7 +122,7 @@ def parameters(function: str) -> list[Option]:
     """
     module, _, name = function.rpartition(".")
     source = _text_of(module)
-    home = _imported(ast.parse(source), name)
+    home = _home_of(ast.parse(source), name)
     return parameters(f"{home}.{name}") if home else read_options(source, name, by_position=True)
 
 
@@ -200,7 +200,7 @@ class _Types(ast.NodeTransformer):
 def _fields(module: ast.Module, default: ast.Call) -> list[Option]:
     """The options that a default such as `Training(steps=1000)` names, explained where its class is written."""
     kind = ast.unparse(default.func)
-    home = _imported(module, kind)
+    home = _home_of(module, kind)
     module = ast.parse(_text_of(home)) if home else module
     body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind)
     types, values, options = _Types(module), {str(one.arg): one.value for one in default.keywords}, dict[str, Option]()
@@ -249,7 +249,7 @@ def _text_of(module: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _imported(module: ast.Module, name: str) -> str | None:
+def _home_of(module: ast.Module, name: str) -> str | None:
     """The module from which `name` is imported."""
     for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
