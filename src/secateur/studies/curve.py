@@ -23,11 +23,10 @@ from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
 from secateur.measure import loyalty, quality
-from secateur.measure.statistics import mean_interval, paired_difference
+from secateur.measure.statistics import mean_interval, paired_difference, to_percent
 from secateur.recipes.data import kd_data_pruning as recipe
-from secateur.recipes.vision.rethinking_pruning_value import in_points
 from secateur.reports.charts import Line
-from secateur.reports.sheet import Chart, Sheet, Table, over, points
+from secateur.reports.sheet import Chart, Sheet, Table, over, percent
 from secateur.runs import keywords
 from secateur.runs.backends import network
 from secateur.subjects.dataset.examples import ExampleSet
@@ -140,7 +139,7 @@ class Curve:
         rule = max(self.rules, key=lambda one: self.area(one, taught).value)
         span = f"{100 * self.shares[0]:g}"
         span = f"{span} to {100 * self.shares[-1]:g}%, mean over log f" if len(self.shares) > 1 else f"{span}%"
-        gain = points(in_points(self.area_gain(rule, taught)), signed=True)
+        gain = percent(self.area_gain(rule, taught), signed=True)
         called = _called(taught).capitalize()
         headline = f"{called} brings {gain} points over labels alone: {rule} examples, {span}"
         tables = [*map(self._accuracies, self.rules), self._areas(), *map(self._loyalties, self.rules)]
@@ -158,7 +157,7 @@ class Curve:
         ))  # fmt: skip
 
     def _line(self, name: str, rule: str, alpha: float, weight: float) -> Line:
-        return Line(name, [(100 * f, in_points(self.accuracy(rule, f, alpha))) for f in self.shares], weight)
+        return Line(name, [(100 * f, to_percent(self.accuracy(rule, f, alpha))) for f in self.shares], weight)
 
     def _panels_of_teachers(self) -> dict[str, list[Line]]:
         """A panel for each rule and weight: labels alone, and a line for each teacher, the largest the strongest."""
@@ -181,9 +180,9 @@ class Curve:
             best = self.best_teacher(rule, share, alpha)
             rows += [
                 [f"{100 * share:g}%", name, str(self.params.get(name, "")),
-                 points(in_points(one.accuracy(rule, share, alpha))),
-                 points(in_points(one.gain(rule, share, alpha)), signed=True),
-                 "" if one is self else points(in_points(self.lead(rule, share, alpha, name)), signed=True),
+                 percent(one.accuracy(rule, share, alpha)),
+                 percent(one.gain(rule, share, alpha), signed=True),
+                 "" if one is self else percent(self.lead(rule, share, alpha, name), signed=True),
                  "best" if name == best else ""]
                 for name, one in self.teachers.items()
             ]  # fmt: skip
@@ -197,10 +196,8 @@ class Curve:
         rows = [["Kept", *map(_called, self.alphas), "Best alpha", "Gain of the best"]]
         for share in self.shares:
             best = self.best(rule, share)
-            cells = [points(in_points(self.accuracy(rule, share, alpha))) for alpha in self.alphas]
-            rows.append(
-                [f"{100 * share:g}%", *cells, f"{best:g}", points(in_points(self.gain(rule, share, best)), signed=True)]
-            )
+            cells = [percent(self.accuracy(rule, share, alpha)) for alpha in self.alphas]
+            rows.append([f"{100 * share:g}%", *cells, f"{best:g}", percent(self.gain(rule, share, best), signed=True)])
         return Table(
             f"{rule}: accuracy, %", rows,
             f"{over(self.seeds)}. The gain is over labels alone, in points, "
@@ -210,7 +207,7 @@ class Curve:
     def _loyalties(self, rule: str) -> Table:
         rows = [["Kept", *map(_called, self.alphas)]]
         rows += [
-            [f"{100 * share:g}%", *(points(in_points(self.loyalty(rule, share, alpha))) for alpha in self.alphas)]
+            [f"{100 * share:g}%", *(percent(self.loyalty(rule, share, alpha)) for alpha in self.alphas)]
             for share in self.shares
         ]
         words = f"{over(self.seeds)}: of held-out examples, how many the student gives the teacher's class."
@@ -220,8 +217,8 @@ class Curve:
         taught = self.alphas[1:]
         rows = [["Rule", *map(_called, self.alphas), *(f"Gain, {_called(alpha)}" for alpha in taught)]]
         rows += [
-            [rule, *(points(in_points(self.area(rule, alpha))) for alpha in self.alphas),
-             *(points(in_points(self.area_gain(rule, alpha)), signed=True) for alpha in taught)]
+            [rule, *(percent(self.area(rule, alpha)) for alpha in self.alphas),
+             *(percent(self.area_gain(rule, alpha), signed=True) for alpha in taught)]
             for rule in self.rules
         ]  # fmt: skip
         return Table(

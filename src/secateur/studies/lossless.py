@@ -17,9 +17,8 @@ from typing import Any, Literal, NamedTuple
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
 from secateur.errors import InputError
-from secateur.measure.statistics import mean_interval, paired_difference, ratio
+from secateur.measure.statistics import mean_interval, paired_difference, ratio, to_percent
 from secateur.recipes.data import dp4tl as recipe
-from secateur.recipes.vision.rethinking_pruning_value import in_points
 from secateur.recover.training import initialise
 from secateur.reports import sheet as sheets
 from secateur.reports.charts import Line
@@ -112,10 +111,10 @@ class Lossless:
             ["Classes gone", "Examples", *(f"{way}, %" for way in ways), f"Lost, {self.measure}", "Times faster", ""]
         ]
         for point in self.points:
-            lost = "" if point is whole else sheets.points(in_points(point.loss(whole, self.measure)))
+            lost = "" if point is whole else sheets.percent(point.loss(whole, self.measure))
             rows.append([
                 f"{100 * point.pruned:.6g}%", f"{mean_interval(point.figures['examples']).value:.0f}",
-                *(sheets.points(in_points(mean_interval(point.figures[way]))) for way in ways), lost,
+                *(sheets.percent(mean_interval(point.figures[way])) for way in ways), lost,
                 point.faster(whole), "winner" if point is best and point is not whole else "",
             ])  # fmt: skip
         table = Table(
@@ -155,10 +154,10 @@ class Lossless:
             known = {name: next((one for one in points if one.pruned in (point.pruned, 1.0)), None)
                      for name, points in self.controls.items()}  # fmt: skip
             rows.append([
-                f"{100 * point.pruned:.6g}%", sheets.points(in_points(mean_interval(point.figures[way]))),
-                *("" if one is None else sheets.points(in_points(mean_interval(one.figures[way])))
+                f"{100 * point.pruned:.6g}%", sheets.percent(mean_interval(point.figures[way])),
+                *("" if one is None else sheets.percent(mean_interval(one.figures[way]))
                   for one in known.values()),
-                *("" if one is None else sheets.points(in_points(self.lead(point, name, way)), signed=True)
+                *("" if one is None else sheets.percent(self.lead(point, name, way), signed=True)
                   for name, one in known.items()),
             ])  # fmt: skip
         return Table(
@@ -219,7 +218,7 @@ def _points(
 
 
 def _line(name: str, points: Sequence[Point], way: str, weight: float) -> Line:
-    return Line(name, [(100 * one.pruned, in_points(mean_interval(one.figures[way]))) for one in points], weight)
+    return Line(name, [(100 * one.pruned, to_percent(mean_interval(one.figures[way]))) for one in points], weight)
 
 
 def _grid(shares: Sequence[float], seeds: Sequence[int]) -> list[float]:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from secateur._utils.rundir import Run
 from secateur.data import examples
-from secateur.data.examples import Examples
+from secateur.data.examples import Augment, Examples
 from secateur.errors import InputError
 from secateur.measure import statistics
-from secateur.recipes.vision import rethinking_pruning_value as rethinking
-from secateur.recipes.vision.rethinking_pruning_value import Augment
+from secateur.methods.arms import fit, give_verdict, mark_correct
+from secateur.methods.published_rules import duplicate, prune
 from secateur.recover.training import initialise
 from secateur.reports import sheet as sheets
 from secateur.reports.charts import Line
@@ -40,6 +40,8 @@ STUDY = {
     "grid": "lrs seeds",
 }
 
+Method = Literal["unstructured", "l1"]
+
 _ARMS = {"large network": "dense", "ticket": "ticket", "new draw": "drawn"}
 
 
@@ -55,17 +57,16 @@ class Tickets:
     @property
     def difference(self) -> Figure:
         """Ticket minus new draw in percentage points, paired over seeds."""
-        return rethinking.in_points(statistics.paired_difference(self.ticket, self.drawn))
+        return statistics.to_percent(statistics.paired_difference(self.ticket, self.drawn))
 
     @property
     def verdict(self) -> str:
         """Whether the ticket is better than a new draw, worse, or neither."""
-        words = rethinking.judge(self.difference).replace("the inherited weights are", "the ticket is")
-        return words.replace("training from scratch is", "the new draw is")
+        return give_verdict(self.difference, "the ticket is", "the new draw is")
 
     def reached(self, arm: str) -> Figure:
         """Accuracy in percent of "large network", "ticket" or "new draw": mean over seeds with its interval."""
-        return rethinking.in_points(statistics.mean_interval(getattr(self, _ARMS[arm])))
+        return statistics.to_percent(statistics.mean_interval(getattr(self, _ARMS[arm])))
 
 
 class Trial(NamedTuple):
@@ -198,7 +199,7 @@ def plan(
     for seed in dict.fromkeys(seeds):
         for part in scratch.parts(data, apart, seed):
             network.fitted(part, subject)
-    rethinking.prune(_draw(subject, 0, how["norm"]), _left(how["method"], how["kept"]), how["method"])
+    prune(_draw(subject, 0, how["norm"]), _left(how["method"], how["kept"]), how["method"])
     many = len(set(seeds)) * len(set(lrs))
     return {"trainings of the large network": many * how["rounds"], "tickets": many, "new draws": many}
 
@@ -211,7 +212,7 @@ def tickets(
     lrs: Sequence[float] = (0.1, 0.01),
     seeds: Sequence[int] = (0, 1, 2),
     kept: float = 0.2,
-    method: str = "unstructured",
+    method: Method = "unstructured",
     rounds: int = 1,
     epochs: int = 160,
     optimizer: str = "sgd",
@@ -246,7 +247,7 @@ def _drawn(
     lr: float,
     seed: int,
     kept: float,
-    method: str,
+    method: Method,
     rounds: int,
     norm: float = 1.0,
     folder: Path | None = None,
@@ -255,25 +256,26 @@ def _drawn(
 ) -> tuple[float, float, float]:
     """Accuracies of one large network, of its ticket and of a new draw."""
 
-    def fit(one: Traced, name: str, closed: Mapping[str, Tensor]) -> None:
+    def train(one: Traced, name: str, closed: Mapping[str, Tensor]) -> None:
         place = folder / name if folder else None
-        rethinking.fit(one.model, data, lr=lr, seed=seed, augment=augment, closed=closed, folder=place, **training)
+        fit(one.model, data, lr=lr, seed=seed, augment=augment, closed=closed, folder=place, **training)
 
-    first, large, closed = _draw(subject, seed, norm), _draw(subject, seed, norm), dict[str, Tensor]()
-    fit(large, "large", closed)
-    dense = rethinking.right(large.model, judged).mean()
+    first, large = _draw(subject, seed, norm), _draw(subject, seed, norm)
+    closed: Mapping[str, Tensor] = {}
+    train(large, "large", closed)
+    dense = mark_correct(large.model, judged).mean()
     for part in range(1, rounds + 1):
         if part > 1:
-            large = rethinking.duplicate(first)
-            fit(large, f"large-{part}", closed)
-        pruned = rethinking.prune(large, _left(method, kept ** (part / rounds)), method)
-        closed = dict(pruned.masks)
-    ticket, rival = rethinking.duplicate(first), _draw(subject, seed + 1000, norm)
-    if pruned.selection is not None:
+            large = duplicate(first)
+            train(large, f"large-{part}", closed)
+        pruned = prune(large, _left(method, kept ** (part / rounds)), method)
+        closed = pruned.masks
+    ticket, rival = duplicate(first), _draw(subject, seed + 1000, norm)
+    if method == "l1":
         ticket, rival = ticket.cut(pruned.selection)[0], rival.cut(pruned.selection)[0]
     for one, name in ((ticket, "ticket"), (rival, "drawn")):
-        fit(one, name, closed)
-    ours, theirs = (float(rethinking.right(one.model, judged).mean()) for one in (ticket, rival))
+        train(one, name, closed)
+    ours, theirs = (float(mark_correct(one.model, judged).mean()) for one in (ticket, rival))
     return float(dense), ours, theirs
 
 
@@ -282,7 +284,7 @@ def _check(
     seeds: Sequence[int],
     *,
     kept: float,
-    method: str,
+    method: Method,
     rounds: int,
     epochs: float,
     optimizer: str,
