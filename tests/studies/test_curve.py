@@ -192,7 +192,7 @@ def test_a_cell_is_the_student_of_the_recipe_on_what_its_seed_holds_out(ran, tmp
 def test_the_same_call_trains_nothing_and_a_larger_grid_only_what_is_new(ran, monkeypatch):
     root, _, found = ran
     asked = []
-    real = recipe.taught
+    real = kd_data_pruning.train_student
     monkeypatch.setattr(
         recipe, "taught", lambda data, said, alpha, **how: asked.append(alpha) or real(data, said, alpha, **how)
     )
@@ -235,7 +235,7 @@ def test_other_teachers_teach_the_same_students_on_the_same_examples(ran, nets, 
     """Bit for bit what the recipe gives with such a teacher; more teachers in a folder train only what is new."""
     _, _, alone = ran
     asked, cells = [], []
-    real = recipe.taught
+    real = kd_data_pruning.train_student
     monkeypatch.setattr(
         recipe, "taught", lambda data, said, alpha, **how: asked.append(alpha) or real(data, said, alpha, **how)
     )

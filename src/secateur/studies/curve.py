@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.integrate import trapezoid
 
+from secateur import recipes
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
 from secateur.measure import loyalty, quality
 from secateur.measure.statistics import mean_interval, paired_difference, to_percent
-from secateur.recipes.data import kd_data_pruning as recipe
+from secateur.methods.example_scores import ask_logits, ask_teacher, check_scoring, count_classes, score_by_training
 from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table, over, percent
 from secateur.runs import keywords
@@ -352,13 +353,13 @@ def plan(
         train, held = _parts(data, apart, seed)
         network.fitted(held, subject)
         with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
-            list(recipe.kd_data_pruning(
+            list(recipes.find(STUDY["recipe"])(
                 subject, train, [_budget(share) for share in wanted.shares], run, score="random", alpha=0.0, seed=seed,
                 dry_run=True, **options,
             ))  # fmt: skip
-    scored, ask = [rule for rule in wanted.rules if rule != "random"], partial(recipe.answer, subject.inputs)
+    scored, ask = [rule for rule in wanted.rules if rule != "random"], partial(ask_logits, subject.inputs)
     for rule in scored:  # a look at the teacher as it is: some rules read what enters a last linear layer
-        recipe.rehearsed(subject.model, train, ask, rule, epochs=0, batch=options["batch"], seed=0)
+        score_by_training(subject.model, train, ask, rule, epochs=0, batch=options["batch"], seed=0)
     if scored:
         runs = len(scored) * len(wanted.seeds) * int(options["runs"])
         return {"students": len(list(wanted.trainings())), "short trainings for scores": runs}
@@ -407,7 +408,7 @@ def _opened(name: str, subject: Traced, data: Examples) -> Traced:
     """Another teacher, which takes the data and tells as many classes as the first."""
     teacher = network.opened(name, None, data)
     network.fitted(data, teacher)
-    own, other = (recipe.classes(one.model, partial(recipe.answer, one.inputs), data) for one in (subject, teacher))
+    own, other = (count_classes(one.model, partial(ask_logits, one.inputs), data) for one in (subject, teacher))
     if own != other:
         raise InputError(f"the teacher {name} tells {other} classes, {OWN} {own}: give teachers of the same classes")
     return teacher
@@ -420,8 +421,8 @@ def _weights(subject: Traced) -> int:
 def _checked(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """All of the recipe's options that are not the grid's, checked."""
     for rule in rules:
-        found = keywords.checked(recipe.kd_data_pruning, {**options, "score": rule})
-        recipe.check_runs(rule, found["runs"], found["score_epochs"], found["epochs"])
+        found = keywords.checked(recipes.find(STUDY["recipe"]), {**options, "score": rule})
+        check_scoring(rule, found["runs"], found["score_epochs"])
     return {name: value for name, value in found.items() if name not in STUDY["sets"].split()}
 
 
@@ -455,14 +456,15 @@ def _judged(
     if first is not None:
         left = ExampleSet.load(train, first / "work" / f"kept-{budget}")
         left.save(run.folder(f"kept-{budget}"))
-        said = partial(recipe.outputs, teacher.model, partial(recipe.answer, teacher.inputs), left)
+        said = partial(ask_teacher, teacher.model, partial(ask_logits, teacher.inputs), left)
         run.tensors(f"soft-{budget}", partial(said, batch=options["batch"]))
         how |= {"score": "random", "soft": str(run.root)}
-    (result,) = recipe.kd_data_pruning(subject, train, [budget], run, alpha=cell.alpha, seed=cell.seed, **how)
+    (result,) = recipes.find(STUDY["recipe"])(subject, train, [budget], run, alpha=cell.alpha, seed=cell.seed, **how)
     assert isinstance(result.subject, Traced)
     tally, both = loyalty.Tally(), [partial(network.forward, one) for one in (teacher, result.subject)]
     accuracy = quality.accuracies(both, held.in_order(256), watch=tally.add)[1].value
-    shutil.rmtree(run.path(recipe.trained(budget, cell.alpha)), ignore_errors=True)  # its answer is known
+    for folder in (run.root / "work").glob("train-*"):
+        shutil.rmtree(folder, ignore_errors=True)  # its answer is known
     return {"accuracy": accuracy, "label_loyalty": tally.figures()["label_loyalty"].value}
 
 
