@@ -55,7 +55,7 @@ def test_rates_decay_at_half_and_three_quarters_however_long(dense: Traced, monk
 def test_epochs_are_epochs_when_gradients_are_accumulated(dense: Traced) -> None:
     seen: list[int] = []
     recovery = arms.fit(
-        duplicate(dense).model, DATA, epochs=3, lr=0.05, batch=24, training="accumulate=2,clip=1",
+        duplicate(dense).model, DATA, epochs=3, lr=0.05, batch=24, accumulate=2, clip=1,
         epoch_end=lambda: seen.append(1),
     )  # fmt: skip
     assert recovery is not None

@@ -78,10 +78,10 @@ def test_a_dry_run_of_the_study_counts_and_trains_nothing(tmp_path, monkeypatch)
 def test_the_study_draws_and_trains_a_large_network_for_each_seed(tmp_path, monkeypatch):
     trained, real = [], arms.fit
 
-    def fit(model, *given, **how):
-        if how["epochs"]:
+    def fit(model, data, training, **how):
+        if training.epochs:
             trained.append(len(next(iter(model.parameters()))))
-        return real(model, *given, **how)
+        return real(model, data, training, **how)
 
     monkeypatch.setattr(scratch, "fit", fit)
     monkeypatch.setattr(arms, "fit", fit)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -30,12 +30,19 @@ from secateur.recover.training import detecting, initialise, loop, objectives, t
 from secateur.recover.training.detecting import Objective
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Figure, Recovery
+from secateur.vocabulary import Figure, Recovery, Training
 
 __all__ = [
-    "Arm", "describe_arms", "equal_flops", "finetune_length", "fit", "forward_flops", "give_verdict", "mark_correct",
-    "train_arms",
+    "DEFAULTS", "Arm", "describe_arms", "equal_flops", "finetune_length", "fit", "forward_flops", "give_verdict",
+    "mark_correct", "train_arms",
 ]  # fmt: skip
+
+
+DEFAULTS: dict[str, Any] = {
+    "epochs": 160, "batch": 64, "lr": 0.1, "weight_decay": 1e-4, "schedule": "milestones", "warmup": 0,
+    "optimizer": "sgd", "clip": math.inf,
+}  # fmt: skip
+"""Fields of `Training` that nobody set: those of the paper's small networks, whose rate decays at 50 % and 75 %."""
 
 
 class _Periodic(torch.optim.SGD):
@@ -59,15 +66,9 @@ class _Periodic(torch.optim.SGD):
 def fit(
     model: nn.Module,
     data: Examples,
+    training: Training | None = None,
     *,
-    epochs: float,
-    lr: float,
-    batch: int = 64,
     seed: int = 0,
-    schedule: str = "milestones",
-    weight_decay: float = 1e-4,
-    optimizer: str = "sgd",
-    training: str | Sequence[str] = "",
     objective: Objective | None = None,
     penalty: Callable[[], Tensor] | None = None,
     closed: Masks | None = None,
@@ -85,14 +86,8 @@ def fit(
     Args:
         model: a classifier, or a `Detector`.
         data: what it learns from.
-        epochs: passes over the data.
-        lr: first learning rate.
-        batch: examples per step.
+        training: how, with its `epochs`; what is not set: `DEFAULTS`, then those of the loop.
         seed: of the order of batches, and of all else that is random.
-        schedule: "milestones", decays at 50 % and 75 % whatever the epochs; or another of `schedule.learning_rate`.
-        weight_decay: of matrices and kernels.
-        optimizer: "sgd" with momentum 0.9, or "adamw".
-        training: more settings of the training loop, see `loop.options`.
         objective: what is learned; unless given, cross-entropy of the classes, or a detector's own loss.
         penalty: is added to the mean loss.
         closed: masks; what they close is held at 0.
@@ -103,13 +98,14 @@ def fit(
         augment: see `examples.batches`.
         folder: of checkpoints.
         flops: of one forward pass of one example.
-        settings: further arguments of `loop.train`, such as warmup.
+        settings: fields of `training`, in place of those that it has.
     """
     if data.labels is None and not data.targets:
         raise DataError(f"{data.name} has no classes: give labels, for networks are trained on them here")
-    feed, further = examples.batches(data, batch=batch, seed=seed, augment=augment), loop.options(training)
-    accumulate = further.get("accumulate", 1)
-    steps, epoch = count_steps(feed, epochs, accumulate), count_steps(feed, 1, accumulate)
+    training = replace(training or Training(), **settings).default(**DEFAULTS)
+    feed = examples.batches(data, batch=training.whole("batch"), seed=seed, augment=augment)
+    accumulate = training.accumulate or 1
+    steps, epoch = count_steps(feed, training.number("epochs"), accumulate), count_steps(feed, 1, accumulate)
     if not steps:
         masks.apply(model, closed or {})
         return None
@@ -117,18 +113,17 @@ def fit(
         objective = detecting.press(cast(Detector, model).loss) if data.targets else transfer.classify(model)
     if penalty is not None:
         objective = _penalised(objective, penalty)
-    stepper: Any = optimizer
+    stepper: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None
     if epoch_end is not None:
         stepper = partial(_Periodic, then=lambda _: epoch_end(), every=epoch)
     if step_end is not None:
         stepper = partial(_Periodic, then=step_end, every=1)
     evaluate = None if judged is None else (lambda: 1.0 - float(mark_correct(model, judged).mean()))
-    chosen = {"warmup": 0, "clip": None, "every": max(100, epoch), "evaluate_every": epoch, **settings, **further}
     with masks.held(model, closed or {}):
         return loop.train(
-            model, feed, objective, steps=steps, lr=lr, schedule=schedule, optimizer=stepper, weight_decay=weight_decay,
-            seed=seed, count=examples.count, checkpoint=folder, evaluate=evaluate, extra=extra,
-            flops_per_token=3.0 * flops, **chosen,
+            model, feed, objective, training.default(every=max(100, epoch), evaluate_every=epoch), steps=steps,
+            optimizer=stepper, seed=seed, count=examples.count, checkpoint=folder, evaluate=evaluate, extra=extra,
+            flops_per_token=3.0 * flops,
         )  # fmt: skip
 
 
@@ -198,13 +193,10 @@ def train_arms(
     pruned: Pruned,
     data: Examples,
     judged: Examples,
+    training: Training | None = None,
     *,
-    mode: str = "both",
-    epochs: int = 160,
-    lr: float = 0.1,
-    batch: int = 64,
     seed: int = 0,
-    weight_decay: float = 1e-4,
+    mode: str = "both",
     finetune: str = "classic",
     finetune_epochs: int | None = None,
     cap: float | None = None,
@@ -214,11 +206,11 @@ def train_arms(
     augment: Augment | None = None,
     watch: bool = True,
     folder: Path | None = None,
-    training: str | Sequence[str] = "",
+    **settings: Any,
 ) -> dict[str, Arm]:
     """Fine-tune a cut, and train fresh networks of its shape beside it, for one seed: name of the arm -> what came out.
 
-    "fine-tuned" has the inherited weights; "scratch-E" new ones and `epochs`; "scratch-B" new ones and as many FLOPs as
+    "fine-tuned" has the inherited weights; "scratch-E" new ones and E epochs; "scratch-B" new ones and as many FLOPs as
     the large network cost; "random units" inherited weights of units chosen at random. The arms share nothing but the
     order of the batches. `pruned` stays as it is. For masks, zeros count as if they saved their time.
 
@@ -226,33 +218,34 @@ def train_arms(
         pruned: see `published_rules.prune`.
         data: what all arms learn from.
         judged: what they are judged on.
+        training: how the large network was trained, for E whole epochs; see `fit`.
+        seed, augment: of all arms, see `fit`.
         mode: "E", "B", "both" or "none" of the fresh networks.
-        epochs: E, what the large network was trained for.
-        lr, batch, seed, weight_decay, augment, training: of all arms, see `fit`.
-        finetune: "classic", constant lr / 100; or "rewind", the whole schedule again from `lr`.
+        finetune: "classic", constant lr / 100; or "rewind", the whole schedule again from the first rate.
         finetune_epochs: see `finetune_length`.
-        cap: "scratch-B" trains for at most this many times `epochs`.
+        cap: "scratch-B" trains for at most this many times E.
         norm: first weights of batch norms in fresh networks.
         chance: train "random units", too.
         build: gives a network of the cut shape, whose weights are drawn anew; a copy of the student otherwise.
         watch: note the error after each epoch, too, for the best beside the last.
         folder: of checkpoints.
+        settings: fields of `training`, in place of those that it has.
     """
+    training = replace(training or Training(), **settings).default(**DEFAULTS)
+    epochs, lr = training.whole("epochs"), training.number("lr")
     first = next(x for x in (*pruned.dense.inputs.args, *pruned.dense.inputs.kwargs.values()) if isinstance(x, Tensor))
     dense, cut = (forward_flops(one, bool(pruned.masks)) / len(first) for one in (pruned.dense, pruned.student))
-    shared = partial(
-        fit, data=data, batch=batch, seed=seed, weight_decay=weight_decay, augment=augment, training=training,
-        judged=judged if watch else None, flops=cut,
-    )  # fmt: skip
-    gentle = {"lr": lr / 100, "schedule": "constant"} if finetune == "classic" else {"lr": lr}
+    gentle = replace(training, lr=lr / 100, schedule="constant") if finetune == "classic" else training
     short = finetune_length(epochs, finetune, finetune_epochs)
     arms: dict[str, Arm] = {}
 
     def train(
-        name: str, model: nn.Module, closed: Masks, length: int, how: Mapping[str, Any], notes: tuple[str, ...] = ()
+        name: str, model: nn.Module, closed: Masks, length: int, how: Training, notes: tuple[str, ...] = ()
     ) -> None:
-        place = None if folder is None else folder / name
-        recovery = shared(model, epochs=length, closed=closed, folder=place, **how)
+        recovery = fit(
+            model, data, replace(how, epochs=length), seed=seed, closed=closed, augment=augment, flops=cut,
+            judged=judged if watch else None, folder=None if folder is None else folder / name,
+        )  # fmt: skip
         spent = 3.0 * cut * len(data) * length
         arms[name] = Arm(length, spent, mark_correct(model, judged), model, recovery, notes)
 
@@ -261,7 +254,7 @@ def train_arms(
         if mode in (name[-1], "both"):
             shape = pruned.student.model if build is None else _same_shape(build(), pruned.student.model)
             model, notes = initialise.fresh(shape, seed=seed, norm=norm, masks=pruned.masks)
-            train(name, model, pruned.masks, length, {"lr": lr}, notes)
+            train(name, model, pruned.masks, length, training, notes)
     if chance:
         student, closed = pruned.cut_at_random(seed)
         train("random units", duplicate(student).model, closed, short, gentle)

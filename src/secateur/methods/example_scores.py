@@ -18,7 +18,7 @@ from secateur.score import difficulty
 from secateur.select import balance, ranking
 from secateur.subjects.dataset.examples import ExampleSet
 from secateur.subjects.network.recording import Example
-from secateur.vocabulary import Budget, Selection
+from secateur.vocabulary import Budget, Selection, Training
 
 __all__ = ["Ask", "ask_logits", "ask_teacher", "check_scoring", "count_classes", "score_by_training", "select_examples"]
 
@@ -54,25 +54,24 @@ def score_by_training(
     data: Examples,
     ask: Ask,
     score: str,
+    training: Training,
     *,
     epochs: float,
-    batch: int,
     seed: int,
     number: int = 0,
-    **settings: Any,
 ) -> dict[str, Tensor]:
     """{"score": [N]} of one short training, the `number`-th, of a network like `model`, from new weights.
 
-    Without any epoch, `model` is looked at as it is. settings: further arguments of `loop.train`, such as lr.
+    training: how, with its batch and rate; for `epochs`, and without any `model` is looked at as it is.
     """
-    own = seed + number
+    own, batch = seed + number, training.whole("batch")
     network = initialise.fresh(model, seed=own, linear=None)[0] if epochs else model
     needs = difficulty.NEEDS[score]
     inside = rehearsal.half(len(data), seed=seed, number=number) if "inside" in needs else None
     seen = data if inside is None else data.take(inside.nonzero().flatten())
     record = rehearsal.rehearse(
         network, partial(ask, network), examples.batches(seen, batch=batch, seed=own), lambda: data.in_order(batch),
-        epochs=epochs, seed=own, **settings, needs=needs, progress=False,
+        training=training, epochs=epochs, seed=own, needs=needs, progress=False,
     )  # fmt: skip
     return {"score": difficulty.by_name(score, [record if inside is None else record | {"inside": inside}])}
 

@@ -37,7 +37,7 @@ FINDS_WIDTHS = ("slimming", "blocks", "unstructured")
 """Rules whose cut finds an architecture of its own; the others take the same share in every layer."""
 
 Fit = Callable[..., Any]
-"""(model, epochs=, folder=, penalty=, epoch_end=, step_end=, extra=): `arms.fit` with its data and settings."""
+"""(model, folder=, penalty=, epoch_end=, step_end=, extra=): `arms.fit` with its data and settings."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,28 +297,26 @@ def _masked(dense: Traced, closed: Masks) -> Traced:
 # ------------------------------------------------------------------------------------------ training before the cut
 
 
-def train_large(
-    subject: Traced, run: Run, fit: Fit, *, rule: Rule, untrained: bool, sparsity: float, epochs: int
-) -> Traced:
+def train_large(subject: Traced, run: Run, fit: Fit, *, rule: Rule, untrained: bool, sparsity: float) -> Traced:
     """The large network: trained first where it is `untrained`, then with the sparsity of slimming or of blocks."""
     large = subject
     if untrained:
         large = subject.copy()
-        fit(large.model, epochs=epochs, folder=run.folder("train-large"))
+        fit(large.model, folder=run.folder("train-large"))
     if rule == "blocks":
-        large = train_scales(large, sparsity, partial(fit, epochs=epochs, folder=run.folder("train-blocks")))
+        large = train_scales(large, sparsity, partial(fit, folder=run.folder("train-blocks")))
     if rule == "slimming":
         large = large.copy()
         penalty = partial(penalise_scales, large.model, sparsity)
-        fit(large.model, epochs=epochs, penalty=penalty, folder=run.folder("train-slimming"))
+        fit(large.model, penalty=penalty, folder=run.folder("train-slimming"))
     return large
 
 
-def train_soft(large: Traced, budget: Budget, run: Run, fit: Fit, *, inner: bool, epochs: int) -> Traced:
+def train_soft(large: Traced, budget: Budget, run: Run, fit: Fit, *, inner: bool) -> Traced:
     """A copy trained on, whose smallest filters are zeroed after every epoch; see `soften`."""
     start = large.copy()
     zero = partial(soften, start, budget, inner)
-    fit(start.model, epochs=epochs, epoch_end=zero, folder=run.folder(f"train-soft-{budget}"))
+    fit(start.model, epoch_end=zero, folder=run.folder(f"train-soft-{budget}"))
     return start
 
 

@@ -41,7 +41,7 @@ from secateur.select import balance, ranking
 from secateur.subjects import ExampleSet, Traced, Transformer
 from secateur.subjects.dataset.examples import INDEX
 from secateur.subjects.network.recording import Example
-from secateur.vocabulary import Budget, Evidence, Result, Selection
+from secateur.vocabulary import Budget, Evidence, Result, Selection, Training
 
 __all__ = ["SCORES", "configured", "prune_data", "rows"]
 
@@ -331,7 +331,7 @@ def _rehearsed(
         ask = partial(example_scores.ask_logits, subject.inputs)
         lr = how["lr"] or _LR["network"]
         return example_scores.score_by_training(
-            built, data, ask, score, epochs=how["epochs"], batch=how["batch"], lr=lr, seed=seed, number=number
+            built, data, ask, score, Training(batch=how["batch"], lr=lr), epochs=how["epochs"], seed=seed, number=number
         )
     if not isinstance(data, Corpus):
         raise InputError(f"{data.name} is no text that a model could read, but a survey: give the data itself")

@@ -6,8 +6,9 @@ Liu et al., "Rethinking the Value of Network Pruning" (arXiv 1810.05270).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -16,12 +17,12 @@ from secateur._utils.disk import atomic_write
 from secateur.data.examples import Augment, Examples
 from secateur.errors import DataError, InputError
 from secateur.measure import statistics
-from secateur.methods.arms import Arm, forward_flops, give_verdict, train_arms
+from secateur.methods.arms import DEFAULTS, Arm, forward_flops, give_verdict, train_arms
 from secateur.methods.published_rules import Pruned
 from secateur.recover.sparsity import masks
 from secateur.reports import evidence
 from secateur.runs import keywords
-from secateur.vocabulary import Figure
+from secateur.vocabulary import Figure, Training
 
 __all__ = ["LACKS", "Control", "describe", "scratch_control"]
 
@@ -121,10 +122,7 @@ def scratch_control(
     judged: Examples | None = None,
     mode: str = "both",
     seeds: Sequence[int] = (0, 1, 2),
-    epochs: int = 160,
-    lr: float = 0.1,
-    batch: int = 64,
-    weight_decay: float = 1e-4,
+    training: Training | None = None,
     finetune: str = "classic",
     finetune_epochs: int | None = None,
     cap: float | None = None,
@@ -134,6 +132,7 @@ def scratch_control(
     build: Callable[[], nn.Module] | None = None,
     augment: Augment | None = None,
     out: str | Path | None = None,
+    **settings: Any,
 ) -> Control:
     """Fine-tuned, Scratch-E, Scratch-B and random units with inherited weights, over `seeds`, in one shape.
 
@@ -144,10 +143,11 @@ def scratch_control(
         judged: what they are judged on; a tenth of `data` is held out unless given.
         mode: "E", "B" or "both".
         seeds: of initialisation and order; all arms of a seed share it.
-        epochs, lr, batch, weight_decay, finetune, finetune_epochs, cap, norm, build, augment: see `arms.train_arms`.
+        training, finetune, finetune_epochs, cap, norm, build, augment: see `arms.train_arms`.
         chance: whether to train random units with inherited weights, too.
         pretrained: the large network has seen more than `data`: the report says that scratch lacks that.
         out: where report.md goes; nowhere unless given.
+        settings: fields of `training`, in place of those that it has.
     """
     if mode not in ("E", "B", "both"):
         raise InputError(f"mode={mode!r} is not one of E, B, both")
@@ -158,21 +158,21 @@ def scratch_control(
         raise DataError(f"{data.name} has no classes: give labels, for all arms are judged by accuracy")
     if judged is None:
         data, judged = data.split(seed=seeds[0])
+    training = replace(training or Training(), **settings).default(**DEFAULTS)
     by_name: dict[str, list[Arm]] = {}
     costs, widths, notes = [], dict[str, float](), dict[str, None]()
     for seed in seeds:
         cut = pruned(seed) if callable(pruned) else pruned
         arms = train_arms(
-            cut, data, judged, mode=mode, epochs=epochs, lr=lr, batch=batch, seed=seed, weight_decay=weight_decay,
-            finetune=finetune, finetune_epochs=finetune_epochs, cap=cap, norm=norm, chance=chance, build=build,
-            augment=augment,
+            cut, data, judged, training, seed=seed, mode=mode, finetune=finetune, finetune_epochs=finetune_epochs,
+            cap=cap, norm=norm, chance=chance, build=build, augment=augment,
         )  # fmt: skip
         for name, arm in arms.items():
             by_name.setdefault(name, []).append(arm)
             notes |= dict.fromkeys(arm.notes)
         first = arms["scratch-E" if "scratch-E" in arms else "scratch-B"]
         ratio = forward_flops(cut.dense) / forward_flops(cut.student, bool(cut.masks))
-        costs.append(first.flops / max(first.epochs, 1) * ratio * epochs)
+        costs.append(first.flops / max(first.epochs, 1) * ratio * training.whole("epochs"))
         widths = widths or describe(cut.student.model, cut.masks)
     if pretrained:
         notes[LACKS] = None

@@ -32,7 +32,7 @@ from secateur.runs import keywords
 from secateur.runs.backends import network
 from secateur.subjects.dataset.examples import ExampleSet
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Figure, Limit
+from secateur.vocabulary import Budget, Figure, Limit, Result
 
 __all__ = ["STUDY", "Cell", "Curve", "curve", "plan"]
 
@@ -299,7 +299,9 @@ def curve(
             all teach the same students, which are like the first unless a student is given, on the same examples.
         options: of `kd_data_pruning`.
     """
-    wanted, options = _grid(shares, alphas, rules, seeds, teachers), _checked(rules, options)
+    wanted, chosen = _grid(shares, alphas, rules, seeds, teachers), _check_options(rules, options)
+    sets = STUDY["sets"].split()
+    recorded = {name: value for name, value in keywords.flat(_recipe(), chosen).items() if name not in sets}
     found = dict[Cell, dict[str, float]]()
     apart = examples.read(judged) if judged else None
     about = {"data": data.digest, "judged": apart.digest if apart else ""}
@@ -308,12 +310,12 @@ def curve(
     for cell in progress(list(wanted.trainings())):
         train, held = _parts(data, apart, cell.seed)
         first = Path(folder, f"{cell.rule}-{cell.seed}")
-        settings = {"rule": cell.rule, "seed": cell.seed, "model": digests[OWN], **about, **options}
+        settings = {"rule": cell.rule, "seed": cell.seed, "model": digests[OWN], **about, **recorded}
         own, name = cell.teacher == OWN, f"judged-{cell.share:g}-alpha-{cell.alpha:g}"
         # By its weights: a teacher that was trained further is another, under whatever name.
         place = first if own else Path(folder, f"{first.name}-by-{digests[cell.teacher][:16]}")
         with Run.open(place, settings if own else {**settings, "teacher": digests[cell.teacher]}) as run:
-            found[cell] = run.json(name, partial(_judged, subject, known[cell.teacher], train, held, run, cell, options,
+            found[cell] = run.json(name, partial(_judged, subject, known[cell.teacher], train, held, run, cell, chosen,
                                                  None if own else first))  # fmt: skip
     rows = {
         teacher: [
@@ -344,7 +346,7 @@ def plan(
     **options: Any,
 ) -> dict[str, int]:
     """What `curve` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
-    wanted, options = _grid(shares, alphas, rules, seeds, teachers), _checked(rules, options)
+    wanted, chosen = _grid(shares, alphas, rules, seeds, teachers), _check_options(rules, options)
     network.fitted(data, subject)
     for name in wanted.teachers:
         _opened(name, subject, data)
@@ -353,15 +355,13 @@ def plan(
         train, held = _parts(data, apart, seed)
         network.fitted(held, subject)
         with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
-            list(recipes.find(STUDY["recipe"])(
-                subject, train, [_budget(share) for share in wanted.shares], run, score="random", alpha=0.0, seed=seed,
-                dry_run=True, **options,
-            ))  # fmt: skip
+            budgets, how = [_budget(share) for share in wanted.shares], {**chosen, "score": "random", "alpha": 0.0}
+            list(_recipe()(subject, train, budgets, run, **{**how, "seed": seed, "dry_run": True}))
     scored, ask = [rule for rule in wanted.rules if rule != "random"], partial(ask_logits, subject.inputs)
     for rule in scored:  # a look at the teacher as it is: some rules read what enters a last linear layer
-        score_by_training(subject.model, train, ask, rule, epochs=0, batch=options["batch"], seed=0)
+        score_by_training(subject.model, train, ask, rule, chosen["training"], epochs=0, seed=0)
     if scored:
-        runs = len(scored) * len(wanted.seeds) * int(options["runs"])
+        runs = len(scored) * len(wanted.seeds) * int(chosen["runs"])
         return {"students": len(list(wanted.trainings())), "short trainings for scores": runs}
     return {"students": len(list(wanted.trainings()))}
 
@@ -418,12 +418,16 @@ def _weights(subject: Traced) -> int:
     return sum(weight.numel() for weight in subject.model.parameters())
 
 
-def _checked(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the recipe's options that are not the grid's, checked."""
+def _recipe() -> Callable[..., Iterator[Result]]:
+    return recipes.find(STUDY["recipe"])
+
+
+def _check_options(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the recipe's options, checked for each rule."""
     for rule in rules:
-        found = keywords.checked(recipes.find(STUDY["recipe"]), {**options, "score": rule})
-        check_scoring(rule, found["runs"], found["score_epochs"])
-    return {name: value for name, value in found.items() if name not in STUDY["sets"].split()}
+        checked = keywords.checked(_recipe(), {**options, "score": rule})
+        check_scoring(rule, checked["runs"], checked["score_epochs"])
+    return checked
 
 
 def _parts(data: Examples, judged: Examples | None, seed: int) -> tuple[Examples, Examples]:
@@ -445,21 +449,21 @@ def _judged(
     held: Examples,
     run: Run,
     cell: Cell,
-    options: Mapping[str, Any],
+    chosen: Mapping[str, Any],
     first: Path | None,
 ) -> dict[str, float]:
     """{"accuracy", "label_loyalty" to the teacher} of the student of one cell, on `held`.
 
     first: for a teacher that is not `subject`, the run of that: what stays there is what its students see.
     """
-    budget, how = _budget(cell.share), {**options, "score": cell.rule}
+    budget, how = _budget(cell.share), {**chosen, "score": cell.rule}
     if first is not None:
         left = ExampleSet.load(train, first / "work" / f"kept-{budget}")
         left.save(run.folder(f"kept-{budget}"))
-        said = partial(ask_teacher, teacher.model, partial(ask_logits, teacher.inputs), left)
-        run.tensors(f"soft-{budget}", partial(said, batch=options["batch"]))
+        ask, batch = partial(ask_logits, teacher.inputs), chosen["training"].batch
+        run.tensors(f"soft-{budget}", partial(ask_teacher, teacher.model, ask, left, batch=batch))
         how |= {"score": "random", "soft": str(run.root)}
-    (result,) = recipes.find(STUDY["recipe"])(subject, train, [budget], run, alpha=cell.alpha, seed=cell.seed, **how)
+    (result,) = _recipe()(subject, train, [budget], run, **{**how, "alpha": cell.alpha, "seed": cell.seed})
     assert isinstance(result.subject, Traced)
     tally, both = loyalty.Tally(), [partial(network.forward, one) for one in (teacher, result.subject)]
     accuracy = quality.accuracies(both, held.in_order(256), watch=tally.add)[1].value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from secateur.runs import keywords
 from secateur.runs.backends import network
 from secateur.studies.control import LACKS, Control, describe
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Result, Training
 
 __all__ = ["STUDY", "Controls", "Trial", "parts", "plan", "scratch"]
 
@@ -157,9 +157,8 @@ def scratch(
     rows: dict[Trial, dict[str, Any]] = {}
     for trial in progress(trials):
         train, held = parts(data, judges, trial.seed)
-        with Run.open(
-            Path(folder, f"seed-{trial.seed}"), {**about, "seed": trial.seed, "chance": chance, **settings}
-        ) as run:
+        record = {**about, "seed": trial.seed, "chance": chance, **keywords.flat(_recipe(), settings)}
+        with Run.open(Path(folder, f"seed-{trial.seed}"), record) as run:
             make = partial(_try, subject, train, held, run, trial.seed, limits[trial.budget], chance, **settings)
             rows[trial] = run.json(f"judged-{trial.budget}", make)
     controls, left = {}, {}
@@ -196,9 +195,8 @@ def plan(
     for seed in dict.fromkeys(seeds):
         _, held = parts(data, judges, seed)
         network.fitted(held, subject)
-    recipe = recipes.find(STUDY["recipe"])
     with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
-        list(recipe(subject, data, list(limits.values()), run, seed=seeds[0], dry_run=True, **settings))
+        list(_recipe()(subject, data, list(limits.values()), run, seed=seeds[0], dry_run=True, **settings))
     many, cuts = len(set(seeds)), len(set(seeds)) * len(limits)
     large = settings["untrained"] + (settings["method"] in ("slimming", "blocks"))
     counted = {
@@ -209,6 +207,10 @@ def plan(
     return {name: count for name, count in counted.items() if count}
 
 
+def _recipe() -> Callable[..., Iterator[Result]]:
+    return recipes.find(STUDY["recipe"])
+
+
 def _study_inputs(
     budgets: Sequence[str], seeds: Sequence[int], options: Mapping[str, Any]
 ) -> tuple[dict[str, Budget], dict[str, Any]]:
@@ -216,11 +218,12 @@ def _study_inputs(
     if not budgets or not seeds:
         raise InputError(f"budgets={list(budgets)}, seeds={list(seeds)}: give at least one of each")
     keywords.check_seed(*seeds)
-    settings = keywords.checked(recipes.find(STUDY["recipe"]), options)
+    settings = keywords.checked(_recipe(), options)
     if settings["scratch"] == "none":
         raise InputError("scratch=none leaves out what inherited weights are compared with: give E, B or both")
-    if settings["epochs"] < 1:
-        raise InputError(f"epochs={settings['epochs']}: give at least 1, for what was not trained says nothing")
+    epochs = settings["training"].epochs
+    if epochs < 1:
+        raise InputError(f"epochs={epochs:g}: give at least 1, for what was not trained says nothing")
     limits = {str(budget): budget for budget in map(Budget.parse, budgets)}
     return limits, {name: value for name, value in settings.items() if name not in STUDY["sets"].split()}
 
@@ -249,25 +252,34 @@ def _try(
     sparsity: float,
     calibration: int,
     scratch: str,
-    **training: Any,
+    norm: float,
+    training: Training,
+    **arms_settings: Any,
 ) -> dict[str, Any]:
     """One cut and its arms: what of `rethinking_pruning_value` is to be kept of them."""
-    shared = {name: training[name] for name in ("batch", "lr", "weight_decay", "training")}
-    learn = partial(fit, data=train, seed=seed, **shared)
-    start, epochs = subject, training["epochs"]
+    learn = partial(fit, data=train, training=training, seed=seed)
+    start, batch = subject, training.whole("batch")
     if untrained:
-        first = initialise.fresh(subject.model, seed=seed, norm=training["norm"])[0]
+        first = initialise.fresh(subject.model, seed=seed, norm=norm)[0]
         start = Traced(first, subject.inputs, subject.plans)
-    large = published_rules.train_large(
-        start, run, learn, rule=method, untrained=untrained, sparsity=sparsity, epochs=epochs
-    )
+    large = published_rules.train_large(start, run, learn, rule=method, untrained=untrained, sparsity=sparsity)
     if method == "soft":
-        large = published_rules.train_soft(large, budget, run, learn, inner=inner, epochs=epochs)
-    few = examples.batches(train, batch=training["batch"], seed=seed).take(max(1, calibration // training["batch"]))
+        large = published_rules.train_soft(large, budget, run, learn, inner=inner)
+    few = examples.batches(train, batch=batch, seed=seed).take(max(1, calibration // batch))
     pruned = published_rules.prune(large, budget, method, widths=widths, inner=inner, batches=few)
     place = run.folder(f"arms-{budget}")
     arms = train_arms(
-        pruned, train, held, mode=scratch, seed=seed, chance=chance, watch=False, folder=place, **training
+        pruned,
+        train,
+        held,
+        training,
+        seed=seed,
+        mode=scratch,
+        norm=norm,
+        chance=chance,
+        watch=False,
+        folder=place,
+        **arms_settings,
     )
     shutil.rmtree(place, ignore_errors=True)  # their answers are known
     dense, cut = (forward_flops(one, bool(pruned.masks)) for one in (pruned.dense, pruned.student))
@@ -278,7 +290,7 @@ def _try(
             for name, arm in arms.items()
         },
         "left": cut / dense,
-        "large": once * dense / cut * epochs,
+        "large": once * dense / cut * training.whole("epochs"),
         "widths": describe(pruned.student.model, pruned.masks),
         "notes": list(dict.fromkeys([*pruned.notes, *(note for arm in arms.values() for note in arm.notes)])),
     }

@@ -23,7 +23,7 @@ from secateur.recipes.language import ziplm
 from secateur.recover.sparsity import masks
 from secateur.recover.training import initialise
 from secateur.reports import evidence
-from secateur.runs import backends, executor, keywords
+from secateur.runs import backends, executor
 from secateur.runs.backends import network
 from secateur.score import random
 from secateur.select import ranking
@@ -31,7 +31,7 @@ from secateur.studies.control import LACKS
 from secateur.subjects import Transformer, open_subject, reload_traced
 from secateur.subjects.network import detectors
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Evidence, Result, Selection
+from secateur.vocabulary import Budget, Cut, Evidence, Result, Selection, Training
 
 __all__ = ["add", "check", "fresh_language", "fresh_network", "select_at_random"]
 
@@ -115,7 +115,7 @@ def check(
         if value is not None and not value > 0:
             raise InputError(f"{name}={value} of networks trained from scratch: give a number above 0")
     function = recipes.find(recipe)
-    settings = {name: options.get(name, parameter.default) for name, parameter in keywords.of(function).items()}
+    settings = {name: options.get(name, default) for name, default in executor.options(recipe).items()}
     if backends.name(backends.of_recipe(function)) != "network":
         _check_language(epochs, settings.get("steps", 1), f"a run of {recipe} with steps=0 trains nothing")
         return
@@ -206,7 +206,7 @@ def fresh_network(
         data, _ = data.split(seed=seed)
     subject = detectors.opened(subject) if data.targets else subject
     small = reload_traced(student, subject.model, subject.inputs)
-    length, settings = epochs, dict[str, Any](lr=lr)
+    length, training = epochs, Training(batch=batch, lr=lr, weight_decay=weight_decay, optimizer=optimizer)
     notes: tuple[str, ...] = ()
     weights = masks.convolutions(small.model)
     closed: masks.Masks = {}
@@ -219,7 +219,7 @@ def fresh_network(
             small = select_at_random(subject, small, removed, seed)
         length = finetune_length(epochs, finetune, finetune_epochs)
         if finetune == "classic":
-            settings = {"lr": lr / 100, "schedule": "constant"}
+            training = replace(training, lr=lr / 100, schedule="constant")
     else:
         if arm == "scratch-B":
             dense, cut = (forward_flops(one, bool(closed)) for one in (subject, small))
@@ -227,8 +227,8 @@ def fresh_network(
         fresh, notes = initialise.fresh(small.model, seed=seed, masks=closed)
         small = Traced(fresh, small.inputs, small.plans)
     recovery = fit(
-        small.model, data, epochs=0 if dry_run else length, batch=batch, seed=seed, weight_decay=weight_decay,
-        optimizer=optimizer, closed=closed, folder=run.folder(f"train-{budgets[0]}"), **settings,
+        small.model, data, replace(training, epochs=0 if dry_run else length), seed=seed, closed=closed,
+        folder=run.folder(f"train-{budgets[0]}"),
     )  # fmt: skip
     yield Result(str(budgets[0]), small, _receipt(removed), {}, recovery, notes)
 

@@ -27,10 +27,11 @@ from secateur.recipes.data import kd_data_pruning as module
 from secateur.recipes.data.kd_data_pruning import kd_data_pruning
 from secateur.recover.distillation.teachers import Told
 from secateur.reports import display
+from secateur.runs import keywords
 from secateur.score import difficulty
 from secateur.subjects import ExampleSet, Traced, reload_traced
 from secateur.subjects.network.recording import Example
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Training
 
 DATA, HELD_OUT = nets.data(240), nets.data(200, seed=5)
 QUICK = {"batch": 24, "epochs": 4.0, "alpha": 0.5, "runs": 1, "score_epochs": 1.0}
@@ -55,10 +56,14 @@ def teacher(noise: float = 0.0) -> Traced:
     return Traced(model, Example.of(DATA.inputs[:1]))
 
 
+def chosen(**options):
+    return keywords.checked(kd_data_pruning, {**QUICK, **options})
+
+
 def results(root, budgets=("examples=20%",), data=DATA, noise=0.0, **options):
     with Run.open(root, {}) as run:
         wanted = [Budget.parse(one) for one in budgets]
-        return list(kd_data_pruning(teacher(noise), data, wanted, run, **{**QUICK, **options}))
+        return list(kd_data_pruning(teacher(noise), data, wanted, run, **chosen(**options)))
 
 
 def weights(one) -> torch.Tensor:
@@ -117,7 +122,9 @@ def test_a_stored_and_a_live_teacher_teach_alike(fifth, tmp_path, monkeypatch):
     with torch.no_grad():
         live = {"logits": teacher().model(DATA.inputs)}
     monkeypatch.setattr(
-        module, "ask_teacher", lambda model, ask, left, *, batch: {"logits": live["logits"][torch.from_numpy(left.kept)]}
+        module,
+        "ask_teacher",
+        lambda model, ask, left, *, batch: {"logits": live["logits"][left.kept]},
     )
     other = results(tmp_path / "live")[0]
     torch.testing.assert_close(weights(found), weights(other), atol=2e-3, rtol=0)
@@ -135,7 +142,7 @@ def test_logits_beyond_float16_lose_no_class_and_give_no_nan(scale):
     assert found.argmax(-1).tolist() == [0, 1, 2, 3]
     logits = torch.zeros(4, 4, requires_grad=True)
     batch = {"teacher_logits": found.float(), "labels": torch.arange(4)}
-    loss, _ = module.mixture(lambda _: logits, 1.0)(batch, {"examples": 4})
+    loss, _ = module.mixture(lambda _: logits, 1.0, 4.0)(batch, {"examples": 4})
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(logits.grad).all()
@@ -154,7 +161,7 @@ def test_larger_budgets_keep_what_smaller_ones_do(tmp_path):
 def test_alpha_0_is_plain_cross_entropy_to_the_bit(tmp_path):
     net = mlp(seed=3)
     batch = {**DATA.take(range(20)).batch(), "teacher_logits": torch.randn(20, 4)}
-    loss, _ = module.mixture(lambda part: net(part["inputs"]), 0.0)(batch, {"examples": 20})
+    loss, _ = module.mixture(lambda part: net(part["inputs"]), 0.0, 4.0)(batch, {"examples": 20})
     plain = functional.cross_entropy(net(batch["inputs"]), batch["labels"], reduction="sum") / 20
     ours, theirs = (torch.autograd.grad(one, list(net.parameters())) for one in (loss, plain))
     assert torch.equal(loss, plain)
@@ -179,7 +186,7 @@ def test_alpha_1_ignores_labels(tmp_path):
 def test_the_loss_is_the_mixture_of_the_formula():
     net, said = mlp(seed=3), torch.randn(20, 4)
     batch = {**DATA.take(range(20)).batch(), "teacher_logits": said}
-    loss, parts = module.mixture(lambda part: net(part["inputs"]), 0.25)(batch, {"examples": 20})
+    loss, parts = module.mixture(lambda part: net(part["inputs"]), 0.25, 4.0)(batch, {"examples": 20})
     logits = net(batch["inputs"])
     far = functional.kl_div((logits / 4).log_softmax(-1), (said / 4).softmax(-1), reduction="batchmean")
     torch.testing.assert_close(loss, 0.75 * functional.cross_entropy(logits, batch["labels"]) + 0.25 * 16 * far)
@@ -215,10 +222,10 @@ def test_auto_looks_for_alpha_once_on_a_part_that_it_does_not_train_on(tmp_path,
         return real(data, said, alpha, **how)
 
     monkeypatch.setattr(module, "train_student", noted)
-    how = {"alpha": "auto", "tried": (0.1, 0.5), "trials": 1, "epochs": 1.0}
+    how = {"alpha": "auto", "tried": (0.1, 0.5), "trials": 1, "held": 0.25, "epochs": 1.0}
     found = results(tmp_path / "run", ["examples=10%", "examples=50%"], **how)
-    assert [pair for pair in asked if pair[0] == 19] == [(19, alpha) for alpha in module.WEIGHTS]  # a tenth of 192
-    assert [pair[0] for pair in asked].count(96) == len(module.WEIGHTS)
+    assert [pair for pair in asked if pair[0] == 18] == [(18, alpha) for alpha in module.WEIGHTS]  # a tenth of 180
+    assert [pair[0] for pair in asked].count(90) == len(module.WEIGHTS)
     assert len(asked) == 2 * len(module.WEIGHTS) + 2
     alphas = [float(one.notes[0].split("alpha ")[1]) for one in found]
     assert alphas[0] >= alphas[1]
@@ -254,8 +261,10 @@ def test_what_is_mislabelled_is_memorised():
     data = Examples(inputs, torch.where(wrong, (labels + 1) % 3, labels), name="clouds")
     net = nn.Sequential(nn.Linear(48, 128), nn.ReLU(), nn.Linear(128, 3))
     found = difficulty.averaged([
-        example_scores.score_by_training(net, data, lambda one, batch: one(batch["inputs"]), "memorisation", epochs=40, batch=10,
-                         seed=0, number=number, optimizer="adamw", lr=1e-2)["score"]
+        example_scores.score_by_training(
+            net, data, lambda one, batch: one(batch["inputs"]), "memorisation",
+            Training(batch=10, optimizer="adamw", lr=1e-2), epochs=40, seed=0, number=number,
+        )["score"]
         for number in range(4)
     ])  # fmt: skip
     assert found[wrong].min() > found[~wrong].max()
@@ -299,7 +308,7 @@ def test_another_student_learns_from_an_earlier_run_without_its_teacher(fifth, t
     other = Traced(mlp(seed=9), Example.of(DATA.inputs[:1]))
     with Run.open(tmp_path / "again", {}) as run:
         budgets = [Budget.parse("examples=20%")]
-        (again,) = kd_data_pruning(other, DATA, budgets, run, **QUICK, soft=str(root))
+        (again,) = kd_data_pruning(other, DATA, budgets, run, **chosen(soft=str(root)))
     assert torch.equal(weights(again), weights(first))
     assert (again.cut.removed, again.predicted) == (first.cut.removed, first.predicted)
     assert again.notes == (f"examples and outputs of {root}, alpha 0.5",)
@@ -307,7 +316,7 @@ def test_another_student_learns_from_an_earlier_run_without_its_teacher(fifth, t
         assert (tmp_path / "again/work" / name).read_bytes() == (root / "work" / name).read_bytes()
     wide = Traced(mlp(32), Example.of(DATA.inputs[:1]))
     with Run.open(tmp_path / "wide", {}) as run:
-        (wider,) = kd_data_pruning(wide, DATA, budgets, run, **{**QUICK, "alpha": 1.0}, soft=str(root))
+        (wider,) = kd_data_pruning(wide, DATA, budgets, run, **chosen(alpha=1.0, soft=str(root)))
     assert vision.accuracy(wider.subject.model, HELD_OUT) > vision.accuracy(mlp(32), HELD_OUT)
 
 
@@ -633,15 +642,15 @@ def test_a_run_from_the_command_line_is_judged_by_its_examples(tmp_path):
         ({"budgets": ["examples=50%,bytes=10kb"]}, BudgetError, "it prunes examples"),
         ({"budgets": ["examples=2"]}, InfeasibleError, "leaves nothing of class"),
         ({"data": Examples(DATA.inputs)}, InputError, "has no classes"),
-        ({"alpha": 1.5}, InputError, "give a weight from 0 to 1, or auto"),
-        ({"tried": ()}, InputError, "give shares of the data"),
-        ({"tried": (0.0,)}, InputError, "give shares of the data"),
+        ({"alpha": 1.5}, InputError, "option alpha=1.5 .*less than or equal to 1"),
+        ({"tried": ()}, InputError, "option tried=.*at least 1 item"),
+        ({"tried": (0.0,)}, InputError, "option tried=0.0 .*greater than 0"),
+        ({"held": 1.0}, InputError, "option held=1.0 .*less than 1"),
         ({"epochs": 0.0}, InputError, "epochs=0: give a number above 0"),
-        ({"epochs": -1.0}, InputError, "epochs=-1: give a number above 0"),
-        ({"epochs": float("nan")}, InputError, "epochs=nan: give a number above 0"),
+        ({"epochs": -1.0}, InputError, "epochs=-1.0: give a number of at least 0"),
         ({"score_epochs": -1.0}, InputError, "score_epochs=-1: give 0 or more"),
-        ({"score_epochs": float("nan")}, InputError, "score_epochs=nan: give 0 or more"),
-        ({"runs": 0}, InputError, "at least one of each"),
+        ({"score_epochs": float("nan")}, InputError, "score_epochs=nan .*finite number"),
+        ({"runs": 0}, InputError, "option runs=0 .*greater than or equal to 1"),
     ],
 )
 def test_what_can_not_be_done_is_refused_in_a_line(tmp_path, options, error, words):

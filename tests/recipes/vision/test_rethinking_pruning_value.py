@@ -27,7 +27,7 @@ def dense():
 
 
 def results(root, subject, budget=HALF, data=DATA, **options):
-    quick = {"epochs": 2, "batch": 24, "lr": 0.05, **options}
+    quick = keywords.checked(rethinking_pruning_value, {"epochs": 2, "batch": 24, "lr": 0.05, **options})
     with Run.open(root, {}) as run:
         return list(rethinking_pruning_value(subject, data, [Budget.parse(budget)], run, **quick))
 

@@ -5,14 +5,15 @@ Ben-Baruch, Botach, Kviatkovsky, Aggarwal and Medioni, ICML 2025 (arXiv 2403.078
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le, Len, Lt
 from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,7 +32,7 @@ from secateur.recover.training.objectives import Objective
 from secateur.score import difficulty, random
 from secateur.subjects.dataset.examples import INDEX, ExampleSet
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Limit, Recovery, Result, Selection
+from secateur.vocabulary import Budget, Limit, Recovery, Result, Selection, Training
 
 CARD = {
     "title": "Distilling the knowledge in data pruning",
@@ -45,15 +46,21 @@ CARD = {
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """The alphas that are tried."""
 
-HELD = 0.2
-"""Share of the data on which they are judged."""
-
-TEMPERATURE = 4.0
-"""tau; that of the paper is not known."""
-
 SCORING = ("recipe", "data_sha256", "held_out_sha256", "model_sha256", "seed", "batch", "score", "runs", "score_epochs",
            "optimizer", "lr", "weight_decay")  # fmt: skip
 """Settings of a run by which its scores are what they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How alpha is looked for where it is "auto"."""
+
+    tried: Annotated[Sequence[Annotated[float, Gt(0), Le(1)]], Len(1)] = (0.05, 0.3, 1.0)
+    """Shares f at which it is looked for."""
+    trials: Annotated[int, Ge(1)] = 2
+    """Trainings for each of them and each alpha."""
+    held: Annotated[float, Gt(0), Lt(1)] = 0.2
+    """Share of the data on which alpha is judged."""
 
 
 def kd_data_pruning(
@@ -65,22 +72,17 @@ def kd_data_pruning(
     score: Literal["random", "el2n", "forgetting", "grand", "moderate", "herding", "memorisation"] = "random",
     balanced: bool = True,
     scored: str = "",
-    alpha: float | Literal["auto"] = "auto",
+    alpha: Annotated[float, Ge(0), Le(1)] | Literal["auto"] = "auto",
+    temperature: float = 4.0,
     student: str = "",
     soft: str = "",
     pack: bool = False,
     equal: Literal["iterations", "epochs"] = "iterations",
-    epochs: float = 30.0,
-    optimizer: Literal["sgd", "adamw"] = "sgd",
-    lr: float = 0.1,
-    weight_decay: float = 5e-4,
-    batch: int = 64,
-    runs: int = 3,
+    runs: Annotated[int, Ge(1)] = 3,
     score_epochs: float = 10.0,
-    tried: Sequence[float] = (0.05, 0.3, 1.0),
-    trials: int = 2,
+    search: Search = Search(tried=(0.05, 0.3, 1.0), trials=2, held=0.2),
     labels_alone: bool = False,
-    training: str | Sequence[str] = "",
+    training: Training = Training(epochs=30.0, batch=64, lr=0.1, weight_decay=5e-4, optimizer="sgd"),
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -111,6 +113,7 @@ def kd_data_pruning(
             are taken, whatever its budgets, student and alpha were; or an index of the same data with such scores,
             which are taken as they are. Nothing is trained for scores.
         alpha: weight of the teacher, 0 to 1; auto looks for it.
+        temperature: tau.
         student: file.py:function that builds another network; by default one like the teacher.
         soft: folder of an earlier run, of the same data, seed and budgets, for another student: what that kept, and
             what its teacher said. Nothing is scored and nobody asked: `subject` may be any network. With one budget,
@@ -124,10 +127,7 @@ def kd_data_pruning(
         batch: examples per step, and of the timed environment.
         runs: trainings that a score is averaged over; the papers take ten.
         score_epochs: of each of them.
-        tried: shares f at which alpha is looked for.
-        trials: trainings for each of them and each alpha.
         labels_alone: train another student beside it, from the same weights on the same examples, without the teacher.
-        training: more settings of the training loop, such as accumulate=4,precision=bf16.
         seed: of everything random.
         dry_run: stop after the selection; nothing is trained but what scores take.
 
@@ -137,7 +137,7 @@ def kd_data_pruning(
     this project's form of the paper's finding; the teacher has seen the part on which it is judged. Other distillation
     losses of the paper are left out, and wrong labels are not injected: data come as noisy as they are.
     """
-    check(data, budgets, alpha=alpha, tried=tried, trials=trials, runs=runs, epochs=epochs)
+    check(data, budgets, training.number("epochs"))
     example_scores.check_scoring(score, runs, score_epochs)
     if scored and score == "random":
         why = f"soft={soft} tells what stays" if soft else "score=random takes none: name theirs, such as el2n, or"
@@ -151,23 +151,22 @@ def kd_data_pruning(
         check_student(draw_network(subject.model, student, seed=seed), student or "the network", wide, ask, data)
     # Of packed examples the set that they are of, whose other examples are out of sight.
     whole = ExampleSet(earlier[budgets[0]][0].source if soft else data).plain()
-    settings: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "weight_decay": weight_decay}
+    batch, epochs = training.whole("batch"), training.number("epochs")
     if score == "random":
         column = random.scores(whole.units("examples"), seed)["examples"]
     else:
-        rate = partial(score_by_training, subject.model, data, ask, score, epochs=score_epochs, batch=batch, seed=seed,
-                       **settings)  # fmt: skip
+        short = Training(batch=batch, lr=training.lr, weight_decay=training.weight_decay, optimizer=training.optimizer)
+        rate = partial(score_by_training, subject.model, data, ask, score, short, epochs=score_epochs, seed=seed)
         parts = {f"{score}-{seed + number}": partial(rate, number=number) for number in range(runs)}
         if scored:
             parts = {f"{score}-taken": partial(load_scores, scored, data, score, run, list(parts))}
         column = difficulty.averaged([run.tensors(name, part)["score"] for name, part in parts.items()])
     whole = whole.scored(score, column.numpy())
-    further = loop.options(training)
-    per_epoch = max(1, len(whole) // batch) / further.get("accumulate", 1)
+    per_epoch = max(1, len(whole) // batch) / (training.accumulate or 1)
     learn = partial(
-        train_student, ask=ask, build=partial(draw_network, subject.model, student), batch=batch,
+        train_student, training=training, ask=ask, build=partial(draw_network, subject.model, student),
         steps=lambda part: epochs * per_epoch * (1.0 if equal == "iterations" else len(part) / len(whole)),
-        **settings, **further,
+        temperature=temperature,
     )  # fmt: skip
     for budget in budgets:
         outputs: Callable[[], dict[str, Tensor]]
@@ -184,7 +183,7 @@ def kd_data_pruning(
             if weight == "auto":
                 table = try_alphas(
                     whole, run, score, learn, partial(ask_teacher, subject.model, ask, batch=batch), ask,
-                    balanced=balanced, shares=tried, trials=trials, batch=batch, seed=seed,
+                    search, balanced=balanced, batch=batch, seed=seed,
                 )  # fmt: skip
                 weight = choose_alpha(table, len(left) / len(whole))
             left.save(run.folder(f"kept-{budget}"), packed=pack)
@@ -199,29 +198,14 @@ def kd_data_pruning(
         yield Result(str(budget), Traced(network, subject.inputs), cut, predicted, recovery, (note,), beside)
 
 
-def check(
-    data: Examples,
-    budgets: Sequence[Budget],
-    *,
-    alpha: float | str,
-    tried: Sequence[float],
-    trials: int,
-    runs: int,
-    epochs: float,
-) -> None:
-    """Refuse a budget in anything but examples, and options that contradict the data or themselves."""
+def check(data: Examples, budgets: Sequence[Budget], epochs: float) -> None:
+    """Refuse a budget in anything but examples, data without classes, and a student that would not be trained."""
     other = next((budget for budget in budgets if [limit.measure for limit in budget.limits] != ["examples"]), None)
     if other is not None:
         raise BudgetError(f"kd_data_pruning can't meet {other}: it prunes examples, such as examples=30%")
     if data.labels is None:
         raise InputError(f"{data.name} has no classes: give examples with labels, as the teacher was trained on")
-    if alpha != "auto" and not (isinstance(alpha, int | float) and 0 <= alpha <= 1):
-        raise InputError(f"alpha={alpha}: give a weight from 0 to 1, or auto")
-    if not tried or any(not 0 < share <= 1 for share in tried):
-        raise InputError(f"tried={list(tried)}: give shares of the data above 0 and up to 1")
-    if trials < 1 or runs < 1:
-        raise InputError(f"trials={trials}, runs={runs}: give at least one of each")
-    if not 0 < epochs < math.inf:
+    if not epochs:
         raise InputError(f"epochs={epochs:g}: give a number above 0")
 
 
@@ -323,7 +307,7 @@ def draw_network(model: nn.Module, student: str, *, seed: int) -> nn.Module:
     return initialise.fresh(built, seed=seed, linear=None)[0]
 
 
-def mixture(ask: Callable[[Mapping[str, Any]], Tensor], alpha: float) -> Objective:
+def mixture(ask: Callable[[Mapping[str, Any]], Tensor], alpha: float, temperature: float) -> Objective:
     """Step 4: ``1/N sum (1 - alpha) CE(y, q) + alpha tau^2 KL(q_t || q)``; a term of weight 0 is not looked at."""
 
     def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
@@ -332,8 +316,8 @@ def mixture(ask: Callable[[Mapping[str, Any]], Tensor], alpha: float) -> Objecti
             hard = functional.cross_entropy(logits, batch["labels"], reduction="sum")
             terms["labels"] = (1 - alpha) * hard / totals["examples"]
         if alpha > 0:
-            far = losses.kl(logits, batch["teacher_logits"], temperature=TEMPERATURE)
-            terms["teacher"] = alpha * TEMPERATURE**2 * far / totals["examples"]
+            far = losses.kl(logits, batch["teacher_logits"], temperature=temperature)
+            terms["teacher"] = alpha * temperature**2 * far / totals["examples"]
         return torch.stack(list(terms.values())).sum(), {name: float(term.detach()) for name, term in terms.items()}
 
     return objective
@@ -344,19 +328,21 @@ def train_student(
     logits: Tensor,
     alpha: float,
     *,
+    training: Training,
     ask: Ask,
     build: Callable[..., nn.Module],
     steps: Callable[[Examples], float],
-    batch: int,
+    temperature: float,
     seed: int,
-    **settings: Any,
+    **progress: Any,
 ) -> tuple[nn.Module, Recovery]:
     """Step 4: a new network that learned `data` and what the teacher said of each of them, and what that took."""
-    network, feed = build(seed=seed), examples.batches(data, batch=batch, seed=seed)
+    network, feed = build(seed=seed), examples.batches(data, batch=training.whole("batch"), seed=seed)
     with_teacher = Told(feed, feed.places, {"teacher_logits": logits})
+    objective = mixture(partial(ask, network), alpha, temperature)
     recovery = loop.train(
-        network, with_teacher, mixture(partial(ask, network), alpha), steps=max(1, round(steps(data))), seed=seed,
-        count=examples.count, **settings,
+        network, with_teacher, objective, training, steps=max(1, round(steps(data))), seed=seed, count=examples.count,
+        **progress,
     )  # fmt: skip
     return network, recovery
 
@@ -371,16 +357,15 @@ def try_alphas(
     learn: Callable[..., tuple[nn.Module, Recovery]],
     outputs: Callable[[ExampleSet], dict[str, Tensor]],
     ask: Ask,
+    search: Search,
     *,
     balanced: bool,
-    shares: Sequence[float],
-    trials: int,
     batch: int,
     seed: int,
 ) -> dict[float, list[float]]:
     """Step 5: share -> accuracy on held-out examples for each of `WEIGHTS`, the mean over trials; kept in the run."""
     order = np.random.default_rng([seed, len(whole), 5]).permutation(len(whole))
-    count = max(1, round(HELD * len(whole)))
+    count = max(1, round(search.held * len(whole)))
     judged = whole.source.take(np.sort(order[:count]))
     seen = ExampleSet(whole.source, np.sort(order[count:]), whole.scores)
 
@@ -390,13 +375,13 @@ def try_alphas(
         return float((look["logits"].argmax(-1) == look["labels"]).float().mean())
 
     table: dict[float, list[float]] = {}
-    for share in shares:
+    for share in search.tried:
         budget = Budget((Limit("examples", share, True),))
         part = seen.cut(select_examples(seen, score, budget, balanced=balanced))[0]
         for alpha in WEIGHTS:
             reached = [
                 run.json(f"alpha-{share}-{alpha}-{trial}", partial(accuracy, part, alpha, trial))
-                for trial in range(trials)
+                for trial in range(search.trials)
             ]
             table.setdefault(share, []).append(float(np.mean(reached)))
     return table

@@ -6,6 +6,7 @@ Liu, Sun, Zhou, Huang and Darrell, ICLR 2019 (arXiv 1810.05270).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -19,7 +20,7 @@ from secateur.methods import published_rules
 from secateur.methods.arms import describe_arms, fit, train_arms
 from secateur.select import limits, ranking
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Result
+from secateur.vocabulary import Budget, Result, Training
 
 CARD = {
     "title": "Rethinking the Value of Network Pruning",
@@ -37,14 +38,10 @@ def rethinking_pruning_value(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    batch: int = 64,
     seed: int = 0,
     method: Literal["l1", "slimming", "soft", "thinet", "regression", "blocks", "unstructured"] = "l1",
     widths: str | Sequence[str] = "",
     inner: bool = True,
-    epochs: int = 160,
-    lr: float = 0.1,
-    weight_decay: float = 1e-4,
     untrained: bool = False,
     sparsity: float = 1e-4,
     calibration: int = 512,
@@ -53,7 +50,7 @@ def rethinking_pruning_value(
     scratch: Literal["E", "B", "both", "none"] = "both",
     cap: float | None = None,
     norm: float = 1.0,
-    training: str | Sequence[str] = "",
+    training: Training = Training(epochs=160, batch=64, lr=0.1, weight_decay=1e-4),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Prune by a published rule, fine-tune, and train fresh networks of the cut shape beside it (section 3).
@@ -86,7 +83,7 @@ def rethinking_pruning_value(
         widths: units to keep at each site that may shrink, in the network's order, such as 32,64,128; the share of
             the budget in every layer unless given. Only for predefined methods.
         inner: let channels that several layers write (those of residual sums) stay, as the paper does.
-        epochs: E, what the large network was trained for.
+        epochs: E, what the large network was trained for; a whole number.
         lr: the large network's first learning rate, of SGD.
         weight_decay: of matrices and kernels.
         untrained: the subject comes with its first weights: train it for `epochs` before anything else.
@@ -97,7 +94,6 @@ def rethinking_pruning_value(
         scratch: "E", "B", "both" or "none".
         cap: Scratch-B trains for at most this many times `epochs`; the paper's 2 for ImageNet.
         norm: first weights of batch norms in fresh networks; 0.5 in the VGG of the slimming code.
-        training: more settings of the training loop, such as accumulate=4,precision=bf16,trackers=wandb.
         dry_run: stop after the cut; nothing is trained.
 
     Departures: weight decay spares norms and biases; SGD's momentum is Nesterov's; soft filters, slimming and blocks
@@ -108,22 +104,23 @@ def rethinking_pruning_value(
     other tasks than classification, are not here. The rewinding recipe is later work.
     """
     check(subject, data, budgets, method=method, widths=widths, inner=inner)
+    batch, epochs = training.whole("batch"), training.number("epochs")
+    if epochs % 1:
+        raise InputError(f"epochs={epochs:g}: give a whole number, of which the other arms train for shares")
+    if dry_run:
+        training, finetune_epochs, scratch = replace(training, epochs=0), 0, "none"
     train, judged = data.split(seed=seed)
-    longest = 0 if dry_run else epochs
-    learn = partial(fit, data=train, batch=batch, seed=seed, lr=lr, weight_decay=weight_decay, training=training)
+    learn = partial(fit, data=train, training=training, seed=seed)
     calibrating = examples.batches(train, batch=batch, seed=seed).take(max(1, calibration // batch))
-    large = published_rules.train_large(
-        subject, run, learn, rule=method, untrained=untrained, sparsity=sparsity, epochs=longest
-    )
+    large = published_rules.train_large(subject, run, learn, rule=method, untrained=untrained, sparsity=sparsity)
     for budget in budgets:
         start = large
         if method == "soft":
-            start = published_rules.train_soft(large, budget, run, learn, inner=inner, epochs=longest)
+            start = published_rules.train_soft(large, budget, run, learn, inner=inner)
         pruned = published_rules.prune(start, budget, method, widths=widths, inner=inner, batches=calibrating)
         arms = train_arms(
-            pruned, train, judged, mode="none" if dry_run else scratch, epochs=longest, lr=lr, batch=batch, seed=seed,
-            weight_decay=weight_decay, finetune=finetune, finetune_epochs=0 if dry_run else finetune_epochs, cap=cap,
-            norm=norm, training=training, folder=run.folder(f"arms-{budget}"),
+            pruned, train, judged, training, seed=seed, mode=scratch, finetune=finetune,
+            finetune_epochs=finetune_epochs, cap=cap, norm=norm, folder=run.folder(f"arms-{budget}"),
         )  # fmt: skip
         tuned = arms["fine-tuned"]
         notes = pruned.notes if dry_run else (*pruned.notes, describe_arms(arms, finetune))
