@@ -27,9 +27,10 @@ def started(monkeypatch):
     seen = []
     fit = lottery.fit
 
-    def spy(model, data, **how):
-        seen.append(({n: p.detach().clone() for n, p in model.named_parameters()}, how.get("closed") or {}, how["lr"]))
-        return fit(model, data, **how)
+    def spy(model, data, training, **how):
+        weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        seen.append((weights, how.get("closed") or {}, training.lr))
+        return fit(model, data, training, **how)
 
     monkeypatch.setattr(lottery, "fit", spy)
     return seen

@@ -22,16 +22,14 @@ from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
-from secateur.methods import example_scores
 from secateur.recipes.data import kd_data_pruning as module
 from secateur.recipes.data.kd_data_pruning import kd_data_pruning
 from secateur.recover.distillation.teachers import Told
 from secateur.reports import display
 from secateur.runs import keywords
-from secateur.score import difficulty
 from secateur.subjects import ExampleSet, Traced, reload_traced
 from secateur.subjects.network.recording import Example
-from secateur.vocabulary import Budget, Training
+from secateur.vocabulary import Budget
 
 DATA, HELD_OUT = nets.data(240), nets.data(200, seed=5)
 QUICK = {"batch": 24, "epochs": 4.0, "alpha": 0.5, "runs": 1, "score_epochs": 1.0}
@@ -128,24 +126,6 @@ def test_a_stored_and_a_live_teacher_teach_alike(fifth, tmp_path, monkeypatch):
     )
     other = results(tmp_path / "live")[0]
     torch.testing.assert_close(weights(found), weights(other), atol=2e-3, rtol=0)
-
-
-@pytest.mark.parametrize("scale", [1e3, 1e6, 1e30])
-def test_logits_beyond_float16_lose_no_class_and_give_no_nan(scale):
-    net = nn.Linear(4, 4)
-    with torch.no_grad():
-        net.weight.copy_(torch.eye(4) * scale)
-        net.bias.copy_(torch.tensor([3.0, -2.0, 1.0, 0.0]))
-    ask = lambda one, batch: one(batch["inputs"])  # noqa: E731
-    found = module.ask_teacher(net, ask, ExampleSet(Examples(torch.eye(4), torch.arange(4))), batch=3)["logits"]
-    assert torch.isfinite(found).all()
-    assert found.argmax(-1).tolist() == [0, 1, 2, 3]
-    logits = torch.zeros(4, 4, requires_grad=True)
-    batch = {"teacher_logits": found.float(), "labels": torch.arange(4)}
-    loss, _ = module.mixture(lambda _: logits, 1.0, 4.0)(batch, {"examples": 4})
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert torch.isfinite(logits.grad).all()
 
 
 def test_larger_budgets_keep_what_smaller_ones_do(tmp_path):
@@ -250,24 +230,6 @@ def test_scores_see_no_more_than_the_data_that_is_given(tmp_path, monkeypatch):
     assert [data.digest for data in seen] == [train.digest]
     rows = {tuple(row.flatten().tolist()) for row in seen[0].inputs}
     assert not any(tuple(row.flatten().tolist()) in rows for row in held_out.inputs)
-
-
-def test_what_is_mislabelled_is_memorised():
-    """No other example tells about a wrong label: a network is right about it only if it learned from it."""
-    torch.manual_seed(0)
-    labels = torch.arange(60) % 3
-    inputs = functional.one_hot(labels, 3).float().repeat(1, 16) + 0.3 * torch.randn(60, 48)
-    wrong = torch.arange(60) < 4
-    data = Examples(inputs, torch.where(wrong, (labels + 1) % 3, labels), name="clouds")
-    net = nn.Sequential(nn.Linear(48, 128), nn.ReLU(), nn.Linear(128, 3))
-    found = difficulty.averaged([
-        example_scores.score_by_training(
-            net, data, lambda one, batch: one(batch["inputs"]), "memorisation",
-            Training(batch=10, optimizer="adamw", lr=1e-2), epochs=40, seed=0, number=number,
-        )["score"]
-        for number in range(4)
-    ])  # fmt: skip
-    assert found[wrong].min() > found[~wrong].max()
 
 
 def test_another_student_learns_too(tmp_path):
