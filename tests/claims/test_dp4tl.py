@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -21,13 +20,14 @@ from torch import Tensor, nn
 
 from claims import kinds, lab, vision
 from secateur.data.examples import Examples
+from secateur.methods.arms import fit
 from secateur.recipes.data import dp4tl as recipe
 from secateur.recover.training import transfer
 from secateur.score import difficulty
 from secateur.studies.lossless import Point, largest_lossless
 from secateur.subjects.dataset.examples import ExampleSet
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Figure
+from secateur.vocabulary import Budget, Figure, Training
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]
 SEEDS = (0, 1, 2, 3, 4)
@@ -65,8 +65,9 @@ def other(seed: int) -> nn.Module:
 
 
 def pretrain(model: nn.Module, data: Examples, seed: int, epochs: float = EPOCHS) -> nn.Module:
-    recipe.fit(model, data, epochs=epochs, lr=LR, optimizer="sgd", batch=BATCH, seed=seed, weight_decay=5e-5,
-               warmup=0.125, schedule="linear")  # fmt: skip
+    training = Training(epochs=epochs, batch=BATCH, lr=LR, optimizer="sgd", weight_decay=5e-5, warmup=0.125,
+                        schedule="linear", precision="fp32")  # fmt: skip
+    fit(model, data, training, seed=seed)
     return model
 
 
@@ -74,9 +75,9 @@ def carried(
     model: nn.Module, taught: Examples, held: Examples, seed: int, *, probe: Stage = PROBE, tune: Stage = TUNE
 ) -> dict[str, float]:
     """Accuracies in percent."""
-    train = partial(recipe.fit, batch=BATCH, seed=seed, optimizer="adamw")
-    subject = Traced(model, None)
-    found = recipe.carried(subject, transfer.head(model), taught, held, train, probe=probe, tune=tune, seed=seed)
+    subject, training = Traced(model, None), Training(batch=BATCH, precision="fp32")
+    transfers = recipe.Transfers(*probe, *tune)
+    found = recipe.carry_over(subject, transfer.head(model), taught, held, transfers, training, seed=seed)
     return {name: 100 * value for name, value in found.items()}
 
 
@@ -90,14 +91,14 @@ def surrogate(seed: int) -> nn.Module:
 
 def voted(model: nn.Module, seed: int, mapping: str, clusters: int = 0, judged: bool = True) -> dict[str, Tensor]:
     source, taught, _ = world(seed, judged)
-    return recipe.vote(model, source, np.arange(len(source)), taught, mapping=mapping, clusters=clusters,
+    return recipe.count_votes(model, source, np.arange(len(source)), taught, mapping=mapping, clusters=clusters,
                        classes=30, seed=seed)  # fmt: skip
 
 
 def by_votes(source: Examples, votes: Mapping[str, Tensor], kept: float, order: str, seed: int) -> NDArray[np.int64]:
     whole = ExampleSet(replace(source, labels=votes["classes"], classes=()))
     budget = Budget.parse(f"examples={100 * kept:.0f}%")
-    return whole.cut(recipe.select(whole, votes["votes"], budget, order, seed))[0].kept
+    return whole.cut(recipe.select_classes(whole, votes["votes"], budget, order, seed))[0].kept
 
 
 @functools.cache
@@ -111,7 +112,7 @@ def hardness(seed: int, rule: str) -> Tensor:
     for draw in (1000 * (run + 1) + seed for run in range(RUNS)):
         model = pretrain(small(draw), source, draw, epochs=SHORT)
         seen = recipe.features(model, source, transfer.head(model))
-        runs.append(difficulty.grand(recipe.answers(model, source), source.labels, seen))
+        runs.append(difficulty.grand(recipe.ask_logits(model, source), source.labels, seen))
     return difficulty.averaged(runs)
 
 
@@ -387,7 +388,7 @@ def genre_arm(seed: int, rule: str, judged: bool = True) -> dict[str, float]:
     def compute() -> dict[str, float]:
         source, (taught, held) = kinds.genres(), kinds.mails(MAILS, seed, judged=judged)
         pruned, clusters, order = WAYS[rule]
-        votes = recipe.vote(None, source, np.arange(len(source)), taught, mapping="feature", clusters=clusters,
+        votes = recipe.count_votes(None, source, np.arange(len(source)), taught, mapping="feature", clusters=clusters,
                             classes=15, seed=seed)  # fmt: skip
         part = replace(source, labels=votes["classes"]) if clusters else source
         if pruned:

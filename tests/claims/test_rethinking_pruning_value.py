@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from assets import packages
 from claims import lab, vision
 from secateur.data.examples import Examples
-from secateur.recipes.vision import rethinking_pruning_value as rethinking
+from secateur.methods import arms as training_arms
+from secateur.methods.published_rules import penalise_scales, prune
 from secateur.recover.distillation import losses
 from secateur.recover.training import initialise, loop
 from secateur.score import magnitude
@@ -63,20 +64,20 @@ def network(seed: int, widths: Sequence[int | str] = WIDTHS) -> Traced:
 
 
 def fit(model: nn.Module, seed: int, **how: Any) -> nn.Module:
-    rethinking.fit(
+    training_arms.fit(
         model, data()[0], **{"epochs": EPOCHS, "lr": LR, "batch": BATCH, "seed": seed, "augment": shifted, **how}
     )
     return model
 
 
 def accuracy(model: nn.Module) -> float:
-    return 100 * float(rethinking.right(model, data()[1]).mean())
+    return 100 * float(training_arms.mark_correct(model, data()[1]).mean())
 
 
 @functools.cache
 def large(seed: int, sparsity: float = 0.0) -> Traced:
     subject = network(seed)
-    penalty = functools.partial(rethinking.scales_l1, subject.model, sparsity) if sparsity else None
+    penalty = functools.partial(penalise_scales, subject.model, sparsity) if sparsity else None
     fit(subject.model, seed, penalty=penalty)
     return subject
 
@@ -84,14 +85,14 @@ def large(seed: int, sparsity: float = 0.0) -> Traced:
 def experiment(method: str, budget: str, seed: int) -> dict[str, Any]:
     """Arm -> accuracy, epochs and FLOPs, of one seed."""
     dense = large(seed, 1e-3 if method == "slimming" else 0.0)
-    pruned = rethinking.prune(dense, Budget.parse(budget), method)
+    pruned = prune(dense, Budget.parse(budget), method)
     common: dict[str, Any] = {"epochs": EPOCHS, "lr": LR, "batch": BATCH, "seed": seed, "augment": shifted}
     common |= {"watch": False, "cap": 2.0 if method == "unstructured" else None}
-    arms = rethinking.trial(pruned, *data(), chance=True, **common)
-    rewound = rethinking.trial(pruned, *data(), mode="none", finetune="rewind", **common)
+    arms = training_arms.train_arms(pruned, *data(), chance=True, **common)
+    rewound = training_arms.train_arms(pruned, *data(), mode="none", finetune="rewind", **common)
     found = {name: [100 * arm.accuracy, arm.epochs, arm.flops] for name, arm in arms.items()}
     found["rewound"] = [100 * rewound["fine-tuned"].accuracy, EPOCHS, rewound["fine-tuned"].flops]
-    whole = rethinking.forward_flops(dense) / 2
+    whole = training_arms.forward_flops(dense) / 2
     found["dense"] = [accuracy(dense.model), EPOCHS, 3.0 * whole * len(data()[0]) * EPOCHS]
     return found
 
@@ -224,7 +225,7 @@ def trained(subject: Traced, seed: int) -> float:
 def designs(seed: int) -> dict[str, Any]:
     """Accuracies from scratch, and parameters, of the three designs on the network and of two on a deeper one."""
     dense = large(seed, 1e-3)
-    pruned = rethinking.prune(dense, Budget.parse("channels=40%"), "slimming")
+    pruned = prune(dense, Budget.parse("channels=40%"), "slimming")
     size = f"params={params(pruned.student)}"
     uniform, _ = architectures.uniform(dense, size)
     pattern = architectures.shares(dense, pruned.cut)
@@ -403,7 +404,7 @@ def drawn(seed: int) -> Transformer:
 def boundary(seed: int) -> dict[str, float]:
     """Accuracy of each arm."""
     dense, student = lab.minilm(), half(lab.minilm())
-    stretched = rethinking.epochs_for(STEPS, dense.flops_per_token(32), student.flops_per_token(32))
+    stretched = training_arms.equal_flops(STEPS, dense.flops_per_token(32), student.flops_per_token(32))
     return {
         "inherited": classified(student, STEPS, seed),
         "scratch-E": classified(drawn(seed), STEPS, seed),
