@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from secateur.data.examples import Examples
 from secateur.data.texts import Corpus
 from secateur.errors import DataError, InfeasibleError, InputError, SecateurError, UnsupportedError
 from secateur.measure import statistics
-from secateur.recipes.language import ziplm
+from secateur.methods import distillation
 from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recipes.vision.rethinking_pruning_value import Arm, Augment, Pruned
 from secateur.recover.sparsity import masks
@@ -623,8 +622,7 @@ def _arm(
         return fresh_network, {**common, "epochs": int(epochs), "lr": float(lr), **own}
     steps = row.recovery.steps if row.recovery else 0
     _for_language(epochs, steps, f"the result {row.target} was not trained")
-    known = [name for name in signature(ziplm.distil).parameters if name not in ("data", "blocks", "seed", "steps")]
-    recovery = {name: settings[name] for name in known if name in settings}
+    recovery = {name: settings[name] for name in distillation.RECORDED if name in settings}
     return fresh_language, {**common, "steps": steps, "recovery": {**recovery, **({} if lr is None else {"lr": lr})}}
 
 
@@ -708,7 +706,7 @@ def fresh_language(
         removed: site -> (units that went, units there were), for arm "random units".
         arm: "scratch-E", "scratch-B" or "random units".
         steps: of the student's own training.
-        recovery: further options of `ziplm.distil`, so that nothing but the weights differs.
+        recovery: further options of `distillation.distil`, so that nothing but the weights differs.
     """
     settings = dict(recovery or {})
     small = open_subject(student)
@@ -725,10 +723,9 @@ def fresh_language(
     pairs = [(k, min(total, round(k * total / left))) for k in range(1, left + 1)]
     if small.model.config.hidden_size != subject.model.config.hidden_size:
         settings["token"] = 0.0  # hidden states of two widths have no distance
-    trained = ziplm.distil(
-        subject, small, run.folder(f"train-{budgets[0]}"), data=data, blocks=pairs, seed=seed,
-        steps=0 if dry_run else steps, **settings,
-    )  # fmt: skip
+    settings |= {"blocks": pairs, "seed": seed, "steps": 0 if dry_run else steps}
+    how = keywords.checked(distillation.distil, settings)
+    trained = distillation.distil(subject, small, data, run.folder(f"train-{budgets[0]}"), **how)
     yield Result(str(budgets[0]), small, _receipt(removed), {}, trained)
 
 
