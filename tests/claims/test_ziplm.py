@@ -17,7 +17,7 @@ from claims import lab
 from secateur._utils.rundir import Run
 from secateur.errors import InfeasibleError
 from secateur.measure import latency
-from secateur.methods import timing
+from secateur.methods import distillation, timing
 from secateur.recipes.language import ziplm
 from secateur.recover.training import objectives
 from secateur.score import activation, database, hessian, magnitude, random

@@ -29,7 +29,7 @@ from secateur.select import weights
 from secateur.subjects import Streamed, Transformer
 from secateur.subjects.matrices import Matrix, matrices
 from secateur.subjects.transformer import blocks
-from secateur.vocabulary import Budget, Pattern, Result
+from secateur.vocabulary import Budget, Pattern, Result, Training
 
 CARD = {
     "title": "D-Pruner: Pruning as a Domain-specific LLM Extractor",
@@ -64,18 +64,14 @@ def d_pruner(
     block: Annotated[int, Ge(0)] = 128,
     general_weight: Annotated[float, Ge(0)] | None = None,
     published: bool = False,
-    cubic: bool = False,
     general_samples: int = 128,
     samples: Annotated[int, Ge(1)] = 1000,
-    train_batch: Annotated[int, Ge(1)] = 8,
     train_length: int = 128,
     packed: bool = True,
-    epochs: Annotated[int, Ge(1)] = 1,
-    lr: float = 0.03,
-    warmup: float = 0.1,
-    clip: float = 1.0,
+    clip: Annotated[float, Ge(0)] = 1.0,
     recompute: bool = False,
     scores: str = "",
+    training: Training = Training(epochs=1, batch=8, lr=0.03, warmup=0.1),
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -104,10 +100,8 @@ def d_pruner(
         general_weight: what the penalty adds to an average gradient, as a share of it, 1 unless given; 0 leaves the
             domain's Taylor score and needs no general text. Where `published`, the paper's lambda, 0.1 unless given.
         published: add lambda 2 lr^2 G g^2 / N as released, in place of the relative form.
-        cubic: add w^3 to the score, as released.
         general_samples: windows of general text.
         samples: sequences of domain text; N is how many there are.
-        train_batch: sequences per step.
         train_length: tokens per sequence, of either text.
         packed: texts run on, cut into sequences of equal length; otherwise one text is one sequence, cut at
             `train_length`.
@@ -122,12 +116,14 @@ def d_pruner(
 
     Departures: G is divided by its mean in each matrix, and the penalty's term is measured in g, with the sign of g
     (`dual.regularised`); as released it is next to nothing, and positive whatever the sign of g (`published`). The
-    cubic term, a stand-in for the Taylor remainder, is off. There is no loss scaling, so none leaks into the score; the
-    copy descends in float32. Exactly int(n share) of n weights that are compared stay. The paper trains on up to five
-    passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
+    cubic term, a stand-in for the Taylor remainder, is left out. There is no loss scaling, so none leaks into the score;
+    the copy descends in float32. Exactly int(n share) of n weights that are compared stay. The paper trains on up to
+    five passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
     """
     weight = (0.1 if published else 1.0) if general_weight is None else general_weight
-    check(subject, by=by, general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0))
+    check(
+        subject, training, by=by, general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0)
+    )
     width = partial(block_width, block=block)
     targets = {str(budget): blockwise.follow_budget(subject, budget, "d_pruner", scope, width) for budget in budgets}
     notes: tuple[str, ...] = ()
@@ -147,13 +143,14 @@ def d_pruner(
                           "layer's Hessian",)  # fmt: skip
         read = open_scores(run.folder("general"), subject.layers())
         if by == "dual" and isinstance(subject, Transformer):
-            batch = min(train_batch, samples)
+            batch = min(training.whole("batch"), samples)
             stream = texts.batches(data, subject.tokenizer, packed=packed, batch=batch, length=train_length, seed=seed)
             each = min(samples // batch, len(stream))  # steps of an epoch
             measure = partial(
                 dual_importance, subject, stream if each == len(stream) else stream.take(each), read, every=each,
-                steps=epochs * each, samples=each * batch, weight=weight, published=published, cubic=cubic,
-                lr=lr, warmup=warmup, clip=clip or None, recompute=recompute,
+                steps=round(training.number("epochs") * each), samples=each * batch, weight=weight,
+                published=published, lr=training.number("lr"), warmup=training.number("warmup"), clip=clip or None,
+                recompute=recompute,
             )  # fmt: skip
             notes += describe_descent(
                 score_once(run, "dual", {**key, "text": data.digest}, measure), data.name, samples
@@ -166,8 +163,11 @@ def d_pruner(
         yield blockwise.make_result(subject, student, budget, notes, notes, judged=judged)
 
 
-def check(subject: Transformer | Streamed, *, by: str, general_needed: bool) -> None:
-    """Raise `UnsupportedError` for a model that can't be scored, `InputError` where a text lacks."""
+def check(subject: Transformer | Streamed, training: Training, *, by: str, general_needed: bool) -> None:
+    """Raise `UnsupportedError` for a model that can't be scored, `InputError` for settings, and where a text lacks."""
+    others = sorted(training.named.keys() - {"epochs", "batch", "lr", "warmup"})
+    if others:
+        raise InputError(f"training {others[0]}: d_pruner's descent has epochs, train_batch, lr, warmup and clip alone")
     if not subject.causal:
         raise UnsupportedError("d_pruner scores by the next token: give a language model, such as a Llama or a GPT-2")
     if by == "dual" and distributed.count() > 1:
@@ -351,7 +351,6 @@ def dual_importance(
     samples: int,
     weight: float,
     published: bool = False,
-    cubic: bool = False,
     lr: float = 0.03,
     warmup: float = 0.1,
     clip: float | None = 1.0,
@@ -391,7 +390,7 @@ def dual_importance(
 
     def look(name: str, parameter: Tensor, gradient: Tensor) -> None:
         for matrix in by_parameter.get(name, ()):
-            new = dual.importance(matrix.view(parameter), matrix.view(gradient), samples, cubic=cubic)
+            new = dual.importance(matrix.view(parameter), matrix.view(gradient), samples)
             sums[matrix.name].add_(new.cpu())
 
     fused.descend(

@@ -213,10 +213,8 @@ def count_routes(subject: Mixed, data: Corpus, choose: Rule, *, seen: int, lengt
     paths = {index: names[id(mixture.experts)] for index, mixture in subject.mixtures().items()}
     layers = {f"layers.{index}.experts": subject.model.get_submodule(path) for index, path in paths.items()}
     with hooks.sound(subject.model, subject.layers()):
-        routes = routing.collect(
-            subject.forward, subject.model, items, layers, saliency=choose == "saliency",
-            routers=dict(zip(layers, subject.routers(), strict=True)) if choose == "soft" else None,
-        )  # fmt: skip
+        routers = dict(zip(layers, subject.routers(), strict=True))
+        routes = routing.collect_for(choose, subject.forward, subject.model, items, layers, routers)
     tables = {f"together.{index}": route.together for index, route in zip(paths, routes.values(), strict=True)}
     tables["tokens"] = torch.tensor([max(route.tokens for route in routes.values())])
     worths = {site: route.worth(choose) for site, route in routes.items()}
