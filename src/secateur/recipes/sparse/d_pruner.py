@@ -116,7 +116,7 @@ def d_pruner(
 
     Departures: G is divided by its mean in each matrix, and the penalty's term is measured in g, with the sign of g
     (`dual.regularised`); as released it is next to nothing, and positive whatever the sign of g (`published`). The
-    cubic term, a stand-in for the Taylor remainder, is left out. There is no loss scaling, so none leaks into the score;
+    cubic term, a stand-in for the remainder, is left out. There is no loss scaling, so none leaks into the score;
     the copy descends in float32. Exactly int(n share) of n weights that are compared stay. The paper trains on up to
     five passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
     """
