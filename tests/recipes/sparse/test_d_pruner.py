@@ -15,7 +15,7 @@ from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.sparse import d_pruner
 from secateur.recover.training import objectives
-from secateur.runs import executor
+from secateur.runs import executor, keywords
 from secateur.score import hessian, obs
 from secateur.select import weights
 from secateur.subjects import Transformer, open_streamed, open_subject
@@ -42,7 +42,8 @@ def results(root, *budgets, model=None, **options) -> list[Result]:
     with Run.open(root, {}) as run:
         wanted = [Budget.parse(budget) for budget in budgets]
         data = texts.read(DOMAIN)
-        return list(d_pruner.d_pruner(model or subject(), data, wanted, run, **{**QUICK, **options}))
+        how = keywords.checked(d_pruner.d_pruner, {**QUICK, **options})
+        return list(d_pruner.d_pruner(model or subject(), data, wanted, run, **how))
 
 
 def views(one: Transformer) -> dict[str, torch.Tensor]:
@@ -386,6 +387,9 @@ def test_few_texts_are_told(tmp_path, general):
         ("weights=1%", {"general_weight": 0, "scope": "row"}, InfeasibleError, "leaves nothing of a row of 64 weights"),
         ("weights=0.0001%", {"general_weight": 0, "scope": "layer"}, InfeasibleError, "leaves nothing of a layer"),
         ("weights=0.0001%", {"general_weight": 0, "scope": "global"}, InfeasibleError, "leaves nothing of the "),
+        ("weights=50%", {"general_weight": -1.0}, InputError, "option general_weight=-1.0 of d_pruner"),
+        ("weights=50%", {"general_weight": 0, "samples": 0}, InputError, "option samples=0 of d_pruner"),
+        ("weights=50%", {"general_weight": 0, "training": "accumulate=2"}, InputError, "training accumulate: d_pruner"),
         ("weights=50%", {"general": "nowhere.txt"}, InputError, "nowhere.txt does not exist"),
     ],
 )  # fmt: skip

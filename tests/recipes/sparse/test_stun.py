@@ -15,6 +15,7 @@ from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.sparse import stun
 from secateur.recover.sparsity import merging
+from secateur.runs import keywords
 from secateur.score import routing
 from secateur.subjects import Moe, open_subject
 from secateur.subjects.matrices import matrices, nonzero
@@ -37,7 +38,8 @@ def data():
 
 def result_of(tmp_path, budget="weights=60%", subject=None, **options):
     with Run.open(tmp_path / f"{budget}-{sorted(options.items())}".replace("/", "-"), {}) as opened:
-        (result,) = stun.stun(subject or taught(), data(), [Budget.parse(budget)], opened, **{**QUICK, **options})
+        how = keywords.checked(stun.stun, {**QUICK, **options})
+        (result,) = stun.stun(subject or taught(), data(), [Budget.parse(budget)], opened, **how)
     return result
 
 
@@ -387,6 +389,8 @@ def test_bad_input_is_refused(tmp_path):
     dense = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
     with pytest.raises(InputError, match="stun cuts experts out of a mixture of experts"):
         result_of(tmp_path, subject=dense)
+    with pytest.raises(InputError, match=r"option structured=1\.0 of stun"):
+        result_of(tmp_path, structured=1.0)
     for budget in ("params=50%", "weights=100%"):
         with pytest.raises(BudgetError):
             result_of(tmp_path, budget)
