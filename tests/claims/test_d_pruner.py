@@ -254,7 +254,7 @@ def swept(seed: int) -> dict[str, Any]:
             root = Path(folder)
             (root / "g").mkdir()
             d_pruner.general_importance(model, windows, root / "g", root / "beside")
-            G = d_pruner.stored(root / "g", model.layers())
+            G = d_pruner.open_scores(root / "g", model.layers())
             found, changes = [], []
             for number, weight in enumerate(WEIGHTS):
                 place = root / str(number)
@@ -262,7 +262,7 @@ def swept(seed: int) -> dict[str, Any]:
                     model, items, G, place, root / f"beside-{number}", steps=16, every=16, samples=10**12,
                     weight=weight, lr=0.0,
                 )  # fmt: skip
-                read = d_pruner.stored(place, model.layers())
+                read = d_pruner.open_scores(place, model.layers())
                 found.append({name: read(name) for name in names})
                 changes.append(told["change"])
             limit = {name: torch.zeros(found[0][name].shape) for name in names}

@@ -129,8 +129,10 @@ def shrinking(stages: int) -> list[float]:
 def merged() -> Moe:
     """The means of two clusters of experts, and of their rows of the router."""
     teacher = lab.mixtral()
-    settled = stun.settled(teacher, stun.apart(teacher, {}, "router"), 2 * len(teacher.mixtures()), uniform=True)
-    return stun.without(teacher, settled["clusters"], settled["chosen"], teacher.mixtures()[0].count)[0]
+    settled = stun.choose_experts(
+        teacher, stun.expert_distances(teacher, {}, "router"), 2 * len(teacher.mixtures()), uniform=True
+    )
+    return stun.keep_experts(teacher, settled["clusters"], settled["chosen"], teacher.mixtures()[0].count)[0]
 
 
 def quarter(seed: int, **how) -> Moe:

@@ -25,6 +25,7 @@ from claims import lab
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
+from secateur.methods import blockwise
 from secateur.recipes.sparse import stun
 from secateur.recover.training import loop, objectives
 from secateur.select import clusters, weights
@@ -178,7 +179,7 @@ def test_planted_pairs_are_found():
     for level, seed in itertools.product(levels, SEEDS):
         twins = doubled(source, level, seed)
         count = twins.mixtures()[0].count
-        rows = list(stun.apart(twins, {}, "router").values())
+        rows = list(stun.expert_distances(twins, {}, "router").values())
         truth = np.arange(count) % (count // 2)
         scores = [adjusted_rand_score(truth, one.labels) for one in clusters.each_of(rows, count // 2)]
         found[level].append(float(np.mean(scores)))
@@ -236,10 +237,10 @@ def test_the_choice_without_a_pass_is_near_to_exhaustive_search(kind):
     tried = 0
     for seed in SEEDS:
         subject = upcycled(seed) if kind == "upcycled" else lab.mixtral(seed=seed)
-        rows, layers = stun.apart(subject, {}, "router"), layer(subject, seed)
+        rows, layers = stun.expert_distances(subject, {}, "router"), layer(subject, seed)
         errors: dict[str, list[float]] = {name: [] for name in ("ours", *others)}
         for stay in (6, 4):
-            first = stun.settled(subject, rows, stay * len(rows), uniform=True)["chosen"]
+            first = stun.choose_experts(subject, rows, stay * len(rows), uniform=True)["chosen"]
             for index, of in layers.items():
                 every = [error(of, kept, subject.top_k) for kept in itertools.combinations(range(WHOLE), stay)]
                 usage = torch.bincount(of[0].topk(subject.top_k).indices.flatten(), minlength=WHOLE)
@@ -403,8 +404,8 @@ def test_kurtosis_holds_through_the_first_stage_and_falls_in_the_second():
     before, first, second = [], [], []
     for seed in SEEDS:
         subject = upcycled(seed)
-        settled = stun.settled(subject, stun.apart(subject, {}, "router"), 24, exact=False)
-        slim, _ = stun.without(subject, settled["clusters"], settled["chosen"], 3)
+        settled = stun.choose_experts(subject, stun.expert_distances(subject, {}, "router"), 24, exact=False)
+        slim, _ = stun.keep_experts(subject, settled["clusters"], settled["chosen"], 3)
         whole = pruned(subject, 0.6, seed, 0.25).subject
         for row, one in ((before, subject), (first, slim), (second, whole)):
             row.append(float(np.mean(list(stun.kurtosis(one).values()))))
@@ -431,13 +432,14 @@ def test_the_other_order_is_no_better(total):
         done = pruned(subject, total, seed, 0.25, method="wanda")
         ours.append(lab.held_out(done.subject))
         whole, left = blocks.count(subject), blocks.count(done.subject)
-        ratio = stun.second(total, 1 - left / whole)
-        choosers = [weights.chooser(1 - ratio)] * len(subject.layers())
+        ratio = stun.second_share(total, 1 - left / whole)
+        sparse, choose = subject.copy(), weights.chooser(1 - ratio)
         with tempfile.TemporaryDirectory() as place:
-            sparse, _ = stun.thinned(subject, windows(subject, seed), Path(place), choosers)
+            for block in blocks.visit(sparse, windows(subject, seed), Path(place)):
+                blockwise.prune_by_wanda(block, choose, floor=1)
         stays = sum(mixture.count for mixture in done.subject.mixtures().values())
-        settled = stun.settled(sparse, stun.apart(sparse, {}, "router"), stays)
-        turned = stun.without(sparse, settled["clusters"], settled["chosen"], 3)[0]
+        settled = stun.choose_experts(sparse, stun.expert_distances(sparse, {}, "router"), stays)
+        turned = stun.keep_experts(sparse, settled["clusters"], settled["chosen"], 3)[0]
         # Means of sparse experts are less sparse: the other order may hold more weights, but not fewer.
         assert nonzero(matrices(turned.model, turned.layers())) > 0.98 * done.cut.after["weights"]
         other.append(lab.held_out(turned))
@@ -482,8 +484,8 @@ def test_the_first_stage_takes_less_time_than_a_calibration_pass():
         subject, items = upcycled(seed), windows(upcycled(seed), seed, 128)
 
         def stage(subject=subject):
-            settled = stun.settled(subject, stun.apart(subject, {}, "router"), 24, exact=False)
-            stun.without(subject, settled["clusters"], settled["chosen"], 3)
+            settled = stun.choose_experts(subject, stun.expert_distances(subject, {}, "router"), 24, exact=False)
+            stun.keep_experts(subject, settled["clusters"], settled["chosen"], 3)
 
         def passed(subject=subject, items=items):
             with torch.no_grad():

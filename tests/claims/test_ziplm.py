@@ -17,13 +17,14 @@ from claims import lab
 from secateur._utils.rundir import Run
 from secateur.errors import InfeasibleError
 from secateur.measure import latency
+from secateur.methods import distillation, timing
 from secateur.recipes.language import ziplm
 from secateur.recover.training import objectives
 from secateur.score import activation, database, hessian, magnitude, random
 from secateur.select import allocate, levels
 from secateur.studies import baselines
 from secateur.subjects import Transformer
-from secateur.vocabulary import Budget, Figure, Selection
+from secateur.vocabulary import Budget, Figure, Selection, Training
 
 pytestmark = [pytest.mark.claim, pytest.mark.timeout(600)]
 SEEDS = (0, 1, 2)
@@ -55,7 +56,7 @@ def base(seed: int = 0, count: int = 256, **options):
 @functools.cache
 def table(place: str):
     batch, length = PLACES[place]
-    return ziplm.profile(lab.minilm(), "heads", allocate.grid(1536), batch, length)
+    return timing.time_blocks(lab.minilm(), "heads", allocate.grid(1536), batch, length)
 
 
 @functools.cache
@@ -63,7 +64,7 @@ def coefficients(place: str, speedup: float, seed: int, measure: str) -> tuple[f
     """What 60 trials of the search find."""
     subject = lab.minilm()
     solve = functools.partial(_solve, place, speedup, seed, measure)
-    return tuple(ziplm.tune(subject, subject, base(seed), solve, samples(seed), 32, 60, seed))
+    return tuple(ziplm.search_coefficients(subject, subject, base(seed), solve, samples(seed), 32, 60, seed))
 
 
 def _solve(place: str, speedup: float, seed: int, measure: str, weights) -> dict[str, int]:
@@ -72,8 +73,8 @@ def _solve(place: str, speedup: float, seed: int, measure: str, weights) -> dict
     fixed = table(place)["rest"]["0"]
     dense = levels.with_latency(units, table(place), fixed).cost()
     limit = {measure: dense[measure] / speedup}
-    chosen = ziplm.solution(units, table(place), base(seed), limit, fixed, weights)
-    spent = levels.with_latency(units, table(place), fixed).cost(ziplm.kept(base(seed), chosen))
+    chosen = ziplm.choose_levels(units, table(place), base(seed), limit, fixed, weights)
+    spent = levels.with_latency(units, table(place), fixed).cost(ziplm.kept_units(base(seed), chosen))
     assert spent[measure] <= limit[measure] * (1 + 1e-9)
     return chosen
 
@@ -83,7 +84,7 @@ def share(place: str, chosen: dict[str, int], seed: int) -> float:
     batch, length = PLACES[place]
     units = lab.minilm().units("heads", "neurons", batch=batch, length=length)
     priced = levels.with_latency(units, table(place), table(place)["rest"]["0"])
-    return priced.cost(ziplm.kept(base(seed), chosen))["latency"] / priced.cost()["latency"]
+    return priced.cost(ziplm.kept_units(base(seed), chosen))["latency"] / priced.cost()["latency"]
 
 
 def solved(place: str, speedup: float, seed: int = 0, measure: str = "latency") -> dict[str, int]:
@@ -261,8 +262,10 @@ def test_the_search_lowers_the_whole_models_loss():
     items = lab.batches(subject, seed=0, held=True, batch=50).take(4)
     found: dict[str, list[float]] = {"100 trials": [], "start": [], "c = 1": []}
     for seed in SEEDS:
-        solve = functools.partial(ziplm.solution, units, table("throughput"), base(seed), limit, fixed)
-        tune = functools.partial(ziplm.tune, subject, subject, base(seed), solve, samples(seed), 64, seed=seed)
+        solve = functools.partial(ziplm.choose_levels, units, table("throughput"), base(seed), limit, fixed)
+        tune = functools.partial(
+            ziplm.search_coefficients, subject, subject, base(seed), solve, samples(seed), 64, seed=seed
+        )
         for name, weights in (("100 trials", tune(trials=100)), ("start", tune(trials=1)), ("c = 1", np.ones(12))):
             student = cut(solve(weights), base(seed))
             found[name].append(
@@ -472,18 +475,12 @@ def gradual(seed: int) -> dict[str, list[float]]:
             blank = shape.cut(Selection({}))[0]
             _blank(blank, seed)
             half, _ = teacher.cut(Selection({"layers": np.arange(6) % 2 == 0}))
-            recover = functools.partial(
-                ziplm.distil,
-                teacher,
-                data=lab.training(),
-                seed=seed,
-                steps=120,
-                train_batch=8,
-                train_length=64,
-                lr=2e-3,
-            )
+            how = Training(steps=120, batch=8, lr=2e-3, weight_decay=0.03)
             for name, student, blocks in (("fresh", blank, None), ("half depth", half, [(1, 2), (2, 4), (3, 6)])):
-                recover(student, Path(place) / f"train {name}", blocks=blocks)
+                distillation.distil(
+                    teacher, student, lab.training(), Path(place) / f"train {name}", blocks=blocks, seed=seed,
+                    train_length=64, training=how,
+                )  # fmt: skip
                 found[name] = [lab.held_out(student)]
         return found
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +16,9 @@ from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
 from secateur.data.texts import Corpus
 from secateur.errors import DataError, InfeasibleError, InputError, SecateurError, UnsupportedError
+from secateur.methods import distillation
 from secateur.methods.arms import equal_flops, finetune_length, fit, forward_flops
 from secateur.methods.published_rules import duplicate
-from secateur.recipes.language import ziplm
 from secateur.recover.sparsity import masks
 from secateur.recover.training import initialise
 from secateur.reports import evidence
@@ -169,8 +168,7 @@ def _arm_of(
         return fresh_network, {**common, "epochs": length, "lr": rate, **own}
     steps = row.recovery.steps if row.recovery else 0
     _check_language(epochs, steps, f"the result {row.target} was not trained")
-    known = [name for name in signature(ziplm.distil).parameters if name not in ("data", "blocks", "seed", "steps")]
-    recovery = {name: settings[name] for name in known if name in settings}
+    recovery = {name: settings[name] for name in distillation.RECORDED if name in settings}
     return fresh_language, {**common, "steps": steps, "recovery": {**recovery, **({} if lr is None else {"lr": lr})}}
 
 
@@ -256,7 +254,7 @@ def fresh_language(
         removed: site -> (units that went, units there were), for arm "random units".
         arm: "scratch-E", "scratch-B" or "random units".
         steps: of the student's own training.
-        recovery: further options of `ziplm.distil`, so that nothing but the weights differs.
+        recovery: further options of `distillation.distil`, so that nothing but the weights differs.
     """
     settings = dict(recovery or {})
     small = open_subject(student)
@@ -273,10 +271,9 @@ def fresh_language(
     pairs = [(k, min(total, round(k * total / left))) for k in range(1, left + 1)]
     if small.model.config.hidden_size != subject.model.config.hidden_size:
         settings["token"] = 0.0  # hidden states of two widths have no distance
-    trained = ziplm.distil(
-        subject, small, run.folder(f"train-{budgets[0]}"), data=data, blocks=pairs, seed=seed,
-        steps=0 if dry_run else steps, **settings,
-    )  # fmt: skip
+    settings |= {"blocks": pairs, "seed": seed, "steps": 0 if dry_run else steps}
+    how = keywords.checked(distillation.distil, settings)
+    trained = distillation.distil(subject, small, data, run.folder(f"train-{budgets[0]}"), **how)
     yield Result(str(budgets[0]), small, _receipt(removed), {}, trained)
 
 
