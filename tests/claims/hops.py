@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from assets import packages
-from claims import wordnet as net_of
+from assets import wordnet as net_of
 from secateur.clients.stores import Embedded
 from secateur.recipes.context import paths_over_graph as recipe
 from secateur.retrieval.encoders import Count

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tiny
-from clients.test_chat import say, served
+from chat_server import say, served
 from secateur.clients import embeddings
 from secateur.clients.embeddings import Embedder, Ranker
 from secateur.errors import InputError, ServerError

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import sparql
 import tiny
-from clients.test_chat import say, served
+from chat_server import say, served
 from secateur._utils.rundir import Run, Transient
 from secateur.clients.chat import Answer, Local, Meter
 from secateur.clients.stores import Embedded, Endpoint

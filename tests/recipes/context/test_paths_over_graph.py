@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import sparql
 import tiny
-from clients.test_chat import say, served, speaking
+from chat_server import say, served, speaking
 from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
 from secateur.clients.chat import Local

@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
-from clients.test_chat import say, served, speaking
+from chat_server import say, served, speaking
 from keeper import WORDS, Training, fresh, lesson, sentence, taught
 from secateur import recipes
 from secateur._utils.rundir import Run, Transient
