@@ -1,4 +1,4 @@
-"""WHO READS: sentence encoders and tokenizers that a recipe on texts is given by name or as they are; loaded once."""
+"""Sentence encoders and tokenizers of transformers, by name or as they are; each is loaded once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -15,7 +16,7 @@ from secateur._utils import http
 from secateur.clients import embeddings
 from secateur.errors import InputError, MissingExtraError, opening
 
-__all__ = ["Count", "Embed", "Encoder", "counter", "encoder", "named", "remembering", "tokenizer"]
+__all__ = ["Count", "Embed", "Encoder", "Encoding", "counter", "encoder", "named", "remembering", "tokenizer"]
 
 Embed: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 """Texts -> vectors [texts, d]."""
@@ -52,6 +53,27 @@ def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
             f"an embedder is a folder, a Hub id, an address, a model or a function, not {type(source).__name__}"
         )
     return source
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What compares texts, and what counts their tokens."""
+
+    embedder: Any = ""
+    """Folder or Hub id of a bi-encoder, or such a model; without one texts are compared by their words."""
+    tokenizer: Any = ""
+    """Folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if not given."""
+    device: str = ""
+    """Where encoders are held if given by name, "cuda"; the processor if empty."""
+
+    def open_embedder(self) -> Embed | None:
+        """The embedder, which remembers what it encoded; None without one."""
+        return remembering(self.embedder, device=self.device) if self.embedder else None
+
+    def counts(self) -> dict[str, Count]:
+        """The measure "tokens" and what counts it, if there is a tokenizer."""
+        source = self.tokenizer or named(self.embedder)
+        return {"tokens": counter(source)} if source else {}
 
 
 def named(source: str | Encoder | Embed) -> str:

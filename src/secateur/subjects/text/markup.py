@@ -36,6 +36,7 @@ __all__ = [
     "looks",
     "parse",
     "plain",
+    "stems",
     "terms",
     "whole",
     "words",
@@ -177,6 +178,11 @@ def first_words(text: str, count: int) -> str:
 def terms(text: str) -> list[str]:
     """What a search compares: words in lower case without punctuation, single letters of scripts without blanks."""
     return _TERM.findall(text.lower())
+
+
+def stems(text: str) -> list[str]:
+    """The terms of a text, underscores as spaces, without the commonest endings of English."""
+    return [re.sub(r"(?:ing|ed|es|s|e)$", "", term) or term for term in terms(text.replace("_", " "))]
 
 
 def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
