@@ -10,10 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
 
-from secateur.clients.chat import Local, Server
+from secateur.clients.chat import Answer, Local, Meter, Server
 from secateur.errors import InputError
 
-__all__ = ["GOOD", "Reply", "say", "scoring", "served", "speaking", "telling"]
+__all__ = ["GOOD", "Reply", "Scripted", "say", "scoring", "served", "speaking", "telling"]
 
 Reply = tuple[int, dict[str, str], bytes]
 GOOD = {
@@ -106,3 +106,24 @@ def speaking(
         return say({"choices": [{"message": {"content": found.text}, "finish_reason": reason}], "usage": usage})
 
     return answer
+
+
+class Scripted:
+    """A language model that says what it is told to: these replies in turn (the last again), or what a function says.
+
+    asked: (question, most, temperature, seed) of each call.
+    """
+
+    def __init__(self, *replies, **meter):
+        self.replies, self.meter, self.asked = list(replies), Meter(**meter), []
+
+    def ask(self, question, *, most=256, temperature=0.0, seed=0):
+        self.meter.begin()
+        self.asked.append((question, most, temperature, seed))
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        reply = reply(question) if callable(reply) else reply
+        if isinstance(reply, Exception):
+            raise reply
+        found = Answer(reply, len(str(question).split()), len(reply.split()))
+        self.meter.end(found, 0.0)
+        return found

@@ -159,7 +159,7 @@ def divided(
 
     Raises `InputError` for what is said of a server that nobody asks, such as `llm_timeout` of a model in a folder.
     """
-    own, about = keywords.of(function), keywords.of(servers)
+    own, about = keywords.names(function), keywords.names(servers)
     said = {name: value for name, value in options.items() if name in about and name not in own}
     llm = options.get("llm", "")
     for name in said:

@@ -206,7 +206,7 @@ def test_calls_and_tokens_of_the_path_model_are_those_that_it_took():
 
     spent = {"calls": 0, "tokens": 0}
     handle = model.model.register_forward_pre_hook(noted, with_kwargs=True)
-    module.probable(page, question=QUESTION, model=model, spent=spent)
+    module.score_paths(page, question=QUESTION, model=model, spent=spent)
     handle.remove()
     assert spent == {"calls": len(asked), "tokens": sum(asked)}
 
@@ -243,7 +243,7 @@ def test_a_path_model_learns_where_answers_stand(tmp_path):
     held = [open_page(page(), block=1) for _ in range(6)]
 
     def right():
-        best = [int(module.probable(one, question="which?", model=model).argmax()) for one in held]
+        best = [int(module.score_paths(one, question="which?", model=model).argmax()) for one in held]
         return sum(one.path(i)[-1] == "h3" for one, i in zip(held, best, strict=True))
 
     before = right()
@@ -257,13 +257,13 @@ def test_a_path_model_learns_where_answers_stand(tmp_path):
 
 def test_a_sample_is_the_prompt_then_the_path_then_the_block():
     model, page = local(), open_page("<div><p>no.</p><p>The answer is Here!</p></div>", block=2)
-    sample = module.example(page, "Where?", ["the answer is here"], model)
+    sample = module.make_sample(page, "Where?", ["the answer is here"], model)
     ids, labels = sample["input_ids"][0].tolist(), sample["labels"][0].tolist()
     start = labels.index(next(label for label in labels if label != -100)) + 1
     assert model.tokenizer.decode(ids[start:]) == "<div><p1>The answer is Here!</p1>"
     assert labels[start - 1 : -1] == ids[start:]
     assert ids[:start] == model.prompt(module.PROMPT.format(html=page.html(numbered=True), question="Where?"))
-    assert module.example(page, "Where?", ["there"], model) is None
+    assert module.make_sample(page, "Where?", ["there"], model) is None
 
 
 def test_rows_without_an_answer_are_refused_and_told():

@@ -86,7 +86,7 @@ def kg_rag(
     run: Run,
     *,
     encoding: Encoding = Encoding(),
-    linking: NodeLinking = NodeLinking(),
+    linking: NodeLinking = NodeLinking(least=0.6),
     asking: Asking = Asking(),
     wording: Wording = Wording(),
     answering: Answering = Answering(),
