@@ -59,6 +59,7 @@ def whole(graph: Any, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """What the recipe itself took, from topics to the text that is left."""
     from secateur._utils.rundir import Transient
     from secateur.recipes.context.paths_over_graph import paths_over_graph
+    from secateur.runs import keywords
     from secateur.vocabulary import Budget
 
     def work(pair: tuple[str, str]) -> tuple[int, float]:
@@ -66,7 +67,7 @@ def whole(graph: Any, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
         question = f"How are {names[pair[0]]} and {names[pair[1]]} related?"
         how = {"topics": [names[node] for node in pair], "start": 3, "depth": 3, "enough": 2.0}
         run = Transient()
-        (result,) = paths_over_graph(graph, question, [Budget.parse(BUDGET)], run, **how)
+        (result,) = keywords.call(paths_over_graph, graph, question, [Budget.parse(BUDGET)], run, **how)
         return run.values[f"told-{BUDGET}"]["paths"], result.cut.after["words"]
 
     rows = [graphs.above(lambda pair=pair: work(pair)) for pair in pairs]

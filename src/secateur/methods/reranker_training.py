@@ -26,17 +26,20 @@ class PairBatches:
     """Pairs as batches, over and over.
 
     A batch is what `Reranker.forward` takes, `labels` [n, L] (1: keep, -100: not looked at) and `scores` [n].
+    `step`: of training, which takes `accumulate` batches a step.
     """
 
-    def __init__(self, pairs: Sequence[Pair], model: Reranker, batch: int, everywhere: bool) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], model: Reranker, batch: int, everywhere: bool, accumulate: int = 1
+    ) -> None:
         self.pairs, self.model, self.batch, self.elsewhere = pairs, model, batch, 0 if everywhere else -100
-        self.step = 0  # of training, which takes a batch a step
+        self.accumulate, self.step = accumulate, 0
 
     def __len__(self) -> int:
         return max(1, -(-len(self.pairs) // self.batch))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        many, self.step = len(self.pairs), index + 1
+        many, self.step = len(self.pairs), index // self.accumulate + 1
         chosen = [self.pairs[(index * self.batch + i) % many] for i in range(min(self.batch, many))]
         blocks = [self.model.blocks(pair["question"], pair["sentences"])[0] for pair in chosen]
         inputs = rerankers.padded(blocks, self.model.tokenizer.pad_token_id or 0)

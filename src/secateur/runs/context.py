@@ -465,6 +465,8 @@ def train_pruner(
     kind = typing.get_type_hints(module.train)["model"]
     learning = _OPENED[kind](str(model)).copied()
     bound = {name: value for name, value in chosen.items() if name not in chat.SPENDING}
+    if not bound.get("training"):
+        bound.pop("training", None)
     settings = {"recipe": recipe, "model": str(model), "data_sha256": digest, **bound}
     about = {
         "command": "train-pruner",

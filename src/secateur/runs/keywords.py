@@ -15,7 +15,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from secateur.errors import InputError
 from secateur.vocabulary import Training
 
-__all__ = ["check_seed", "checked", "fitting", "flat", "names", "of", "pack", "spares"]
+__all__ = ["call", "check_seed", "checked", "fitting", "flat", "names", "of", "pack", "spares"]
 
 
 def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -111,6 +111,11 @@ def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
         raise InputError(_explain(error, function.__name__, list(fields))) from error
     values = pack(function, {name: getattr(found, name) for name in fields})
     return {name: values[name] for name in keywords}
+
+
+def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """`function` called with options by flag, checked."""
+    return function(*arguments, **checked(function, options))
 
 
 def pack(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

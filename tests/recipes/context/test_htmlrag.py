@@ -18,6 +18,7 @@ from secateur.clients import chat
 from secateur.errors import DataError, InfeasibleError, InputError
 from secateur.recipes.context import htmlrag as module
 from secateur.recipes.context.htmlrag import htmlrag
+from secateur.runs import keywords
 from secateur.subjects import Page, open_page
 from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
@@ -39,8 +40,8 @@ def source(sections=10):
 
 
 def run(page, question, *budgets, into=None, **options):
-    found = htmlrag(page, question, [Budget.parse(budget) for budget in budgets], into or Transient(), **options)
-    return list(found)
+    parsed = [Budget.parse(budget) for budget in budgets]
+    return list(keywords.call(htmlrag, page, question, parsed, into or Transient(), **options))
 
 
 QUESTION = "What is the capital of land7?"
@@ -121,7 +122,7 @@ def test_what_a_page_can_not_be_cut_to_is_refused_in_one_line():
         run(page, QUESTION, "params=50%")
     with pytest.raises(InputError, match="needs the reader's tokenizer"):
         run(page, QUESTION, "tokens=50")
-    with pytest.raises(InputError, match=r"wide=0\.5: give at least 1"):
+    with pytest.raises(InputError, match=r"option wide=0\.5"):
         run(page, QUESTION, "words=50", wide=0.5)
     with pytest.raises(InputError, match="block=-1"):
         run(page, QUESTION, "words=50", block=-1)
@@ -249,7 +250,7 @@ def test_a_path_model_learns_where_answers_stand(tmp_path):
     before = right()
     how = dict(windows=(2048,), rates=(1.0,), fine=1, epochs=3, lr=1e-2, accumulate=4)
     with Run.open(tmp_path / "run", {}) as into:
-        recovery, notes = module.train(model, rows, into, **how)
+        recovery, notes = keywords.call(module.train, model, rows, into, **how)
     assert recovery.steps == 24
     assert "32 samples of 32 rows" in notes[0]
     assert right() == 6 > before

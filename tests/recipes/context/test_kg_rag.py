@@ -31,8 +31,9 @@ QUESTION = "What treats asthma?"
 
 
 def run(subject, question, *budgets, into=None, **options):
-    chosen = keywords.checked(kg_rag, options)
-    return list(kg_rag(subject, question, list(map(Budget.parse, budgets)), into or Transient(), **chosen))
+    return list(
+        keywords.call(kg_rag, subject, question, list(map(Budget.parse, budgets)), into or Transient(), **options)
+    )
 
 
 def one(subject, question, budget="words=10000", **options):

@@ -53,8 +53,7 @@ QUESTION = "Which drug treats asthma and causes tremor?"
 
 def run(subject, question, *budgets, into=None, **options):
     parsed = [Budget.parse(budget) for budget in budgets or ("words=1000",)]
-    chosen = keywords.checked(paths_over_graph, options)
-    return list(paths_over_graph(subject, question, parsed, into or Transient(), **chosen))
+    return list(keywords.call(paths_over_graph, subject, question, parsed, into or Transient(), **options))
 
 
 def told(subject, question, budget="words=1000", **options):

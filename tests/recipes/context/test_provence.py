@@ -12,14 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from chat_server import served, speaking
-from keeper import WORDS, Training, fresh, lesson, sentence, taught
+from keeper import WORDS, NoCheckpoints, fresh, lesson, sentence, taught, train
 from secateur import recipes
 from secateur._utils.rundir import Run, Transient
 from secateur.clients.chat import Local
 from secateur.errors import DataError, InputError, NumericalError
-from secateur.methods.asking import Asking
 from secateur.recipes.context import provence as module
-from secateur.recipes.context.provence import provence, train
+from secateur.recipes.context.provence import provence
 from secateur.subjects import open_passages
 from secateur.vocabulary import Budget, Selection
 
@@ -198,7 +197,7 @@ def test_labels_from_a_real_model_behind_a_real_server(tmp_path):
         Run.open(tmp_path / "run", {}) as into,
         pytest.raises(DataError, match="none of"),
     ):
-        train(fresh(), rows, into, asking=Asking(url, "tiny"))
+        train(fresh(), rows, into, llm=url, llm_name="tiny")
     assert local.meter.calls == 3
 
 
@@ -212,7 +211,7 @@ def test_old_scores_hold_the_ranking():
     before = fresh(5).judge([(row["question"], row["documents"][0]) for row in rows])
     for weight in (0.0, 5.0):
         model = fresh(5)
-        train(model, rows, Training(), weight=weight, lr=3e-3, batch=16, epochs=4, longest=32, held_out=0)
+        train(model, rows, NoCheckpoints(), weight=weight, lr=3e-3, batch=16, epochs=4, longest=32, held_out=0)
         after = model.judge([(row["question"], row["documents"][0]) for row in rows])
         drift[weight] = np.mean([(a.score - b.score) ** 2 for a, b in zip(after, before, strict=True)])
         assert model.settings.ranks is (weight > 0)
@@ -235,7 +234,7 @@ def test_what_is_held_out_is_measured_before_during_and_after_training():
     model, rows = fresh(), [{**row, "question": f"{row['question']} {WORDS[40 + i % 9]}"}
                             for i, row in enumerate(lesson(200, 4))]  # fmt: skip
     how = {"lr": 3e-3, "batch": 16, "epochs": 6, "longest": 32, "held_out": 0.3, "threshold": 0.5, "weight": 0.01}
-    into = Training()
+    into = NoCheckpoints()
     recovery, notes = train(model, rows, into, evaluate_every=20, **how)
     told = recovery.settings["held_out"]
     before, after = told["before"], told["after"]
@@ -250,18 +249,18 @@ def test_what_is_held_out_is_measured_before_during_and_after_training():
     assert f"F1 of kept sentences {after['f1']:.3f} (before {before['f1']:.3f})" in notes[1]
     assert f"{after['ndcg']:.3f}, of the reranker before training {before['ndcg']:.3f}" in notes[2]
     rows, how = rows[:80], {**how, "epochs": 1}
-    alone, words = train(fresh(), rows, Training(), **{**how, "weight": 0.0})
+    alone, words = train(fresh(), rows, NoCheckpoints(), **{**how, "weight": 0.0})
     assert len(alone.settings["held_out"]["during"]) == 4
     assert alone.settings["held_out"]["after"]["ndcg"] is alone.settings["held_out"]["after"]["ranking_loss"] is None
     assert len(words) == 2
-    nothing, words = train(fresh(), rows, Training(), **{**how, "held_out": 0.0})
+    nothing, words = train(fresh(), rows, NoCheckpoints(), **{**how, "held_out": 0.0})
     assert "held_out" not in nothing.settings
     assert len(words) == 1
 
 
 def test_what_is_seen_of_what_is_held_out_outlives_a_stop(tmp_path, monkeypatch):
     how = {"lr": 1e-3, "batch": 8, "longest": 32, "held_out": 0.2, "weight": 0.1, "evaluate_every": 2}
-    whole, _ = train(fresh(), lesson(60, 2), Training(), **how)
+    whole, _ = train(fresh(), lesson(60, 2), NoCheckpoints(), **how)
     take, looks = module.PairBatches.__getitem__, []
 
     def stops(self, index):
@@ -289,10 +288,9 @@ def test_what_can_not_be_is_refused():
         run(PASSAGES, model=fresh())
     with pytest.raises(InputError, match="params"):
         run(PASSAGES, "params=3000")
-    with pytest.raises(InputError, match="weight=-1"):
-        train(fresh(), lesson(4, 0), Transient(), weight=-1.0)
-    with pytest.raises(InputError, match="evaluate_every=-1"):
-        train(fresh(), lesson(4, 0), Transient(), evaluate_every=-1)
+    for wrong in ({"weight": -1.0}, {"evaluate_every": -1}, {"held_out": 1.0}, {"lr": -1.0}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))}="):
+            train(fresh(), lesson(4, 0), Transient(), **wrong)
     with pytest.raises(DataError, match="none of 1 rows"):
         train(fresh(), [{"question": "a", "documents": ["b"]}], Transient())
     with pytest.raises(DataError, match="row 1 has 1 passages and 2 lists"):

@@ -26,7 +26,7 @@ from secateur.score import paths as likely
 from secateur.select import limits, ranking
 from secateur.subjects import Page, open_page
 from secateur.subjects.text import markup
-from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Units
+from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Training, Units
 
 CARD = {
     "title": "HtmlRAG: HTML is Better Than Plain Text for Modeling Retrieved Knowledge in RAG Systems",
@@ -285,9 +285,7 @@ def train(
     rates: Sequence[float] = (0.2, 0.3, 0.2, 0.1, 0.1),
     block: int = 0,
     fine: int = 16,
-    epochs: float = 3.0,
-    lr: float = 2e-5,
-    accumulate: int = 8,
+    training: Training = Training(epochs=3.0, lr=2e-5, accumulate=8),
     seed: int = 0,
 ) -> tuple[Recovery, tuple[str, ...]]:
     """Teach a causal language model to answer with the path to the block that holds the answer, and with that block.
@@ -300,9 +298,7 @@ def train(
         windows: tokens of the model that a page is cut to.
         rates: how likely a row is used at each window.
         fine: words above which a tag is split.
-        epochs: how often each sample is seen.
-        lr: learning rate, constant after a warm-up of 1 %.
-        accumulate: samples per step.
+        training: see `Training`; the learning rate is constant after a warm-up of 1 %, and a batch is one sample.
         seed: of which rows are used at which window, and of their order.
 
     A sample's target is the block with the largest share of the answers in it, the first of them; rows without are
@@ -328,12 +324,13 @@ def train(
             made += [] if sample is None else [sample]
     if not made:
         raise DataError(f"none of {len(rows)} rows gives a sample: their answers stand in no block of their pages")
+    epochs = training.number("epochs")
     order = [made[i] for _ in range(math.ceil(epochs)) for i in draw.permutation(len(made))]
-    steps = max(1, round(epochs * len(made) / accumulate))
+    steps = max(1, round(epochs * len(made) / training.whole("accumulate")))
     recovery = loop.train(
-        model.model, order, partial(objectives.answer_loss, model.model), steps=steps, lr=lr, warmup=0.01,
-        schedule="constant", betas=(0.9, 0.98), weight_decay=1e-4, accumulate=accumulate, seed=seed,
-        count=objectives.count_answers, checkpoint=run.folder("training"), title="path model",
+        model.model, order, partial(objectives.answer_loss, model.model),
+        training.default(steps=steps, warmup=0.01, schedule="constant", betas=(0.9, 0.98), weight_decay=1e-4),
+        seed=seed, count=objectives.count_answers, checkpoint=run.folder("training"), title="path model",
     )  # fmt: skip
     return recovery, (f"{len(made)} samples of {len(rows)} rows; {lost} had no answer in what the coarse cut left",)
 

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Lt
 
 from secateur._utils.rundir import Run
 from secateur.data import texts
@@ -25,7 +26,7 @@ from secateur.retrieval import encoders, rerankers
 from secateur.retrieval.rerankers import Reranker
 from secateur.select import limits
 from secateur.subjects import Passages
-from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Units
+from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Training, Units
 
 CARD = {
     "title": "Provence: efficient and robust context pruning for retrieval-augmented generation",
@@ -221,20 +222,18 @@ def train(
     rows: Sequence[Mapping[str, Any]],
     run: Run,
     *,
-    weight: float = 0.05,
+    weight: Annotated[float, Ge(0)] = 0.05,
     corpus: str = "",
     asking: Asking = Asking(),
     oracle: Literal["answer", "relevance", "indices"] = "answer",
     everywhere: bool = True,
-    epochs: float = 1.0,
-    lr: float = 3e-6,
-    batch: int = 48,
+    training: Training = Training(epochs=1.0, batch=48, lr=3e-6),
     longest: int = 512,
     threshold: float = 0.1,
     rounding: Literal["vote", "mean"] = "vote",
     language: str = "en",
-    held_out: float = 0.05,
-    evaluate_every: int = 0,
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.05,
+    evaluate_every: Annotated[int, Ge(0)] = 0,
     seed: int = 0,
 ) -> tuple[Recovery, tuple[str, ...]]:
     """Teach a cross-encoder which sentences to keep, and to go on ranking as it did.
@@ -255,9 +254,8 @@ def train(
         asking: the language model that answers with citations, see `Asking`; what it said stands in the run.
         oracle: what it is asked for: an answer with citations, a summary with citations, or the numbers alone.
         everywhere: special tokens and those of the question are taught to go; otherwise they are not looked at.
-        epochs: how often each pair is seen.
-        lr: learning rate, constant. The default is that of large models and a million pairs: small ones want 3e-5.
-        batch: pairs of a step.
+        training: see `Training`; the learning rate is constant. Its default is that of large models and a million
+            pairs: small ones want 3e-5.
         longest: tokens of a pair; what is longer is cut off.
         threshold: what the model takes where it is not told otherwise.
         rounding: likewise.
@@ -267,15 +265,11 @@ def train(
         seed: of the new head, of what is held out, and of the order.
 
     What is measured on pairs that are held out stands in the recovery's settings as `held_out`: before, at each of the
-    looks (by its step), and after, each as `quality` says. Notes say it in words.
+    looks (by its step), and after, each as `measure_quality` says. Notes say it in words.
 
     Departures: BM25 for SPLADE-v3. AdamW without decay for Adam. Padding is never looked at, so that a loss does not
     depend on what stands beside it in its batch.
     """
-    if not weight >= 0 or not 0 <= held_out < 1:
-        raise InputError(f"weight={weight}, held_out={held_out}: give at least 0, and a share from 0 to below 1")
-    if evaluate_every < 0:
-        raise InputError(f"evaluate_every={evaluate_every}: give steps between two looks, or 0 for four looks in all")
     rows = join_labels(rows)
     if corpus:
         rows = find_passages(rows, texts.read(corpus).texts, run, model, language, seed)
@@ -285,10 +279,9 @@ def train(
     if weight and not model.settings.ranks and any(pair["score"] is None for pair in pairs):
         raise InputError("this model has no scores to keep: use weight=0 (standalone), or give a reranker")
     old = [pair for pair in pairs if weight and pair["score"] is None]
-    found = run.json("old-scores", lambda: [
-        one.score for one in model.judge([(pair["question"], pair["sentences"]) for pair in old], longest=longest)
-    ])  # fmt: skip
-    for pair, score in zip(old, found, strict=True):
+    judge_old = partial(model.judge, [(pair["question"], pair["sentences"]) for pair in old], longest=longest)
+    scores = run.json("old-scores", lambda: [judged.score for judged in judge_old()])
+    for pair, score in zip(old, scores, strict=True):
         pair["score"] = score
     model.keep = model.keep or model.with_head(seed).keep
     model.settings = replace(
@@ -298,24 +291,25 @@ def train(
     draw = np.random.default_rng(seed)
     questions = sorted({pair["question"] for pair in pairs})
     back = set(draw.permutation(questions)[: round(held_out * len(questions))].tolist())
-    learnt, kept_back = ([p for p in pairs if (p["question"] in back) is away] for away in (False, True))
-    kept_back = kept_back[:JUDGED]
+    learnt = [pair for pair in pairs if pair["question"] not in back]
+    kept_back = [pair for pair in pairs if pair["question"] in back][:JUDGED]
+    epochs, accumulate = training.number("epochs"), training.accumulate or 1
     order = [i for _ in range(math.ceil(epochs)) for i in draw.permutation(len(learnt)).tolist()]
-    steps = max(1, round(epochs * len(learnt) / batch))
-    given = PairBatches([learnt[i] for i in order], model, batch, everywhere)
+    feed = PairBatches([learnt[i] for i in order], model, training.whole("batch"), everywhere, accumulate)
+    steps = max(1, round(epochs * len(learnt) / (feed.batch * accumulate)))
     look = partial(measure_quality, model, kept_back)
 
-    def looked() -> float:
+    def evaluate() -> float:
         # By the step, so that what a stopped run saw is there for the one that goes on.
-        seen = run.json(f"held-out-{given.step}", look)
+        seen = run.json(f"held-out-{feed.step}", look)
         return float(seen["mask_loss"] + weight * (seen["ranking_loss"] or 0.0))
 
     before = run.json("held-out-0", look) if kept_back else {}
     recovery = loop.train(
-        model, given, partial(objectives.keeping_loss, model, weight), steps=steps, lr=lr, warmup=0.0,
-        schedule="constant", weight_decay=0.0, seed=seed, count=objectives.count_labels,
-        checkpoint=run.folder("training"), title="pruner",
-        evaluate=looked if kept_back else None, evaluate_every=evaluate_every or max(1, math.ceil(steps / 4)),
+        model, feed, partial(objectives.keeping_loss, model, weight),
+        training.default(steps=steps, warmup=0.0, schedule="constant", weight_decay=0.0), seed=seed,
+        count=objectives.count_labels, checkpoint=run.folder("training"), title="pruner",
+        evaluate=evaluate if kept_back else None, evaluate_every=evaluate_every or max(1, math.ceil(steps / 4)),
     )  # fmt: skip
     notes = [f"{len(learnt)} pairs of {len(rows)} rows; {lost} passages had no label"]
     if kept_back:
