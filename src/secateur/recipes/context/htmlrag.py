@@ -165,18 +165,18 @@ def cost(page: Page, counts: Counts) -> dict[str, float]:
     }
 
 
-def suit_block(limits: Mapping[str, float], whole: Mapping[str, float]) -> int:
+def suit_block(limit: Mapping[str, float], whole: Mapping[str, float]) -> int:
     """Words of a block that suit the budget and the page: 16, 32, 64 or 128, at most about an eighth of either."""
-    share = min([1.0, *(limit / max(1.0, whole[name]) for name, limit in limits.items())])
+    share = min([1.0, *(most / max(1.0, whole[name]) for name, most in limit.items())])
     return max(size for size in (16, 32, 64, 128) if size == 16 or size <= whole["words"] * share / 8)
 
 
 def reduce_page(
-    page: Page, limits: Mapping[str, float], counts: Counts, block: int, rate: Rate, run: Run, name: str
+    page: Page, limit: Mapping[str, float], counts: Counts, block: int, rate: Rate, run: Run, name: str
 ) -> tuple[Page, list[Row]]:
-    """The page within `limits`, and what became of each block; `name` is that of the scores in the run."""
-    page = page.split(block or suit_block(limits, cost(page, counts)))
-    budget = Budget.of(limits)
+    """The page within `limit`, and what became of each block; `name` is that of the scores in the run."""
+    page = page.split(block or suit_block(limit, cost(page, counts)))
+    budget = Budget.of(limit)
     while True:
         units = page.units(**counts)
         told = run.json(f"{name}-{page.block}", partial(trace_blocks, page, units, rate))
@@ -188,7 +188,7 @@ def reduce_page(
         if keep.any() or not len(keep):
             smaller, _ = page.cut(Selection({"page": keep}))
             told = [{**row, "kept": bool(stays)} for row, stays in zip(told, keep, strict=True)]
-            return first_words(smaller, limits, counts) if begins else smaller, told
+            return first_words(smaller, limit, counts) if begins else smaller, told
         page = page.split(page.block // 2)
 
 
@@ -197,12 +197,12 @@ def cost_left(page: Page, counts: Counts, keep: Mapping[str, Array]) -> dict[str
     return cost(page.cut(Selection(keep))[0], counts)
 
 
-def first_words(page: Page, limits: Mapping[str, float], counts: Counts) -> Page:
+def first_words(page: Page, limit: Mapping[str, float], counts: Counts) -> Page:
     """As many of the page's first words as fit, or letters where not even one word does."""
 
     def within(head: Page) -> bool:
         spent = cost(head, counts)
-        return all(spent[name] <= limit for name, limit in limits.items())
+        return all(spent[name] <= most for name, most in limit.items())
 
     for letters in (False, True):
         most = (len(page.text()) if letters else markup.words(page.text())) + 1
@@ -316,9 +316,9 @@ def train(
         page = open_page(row["documents"])
         for window in (window for window, share in zip(windows, rates, strict=True) if draw.random() < share):
             read = {"tokens": encoders.counter(model.tokenizer)}
-            limits = {"tokens": min(float(window), room(model, question, page))}
+            limit = {"tokens": min(float(window), room(model, question, page))}
             rate = partial(score_texts, question=question, similarity=similarity, headed=headed)
-            smaller, _ = reduce_page(page, limits, read, block, rate, Transient(), "coarse")
+            smaller, _ = reduce_page(page, limit, read, block, rate, Transient(), "coarse")
             sample = make_sample(smaller.split(fine), question, row["answers"], model)
             lost += sample is None
             made += [] if sample is None else [sample]
