@@ -40,9 +40,9 @@ def explored(store: str, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
         around = walks.Surroundings(graph, pair)
         around.reach(3)
         reduced = around.reduced(3)
-        found = walks.between(reduced, *pair, 3)
+        found = walks.find_paths(reduced, *pair, 3)
         whole = around.within(0, 3) | around.within(1, 3)
-        return around.facts, len(whole), len(reduced), len(walks.clustered(found.paths))
+        return around.facts, len(whole), len(reduced), len(walks.cluster_paths(found.paths))
 
     rows = [graphs.above(lambda pair=pair: work(pair)) for pair in pairs]
     names = ("facts", "entities", "entities_reduced", "paths")

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import tiny
 from secateur._utils.rundir import Transient
 from secateur.recipes.context import provence
-from secateur.retrieval.rerankers import Judged, Reranker
+from secateur.retrieval.rerankers import Judgement, Reranker
 from secateur.runs import keywords
 
 WORDS = tiny.WORDS
@@ -36,7 +36,7 @@ class Lexical(Reranker):
         found = []
         for question, parts in pairs:
             shared = np.array([len({*question.lower().split()} & {*part.lower().split()}) for part in parts])
-            found.append(Judged(float(shared.sum()), (shared > 0).astype(float), np.arange(len(parts))))
+            found.append(Judgement(float(shared.sum()), (shared > 0).astype(float), np.arange(len(parts))))
         return found
 
 

@@ -323,7 +323,7 @@ def apart(world: World, asked: Asked, topics: Sequence[str], judge: SimilarityJu
         for _ in range(asked.hops[number]):
             around = Surroundings(world.graph, [topic])
             around.read([path.nodes[-1] for path in edge])
-            clusters = walks.clustered(walks.grown(around.beside, edge, most=2000).paths)
+            clusters = walks.cluster_paths(walks.grow_paths(around.beside, edge, most=2000).paths)
             pieces = [
                 Piece("", tuple(world.words[step.relation.removeprefix(PLACE)] for step in one.steps), True, False)
                 for one in clusters
@@ -334,8 +334,8 @@ def apart(world: World, asked: Asked, topics: Sequence[str], judge: SimilarityJu
                 asks["calls"] += 1
                 return judge.choose(asking, items)
 
-            kept = beams.narrowed(pieces, choose, width=3)
+            kept = beams.narrow(pieces, choose, width=3)
             calls += asks["calls"] + len(kept)  # the relations, and the entities of each
             edge = [path for place in kept for path in clusters[place].members[:3]]
-        found += [fact for path in edge[:9] for fact in walks.facts(path)]
+        found += [fact for path in edge[:9] for fact in walks.facts_of(path)]
     return said(world, found), calls

@@ -55,7 +55,7 @@ def count(texts: Sequence[str]) -> list[int]:
 
 
 def embed() -> encoders.Embed:
-    return encoders.remembering(str(packages.minilm()))
+    return encoders.open_remembering(str(packages.minilm()))
 
 
 def _unasked(texts: Sequence[str]) -> np.ndarray:
@@ -475,7 +475,7 @@ def linking(seed: int) -> dict[str, float]:
     """Way of writing and of finding -> share of UMLS' concepts that a question with their name leads to."""
     world, draw, other, found = graphs.umls(), random.Random(seed), graphs.synonyms(), dict[str, float]()
     asks = ["What treats {}?", "What is associated with {}?", "{} is a part of what?"]
-    index = graphs_of.named(world.graph)
+    index = graphs_of.names_of(world.graph)
     for how in CHANGES:
         many, hits = 0, Counter[str]()
         for thing in sorted(world.near):

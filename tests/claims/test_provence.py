@@ -47,7 +47,7 @@ FEW = "0.72 do: of the passages that were taught one in five was irrelevant, and
 
 def fresh() -> Reranker:
     """MiniLM with a classifier that knows nothing."""
-    model = rerankers.opened(str(packages.minilm())).copied()
+    model = rerankers.open_reranker(str(packages.minilm())).copied()
     torch.manual_seed(0)
     nn.init.normal_(model.model.classifier.weight, std=0.02)
     nn.init.zeros_(model.model.classifier.bias)
@@ -107,7 +107,7 @@ def trained(kind: str, seed: int) -> Reranker:
         }
         folder.mkdir(parents=True, exist_ok=True)
         makers[kind]().save(folder)
-    return rerankers.opened(str(folder))
+    return rerankers.open_reranker(str(folder))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

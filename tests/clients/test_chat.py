@@ -250,13 +250,13 @@ def test_a_meter_within_another_counts_and_bounds_for_both():
     with telling(say(GOOD)) as (server, _):
         server.meter = whole
         for _ in range(2):
-            one = chat.answering(server, calls=2)
+            one = chat.open_model(server, calls=2)
             assert one.ask("x").text == "42"
         one.ask("x")
         with pytest.raises(BudgetError, match="2 times"):
             one.ask("x")
         with pytest.raises(BudgetError, match="3 times"):
-            chat.answering(server, calls=2).ask("x")
+            chat.open_model(server, calls=2).ask("x")
     assert (one.meter.calls, one.meter.tokens, whole.calls, whole.tokens) == (2, 18, 3, 27)
     assert (one.meter.refused, whole.refused) == (1, 1)
 
@@ -369,12 +369,12 @@ def test_a_chat_template_is_used(local, monkeypatch):
 
 
 def test_a_language_model_is_named_by_address_or_folder(local):
-    server = chat.answering("http://localhost:1/v1", "tiny", calls=3, tokens=50)
+    server = chat.open_model("http://localhost:1/v1", "tiny", calls=3, tokens=50)
     assert isinstance(server, Server)
     assert (server.model, server.meter.most_calls, server.meter.most_tokens) == ("tiny", 3, 50)
-    assert chat.answering(local) is local
-    assert chat.answering("http://localhost:1/v1", "tiny", timeout=3, per_minute=9).client.per_minute == 9
+    assert chat.open_model(local) is local
+    assert chat.open_model("http://localhost:1/v1", "tiny", timeout=3, per_minute=9).client.per_minute == 9
     with pytest.raises(InputError, match="by name"):
-        chat.answering("http://localhost:1/v1")
+        chat.open_model("http://localhost:1/v1")
     with pytest.raises(InputError, match="int"):
-        chat.answering(3)
+        chat.open_model(3)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("pyoxigraph")
 
 from assets import packages
-from secateur.clients.stores import ENTITY, RELATION, Embedded, entity, in_line, relation
+from secateur.clients.stores import ENTITY, RELATION, Embedded, entity, one_line, relation
 from secateur.data import triples
 from secateur.errors import DataError, InputError
 from secateur.subjects import Fact, KnowledgeGraph
@@ -122,12 +122,12 @@ def test_a_name_never_becomes_part_of_a_query(tmp_path):
     csv.writer(written).writerows([name, name, f"{name}!"] for name in INJECTED)
     graph = loaded(tmp_path / "a.csv", written.getvalue())
     for name in INJECTED:
-        node = next(node for node, called in graph.things() if called == in_line(name))
+        node = next(node for node, called in graph.things() if called == one_line(name))
         assert node.startswith(ENTITY)
         around = graph.around([node])
         assert [fact.subject for fact in around] == [node]
         assert graph.known(around) == {around[0]: {}}
-        assert graph.names([around[0].object]) == {around[0].object: in_line(f"{name}!")}
+        assert graph.names([around[0].object]) == {around[0].object: one_line(f"{name}!")}
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_any_bytes_are_facts_or_refused(tmp_path, end, content):
 def test_any_label_of_n_triples_is_read_in_one_line(tmp_path, label):
     written = label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
     graph = loaded(tmp_path / "a.nt", f'<urn:a:thing> {LABEL} "{written}" .\n')
-    assert graph.names(["urn:a:thing"])["urn:a:thing"] == (in_line(label) or "thing")
+    assert graph.names(["urn:a:thing"])["urn:a:thing"] == (one_line(label) or "thing")
 
 
 # --------------------------------------------------------------------------------------------------------------- RDF

@@ -35,7 +35,7 @@ def path(*nodes: str) -> Path:
 
 def test_the_best_path_answers_with_what_stands_between_the_topics():
     made = search()
-    best = walks.clustered([path("asthma", "d1", "tremor")])
+    best = walks.cluster_paths([path("asthma", "d1", "tremor")])
     assert made.verbalise(best) == ["asthma <-[treats]- d1 -[causes]-> tremor"]
     assert made.decide(best, "topics", 1)
     assert (made.sufficient, made.answer, made.phase, made.hops) == (True, "d1", "topics", 1)
@@ -56,7 +56,10 @@ def test_the_best_path_answers_with_what_stands_between_the_topics():
 
 def test_a_branch_is_told_with_the_entities_of_all_paths_that_have_it():
     made = search()
-    paths = [*walks.clustered([path("asthma", "d1", "tremor")]), *walks.clustered([path("asthma", "d2", "rash")])]
+    paths = [
+        *walks.cluster_paths([path("asthma", "d1", "tremor")]),
+        *walks.cluster_paths([path("asthma", "d2", "rash")]),
+    ]
     made.verbalise(paths)
     (piece,) = made.pieces([paths[0].blocks[:3]], paths, whole=False)
     assert (piece.text, piece.relations) == ("asthma <-[treats]- {d1, d2}", ("treats",))
@@ -70,7 +73,7 @@ def test_scores_and_preferences_are_those_of_words():
     made.around.reach(1)
     liked = made.preferences()
     assert liked["urn:r:treats"] > 0
-    scores = made.score(walks.clustered([path("asthma", "d1", "tremor"), path("asthma", "d2", "rash")]))
+    scores = made.score(walks.cluster_paths([path("asthma", "d1", "tremor"), path("asthma", "d2", "rash")]))
     assert scores[0] > scores[1]
     assert set(made.texts.values()) == set(scores.tolist())
 

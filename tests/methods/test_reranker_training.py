@@ -10,7 +10,7 @@ import pytest
 from keeper import fresh, sentence
 from secateur.errors import InputError
 from secateur.methods.reranker_training import PairBatches, keep_sentences, measure_quality
-from secateur.retrieval.rerankers import Judged
+from secateur.retrieval.rerankers import Judgement
 
 
 def test_tokens_of_question_and_padding_are_labelled_as_asked():
@@ -41,7 +41,7 @@ def test_the_measures_of_what_is_held_out_are_what_they_say():
         {"question": "r", "sentences": ["bc"], "kept": [], "score": None},
     ]
     judged = [(0.5, [0.8, 0.6], [0, 1]), (0.9, [0.1], [0]), (0.0, [0.9], [0])]
-    told = [Judged(score, np.array(keep), np.array(owner)) for score, keep, owner in judged]
+    told = [Judgement(score, np.array(keep), np.array(owner)) for score, keep, owner in judged]
     found = measure_quality(model, pairs)
     assert found["mask_loss"] == pytest.approx(-np.log([0.8, 0.4, 0.9, 0.1]).mean())
     assert found["ranking_loss"] == pytest.approx(0.25)

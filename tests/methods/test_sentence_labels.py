@@ -33,7 +33,7 @@ def test_labels_over_http_are_those_that_are_cited():
     told = iter(["It is so [0].", "So [0, 1].", "No answer"])
     with served(lambda body, headers: say({"choices": [{"message": {"content": next(told)}}]})) as url:
         rows = [{"question": "q", "documents": ["One. Two."]} for _ in range(3)]
-        pairs, lost = label_pairs(rows, Transient(), chat.answering(url, "x"), "answer", "en")
+        pairs, lost = label_pairs(rows, Transient(), chat.open_model(url, "x"), "answer", "en")
     assert [pair["kept"] for pair in pairs] == [[0, 1], []]
     assert lost == 1
 
@@ -78,11 +78,11 @@ def test_a_passage_that_can_not_be_read_loses_its_label_alone():
     documents = [["One. Two.", "One. Long."], ["One. Two. Three."]]
     rows = [{"question": "q", "documents": each} for each in documents]
     with served(answer) as url:
-        pairs, lost = label_pairs(rows, Transient(), chat.answering(url, "x"), "answer", "en")
+        pairs, lost = label_pairs(rows, Transient(), chat.open_model(url, "x"), "answer", "en")
     assert [len(pair["sentences"]) for pair in pairs] == [2, 3]
     assert lost == 1
     with served(lambda body, headers: say("no such thing", 400)) as url, pytest.raises(ServerError, match="HTTP 400"):
-        label_pairs(rows, Transient(), chat.answering(url, "x"), "answer", "en")
+        label_pairs(rows, Transient(), chat.open_model(url, "x"), "answer", "en")
 
 
 def test_labels_from_answers():

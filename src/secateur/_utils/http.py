@@ -21,7 +21,7 @@ from secateur.errors import InputError, MissingExtraError, ServerError
 if TYPE_CHECKING:
     import tenacity
 
-__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "RefusedError", "addressed", "holding"]
+__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "RefusedError", "check_key", "is_address"]
 
 T = TypeVar("T")
 
@@ -32,12 +32,12 @@ _UNFIT = {400, 413, 422}
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
-def addressed(source: object) -> bool:
+def is_address(source: object) -> bool:
     """Whether something is named by the address of a server."""
     return isinstance(source, str) and source.startswith(("http://", "https://"))
 
 
-def holding(name: str) -> str:
+def check_key(name: str) -> str:
     """The environment variable that a user says holds a key.
 
     Raises `InputError` where it holds none, without telling its name: that may be the key itself.

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import quote
 
-from secateur.clients.stores import BLANK, ENTITY, KIND, RDF, RELATION, Embedded, entity, in_line, kind, relation
+from secateur.clients.stores import BLANK, ENTITY, KIND, RDF, RELATION, Embedded, entity, kind, one_line, relation
 from secateur.errors import DataError, InputError
 
-__all__ = ["files", "load", "load_rows"]
+__all__ = ["list_files", "load", "load_rows"]
 
 RDFS_LABEL = "http://www.w3.org/2000/01/rdf-schema#label"
 LONGEST = 1_024
@@ -59,7 +59,7 @@ _COLUMNS = {
 """What a column says, and what it may be called: letter case aside, underscores as spaces, without RecBole's types."""
 
 
-def files(source: Path) -> list[Path]:
+def list_files(source: Path) -> list[Path]:
     """The files that hold the graph of `source`, in the order in which they are read.
 
     Raises `DataError` for a path that is not there or holds no graph.
@@ -70,7 +70,7 @@ def files(source: Path) -> list[Path]:
             return splits
         tables = sorted(source.glob("*.kg"))
         if len(tables) == 1:
-            return files(tables[0])
+            return list_files(tables[0])
         raise DataError(f"{source} holds no graph: give a folder with train.txt (PyKEEN) or one .kg (RecBole)")
     if not source.is_file():
         raise DataError(f"{source} is not there: give a file or folder that holds a graph, or the URL of an endpoint")
@@ -105,7 +105,7 @@ def load(
     Raises `DataError`: a line that holds no fact, by file and line; what was read before it stays in the store.
     """
     source = Path(source)
-    found, ox = files(source), store.library
+    found, ox = list_files(source), store.library
     if columns and (source.is_dir() or _kind(source) not in _TABLES):
         raise InputError(f"columns={','.join(columns)}: {source} is no table")
     if columns and len(columns) != 3:
@@ -357,7 +357,7 @@ class _Reader:
             for predicate, end in zip(self.about, ends, strict=True):
                 yield ox.Quad(about, predicate, end)
             for predicate, value in known:
-                yield ox.Quad(about, predicate, ox.Literal(in_line(value)))
+                yield ox.Quad(about, predicate, ox.Literal(one_line(value)))
 
     def _thing(self, text: str) -> Any:
         if len(self.things) >= _REMEMBERED:
@@ -379,7 +379,7 @@ class _Reader:
     def _name(self, node: Any, text: str, given: str) -> Iterator[Any]:
         """The name of a thing: its own, that of its item, or what it is called by, unless that is an address."""
         name = given or self.named.get(text, "") or (text.replace("_", " ") if node.value.startswith(ENTITY) else "")
-        name = in_line(name)
+        name = one_line(name)
         if name:
             yield self.library.Quad(node, self.label, self.library.Literal(name))
 
@@ -414,7 +414,7 @@ class _Reader:
                     yield from self._name(node, thing, "")
                 for head, value in row.items():
                     if value and head not in ("item_id", title):
-                        yield ox.Quad(node, self.predicate(head), ox.Literal(in_line(value)))
+                        yield ox.Quad(node, self.predicate(head), ox.Literal(one_line(value)))
 
     def _typed(self, path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         """These columns of a table of RecBole's."""

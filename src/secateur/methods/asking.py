@@ -36,7 +36,7 @@ class Asking:
         """The language model, or None where none is given."""
         if not self.llm:
             return None
-        return chat.answering(self.llm, self.llm_name, calls=self.calls, tokens=self.llm_tokens)
+        return chat.open_model(self.llm, self.llm_name, calls=self.calls, tokens=self.llm_tokens)
 
 
 class Spending:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from secateur.clients.stores import usable
+from secateur.clients.stores import is_usable
 from secateur.methods import graphs
 from secateur.retrieval.encoders import Embed
 from secateur.retrieval.names import COMMON, Names
@@ -65,11 +65,11 @@ def link_topics(
     nearest: int = 1,
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Topic -> nodes, IRIs as they are; and notes on those without any. Without an encoder names count as written."""
-    called = [topic for topic in topics if not usable(topic)]
+    called = [topic for topic in topics if not is_usable(topic)]
     if not called:
         return {topic: [topic] for topic in topics}, []
-    names, notes = graphs.speaking(graph, called, tuple(kinds), linking.lookup)
-    nodes = {topic: [topic] if usable(topic) else names.called(topic)[:nearest] for topic in topics}
+    names, notes = graphs.find_names(graph, called, tuple(kinds), linking.lookup)
+    nodes = {topic: [topic] if is_usable(topic) else names.called(topic)[:nearest] for topic in topics}
     lost = [topic for topic in topics if not nodes[topic]]
     if lost and embed is not None:
         nodes |= dict(zip(lost, _nearest(names, lost, embed, nearest, linking.least), strict=True))
@@ -81,7 +81,7 @@ def link_names(
     graph: KnowledgeGraph, question: str, listed: Sequence[str], embed: Embed | None, linking: NodeLinking
 ) -> tuple[list[str], dict[str, Any]]:
     """The nodes of names that a language model listed, and the record of them, as `link_question`."""
-    names, lost = graphs.speaking(graph, listed, tuple(linking.kinds), linking.lookup)
+    names, lost = graphs.find_names(graph, listed, tuple(linking.kinds), linking.lookup)
     if embed is not None:
         linked = list(zip(listed, _nearest(names, listed, embed, linking.nearest, linking.least), strict=True))
     else:
@@ -99,7 +99,7 @@ def link_question(
 
     The record holds entities (names in the question), fallback (whether the nearest stand in) and notes.
     """
-    names, lost = graphs.speaking(graph, [question], tuple(linking.kinds), linking.lookup)
+    names, lost = graphs.find_names(graph, [question], tuple(linking.kinds), linking.lookup)
     return _recorded(names, question, _mentioned(names, question, embed, linking), lost, embed, linking)
 
 

@@ -216,7 +216,7 @@ class ModelJudge(SimilarityJudge):
         if self.lost or self._size(prompt) + most > self.window:
             return ""
         try:
-            return chat.said(self.model, prompt, most=most, temperature=temperature, seed=self.seed + attempt)
+            return chat.ask_text(self.model, prompt, most=most, temperature=temperature, seed=self.seed + attempt)
         except SecateurError as error:
             # What is wrong with this prompt alone may be right with the next; the rest will be no better then.
             self.lost = isinstance(error, BudgetError) or not isinstance(error, InputError)

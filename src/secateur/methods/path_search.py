@@ -114,7 +114,7 @@ class PathSearch:
     def verbalise(self, clusters: Sequence[Cluster]) -> list[str]:
         """Paths in words."""
         self.learn_names(_shown(clusters))
-        return [walks.verbalised(cluster.nodes, cluster.steps, self.names) for cluster in clusters]
+        return [walks.verbalise(cluster.nodes, cluster.steps, self.names) for cluster in clusters]
 
     def names_on(self, clusters: Sequence[Cluster]) -> list[str]:
         """The names that paths show, of entities and relations."""
@@ -134,7 +134,7 @@ class PathSearch:
                     held.append(path.nodes[-(size // 2 + 1) :])
             places = [tuple(sorted(set(itertools.chain(*place)))) for place in zip(*held, strict=True)]
             steps = branch[1::2]
-            text = walks.verbalised(places, steps, self.names)
+            text = walks.verbalise(places, steps, self.names)
             pieces.append(Piece(text, tuple(self.names[step.relation] for step in steps), begins, ends))
         return pieces
 
@@ -157,7 +157,7 @@ class PathSearch:
         """[clusters]: how like the indicator they are."""
         texts = self.verbalise(clusters)
         # Of a place with many entities a few are read: what they have in common is what matters.
-        short = [walks.verbalised(cluster.nodes, cluster.steps, self.names, listed=FEW) for cluster in clusters]
+        short = [walks.verbalise(cluster.nodes, cluster.steps, self.names, listed=FEW) for cluster in clusters]
         new = {text: few for text, few in zip(texts, short, strict=True) if text not in self.texts}
         scores = self.similarity.rank(self.question.indicator, list(new.values()))
         self.texts |= dict(zip(new, map(float, scores), strict=True))
@@ -252,5 +252,5 @@ def _facts(path: Cluster) -> list[list[Any]]:
     facts = dict[Fact, None]()
     for member in path.members:
         if all(node in names for node, names in zip(member.nodes, listed, strict=True)):
-            facts |= dict.fromkeys(walks.facts(member))
+            facts |= dict.fromkeys(walks.facts_of(member))
     return [list(fact) for fact in facts]

@@ -42,7 +42,7 @@ class PairBatches:
         many, self.step = len(self.pairs), index // self.accumulate + 1
         chosen = [self.pairs[(index * self.batch + i) % many] for i in range(min(self.batch, many))]
         blocks = [self.model.blocks(pair["question"], pair["sentences"])[0] for pair in chosen]
-        inputs = rerankers.padded(blocks, self.model.tokenizer.pad_token_id or 0)
+        inputs = rerankers.pad(blocks, self.model.tokenizer.pad_token_id or 0)
         labels = torch.full_like(inputs["input_ids"], -100)
         for row, (block, pair) in enumerate(zip(blocks, chosen, strict=True)):
             wanted = set(pair["kept"])

@@ -113,9 +113,11 @@ def _ask_labels(
         prompt = f"{task}\n\nQuestion: {question}\n\nSentences:\n"
         text = _fit_lines(model, prompt, [f"[{i}] {sentence}\n" for i, sentence in enumerate(passage)])
         try:
-            numbers = citations.cited(chat.said(model, prompt + text, most=SAID), len(passage)) if text else None
+            numbers = (
+                citations.read_citations(chat.ask_text(model, prompt + text, most=SAID), len(passage)) if text else None
+            )
         except (InputError, RefusedError):
-            chat.said(model, PROBE, most=SAID)  # raises where it is not the passage that is wrong
+            chat.ask_text(model, PROBE, most=SAID)  # raises where it is not the passage that is wrong
             numbers = None
         labels.append(None if numbers is None else sorted(numbers))
     return labels

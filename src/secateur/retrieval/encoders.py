@@ -16,7 +16,17 @@ from secateur._utils import http
 from secateur.clients import embeddings
 from secateur.errors import InputError, MissingExtraError, opening
 
-__all__ = ["Count", "Embed", "Encoder", "Encoding", "counter", "encoder", "named", "remembering", "tokenizer"]
+__all__ = [
+    "Count",
+    "Embed",
+    "Encoder",
+    "Encoding",
+    "checkpoint_of",
+    "counter",
+    "encoder",
+    "open_remembering",
+    "tokenizer",
+]
 
 Embed: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 """Texts -> vectors [texts, d]."""
@@ -45,7 +55,7 @@ def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
     safetensors alone and no code of a checkpoint is run.
     """
     if isinstance(source, str):
-        source = embeddings.embedder(source) if http.addressed(source) else _opened(source, device or "cpu")
+        source = embeddings.embedder(source) if http.is_address(source) else _opened(source, device or "cpu")
     if hasattr(source, "encode"):
         return functools.partial(_encoded, source)
     if not callable(source):
@@ -68,17 +78,17 @@ class Encoding:
 
     def open_embedder(self) -> Embed | None:
         """The embedder, which remembers what it encoded; None without one."""
-        return remembering(self.embedder, device=self.device) if self.embedder else None
+        return open_remembering(self.embedder, device=self.device) if self.embedder else None
 
     def counts(self) -> dict[str, Count]:
         """The measure "tokens" and what counts it, if there is a tokenizer."""
-        source = self.tokenizer or named(self.embedder)
+        source = self.tokenizer or checkpoint_of(self.embedder)
         return {"tokens": counter(source)} if source else {}
 
 
-def named(source: str | Encoder | Embed) -> str:
+def checkpoint_of(source: str | Encoder | Embed) -> str:
     """The folder or Hub id of an encoder, where its tokenizer is, too; "" of a model, a function or an address."""
-    return source if isinstance(source, str) and not http.addressed(source) else ""
+    return source if isinstance(source, str) and not http.is_address(source) else ""
 
 
 def _encoded(model: Any, texts: Sequence[str]) -> np.ndarray:
@@ -108,7 +118,7 @@ _PROBE = "Which of these is a text that nobody asks about?"
 _LOCK = threading.Lock()
 
 
-def remembering(source: str | Encoder | Embed, *, device: str = "", most: int = 2**26) -> Embed:
+def open_remembering(source: str | Encoder | Embed, *, device: str = "", most: int = 2**26) -> Embed:
     """The same encoder, which reads a text once: what it made of the last texts is kept in memory, for all callers.
 
     Facts of a graph come back with every question about their neighbours. An encoder that was changed since is found

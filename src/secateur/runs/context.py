@@ -51,7 +51,7 @@ __all__ = [
 ]  # fmt: skip
 
 _WANTED = "each is to be an object with question and html, text or passages"
-_OPENED: dict[Any, Callable[[str], Any]] = {chat.Local: chat.opened, Reranker: rerankers.opened}
+_OPENED: dict[Any, Callable[[str], Any]] = {chat.Local: chat.open_local, Reranker: rerankers.open_reranker}
 """What a recipe's `train` takes -> how it is opened."""
 Given: TypeAlias = tuple[str, str]
 """Where a thing to prune stands, and its JSON."""
@@ -126,7 +126,7 @@ def prune_context(
         InputError: an unknown option, no question, a document that is none.
         DataError: a file that can't be read.
 
-    Warns (`llms.SpentWarning`) where a limit of the whole call was reached, and the rest done without the language
+    Warns (`chat.SpentWarning`) where a limit of the whole call was reached, and the rest done without the language
     model.
     """
     several = isinstance(question, Iterable) and not isinstance(question, str)
@@ -217,7 +217,7 @@ class Pruner:
             warnings.warn(f"{self.recipe} left the documents as they were: {_explained(error)}", stacklevel=2)
             return list(enumerate(documents or ()))
         left = result.subject.documents()
-        return [(number, html if markup.looks(documents[number]) else text) for number, (html, text) in left.items()]
+        return [(number, html if markup.is_html(documents[number]) else text) for number, (html, text) in left.items()]
 
 
 def titles_of(metadata: Iterable[Mapping[str, Any] | None], name: str) -> list[str | None] | None:

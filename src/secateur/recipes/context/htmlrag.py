@@ -96,7 +96,7 @@ def htmlrag(
             without one blocks are ranked by BM25.
         tokenizer: folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if
             not given.
-        path_model: folder or Hub id of a causal language model for step 2, or `llms.Local`; without one there is no
+        path_model: folder or Hub id of a causal language model for step 2, or `chat.Local`; without one there is no
             step 2, and step 1 goes down to the budget.
         instruction: what is put before the question for the embedder; BAAI/bge wants "Represent this sentence for
             searching relevant passages: ".
@@ -121,13 +121,13 @@ def htmlrag(
     pairs 3 did not); with `block` given, blocks are the same for all.
     """
     counts, question = Encoding(embedder, tokenizer).counts(), " ".join(data.split())
-    scorer = chat.opened(path_model) if path_model else None
+    scorer = chat.open_local(path_model) if path_model else None
     similarity = Similarity(encoders.encoder(embedder, device) if embedder else None)
     asked = instruction + question if embedder else question
     rate = partial(score_texts, question=asked, similarity=similarity, headed=headed)
     whole = cost(subject, counts)
     for budget in budgets:
-        limit = limits.reading(budget, whole, "a page")
+        limit = limits.limits_of_text(budget, whole, "a page")
         if scorer is None:
             page, told = reduce_page(subject, limit, counts, block, rate, run, f"coarse-{budget}")
             trace = {"page": told}

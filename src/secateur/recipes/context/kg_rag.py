@@ -154,7 +154,7 @@ def kg_rag(
     filters = tuple(map(parse_filter, wording.filters))
     question, counts, model = " ".join(data.split()), encoding.counts(), asking.open_model()
     embed = encoding.open_embedder()
-    embed_names = encoders.remembering(linking.namer, device=encoding.device) if linking.namer else embed
+    embed_names = encoders.open_remembering(linking.namer, device=encoding.device) if linking.namer else embed
     if floor is None:
         floor = FLOOR if embed else 0.0
     if calibrate and embed:
@@ -175,7 +175,7 @@ def kg_rag(
     most = volume // max(1, len(sites))
     above = partial(pass_thresholds, sites, percentile=percentile, floor=floor, most=most)
     for budget in budgets:
-        limit = limits.reading(budget, whole, "a context")
+        limit = limits.limits_of_text(budget, whole, "a context")
         passing = above(few=few)
         further = above(few=sum(len(site["rows"]) for site in sites)) if fill else passing
         kept, lost = fit_rows(further, limit, counts, {row["text"] for row in passing.values()})
@@ -241,7 +241,7 @@ def list_names(
     names: list[str] | None = []
     try:
         request = EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question)
-        listed = list_in(chat.said(model, request, most=256, temperature=0.0, seed=seed))
+        listed = list_in(chat.ask_text(model, request, most=256, temperature=0.0, seed=seed))
         names = listed or []
         notes += [] if listed is not None else ["the language model's answer is no list of names"]
     except BudgetError as error:
@@ -435,7 +435,7 @@ def answer(
         return found
     spending = Spending(model)
     try:
-        found["answer"] = chat.said(model, messages, most=512, temperature=0.0, seed=seed)
+        found["answer"] = chat.ask_text(model, messages, most=512, temperature=0.0, seed=seed)
         if answering.choices:
             found["choice"] = choice_in(found["answer"], answering.choices)
     except SecateurError as error:

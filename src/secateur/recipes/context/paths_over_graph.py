@@ -138,7 +138,7 @@ def paths_over_graph(
     found = run.json("found", find_paths)
     lines = [Line(row["text"], tuple(Fact(*fact) for fact in row["facts"])) for row in found["best"]]
     for budget in budgets:
-        limit = limits.reading(budget, found["whole"], "a context of paths")
+        limit = limits.limits_of_text(budget, found["whole"], "a context of paths")
         facts, notes = cut_paths(lines, limit, counts)
         kept = {line.text for line in facts.lines}
         rows = [{**row, "kept": row["text"] in kept} for row in found["rows"]]
@@ -162,7 +162,7 @@ def link(
     linked, notes = link_topics(graph, given or judge.list_names(question), similarity.embed, linking)
     nodes = [found[0] for found in linked.values() if found]
     if not nodes and not given:
-        names, lost = graphs.speaking(graph, [question], lookup=linking.lookup)
+        names, lost = graphs.find_names(graph, [question], lookup=linking.lookup)
         notes += lost
         nodes = [mention.nodes[0] for mention in names.mentions(question)]
         if not nodes and similarity.embed:
@@ -193,11 +193,11 @@ def cut_paths(
 def prune(search: PathSearch, clusters: Sequence[Cluster]) -> tuple[list[Cluster], list[Cluster]]:
     """What is left after all steps, the best first; and after the first of them."""
     widths = search.widths
-    clusters = walks.clustered(dict.fromkeys(path for cluster in clusters for path in cluster.members))
+    clusters = walks.cluster_paths(dict.fromkeys(path for cluster in clusters for path in cluster.members))
     near = most_similar(search, clusters, widths.width if widths.mode == "1" else widths.wide)
     left, last = near, widths.width if widths.mode == "12" else widths.branch
     if "2" in widths.mode and len(near) > last:
-        kept = beams.branched(
+        kept = beams.narrow_branches(
             [path.blocks for path in near], partial(search.choose, near, False), width=last,
             longest=search.range[-1] + 1, batch=widths.batch, fits=partial(search.fits, near, False),
         )  # fmt: skip
@@ -221,7 +221,7 @@ def most_similar(search: PathSearch, clusters: Sequence[Cluster], width: int) ->
 
 def preferred(search: PathSearch, paths: Sequence[Cluster], width: int) -> list[Cluster]:
     """The paths that the judge prefers as a whole."""
-    kept = beams.narrowed(
+    kept = beams.narrow(
         [path.blocks for path in paths], partial(search.choose, paths, True), width=width, top=min(3, width),
         batch=search.widths.batch, fits=partial(search.fits, paths, True),
     )  # fmt: skip
@@ -230,7 +230,7 @@ def preferred(search: PathSearch, paths: Sequence[Cluster], width: int) -> list[
 
 def best_of(search: PathSearch, paths: Sequence[Path], width: int) -> list[Path]:
     """The `width` paths most like the indicator."""
-    order = np.argsort(-search.score([walks.clustered([path])[0] for path in paths]), kind="stable")[:width]
+    order = np.argsort(-search.score([walks.cluster_paths([path])[0] for path in paths]), kind="stable")[:width]
     return [paths[place] for place in order]
 
 
@@ -269,7 +269,7 @@ def join_topics(search: PathSearch, group: Sequence[int]) -> list[Cluster]:
         paths = lead_through(search, beside, waypoints, hops, None) if waypoints != order else []
         if not paths:
             paths = lead_through(search, beside, order, hops, meeting if len(order) > 2 else None)
-        best, _ = prune(search, [*best, *walks.clustered(paths)])
+        best, _ = prune(search, [*best, *walks.cluster_paths(paths)])
         if search.decide(best, "topics", hops):
             break
     return best
@@ -287,7 +287,7 @@ def follow_topic(search: PathSearch, topic: int) -> list[Cluster]:
         pool += edge
         if hops < search.range[0]:
             continue
-        best, near = prune(search, [*best, *walks.clustered(pool)])
+        best, near = prune(search, [*best, *walks.cluster_paths(pool)])
         if search.decide(best, "topics", hops) or not edge:
             break
         edge = [path for cluster in near for path in cluster.members if len(path.steps) == hops]
@@ -313,7 +313,7 @@ def add_guesses(search: PathSearch, best: list[Cluster]) -> list[Cluster]:
                     paths += best_of(search, through, 50)
                     break
     if paths:
-        best, _ = prune(search, [*best, *walks.clustered(paths)])
+        best, _ = prune(search, [*best, *walks.cluster_paths(paths)])
         search.decide(best, "supplement", depth)
     return best
 
@@ -334,7 +334,7 @@ def add_neighbours(search: PathSearch, best: list[Cluster]) -> list[Cluster]:
             break
         done |= set(ends)
         search.around.read(ends)
-        edges = walks.clustered(grow(search, [Path((node,), ()) for node in ends]))
+        edges = walks.cluster_paths(grow(search, [Path((node,), ()) for node in ends]))
         kept = preferred(search, most_similar(search, edges, search.widths.wide), 3)
         running = [
             Path((*path.nodes, edge.nodes[1]), path.steps + edge.steps, path.stops)
@@ -344,7 +344,7 @@ def add_neighbours(search: PathSearch, best: list[Cluster]) -> list[Cluster]:
             if path.nodes[-1] == edge.nodes[0] and edge.nodes[1] not in path.nodes
         ]
         running = best_of(search, running, 10)
-        best, _ = prune(search, [*best, *walks.clustered(running)])
+        best, _ = prune(search, [*best, *walks.cluster_paths(running)])
         if search.decide(best, "expand", depth):
             break
     return best
@@ -359,20 +359,20 @@ def lead_through(
     """Paths that lead through nodes in order; the `each` most like the indicator between two of them, if given."""
     most, liking, parts = search.widths.most, search.preferences(), list[list[Path]]()
     for near, far in itertools.pairwise(order):
-        between = walks.between(
+        between = walks.find_paths(
             beside, near, far, hops, meeting=meeting, most=most, liking=liking, one=search.exploring.one_relation
         )
         search.note_bound(between.whole)
         paths = list(between.paths)
         parts.append(best_of(search, paths, each) if each and len(paths) > each else paths)
-    chained = walks.chained(parts, most=most, liking=liking)
+    chained = walks.chain_paths(parts, most=most, liking=liking)
     search.note_bound(chained.whole)
     return list(chained.paths)
 
 
 def grow(search: PathSearch, paths: Sequence[Path]) -> list[Path]:
     """Paths that are one hop longer, over what was read."""
-    grown = walks.grown(
+    grown = walks.grow_paths(
         search.around.beside, paths, most=search.widths.most, liking=search.preferences(),
         one=search.exploring.one_relation,
     )  # fmt: skip

@@ -106,7 +106,7 @@ def provence(
     told = run.json("judged", lambda: judge_passages(judge, question, parts, longest, best_block))
     keep, scores = keep_sentences(told, [len(part) for part in parts], cutoff, rounding or chosen.rounding)
     if reranker:
-        other = rerankers.ranking(reranker, device)
+        other = rerankers.open_ranker(reranker, device)
         told = run.json("ranked", lambda: judge_passages(other, question, parts, longest, best_block))
     elif (reorder or top_k) and not chosen.ranks:
         raise InputError("this model prunes and does not rank: give a reranker, or leave reorder and top_k out")
@@ -122,7 +122,7 @@ def provence(
     compression = 100.0 * (1.0 - count_letters(left) / max(1, count_letters(subject)))
     passing, _ = subject.ordered(order).cut(Selection({"sentences": stays}))
     for budget in budgets:
-        limit = limits.reading(budget, whole, "a passage")
+        limit = limits.limits_of_text(budget, whole, "a passage")
         kept, smaller = stays.copy(), passing
         if stays.any():
             units = passing.units(**counts)
@@ -164,7 +164,7 @@ def count_letters(passages: Passages) -> int:
 
 def open_pruner(model: Any, device: str = "") -> Reranker:
     """The trained model; `InputError` for a reranker that says nothing of tokens."""
-    found = rerankers.opened(model, device)
+    found = rerankers.open_reranker(model, device)
     if found.keep is None:
         name = model if isinstance(model, str) else "this model"
         raise InputError(f"{name} ranks and does not prune: train it first (secateur train-pruner provence)")
@@ -172,7 +172,7 @@ def open_pruner(model: Any, device: str = "") -> Reranker:
 
 
 def judge_passages(
-    model: Reranker | rerankers.Elsewhere, question: str, passages: Sequence[Sequence[str]], longest: int, best: bool
+    model: Reranker | rerankers.RemoteRanker, question: str, passages: Sequence[Sequence[str]], longest: int, best: bool
 ) -> list[Row]:
     """Of each passage its score, and the tokens' probabilities and sentences."""
     found = model.judge([(question, sentences) for sentences in passages], longest=longest, best=best)

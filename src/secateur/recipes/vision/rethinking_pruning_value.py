@@ -133,7 +133,7 @@ def rethinking_pruning_value(
             flat = {site.name: np.zeros(site.count) for site in units.free()}
             _within(budget, ranking.by_counts(units, flat, _widths(units, widths)), units.cost())
         else:
-            limits.cutting(budget, units.cost(), ranking.fewest(units).spent)
+            limits.limits_of_cut(budget, units.cost(), ranking.fewest(units).spent)
     train, judged = data.split(seed=seed)
     longest = 0 if dry_run else epochs
     fitting = partial(
