@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from assets import packages
+from assets import wordnet as net_of
 from claims import lab
-from claims import wordnet as net_of
 from secateur._utils.disk import writing
 from secateur.methods.graphs import open_graph
 from secateur.retrieval import encoders

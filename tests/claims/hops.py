@@ -12,15 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from assets import packages
-from claims import wordnet as net_of
+from assets import wordnet as net_of
 from secateur.clients.stores import Embedded
-from secateur.recipes.context import paths_over_graph as recipe
+from secateur.methods.path_judges import Piece, SimilarityJudge
 from secateur.retrieval.encoders import Count
 from secateur.score import relevance
 from secateur.select import beams
 from secateur.subjects.graph import walks
 from secateur.subjects.graph.knowledge_graph import Fact, KnowledgeGraph
 from secateur.subjects.graph.walks import Path, Surroundings
+from secateur.subjects.text import markup
 
 Triple = tuple[str, str, str]
 Step = tuple[str, bool]
@@ -297,7 +298,7 @@ def cut(facts: Sequence[Fact], texts: Sequence[str], order: Iterable[int], budge
 def rivals(world: World, asked: Asked, topics: Sequence[str], budget: int, count: Count, seed: int) -> dict[str, float]:
     """Way -> share of the gold facts, of those around the topics within as many hops as the answer is away."""
     facts, texts = surroundings(world, topics, max(asked.hops))
-    ranked = relevance.bm25(recipe.terms(asked.question), [recipe.terms(text) for text in texts])
+    ranked = relevance.bm25(markup.stems(asked.question), [markup.stems(text) for text in texts])
     orders = {
         "random facts": np.random.default_rng(seed).permutation(len(facts)),
         "facts by BM25": np.argsort(-ranked, kind="stable"),
@@ -309,7 +310,7 @@ def rivals(world: World, asked: Asked, topics: Sequence[str], budget: int, count
     }
 
 
-def apart(world: World, asked: Asked, topics: Sequence[str], judge: recipe.Rule) -> tuple[set[Triple], int]:
+def apart(world: World, asked: Asked, topics: Sequence[str], judge: SimilarityJudge) -> tuple[set[Triple], int]:
     """Each topic by itself (ToG-like): at each hop the judge keeps three relations, and three entities of each.
 
     It is told how many hops to go. Returns the facts of three paths for each topic, and how often the judge was asked.
@@ -317,26 +318,24 @@ def apart(world: World, asked: Asked, topics: Sequence[str], judge: recipe.Rule)
     found, calls = list[Fact](), 0
     for number, topic in enumerate(topics):
         name = asked.topics[number]
-        asking = judge.analysed(asked.question, [topic], [name], "")
+        asking = judge.read(asked.question, [topic], [name], "")
         edge = [Path((topic,), ())]
         for _ in range(asked.hops[number]):
             around = Surroundings(world.graph, [topic])
             around.read([path.nodes[-1] for path in edge])
-            clusters = walks.clustered(walks.grown(around.beside, edge, most=2000).paths)
+            clusters = walks.cluster_paths(walks.grow_paths(around.beside, edge, most=2000).paths)
             pieces = [
-                recipe.Piece(
-                    "", tuple(world.words[step.relation.removeprefix(PLACE)] for step in one.steps), True, False
-                )
+                Piece("", tuple(world.words[step.relation.removeprefix(PLACE)] for step in one.steps), True, False)
                 for one in clusters
             ]
             asks = Counter[str]()
 
-            def choose(items: Sequence[recipe.Piece], asking=asking, asks=asks) -> list[int]:
+            def choose(items: Sequence[Piece], asking=asking, asks=asks) -> list[int]:
                 asks["calls"] += 1
                 return judge.choose(asking, items)
 
-            kept = beams.narrowed(pieces, choose, width=3)
+            kept = beams.narrow(pieces, choose, width=3)
             calls += asks["calls"] + len(kept)  # the relations, and the entities of each
             edge = [path for place in kept for path in clusters[place].members[:3]]
-        found += [fact for path in edge[:9] for fact in walks.facts(path)]
+        found += [fact for path in edge[:9] for fact in walks.facts_of(path)]
     return said(world, found), calls

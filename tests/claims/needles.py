@@ -144,7 +144,7 @@ def rows(questions: Sequence[Asked], draw: random.Random | None = None) -> list[
                 said = "So it says."
             elif draw is not None and draw.random() < 0.05:
                 said = f"So it says [{draw.randrange(len(part))}]."
-            numbers = citations.cited(said, len(part))
+            numbers = citations.read_citations(said, len(part))
             kept.append(None if numbers is None else sorted(numbers))
         made.append({"question": one.question, "documents": [list(part) for part in one.passages], "kept": kept})
     return made

@@ -16,9 +16,11 @@ from claims import causal, graphs, lab
 from claims.graphs import Asked, World
 from secateur._utils.rundir import Transient
 from secateur.methods import graphs as graphs_of
+from secateur.methods.linking import NodeLinking, link_question
 from secateur.recipes.context import kg_rag as module
 from secateur.recipes.context.kg_rag import kg_rag
 from secateur.retrieval import encoders
+from secateur.runs import keywords
 from secateur.score import relevance
 from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
@@ -53,7 +55,7 @@ def count(texts: Sequence[str]) -> list[int]:
 
 
 def embed() -> encoders.Embed:
-    return encoders.remembering(str(packages.minilm()))
+    return encoders.open_remembering(str(packages.minilm()))
 
 
 def _unasked(texts: Sequence[str]) -> np.ndarray:
@@ -68,7 +70,11 @@ def pruned(
     memory = Transient()
     memory.values["retrieved"] = retrieved
     limits = [Budget.parse(f"tokens={budget}") for budget in budgets]
-    found = list(kg_rag(world.graph, asked.question, limits, memory, embedder=_unasked, tokenizer=count, **options))
+    found = list(
+        keywords.call(
+            kg_rag, world.graph, asked.question, limits, memory, embedder=_unasked, tokenizer=count, **options
+        )
+    )
     texts = [result.subject.written() for result in found]
     exact = encoders.counter(str(packages.minilm()))(texts)
     assert exact == [result.cut.after["tokens"] for result in found]
@@ -85,7 +91,7 @@ def found(world: World, asked: Asked) -> dict[str, Any]:
         "identifier": False,
         "kinds": world.asked,
     }
-    list(kg_rag(world.graph, asked.question, [Budget.parse(f"tokens={ALL}")], memory, **how))
+    list(keywords.call(kg_rag, world.graph, asked.question, [Budget.parse(f"tokens={ALL}")], memory, **how))
     kept: dict[str, Any] = memory.values["retrieved"]
     return kept
 
@@ -469,7 +475,7 @@ def linking(seed: int) -> dict[str, float]:
     """Way of writing and of finding -> share of UMLS' concepts that a question with their name leads to."""
     world, draw, other, found = graphs.umls(), random.Random(seed), graphs.synonyms(), dict[str, float]()
     asks = ["What treats {}?", "What is associated with {}?", "{} is a part of what?"]
-    index = graphs_of.named(world.graph)
+    index = graphs_of.names_of(world.graph)
     for how in CHANGES:
         many, hits = 0, Counter[str]()
         for thing in sorted(world.near):
@@ -479,7 +485,7 @@ def linking(seed: int) -> dict[str, float]:
             question, many = draw.choice(asks).format(name), many + 1
             assert name in question
             assert name != world.words[thing]
-            nodes, _ = module.linked(world.graph, question, None, embed(), (), 1, 0, 0.6, "all")
+            nodes, _ = link_question(world.graph, question, embed(), NodeLinking(least=0.6, fallback=0))
             hits["linked"] += any(node.endswith(f":{thing}") for node in nodes)
             (near,) = index.nearest([name], embed())
             hits["nearest name"] += near[0].node.endswith(f":{thing}")

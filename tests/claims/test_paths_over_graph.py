@@ -13,10 +13,13 @@ import pytest
 from assets import packages
 from claims import hops, lab, pages
 from secateur._utils.rundir import Transient
-from secateur.recipes.context import paths_over_graph as module
+from secateur.methods.path_judges import SimilarityJudge
+from secateur.methods.similarity import Similarity
 from secateur.recipes.context.paths_over_graph import paths_over_graph
 from secateur.retrieval import encoders
+from secateur.runs import keywords
 from secateur.subjects.graph.walks import Surroundings
+from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
 
 pytestmark = pytest.mark.claim
@@ -79,8 +82,8 @@ def measured(
             if options.get("embedder") == "random":
                 own["embedder"] = lambda texts: draw.normal(size=(len(texts), 8))
             run, budget = Transient(), Budget.parse(f"tokens={10**6}")
-            (result,) = paths_over_graph(
-                world.graph, asked.question, [budget], run, tokenizer=count(), topics=topics, **own
+            (result,) = keywords.call(
+                paths_over_graph, world.graph, asked.question, [budget], run, tokenizer=count(), topics=topics, **own
             )
             told = run.values[f"told-{budget}"]
             lines = [hops.said(world, line.facts) for line in result.subject.lines]
@@ -195,7 +198,8 @@ def dense(seed: int) -> dict[str, dict[str, float]]:
     for asked in asked_all:
         for mode in ("123", "13"):
             run, budget = Transient(), Budget.parse(f"tokens={10**6}")
-            (result,) = paths_over_graph(
+            (result,) = keywords.call(
+                paths_over_graph,
                 world.graph, asked.question, [budget], run, tokenizer=count(), mode=mode, supplement=False,
                 topics=[places(hops.umls)[name] for name in asked.topics], expand=False,
             )  # fmt: skip
@@ -248,7 +252,7 @@ def test_branches_are_as_good_as_whole_paths_for_less(graph):
 
 def apart(seed: int) -> dict[str, float]:
     """Recall of two-topic questions by each topic alone, and how often the judge was asked."""
-    world, judge, row = hops.movielens(), module.Rule(module.Likeness(embed), 0.5), Counter[str]()
+    world, judge, row = hops.movielens(), SimilarityJudge(Similarity(embed, markup.stems, 6), 0.5), Counter[str]()
     for asked in questions(seed):
         if len(asked.topics) > 1:
             topics = [places(hops.movielens)[name] for name in asked.topics]
@@ -286,8 +290,15 @@ def evidence(graph: str, seed: int) -> dict[str, float]:
     budget = Budget.parse(f"tokens={TOKENS}")
     for asked in asked_all:
         topics = [places(make)[name] for name in asked.topics]
-        (result,) = paths_over_graph(
-            world.graph, asked.question, [budget], Transient(), tokenizer=count(), topics=topics, **how
+        (result,) = keywords.call(
+            paths_over_graph,
+            world.graph,
+            asked.question,
+            [budget],
+            Transient(),
+            tokenizer=count(),
+            topics=topics,
+            **how,
         )
         assert count()([result.subject.written()])[0] <= TOKENS
         facts = hops.said(world, (fact for line in result.subject.lines for fact in line.facts))
@@ -374,7 +385,8 @@ def turned(seed: int) -> dict[str, float]:
     for asked in asked_all:
         topics = [places(hops.umls)[name] for name in (asked.topics[-1], *asked.topics[:-1])]
         for way, ordered in (("by the indicator", True), ("as given", False)):
-            (result,) = paths_over_graph(
+            (result,) = keywords.call(
+                paths_over_graph,
                 world.graph, asked.question, [budget], Transient(), tokenizer=count(), topics=topics, most=LOOKED,
                 ordered=ordered,
             )  # fmt: skip

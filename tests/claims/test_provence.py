@@ -16,11 +16,10 @@ from torch import nn
 
 from assets import packages
 from claims import lab, needles
-from secateur._utils.rundir import Transient
+from keeper import NoCheckpoints, train
 from secateur.measure import retrieval
 from secateur.measure.environment import describe
-from secateur.recipes.context import provence as module
-from secateur.recipes.context.provence import train
+from secateur.methods.reranker_training import PairBatches
 from secateur.recover.training import loop, objectives
 from secateur.retrieval import encoders, rerankers
 from secateur.retrieval.rerankers import Reranker
@@ -46,16 +45,9 @@ SETUP = (
 FEW = "0.72 do: of the passages that were taught one in five was irrelevant, and they were 1,500"
 
 
-class Training(Transient):
-    """A run whose trainings have no checkpoints."""
-
-    def folder(self, name):
-        return None
-
-
 def fresh() -> Reranker:
     """MiniLM with a classifier that knows nothing."""
-    model = rerankers.opened(str(packages.minilm())).copied()
+    model = rerankers.open_reranker(str(packages.minilm())).copied()
     torch.manual_seed(0)
     nn.init.normal_(model.model.classifier.weight, std=0.02)
     nn.init.zeros_(model.model.classifier.bias)
@@ -78,7 +70,7 @@ def reranker(seed: int) -> Reranker:
             pairs.append({"question": one.question, "sentences": list(part), "kept": [], "score": float(bool(gold))})
     order = np.random.default_rng(seed).permutation(len(pairs))
     model.settings = rerankers.Settings(longest=LONGEST)
-    given = module.Batches([pairs[i] for i in order], model, BATCH, True)
+    given = PairBatches([pairs[i] for i in order], model, BATCH, True)
 
     def loss(batch, totals):
         scores, _ = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
@@ -93,7 +85,7 @@ def reranker(seed: int) -> Reranker:
 
 def pruner(seed: int, start: Reranker, weight: float) -> Reranker:
     model = start.copied()
-    train(model, lessons(seed), Training(), weight=weight, lr=LR, batch=BATCH, epochs=1.0, longest=LONGEST,
+    train(model, lessons(seed), NoCheckpoints(), weight=weight, lr=LR, batch=BATCH, epochs=1.0, longest=LONGEST,
           held_out=0.0, seed=seed)  # fmt: skip
     return model
 
@@ -115,7 +107,7 @@ def trained(kind: str, seed: int) -> Reranker:
         }
         folder.mkdir(parents=True, exist_ok=True)
         makers[kind]().save(folder)
-    return rerankers.opened(str(folder))
+    return rerankers.open_reranker(str(folder))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -22,7 +22,7 @@ from secateur.methods.published_rules import duplicate
 from secateur.recover.sparsity import masks
 from secateur.recover.training import initialise
 from secateur.reports import evidence
-from secateur.runs import backends, executor
+from secateur.runs import backends, executor, keywords
 from secateur.runs.backends import network
 from secateur.score import random
 from secateur.select import ranking
