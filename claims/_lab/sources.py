@@ -1,7 +1,7 @@
 """Digests of the code that a figure depends on: a file, and all of ours that it imports, directly or not.
 
-Comments, docstrings and blank lines do not count. Imports inside functions do, and recipes that a claims file names, since
-they are called by name; names that `secateur/__init__` loads on first use are no imports.
+Comments, docstrings and blank lines do not count. Imports inside functions do, and recipes that a claims file names,
+since they are called by name; names that `secateur/__init__` loads on first use are no imports.
 """
 
 from __future__ import annotations
