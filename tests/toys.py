@@ -15,15 +15,16 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+import small_vision as vision
 import tiny
 import yolo
-from claims import vision
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.clients.stores import Embedded
 from secateur.data import masking, texts
 from secateur.measure.quality import perplexity
 from secateur.recipes import find
+from secateur.runs import keywords
 from secateur.subjects import Facts, KnowledgeGraph, Traced, Transformer, open_subject, open_traced
 from secateur.subjects.graph.knowledge_graph import Line
 from secateur.subjects.network import detectors
@@ -118,7 +119,7 @@ def graph(name: str, triples: Sequence[str], lines: Sequence[str], question: str
     opened = KnowledgeGraph(store)
 
     def on_graph(subject: Facts, data: str, budgets: Sequence[Budget], run: Run, **options: Any) -> Iterator[Result]:
-        return find(name)(opened, data, budgets, run, **options)
+        return keywords.call(find(name), opened, data, budgets, run, **options)
 
     return {
         "subject": Facts([Line(line, ()) for line in lines]),

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from clients.test_chat import say, served
+from chat_server import say, served
 from commands import forked, secateur, words_of
 from secateur.cli import prune_context
 

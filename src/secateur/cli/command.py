@@ -42,7 +42,8 @@ class Command:
         again: parameters that are lists of texts, each given by a flag of its own.
         without: parameters that have no flag.
         more: flags beside those.
-        recipe_flags: from the words of a command line to the flags of the recipe that they name, and what the help says of it.
+        recipe_flags: from the words of a command line to the flags of the recipe that they name, and the help's text
+            about it.
         needed: what has to be given: how the command line calls it -> parameter. A dry run needs no `out`.
         example: a command line that gives it.
         config: what --config is; none if empty.

@@ -27,15 +27,15 @@ def execute(given: dict[str, Any]) -> None:
     names = [name for name in ("epochs", "lr", "cap") if f"scratch_{name}" in given]
     how = {name: given.pop(f"scratch_{name}") for name in names}
     if arms:  # what can't be trained from scratch is refused before the run
-        from secateur.studies import scratch
+        from secateur.studies import scratch_baseline
 
-        scratch.check(given["recipe"], given["data"], given, **how)
+        scratch_baseline.check(given["recipe"], given["data"], given, **how)
     rows = print_each(executor.results(**given))
     if given.get("dry_run"):
         return
     if arms:
         held_out = given.get("held_out")
-        rows = scratch.add(given["out"], given["model"], given["data"], arms, held_out=held_out, **how)
+        rows = scratch_baseline.add(given["out"], given["model"], given["data"], arms, held_out=held_out, **how)
         print_lines((Path(given["out"]) / "scratch.md").read_text("utf-8"))
     print_places(rows, given["out"])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from secateur import recipes
 
-__all__ = ["flag_value", "recipe_named", "named_in_file"]
+__all__ = ["flag_value", "named_in_file", "recipe_named"]
 
 _SWITCHES = ("dry_run", "overwrite", "stream", "help")
 """Flags without a value, of the commands themselves."""

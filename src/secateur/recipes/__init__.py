@@ -199,18 +199,27 @@ class _Types(ast.NodeTransformer):
 
 def _fields(module: ast.Module, default: ast.Call) -> list[Option]:
     """The options that a default such as `Training(steps=1000)` names, explained where its class is written."""
-    kind = ast.unparse(default.func)
+    values = {str(one.arg): ast.literal_eval(one.value) for one in default.keywords}
+    fields = _read_fields(module, ast.unparse(default.func)).values()
+    options = [replace(field, default=values.get(field.name, field.default)) for field in fields]
+    return [option for option in options if option.default is not None]
+
+
+def _read_fields(module: ast.Module, kind: str) -> dict[str, Option]:
+    """Field -> option, of a class that `module` defines or imports: its own fields, after those of its bases."""
     home = _home_of(module, kind)
     module = ast.parse(_text_of(home)) if home else module
-    body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind)
-    types, values, options = _Types(module), {str(one.arg): one.value for one in default.keywords}, dict[str, Option]()
-    for node, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in values:
+    defined = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind)
+    types, options = _Types(module), dict[str, Option]()
+    for base in defined.bases:
+        options |= _read_fields(module, ast.unparse(base))
+    for node, after in zip(defined.body, [*defined.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
             annotation, bounds = types.read(node.annotation)
-            value = ast.literal_eval(values[node.target.id])
-            options[node.target.id] = Option(node.target.id, value, annotation, " ".join(str(text).split()), bounds)
-    return [options[name] for name in values]
+            name, value = node.target.id, ast.literal_eval(node.value)
+            options[name] = Option(name, value, annotation, " ".join(str(text).split()), bounds)
+    return options
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import secateur
+import small_vision as vision
 import toys
-from claims import vision
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
