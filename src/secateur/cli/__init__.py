@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not debug:
         warnings.simplefilter("ignore")
-        workers.libraries()
+        workers.quiet_libraries()
     interrupts: list[int] = []
     try:
         with _showing_mended(), _noting_interrupts(interrupts):

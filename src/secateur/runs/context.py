@@ -767,7 +767,7 @@ def _pooled(
     Raises `BrokenProcessPool` where one of the processes was killed.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, quiet.helpers(), quiet.helper, (threads, dict(os.environ))) as pool:
+    with ProcessPoolExecutor(workers, quiet.process_context(), quiet.prepare_process, (threads, dict(os.environ))) as pool:
         futures = [pool.submit(work, row) for row in waiting]
         try:
             for row in chain(rows, repeat(None)):

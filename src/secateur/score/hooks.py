@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur._utils.finite import all_finite, given
+from secateur._utils.finite import all_finite, require_finite
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, NumericalError
 
@@ -96,7 +96,8 @@ def sound(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
     For forward passes in evaluation mode without gradients. What is not finite spreads: forwards to all blocks behind,
     backwards to all before, so that neither a loss nor a gradient tells where it came from.
     """
-    looks: dict[tuple[str, Side], Callable[[Tensor], Any]] = {(path, "output"): partial(given, path) for path in paths}
+    looks: dict[tuple[str, Side], Callable[[Tensor], Any]]
+    looks = {(path, "output"): partial(require_finite, path) for path in paths}
     with evaluating(model), torch.no_grad(), observe(model, looks):
         yield
 

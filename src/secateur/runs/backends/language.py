@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur._utils.modes import held
+from secateur._utils.modes import move_to_device
 from secateur.data import labels as labelling
 from secateur.data import masking, texts
 from secateur.errors import DataError, InputError, UnsupportedError
@@ -89,7 +89,7 @@ def opened(model: Model, device: str | None = None, data: texts.Corpus | None = 
     subject = model if isinstance(model, Transformer) else open_subject(model)
     if device is not None:
         for module in (subject.model, *subject.head):
-            held(module, device)
+            move_to_device(module, device)
     return subject
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateur._utils import plugins
-from secateur._utils.modes import held, there
+from secateur._utils.modes import check_device, move_to_device
 from secateur.data import examples, labels
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MissingExtraError
@@ -81,7 +81,7 @@ def opened(model: Model, device: str | None = None, data: Examples | None = None
     Its example inputs are `inputs`, or those that the function gives, or the first of the data.
     """
     if device is not None:  # where it will be measured: it is analysed and cut where it is
-        there(device)
+        check_device(device)
     if isinstance(model, Traced):
         return detectors.opened(model) if data is not None and data.targets else model
     module, given = built(model, inputs, None if data is None else data.inputs[:1])
@@ -219,7 +219,7 @@ def placed(subject: Traced, place: latency.Environment) -> Traced:
     if all(tensor.device.type == torch.device(place.device).type for tensor in subject.model.parameters()):
         return subject
     copied = Traced(twin(subject.model), subject.inputs, subject.plans)
-    held(copied.model, place.device)
+    move_to_device(copied.model, place.device)
     return copied
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur._utils.rundir import Run, locked
+from secateur._utils.rundir import Run, lock_folder
 from secateur.clients.chat import Server
 from secateur.data import texts
 from secateur.data.examples import Examples
@@ -86,7 +86,7 @@ def _kept_in(course: Course, run: Run, name: str) -> Iterator[Path]:
         yield run.folder(name)
         return
     folder = Path(course.cache_at) / name
-    with locked(folder):
+    with lock_folder(folder):
         try:
             yield folder
         except DataError as error:
