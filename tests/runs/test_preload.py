@@ -42,7 +42,7 @@ from concurrent.futures import ProcessPoolExecutor
 from secateur._utils import workers as quiet
 
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, quiet.helpers(), quiet.helper, (1, dict(os.environ)))
+    pool = ProcessPoolExecutor(1, quiet.process_context(), quiet.prepare_process, (1, dict(os.environ)))
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(100)
 """
@@ -71,7 +71,7 @@ class Given:
         return {made}
 
 if __name__ == "__main__":
-    late = quiet.helpers().Process(target=print, args=(Given(),))
+    late = quiet.process_context().Process(target=print, args=(Given(),))
     late.start()
     late.join()
     sys.exit(late.exitcode)

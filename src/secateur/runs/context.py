@@ -767,7 +767,8 @@ def _pooled(
     Raises `BrokenProcessPool` where one of the processes was killed.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, quiet.process_context(), quiet.prepare_process, (threads, dict(os.environ))) as pool:
+    start = quiet.prepare_process, (threads, dict(os.environ))
+    with ProcessPoolExecutor(workers, quiet.process_context(), *start) as pool:
         futures = [pool.submit(work, row) for row in waiting]
         try:
             for row in chain(rows, repeat(None)):
