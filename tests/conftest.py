@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from secateur.reports import charts
-from secateur.runs import executor
+from secateur.runs import measuring
 
 DRAWING = ("reports", "conformance", "test_demo.py")
 """Tests with these in their paths draw the charts of their reports; a chart takes a tenth of a second."""
@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("-m") != "claim":
-        executor.CLOCK.update(lasting=0.0, pairs=6, warmup=1, resolution=math.inf)
+        measuring.CLOCK.update(lasting=0.0, pairs=6, warmup=1, resolution=math.inf)
 
 
 @pytest.fixture(autouse=True)

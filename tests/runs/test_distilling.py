@@ -35,7 +35,7 @@ from secateur.errors import DataError, InputError, MendedWarning, ModelError, Ru
 from secateur.recover.distillation import teachers
 from secateur.recover.training import loop
 from secateur.reports import evidence
-from secateur.runs.backends import language
+from secateur.runs.backends.language import Language
 from secateur.runs.executor import report
 from secateur.select.pattern import n_of_m
 from secateur.subjects import matrices, open_subject
@@ -224,10 +224,10 @@ def test_a_sparse_student_learns_in_integers_and_is_measured_as_saved(places, tm
     assert row.after["bytes"].value == file.stat().st_size < 0.5 * row.before["bytes"].value
     assert row.after["zeros"].value >= 0.5
     again = open_subject(tmp_path / "out", quantised=True)
-    for name, matrix in language.matrices(again).items():
+    for name, matrix in Language().matrices(again).items():
         assert not torch.count_nonzero(matrix[matrices.matrices(subject.model)[name].weight == 0]), name
-    here = language.where(again, 8, 16, None)
-    _, after, _ = language.compared(open_subject(places / "teacher"), again, texts.read(HELD), here)
+    here = Language().environment(again, 8, 16, None)
+    _, after, _ = Language().compare(open_subject(places / "teacher"), again, texts.read(HELD), here)
     assert after["perplexity"].value == pytest.approx(row.after["perplexity"].value, rel=1e-6)
     # And it answered in integers from the first step on.
     plain = learn(tmp_path / "plain", **{**QUICK, "steps": 1}).recovery.losses[0][1]
@@ -277,7 +277,7 @@ def test_what_is_tried_of_a_student_that_writes_changes_nothing_and_refuses_befo
     how = {"on_policy": 0.5, "prompt": 4, "direction": "js", "steps": 4}
     tried = taught(places, tmp_path / "tried", **how)
     with monkeypatch.context() as patch:
-        patch.setattr("secateur.runs.distilling.trying.tried", lambda *_: None)
+        patch.setattr("secateur.runs.distilling.trial.tried", lambda *_: None)
         plain = taught(places, tmp_path / "plain", **how)
     assert tried.recovery.losses == plain.recovery.losses
     for name in ("model.safetensors", "generation_config.json"):
@@ -323,7 +323,7 @@ def test_embeddings_of_a_thinner_student_come_near(tmp_path):
         secateur.distill(tmp_path / "thin", [tmp_path / "wide"] * 2, TEXTS, tmp_path / "two", **QUICK)
 
 
-def masked(folder):
+def gives_masked(folder):
     """A teacher and a student of masked tokens."""
     config = BertConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
@@ -335,7 +335,7 @@ def masked(folder):
 
 
 def test_masked_language_models_learn_from_masked_tokens(tmp_path):
-    masked(tmp_path)
+    gives_masked(tmp_path)
     row = secateur.distill(tmp_path / "student", tmp_path / "teacher", TEXTS, tmp_path / "out", task=0.5, **QUICK)
     assert "label_loyalty" in row.after
 
@@ -474,7 +474,7 @@ def test_all_that_encoders_and_language_models_are_told_is_kept(places, labelled
 
 
 def test_masked_tokens_are_kept_by_their_number_or_all(tmp_path):
-    masked(tmp_path)
+    gives_masked(tmp_path)
     rows = [
         secateur.distill(tmp_path / "student", tmp_path / "teacher", TEXTS, tmp_path / f"{cache}", cache=cache, **QUICK)
         for cache in (0, 64, "all")

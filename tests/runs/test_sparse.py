@@ -13,7 +13,7 @@ import tiny
 from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.measure import latency
 from secateur.reports import evidence
-from secateur.runs import executor
+from secateur.runs import executor, measuring
 from secateur.runs.executor import _pattern, _worth
 from secateur.select import pattern, weights
 from secateur.subjects import matrices
@@ -55,7 +55,7 @@ def steady_clock():
     """The pair of latencies of models that are equally fast: none of these tests is about the clock."""
     same = latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executor.latency, "compare", lambda *_, **__: same)
+        patch.setattr(measuring.latency, "compare", lambda *_, **__: same)
         yield
 
 
@@ -239,13 +239,13 @@ def test_the_note_on_zeros_needs_zeros_no_smaller_file_and_no_speed():
 
 
 def test_a_network_tells_its_zeros_too():
-    from secateur.runs.backends import network
+    from secateur.runs.backends.network import Network
     from secateur.subjects import open_traced
 
     net = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 3))
     with torch.no_grad():
         net[0].weight[:4] = 0.0
-    row = network.sizes(open_traced(net, torch.randn(1, 4, 8, 8)), None)
+    row = Network().sizes(open_traced(net, torch.randn(1, 4, 8, 8)), None)
     assert row["weights"].value == 4 * 36 + 8 * 36 * 3
     assert row["zeros"].value == pytest.approx(144 / (288 + 864))
     assert row["packed_bytes"].value < row["bytes"].value

@@ -20,7 +20,7 @@ from secateur.recover.sparsity import masks
 from secateur.recover.training import loop
 from secateur.reports import evidence
 from secateur.runs import executor
-from secateur.studies import asked, scratch
+from secateur.studies import scratch, study_inputs
 from secateur.subjects import open_subject
 from secateur.vocabulary import Budget
 
@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_refused(pruned, options):
 
 def answered(root, *budgets, **more):
     how = {**QUICK, "seeds": (0, 1), "scratch": "both", **more}
-    return asked.study(
+    return study_inputs.study(
         "scratch", nets.opened(nets.vgg()), nets.data(), root, budgets=budgets or ("channels=50%",), **how
     )
 

@@ -1,4 +1,4 @@
-"""Other forms of a model: which function writes which, and what has to be checked of it."""
+"""`secateur export`: other forms of a model, which function writes which, and what has to be checked of it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,67 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.disk import writing
 from secateur.errors import InputError, NumericalError, UnsupportedError
 from secateur.formats import onnx_files
 from secateur.measure import sparsity
 from secateur.recover.quantization import quantise
 from secateur.reports import display
-from secateur.runs.backends import language
+from secateur.runs.backends import Data
+from secateur.runs.backends.language import Language, stored_bytes
 from secateur.subjects import Transformer, matrices, open_streamed, open_subject
 from secateur.subjects.transformer import blocks, packing, quantised
 from secateur.subjects.transformer import export as forms
 from secateur.subjects.transformer.streamed import Streamed
 
-__all__ = ["QUANTISED", "opened", "write"]
+__all__ = ["FORMS", "QUANTISED", "export", "write"]
 
 QUANTISED = {"int8": 0.05, "int4": 0.5}
 """How far outputs of quantised weights may be from the original's: norm of the difference by norm of the outputs."""
 
 
-def opened(folder: str | Path, to: str, *, stream: bool = False) -> Any:
+FORMS = ("onnx", "decilm", "packed", "packed-int8", "masks", "int8", "int4")
+"""What `export` writes."""
+
+
+def export(
+    folder: str | Path, to: str, out: str | Path | None = None, *, data: Data | None = None, stream: bool = False
+) -> tuple[Path, tuple[str, ...]]:
+    """Write the model or network in `folder` in another form, checked against its own output.
+
+    - onnx: any model or network; decilm: Llama-shaped models, for inference engines
+    - packed: without the zeros of its matrices, equal bit for bit; masks: what is not zero, one bit for each weight
+    - int8, int4: weights of the blocks' matrices quantised, zeros kept; `QUANTISED` says how near outputs
+      have to be, and with `data` quality is measured before and after
+    - packed-int8: both, integers of 8 bits without their zeros
+
+    With `stream` a language model stays on the disk and is packed or quantised a block at a time.
+
+    Returns the new folder (`out`, or `folder`/`to`) and notes on what the form could not hold as it was.
+
+    Raises:
+        InputError: no such form, `out` is there already, or nothing would get smaller.
+        UnsupportedError: a form that can't hold this model.
+        MissingExtraError: a library that writes this form is not installed.
+        NumericalError: the export's output differs.
+    """
+    if to not in FORMS:
+        raise InputError(f"{to!r} is no form to export to: choose {', '.join(FORMS[:-1])} or {FORMS[-1]}")
+    if data is not None and "int" not in to:
+        raise InputError(f"--data goes with int8, int4 and packed-int8: {to} changes no quality")
+    if stream and (data is not None or not to.startswith(("int", "packed"))):
+        what = f"in {to}" if data is None else "with --data, on which models are run whole"
+        raise InputError(f"--stream goes with packed, packed-int8, int8 and int4, and not {what}")
+    target = Path(out) if out is not None else Path(folder) / to
+    if target.exists():
+        raise InputError(f"{target} is there already: choose another folder, or remove it")
+    subject = _open(folder, to, stream=stream)
+    with writing(target) as temporary:
+        notes = write(subject, temporary, to, data)
+    return target, notes
+
+
+def _open(folder: str | Path, to: str, *, stream: bool = False) -> Any:
     """What is in `folder`: a subject, or the program of a network, which can be written as ONNX only."""
     if stream:
         return open_streamed(folder)
@@ -44,7 +87,7 @@ def opened(folder: str | Path, to: str, *, stream: bool = False) -> Any:
 def write(
     subject: Transformer | Any, folder: Path, to: str, data: Any = None, bound: float | None = None
 ) -> tuple[str, ...]:
-    """Write `subject` into `folder`, in the form `to`; returns notes. See `secateur.runs.executor.export`.
+    """Write `subject` into `folder`, in the form `to`; returns notes. See `export`.
 
     bound: how far outputs of quantised weights may be from the subject's; by `QUANTISED` if None.
     """
@@ -185,7 +228,7 @@ def _told(
     counts = [(list(kinds.values()).count(kind), kind) for kind in (_LINEARS, _CONV1D, _EXPERTS)]
     named = " and ".join(f"{count} {kind}" for count, kind in counts if count)
     before = (
-        language.stored(subject) if isinstance(subject, Transformer)
+        stored_bytes(subject) if isinstance(subject, Transformer)
         else float(sum(parameter.nbytes for parameter in subject.model.parameters()))
     )  # fmt: skip
     after = float(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
@@ -215,9 +258,10 @@ def _near(to: str, wanted: Tensor, quick: Tensor, kept: int, bound: float) -> tu
 
 def _quality(original: Transformer, student: Transformer, data: Any) -> str:
     """What is measured of both on `data`, in one line."""
-    place = language.where(original, None, None, None)
-    corpus = language.fitted(language.read(data), original)
-    before, after, both = language.compared(original, student, corpus, place)
+    backend = Language()
+    corpus = backend.fit_data(backend.read(data), original)
+    environment = backend.environment(original, None, None, None)
+    before, after, both = backend.compare(original, student, corpus, environment)
     said = [
         f"{display.measure(name).label} {display.text(name, before[name])} -> {display.text(name, figure)}"
         for name, figure in after.items()

@@ -13,7 +13,8 @@ from secateur.errors import InputError
 from secateur.methods import pruning
 from secateur.reports import pictures
 from secateur.runs import keywords
-from secateur.runs.backends import network
+from secateur.runs.backends import axes_of
+from secateur.runs.backends.network import Model, build_network
 from secateur.score import magnitude
 from secateur.select import limits
 from secateur.select.ranking import Normalise
@@ -27,7 +28,7 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    model: network.Model,
+    model: Model,
     *,
     inputs: str | Any = None,
     budget: str | Budget | None = None,
@@ -69,7 +70,7 @@ def inspect(
     if erasing := limit is not None and SITE in limit:
         _plain(limit, score=(score, "magnitude"), scope=(scope, "local"), normalise=(normalise, None),
                multiple=(multiple, 1))  # fmt: skip
-    subject, selection, after = _opened(model, inputs, protect), Selection({}), dict[str, float]()
+    subject, selection, after = _open(model, inputs, protect), Selection({}), dict[str, float]()
     if limit is not None and erasing:
         selection, after = _erased(subject, limit)
     elif limit is not None:
@@ -83,7 +84,7 @@ def inspect(
         "kind": "network",
         "cost": {**({SITE: float(len(subject.graph.removable))} if erasing else {}), **units.cost(),
                  "flops": subject.flops()},
-        "axes": _axes(units),
+        "axes": axes_of(units),
         "sites": _sites(subject, units),
         "stays": _stays(subject),
         "segments": _segments(subject, selection),
@@ -98,27 +99,18 @@ def inspect(
     return found
 
 
-def _opened(model: network.Model, inputs: str | Any, protect: Sequence[str]) -> Traced:
+def _open(model: Model, inputs: str | Any, protect: Sequence[str]) -> Traced:
     if isinstance(model, Traced):
         found = model.copy()  # what turns out to stay is noted there
         found.protect(protect)
         return found
-    module, given = network.built(model, inputs)
+    module, given = build_network(model, inputs)
     return open_traced(module, given, protect=protect)
 
 
-def _axes(units: Units) -> list[dict[str, Any]]:
-    rows = []
-    for kind in dict.fromkeys(site.kind for site in units.sites.values()):
-        sites = [site for site in units.sites.values() if site.kind == kind]
-        share = _share(units, [site.name for site in sites])
-        rows.append({"kind": kind, "sites": len(sites), "units": sum(site.count for site in sites), "share": share})
-    return rows
-
-
-def _share(units: Units, names: list[str]) -> dict[str, float]:
-    """Of the whole, what goes when every unit of these sites goes."""
-    without = units.cost({name: np.zeros(units[name].count, bool) for name in names})
+def _share(units: Units, name: str) -> dict[str, float]:
+    """Of the whole, what goes when every unit of the site goes."""
+    without = units.cost({name: np.zeros(units[name].count, bool)})
     return {measure: 1.0 - without.get(measure, 0.0) / total for measure, total in units.cost().items() if total}
 
 
@@ -130,7 +122,7 @@ def _sites(subject: Traced, units: Units) -> list[dict[str, Any]]:
             "units": len(site.classes),
             "width": site.width,
             "members": {f"{axis.tensor}[{axis.dim}]": count for axis, count in site.axes},
-            "share": _share(units, [name]),
+            "share": _share(units, name),
         }
         for name, site in subject.coupling.sites.items()
         if name in units.sites

@@ -36,8 +36,8 @@ from secateur.reports import evidence
 from secateur.reports import sheet as sheets
 from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table
-from secateur.runs import backends, executor, keywords
-from secateur.runs.backends import network
+from secateur.runs import backends, executor, keywords, measuring
+from secateur.runs.backends.network import Network
 from secateur.score import random
 from secateur.select import ranking
 from secateur.subjects import Transformer, open_subject, reload_traced
@@ -365,7 +365,7 @@ def scratch(
     """
     limits, how = _asked(budgets, seeds, options)
     apart = examples.read(judged) if judged else None
-    about = {"model": network.digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
+    about = {"model": Network().digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
     trials = [Trial(seed, budget) for seed in dict.fromkeys(seeds) for budget in limits]
     found: dict[Trial, dict[str, Any]] = {}
     for trial in progress(trials):
@@ -406,11 +406,11 @@ def plan(
 ) -> dict[str, int]:
     """What `scratch` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     limits, how = _asked(budgets, seeds, options)
-    network.fitted(data, subject)
+    Network().fit_data(data, subject)
     apart = examples.read(judged) if judged else None
     for seed in dict.fromkeys(seeds):
         _, held = parts(data, apart, seed)
-        network.fitted(held, subject)
+        Network().fit_data(held, subject)
     with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
         list(rethinking.rethinking_pruning_value(
             subject, data, list(limits.values()), run, seed=seeds[0], dry_run=True, **how
@@ -528,7 +528,7 @@ def add(
     rows = []
     published = evidence.read(out)
     for row in published:
-        executor.same_judges(row, held_out)
+        measuring.check_judges(row, held_out)
         names = ("seed", "batch", "length", "threads", "device", "text", "label", "sizes")
         shared = {name: row.settings[name] for name in names if name in row.settings}
         place = Path(out) / row.target if (Path(out) / row.target).is_dir() else Path(out)
@@ -546,7 +546,7 @@ def add(
                     raise
                 notes.append(f"random units could not be trained: {error}")
                 continue
-            executor.same_judges(row, held_out, found)
+            measuring.check_judges(row, held_out, found)
             beside[name] = {**found.after, **found.measured}
         assert row.cut is not None
         kept = [note for note in row.cut.notes if note not in notes]
@@ -570,11 +570,11 @@ def check(
             raise InputError(f"{name}={value} of networks trained from scratch: give a number above 0")
     function = recipes.find(recipe)
     known = {name: options.get(name, one.default) for name, one in keywords.of(function).items()}
-    if backends.name(backends.of_recipe(function)) != "network":
+    if not isinstance(backends.of_recipe(function), Network):
         _for_language(epochs, known.get("steps", 1), f"a run of {recipe} with steps=0 trains nothing")
         return
     _for_network(recipe, known, epochs, lr)
-    found = network.read(data, label=options.get("label", "label"))
+    found = Network().read(data, label=options.get("label", "label"))
     if found.labels is None and not found.targets:
         raise DataError(f"{found.name} has no classes: networks are trained from scratch on classes or boxes; give "
                         "labels, or leave the scratch baseline out")  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from secateur.errors import InputError
-from secateur.runs.distilling import lessons
+from secateur.runs.distilling import settings as chosen
 
 
 def test_what_follows_from_a_lesson_is_no_setting_of_its_own(plain):
@@ -22,13 +22,13 @@ def test_what_follows_from_a_lesson_is_no_setting_of_its_own(plain):
 
 
 def test_what_warms_up_is_read_from_a_line_or_a_mapping():
-    assert lessons.warming("match=0.1, task=200") == lessons.warming({"match": 0.1, "task": 200}) == {
+    assert chosen.parse_warm_up("match=0.1, task=200") == chosen.parse_warm_up({"match": 0.1, "task": 200}) == {
         "match": 0.1, "task": 200.0
     }  # fmt: skip
-    assert lessons.warming("") == {}
+    assert chosen.parse_warm_up("") == {}
     for wrong in ("match", "match=x", "task=0", "steps=3", {"hidden": float("inf")}):
         with pytest.raises(InputError, match="give task, hidden or match, and the share of training"):
-            lessons.warming(wrong)
+            chosen.parse_warm_up(wrong)
 
 
 @pytest.mark.parametrize(
@@ -44,25 +44,25 @@ def test_what_warms_up_is_read_from_a_line_or_a_mapping():
      ({"cache": 3, "direction": "js"}, "cache keeps some of the tokens: it serves forward KL, cache=all any")],
 )  # fmt: skip
 def test_options_that_do_not_go_together_are_refused(plain, how, words):
-    lessons.check(plain, ["one", "two"], [])
+    chosen.check(plain, ["one", "two"], [])
     with pytest.raises(InputError, match=words):
-        lessons.check(replace(plain, **how), ["one", "two"], [])
+        chosen.check(replace(plain, **how), ["one", "two"], [])
 
 
 def test_an_index_needs_a_number_to_stand_for(plain):
-    lessons.check(replace(plain, match=("head", "layers.{i}"), match_index=(1,)), ["one"], [])
+    chosen.check(replace(plain, match=("head", "layers.{i}"), match_index=(1,)), ["one"], [])
     with pytest.raises(InputError, match=r"write \{i\} in it, or leave match-index out"):
-        lessons.check(replace(plain, match=("head", "layers.0"), match_index=(1,)), ["one"], [])
+        chosen.check(replace(plain, match=("head", "layers.0"), match_index=(1,)), ["one"], [])
 
 
 def test_a_folder_of_a_cache_stands_beside_the_run_and_has_a_cache(plain, tmp_path):
     (tmp_path / "file").touch()
     kept = replace(plain, cache=3)
-    lessons.check_cache(kept, tmp_path / "shelf", tmp_path / "out")
+    chosen.check_cache(kept, tmp_path / "shelf", tmp_path / "out")
     for one, place, words in (
         (plain, tmp_path, "say what it keeps by cache"),
         (kept, tmp_path / "file", "is a file: give a folder"),
         (kept, tmp_path / "out" / "shelf", "is in the run directory, where a cache is anyway"),
     ):
         with pytest.raises(InputError, match=words):
-            lessons.check_cache(one, place, tmp_path / "out")
+            chosen.check_cache(one, place, tmp_path / "out")
