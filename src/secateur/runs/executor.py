@@ -30,7 +30,7 @@ from secateur.runs import backends, configs, keywords, splits
 from secateur.runs.backends import Data, Source
 from secateur.runs.cards import write_card
 from secateur.runs.measuring import Reference, check_counts, with_threads
-from secateur.vocabulary import Budget, Evidence, Result
+from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
     "Recipe", "configured", "inspect", "open_run", "options", "parse_budgets", "publish_evidence", "report", "results",
@@ -143,10 +143,9 @@ def results(
     )
     keywords.check_seed(seed)
     check_counts(threads=threads, batch=batch, length=length)
-    if chosen.get("training"):  # what every recipe that trains leaves to the loop
-        from secateur.recover.training import loop
-
-        loop.options(chosen["training"])
+    flags = keywords.flat(function, chosen)
+    if isinstance(chosen.get("training"), str | list):  # of a recipe that takes it as text
+        Training().merge(chosen["training"])
     backend, processes = backends.of_recipe(function), distributed.count()
     if backend.command != "run":
         raise UnsupportedError(
@@ -164,8 +163,8 @@ def results(
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
     notes = [parts.warning] if parts.warning else []
     notes += [f"worked out by {processes} processes"] if processes > 1 else []
-    place = backend.environment(subject, chosen.get("batch"), chosen.get("length"), threads, device)
-    backend.check(subject, {"length": place.length, **chosen})
+    place = backend.environment(subject, flags.get("batch"), flags.get("length"), threads, device)
+    backend.check(subject, {"length": place.length, **flags})
     settings = {
         "recipe": function.__name__,
         "budget": [str(budget) for budget in budgets],
@@ -176,7 +175,7 @@ def results(
         **({} if place.length is None else {"length": place.length}),
         **({"stream": True} if stream else {}),
         **splits.columns(text, label, sizes),
-        **{name: value for name, value in chosen.items() if name != "dry_run"},
+        **{name: value for name, value in flags.items() if name != "dry_run"},
         "model_sha256": backend.digest(subject),
         **parts.digests,
     }
@@ -338,7 +337,7 @@ def publish_evidence(root: Path, rows: Sequence[Evidence]) -> None:
 def options(recipe: str | Recipe) -> dict[str, Any]:
     """A recipe's options and their default values."""
     function = recipes.find(recipe) if isinstance(recipe, str) else recipe
-    return {name: parameter.default for name, parameter in keywords.of(function).items()}
+    return keywords.flat(function, {name: parameter.default for name, parameter in keywords.of(function).items()})
 
 
 def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
