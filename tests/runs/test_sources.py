@@ -11,7 +11,8 @@ import secateur
 import tiny
 from secateur.data import texts
 from secateur.errors import DataError
-from secateur.runs import data, sources
+from secateur.runs import sources
+from secateur.runs.backends.dataset import read_rows
 from secateur.runs.backends.language import Language
 from secateur.runs.backends.network import Network
 
@@ -81,11 +82,11 @@ def test_a_run_in_place_of_its_index_is_told(places, monkeypatch):
     secateur.prune_data("data.npz", ["examples=50%", "examples=20%"], "out")
     secateur.prune_data("rows.jsonl", "words=50%", "spoken")
     words = "out is a run, whose indices stand in its folders: give one, such as out/examples=20%"
-    for read in (Network().read, Language().read, data.rows):
+    for read in (Network().read, Language().read, read_rows):
         with pytest.raises(DataError, match=f"^{words}$"):
             read("out")
     with pytest.raises(DataError, match="such as spoken/words=50%"):
-        data.rows("spoken")
+        read_rows("spoken")
 
 
 def test_an_index_that_can_not_be_used_is_refused(places, monkeypatch):

@@ -154,7 +154,7 @@ def prune_data(
             for result in results:
                 run.publish(cast(ExampleSet, result.subject).save, result.name)
             known = {**about, "versions": describe_machine(), **settings}
-            rows = {row.target: row for row in _earlier(run.root)}
+            rows = {row.target: row for row in _earlier_rows(run.root)}
             rows |= {result.name: _evidence(result, known) for result in results}
             evidence.write(run.root / "evidence.json", list(rows.values()))
     return results
@@ -189,7 +189,7 @@ def _check_classes(source: Rows, wanted: bool, balanced: bool | None) -> None:
         raise DataError(flaw if wanted or balanced else f"{flaw}, or go by no classes: --label ''")
 
 
-def _earlier(where: Path) -> list[Evidence]:
+def _earlier_rows(where: Path) -> list[Evidence]:
     """What earlier calls said of budgets whose indices are still there."""
     if not (where / "evidence.json").is_file():
         return []
@@ -220,7 +220,7 @@ def _scores(
             raise InputError(f"{whole.source.name} holds no texts: examples of one size have no length to go by")
         return words.astype(np.float32)
     if model is None:
-        return np.asarray(run.tensors("scores", lambda: {"own": _own(score, whole)})["own"].numpy())
+        return np.asarray(run.tensors("scores", lambda: {"own": _own_scores(score, whole)})["own"].numpy())
     if whole.labels is None:
         raise InputError(f"{whole.source.name} has no classes, by which {score} goes: name the column with --label")
     found = []
@@ -233,7 +233,7 @@ def _scores(
     return np.asarray(difficulty.averaged(found).numpy())
 
 
-def _own(score: str, whole: ExampleSet) -> Tensor:
+def _own_scores(score: str, whole: ExampleSet) -> Tensor:
     given = plugins.function(score)(whole.source)
     try:
         values = torch.as_tensor(given, dtype=torch.float32)

@@ -157,6 +157,8 @@ def results(
     backend = backends.of_recipe(function, stream=stream)
     if data is None and not keywords.spares(function, "data"):
         raise InputError(f"{function.__name__} needs data: give some")
+    if inputs is not None and not backend.has_inputs:
+        raise InputError(f"inputs are of networks, and this recipe works on {backend.family}: leave them out")
     corpus, apart = splits.read(backend, data, held_out, text=text, label=label, sizes=sizes)
     subject = backend.open(model, device, corpus, inputs)
     # Once, and before the recipe: what quality is measured on, it never sees.

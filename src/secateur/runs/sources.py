@@ -23,7 +23,9 @@ def is_index(data: Any) -> bool:
     """Whether `data` is an `ExampleSet`, an index file or its folder, or the folder of a run with several."""
     if isinstance(data, ExampleSet):
         return True
-    return isinstance(data, str | Path) and (any(path.is_file() for path in _places(data)) or bool(_several(data)))
+    return isinstance(data, str | Path) and (
+        any(path.is_file() for path in _index_paths(data)) or bool(_index_folders(data))
+    )
 
 
 def read_index(data: Any, *, shelf: Path | None = None, text: str = "text", label: str = DEFAULT) -> Any:
@@ -39,10 +41,12 @@ def read_index(data: Any, *, shelf: Path | None = None, text: str = "text", labe
         return data.data
     from secateur.runs.backends.dataset import read_rows  # which reads an index here
 
-    index = next((path for path in _places(data) if path.is_file()), None)
+    index = next((path for path in _index_paths(data) if path.is_file()), None)
     if index is None:
-        raise DataError(f"{data} is a run, whose indices stand in its folders: give one, such as {_several(data)[0]}")
-    settings = next((path for path in _above(index) if path.is_file()), None)
+        raise DataError(
+            f"{data} is a run, whose indices stand in its folders: give one, such as {_index_folders(data)[0]}"
+        )
+    settings = next((path for path in _settings_paths(index) if path.is_file()), None)
     recorded = _recorded(settings)
     columns = {name: str(recorded.get(name, name)) for name in ("text", "label")}
     for name, named in (("text", text), ("label", label)):
@@ -70,14 +74,14 @@ def read_index(data: Any, *, shelf: Path | None = None, text: str = "text", labe
         raise DataError(str(error)) from error
 
 
-def _places(data: str | Path) -> Iterator[Path]:
+def _index_paths(data: str | Path) -> Iterator[Path]:
     path = Path(data)
     yield path / INDEX
     if path.name == INDEX:
         yield path
 
 
-def _several(data: str | Path) -> list[Path]:
+def _index_folders(data: str | Path) -> list[Path]:
     """The folders of indices in that of a run."""
     return sorted(path.parent for path in Path(data).glob(f"*/{INDEX}"))
 
@@ -91,7 +95,7 @@ def _recorded(settings: Path | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _above(index: Path) -> Iterator[Path]:
+def _settings_paths(index: Path) -> Iterator[Path]:
     """Where the run's settings may stand: a budget's folder is in the run's, a recipe's own work deeper."""
     for folder in list(index.resolve().parents)[1:4]:
         yield folder / "run.yaml"

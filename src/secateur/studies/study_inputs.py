@@ -61,7 +61,7 @@ def study(
     studies.options(study)  # an unknown study is refused before its module is looked for
     card, module = studies.cards()[study], importlib.import_module(f"secateur.studies.{study}")
     function = getattr(module, study)
-    own, rest = _chosen(study, function, card, options)
+    own, rest = _split_options(study, function, card, options)
     keywords.check_seed(*own.get("seeds", ()))
     subject = examples = None
     hashes: dict[str, str] = {}
@@ -88,7 +88,7 @@ def study(
         **{k: v for k, v in rest.items() if k in options}, **hashes,
     }  # fmt: skip
     grid = json.loads(json.dumps({name: own[name] for name in varied}))  # lists, as YAML has them
-    named = _named(subject, model, data, examples)
+    named = _source_names(subject, model, data, examples)
     with open_run(out, settings, {**grid, **named}, overwrite=overwrite) as run:
         progress = _announce if card["recipe"] else iter
         answer: Sheet = function(subject, examples, run.folder("runs"), progress, **own, **rest).sheet()
@@ -111,7 +111,7 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
     )
 
 
-def _chosen(
+def _split_options(
     name: str, function: Any, card: Mapping[str, str], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the study's own options, those of its recipe), checked; those of the recipe that were given."""
@@ -131,7 +131,7 @@ def _chosen(
     return own, {key: found[key] for key in theirs}
 
 
-def _named(subject: Traced | None, model: Any, data: Any, examples: Examples | None) -> dict[str, str]:
+def _source_names(subject: Traced | None, model: Any, data: Any, examples: Examples | None) -> dict[str, str]:
     """The network and the data as they were given, to be found again."""
     if subject is None or examples is None:
         return {}

@@ -34,7 +34,7 @@ def test_an_aligned_teacher_that_is_the_student_is_not_apart_from_it(of_texts, p
     twin = replace(setup, teachers=(student.copy(), setup.teachers[0]), names=("twin", "other"))
     row, known, _ = measuring.measure_student(twin, student, None)
     assert known == {}
-    both, (first, second) = measuring._apart(twin, student)
+    both, (first, second) = measuring._compare_aligned(twin, student)
     assert first["shared_kl"].value == pytest.approx(0.0, abs=1e-5)
     assert first["shared_label_loyalty"].value == 1.0
     assert second["shared_kl"].value > 0.01

@@ -69,3 +69,7 @@ def test_a_chain_of_models_that_lie_apart_or_can_not_be_trained_is_refused(of_ne
         models.check_chain(student, [], [setup.teachers[0], away], False)
     with pytest.raises(InputError, match="the assistant has parameters without values"):
         models.check_chain(student, [away], setup.teachers, False)
+    counting = setup.teachers[1].copy()
+    counting.model.table = nn.Parameter(torch.ones(8, 3, dtype=torch.int32), requires_grad=False)
+    with pytest.raises(InputError, match="the teacher has weights of type int32: give it in floating point"):
+        models.check_chain(student, [], [counting], False)

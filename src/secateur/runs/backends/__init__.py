@@ -56,7 +56,7 @@ class Backend(Protocol[S, D, B]):
     family: in messages, such as "networks". example: what to give for a subject, in messages. noun: what data holds.
     batch, length: of the timed environment, for recipes without options of that name. command: what runs its recipes.
     on_disk: whether subjects stay on the disk and are read block by block. dense_allowed: whether a recipe may leave
-    matrices without the n:m pattern of its budget.
+    matrices without the n:m pattern of its budget. has_inputs: whether subjects are opened with example inputs.
     """
 
     family: str
@@ -67,6 +67,7 @@ class Backend(Protocol[S, D, B]):
     command: str = "run"
     on_disk: bool = False
     dense_allowed: bool = False
+    has_inputs: bool = False
 
     def takes(self, source: Source) -> bool:
         """Whether `open` can make a subject of `source`, by its name or its kind; what it holds is not read."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import transformers
@@ -31,22 +31,25 @@ from secateur.subjects.transformer.subject import Output, positions
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "Language", "Model", "check_positions", "check_tokens", "classifies", "classifies_tokens", "held_batches",
+    "TOKENS", "Language", "Model", "TextBackend", "check_tokens", "classifies", "classifies_tokens", "held_batches",
     "stored_bytes", "tells_number",
 ]  # fmt: skip
 
-_TOKENS = 64
+TOKENS = 64
+"""Of a sequence of the timed environment, for recipes without an option of their own."""
+
 Model: TypeAlias = str | Path | PreTrainedModel | Transformer
 Batch: TypeAlias = Mapping[str, Tensor]
+T = TypeVar("T", Transformer, Streamed)
 
 
-class Language(Backend[Transformer, texts.Corpus, Batch]):
-    """Models of transformers, of text: generative, encoders, classifiers."""
+class TextBackend(Backend[T, texts.Corpus, Batch]):
+    """What models of texts have in common, in memory or on the disk."""
 
     family = "language models"
     example = "a folder or a Hub id"
     noun = "texts"
-    length = _TOKENS
+    length = TOKENS
 
     def takes(self, source: Model) -> bool:
         """Models of transformers, and names that are no function's."""
@@ -69,12 +72,47 @@ class Language(Backend[Transformer, texts.Corpus, Batch]):
             labelling.unnamed(f"{corpus.name} holds lines of text, which have no columns", text=text, label=label)
         return corpus
 
+    def check(self, subject: T, options: Mapping[str, Any]) -> None:
+        """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary ones have no end."""
+        most = positions(subject.model)
+        for name, value in options.items():
+            if most is not None and name.rpartition("_")[2] == "length" and isinstance(value, int) and value > most:
+                raise InputError(f"{name}={value} is beyond the model's {most} positions: give at most {name}={most}")
+
+    def make_example(self, subject: T, environment: latency.Environment) -> dict[str, Tensor]:
+        """A batch of the size that is timed."""
+        return subject.example(environment.batch, environment.length or TOKENS)
+
+    def save(self, subject: T, folder: Path) -> None:
+        """The model and all that travels with it."""
+        subject.save(folder)
+
+    def load_line(self, folder: Path, name: str) -> str:
+        """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        flag = ", trust_remote_code=True" if "auto_map" in config else ""
+        architecture = "".join(config.get("architectures") or []).replace("LMHeadModel", "ForCausalLM")
+        if (folder / "modules.json").exists():
+            library, call = "sentence_transformers", "SentenceTransformer"
+        else:
+            task = re.search(r"For[A-Z]\w*$", architecture)
+            automatic = f"AutoModel{task[0]}" if task else "AutoModel"
+            automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
+            library, call = "transformers", f"{automatic}.from_pretrained"
+        imports, model = f"from {library} import {call.split('.')[0]}", f'{call}("{name}"{flag})'
+        if low_rank.there(folder / low_rank.FOLDER):
+            imports += "\nfrom peft import PeftModel"
+            model += f'\nmodel = PeftModel.from_pretrained(model, "{name}/{low_rank.FOLDER}")'
+        return f"{imports}\n\nmodel = {model}"
+
+
+class Language(TextBackend[Transformer]):
+    """Models of transformers, of text: generative, encoders, classifiers."""
+
     def open(
         self, source: Model, device: str | None = None, data: texts.Corpus | None = None, inputs: Any = None
     ) -> Transformer:
-        """The model as a subject, on the device. Raises `InputError` for inputs, which are of networks."""
-        if inputs is not None:
-            raise InputError("inputs are of networks, and this recipe works on language models: leave them out")
+        """The model as a subject, on the device."""
         subject = source if isinstance(source, Transformer) else open_subject(source)
         if device is not None:
             for module in (subject.model, *subject.head):
@@ -109,19 +147,11 @@ class Language(Backend[Transformer, texts.Corpus, Batch]):
         """The model is measured where it is."""
         kind = str(subject.model.dtype).removeprefix("torch.")
         place, threads = str(subject.model.device), threads or torch.get_num_threads()
-        return latency.Environment(batch or self.batch, length or _TOKENS, threads, place, kind)
-
-    def check(self, subject: Transformer, options: Mapping[str, Any]) -> None:
-        """Refuse an option `length` or `..._length` beyond the model's table of positions."""
-        check_positions(subject, options)
+        return latency.Environment(batch or self.batch, length or TOKENS, threads, place, kind)
 
     def digest(self, subject: Transformer) -> str:
         """sha256 of the configuration and of every tensor."""
         return hash_model(subject.model.config.to_json_string(use_diff=True), subject.model)
-
-    def make_example(self, subject: Transformer, environment: latency.Environment) -> dict[str, Tensor]:
-        """A batch of the size that is timed."""
-        return subject.example(environment.batch, environment.length or _TOKENS)
 
     def forward(self, subject: Transformer, batch: Batch) -> Output:
         """What is timed."""
@@ -175,7 +205,7 @@ class Language(Backend[Transformer, texts.Corpus, Batch]):
         if student.tokenizer not in (None, original.tokenizer):  # both will read the same token ids
             teachers.check_tokens(student, original)
         pair, tally = (original.forward, student.forward), loyalty.Tally()
-        length = environment.length or _TOKENS
+        length = environment.length or TOKENS
         batches = held_batches(held_out, original.tokenizer, packed=original.causal, length=length)
         if original.causal:
             before, after = quality.perplexities(pair, batches, watch=tally.add)
@@ -224,31 +254,9 @@ class Language(Backend[Transformer, texts.Corpus, Batch]):
         name = type(subject.model).__name__
         return {"model": name, "kind": subject.kind, "cost": units.cost(), "axes": axes_of(units)}
 
-    def save(self, subject: Transformer, folder: Path) -> None:
-        """The model and all that travels with it."""
-        subject.save(folder)
-
     def saved_in(self, folder: Path) -> bool:
         """Whether there is a config of transformers."""
         return (folder / "config.json").is_file()
-
-    def load_line(self, folder: Path, name: str) -> str:
-        """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        flag = ", trust_remote_code=True" if "auto_map" in config else ""
-        architecture = "".join(config.get("architectures") or []).replace("LMHeadModel", "ForCausalLM")
-        if (folder / "modules.json").exists():
-            library, call = "sentence_transformers", "SentenceTransformer"
-        else:
-            task = re.search(r"For[A-Z]\w*$", architecture)
-            automatic = f"AutoModel{task[0]}" if task else "AutoModel"
-            automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
-            library, call = "transformers", f"{automatic}.from_pretrained"
-        imports, model = f"from {library} import {call.split('.')[0]}", f'{call}("{name}"{flag})'
-        if low_rank.there(folder / low_rank.FOLDER):
-            imports += "\nfrom peft import PeftModel"
-            model += f'\nmodel = PeftModel.from_pretrained(model, "{name}/{low_rank.FOLDER}")'
-        return f"{imports}\n\nmodel = {model}"
 
 
 def classifies(subject: Transformer) -> bool:
@@ -285,14 +293,6 @@ def _with_numbers(corpus: texts.Corpus) -> texts.Corpus:
     if corpus.labels is not None and not corpus.classes:
         numbers = [float(label) for label in corpus.labels]
     return replace(corpus, labels=None, classes=(), numbers=numbers, flaw="")
-
-
-def check_positions(subject: Transformer | Streamed, options: Mapping[str, Any]) -> None:
-    """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary positions have no end."""
-    most = positions(subject.model)
-    for name, value in options.items():
-        if most is not None and name.rpartition("_")[2] == "length" and isinstance(value, int) and value > most:
-            raise InputError(f"{name}={value} is beyond the model's {most} positions: give at most {name}={most}")
 
 
 def stored_bytes(subject: Transformer) -> float:

@@ -43,6 +43,7 @@ class Network(Backend[Traced, Examples, Arguments]):
     family = "networks"
     example = "a function that builds one, such as net.py:build"
     dense_allowed = True
+    has_inputs = True
 
     def takes(self, source: Model) -> bool:
         """Modules that are no transformers model, and names of functions that build one."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from secateur.data import texts
 from secateur.errors import DataError, InputError, MeasurementError
 from secateur.measure import latency, loyalty, quality, size, sparsity
-from secateur.runs.backends import Backend, Row
-from secateur.runs.backends.language import Language, check_positions, check_tokens, held_batches
+from secateur.runs.backends import Row
+from secateur.runs.backends.language import TOKENS, TextBackend, check_tokens, held_batches
 from secateur.subjects import Streamed, open_streamed
 from secateur.subjects.matrices import matrices as matrices_of
 from secateur.subjects.transformer import blocks
@@ -32,32 +32,17 @@ Batch: TypeAlias = Mapping[str, Tensor]
 _CHUNK = 2**22
 _ROWS = 256
 """Tokens whose losses are in float32 at once."""
-_TOKENS = 64
 
 
-class OnDisk(Backend[Streamed, texts.Corpus, Batch]):
+class OnDisk(TextBackend[Streamed]):
     """Causal language models in a folder or of the Hub, which are worked on a block at a time by the CPU."""
 
-    family = Language.family
-    example = Language.example
-    noun = Language.noun
-    length = _TOKENS
     on_disk = True
-
-    def takes(self, source: Model) -> bool:
-        """As language models in memory."""
-        return Language().takes(source)
-
-    def read(self, data: Data, text: str = "text", label: str = "label") -> texts.Corpus:
-        """The texts in `data`; see `Language.read`."""
-        return Language().read(data, text, label)
 
     def open(
         self, source: Model, device: str | None = None, data: texts.Corpus | None = None, inputs: Any = None
     ) -> Streamed:
         """A folder or Hub id as a subject that stays there."""
-        if inputs is not None:
-            raise InputError("inputs are of networks, and this recipe works on language models: leave them out")
         if device not in (None, "cpu"):
             raise InputError(
                 f"device {device!r}: a model that is streamed is worked on by the CPU; leave the device out"
@@ -83,11 +68,7 @@ class OnDisk(Backend[Streamed, texts.Corpus, Batch]):
         """What FLOPs and quality refer to; time is not measured here."""
         kind = str(subject.dtype).removeprefix("torch.")
         threads = threads or torch.get_num_threads()
-        return latency.Environment(batch or self.batch, length or _TOKENS, threads, "cpu", kind)
-
-    def check(self, subject: Streamed, options: Mapping[str, Any]) -> None:
-        """Refuse an option `length` or `..._length` beyond the model's table of positions."""
-        check_positions(subject, options)
+        return latency.Environment(batch or self.batch, length or TOKENS, threads, "cpu", kind)
 
     def digest(self, subject: Streamed) -> str:
         """sha256 of the configuration and of the files of the weights."""
@@ -98,10 +79,6 @@ class OnDisk(Backend[Streamed, texts.Corpus, Batch]):
                 while chunk := file.read(_CHUNK):
                     digest.update(chunk)
         return digest.hexdigest()
-
-    def make_example(self, subject: Streamed, environment: latency.Environment) -> dict[str, Tensor]:
-        """A batch of the size that FLOPs are counted for."""
-        return subject.example(environment.batch, environment.length or _TOKENS)
 
     def forward(self, subject: Streamed, batch: Batch) -> Output:
         """What would be timed; `MeasurementError`, for reading the disk is no part of a model's time."""
@@ -135,7 +112,7 @@ class OnDisk(Backend[Streamed, texts.Corpus, Batch]):
         """
         if original.tokenizer is None:
             raise DataError("the model has no tokenizer to measure quality with: give one beside it")
-        length = environment.length or _TOKENS
+        length = environment.length or TOKENS
         batches = held_batches(held_out, original.tokenizer, packed=True, length=length)
         tally = loyalty.Tally()
         heads = [original, original if student.ends() == original.ends() else student]
@@ -147,14 +124,6 @@ class OnDisk(Backend[Streamed, texts.Corpus, Batch]):
             forwards = [partial(_logits, head, some) for head, some in zip(heads, states, strict=True)]
             before, after = quality.perplexities(forwards, batches, watch=tally.add, chunk=_ROWS)
         return {"perplexity": before}, {"perplexity": after}, tally.figures()
-
-    def save(self, subject: Streamed, folder: Path) -> None:
-        """The model and all that travels with it."""
-        subject.save(folder)
-
-    def load_line(self, folder: Path, name: str) -> str:
-        """The lines of Python that load the model in `folder`."""
-        return Language().load_line(folder, name)
 
 
 class _Matrices(Mapping[str, Tensor]):

@@ -34,7 +34,7 @@ def cache_answers(setup: Setup, student: Learner, above: Sequence[Learner], run:
     """The batches with what their teachers say, which are asked for what is not kept; and the teachers as one, where
     the batches bring along all that they say."""
     if setup.settings.server:
-        key = _key(setup)
+        key = _cache_key(setup)
         found = _ask_server(setup, student, run, "predictions", setup.batches, setup.settings.count, key)
         return teachers.Joined(setup.batches, found), None
     if setup.settings.cache != "all":
@@ -94,7 +94,7 @@ def _cache_folder(setup: Setup, run: Run, name: str) -> Iterator[Path]:
             raise InputError(str(error)) from error
 
 
-def _key(setup: Setup) -> dict[str, Any]:
+def _cache_key(setup: Setup) -> dict[str, Any]:
     """What a cache depends on beside its teacher: data and batches."""
     settings = setup.settings
     return {"data": setup.train.digest, "batches": f"{settings.batch} x {settings.length}, seed {settings.seed + 1}"}
@@ -123,7 +123,7 @@ def _held_batches(setup: Setup, student: Learner) -> list[dict[str, Tensor]]:
 
 def _cache_likeliest(setup: Setup, student: Learner, above: Sequence[Learner], run: Run) -> teachers.Joined:
     """The batches with the likeliest tokens of their teachers, which are asked once."""
-    settings, kept, key = setup.settings, [], _key(setup)
+    settings, kept, key = setup.settings, [], _cache_key(setup)
     tokenizer = teachers.fingerprint(as_transformer(student).tokenizer)
     for number, one in enumerate(above):
         own = {"teacher": teachers.fingerprint(one.model), "tokenizer": tokenizer}
@@ -159,10 +159,10 @@ def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Ru
 
     What is one row for each example, whatever stands beside it in its batch, is kept once for each.
     """
-    settings, batches, key = setup.settings, setup.batches, _key(setup)
+    settings, batches, key = setup.settings, setup.batches, _cache_key(setup)
     if setup.of_texts:
         key["tokenizer"] = teachers.fingerprint(as_transformer(student).tokenizer)
-    ordered = _Ordered(setup.train, _ASKED_AT_ONCE * settings.batch, _whole(setup, student))
+    ordered = _Ordered(setup.train, _ASKED_AT_ONCE * settings.batch, _make_batch(setup, student))
     for number, one in enumerate(above):
         ask = partial(predict, setup.ask(one))
         name, own = _answer_name(number), {**key, "teacher": teachers.fingerprint(one.model)}
@@ -172,13 +172,13 @@ def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Ru
                 rows = setup.batches.rows if setup.of_texts else setup.batches.places
                 batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})
                 continue
-            known = teachers.Outputs(partial(_named, name, ask), setup.batches, folder=folder, half=True, key=own)
+            known = teachers.Outputs(partial(_name_answer, name, ask), setup.batches, folder=folder, half=True, key=own)
             known.fill(settings.count)
             batches = teachers.Joined(batches, known, prefix="")
     return batches
 
 
-def _whole(setup: Setup, student: Learner) -> Callable[[Any], Mapping[str, Any]]:
+def _make_batch(setup: Setup, student: Learner) -> Callable[[Any], Mapping[str, Any]]:
     """How a part of the data becomes one batch."""
     if not setup.of_texts:
         return Examples.batch
@@ -191,7 +191,7 @@ def _answer_name(number: int) -> str:
     return f"said{number}"
 
 
-def _named(name: str, ask: Callable[[Any], Tensor], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def _name_answer(name: str, ask: Callable[[Any], Tensor], batch: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: ask(batch)}
 
 

@@ -38,7 +38,7 @@ def measure_before(setup: Setup, student: Learner, run: Run | None) -> tuple[Row
     Raises `DataError` where the held-out data tells nothing of quality: training would end without a verdict.
     """
     row, known, why = measure_student(setup, student, run)
-    if why and not any(name in row for name in _NEARER) and not _tells(setup, student):
+    if why and not any(name in row for name in _NEARER) and not _has_quality(setup, student):
         raise DataError(f"quality can't be measured on the held-out data: {why}")
     return row, known, why
 
@@ -54,7 +54,7 @@ def measure_student(setup: Setup, student: Learner, run: Run | None) -> tuple[Ro
     if setup.settings.align:
         try:
             first, _, _ = backend.compare(student, student, setup.held, environment)
-            return {**row, **first, **_apart(setup, student)[0]}, known, ""
+            return {**row, **first, **_compare_aligned(setup, student)[0]}, known, ""
         except (DataError, MeasurementError) as error:
             return row, known, str(error)
     for teacher in setup.teachers:
@@ -63,22 +63,22 @@ def measure_student(setup: Setup, student: Learner, run: Run | None) -> tuple[Ro
     if len(setup.teachers) > 1:
         known.pop("zeros", None)  # shares do not add up
     try:
-        first, second, both = backend.compare(_together(setup, student), student, setup.held, environment)
+        first, second, both = backend.compare(_join_teachers(setup, student), student, setup.held, environment)
     except (DataError, MeasurementError, UnsupportedError) as error:
         return row, known, str(error)
     if not setup.teachers:  # the student was held against itself
-        served = {} if run is None else {"served_label_loyalty": _agreed(setup, student, run)}
+        served = {} if run is None else {"served_label_loyalty": _server_agreement(setup, student, run)}
         return {**row, **second, **served}, {}, ""
     return {**row, **second, **both}, {**known, **first}, ""
 
 
-def _tells(setup: Setup, student: Learner) -> bool:
+def _has_quality(setup: Setup, student: Learner) -> bool:
     """Whether the held-out data tells quality of some models: then it is for those at hand that nothing was measured,
     which training may change, such as a student that says the same of all.
     """
     if setup.of_texts and any(as_transformer(teacher).tokenizer is None for teacher in setup.teachers):
         return True
-    teacher = setup.teachers[0] if setup.settings.align else _together(setup, student)
+    teacher = setup.teachers[0] if setup.settings.align else _join_teachers(setup, student)
     wrong: tuple[tuple[Any, tuple[type[Exception], ...]], ...] = (
         (student, (DataError,)), (teacher, (DataError, MeasurementError))
     )  # fmt: skip
@@ -97,7 +97,7 @@ def loyalty_notes(setup: Setup, student: Learner) -> list[str]:
     if len(setup.teachers) < 2:
         return []
     if setup.settings.align:
-        each = _apart(setup, student)[1]
+        each = _compare_aligned(setup, student)[1]
     else:
         each = [setup.backend.compare(one, student, setup.held, setup.environment)[2] for one in setup.teachers]
     lines = []
@@ -121,7 +121,7 @@ def verdict(row: Evidence) -> str:
 # -------------------------------------------------------------------------------------- teachers that read the same
 
 
-def _together(setup: Setup, student: Learner) -> Any:
+def _join_teachers(setup: Setup, student: Learner) -> Any:
     """The teachers as one subject to be measured."""
     one = setup.teachers[0] if setup.teachers else student
     if len(setup.teachers) < 2:
@@ -129,7 +129,7 @@ def _together(setup: Setup, student: Learner) -> Any:
     return ensembles.joint_subject(one, setup.join(student, setup.teachers, 1.0))
 
 
-def _agreed(setup: Setup, student: Learner, run: Run) -> Figure:
+def _server_agreement(setup: Setup, student: Learner, run: Run) -> Figure:
     """Share of tokens of held-out texts at which the student finds likeliest what its server names first."""
     batches, told = caches.ask_held_out(setup, student, run)
     say, same, counts = setup.ask(student), list[float](), list[int]()
@@ -146,19 +146,19 @@ def _agreed(setup: Setup, student: Learner, run: Run) -> Figure:
 
 
 @torch.no_grad()
-def _apart(setup: Setup, student: Learner) -> tuple[Row, list[Row]]:
+def _compare_aligned(setup: Setup, student: Learner) -> tuple[Row, list[Row]]:
     """What aligned teachers and the student say of held-out texts: their mean by shares, and each of them alone."""
     settings = replace(setup.settings, batch=min(setup.settings.batch, len(setup.held)))
     items = make_batches(settings, student, setup.held, setup.teachers)
     batches = items[: min(len(items), _BATCHES)]
     if not gives_rows(student):
-        return _pairs_apart(setup, as_transformer(student), batches)
+        return _compare_tokens(setup, as_transformer(student), batches)
     answers = [setup.join(student, some, 1.0) for some in (setup.teachers, *([one] for one in setup.teachers))]
-    together, *each = _rows_apart(as_transformer(student), answers, batches)
+    together, *each = _compare_rows(as_transformer(student), answers, batches)
     return together, each
 
 
-def _pairs_apart(setup: Setup, student: Transformer, batches: Sequence[Any]) -> tuple[Row, list[Row]]:
+def _compare_tokens(setup: Setup, student: Transformer, batches: Sequence[Any]) -> tuple[Row, list[Row]]:
     """After equal characters, over the tokens that both have: KL in nats for a pair of tokens, which training brings
     down, and label and probability loyalty. A mean of several has an interval for the KL alone.
     """
@@ -171,7 +171,7 @@ def _pairs_apart(setup: Setup, student: Transformer, batches: Sequence[Any]) -> 
             mine, yours = one.beside(ours, batch, name)
             values[name].append(float(losses.kl(mine, yours)) / max(1, len(mine)))
             tallies[name].add_pairs((yours, mine), batch[f"{name}.pairs"][:, 0] // ours.shape[1])
-    each = [{"shared_kl": _mean(values[name]), **_loyal(tallies[name])} for name in others]
+    each = [{"shared_kl": _mean(values[name]), **_shared_loyalty(tallies[name])} for name in others]
     weights = [one.weight for one in others.values()]
     mean = {
         key: Figure(sum(w * row[key].value for w, row in zip(weights, each, strict=True)))
@@ -182,7 +182,7 @@ def _pairs_apart(setup: Setup, student: Transformer, batches: Sequence[Any]) -> 
     return (each[0] if len(each) == 1 else {**mean, "shared_kl": _mean(together)}), each
 
 
-def _rows_apart(
+def _compare_rows(
     student: Transformer, answers: Sequence[Ask], batches: Sequence[Mapping[str, torch.Tensor]]
 ) -> list[Row]:
     """How near the student is to each of `answers`, by the rows that all tell of whole texts, of those with tokens."""
@@ -205,7 +205,7 @@ def _mean(values: Sequence[float]) -> Figure:
     return statistics.mean_interval(values) if len(values) > 1 else Figure(values[0])
 
 
-def _loyal(tally: loyalty.Tally) -> Row:
+def _shared_loyalty(tally: loyalty.Tally) -> Row:
     """Loyalty over shared tokens; nothing where no token of the one stands for the characters of another's."""
     try:
         return {f"shared_{name}": figure for name, figure in tally.figures().items()}
