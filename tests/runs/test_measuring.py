@@ -1,8 +1,9 @@
-"""What a run says of a sparse result: its zeros, what they cost packed, and that they bring nothing by themselves."""
+"""What is measured of a result beside its original, of a sparse one above all, and of any model alone."""
 
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.measure import latency
 from secateur.reports import evidence
 from secateur.runs import executor, measuring
+from secateur.runs.backends.language import Language
 from secateur.runs.measuring import _off_pattern, _zeros_notes
 from secateur.select import pattern, weights
 from secateur.subjects import matrices
@@ -47,6 +49,7 @@ def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     (root / "texts.txt").write_text("\n".join(tiny.sentences(200)))
     tiny.folder("llama", root / "llama")
+    tiny.folder("bert", root / "bert", sentence=True)
     return root
 
 
@@ -249,3 +252,21 @@ def test_a_network_tells_its_zeros_too():
     assert row["weights"].value == 4 * 36 + 8 * 36 * 3
     assert row["zeros"].value == pytest.approx(144 / (288 + 864))
     assert row["packed_bytes"].value < row["bytes"].value
+
+
+def test_tasks_are_refused_for_what_does_not_speak(places, monkeypatch):
+    monkeypatch.setattr(Language, "sizes", None)  # before anything is measured
+    with pytest.raises(InputError, match="lm-eval tasks need a language model"):
+        measuring.measure(places / "bert", tasks=["arc_easy"])
+
+
+def test_models_of_different_tokenizers_are_not_measured_on_each_others_tokens(places, tmp_path):
+    other = tmp_path / "other"
+    tiny.folder("llama", other)
+    path = other / "tokenizer.json"
+    text = json.loads(path.read_text())
+    vocabulary = text["model"]["vocab"]
+    vocabulary["tree"], vocabulary["garden"] = vocabulary["garden"], vocabulary["tree"]
+    path.write_text(json.dumps(text))
+    with pytest.raises(InputError, match=r"different tokenizers: '(tree|garden)' is"):
+        measuring.measure(tiny.folder("llama", tmp_path / "llama"), other, tiny.sentences(50), batch=2, length=16)
