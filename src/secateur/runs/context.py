@@ -66,7 +66,10 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A recipe with its budget and options, checked: what is done for each question. It travels to other processes."""
+    """A recipe with its budget and options, checked: what is done for each question. It travels to other processes.
+
+    options: by flag, see `keywords.flat`.
+    """
 
     recipe: str
     budget: Budget
@@ -78,7 +81,8 @@ class Job:
         """Checked; `source` is what is read."""
         reader, function = reading.of_document_recipe(recipe), recipes.find(recipe)
         asked, own = servers.divided(function, options, "" if reader.brings_documents else source)
-        return cls(recipe, Budget.parse(budget), keywords.checked(function, own), asked)
+        chosen = keywords.flat(function, keywords.checked(function, own))
+        return cls(recipe, Budget.parse(budget), chosen, asked)
 
     @property
     def reader(self) -> AnyReader:
@@ -89,6 +93,10 @@ class Job:
     def function(self) -> Callable[..., Any]:
         """The recipe."""
         return recipes.find(self.recipe)
+
+    def pack(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options by flag as the recipe takes them."""
+        return keywords.pack(self.function, options)
 
     def open(self, documents: Document, titles: Titles = None) -> Any:
         """What a user gave, as a subject."""
@@ -111,7 +119,7 @@ class Job:
     def prune(self, subject: Any, question: object, meter: Meter) -> Pruned:
         """What stays for one question; `meter` counts what the language model takes."""
         question, run = _check_question(question), Transient()
-        options = self.servers.chosen(self.options, meter)
+        options = self.pack(self.servers.chosen(self.options, meter))
         (result,) = self.function(subject, question, [self.budget], run, **options)
         trace, told = run.values[f"trace-{self.budget}"], run.values.get(f"told-{self.budget}", {})
         text, parts = markup.whole(result.subject.written()), reading.parts_of(result.subject)
@@ -154,7 +162,7 @@ def prune_context(
         InputError: an unknown option, no question, a document that is none.
         DataError: a file that can't be read.
 
-    Warns (`llms.SpentWarning`) where a limit of the whole call was reached, and the rest done without the language
+    Warns (`chat.SpentWarning`) where a limit of the whole call was reached, and the rest done without the language
     model.
     """
     several = isinstance(question, Iterable) and not isinstance(question, str)
@@ -237,14 +245,14 @@ class Pruner:
                 )
             question = _check_question(question)
             subject, run = self._job.reader.open_numbered(documents, titles), Transient()
-            (result,) = self._job.function(subject, question, [self.budget], run, **self._job.options)
+            (result,) = self._job.function(subject, question, [self.budget], run, **self._job.pack(self._job.options))
         except Exception as error:
             if self.strict:
                 raise
             warnings.warn(f"{self.recipe} left the documents as they were: {explain(error)}", stacklevel=2)
             return list(enumerate(documents or ()))
         left = result.subject.documents()
-        return [(number, html if markup.looks(documents[number]) else text) for number, (html, text) in left.items()]
+        return [(number, html if markup.is_html(documents[number]) else text) for number, (html, text) in left.items()]
 
 
 def titles_of(metadata: Iterable[Mapping[str, Any] | None], name: str) -> list[str | None] | None:

@@ -299,7 +299,7 @@ def _resume(part: Path, record: Path, settings: str, overwrite: bool) -> tuple[i
     if overwrite or not part.exists():
         part.unlink(missing_ok=True)
         return 0, 0
-    if not record.exists() or record.read_text(encoding="utf-8") != settings:
+    if not record.exists() or json.loads(record.read_text(encoding="utf-8")) != json.loads(settings):
         raise RunError(f"{part} was made by other settings: give another name, or overwrite it (--overwrite)")
     done = failed = whole = 0
     with part.open("rb+") as lines:

@@ -164,7 +164,7 @@ def _erase_segments(subject: Traced, budget: Budget) -> tuple[Selection, dict[st
     """What stays of the segments, as a dry run of `otov3` says, and what is left then."""
     from secateur.recipes.vision import otov3  # trains
 
-    limits.cutting(budget, subject.units(SITE).cost())
+    limits.limits_of_cut(budget, subject.units(SITE).cost())
     task = otov3.Task.of(subject, budget, multiple=1, scope="local", hierarchical=True)
     gone = task.lowest(magnitude.coupled(task.slices))
     selection = Selection({site: ~row for site, row in gone.items()})

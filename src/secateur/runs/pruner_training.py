@@ -24,7 +24,7 @@ from secateur.vocabulary import Recovery
 
 __all__ = ["configured", "train_pruner"]
 
-_OPENERS: dict[Any, Callable[[str], Any]] = {chat.Local: chat.opened, Reranker: rerankers.opened}
+_OPENERS: dict[Any, Callable[[str], Any]] = {chat.Local: chat.open_local, Reranker: rerankers.open_reranker}
 """What a recipe's `train` takes -> how it is opened."""
 
 
@@ -62,7 +62,7 @@ def train_pruner(
     if not hasattr(module, "train"):
         raise InputError(f"{recipe} trains no model")
     asked, own = servers.divided(module.train, options)
-    chosen = keywords.checked(module.train, own)
+    chosen = keywords.flat(module.train, keywords.checked(module.train, own))
     rows = list(_training_rows(data, of_document_recipe(recipe)))
     if not rows:
         raise DataError("there is no row to learn from: give question, documents and answers in each")
@@ -70,6 +70,8 @@ def train_pruner(
     kind = typing.get_type_hints(module.train)["model"]
     learner = _OPENERS[kind](str(model)).copied()
     bound = {name: value for name, value in chosen.items() if name not in chat.SPENDING}
+    if not bound.get("training"):
+        bound.pop("training", None)
     settings = {"recipe": recipe, "model": str(model), "data_sha256": digest, **bound}
     about = {
         "command": "train-pruner",
@@ -80,7 +82,8 @@ def train_pruner(
         if (Path(out) / "training.json").is_file():
             record = json.loads((Path(out) / "training.json").read_text(encoding="utf-8"))
             return Recovery.from_dict(record["recovery"])
-        recovery, notes = module.train(learner, rows, run, **asked.chosen(chosen, asked.meter()))
+        packed = keywords.pack(module.train, asked.chosen(chosen, asked.meter()))
+        recovery, notes = module.train(learner, rows, run, **packed)
         text = json.dumps({"recovery": asdict(recovery), "notes": notes}, indent=1)
 
         def save(folder: Path) -> None:
@@ -99,8 +102,8 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
 
     def own(recipe: str) -> list[str]:
         module = importlib.import_module(recipes.find(recipe).__module__)
-        options = keywords.of(module.train) if hasattr(module, "train") else ()
-        return [*options, *keywords.of(servers.servers)]
+        options = keywords.names(module.train) if hasattr(module, "train") else ()
+        return [*options, *keywords.names(servers.servers)]
 
     return configs.read(path, "train-pruner", train_pruner, given, more=own)
 
