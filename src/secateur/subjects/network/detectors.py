@@ -35,7 +35,7 @@ __all__ = [
     "TwoStage",
     "Ultralytics",
     "adapt",
-    "learnable",
+    "check_predictions",
     "opened",
     "regions",
     "trainer",
@@ -136,21 +136,13 @@ def two_stage(model: nn.Module) -> TwoStage:
     )
 
 
-def learnable(model: nn.Module, images: Tensor, weights: Sequence[float], **temperature: float) -> None:
-    """Raise where nothing can learn from what `model` answers: it is no `Predicting`, or settings of that are wrong.
-
-    weights: of classes and of boxes; temperature: by the name of its option.
-    """
+def check_predictions(model: nn.Module, images: Tensor) -> None:
+    """Raise `UnsupportedError` or `InputError` where nothing can learn from what `model` answers (see `Predicting`)."""
     if not callable(getattr(model, "predictions", None)):
         raise UnsupportedError(
             f"outputs: {type(model).__name__} has no predictions(images), which gives boxes [B, N, 4] and "
             "logits of classes [B, N, K]; leave outputs out, or give a module that has it"
         )
-    for name, value in temperature.items():
-        if not value > 0:
-            raise InputError(f"{name}={value}: give a number above 0")
-    if len(weights) != 2:
-        raise InputError(f"lambdas={list(weights)}: give two, of the classes and of the boxes")
     asked: Any = model
     with torch.no_grad(), evaluating(model):
         regions = [asked.proposals(images)] if getattr(model, "staged", False) else []
