@@ -11,6 +11,7 @@ import numpy as np
 from secateur._utils.disk import atomic_write
 from secateur.errors import InputError
 from secateur.methods import pruning
+from secateur.methods.group_budget import GroupBudget
 from secateur.reports import pictures
 from secateur.runs import keywords
 from secateur.runs.backends import network
@@ -170,10 +171,8 @@ def _plain(budget: Budget, **given: tuple[Any, Any]) -> None:
 
 def _erased(subject: Traced, budget: Budget) -> tuple[Selection, dict[str, float]]:
     """What stays of the segments, as a dry run of `otov3` says, and what is left then."""
-    from secateur.recipes.vision import otov3  # trains
-
     limits.cutting(budget, subject.units(SITE).cost())
-    task = otov3.Task.of(subject, budget, multiple=1, scope="local", hierarchical=True)
+    task = GroupBudget.of(subject, budget)
     gone = task.lowest(magnitude.coupled(task.slices))
     selection = Selection({site: ~row for site, row in gone.items()})
     small, cut = subject.cut(selection)
