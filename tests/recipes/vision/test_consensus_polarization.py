@@ -121,7 +121,7 @@ def test_the_static_network_is_the_gated_one_where_its_masks_are_the_consensus(m
         with torch.no_grad():
             one.decide.bias += 0.5 - mean[name].float()
     decisions, _ = recipe.ask(work.model, gated.gates, data(), 64)
-    per_site = gated.gathered({name: value.T.double() for name, value in decisions.items()})
+    per_site = gated.by_site({name: value.T.double() for name, value in decisions.items()})
     masks = {name: value.T.bool() for name, value in per_site.items()}
     chosen = torch.cat(list(masks.values()), 1)
     patterns, count = torch.unique(chosen, dim=0, return_counts=True)
@@ -154,7 +154,7 @@ def test_polarization_makes_the_gates_agree(tmp_path):
 def test_gates_forced_open_train_the_network_alone():
     work = subject()
     gated = recipe.gate(work, "layer")
-    part = {**examples.batches(data(), batch=32)[0], "progress": 0.05}
+    part = {**examples.batches(data(), batch=32)[0], "done": 0.05}
     target = {"params": 2000.0}
     totals = {"examples": 32}
     with gated.gates.on(work.model):
@@ -179,7 +179,7 @@ def test_the_parts_of_the_loss_and_their_ramp():
 
     def value(progress, **how):
         with gated.gates.on(work.model), torch.no_grad():
-            given = {**part, "progress": progress}
+            given = {**part, "done": progress}
             return recipe.loss(work.model, gated.gates, gated.units, half, given, totals, ramp=0.5, **how)
 
     loss, parts = value(1.0, activation=2.0)
@@ -213,15 +213,6 @@ def test_the_band_is_as_wide_as_a_unit_so_that_whole_units_can_meet_it(form, sla
     monkeypatch.setattr(recipe.gates, "activation", watched)
     results(tmp_path, ["params=60%"], mode="layer", form=form, slack=slack, epochs=0.5)
     assert seen == {(form, width)}  # four branches of one size
-
-
-@pytest.mark.parametrize(
-    ("how", "told"), [({"form": "square"}, "band, hinge, absolute"), ({"slack": -0.5}, "slack=-0.5")]
-)
-def test_a_form_and_a_slack_that_are_none_are_refused_before_training(how, told, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe.loop, "train", lambda *_, **__: pytest.fail("training has begun"))
-    with pytest.raises(InputError, match=told):
-        results(tmp_path, ["params=60%"], mode="layer", **how)
 
 
 def test_two_micro_batches_weigh_as_their_mean():
@@ -334,34 +325,8 @@ def test_a_transformer_is_trained_with_gates_on_its_sub_layers(make, mode, budge
     assert scores.shape == (5, 4)
 
 
-def test_gates_in_a_loop_of_ones_own():
-    """The losses are plain functions: any loop can add them."""
-    work = subject()
-    gated = recipe.gate(work, "channel", units=["2.conv1.*"])
-    assert set(gated.gates.places) == {"2.conv1.channels"}
-    feed = examples.batches(data(), batch=32)
-
-    def objective(part, totals):
-        return recipe.loss(work.model, gated.gates, gated.units, {"params": 1.0}, part, totals, activation=5.0)
-
-    with gated.gates.on(work.model):
-        loop.train(
-            work.model, feed, objective, steps=40, lr=0.05, optimizer="sgd", extra=[gated.gates], count=examples.count
-        )
-    decisions, _ = recipe.ask(work.model, gated.gates, data(), 64)
-    assert float(decisions["2.conv1.channels"].float().mean()) < 0.5
-
-
-def test_a_batch_of_one_is_one_line_where_a_batch_norm_learns(tmp_path):
-    some = Examples(torch.randn(20, 6), torch.arange(20) % 3)
-    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-    with Run.open(tmp_path, {}) as run, pytest.raises(InputError, match="batches of at least 2 examples"):
-        list(recipe.consensus_polarization(
-            open_traced(net, some.inputs[:2]), some, [Budget.parse("channels=50%")], run, batch=1,
-        ))  # fmt: skip
-
-
-def test_what_is_refused(tmp_path):
+def test_what_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("training has begun"))
     with pytest.raises(InputError, match="neither 'channel' nor 'layer'"):
         recipe.gate(subject(), "block")
     with pytest.raises(InputError, match="no site is called"):
@@ -379,6 +344,8 @@ def test_what_is_refused(tmp_path):
         ({"epochs": float("nan")}, "epochs=nan"),
         ({"threshold": 7}, "threshold=7: give the least share of inputs that stays, from 0 to 1"),
         ({"threshold": -0.1}, r"threshold=-0\.1"),
+        ({"form": "square"}, "band, hinge, absolute"),
+        ({"slack": -0.5}, "slack=-0.5"),
     ):
         with pytest.raises(InputError, match=words):
             results(tmp_path / "d", ["params=60%"], **options)
