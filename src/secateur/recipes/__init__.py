@@ -12,7 +12,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +85,45 @@ def read_options(source: str, name: str) -> list[Option]:
     """The keyword-only arguments of function `name` in `source`, explained by the `Args:` of its docstring."""
     function = _function(source, name)
     explained, aliases = _arguments(ast.get_docstring(function) or ""), _aliases(source)
-    written = [ast.unparse(one.annotation) if one.annotation else "" for one in function.args.kwonlyargs]
-    return [
-        Option(
-            argument.arg,
-            inspect.Parameter.empty if default is None else ast.literal_eval(default),
-            aliases.get(annotation, annotation),
-            explained.get(argument.arg, ""),
-        )
-        for argument, default, annotation in zip(
-            function.args.kwonlyargs, function.args.kw_defaults, written, strict=True
-        )
-    ]
+    texts = any(argument.arg.rpartition("_")[2] == "length" for argument in function.args.kwonlyargs)
+    found = list[Option]()
+    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        name, written = argument.arg, ast.unparse(argument.annotation) if argument.annotation else ""
+        if isinstance(default, ast.Call):
+            for option in _fields(source, default):
+                flag = "train_batch" if option.name == "batch" and texts else option.name
+                found.append(replace(option, name=flag, help=explained.get(flag, option.help)))
+            if written == "Training":
+                found.append(Option(name, "", "str | Sequence[str]", explained.get(name, _TRAINING)))
+            continue
+        value = inspect.Parameter.empty if default is None else ast.literal_eval(default)
+        found.append(Option(name, value, aliases.get(written, written), explained.get(name, "")))
+    return found
+
+
+_TRAINING = "more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb."
+
+
+def _fields(source: str, default: ast.Call) -> list[Option]:
+    """The options that a default such as `Training(steps=1000)` names, explained where its class is written."""
+    kind = ast.unparse(default.func)
+    module = next(
+        (
+            node.module
+            for node in ast.parse(source).body
+            if isinstance(node, ast.ImportFrom) and node.module and kind in [alias.name for alias in node.names]
+        ),
+        None,
+    )
+    if module is not None:
+        source = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    body = next(node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == kind)
+    written = dict[str, tuple[str, str]]()
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+            written[node.target.id] = ast.unparse(node.annotation), " ".join(str(text).split())
+    return [Option(str(one.arg), ast.literal_eval(one.value), *written[str(one.arg)]) for one in default.keywords]
 
 
 def _aliases(source: str) -> dict[str, str]:

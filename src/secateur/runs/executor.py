@@ -30,7 +30,7 @@ from secateur.measure import environment, generation, latency, memory, sparsity
 from secateur.reports import display, evidence
 from secateur.runs import backends, configs, keywords, splits
 from secateur.runs.backends import Trade
-from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result
+from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result, Training
 
 if TYPE_CHECKING:  # what is special to one trade is loaded by those who ply it: transformers alone takes seconds
     from secateur.subjects import Traced, Transformer
@@ -165,10 +165,9 @@ def results(
     )
     keywords.check_seed(seed)
     _check(threads=(threads, 1), batch=(batch, 1), length=(length, 1))
-    if chosen.get("training"):  # what every recipe that trains leaves to the loop
-        from secateur.recover.training import loop
-
-        loop.options(chosen["training"])
+    flags = keywords.flat(function, chosen)
+    if isinstance(chosen.get("training"), str | list):  # of a recipe that takes it as text
+        Training().merge(chosen["training"])
     trade = backends.of_recipe(function)
     backends.match(trade, model, function.__name__)
     many = distributed.count()
@@ -188,8 +187,8 @@ def results(
     train, judged = (None, None) if part is None else (part.train, part.held)
     warned = [part.warning] if part is not None and part.warning else []
     warned += [f"worked out by {many} processes"] if many > 1 else []
-    where = _at(trade, trade.where(subject, chosen.get("batch"), chosen.get("length"), threads), device)
-    trade.check(subject, {"length": where.length, **chosen})
+    where = _at(trade, trade.where(subject, flags.get("batch"), flags.get("length"), threads), device)
+    trade.check(subject, {"length": where.length, **flags})
     settings = {
         "recipe": function.__name__,
         "budget": [str(budget) for budget in budgets],
@@ -200,7 +199,7 @@ def results(
         **({} if where.length is None else {"length": where.length}),
         **({"stream": True} if stream else {}),
         **splits.columns(text, label, sizes),
-        **{name: value for name, value in chosen.items() if name != "dry_run"},
+        **{name: value for name, value in flags.items() if name != "dry_run"},
         "model_sha256": trade.digest(subject),
         **({} if part is None else part.digests),
     }
@@ -383,7 +382,7 @@ def _card(row: Evidence, base: str, load: str) -> str:
 def options(recipe: str | Recipe) -> dict[str, Any]:
     """A recipe's options and their default values."""
     function = recipes.find(recipe) if isinstance(recipe, str) else recipe
-    return {name: parameter.default for name, parameter in keywords.of(function).items()}
+    return keywords.flat(function, {name: parameter.default for name, parameter in keywords.of(function).items()})
 
 
 def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:

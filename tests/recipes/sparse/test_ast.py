@@ -13,6 +13,7 @@ from secateur.errors import BudgetError, InputError, UnsupportedError
 from secateur.recipes.sparse import ast
 from secateur.recover.sparsity import adaptive
 from secateur.recover.training import objectives
+from secateur.runs import keywords
 from secateur.runs.backends import language
 from secateur.select.pattern import n_of_m
 from secateur.subjects import Transformer, open_subject
@@ -31,7 +32,11 @@ def subject(kind: str = "llama") -> Transformer:
 def results(root, *budgets, on: Transformer | str = "llama", **options) -> list[Result]:
     one = subject(on) if isinstance(on, str) else on
     with Run.open(root, {}) as run:
-        return list(ast.ast(one, DATA, [Budget.parse(b) for b in budgets], run, **{**QUICK, **options}))
+        return list(
+            ast.ast(
+                one, DATA, [Budget.parse(b) for b in budgets], run, **keywords.checked(ast.ast, {**QUICK, **options})
+            )
+        )
 
 
 def held(one: Transformer) -> dict[str, torch.Tensor]:

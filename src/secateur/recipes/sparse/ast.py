@@ -27,7 +27,7 @@ from secateur.select import pattern
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.matrices import Matrix, matrices, receipt
 from secateur.subjects.transformer import low_rank
-from secateur.vocabulary import Budget, Pattern, Recovery, Result
+from secateur.vocabulary import Budget, Pattern, Recovery, Result, Training
 
 CARD = {
     "title": "Pruning Large Language Models with Semi-Structural Adaptive Sparse Training",
@@ -59,13 +59,7 @@ def ast(
     teacher: str = "",
     temperature: float = 2.0,
     hidden: float = 0.0,
-    steps: int = 1000,
-    train_batch: int = 16,
-    lr: float = 2e-4,
-    min_lr: float = 2e-5,
-    warmup: float = 0.05,
-    weight_decay: float = 0.1,
-    training: str | Sequence[str] = "",
+    training: Training = Training(steps=1000, batch=16, lr=2e-4, min_lr=2e-5, warmup=0.05, weight_decay=0.1),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Retrain all weights under n:m masks that are chosen anew as the weights move, taught by the dense original.
@@ -107,7 +101,6 @@ def ast(
         min_lr: at the end of the cosine, 95 % of the way; from there it goes to 0.
         warmup: share of steps in warm-up.
         weight_decay: on all matrices, as AdamW has it; 0 in the paper's LLaMA runs.
-        training: more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb.
         dry_run: stop after the first mask; nothing is trained.
 
     Departures: steps are scaled as AdamW scales them, closed weights' by the moment of (g + lambda W)^2, where the
@@ -122,7 +115,7 @@ def ast(
     master = larger(subject, teacher, kd=kd, hidden=hidden) if teacher else subject
     train, held = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
-    stream, further = make(train, batch=train_batch, seed=seed + 1), loop.options(training)
+    stream, steps = make(train, batch=training.whole("batch"), seed=seed + 1), training.whole("steps")
     dense = matrices(subject.model, paths)
     with hooks.sound(subject.model, paths):  # a loss that is NaN would not say where from
         subject.forward(stream[0])
@@ -162,13 +155,13 @@ def ast(
                         alpha=hidden, measure="relative",
                         hidden=[(layer, layer) for layer in range(len(paths) + 1)] if hidden else [],
                     ),
-                    steps=steps, lr=lr, min_lr=min_lr, warmup=warmup, schedule="cosine-zero", weight_decay=weight_decay,
+                    training.default(schedule="cosine-zero"),
                     optimizer=masks.adamw(decay=decay, ramp=round(ramp * steps)), extra=[masks],
                     frozen=[master.model] if teaching else [], seed=seed, dropout=False,
                     checkpoint=run.folder(f"train-{budget}"),
                     evaluate=partial(judge, forward, make(held, batch=1, seed=seed).take(64))
-                    if "patience" in further else None,
-                    flops_per_token=size.training_flops(ours, theirs if teaching else 0.0), **further,
+                    if training.patience else None,
+                    flops_per_token=size.training_flops(ours, theirs if teaching else 0.0),
                 )  # fmt: skip
                 record = masks.record()
         cut = receipt(dense, matrices(student.model, paths), told)
