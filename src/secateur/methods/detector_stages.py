@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -16,7 +16,7 @@ from secateur.recover.training import detecting, loop
 from secateur.recover.training.compose import Objective
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Recovery
+from secateur.vocabulary import Budget, Recovery, Training
 
 __all__ = ["DetectorStages"]
 
@@ -30,8 +30,9 @@ class DetectorStages:
 
     run: Run
     feed: examples.Batches
-    settings: Mapping[str, Any]
-    """Of `loop.train`, the same in all stages."""
+    training: Training
+    """The same in all stages, but for the steps."""
+    seed: int = 0
 
     def sparsify(self, subject: Traced, objective: Objective, epochs: float) -> Recovery | None:
         """Under pressure on scales; see `detecting.press`."""
@@ -91,14 +92,13 @@ class DetectorStages:
     def _train(
         self, subject: Traced, objective: Objective, epochs: float, folder: str, title: str, **modules: Any
     ) -> Recovery | None:
-        accumulate = self.settings.get("accumulate", 1)
+        accumulate = self.training.accumulate or 1
         steps = count_steps(self.feed, epochs, accumulate)
         if not steps:
             return None
-        numbered = Numbered(self.feed, steps, accumulate)
         return loop.train(
-            subject.model, numbered, objective, steps=steps, count=examples.count, checkpoint=self.run.folder(folder),
-            title=title, **modules, **self.settings,
+            subject.model, Numbered(self.feed, steps, accumulate), objective, self.training, steps=steps,
+            seed=self.seed, count=examples.count, checkpoint=self.run.folder(folder), title=title, **modules,
         )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Zhi et al., Learning a Consensus Sub-Network with Polarization Regularization an
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +31,7 @@ from secateur.select.limits import cutting
 from secateur.subjects.network.readers import inner
 from secateur.subjects.network.residual import Branches
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Result, Selection, Units, listed
+from secateur.vocabulary import Budget, Cut, Result, Selection, Training, Units, listed
 
 CARD = {
     "title": "Learning a Consensus Sub-Network with Polarization Regularization and One Pass Training",
@@ -55,11 +56,6 @@ def consensus_polarization(
     mode: Literal["channel", "layer"] = "channel",
     units: str | Sequence[str] = "",
     multiple: int = 1,
-    batch: int = 64,
-    epochs: float = 30.0,
-    lr: float = 0.05,
-    weight_decay: float = 5e-4,
-    optimizer: str = "sgd",
     seed: int = 0,
     open_for: float = 0.1,
     ramp: float = 0.5,
@@ -69,7 +65,7 @@ def consensus_polarization(
     slack: float = 0.02,
     bias: float = 1.0,
     threshold: float = 0.5,
-    training: str | Sequence[str] = "",
+    training: Training = Training(epochs=30.0, batch=64, lr=0.05, weight_decay=5e-4, optimizer="sgd"),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Train network and gates once, until the gates agree on one sub-network of the size asked for; keep that one.
@@ -105,7 +101,6 @@ def consensus_polarization(
         slack: as a share of the gated cost; at least one unit of a "band", half of one with "absolute".
         bias: of a gate's last layer at the start; 1 is open.
         threshold: least f that stays.
-        training: more settings of the training loop, such as accumulate=2,precision=bf16.
         dry_run: no training: the gates are as they start.
 
     Departures: only the paper's abstract could be read, so the equations are a reconstruction that agrees with it. The
@@ -117,6 +112,8 @@ def consensus_polarization(
     """
     if data.labels is None:
         raise DataError(f"{data.name} has no classes: this recipe trains a classifier; give labels")
+    training = training.default(warmup=0.0, clip=math.inf, accumulate=1)
+    batch, accumulate, epochs = training.whole("batch"), training.whole("accumulate"), training.number("epochs")
     if not epochs > 0:
         raise InputError(f"epochs={epochs:g}: give a number above 0, for gates that were not trained say nothing")
     if not 0 <= threshold <= 1:
@@ -130,8 +127,6 @@ def consensus_polarization(
     for budget in budgets:  # what can't be met is said before anything is trained
         cutting(budget, whole, ranking.fewest(gated.units).spent)
     train, held = data.split(seed=seed)
-    further = loop.options(training)
-    accumulate = further.get("accumulate", 1)
     feed = examples.batches(train, batch=batch, seed=seed)
     steps = 0 if dry_run else count_steps(feed, epochs, accumulate)
     rows = _rows(subject)
@@ -150,10 +145,9 @@ def consensus_polarization(
         if steps:
             with doors.on(work.model):
                 recovery = loop.train(
-                    work.model, Numbered(feed, steps, accumulate), objective, steps=steps, lr=lr,
-                    weight_decay=weight_decay, optimizer=optimizer, warmup=0.0, clip=None, seed=seed, extra=[doors],
-                    count=examples.count, checkpoint=run.folder(f"train-{budget}"), title=f"consensus {budget}",
-                    flops_per_token=3.0 * (per_example + doors.flops()), **further,
+                    work.model, Numbered(feed, steps, accumulate), objective, training, steps=steps, seed=seed,
+                    extra=[doors], count=examples.count, checkpoint=run.folder(f"train-{budget}"),
+                    title=f"consensus {budget}", flops_per_token=3.0 * (per_example + doors.flops()),
                 )  # fmt: skip
 
         work.model.eval()
@@ -376,11 +370,15 @@ def describe(figures: Mapping[str, Any], held: int) -> tuple[str, ...]:
         f"accuracy on {held} examples held out of training: {accuracy['dynamic']:.4f} with gates that look at the "
         f"input, {accuracy['static']:.4f} without them",
         f"FLOPs per example: {flops['dense']:.4g} whole, {flops['static']:.4g} now, no gate among them",
-        "dry run: nothing was trained, the gates are as they started"
-        if not training
-        else f"training took about {training['flops']:.3g} FLOPs, forward and backward, in {training['seconds']:.0f} s; "
-        f"the gates' share is {flops['gates'] / flops['dense']:.2%}",
     ]
+    if training:
+        share = flops["gates"] / flops["dense"]
+        notes.append(
+            f"training took about {training['flops']:.3g} FLOPs, forward and backward, in {training['seconds']:.0f} s; "
+            f"the gates' share is {share:.2%}"
+        )
+    else:
+        notes.append("dry run: nothing was trained, the gates are as they started")
     if accuracy["before norms"] != accuracy["static"]:
         notes.append(f"before batch norms were averaged anew: {accuracy['before norms']:.4f}")
     if split:

@@ -6,6 +6,7 @@ there "Feature Direction and Norm").
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -34,7 +35,7 @@ from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.subjects.network import detectors
 from secateur.subjects.network.traced import Traced, open_traced
-from secateur.vocabulary import Budget, Cut, Result, Selection
+from secateur.vocabulary import Budget, Cut, Result, Selection, Training
 
 CARD = {
     "title": "Improving Knowledge Distillation via Regularizing Feature Norm and Direction",
@@ -70,13 +71,8 @@ def nd_loss(
     feature: str = "",
     means: str = "",
     keep_width: bool = True,
-    batch: int = 128,
-    epochs: float = 240.0,
-    lr: float = 0.05,
-    optimizer: Literal["sgd", "adamw"] = "sgd",
-    weight_decay: float = 5e-4,
     seed: int = 0,
-    training: str | Sequence[str] = "",
+    training: Training = Training(epochs=240.0, batch=128, lr=0.05, optimizer="sgd", weight_decay=5e-4),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Cut a classifier's channels or a detector's, or take a given student; distil it with norm and direction.
@@ -126,7 +122,6 @@ def nd_loss(
         optimizer: sgd (Nesterov, momentum 0.9), or adamw, which warms up over a twentieth, as for DeiT.
         weight_decay: of matrices.
         seed: of batches and training.
-        training: more settings of the training loop, such as accumulate=2,precision=bf16.
         dry_run: stop after the cut; nothing is trained.
 
     Departures: the paper trains students from scratch, 240 epochs at 0.1 and lr / 10 after 150, 180 and 210; a cut one
@@ -136,14 +131,15 @@ def nd_loss(
     the data, not of 30,000 iterations. In evidence are the training examples.
     """
     mix = Mix(mixup, cutmix)
-    check(data, host, variant, mix, warmup, feature, temperature, optimizer)
+    check(data, host, variant, mix, warmup, feature, temperature)
     look: Callable[[Traced], Any] = partial(penultimate.Classifier.of, feature=feature, staged=host == "review")
     if data.targets:
         subject, look = detectors.opened(subject), partial(penultimate.Detector.of, data=data)
     if temperature is None:
         temperature = 1.0 if data.targets else 4.0
-    further = loop.options(training)
-    accumulate = further.get("accumulate", 1)
+    rise = 0.05 if training.optimizer == "adamw" else 0.0
+    training = training.default(warmup=rise, precision="fp32", clip=math.inf, accumulate=1)
+    batch, accumulate, epochs = training.whole("batch"), training.whole("accumulate"), training.number("epochs")
     feed = examples.batches(data, batch=batch, seed=seed)
     steps = 0 if dry_run else count_steps(feed, epochs, accumulate)
     teacher = look(subject)
@@ -175,10 +171,9 @@ def nd_loss(
             )
             along = [projector] * bool(nd) + ([fusion] if fusion is not None else [])
             recovery = loop.train(
-                small.model, Numbered(feed, steps, accumulate), objective, steps=steps, lr=lr, optimizer=optimizer,
-                warmup=0.05 if optimizer == "adamw" else 0.0, weight_decay=weight_decay, seed=seed,
+                small.model, Numbered(feed, steps, accumulate), objective, training, steps=steps, seed=seed,
                 count=examples.count, extra=along, frozen=[subject.model], checkpoint=run.folder(f"train-{budget}"),
-                title="distillation", **({"precision": "fp32", "clip": None} | further),
+                title="distillation",
             )  # fmt: skip
         figures = run.json(f"features-{budget}", partial(diagnose, pupil, teacher, projector, centres, data, batch))
         notes = describe(figures, "regions" if data.targets else "examples")
@@ -187,7 +182,6 @@ def nd_loss(
 
 def check(
     data: Examples, host: str, variant: str, mix: Mix, warmup: float, feature: str, temperature: float | None,
-    optimizer: str,
 ) -> None:  # fmt: skip
     """Refuse data without classes, and options that contradict one another."""
     if data.labels is None and not data.targets:
@@ -209,8 +203,6 @@ def check(
         )
     if temperature is not None and not temperature > 0:
         raise InputError(f"temperature={temperature:g}: give a number above 0")
-    if optimizer not in ("sgd", "adamw"):
-        raise InputError(f"optimizer={optimizer!r}: give sgd or adamw")
     if warmup < 0:
         raise InputError(f"warmup={warmup:g}: give epochs, at least 0")
 

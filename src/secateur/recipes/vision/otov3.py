@@ -6,6 +6,7 @@ and of the released code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from secateur.select import limits
 from secateur.subjects.network import erasing
 from secateur.subjects.network.segments import SITE
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, listed
+from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Training, listed
 
 CARD = {
     "title": "OTOv3: Automatic Architecture-Agnostic Neural Network Training and Compression",
@@ -52,14 +53,8 @@ def otov3(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    batch: int = 64,
     seed: int = 0,
-    epochs: int = 40,
-    lr: float = 0.05,
     variant: Literal["sgd", "adam", "adamw"] = "sgd",
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule: str = "cosine",
     method: Literal["dhspg", "hesso"] = "dhspg",
     saliency: Literal["dhspg", "hesso"] | None = None,
     scope: Literal["global", "kind", "local"] = "local",
@@ -72,7 +67,7 @@ def otov3(
     multiple: int = 1,
     protect: str | Sequence[str] = "",
     hierarchical: bool = True,
-    training: str | Sequence[str] = "",
+    training: Training = Training(epochs=40, batch=64, lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="cosine"),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Train once with an optimiser that drives the redundant groups to zero; then cut the zeros, and nothing more.
@@ -121,7 +116,6 @@ def otov3(
         multiple: kept channels are multiples of this.
         protect: modules, parameters or sites that stay whole.
         hierarchical: False erases without step 3's search, for comparison: the network may break, which is refused.
-        training: more settings of the training loop, such as accumulate=4,precision=bf16,trackers=wandb.
         dry_run: say what would be cut by the weights as they are; nothing is trained.
 
     Departures: the paper's body was not to be had: segments and their search follow its abstract, its predecessors and
@@ -132,6 +126,7 @@ def otov3(
     """
     if data.targets and data.labels is None:
         raise DataError(f"{data.name} has boxes: otov3 trains on classes, or on the outputs of the original")
+    epochs, lr = training.number("epochs"), training.number("lr")
     check(epochs, warm, span, finish)
     start = subject
     if protect:
@@ -143,13 +138,13 @@ def otov3(
         limits.cutting(budget, {measure: cost for row in reversed(costs) for measure, cost in row.items()})
         first = GroupBudget.of(start, split(budget)[0], **choice)
         first.lowest(magnitude.coupled(first.slices))
-    feed = examples.batches(data, batch=batch, seed=seed)
-    further: dict[str, Any] = {"clip": None} | loop.options(training)
+    feed = examples.batches(data, batch=training.whole("batch"), seed=seed)
+    training = training.default(warmup=0.0, clip=math.inf)
     for budget in budgets:
         stages = split(budget)
-        steps = epochs * len(feed) // len(stages)
+        steps = int(epochs * len(feed)) // len(stages)
         how: dict[str, Any] = {
-            "lr": lr, "variant": variant, "start": round(warm * steps), "momentum": momentum,
+            "lr": lr, "variant": variant, "start": round(warm * steps), "momentum": training.number("momentum"),
             "span": max(1, round(span * steps)), "periods": periods, "penalty": penalty, "epsilon": epsilon,
             "finish": finish,
         }  # fmt: skip
@@ -172,10 +167,9 @@ def otov3(
                     return made[0]
 
                 recovery = loop.train(
-                    work.model, feed, objective(work, subject, data), steps=steps, lr=lr, schedule=schedule, warmup=0.0,
-                    weight_decay=weight_decay, seed=seed + number, optimizer=sparse, count=examples.count,
-                    frozen=[] if data.labels is not None else [subject.model],
-                    checkpoint=run.folder(f"train-{budget}-{number}"), **further,
+                    work.model, feed, objective(work, subject, data), training, steps=steps, seed=seed + number,
+                    optimizer=sparse, count=examples.count, frozen=[] if data.labels is not None else [subject.model],
+                    checkpoint=run.folder(f"train-{budget}-{number}"),
                 )  # fmt: skip
                 recoveries.append(recovery)
                 gone = made[0].zero
@@ -233,10 +227,10 @@ def group_sparse(params: Any, task: GroupBudget, method: str, saliency: str | No
     return GroupSparse(params, task.slices, choose=task.lowest, method=method, saliency=SALIENCIES[name], **settings)
 
 
-def check(epochs: int, warm: float, span: float, finish: float) -> None:
+def check(epochs: float, warm: float, span: float, finish: float) -> None:
     """Refuse shares of the training that do not fit into it."""
     if epochs < 1:
-        raise InputError(f"epochs={epochs}: give at least 1, for nothing becomes zero without training")
+        raise InputError(f"epochs={epochs:g}: give at least 1, for nothing becomes zero without training")
     if not 0 <= warm < 1:
         raise InputError(f"warm={warm:g}: give a share of the training, from 0 to below 1")
     if not 0 < span <= 1 - warm + 1e-9:

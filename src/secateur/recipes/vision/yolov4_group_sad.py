@@ -6,6 +6,7 @@ Komodakis, ICLR 2017 (arXiv 1612.03928).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,7 +25,7 @@ from secateur.methods.detector_stages import DetectorStages
 from secateur.recover.distillation import maps
 from secateur.recover.distillation.taps import seen
 from secateur.recover.sparsity import slimming
-from secateur.recover.training import detecting, loop, records
+from secateur.recover.training import detecting, records
 from secateur.recover.training.compose import Objective
 from secateur.score import scales
 from secateur.select import thresholds
@@ -32,7 +33,7 @@ from secateur.select.limits import cutting
 from secateur.subjects.network import detectors, stages
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Result, Selection
+from secateur.vocabulary import Budget, Cut, Result, Selection, Training
 
 CARD = {
     "title": "Group channel pruning and spatial attention distilling for object detection",
@@ -80,7 +81,6 @@ def yolov4_group_sad(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    batch: int = 16,
     seed: int = 0,
     sparse_epochs: float = 200.0,
     rate: float = 1e-3,
@@ -93,11 +93,9 @@ def yolov4_group_sad(
     multiple: int = 1,
     finetune_epochs: float = 30.0,
     distil_epochs: float = 30.0,
-    lr: float = 1e-3,
-    weight_decay: float = 5e-4,
     foreground: bool = False,
     outputs: bool = False,
-    training: str | Sequence[str] = "",
+    training: Training = Training(batch=16, lr=1e-3, weight_decay=5e-4),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Sparse training at a rate of two levels, a threshold per group, a bias-aware cut, attention distilling.
@@ -138,7 +136,6 @@ def yolov4_group_sad(
         outputs: learn from the teacher's classes (soft, at all anchors) and boxes (where it is sure) too; of two stages
             at the regions that the teacher proposes. A module of your own needs predictions(images) -> (boxes
             [B, N, 4], logits of classes [B, N, K]).
-        training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the cut; nothing is trained.
 
     Departures: the paper's body could not be read, so formulas are those of the official code, without its defects (a
@@ -148,7 +145,7 @@ def yolov4_group_sad(
     it did harm here. A shared mask is brought up to the floor by the mean scale.
     Positive places of the output option are those where the teacher is sure. AdamW in place of SGD.
     """
-    subject, further = detectors.opened(subject), loop.options(training)
+    subject = detectors.opened(subject)
     image = data.inputs[:1]
     spared = set() if feeders else stages.feeders(subject.model, image)
     order = stages.grouped(stages.places(subject.model, image), groups)
@@ -159,9 +156,8 @@ def yolov4_group_sad(
         detectors.check_predictions(subject.model, image)
     if dry_run:
         sparse_epochs = finetune_epochs = distil_epochs = 0.0
-    feed = examples.batches(data, batch=batch, seed=seed)
-    settings = {"precision": "fp32", "clip": None, "lr": lr, "weight_decay": weight_decay, "seed": seed} | further
-    training_stages = DetectorStages(run, feed, settings)
+    feed = examples.batches(data, batch=training.whole("batch"), seed=seed)
+    training_stages = DetectorStages(run, feed, training.default(precision="fp32", clip=math.inf), seed)
     sparse = subject.copy()
     if not dry_run:  # what can't be cut after all shows before anything is trained
         for budget in budgets:

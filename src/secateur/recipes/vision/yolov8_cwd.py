@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,14 +25,14 @@ from secateur.methods.detector_stages import DetectorStages
 from secateur.recover.distillation import maps
 from secateur.recover.distillation.taps import Adapters, seen
 from secateur.recover.sparsity import slimming
-from secateur.recover.training import detecting, loop, records
+from secateur.recover.training import detecting, records
 from secateur.recover.training.compose import Objective
 from secateur.score import scales
 from secateur.select import limits, ranking, thresholds
 from secateur.subjects.network import detectors
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Result, Selection, Units
+from secateur.vocabulary import Budget, Cut, Result, Selection, Training, Units
 
 CARD = {
     "title": "A Novel Compression Framework for YOLOv8: sparsity, channel pruning, channel-wise distillation",
@@ -49,7 +50,6 @@ def yolov8_cwd(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    batch: int = 16,
     seed: int = 0,
     sparse_epochs: float = 100.0,
     rate: float = 1e-3,
@@ -59,14 +59,12 @@ def yolov8_cwd(
     least: int = 8,
     finetune_epochs: float = 100.0,
     distil_epochs: float = 100.0,
-    lr: float = 1e-3,
-    weight_decay: float = 5e-4,
     temperature: float = 2.0,
     weights: Sequence[float] = (1.0, 0.75, 0.5),
     alpha: float | None = None,
     focus: bool = False,
     outputs: bool = False,
-    training: str | Sequence[str] = "",
+    training: Training = Training(batch=16, lr=1e-3, weight_decay=5e-4),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Push batch-norm scales to zero, cut the same share of every layer, fine-tune, distil channel by channel.
@@ -106,7 +104,6 @@ def yolov8_cwd(
         outputs: learn from the teacher's classes (soft, at all anchors) and boxes (where it is sure) too; of two stages
             at the regions that the teacher proposes. A module of your own needs predictions(images) -> (boxes
             [B, N, 4], logits of classes [B, N, K]).
-        training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the cut; nothing is trained.
 
     Departures: lambda_0, the epochs of sparsity training, tau, w_s, alpha and the tapped layers are not in the text
@@ -115,15 +112,14 @@ def yolov8_cwd(
     paper's TensorRT step is the export of the result, to a torch.export program or ONNX. The paper learns from no
     outputs.
     """
-    subject, further = detectors.opened(subject), loop.options(training)
+    subject = detectors.opened(subject)
     check(subject, budgets, multiple, least, weights, temperature)
     if outputs:
         detectors.check_predictions(subject.model, data.inputs[:1])
     if dry_run:
         sparse_epochs = finetune_epochs = distil_epochs = 0.0
-    feed = examples.batches(data, batch=batch, seed=seed)
-    settings = {"precision": "fp32", "clip": None, "lr": lr, "weight_decay": weight_decay, "seed": seed} | further
-    stages = DetectorStages(run, feed, settings)
+    feed = examples.batches(data, batch=training.whole("batch"), seed=seed)
+    stages = DetectorStages(run, feed, training.default(precision="fp32", clip=math.inf), seed)
 
     sparse = subject.copy()
     if not dry_run:

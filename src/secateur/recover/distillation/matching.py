@@ -13,10 +13,9 @@ from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 from secateur.recover.distillation import features, losses, maps, relations, taps
 from secateur.recover.training import balance, compose, objectives
+from secateur.recover.training.compose import Objective
 
 __all__ = ["KINDS", "beside"]
-
-Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
 
 
 def _normalised(ours: Tensor, theirs: Tensor) -> Tensor:

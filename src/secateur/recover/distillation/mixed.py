@@ -18,16 +18,15 @@ from secateur._utils.modes import evaluating
 from secateur.errors import InputError, UnsupportedError
 from secateur.recover.distillation import losses
 from secateur.recover.distillation.taps import tapped
+from secateur.recover.training.compose import Objective
 
-__all__ = ["Labels", "Objective", "answers", "importance", "objective", "residuals"]
+__all__ = ["Labels", "answers", "importance", "objective", "residuals"]
 
 Labels = Literal["true", "teacher", "none"]
 """What the hard term compares with: the data's labels, the teacher's likeliest class, or nothing."""
 
 Ask = Callable[[nn.Module, Tensor], Any]
 """(network, inputs) -> its output."""
-
-Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
 
 _BESIDE = ("hidden", "attention", "past", "cache")
 """In names of what transformers gives beside its answers."""
