@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import yolo
-from secateur._utils.rundir import Run
 from secateur.recover.training import loop
 from secateur.subjects.network import detectors
 from secateur.subjects.network.proof import Fault
 from secateur.subjects.network.traced import CutError, Traced
-from secateur.vocabulary import Budget, Result
 
 DATA = yolo.squares(16)
 
@@ -30,18 +26,6 @@ def analysed() -> Traced:
 def subject() -> Traced:
     """One of the caller's own, whose analysis is done once."""
     return analysed().copy()
-
-
-def run(
-    recipe: Callable[..., Any],
-    root: Path,
-    budgets: Sequence[str],
-    options: dict[str, Any],
-    start: Traced | None = None,
-    data: Any = DATA,
-) -> list[Result]:
-    with Run.open(root, {}) as folder:
-        return list(recipe(start or subject(), data, [Budget.parse(budget) for budget in budgets], folder, **options))
 
 
 def frozen() -> Traced:

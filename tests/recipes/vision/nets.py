@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, ViTConfig, ViTForImageClassification
 
+from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
+from secateur.runs import keywords
 from secateur.subjects import Traced, open_traced
+from secateur.vocabulary import Budget, Result
+
+
+def run(
+    recipe: Callable[..., Iterator[Result]],
+    root: Path,
+    subject: Traced,
+    data: Examples,
+    budgets: Sequence[str],
+    **options: Any,
+) -> list[Result]:
+    """What a recipe gives, its options as flags and run.yaml name them."""
+    with Run.open(root, {}) as folder:
+        wanted = [Budget.parse(budget) for budget in budgets]
+        return list(recipe(subject, data, wanted, folder, **keywords.checked(recipe, options)))
 
 
 def data(count: int = 240, seed: int = 0) -> Examples:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
-from secateur._utils.rundir import Run
+from recipes.vision import nets
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
@@ -65,9 +65,7 @@ def subject() -> Traced:
 
 
 def results(root, budgets, **options) -> list[Result]:
-    with Run.open(root, {}) as run:
-        wanted = [Budget.parse(one) for one in budgets]
-        return list(recipe.consensus_polarization(subject(), data(), wanted, run, **{**QUICK, **options}))
+    return nets.run(recipe.consensus_polarization, root, subject(), data(), budgets, **{**QUICK, **options})
 
 
 @pytest.fixture(scope="module")
@@ -254,10 +252,9 @@ def test_the_original_stays_and_a_run_repeats_and_resumes(tmp_path):
     before = copy.deepcopy(original.model.state_dict())
     weights = []
     for root in ("a", "b", "a"):
-        with Run.open(tmp_path / root, {}) as run:
-            (one,) = recipe.consensus_polarization(
-                original, data(), [Budget.parse("params=70%")], run, **{**QUICK, "epochs": 2.0}
-            )
+        (one,) = nets.run(
+            recipe.consensus_polarization, tmp_path / root, original, data(), ["params=70%"], **{**QUICK, "epochs": 2.0}
+        )
         weights.append(one.subject.model.state_dict())
     for other in weights[1:]:
         assert weights[0].keys() == other.keys()
@@ -313,10 +310,8 @@ def test_a_transformer_is_trained_with_gates_on_its_sub_layers(make, mode, budge
     if make is tiny_bert:
         ids = torch.randint(0, 30, (96, 7), generator=torch.Generator().manual_seed(1))
         learnt = Examples(ids, ids[:, 0] % 4)
-    with Run.open(tmp_path, {}) as run:
-        (one,) = recipe.consensus_polarization(
-            opened, learnt, [Budget.parse(budget)], run, mode=mode, optimizer="adamw", lr=3e-3, epochs=3, batch=32
-        )
+    how = {"mode": mode, "optimizer": "adamw", "lr": 3e-3, "epochs": 3, "batch": 32}
+    (one,) = nets.run(recipe.consensus_polarization, tmp_path, opened, learnt, [budget], **how)
     assert one.subject.flops() == one.predicted["flops"] <= Budget.parse(budget).limits[0].value * opened.flops()
     kinds = {site.rpartition(".")[2] for site, (gone, _) in one.cut.removed.items() if gone}
     assert kinds == ({"branches"} if mode == "layer" else {"heads", "channels"})
@@ -341,17 +336,17 @@ def test_what_is_refused(tmp_path, monkeypatch):
             results(tmp_path / "c", ["params=60%", budget])
     for options, words in (
         ({"epochs": 0}, "epochs=0: give a number above 0"),
-        ({"epochs": float("nan")}, "epochs=nan"),
-        ({"threshold": 7}, "threshold=7: give the least share of inputs that stays, from 0 to 1"),
-        ({"threshold": -0.1}, r"threshold=-0\.1"),
-        ({"form": "square"}, "band, hinge, absolute"),
-        ({"slack": -0.5}, "slack=-0.5"),
+        ({"epochs": float("nan")}, "option epochs=nan"),
+        ({"threshold": 7}, "option threshold=7"),
+        ({"threshold": -0.1}, r"option threshold=-0\.1"),
+        ({"form": "square"}, "option form='square'"),
+        ({"slack": -0.5}, "option slack=-0.5"),
     ):
         with pytest.raises(InputError, match=words):
             results(tmp_path / "d", ["params=60%"], **options)
     unlabelled = Examples(data().inputs, None, name="pictures")
-    with Run.open(tmp_path / "b", {}) as run, pytest.raises(DataError, match="pictures has no classes"):
-        next(recipe.consensus_polarization(subject(), unlabelled, [Budget.parse("params=60%")], run))
+    with pytest.raises(DataError, match="pictures has no classes"):
+        nets.run(recipe.consensus_polarization, tmp_path / "b", subject(), unlabelled, ["params=60%"])
 
 
 def test_a_stage_all_of_whose_branches_are_gone_is_told_from_others():
@@ -379,8 +374,6 @@ def test_a_collapsed_stage_stands_in_the_notes(tmp_path, monkeypatch):
         return told, {name: row.mean(0).double() for name, row in told.items()}
 
     monkeypatch.setattr(recipe, "ask", ask)
-    with Run.open(tmp_path, {}) as run:
-        (found,) = recipe.consensus_polarization(
-            open_traced(model, some.inputs[:1]), some, [Budget.parse("params=60%")], run, mode="layer", dry_run=True
-        )
+    start, how = open_traced(model, some.inputs[:1]), {"mode": "layer", "dry_run": True}
+    (found,) = nets.run(recipe.consensus_polarization, tmp_path, start, some, ["params=60%"], **how)
     assert "all 2 branches of 2 are gone: only the shortcuts of that stage are left" in found.notes

@@ -17,7 +17,6 @@ import vision_models
 from assets.scenes import scenes
 from claims import vision
 from recipes.vision import nets
-from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
@@ -48,8 +47,7 @@ def taught() -> nn.Module:
 
 def results(root, budgets=("params=50%",), model=None, data=DATA, **options):
     start = open_traced(model or taught(), data.inputs[:2])
-    with Run.open(root, {}) as run:
-        return list(nd_loss(start, data, [Budget.parse(b) for b in budgets], run, **{**QUICK, **options}))
+    return nets.run(nd_loss, root, start, data, budgets, **{**QUICK, **options})
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +277,7 @@ def test_a_dry_run_cuts_and_trains_nothing(tmp_path):
 def test_a_killed_run_ends_with_the_same_network(first, tmp_path, monkeypatch):
     real = module.loop.train
 
-    def killed(student, feed, objective, **how):
+    def killed(student, feed, objective, *args, **how):
         calls = []
 
         def stopping(batch, totals):
@@ -288,7 +286,7 @@ def test_a_killed_run_ends_with_the_same_network(first, tmp_path, monkeypatch):
                 raise ConnectionAbortedError
             return objective(batch, totals)
 
-        return real(student, feed, stopping, every=5, **how)
+        return real(student, feed, stopping, *args, every=5, **how)
 
     monkeypatch.setattr(module.loop, "train", killed)
     with pytest.raises(ConnectionAbortedError):
@@ -307,20 +305,20 @@ def rows() -> nn.Module:
     ("options", "kind", "said"),
     [
         ({"data": Examples(DATA.inputs, name="bare")}, DataError, "bare has no classes"),
-        ({"host": "hint"}, InputError, "give kd, dkd, dist, review or none"),
-        ({"variant": "angle"}, InputError, "give nd, direction, norm or features"),
+        ({"host": "hint"}, InputError, "option host='hint'"),
+        ({"variant": "angle"}, InputError, "option variant='angle'"),
         ({"host": "dkd", "mixup": 0.2}, InputError, "mixup=0.2: dkd parts off one class of each example, and takes 0"),
         ({"host": "dkd", "cutmix": 1.0}, InputError, "cutmix=1: dkd parts off one class of each example, and takes 0"),
         ({"mixup": -0.2}, InputError, "mixup=-0.2: give an alpha of at least 0"),
-        ({"cutmix": float("nan")}, InputError, "cutmix=nan: give an alpha of at least 0"),
+        ({"cutmix": float("nan")}, InputError, "option cutmix=nan"),
         (
             {"cutmix": 1.0, "data": Examples(DATA.inputs.flatten(1), DATA.labels, name="rows"), "model": rows()},
             InputError,
             r"cutmix=1 is for images \[N, C, H, W\], and inputs of rows are \[160, 64\]",
         ),
-        ({"optimizer": "adam"}, InputError, "optimizer='adam': give sgd or adamw"),
-        ({"warmup": -1.0}, InputError, "warmup=-1"),
-        ({"temperature": 0.0}, InputError, "temperature=0: give a number above 0"),
+        ({"optimizer": "adam"}, InputError, "optimizer=adam: give adamw or sgd"),
+        ({"warmup": -1.0}, InputError, "option warmup=-1"),
+        ({"temperature": 0.0}, InputError, "option temperature=0"),
         ({"feature": "pool"}, InputError, "'pool' is no module of Sequential: near are"),
         ({"feature": "*"}, InputError, r"names 10 modules"),
         ({"budgets": ("params=1%",)}, InfeasibleError, "params"),
@@ -349,8 +347,7 @@ def test_a_student_of_two_heads_is_distilled_cut_and_reloaded(tmp_path):
     heads = [getattr(given.subject.model.net, name).weight for name in ("cls_classifier", "distillation_classifier")]
     assert not torch.allclose(*heads)
     start = open_traced(given.subject.model, DATA.inputs[:2])
-    with Run.open(tmp_path / "cut", {}) as run:
-        (cut,) = list(nd_loss(start, DATA, [Budget.parse("params=80%")], run, **{**QUICK, **how}))
+    (cut,) = nets.run(nd_loss, tmp_path / "cut", start, DATA, ["params=80%"], **{**QUICK, **how})
     assert cut.cut.after["params"] == cut.predicted["params"] < 0.8 * cut.cut.before["params"]
     assert cut.subject.model.net.cls_classifier.in_features == 32
     cut.subject.save(tmp_path / "saved")
@@ -382,8 +379,7 @@ def detector() -> Traced:
 
 
 def boxed(root, budget="params=70%", data=SCENES, **options):
-    with Run.open(root, {}) as run:
-        (found,) = list(nd_loss(detector(), data, [Budget.parse(budget)], run, **{**FEW, **options}))
+    (found,) = nets.run(nd_loss, root, detector(), data, [budget], **{**FEW, **options})
     return found
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from recipes.vision import nets
 from recipes.vision.nets import bars
 from recipes.vision.nets import blocks as subject
 from secateur import conformance
-from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.vision import otov3 as recipe
@@ -30,10 +30,8 @@ from secateur.vocabulary import Budget, Result
 def quick(
     folder: Path, budget: str, data: Examples | None = None, start: Traced | None = None, **options: Any
 ) -> Result:
-    with Run.open(folder, {}) as run:
-        (result,) = otov3(
-            start or subject(), data or bars(), [Budget.parse(budget)], run, **{"epochs": 6, "batch": 16, **options}
-        )
+    how = {"epochs": 6, "batch": 16, **options}
+    (result,) = nets.run(otov3, folder, start or subject(), data or bars(), [budget], **how)
     return result
 
 
@@ -212,13 +210,12 @@ def test_what_can_not_be_met_is_refused_before_training(tmp_path, monkeypatch) -
     for budget in ("channels=100%", "channels=100%,params=100%", "segments=100%", "segments=100%,channels=100%"):
         with pytest.raises(InfeasibleError, match=f"budget {budget} would change nothing"):
             quick(tmp_path / "e", budget)
-    with (
-        Run.open(tmp_path / "f", {}) as run,
-        pytest.raises(InfeasibleError, match="channels=100% would change nothing"),
+    for second, words in (
+        ("channels=100%", "channels=100% would change nothing"),
+        ("channels=0.001%", "can go down to"),
     ):
-        next(otov3(subject(), bars(), [Budget.parse("channels=50%"), Budget.parse("channels=100%")], run))
-    with Run.open(tmp_path / "g", {}) as run, pytest.raises(InfeasibleError, match=r"channels can go down to"):
-        next(otov3(subject(), bars(), [Budget.parse("channels=50%"), Budget.parse("channels=0.001%")], run))
+        with pytest.raises(InfeasibleError, match=words):
+            nets.run(otov3, tmp_path / "f", subject(), bars(), ["channels=50%", second])
     flat = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3))
     data = Examples(torch.randn(20, 6), torch.arange(20) % 3)
     with pytest.raises(UnsupportedError, match="no channel of this network is zero"):
@@ -231,11 +228,11 @@ def test_what_can_not_be_met_is_refused_before_training(tmp_path, monkeypatch) -
     ("options", "words"),
     [
         ({"epochs": 0}, "epochs=0: give at least 1"),
-        ({"warm": 2.0}, "warm=2: give a share of the training, from 0 to below 1"),
-        ({"warm": float("nan")}, "warm=nan: give a share"),
+        ({"warm": 2.0}, "option warm=2"),
+        ({"warm": float("nan")}, "option warm=nan"),
         ({"warm": 0.9, "span": 0.8}, r"span=0\.8: give a share of the training above 0, at most the 0\.1 after warm"),
-        ({"span": 0.0}, "span=0: give a share"),
-        ({"finish": 1.5}, r"finish=1\.5: give a share of span"),
+        ({"span": 0.0}, "option span=0"),
+        ({"finish": 1.5}, r"option finish=1\.5"),
     ],
 )
 def test_shares_of_the_training_fit_into_it(options: dict[str, Any], words: str, tmp_path, monkeypatch) -> None:

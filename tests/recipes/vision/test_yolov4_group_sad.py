@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.vision import detecting
+from recipes.vision import detecting, nets
 from recipes.vision.detecting import DATA, subject
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.vision import yolov4_group_sad as recipe
@@ -27,7 +27,7 @@ FRACTIONS = [0.2, 0.2, 0.3, 0.5, 0.8, 0.7, 0.6]
 
 
 def results(root, budgets=("params=60%",), start=None, **options):
-    return detecting.run(recipe.yolov4_group_sad, root, budgets, {**QUICK, **options}, start)
+    return nets.run(recipe.yolov4_group_sad, root, start or subject(), DATA, budgets, **{**QUICK, **options})
 
 
 def test_groups_hold_every_layer_that_may_go_once():
@@ -139,7 +139,7 @@ def test_all_stages_run_and_resume(tmp_path):
         (("params=60%",), {"fractions": [0.0] * 7}, "not all of them 0"),
         (("params=60%",), {"fractions": [1.5] * 7}, "0 to below 1"),
         (("params=60%",), {"groups": ["nose"]}, "groups name 'nose'"),
-        (("params=60%",), {"merge": "most"}, "merge='most': give 'majority'"),
+        (("params=60%",), {"merge": "most"}, "option merge='most'"),
         (("params=60%",), {"multiple": -8}, "multiple=-8: give a whole number of at least 1"),
     ],
 )

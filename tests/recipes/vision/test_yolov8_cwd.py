@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import yolo
-from recipes.vision import detecting
+from recipes.vision import detecting, nets
 from recipes.vision.detecting import DATA, subject
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.vision.yolov8_cwd import histogram, yolov8_cwd
@@ -22,7 +22,7 @@ QUICK = {"batch": 8, "least": 2, "sparse_epochs": 1, "finetune_epochs": 1, "dist
 
 
 def results(root, budgets=("channels=50%",), start=None, data=DATA, **options):
-    return detecting.run(yolov8_cwd, root, budgets, {**QUICK, **options}, start, data)
+    return nets.run(yolov8_cwd, root, start or subject(), data, budgets, **{**QUICK, **options})
 
 
 def test_every_layer_keeps_its_half(tmp_path):
@@ -114,7 +114,7 @@ def test_widths_of_eight_and_a_global_baseline_with_floors(tmp_path):
         (("channels=50%",), {"multiple": 0}, "multiple=0: give a whole number of at least 1"),
         (("channels=50%",), {"sparse_epochs": -1}, "epochs=-1"),
         (("channels=50%",), {"weights": []}, "weights are empty"),
-        (("channels=50%",), {"temperature": 0.0}, "temperature=0.0: give a number above 0"),
+        (("channels=50%",), {"temperature": 0.0}, "option temperature=0.0"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeypatch, budgets, options, words):

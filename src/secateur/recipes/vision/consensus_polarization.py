@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -62,9 +63,9 @@ def consensus_polarization(
     activation: float = 4.0,
     polarization: float = 3.0,
     form: Literal["band", "hinge", "absolute"] = "band",
-    slack: float = 0.02,
+    slack: Annotated[float, Ge(0)] = 0.02,
     bias: float = 1.0,
-    threshold: float = 0.5,
+    threshold: Annotated[float, Ge(0), Le(1)] = 0.5,
     training: Training = Training(epochs=30.0, batch=64, lr=0.05, weight_decay=5e-4, optimizer="sgd"),
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -116,12 +117,6 @@ def consensus_polarization(
     batch, accumulate, epochs = training.whole("batch"), training.whole("accumulate"), training.number("epochs")
     if not epochs > 0:
         raise InputError(f"epochs={epochs:g}: give a number above 0, for gates that were not trained say nothing")
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold={threshold:g}: give the least share of inputs that stays, from 0 to 1")
-    if form not in gates.FORMS:
-        raise InputError(f"form {form!r} of the target is not one of {', '.join(gates.FORMS)}")
-    if not slack >= 0:
-        raise InputError(f"slack={slack:g}: give a share of the gated cost, 0 or more")
     gated = gate(subject, mode, units, multiple=multiple, seed=seed, bias=bias)
     whole = gated.units.cost()
     for budget in budgets:  # what can't be met is said before anything is trained

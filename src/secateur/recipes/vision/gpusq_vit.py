@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from secateur._utils.rundir import Run
@@ -60,13 +61,13 @@ def gpusq_vit(
     factors: Sequence[float] = (1.0, 10.0, 5.0),
     temperature: float = 2.0,
     critical: Sequence[str] = (),
-    disagreeing: float = 0.5,
+    disagreeing: Annotated[float, Ge(0)] = 0.5,
     quantise_epochs: float = 10.0,
     quantise_lr: float = 2e-5,
     least: int = 16,
     pairs: bool = True,
     calibration: Literal["max", "percentile", "entropy"] = "max",
-    settled: float = 0.3,
+    settled: Annotated[float, Ge(0), Le(1)] = 0.3,
     uniform: bool = False,
     training: Training = Training(epochs=30.0, batch=64, lr=1e-4, weight_decay=0.01),
     dry_run: bool = False,
@@ -118,7 +119,7 @@ def gpusq_vit(
     for larger convolutions want the pattern along channels. Integers and half precision are simulated in float32 on
     the CPU: no speed is claimed there. Networks without logits learn other answers by their squared error.
     """
-    check(data, bits, labels, factors, settled, disagreeing)
+    check(data, bits, labels, factors)
     if bits != 32 and not dry_run:
         torchao()
     training = training.default(precision="fp32", accumulate=1)
@@ -164,7 +165,7 @@ def gpusq_vit(
         yield Result(str(budget), result, cut, predicted, records.together(pruned, tuned))
 
 
-def check(data: Examples, bits: int, labels: str, factors: Sequence[float], settled: float, disagreeing: float) -> None:
+def check(data: Examples, bits: int, labels: str, factors: Sequence[float]) -> None:
     """Refuse options that contradict the data or themselves."""
     if bits not in (4, 8, 32):
         raise InputError(f"bits={bits}: give 8 or 4, or 32 to leave the sparse network as it is")
@@ -175,10 +176,6 @@ def check(data: Examples, bits: int, labels: str, factors: Sequence[float], sett
                          "logits, features")  # fmt: skip
     if labels == "none" and not any(factors[1:]):
         raise InputError(f"labels=none with factors={list(factors)} leaves no loss: give logits or features a factor")
-    if not 0 <= settled <= 1:
-        raise InputError(f"settled={settled}: give a share from 0 to 1")
-    if not 0 <= disagreeing < math.inf:
-        raise InputError(f"disagreeing={disagreeing}: give a number of at least 0")
 
 
 def read_pattern(budget: Budget, unit: int = 1) -> Form:

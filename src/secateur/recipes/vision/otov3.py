@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from torch.nn import functional
 
@@ -58,12 +59,12 @@ def otov3(
     method: Literal["dhspg", "hesso"] = "dhspg",
     saliency: Literal["dhspg", "hesso"] | None = None,
     scope: Literal["global", "kind", "local"] = "local",
-    warm: float = 0.1,
-    span: float = 0.4,
+    warm: Annotated[float, Ge(0), Lt(1)] = 0.1,
+    span: Annotated[float, Gt(0)] = 0.4,
     periods: int = 10,
     penalty: float | None = None,
     epsilon: float = 0.95,
-    finish: float = 0.3,
+    finish: Annotated[float, Ge(0), Le(1)] = 0.3,
     multiple: int = 1,
     protect: str | Sequence[str] = "",
     hierarchical: bool = True,
@@ -127,7 +128,10 @@ def otov3(
     if data.targets and data.labels is None:
         raise DataError(f"{data.name} has boxes: otov3 trains on classes, or on the outputs of the original")
     epochs, lr = training.number("epochs"), training.number("lr")
-    check(epochs, warm, span, finish)
+    if epochs < 1:
+        raise InputError(f"epochs={epochs:g}: give at least 1, for nothing becomes zero without training")
+    if span > 1 - warm + 1e-9:
+        raise InputError(f"span={span:g}: give a share of the training above 0, at most the {1 - warm:g} after warm")
     start = subject
     if protect:
         start = subject.copy()
@@ -225,18 +229,6 @@ def group_sparse(params: Any, task: GroupBudget, method: str, saliency: str | No
     if name not in SALIENCIES:
         raise InputError(f"{'saliency' if saliency else 'method'}={name!r}: give one of {', '.join(SALIENCIES)}")
     return GroupSparse(params, task.slices, choose=task.lowest, method=method, saliency=SALIENCIES[name], **settings)
-
-
-def check(epochs: float, warm: float, span: float, finish: float) -> None:
-    """Refuse shares of the training that do not fit into it."""
-    if epochs < 1:
-        raise InputError(f"epochs={epochs:g}: give at least 1, for nothing becomes zero without training")
-    if not 0 <= warm < 1:
-        raise InputError(f"warm={warm:g}: give a share of the training, from 0 to below 1")
-    if not 0 < span <= 1 - warm + 1e-9:
-        raise InputError(f"span={span:g}: give a share of the training above 0, at most the {1 - warm:g} after warm")
-    if not 0 <= finish <= 1:
-        raise InputError(f"finish={finish:g}: give a share of span, from 0 to 1")
 
 
 def split(budget: Budget) -> list[Budget]:

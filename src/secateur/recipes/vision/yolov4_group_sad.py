@@ -151,7 +151,7 @@ def yolov4_group_sad(
     order = stages.grouped(stages.places(subject.model, image), groups)
     mask = partial(thresholds.grouped, share=layer_keep, least=least, policy=merge, multiple=multiple)
     floor = partial(thresholds.floor, share=layer_keep, least=least, multiple=multiple)
-    check(subject, budgets, spared, order, fractions, merge, multiple, floor)
+    check(subject, budgets, spared, order, fractions, multiple, floor)
     if outputs:
         detectors.check_predictions(subject.model, image)
     if dry_run:
@@ -186,7 +186,6 @@ def check(
     spared: set[str],
     groups: Mapping[str, str],
     fractions: Sequence[float],
-    merge: thresholds.Policy,
     multiple: int,
     floor: Callable[[int], int],
 ) -> None:
@@ -195,7 +194,6 @@ def check(
     place = sites(members, groups)
     names = list(dict.fromkeys(place.values()))
     most = proportional(fractions, subject, lambda _: {}, names)(1.0)
-    thresholds.merge([np.ones(1, bool)], merge)
     # Whatever training makes of the scales, no more than this can go.
     shrinking = [units[site] for site in members if most[place[site]]]
     smallest = units.cost({site.name: np.arange(site.count) < floor(site.count) for site in shrinking})

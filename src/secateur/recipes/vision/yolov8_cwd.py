@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 
 from secateur._utils.rundir import Run
@@ -59,7 +60,7 @@ def yolov8_cwd(
     least: int = 8,
     finetune_epochs: float = 100.0,
     distil_epochs: float = 100.0,
-    temperature: float = 2.0,
+    temperature: Annotated[float, Gt(0)] = 2.0,
     weights: Sequence[float] = (1.0, 0.75, 0.5),
     alpha: float | None = None,
     focus: bool = False,
@@ -113,7 +114,7 @@ def yolov8_cwd(
     outputs.
     """
     subject = detectors.opened(subject)
-    check(subject, budgets, multiple, least, weights, temperature)
+    check(subject, budgets, multiple, least, weights)
     if outputs:
         detectors.check_predictions(subject.model, data.inputs[:1])
     if dry_run:
@@ -144,10 +145,8 @@ def yolov8_cwd(
         yield Result(str(budget), student, cut, selection.spent, records.together(pressed, tuned, taught), notes)
 
 
-def check(
-    subject: Traced, budgets: Sequence[Budget], multiple: int, least: int, weights: Sequence[float], temperature: float
-) -> None:
-    """Refuse before anything is trained what would be refused after it: budgets, weights, temperature."""
+def check(subject: Traced, budgets: Sequence[Budget], multiple: int, least: int, weights: Sequence[float]) -> None:
+    """Refuse before anything is trained what would be refused after it."""
     units, scores = rank(subject, multiple)
     if not scores:
         scales.prunable(subject.model, subject.slices())  # says that nothing is there to rank
@@ -156,8 +155,6 @@ def check(
         limits.cutting(budget, units.cost(), lowest, f"lower least={least}")
     if not weights:
         raise InputError("weights are empty: give one for each map, the finest first; the last holds for all further")
-    if not temperature > 0:
-        raise InputError(f"temperature={temperature}: give a number above 0")
 
 
 def pressure(subject: Traced, rate: float, schedule: slimming.Schedule) -> Objective:
