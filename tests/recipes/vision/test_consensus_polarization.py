@@ -213,38 +213,12 @@ def test_the_band_is_as_wide_as_a_unit_so_that_whole_units_can_meet_it(form, sla
     assert seen == {(form, width)}  # four branches of one size
 
 
-def test_two_micro_batches_weigh_as_their_mean():
-    work = subject()
-    gated = recipe.gate(work, "layer", bias=0.5)
-    feed, target = examples.batches(data(), batch=16), {"params": 1000.0}
-    with gated.gates.on(work.model.eval()), torch.no_grad():
-        alone = [
-            recipe.loss(work.model, gated.gates, gated.units, target, feed[i], {"examples": 16})[0] for i in (0, 1)
-        ]
-        joint = [
-            recipe.loss(work.model, gated.gates, gated.units, target, feed[i], {"examples": 32})[0] for i in (0, 1)
-        ]
-    assert float(sum(joint)) == pytest.approx(float(sum(alone)) / 2, rel=1e-6)
-
-
 def test_a_budget_the_vote_overruns_is_kept_all_the_same(tmp_path):
     (one,) = results(tmp_path, ["channels=50%"], mode="channel", dry_run=True)
     assert one.cut.after["channels"] <= 0.5 * one.cut.before["channels"]
     assert any("against the gates' vote" in note for note in one.notes)
     assert any("dry run" in note for note in one.notes)
     assert one.recovery is None
-
-
-def test_a_tie_stays_and_one_channel_stays_where_all_gates_are_off():
-    from secateur.select import ranking
-
-    gated = recipe.gate(subject(), "channel")
-    scores = {name: np.zeros(10) for name in gated.gates.places}
-    first = next(iter(scores))
-    scores[first][3:5] = 0.5
-    keep = ranking.threshold(gated.units, scores, 0.5).keep
-    assert np.flatnonzero(keep[first]).tolist() == [3, 4]
-    assert all(int(mask.sum()) == 1 for name, mask in keep.items() if name != first)
 
 
 def test_the_original_stays_and_a_run_repeats_and_resumes(tmp_path):

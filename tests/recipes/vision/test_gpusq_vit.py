@@ -18,7 +18,6 @@ from recipes.vision import nets
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, InfeasibleError, InputError, MissingExtraError, UnsupportedError
 from secateur.formats import integers
-from secateur.formats.integers import Form
 from secateur.measure import sparsity
 from secateur.recipes.vision import gpusq_vit as module
 from secateur.recipes.vision.gpusq_vit import gpusq_vit
@@ -113,12 +112,6 @@ def test_accuracy_is_kept_and_the_receipt_counts(eight):
     assert found.cut.after["weights"] == counted <= found.predicted["weights"] < found.cut.before["weights"]
 
 
-def test_residuals_of_pruning_are_recorded(eight):
-    residual = json.loads((eight[0] / "work" / "residuals-pattern=2:4.json").read_text())
-    assert list(residual) == ["net.vit.layers.1"]
-    assert all(value > 0 for value in residual.values())
-
-
 @pytest.mark.slow
 def test_a_saved_result_is_small_and_loads_with_equal_outputs_where_secateur_is_not(eight, tmp_path):
     found, images = eight[1].subject, HELD_OUT.inputs[:16]
@@ -141,11 +134,6 @@ def test_a_saved_result_is_small_and_loads_with_equal_outputs_where_secateur_is_
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert float(out.split()[-1]) == 0.0
-
-
-def test_the_same_run_resumes_to_the_same_network(eight):
-    root, found = eight
-    assert torch.equal(results(root)[0].subject.forward(DATA.inputs[:8]), found.subject.forward(DATA.inputs[:8]))
 
 
 @pytest.mark.parametrize("title", ["retraining", "quantisation"])
@@ -199,14 +187,6 @@ def test_eight_bits_are_6_4_times_smaller(eight):
             assert 4 * weight.numel() / sparsity.packed_bytes(weight, 8) >= 6.4
 
 
-def test_without_sparsity_at_32_bits_nothing_changes():
-    subject = open_traced(taught(), DATA.inputs[:2])
-    every = module.magnitude_masks(module.eligible(matrices(subject.model), Form(4, 4), 8)[0], Form(4, 4))
-    copy = subject.copy()
-    masks.apply(copy.model, every)
-    assert torch.equal(copy.forward(DATA.inputs[:8]), subject.forward(DATA.inputs[:8]))
-
-
 def test_thirty_two_bits_stop_at_the_sparse_network(tmp_path):
     (found,) = results(tmp_path, bits=32)
     assert not integers.quantised(found.subject.model)
@@ -236,9 +216,10 @@ def test_images_alone_are_enough(tmp_path, labels):
 
 
 def test_a_critical_layer_that_is_named_twice_counts_once(tmp_path):
-    (once,) = results(tmp_path / "once", critical=["net.vit.layers.0"])
-    (twice,) = results(tmp_path / "twice", critical=["net.vit.layers.0"] * 2)
-    assert torch.equal(once.subject.forward(DATA.inputs[:8]), twice.subject.forward(DATA.inputs[:8]))
+    results(tmp_path, critical=["net.vit.layers.0"] * 2, epochs=0.2, quantise_epochs=0)
+    residual = json.loads((tmp_path / "work" / "residuals-pattern=2:4.json").read_text())
+    assert list(residual) == ["net.vit.layers.0"]
+    assert all(value > 0 for value in residual.values())
 
 
 def test_a_dry_run_masks_and_trains_nothing(tmp_path):

@@ -72,11 +72,6 @@ def test_pruning_mode_meets_the_budget_and_cuts_what_is_zero(budget: str, option
     assert result.recovery.steps == 36
 
 
-def test_it_learns(tmp_path) -> None:
-    result = quick(tmp_path, "channels=60%", epochs=20)
-    assert accuracy(result.subject, bars(200, seed=1)) > 0.8
-
-
 @pytest.mark.parametrize("method", ["dhspg", "hesso"])
 def test_erasing_mode_never_breaks_the_network(method: str, tmp_path) -> None:
     result = quick(tmp_path, "segments=25%", method=method)
