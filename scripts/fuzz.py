@@ -44,7 +44,7 @@ def html(given: bytes) -> None:
 
 def cited(given: bytes) -> None:
     """Citations are of sentences that there are."""
-    found = citations.cited(given.decode("utf-8", "replace"), 7)
+    found = citations.read_citations(given.decode("utf-8", "replace"), 7)
     assert found is None or all(0 <= number < 7 for number in found)
 
 

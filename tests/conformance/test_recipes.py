@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 import keeper
+import small_vision as vision
 import tiny
 import yolo
-from claims import vision
 from recipes.data import test_dp4tl as transferred
 from recipes.vision import nets
 from secateur import conformance, recipes

@@ -26,8 +26,8 @@ from transformers import (
 
 import secateur
 import tiny
-from clients.test_chat import say, speaking
-from clients.test_chat import served as serving
+from chat_server import say, speaking
+from chat_server import served as serving
 from secateur._utils.rundir import locked
 from secateur.clients.chat import Local
 from secateur.data import examples, texts

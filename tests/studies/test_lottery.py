@@ -10,7 +10,6 @@ from torch import nn
 
 from recipes.vision import nets
 from secateur.errors import InfeasibleError, InputError, RunError
-from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recover.sparsity import masks
 from secateur.recover.training import loop
 from secateur.studies import asked, lottery
@@ -26,13 +25,14 @@ def network():
 def started(monkeypatch):
     """Every training: weights before it and masks."""
     seen = []
-    fit = rethinking.fit
+    fit = lottery.fit
 
-    def spy(model, data, **how):
-        seen.append(({n: p.detach().clone() for n, p in model.named_parameters()}, how.get("closed") or {}, how["lr"]))
-        return fit(model, data, **how)
+    def spy(model, data, training, **how):
+        weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        seen.append((weights, how.get("closed") or {}, training.lr))
+        return fit(model, data, training, **how)
 
-    monkeypatch.setattr(rethinking, "fit", spy)
+    monkeypatch.setattr(lottery, "fit", spy)
     return seen
 
 

@@ -412,13 +412,13 @@ def _run(given: dict[str, Any]) -> None:
     from secateur.runs import executor
 
     if fresh:  # what can't be trained from scratch is said before the run
-        from secateur.studies import scratch
+        from secateur.studies import scratch_baseline
 
-        scratch.check(given["recipe"], given["data"], given, **how)
+        scratch_baseline.check(given["recipe"], given["data"], given, **how)
     rows = _followed(executor.results(**given))
     if fresh and not dry_run:
         held_out = given.get("held_out")
-        rows = scratch.add(given["out"], given["model"], given["data"], fresh, held_out=held_out, **how)
+        rows = scratch_baseline.add(given["out"], given["model"], given["data"], fresh, held_out=held_out, **how)
         _console().print((Path(given["out"]) / "scratch.md").read_text("utf-8"), highlight=False, markup=False)
     if not dry_run:
         _told(rows, given["out"])

@@ -106,7 +106,14 @@ _TRAINING = "more settings of the training loop, such as accumulate=4,precision=
 
 def _fields(source: str, default: ast.Call) -> list[Option]:
     """The options that a default such as `Training(steps=1000)` names, explained where its class is written."""
-    kind = ast.unparse(default.func)
+    named = {str(one.arg): ast.literal_eval(one.value) for one in default.keywords}
+    fields = _read_fields(source, ast.unparse(default.func))
+    values = {name: named.get(name, value) for name, (value, *_) in fields.items()}
+    return [Option(name, value, *fields[name][1:]) for name, value in values.items() if value is not None]
+
+
+def _read_fields(source: str, kind: str) -> dict[str, tuple[Any, str, str]]:
+    """Field -> its default, annotation and explanation, of a class that `source` defines or imports."""
     module = next(
         (
             node.module
@@ -117,13 +124,16 @@ def _fields(source: str, default: ast.Call) -> list[Option]:
     )
     if module is not None:
         source = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-    body = next(node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == kind)
-    written = dict[str, tuple[str, str]]()
-    for node, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+    defined = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == kind)
+    fields = dict[str, tuple[Any, str, str]]()
+    for base in defined.bases:
+        fields |= _read_fields(source, ast.unparse(base))
+    for node, after in zip(defined.body, [*defined.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-            written[node.target.id] = ast.unparse(node.annotation), " ".join(str(text).split())
-    return [Option(str(one.arg), ast.literal_eval(one.value), *written[str(one.arg)]) for one in default.keywords]
+            value, annotation = ast.literal_eval(node.value), ast.unparse(node.annotation)
+            fields[node.target.id] = value, annotation, " ".join(str(text).split())
+    return fields
 
 
 def _aliases(source: str) -> dict[str, str]:

@@ -51,7 +51,7 @@ __all__ = [
 ]  # fmt: skip
 
 _WANTED = "each is to be an object with question and html, text or passages"
-_OPENED: dict[Any, Callable[[str], Any]] = {chat.Local: chat.opened, Reranker: rerankers.opened}
+_OPENED: dict[Any, Callable[[str], Any]] = {chat.Local: chat.open_local, Reranker: rerankers.open_reranker}
 """What a recipe's `train` takes -> how it is opened."""
 Given: TypeAlias = tuple[str, str]
 """Where a thing to prune stands, and its JSON."""
@@ -126,7 +126,7 @@ def prune_context(
         InputError: an unknown option, no question, a document that is none.
         DataError: a file that can't be read.
 
-    Warns (`llms.SpentWarning`) where a limit of the whole call was reached, and the rest done without the language
+    Warns (`chat.SpentWarning`) where a limit of the whole call was reached, and the rest done without the language
     model.
     """
     several = isinstance(question, Iterable) and not isinstance(question, str)
@@ -210,14 +210,14 @@ class Pruner:
             if not isinstance(question, str) or not question.strip():
                 raise InputError("there is no question: say what the documents are to answer")
             subject, run, asked = self._apart(documents, titles), Transient(), markup.whole(question)
-            (result,) = self._job.function(subject, asked, [self.budget], run, **self._job.options)
+            (result,) = self._job.function(subject, asked, [self.budget], run, **self._job.packed(self._job.options))
         except Exception as error:
             if self.strict:
                 raise
             warnings.warn(f"{self.recipe} left the documents as they were: {_explained(error)}", stacklevel=2)
             return list(enumerate(documents or ()))
         left = result.subject.documents()
-        return [(number, html if markup.looks(documents[number]) else text) for number, (html, text) in left.items()]
+        return [(number, html if markup.is_html(documents[number]) else text) for number, (html, text) in left.items()]
 
 
 def titles_of(metadata: Iterable[Mapping[str, Any] | None], name: str) -> list[str | None] | None:
@@ -457,7 +457,7 @@ def train_pruner(
     if not hasattr(module, "train"):
         raise InputError(f"{recipe} trains no model")
     asked, own = servers.divided(module.train, options)
-    chosen = keywords.checked(module.train, own)
+    chosen = keywords.flat(module.train, keywords.checked(module.train, own))
     rows = list(_taught(data, readings.of_recipe(recipe)))
     if not rows:
         raise DataError("there is no row to learn from: give question, documents and answers in each")
@@ -465,6 +465,8 @@ def train_pruner(
     kind = typing.get_type_hints(module.train)["model"]
     learning = _OPENED[kind](str(model)).copied()
     bound = {name: value for name, value in chosen.items() if name not in chat.SPENDING}
+    if not bound.get("training"):
+        bound.pop("training", None)
     settings = {"recipe": recipe, "model": str(model), "data_sha256": digest, **bound}
     about = {
         "command": "train-pruner",
@@ -476,7 +478,8 @@ def train_pruner(
         if (Path(out) / "training.json").is_file():
             record = json.loads((Path(out) / "training.json").read_text(encoding="utf-8"))
             return Recovery.from_dict(record["recovery"])
-        recovery, notes = module.train(learning, rows, run, **asked.chosen(chosen, asked.meter()))
+        packed = keywords.pack(module.train, asked.chosen(chosen, asked.meter()))
+        recovery, notes = module.train(learning, rows, run, **packed)
         told = json.dumps({"recovery": asdict(recovery), "notes": notes}, indent=1)
 
         def save(folder: Path) -> None:
@@ -495,8 +498,8 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
 
     def own(recipe: str) -> list[str]:
         module = importlib.import_module(recipes.find(recipe).__module__)
-        taught = keywords.of(module.train) if hasattr(module, "train") else ()
-        return [*taught, *keywords.of(servers.servers)]
+        taught = keywords.names(module.train) if hasattr(module, "train") else ()
+        return [*taught, *keywords.names(servers.servers)]
 
     return configs.read(path, "train-pruner", train_pruner, given, more=own)
 
@@ -526,7 +529,10 @@ def _taught(data: str | Path | Sequence[Mapping[str, Any]], reading: Reading) ->
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A recipe with its budget and options, checked: what is done for each question. It travels to other processes."""
+    """A recipe with its budget and options, checked: what is done for each question. It travels to other processes.
+
+    options: by flag, see `keywords.flat`.
+    """
 
     recipe: str
     budget: Budget
@@ -538,7 +544,8 @@ class _Job:
         """Checked; `source` is what is read."""
         reading, function = readings.of_recipe(recipe), recipes.find(recipe)
         asked, own = servers.divided(function, options, "" if reading.own else source)
-        return cls(recipe, Budget.parse(budget), keywords.checked(function, own), asked)
+        chosen = keywords.flat(function, keywords.checked(function, own))
+        return cls(recipe, Budget.parse(budget), chosen, asked)
 
     @property
     def reading(self) -> Reading:
@@ -549,6 +556,10 @@ class _Job:
     def function(self) -> Callable[..., Any]:
         """The recipe."""
         return recipes.find(self.recipe)
+
+    def packed(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options by flag as the recipe takes them."""
+        return keywords.pack(self.function, options)
 
     def opened(self, documents: Document, titles: Sequence[str | None] | None = None) -> Any:
         """What a user gave, opened."""
@@ -573,7 +584,7 @@ class _Job:
         if not isinstance(question, str) or not question.strip():
             raise InputError("there is no question: say what the documents are to answer")
         run, chosen = Transient(), self.servers.chosen(self.options, meter)
-        (result,) = self.function(subject, markup.whole(question), [self.budget], run, **chosen)
+        (result,) = self.function(subject, markup.whole(question), [self.budget], run, **self.packed(chosen))
         trace, told = run.values[f"trace-{self.budget}"], run.values.get(f"told-{self.budget}", {})
         text, parts = markup.whole(result.subject.written()), readings.parts(result.subject)
         return Pruned(text, result.cut.before, result.cut.after, trace, question, told, parts)
@@ -714,7 +725,7 @@ def _resumed(part: Path, record: Path, settings: str, overwrite: bool) -> tuple[
     if overwrite or not part.exists():
         part.unlink(missing_ok=True)
         return 0, 0
-    if not record.exists() or record.read_text(encoding="utf-8") != settings:
+    if not record.exists() or json.loads(record.read_text(encoding="utf-8")) != json.loads(settings):
         raise RunError(f"{part} was made by other settings: give another name, or overwrite it (--overwrite)")
     done = failed = whole = 0
     with part.open("rb+") as lines:

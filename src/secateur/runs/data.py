@@ -30,7 +30,7 @@ from secateur.data.tables import Table
 from secateur.data.texts import Corpus
 from secateur.errors import DataError, InputError
 from secateur.measure import environment
-from secateur.recipes.data import kd_data_pruning
+from secateur.methods import example_scores
 from secateur.recover.training import rehearsal
 from secateur.reports import evidence
 from secateur.retrieval import encoders
@@ -41,7 +41,7 @@ from secateur.select import balance, ranking
 from secateur.subjects import ExampleSet, Traced, Transformer
 from secateur.subjects.dataset.examples import INDEX
 from secateur.subjects.network.recording import Example
-from secateur.vocabulary import Budget, Evidence, Result, Selection
+from secateur.vocabulary import Budget, Evidence, Result, Selection, Training
 
 __all__ = ["SCORES", "configured", "prune_data", "rows"]
 
@@ -189,7 +189,7 @@ def _check(score: str, model: object, runs: int, epochs: float) -> None:
         raise InputError(f"score {score!r} asks no model: leave it out, or take one of {', '.join(difficulty.NEEDS)}")
     if runs < 1 or not 0 <= epochs < np.inf:
         raise InputError(f"runs={runs}, epochs={epochs}: give at least one run of 0 epochs or more")
-    kd_data_pruning.check_runs(score, runs, epochs)
+    example_scores.check_scoring(score, runs, epochs)
 
 
 def _check_classes(source: Examples | Corpus | Table | Survey, wanted: bool, balanced: bool | None) -> None:
@@ -328,10 +328,10 @@ def _rehearsed(
             raise InputError(
                 f"{backends.called(model)} can't take {data.name}: {first}; build it for its inputs"
             ) from error
-        ask = partial(kd_data_pruning.answer, subject.inputs)
+        ask = partial(example_scores.ask_logits, subject.inputs)
         lr = how["lr"] or _LR["network"]
-        return kd_data_pruning.rehearsed(
-            built, data, ask, score, epochs=how["epochs"], batch=how["batch"], lr=lr, seed=seed, number=number
+        return example_scores.score_by_training(
+            built, data, ask, score, Training(batch=how["batch"], lr=lr), epochs=how["epochs"], seed=seed, number=number
         )
     if not isinstance(data, Corpus):
         raise InputError(f"{data.name} is no text that a model could read, but a survey: give the data itself")

@@ -171,7 +171,7 @@ def _plain(budget: Budget, **given: tuple[Any, Any]) -> None:
 
 def _erased(subject: Traced, budget: Budget) -> tuple[Selection, dict[str, float]]:
     """What stays of the segments, as a dry run of `otov3` says, and what is left then."""
-    limits.cutting(budget, subject.units(SITE).cost())
+    limits.limits_of_cut(budget, subject.units(SITE).cost())
     task = GroupBudget.of(subject, budget)
     gone = task.lowest(magnitude.coupled(task.slices))
     selection = Selection({site: ~row for site, row in gone.items()})

@@ -47,7 +47,7 @@ def settings(path: str | Path, given: Mapping[str, Any]) -> tuple[dict[str, Any]
     """
 
     def own(recipe: str) -> list[str]:
-        return [*keywords.of(recipes.find(recipe)), *keywords.of(servers.servers)]
+        return [*keywords.names(recipes.find(recipe)), *keywords.names(servers.servers)]
 
     found = configs.read(path, "prune-context", prune_context_command, given, more=own)
     known = [name.rstrip("_") for name in keywords.of(prune_context_command)]

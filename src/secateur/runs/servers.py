@@ -69,16 +69,16 @@ class Servers:
     def chosen(self, options: Mapping[str, Any], meter: Meter) -> dict[str, Any]:
         """A recipe's options with the language model opened that they name, counted by `meter` too."""
         source = options.get("llm")
-        return {**options, "llm": chat.metered(self.model(options), meter)} if source else dict(options)
+        return {**options, "llm": chat.with_meter(self.model(options), meter)} if source else dict(options)
 
     def model(self, options: Mapping[str, Any]) -> LanguageModel:
         """The language model that a recipe's options name."""
         source = options["llm"]
-        return _served(source, options["llm_name"], self.llm) if http.addressed(source) else chat.answering(source)
+        return _served(source, options["llm_name"], self.llm) if http.is_address(source) else chat.open_model(source)
 
     def opened(self, graph: Any) -> Any:
         """An endpoint as a graph, and whatever is to be opened in some way; what is not, as it is."""
-        if http.addressed(graph):
+        if http.is_address(graph):
             return _endpoint(graph, self.graph, self.language)
         if not self.form:
             return graph
@@ -98,7 +98,7 @@ class Servers:
 
 @functools.lru_cache(maxsize=4)
 def _served(url: str, name: str, asked: Asked) -> LanguageModel:
-    return chat.answering(url, name, **asked.options())
+    return chat.open_model(url, name, **asked.options())
 
 
 @functools.lru_cache(maxsize=4)
@@ -159,21 +159,21 @@ def divided(
 
     Raises `InputError` for what is said of a server that nobody asks, such as `llm_timeout` of a model in a folder.
     """
-    own, about = keywords.of(function), keywords.of(servers)
+    own, about = keywords.names(function), keywords.names(servers)
     said = {name: value for name, value in options.items() if name in about and name not in own}
     llm = options.get("llm", "")
     for name in said:
         if name in ("graph_columns", "graph_language"):
             if isinstance(graph, str) and not graph:
                 raise InputError(f"{name} is about a graph, and {function.__name__} reads none: leave it out")
-            if name == "graph_columns" and http.addressed(graph):
+            if name == "graph_columns" and http.is_address(graph):
                 raise InputError("graph_columns is about a table, and the graph is an endpoint: leave it out")
             continue
-        if name.startswith("graph_") and not http.addressed(graph):
+        if name.startswith("graph_") and not http.is_address(graph):
             raise InputError(f"{name} is about an endpoint, and no graph has its address: leave it out")
         if not name.startswith("graph_") and "llm" not in own:
             raise InputError(f"{function.__name__} asks no language model: leave {name} out")
-        if name.startswith("llm_") and not http.addressed(llm):
+        if name.startswith("llm_") and not http.is_address(llm):
             raise InputError(f"{name} is about a server, and no language model (llm) has its address: leave it out")
         if name.startswith("run_") and not llm:
             raise InputError(f"{name} bounds a language model: give one (llm)")

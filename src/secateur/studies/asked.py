@@ -83,7 +83,8 @@ def study(
         return Sheet(study, f"dry run: {told}", [Table(f"study {study}: what it takes", rows)], planned)
     varied = card["grid"].split()
     settings = {
-        "command": "study", "study": study, **{k: v for k, v in own.items() if k not in varied},
+        "command": "study", "study": study,
+        **{k: v for k, v in keywords.flat(function, own).items() if k not in varied},
         **{k: v for k, v in rest.items() if k in options}, **hashes,
     }  # fmt: skip
     grid = json.loads(json.dumps({name: own[name] for name in varied}))  # lists, as YAML has them
@@ -118,7 +119,7 @@ def _chosen(
     name: str, function: Any, card: Mapping[str, str], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the study's own options, those of its recipe), checked; those of the recipe that were given."""
-    mine = keywords.of(function)
+    mine = _flags(function)
     theirs = {key: value for key, value in options.items() if key not in mine}
     own = keywords.checked(function, {key: value for key, value in options.items() if key in mine})
     for key in theirs:
@@ -129,9 +130,14 @@ def _chosen(
             raise InputError(f"study {name} has no option {next(iter(theirs))!r}: it has {', '.join(mine)}")
         return own, {}
     recipe = recipes.find(card["recipe"])
-    shared = {key: value for key, value in own.items() if key in keywords.of(recipe)}
-    found = keywords.checked(recipe, {**theirs, **shared})
-    return own, {key: found[key] for key in theirs}
+    shared = {key: value for key, value in keywords.flat(function, own).items() if key in _flags(recipe)}
+    checked = keywords.flat(recipe, keywords.checked(recipe, {**theirs, **shared}))
+    return own, {key: checked[key] for key in theirs}
+
+
+def _flags(function: Any) -> dict[str, Any]:
+    """Every option as it is given, and its default."""
+    return keywords.flat(function, {name: option.default for name, option in keywords.of(function).items()})
 
 
 def _named(subject: Traced | None, model: Any, data: Any, examples: Examples | None) -> dict[str, str]:

@@ -97,10 +97,9 @@ def test_joint_rounding_leaves_few_levels(tmp_path):
     again = dict(open_subject(exported).model.named_parameters())
     assert "-levels, 28 of them as places" in notes[0]
     assert all(torch.equal(again[name], p) for name, p in result.subject.model.named_parameters())
-    with pytest.raises(InputError, match="2 to 8"):
-        run("sparsegpt", tmp_path, bits=1)
-    with pytest.raises(InputError, match="columns=0: give at least 1"):
-        run("sparsegpt", tmp_path, columns=0)
+    for wrong, said in (({"bits": 1}, "2 to 8"), ({"columns": 0}, "option columns=0 of sparsegpt")):
+        with pytest.raises(InputError, match=said):
+            run("sparsegpt", tmp_path, **wrong)
 
 
 @pytest.mark.parametrize("sequential", [True, False])

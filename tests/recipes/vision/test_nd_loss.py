@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import small_vision as vision
 import vision_models
 from assets.scenes import scenes
-from claims import vision
 from recipes.vision import nets
 from secateur.data import examples
 from secateur.data.examples import Examples

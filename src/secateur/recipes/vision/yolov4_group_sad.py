@@ -29,7 +29,7 @@ from secateur.recover.training import detecting, records
 from secateur.recover.training.compose import Objective
 from secateur.score import scales
 from secateur.select import thresholds
-from secateur.select.limits import cutting
+from secateur.select.limits import limits_of_cut
 from secateur.subjects.network import detectors, stages
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.traced import Traced
@@ -198,7 +198,7 @@ def check(
     shrinking = [units[site] for site in members if most[place[site]]]
     smallest = units.cost({site.name: np.arange(site.count) < floor(site.count) for site in shrinking})
     for budget in budgets:
-        cutting(budget, units.cost(), smallest, "lower layer_keep or least, or allow feeders")
+        limits_of_cut(budget, units.cost(), smallest, "lower layer_keep or least, or allow feeders")
 
 
 def free(subject: Traced, spared: set[str]) -> dict[str, dict[str, Tensor]]:

@@ -157,7 +157,7 @@ def _as_html(document: Document) -> Document:
     if isinstance(document, _Html) or not isinstance(document, str | bytes):
         return document
     text = markup.decode(document) if isinstance(document, bytes) else document
-    return document if markup.looks(text) and not isinstance(document, _Plain) else paragraphs(text)
+    return document if markup.is_html(text) and not isinstance(document, _Plain) else paragraphs(text)
 
 
 def paragraphs(text: str) -> str:
@@ -188,7 +188,7 @@ def _as_text(document: Document) -> Any:
         return _read(document).decode("utf-8", "replace")
     if isinstance(document, bytes):
         document = document.decode("utf-8", "replace")
-    if isinstance(document, Path | _Html) or (type(document) is str and markup.looks(document)):
+    if isinstance(document, Path | _Html) or (type(document) is str and markup.is_html(document)):
         page = open_page(document, block=0)  # a paragraph ends a sentence
         return "\n\n".join(page.text(block) for block in range(len(page.blocks)))
     if isinstance(document, list | tuple) and all(isinstance(part, str) for part in document):

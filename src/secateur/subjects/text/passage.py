@@ -121,6 +121,13 @@ class Passages:
         number, start, end = self.sentences[index]
         return self.texts[number][start:end]
 
+    def by_passage(self) -> list[list[str]]:
+        """The sentences that are left of each passage."""
+        found: list[list[str]] = [[] for _ in self.texts]
+        for index, sentence in enumerate(self.sentences):
+            found[sentence.passage].append(self.text(index))
+        return found
+
     def passage(self, number: int) -> str:
         """What is left of a passage: empty where nothing is."""
         mine = [(one, stays) for one, stays in zip(self._all, self._stays, strict=True) if one.passage == number]
