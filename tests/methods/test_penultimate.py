@@ -63,7 +63,7 @@ def test_both_see_one_mixed_batch(mix):
 @pytest.mark.parametrize("net", [nets.vit(depth=1, two=True), nets.Apart()], ids=["deit", "apart"])
 def test_of_two_heads_the_feature_is_the_mean_of_what_they_read(net):
     student = Classifier.of(opened(net))
-    with taps.tapped(net, student.places) as read:
+    with taps.tap(net, student.places) as read:
         whole = net(BATCH["inputs"])
     net.train()
     found = student(BATCH["inputs"])
@@ -78,7 +78,7 @@ SCENES = scenes(4, size=64)
 
 def rcnn(width: int, seed: int = 0) -> Detector:
     net = detectors.adapt(vision_models.rcnn(width, 32, seed=seed)).eval()
-    return Detector.of(detectors.opened(net, SCENES.inputs[:1]), SCENES)
+    return Detector.of(detectors.open_detector(net, SCENES.inputs[:1]), SCENES)
 
 
 def test_the_student_samples_regions_and_the_teacher_judges_the_same():
@@ -103,4 +103,4 @@ def test_the_student_samples_regions_and_the_teacher_judges_the_same():
 
 def test_a_detector_of_one_stage_is_refused():
     with pytest.raises(UnsupportedError, match="no detector of two stages"):
-        Detector.of(detectors.opened(yolo.tiny(), SCENES.inputs[:1]), SCENES)
+        Detector.of(detectors.open_detector(yolo.tiny(), SCENES.inputs[:1]), SCENES)

@@ -119,7 +119,7 @@ def fit(
     if step_end is not None:
         stepper = partial(_Periodic, then=step_end, every=1)
     evaluate = None if judged is None else (lambda: 1.0 - float(mark_correct(model, judged).mean()))
-    with masks.held(model, closed or {}):
+    with masks.hold(model, closed or {}):
         return loop.train(
             model, feed, objective, training.default(every=max(100, epoch), evaluate_every=epoch), steps=steps,
             optimizer=stepper, seed=seed, count=examples.count, checkpoint=folder, evaluate=evaluate, extra=extra,

@@ -82,7 +82,7 @@ class Classifier:
         places = [taps.one(subject.model, feature)] if feature else [f"{head}@input" for head in heads]
         args, kwargs = subject.inputs.fresh()
         example = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        features = taps.seen(subject.model, places, example, _pooled, ask=subject.inputs.ask)
+        features = taps.look_at(subject.model, places, example, _pool, ask=subject.inputs.ask)
         if features[0].shape != features[-1].shape:
             wide = " and ".join(str(feature.shape[1]) for feature in features)
             raise InputError(f"{' and '.join(heads)} read features of widths {wide}: name one, feature={places[0]}")
@@ -101,9 +101,9 @@ class Classifier:
         """One pass, in the network's own mode."""
         model, heads = self.subject.model, self.readers if len(self.readers) > 1 else ()
         with (
-            taps.tapped(model, self.places, _pooled) as features,
-            taps.tapped(model, heads) as answers,
-            taps.tapped(model, self.stages, maps.flat) as staged,
+            taps.tap(model, self.places, _pool) as features,
+            taps.tap(model, heads) as answers,
+            taps.tap(model, self.stages, maps.flat) as staged,
         ):
             logits = objectives.logits(self.subject.inputs.ask(model, inputs))
         # In training some networks answer with both heads apart, for their mean.
@@ -186,7 +186,7 @@ def logit_layers(subject: Traced) -> tuple[str, ...]:
     linears = [name for name, module in subject.model.named_modules() if isinstance(module, nn.Linear)]
     alike = dict[str, Tensor]()
     for name in reversed(linears):
-        with torch.no_grad(), evaluating(subject.model), taps.tapped(subject.model, [name]) as outputs:
+        with torch.no_grad(), evaluating(subject.model), taps.tap(subject.model, [name]) as outputs:
             subject.model(*args, **kwargs)
         if not outputs or outputs[0].shape != logits.shape:
             continue
@@ -199,7 +199,7 @@ def logit_layers(subject: Traced) -> tuple[str, ...]:
     return ()
 
 
-def _pooled(output: Any) -> list[Tensor]:
+def _pool(output: Any) -> list[Tensor]:
     """[B, D] in what a module gave: rows as they are, maps [B, D, H, W] as their mean over places."""
     return [one.mean((2, 3)) if one.dim() == 4 else one for one in taps.first(output) if one.dim() in (2, 4)]
 

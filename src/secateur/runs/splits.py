@@ -64,7 +64,7 @@ def remarks(held_out: Any, figures: Collection[str]) -> list[str]:
     """What is to be said of how these `figures` were measured: which boxes were small, and which large."""
     if not isinstance(held_out, Examples) or not any(one.startswith("mAP_") for one in figures):
         return []
-    return [detection.told(held_out.sizes, held_out.inputs.shape)]
+    return [detection.describe_sizes(held_out.sizes, held_out.inputs.shape)]
 
 
 def columns(text: str, label: str, sizes: Any = None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ DATA = yolo.squares(16)
 
 @cache
 def analysed() -> Traced:
-    return detectors.opened(yolo.tiny(), DATA.inputs[:1])
+    return detectors.open_detector(yolo.tiny(), DATA.inputs[:1])
 
 
 def subject() -> Traced:
@@ -34,7 +34,7 @@ def frozen() -> Traced:
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.requires_grad_(False)
-    return detectors.opened(net, DATA.inputs[:1])
+    return detectors.open_detector(net, DATA.inputs[:1])
 
 
 def nothing_written(root: Path) -> bool:

@@ -327,7 +327,7 @@ def test_a_stage_all_of_whose_branches_are_gone_is_told_from_others():
     names = ["stem.a", "layer1.0", "layer1.1", "layer2.0.f", "layer2.0.g", "layer2.1.f"]
 
     def collapsed(row):
-        return recipe._collapsed(dict(zip(names, map(bool, row), strict=True)))
+        return recipe._find_collapsed(dict(zip(names, map(bool, row), strict=True)))
 
     assert collapsed([1, 0, 0, 1, 1, 1]) == {"layer1": 2}
     assert collapsed([1, 0, 1, 0, 0, 1]) == {"layer2.0": 2}

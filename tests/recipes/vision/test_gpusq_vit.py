@@ -201,7 +201,7 @@ def test_thirty_two_bits_stop_at_the_sparse_network(tmp_path):
 def test_factors_of_labels_alone_are_plain_retraining_with_the_mask(tmp_path):
     (found,) = results(tmp_path, bits=32, factors=(1.0, 0.0, 0.0))
     plain = open_traced(taught(), DATA.inputs[:2]).copy().model
-    with masks.held(plain, found.subject.masks):
+    with masks.hold(plain, found.subject.masks):
         how = dict(optimizer="adamw", lr=1e-3, weight_decay=0.01, warmup=0.05, clip=1.0, precision="fp32")
         vision.fit(plain, DATA, epochs=2, batch=24, dropout=False, **how)
     for name, tensor in found.subject.model.state_dict().items():

@@ -375,7 +375,7 @@ def detector() -> Traced:
     loop.train(
         net, feed, detecting.press(net.loss), steps=30, lr=5e-3, seed=0, count=examples.count, progress=False, clip=None
     )
-    return detectors.opened(net.eval(), SCENES.inputs[:1])
+    return detectors.open_detector(net.eval(), SCENES.inputs[:1])
 
 
 def boxed(root, budget="params=70%", data=SCENES, **options):

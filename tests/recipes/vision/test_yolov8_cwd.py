@@ -93,7 +93,7 @@ def test_pressure_empties_scales(tmp_path):
 
 
 def test_widths_of_eight_and_a_global_baseline_with_floors(tmp_path):
-    wide = detectors.opened(yolo.Yolo(2, (16, 32, 32, 32, 32)), DATA.inputs[:1])
+    wide = detectors.open_detector(yolo.Yolo(2, (16, 32, 32, 32, 32)), DATA.inputs[:1])
     (found,) = results(tmp_path / "a", start=wide, multiple=8, least=8, dry_run=True)
     convs = [m for m in found.subject.model.modules() if isinstance(m, yolo.Conv)]
     assert all(m.conv.out_channels % 8 == 0 for m in convs)
@@ -162,7 +162,7 @@ def test_what_can_not_be_cut_after_all_shows_before_anything_is_trained(tmp_path
 def test_layers_without_a_scale_stay_and_a_detector_without_any_is_refused(tmp_path):
     net = yolo.tiny()
     net.stage3[0].bn = torch.nn.BatchNorm2d(8, affine=False)
-    plain = detectors.opened(net.eval(), DATA.inputs[:1])
+    plain = detectors.open_detector(net.eval(), DATA.inputs[:1])
     (found,) = results(tmp_path / "a", ("channels=60%",), start=plain, finetune_epochs=0, distil_epochs=0)
     assert found.notes == ("stays: stage3.0.conv.channels: has no batch norm",)
     with pytest.raises(UnsupportedError, match="no batch norm whose scale can be trained"):

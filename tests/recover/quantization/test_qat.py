@@ -109,7 +109,7 @@ def test_parameters_keep_their_names_and_masks_survive_training():
     def objective(batch, totals):
         return model(batch).square().mean(), {}
 
-    with masks.held(model, mask):
+    with masks.hold(model, mask):
         loop.train(model, [IMAGES], objective, steps=4, lr=1e-2, count=lambda batch: {"examples": len(batch)})
     after = model[2].weight.detach()
     assert not after[~mask["2.weight"]].any()

@@ -80,7 +80,7 @@ def test_what_was_trained_fake_quantised_is_what_comes_out(bits):
     assert [name for name, _ in model.named_parameters()] == names
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
-    with masks.held(model, held):
+    with masks.hold(model, held):
         for _ in range(30):
             optimizer.zero_grad()
             loss = (model(x) - wanted).square().mean()

@@ -8,7 +8,7 @@ from torch import nn
 
 from secateur.errors import InputError
 from secateur.recover.distillation import losses
-from secateur.recover.training.compose import Term, compose, layered
+from secateur.recover.training.compose import Term, compose, sum_layers
 from secateur.recover.training.loop import train
 
 TOTALS = {"examples": 4, "tokens": 8}
@@ -75,14 +75,14 @@ def test_what_a_silent_term_is_like_leaves_its_own_weight():
 def test_layers_have_weights_of_their_own():
     ours, theirs = [torch.randn(3, 2) for _ in range(3)], [torch.randn(3, 2) for _ in range(3)]
     each = [losses.mse(a, b).item() for a, b in zip(ours, theirs, strict=True)]
-    assert layered(losses.mse)(ours, theirs).item() == pytest.approx(sum(each), rel=1e-5)
-    weighted = layered(losses.mse, [1.0, 0.5, 0.0])(ours, theirs).item()
+    assert sum_layers(losses.mse)(ours, theirs).item() == pytest.approx(sum(each), rel=1e-5)
+    weighted = sum_layers(losses.mse, [1.0, 0.5, 0.0])(ours, theirs).item()
     assert weighted == pytest.approx(each[0] + 0.5 * each[1], rel=1e-5)
     for wrong in ((ours[:2], theirs), ([], [])):
         with pytest.raises(InputError, match="equally many"):
-            layered(losses.mse)(*wrong)
+            sum_layers(losses.mse)(*wrong)
     with pytest.raises(InputError, match="2 weights"):
-        layered(losses.mse, [1.0, 2.0])(ours, theirs)
+        sum_layers(losses.mse, [1.0, 2.0])(ours, theirs)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ MAKES = {
 def test_torchvision_detectors_are_traced_cut_and_trained(name, first):
     net = MAKES[name]()
     before = copy.deepcopy(net.state_dict())
-    subject = detectors.opened(net, BATCH["inputs"][:1])
+    subject = detectors.open_detector(net, BATCH["inputs"][:1])
     assert subject.model.first == first
     small, cut = subject.cut(
         ranking.by_budget(subject.units(), magnitude.coupled(subject.slices()), "channels=50%", scope="local")
@@ -209,12 +209,12 @@ def test_detectors_of_one_stage_have_no_regions():
 def test_a_module_with_the_four_names_is_a_detector():
     net = yolo.tiny()
     assert detectors.adapt(net) is net
-    subject = detectors.opened(net, torch.rand(1, 3, 64, 64))
-    assert detectors.opened(subject) is subject
+    subject = detectors.open_detector(net, torch.rand(1, 3, 64, 64))
+    assert detectors.open_detector(subject) is subject
     with pytest.raises(UnsupportedError, match="features"):
         detectors.adapt(nn.Linear(2, 2))
     with pytest.raises(InputError, match="images"):
-        detectors.opened(net)
+        detectors.open_detector(net)
 
 
 @pytest.mark.parametrize("name", MAKES)
@@ -244,7 +244,7 @@ def test_ultralytics_models_are_traced_cut_and_trained():
     tasks = pytest.importorskip("ultralytics.nn.tasks")
     torch.manual_seed(0)
     net = tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False)
-    subject = detectors.opened(net, BATCH["inputs"][:1])
+    subject = detectors.open_detector(net, BATCH["inputs"][:1])
     small, cut = subject.cut(
         ranking.by_budget(subject.units(), magnitude.coupled(subject.slices()), "channels=50%", scope="local")
     )
@@ -280,7 +280,7 @@ def test_ultralytics_own_trainer_trains_what_was_cut(tmp_path: Path, monkeypatch
     names = {"path": str(tmp_path), "train": "images/train", "val": "images/val", "names": {0: "a", 1: "b", 2: "c"}}
     (tmp_path / "data.yaml").write_text(json.dumps(names))
     torch.manual_seed(0)
-    subject = detectors.opened(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), BATCH["inputs"][:1])
+    subject = detectors.open_detector(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), BATCH["inputs"][:1])
     scores = magnitude.coupled(subject.slices())
     small, cut = subject.cut(ranking.by_budget(subject.units(), scores, "channels=50%", scope="local"))
     user = YOLO("yolov8n.yaml", verbose=False)
@@ -315,7 +315,7 @@ def test_a_cut_ultralytics_model_is_read_again_by_another_process(tmp_path: Path
     tasks = pytest.importorskip("ultralytics.nn.tasks")
     torch.manual_seed(0)
     images = BATCH["inputs"][:1]
-    subject = detectors.opened(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), images)
+    subject = detectors.open_detector(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), images)
     scores = magnitude.coupled(subject.slices())
     small, cut = subject.cut(ranking.by_budget(subject.units(), scores, "channels=50%", scope="local"))
     small.save(tmp_path, program=True)

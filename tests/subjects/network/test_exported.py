@@ -40,7 +40,7 @@ class Session:
 
 
 def test_what_a_file_finds_is_what_the_cut_network_finds(tmp_path):
-    dense = detectors.opened(yolo.tiny(), DATA.inputs[:1])
+    dense = detectors.open_detector(yolo.tiny(), DATA.inputs[:1])
     keep = {name: np.arange(site.count) % 2 == 0 for name, site in dense.units().sites.items()}
     subject, _ = dense.cut(Selection(keep))
     small = subject.model.eval()

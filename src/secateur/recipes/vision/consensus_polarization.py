@@ -386,12 +386,12 @@ def describe(figures: Mapping[str, Any], held: int) -> tuple[str, ...]:
     for name, row in figures["frequency"].items():
         if len(row) > 1 and not any(value >= 0.5 for value in row):
             notes.append(f"all gates of {name} are off: the least that may stay was kept")
-    for stage, many in _collapsed(figures["branches"]).items():
+    for stage, many in _find_collapsed(figures["branches"]).items():
         notes.append(f"all {many} branches of {stage} are gone: only the shortcuts of that stage are left")
     return tuple(notes)
 
 
-def _collapsed(branches: Mapping[str, bool]) -> dict[str, int]:
+def _find_collapsed(branches: Mapping[str, bool]) -> dict[str, int]:
     """In layer mode, stage -> its branches, two or more, all of which are gone. branches: name -> whether it is left.
 
     All branches are one site; those whose names begin with the same parts are a stage.

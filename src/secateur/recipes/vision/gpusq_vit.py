@@ -142,7 +142,7 @@ def gpusq_vit(
         pruned = tuned = None
         masks.apply(sparse.model, mask)
         if not dry_run:
-            with masks.held(sparse.model, mask):
+            with masks.hold(sparse.model, mask):
                 pruned = train(
                     sparse.model, lesson(sparse.model, subject.model), subject.model, feed, training, seed,
                     checkpoint=run.folder(f"prune-{budget}"), title="retraining",
@@ -307,10 +307,10 @@ def quantise(
         qat.frozen(student, inputs=still or calibration == "entropy", weights=still)
         return objective(part, totals)
 
-    def named(given: Mapping[str, Any]) -> dict[str, Any]:
+    def rename(given: Mapping[str, Any]) -> dict[str, Any]:
         return {split(name) if unfolded else name: one for name, one in given.items()}
 
-    with masks.held(student, named(sparse.masks)):
+    with masks.hold(student, rename(sparse.masks)):
         recovery = train(
             student, rounding, sparse.model, feed, training, seed, checkpoint=checkpoint, title="quantisation"
         )
@@ -320,7 +320,7 @@ def quantise(
     integers.install(student, {path: integers.Scales(bits, *scales[path]) for path in layers})
     plan = Plan(unfolded=unfolded, bits=tuple((path, bits) for path in layers))
     result = Traced(student, sparse.inputs, (*sparse.plans, plan))
-    result.masks, result.forms = named(sparse.masks), named(sparse.forms)
+    result.masks, result.forms = rename(sparse.masks), rename(sparse.forms)
     return result, recovery, [f"stays in floats: {path} {reason}" for path, reason in reasons.items()]
 
 

@@ -135,7 +135,7 @@ def nd_loss(
     check(data, host, mix, feature)
     look: Callable[[Traced], Any] = partial(penultimate.Classifier.of, feature=feature, staged=host == "review")
     if data.targets:
-        subject, look = detectors.opened(subject), partial(penultimate.Detector.of, data=data)
+        subject, look = detectors.open_detector(subject), partial(penultimate.Detector.of, data=data)
     if temperature is None:
         temperature = 1.0 if data.targets else 4.0
     rise = 0.05 if training.optimizer == "adamw" else 0.0
@@ -313,7 +313,7 @@ def feature_loss(variant: Variant, centres: ClassMeans, projector: nn.Module) ->
         return features.norms_and_directions(student, teacher, means, project=projector)
 
     def loss(view: View, batch: Mapping[str, Any]) -> Tensor:
-        means = centres.mixed(view.labels, view.others, view.share)
+        means = centres.mix(view.labels, view.others, view.share)
         return per_row(view, batch) * value(view.student.features, view.teacher.features, means)
 
     return loss
@@ -339,8 +339,8 @@ def diagnose(
         torch.manual_seed(0)
         views = [look(teacher, part) for part in data.in_order(batch)]
         labels = torch.cat([view.labels for view in views])
-        ours, logits = _joined([view.student for view in views])
-        theirs, answers = _joined([view.teacher for view in views])
+        ours, logits = _join([view.student for view in views])
+        theirs, answers = _join([view.teacher for view in views])
         ours = ours if student.width == teacher.width else projector(ours)
     result = dict[str, dict[str, float]]()
     for name, rows, told in (("teacher", theirs, answers), ("student", ours, logits)):
@@ -355,7 +355,7 @@ def diagnose(
     return result
 
 
-def _joined(passes: Sequence[penultimate.Pass]) -> tuple[Tensor, Tensor]:
+def _join(passes: Sequence[penultimate.Pass]) -> tuple[Tensor, Tensor]:
     return torch.cat([one.features for one in passes]), torch.cat([one.logits for one in passes])
 
 

@@ -23,7 +23,7 @@ from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.methods.cutting import cut_with_retries
 from secateur.methods.detector_stages import DetectorStages
 from secateur.recover.distillation import maps
-from secateur.recover.distillation.taps import seen
+from secateur.recover.distillation.taps import look_at
 from secateur.recover.sparsity import slimming
 from secateur.recover.training import detecting, records
 from secateur.recover.training.compose import Objective
@@ -145,11 +145,11 @@ def yolov4_group_sad(
     it did harm here. A shared mask is brought up to the floor by the mean scale.
     Positive places of the output option are those where the teacher is sure. AdamW in place of SGD.
     """
-    subject = detectors.opened(subject)
+    subject = detectors.open_detector(subject)
     image = data.inputs[:1]
     spared = set() if feeders else stages.feeders(subject.model, image)
     order = stages.grouped(stages.places(subject.model, image), groups)
-    mask = partial(thresholds.grouped, share=layer_keep, least=least, policy=merge, multiple=multiple)
+    mask = partial(thresholds.by_group, share=layer_keep, least=least, policy=merge, multiple=multiple)
     floor = partial(thresholds.floor, share=layer_keep, least=least, multiple=multiple)
     check(subject, budgets, spared, order, fractions, multiple, floor)
     if outputs:
@@ -385,7 +385,7 @@ def attention_layers(teacher: Traced, image: Tensor) -> tuple[list[str], list[fl
     taps = list(dict.fromkeys([*blocks, *cast(Detector, teacher.model).taps]))
     weights = []
     for tap in taps:
-        for found in seen(teacher.model, [tap], image, maps.flat):
+        for found in look_at(teacher.model, [tap], image, maps.flat):
             deep = image.shape[-1] / found.shape[-1] >= deepest
             weights.append(area * (BETAS[1] if deep else BETAS[0] if tap in blocks else BETAS[2]))
     return taps, weights

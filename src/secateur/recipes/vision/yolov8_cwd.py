@@ -24,7 +24,7 @@ from secateur.measure import detection
 from secateur.methods.cutting import cut_with_retries
 from secateur.methods.detector_stages import DetectorStages
 from secateur.recover.distillation import maps
-from secateur.recover.distillation.taps import Adapters, seen
+from secateur.recover.distillation.taps import Adapters, look_at
 from secateur.recover.sparsity import slimming
 from secateur.recover.training import detecting, records
 from secateur.recover.training.compose import Objective
@@ -113,7 +113,7 @@ def yolov8_cwd(
     paper's TensorRT step is the export of the result, to a torch.export program or ONNX. The paper learns from no
     outputs.
     """
-    subject = detectors.opened(subject)
+    subject = detectors.open_detector(subject)
     check(subject, budgets, multiple, least, weights)
     if outputs:
         detectors.check_predictions(subject.model, data.inputs[:1])
@@ -215,7 +215,7 @@ def select(units: Units, scores: Mapping[str, Tensor], budget: Budget, scope: st
 def adapt_widths(student: Traced, teacher: Traced, image: Tensor, seed: int) -> Adapters:
     """Step 6: a 1 x 1 convolution for each map that the heads read, where its widths differ."""
     names = cast(Detector, teacher.model).taps
-    widths = [[one.shape[1] for one in seen(net.model, names, image, maps.flat)] for net in (student, teacher)]
+    widths = [[one.shape[1] for one in look_at(net.model, names, image, maps.flat)] for net in (student, teacher)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Adapters(*widths)

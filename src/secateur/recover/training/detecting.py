@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur._utils.modes import restored
 from secateur.errors import InputError
 from secateur.recover.distillation import maps
-from secateur.recover.distillation.taps import tapped
+from secateur.recover.distillation.taps import tap
 from secateur.recover.sparsity import slimming
 from secateur.recover.training.compose import Objective
 
@@ -60,9 +60,9 @@ def follow(
     """
 
     def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        with tapped(student, taps, maps.flat) as ours:
+        with tap(student, taps, maps.flat) as ours:
             task = loss(batch) * (len(batch["inputs"]) / totals["examples"])
-        with torch.no_grad(), tapped(teaching, taps, maps.flat) as theirs:
+        with torch.no_grad(), tap(teaching, taps, maps.flat) as theirs:
             teacher(batch["inputs"])
         near = compare(list(ours), list(theirs), batch) / totals["examples"]
         return task + weight * near, {"task": float(task.detach()), "maps": float(near.detach())}

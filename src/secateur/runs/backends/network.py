@@ -83,9 +83,9 @@ def opened(model: Model, device: str | None = None, data: Examples | None = None
     if device is not None:  # where it will be measured: it is analysed and cut where it is
         there(device)
     if isinstance(model, Traced):
-        return detectors.opened(model) if data is not None and data.targets else model
+        return detectors.open_detector(model) if data is not None and data.targets else model
     module, given = built(model, inputs, None if data is None else data.inputs[:1])
-    return detectors.opened(module, given) if data is not None and data.targets else open_traced(module, given)
+    return detectors.open_detector(module, given) if data is not None and data.targets else open_traced(module, given)
 
 
 def built(model: str | Path | nn.Module, inputs: Any = None, first: Tensor | None = None) -> tuple[nn.Module, Any]:

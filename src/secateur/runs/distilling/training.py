@@ -53,7 +53,7 @@ def _rounded(student: Any, bits: int) -> Iterator[None]:
     found = matrices.masks_of(matrices.matrices(student.model, student.layers()))
     quantise.prepare(student.model, bits, within=student.layers())
     try:
-        with masks.held(student.model, {name: mask for name, mask in found.items() if not bool(mask.all())}):
+        with masks.hold(student.model, {name: mask for name, mask in found.items() if not bool(mask.all())}):
             yield
     finally:
         quantise.finish(student.model)
@@ -144,7 +144,7 @@ def _matched(course: Course, objective: Any, student: Any, teacher: Any) -> tupl
         index = lesson.match_index if lesson.match_index and "{i}" in ours else None  # others stand beside it
         found = taps.pairs(student.model, teacher.model, ours, other=theirs, index=index)
         pairs += [(student.model, teacher.model, *one) for one in found]
-    return matching.beside(
+    return matching.add_matching(
         objective, pairs, lambda: [course.forward(one)(first) for one in (student, teacher)],
         kind=lesson.match_loss, weights=lesson.match_weight, warmup=lesson.ramps.get("match", 0.0),
         balanced=lesson.match_balance,
