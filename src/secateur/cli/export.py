@@ -11,9 +11,9 @@ __all__ = ["execute"]
 
 def execute(given: dict[str, Any]) -> None:
     """Write a model in another form, checked against the original's output."""
-    from secateur.runs import executor
+    from secateur.runs import exporting
 
-    place, notes = executor.export(**given)
+    place, notes = exporting.export(**given)
     for note in notes:
         print(f"note: {note}")
     print(place)

@@ -16,10 +16,10 @@ __all__ = ["execute"]
 def execute(given: dict[str, Any]) -> None:
     """Measure size, time, memory and quality of a model, alone or against others."""
     from secateur.reports import display, evidence
-    from secateur.runs import backends, executor
+    from secateur.runs import backends, measuring
 
     as_json = given.pop("as_json", False)
-    figures = executor.measure(**given)
+    figures = measuring.measure(**given)
     if as_json:
         plain = {part: {name: asdict(figure) for name, figure in row.items()} for part, row in figures.items()}
         print(json.dumps(plain, indent=1))
@@ -27,15 +27,15 @@ def execute(given: dict[str, Any]) -> None:
     names = display.order(name for part in figures.values() for name in part)
     rows = [["Measure", *figures]]
     rows += [[display.measure(n).label, *(display.text(n, part.get(n)) for part in figures.values())] for n in names]
-    usual = backends.of_model(next(iter(given.get("against", ())), given["model"]))
-    length = given.get("length") or usual.LENGTH
-    title = f"batch {given.get('batch') or usual.BATCH}" + (f" x {length} tokens" if length else "")
+    usual = backends.of_source(next(iter(given.get("against", ())), given["model"]))
+    length = given.get("length") or usual.length
+    title = f"batch {given.get('batch') or usual.batch}" + (f" x {length} tokens" if length else "")
     console().print(evidence.rich_table(rows, title=title))
 
 
 COMMAND = Command(
     execute,
-    ["secateur.runs.executor.measure"],
+    ["secateur.runs.measuring.measure"],
     arguments=("model",),
     help={
         "model": "a model folder or Hub id; for networks file.py:function.",

@@ -40,20 +40,20 @@ def execute(given: dict[str, Any]) -> None:
         own, options = records.settings(config, {**own, **options})
     own = {**dict.fromkeys(_OWN), **own}
     _check(own)
-    from secateur.runs.backends import documents
+    from secateur.runs.backends.documents import of_document_recipe
 
-    reading, files = documents.of_recipe(own["recipe"]), list(own["files"] or ())
-    if not reading.own and len(files) != 1:
+    reading, files = of_document_recipe(own["recipe"]), list(own["files"] or ())
+    if not reading.brings_documents and len(files) != 1:
         raise InputError(
             f"{own['recipe']} reads one {reading.noun}: name its file, folder or address, and nothing else"
         )
-    if reading.own and own["in"] and files:
+    if reading.brings_documents and own["in"] and files:
         raise InputError("--in takes no files beside it: each of its lines holds what is to be read")
     if own["in"]:
-        _prune_lines(own, {"graph": "" if reading.own else files[0], **options})
+        _prune_lines(own, {"graph": "" if reading.brings_documents else files[0], **options})
         return
     given_documents = files[0]
-    if reading.own:
+    if reading.brings_documents:
         given_documents = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in files]
     _prune_one(own, given_documents, files, options)
 
@@ -77,14 +77,14 @@ def _check(own: Mapping[str, Any]) -> None:
 def _prune_lines(own: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Each line of a file, or page of a folder."""
     from secateur.clients.chat import SpentWarning
-    from secateur.runs import context
+    from secateur.runs import context_files
 
     recipe, source, budget, question = (own[name] for name in ("recipe", "in", "budget", "question"))
     if own["dry_run"]:
-        print_estimate(context.estimate_file(recipe, source, budget, question=question or "", **options))
+        print_estimate(context_files.estimate_file(recipe, source, budget, question=question or "", **options))
         return
     with _noting(SpentWarning):
-        lines, failed = context.prune_file(
+        lines, failed = context_files.prune_file(
             recipe, source, own["out"], budget, question=question or "", trace=bool(own["trace"]),
             strict=bool(own["strict"]), overwrite=bool(own["overwrite"]), processes=own["processes"], **options,
         )  # fmt: skip

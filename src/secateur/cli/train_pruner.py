@@ -19,9 +19,9 @@ __all__ = ["execute"]
 
 def execute(given: dict[str, Any]) -> None:
     """Train the model with which a recipe prunes what a model reads; the same command again resumes."""
-    from secateur.runs import context
+    from secateur.runs import pruner_training
 
-    recovery = context.train_pruner(**given)
+    recovery = pruner_training.train_pruner(**given)
     record = json.loads((Path(given["out"]) / "training.json").read_text(encoding="utf-8"))
     summary = f"{recovery.steps} steps on {recovery.tokens} tokens: {given['out']}"
     print(summary, *record["notes"], sep="\n", file=sys.stderr)
@@ -57,6 +57,6 @@ COMMAND = Command(
     recipe_flags=_recipe_flags,
     needed={"RECIPE": "recipe", "MODEL": "model", "--data": "data", "--out": "out"},
     example="secateur train-pruner provence MODEL --data passages.jsonl --out pruner",
-    configured="secateur.runs.context.configured",
+    configured="secateur.runs.pruner_training.configured",
     adapt=_check,
 )
