@@ -242,7 +242,7 @@ def distil(
 
 def balanced(objective: objectives.Objective, subject: Transformer) -> objectives.Objective:
     """The objective with the load-balancing loss, where there are experts."""
-    return routing.balanced(objective, subject.routers() if isinstance(subject, Moe) else [], BALANCE)
+    return routing.add_balance(objective, subject.routers() if isinstance(subject, Moe) else [], BALANCE)
 
 
 def fresh(like: Transformer, seed: int) -> Transformer:

@@ -50,7 +50,7 @@ def loss(name: str, budget: str, seed: int, **options: Any) -> float:
 
 def at_random(budget: str, seed: int) -> Transformer:
     student, draw = lab.llama().copy(), torch.Generator().manual_seed(seed)
-    share, pattern = weights.asked(Budget.parse(budget), 1.0, "random")
+    share, pattern = weights.read_budget(Budget.parse(budget), 1.0, "random")
     for matrix in matrices(student.model, student.layers()).values():
         scores = torch.rand(matrix.weight.shape, generator=draw)
         mask = n_of_m(scores, pattern.n, pattern.m) if pattern else weights.best(scores, share, "row")

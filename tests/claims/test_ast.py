@@ -120,7 +120,7 @@ def trained(arm: str, seed: int) -> dict[str, Any]:
         for name, stays in masks.items():
             assert bool((stays.unflatten(1, (-1, 4)).sum(2) == 2).all()), name
         kept = sum(int((stays & start[name]).sum()) for name, stays in masks.items())
-        beside = low_rank.of(found.subject.model)
+        beside = low_rank.find_branches(found.subject.model)
         return {
             "perplexity": perplexity(found.subject),
             "overlap": kept / sum(int(stays.sum()) for stays in masks.values()),

@@ -96,7 +96,7 @@ def cut(chosen: dict[str, int], sweeps) -> Transformer:
     subject = lab.minilm()
     keep = {site: sweeps[site].keep(level).numpy() for site, level in chosen.items()}
     weights = {site: sweeps[site].weights[level] for site, level in chosen.items()}
-    with database.stitched(subject.model, subject.consumers(), weights):
+    with database.stitch(subject.model, subject.consumers(), weights):
         return subject.cut(Selection(keep))[0]
 
 

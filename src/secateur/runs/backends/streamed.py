@@ -170,7 +170,7 @@ def _flops(subject: Streamed, batch: Mapping[str, Tensor]) -> float:
             total += size.flops(partial(block.run, *next(block.inputs())), {})
         (last,) = blocks.states(Path(folder), len(subject.layers()))
         with subject.resident():
-            return total + size.flops(partial(blocks.leaving, subject, batch, last), {})
+            return total + size.flops(partial(blocks.run_ends, subject, batch, last), {})
 
 
 def compared(
@@ -203,7 +203,7 @@ def _left(subject: Streamed, batches: Sequence[Mapping[str, Tensor]], folder: Pa
 
 def _finished(head: Streamed, states: Iterator[Tensor], batch: Mapping[str, Tensor]) -> Output:
     """The logits [B, S, V] of the next states: they come in the order of the batches."""
-    return Output(blocks.leaving(head, batch, next(states)).logits, causal=True)
+    return Output(blocks.run_ends(head, batch, next(states)).logits, causal=True)
 
 
 def save(subject: Streamed, folder: Path) -> None:

@@ -137,13 +137,13 @@ def _check_bits(pupil: Any, bits: int) -> None:
     other = next((name for name, one in found.items() if one.turned or one.expert is not None), None)
     if other is not None:
         raise UnsupportedError(f"{other} is in no linear, which are what is rounded in training: quantise by `export`")
-    if low_rank.of(pupil.model):
+    if low_rank.find_branches(pupil.model):
         raise UnsupportedError("a student with branches beside its linears is quantised by `export`: leave bits out")
     quantise.check(pupil.model)
     quantise.linears(pupil.model, bits, pupil.layers())
     quantise.torchao()
     if bits < 8:
-        quantised.need()
+        quantised.require_library()
 
 
 def check_chain(trade: Trade, pupil: Any, between: Sequence[Any], masters: Sequence[Any], align: bool) -> None:
