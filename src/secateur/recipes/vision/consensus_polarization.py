@@ -26,7 +26,7 @@ from secateur.recover.sparsity import gates
 from secateur.recover.training import loop, norms, objectives
 from secateur.score import gates as statistics
 from secateur.select import ranking
-from secateur.select.limits import cutting
+from secateur.select.limits import limits_of_cut
 from secateur.subjects.network.readers import inner
 from secateur.subjects.network.residual import Branches
 from secateur.subjects.network.traced import Traced
@@ -132,7 +132,7 @@ def consensus_polarization(
     gated = gate(subject, mode, units, multiple=multiple, seed=seed, hidden=hidden, bias=bias, leak=leak)
     whole = gated.units.cost()
     for budget in budgets:  # what can't be met is said before anything is trained
-        cutting(budget, whole, ranking.fewest(gated.units).spent)
+        limits_of_cut(budget, whole, ranking.fewest(gated.units).spent)
     train, held = data.split(seed=seed)
     further = loop.options(training)
     feed = examples.batches(train, batch=batch, seed=seed)

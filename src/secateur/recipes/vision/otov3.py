@@ -140,7 +140,7 @@ def otov3(
         start.protect(listed(protect))
     for budget in budgets:  # what would train for nothing is said before anything is trained
         costs = [start.units(*([SITE] if SITE in part else [])).cost() for part in split(budget)]
-        limits.cutting(budget, {measure: cost for row in reversed(costs) for measure, cost in row.items()})
+        limits.limits_of_cut(budget, {measure: cost for row in reversed(costs) for measure, cost in row.items()})
         first = Task.of(start, split(budget)[0], multiple=multiple, scope=scope, hierarchical=hierarchical)
         first.lowest(magnitude.coupled(first.slices))
     feed = examples.batches(data, batch=batch, seed=seed)
@@ -219,7 +219,7 @@ def optimiser(
     stages = split(Budget.parse(budget))
     if len(stages) > 1:
         raise InputError(f"an optimiser has one budget, not {budget}: erase by segments= first, then prune the rest")
-    limits.cutting(stages[0], subject.units(*([SITE] if SITE in stages[0] else [])).cost())
+    limits.limits_of_cut(stages[0], subject.units(*([SITE] if SITE in stages[0] else [])).cost())
     task = Task.of(subject, stages[0], multiple=multiple, scope=scope, hierarchical=hierarchical)
     task.lowest(magnitude.coupled(task.slices))  # what can't be met is said now, not in the midst of a training
     return task.optimiser(params, method=method, saliency=saliency, **settings)

@@ -25,7 +25,7 @@ from secateur.recover.sparsity import slimming
 from secateur.recover.training import detecting, loop, records
 from secateur.score import scales
 from secateur.select import thresholds
-from secateur.select.limits import cutting
+from secateur.select.limits import limits_of_cut
 from secateur.subjects.network import detectors, stages
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.traced import CutError, Traced
@@ -214,7 +214,7 @@ def check(
     shrinking = [units[site] for site in members if most[place[site]]]
     smallest = units.cost({site.name: np.arange(site.count) < floor(site.count) for site in shrinking})
     for budget in budgets:
-        cutting(budget, units.cost(), smallest, "lower layer_keep or least, or allow feeders")
+        limits_of_cut(budget, units.cost(), smallest, "lower layer_keep or least, or allow feeders")
     if len(betas) != 3:
         raise InputError(f"betas={list(betas)}: give three, of the backbone's groups, the deepest scale and the neck")
     if layers:

@@ -180,7 +180,7 @@ def check(
         scales.prunable(subject.model, subject.slices())  # says that nothing is there to rank
     lowest = ranking.fewest(units, dict.fromkeys(units, least)).spent
     for budget in budgets:
-        limits.cutting(budget, units.cost(), lowest, f"lower least={least}")
+        limits.limits_of_cut(budget, units.cost(), lowest, f"lower least={least}")
     if not weights:
         raise InputError("weights are empty: give one for each map, the finest first; the last holds for all further")
     if not temperature > 0:
