@@ -37,7 +37,7 @@ class Linking:
     least: float = 0.7
     """Cosine below which the nearest name is not taken for what is called so."""
 
-    def given(self) -> list[str]:
+    def clean_topics(self) -> list[str]:
         """The topics without spare spaces."""
         return [" ".join(topic.split()) for topic in self.topics if topic.strip()]
 
@@ -89,7 +89,7 @@ def link_names(
         for name in listed:
             nodes = [node for mention in names.mentions(name) for node in mention.nodes]
             linked.append((name, nodes[: linking.nearest]))
-    return _recorded(names, question, linked, lost, embed, linking)
+    return _record(names, question, linked, lost, embed, linking)
 
 
 def link_question(
@@ -100,10 +100,10 @@ def link_question(
     The record holds entities (names in the question), fallback (whether the nearest stand in) and notes.
     """
     names, lost = graphs.find_names(graph, [question], tuple(linking.kinds), linking.lookup)
-    return _recorded(names, question, _mentioned(names, question, embed, linking), lost, embed, linking)
+    return _record(names, question, _find_mentions(names, question, embed, linking), lost, embed, linking)
 
 
-def _recorded(
+def _record(
     names: Names,
     question: str,
     linked: Sequence[tuple[str, list[str]]],
@@ -122,7 +122,9 @@ def _recorded(
     return found, {"entities": [name for name, _ in linked], "fallback": stands_in, "notes": notes}
 
 
-def _mentioned(names: Names, question: str, embed: Embed | None, linking: NodeLinking) -> list[tuple[str, list[str]]]:
+def _find_mentions(
+    names: Names, question: str, embed: Embed | None, linking: NodeLinking
+) -> list[tuple[str, list[str]]]:
     """(part of the question, nodes): names that stand in it, and parts of the rest that are near to a name."""
     spans = [(found.start, found.end, list(found.nodes)[: linking.nearest]) for found in names.mentions(question)]
 

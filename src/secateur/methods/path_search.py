@@ -113,12 +113,12 @@ class PathSearch:
 
     def verbalise(self, clusters: Sequence[Cluster]) -> list[str]:
         """Paths in words."""
-        self.learn_names(_shown(clusters))
+        self.learn_names(_list_nodes(clusters))
         return [walks.verbalise(cluster.nodes, cluster.steps, self.names) for cluster in clusters]
 
     def names_on(self, clusters: Sequence[Cluster]) -> list[str]:
         """The names that paths show, of entities and relations."""
-        return list(dict.fromkeys(self.names[node] for node in _shown(clusters)))
+        return list(dict.fromkeys(self.names[node] for node in _list_nodes(clusters)))
 
     def pieces(self, branches: Sequence[Sequence[Any]], paths: Sequence[Cluster], whole: bool = True) -> list[Piece]:
         """Branches of paths in words, or whole paths: with the entities of all paths that have them."""
@@ -240,7 +240,7 @@ class PathSearch:
         return {"best": kept, "rows": rows, "whole": whole.cost(self.counts), "told": figures}
 
 
-def _shown(clusters: Sequence[Cluster]) -> list[str]:
+def _list_nodes(clusters: Sequence[Cluster]) -> list[str]:
     """The nodes that texts of paths list, then their relations."""
     nodes = [node for cluster in clusters for nodes in cluster.nodes for node in nodes[: walks.LISTED]]
     return [*nodes, *(step.relation for cluster in clusters for step in cluster.steps)]

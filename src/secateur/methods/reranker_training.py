@@ -4,22 +4,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.errors import InputError
+from secateur._utils.rundir import Run
+from secateur.clients.chat import LanguageModel
+from secateur.data import texts
+from secateur.errors import DataError, InputError
 from secateur.measure import retrieval
+from secateur.methods import sentence_labels
 from secateur.retrieval import rerankers
 from secateur.retrieval.rerankers import Reranker
 from secateur.score import relevance
 
-__all__ = ["PairBatches", "describe_quality", "keep_sentences", "measure_quality"]
+__all__ = ["PairBatches", "describe_quality", "keep_sentences", "measure_quality", "prepare_pairs"]
 
 Pair = Mapping[str, Any]
 """question, sentences (texts), kept (numbers of those that matter), and score, a number or None."""
+
+
+def prepare_pairs(
+    model: Reranker,
+    rows: Sequence[Mapping[str, Any]],
+    run: Run,
+    *,
+    corpus: str,
+    llm: LanguageModel | None,
+    oracle: str,
+    language: str,
+    longest: int,
+    weight: float,
+    seed: int,
+) -> tuple[list[dict[str, Any]], int]:
+    """Pairs of question and passage with their labels and, where these have a weight, old scores; and passages without.
+
+    Raises `DataError` where there is no pair, `InputError` where there are no scores to keep. See `provence.train`.
+    """
+    rows = sentence_labels.join_labels(rows)
+    if corpus:
+        rows = sentence_labels.find_passages(rows, texts.read(corpus).texts, run, model, language, seed)
+    pairs, lost = sentence_labels.label_pairs(rows, run, llm, oracle, language)
+    if not pairs:
+        raise DataError(f"none of {len(rows)} rows gives a pair: {lost} passages have no label")
+    old = [pair for pair in pairs if weight and pair["score"] is None]
+    if old and not model.settings.ranks:
+        raise InputError("this model has no scores to keep: use weight=0 (standalone), or give a reranker")
+    judge = partial(model.judge, [(pair["question"], pair["sentences"]) for pair in old], longest=longest)
+    scores = run.json("old-scores", lambda: [judged.score for judged in judge()])
+    for pair, score in zip(old, scores, strict=True):
+        pair["score"] = score
+    return pairs, lost
 
 
 class PairBatches:

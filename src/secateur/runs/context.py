@@ -210,7 +210,7 @@ class Pruner:
             if not isinstance(question, str) or not question.strip():
                 raise InputError("there is no question: say what the documents are to answer")
             subject, run, asked = self._apart(documents, titles), Transient(), markup.whole(question)
-            (result,) = self._job.function(subject, asked, [self.budget], run, **self._job.packed(self._job.options))
+            (result,) = self._job.function(subject, asked, [self.budget], run, **self._job.pack(self._job.options))
         except Exception as error:
             if self.strict:
                 raise
@@ -557,7 +557,7 @@ class _Job:
         """The recipe."""
         return recipes.find(self.recipe)
 
-    def packed(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def pack(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options by flag as the recipe takes them."""
         return keywords.pack(self.function, options)
 
@@ -584,7 +584,7 @@ class _Job:
         if not isinstance(question, str) or not question.strip():
             raise InputError("there is no question: say what the documents are to answer")
         run, chosen = Transient(), self.servers.chosen(self.options, meter)
-        (result,) = self.function(subject, markup.whole(question), [self.budget], run, **self.packed(chosen))
+        (result,) = self.function(subject, markup.whole(question), [self.budget], run, **self.pack(chosen))
         trace, told = run.values[f"trace-{self.budget}"], run.values.get(f"told-{self.budget}", {})
         text, parts = markup.whole(result.subject.written()), readings.parts(result.subject)
         return Pruned(text, result.cut.before, result.cut.after, trace, question, told, parts)

@@ -214,7 +214,7 @@ def find_nodes(
 ) -> tuple[list[str], dict[str, Any]]:
     """The nodes that the question speaks of, and the record: entities, fallback, notes, and what a model was asked."""
     asked: dict[str, Any] = {"llm_calls": 0, "llm_tokens": 0} if model else {}
-    topics = linking.given()
+    topics = linking.clean_topics()
     if topics:
         linked, notes = link_topics(graph, topics, embed, linking, linking.kinds, linking.nearest)
         nodes = list(dict.fromkeys(node for found in linked.values() for node in found))
@@ -289,7 +289,7 @@ def raise_joins(sites: Sequence[Site], joins: float) -> list[Site]:
     """The same, the best facts first; s of those that join two nodes is raised by a share of what it lacks to 1."""
     nodes = {site["node"] for site in sites}
 
-    def raised(row: Row) -> float:
+    def raise_score(row: Row) -> float:
         subject, _, end, literal = row["fact"] or ("", "", "", True)
         both = not literal and subject != end and {subject, end} <= nodes
         score = float(row["score"])
@@ -299,7 +299,7 @@ def raise_joins(sites: Sequence[Site], joins: float) -> list[Site]:
         return list(sites)
     found = list[Site]()
     for site in sites:
-        rows = sorted(({**row, "score": raised(row)} for row in site["rows"]), key=lambda row: -row["score"])
+        rows = sorted(({**row, "score": raise_score(row)} for row in site["rows"]), key=lambda row: -row["score"])
         found.append({**site, "rows": [{**row, "rank": rank} for rank, row in enumerate(rows, start=1)]})
     return found
 
