@@ -11,6 +11,7 @@ from annotated_types import Ge
 
 from secateur.clients.stores import is_usable
 from secateur.methods import graphs
+from secateur.methods.asking import Record
 from secateur.retrieval.encoders import Embed
 from secateur.retrieval.names import COMMON, Names
 from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
@@ -79,7 +80,7 @@ def link_topics(
 
 def link_names(
     graph: KnowledgeGraph, question: str, listed: Sequence[str], embed: Embed | None, linking: NodeLinking
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], Record]:
     """The nodes of names that a language model listed, and the record of them, as `link_question`."""
     names, lost = graphs.find_names(graph, listed, tuple(linking.kinds), linking.lookup)
     if embed is not None:
@@ -94,7 +95,7 @@ def link_names(
 
 def link_question(
     graph: KnowledgeGraph, question: str, embed: Embed | None, linking: NodeLinking
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], Record]:
     """The nodes that a question names, in the order of their names in it; the nearest to all of it where there is none.
 
     The record holds entities (names in the question), fallback (whether the nearest stand in) and notes.
@@ -110,7 +111,7 @@ def _record(
     lost: Sequence[str],
     embed: Embed | None,
     linking: NodeLinking,
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], Record]:
     notes = [*lost, *(f"no name in the graph is near {name!r}" for name, nodes in linked if not nodes)]
     found = list(dict.fromkeys(node for _, nodes in linked for node in nodes))
     stands_in = not found and linking.fallback > 0 and embed is not None and len(names) > 0

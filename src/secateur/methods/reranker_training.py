@@ -17,6 +17,7 @@ from secateur.data import texts
 from secateur.errors import DataError, InputError
 from secateur.measure import retrieval
 from secateur.methods import sentence_labels
+from secateur.methods.asking import Record
 from secateur.retrieval import rerankers
 from secateur.retrieval.rerankers import Reranker
 from secateur.score import relevance
@@ -29,7 +30,7 @@ Pair = Mapping[str, Any]
 
 def prepare_pairs(
     model: Reranker,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Pair],
     run: Run,
     *,
     corpus: str,
@@ -39,7 +40,7 @@ def prepare_pairs(
     longest: int,
     weight: float,
     seed: int,
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[Record], int]:
     """Pairs of question and passage with their labels and, where these have a weight, old scores; and passages without.
 
     Raises `DataError` where there is no pair, `InputError` where there are no scores to keep. See `provence.train`.
@@ -92,7 +93,7 @@ class PairBatches:
 
 
 def keep_sentences(
-    judged: Sequence[Mapping[str, Any]], sizes: Sequence[int], threshold: float, rounding: str
+    judged: Sequence[Pair], sizes: Sequence[int], threshold: float, rounding: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of all sentences, whether the threshold lets them stay, and the mean probability of their tokens.
 
@@ -117,7 +118,7 @@ def keep_sentences(
     return np.concatenate(keep), np.concatenate(scores)
 
 
-def measure_quality(model: Reranker, pairs: Sequence[Pair]) -> dict[str, Any]:
+def measure_quality(model: Reranker, pairs: Sequence[Pair]) -> Record:
     """What a model does on pairs that it has not learnt from.
 
     pairs: how many there are. mask_loss: mean over tokens of sentences of -log P(label). ranking_loss: mean over pairs
@@ -162,7 +163,7 @@ def measure_quality(model: Reranker, pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def describe_quality(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def describe_quality(before: Record, after: Record) -> list[str]:
     """Notes on what `measure_quality` found before and after training."""
     notes = [
         f"{after['pairs']} pairs held out: F1 of kept sentences {after['f1']:.3f} (before {before['f1']:.3f}), "

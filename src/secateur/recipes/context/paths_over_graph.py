@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from secateur._utils.rundir import Run
 from secateur.methods import graphs
+from secateur.methods.asking import Record
 from secateur.methods.fitting import fit_to_limits
 from secateur.methods.linking import NOTHING, Linking, link_topics
 from secateur.methods.path_judges import TOPICS, Judging, SimilarityJudge, open_judge
@@ -113,7 +113,7 @@ def paths_over_graph(
     counts, similarity = encoding.counts(), Similarity(encoding.open_embedder(), markup.stems, digits=6)
     judge = open_judge(judging, similarity, enough, seed)
 
-    def find_paths() -> dict[str, Any]:
+    def find_paths() -> Record:
         text = " ".join(data.split())
         topics, notes = link(subject, text, linking, judge, similarity)
         names = subject.names(topics)
