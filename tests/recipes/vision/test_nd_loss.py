@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import small_vision as vision
 import vision_models
 import yolo
 from assets.scenes import scenes
-from claims import vision
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data import examples

@@ -86,6 +86,8 @@ class KnowledgeGraph:
     IRIs and text where they belong, are left out. Text is read in one line, without control letters, up to a bound.
     """
 
+    backend = "secateur.runs.backends.graph:Graphs"
+
     def __init__(self, store: Store, *, language: str = "en", most: int = 10_000) -> None:
         if most < 1:
             raise InputError(f"most={most}: give the facts that are read of one node, at least 1")
