@@ -13,7 +13,7 @@ from secateur.cli import words
         ("--seed=3 --overwrite ziplm", "ziplm"),
         ("--no-gradual ziplm m", "ziplm"),
         ("--gradual ziplm m", "ziplm"),
-        ("--merge minitron m", "minitron"),
+        ("--gradual minitron m", "minitron"),
         ("--config run.yaml --steps 3", "minitron"),
         ("--config=run.yaml --no-merge", "minitron"),
         ("--config run.yaml ziplm", "ziplm"),
