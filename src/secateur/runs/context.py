@@ -80,7 +80,7 @@ class Job:
     def of(cls, recipe: str, budget: str | Budget, options: Mapping[str, Any], source: object = "") -> Job:
         """Checked; `source` is what is read."""
         reader, function = reading.of_document_recipe(recipe), recipes.find(recipe)
-        asked, own = servers.divided(function, options, "" if reader.brings_documents else source)
+        asked, own = servers.split_options(function, options, "" if reader.brings_documents else source)
         chosen = keywords.flat(function, keywords.checked(function, own))
         return cls(recipe, Budget.parse(budget), chosen, asked)
 

@@ -27,7 +27,7 @@ from secateur.errors import InputError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import evidence
 from secateur.runs import backends, configs, keywords, splits
-from secateur.runs.backends import Data, Source
+from secateur.runs.backends import AnyBackend, Data, Source
 from secateur.runs.cards import write_card
 from secateur.runs.measuring import Reference, check_counts, with_threads
 from secateur.vocabulary import Budget, Evidence, Result, Training
@@ -221,7 +221,7 @@ class _Job:
     def execute(self, directory: Run, about: Mapping[str, Any]) -> Iterator[Evidence]:
         """The evidence of each budget, of those first that an earlier run has finished; the results are published."""
         names = [str(budget) for budget in self.budgets]
-        finished, published = distributed.by_first(partial(_finished, directory, names))
+        finished, published = distributed.by_first(partial(_finished_rows, directory, names))
         yield from finished.values()
 
         def publish(result: Result) -> Evidence:
@@ -234,7 +234,7 @@ class _Job:
             # The record comes after the model it speaks of: what is recorded is in place.
             evidence.write(_record(directory, result.name), row)
             published[:] = [finished[name] for name in names if name in finished]
-            publish_evidence(directory.root, published)
+            publish_evidence(directory.root, published, self.reference.backend)
             return row
 
         if len(finished) < len(names):
@@ -246,7 +246,7 @@ class _Job:
 
         def publish_all() -> None:
             if rows != published or not (directory.root / "report.html").is_file():
-                publish_evidence(directory.root, rows)
+                publish_evidence(directory.root, rows, self.reference.backend)
 
         distributed.by_first(publish_all)
 
@@ -270,7 +270,7 @@ class _Job:
             yield replace(result, notes=(*result.notes, *self.notes))
 
 
-def _finished(directory: Run, names: Sequence[str]) -> tuple[dict[str, Evidence], list[Evidence]]:
+def _finished_rows(directory: Run, names: Sequence[str]) -> tuple[dict[str, Evidence], list[Evidence]]:
     """(name -> what a run that was here before has recorded of that budget, what it has published)."""
     try:
         published = evidence.read(directory.root)
@@ -320,15 +320,16 @@ def open_run(
         yield directory
 
 
-def publish_evidence(root: Path, rows: Sequence[Evidence]) -> None:
-    """Write evidence.json and report.html of the run directory `root`."""
+def publish_evidence(root: Path, rows: Sequence[Evidence], backend: AnyBackend | None = None) -> None:
+    """Write evidence.json and report.html of the run directory `root`; `backend`, where known, has saved its results."""
     from secateur.reports import report as pages  # draws with matplotlib, slow to import
 
     load = dict[str, str]()
     for row in rows:
         place = root / row.target if (root / row.target).is_dir() else root
-        if (backend := backends.of_folder(place)) is not None:
-            load[row.target] = backend.load_line(place, str(place.relative_to(root.parent)))
+        family = backend or backends.of_folder(place)
+        if family is not None and family.saved_in(place):
+            load[row.target] = family.load_line(place, str(place.relative_to(root.parent)))
     evidence.write(root / "evidence.json", rows)
     pages.write(root / "report.html", rows, load=load)
 

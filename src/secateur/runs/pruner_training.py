@@ -61,7 +61,7 @@ def train_pruner(
     module = importlib.import_module(recipes.find(recipe).__module__)
     if not hasattr(module, "train"):
         raise InputError(f"{recipe} trains no model")
-    asked, own = servers.divided(module.train, options)
+    asked, own = servers.split_options(module.train, options)
     chosen = keywords.flat(module.train, keywords.checked(module.train, own))
     rows = list(_training_rows(data, of_document_recipe(recipe)))
     if not rows:

@@ -17,7 +17,7 @@ from secateur.methods.graphs import open_graph
 from secateur.runs import keywords
 from secateur.subjects import KnowledgeGraph
 
-__all__ = ["Asked", "Servers", "divided", "servers"]
+__all__ = ["Asked", "Servers", "servers", "split_options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def servers(
     return Servers(llm, graph, run_calls, run_llm_tokens, tuple(graph_columns), graph_language)
 
 
-def divided(
+def split_options(
     function: Callable[..., Any], options: Mapping[str, Any], graph: object = ""
 ) -> tuple[Servers, dict[str, Any]]:
     """The options that say how servers are asked, and those of the recipe, which may ask a language model.

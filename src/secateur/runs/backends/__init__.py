@@ -217,7 +217,7 @@ def of_source(source: Source) -> AnyBackend:
     own = getattr(type(source), "backend", None)
     if isinstance(own, str):
         return resolve(own)
-    for backend in _registered():
+    for backend in _registered_backends():
         if backend.takes(source):
             return backend
     return resolve(_LANGUAGE)
@@ -225,10 +225,10 @@ def of_source(source: Source) -> AnyBackend:
 
 def of_folder(folder: Path) -> AnyBackend | None:
     """The backend of a subject that was saved in `folder`; None where there is none."""
-    return next((backend for backend in _registered() if backend.saved_in(folder)), None)
+    return next((backend for backend in _registered_backends() if backend.saved_in(folder)), None)
 
 
-def _registered() -> Iterator[AnyBackend]:
+def _registered_backends() -> Iterator[AnyBackend]:
     """The backends of other packages, then those of this one."""
     for point in metadata.entry_points(group=_GROUP):
         yield resolve(point.value)

@@ -203,7 +203,7 @@ def distill(
             run.publish(partial(_save, setup, learner, row, run))
             evidence.write(record, row)
         (row,) = evidence.read(record)
-        publish_evidence(run.root, [row])
+        publish_evidence(run.root, [row], backend)
     return row
 
 

@@ -64,7 +64,7 @@ def cache_cost(setup: Setup, student: Learner, tokens: int) -> dict[str, float]:
             sum(len(batch["input_ids"]) for batch in _held_batches(setup, student)[held:]),
         ]
         calls = sum(1 + some for some in left if some)  # 1: what is asked to tell the tokenizer
-        return {"server calls": float(calls), "cache bytes": float(tokens * (6 * settings.listed + 4))}
+        return {"server calls": float(calls), "cache bytes": float(tokens * (6 * settings.server_tokens + 4))}
     if settings.tokens:
         return {"cache bytes": float(tokens * len(setup.teachers) * (6 * settings.tokens + 4))}
     if not settings.cache:
@@ -107,7 +107,7 @@ def _ask_server(
     setup: Setup, student: Learner, run: Run, name: str, batches: Any, count: int, key: Mapping[str, Any]
 ) -> teachers.TopK:
     """What the server finds likeliest in `count` batches."""
-    server, k = Server(setup.settings.server, setup.names[0]), setup.settings.listed
+    server, k = Server(setup.settings.server, setup.names[0]), setup.settings.server_tokens
     with _cache_folder(setup, run, name) as folder:
         return cache_served(folder, server, as_transformer(student).tokenizer, batches, count, key=key, k=k)
 
