@@ -321,7 +321,7 @@ def open_run(
 
 
 def publish_evidence(root: Path, rows: Sequence[Evidence], backend: AnyBackend | None = None) -> None:
-    """Write evidence.json and report.html of the run directory `root`; `backend`, where known, has saved its results."""
+    """Write evidence.json and report.html of the run directory `root`; `backend`: that of its results."""
     from secateur.reports import report as pages  # draws with matplotlib, slow to import
 
     load = dict[str, str]()
