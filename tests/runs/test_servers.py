@@ -66,9 +66,9 @@ def test_keys_are_those_of_the_variables_that_are_named(monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-mine")
     url = "http://localhost:1/v1"
     how, own = divided(kg_rag, {"llm": url, "llm_name": "x", "llm_key": "MY_KEY", "graph_key": "MY_KEY"}, url)
-    assert how.model(own).key == how.opened(url).store.key == "MY_KEY"
+    assert how.model(own).key == how.open_graph(url).store.key == "MY_KEY"
     how, own = divided(kg_rag, {"llm": url, "llm_name": "x"}, url)
-    assert (how.model(own).key, how.opened(url).store.key) == ("SECATEUR_LLM_KEY", "SPARQL_TOKEN")
+    assert (how.model(own).key, how.open_graph(url).store.key) == ("SECATEUR_LLM_KEY", "SPARQL_TOKEN")
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_a_graph_is_opened_as_is_said(tmp_path, asked, monkeypatch, capsys):
         assert cli.main(["prune-context", str(tmp_path / file), *given]) == 0
         assert capsys.readouterr().out == f"{wanted}\n"
     with sparql.served(Embedded()) as url:
-        assert divided(kg_rag, {"graph_language": "fr"}, url)[0].opened(url).language == "fr"
+        assert divided(kg_rag, {"graph_language": "fr"}, url)[0].open_graph(url).language == "fr"
     network = pytest.importorskip("networkx").DiGraph([("a", "b", {"relation": "of"})])
-    assert divided(kg_rag, {"graph_language": "fr"}, network)[0].opened(network).language == "fr"
+    assert divided(kg_rag, {"graph_language": "fr"}, network)[0].open_graph(network).language == "fr"
 
 
 def test_a_run_that_opens_its_graph_otherwise_is_another_one(graph, asked, tmp_path):
