@@ -35,8 +35,8 @@ def cache_answers(setup: Setup, student: Learner, above: Sequence[Learner], run:
     the batches bring along all that they say."""
     if setup.settings.server:
         key = _cache_key(setup)
-        found = _ask_server(setup, student, run, "predictions", setup.batches, setup.settings.count, key)
-        return teachers.Joined(setup.batches, found), None
+        answers = _ask_server(setup, student, run, "predictions", setup.batches, setup.settings.count, key)
+        return teachers.Joined(setup.batches, answers), None
     if setup.settings.cache != "all":
         return _cache_likeliest(setup, student, above, run), None
     causal = getattr(student, "causal", False)
@@ -114,8 +114,8 @@ def _ask_server(
 
 def _held_batches(setup: Setup, student: Learner) -> list[dict[str, Tensor]]:
     """Batches of held-out texts of which a server is asked."""
-    found = held_batches(setup.held, as_transformer(student).tokenizer, packed=True, length=setup.settings.length)
-    return found[: max(1, _HELD_SEQUENCES // len(found[0]["input_ids"]))]
+    batches = held_batches(setup.held, as_transformer(student).tokenizer, packed=True, length=setup.settings.length)
+    return batches[: max(1, _HELD_SEQUENCES // len(batches[0]["input_ids"]))]
 
 
 # ------------------------------------------------------------------------------------------------- likeliest tokens
