@@ -66,9 +66,9 @@ def test_keys_are_those_of_the_variables_that_are_named(monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-mine")
     url = "http://localhost:1/v1"
     how, own = divided(kg_rag, {"llm": url, "llm_name": "x", "llm_key": "MY_KEY", "graph_key": "MY_KEY"}, url)
-    assert how.model(own).key == how.open_graph(url).store.key == "MY_KEY"
+    assert how.open_llm(own).key == how.open_graph(url).store.key == "MY_KEY"
     how, own = divided(kg_rag, {"llm": url, "llm_name": "x"}, url)
-    assert (how.model(own).key, how.open_graph(url).store.key) == ("SECATEUR_LLM_KEY", "SPARQL_TOKEN")
+    assert (how.open_llm(own).key, how.open_graph(url).store.key) == ("SECATEUR_LLM_KEY", "SPARQL_TOKEN")
 
 
 @pytest.mark.parametrize(

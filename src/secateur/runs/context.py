@@ -119,7 +119,7 @@ class Job:
     def prune(self, subject: Any, question: object, meter: Meter) -> Pruned:
         """What stays for one question; `meter` counts what the language model takes."""
         question, run = _check_question(question), Transient()
-        options = self.pack(self.servers.chosen(self.options, meter))
+        options = self.pack(self.servers.with_llm(self.options, meter))
         (result,) = self.function(subject, question, [self.budget], run, **options)
         trace, told = run.values[f"trace-{self.budget}"], run.values.get(f"told-{self.budget}", {})
         text, parts = markup.whole(result.subject.written()), reading.parts_of(result.subject)

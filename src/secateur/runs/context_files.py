@@ -92,8 +92,8 @@ def prune_file(
     digest = {} if piped else {"in_sha256": records.digest(source)}
     settings = json.dumps(
         {"recipe": recipe, "budget": str(job.budget), "question": question, "trace": trace, "strict": strict,
-         "lines": count, "graph": str(graph), **job.servers.form, "source": "-" if piped else str(source.resolve()),
-         **digest, **{name: repr(value) for name, value in job.options.items()}}, indent=1
+         "lines": count, "graph": str(graph), **job.servers.graph_settings,
+         "source": "-" if piped else str(source.resolve()), **digest, **{name: repr(value) for name, value in job.options.items()}}, indent=1
     )  # fmt: skip
     with guard(out):
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,7 @@ def train_pruner(
         if (Path(out) / "training.json").is_file():
             record = json.loads((Path(out) / "training.json").read_text(encoding="utf-8"))
             return Recovery.from_dict(record["recovery"])
-        packed = keywords.pack(module.train, asked.chosen(chosen, asked.meter()))
+        packed = keywords.pack(module.train, asked.with_llm(chosen, asked.meter()))
         recovery, notes = module.train(learner, rows, run, **packed)
         text = json.dumps({"recovery": asdict(recovery), "notes": notes}, indent=1)
 
