@@ -90,11 +90,10 @@ def prune_file(
     part, record = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     spent = out.with_name(out.name + ".part.spent")
     digest = {} if piped else {"in_sha256": records.digest(source)}
-    settings = json.dumps(
-        {"recipe": recipe, "budget": str(job.budget), "question": question, "trace": trace, "strict": strict,
-         "lines": count, "graph": str(graph), **job.servers.graph_settings,
-         "source": "-" if piped else str(source.resolve()), **digest, **{name: repr(value) for name, value in job.options.items()}}, indent=1
-    )  # fmt: skip
+    options_in_text = {name: repr(value) for name, value in job.options.items()}
+    inputs = {"lines": count, "graph": str(graph), "source": "-" if piped else str(source.resolve()), **digest}
+    how = {"recipe": recipe, "budget": str(job.budget), "question": question, "trace": trace, "strict": strict}
+    settings = json.dumps({**how, **inputs, **job.servers.graph_settings, **options_in_text}, indent=1)
     with guard(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         done, failed = _resume(part, record, settings, overwrite)
