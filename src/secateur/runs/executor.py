@@ -63,7 +63,7 @@ def run(
     batch: int | None = None,
     length: int | None = None,
     stream: bool = False,
-    **options: Any,
+    **options: object,
 ) -> list[Evidence]:
     """Run a recipe, and leave the smaller model, its evidence and a report in `out`.
 
@@ -132,7 +132,7 @@ def results(
     batch: int | None = None,
     length: int | None = None,
     stream: bool = False,
-    **options: Any,
+    **options: object,
 ) -> Iterator[Evidence]:
     """As `run`, yielding each budget's evidence as soon as its model is in place."""
     function = recipes.find(recipe) if isinstance(recipe, str) else recipe
@@ -200,13 +200,13 @@ class _Job:
     """A recipe with all that it is called with, and the notes on each of its results."""
 
     function: Recipe
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
     seed: int
     budgets: Sequence[Budget]
     reference: Reference
     train: Any
     notes: tuple[str, ...]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
     def preview(self) -> Iterator[Evidence]:
         """What a dry run says of each budget; nothing is written."""
@@ -218,7 +218,7 @@ class _Job:
             for result in self._results(directory):
                 yield replace(self.reference.evidence(result, self.settings, self.budgets), verdict="dry run")
 
-    def execute(self, directory: Run, about: Mapping[str, Any]) -> Iterator[Evidence]:
+    def execute(self, directory: Run, about: Mapping[str, object]) -> Iterator[Evidence]:
         """The evidence of each budget, of those first that an earlier run has finished; the results are published."""
         names = [str(budget) for budget in self.budgets]
         finished, published = distributed.by_first(partial(_finished_rows, directory, names))
@@ -304,8 +304,8 @@ def parse_budgets(budget: str | Budget | Sequence[str | Budget], example: str = 
 @contextmanager
 def open_run(
     out: str | Path,
-    settings: Mapping[str, Any],
-    about: Mapping[str, Any],
+    settings: Mapping[str, object],
+    about: Mapping[str, object],
     *,
     overwrite: bool = False,
     shared: bool = False,
@@ -343,7 +343,7 @@ def options(recipe: str | Recipe) -> dict[str, Any]:
     return keywords.flat(function, {name: parameter.default for name, parameter in keywords.of(function).items()})
 
 
-def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """What to call `run` with: the settings in the YAML file `path`, where `given` does not say otherwise.
 
     The `run.yaml` of every run directory is such a file: `run(**configured("small/run.yaml"), out="again")`.
@@ -354,7 +354,7 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
     return configs.read(path, "run", run, given, more=options)
 
 
-def inspect(model: Source, *, batch: int = 1, length: int = 128, **options: Any) -> dict[str, Any]:
+def inspect(model: Source, *, batch: int = 1, length: int = 128, **options: object) -> dict[str, Any]:
     """What could go in a model, and what that would save. Networks: see `secateur.runs.inspection.inspect`.
 
     Returns {"model": architecture, "kind": ..., "cost": measure -> total, "axes": [{"kind", "sites", "units", "share":

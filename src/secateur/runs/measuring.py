@@ -94,7 +94,7 @@ class Reference:
                 notes.append(f"quality: {error}")
         return before, after, measured, notes
 
-    def evidence(self, result: Result, settings: Mapping[str, Any], budgets: Sequence[Budget]) -> Evidence:
+    def evidence(self, result: Result, settings: Mapping[str, object], budgets: Sequence[Budget]) -> Evidence:
         """Everything that is measured of a result, and its verdict."""
         before, after, measured, notes = self.compare(result.subject)
         notes += self._measure_judged(result, before, after)

@@ -31,11 +31,11 @@ _OPENERS: dict[Any, Callable[[str], Any]] = {chat.Local: chat.open_local, Rerank
 def train_pruner(
     recipe: str,
     model: str | Path,
-    data: str | Path | Sequence[Mapping[str, Any]],
+    data: str | Path | Sequence[Mapping[str, object]],
     out: str | Path,
     *,
     overwrite: bool = False,
-    **options: Any,
+    **options: object,
 ) -> Recovery:
     """Train the model with which a recipe prunes; it stands in `out`, to be given to `prune_context`.
 
@@ -94,7 +94,7 @@ def train_pruner(
     return cast(Recovery, recovery)
 
 
-def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """What to call `train_pruner` with: the settings in a YAML file, a run.yaml say, where `given` says nothing else.
 
     Raises `InputError` where the file, or a key in it, can't be used.
@@ -108,7 +108,7 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
     return configs.read(path, "train-pruner", train_pruner, given, more=own)
 
 
-def _training_rows(data: str | Path | Sequence[Mapping[str, Any]], reader: AnyReader) -> Iterator[dict[str, Any]]:
+def _training_rows(data: str | Path | Sequence[Mapping[str, object]], reader: AnyReader) -> Iterator[dict[str, Any]]:
     """Rows with a `question`, `documents` where they have some, and `answers` as a list where there are any."""
     lines: Iterable[Line]
     if isinstance(data, str | Path):

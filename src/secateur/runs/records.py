@@ -40,7 +40,7 @@ def prune_context_command(
     """What `secateur prune-context` is told: its flags, and the keys of its config, in which `in_` is `in`."""
 
 
-def settings(path: str | Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings(path: str | Path, given: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `prune-context` is told by a YAML file, where `given` says nothing else: flags, and the recipe's options.
 
     Raises `InputError` where the file, or a key in it, can't be used.
@@ -81,7 +81,7 @@ def record_path(out: str | Path) -> Path:
     return out.with_name(out.name + ".run.yaml")
 
 
-def write(out: str | Path, told: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
+def write(out: str | Path, told: Mapping[str, object], counts: Mapping[str, object]) -> None:
     """Leave the record of what was told and what it came to, beside `out`."""
     record = {"command": "prune-context", **told, "counts": counts, "versions": environment.describe()}
     atomic_write(record_path(out), yaml.safe_dump(rundir.plain(record), sort_keys=False, allow_unicode=True))

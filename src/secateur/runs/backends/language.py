@@ -72,7 +72,7 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
             labelling.unnamed(f"{corpus.name} holds lines of text, which have no columns", text=text, label=label)
         return corpus
 
-    def check(self, subject: T, options: Mapping[str, Any]) -> None:
+    def check(self, subject: T, options: Mapping[str, object]) -> None:
         """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary ones have no end."""
         most = positions(subject.model)
         for name, value in options.items():
@@ -249,7 +249,7 @@ class Language(TextBackend[Transformer]):
         if subject.kind != "decoder" or subject.tokenizer is None:
             raise InputError("lm-eval tasks need a language model with its tokenizer")
 
-    def inspect(self, source: Model, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
+    def inspect(self, source: Model, *, batch: int, length: int, **options: object) -> dict[str, Any]:
         """What could go in a model, and what that would save."""
         if any(value is not None for value in options.values()):
             raise UnsupportedError(f"{', '.join(options)}: only for networks, given as file.py:function or as a module")

@@ -328,7 +328,7 @@ def _on_cpu(model: nn.Module, forward: Callable[[Any], Any]) -> Callable[[Any], 
     return run_on_device
 
 
-def _precision(subject: Traced, batches: Sequence[Mapping[str, Any]], sizes: Sequence[float]) -> Row:
+def _precision(subject: Traced, batches: Sequence[Mapping[str, object]], sizes: Sequence[float]) -> Row:
     detect = _on_cpu(subject.model, cast(Detector, subject.model.eval()).detect)
     try:
         return detection.average_precision(detect, batches, sizes=sizes or detection.SIZES)
