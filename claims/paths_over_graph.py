@@ -40,9 +40,9 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 @functools.cache
-def encoder() -> pages.Remembered:
+def encoder() -> pages.CachedEmbedder:
     """MiniLM, each text once."""
-    return pages.Remembered(encoders.encoder(str(packages.minilm())))
+    return pages.CachedEmbedder(encoders.encoder(str(packages.minilm())))
 
 
 def embed(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -51,10 +51,10 @@ def embed(texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 @functools.cache
-def questions(seed: int) -> list[hops.Asked]:
+def questions(seed: int) -> list[hops.Question]:
     """Of each shape as many."""
     world = hops.movielens()
-    return hops.asked(world, hops.in_nouns, world.named(), PILOT_SEED + seed, SHAPES, scaled(4, 1))
+    return hops.draw_questions(world, hops.in_nouns, world.named(), PILOT_SEED + seed, SHAPES, scaled(4, 1))
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def nodes() -> dict[str, str]:
     return {world.words[thing]: hops.PLACE + thing for thing in world.named()}
 
 
-def pruned(question: hops.Asked, budget: int, **options: Any) -> tuple[Result, Mapping[str, Any]]:
+def pruned(question: hops.Question, budget: int, **options: Any) -> tuple[Result, Mapping[str, Any]]:
     """(The recipe's paths, what it says of its search)."""
     run, limit = Transient(), Budget.parse(f"tokens={budget}")
     how = {"embedder": embed, "most": LOOKED, "tokenizer": encoders.counter(str(packages.minilm())), **options}
@@ -82,7 +82,7 @@ def compared(seed: int) -> dict[str, dict[str, float]]:
         for mode, options in MODES.items():
             chance = {"embedder": lambda texts: draw.normal(size=(len(texts), 8))} if mode == "random" else {}
             result, told = pruned(question, 10**6, **options, **chance)
-            lines = [hops.said(world, line.facts) for line in result.subject.lines]
+            lines = [hops.in_words(world, line.facts) for line in result.subject.lines]
             sums[mode]["gold paths kept"] += any(walk <= line for walk in question.gold for line in lines)
             sums[mode]["Hits@1"] += told["answer"] == question.answer
             sums[mode]["scored tokens"] += told["judged_tokens"]
@@ -134,8 +134,8 @@ def evidence(seed: int) -> Figures:
     count = encoders.counter(str(packages.minilm()))
     for question in questions(seed):
         result, _ = pruned(question, TOKENS)
-        facts = hops.said(world, (fact for line in result.subject.lines for fact in line.facts))
+        facts = hops.in_words(world, (fact for line in result.subject.lines for fact in line.facts))
         topics = [nodes()[name] for name in question.topics]
-        sums["paths"] += hops.share(question.gold, facts)
-        sums.update(hops.rivals(world, question, topics, TOKENS, count, int(draw.integers(2**31))))
+        sums["paths"] += hops.best_share(question.gold, facts)
+        sums.update(hops.recall_of_rivals(world, question, topics, TOKENS, count, int(draw.integers(2**31))))
     return {way: value / len(questions(seed)) for way, value in sums.items()}
