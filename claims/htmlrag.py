@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from assets import packages
 from claims._lab import pages
+from claims._lab.calling import call
 from claims._lab.claim import Figures, claim
 from claims._lab.settings import scaled
 from secateur._utils.rundir import Run, Transient
@@ -23,7 +24,6 @@ from secateur.clients import chat
 from secateur.recipes.context.htmlrag import htmlrag, train
 from secateur.retrieval import encoders
 from secateur.subjects import open_page
-from secateur.vocabulary import Budget
 
 GROUPS = scaled(12, 1)
 PILOT_SEED = scaled(0, 10_000)
@@ -41,9 +41,9 @@ def count() -> encoders.Count:
 def pruned(question: pages.Question, budgets: tuple[int, ...], **options: Any) -> list[str]:
     """HTML that the recipe leaves, at each budget of tokens."""
     page = open_page(list(question.pages), numbered=False)
-    limits = [Budget.parse(f"tokens={limit}") for limit in budgets]
-    how = {"tokenizer": str(packages.minilm()), **options}
-    return [result.subject.html() for result in htmlrag(page, question.question, limits, Transient(), **how)]
+    limits, how = [f"tokens={limit}" for limit in budgets], {"tokenizer": str(packages.minilm()), **options}
+    results = call(htmlrag, page, question.question, limits, memory=Transient(), **how)
+    return [result.subject.html() for result in results]
 
 
 @claim(

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from assets import packages
 from claims._lab import hops, pages
+from claims._lab.calling import call
 from claims._lab.claim import Figures, claim
 from claims._lab.settings import scaled
 from secateur._utils.rundir import Transient
 from secateur.recipes.context.paths_over_graph import paths_over_graph
 from secateur.retrieval import encoders
-from secateur.vocabulary import Budget, Result
+from secateur.vocabulary import Result
 
 SHAPES = ((1,), (2,), (3,), (1, 1), (2, 1), (2, 2))
 LOOKED = scaled(300, 40)
@@ -66,10 +67,11 @@ def nodes() -> dict[str, str]:
 
 def pruned(question: hops.Question, budget: int, **options: Any) -> tuple[Result, Mapping[str, Any]]:
     """(The recipe's paths, what it says of its search)."""
-    run, limit = Transient(), Budget.parse(f"tokens={budget}")
+    run, limit = Transient(), f"tokens={budget}"
     how = {"embedder": embed, "most": LOOKED, "tokenizer": encoders.counter(str(packages.minilm())), **options}
     topics = [nodes()[name] for name in question.topics]
-    (result,) = paths_over_graph(hops.movielens().graph, question.question, [limit], run, topics=topics, **how)
+    graph = hops.movielens().graph
+    (result,) = call(paths_over_graph, graph, question.question, [limit], memory=run, topics=topics, **how)
     return result, run.values[f"told-{limit}"]
 
 
