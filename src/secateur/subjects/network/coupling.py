@@ -14,8 +14,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from secateur.subjects.network.atoms import Axis, Classes
 from secateur.subjects.network.flops import Product, Size
+from secateur.subjects.network.labels import Axis, Classes
 from secateur.subjects.network.recording import Run
 from secateur.vocabulary import Term
 

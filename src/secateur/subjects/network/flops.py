@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 
-from secateur.subjects.network.flow import Flow
+from secateur.subjects.network.labels import Flow
 
 __all__ = ["Counter", "Product", "Size", "count", "products"]
 

@@ -20,9 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateur._utils.outputs import leaves
-from secateur.subjects.network import flops, rules, silencing
-from secateur.subjects.network.atoms import Atoms
-from secateur.subjects.network.flow import Flow, Labels
+from secateur.subjects.network import flops, labelling, silencing
+from secateur.subjects.network.labels import Atoms, Flow, Labels
 
 __all__ = ["Example", "Run", "record", "resting", "running", "tensors_of", "training"]
 
@@ -89,7 +88,7 @@ class Run:
     """Names of the parameters and buffers that took part."""
     products: list[flops.Product]
     """What each operator costs."""
-    steps: list[rules.Step]
+    steps: list[labelling.Step]
     """Every operator, in order."""
     labels: dict[str, Labels]
     """Of parameters and buffers."""
@@ -129,7 +128,7 @@ def record(
     whole: see `Flow.whole`, which is that of the earlier pass if there was one.
     """
     atoms = Atoms()
-    atoms.deaf = kept is not None
+    atoms.frozen = kept is not None
     flow = Flow(atoms)
     flow.whole = again.flow.whole if again else frozenset(whole)
     found = tensors_of(model)
@@ -153,15 +152,15 @@ def record(
         if not tensor.is_floating_point() or id(tensor) in constants:
             continue
         shown = tensor.detach()
-        labels = atoms.colour(name, shown.flatten(2)[:, :, 0] if id(tensor) in kernels else shown)
+        labels = atoms.add(name, shown.flatten(2)[:, :, 0] if id(tensor) in kernels else shown)
         if id(tensor) in kernels:
             labels = tuple(label.view(*label.shape, *([1] * (tensor.dim() - 2))) for label in labels)
         given[name] = labels = again.labels.get(name, labels) if again else labels
         if id(tensor) in states:
             kind, leaf = states[id(tensor)]
-            atoms.keep_all(
+            atoms.keep(
                 (one for one in labels if not (leaf.startswith("weight_ih_l0") and one.shape[1] > 1)),
-                f"{rules.RECURRENT} ({kind} in {name.rpartition('.')[0]})",
+                f"{labelling.RECURRENT} ({kind} in {name.rpartition('.')[0]})",
             )
         flow.mark(tensor, labels)
         if kept is not None:
@@ -184,7 +183,7 @@ def record(
         mode.settle(output)
         flow.where, flow.operator = "", "output"
         for value in leaves(output)[0]:
-            atoms.keep_all(flow.labels(value), "reaches the output of the network")
+            atoms.keep(flow.labels(value), "reaches the output of the network")
         return output
 
     late = False
@@ -263,11 +262,11 @@ class _Recorder(TorchDispatchMode):
 
     resting = False
 
-    def __init__(self, flow: Flow, names: dict[int, str], kept: Tensor | None, before: list[rules.Step]) -> None:
+    def __init__(self, flow: Flow, names: dict[int, str], kept: Tensor | None, before: list[labelling.Step]) -> None:
         super().__init__()
         self.flow, self.names, self.kept = flow, names, kept
         self.before = iter(before)
-        self.steps: list[rules.Step] = []
+        self.steps: list[labelling.Step] = []
         self.used: set[str] = set()
         self.products: list[flops.Product] = []
         self.own: set[int] = set()
@@ -306,24 +305,24 @@ class _Recorder(TorchDispatchMode):
             args[0].data = args[0].data.clone()
         if self.kept is None:
             self._take((*args, *kwargs.values()))
-            given, plain, values = rules.look(self.flow, args, kwargs)
+            given, plain, values = labelling.look(self.flow, args, kwargs)
             out = func(*args, **kwargs)
             self.products += flops.products(self.flow, func, args, kwargs, out)
             if live and func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal"):
                 (self.reads if live & _PARAMETERS else self.looks).append(self.flow.where)
-            rules.apply(self.flow, func, args, kwargs, out)
-            made, whole = rules.marks(self.flow, out)
-            self.steps.append(rules.Step(func, given, plain, made, whole and not values))
+            labelling.apply(self.flow, func, args, kwargs, out)
+            made, whole = labelling.marks(self.flow, out)
+            self.steps.append(labelling.Step(func, given, plain, made, whole and not values))
             self._give(out, live)
             return out
         out = silencing.call(self.flow, self.kept, func, args, kwargs)
         step = next(self.before, None)
         if step is None or step.func is not func:
             self.before = iter(())
-            rules.apply(self.flow, func, args, kwargs, out)
-        elif not rules.repeat(self.flow, step, func, args, kwargs, out):
-            rules.apply(self.flow, func, args, kwargs, out)
-            rules.adopt(self.flow, step, out)
+            labelling.apply(self.flow, func, args, kwargs, out)
+        elif not labelling.repeat(self.flow, step, args, kwargs, out):
+            labelling.apply(self.flow, func, args, kwargs, out)
+            labelling.adopt(self.flow, step, out)
         silencing.silence(self.flow, self.kept, func, args, out)
         return out
 
@@ -354,7 +353,7 @@ class _Recorder(TorchDispatchMode):
             self._unused.pop(id(one), None)
         if self.foreign:
             for labels, reason in (*self._lost, *self._unused.values()):
-                self.flow.atoms.keep_all(labels, reason)
+                self.flow.atoms.keep(labels, reason)
 
 
 @contextmanager

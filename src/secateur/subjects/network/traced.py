@@ -26,23 +26,26 @@ from torch.utils._pytree import tree_leaves
 from secateur._utils.disk import atomic_write, writing
 from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
 from secateur.formats import integers, onnx_files
-from secateur.subjects.network import configs, flops, invariance, segments
+from secateur.subjects.network import configs, flops, segments
 from secateur.subjects.network import coupling as coupled
 from secateur.subjects.network import offsets as offsets_of
+from secateur.subjects.network.attributes import speaks_of_widths, widths
 from secateur.subjects.network.coupling import Coupling
 from secateur.subjects.network.proof import (
     FAINT,
     Fault,
     Silenced,
     compare,
+    compare_redrawn,
     differences,
+    exact_sites,
+    reading_dims,
     same,
     silenced,
-    stirred,
     trains,
 )
 from secateur.subjects.network.recording import Example, Run, record, running, tensors_of
-from secateur.subjects.network.shrinking import Plan, plan, shrink, speaks_of_widths, twin, widths
+from secateur.subjects.network.shrinking import Plan, plan, shrink, twin
 from secateur.vocabulary import Cut, Notes, Selection, Site, Term, Units
 
 __all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
@@ -486,7 +489,7 @@ class Traced:
     def producers(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
         """As `slices`, but only what makes a unit: where all of it is zero, the unit's values are zero.
 
-        Only sites whose cut then equals the network with the zeros, norms and all, are there: see `invariance`.
+        Only sites whose cut then equals the network with the zeros, norms and all, are there: see `proof.exact_sites`.
         """
         reads, exact = self._invariance
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
@@ -498,7 +501,7 @@ class Traced:
 
     @cached_property
     def _invariance(self) -> tuple[set[tuple[str, int]], set[str]]:
-        return invariance.reads(self.model), invariance.exact(self.model, self.inputs, self.coupling, self.run)
+        return reading_dims(self.model), exact_sites(self.model, self.inputs, self.coupling, self.run)
 
     def weights(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
         """The weights of the segments that can be erased, in the form of `slices`: site -> (parameter, 0, unit)."""
@@ -562,7 +565,7 @@ class Traced:
                 small, silenced(self.model, kept, self.run), self.inputs, counter, made.rescaled
             )
             if fault is None and result.error < FAINT:
-                result.error, fault = stirred(self.model, made, kept, self.inputs, self.run)
+                result.error, fault = compare_redrawn(self.model, made, kept, self.inputs, self.run)
             if fault is None and self.run.late:
                 fault = trains(small, self.inputs)
             if fault is not None:
