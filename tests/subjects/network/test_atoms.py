@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from secateur.subjects.network.atoms import Atoms
+from secateur.subjects.network.labels import Atoms
 
 
 def test_each_dimension_has_its_own_atoms() -> None:

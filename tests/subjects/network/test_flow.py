@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from secateur.subjects.network.atoms import Atoms
-from secateur.subjects.network.flow import Flow, Labelled
+from secateur.subjects.network.labels import Atoms, Flow, Labelled
 
 
 def fresh() -> tuple[Flow, Atoms]:

@@ -24,8 +24,7 @@ from secateur.recover.sparsity.sparsify import GroupSparse, Saliency
 from secateur.recover.training import loop, records
 from secateur.score import gradient, magnitude
 from secateur.select import limits, ranking
-from secateur.subjects.network import erasing
-from secateur.subjects.network.segments import SITE, Segments
+from secateur.subjects.network.segments import SITE, Segments, flops_without
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Units, listed
 
@@ -307,7 +306,7 @@ class Task:
 
     def flops(self, subject: Traced, selection: Selection) -> dict[str, float]:
         """FLOPs of what is left without segments, which their prices do not tell; of channels they do."""
-        return {"flops": erasing.flops(subject, selection)} if SITE in self.budget else {}
+        return {"flops": flops_without(subject, selection)} if SITE in self.budget else {}
 
     def optimiser(self, params: Any, *, method: str, saliency: str | None, **settings: Any) -> GroupSparse:
         """What drives them to zero, with the saliency of its method unless another is named."""

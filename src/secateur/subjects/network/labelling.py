@@ -1,4 +1,4 @@
-"""Put labels on what an operator returned: by its rule, or as an earlier pass did where the same entered it."""
+"""Put labels on what an operator returned, by its rule."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from secateur.subjects.network.labels import NOTHING, Flow, Labels
+from secateur.subjects.network.labels import NOTHING, Flow
 from secateur.subjects.network.operators import Call, base_name, names, results_of, tensors_in
 from secateur.subjects.network.rules import MOVES, RULES, SAME, Rule, pass_elementwise
 
-__all__ = ["RECURRENT", "Step", "adopt", "apply", "look", "marks", "repeat"]
+__all__ = ["RECURRENT", "apply"]
 
 RECURRENT = "belongs to a recurrent layer, whose state goes on from step to step"
 _RECURRENT = names("mkldnn_rnn_layer _cudnn_rnn")
@@ -113,71 +113,3 @@ def _note_write(flow: Flow, args: Sequence[Any]) -> None:
         whole = whole.__dict__.get(_BASE)
     flow.mark(args[0], NOTHING, blank=False)
     flow.keep_inputs(tensors_in(args[1:]), "is written into a part of another tensor")
-
-
-# --------------------------------------------------------------------------------------------------- earlier passes
-
-# The reference of a proof runs the same operators as the recorded pass. Where the very labels of that pass enter an
-# operator, the labels of its results are those of that pass, and no rule has to run.
-
-Marked = list[tuple[Labels, bool]]
-"""(labels, blank) of tensors."""
-
-
-class Step(NamedTuple):
-    """An operator of a recorded pass: what entered it and what came of it."""
-
-    func: Any
-    given: Marked
-    plain: list[Any]
-    made: Marked
-    repeatable: bool
-    """Whether the same comes of it whenever the same enters, whatever the values are."""
-
-
-def look(flow: Flow, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Marked, list[Any], bool]:
-    """What enters an operator: marks of tensors, all else, and whether values may matter (numbers that are whole)."""
-    given, plain, values = [], [], False
-    for value in (*args, *kwargs.values()):
-        parts = value if isinstance(value, list | tuple) else (value,)
-        if parts and isinstance(parts[0], Tensor):
-            for part in parts:
-                given.append((flow.labels(part), flow.blank(part)))
-                values = values or not (isinstance(part, Tensor) and part.is_floating_point())
-        else:
-            plain.append(value)
-            values = values or any(isinstance(part, Tensor) for part in parts)
-    return given, plain, values
-
-
-def repeat(flow: Flow, step: Step, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> bool:
-    """Label what an operator returned as a step of a recorded pass says, where the same entered it."""
-    if not step.repeatable:
-        return False
-    given, plain, values = look(flow, args, kwargs)
-    if values or len(given) != len(step.given) or plain != step.plain:
-        return False
-    for (labels, blank), (old, before) in zip(given, step.given, strict=True):
-        if labels is not old or blank != before:
-            return False
-    results = results_of(out)
-    if len(results) != len(step.made):
-        return False
-    for value, (labels, blank) in zip(results, step.made, strict=True):
-        flow.mark(value, labels, blank)
-    return True
-
-
-def marks(flow: Flow, out: Any) -> tuple[Marked, bool]:
-    """What came of an operator, and whether it is marked as no part of something else."""
-    results = results_of(out)
-    made = [(flow.labels(value), flow.blank(value)) for value in results]
-    return made, not any(_BASE in getattr(value, "__dict__", ()) for value in results)
-
-
-def adopt(flow: Flow, step: Step, out: Any) -> None:
-    """Give what an operator returned the very labels of a recorded pass, where they are equal to its own."""
-    for value, (labels, _) in zip(results_of(out), step.made, strict=False):
-        own = flow.labels(value)
-        if len(own) == len(labels) and all(torch.equal(a, b) for a, b in zip(own, labels, strict=True)):
-            flow.mark(value, labels, flow.blank(value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Set
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -54,21 +54,18 @@ class Fault:
 class Silenced(nn.Module):
     """A network of the old shapes in which some atoms do nothing."""
 
-    def __init__(self, model: nn.Module, kept: Tensor, run: Run | None = None) -> None:
+    def __init__(self, model: nn.Module, kept: Tensor, whole: Set[str]) -> None:
         super().__init__()
-        self.model, self.kept, self.run = model, kept, run
+        self.model, self.kept, self.whole = model, kept, whole
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own, with what goes silenced."""
-        return record(self.model, Example(args, kwargs), lambda _: self.kept, again=self.run).output
+        return record(self.model, Example(args, kwargs), lambda _: self.kept, whole=self.whole).output
 
 
-def silenced(model: nn.Module, kept: np.ndarray, run: Run | None = None) -> Silenced:
-    """`model` with the atoms that go set to zero in everything that is computed of them.
-
-    run: the recorded pass, if there was one, so that less has to be found out again.
-    """
-    return Silenced(twin(model, share=True).eval(), torch.from_numpy(kept), run)
+def silenced(model: nn.Module, kept: np.ndarray, whole: Set[str] = frozenset()) -> Silenced:
+    """`model` with the atoms that go set to zero in everything that is computed of them; `whole` as when recorded."""
+    return Silenced(twin(model, share=True).eval(), torch.from_numpy(kept), whole)
 
 
 def compare(
@@ -140,7 +137,7 @@ def _verdict(found: Watched, expected: Watched, scaled: Collection[str] = ()) ->
 
 
 def compare_redrawn(
-    model: nn.Module, cut: Plan, kept: np.ndarray, example: Example, run: Run | None = None
+    model: nn.Module, cut: Plan, kept: np.ndarray, example: Example, whole: Set[str] = frozenset()
 ) -> tuple[float, Fault | None]:
     """`compare` where outputs tell nothing: the same cut under weights drawn anew.
 
@@ -152,11 +149,11 @@ def compare_redrawn(
     """
     redrawn = twin(model, _drawn(model), share=True).eval()
     small = twin(shrink(redrawn, cut), share=True).eval()
-    worst, fault = compare(small, silenced(redrawn, kept, run), example, scaled=cut.rescaled)
+    worst, fault = compare(small, silenced(redrawn, kept, whole), example, scaled=cut.rescaled)
     if worst <= TOLERANCE:
         return worst, None
     with suppress(Exception):  # code that meets its own numbers of single precision
-        double = twin(small).double(), silenced(twin(redrawn).double(), kept, run)
+        double = twin(small).double(), silenced(twin(redrawn).double(), kept, whole)
         found, why = compare(*double, example.cast(torch.float64), scaled=cut.rescaled)
         if why is None:
             return found, None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.network import configs
+from secateur.subjects.network.coupling import keep_mask
 from secateur.subjects.network.graph import Call, Graph, channels_along
 from secateur.subjects.network.proof import Silenced, one_line, same
 from secateur.subjects.network.shrinking import Plan, shrink, twin
@@ -67,7 +68,7 @@ class Branches:
                 known = ", ".join(one.name for one in found) or "none"
                 raise InputError(f"no residual branch is called {pattern!r}: this network has {known}")
         chosen = [one for one in found if not wanted or any(fnmatchcase(one.name, pattern) for pattern in wanted)]
-        self.base, kept = subject._count(), []
+        self.base, kept = subject.count(), []
         self.cost: dict[str, dict[str, float]] = {}
         for one in chosen:
             why = self._why_not(one)
@@ -75,7 +76,7 @@ class Branches:
                 self.reasons[one.name] = why
                 continue
             small = Traced(shrink(subject.model, self._plan([one])), subject.inputs)
-            after = small._count()
+            after = small.count()
             self.cost[one.name] = {measure: value - after[measure] for measure, value in self.base.items()}
             kept.append(one)
         self.branches = tuple(kept)
@@ -112,16 +113,13 @@ class Branches:
         """
         if set(selection.keep) - {SITE}:
             raise InputError(f"the selection names {sorted(set(selection.keep) - {SITE})[0]!r}: use {SITE!r}")
-        given = selection.keep.get(SITE, np.ones(len(self), bool))
-        keep = np.asarray(given.cpu() if isinstance(given, Tensor) else given).astype(bool)
-        if keep.shape != (len(self),):
-            raise InputError(f"the selection of {SITE} has shape {keep.shape}, expected ({len(self)},)")
+        keep = keep_mask(selection, SITE, len(self)) if SITE in selection.keep else np.ones(len(self), bool)
         gone = [one for one, stays in zip(self.branches, keep, strict=True) if not stays]
         made = self._plan(gone)
         before = self.base | {"branches": float(len(self))}
         plans = (*self.subject.plans, made) if gone else self.subject.plans
         small = Traced(shrink(self.subject.model, made), self.subject.inputs, plans)
-        after = small._count() | {"branches": float(len(self) - len(gone))}
+        after = small.count() | {"branches": float(len(self) - len(gone))}
         notes = [f"{one.name} is gone: x + F(x) is x" for one in gone]
         notes += [f"stays: {name}: {why}" for name, why in self.reasons.items()]
         notes += configs.behind(self.subject.model) if gone else []
