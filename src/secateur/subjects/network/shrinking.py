@@ -10,7 +10,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
@@ -38,10 +38,10 @@ class Plan:
     """Tensor -> dimension -> indices that stay."""
     attributes: tuple[tuple[str, str, Any], ...] = ()
     """(module, attribute, new value)."""
-    scaled: tuple[tuple[str, int, tuple[int, ...], float], ...] = ()
-    """(tensor, dimension, indices before the cut, factor): what makes up for a scale that the cut changes."""
     biases: tuple[str, ...] = ()
     """Modules that get a bias, which they did not have: zeros, to be filled with offsets."""
+    scaled: tuple[tuple[str, int, tuple[int, ...], float], ...] = ()
+    """(tensor, dimension, indices before the cut, factor): what makes up for a scale that the cut changes."""
     absent: tuple[tuple[str, Any], ...] = ()
     """(module, the form of what it returned): modules that were erased, see `absent.Absent`."""
     missing: tuple[str, ...] = ()
@@ -56,23 +56,12 @@ class Plan:
     """What the configs of models say from now on."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "tensors": {name: {str(dim): index for dim, index in dims.items()} for name, dims in self.tensors.items()},
-            "attributes": [list(one) for one in self.attributes],
-            "biases": list(self.biases),
-            **(
-                {"scaled": [[name, dim, list(index), by] for name, dim, index, by in self.scaled]}
-                if self.scaled
-                else {}
-            ),
-            **({"absent": [list(one) for one in self.absent]} if self.absent else {}),
-            **({"missing": list(self.missing)} if self.missing else {}),
-            **({"fresh": True} if self.fresh else {}),
-            **({"unfolded": list(self.unfolded)} if self.unfolded else {}),
-            **({"bits": [list(one) for one in self.bits]} if self.bits else {}),
-            **({"config": [list(one) for one in self.config]} if self.config else {}),
+        """Plain data for JSON: what every file of a cut has, and the fields that say something."""
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        data["tensors"] = {
+            name: {str(dim): index for dim, index in dims.items()} for name, dims in self.tensors.items()
         }
+        return {name: value for name, value in data.items() if value or name in ("tensors", "attributes", "biases")}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -82,23 +71,16 @@ class Plan:
                 name: {int(dim): list(map(int, index)) for dim, index in dims.items()}
                 for name, dims in data["tensors"].items()
             }
-            attributes = tuple(
-                (path, name, tuple(value) if isinstance(value, list) else value)
-                for path, name, value in data["attributes"]
+            others = {field.name: _with_tuples(data[field.name]) for field in fields(cls)[1:] if field.name in data}
+            for name in ("bits", "config"):
+                others[name] = tuple((*entry[:-1], int(entry[-1])) for entry in others.get(name, ()))
+            others["scaled"] = tuple(
+                (tensor, int(dim), tuple(map(int, index)), float(by))
+                for tensor, dim, index, by in others.get("scaled", ())
             )
-            scaled = tuple(
-                (str(name), int(dim), tuple(map(int, index)), float(by))
-                for name, dim, index, by in data.get("scaled", ())
-            )
-            biases = tuple(map(str, data.get("biases", ())))
-            absent = tuple((str(path), form) for path, form in data.get("absent", ()))
-            missing, fresh = tuple(map(str, data.get("missing", ()))), bool(data.get("fresh"))
-            unfolded = tuple(map(str, data.get("unfolded", ())))
-            bits = tuple((str(path), int(width)) for path, width in data.get("bits", ()))
-            config = tuple((str(path), str(name), int(value)) for path, name, value in data.get("config", ()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
-        return cls(tensors, attributes, scaled, biases, absent, missing, fresh, unfolded, bits, config)
+        return cls(tensors, **others)
 
     @property
     def rescaled(self) -> frozenset[str]:
@@ -114,6 +96,10 @@ class Plan:
         for index, by in found:
             result[list(index)] = by
         return result
+
+
+def _with_tuples(value: Any) -> Any:
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
@@ -278,7 +264,7 @@ def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, flow: Flow) -> 
             tensors.setdefault(axis.tensor, {})[axis.dim] = np.flatnonzero(stays).tolist()
     scaled, scales = _scaled(model, coupling, kept, flow.scalings)
     attributes = [*changed_numbers(model, tensors, kept, flow), *scales]
-    return Plan(tensors, tuple(sorted(attributes, key=lambda one: one[:2])), scaled)
+    return Plan(tensors, tuple(sorted(attributes, key=lambda number: number[:2])), scaled=scaled)
 
 
 def _scaled(

@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import difflib
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -127,11 +129,14 @@ class Traced:
         shadow = twin(self.model, share=True).eval()
         where = [""]
         try:
-            return record(shadow, self.inputs, entered=where, whole=self.constraints.whole)
+            # Where torch's compiler is not loaded, no code is compiled; elsewhere it would compile the recorder along.
+            loaded = "torch._dynamo" in sys.modules
+            with torch.compiler.set_stance("fail_on_recompile") if loaded else nullcontext():
+                return record(shadow, self.inputs, entered=where, whole=self.constraints.whole)
         except Exception as error:
             line = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             place = f" in {where[0]}" if where[0] else ""
-            if type(error).__module__.startswith("torch._dynamo"):
+            if type(error).__module__.startswith("torch._dynamo") or "fail_on_recompile" in line:
                 raise UnsupportedError(
                     f"{type(self.model).__name__} calls compiled code{place} (torch.compile): prune it with the plain "
                     "function, then compile the result"
