@@ -27,6 +27,7 @@ RECIPES = sorted(file for file in PACKAGE.glob("recipes/*/*.py") if file.stem !=
 TRAVELLING = [PACKAGE / "formats" / "reload.py", *(PACKAGE / "formats" / "decilm").glob("*.py")]
 CARD_KEYS = {"title", "paper", "cuts", "recovers", "extra", "family"}
 TWO_SCREENS = 120
+BINARY = {".png", ".ico", ".safetensors", ".gz", ".tgz", ".parquet", ".npz", ".onnx"}
 ONE_FILE = {"cli", "conformance"}
 """Folders that still wait to be taken apart."""
 FRAGMENT = re.compile(r"\d+\.(core|recipe|fix|house)(\.\d+)?\.md")
@@ -290,7 +291,9 @@ def test_no_machine_and_no_host_is_named() -> None:
         "|".join(["pypi" + r"\.org", "pythonhosted" + r"\.org", "registry" + r"\.npmjs", "pypi" + r"\.python"])
     )
     for file in tracked():
-        if file.suffix in {".png", ".ico", ".safetensors", ".gz", ".tgz", ".parquet"} or file == Path(__file__):
+        if file.suffix in {".png", ".ico", ".safetensors", ".gz", ".tgz", ".parquet", ".npz", ".onnx"} or file == Path(
+            __file__
+        ):
             continue
         text = file.read_text("utf-8", errors="replace")
         for pattern in (machine, hosts):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from secateur.errors import BudgetError
+from secateur.errors import BudgetError, InputError
 from secateur.vocabulary import (
     Budget,
     Cut,
@@ -26,6 +27,7 @@ from secateur.vocabulary import (
     Selection,
     Site,
     Term,
+    Training,
     Units,
 )
 
@@ -308,3 +310,29 @@ def test_a_budget_of_absolute_limits():
     limits = {"tokens": 512.0, "words": 0.5}
     assert Budget.of(limits).absolute({"tokens": 9e9, "words": 9e9}) == limits
     assert not any(limit.relative for limit in Budget.of(limits).limits)
+
+
+def test_training_is_merged_field_by_field() -> None:
+    training = Training(steps=10, lr=1e-3).merge("accumulate=4,clip=none,trackers=wandb+tensorboard")
+    set_ = {"steps": 10, "lr": 1e-3, "accumulate": 4, "clip": math.inf, "trackers": ("wandb", "tensorboard")}
+    assert training.named == set_
+    assert training.default(lr=1.0, warmup=0.1).named["lr"] == 1e-3
+    assert training.default(warmup=0.1).warmup == 0.1
+    assert training.merge(Training(steps=0)).steps == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("accumulate=0", "accumulate"),
+        ("accumulate=1.5", "accumulate"),
+        ("precision=fp8", "precision=fp8: give auto, bf16 or fp32"),
+        ("clip=-1", "clip"),
+        ("speed=2", "no setting 'speed'"),
+        ("accumulate", "name=value"),
+        ("lr=nan", "lr"),
+    ],
+)
+def test_training_refuses_what_makes_no_sense(text: str, wanted: str) -> None:
+    with pytest.raises(InputError, match=wanted):
+        Training(steps=1).merge(text)

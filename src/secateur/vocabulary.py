@@ -1,4 +1,4 @@
-"""The nouns of secateur: Units, Budget, Selection, Cut, Recovery, Evidence.
+"""The nouns of secateur: Units, Budget, Selection, Cut, Training, Recovery, Evidence.
 
 Find the units, score them, select under a budget, cut, recover, measure. These frozen values are all that
 travels between the floors. Arrays inside them may be NumPy arrays or torch tensors; nothing here imports
@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, overload, runtime_checkable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
 
-from secateur.errors import BudgetError
+from secateur.errors import BudgetError, InputError
 
 __all__ = [
     "Array",
@@ -31,6 +31,7 @@ __all__ = [
     "Site",
     "Subject",
     "Term",
+    "Training",
     "Units",
     "listed",
 ]
@@ -416,6 +417,151 @@ class Cut:
     def is_noop(self) -> bool:
         """True when nothing went: never to be reported as a success."""
         return not any(gone for gone, _ in self.removed.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How to train. A field that is None is left to the recipe, then to the loop (`recover.training.loop.train`).
+
+    A recipe names its own values in its signature, `training: Training = Training(steps=1000, lr=2e-4)`: the fields
+    named there are flags and keywords of their own (`--steps`, `--lr`), all others are set by `--training name=value`.
+    Raises `InputError` for a value that makes no sense.
+    """
+
+    steps: int | None = None
+    """Optimiser steps; none if 0."""
+    epochs: float | None = None
+    """Passes over the data, where a recipe counts in these."""
+    batch: int | None = None
+    """Examples or sequences per micro-batch."""
+    lr: float | None = None
+    """Peak learning rate."""
+    min_lr: float | None = None
+    """Learning rate at the end of the schedule."""
+    warmup: float | None = None
+    """Warm-up: a share of the steps below 1, else a number of steps."""
+    schedule: str | None = None
+    """Course of the learning rate: cosine, cosine-zero, linear, constant or milestones."""
+    weight_decay: float | None = None
+    """On matrices only; norms and biases are spared."""
+    optimizer: str | None = None
+    """adamw or sgd."""
+    momentum: float | None = None
+    """Of SGD, in Nesterov's form."""
+    betas: tuple[float, float] | None = None
+    """Of AdamW."""
+    accumulate: int | None = None
+    """Micro-batches per process and step."""
+    clip: float | None = None
+    """Largest L2 norm of the gradient; infinity for no limit."""
+    precision: str | None = None
+    """bf16 (autocast, weights stay float32), fp32, or auto: bf16 on a GPU that has it."""
+    patience: int | None = None
+    """Evaluations without a new best after which training stops."""
+    every: int | None = None
+    """Steps between checkpoints."""
+    evaluate_every: int | None = None
+    """Steps between evaluations."""
+    trackers: tuple[Any, ...] | None = None
+    """Names or objects as Accelerate's `log_with` takes them."""
+
+    def __post_init__(self) -> None:
+        for name, value in self.named.items():
+            setting = _SETTINGS[name]
+            if not setting.fits(value):
+                raise InputError(f"{name}={value}: give {setting.wanted}")
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Name -> value of the fields that are set."""
+        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+
+    def whole(self, name: str) -> int:
+        """The value of a field that counts something; raises `InputError` where it is not set."""
+        return int(self.number(name))
+
+    def number(self, name: str) -> float:
+        """The value of a field that is a number; raises `InputError` where it is not set."""
+        value = getattr(self, name)
+        if value is None:
+            raise InputError(f"training needs {name}: give Training({name}=...)")
+        return float(value)
+
+    def default(self, **values: Any) -> Training:
+        """The same, with `values` for fields that are not set."""
+        return replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+
+    def merge(self, given: Training | str | Sequence[str] | Mapping[str, Any]) -> Training:
+        """The same, with the fields that `given` sets: another `Training`, a mapping, or "accumulate=4,precision=bf16".
+
+        Raises `InputError` for a name that is no field, or a value that can't be read.
+        """
+        if isinstance(given, Training):
+            return replace(self, **given.named)
+        pairs = dict(given) if isinstance(given, Mapping) else _pairs(given)
+        values = dict[str, Any]()
+        for name, value in pairs.items():
+            if name not in _SETTINGS:
+                raise InputError(f"training has no setting {name!r}: it has {', '.join(sorted(_SETTINGS))}")
+            setting = _SETTINGS[name]
+            try:
+                values[name] = setting.read(value)
+                replace(self, **{name: values[name]})
+            except (TypeError, ValueError, OverflowError, InputError) as error:
+                raise InputError(f"training setting {name}={value}: give {setting.wanted}") from error
+        return replace(self, **values)
+
+
+def _pairs(given: str | Sequence[str]) -> dict[str, str]:
+    parts = listed(given)
+    if any("=" not in part for part in parts):
+        raise InputError(f"training {given!r}: write name=value, separated by commas, such as accumulate=4,patience=3")
+    return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parts)}
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, float) and not value.is_integer():  # of which `int` would cut something off
+        raise ValueError(value)
+    return int(value)
+
+
+def _limit(value: Any) -> float:
+    return math.inf if value is None or str(value).lower() == "none" else float(value)
+
+
+def _names(value: Any) -> tuple[Any, ...]:
+    return tuple(value.split("+")) if isinstance(value, str) else tuple(value)
+
+
+class _Setting(NamedTuple):
+    """A field of `Training`: how its value is read from a text, which values fit, and how these are described."""
+
+    read: Callable[[Any], Any]
+    fits: Callable[[Any], bool]
+    wanted: str
+
+
+def _counts(least: int) -> _Setting:
+    fits = lambda value: isinstance(value, int) and value >= least  # noqa: E731
+    return _Setting(_whole, fits, f"a whole number of at least {least}")
+
+
+def _choice(*names: str) -> _Setting:
+    return _Setting(str, lambda value: value in names, f"{', '.join(names[:-1])} or {names[-1]}")
+
+
+_AMOUNT = _Setting(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
+_SETTINGS = {
+    "steps": _counts(0),
+    **dict.fromkeys(("batch", "accumulate", "patience", "every", "evaluate_every"), _counts(1)),
+    **dict.fromkeys(("epochs", "lr", "min_lr", "warmup", "weight_decay", "momentum"), _AMOUNT),
+    "schedule": _choice("cosine", "cosine-zero", "linear", "constant", "milestones"),
+    "optimizer": _choice("adamw", "sgd"),
+    "precision": _choice("auto", "bf16", "fp32"),
+    "betas": _Setting(lambda value: tuple(map(float, listed(value))), lambda value: len(value) == 2, "two numbers"),
+    "clip": _Setting(_limit, lambda value: value > 0, "a number above 0, or none for no limit"),
+    "trackers": _Setting(_names, lambda value: isinstance(value, list | tuple), "names, joined by +"),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from scipy import stats
 
 from secateur.errors import MeasurementError
 from secateur.measure import statistics
+from secateur.vocabulary import Figure
 
 
 def test_median_interval_is_the_order_statistics_known_for_twenty():
@@ -109,3 +110,8 @@ def test_proportion_stays_inside_zero_and_one():
 def test_a_sample_that_cannot_answer_is_refused(call):
     with pytest.raises(MeasurementError):
         call()
+
+
+def test_shares_in_percent():
+    assert statistics.to_percent(Figure(0.5, 0.25, 0.75, "", 8)) == Figure(50.0, 25.0, 75.0, "", 8)
+    assert statistics.to_percent(Figure(-0.5)) == Figure(-50.0)

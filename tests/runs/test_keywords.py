@@ -7,8 +7,11 @@ from typing import Literal
 
 import pytest
 
+from secateur import recipes
 from secateur.errors import InputError
+from secateur.recipes import find
 from secateur.runs import keywords
+from secateur.vocabulary import Training
 
 
 def thinner(subject, data, *, share: float = 0.5, how: Literal["row", "column"] = "row", seed: int = 0):
@@ -61,3 +64,27 @@ def test_each_mistake_has_its_line(function, given, said):
     with pytest.raises(InputError) as caught:
         keywords.checked(function, given)
     assert str(caught.value) == said
+
+
+def trained(subject, data, budgets, run, *, length: int = 1, training: Training = Training(steps=10, batch=4, lr=1e-3)):
+    """A recipe on texts."""
+
+
+def test_fields_that_a_default_names_are_options_of_their_own():
+    chosen = keywords.checked(trained, {"steps": 3, "train_batch": 2, "training": "accumulate=4,clip=none"})
+    assert chosen == {"length": 1, "training": Training(steps=3, batch=2, lr=1e-3, accumulate=4, clip=float("inf"))}
+    assert keywords.flat(trained, chosen) == {
+        "length": 1, "steps": 3, "train_batch": 2, "lr": 1e-3, "training": "accumulate=4,clip=none",
+    }  # fmt: skip
+    assert keywords.checked(trained, keywords.flat(trained, chosen)) == chosen
+    assert keywords.checked(trained, {"training": Training(steps=7)})["training"].steps == 7
+    assert keywords.fitting(trained, {"steps": 1, "epochs": 2}, ("steps", "epochs")) == {"steps": 1}
+    with pytest.raises(InputError, match="no option 'epochs'"):
+        keywords.checked(trained, {"epochs": 2})
+
+
+def test_what_is_read_from_the_source_is_what_the_signature_says():
+    told = {option.name: option.default for option in recipes.signature("ast")}
+    assert told == keywords.flat(find("ast"), {name: p.default for name, p in keywords.of(find("ast")).items()})
+    helps = {option.name: option.help for option in recipes.signature("ast")}
+    assert all(helps.values())

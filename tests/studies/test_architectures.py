@@ -7,7 +7,7 @@ from torch import nn
 
 from recipes.vision import nets
 from secateur.errors import InputError
-from secateur.recipes.vision import rethinking_pruning_value as rethinking
+from secateur.methods.published_rules import prune
 from secateur.studies import architectures
 from secateur.vocabulary import Budget
 
@@ -47,7 +47,7 @@ def test_uniform_multiplies_every_width_alike_and_is_the_largest_within(shallow)
 
 
 def test_the_pattern_of_a_cut_is_the_mean_share_of_its_stages(shallow):
-    pruned = rethinking.prune(shallow, Budget.parse("channels=60%"), "l1", widths="4,2,12,6")
+    pruned = prune(shallow, Budget.parse("channels=60%"), "l1", widths="4,2,12,6")
     assert architectures.shares(shallow, pruned.cut) == {0: pytest.approx(0.375), 1: pytest.approx(0.75)}
     assert architectures.average([{0: 0.2, 1: 1.0}, {0: 0.4, 1: 0.5}]) == {0: pytest.approx(0.3), 1: 0.75}
     with pytest.raises(InputError, match="stages"):

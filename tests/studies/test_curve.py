@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from claims import vision
+import small_vision as vision
 from recipes.data import test_kd_data_pruning as toy
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
@@ -192,9 +192,9 @@ def test_a_cell_is_the_student_of_the_recipe_on_what_its_seed_holds_out(ran, tmp
 def test_the_same_call_trains_nothing_and_a_larger_grid_only_what_is_new(ran, monkeypatch):
     root, _, found = ran
     asked = []
-    real = recipe.taught
+    real = recipe.train_student
     monkeypatch.setattr(
-        recipe, "taught", lambda data, said, alpha, **how: asked.append(alpha) or real(data, said, alpha, **how)
+        recipe, "train_student", lambda data, said, alpha, **how: asked.append(alpha) or real(data, said, alpha, **how)
     )
     assert curve.curve(toy.teacher(), toy.DATA, root, **GRID, **QUICK) == found
     assert asked == []
@@ -235,9 +235,9 @@ def test_other_teachers_teach_the_same_students_on_the_same_examples(ran, nets, 
     """Bit for bit what the recipe gives with such a teacher; more teachers in a folder train only what is new."""
     _, _, alone = ran
     asked, cells = [], []
-    real = recipe.taught
+    real = recipe.train_student
     monkeypatch.setattr(
-        recipe, "taught", lambda data, said, alpha, **how: asked.append(alpha) or real(data, said, alpha, **how)
+        recipe, "train_student", lambda data, said, alpha, **how: asked.append(alpha) or real(data, said, alpha, **how)
     )
 
     def study(*teachers):
@@ -274,8 +274,8 @@ def test_other_teachers_teach_the_same_students_on_the_same_examples(ran, nets, 
     model.load_state_dict(torch.load(nets.with_name("wide.pt"), weights_only=True))
     with Run.open(tmp_path / "run", {}) as run:
         (one,) = recipe.kd_data_pruning(
-            Traced(model, Example.of(train.inputs[:1])), train, [Budget.parse("examples=20%")], run, seed=1, alpha=1.0,
-            student=f"{nets}:like", **QUICK,
+            Traced(model, Example.of(train.inputs[:1])), train, [Budget.parse("examples=20%")], run,
+            **toy.chosen(seed=1, alpha=1.0, student=f"{nets}:like", **QUICK),
         )  # fmt: skip
     assert wide.accuracies["random", 0.2, 1.0][1] == pytest.approx(vision.accuracy(one.subject.model, held))
     soft = "work/soft-examples=20%.safetensors"
@@ -292,7 +292,7 @@ def test_other_teachers_teach_the_same_students_on_the_same_examples(ran, nets, 
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_trained(nets, name, error, words, monkeypatch):
-    monkeypatch.setattr(recipe, "taught", lambda *given, **how: 1 / 0)
+    monkeypatch.setattr(recipe, "train_student", lambda *given, **how: 1 / 0)
     with pytest.raises(error, match=words):
         curve.plan(toy.teacher(), toy.DATA, **GRID, **QUICK, teachers=[f"{nets}:{name}"])
 
@@ -316,7 +316,7 @@ def test_seeds_are_checked_from_python_too(seeds, tmp_path):
         ({"rules": ("best",)}, InputError, "option score='best' of kd_data_pruning"),
         ({"rules": ("memorisation",)}, InputError, "runs come in pairs"),
         ({"epochs": float("nan")}, InputError, "option epochs=nan of kd_data_pruning: input should be a finite number"),
-        ({"epochs": -1.0}, InputError, "epochs=-1: give a number above 0"),
+        ({"epochs": -1.0}, InputError, "epochs=-1.0: give a number of at least 0"),
         ({"score_epochs": -1.0}, InputError, "score_epochs=-1: give 0 or more"),
         ({"epoch": 3}, InputError, "did you mean 'epochs'"),
         ({"judged": "nowhere.npz"}, DataError, "there is no data at nowhere.npz"),
@@ -325,13 +325,13 @@ def test_seeds_are_checked_from_python_too(seeds, tmp_path):
     ],
 )
 def test_a_plan_refuses_what_can_not_be_done_before_anything_is_trained(given, error, words, monkeypatch):
-    monkeypatch.setattr(recipe, "taught", lambda *given, **how: 1 / 0)
+    monkeypatch.setattr(recipe, "train_student", lambda *given, **how: 1 / 0)
     with pytest.raises(error, match=words):
         curve.plan(toy.teacher(), toy.DATA, **{**GRID, **QUICK, **given})
 
 
 def test_a_rule_that_the_network_can_not_give_is_refused_before_the_others_are_trained(monkeypatch):
-    monkeypatch.setattr(recipe, "taught", lambda *given, **how: 1 / 0)
+    monkeypatch.setattr(recipe, "train_student", lambda *given, **how: 1 / 0)
     pooled = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     grid = {**GRID, "rules": ("random", "el2n", "grand")}
     with pytest.raises(InputError, match="this score needs the input of a last linear layer"):

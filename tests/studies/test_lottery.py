@@ -10,10 +10,9 @@ from torch import nn
 
 from recipes.vision import nets
 from secateur.errors import InfeasibleError, InputError, RunError
-from secateur.recipes.vision import rethinking_pruning_value as rethinking
 from secateur.recover.sparsity import masks
 from secateur.recover.training import loop
-from secateur.studies import asked, lottery
+from secateur.studies import lottery, study_inputs
 
 QUICK = {"epochs": 1, "batch": 24, "seeds": (0, 1)}
 
@@ -26,13 +25,14 @@ def network():
 def started(monkeypatch):
     """Every training: weights before it and masks."""
     seen = []
-    fit = rethinking.fit
+    fit = lottery.fit
 
-    def spy(model, data, **how):
-        seen.append(({n: p.detach().clone() for n, p in model.named_parameters()}, how.get("closed") or {}, how["lr"]))
-        return fit(model, data, **how)
+    def spy(model, data, training, **how):
+        weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        seen.append((weights, how.get("closed") or {}, training.lr))
+        return fit(model, data, training, **how)
 
-    monkeypatch.setattr(rethinking, "fit", spy)
+    monkeypatch.setattr(lottery, "fit", spy)
     return seen
 
 
@@ -108,7 +108,7 @@ def test_the_networks_own_weights_do_not_matter():
 
 def answered(root, **more):
     how = {"epochs": 1, "batch": 24, "seeds": (0, 1), "kept": 0.3, "lrs": (0.1,), **more}
-    return asked.study("lottery", nets.opened(nets.vgg()), nets.data(), root, **how)
+    return study_inputs.study("lottery", nets.opened(nets.vgg()), nets.data(), root, **how)
 
 
 def test_the_study_by_its_name_resumes_and_grows(tmp_path, monkeypatch):

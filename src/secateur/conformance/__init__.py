@@ -12,6 +12,7 @@ the ones that matter to you.
 from __future__ import annotations
 
 import importlib
+import inspect
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -321,7 +322,8 @@ def check_recipe(
     Returns the names of the laws checked: `card`, `within budget`, `original untouched`, `repeats`, `resumes`,
     `beats chance`, `refuses`.
     """
-    recipes, rundir = (importlib.import_module(f"secateur.{place}") for place in ("recipes", "_utils.rundir"))
+    places = ("recipes", "_utils.rundir", "runs.keywords")
+    recipes, rundir, keywords = (importlib.import_module(f"secateur.{place}") for place in places)
     card = card if card is not None else recipes.cards()[name]
     missing = [key for key in _CARD if key not in card or (key != "extra" and not card[key])]
     assert not missing, f"the card of {name} lacks {', '.join(missing)}"
@@ -329,13 +331,15 @@ def check_recipe(
     assert function.__name__ == name, f"recipe {name} is a function called {function.__name__}"
 
     budget, options = Budget.parse(budget), dict(options or {})
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    chosen = options if open_ended else keywords.checked(function, options)
     output = output or _own_output(subject)
     assert output, "give output=: this subject has no forward and example"
     before = output(subject)
 
     def run(folder: Path, wanted: Budget = budget) -> Result:
         with rundir.Run.open(folder, {"budget": str(wanted), **options}) as opened:
-            results = list(function(subject, data, [wanted], opened, **options))
+            results = list(function(subject, data, [wanted], opened, **chosen))
         assert len(results) == 1, f"{name} gave {len(results)} results for one budget"
         first: Result = results[0]
         return first

@@ -22,7 +22,7 @@ from secateur._utils import disk, hashes, plugins
 from secateur.data import labels
 from secateur.errors import DataError, InputError
 
-__all__ = ["Batches", "Examples", "batches", "count", "read", "sides"]
+__all__ = ["Augment", "Batches", "Examples", "batches", "count", "read", "sides"]
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
@@ -405,6 +405,7 @@ def _coco(path: Path, annotations: Path, data: Mapping[str, Any]) -> Examples:
 
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
+"""(inputs [B, ...], generator) -> inputs: drawn anew for each batch and epoch."""
 
 
 class Batches(Sequence["dict[str, Any]"]):

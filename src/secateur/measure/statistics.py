@@ -28,6 +28,7 @@ __all__ = [
     "proportion",
     "ratio",
     "spearman",
+    "to_percent",
 ]
 
 
@@ -81,6 +82,12 @@ def paired_difference(first: Values, second: Values, *, confidence: float = 0.95
     """
     a, b = _pairs(first, second, "a paired difference")
     return mean_interval(a - b, confidence=confidence, unit=unit)
+
+
+def to_percent(share: Figure) -> Figure:
+    """A share, such as an accuracy, in percent; a difference of two of them in percentage points."""
+    low, high = (None if end is None else 100 * end for end in (share.low, share.high))
+    return Figure(100 * share.value, low, high, "", share.samples)
 
 
 def ratio(first: Values, second: Values, *, confidence: float = 0.95) -> Figure:

@@ -12,12 +12,13 @@ from torch.utils._pytree import tree_leaves
 
 from secateur._utils import plugins
 from secateur.errors import InfeasibleError, InputError, SecateurError, UnsupportedError
+from secateur.methods.cutting import cut_with_retries
 from secateur.score import activation, gradient, magnitude, random, similarity
 from secateur.select import ranking
 from secateur.select.arrays import as_numpy
 from secateur.subjects.network import segments
 from secateur.subjects.network.recording import Example
-from secateur.subjects.network.traced import CutError, Traced, open_traced
+from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Cut, Selection, Units, listed
 
 __all__ = ["Rate", "Scope", "needs", "prune", "scope_of", "scorer", "thinned"]
@@ -118,21 +119,21 @@ def thinned(
         unknown = sorted(set(scope) - set(subject.coupling.sites))
         if unknown:
             raise InputError(f"scope names {unknown[0]!r}, which is no site: {', '.join(subject.coupling.sites)} are")
-    while True:
+    notes: tuple[str, ...] = ()
+
+    def select() -> Selection:
+        nonlocal notes
         scores = rate(subject)
         units = subject.units(multiple=multiple)
-        notes: tuple[str, ...] = ()
         if rate.name:
             units, notes = _scored(units, scores, rate.name)
         selection = ranking.by_budget(units, scores, budget, scope=_pools(subject, scope), normalise=normalise)
         if all(bool(mask.all()) for mask in selection.keep.values()):
             raise InfeasibleError(f"budget {budget} would change nothing: every unit fits in it; ask for less")
-        try:
-            small, cut = subject.cut(selection, offsets=offsets)
-        except CutError as error:
-            subject.without(error.fault, selection)
-            continue
-        return selection, small, replace(cut, notes=(*cut.notes, *notes)) if notes else cut
+        return selection
+
+    selection, small, cut = cut_with_retries(subject, select, offsets=offsets)
+    return selection, small, replace(cut, notes=(*cut.notes, *notes)) if notes else cut
 
 
 def needs(score: str) -> Literal["", "batches", "loss"]:

@@ -1,6 +1,7 @@
 """ONE PUBLISHED METHOD PER FILE, in family folders. The folder is the registry: file = function = command line name.
 
-A recipe opens with a literal `CARD = {...}`; cards and options are read from its text, never by importing it.
+A recipe opens with a literal `CARD = {...}`; cards and options are read from its text, never by importing it. Other
+packages add theirs by entry points of the group `secateur.recipes`: the name, and "module:function" of that name.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import ast
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +39,10 @@ class Option:
 def cards() -> dict[str, dict[str, str]]:
     """Recipe name -> its card, in alphabetical order."""
     found: dict[str, dict[str, str]] = {}
-    for path in _files():
+    for name, path in _files().items():
         match = _CARD.search(path.read_text(encoding="utf-8"))
         if match:
-            found[path.stem] = {"family": path.parent.name, **ast.literal_eval(match[1])}
+            found[name] = {"family": path.parent.name, **ast.literal_eval(match[1])}
     return dict(sorted(found.items()))
 
 
@@ -50,8 +53,10 @@ def find(name: str) -> Callable[..., Iterator[Any]]:
     Raises:
         UnknownRecipeError: no such recipe; names the nearest.
     """
-    module = importlib.import_module(f"secateur.recipes.{_locate(name).parent.name}.{name}")
-    function: Callable[..., Iterator[Any]] = getattr(module, name)
+    path = _locate(name)
+    own = path.is_relative_to(Path(__file__).parent)
+    module = f"{__name__}.{path.parent.name}.{name}" if own else _entry_points()[name].module
+    function: Callable[..., Iterator[Any]] = getattr(importlib.import_module(module), name)
     return function
 
 
@@ -85,18 +90,55 @@ def read_options(source: str, name: str) -> list[Option]:
     """The keyword-only arguments of function `name` in `source`, explained by the `Args:` of its docstring."""
     function = _function(source, name)
     explained, aliases = _arguments(ast.get_docstring(function) or ""), _aliases(source)
-    written = [ast.unparse(one.annotation) if one.annotation else "" for one in function.args.kwonlyargs]
-    return [
-        Option(
-            argument.arg,
-            inspect.Parameter.empty if default is None else ast.literal_eval(default),
-            aliases.get(annotation, annotation),
-            explained.get(argument.arg, ""),
-        )
-        for argument, default, annotation in zip(
-            function.args.kwonlyargs, function.args.kw_defaults, written, strict=True
-        )
-    ]
+    texts = any(argument.arg.rpartition("_")[2] == "length" for argument in function.args.kwonlyargs)
+    found = list[Option]()
+    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        name, written = argument.arg, ast.unparse(argument.annotation) if argument.annotation else ""
+        if isinstance(default, ast.Call):
+            for option in _fields(source, default):
+                flag = "train_batch" if option.name == "batch" and texts else option.name
+                found.append(replace(option, name=flag, help=explained.get(flag, option.help)))
+            if written == "Training":
+                found.append(Option(name, "", "str | Sequence[str]", explained.get(name, _TRAINING)))
+            continue
+        value = inspect.Parameter.empty if default is None else ast.literal_eval(default)
+        found.append(Option(name, value, aliases.get(written, written), explained.get(name, "")))
+    return found
+
+
+_TRAINING = "more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb."
+
+
+def _fields(source: str, default: ast.Call) -> list[Option]:
+    """The options that a default such as `Training(steps=1000)` names, explained where its class is written."""
+    named = {str(one.arg): ast.literal_eval(one.value) for one in default.keywords}
+    fields = _read_fields(source, ast.unparse(default.func))
+    values = {name: named.get(name, value) for name, (value, *_) in fields.items()}
+    return [Option(name, value, *fields[name][1:]) for name, value in values.items() if value is not None]
+
+
+def _read_fields(source: str, kind: str) -> dict[str, tuple[Any, str, str]]:
+    """Field -> its default, annotation and explanation, of a class that `source` defines or imports."""
+    module = next(
+        (
+            node.module
+            for node in ast.parse(source).body
+            if isinstance(node, ast.ImportFrom) and node.module and kind in [alias.name for alias in node.names]
+        ),
+        None,
+    )
+    if module is not None:
+        source = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    defined = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == kind)
+    fields = dict[str, tuple[Any, str, str]]()
+    for base in defined.bases:
+        fields |= _read_fields(source, ast.unparse(base))
+    for node, after in zip(defined.body, [*defined.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+            value, annotation = ast.literal_eval(node.value), ast.unparse(node.annotation)
+            fields[node.target.id] = value, annotation, " ".join(str(text).split())
+    return fields
 
 
 def _aliases(source: str) -> dict[str, str]:
@@ -110,15 +152,31 @@ def _aliases(source: str) -> dict[str, str]:
     }
 
 
-def _files() -> list[Path]:
-    return sorted(path for path in Path(__file__).parent.glob("*/*.py") if not path.name.startswith("_"))
+def _files() -> dict[str, Path]:
+    """Name -> file: of other packages, then of this one."""
+    own = {path.stem: path for path in Path(__file__).parent.glob("*/*.py") if not path.name.startswith("_")}
+    others = {name: _file_of(point.module) for name, point in _entry_points().items()}
+    return {**{name: path for name, path in others.items() if path is not None}, **own}
+
+
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=__name__)}
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module, found without importing it."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent.joinpath(*rest).with_suffix(".py") if rest else Path(spec.origin)
+    return path if path.is_file() else None
 
 
 def _locate(name: str) -> Path:
-    for path in _files():
-        if path.stem == name and name in cards():
-            return path
-    known = list(cards())
+    known = cards()
+    if name in known:
+        return _files()[name]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     raise UnknownRecipeError(f"no recipe is called {name!r}: {hint}")

@@ -12,10 +12,11 @@ from typing import Any
 from markupsafe import Markup
 
 from secateur._utils.disk import atomic_write
+from secateur.measure.statistics import to_percent
 from secateur.reports import charts, display, evidence
 from secateur.vocabulary import Figure
 
-__all__ = ["Chart", "Sheet", "Table", "over", "points", "render", "write"]
+__all__ = ["Chart", "Sheet", "Table", "over", "percent", "points", "render", "write"]
 
 FORMAT = 1
 
@@ -58,6 +59,11 @@ class Sheet:
     """What study.json keeps: seed by seed, with means and intervals."""
     notes: Sequence[str] = ()
     chart: Chart | None = None
+
+
+def percent(share: Figure, *, signed: bool = False) -> str:
+    """A share, or a difference of shares, as `points` shows it."""
+    return points(to_percent(share), signed=signed)
 
 
 def points(figure: Figure, *, signed: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""WHO READS: sentence encoders and tokenizers that a recipe on texts is given by name or as they are; loaded once."""
+"""Sentence encoders and tokenizers of transformers, by name or as they are; each is loaded once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -15,7 +16,17 @@ from secateur._utils import http
 from secateur.clients import embeddings
 from secateur.errors import InputError, MissingExtraError, opening
 
-__all__ = ["Count", "Embed", "Encoder", "counter", "encoder", "named", "remembering", "tokenizer"]
+__all__ = [
+    "Count",
+    "Embed",
+    "Encoder",
+    "Encoding",
+    "checkpoint_of",
+    "counter",
+    "encoder",
+    "open_remembering",
+    "tokenizer",
+]
 
 Embed: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 """Texts -> vectors [texts, d]."""
@@ -44,9 +55,9 @@ def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
     safetensors alone and no code of a checkpoint is run.
     """
     if isinstance(source, str):
-        source = embeddings.embedder(source) if http.addressed(source) else _opened(source, device or "cpu")
+        source = embeddings.embedder(source) if http.is_address(source) else _open_checkpoint(source, device or "cpu")
     if hasattr(source, "encode"):
-        return functools.partial(_encoded, source)
+        return functools.partial(_encode, source)
     if not callable(source):
         raise InputError(
             f"an embedder is a folder, a Hub id, an address, a model or a function, not {type(source).__name__}"
@@ -54,12 +65,33 @@ def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
     return source
 
 
-def named(source: str | Encoder | Embed) -> str:
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What compares texts, and what counts their tokens."""
+
+    embedder: Any = ""
+    """Folder or Hub id of a bi-encoder, or such a model; without one texts are compared by their words."""
+    tokenizer: Any = ""
+    """Folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if not given."""
+    device: str = ""
+    """Where encoders are held if given by name, "cuda"; the processor if empty."""
+
+    def open_embedder(self) -> Embed | None:
+        """The embedder, which remembers what it encoded; None without one."""
+        return open_remembering(self.embedder, device=self.device) if self.embedder else None
+
+    def counts(self) -> dict[str, Count]:
+        """The measure "tokens" and what counts it, if there is a tokenizer."""
+        source = self.tokenizer or checkpoint_of(self.embedder)
+        return {"tokens": counter(source)} if source else {}
+
+
+def checkpoint_of(source: str | Encoder | Embed) -> str:
     """The folder or Hub id of an encoder, where its tokenizer is, too; "" of a model, a function or an address."""
-    return source if isinstance(source, str) and not http.addressed(source) else ""
+    return source if isinstance(source, str) and not http.is_address(source) else ""
 
 
-def _encoded(model: Any, texts: Sequence[str]) -> np.ndarray:
+def _encode(model: Any, texts: Sequence[str]) -> np.ndarray:
     if not len(texts):
         return np.zeros((0, 1), dtype=np.float32)
     found = model.encode(list(texts), batch_size=32, convert_to_numpy=True, show_progress_bar=False)
@@ -67,7 +99,7 @@ def _encoded(model: Any, texts: Sequence[str]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(name: str, device: str) -> Encoder:
+def _open_checkpoint(name: str, device: str) -> Encoder:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -86,7 +118,7 @@ _PROBE = "Which of these is a text that nobody asks about?"
 _LOCK = threading.Lock()
 
 
-def remembering(source: str | Encoder | Embed, *, device: str = "", most: int = 2**26) -> Embed:
+def open_remembering(source: str | Encoder | Embed, *, device: str = "", most: int = 2**26) -> Embed:
     """The same encoder, which reads a text once: what it made of the last texts is kept in memory, for all callers.
 
     Facts of a graph come back with every question about their neighbours. An encoder that was changed since is found
@@ -96,7 +128,7 @@ def remembering(source: str | Encoder | Embed, *, device: str = "", most: int = 
     longest leave.
     """
     embed = encoder(source, device)
-    owner = embed.args[0] if isinstance(embed, functools.partial) and embed.func is _encoded else embed
+    owner = embed.args[0] if isinstance(embed, functools.partial) and embed.func is _encode else embed
     try:
         with _LOCK:
             known = _REMEMBERED.setdefault(owner, OrderedDict())
@@ -107,10 +139,10 @@ def remembering(source: str | Encoder | Embed, *, device: str = "", most: int = 
         if _PROBE not in known or not np.array_equal(known[_PROBE], probe):
             known.clear()
         known[_PROBE] = probe
-    return functools.partial(_remembered, embed, known, most)
+    return functools.partial(_encode_new, embed, known, most)
 
 
-def _remembered(embed: Embed, known: OrderedDict[str, np.ndarray], most: int, texts: Sequence[str]) -> np.ndarray:
+def _encode_new(embed: Embed, known: OrderedDict[str, np.ndarray], most: int, texts: Sequence[str]) -> np.ndarray:
     with _LOCK:
         found = {text: known[text] for text in texts if text in known}
     new = list(dict.fromkeys(text for text in texts if text not in found))
@@ -147,14 +179,14 @@ def counter(source: Any) -> Count:
     source: a folder or Hub id of a tokenizer of transformers, such a tokenizer, or a function as wanted.
     """
     found = tokenizer(source)
-    return functools.partial(_recalled, functools.partial(_counted, found), {}) if hasattr(found, "tokenize") else found
+    return functools.partial(_count_new, functools.partial(_count, found), {}) if hasattr(found, "tokenize") else found
 
 
 _LETTERS = 2**20
 """Characters of the texts whose counts are remembered; with more of them all is forgotten."""
 
 
-def _recalled(count: Count, known: dict[str, int], texts: Sequence[str]) -> list[int]:
+def _count_new(count: Count, known: dict[str, int], texts: Sequence[str]) -> list[int]:
     found = dict(known)  # as it is now: other threads may forget
     new = list(dict.fromkeys(text for text in texts if text not in found))
     if new:
@@ -166,7 +198,7 @@ def _recalled(count: Count, known: dict[str, int], texts: Sequence[str]) -> list
     return [found[text] for text in texts]
 
 
-def _counted(found: Any, texts: Sequence[str]) -> list[int]:
+def _count(found: Any, texts: Sequence[str]) -> list[int]:
     if not len(texts):
         return []
     # Longer than the model reads is no news here: it is to be made shorter.

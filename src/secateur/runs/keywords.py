@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
+import math
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError, create_model
 
 from secateur.errors import InputError
+from secateur.vocabulary import Training
 
-__all__ = ["check_seed", "checked", "fitting", "of", "spares"]
+__all__ = ["call", "check_seed", "checked", "fitting", "flat", "names", "of", "pack", "spares"]
 
 
 def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -21,11 +24,58 @@ def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
+def _groups(function: Callable[..., Any]) -> dict[str, dict[str, str]]:
+    """Parameter -> {flag: field} of the options that are one frozen value, such as `training`.
+
+    The fields that its default sets are options of their own. `batch` of `Training` is `train_batch` in a recipe on
+    texts, which has a length too: there `batch` is what is timed.
+    """
+    keywords = of(function)
+    texts = any(name.rpartition("_")[2] == "length" for name in keywords)
+    grouped = {name: p.default for name, p in keywords.items() if dataclasses.is_dataclass(p.default)}
+    return {
+        name: {
+            ("train_batch" if one.name == "batch" and texts else one.name): one.name
+            for one in dataclasses.fields(default)
+            if getattr(default, one.name) is not None
+        }
+        for name, default in grouped.items()
+    }
+
+
+def flat(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` as flags and run.yaml name them: what is one value in the signature is its fields here.
+
+    Fields of `training` that are no flag stand in one text, as `--training` takes them.
+    """
+    groups, values = _groups(function), dict[str, Any]()
+    for name, value in options.items():
+        if name not in groups:
+            values[name] = value
+            continue
+        values |= {flag: getattr(value, field) for flag, field in groups[name].items()}
+        if isinstance(value, Training):
+            others = {key: one for key, one in value.named.items() if key not in groups[name].values()}
+            values[name] = ",".join(f"{key}={_written(one)}" for key, one in others.items())
+    return values
+
+
+def names(function: Callable[..., Any]) -> list[str]:
+    """The names of all options, as flags and run.yaml have them."""
+    return list(flat(function, {name: parameter.default for name, parameter in of(function).items()}))
+
+
+def _written(value: Any) -> str:
+    if value == math.inf:
+        return "none"
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def fitting(
     function: Callable[..., Any], given: Mapping[str, Any], optional: Collection[str], **shared: Any
 ) -> dict[str, Any]:
     """`given` and `shared`, without those of `optional` and `shared` that the recipe does not have."""
-    known = of(function)
+    known = {*of(function), *(flag for flags in _groups(function).values() for flag in flags)}
     values = {name: value for name, value in given.items() if name in known or name not in optional}
     return {**values, **{name: value for name, value in shared.items() if name in known}}
 
@@ -41,17 +91,54 @@ def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
     Raises `InputError` for an option that is unknown, missing or of another kind, and for a number that is not finite:
     NaN passes comparisons that are to refuse it.
     """
-    keywords, hints = of(function), typing.get_type_hints(function)
+    keywords, hints = of(function), typing.get_type_hints(function, include_extras=True)
+    groups = _groups(function)
     fields: dict[str, Any] = {
-        name: (hints.get(name, Any), ... if p.default is p.empty else p.default) for name, p in keywords.items()
+        name: (hints.get(name, Any), ... if p.default is p.empty else p.default)
+        for name, p in keywords.items()
+        if name not in groups
     }
+    for name, flags in groups.items():
+        default = keywords[name].default
+        kinds = typing.get_type_hints(type(default), include_extras=True)
+        fields |= {flag: (kinds[field], getattr(default, field)) for flag, field in flags.items()}
+        fields[name] = (Any, "")
     how = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     model = create_model("Options", __config__=how, **fields)
     try:
         found = model(**given)
     except ValidationError as error:
-        raise InputError(_explain(error, function.__name__, list(keywords))) from error
-    return {name: getattr(found, name) for name in keywords}
+        raise InputError(_explain(error, function.__name__, list(fields))) from error
+    values = pack(function, {name: getattr(found, name) for name in fields})
+    return {name: values[name] for name in keywords}
+
+
+def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """`function` called with options by flag, checked."""
+    return function(*arguments, **checked(function, options))
+
+
+def pack(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by flag as the keywords of a call: the inverse of `flat`."""
+    values, keywords = dict(options), of(function)
+    for name, flags in _groups(function).items():
+        own = {field: values.pop(flag) for flag, field in flags.items() if flag in values}
+        values[name] = _group(function.__name__, keywords[name].default, own, values.get(name, ""))
+    return values
+
+
+def _group(recipe: str, default: Any, own: Mapping[str, Any], given: Any) -> Any:
+    """The value of an option that is one frozen value: its fields by flag, and what was given for it as a whole."""
+    value = dataclasses.replace(default, **own)
+    if isinstance(value, Training):
+        merged = value.merge(given or "")
+        for name in ("steps", "epochs", "batch"):
+            if name in merged.named and name not in own:
+                raise InputError(f"{recipe} does not train by {name}: it has {', '.join(own)}")
+        return merged
+    if given and not isinstance(given, type(default)):
+        raise InputError(f"{recipe} takes {', '.join(own)} one by one, or a {type(default).__name__}")
+    return given or value
 
 
 def check_seed(*seeds: int) -> None:

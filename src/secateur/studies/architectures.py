@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from secateur.errors import InputError
-from secateur.recipes.vision.rethinking_pruning_value import sites
+from secateur.methods.published_rules import sites
 from secateur.select import ranking
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Selection

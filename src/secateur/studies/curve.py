@@ -18,21 +18,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.integrate import trapezoid
 
+from secateur import recipes
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
 from secateur.measure import loyalty, quality
-from secateur.measure.statistics import mean_interval, paired_difference
-from secateur.recipes.data import kd_data_pruning as recipe
-from secateur.recipes.vision.rethinking_pruning_value import in_points
+from secateur.measure.statistics import mean_interval, paired_difference, to_percent
+from secateur.methods.example_scores import ask_logits, ask_teacher, check_scoring, count_classes, score_by_training
 from secateur.reports.charts import Line
-from secateur.reports.sheet import Chart, Sheet, Table, over, points
+from secateur.reports.sheet import Chart, Sheet, Table, over, percent
 from secateur.runs import keywords
-from secateur.runs.backends import network
+from secateur.runs.backends.network import Network
 from secateur.subjects.dataset.examples import ExampleSet
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Figure, Limit
+from secateur.vocabulary import Budget, Figure, Limit, Result
 
 __all__ = ["STUDY", "Cell", "Curve", "curve", "plan"]
 
@@ -140,7 +140,7 @@ class Curve:
         rule = max(self.rules, key=lambda one: self.area(one, taught).value)
         span = f"{100 * self.shares[0]:g}"
         span = f"{span} to {100 * self.shares[-1]:g}%, mean over log f" if len(self.shares) > 1 else f"{span}%"
-        gain = points(in_points(self.area_gain(rule, taught)), signed=True)
+        gain = percent(self.area_gain(rule, taught), signed=True)
         called = _called(taught).capitalize()
         headline = f"{called} brings {gain} points over labels alone: {rule} examples, {span}"
         tables = [*map(self._accuracies, self.rules), self._areas(), *map(self._loyalties, self.rules)]
@@ -158,7 +158,7 @@ class Curve:
         ))  # fmt: skip
 
     def _line(self, name: str, rule: str, alpha: float, weight: float) -> Line:
-        return Line(name, [(100 * f, in_points(self.accuracy(rule, f, alpha))) for f in self.shares], weight)
+        return Line(name, [(100 * f, to_percent(self.accuracy(rule, f, alpha))) for f in self.shares], weight)
 
     def _panels_of_teachers(self) -> dict[str, list[Line]]:
         """A panel for each rule and weight: labels alone, and a line for each teacher, the largest the strongest."""
@@ -181,9 +181,9 @@ class Curve:
             best = self.best_teacher(rule, share, alpha)
             rows += [
                 [f"{100 * share:g}%", name, str(self.params.get(name, "")),
-                 points(in_points(one.accuracy(rule, share, alpha))),
-                 points(in_points(one.gain(rule, share, alpha)), signed=True),
-                 "" if one is self else points(in_points(self.lead(rule, share, alpha, name)), signed=True),
+                 percent(one.accuracy(rule, share, alpha)),
+                 percent(one.gain(rule, share, alpha), signed=True),
+                 "" if one is self else percent(self.lead(rule, share, alpha, name), signed=True),
                  "best" if name == best else ""]
                 for name, one in self.teachers.items()
             ]  # fmt: skip
@@ -197,10 +197,8 @@ class Curve:
         rows = [["Kept", *map(_called, self.alphas), "Best alpha", "Gain of the best"]]
         for share in self.shares:
             best = self.best(rule, share)
-            cells = [points(in_points(self.accuracy(rule, share, alpha))) for alpha in self.alphas]
-            rows.append(
-                [f"{100 * share:g}%", *cells, f"{best:g}", points(in_points(self.gain(rule, share, best)), signed=True)]
-            )
+            cells = [percent(self.accuracy(rule, share, alpha)) for alpha in self.alphas]
+            rows.append([f"{100 * share:g}%", *cells, f"{best:g}", percent(self.gain(rule, share, best), signed=True)])
         return Table(
             f"{rule}: accuracy, %", rows,
             f"{over(self.seeds)}. The gain is over labels alone, in points, "
@@ -210,7 +208,7 @@ class Curve:
     def _loyalties(self, rule: str) -> Table:
         rows = [["Kept", *map(_called, self.alphas)]]
         rows += [
-            [f"{100 * share:g}%", *(points(in_points(self.loyalty(rule, share, alpha))) for alpha in self.alphas)]
+            [f"{100 * share:g}%", *(percent(self.loyalty(rule, share, alpha)) for alpha in self.alphas)]
             for share in self.shares
         ]
         words = f"{over(self.seeds)}: of held-out examples, how many the student gives the teacher's class."
@@ -220,8 +218,8 @@ class Curve:
         taught = self.alphas[1:]
         rows = [["Rule", *map(_called, self.alphas), *(f"Gain, {_called(alpha)}" for alpha in taught)]]
         rows += [
-            [rule, *(points(in_points(self.area(rule, alpha))) for alpha in self.alphas),
-             *(points(in_points(self.area_gain(rule, alpha)), signed=True) for alpha in taught)]
+            [rule, *(percent(self.area(rule, alpha)) for alpha in self.alphas),
+             *(percent(self.area_gain(rule, alpha), signed=True) for alpha in taught)]
             for rule in self.rules
         ]  # fmt: skip
         return Table(
@@ -301,21 +299,23 @@ def curve(
             all teach the same students, which are like the first unless a student is given, on the same examples.
         options: of `kd_data_pruning`.
     """
-    wanted, options = _grid(shares, alphas, rules, seeds, teachers), _checked(rules, options)
+    wanted, chosen = _grid(shares, alphas, rules, seeds, teachers), _check_options(rules, options)
+    sets = STUDY["sets"].split()
+    recorded = {name: value for name, value in keywords.flat(_recipe(), chosen).items() if name not in sets}
     found = dict[Cell, dict[str, float]]()
     apart = examples.read(judged) if judged else None
     about = {"data": data.digest, "judged": apart.digest if apart else ""}
     known = {OWN: subject, **{name: _opened(name, subject, data) for name in wanted.teachers}}
-    digests = {name: network.digest(one) for name, one in known.items()}
+    digests = {name: Network().digest(one) for name, one in known.items()}
     for cell in progress(list(wanted.trainings())):
         train, held = _parts(data, apart, cell.seed)
         first = Path(folder, f"{cell.rule}-{cell.seed}")
-        settings = {"rule": cell.rule, "seed": cell.seed, "model": digests[OWN], **about, **options}
+        settings = {"rule": cell.rule, "seed": cell.seed, "model": digests[OWN], **about, **recorded}
         own, name = cell.teacher == OWN, f"judged-{cell.share:g}-alpha-{cell.alpha:g}"
         # By its weights: a teacher that was trained further is another, under whatever name.
         place = first if own else Path(folder, f"{first.name}-by-{digests[cell.teacher][:16]}")
         with Run.open(place, settings if own else {**settings, "teacher": digests[cell.teacher]}) as run:
-            found[cell] = run.json(name, partial(_judged, subject, known[cell.teacher], train, held, run, cell, options,
+            found[cell] = run.json(name, partial(_judged, subject, known[cell.teacher], train, held, run, cell, chosen,
                                                  None if own else first))  # fmt: skip
     rows = {
         teacher: [
@@ -346,24 +346,22 @@ def plan(
     **options: Any,
 ) -> dict[str, int]:
     """What `curve` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
-    wanted, options = _grid(shares, alphas, rules, seeds, teachers), _checked(rules, options)
-    network.fitted(data, subject)
+    wanted, chosen = _grid(shares, alphas, rules, seeds, teachers), _check_options(rules, options)
+    Network().fit_data(data, subject)
     for name in wanted.teachers:
         _opened(name, subject, data)
     apart = examples.read(judged) if judged else None
     for seed in wanted.seeds:
         train, held = _parts(data, apart, seed)
-        network.fitted(held, subject)
+        Network().fit_data(held, subject)
         with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
-            list(recipe.kd_data_pruning(
-                subject, train, [_budget(share) for share in wanted.shares], run, score="random", alpha=0.0, seed=seed,
-                dry_run=True, **options,
-            ))  # fmt: skip
-    scored, ask = [rule for rule in wanted.rules if rule != "random"], partial(recipe.answer, subject.inputs)
+            budgets, how = [_budget(share) for share in wanted.shares], {**chosen, "score": "random", "alpha": 0.0}
+            list(_recipe()(subject, train, budgets, run, **{**how, "seed": seed, "dry_run": True}))
+    scored, ask = [rule for rule in wanted.rules if rule != "random"], partial(ask_logits, subject.inputs)
     for rule in scored:  # a look at the teacher as it is: some rules read what enters a last linear layer
-        recipe.rehearsed(subject.model, train, ask, rule, epochs=0, batch=options["batch"], seed=0)
+        score_by_training(subject.model, train, ask, rule, chosen["training"], epochs=0, seed=0)
     if scored:
-        runs = len(scored) * len(wanted.seeds) * int(options["runs"])
+        runs = len(scored) * len(wanted.seeds) * int(chosen["runs"])
         return {"students": len(list(wanted.trainings())), "short trainings for scores": runs}
     return {"students": len(list(wanted.trainings()))}
 
@@ -408,9 +406,9 @@ def _grid(
 
 def _opened(name: str, subject: Traced, data: Examples) -> Traced:
     """Another teacher, which takes the data and tells as many classes as the first."""
-    teacher = network.opened(name, None, data)
-    network.fitted(data, teacher)
-    own, other = (recipe.classes(one.model, partial(recipe.answer, one.inputs), data) for one in (subject, teacher))
+    teacher = Network().open(name, None, data)
+    Network().fit_data(data, teacher)
+    own, other = (count_classes(one.model, partial(ask_logits, one.inputs), data) for one in (subject, teacher))
     if own != other:
         raise InputError(f"the teacher {name} tells {other} classes, {OWN} {own}: give teachers of the same classes")
     return teacher
@@ -420,12 +418,16 @@ def _weights(subject: Traced) -> int:
     return sum(weight.numel() for weight in subject.model.parameters())
 
 
-def _checked(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """All of the recipe's options that are not the grid's, checked."""
+def _recipe() -> Callable[..., Iterator[Result]]:
+    return recipes.find(STUDY["recipe"])
+
+
+def _check_options(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the recipe's options, checked for each rule."""
     for rule in rules:
-        found = keywords.checked(recipe.kd_data_pruning, {**options, "score": rule})
-        recipe.check_runs(rule, found["runs"], found["score_epochs"], found["epochs"])
-    return {name: value for name, value in found.items() if name not in STUDY["sets"].split()}
+        checked = keywords.checked(_recipe(), {**options, "score": rule})
+        check_scoring(rule, checked["runs"], checked["score_epochs"])
+    return checked
 
 
 def _parts(data: Examples, judged: Examples | None, seed: int) -> tuple[Examples, Examples]:
@@ -447,25 +449,26 @@ def _judged(
     held: Examples,
     run: Run,
     cell: Cell,
-    options: Mapping[str, Any],
+    chosen: Mapping[str, Any],
     first: Path | None,
 ) -> dict[str, float]:
     """{"accuracy", "label_loyalty" to the teacher} of the student of one cell, on `held`.
 
     first: for a teacher that is not `subject`, the run of that: what stays there is what its students see.
     """
-    budget, how = _budget(cell.share), {**options, "score": cell.rule}
+    budget, how = _budget(cell.share), {**chosen, "score": cell.rule}
     if first is not None:
         left = ExampleSet.load(train, first / "work" / f"kept-{budget}")
         left.save(run.folder(f"kept-{budget}"))
-        said = partial(recipe.outputs, teacher.model, partial(recipe.answer, teacher.inputs), left)
-        run.tensors(f"soft-{budget}", partial(said, batch=options["batch"]))
+        ask, batch = partial(ask_logits, teacher.inputs), chosen["training"].batch
+        run.tensors(f"soft-{budget}", partial(ask_teacher, teacher.model, ask, left, batch=batch))
         how |= {"score": "random", "soft": str(run.root)}
-    (result,) = recipe.kd_data_pruning(subject, train, [budget], run, alpha=cell.alpha, seed=cell.seed, **how)
+    (result,) = _recipe()(subject, train, [budget], run, **{**how, "alpha": cell.alpha, "seed": cell.seed})
     assert isinstance(result.subject, Traced)
-    tally, both = loyalty.Tally(), [partial(network.forward, one) for one in (teacher, result.subject)]
+    tally, both = loyalty.Tally(), [partial(Network().forward, one) for one in (teacher, result.subject)]
     accuracy = quality.accuracies(both, held.in_order(256), watch=tally.add)[1].value
-    shutil.rmtree(run.path(recipe.trained(budget, cell.alpha)), ignore_errors=True)  # its answer is known
+    for folder in (run.root / "work").glob("train-*"):
+        shutil.rmtree(folder, ignore_errors=True)  # its answer is known
     return {"accuracy": accuracy, "label_loyalty": tally.figures()["label_loyalty"].value}
 
 

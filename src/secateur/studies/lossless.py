@@ -14,18 +14,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from secateur import recipes
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
 from secateur.errors import InputError
-from secateur.measure.statistics import mean_interval, paired_difference, ratio
-from secateur.recipes.data import dp4tl as recipe
-from secateur.recipes.vision.rethinking_pruning_value import in_points
+from secateur.measure.statistics import mean_interval, paired_difference, ratio, to_percent
 from secateur.recover.training import initialise
 from secateur.reports import sheet as sheets
 from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table
 from secateur.runs import keywords
-from secateur.runs.backends import network
+from secateur.runs.backends.network import Network
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure
 
@@ -112,10 +111,10 @@ class Lossless:
             ["Classes gone", "Examples", *(f"{way}, %" for way in ways), f"Lost, {self.measure}", "Times faster", ""]
         ]
         for point in self.points:
-            lost = "" if point is whole else sheets.points(in_points(point.loss(whole, self.measure)))
+            lost = "" if point is whole else sheets.percent(point.loss(whole, self.measure))
             rows.append([
                 f"{100 * point.pruned:.6g}%", f"{mean_interval(point.figures['examples']).value:.0f}",
-                *(sheets.points(in_points(mean_interval(point.figures[way]))) for way in ways), lost,
+                *(sheets.percent(mean_interval(point.figures[way])) for way in ways), lost,
                 point.faster(whole), "winner" if point is best and point is not whole else "",
             ])  # fmt: skip
         table = Table(
@@ -155,10 +154,10 @@ class Lossless:
             known = {name: next((one for one in points if one.pruned in (point.pruned, 1.0)), None)
                      for name, points in self.controls.items()}  # fmt: skip
             rows.append([
-                f"{100 * point.pruned:.6g}%", sheets.points(in_points(mean_interval(point.figures[way]))),
-                *("" if one is None else sheets.points(in_points(mean_interval(one.figures[way])))
+                f"{100 * point.pruned:.6g}%", sheets.percent(mean_interval(point.figures[way])),
+                *("" if one is None else sheets.percent(mean_interval(one.figures[way]))
                   for one in known.values()),
-                *("" if one is None else sheets.points(in_points(self.lead(point, name, way)), signed=True)
+                *("" if one is None else sheets.percent(self.lead(point, name, way), signed=True)
                   for name, one in known.items()),
             ])  # fmt: skip
         return Table(
@@ -219,7 +218,7 @@ def _points(
 
 
 def _line(name: str, points: Sequence[Point], way: str, weight: float) -> Line:
-    return Line(name, [(100 * one.pruned, in_points(mean_interval(one.figures[way]))) for one in points], weight)
+    return Line(name, [(100 * one.pruned, to_percent(mean_interval(one.figures[way]))) for one in points], weight)
 
 
 def _grid(shares: Sequence[float], seeds: Sequence[int]) -> list[float]:
@@ -299,7 +298,7 @@ def lossless(
         options: of `dp4tl`.
     """
     build, grid, seeds = _builder(subject, weights), _grid(shares, seeds), tuple(dict.fromkeys(seeds))
-    tried = _shares(grid, controls, options)
+    tried, recipe = _shares(grid, controls, options), recipes.find(STUDY["recipe"])
 
     def outcome(trial: Trial) -> dict[str, float]:
         seed, control, bare = trial.seed, trial.control, trial.control == "scratch"
@@ -307,7 +306,8 @@ def lossless(
         first, budget = Path(folder, f"seed-{seed}"), _budget(0.0 if bare else trial.pruned)
         place, votes = (Path(folder, f"seed-{seed}-{control}"), str(first)) if control else (first, "")
         with Run.open(place, {"target": target, "seed": seed, **how}) as run:
-            (result,) = recipe.dp4tl(build(seed), data, [budget], run, target=target, seed=seed, scored=votes, **how)
+            chosen = keywords.checked(recipe, {**how, "target": target, "seed": seed, "scored": votes})
+            (result,) = recipe(build(seed), data, [budget], run, **chosen)
             found: dict[str, float] = run.json(f"transfer-{budget}", dict)
         spent = {} if result.recovery is None else {"seconds": result.recovery.seconds}
         return {**found, **spent, "examples": 0.0 if bare else result.cut.after["examples"]}
@@ -339,18 +339,19 @@ def plan(
     tried = _shares(grid, controls, options)
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance={tolerance}: give standard errors, 0 or more")
-    found = keywords.checked(recipe.dp4tl, {**options, "target": target, "seed": seeds[0]})
+    recipe = recipes.find(STUDY["recipe"])
+    chosen = keywords.checked(recipe, {**options, "target": target, "seed": seeds[0]})
     needed = "probe_epochs" if measure == "linear probe" else "tune_epochs"
-    if not found[needed]:
+    if not getattr(chosen["transfers"], needed):
         raise InputError(f"{needed}=0 leaves out the {measure} by which losses are judged: give epochs, or --measure")
-    network.fitted(data, subject)
+    Network().fit_data(data, subject)
     # Without labels nothing trains a surrogate that could be left out here, and what stays is as many classes as ever.
-    own = {"surrogate_epochs": 0.0 if data.labels is not None else found["surrogate_epochs"], "dry_run": True}
+    own = {"surrogate_epochs": 0.0 if data.labels is not None else chosen["surrogate_epochs"], "dry_run": True}
     with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
-        list(recipe.dp4tl(_builder(subject, weights)(seeds[0]), data, [_budget(share) for share in grid], run,
-                          **{**found, **own}))  # fmt: skip
-    trained = found["surrogate"] != "inputs" and found["surrogate_epochs"]
-    transfers = sum(bool(found[name]) for name in ("probe_epochs", "tune_epochs"))
+        budgets = [_budget(share) for share in grid]
+        list(recipe(_builder(subject, weights)(seeds[0]), data, budgets, run, **{**chosen, **own}))
+    trained = chosen["surrogate"] != "inputs" and chosen["surrogate_epochs"]
+    transfers = bool(chosen["transfers"].probe_epochs) + bool(chosen["transfers"].tune_epochs)
     trials = len(seeds) * sum(map(len, tried.values()))
     bare = len(seeds) * ("scratch" in tried)
     counted = {"surrogates": len(seeds) if trained else 0, "pre-trainings": trials - bare,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,20 +16,20 @@ from torch import Tensor
 
 from secateur._utils.rundir import Run
 from secateur.data import examples
-from secateur.data.examples import Examples
+from secateur.data.examples import Augment, Examples
 from secateur.errors import InputError
 from secateur.measure import statistics
-from secateur.recipes.vision import rethinking_pruning_value as rethinking
-from secateur.recipes.vision.rethinking_pruning_value import Augment
+from secateur.methods.arms import DEFAULTS, fit, give_verdict, mark_correct
+from secateur.methods.published_rules import duplicate, prune
 from secateur.recover.training import initialise
 from secateur.reports import sheet as sheets
 from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table
 from secateur.runs import keywords
-from secateur.runs.backends import network
+from secateur.runs.backends.network import Network
 from secateur.studies import scratch
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Figure
+from secateur.vocabulary import Budget, Figure, Training
 
 __all__ = ["STUDY", "Lottery", "Tickets", "Trial", "lottery", "plan", "tickets"]
 
@@ -39,6 +39,8 @@ STUDY = {
     "sets": "seed dry_run lr widths inner untrained sparsity calibration finetune finetune_epochs scratch cap",
     "grid": "lrs seeds",
 }
+
+Method = Literal["unstructured", "l1"]
 
 _ARMS = {"large network": "dense", "ticket": "ticket", "new draw": "drawn"}
 
@@ -55,17 +57,16 @@ class Tickets:
     @property
     def difference(self) -> Figure:
         """Ticket minus new draw in percentage points, paired over seeds."""
-        return rethinking.in_points(statistics.paired_difference(self.ticket, self.drawn))
+        return statistics.to_percent(statistics.paired_difference(self.ticket, self.drawn))
 
     @property
     def verdict(self) -> str:
         """Whether the ticket is better than a new draw, worse, or neither."""
-        words = rethinking.judge(self.difference).replace("the inherited weights are", "the ticket is")
-        return words.replace("training from scratch is", "the new draw is")
+        return give_verdict(self.difference, "the ticket is", "the new draw is")
 
     def reached(self, arm: str) -> Figure:
         """Accuracy in percent of "large network", "ticket" or "new draw": mean over seeds with its interval."""
-        return rethinking.in_points(statistics.mean_interval(getattr(self, _ARMS[arm])))
+        return statistics.to_percent(statistics.mean_interval(getattr(self, _ARMS[arm])))
 
 
 class Trial(NamedTuple):
@@ -125,12 +126,8 @@ def lottery(
     lrs: Sequence[float] = (0.1, 0.01),
     seeds: Sequence[int] = (0, 1, 2),
     judged: str | Examples = "",
-    epochs: int = 160,
-    batch: int = 64,
-    weight_decay: float = 1e-4,
     norm: float = 1.0,
-    optimizer: Literal["sgd", "adamw"] = "sgd",
-    training: str | Sequence[str] = "",
+    training: Training = Training(epochs=160, batch=64, weight_decay=1e-4, optimizer="sgd"),
 ) -> Lottery:
     """Train, prune, start again, at a large and at a small learning rate: the ticket beside a new draw, over seeds.
 
@@ -153,20 +150,17 @@ def lottery(
         weight_decay: of matrices and kernels.
         norm: first weights of batch norms.
         optimizer: "sgd", or "adamw" in place of the paper's Adam, for which give rates of 0.001 and below.
-        training: more settings of the training loop, such as accumulate=4,precision=bf16,trackers=wandb.
     """
-    how: dict[str, Any] = {
-        "kept": kept, "method": method, "rounds": rounds, "epochs": epochs, "batch": batch, "norm": norm,
-        "weight_decay": weight_decay, "optimizer": optimizer, "training": training,
-    }  # fmt: skip
+    how: dict[str, Any] = {"kept": kept, "method": method, "rounds": rounds, "norm": norm, "training": training}
     _check(lrs, seeds, **how)
     apart = examples.read(judged) if judged else None
-    about = {"model": network.digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
+    about = {"model": Network().digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
     trials = [Trial(seed, lr) for seed in dict.fromkeys(seeds) for lr in dict.fromkeys(lrs)]
     found: dict[Trial, list[float]] = {}
     for trial in progress(trials):
         parts = scratch.parts(data, apart, trial.seed)
-        with Run.open(Path(folder, f"seed-{trial.seed}"), {**about, "seed": trial.seed, **how}) as run:
+        record = {**about, "seed": trial.seed, **keywords.flat(lottery, how)}
+        with Run.open(Path(folder, f"seed-{trial.seed}"), record) as run:
 
             def make(trial: Trial = trial, parts: tuple[Examples, Examples] = parts, run: Run = run) -> list[float]:
                 place = run.folder(f"lr-{trial.lr}")
@@ -197,8 +191,8 @@ def plan(
     apart = examples.read(judged) if judged else None
     for seed in dict.fromkeys(seeds):
         for part in scratch.parts(data, apart, seed):
-            network.fitted(part, subject)
-    rethinking.prune(_draw(subject, 0, how["norm"]), _left(how["method"], how["kept"]), how["method"])
+            Network().fit_data(part, subject)
+    prune(_draw(subject, 0, how["norm"]), _left(how["method"], how["kept"]), how["method"])
     many = len(set(seeds)) * len(set(lrs))
     return {"trainings of the large network": many * how["rounds"], "tickets": many, "new draws": many}
 
@@ -211,29 +205,26 @@ def tickets(
     lrs: Sequence[float] = (0.1, 0.01),
     seeds: Sequence[int] = (0, 1, 2),
     kept: float = 0.2,
-    method: str = "unstructured",
+    method: Method = "unstructured",
     rounds: int = 1,
-    epochs: int = 160,
-    optimizer: str = "sgd",
-    **how: Any,
+    norm: float = 1.0,
+    augment: Augment | None = None,
+    training: Training | None = None,
+    **settings: Any,
 ) -> tuple[Tickets, ...]:
     """As `lottery`, of examples that are apart already, in memory: per learning rate what its arms reach.
 
     Args:
-        subject, data, judged, lrs, seeds, kept, method, rounds, epochs, optimizer: as of `lottery`.
-        how: `batch`, `weight_decay`, `norm`, `training`, and `augment`, what `examples.batches` does to each batch.
+        subject, data, judged, lrs, seeds, kept, method, rounds, norm, training: as of `lottery`.
+        augment: see `examples.batches`.
+        settings: fields of `training`, in place of those that it has.
     """
-    settings: dict[str, Any] = {
-        "kept": kept,
-        "method": method,
-        "rounds": rounds,
-        "epochs": epochs,
-        "optimizer": optimizer,
-    }
-    _check(lrs, seeds, **settings)
+    training = replace(training or Training(), **settings).default(**DEFAULTS)
+    how: dict[str, Any] = {"kept": kept, "method": method, "rounds": rounds, "norm": norm, "training": training}
+    _check(lrs, seeds, **how)
     found = []
     for lr in lrs:
-        rows = [_drawn(subject, data, judged, lr=lr, seed=seed, **settings, **how) for seed in seeds]
+        rows = [_drawn(subject, data, judged, lr=lr, seed=seed, augment=augment, **how) for seed in seeds]
         found.append(Tickets(lr, *zip(*rows, strict=True)))
     return tuple(found)
 
@@ -246,34 +237,36 @@ def _drawn(
     lr: float,
     seed: int,
     kept: float,
-    method: str,
+    method: Method,
     rounds: int,
-    norm: float = 1.0,
+    norm: float,
+    training: Training,
     folder: Path | None = None,
     augment: Augment | None = None,
-    **training: Any,
 ) -> tuple[float, float, float]:
     """Accuracies of one large network, of its ticket and of a new draw."""
 
-    def fit(one: Traced, name: str, closed: Mapping[str, Tensor]) -> None:
+    def train(one: Traced, name: str, closed: Mapping[str, Tensor]) -> None:
         place = folder / name if folder else None
-        rethinking.fit(one.model, data, lr=lr, seed=seed, augment=augment, closed=closed, folder=place, **training)
+        how = replace(training, lr=lr)
+        fit(one.model, data, how, seed=seed, augment=augment, closed=closed, folder=place)
 
-    first, large, closed = _draw(subject, seed, norm), _draw(subject, seed, norm), dict[str, Tensor]()
-    fit(large, "large", closed)
-    dense = rethinking.right(large.model, judged).mean()
+    first, large = _draw(subject, seed, norm), _draw(subject, seed, norm)
+    closed: Mapping[str, Tensor] = {}
+    train(large, "large", closed)
+    dense = mark_correct(large.model, judged).mean()
     for part in range(1, rounds + 1):
         if part > 1:
-            large = rethinking.duplicate(first)
-            fit(large, f"large-{part}", closed)
-        pruned = rethinking.prune(large, _left(method, kept ** (part / rounds)), method)
-        closed = dict(pruned.masks)
-    ticket, rival = rethinking.duplicate(first), _draw(subject, seed + 1000, norm)
-    if pruned.selection is not None:
+            large = duplicate(first)
+            train(large, f"large-{part}", closed)
+        pruned = prune(large, _left(method, kept ** (part / rounds)), method)
+        closed = pruned.masks
+    ticket, rival = duplicate(first), _draw(subject, seed + 1000, norm)
+    if method == "l1":
         ticket, rival = ticket.cut(pruned.selection)[0], rival.cut(pruned.selection)[0]
     for one, name in ((ticket, "ticket"), (rival, "drawn")):
-        fit(one, name, closed)
-    ours, theirs = (float(rethinking.right(one.model, judged).mean()) for one in (ticket, rival))
+        train(one, name, closed)
+    ours, theirs = (float(mark_correct(one.model, judged).mean()) for one in (ticket, rival))
     return float(dense), ours, theirs
 
 
@@ -282,24 +275,21 @@ def _check(
     seeds: Sequence[int],
     *,
     kept: float,
-    method: str,
+    method: Method,
     rounds: int,
-    epochs: float,
-    optimizer: str,
+    training: Training,
     **_: Any,
 ) -> None:
     if method not in ("unstructured", "l1"):
         raise InputError(f"method={method!r} is not one of unstructured, l1")
-    if optimizer not in ("sgd", "adamw"):
-        raise InputError(f"optimizer={optimizer!r} is not one of sgd, adamw")
     if rounds < 1 or (rounds > 1 and method == "l1"):
         raise InputError(f"rounds={rounds}: give 1, or more for unstructured pruning")
     if not 0 < kept < 1:
         raise InputError(f"kept={kept} is no share between 0 and 1")
     if not lrs or not seeds or not all(one > 0 for one in lrs):
         raise InputError(f"lrs={list(lrs)}, seeds={list(seeds)}: give at least one of each, and rates above 0")
-    if epochs < 1:
-        raise InputError(f"epochs={epochs}: give at least 1, for what was not trained says nothing")
+    if training.number("epochs") < 1:
+        raise InputError(f"epochs={training.epochs:g}: give at least 1, for what was not trained says nothing")
     keywords.check_seed(*seeds)
 
 

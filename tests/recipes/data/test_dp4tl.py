@@ -14,14 +14,16 @@ import torch
 from torch import nn
 
 import secateur
-from claims import vision
+import small_vision as vision
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
 from secateur.recipes.data import dp4tl as module
 from secateur.recipes.data.dp4tl import dp4tl
+from secateur.recover.training import loop
 from secateur.recover.training.transfer import with_head
+from secateur.runs import keywords
 from secateur.score import votes
 from secateur.subjects.dataset.examples import ExampleSet
 from secateur.subjects.network.traced import Traced, open_traced, reload_traced
@@ -96,7 +98,8 @@ def results(root, files, budgets=("classes=50%",), data=None, network=None, **op
     given = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **QUICK, **options}
     with Run.open(root, {}) as run:
         data = source() if data is None else data
-        return list(dp4tl(network or opened(), data, [Budget.parse(one) for one in budgets], run, **given))
+        wanted = [Budget.parse(one) for one in budgets]
+        return list(dp4tl(network or opened(), data, wanted, run, **keywords.checked(dp4tl, given)))
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +159,13 @@ def test_pre_training_takes_as_many_epochs_and_so_fewer_steps(half, tmp_path, fi
 
 
 def test_weight_decay_is_of_the_surrogate_and_of_pre_training_alone(tmp_path, files, monkeypatch):
-    seen, real = [], module.loop.train
-    monkeypatch.setattr(
-        module.loop, "train", lambda *args, **how: seen.append(how["weight_decay"]) or real(*args, **how)
-    )
+    seen, real = [], loop.train
+
+    def train(model, feed, objective, training, **how):
+        seen.append(training.weight_decay)
+        return real(model, feed, objective, training, **how)
+
+    monkeypatch.setattr(loop, "train", train)
     results(tmp_path, files, surrogate_epochs=1, epochs=1, probe_epochs=1, tune_epochs=1, weight_decay=0.25)
     assert seen == [0.25, 0.25, 0.0, 0.0]
 
@@ -187,8 +193,8 @@ def test_the_target_is_learned_and_what_was_tuned_can_be_loaded(half):
 
 def test_after_the_votes_nothing_asks_the_surrogate(tmp_path, files, monkeypatch):
     results(tmp_path, files, dry_run=True)
-    monkeypatch.setattr(module, "built", None)
-    monkeypatch.setattr(module, "vote", None)
+    monkeypatch.setattr(module, "build_surrogate", None)
+    monkeypatch.setattr(module, "count_votes", None)
     again = results(tmp_path, files, ("classes=25%", "examples=30%"), dry_run=True)
     assert [len(one.cut.notes) for one in again] == [0, 0]
     assert kept(tmp_path, "classes=25%").class_numbers.size == 2
@@ -227,7 +233,7 @@ def voted(data=None, aim=None, model=None, **how):
     data = source() if data is None else data
     options = {"mapping": "label", "clusters": 0, "classes": CLASSES, **how}
     train = data.parts(0.1, seed=0)[0]
-    return module.vote(trained() if model is None else model, data, train, aim or target(), **options)
+    return module.count_votes(trained() if model is None else model, data, train, aim or target(), **options)
 
 
 @pytest.mark.parametrize("mapping", ["label", "feature"])
@@ -278,7 +284,9 @@ def test_all_of_a_source_without_classes(tmp_path, files):
 
 def test_ties_keep_the_lower_number():
     whole = ExampleSet(source())
-    chosen = module.select(whole, torch.tensor([0, 5, 5, 0, 5, 0, 0, 0]), Budget.parse("classes=25%"), "votes", 0)
+    chosen = module.select_classes(
+        whole, torch.tensor([0, 5, 5, 0, 5, 0, 0, 0]), Budget.parse("classes=25%"), "votes", 0
+    )
     assert np.flatnonzero(chosen.keep["classes"]).tolist() == [1, 2]
 
 
@@ -345,7 +353,7 @@ def ran(tmp_path_factory, files):
 def test_another_budget_takes_the_votes_of_an_earlier_run(ran, monkeypatch):
     root, run = ran
     run("anew")
-    for name in ("built", "vote"):  # what a run can't score without
+    for name in ("build_surrogate", "count_votes"):  # what a run can't score without
         monkeypatch.setattr(module, name, None)
     run("took", scored=str(root / "first"))
     for name in ("work/votes.safetensors", "model.safetensors"):
@@ -355,8 +363,8 @@ def test_another_budget_takes_the_votes_of_an_earlier_run(ran, monkeypatch):
 
 def test_another_target_or_mapping_is_voted_on_by_the_surrogate_of_an_earlier_run(ran, monkeypatch):
     root, run = ran
-    trained, real = [], module.loop.train
-    monkeypatch.setattr(module.loop, "train", lambda *args, **how: trained.append(real(*args, **how)) or trained[-1])
+    trained, real = [], loop.train
+    monkeypatch.setattr(loop, "train", lambda *args, **how: trained.append(real(*args, **how)) or trained[-1])
     for name, how in (("more", {"aim": "more"}), ("feature", {"mapping": "feature"})):
         run(f"{name}-anew", epochs=0, **how)
         run(name, epochs=0, scored=str(root / "first"), **how)
@@ -413,11 +421,13 @@ def test_what_is_refused(tmp_path, files):
     refused(InputError, "clusters=40: give 2 to 8", mapping="feature", clusters=40)
     refused(InputError, r"logits of shape \[96, 5\], the source has 8 classes",
             surrogate=f"{files / 'small.py'}:narrow", surrogate_epochs=0)  # fmt: skip
-    refused(InputError, "attack=2.0: give a radius", attack=2.0)
-    for name in ("probe_epochs", "tune_epochs", "epochs", "surrogate_epochs", "probe_lr", "tune_lr", "weight_decay"):
-        refused(InputError, f"^{name}=-1: give a number of at least 0", dry_run=True, **{name: -1})
+    refused(InputError, "option attack=2.0 .*less than 1", attack=2.0)
+    for name in ("probe_epochs", "tune_epochs", "surrogate_epochs", "probe_lr", "tune_lr"):
+        refused(InputError, f"option {name}=-1 .*greater than or equal to 0", dry_run=True, **{name: -1})
+    for name in ("epochs", "weight_decay"):
+        refused(InputError, f"^{name}=-1.*: give a number of at least 0", dry_run=True, **{name: -1})
     refused(InputError, "batch=0: give a whole number", batch=0)
-    refused(InputError, "validation=0.0: give a share", validation=0.0)
+    refused(InputError, "option validation=0.0 .*greater than 0", validation=0.0)
     refused(InputError, "head='7' is no linear layer of the network: did you mean '8'", head="7")
     refused(DataError, "bare.npz has no classes to learn or to judge by", target=str(files / "bare.npz"))
     refused(DataError, "there is no data at", target=str(files / "none.npz"))

@@ -23,7 +23,7 @@ from recover.job import run
 from recover.students import VOCABULARY, Batches, bert, llama, logit_objective, token_objective
 from secateur._utils import storage
 from secateur.data import examples
-from secateur.errors import InputError, NumericalError, RunError, UnsupportedError
+from secateur.errors import InputError, NumericalError, RunError
 from secateur.recover.distillation import losses
 from secateur.recover.training import loop
 
@@ -416,11 +416,11 @@ def test_tied_embeddings_stay_tied():
         ({"accumulate": 0}, InputError, "accumulate=0"),
         ({"schedule": "zigzag"}, InputError, "cosine"),
         ({"min_lr": 1.0}, InputError, "min_lr"),
-        ({"precision": "int4"}, UnsupportedError, "bf16"),
+        ({"precision": "int4"}, InputError, "bf16"),
         ({"patience": 2}, InputError, "evaluate"),
         ({"patience": -1}, InputError, "patience=-1"),
         ({"clip": float("nan")}, InputError, "clip=nan: give a number above 0, or none for no limit"),
-        ({"weight_decay": -1.0}, InputError, "weight_decay=-1, momentum=0.9: give numbers of at least 0"),
+        ({"weight_decay": -1.0}, InputError, "weight_decay=-1.0: give a number of at least 0"),
         ({"optimizer": "sgd", "momentum": float("nan")}, InputError, "momentum=nan"),
     ],
 )
@@ -477,10 +477,10 @@ def test_what_is_frozen_answers_in_eval_mode_and_does_not_change():
     [
         ("", {}),
         ("accumulate=4, precision=bf16", {"accumulate": 4, "precision": "bf16"}),
-        ("clip=none,patience=3", {"clip": None, "patience": 3}),
-        ("trackers=tensorboard+wandb", {"trackers": ["tensorboard", "wandb"]}),
+        ("clip=none,patience=3", {"clip": math.inf, "patience": 3}),
+        ("trackers=tensorboard+wandb", {"trackers": ("tensorboard", "wandb")}),
         (["accumulate=4", "precision=bf16"], {"accumulate": 4, "precision": "bf16"}),
-        ({"clip": 0.5, "trackers": ["wandb"]}, {"clip": 0.5, "trackers": ["wandb"]}),
+        ({"clip": 0.5, "trackers": ["wandb"]}, {"clip": 0.5, "trackers": ("wandb",)}),
     ],
 )
 def test_settings_left_to_the_user(given, found):
@@ -490,7 +490,7 @@ def test_settings_left_to_the_user(given, found):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("epochs=3", "no setting 'epochs': it has accumulate"),
+        ("speed=3", "no setting 'speed': it has accumulate"),
         ("accumulate", "write name=value"),
         ("every=x", "training setting every=x: give a whole number of at least 1"),
         ("every=0", "training setting every=0: give a whole number of at least 1"),
@@ -501,12 +501,11 @@ def test_settings_left_to_the_user(given, found):
         ("evaluate_every=0", "evaluate_every=0"),
         ("patience=-1", "training setting patience=-1: give a whole number of at least 1"),
         ("patience=0", "patience=0"),
-        ("precision=int4", "precision=int4: give auto, bf16, fp32"),
+        ("precision=int4", "precision=int4: give auto, bf16 or fp32"),
         ({"trackers": 3}, "trackers=3: give names"),
         ("clip=nan", "clip=nan: give a number above 0, or none"),
         ("clip=-1", "clip=-1"),
         ({"clip": 0}, "clip=0"),
-        ("clip=inf", "clip=inf"),
     ],
 )
 def test_settings_that_are_none_are_refused(given, message):

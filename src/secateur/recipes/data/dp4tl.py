@@ -7,16 +7,16 @@ Zhang et al., "Selectivity Drives Productivity: Efficient Dataset Pruning for En
 from __future__ import annotations
 
 import copy
-import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,15 +24,15 @@ from secateur._utils import disk, plugins, rundir
 from secateur._utils.modes import evaluating
 from secateur._utils.rundir import Run
 from secateur.data import examples
-from secateur.data.examples import Examples
+from secateur.data.examples import Augment, Examples
 from secateur.errors import DataError, InputError, RunError
-from secateur.measure import quality
-from secateur.recover.training import detecting, loop, objectives, rehearsal, transfer
+from secateur.methods.arms import fit, mark_correct
+from secateur.recover.training import objectives, rehearsal, transfer
 from secateur.score import hooks, random, votes
 from secateur.select import ranking
 from secateur.subjects.dataset.examples import ExampleSet
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Recovery, Result, Scores, Selection
+from secateur.vocabulary import Budget, Cut, Result, Scores, Selection, Training
 
 CARD = {
     "title": "DP4TL: data set pruning for transfer learning",
@@ -43,14 +43,25 @@ CARD = {
     "family": "data",
 }
 
-Augment = Callable[[Tensor, np.random.Generator], Tensor]
-"""(inputs [B, ...], generator) -> inputs: drawn anew for each batch and epoch."""
-
 SURROGATE = ("recipe", "data_sha256", "held_out_sha256", "model_sha256", "seed", "batch", "surrogate", "head",
              "validation", "surrogate_epochs", "lr", "weight_decay", "training")  # fmt: skip
 """Settings of a run by which its surrogate is what it is."""
 VOTES = ("target", "judged", "mapping", "clusters")
 """Further settings by which its votes are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfers:
+    """Step 5: what the pre-trained network is trained for on the target, and its rates, each with a cosine."""
+
+    probe_epochs: Annotated[float, Ge(0)] = 50.0
+    """Of the linear probe; 0 leaves it out."""
+    probe_lr: Annotated[float, Ge(0)] = 0.01
+    """Its rate."""
+    tune_epochs: Annotated[float, Ge(0)] = 200.0
+    """Of full fine-tuning; 0 leaves it out."""
+    tune_lr: Annotated[float, Ge(0)] = 1e-4
+    """Its rate."""
 
 
 def dp4tl(
@@ -61,7 +72,6 @@ def dp4tl(
     *,
     target: str,
     judged: str = "",
-    batch: int = 64,
     seed: int = 0,
     surrogate: str = "self",
     scored: str = "",
@@ -69,18 +79,12 @@ def dp4tl(
     clusters: int = 0,
     order: Literal["votes", "reverse", "random"] = "votes",
     head: str = "",
-    validation: float = 0.1,
-    surrogate_epochs: float = 16.0,
-    epochs: float = 16.0,
-    lr: float = 0.1,
-    weight_decay: float = 5e-5,
-    probe_epochs: float = 50.0,
-    probe_lr: float = 0.01,
-    tune_epochs: float = 200.0,
-    tune_lr: float = 1e-4,
-    attack: float = 0.0,
+    validation: Annotated[float, Gt(0), Lt(1)] = 0.1,
+    surrogate_epochs: Annotated[float, Ge(0)] = 16.0,
+    transfers: Transfers = Transfers(probe_epochs=50.0, probe_lr=0.01, tune_epochs=200.0, tune_lr=1e-4),
+    attack: Annotated[float, Ge(0), Lt(1)] = 0.0,
     augment: str = "",
-    training: str | Sequence[str] = "",
+    training: Training = Training(epochs=16.0, batch=64, lr=0.1, weight_decay=5e-5),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Keep the classes of a source that a target votes for, pre-train on them, and carry the network to the target.
@@ -122,14 +126,9 @@ def dp4tl(
         epochs: of pre-training, and lr, its peak with SGD: up for an eighth of it, and down in a line.
         lr: of the surrogate's training and of pre-training.
         weight_decay: of both.
-        probe_epochs: of the linear probe; 0 leaves it out.
-        probe_lr: its rate, with a cosine, as that of fine-tuning.
-        tune_epochs: of full fine-tuning; 0 leaves it out.
-        tune_lr: its rate.
         attack: radius of an attack on each value of an input; above 0 the network is pre-trained and fine-tuned under
             it, and judged under it too.
         augment: file.py:function, (inputs, generator) -> inputs, for training but never for scoring or the probe.
-        training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: score and cut; nothing is pre-trained.
 
     Departures: images have one size throughout, where the paper's grow while it trains. Rates, epochs and decay are
@@ -141,50 +140,52 @@ def dp4tl(
     rank examples and not classes, are scores of `secateur prune-data`, and the influence of each class by brute force,
     which takes a pre-training without it, is left out.
     """
-    check_numbers(batch=batch, surrogate_epochs=surrogate_epochs, epochs=epochs, lr=lr, weight_decay=weight_decay,
-                  probe_epochs=probe_epochs, probe_lr=probe_lr, tune_epochs=tune_epochs, tune_lr=tune_lr)  # fmt: skip
     last = transfer.head(subject.model, head)
     classes = len(subject.model.get_parameter(f"{last}.weight".lstrip(".")))
     check(data, classes, mapping=mapping, clusters=clusters, surrogate=surrogate, epochs=surrogate_epochs,
-          attack=attack, validation=validation)  # fmt: skip
-    taught, held = targets(data, target, judged, seed, labelled=bool(probe_epochs or tune_epochs))
+          attack=attack)  # fmt: skip
+    transferred = bool(transfers.probe_epochs or transfers.tune_epochs)
+    learned, held = read_targets(data, target, judged, seed, labelled=transferred)
     moved: Augment | None = plugins.function(augment) if augment else None
-    train = partial(fit, batch=batch, seed=seed, training=training)
-    pretrain = partial(train, lr=lr, optimizer="sgd", weight_decay=weight_decay, warmup=0.125, schedule="linear")
+    training = training.default(precision="fp32")
+    pretraining = training.default(optimizer="sgd", warmup=0.125, schedule="linear")
     ours, validating = data.parts(validation, seed=seed)
     grouped = clusters or (0 if data.labels is not None else classes)
 
-    def score() -> dict[str, Tensor]:
-        if scored and (known := before(scored, run, len(data), len(taught))):
+    def vote() -> dict[str, Tensor]:
+        if scored and (known := load_votes(scored, run, len(data), len(learned))):
             return known
-        model = built(surrogate, subject)
+        model = build_surrogate(surrogate, subject)
         if model is not None:
-            pretrain(model, data.take(ours), epochs=surrogate_epochs, checkpoint=run.folder("surrogate"))
-        return vote(model, data, ours, taught, mapping=mapping, clusters=grouped, classes=classes,
-                    head=head if surrogate == "self" else "", seed=seed)  # fmt: skip
+            fit(model, data.take(ours), pretraining, epochs=surrogate_epochs, seed=seed, folder=run.folder("surrogate"))
+        return count_votes(model, data, ours, learned, mapping=mapping, clusters=grouped, classes=classes,
+                           head=head if surrogate == "self" else "", seed=seed)  # fmt: skip
 
-    counted = run.tensors("votes", score)
+    counted = run.tensors("votes", vote)
     source = replace(data, labels=counted["classes"], classes=() if grouped else data.classes)
     whole = ExampleSet(source, ours, {"votes": counted["votes"][counted["classes"]]}).plain()
     for budget in budgets:
-        chosen = select(whole, counted["votes"], budget, order, seed)
-        kept, cut = cutting(whole, chosen)
+        chosen = select_classes(whole, counted["votes"], budget, order, seed)
+        kept, cut = cut_classes(whole, chosen)
         rest = validating[np.isin(counted["classes"][validating].numpy(), kept.class_numbers)]
-        export(data, {"train": kept.kept, "validation": rest}, kept.scores, run.folder(f"subset-{budget}"))
-        notes = [told(kept, whole, counted["votes"], len(taught))]
+        for name, places in (("train", kept.kept), ("validation", rest)):
+            if len(places):
+                ExampleSet(data, places, kept.scores).save(run.folder(f"subset-{budget}") / name)
+        notes = [describe_kept(kept, whole, counted["votes"], len(learned))]
         network, recovery = subject.copy(), None
         if not dry_run:
-            recovery = pretrain(
-                network.model, kept.data, epochs=epochs, radius=attack, augment=moved,
-                judged=source.take(rest) if len(rest) else None, checkpoint=run.folder(f"pretrain-{budget}"),
+            recovery = fit(
+                network.model, kept.data, pretraining, objective=transfer.classify(network.model, radius=attack),
+                judged=source.take(rest) if len(rest) else None, augment=moved, seed=seed,
+                folder=run.folder(f"pretrain-{budget}"),
             )  # fmt: skip
-        if not dry_run and (probe_epochs or tune_epochs):
-            found = run.json(f"transfer-{budget}", partial(
-                carried, network, last, taught, held, partial(train, optimizer="adamw", augment=moved),
-                probe=(probe_epochs, probe_lr), tune=(tune_epochs, tune_lr), radius=attack, seed=seed,
+        if transferred and not dry_run:
+            accuracies = run.json(f"transfer-{budget}", partial(
+                carry_over, network, last, learned, held, transfers, training, augment=moved, radius=attack, seed=seed,
                 folder=run.folder(f"tuned-{budget}"),
             ))  # fmt: skip
-            notes.append(f"target, {len(held)} examples that were held out: {shown(found)}")
+            shown = ", ".join(f"{name} {100 * value:.1f}%" for name, value in accuracies.items())
+            notes.append(f"target, {len(held)} examples that were held out: {shown}")
         yield Result(str(budget), network, cut, dict(chosen.spent), recovery, tuple(notes))
 
 
@@ -192,9 +193,8 @@ def dp4tl(
 
 
 def check(
-    data: Examples, classes: int, *, mapping: str, clusters: int, surrogate: str, epochs: float, attack: float,
-    validation: float,
-) -> None:  # fmt: skip
+    data: Examples, classes: int, *, mapping: str, clusters: int, surrogate: str, epochs: float, attack: float
+) -> None:
     """Refuse a source, and options, that contradict one another or the network's `classes` outputs."""
     labels = data.labels
     if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
@@ -212,53 +212,40 @@ def check(
     if labels is None and epochs and surrogate != "inputs":
         raise InputError(f"{data.name} has no classes to train a surrogate on: give one that comes trained, with "
                          "surrogate_epochs=0, or features, with surrogate=inputs")  # fmt: skip
-    if not 0 <= attack < 1:
-        raise InputError(f"attack={attack}: give a radius of at least 0 and below 1")
     if attack and not 0 <= float(data.inputs.min()) <= float(data.inputs.max()) <= 1:
         raise InputError(f"attack={attack} moves inputs between 0 and 1, and {data.name} has others: leave it out")
-    if not 0 < validation < 1:
-        raise InputError(f"validation={validation}: give a share of the source between 0 and 1")
 
 
-def check_numbers(*, batch: int, **others: float) -> None:
-    """Refuse numbers that training would refuse: some of them only after hours of pre-training."""
-    if batch < 1:
-        raise InputError(f"batch={batch}: give a whole number of at least 1")
-    for name, value in others.items():
-        if not 0 <= value < math.inf:
-            raise InputError(f"{name}={value:g}: give a number of at least 0")
-
-
-def targets(source: Examples, target: str, judged: str, seed: int, *, labelled: bool) -> tuple[Examples, Examples]:
+def read_targets(source: Examples, target: str, judged: str, seed: int, *, labelled: bool) -> tuple[Examples, Examples]:
     """(samples that vote and are learned, samples to judge on) of the target; with classes, where they are needed."""
-    aim = examples.read(target)
-    taught, held = (aim, examples.read(judged)) if judged else aim.split(0.2, seed=seed)
-    for one in (taught, held):
-        if one.inputs.shape[1:] != source.inputs.shape[1:]:
-            shapes = f"{tuple(one.inputs.shape[1:])}, {source.name} of {tuple(source.inputs.shape[1:])}"
-            raise DataError(f"{one.name} holds inputs of shape {shapes}: bring both to one shape")
-        if labelled and one.labels is None:
-            raise DataError(f"{one.name} has no classes to learn or to judge by: give labels, or only score, with "
+    given = examples.read(target)
+    learned, held = (given, examples.read(judged)) if judged else given.split(0.2, seed=seed)
+    for part in (learned, held):
+        if part.inputs.shape[1:] != source.inputs.shape[1:]:
+            shapes = f"{tuple(part.inputs.shape[1:])}, {source.name} of {tuple(source.inputs.shape[1:])}"
+            raise DataError(f"{part.name} holds inputs of shape {shapes}: bring both to one shape")
+        if labelled and part.labels is None:
+            raise DataError(f"{part.name} has no classes to learn or to judge by: give labels, or only score, with "
                             "probe_epochs=0 and tune_epochs=0")  # fmt: skip
-    if labelled and taught.labels is not None and held.labels is not None:
-        extra = sorted(set(held.labels.tolist()) - set(taught.labels.tolist()))
-        if len(only := set(taught.labels.tolist())) < 2:
-            raise DataError(f"{taught.name} holds examples of class {only.pop()} alone, which any network is right "
+    if labelled and learned.labels is not None and held.labels is not None:
+        extra = sorted(set(held.labels.tolist()) - set(learned.labels.tolist()))
+        if len(only := set(learned.labels.tolist())) < 2:
+            raise DataError(f"{learned.name} holds examples of class {only.pop()} alone, which any network is right "
                             "about: give a target of two classes or more")  # fmt: skip
         if extra:
-            raise DataError(f"{held.name} is judged on class {extra[0]}, which {taught.name} has no example of: give "
+            raise DataError(f"{held.name} is judged on class {extra[0]}, which {learned.name} has no example of: give "
                             "both the same classes")  # fmt: skip
-    return taught, held
+    return learned, held
 
 
-def built(surrogate: str, subject: Traced) -> nn.Module | None:
+def build_surrogate(surrogate: str, subject: Traced) -> nn.Module | None:
     """The surrogate with the weights it comes with; None where the inputs are the features."""
     if surrogate == "inputs":
         return None
     if surrogate == "self":
         return copy.deepcopy(subject.model)
-    found = plugins.function(surrogate)()
-    model = found[0] if isinstance(found, tuple) and found else found
+    made = plugins.function(surrogate)()
+    model = made[0] if isinstance(made, tuple) and made else made
     if not isinstance(model, nn.Module):
         raise InputError(f"{surrogate} returned {type(model).__name__}: expected a torch.nn.Module")
     return model
@@ -267,7 +254,7 @@ def built(surrogate: str, subject: Traced) -> nn.Module | None:
 # ---------------------------------------------------------------------------------------------------------- scoring
 
 
-def before(scored: str, run: Run, count: int, samples: int) -> dict[str, Tensor]:
+def load_votes(scored: str, run: Run, count: int, samples: int) -> dict[str, Tensor]:
     """The votes of the run at `scored`, on `count` examples by `samples`. Refuses what is not there or of other data.
 
     Where only the target or the mapping is another, nothing: its surrogate's last checkpoint goes to `run`, so that
@@ -278,24 +265,26 @@ def before(scored: str, run: Run, count: int, samples: int) -> dict[str, Tensor]
         raise InputError(f"scored={scored} holds no votes: give the folder of a run of dp4tl")
     was, now = rundir.agreeing(scored, run, SURROGATE), run.settings
     try:
-        found = rundir.stored(work / "votes.safetensors")
+        known = rundir.stored(work / "votes.safetensors")
     except RunError as error:
         raise InputError(f"scored={scored}: {error}") from error
     if other := [key for key in VOTES if was.get(key) != now.get(key)]:
         checkpoint = work / "surrogate" / "training.safetensors"
         if not checkpoint.is_file():
-            told = f"{other[0]}={was.get(other[0])}, not {now.get(other[0])}, and no surrogate that was trained"
-            raise InputError(f"scored={scored} has votes with {told}: leave scored out")
+            change = f"{other[0]}={was.get(other[0])}, not {now.get(other[0])}"
+            raise InputError(f"scored={scored} has votes with {change}, and no surrogate that was trained: leave "
+                             "scored out")  # fmt: skip
         with disk.writing(run.folder("surrogate") / checkpoint.name) as temporary:
             shutil.copyfile(checkpoint, temporary)
         return {}
-    if len(found["classes"]) != count or int(found["votes"].sum()) != samples:
-        raise InputError(f"scored={scored} has {int(found['votes'].sum())} votes on {len(found['classes'])} examples, "
-                         f"not {samples} on {count}: its data have changed, so leave scored out")  # fmt: skip
-    return found
+    votes_there, examples_there = int(known["votes"].sum()), len(known["classes"])
+    if examples_there != count or votes_there != samples:
+        raise InputError(f"scored={scored} has {votes_there} votes on {examples_there} examples, not {samples} on "
+                         f"{count}: its data have changed, so leave scored out")  # fmt: skip
+    return known
 
 
-def vote(
+def count_votes(
     model: nn.Module | None, source: Examples, train: NDArray[np.int64], target: Examples, *, mapping: str,
     clusters: int, classes: int, head: str = "", seed: int = 0,
 ) -> dict[str, Tensor]:  # fmt: skip
@@ -306,7 +295,7 @@ def vote(
     if mapping == "label":
         assert model is not None
         assert source.labels is not None
-        return {"votes": votes.label_votes(answers(model, target), classes), "classes": source.labels}
+        return {"votes": votes.label_votes(ask_logits(model, target), classes), "classes": source.labels}
     layer = "" if model is None else transfer.head(model, head)
     seen = features(model, source, layer)
     if clusters:
@@ -319,7 +308,7 @@ def vote(
     return {"votes": votes.feature_votes(features(model, target, layer), centres), "classes": labels}
 
 
-def answers(model: nn.Module, data: Examples) -> Tensor:
+def ask_logits(model: nn.Module, data: Examples) -> Tensor:
     """Logits [N, C] in evaluation mode, in the order of the examples."""
     return rehearsal.glance(model, lambda part: objectives.logits(model(part["inputs"])), data.in_order(256))["logits"]
 
@@ -336,7 +325,7 @@ def features(model: nn.Module | None, data: Examples, layer: str) -> Tensor:
     return torch.cat(rows)
 
 
-def select(whole: ExampleSet, counted: Tensor, budget: Budget, order: str, seed: int) -> Selection:
+def select_classes(whole: ExampleSet, counted: Tensor, budget: Budget, order: str, seed: int) -> Selection:
     """Step 3: the classes of `whole` that stay, by their votes [K], the other way round, or at random."""
     units = whole.units("classes")
     site = replace(units["classes"], cost={"classes": np.ones(units["classes"].count)})
@@ -349,26 +338,18 @@ def select(whole: ExampleSet, counted: Tensor, budget: Budget, order: str, seed:
     return ranking.by_budget(units, scores, budget)
 
 
-def cutting(whole: ExampleSet, chosen: Selection) -> tuple[ExampleSet, Cut]:
+def cut_classes(whole: ExampleSet, chosen: Selection) -> tuple[ExampleSet, Cut]:
     """What stays, and the receipt with the number of classes beside what the examples cost."""
     kept, cut = whole.cut(chosen)
-    before, after = ({"classes": float(len(one.class_numbers))} for one in (whole, kept))
+    before, after = ({"classes": float(len(part.class_numbers))} for part in (whole, kept))
     return kept, replace(cut, before={**cut.before, **before}, after={**cut.after, **after})
 
 
-def export(
-    data: Examples, places: Mapping[str, NDArray[np.int64]], scores: Mapping[str, NDArray[np.float32]], folder: Path
-) -> None:
-    """Write `folder`/NAME/index.npz for each part that holds anything."""
-    for name, kept in places.items():
-        if len(kept):
-            ExampleSet(data, kept, scores).save(folder / name)
-
-
-def told(kept: ExampleSet, whole: ExampleSet, counted: Tensor, samples: int) -> str:
+def describe_kept(kept: ExampleSet, whole: ExampleSet, counted: Tensor, samples: int) -> str:
     """What stays, and which share of the classes no sample voted for."""
     present = counted[torch.from_numpy(whole.class_numbers)]
-    names = [whole.source.classes[one] if whole.source.classes else str(one) for one in kept.class_numbers.tolist()]
+    known = whole.source.classes
+    names = [known[number] if known else str(number) for number in kept.class_numbers.tolist()]
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return (
         f"{int((present == 0).sum())} of {len(present)} classes got none of {samples} votes; {len(names)} stay: "
@@ -376,35 +357,7 @@ def told(kept: ExampleSet, whole: ExampleSet, counted: Tensor, samples: int) -> 
     )
 
 
-# --------------------------------------------------------------------------------------------------------- training
-
-
-def fit(
-    model: nn.Module, data: Examples, *, epochs: float, lr: float, optimizer: str, batch: int = 64, seed: int = 0,
-    weight_decay: float = 0.0, warmup: float = 0.0, schedule: str = "cosine", radius: float = 0.0,
-    augment: Augment | None = None, judged: Examples | None = None, checkpoint: Path | None = None,
-    training: str | Sequence[str] = "",
-) -> Recovery | None:  # fmt: skip
-    """Train `model` in place on the classes of `data`; None for no epochs. judged: its error is noted by the epoch."""
-    further = {"clip": None, "precision": "fp32", **loop.options(training)}
-    feed = examples.batches(data, batch=batch, seed=seed, augment=augment)
-    epoch = len(feed) / further.get("accumulate", 1)
-    if not (steps := detecting.steps(epoch, epochs)):
-        return None
-    watch = {} if judged is None else {
-        "evaluate": lambda: 1.0 - accuracy(model, judged), "evaluate_every": max(1, round(epoch)),
-    }  # fmt: skip
-    return loop.train(
-        model, feed, transfer.classify(model, radius=radius), steps=steps, lr=lr, optimizer=optimizer, warmup=warmup,
-        schedule=schedule, weight_decay=weight_decay, seed=seed, count=examples.count, checkpoint=checkpoint,
-        **{"every": max(100, round(epoch)), **watch, **further},
-    )  # fmt: skip
-
-
-def accuracy(model: nn.Module, data: Examples) -> float:
-    """Share of right classes in evaluation mode."""
-    with evaluating(model):
-        return quality.accuracy(lambda part: objectives.logits(model(part["inputs"])), data.in_order(256)).value
+# -------------------------------------------------------------------------------------------------------- transfer
 
 
 def attacked(model: nn.Module, data: Examples, radius: float) -> Examples:
@@ -417,34 +370,40 @@ def attacked(model: nn.Module, data: Examples, radius: float) -> Examples:
     return replace(data, inputs=torch.cat(moved))
 
 
-def carried(
-    network: Traced, last: str, taught: Examples, held: Examples, train: Callable[..., Recovery | None], *,
-    probe: tuple[float, float], tune: tuple[float, float], radius: float = 0.0, seed: int = 0,
+def carry_over(
+    network: Traced,
+    last: str,
+    learned: Examples,
+    held: Examples,
+    transfers: Transfers,
+    training: Training,
+    *,
+    augment: Augment | None = None,
+    radius: float = 0.0,
+    seed: int = 0,
     folder: Path | None = None,
-) -> dict[str, float]:  # fmt: skip
-    """Step 5: name of a transfer -> accuracy on `held`. probe, tune: (epochs, rate); folder: of what was fine-tuned."""
-    assert taught.labels is not None
-    classes, found = int(taught.labels.max()) + 1, dict[str, float]()
+) -> dict[str, float]:
+    """Step 5: name of a transfer -> accuracy on `held`. folder: of what was fine-tuned."""
+    assert learned.labels is not None
+    classes, accuracies = int(learned.labels.max()) + 1, dict[str, float]()
+    training = replace(training, optimizer="adamw", weight_decay=0.0, warmup=0.0, schedule="cosine")
+    probing = replace(training, epochs=transfers.probe_epochs, lr=transfers.probe_lr)
+    tuning = replace(training, epochs=transfers.tune_epochs, lr=transfers.tune_lr)
 
     def judge(name: str, model: nn.Module) -> None:
-        found[name] = accuracy(model, held)
+        accuracies[name] = float(mark_correct(model, held).mean())
         if radius:
-            found[f"{name}, attacked"] = accuracy(model, attacked(model, held, radius))
+            accuracies[f"{name}, attacked"] = float(mark_correct(model, attacked(model, held, radius)).mean())
 
-    if probe[0]:
+    if probing.epochs:
         model = transfer.with_head(network.model, last, classes, seed=seed)
-        seen = replace(taught, inputs=features(network.model, taught, last))
-        train(model.get_submodule(last), seen, epochs=probe[0], lr=probe[1], augment=None)
+        seen = replace(learned, inputs=features(network.model, learned, last))
+        fit(model.get_submodule(last), seen, probing, seed=seed)
         judge("linear probe", model)
-    if tune[0]:
+    if tuning.epochs:
         model = transfer.with_head(network.model, last, classes, seed=seed)
-        train(model, taught, epochs=tune[0], lr=tune[1], radius=radius)
+        fit(model, learned, tuning, objective=transfer.classify(model, radius=radius), augment=augment, seed=seed)
         judge("full fine-tuning", model)
         if folder is not None:
             Traced(model, network.inputs).save(folder)
-    return found
-
-
-def shown(found: Mapping[str, float]) -> str:
-    """Accuracies in words."""
-    return ", ".join(f"{name} {100 * value:.1f}%" for name, value in found.items())
+    return accuracies

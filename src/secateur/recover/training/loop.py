@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,9 +37,9 @@ from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, NumericalError, RunError, UnsupportedError
 from secateur.recover.training.objectives import count as count_tokens
 from secateur.recover.training.schedule import learning_rate
-from secateur.vocabulary import Recovery, listed
+from secateur.vocabulary import Recovery, Training
 
-__all__ = ["options", "train"]
+__all__ = ["DEFAULTS", "options", "train"]
 
 Batch = Any
 """What `batches[i]` gives and the objective takes; usually a mapping of tensors."""
@@ -46,92 +47,49 @@ Batch = Any
 _POINTS = 300
 """Loss points kept in a `Recovery`."""
 
-_PRECISIONS = ("auto", "bf16", "fp32")
+
+DEFAULTS: dict[str, Any] = {
+    "warmup": 0.05,
+    "schedule": "cosine",
+    "min_lr": 0.0,
+    "weight_decay": 0.01,
+    "optimizer": "adamw",
+    "momentum": 0.9,
+    "betas": (0.9, 0.999),
+    "accumulate": 1,
+    "clip": 1.0,
+    "precision": "auto",
+    "every": 100,
+    "evaluate_every": 100,
+}
+"""Fields of `Training` that neither the user nor the recipe set."""
 
 
-def options(given: str | Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `train` that a recipe leaves to its user: "accumulate=4,precision=bf16", a list of such, a mapping.
-
-    Raises `InputError` for a name that is not among them, or a value that makes no sense.
-    """
-    pairs = dict(given) if isinstance(given, Mapping) else _pairs(given)
-    number = _amount, "a whole number of at least 1"
-    kinds: dict[str, tuple[Callable[[Any], Any], str]] = {
-        "accumulate": number, "every": number, "evaluate_every": number, "patience": number,
-        "clip": (_limit, "a number above 0, or none for no limit"), "precision": (_known, ", ".join(_PRECISIONS)),
-        "trackers": (lambda value: value.split("+") if isinstance(value, str) else list(value), "names, joined by +"),
-    }  # fmt: skip
-    found = {}
-    for name, value in pairs.items():
-        if name not in kinds:
-            raise InputError(f"training has no setting {name!r}: it has {', '.join(sorted(kinds))}")
-        read, wanted = kinds[name]
-        try:
-            found[name] = read(value)
-        except (TypeError, ValueError, OverflowError, InputError) as error:
-            raise InputError(f"training setting {name}={value}: give {wanted}") from error
-    return found
-
-
-def _amount(value: Any) -> int:
-    if isinstance(value, float) and not value.is_integer():  # of which `int` would cut something off
-        raise ValueError(value)
-    _check(amount=int(value))
-    return int(value)
-
-
-def _limit(value: Any) -> float | None:
-    limit = None if str(value).lower() == "none" else float(value)
-    _check_clip(limit)
-    return limit
-
-
-def _known(value: Any) -> str:
-    if value not in _PRECISIONS:
-        raise ValueError(value)
-    return str(value)
-
-
-def _pairs(given: str | Sequence[str]) -> dict[str, str]:
-    parts = listed(given)
-    if any("=" not in part for part in parts):
-        raise InputError(f"training {given!r}: write name=value, separated by commas, such as accumulate=4,patience=3")
-    return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parts)}
+def options(given: str | Sequence[str] | Mapping[str, Any] | Training) -> dict[str, Any]:
+    """The fields of `Training` that `given` sets, as keywords of `train`; see `Training.merge`."""
+    return Training().merge(given).named
 
 
 def train(
     student: nn.Module,
     batches: Any,
     objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Mapping[str, float]]],
+    training: Training | None = None,
     *,
-    steps: int,
-    lr: float,
-    warmup: float = 0.05,
-    schedule: str = "cosine",
-    min_lr: float = 0.0,
-    weight_decay: float = 0.01,
-    betas: tuple[float, float] = (0.9, 0.999),
-    momentum: float = 0.9,
-    optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = "adamw",
-    accumulate: int = 1,
-    clip: float | None = 1.0,
-    precision: str = "auto",
+    optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
     seed: int = 0,
     dropout: bool = True,
     extra: Sequence[nn.Module] = (),
     frozen: Sequence[nn.Module] = (),
     count: Callable[[Batch], Mapping[str, int]] = count_tokens,
     checkpoint: str | Path | None = None,
-    every: int = 100,
     evaluate: Callable[[], float] | None = None,
-    evaluate_every: int = 100,
-    patience: int | None = None,
     progress: bool = True,
-    trackers: Sequence[Any] = (),
     title: str = "training",
     flops_per_token: float = 0.0,
+    **settings: Any,
 ) -> Recovery:
-    """Train `student` in place for `steps` optimiser steps; returns what it took and gave.
+    """Train `student` in place for `training.steps` optimiser steps; returns what it took and gave.
 
     Args:
         student: the module in training; parameters with `requires_grad` are trained. It is moved to Accelerate's device
@@ -142,16 +100,11 @@ def train(
         objective: (batch, totals) -> (loss, parts). The loss is to be a sum over the batch divided by totals; parts are
             named floats to show, added up over micro-batches. `totals` are the counts of the whole step, over all
             micro-batches and processes: that is what makes their sum the mean over one big batch.
-        steps: optimiser steps in all, those done before a resume included.
-        lr, warmup, schedule, min_lr: see `schedule.learning_rate`.
-        weight_decay: on matrices only; norms and biases are spared.
-        betas: of AdamW.
-        momentum: of SGD, in Nesterov's form.
-        optimizer: "adamw", "sgd", or a function from parameter groups to any optimiser of torch's; its tensors per
-            parameter are checkpointed, and its groups' "lr" follows the schedule.
-        accumulate: micro-batches per process and step.
-        clip: largest L2 norm of the gradient; None for no limit.
-        precision: "bf16" (autocast, weights stay float32), "fp32", or "auto": bf16 on a GPU that has it, else fp32.
+        training: how to train; `steps` (those done before a resume included) and `lr` have to be set. What is not set:
+            `DEFAULTS`. Learning rates: see `schedule.learning_rate`; training stops after `patience` evaluations
+            without a new best, and the weights are those of the last step.
+        optimizer: in place of the one that `training` names, a function from parameter groups to any optimiser of
+            torch's; its tensors per parameter are checkpointed, and its groups' "lr" follows the schedule.
         seed: of dropout and all else that is random inside the objective; the caller's generators are left as found.
         dropout: False trains as the model is used: a short distillation has no time to average dropout's noise away,
             and a teacher's output is no label to overfit. Batch norms still learn.
@@ -160,13 +113,11 @@ def train(
         count: batch -> what it holds, for the totals; "tokens", or else "examples", gives the speed, and adds up to
             `Recovery.tokens`.
         checkpoint: folder of the training's own checkpoint; a run that finds one there goes on from it.
-        every: steps between checkpoints.
-        evaluate, evaluate_every, patience: lower is better; training stops after `patience` evaluations without a new
-            best. The weights are those of the last step.
+        evaluate: what `patience` is about; lower is better.
         progress: a bar on stderr, when that is a terminal.
-        trackers: names or objects as Accelerate's `log_with` takes them; get loss, parts, learning rate, tokens/s.
         title: what the bar and the trackers call this run.
         flops_per_token: training FLOPs per token, the teacher's forward pass included, for `Recovery.flops`.
+        settings: fields of `training`, in place of those that it has.
 
     Several processes (torchrun, accelerate launch) share the micro-batches out: process r of P takes every P-th one, so
     that P processes equal one with P times the `accumulate`. Gradients are summed once per step; with FSDP2 the student
@@ -177,16 +128,26 @@ def train(
     (no weight has been touched, the last checkpoint stands), `RunError` for a checkpoint that can't be written, is
     damaged or belongs to another run.
     """
-    _check(steps=steps, accumulate=accumulate, every=every, evaluate_every=evaluate_every)
-    _check_clip(clip)
-    if not all(0 <= value < math.inf for value in (weight_decay, momentum)):
-        raise InputError(f"weight_decay={weight_decay:g}, momentum={momentum:g}: give numbers of at least 0")
-    learning_rate(0, steps=max(1, steps), lr=lr, warmup=warmup, schedule=schedule, min_lr=min_lr)
-    if patience is not None:
-        _check(patience=patience)
+    if settings.get("clip", 1.0) is None:
+        settings["clip"] = math.inf
+    training = replace(training or Training(), **settings).default(**DEFAULTS)
+    steps, lr, patience = training.whole("steps"), training.number("lr"), training.patience
+    accumulate, every, evaluate_every = (training.whole(name) for name in ("accumulate", "every", "evaluate_every"))
+    clip = None if training.clip == math.inf else training.clip
+    optimizer = optimizer or training.optimizer or "adamw"
+    course: dict[str, Any] = {
+        "steps": steps,
+        "lr": lr,
+        "warmup": training.warmup,
+        "schedule": training.schedule,
+        "min_lr": training.min_lr,
+    }
+    rate_at: Callable[[int], float] = partial(learning_rate, **{**course, "steps": max(1, steps)})
+    rate_at(0)
     if patience is not None and evaluate is None:
         raise InputError("patience without evaluate: give a function that measures what should get lower")
-    accelerator = Accelerator(log_with=list(trackers) or None, project_dir=str(checkpoint or "."))
+    trackers = list(training.trackers or ())
+    accelerator = Accelerator(log_with=trackers or None, project_dir=str(checkpoint or "."))
     if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "FSDP"):
         raise UnsupportedError(f"training under {accelerator.distributed_type} is not supported: use torchrun or FSDP2")
     if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
@@ -198,6 +159,7 @@ def train(
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise InputError("the student has no parameter with requires_grad: unfreeze what is to be trained")
+        weight_decay, momentum, betas = training.number("weight_decay"), training.number("momentum"), training.betas
         groups = _groups(student, weight_decay)
         updater = _optimizer(optimizer, groups, accelerator.device, lr=lr, betas=betas, momentum=momentum)
         if accelerator.distributed_type == "FSDP":
@@ -211,17 +173,13 @@ def train(
 
         share = accelerator.num_processes
         settings = {
-            "steps": steps,
-            "lr": lr,
-            "warmup": warmup,
-            "schedule": schedule,
-            "min_lr": min_lr,
+            **course,
             "weight_decay": weight_decay,
-            **({"betas": list(betas)} if optimizer == "adamw" else {"optimizer": _name(optimizer)}),
+            **({"betas": list(betas or ())} if optimizer == "adamw" else {"optimizer": _name(optimizer)}),
             **({"momentum": momentum} if optimizer == "sgd" else {}),
             "clip": clip,
             "seed": seed,
-            "precision": _precision(precision, accelerator.device),
+            "precision": _precision(training.precision or "auto", accelerator.device),
             "micro_batches": accumulate * share,
         }
         state = _State()
@@ -272,7 +230,7 @@ def train(
                 _share_gradients(trained)
             norm = _clip(trained, clip)
             _must_be_finite("norm of the gradient", norm, state.step, path)
-            rate = learning_rate(state.step, steps=steps, lr=lr, warmup=warmup, schedule=schedule, min_lr=min_lr)
+            rate = rate_at(state.step)
             for group in updater.param_groups:
                 group["lr"] = rate
             updater.step()
@@ -578,7 +536,7 @@ def _optimizer(
     device: torch.device,
     *,
     lr: float,
-    betas: tuple[float, float],
+    betas: tuple[float, float] | None,
     momentum: float,
 ) -> torch.optim.Optimizer:
     if callable(wanted):
@@ -586,7 +544,7 @@ def _optimizer(
     # On a CPU the plain AdamW takes six times as long, a tenth of a step with a large vocabulary.
     fused = device.type == "cpu" or None
     if wanted == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+        return torch.optim.AdamW(groups, lr=lr, betas=betas or DEFAULTS["betas"], fused=fused)
     if wanted == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
     raise InputError(f"optimizer={wanted!r}: give 'adamw', 'sgd' or a function that makes one")
@@ -599,21 +557,7 @@ def _name(optimizer: Any) -> str:
 def _precision(wanted: str, device: torch.device) -> str:
     if wanted == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if wanted not in _PRECISIONS:
-        raise UnsupportedError(f"precision={wanted!r}: give 'auto', 'bf16' or 'fp32'")
     return wanted
-
-
-def _check(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < (0 if name == "steps" else 1):
-            raise InputError(f"{name}={value}: give a positive whole number")
-
-
-def _check_clip(limit: float | None) -> None:
-    # No norm is above NaN, which would clip nothing; scaled to a norm below 0, a gradient points uphill.
-    if limit is not None and not 0 < limit < math.inf:
-        raise InputError(f"clip={limit:g}: give a number above 0, or none for no limit")
 
 
 def _seed(seed: int, index: int) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from secateur._utils.http import LargeError
-from secateur.clients.stores import ENTITY, RDF, Embedded, Row, Store, Value, in_line, iri, literal, usable
+from secateur.clients.stores import ENTITY, RDF, Embedded, Row, Store, Value, iri, is_usable, literal, one_line
 from secateur.errors import InputError, ServerError
 from secateur.vocabulary import Cut, Selection, Site, Units
 
@@ -86,6 +86,8 @@ class KnowledgeGraph:
     IRIs and text where they belong, are left out. Text is read in one line, without control letters, up to a bound.
     """
 
+    backend = "secateur.runs.backends.graph:Graphs"
+
     def __init__(self, store: Store, *, language: str = "en", most: int = 10_000) -> None:
         if most < 1:
             raise InputError(f"most={most}: give the facts that are read of one node, at least 1")
@@ -150,13 +152,13 @@ class KnowledgeGraph:
         for start in range(0, len(asked), _AT_ONCE):
             part = asked[start : start + _AT_ONCE]
             for end in (0, 2):
-                for rows in self._beside(part, end, limit, literals):
-                    found |= _bounded(rows, set(part), end, limit, literals, crowded)
+                for rows in self._read_beside(part, end, limit, literals):
+                    found |= _facts_in(rows, set(part), end, limit, literals, crowded)
                     if len(found) > enough:
                         return found, crowded
         return found, crowded
 
-    def _beside(self, nodes: Sequence[str], end: int, limit: int, literals: bool) -> Iterator[list[Row]]:
+    def _read_beside(self, nodes: Sequence[str], end: int, limit: int, literals: bool) -> Iterator[list[Row]]:
         """(subject, predicate, object) where the subject (end 0) or object (end 2) is one of `nodes`, in parts."""
         bound, asked = {node: iri(node) for node in nodes}, "?o" if end else "?s"
         kept = f"FILTER(?p NOT IN ({', '.join(iri(name) for name in sorted(_TECHNICAL))}))"
@@ -184,14 +186,14 @@ class KnowledgeGraph:
 
         size = max(_FEW, 4 * _ROOM // (limit + 1))
         for start in range(0, len(nodes), size):
-            yield self._asked(nodes[start : start + size], query)
+            yield self._select_all(nodes[start : start + size], query)
 
     @cached_property
     def _named_statements(self) -> bool:
         """Whether statements have IRIs, and so may be taken for things; those of `data.triples` have none."""
         return bool(self.store.select(f"SELECT ?s WHERE {{ ?s {iri(_ABOUT[0])} ?o FILTER(isIRI(?s)) }} LIMIT 1"))
 
-    def _asked(self, items: Sequence[Any], query: Callable[[Sequence[Any]], str], least: int = 1) -> list[Row]:
+    def _select_all(self, items: Sequence[Any], query: Callable[[Sequence[Any]], str], least: int = 1) -> list[Row]:
         """The rows about items; in halves, where an answer is too large to be read, as long as they have `least`."""
         try:
             return self.store.select(query(items))
@@ -199,7 +201,7 @@ class KnowledgeGraph:
             half = len(items) // 2
             if half < least:
                 raise
-            return self._asked(items[:half], query, least) + self._asked(items[half:], query, least)
+            return self._select_all(items[:half], query, least) + self._select_all(items[half:], query, least)
 
     def known(self, facts: Iterable[Fact]) -> dict[Fact, dict[str, tuple[str, ...]]]:
         """What is known of each fact, such as {"source": ("PubMed",), "score": ("0.9",)}: sorted, empty for nothing.
@@ -216,12 +218,12 @@ class KnowledgeGraph:
         values: dict[Fact, dict[str, set[str]]] = {fact: {} for fact in asked}
         for group, query in zip(groups, (_by_subject, _by_object, _of_texts), strict=True):
             for start in range(0, len(group), _AT_ONCE):
-                for row in map(_whole, self._asked(group[start : start + _AT_ONCE], query, 16)):
+                for row in map(_whole, self._select_all(group[start : start + _AT_ONCE], query, 16)):
                     if len(row) != 5:
                         continue
                     fact, key = _fact(*row[:3]), row[3]
                     if fact in values and _sound(key) and key.text not in _TECHNICAL:
-                        told = in_line(row[4].text, _LONGEST_TEXT)
+                        told = one_line(row[4].text, _LONGEST_TEXT)
                         values[fact].setdefault(self.identifier(key.text), set()).add(told)
         return {
             fact: {key: tuple(sorted(told)) for key, told in sorted(found.items())} for fact, found in values.items()
@@ -259,9 +261,9 @@ class KnowledgeGraph:
         for start in range(0, len(new), _AT_ONCE):
             part = new[start : start + _AT_ONCE]
             found = _Named(self.language)
-            for row in self._asked(part, query, 16):
+            for row in self._select_all(part, query, 16):
                 found.add(row)
-            self._names |= {node: found.best[node][2] if node in found.best else spoken(node) for node in part}
+            self._names |= {node: found.best[node][2] if node in found.best else iri_in_words(node) for node in part}
         return {node: self._names[node] for node in asked}
 
     def kinds(self, nodes: Iterable[str]) -> dict[str, str]:
@@ -274,7 +276,7 @@ class KnowledgeGraph:
 
         for start in range(0, len(new), _AT_ONCE):
             part = set(new[start : start + _AT_ONCE])
-            for row in map(_whole, self._asked(sorted(part), query, 16)):
+            for row in map(_whole, self._select_all(sorted(part), query, 16)):
                 if len(row) == 2 and row[0].text in part and _sound(row[1]):
                     node, kind = row[0].text, row[1].text
                     of[node] = min(of.get(node, kind), kind)
@@ -300,7 +302,7 @@ class KnowledgeGraph:
         for row in self._all(where):
             found.add(row)
         for node in sorted(found.best.keys() | found.aliases.keys()):
-            name = found.best[node][2] if node in found.best else spoken(node)
+            name = found.best[node][2] if node in found.best else iri_in_words(node)
             yield node, name
             yield from ((node, other) for other in sorted(found.aliases.get(node, set()) - {name}))
 
@@ -322,7 +324,7 @@ class KnowledgeGraph:
         kept = "FILTER(isIRI(?s)) FILTER NOT EXISTS { ?one ?s ?other }"
         chosen = list(kinds)
         if chosen:
-            chosen = chosen if all(map(usable, chosen)) else self._chosen(chosen)
+            chosen = chosen if all(map(is_usable, chosen)) else self._chosen(chosen)
             kept += f" VALUES ?k {{ {' '.join(map(iri, chosen))} }} ?s {iri(TYPE)} ?k"
         names = [iri(name) for name in (*NAMES, ALIAS)]
         named = f"VALUES ?p {{ {' '.join(names)} }} ?s ?p ?n"
@@ -348,9 +350,9 @@ class KnowledgeGraph:
         for start in range(0, len(wanted), _AT_ONCE):
             if how != "holding" and len(found) >= most:
                 break
-            for row in map(_whole, self._asked(wanted[start : start + _AT_ONCE], query)):
+            for row in map(_whole, self._select_all(wanted[start : start + _AT_ONCE], query)):
                 if len(row) == 3 and _sound(row[0]) and row[2].kind == "literal":
-                    name = in_line(row[2].text, LONGEST)
+                    name = one_line(row[2].text, LONGEST)
                     same = name if how == "written" else row[2].text.lower()
                     if same in asked or (how == "holding" and any(text in same for text in asked)):
                         found.add((row[0].text, name))
@@ -402,7 +404,7 @@ class KnowledgeGraph:
     def identifier(node: str) -> str:
         """What a thing is called by in its source: as a table has it, or the end of its IRI."""
         end = node.removeprefix(ENTITY) if node.startswith(ENTITY) else _end(node)
-        return in_line(unquote(end), LONGEST) or node
+        return one_line(unquote(end), LONGEST) or node
 
 
 def _askable(text: str) -> bool:
@@ -422,7 +424,7 @@ class _Named:
         if len(row) != 3 or row[0] is None or row[1] is None or row[2] is None:
             return
         (node, sort, _), predicate, (text, kind, language) = row[0], row[1].text, row[2]
-        name = in_line(text, LONGEST)
+        name = one_line(text, LONGEST)
         if kind != "literal" or sort != "iri" or not name:
             return
         fit = 0 if language.lower().split("-")[0] == self.language else 2 if language else 1
@@ -435,7 +437,7 @@ class _Named:
 
 def _sound(value: Value) -> bool:
     """Whether a value is an IRI that can be asked about."""
-    return value.kind == "iri" and usable(value.text)
+    return value.kind == "iri" and is_usable(value.text)
 
 
 def _whole(row: Row) -> list[Value]:
@@ -446,10 +448,10 @@ def _whole(row: Row) -> list[Value]:
 
 def _fact(subject: Value, predicate: Value, end: Value) -> Fact:
     literal = end.kind == "literal"
-    return Fact(subject.text, predicate.text, in_line(end.text, _LONGEST_TEXT) if literal else end.text, literal)
+    return Fact(subject.text, predicate.text, one_line(end.text, _LONGEST_TEXT) if literal else end.text, literal)
 
 
-def _bounded(
+def _facts_in(
     rows: Iterable[Row], nodes: Collection[str], end: int, limit: int, literals: bool, crowded: set[str]
 ) -> set[Fact]:
     """The facts of rows that are what was asked for, of each of `nodes` as many as are allowed."""
@@ -463,9 +465,9 @@ def _bounded(
             continue
         if predicate.text not in sound:
             sound[predicate.text] = _sound(predicate) and predicate.text not in _TECHNICAL
-        if not sound[predicate.text] or not usable(subject.text if end else node):
+        if not sound[predicate.text] or not is_usable(subject.text if end else node):
             continue
-        if other.kind == "blank" or (other.kind == "iri" and not usable(other.text)):
+        if other.kind == "blank" or (other.kind == "iri" and not is_usable(other.text)):
             continue
         fact = _fact(subject, predicate, other)
         if fact in found:
@@ -506,9 +508,9 @@ def _end(node: str) -> str:
     return node.rstrip("/#").replace("#", "/").replace(":", "/").rsplit("/", 1)[-1]
 
 
-def spoken(node: str) -> str:
+def iri_in_words(node: str) -> str:
     """The end of an IRI in words: http://x/heart_attack -> heart attack."""
-    return in_line(unquote(_end(node)).replace("_", " ").replace(".", " "), LONGEST) or node[:LONGEST]
+    return one_line(unquote(_end(node)).replace("_", " ").replace(".", " "), LONGEST) or node[:LONGEST]
 
 
 # --------------------------------------------------------------------------------------------------- what is to be read

@@ -1,0 +1,59 @@
+"""From epochs to optimiser steps, and batches that know how far training is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any, Protocol
+
+from secateur._utils import distributed
+from secateur.errors import InputError
+
+__all__ = ["Feed", "Numbered", "Shifted", "count_steps"]
+
+
+class Feed(Sized, Protocol):
+    """Endless numbered batches, `len(feed)` of them to an epoch; see `examples.Batches`."""
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
+        """The micro-batch of that number, the same whenever it is asked for."""
+
+
+def count_steps(feed: Sized, epochs: float, accumulate: int = 1) -> int:
+    """Optimiser steps in so many epochs of `len(feed)` micro-batches: at least one, unless `epochs` is 0.
+
+    accumulate: micro-batches to a step. Raises `InputError` for epochs below 0 or without end.
+    """
+    if not 0 <= epochs < math.inf:
+        raise InputError(f"epochs={epochs}: give 0 or more")
+    return max(1, round(epochs * (len(feed) / accumulate))) if epochs else 0
+
+
+class Numbered:
+    """Batches with the share of training that is over: `Numbered(feed, steps)[i]` adds "done", from 0 to 1.
+
+    An objective sees a batch and not its number; this way a schedule is right after a resume, under accumulation and in
+    several processes, which share the micro-batches out.
+    """
+
+    def __init__(self, feed: Feed, steps: int, accumulate: int = 1) -> None:
+        self._feed, self._count = feed, max(1, steps * accumulate * distributed.count())
+
+    def __len__(self) -> int:
+        return len(self._feed)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self._feed[index], "done": min(1.0, index / self._count)}
+
+
+class Shifted:
+    """Batches from number `first` on: a stage of training goes on where the one before stopped."""
+
+    def __init__(self, feed: Any, first: int) -> None:
+        self._feed, self._first = feed, first
+
+    def __getitem__(self, index: int) -> Any:
+        return self._feed[self._first + index]
