@@ -16,6 +16,7 @@ from claims._lab.settings import scaled
 from secateur._utils.rundir import Transient
 from secateur.recipes.context.kg_rag import kg_rag
 from secateur.retrieval import encoders
+from secateur.runs import keywords
 from secateur.score import relevance
 from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
@@ -55,7 +56,7 @@ def retrieve(world: World, question: Question) -> dict[str, Any]:
     """The facts around what a question names, rated by the recipe."""
     memory = Transient()
     how = {"embedder": str(packages.minilm()), "tokenizer": count, "identifier": False, "kinds": world.named}
-    list(kg_rag(world.graph, question.text, [Budget.parse(f"tokens={ALL}")], memory, **how))
+    list(keywords.call(kg_rag, world.graph, question.text, [Budget.parse(f"tokens={ALL}")], memory, **how))
     facts: dict[str, Any] = memory.values["retrieved"]
     return facts
 
@@ -65,7 +66,7 @@ def pruned(world: World, question: Question, facts: Mapping[str, Any], budget: i
     memory = Transient()
     memory.values["retrieved"] = facts
     how = {"embedder": lambda texts: np.ones((len(texts), 1), np.float32), "tokenizer": count, **options}
-    (result,) = kg_rag(world.graph, question.text, [Budget.parse(f"tokens={budget}")], memory, **how)
+    (result,) = keywords.call(kg_rag, world.graph, question.text, [Budget.parse(f"tokens={budget}")], memory, **how)
     text: str = result.subject.written()
     return text
 

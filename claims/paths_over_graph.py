@@ -17,6 +17,7 @@ from claims._lab.settings import scaled
 from secateur._utils.rundir import Transient
 from secateur.recipes.context.paths_over_graph import paths_over_graph
 from secateur.retrieval import encoders
+from secateur.runs import keywords
 from secateur.vocabulary import Budget, Result
 
 SHAPES = ((1,), (2,), (3,), (1, 1), (2, 1), (2, 2))
@@ -69,7 +70,8 @@ def pruned(question: hops.Asked, budget: int, **options: Any) -> tuple[Result, M
     run, limit = Transient(), Budget.parse(f"tokens={budget}")
     how = {"embedder": embed, "most": LOOKED, "tokenizer": encoders.counter(str(packages.minilm())), **options}
     topics = [nodes()[name] for name in question.topics]
-    (result,) = paths_over_graph(hops.movielens().graph, question.question, [limit], run, topics=topics, **how)
+    graph = hops.movielens().graph
+    (result,) = keywords.call(paths_over_graph, graph, question.question, [limit], run, topics=topics, **how)
     return result, run.values[f"told-{limit}"]
 
 
