@@ -57,7 +57,7 @@ def trained(steps: int = 1250, many: int = 2000) -> Traced:
         )  # fmt: skip
         file.parent.mkdir(parents=True, exist_ok=True)
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, file)
-    return detectors.opened(network.eval(), train.inputs[:1])
+    return detectors.open_detector(network.eval(), train.inputs[:1])
 
 
 def average_precision(detector: Any) -> dict[str, float]:

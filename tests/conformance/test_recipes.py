@@ -131,7 +131,7 @@ def test_recipes_on_networks(name: str) -> None:
             return vision.accuracy(one.model, held_out)
     else:
         data, held_out = yolo.squares(32), yolo.squares(32, seed=5)
-        subject = detectors.opened(yolo.tiny(), data.inputs[:1])
+        subject = detectors.open_detector(yolo.tiny(), data.inputs[:1])
 
         def quality(one: Traced) -> float:
             with torch.no_grad():

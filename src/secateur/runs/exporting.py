@@ -165,7 +165,7 @@ def _write_streamed(subject: Streamed, folder: Path, to: str) -> tuple[str, ...]
                     kept += sum(_count_zeros(name, one, block.matrices[name].weight) for name, one in before.items())
             (states,) = blocks.states(Path(place), count)
         with subject.resident():
-            outputs.append(blocks.leaving(subject, example, states).logits.float())
+            outputs.append(blocks.run_ends(subject, example, states).logits.float())
     return (
         *_describe_integers(subject, folder, to, kinds, left),
         *notes,
@@ -216,7 +216,7 @@ def _write_integers(
     """Save the model, and make integers of its matrices in the files; returns notes."""
     subject.save(folder)
     leaves = dict.fromkeys(name.partition("[")[0] for name in kinds)
-    found = quantised.names(subject.model, leaves, folder)
+    found = quantised.find_weights(subject.model, leaves, folder)
     integers = partial(quantise.integers, bits=_bits(to))
     if to == "packed-int8":
         return packing.pack(folder, subject.model.config, found, integers)

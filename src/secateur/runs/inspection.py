@@ -11,6 +11,7 @@ import numpy as np
 from secateur._utils.disk import atomic_write
 from secateur.errors import InputError
 from secateur.methods import pruning
+from secateur.methods.group_budget import GroupBudget
 from secateur.reports import pictures
 from secateur.runs import keywords
 from secateur.runs.backends import axes_of
@@ -162,10 +163,8 @@ def _check_alone(budget: Budget, **given: tuple[Any, Any]) -> None:
 
 def _erase_segments(subject: Traced, budget: Budget) -> tuple[Selection, dict[str, float]]:
     """What stays of the segments, as a dry run of `otov3` says, and what is left then."""
-    from secateur.recipes.vision import otov3  # trains
-
     limits.limits_of_cut(budget, subject.units(SITE).cost())
-    task = otov3.Task.of(subject, budget, multiple=1, scope="local", hierarchical=True)
+    task = GroupBudget.of(subject, budget)
     gone = task.lowest(magnitude.coupled(task.slices))
     selection = Selection({site: ~row for site, row in gone.items()})
     small, cut = subject.cut(selection)

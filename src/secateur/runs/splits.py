@@ -71,7 +71,7 @@ def box_size_notes(held_out: Any, figures: Collection[str]) -> list[str]:
     """What is to be said of how these `figures` were measured: which boxes were small, and which large."""
     if not isinstance(held_out, Examples) or not any(name.startswith("mAP_") for name in figures):
         return []
-    return [detection.told(held_out.sizes, held_out.inputs.shape)]
+    return [detection.describe_sizes(held_out.sizes, held_out.inputs.shape)]
 
 
 def columns(text: str, label: str, sizes: str | Sequence[float | str] | None = None) -> dict[str, Any]:

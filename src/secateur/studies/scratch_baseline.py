@@ -203,7 +203,7 @@ def fresh_network(
     """
     if less:
         data, _ = data.split(seed=seed)
-    subject = detectors.opened(subject) if data.targets else subject
+    subject = detectors.open_detector(subject) if data.targets else subject
     small = reload_traced(student, subject.model, subject.inputs)
     length, training = epochs, Training(batch=batch, lr=lr, weight_decay=weight_decay, optimizer=optimizer)
     notes: tuple[str, ...] = ()
@@ -213,7 +213,7 @@ def fresh_network(
         closed = {name: weights[name] != 0 for name in removed}
     if arm == "random units":
         if closed:
-            small, closed = duplicate(subject), masks.shuffled(closed, seed=seed)
+            small, closed = duplicate(subject), masks.shuffle(closed, seed=seed)
         else:
             small = select_at_random(subject, small, removed, seed)
         length = finetune_length(epochs, finetune, finetune_epochs)

@@ -188,7 +188,7 @@ def test_experts_may_become_the_means_of_those_whose_rows_are_near(
     assert 1 < count < 8
     for layer, mixture in small.mixtures().items():
         old = subject.mixtures()[layer]
-        groups = clusters.grouped(routing.row_distance(old.router.weight), count)
+        groups = clusters.cluster_layer(routing.row_distance(old.router.weight), count)
         assert sorted(expert for one in groups for expert in one) == list(range(8))
         assert max(map(len, groups)) > 1
         rows = [old.router.weight[one].detach().double().mean(0).float() for one in groups]

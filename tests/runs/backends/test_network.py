@@ -261,7 +261,7 @@ def test_a_network_that_needs_more_than_the_examples_hold_is_refused_in_a_line(t
 
 def test_a_label_that_a_detector_does_not_have_is_refused_before_anything_runs():
     data = yolo.squares(8)
-    subject = detectors.opened(yolo.tiny(), data.inputs[:1])
+    subject = detectors.open_detector(yolo.tiny(), data.inputs[:1])
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
     assert Network().fit_data(data, subject) is data
     targets = [dict(target) for target in data.targets]
@@ -277,7 +277,7 @@ def test_a_label_that_a_detector_does_not_have_is_refused_before_anything_runs()
 
 def test_a_loss_that_fails_for_another_reason_is_not_laid_to_the_labels(monkeypatch):
     data = yolo.squares(4)
-    subject = detectors.opened(yolo.tiny(), data.inputs[:1])
+    subject = detectors.open_detector(yolo.tiny(), data.inputs[:1])
 
     def broken(self, batch):
         raise RuntimeError("no memory")

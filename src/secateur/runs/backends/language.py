@@ -100,7 +100,7 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
             automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
             library, call = "transformers", f"{automatic}.from_pretrained"
         imports, model = f"from {library} import {call.split('.')[0]}", f'{call}("{name}"{flag})'
-        if low_rank.there(folder / low_rank.FOLDER):
+        if low_rank.has_branches(folder / low_rank.FOLDER):
             imports += "\nfrom peft import PeftModel"
             model += f'\nmodel = PeftModel.from_pretrained(model, "{name}/{low_rank.FOLDER}")'
         return f"{imports}\n\nmodel = {model}"

@@ -70,9 +70,9 @@ class Network(Backend[Traced, Examples, Arguments]):
             modes.there(device)
         detects = data is not None and bool(data.targets)
         if isinstance(source, Traced):
-            return detectors.opened(source) if detects else source
+            return detectors.open_detector(source) if detects else source
         module, example = build_network(source, inputs, None if data is None else data.inputs[:1])
-        return detectors.opened(module, example) if detects else open_traced(module, example)
+        return detectors.open_detector(module, example) if detects else open_traced(module, example)
 
     def reopen(self, source: Model, original: Traced, device: str | None = None) -> Traced:
         """Another network on the inputs of `original`, or the folder of one that was cut from it."""

@@ -55,7 +55,7 @@ def _rounding(student: Learner, bits: int) -> Iterator[None]:
     kept = matrices.masks_of(matrices.matrices(student.model, layers))
     quantise.prepare(student.model, bits, within=layers)
     try:
-        with masks.held(student.model, {name: mask for name, mask in kept.items() if not bool(mask.all())}):
+        with masks.hold(student.model, {name: mask for name, mask in kept.items() if not bool(mask.all())}):
             yield
     finally:
         quantise.finish(student.model)
@@ -155,7 +155,7 @@ def _with_features(setup: Setup, loss: Any, student: Learner, teacher: Learner) 
         index = settings.match_index if settings.match_index and "{i}" in ours else None  # others stand beside it
         found = taps.pairs(student.model, teacher.model, ours, other=theirs, index=index)
         pairs += [(student.model, teacher.model, *one) for one in found]
-    return matching.beside(
+    return matching.add_matching(
         loss, pairs, lambda: [setup.forward(one)(first) for one in (student, teacher)],
         kind=settings.match_loss, weights=settings.match_weight, warmup=settings.ramps.get("match", 0.0),
         balanced=settings.match_balance,
