@@ -13,7 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tiny
 from chat_server import served, speaking
 from keeper import WORDS, NoCheckpoints, fresh, lesson, sentence, taught, train
-from secateur import recipes
 from secateur._utils.rundir import Run, Transient
 from secateur.clients.chat import Local
 from secateur.errors import DataError, InputError, NumericalError
@@ -308,7 +307,3 @@ def test_what_can_not_be_is_refused():
         broken.model.classifier.bias.fill_(torch.nan)
     with pytest.raises(NumericalError, match="NaN"):
         run(PASSAGES, model=broken)
-
-
-def test_the_card_is_complete():
-    assert recipes.cards()["provence"]["family"] == "context"
