@@ -88,7 +88,7 @@ def by_terms(question: str, texts: list[str]) -> Sequence[float]:
 
 def by_likeness(question: str, texts: list[str]) -> Sequence[float]:
     """The cosine alone, as in the paper."""
-    vectors = encoders.remembering(str(packages.minilm()))([question, *texts])
+    vectors = encoders.open_remembering(str(packages.minilm()))([question, *texts])
     return list(relevance.cosine(vectors[0], vectors[1:]))
 
 

@@ -66,7 +66,7 @@ class Unstored(Transient):
 
 def untaught() -> Reranker:
     """MiniLM with a classifier that knows nothing."""
-    model = rerankers.opened(str(packages.minilm())).copied()
+    model = rerankers.open_reranker(str(packages.minilm())).copied()
     torch.manual_seed(0)
     nn.init.normal_(model.model.classifier.weight, std=0.02)
     nn.init.zeros_(model.model.classifier.bias)
@@ -122,7 +122,7 @@ def trained(kind: str, seed: int) -> Reranker:
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         makers[kind]().save(folder)
-    return rerankers.opened(str(folder))
+    return rerankers.open_reranker(str(folder))
 
 
 # ------------------------------------------------------------------------------------------------------------- scores

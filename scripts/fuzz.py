@@ -59,7 +59,7 @@ def line(given: bytes) -> None:
     """A line of --in gives documents or one error."""
     row = json.loads(given)
     if isinstance(row, dict):
-        documents.of_row(row, Path("here"))
+        documents.read_row(row, Path("here"))
 
 
 def table(given: bytes, suffix: str = ".tsv") -> None:

@@ -11,7 +11,7 @@ from recipes.vision import nets
 from secateur.errors import InfeasibleError, InputError, RunError
 from secateur.methods import arms
 from secateur.recover.training import loop
-from secateur.studies import asked, scratch
+from secateur.studies import scratch, study_inputs
 from secateur.studies.control import LACKS
 
 QUICK = {"epochs": 2, "batch": 24, "lr": 0.05}
@@ -19,7 +19,7 @@ QUICK = {"epochs": 2, "batch": 24, "lr": 0.05}
 
 def answered(root, *budgets, **more):
     how = {**QUICK, "seeds": (0, 1), "scratch": "both", **more}
-    return asked.study(
+    return study_inputs.study(
         "scratch", nets.opened(nets.vgg()), nets.data(), root, budgets=budgets or ("channels=50%",), **how
     )
 

@@ -1,6 +1,7 @@
 """ONE PUBLISHED METHOD PER FILE, in family folders. The folder is the registry: file = function = command line name.
 
-A recipe opens with a literal `CARD = {...}`; cards and options are read from its text, never by importing it.
+A recipe opens with a literal `CARD = {...}`; cards and options are read from its text, never by importing it. Other
+packages add theirs by entry points of the group `secateur.recipes`: the name, and "module:function" of that name.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import ast
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +39,10 @@ class Option:
 def cards() -> dict[str, dict[str, str]]:
     """Recipe name -> its card, in alphabetical order."""
     found: dict[str, dict[str, str]] = {}
-    for path in _files():
+    for name, path in _files().items():
         match = _CARD.search(path.read_text(encoding="utf-8"))
         if match:
-            found[path.stem] = {"family": path.parent.name, **ast.literal_eval(match[1])}
+            found[name] = {"family": path.parent.name, **ast.literal_eval(match[1])}
     return dict(sorted(found.items()))
 
 
@@ -50,8 +53,10 @@ def find(name: str) -> Callable[..., Iterator[Any]]:
     Raises:
         UnknownRecipeError: no such recipe; names the nearest.
     """
-    module = importlib.import_module(f"secateur.recipes.{_locate(name).parent.name}.{name}")
-    function: Callable[..., Iterator[Any]] = getattr(module, name)
+    path = _locate(name)
+    own = path.is_relative_to(Path(__file__).parent)
+    module = f"{__name__}.{path.parent.name}.{name}" if own else _entry_points()[name].module
+    function: Callable[..., Iterator[Any]] = getattr(importlib.import_module(module), name)
     return function
 
 
@@ -147,15 +152,31 @@ def _aliases(source: str) -> dict[str, str]:
     }
 
 
-def _files() -> list[Path]:
-    return sorted(path for path in Path(__file__).parent.glob("*/*.py") if not path.name.startswith("_"))
+def _files() -> dict[str, Path]:
+    """Name -> file: of other packages, then of this one."""
+    own = {path.stem: path for path in Path(__file__).parent.glob("*/*.py") if not path.name.startswith("_")}
+    others = {name: _file_of(point.module) for name, point in _entry_points().items()}
+    return {**{name: path for name, path in others.items() if path is not None}, **own}
+
+
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=__name__)}
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module, found without importing it."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent.joinpath(*rest).with_suffix(".py") if rest else Path(spec.origin)
+    return path if path.is_file() else None
 
 
 def _locate(name: str) -> Path:
-    for path in _files():
-        if path.stem == name and name in cards():
-            return path
-    known = list(cards())
+    known = cards()
+    if name in known:
+        return _files()[name]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     raise UnknownRecipeError(f"no recipe is called {name!r}: {hint}")

@@ -1,4 +1,4 @@
-"""The servers that a recipe needs, asked as a user says: each opened once, and shared by all questions of a run."""
+"""The servers that a recipe asks: each opened once, and shared by all questions of a run."""
 
 from __future__ import annotations
 
@@ -74,19 +74,21 @@ class Servers:
     def model(self, options: Mapping[str, Any]) -> LanguageModel:
         """The language model that a recipe's options name."""
         source = options["llm"]
-        return _served(source, options["llm_name"], self.llm) if http.is_address(source) else chat.open_model(source)
+        return (
+            _open_server(source, options["llm_name"], self.llm) if http.is_address(source) else chat.open_model(source)
+        )
 
-    def opened(self, graph: Any) -> Any:
+    def open_graph(self, graph: Any) -> Any:
         """An endpoint as a graph, and whatever is to be opened in some way; what is not, as it is."""
         if http.is_address(graph):
-            return _endpoint(graph, self.graph, self.language)
+            return _open_endpoint(graph, self.graph, self.language)
         if not self.form:
             return graph
         if isinstance(graph, KnowledgeGraph):
             raise InputError(
                 f"{next(iter(self.form))} is for a graph that is still to be opened: give it to open_graph"
             )
-        opens = _opened if isinstance(graph, str | Path) else open_graph  # what stands in memory may change
+        opens = _open_once if isinstance(graph, str | Path) else open_graph  # what stands in memory may change
         return opens(graph, columns=self.columns, language=self.language)
 
     @property
@@ -97,16 +99,16 @@ class Servers:
 
 
 @functools.lru_cache(maxsize=4)
-def _served(url: str, name: str, asked: Asked) -> LanguageModel:
+def _open_server(url: str, name: str, asked: Asked) -> LanguageModel:
     return chat.open_model(url, name, **asked.options())
 
 
 @functools.lru_cache(maxsize=4)
-def _endpoint(url: str, asked: Asked, language: str) -> KnowledgeGraph:
+def _open_endpoint(url: str, asked: Asked, language: str) -> KnowledgeGraph:
     return open_graph(Endpoint(url, **asked.options()), language=language)
 
 
-_opened = functools.lru_cache(maxsize=4)(open_graph)
+_open_once = functools.lru_cache(maxsize=4)(open_graph)
 
 
 def servers(
@@ -160,9 +162,9 @@ def divided(
     Raises `InputError` for what is said of a server that nobody asks, such as `llm_timeout` of a model in a folder.
     """
     own, about = keywords.names(function), keywords.names(servers)
-    said = {name: value for name, value in options.items() if name in about and name not in own}
+    about_servers = {name: value for name, value in options.items() if name in about and name not in own}
     llm = options.get("llm", "")
-    for name in said:
+    for name in about_servers:
         if name in ("graph_columns", "graph_language"):
             if isinstance(graph, str) and not graph:
                 raise InputError(f"{name} is about a graph, and {function.__name__} reads none: leave it out")
@@ -177,5 +179,5 @@ def divided(
             raise InputError(f"{name} is about a server, and no language model (llm) has its address: leave it out")
         if name.startswith("run_") and not llm:
             raise InputError(f"{name} bounds a language model: give one (llm)")
-    left = {name: value for name, value in options.items() if name not in said}
-    return servers(**keywords.checked(servers, said)), left
+    left = {name: value for name, value in options.items() if name not in about_servers}
+    return servers(**keywords.checked(servers, about_servers)), left

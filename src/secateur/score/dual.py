@@ -17,10 +17,10 @@ from torch import Tensor
 
 from secateur.errors import InputError
 
-__all__ = ["importance", "penalised", "regularised"]
+__all__ = ["importance", "penalise", "regularise"]
 
 
-def regularised(gradient: Tensor, general: Tensor, weight: float, *, share: float = 1.0) -> Tensor:
+def regularise(gradient: Tensor, general: Tensor, weight: float, *, share: float = 1.0) -> Tensor:
     """g~ = g + weight share^2 (G / mean G) g |g| / rms(g): the penalised gradient in units of the gradient itself.
 
     `weight` is the size of the second term beside the first one for a weight of average general importance and average
@@ -38,7 +38,7 @@ def regularised(gradient: Tensor, general: Tensor, weight: float, *, share: floa
     return g + (G * (weight * share**2 / mean)) * (g * (g.abs() / rms))
 
 
-def penalised(gradient: Tensor, general: Tensor, weight: float, *, rate: float, samples: int) -> Tensor:
+def penalise(gradient: Tensor, general: Tensor, weight: float, *, rate: float, samples: int) -> Tensor:
     """g~ = g + weight 2 rate^2 G g^2 / N, as released: `rate` is the learning rate alpha, N the number of samples.
 
     The second term is positive whatever the sign of g. It scales with rate^2 / N, which is tiny: see what it changes

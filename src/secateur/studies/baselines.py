@@ -18,7 +18,8 @@ from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
 from secateur.methods import distillation, timing
 from secateur.reports import display, evidence
-from secateur.runs import executor, keywords
+from secateur.runs import executor, keywords, measuring
+from secateur.runs.backends import Source
 from secateur.score import magnitude as norms
 from secateur.select import allocate, levels, ranking
 from secateur.subjects import Transformer
@@ -98,7 +99,7 @@ def magnitude(
 
 def add(
     out: str | Path,
-    model: executor.Model,
+    model: Source,
     data: Any,
     held_out: Any = None,
 ) -> list[Evidence]:
@@ -111,7 +112,7 @@ def add(
     rows = []
     baselines: tuple[Callable[..., Iterator[Result]], ...] = (every_second_layer, magnitude)
     for row in evidence.read(out):
-        executor.same_judges(row, held_out)
+        measuring.check_judges(row, held_out)
         names = ("seed", "batch", "length", "threads", "device", "text", "label")
         shared = {name: row.settings[name] for name in names if name in row.settings}
         recovery = {name: row.settings[name] for name in ("steps", *distillation.RECORDED) if name in row.settings}
@@ -120,7 +121,7 @@ def add(
             place = Path(out) / "baselines" / f"{baseline.__name__}-{row.target}"
             how = {**shared, "recovery": recovery, "held_out": held_out}
             (found,) = executor.run(baseline, model, data, row.target, place, **how)
-            executor.same_judges(row, held_out, found)
+            measuring.check_judges(row, held_out, found)
             beside[baseline.__name__.replace("_", " ")] = {**found.after, **found.measured}
         rows.append(_noted(replace(row, baselines=beside)))
     executor.publish_evidence(Path(out), rows)

@@ -22,8 +22,9 @@ from secateur.methods.published_rules import duplicate
 from secateur.recover.sparsity import masks
 from secateur.recover.training import initialise
 from secateur.reports import evidence
-from secateur.runs import backends, executor, keywords
-from secateur.runs.backends import network
+from secateur.runs import backends, executor, keywords, measuring
+from secateur.runs.backends import Source
+from secateur.runs.backends.network import Network
 from secateur.score import random
 from secateur.select import ranking
 from secateur.studies.control import LACKS
@@ -42,7 +43,7 @@ Subject = TypeVar("Subject", Traced, Transformer)
 
 def add(
     out: str | Path,
-    model: executor.Model,
+    model: Source,
     data: Any,
     mode: str = "both",
     *,
@@ -70,7 +71,7 @@ def add(
     rows = []
     for row in evidence.read(out):
         assert row.cut is not None
-        executor.same_judges(row, held_out)
+        measuring.check_judges(row, held_out)
         settings = ("seed", "batch", "length", "threads", "device", "text", "label", "sizes")
         shared = {name: row.settings[name] for name in settings if name in row.settings}
         place = Path(out) / row.target if (Path(out) / row.target).is_dir() else Path(out)
@@ -87,7 +88,7 @@ def add(
                     raise
                 notes.append(f"random units could not be trained: {error}")
                 continue
-            executor.same_judges(row, held_out, arm)
+            measuring.check_judges(row, held_out, arm)
             beside[name] = {**arm.after, **arm.measured}
         kept = [note for note in row.cut.notes if note not in notes]
         rows.append(replace(row, baselines=beside, cut=replace(row.cut, notes=(*kept, *notes))))
@@ -115,11 +116,11 @@ def check(
             raise InputError(f"{name}={value} of networks trained from scratch: give a number above 0")
     function = recipes.find(recipe)
     settings = {name: options.get(name, default) for name, default in executor.options(recipe).items()}
-    if backends.name(backends.of_recipe(function)) != "network":
+    if not isinstance(backends.of_recipe(function), Network):
         _check_language(epochs, settings.get("steps", 1), f"a run of {recipe} with steps=0 trains nothing")
         return
     _epochs_and_rate(recipe, settings, epochs, lr)
-    examples = network.read(data, label=options.get("label", "label"))
+    examples = Network().read(data, label=options.get("label", "label"))
     if examples.labels is None and not examples.targets:
         raise DataError(f"{examples.name} has no classes: networks are trained from scratch on classes or boxes; give "
                         "labels, or leave the scratch baseline out")  # fmt: skip

@@ -171,7 +171,7 @@ def test_the_search_never_ends_above_its_start():
 
     def loss(weights) -> float:
         chosen = {site: base[site].weights[level] for site, level in solve(weights).items()}
-        with torch.no_grad(), database.stitched(start.model, start.consumers(), chosen):
+        with torch.no_grad(), database.stitch(start.model, start.consumers(), chosen):
             student = start.forward(items[0]).prediction
         with torch.no_grad():
             answer = start.forward(items[0]).prediction

@@ -14,7 +14,7 @@ from secateur.recipes.sparse import ast
 from secateur.recover.sparsity import adaptive
 from secateur.recover.training import objectives
 from secateur.runs import keywords
-from secateur.runs.backends import language
+from secateur.runs.backends.language import Language
 from secateur.select.pattern import n_of_m
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.matrices import matrices, nonzero
@@ -112,7 +112,7 @@ def test_boosted_has_branches_that_are_counted(kind, tmp_path):
     for matrix in matrices(subject(kind).model, subject(kind).layers()).values():
         rows, columns = matrix.weight.shape
         added += rows * columns // 8 + columns * columns // 8
-        branch = low_rank.of(found.subject.model)[matrix.module]
+        branch = low_rank.find_branches(found.subject.model)[matrix.module]
         sparse = matrices(found.subject.model)[matrix.name].weight
         restored = (sparse + branch.S @ branch.X).unflatten(1, (-1, 8)).sum(2)
         torch.testing.assert_close(restored, matrix.weight.unflatten(1, (-1, 8)).sum(2), rtol=1e-4, atol=1e-5)
@@ -127,15 +127,17 @@ def test_branches_train_as_they_are_told_to(tmp_path):
     (start,) = results(tmp_path / "a", "pattern=2:4", steps=0, slorb=8)
     (both,) = results(tmp_path / "b", "pattern=2:4", slorb=8)
     (alone,) = results(tmp_path / "c", "pattern=2:4", slorb=8, projection=False)
-    first = next(iter(low_rank.of(start.subject.model)))
-    initial, trained, fixed = (low_rank.of(one.subject.model)[first] for one in (start, both, alone))
+    first = next(iter(low_rank.find_branches(start.subject.model)))
+    initial, trained, fixed = (low_rank.find_branches(one.subject.model)[first] for one in (start, both, alone))
     assert not torch.equal(trained.X, initial.X)
     assert torch.equal(fixed.X, initial.X)
     assert not torch.equal(trained.S, initial.S)
     assert not torch.equal(fixed.S, initial.S)
     extra = both.recovery.flops / both.recovery.tokens
     (plain,) = results(tmp_path / "d", "pattern=2:4", steps=1)
-    added = sum(p.numel() for branch in low_rank.of(both.subject.model).values() for p in branch.parameters())
+    added = sum(
+        p.numel() for branch in low_rank.find_branches(both.subject.model).values() for p in branch.parameters()
+    )
     assert extra == pytest.approx(plain.recovery.flops / plain.recovery.tokens + 3 * 2 * added)
 
 
@@ -275,22 +277,22 @@ def test_what_is_saved_is_plain_and_measured_with_its_branches(tmp_path):
     (found,) = results(tmp_path / "run", "pattern=2:4", on=one, slorb=8)
     found.subject.save(tmp_path / "out")
     again = open_subject(tmp_path / "out")
-    assert len(low_rank.of(again.model)) == 4 * 7
-    place = language.where(one, 1, 16, 1)
+    assert len(low_rank.find_branches(again.model)) == 4 * 7
+    place = Language().environment(one, 1, 16, 1)
     corpus = texts.read(tiny.chains(50, 1))
     (_, with_branches, _), sizes = (
-        language.compared(one, again, corpus, place),
-        language.sizes(again, one.example(1, 16)),
+        Language().compare(one, again, corpus, place),
+        Language().sizes(again, one.example(1, 16)),
     )
-    assert language.compared(one, found.subject, corpus, place)[1] == with_branches
-    assert sizes == language.sizes(found.subject, one.example(1, 16))
-    before = language.sizes(one, one.example(1, 16))
+    assert Language().compare(one, found.subject, corpus, place)[1] == with_branches
+    assert sizes == Language().sizes(found.subject, one.example(1, 16))
+    before = Language().sizes(one, one.example(1, 16))
     for measure in ("params", "bytes", "flops"):
         assert sizes[measure].value > before[measure].value, measure
     plain = open_subject(type(one.model).from_pretrained(tmp_path / "out"), tokenizer=one.tokenizer)
     for name, stays in held(plain).items():
         assert bool((stays.unflatten(1, (-1, 4)).sum(2) == 2).all()), name
-    alone = language.compared(one, plain, corpus, place)[1]
+    alone = Language().compare(one, plain, corpus, place)[1]
     assert alone["perplexity"].value != pytest.approx(with_branches["perplexity"].value, rel=1e-3)
 
 

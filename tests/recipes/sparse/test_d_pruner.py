@@ -15,7 +15,7 @@ from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.sparse import d_pruner
 from secateur.recover.training import objectives
-from secateur.runs import executor, keywords
+from secateur.runs import executor, keywords, measuring
 from secateur.score import hessian, obs
 from secateur.select import weights
 from secateur.subjects import Transformer, open_streamed, open_subject
@@ -423,7 +423,7 @@ def test_general_skill_is_measured_beside_the_domains_on_text_that_was_held_out(
     assert len(train) + len(held) == len(OPEN)
     for found, place in ((row.before, "llama"), (row.after, "out")):
         length = row.settings["length"]
-        alone = executor.measure(tmp_path / place, data=held, batch=2, length=length)["model"]
+        alone = measuring.measure(tmp_path / place, data=held, batch=2, length=length)["model"]
         assert found["general/perplexity"].value == pytest.approx(alone["perplexity"].value)
     assert "general: Perplexity" in (tmp_path / "out" / "report.html").read_text("utf-8")
     assert json.loads((tmp_path / "out" / "work" / "general.json").read_text())["text"] == train.digest

@@ -20,7 +20,7 @@ from secateur.measure import latency
 from secateur.recipes.sparse import slimmoe as recipe
 from secateur.recipes.sparse.slimmoe import slimmoe
 from secateur.recover.training import loop
-from secateur.runs import executor, keywords
+from secateur.runs import executor, keywords, measuring
 from secateur.score import experts, routing
 from secateur.select import clusters
 from secateur.subjects import Moe, open_subject
@@ -188,7 +188,7 @@ def test_experts_may_become_the_means_of_those_whose_rows_are_near(
     assert 1 < count < 8
     for layer, mixture in small.mixtures().items():
         old = subject.mixtures()[layer]
-        groups = clusters.grouped(routing.row_distance(old.router.weight), count)
+        groups = clusters.cluster_layer(routing.row_distance(old.router.weight), count)
         assert sorted(expert for one in groups for expert in one) == list(range(8))
         assert max(map(len, groups)) > 1
         rows = [old.router.weight[one].detach().double().mean(0).float() for one in groups]
@@ -347,7 +347,7 @@ def test_each_stage_is_saved_and_measured_and_a_run_goes_on_behind_it(
 
 def test_a_run_tells_what_each_stage_was(subject: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
-    monkeypatch.setattr(executor.latency, "compare", lambda *_, **__: same)
+    monkeypatch.setattr(measuring.latency, "compare", lambda *_, **__: same)
     how = {"stages": "66%,34%", "steps": 3, "length": 16, "train_batch": 4}
     (row,) = executor.run("slimmoe", subject, tiny.chains(300), "params=80%", tmp_path / "out", **how)
     assert row.after["params"].value < row.stages["stage 1"]["params"].value < row.before["params"].value

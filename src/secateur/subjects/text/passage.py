@@ -100,6 +100,8 @@ class Passages:
     a space where one was cut between them. `order`: in which order they are read; those that it leaves out are not.
     """
 
+    backend = "secateur.runs.backends.documents:PassageTexts"
+
     def __init__(
         self,
         texts: Sequence[str],

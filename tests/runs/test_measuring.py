@@ -1,8 +1,9 @@
-"""What a run says of a sparse result: its zeros, what they cost packed, and that they bring nothing by themselves."""
+"""What is measured of a result beside its original, of a sparse one above all, and of any model alone."""
 
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ import tiny
 from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.measure import latency
 from secateur.reports import evidence
-from secateur.runs import executor
-from secateur.runs.executor import _pattern, _worth
+from secateur.runs import executor, measuring
+from secateur.runs.backends.language import Language
+from secateur.runs.measuring import _off_pattern, _zeros_notes
 from secateur.select import pattern, weights
 from secateur.subjects import matrices
 from secateur.subjects.transformer import blocks
@@ -47,6 +49,7 @@ def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     (root / "texts.txt").write_text("\n".join(tiny.sentences(200)))
     tiny.folder("llama", root / "llama")
+    tiny.folder("bert", root / "bert", sentence=True)
     return root
 
 
@@ -55,7 +58,7 @@ def steady_clock():
     """The pair of latencies of models that are equally fast: none of these tests is about the clock."""
     same = latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executor.latency, "compare", lambda *_, **__: same)
+        patch.setattr(measuring.latency, "compare", lambda *_, **__: same)
         yield
 
 
@@ -103,19 +106,19 @@ def test_a_run_whose_pattern_does_not_hold_has_missed(places, tmp_path):
 def test_dense_matrices_are_spared_only_where_nothing_fits_or_the_recipe_may_choose():
     good = torch.tensor([[1.0, 0.0, 2.0, 0.0]]).repeat(2, 2)
     odd, head = torch.ones(2, 6), torch.ones(2, 8)
-    assert _pattern({"good": good}, Pattern(2, 4), every=True) == (Figure(0.0), [])
-    figure, (note,) = _pattern({"good": good, "odd": odd}, Pattern(2, 4), every=True)
+    assert _off_pattern({"good": good}, Pattern(2, 4), every=True) == (Figure(0.0), [])
+    figure, (note,) = _off_pattern({"good": good, "odd": odd}, Pattern(2, 4), every=True)
     assert figure.value == 0
     assert note == "left dense by pattern=2:4: odd"
     short = torch.cat([good, torch.ones(2, 2)], 1)
-    figure, (note,) = _pattern({"good": good, "short": short}, Pattern(2, 4), every=True)
+    figure, (note,) = _off_pattern({"good": good, "short": short}, Pattern(2, 4), every=True)
     assert figure.value == 0
     assert note == "pattern=2:4 leaves the last inputs dense, which fill no group of 4, in short"
-    figure, (note,) = _pattern({"good": good, "head": head}, Pattern(2, 4), every=True)
+    figure, (note,) = _off_pattern({"good": good, "head": head}, Pattern(2, 4), every=True)
     assert figure.value == 4
     assert "does not hold in head: 4 runs of 4 weights of the first have more than 2" in note
-    assert _pattern({"good": good, "head": head}, Pattern(2, 4), every=False)[0].value == 0
-    assert _pattern({"head": head}, Pattern(2, 4), every=False)[0].value == 4  # nothing was done at all
+    assert _off_pattern({"good": good, "head": head}, Pattern(2, 4), every=False)[0].value == 0
+    assert _off_pattern({"head": head}, Pattern(2, 4), every=False)[0].value == 4  # nothing was done at all
 
 
 @pytest.mark.parametrize("recipe", ["magnitude", "wanda", "sparsegpt", "owl", "d_pruner"])
@@ -214,13 +217,13 @@ def test_matrices_are_held_to_patterns_of_their_own_whose_mean_was_asked_for():
     one, three = torch.tensor([[1.0, 0, 0, 0]]).repeat(2, 2), torch.tensor([[1.0, 1, 1, 0]]).repeat(2, 2)
     both, asked = {"one": one, "three": three}, Pattern(2, 4)
     own = {"one": Pattern(1, 4), "three": Pattern(3, 4)}
-    assert _pattern(both, asked, every=True, each=own) == (Figure(0.0), [])
-    assert _pattern(both, asked, every=True)[0].value == 4
-    figure, (note,) = _pattern({"one": three, "three": three}, asked, every=True, each=own)
+    assert _off_pattern(both, asked, every=True, each=own) == (Figure(0.0), [])
+    assert _off_pattern(both, asked, every=True)[0].value == 4
+    figure, (note,) = _off_pattern({"one": three, "three": three}, asked, every=True, each=own)
     assert figure.value == 4
     assert note.endswith("does not hold in one: 4 runs of 4 weights of the first have more than 1 that are not zero")
     for wrong in ({**own, "one": Pattern(2, 4)}, {"one": Pattern(1, 4), "three": Pattern(6, 8)}):
-        figure, (note,) = _pattern(both, asked, every=True, each=wrong)
+        figure, (note,) = _off_pattern(both, asked, every=True, each=wrong)
         assert figure.value == 4, "more than was asked for, or runs of another length"
         assert "does not hold in three" in note
 
@@ -229,23 +232,41 @@ def test_the_note_on_zeros_needs_zeros_no_smaller_file_and_no_speed():
     before = {"bytes": Figure(100.0), "zeros": Figure(0.0), "packed_bytes": Figure(100.0)}
     after = {"bytes": Figure(100.0), "zeros": Figure(0.5), "packed_bytes": Figure(60.0)}
     slow, fast = {"speedup": Figure(1.0, 0.98, 1.02)}, {"speedup": Figure(1.4, 1.3, 1.5)}
-    (note,) = _worth(before, after, slow)
+    (note,) = _zeros_notes(before, after, slow)
     assert note.replace("\u00a0", " ").startswith("50.0 % of the weights in its matrices are zero")
     assert note.replace("\u00a0", " ").endswith("packed it would take 60.0 B in place of 100 B")
-    assert len(_worth(before, after, {})) == 1
-    assert _worth(before, after, fast) == []
-    assert _worth(before, {**after, "bytes": Figure(60.0)}, slow) == []
-    assert _worth(before, {**after, "zeros": Figure(0.04)}, slow) == []
+    assert len(_zeros_notes(before, after, {})) == 1
+    assert _zeros_notes(before, after, fast) == []
+    assert _zeros_notes(before, {**after, "bytes": Figure(60.0)}, slow) == []
+    assert _zeros_notes(before, {**after, "zeros": Figure(0.04)}, slow) == []
 
 
 def test_a_network_tells_its_zeros_too():
-    from secateur.runs.backends import network
+    from secateur.runs.backends.network import Network
     from secateur.subjects import open_traced
 
     net = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 3))
     with torch.no_grad():
         net[0].weight[:4] = 0.0
-    row = network.sizes(open_traced(net, torch.randn(1, 4, 8, 8)), None)
+    row = Network().sizes(open_traced(net, torch.randn(1, 4, 8, 8)), None)
     assert row["weights"].value == 4 * 36 + 8 * 36 * 3
     assert row["zeros"].value == pytest.approx(144 / (288 + 864))
     assert row["packed_bytes"].value < row["bytes"].value
+
+
+def test_tasks_are_refused_for_what_does_not_speak(places, monkeypatch):
+    monkeypatch.setattr(Language, "sizes", None)  # before anything is measured
+    with pytest.raises(InputError, match="lm-eval tasks need a language model"):
+        measuring.measure(places / "bert", tasks=["arc_easy"])
+
+
+def test_models_of_different_tokenizers_are_not_measured_on_each_others_tokens(places, tmp_path):
+    other = tmp_path / "other"
+    tiny.folder("llama", other)
+    path = other / "tokenizer.json"
+    text = json.loads(path.read_text())
+    vocabulary = text["model"]["vocab"]
+    vocabulary["tree"], vocabulary["garden"] = vocabulary["garden"], vocabulary["tree"]
+    path.write_text(json.dumps(text))
+    with pytest.raises(InputError, match=r"different tokenizers: '(tree|garden)' is"):
+        measuring.measure(tiny.folder("llama", tmp_path / "llama"), other, tiny.sentences(50), batch=2, length=16)

@@ -13,9 +13,9 @@ import tiny
 from secateur.data import texts
 from secateur.errors import InputError
 from secateur.measure import loyalty
-from secateur.runs import executor
+from secateur.runs import measuring
 from secateur.runs.backends import language
-from secateur.runs.distilling import together
+from secateur.runs.distilling import ensembles
 
 QUICK = {"batch": 2, "length": 16}
 KINDS = {"classes": (BertForSequenceClassification, 3), "tokens": (BertForTokenClassification, 3),
@@ -24,8 +24,8 @@ KINDS = {"classes": (BertForSequenceClassification, 3), "tokens": (BertForTokenC
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setitem(executor.CLOCK, "pairs", 6)
-    monkeypatch.setitem(executor.CLOCK, "enough", 6)
+    monkeypatch.setitem(measuring.CLOCK, "pairs", 6)
+    monkeypatch.setitem(measuring.CLOCK, "enough", 6)
 
 
 def made(kind, seed, classes=None):
@@ -51,7 +51,7 @@ def told(subject, spoken):
 def test_loyalty_is_to_each_and_to_the_mean_of_their_probabilities(kind):
     student, one, other = (made(kind, seed) for seed in range(3))
     spoken = tiny.sentences(48)
-    found = executor.measure(student, [one, other], spoken, **QUICK)
+    found = measuring.measure(student, [one, other], spoken, **QUICK)
     names = [f"{type(one.model).__name__} {number}" for number in (1, 2)]
     assert list(found) == ["model", *(f"{part} {name}" for name in names for part in ("against", "both")),
                            "both ensemble"]  # fmt: skip
@@ -75,7 +75,7 @@ def test_the_ensembles_own_accuracy_stands_beside_it():
     labels = torch.empty(48, dtype=torch.long)
     labels[torch.as_tensor(np.concatenate([order.rows(number) for number in range(3)]))] = answers
     rows = [{"text": text, "label": label} for text, label in zip(spoken, labels.tolist(), strict=True)]
-    found = executor.measure(student, [one, other], texts.read(rows), **QUICK)
+    found = measuring.measure(student, [one, other], texts.read(rows), **QUICK)
     assert found["ensemble"]["accuracy"].value == 1.0
     assert found["both ensemble"]["label_loyalty"].value == pytest.approx(found["model"]["accuracy"].value)
     assert found["model"]["accuracy"].value < 1
@@ -84,7 +84,7 @@ def test_the_ensembles_own_accuracy_stands_beside_it():
 def test_numbers_are_averaged_as_numbers():
     student, one, other = (made("number", seed) for seed in range(3))
     spoken = tiny.sentences(48)
-    found = executor.measure(student, [one, other], spoken, **QUICK)["both ensemble"]
+    found = measuring.measure(student, [one, other], spoken, **QUICK)["both ensemble"]
     ours, *theirs = (told(subject, spoken).flatten() for subject in (student, one, other))
     wanted = loyalty.numbers(ours, loyalty.averaged(theirs))
     assert set(found) == {"pearson", "rank_loyalty", "rmse"}
@@ -134,15 +134,15 @@ def nets(tmp_path):
 
 def test_networks_are_named_by_their_functions(nets):
     name = {one: f"{nets}/nets.py:{one}" for one in ("student", "one", "other", "same", "four")}
-    found = executor.measure(name["student"], [name["one"], name["other"]], nets / "data.npz", batch=8)
+    found = measuring.measure(name["student"], [name["one"], name["other"]], nets / "data.npz", batch=8)
     assert list(found) == ["model", "against nets.py:one", "both nets.py:one", "against nets.py:other",
                            "both nets.py:other", "ensemble", "both ensemble"]  # fmt: skip
-    alone = executor.measure(name["student"], name["other"], nets / "data.npz", batch=8)
+    alone = measuring.measure(name["student"], name["other"], nets / "data.npz", batch=8)
     assert list(alone) == ["model", "against", "both"]
-    assert alone.keys() == executor.measure(name["student"], [name["other"]], nets / "data.npz", batch=8).keys()
+    assert alone.keys() == measuring.measure(name["student"], [name["other"]], nets / "data.npz", batch=8).keys()
     both = ("label_loyalty", "probability_loyalty")
     np.savez(nets / "plain.npz", inputs=np.load(nets / "data.npz")["inputs"])
-    bare = executor.measure(name["student"], [name["one"], name["other"]], nets / "plain.npz", batch=8)
+    bare = measuring.measure(name["student"], [name["one"], name["other"]], nets / "plain.npz", batch=8)
     assert {figure: bare["both ensemble"][figure] for figure in both} == bare["both ensemble"]
     assert bare["both ensemble"] == found["both ensemble"]
     assert "cosine" in bare["both nets.py:one"]
@@ -156,13 +156,13 @@ def test_networks_are_named_by_their_functions(nets):
         (("one", "four"), "the model gives rows of 3 and nets.py:four rows of 4: use models of the same classes"),
     ):
         with pytest.raises(InputError, match=words) as caught:
-            executor.measure(name["student"], [name[one] for one in others], nets / "data.npz", batch=8)
+            measuring.measure(name["student"], [name[one] for one in others], nets / "data.npz", batch=8)
         assert "\n" not in str(caught.value)
 
 
 def test_what_can_not_be_compared_with_several_is_refused(monkeypatch):
     student, one = made("classes", 0), made("classes", 1)
-    monkeypatch.setattr(executor.latency, "compare", None)  # before anything is timed
+    monkeypatch.setattr(measuring.latency, "compare", None)  # before anything is timed
     named = made("classes", 2)
     named.model.config.id2label = {0: "a", 1: "b", 2: "c"}
     mine = made("classes", 3)
@@ -177,23 +177,23 @@ def test_what_can_not_be_compared_with_several_is_refused(monkeypatch):
         (student, secateur.open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer()), "open both with the same"),
     ):
         with pytest.raises(InputError, match=words) as caught:
-            executor.measure(model, [one, other], tiny.sentences(20), **QUICK)
+            measuring.measure(model, [one, other], tiny.sentences(20), **QUICK)
         assert "\n" not in str(caught.value)
 
 
 def test_language_models_have_an_ensemble_and_embeddings_none():
     for kind, parts in (("llama", {"ensemble", "both ensemble"}), ("bert", set())):
         opened = [secateur.open_subject(tiny.model(kind, seed), tokenizer=tiny.tokenizer()) for seed in range(3)]
-        found = executor.measure(opened[0], opened[1:], tiny.sentences(60), **QUICK)
+        found = measuring.measure(opened[0], opened[1:], tiny.sentences(60), **QUICK)
         assert {name for name in found if "ensemble" in name} == parts
-    assert list(executor.measure(opened[0], [], **QUICK)) == ["model"]
+    assert list(measuring.measure(opened[0], [], **QUICK)) == ["model"]
 
 
 def test_names_are_as_short_as_tells_models_apart(tmp_path):
-    assert together.named(["a/one", "a/two"]) == ["one", "two"]
-    assert together.named(["a/one", "b/one"]) == ["a/one", "b/one"]
-    assert together.named(["a/ensemble", "a/two"]) == ["a/ensemble", "a/two"], "that is what all are called"
-    assert together.named(["ensemble", "two"]) == ["ensemble 1", "two 2"]
+    assert ensembles.name_models(["a/one", "a/two"]) == ["one", "two"]
+    assert ensembles.name_models(["a/one", "b/one"]) == ["a/one", "b/one"]
+    assert ensembles.name_models(["a/ensemble", "a/two"]) == ["a/ensemble", "a/two"], "that is what all are called"
+    assert ensembles.name_models(["ensemble", "two"]) == ["ensemble 1", "two 2"]
     (tmp_path / "one").mkdir()
     with pytest.raises(InputError, match="twice: name each model once"):
-        together.named([tmp_path / "one", f"{tmp_path}/./one/"])
+        ensembles.name_models([tmp_path / "one", f"{tmp_path}/./one/"])

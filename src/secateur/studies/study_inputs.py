@@ -1,4 +1,4 @@
-"""From a study's name to its answer, as the command line asks for it: open, plan, answer, write.
+"""From a study's name to its answer, `secateur study`: open, plan, answer, write.
 
 out/run.yaml       what repeats the study
 out/study.json     its figures, seed by seed, with settings and seeds
@@ -18,15 +18,15 @@ from typing import Any
 import yaml
 
 from secateur import recipes, studies
-from secateur._utils.disk import atomic_write, guard
-from secateur._utils.rundir import Run
+from secateur._utils.disk import atomic_write
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
-from secateur.measure import environment
+from secateur.measure.environment import describe as describe_machine
 from secateur.reports import sheet
 from secateur.reports.sheet import Sheet, Table
 from secateur.runs import configs, keywords
-from secateur.runs.backends import network
+from secateur.runs.backends.network import Model, Network
+from secateur.runs.executor import open_run
 from secateur.subjects.network.traced import Traced
 
 __all__ = ["configured", "study"]
@@ -34,7 +34,7 @@ __all__ = ["configured", "study"]
 
 def study(
     study: str,
-    model: network.Model | None = None,
+    model: Model | None = None,
     data: str | Path | Examples | None = None,
     out: str | Path = "",
     *,
@@ -61,26 +61,27 @@ def study(
     studies.options(study)  # an unknown study is refused before its module is looked for
     card, module = studies.cards()[study], importlib.import_module(f"secateur.studies.{study}")
     function = getattr(module, study)
-    own, rest = _chosen(study, function, card, options)
+    own, rest = _split_options(study, function, card, options)
     keywords.check_seed(*own.get("seeds", ()))
     subject = examples = None
     hashes: dict[str, str] = {}
     if card["recipe"]:
         if model is None or data is None:
             raise InputError(f"study {study} needs a network and examples: give MODEL and --data")
-        examples = network.read(data)
-        subject = network.opened(model, None, examples)
-        examples = network.fitted(examples, subject)
+        backend = Network()
+        examples = backend.read(data)
+        subject = backend.open(model, None, examples)
+        examples = backend.fit_data(examples, subject)
         if examples.targets:
             raise DataError(f"{examples.name} holds boxes: study {study} counts right classes; give labels")
-        hashes = {"model_sha256": network.digest(subject), "data_sha256": examples.digest}
+        hashes = {"model_sha256": backend.digest(subject), "data_sha256": examples.digest}
     elif model is not None or data is not None:
         raise InputError(f"study {study} takes no MODEL and no --data: everything is drawn")
     planned = module.plan(subject, examples, **own, **rest)
     if dry_run:
         rows = [["What", "How many"], *([name, str(count)] for name, count in planned.items())]
-        told = ", ".join(f"{count} {name}" for name, count in planned.items())
-        return Sheet(study, f"dry run: {told}", [Table(f"study {study}: what it takes", rows)], planned)
+        summary = ", ".join(f"{count} {name}" for name, count in planned.items())
+        return Sheet(study, f"dry run: {summary}", [Table(f"study {study}: what it takes", rows)], planned)
     varied = card["grid"].split()
     settings = {
         "command": "study", "study": study,
@@ -88,19 +89,15 @@ def study(
         **{k: v for k, v in rest.items() if k in options}, **hashes,
     }  # fmt: skip
     grid = json.loads(json.dumps({name: own[name] for name in varied}))  # lists, as YAML has them
-    named = _named(subject, model, data, examples)
-    machine = environment.describe()
-    with (
-        guard(Path(out)),
-        Run.open(out, settings, about={**grid, **named, "versions": machine}, overwrite=overwrite) as run,
-    ):
-        progress = _told if card["recipe"] else iter
+    named = _source_names(subject, model, data, examples)
+    with open_run(out, settings, {**grid, **named}, overwrite=overwrite) as run:
+        progress = _announce if card["recipe"] else iter
         answer: Sheet = function(subject, examples, run.folder("runs"), progress, **own, **rest).sheet()
         record = run.root / "run.yaml"
         before = yaml.safe_load(record.read_text("utf-8"))
         if {name: before.get(name) for name in grid} != grid:  # the grid has grown since the folder was made
             atomic_write(record, yaml.safe_dump({**before, **grid}, sort_keys=False))
-        sheet.write(run.root, answer, {**settings, **grid, **named}, environment=machine,
+        sheet.write(run.root, answer, {**settings, **grid, **named}, environment=describe_machine(),
                     run_yaml=record.read_text("utf-8"))  # fmt: skip
     return answer
 
@@ -115,7 +112,7 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
     )
 
 
-def _chosen(
+def _split_options(
     name: str, function: Any, card: Mapping[str, str], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the study's own options, those of its recipe), checked; those of the recipe that were given."""
@@ -140,7 +137,7 @@ def _flags(function: Any) -> dict[str, Any]:
     return keywords.flat(function, {name: option.default for name, option in keywords.of(function).items()})
 
 
-def _named(subject: Traced | None, model: Any, data: Any, examples: Examples | None) -> dict[str, str]:
+def _source_names(subject: Traced | None, model: Any, data: Any, examples: Examples | None) -> dict[str, str]:
     """The network and the data as they were given, to be found again."""
     if subject is None or examples is None:
         return {}
@@ -148,7 +145,7 @@ def _named(subject: Traced | None, model: Any, data: Any, examples: Examples | N
     return {"model": network_name, "data": str(data) if isinstance(data, str | Path) else examples.name}
 
 
-def _told(trials: Sequence[Any]) -> Iterator[Any]:
+def _announce(trials: Sequence[Any]) -> Iterator[Any]:
     """The trials, each announced in a line on the standard error."""
     for number, one in enumerate(trials, 1):
         print(f"{number} of {len(trials)}: {one}", file=sys.stderr, flush=True)
