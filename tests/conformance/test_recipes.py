@@ -92,7 +92,6 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "channels=60%",
         {
             "batch": 8,
-            "judged": 1,
             "layer_keep": 0.0,
             "least": 2,
             "sparse_epochs": 4,
