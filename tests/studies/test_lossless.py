@@ -58,8 +58,8 @@ def files(tmp_path_factory):
 
 def test_a_study_of_the_recipe_scores_once_per_seed_and_goes_on_where_it_stopped(tmp_path, files, monkeypatch):
     scored = []
-    vote = recipe.vote
-    monkeypatch.setattr(recipe, "vote", lambda *given, **how: scored.append(how["seed"]) or vote(*given, **how))
+    vote = recipe.count_votes
+    monkeypatch.setattr(recipe, "count_votes", lambda *given, **how: scored.append(how["seed"]) or vote(*given, **how))
     options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **toy.QUICK}
 
     def study():
@@ -80,12 +80,12 @@ def test_a_study_of_the_recipe_scores_once_per_seed_and_goes_on_where_it_stopped
 def test_controls_take_the_votes_of_their_seed_and_are_the_recipe_s_own(tmp_path, files, monkeypatch):
     """Bit for bit what dp4tl gives in that order, or without pre-training; asked for later, the rest is not redone."""
     scored, trained = [], []
-    vote, fit = recipe.vote, recipe.fit
-    monkeypatch.setattr(recipe, "vote", lambda *given, **how: scored.append(how["seed"]) or vote(*given, **how))
+    vote, fit = recipe.count_votes, recipe.fit
+    monkeypatch.setattr(recipe, "count_votes", lambda *given, **how: scored.append(how["seed"]) or vote(*given, **how))
 
-    def noted(model, data, **how):
-        trained.append(how["epochs"])
-        return fit(model, data, **how)
+    def noted(model, data, training, **how):
+        trained.append(how.get("epochs", training.epochs))
+        return fit(model, data, training, **how)
 
     monkeypatch.setattr(recipe, "fit", noted)
     options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **toy.QUICK}
@@ -126,7 +126,7 @@ PLAN = {"shares": (0.5, 0.75), "seeds": (0, 1), "measure": "linear probe", "tole
 
 
 def test_a_plan_counts_trainings_and_trains_nothing(files, monkeypatch):
-    monkeypatch.setattr(recipe, "fit", lambda model, *given, epochs, **how: None if not epochs else 1 / 0)
+    monkeypatch.setattr(recipe, "fit", lambda model, *given, epochs=1, **how: None if not epochs else 1 / 0)
     options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **toy.QUICK}
     found = lossless.plan(toy.opened(), toy.source(), **PLAN, **options)
     assert found == {"surrogates": 2, "pre-trainings": 6, "transfers": 12}

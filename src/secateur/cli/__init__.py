@@ -412,7 +412,7 @@ def _run(given: dict[str, Any]) -> None:
     from secateur.runs import executor
 
     if fresh:  # what can't be trained from scratch is said before the run
-        from secateur.studies import scratch_baseline
+        from secateur.runs import scratch_baseline
 
         scratch_baseline.check(given["recipe"], given["data"], given, **how)
     rows = _followed(executor.results(**given))

@@ -34,7 +34,7 @@ from secateur.vocabulary import Figure, Recovery, Training
 
 __all__ = [
     "DEFAULTS", "Arm", "describe_arms", "equal_flops", "finetune_length", "fit", "forward_flops", "give_verdict",
-    "mark_correct", "train_arms",
+    "mark_correct", "split_judged", "train_arms",
 ]  # fmt: skip
 
 
@@ -144,6 +144,17 @@ def mark_correct(model: nn.Module, data: Examples, batch: int = 256) -> NDArray[
             logits = objectives.logits(model(part["inputs"].to(device)))
             marks.append((logits.argmax(-1).cpu() == part["labels"]).numpy())
     return np.concatenate(marks)
+
+
+def split_judged(data: Examples, judged: Examples | None, seed: int) -> tuple[Examples, Examples]:
+    """(what is learned from, what is judged on): a tenth of the data under the seed, unless `judged` is given.
+
+    Raises `DataError` where one of the two has no classes.
+    """
+    for part in (data, data if judged is None else judged):
+        if part.labels is None:
+            raise DataError(f"{part.name} has no classes: give labels, for all arms are judged by accuracy")
+    return data.split(seed=seed) if judged is None else (data, judged)
 
 
 # ------------------------------------------------------------------------------------------------------- arms

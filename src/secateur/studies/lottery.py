@@ -19,7 +19,7 @@ from secateur.data import examples
 from secateur.data.examples import Augment, Examples
 from secateur.errors import InputError
 from secateur.measure import statistics
-from secateur.methods.arms import DEFAULTS, fit, give_verdict, mark_correct
+from secateur.methods.arms import DEFAULTS, fit, give_verdict, mark_correct, split_judged
 from secateur.methods.published_rules import duplicate, prune
 from secateur.recover.training import initialise
 from secateur.reports import sheet as sheets
@@ -27,7 +27,6 @@ from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table
 from secateur.runs import keywords
 from secateur.runs.backends import network
-from secateur.studies import scratch
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure, Training
 
@@ -158,7 +157,7 @@ def lottery(
     trials = [Trial(seed, lr) for seed in dict.fromkeys(seeds) for lr in dict.fromkeys(lrs)]
     found: dict[Trial, list[float]] = {}
     for trial in progress(trials):
-        parts = scratch.parts(data, apart, trial.seed)
+        parts = split_judged(data, apart, trial.seed)
         record = {**about, "seed": trial.seed, **keywords.flat(lottery, how)}
         with Run.open(Path(folder, f"seed-{trial.seed}"), record) as run:
 
@@ -190,7 +189,7 @@ def plan(
     _check(lrs, seeds, **how)
     apart = examples.read(judged) if judged else None
     for seed in dict.fromkeys(seeds):
-        for part in scratch.parts(data, apart, seed):
+        for part in split_judged(data, apart, seed):
             network.fitted(part, subject)
     prune(_draw(subject, 0, how["norm"]), _left(how["method"], how["kept"]), how["method"])
     many = len(set(seeds)) * len(set(lrs))

@@ -11,8 +11,8 @@ import torch
 from recipes.vision import nets
 from secateur.errors import InputError
 from secateur.methods.arms import Arm
+from secateur.methods.control import LACKS, Control, describe, scratch_control
 from secateur.methods.published_rules import prune
-from secateur.studies.control import LACKS, Control, describe, scratch_control
 from secateur.vocabulary import Budget
 
 QUICK = {"epochs": 2, "batch": 24, "lr": 0.05}

@@ -15,13 +15,12 @@ from torch import nn
 
 from secateur._utils.disk import atomic_write
 from secateur.data.examples import Augment, Examples
-from secateur.errors import DataError, InputError
+from secateur.errors import InputError
 from secateur.measure import statistics
-from secateur.methods.arms import DEFAULTS, Arm, forward_flops, give_verdict, train_arms
+from secateur.methods.arms import DEFAULTS, Arm, forward_flops, give_verdict, split_judged, train_arms
 from secateur.methods.published_rules import Pruned
 from secateur.recover.sparsity import masks
 from secateur.reports import evidence
-from secateur.runs import keywords
 from secateur.vocabulary import Figure, Training
 
 __all__ = ["LACKS", "Control", "describe", "scratch_control"]
@@ -151,13 +150,9 @@ def scratch_control(
     """
     if mode not in ("E", "B", "both"):
         raise InputError(f"mode={mode!r} is not one of E, B, both")
-    if not seeds:
-        raise InputError("no seed was given: give at least one, and three for a verdict")
-    keywords.check_seed(*seeds)
-    if data.labels is None:
-        raise DataError(f"{data.name} has no classes: give labels, for all arms are judged by accuracy")
-    if judged is None:
-        data, judged = data.split(seed=seeds[0])
+    if not seeds or min(seeds) < 0:
+        raise InputError(f"seeds={list(seeds)}: give one of at least 0, and three for a verdict")
+    data, judged = split_judged(data, judged, seeds[0])
     training = replace(training or Training(), **settings).default(**DEFAULTS)
     by_name: dict[str, list[Arm]] = {}
     costs, widths, notes = [], dict[str, float](), dict[str, None]()
