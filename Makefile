@@ -28,16 +28,16 @@ test: style  ## formatting, types, import contracts, all fast tests
 
 lint: style  ## ruff, import-linter, mypy --strict on the package, and on claims and benchmarks what they call
 	@$(BIN)/mypy
-	@$(BIN)/mypy --config-file tests/claims/mypy.ini
+	@$(BIN)/mypy --config-file claims/mypy.ini
 
 style: $(VENV)/.full
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/lint-imports
 
-claims: $(VENV)/.full  ## the papers' claims on real data; RECIPE=name for one recipe
-	@status=0; $(BIN)/python -m pytest -m claim --timeout=900 $(if $(RECIPE),tests/claims/test_$(RECIPE).py,tests/claims) \
-		|| status=$$?; $(BIN)/python scripts/tables.py; exit $$status
+claims: $(VENV)/.full  ## the papers' claims on real data; RECIPE=name for one system, STALE=1 for rows of older code, PILOT=1 to try them out
+	@PILOT=$(PILOT) $(BIN)/python -m claims $(RECIPE) $(if $(STALE),--stale)
+	@$(BIN)/python scripts/tables.py
 
 docs: $(VENV)/.full  ## the documentation in site/, and the tables generated from docs/evidence
 	@$(BIN)/python scripts/tables.py
@@ -58,7 +58,7 @@ changelog: $(VENV)/.full  ## gather changes/ into CHANGELOG.md for the version i
 
 clean:  ## remove what was built: the environment, caches, the site; not the demo's results
 	@rm -rf $(VENV) site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	@find src tests examples scripts benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	@find src tests claims examples scripts benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # bin/pip is the last thing venv writes, so an interrupted venv is made anew.
 $(BIN)/pip:

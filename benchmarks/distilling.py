@@ -173,18 +173,18 @@ def cached(seed: int, steps: int) -> dict[str, Any]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sys.path.append(str(peers.ROOT / "tests"))
-    from claims import lab
+    sys.path.append(str(peers.ROOT))
+    from claims._lab import language
     from secateur.measure import quality
     from secateur.recover.distillation import teachers
     from secateur.recover.training import loop, objectives
     from secateur.subjects import open_subject
 
-    teacher = lab.llama()
+    teacher = language.llama()
     small = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "num_hidden_layers": 3}
-    config = LlamaConfig(**{**teacher.model.config.to_dict(), **lab.SHAPE, **small})
-    feed = lab.batches(teacher, seed=seed)
-    held = lab.batches(teacher, seed=0, held=True).take(60)
+    config = LlamaConfig(**{**teacher.model.config.to_dict(), **language.SHAPE, **small})
+    feed = language.batches(teacher, seed=seed)
+    held = language.batches(teacher, seed=0, held=True).take(60)
     found: dict[str, Any] = {"steps": steps}
 
     def taught(how: str, count: int) -> tuple[Any, float]:
@@ -202,7 +202,7 @@ def cached(seed: int, steps: int) -> dict[str, Any]:
         began = time.perf_counter()
         known = teachers.remembered(
             folder, teacher.model, teacher.forward, teacher.tokenizer, feed, steps,
-            k=K, drawn=K - 1, temperature=1.0, key={"data": lab.training().digest, "seed": seed},
+            k=K, drawn=K - 1, temperature=1.0, key={"data": language.training().digest, "seed": seed},
         )  # fmt: skip
         found["filling"] = time.perf_counter() - began
         found["bytes"] = sum(file.stat().st_size for file in Path(folder).iterdir())

@@ -5,7 +5,7 @@
 
 Time: cleaning and block tree of each page on its own, best of three, one thread. Recall: whether the answer is in
 what is left of five pages, under four budgets, with the same sentence encoder and its tokens; the questions are made as
-those of the claims are (tests/claims/pages.py). The package works in an environment of its own, with blocks of 256
+those of the claims are (claims/_lab/pages.py). The package works in an environment of its own, with blocks of 256
 words, which its authors advise, and with blocks of 32, where it keeps more. It takes a minute for a question: it is
 asked the first ones only, and all three are compared on these.
 """
@@ -59,8 +59,8 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
 
     if not job["asked"]:
         return timed(job, open_page)
-    sys.path.append(str(peers.ROOT / "tests"))
-    from claims import pages
+    sys.path.append(str(peers.ROOT))
+    from claims._lab import pages
 
     embed, outputs = pages.Remembered(encoders.encoder(job["encoder"])), []
     count = encoders.counter(job["encoder"])
@@ -146,9 +146,9 @@ def main(given: Sequence[str] | None = None) -> None:
         work = ours if options.child == "secateur" else package
         Path(options.out).write_text(json.dumps(work(job)))
         return
-    sys.path.append(str(peers.ROOT / "tests"))
+    sys.path.append(str(peers.ROOT))
     from assets import packages
-    from claims import pages
+    from claims._lab import pages
     from secateur.measure.environment import describe
     from secateur.retrieval import encoders
 

@@ -85,13 +85,13 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=256)
     options = parser.parse_args(given)
-    model = rerankers.opened(str(packages.minilm())).with_head()
+    model = rerankers.open_reranker(str(packages.minilm())).with_head()
     model.eval()
     asked = passages(model, options.pairs)
     batches = []
     for question, texts in asked:
         blocks = [model.blocks(question, [text])[0] for text in texts]
-        batches.append(rerankers.padded(blocks, model.tokenizer.pad_token_id))
+        batches.append(rerankers.pad(blocks, model.tokenizer.pad_token_id))
     length = sum(int(batch["attention_mask"].sum()) for batch in batches) / (len(batches) * EACH)
     halves = [{name: part[half] for name, part in one.items()} for one in batches for half in (HALF, OTHER)]
     all_of_it(model, asked[:2])

@@ -40,9 +40,9 @@ def explored(store: str, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
         around = walks.Surroundings(graph, pair)
         around.reach(3)
         reduced = around.reduced(3)
-        found = walks.between(reduced, *pair, 3)
+        found = walks.find_paths(reduced, *pair, 3)
         whole = around.within(0, 3) | around.within(1, 3)
-        return around.facts, len(whole), len(reduced), len(walks.clustered(found.paths))
+        return around.facts, len(whole), len(reduced), len(walks.cluster_paths(found.paths))
 
     rows = [graphs.above(lambda pair=pair: work(pair)) for pair in pairs]
     names = ("facts", "entities", "entities_reduced", "paths")
@@ -59,6 +59,7 @@ def whole(graph: Any, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """What the recipe itself took, from topics to the text that is left."""
     from secateur._utils.rundir import Transient
     from secateur.recipes.context.paths_over_graph import paths_over_graph
+    from secateur.runs import keywords
     from secateur.vocabulary import Budget
 
     def work(pair: tuple[str, str]) -> tuple[int, float]:
@@ -66,7 +67,7 @@ def whole(graph: Any, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
         question = f"How are {names[pair[0]]} and {names[pair[1]]} related?"
         how = {"topics": [names[node] for node in pair], "start": 3, "depth": 3, "enough": 2.0}
         run = Transient()
-        (result,) = paths_over_graph(graph, question, [Budget.parse(BUDGET)], run, **how)
+        (result,) = keywords.call(paths_over_graph, graph, question, [Budget.parse(BUDGET)], run, **how)
         return run.values[f"told-{BUDGET}"]["paths"], result.cut.after["words"]
 
     rows = [graphs.above(lambda pair=pair: work(pair)) for pair in pairs]

@@ -255,10 +255,10 @@ def prepared(root: Path, layers: int, seeds: int) -> dict[str, Any]:
     from secateur.data import texts
     from secateur.subjects import open_subject
 
-    sys.path.append(str(peers.ROOT / "tests"))
-    from claims import lab
+    sys.path.append(str(peers.ROOT))
+    from claims._lab import language
 
-    trained = lab.llama()
+    trained = language.llama()
     tokenizer = trained.tokenizer
     places = {name: root / name for name in ("trained", "large", "bfloat16")}
     trained.save(places["trained"])
@@ -282,10 +282,10 @@ def prepared(root: Path, layers: int, seeds: int) -> dict[str, Any]:
         batches = texts.batches(corpus, tokenizer, packed=True, batch=1, length=length, seed=seed).take(count)
         return torch.cat([batch["input_ids"] for batch in batches])
 
-    held_out = drawn(lab.brown().split(seed=0)[1], LENGTH["trained"], 512, 0)
+    held_out = drawn(language.brown().split(seed=0)[1], LENGTH["trained"], 512, 0)
     for model, length in LENGTH.items():
         for seed in range(seeds):
-            ids = drawn(lab.training(), length, WINDOWS, seed)
+            ids = drawn(language.training(), length, WINDOWS, seed)
             save_file({"calibration": ids, "held_out": held_out}, root / f"{model}-{seed}.safetensors")
     sizes = {"parameters": sum(p.numel() for p in LlamaForCausalLM(config).parameters()), "layers": layers}
     return {name: str(place) for name, place in places.items()} | {"large_size": sizes}

@@ -88,13 +88,13 @@ def small(folder: Path) -> Any:
 
     from secateur.subjects import open_subject
 
-    sys.path.append(str(peers.ROOT / "tests"))
-    from claims import lab
+    sys.path.append(str(peers.ROOT))
+    from claims._lab import language
 
-    tokenizer = lab.llama().tokenizer
+    tokenizer = language.llama().tokenizer
     torch.manual_seed(0)
     ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    shape = lab.SHAPE | {"num_hidden_layers": 1, "vocab_size": len(tokenizer)}
+    shape = language.SHAPE | {"num_hidden_layers": 1, "vocab_size": len(tokenizer)}
     subject = open_subject(LlamaForCausalLM(LlamaConfig(**shape, **ends)), tokenizer=tokenizer)
     subject.save(folder)
     return subject
@@ -102,10 +102,10 @@ def small(folder: Path) -> Any:
 
 def texts(file: Path, count: int) -> Path:
     """The first `count` Brown sentences that the claims use."""
-    sys.path.append(str(peers.ROOT / "tests"))
-    from claims import lab
+    sys.path.append(str(peers.ROOT))
+    from claims._lab import language
 
-    file.write_text("\n".join(lab.brown().texts[:count]) + "\n", encoding="utf-8")
+    file.write_text("\n".join(language.brown().texts[:count]) + "\n", encoding="utf-8")
     return file
 
 

@@ -18,6 +18,7 @@ import torch
 
 from assets import packages
 from secateur.data import texts
+from secateur.methods import timing
 from secateur.recipes.language import ziplm
 from secateur.score import database
 from secateur.select import allocate, levels
@@ -30,7 +31,7 @@ def main() -> None:
     samples = texts.batches(corpus, subject.tokenizer, packed=False, batch=16, length=128, seed=0).take(16)
     sites = subject.units("heads", "neurons").free()
     grid = allocate.grid(max(site.count for site in sites))
-    table = ziplm.profile(subject, "heads", grid, 32, 64)
+    table = timing.time_blocks(subject, "heads", grid, 32, 64)
     units = subject.units("heads", "neurons", batch=32, length=64)
     fixed = table["rest"]["0"]
     limit = {"latency": levels.with_latency(units, table, fixed).cost()["latency"] / 2}
@@ -42,7 +43,7 @@ def main() -> None:
         solves = []
         for _ in range(11):
             began = time.perf_counter()
-            ziplm.solution(units, table, base, limit, fixed, np.ones(len(base)))
+            ziplm.choose_levels(units, table, base, limit, fixed, np.ones(len(base)))
             solves.append(time.perf_counter() - began)
         count = sum(len(sweep.levels) for sweep in base.values())
         print(

@@ -44,7 +44,7 @@ def html(given: bytes) -> None:
 
 def cited(given: bytes) -> None:
     """Citations are of sentences that there are."""
-    found = citations.cited(given.decode("utf-8", "replace"), 7)
+    found = citations.read_citations(given.decode("utf-8", "replace"), 7)
     assert found is None or all(0 <= number < 7 for number in found)
 
 
@@ -59,7 +59,7 @@ def line(given: bytes) -> None:
     """A line of --in gives documents or one error."""
     row = json.loads(given)
     if isinstance(row, dict):
-        documents.of_row(row, Path("here"))
+        documents.read_row(row, Path("here"))
 
 
 def table(given: bytes, suffix: str = ".tsv") -> None:

@@ -11,8 +11,9 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import tiny
 from secateur._utils.rundir import Transient
-from secateur.recipes.context.provence import train
-from secateur.retrieval.rerankers import Judged, Reranker
+from secateur.recipes.context import provence
+from secateur.retrieval.rerankers import Judgement, Reranker
+from secateur.runs import keywords
 
 WORDS = tiny.WORDS
 
@@ -35,7 +36,7 @@ class Lexical(Reranker):
         found = []
         for question, parts in pairs:
             shared = np.array([len({*question.lower().split()} & {*part.lower().split()}) for part in parts])
-            found.append(Judged(float(shared.sum()), (shared > 0).astype(float), np.arange(len(parts))))
+            found.append(Judgement(float(shared.sum()), (shared > 0).astype(float), np.arange(len(parts))))
         return found
 
 
@@ -59,25 +60,19 @@ def lesson(count: int, seed: int) -> list[dict]:
     return rows
 
 
+def train(model: Reranker, rows: list[dict], run: Transient, **options):
+    """The recipe's own training, with its options by flag."""
+    return keywords.call(provence.train, model, rows, run, **options)
+
+
 @functools.cache
 def taught() -> Reranker:
-    model = fresh()
-    train(
-        model,
-        lesson(1500, 0),
-        Training(),
-        weight=0.0,
-        lr=3e-3,
-        batch=32,
-        epochs=6,
-        longest=32,
-        threshold=0.5,
-        held_out=0,
-    )
+    model, how = fresh(), {"lr": 3e-3, "batch": 32, "epochs": 6, "longest": 32, "threshold": 0.5}
+    train(model, lesson(1500, 0), NoCheckpoints(), weight=0.0, held_out=0, **how)
     return model
 
 
-class Training(Transient):
+class NoCheckpoints(Transient):
     """A run whose trainings have no checkpoints."""
 
     def folder(self, name):

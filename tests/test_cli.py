@@ -16,7 +16,7 @@ import yaml
 
 import processes
 import tiny
-from clients.test_chat import say, served
+from chat_server import say, served
 from secateur import cli, recipes
 from secateur.errors import ModelError
 from secateur.runs import executor

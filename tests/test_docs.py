@@ -226,7 +226,7 @@ def test_a_stale_table_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rows.mkdir(parents=True)
     (tmp_path / "README.md").write_text(f"before\n{tables.START}\nold\n{tables.END}\nafter\n", "utf-8")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
-    monkeypatch.setattr(tables, "ROWS", rows)
+    monkeypatch.setattr(tables, "EVIDENCE", rows)
     assert tables.stale() == [tmp_path / "README.md", rows / "README.md"]
     monkeypatch.setattr(sys, "argv", ["tables.py"])
     assert tables.main() == 0

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD, SSDHead
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -63,6 +65,16 @@ def ssd(width: int, seed: int = 0, size: int = 64, classes: int = 11) -> SSD:
         Pyramid(width), boxes, (size, size), classes, image_mean=[0.0] * 3, image_std=[1.0] * 3,
         head=SSDHead([width] * 3, boxes.num_anchors_per_location(), classes), topk_candidates=100,
         detections_per_img=20,
+    )  # fmt: skip
+
+
+def dense(kind: type[FCOS | RetinaNet], width: int, seed: int = 0, size: int = 64, classes: int = 11) -> nn.Module:
+    """RetinaNet or FCOS of images of `size`, over a pyramid of `width`; classes count from 0."""
+    torch.manual_seed(seed)
+    anchors = AnchorGenerator(((8,), (16,), (32,)), ((1.0,),) * 3)
+    return kind(
+        Pyramid(width), classes, anchor_generator=anchors, min_size=size, max_size=size, image_mean=[0.0] * 3,
+        image_std=[1.0] * 3, topk_candidates=100, detections_per_img=20,
     )  # fmt: skip
 
 

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from secateur.methods.graphs import open_graph as open_graph
     from secateur.methods.pruning import prune as prune
     from secateur.runs.context import prune_context as prune_context
-    from secateur.runs.context import prune_file as prune_file
-    from secateur.runs.context import train_pruner as train_pruner
+    from secateur.runs.context_files import prune_file as prune_file
     from secateur.runs.data import prune_data as prune_data
     from secateur.runs.distilling import distill as distill
-    from secateur.runs.executor import export as export
     from secateur.runs.executor import inspect as inspect
     from secateur.runs.executor import report as report
     from secateur.runs.executor import run as run
+    from secateur.runs.exporting import export as export
+    from secateur.runs.pruner_training import train_pruner as train_pruner
     from secateur.subjects import load as load
     from secateur.subjects import open_subject as open_subject
     from secateur.vocabulary import Budget as Budget
@@ -57,7 +57,7 @@ _PLACES = {
     "Subject": "vocabulary",
     "Units": "vocabulary",
     "distill": "runs.distilling",
-    "export": "runs.executor",
+    "export": "runs.exporting",
     "inspect": "runs.executor",
     "load": "subjects",
     "open_graph": "methods.graphs",
@@ -65,10 +65,10 @@ _PLACES = {
     "prune": "methods.pruning",
     "prune_context": "runs.context",
     "prune_data": "runs.data",
-    "prune_file": "runs.context",
+    "prune_file": "runs.context_files",
     "report": "runs.executor",
     "run": "runs.executor",
-    "train_pruner": "runs.context",
+    "train_pruner": "runs.pruner_training",
 }
 
 __all__ = [

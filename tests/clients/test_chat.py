@@ -2,81 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
 
 import tiny
+from chat_server import GOOD, say, served, speaking, telling
 from secateur._utils import http
 from secateur.clients import chat
 from secateur.clients.chat import LanguageModel, Ledger, Local, Meter, Server
 from secateur.errors import BudgetError, InputError, ServerError
 
 pytest.importorskip("httpx2")
-
-Reply = tuple[int, dict[str, str], bytes]
-GOOD = {
-    "choices": [{"message": {"content": " 42 "}, "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 7, "completion_tokens": 2},
-}
-
-
-def say(found, status=200, **headers) -> Reply:
-    return status, headers, found if isinstance(found, bytes) else json.dumps(found).encode()
-
-
-@contextmanager
-def served(answer: Callable[[dict, dict[str, str]], Reply]) -> Iterator[str]:
-    """A real server on loopback: (body, headers) -> reply."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, headers, content = answer({**body, "path": self.path}, dict(self.headers))
-            try:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name.replace("_", "-"), value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-            except OSError:  # who asked has left
-                pass
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@contextmanager
-def telling(*replies: Reply) -> Iterator[tuple[Server, list]]:
-    """A server that gives these replies in turn, and what it was asked."""
-    asked, left = [], list(replies)
-
-    def answer(body, headers):
-        asked.append((body, headers))
-        return left.pop(0) if len(left) > 1 else left[0]
-
-    with served(answer) as url:
-        yield Server(url, "small", retries=2, backoff=0.001, timeout=2), asked
 
 
 @pytest.fixture(scope="module")
@@ -85,43 +27,6 @@ def local() -> Local:
 
 
 # -------------------------------------------------------------------------------------------------------- one interface
-
-
-def scoring(model: Local, body: dict, names: Callable[[list[int]], list[str]]) -> Reply:
-    """A completion of one token, with what was likeliest at each place before it."""
-    ids = body["prompt"]
-    if isinstance(ids, str):
-        ids = model.tokenizer(ids)["input_ids"]
-    with torch.no_grad():
-        log_p = model.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    ids, top = [*ids, int(log_p[-1].argmax())], [None]
-    for row in log_p:
-        values, indices = row.topk(body["logprobs"])
-        top.append(dict(zip(names(indices.tolist()), values.tolist(), strict=True)))
-    told = {"tokens": names(ids), "top_logprobs": top, "token_logprobs": [], "text_offset": []}
-    usage = {"prompt_tokens": len(ids) - 1, "completion_tokens": 1}
-    return say({"choices": [{"text": "", "logprobs": told if body["echo"] else None}], "usage": usage})
-
-
-def speaking(
-    model: Local, names: Callable[[list[int]], list[str]] = lambda ids: [f"token_id:{number}" for number in ids]
-) -> Callable[[dict, dict[str, str]], Reply]:
-    """What a server replies that has this model; what is longer than the model reads is refused."""
-
-    def answer(body: dict, headers: dict[str, str]) -> Reply:
-        if body["path"].endswith("/v1/completions"):
-            return scoring(model, body, names)
-        try:
-            found = model.ask(
-                body["messages"], most=body["max_tokens"], temperature=body["temperature"], seed=body["seed"]
-            )
-        except InputError as error:
-            return say({"error": str(error)}, 400)
-        usage = {"prompt_tokens": found.prompt_tokens, "completion_tokens": found.answer_tokens}
-        reason = "stop" if found.finished else "length"
-        return say({"choices": [{"message": {"content": found.text}, "finish_reason": reason}], "usage": usage})
-
-    return answer
 
 
 def test_a_local_model_and_one_behind_http_say_the_same(local):
@@ -345,13 +250,13 @@ def test_a_meter_within_another_counts_and_bounds_for_both():
     with telling(say(GOOD)) as (server, _):
         server.meter = whole
         for _ in range(2):
-            one = chat.answering(server, calls=2)
+            one = chat.open_model(server, calls=2)
             assert one.ask("x").text == "42"
         one.ask("x")
         with pytest.raises(BudgetError, match="2 times"):
             one.ask("x")
         with pytest.raises(BudgetError, match="3 times"):
-            chat.answering(server, calls=2).ask("x")
+            chat.open_model(server, calls=2).ask("x")
     assert (one.meter.calls, one.meter.tokens, whole.calls, whole.tokens) == (2, 18, 3, 27)
     assert (one.meter.refused, whole.refused) == (1, 1)
 
@@ -464,12 +369,12 @@ def test_a_chat_template_is_used(local, monkeypatch):
 
 
 def test_a_language_model_is_named_by_address_or_folder(local):
-    server = chat.answering("http://localhost:1/v1", "tiny", calls=3, tokens=50)
+    server = chat.open_model("http://localhost:1/v1", "tiny", calls=3, tokens=50)
     assert isinstance(server, Server)
     assert (server.model, server.meter.most_calls, server.meter.most_tokens) == ("tiny", 3, 50)
-    assert chat.answering(local) is local
-    assert chat.answering("http://localhost:1/v1", "tiny", timeout=3, per_minute=9).client.per_minute == 9
+    assert chat.open_model(local) is local
+    assert chat.open_model("http://localhost:1/v1", "tiny", timeout=3, per_minute=9).client.per_minute == 9
     with pytest.raises(InputError, match="by name"):
-        chat.answering("http://localhost:1/v1")
+        chat.open_model("http://localhost:1/v1")
     with pytest.raises(InputError, match="int"):
-        chat.answering(3)
+        chat.open_model(3)

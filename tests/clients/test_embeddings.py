@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tiny
-from clients.test_chat import say, served
+from chat_server import say, served
 from secateur.clients import embeddings
 from secateur.clients.embeddings import Embedder, Ranker
 from secateur.errors import InputError, ServerError
@@ -55,7 +55,7 @@ def test_both_protocols_give_the_vectors_of_the_encoder_itself(local, monkeypatc
             np.testing.assert_allclose(embed(TEXTS), local(TEXTS), atol=1e-5)
             assert embed([]).shape[0] == 0
             assert embed(["", "x" * 100_000]).dtype == np.float32
-            remembered = encoders.remembering(address)
+            remembered = encoders.open_remembering(address)
             assert np.array_equal(remembered(TEXTS[:3]), remembered(TEXTS[:3]))
     openai = [(body["model"], len(body["input"])) for path, body, _ in asked if path == "/v1/embeddings"]
     assert openai[:2] == [("small", 32), ("small", 8)]
@@ -67,7 +67,7 @@ def test_both_protocols_give_the_vectors_of_the_encoder_itself(local, monkeypatc
 def test_a_cross_encoder_elsewhere_scores_passages(local):
     asked = []
     with served(serving(local, asked)) as url:
-        found = rerankers.ranking(url.removesuffix("/v1"))
+        found = rerankers.open_ranker(url.removesuffix("/v1"))
         pairs = [(TEXTS[0], [one, one]) for one in TEXTS[1:36]] + [(TEXTS[36], [TEXTS[37]])]
         told = found.judge(pairs)
     vectors = local([TEXTS[0], *(f"{one} {one}" for one in TEXTS[1:36])])
@@ -139,4 +139,4 @@ def test_refusals_and_addresses_that_are_none():
         with pytest.raises(InputError, match=message):
             encoders.encoder(address)
     with pytest.raises(InputError, match="no cross-encoders"):
-        rerankers.ranking("http://localhost/v1")
+        rerankers.open_ranker("http://localhost/v1")

@@ -6,7 +6,7 @@ import pytest
 
 import sparql
 from secateur.clients import stores
-from secateur.clients.stores import Embedded, Endpoint, Value, entity, in_line, iri, kind, literal, relation, usable
+from secateur.clients.stores import Embedded, Endpoint, Value, entity, iri, is_usable, kind, literal, one_line, relation
 from secateur.errors import DataError, InputError, ServerError
 
 
@@ -40,14 +40,14 @@ def test_names_of_tables_become_iris_that_fit_a_query():
     assert entity("http://x.org/p> <urn:b") == "urn:secateur:entity:http%3A%2F%2Fx.org%2Fp%3E%20%3Curn%3Ab"
     assert kind("URN:x:y") == "URN:x:y"
     for name in ("http://x.org/[1]", "mailto:me", "a:b", "日本", "\n"):
-        assert usable(entity(name))
+        assert is_usable(entity(name))
         assert entity(name).startswith("urn:secateur:entity:")
 
 
 def test_a_line_is_one_line():
-    assert in_line(" a\n\tb\x00\x1bc\u2028d\ud800 ") == "a b c d"
-    assert in_line("می\u200cخواهم é 👩\u200d🔬") == "می\u200cخواهم é 👩\u200d🔬"  # joiners belong to words
-    assert in_line("a" * 100, 7) == "a" * 7
+    assert one_line(" a\n\tb\x00\x1bc\u2028d\ud800 ") == "a b c d"
+    assert one_line("می\u200cخواهم é 👩\u200d🔬") == "می\u200cخواهم é 👩\u200d🔬"  # joiners belong to words
+    assert one_line("a" * 100, 7) == "a" * 7
 
 
 def test_rows_are_values_in_the_order_of_the_query():

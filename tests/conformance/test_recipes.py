@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 import keeper
+import small_vision as vision
 import tiny
 import yolo
-from claims import vision
 from recipes.data import test_dp4tl as transferred
 from recipes.vision import nets
 from secateur import conformance, recipes
@@ -29,7 +29,7 @@ from secateur.data import masking, texts
 from secateur.data.examples import Examples
 from secateur.measure.quality import perplexity
 from secateur.runs import backends
-from secateur.runs.backends import documents, network
+from secateur.runs.backends.network import Network
 from secateur.subjects import (
     ExampleSet,
     Facts,
@@ -107,12 +107,14 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
 }
 IN_CONTEXT = {
-    name: documents.of_recipe(name).kind for name, card in recipes.cards().items() if card["family"] == "context"
+    name: next(iter(get_type_hints(recipes.find(name)).values()))
+    for name, card in recipes.cards().items()
+    if card["family"] == "context"
 }
 ON_DATA = {name for name, card in recipes.cards().items() if card["family"] == "data"}
 """What they cut is what a network is trained on; tests of their own are below."""
 ON_MODELS = [name for name in recipes.cards() if name not in IN_CONTEXT and name not in ON_DATA]
-ON_NETWORKS = [name for name in ON_MODELS if backends.of_recipe(recipes.find(name)) is network]
+ON_NETWORKS = [name for name in ON_MODELS if isinstance(backends.of_recipe(recipes.find(name)), Network)]
 
 
 @pytest.mark.parametrize("name", ON_NETWORKS)
@@ -129,7 +131,7 @@ def test_recipes_on_networks(name: str) -> None:
             return vision.accuracy(one.model, held_out)
     else:
         data, held_out = yolo.squares(32), yolo.squares(32, seed=5)
-        subject = detectors.opened(yolo.tiny(), data.inputs[:1])
+        subject = detectors.open_detector(yolo.tiny(), data.inputs[:1])
 
         def quality(one: Traced) -> float:
             with torch.no_grad():

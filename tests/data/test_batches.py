@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from secateur._utils import distributed
-from secateur.data.batches import Numbered, count_steps
+from secateur.data.batches import Numbered, Shifted, count_steps
 from secateur.errors import InputError
 
 
@@ -26,3 +26,7 @@ def test_batches_know_how_far_training_is(monkeypatch: pytest.MonkeyPatch) -> No
     assert Numbered([{"inputs": 1}] * 9, 4)[8]["done"] == 1.0
     monkeypatch.setattr(distributed, "count", lambda: 2)
     assert Numbered([{"inputs": 1}] * 9, 4)[2]["done"] == 0.25, "two processes take two batches a step"
+
+
+def test_shifted_batches_go_on_behind_the_first():
+    assert Shifted([5, 6, 7], 2)[0] == 7

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 pytest.importorskip("pyoxigraph")
 
 from assets import packages
-from secateur.clients.stores import ENTITY, RELATION, Embedded, entity, in_line, relation
+from secateur.clients.stores import ENTITY, RELATION, Embedded, entity, one_line, relation
 from secateur.data import triples
 from secateur.errors import DataError, InputError
 from secateur.subjects import Fact, KnowledgeGraph
@@ -122,12 +122,12 @@ def test_a_name_never_becomes_part_of_a_query(tmp_path):
     csv.writer(written).writerows([name, name, f"{name}!"] for name in INJECTED)
     graph = loaded(tmp_path / "a.csv", written.getvalue())
     for name in INJECTED:
-        node = next(node for node, called in graph.things() if called == in_line(name))
+        node = next(node for node, called in graph.things() if called == one_line(name))
         assert node.startswith(ENTITY)
         around = graph.around([node])
         assert [fact.subject for fact in around] == [node]
         assert graph.known(around) == {around[0]: {}}
-        assert graph.names([around[0].object]) == {around[0].object: in_line(f"{name}!")}
+        assert graph.names([around[0].object]) == {around[0].object: one_line(f"{name}!")}
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_any_bytes_are_facts_or_refused(tmp_path, end, content):
 def test_any_label_of_n_triples_is_read_in_one_line(tmp_path, label):
     written = label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
     graph = loaded(tmp_path / "a.nt", f'<urn:a:thing> {LABEL} "{written}" .\n')
-    assert graph.names(["urn:a:thing"])["urn:a:thing"] == (in_line(label) or "thing")
+    assert graph.names(["urn:a:thing"])["urn:a:thing"] == (one_line(label) or "thing")
 
 
 # --------------------------------------------------------------------------------------------------------------- RDF
@@ -269,7 +269,7 @@ def test_what_is_said_of_a_triple_in_rdf_1_2_is_known_of_it(tmp_path):
     assert graph.known([fact]) == {fact: {"source": ("X",)}}
 
 
-# ----------------------------------------------------------------------------------------- RecBole, PyKEEN, WordNet
+# -------------------------------------------------------------------------------------------------- RecBole, PyKEEN
 
 
 def test_items_of_recbole_give_entities_their_titles(tmp_path):
@@ -301,38 +301,6 @@ def test_a_folder_of_pykeen_is_all_of_its_parts(tmp_path):
     assert facts(loaded(tmp_path)) == {("a", "r", "b"), ("b", "r", "c")}
 
 
-NOUNS = """  1 This software and database is being provided
-00001740 03 n 01 entity 0 002 ~ 00001930 n 0000 ! 00001930 n 0101 | that which is perceived
-00001930 05 n 02 physical_entity 0 thing(a) 1 003 @ 00001740 n 0000 ! 00001740 n 0101 #p 00002000 s 0000 | a thing; "it"
-"""
-ADJECTIVES = '00002000 00 s 01 real(p) 0 001 \\ 00001740 n 0000 | "really"\n'
-
-
-def test_synsets_of_wordnet(tmp_path):
-    (tmp_path / "data.noun").write_text(NOUNS)
-    (tmp_path / "data.adj").write_text(ADJECTIVES)
-    graph = loaded(tmp_path)
-    top, thing, real = (entity(f"wordnet-{name}") for name in ("00001740-n", "00001930-n", "00002000-a"))
-    # A pointer and its inverse are one fact, and so are both directions of one that has none.
-    assert graph.around([top, thing]) == sorted(
-        [
-            Fact(thing, relation("hypernym"), top),
-            Fact(top, relation("antonym"), thing),
-            Fact(thing, relation("part_holonym"), real),
-            Fact(real, relation("pertains_to"), top),
-        ]
-    )
-    assert list(graph.things(aliases=True)) == [
-        (top, "entity"), (thing, "physical entity"), (thing, "thing"), (real, "real"),
-    ]  # fmt: skip
-    assert graph.kinds([thing]) == {thing: "noun animal"}
-    assert Fact(thing, relation("gloss"), 'a thing; "it"', True) in graph.around([thing], literals=True)
-    for broken in (ADJECTIVES[:30], ADJECTIVES.replace("s 01", "x 01"), ADJECTIVES.replace("00 s", "99 s"), "x\n"):
-        (tmp_path / "data.adj").write_text(broken)
-        with pytest.raises(DataError, match=r"data\.adj, line 1 is no synset"):
-            loaded(tmp_path)
-
-
 def real(folder) -> KnowledgeGraph:
     try:
         return loaded(folder())
@@ -355,14 +323,3 @@ def test_movielens():
     assert names[entity("m.0dt1p_")] == "Howling, The"
     row = graph.store.select("SELECT (COUNT(*) AS ?n) WHERE { ?s ?p ?o FILTER(isIRI(?o)) }")[0]
     assert row[0].text == "91631"
-
-
-@pytest.mark.slow
-def test_wordnet():
-    graph = real(packages.wordnet)
-    assert sum(1 for _ in graph.things()) == 117_659
-    dog = entity("wordnet-02084071-n")
-    assert graph.names([dog]) == {dog: "dog"}
-    assert graph.kinds([dog]) == {dog: "noun animal"}
-    above = [fact.object for fact in graph.around([dog]) if fact.subject == dog and fact.predicate.endswith("hypernym")]
-    assert sorted(graph.names(above).values()) == ["canine", "domestic animal"]

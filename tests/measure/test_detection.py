@@ -66,7 +66,9 @@ def test_coco_and_sizes():
 def test_sizes_are_pixels_or_shares_of_the_image():
     assert detection.squares((32, 96), (64, 640)) == (32, 96)
     assert detection.squares((0.05, 0.15), (2, 3, 480, 640)) == pytest.approx(detection.SIZES)
-    assert "32 x 32 pixels of area, medium below 96 x 96, else large (COCO's" in detection.told((), (3, 64, 64))
+    assert "32 x 32 pixels of area, medium below 96 x 96, else large (COCO's" in detection.describe_sizes(
+        (), (3, 64, 64)
+    )
     pytest.importorskip("pycocotools")
     only = answers([(BOXES[0].tolist(), 0.9, 0)], [([5, 5, 15, 15], 0.9, 0)])
     in_pixels = detection.average_precision(only, BATCH, sizes=(15, 30))

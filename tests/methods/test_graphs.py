@@ -99,21 +99,21 @@ def test_names_in_a_question_are_asked_for():
             ("any things?", [], 3), ("", [], 0),
         ):  # fmt: skip
             asked.clear()
-            names, notes = graphs.speaking(graph, [text], lookup="query")
+            names, notes = graphs.find_names(graph, [text], lookup="query")
             assert ([one.name for one in names.mentions(text)], notes, len(asked)) == (wanted, [], queries)
-            assert [one.name for one in graphs.named(graph).mentions(text)] == wanted
-        names, _ = graphs.speaking(graph, ["one thing or other"], lookup="query")
+            assert [one.name for one in graphs.names_of(graph).mentions(text)] == wanted
+        names, _ = graphs.find_names(graph, ["one thing or other"], lookup="query")
         assert len(names) == graphs._HOLDING  # that hold "thing"
-        assert len(graphs.speaking(graph, ["thing 1", "iphone"], lookup="query")[0]) == 2
+        assert len(graphs.find_names(graph, ["thing 1", "iphone"], lookup="query")[0]) == 2
     with sparql.served(store, down) as url:
         graph = open_graph(url)
-        assert len(graphs.speaking(graph, ["thing 7"], lookup="query")[0]) == 1
-        names, (note,) = graphs.speaking(graph, ["IPHONE"], lookup="query")
+        assert len(graphs.find_names(graph, ["thing 7"], lookup="query")[0]) == 1
+        names, (note,) = graphs.find_names(graph, ["IPHONE"], lookup="query")
         assert (len(names), "no names like those in 'IPHONE' were found: " in note) == (0, True)
     with sparql.served(store, lambda *_: (400, b"")) as url, pytest.raises(ServerError):
-        graphs.speaking(open_graph(url), ["thing 7"], lookup="query")
+        graphs.find_names(open_graph(url), ["thing 7"], lookup="query")
     with pytest.raises(InputError, match="give all or query"):
-        graphs.speaking(open_graph(store), ["thing"], lookup="some")
+        graphs.find_names(open_graph(store), ["thing"], lookup="some")
 
 
 def test_a_refused_file_leaves_nothing(tmp_path, cache):

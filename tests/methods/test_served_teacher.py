@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from clients.test_chat import say, speaking, telling
-from clients.test_chat import served as serving
+from chat_server import say, speaking, telling
+from chat_server import served as serving
 from recover.students import llama
 from secateur.clients.chat import Local, Meter, Scored, Server
 from secateur.errors import BudgetError, DataError, InputError, ServerError

@@ -156,67 +156,6 @@ def test_a_narrow_terminal_cuts_no_word():
     assert all(word in text for name in [*header, "parameters"] for word in name.split())
 
 
-def write_row(folder, name, recipe, **changes):
-    values = {
-        "recipe": recipe,
-        "claim": "beats | magnitude",
-        "holds": True,
-        "figures": {"spearman": Figure(0.91, 0.90, 0.92)},
-        "baselines": {"magnitude": {"spearman": Figure(0.88)}},
-        "difference": Figure(0.03, 0.02, 0.04),
-        "seeds": [0, 1, 2],
-        "setup": "2x, MiniLM",
-        "environment": {"commit": "abc123", "cpu": "A processor"},
-    }
-    return evidence.row(folder / f"{name}.json", **{**values, **changes})
-
-
-def test_rows_render_in_one_order_whatever_was_written_first(tmp_path):
-    for name in ("b", "a"):
-        write_row(tmp_path, name, "ziplm")
-    write_row(tmp_path, "z", "minitron", holds=False, reason="too small a model", difference=None, baselines=None)
-    text = evidence.render(tmp_path)
-    assert (tmp_path / "README.md").read_text() == text
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| minitron", "| ziplm", "| ziplm"]
-    assert "no: too small a model" in lines[2]
-    assert "0.910 [0.900 to 0.920]" in lines[3]
-    assert "magnitude: Fidelity (Spearman) 0.880" in lines[3]
-    assert "beats \\| magnitude (2x, MiniLM)" in lines[3]
-    assert "0, 1, 2 | yes | abc123" in lines[3]
-    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write_row(tmp_path, "a", "ziplm")
-    evidence.render(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
-
-
-def test_the_summary_has_a_row_per_recipe_of_its_headline(tmp_path):
-    write_row(tmp_path, "ziplm-a", "ziplm", baselines=None)
-    write_row(tmp_path, "ziplm-b", "ziplm", claim="the one with a baseline")
-    write_row(tmp_path, "ziplm-c", "ziplm", claim="the one that fails", holds=False)
-    write_row(tmp_path, "minitron-a", "minitron")
-    lines = evidence.summary(tmp_path, {}).splitlines()[2:]
-    assert [line.split(" | ")[0] for line in lines] == ["| minitron", "| ziplm"]
-    assert "the one with a baseline" in lines[1]
-    assert lines[1].endswith("2 of 3 |")
-    lines = evidence.summary(tmp_path, {"ziplm": "c"}).splitlines()[2:]
-    assert "the one that fails (2x, MiniLM): does not hold" in lines[1]
-
-
-def test_a_row_takes_this_machine_where_none_is_given(tmp_path):
-    record = write_row(tmp_path, "a", "ziplm", environment=None)
-    assert record["environment"]["python"]
-
-
-def test_a_damaged_row_is_named(tmp_path):
-    (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(RunError, match=r"bad\.json"):
-        evidence.render(tmp_path)
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(RunError, match=r"bad\.json"):
-        evidence.render(tmp_path)
-
-
 def test_an_empty_evidence_still_makes_a_table():
     assert evidence.table(Evidence("r", "t"))[0][0] == "Measure"
     assert evidence.judge(Evidence("r", "t")) == ""

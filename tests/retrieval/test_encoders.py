@@ -41,7 +41,7 @@ def test_an_encoder_is_held_where_it_is_wanted(folder, monkeypatch):
     assert device(encoders.encoder(str(folder))) == "cpu"
     assert encoders.encoder(str(folder), "meta").args[0] is encoders.encoder(str(folder), "meta").args[0]
     with pytest.raises(InputError, match="device 'moon' can't hold the model"):
-        encoders.remembering(str(folder), device="moon")
+        encoders.open_remembering(str(folder), device="moon")
 
 
 def test_a_counter_counts_what_a_text_adds(folder):
@@ -97,26 +97,26 @@ class Counting:
 
 def test_a_text_is_read_once_by_all_callers_of_an_encoder():
     embed = Counting()
-    first = encoders.remembering(embed)(["abc", "aa", "abc"])
+    first = encoders.open_remembering(embed)(["abc", "aa", "abc"])
     assert first.tolist() == [[3, 1], [2, 2], [3, 1]]
-    assert encoders.remembering(embed)(["aa", "b"]).tolist() == [[2, 2], [1, 0]]
+    assert encoders.open_remembering(embed)(["aa", "b"]).tolist() == [[2, 2], [1, 0]]
     assert [text for text in embed.seen if len(text) < 5] == ["abc", "aa", "b"]
     other = Counting()
-    encoders.remembering(other)(["aa"])
+    encoders.open_remembering(other)(["aa"])
     assert "aa" in other.seen
-    assert encoders.remembering(embed)([]).shape == (0, 2)
+    assert encoders.open_remembering(embed)([]).shape == (0, 2)
 
 
 def test_an_encoder_that_was_changed_is_asked_anew():
     embed = Counting()
-    encoders.remembering(embed)(["aa"])
+    encoders.open_remembering(embed)(["aa"])
     embed.sign = -1.0
-    assert encoders.remembering(embed)(["aa"]).tolist() == [[-2, -2]]
+    assert encoders.open_remembering(embed)(["aa"]).tolist() == [[-2, -2]]
 
 
 def test_what_is_remembered_is_bounded_and_goes_with_its_encoder():
     embed = Counting()
-    remembered = encoders.remembering(embed, most=80)
+    remembered = encoders.open_remembering(embed, most=80)
     for i in range(50):
         remembered([f"text {i}"])
     (known,) = [kept for owner, kept in encoders._REMEMBERED.items() if owner is embed]
@@ -139,14 +139,14 @@ def test_an_encoder_that_nothing_refers_to_weakly_is_remembered_by_its_caller():
             return np.ones((len(texts), 2), dtype=np.float32)
 
     embed = Bare()
-    remembered = encoders.remembering(embed)
+    remembered = encoders.open_remembering(embed)
     remembered(["x"])
     remembered(["x"])
     assert embed.seen.count("x") == 1
 
 
 def test_a_model_by_name_is_remembered_as_the_model(folder):
-    one, other = encoders.remembering(str(folder)), encoders.remembering(str(folder))
+    one, other = encoders.open_remembering(str(folder)), encoders.open_remembering(str(folder))
     text = tiny.sentences(1)
     assert one.args[1] is other.args[1]
     assert np.array_equal(one(text), encoders.encoder(str(folder))(text))

@@ -171,11 +171,11 @@ def test_a_checkpoint_comes_back_with_both_heads_and_settings(reranker, tmp_path
     judge = reranker.with_head(seed=2)
     judge.settings = Settings(threshold=0.3, rounding="mean", longest=64, language="de")
     judge.save(tmp_path)
-    again = rerankers.opened(str(tmp_path))
+    again = rerankers.open_reranker(str(tmp_path))
     assert again.settings == judge.settings
     plain = Reranker(judge.model, judge.tokenizer, None, Settings(longest=32))
     plain.save(tmp_path / "plain")
-    assert rerankers.opened(str(tmp_path / "plain")).settings.longest == 32
+    assert rerankers.open_reranker(str(tmp_path / "plain")).settings.longest == 32
     pair = (text(6), [text(1, 2), text(3)])
     one, other = judge.judge([pair])[0], again.judge([pair])[0]
     assert other.score == pytest.approx(one.score, abs=1e-6)
@@ -208,18 +208,18 @@ with torch.no_grad():
 
 def test_an_encoder_without_a_classifier_prunes_and_does_not_rank(tmp_path):
     folder = tiny.folder("bert", tmp_path / "encoder")
-    assert not rerankers.opened(str(folder)).settings.ranks
+    assert not rerankers.open_reranker(str(folder)).settings.ranks
 
 
 def test_what_is_read_goes_where_the_model_is(reranker, tmp_path, monkeypatch):
     reranker.with_head().save(tmp_path)
     with monkeypatch.context() as here:
         here.setattr("secateur._utils.modes.there", lambda _: None)  # meta stands for a second device, which is refused
-        found = rerankers.opened(str(tmp_path), "meta")
+        found = rerankers.open_reranker(str(tmp_path), "meta")
     assert {parameter.device.type for parameter in found.parameters()} == {"meta"}
-    assert {parameter.device.type for parameter in rerankers.opened(str(tmp_path)).parameters()} == {"cpu"}
-    assert rerankers.opened(str(tmp_path), "meta") is found
-    assert rerankers.opened(reranker, "meta") is reranker
+    assert {parameter.device.type for parameter in rerankers.open_reranker(str(tmp_path)).parameters()} == {"cpu"}
+    assert rerankers.open_reranker(str(tmp_path), "meta") is found
+    assert rerankers.open_reranker(reranker, "meta") is reranker
     seen = list[str]()
 
     def read(**given):
@@ -232,14 +232,14 @@ def test_what_is_read_goes_where_the_model_is(reranker, tmp_path, monkeypatch):
     assert len(seen) >= 3
     assert found.with_head().keep.weight.device.type == "meta"
     with pytest.raises(InputError, match="device 'moon' can't hold the model"):
-        rerankers.opened(str(tmp_path), "moon")
+        rerankers.open_reranker(str(tmp_path), "moon")
 
 
 def test_what_is_no_reranker_is_refused(tmp_path, reranker):
     with pytest.raises(InputError, match="reranker"):
-        rerankers.opened(str(tmp_path / "no/such/one"))
+        rerankers.open_reranker(str(tmp_path / "no/such/one"))
     with pytest.raises(InputError, match="not int"):
-        rerankers.opened(3)
+        rerankers.open_reranker(3)
     torch.manual_seed(0)
     many = BertForSequenceClassification(BertConfig(**{**SMALL, "num_labels": 3}))
     with pytest.raises(ModelError, match="3 classes"):
@@ -262,7 +262,7 @@ def test_a_head_that_does_not_fit_is_refused(reranker, tmp_path, head, words):
     else:
         save_file(head, tmp_path / rerankers.HEAD)
     with pytest.raises(ModelError, match=words):
-        rerankers.opened(str(tmp_path))
+        rerankers.open_reranker(str(tmp_path))
     shutil.rmtree(tmp_path)
 
 

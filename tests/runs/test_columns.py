@@ -15,7 +15,9 @@ from secateur.data import texts
 from secateur.errors import DataError, InputError
 from secateur.reports import evidence
 from secateur.runs import splits
-from secateur.runs.backends import language, network, streamed
+from secateur.runs.backends.language import Language
+from secateur.runs.backends.network import Network
+from secateur.runs.backends.streamed import OnDisk
 from secateur.studies import baselines
 
 BUILD = """
@@ -156,33 +158,33 @@ def test_a_column_that_is_not_there_is_refused(
 
 
 def test_lines_without_classes_are_lines(place: Path) -> None:
-    assert language.read("lines.txt", label="").digest == language.read("lines.txt").digest
+    assert Language().read("lines.txt", label="").digest == Language().read("lines.txt").digest
     with pytest.raises(DataError, match="lines of text, which have no columns, so text='review'"):
-        language.read("lines.txt", text="review")
-    assert streamed.read("data.jsonl", "review", "stars").classes == ("a", "b")
-    assert len(language.read(["one text", "another"], "review")) == 2
+        Language().read("lines.txt", text="review")
+    assert OnDisk().read("data.jsonl", "review", "stars").classes == ("a", "b")
+    assert len(Language().read(["one text", "another"], "review")) == 2
 
 
 def test_an_index_reads_the_columns_that_it_was_made_by(place: Path) -> None:
     assert cli.main(["prune-data", "data.jsonl", *NAMED, "--budget", "examples=50%", "--out", "kept"]) == 0
-    found = language.read("kept/examples=50%")
+    found = Language().read("kept/examples=50%")
     assert found.classes == ("a", "b")
-    assert language.read("kept/examples=50%", "review", "stars").digest == found.digest
+    assert Language().read("kept/examples=50%", "review", "stars").digest == found.digest
     with pytest.raises(DataError, match="is of data read with label='stars', not 'votes': leave label out"):
-        language.read("kept/examples=50%", "review", "votes")
+        Language().read("kept/examples=50%", "review", "votes")
     assert cli.main(["prune-data", "data.npz", "--budget", "examples=50%", "--out", "arrays"]) == 0
     with pytest.raises(DataError, match="is of data read with label='label', not 'stars': leave label out"):
-        network.read("arrays/examples=50%", label="stars")
+        Network().read("arrays/examples=50%", label="stars")
 
 
 def test_both_are_read_alike_and_what_is_read_already_stays(place: Path) -> None:
-    corpus, apart = splits.read(language, "data.jsonl", "test.jsonl", text="review", label="stars")
+    corpus, apart = splits.read(Language(), "data.jsonl", "test.jsonl", text="review", label="stars")
     assert (len(corpus), len(apart)) == (60, 20)
     assert corpus.classes == apart.classes == ("a", "b")
-    assert splits.read(language, corpus, "test.jsonl", text="review", label="stars")[0] is corpus
+    assert splits.read(Language(), corpus, "test.jsonl", text="review", label="stars")[0] is corpus
     assert corpus.digest == texts.read("usual-data.jsonl").digest
-    assert splits.read(network, None) == (None, None)
+    assert splits.read(Network(), None) == (None, None)
     with pytest.raises(InputError, match="held_out is what quality is measured on beside the data"):
-        splits.read(network, None, "judged.npz")
+        splits.read(Network(), None, "judged.npz")
     assert splits.columns("text", "label") == {}
     assert splits.columns("text", "") == {"label": ""}

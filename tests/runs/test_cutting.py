@@ -20,7 +20,7 @@ from secateur.data.examples import Examples
 from secateur.errors import InputError
 from secateur.reports import evidence
 from secateur.runs import cutting, executor
-from secateur.runs.backends import network
+from secateur.runs.backends.network import Network
 from secateur.subjects.network.traced import open_traced, reload_traced
 
 CODE = """
@@ -136,7 +136,7 @@ def test_scores_look_at_data(place: Path, data: str, score: str) -> None:
 
 def test_a_gradient_score_is_that_of_the_mean_cross_entropy(place: Path) -> None:
     """What goes by `taylor` is what `secateur.prune` takes by it, given the same examples and loss by hand."""
-    data = network.read("data.npz")
+    data = Network().read("data.npz")
     train, _ = data.split(seed=0)
     asked = {"batch": 12, "looks": 36, "score": "taylor", "scope": "global"}
     (row,) = executor.run(cutting.prune, "net.py:build", data, "channels=50%", "small", **asked)

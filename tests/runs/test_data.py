@@ -26,6 +26,7 @@ from secateur.errors import BudgetError, DataError, InfeasibleError, InputError,
 from secateur.recover.training import rehearsal
 from secateur.retrieval import encoders
 from secateur.runs import data as module
+from secateur.runs.backends.dataset import read_rows
 from secateur.subjects import ExampleSet, open_subject
 
 BUILD = """
@@ -81,7 +82,7 @@ def test_budgets_are_nested_balanced_and_exact(places):
     assert found[0].predicted == found[0].cut.after
     rows = json.loads((places / "out" / "evidence.json").read_text())["results"]
     assert [row["verdict"] for row in rows] == ["met", "met"]
-    again = ExampleSet.load(module.rows(places / "data.npz"), places / "out" / "examples=10%")
+    again = ExampleSet.load(read_rows(places / "data.npz"), places / "out" / "examples=10%")
     assert np.array_equal(again.kept, small.kept)
     assert np.array_equal(again.data.inputs, small.data.inputs)
     other = secateur.prune_data(places / "data.npz", "examples=10%", places / "other", seed=4)[0]
@@ -93,7 +94,7 @@ def test_the_array_of_classes_that_was_named_is_that_of_the_index_too(places):
         np.savez(places / "more.npz", **file, coarse=file["labels"] > 0)
     found = secateur.prune_data(places / "more.npz", "examples=50%", places / "out", label="coarse")[0].subject
     assert np.bincount(found.labels).tolist() == [15, 15]
-    assert torch.equal(module.rows(places / "out" / "examples=50%").labels, found.data.labels)
+    assert torch.equal(read_rows(places / "out" / "examples=50%").labels, found.data.labels)
     plain = secateur.prune_data(places / "more.npz", "examples=50%", places / "plain", label="")[0].subject
     assert plain.labels is None
 
@@ -209,7 +210,7 @@ def test_tables_of_datasets(places, monkeypatch):
             for n, source in enumerate((rows, *files))
         ]
         assert indices == indices[:1] * 5
-    part = ExampleSet.load(module.rows(rows), places / "out0" / "examples=50%").data.rows
+    part = ExampleSet.load(read_rows(rows), places / "out0" / "examples=50%").data.rows
     assert part["x"] == indices[0]
     assert rows.select(np.load(places / "out0/examples=50%/index.npz")["kept"])["x"] == indices[0]
 
@@ -249,12 +250,12 @@ def test_tables_on_the_disk_are_scored_as_in_memory(corpus, monkeypatch):
     table = datasets.Dataset.from_list(rows)
     table.to_csv(str(root / "rows.csv"))
     how = dict(score="el2n", model=root / "model", runs=1, epochs=0.2, length=16)
-    held = secateur.prune_data(module.rows(root / "rows.csv", held=True), "words=30%", root / "held", **how)
+    held = secateur.prune_data(read_rows(root / "rows.csv", held=True), "words=30%", root / "held", **how)
     disk = secateur.prune_data(root / "rows.csv", "words=30%", root / "disk", **how)
     assert isinstance(held[0].subject.source.texts, list)
     assert isinstance(disk[0].subject.source.texts, Texts)
     assert (root / "held/words=30%/index.npz").read_bytes() == (root / "disk/words=30%/index.npz").read_bytes()
-    for place, given in (("set", table), ("table", module.rows(table))):
+    for place, given in (("set", table), ("table", read_rows(table))):
         other = secateur.prune_data(given, "words=30%", root / place, **how)[0].subject
         assert np.array_equal(other.scores["el2n"], disk[0].subject.scores["el2n"])
     table.add_column("empty", [None] * len(rows)).to_csv(str(root / "empty.csv"))
@@ -288,7 +289,7 @@ def test_an_index_of_texts_is_cut_further_from_the_disk(corpus):
     secateur.prune_data(root / "rows.jsonl", "examples=50%", root / "first", deduplicate="normalised")
     index = root / "first/examples=50%"
     how = dict(score="el2n", model=root / "model", runs=1, epochs=0, length=16)
-    held = secateur.prune_data(module.rows(index), "examples=30%", root / "held", **how)[0]
+    held = secateur.prune_data(read_rows(index), "examples=30%", root / "held", **how)[0]
     disk = secateur.prune_data(index, "examples=30%", root / "disk", **how)[0]
     assert isinstance(held.subject.source.texts, list)
     assert isinstance(disk.subject.source.texts, Texts)

@@ -30,8 +30,7 @@ from secateur.errors import (
     RunError,
     UnknownRecipeError,
 )
-from secateur.runs import executor
-from secateur.runs.backends import language
+from secateur.runs import executor, measuring
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.vocabulary import Budget, Recovery, Result, Selection
@@ -114,7 +113,9 @@ def test_a_recipe_never_sees_the_texts_that_quality_is_measured_on(places, tmp_p
         yield from shears(subject, data, budgets, run, batch=batch, length=length)
 
     measured_on: list[Corpus] = []
-    monkeypatch.setattr(executor, "compare", lambda *given: measured_on.append(given[2]) or ({}, {}, {}, []))
+    monkeypatch.setattr(
+        measuring.Reference, "compare", lambda self, _: measured_on.append(self.held_out) or ({}, {}, {}, [])
+    )
     executor.run(curious, places / "llama", places / "texts.txt", "params=80%", tmp_path / "out", seed=3)
     executor.run(curious, places / "llama", places / "texts.txt", "params=80%", tmp_path / "dry", seed=3, dry_run=True)
     ((held, _), (train, again)) = measured_on, seen
@@ -231,13 +232,13 @@ def test_a_clock_too_noisy_to_tell_is_said(places, tmp_path, monkeypatch):
     def noisy(*_, **__):
         raise MeasurementError("the clock is too noisy to tell")
 
-    monkeypatch.setattr(executor.latency, "compare", noisy)
+    monkeypatch.setattr(measuring.latency, "compare", noisy)
     (row,) = go(places, tmp_path / "out")
     assert "speedup" not in row.measured
     assert "time: the clock is too noisy to tell" in row.cut.notes
     assert row.verdict == "met"  # parameters were asked for, and they are met
     with pytest.raises(MeasurementError, match="too noisy"):
-        executor.measure(tmp_path / "out", places / "llama", batch=2, length=8)
+        measuring.measure(tmp_path / "out", places / "llama", batch=2, length=8)
 
 
 def test_in_memory_models_and_lists_of_texts(tmp_path):
@@ -276,7 +277,7 @@ def classifier(tmp_path_factory):
 
 
 def test_accuracy_counts_by_the_classes_of_the_model(classifier, tmp_path):
-    found = executor.measure(classifier / "model", data=classifier / "named.jsonl", batch=2, length=8)
+    found = measuring.measure(classifier / "model", data=classifier / "named.jsonl", batch=2, length=8)
     assert found["model"]["accuracy"].value == 0.75
     assert found["model"]["accuracy"].samples == 200 // 16 * 16
     (row,) = executor.run(shears, classifier / "model", classifier / "named.jsonl", "params=90%", tmp_path / "out")
@@ -297,7 +298,7 @@ def test_accuracy_counts_by_the_classes_of_the_model(classifier, tmp_path):
 )
 def test_labels_that_are_no_classes_of_the_model_are_refused(classifier, tmp_path, data, message):
     with pytest.raises(DataError, match=message):
-        executor.measure(classifier / "model", data=classifier / f"{data}.jsonl", batch=2, length=8)
+        measuring.measure(classifier / "model", data=classifier / f"{data}.jsonl", batch=2, length=8)
     with pytest.raises(DataError, match=message):
         executor.run(shears, classifier / "model", classifier / f"{data}.jsonl", "params=80%", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -365,16 +366,6 @@ def test_inspect_adds_up(places):
     )
 
 
-def test_measure_alone_and_against(places, tmp_path, monkeypatch):
-    go(places, tmp_path / "small")
-    alone = executor.measure(places / "llama", data=places / "texts.txt", batch=2, length=8)["model"]
-    assert {"params", "latency", "perplexity", "kv_cache", "peak_memory"} <= set(alone)
-    monkeypatch.setitem(executor.CLOCK, "pairs", 20)
-    both = executor.measure(tmp_path / "small", places / "llama", batch=8, length=32)
-    assert both["model"]["params"].value < both["against"]["params"].value
-    assert both["both"]["speedup"].samples >= 20
-
-
 def test_report_is_written_anew(places, tmp_path):
     go(places, tmp_path / "small")
     (tmp_path / "small" / "report.html").unlink()
@@ -416,19 +407,11 @@ def test_exports_are_whole_and_never_overwrite(places, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["deci", "small"]
 
 
-def test_tasks_are_refused_for_what_does_not_speak(places, monkeypatch):
-    monkeypatch.setattr(language, "sizes", None)  # before anything is measured
-    with pytest.raises(InputError, match="lm-eval tasks need a language model"):
-        executor.measure(places / "bert", tasks=["arc_easy"])
-
-
-def test_models_of_different_tokenizers_are_not_measured_on_each_others_tokens(places, tmp_path):
-    other = tmp_path / "other"
-    tiny.folder("llama", other)
-    path = other / "tokenizer.json"
-    text = json.loads(path.read_text())
-    vocabulary = text["model"]["vocab"]
-    vocabulary["tree"], vocabulary["garden"] = vocabulary["garden"], vocabulary["tree"]
-    path.write_text(json.dumps(text))
-    with pytest.raises(InputError, match=r"different tokenizers: '(tree|garden)' is"):
-        executor.measure(tiny.folder("llama", tmp_path / "llama"), other, tiny.sentences(50), batch=2, length=16)
+def test_measure_alone_and_against(places, tmp_path, monkeypatch):
+    go(places, tmp_path / "small")
+    alone = measuring.measure(places / "llama", data=places / "texts.txt", batch=2, length=8)["model"]
+    assert {"params", "latency", "perplexity", "kv_cache", "peak_memory"} <= set(alone)
+    monkeypatch.setitem(measuring.CLOCK, "pairs", 20)
+    both = measuring.measure(tmp_path / "small", places / "llama", batch=8, length=32)
+    assert both["model"]["params"].value < both["against"]["params"].value
+    assert both["both"]["speedup"].samples >= 20

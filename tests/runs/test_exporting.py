@@ -14,8 +14,8 @@ import secateur
 import tiny
 from secateur.errors import InputError, ModelError, NumericalError, UnsupportedError
 from secateur.recover.quantization import quantise
-from secateur.runs import executor, exporting
-from secateur.runs.backends import language
+from secateur.runs import exporting, measuring
+from secateur.runs.backends.language import Language
 from secateur.select.pattern import n_of_m
 from secateur.subjects import matrices, open_subject
 from secateur.subjects.transformer import packing
@@ -100,7 +100,7 @@ def test_packed_is_smaller_and_equal(sparse, fresh):
     torch.testing.assert_close(logits["packed"], run(open_subject(sparse), batch), atol=1e-6, rtol=1e-6)
     small = sum(path.stat().st_size for path in (place / "packed").glob("*.safetensors"))
     assert small < 0.75 * (sparse / "model.safetensors").stat().st_size
-    assert "trust_remote_code=True" in language.loading(place / "packed", "packed")
+    assert "trust_remote_code=True" in Language().load_line(place / "packed", "packed")
 
 
 def test_masks_are_those_of_the_zeros(sparse, tmp_path):
@@ -128,7 +128,7 @@ def test_quantised_loads_plainly_keeps_zeros_and_says_what_it_costs(sparse, fres
     blocks = sum(matrix.weight.numel() for matrix in found.values())
     assert before - stored > 0.9 * blocks * (4 - bits / 8 - 4 / quantise.GROUP)
     # The pattern holds in what is multiplied.
-    for name, matrix in language.matrices(again).items():
+    for name, matrix in Language().matrices(again).items():
         assert not torch.count_nonzero(matrix[found[name].weight == 0]), name
 
 
@@ -219,7 +219,7 @@ def test_a_quantised_model_is_measured_but_never_pruned(sparse, tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(60)))
     place, notes = secateur.export(sparse, "int8", tmp_path / "int8", data=tmp_path / "texts.txt")
     assert notes[-1].startswith("quality: Perplexity ")
-    found = executor.measure(place, data=tmp_path / "texts.txt", batch=2, length=8)["model"]
+    found = measuring.measure(place, data=tmp_path / "texts.txt", batch=2, length=8)["model"]
     assert found["bytes"].value == (place / "model.safetensors").stat().st_size
     assert found["zeros"].value >= 0.5
     assert found["packed_bytes"].value < found["bytes"].value

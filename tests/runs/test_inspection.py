@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from recipes.vision import test_otov3
+from recipes.vision.nets import blocks
 from secateur import cli
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.runs import executor, inspection
@@ -128,7 +128,7 @@ def pale(picture: Path) -> list[str | None]:
 
 
 def test_what_otov3_would_erase_is_told_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    subject = test_otov3.subject()
+    subject = blocks()
     with torch.no_grad():  # what the search must pass over: without both, no way is left
         for part, size in ((subject.model.left, 1e-3), (subject.model.right, 2e-3), (subject.model.two, 3e-3)):
             for parameter in part.parameters():

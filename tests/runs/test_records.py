@@ -56,11 +56,11 @@ def test_a_run_over_a_file_is_on_record_and_repeats(tmp_path):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps({"question": "cherry", "html": PAGE}) + "\nno line\n")
     secateur.prune_file("htmlrag", source, out, "words=7", trace=True, headed=False, processes=1)
-    told = yaml.safe_load(records.beside(out).read_text("utf-8"))
+    told = yaml.safe_load(records.record_path(out).read_text("utf-8"))
     assert told["counts"] == {"lines": 2, "failed": 1}
     assert told["in_sha256"] == records.digest(source)
     assert told["versions"]["secateur"] == secateur.__version__
-    flags, options = records.settings(records.beside(out), {"out": str(tmp_path / "again.jsonl")})
+    flags, options = records.settings(records.record_path(out), {"out": str(tmp_path / "again.jsonl")})
     again = flags.pop("out")
     context.prune_file(
         flags["recipe"], flags["in"], again, flags["budget"], trace=flags["trace"], processes=1, **options
@@ -85,4 +85,4 @@ def test_what_was_stopped_does_not_go_on_with_other_lines(tmp_path, monkeypatch)
     source.write_text(row * 2 + row.replace("cherry", "apple"))
     with pytest.raises(secateur.errors.RunError, match="other settings"):
         secateur.prune_file("htmlrag", source, out, "words=7", processes=1)
-    assert not records.beside(out).exists()
+    assert not records.record_path(out).exists()

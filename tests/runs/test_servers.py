@@ -9,7 +9,7 @@ import pytest
 
 import secateur
 import sparql
-from clients.test_chat import say, served
+from chat_server import say, served
 from secateur import cli
 from secateur._utils import http
 from secateur.clients import chat

@@ -11,8 +11,10 @@ import secateur
 import tiny
 from secateur.data import texts
 from secateur.errors import DataError
-from secateur.runs import data, sources
-from secateur.runs.backends import language, network
+from secateur.runs import sources
+from secateur.runs.backends.dataset import read_rows
+from secateur.runs.backends.language import Language
+from secateur.runs.backends.network import Network
 
 BUILD = """
 from torch import nn
@@ -32,7 +34,7 @@ def places(tmp_path):
 
 
 def test_only_indices_are_indices(places):
-    assert not any(map(sources.are, (places, places / "data.npz", "data.npz", ["a text"], 3, None)))
+    assert not any(map(sources.is_index, (places, places / "data.npz", "data.npz", ["a text"], 3, None)))
 
 
 def test_an_index_is_data(places, monkeypatch):
@@ -40,19 +42,19 @@ def test_an_index_is_data(places, monkeypatch):
     monkeypatch.chdir(places)
     (first,) = secateur.prune_data("data.npz", "examples=50%", "out", seed=3)
     for index in ("out/examples=50%", places / "out" / "examples=50%" / "index.npz", first.subject):
-        found = network.read(index)
+        found = Network().read(index)
         assert torch.equal(found.inputs, first.subject.data.inputs)
         assert torch.equal(found.labels, first.subject.data.labels)
     (nested,) = secateur.prune_data("out/examples=50%", "examples=20%", "less")
     assert nested.cut.removed["examples"] == (24, 30)
-    again = network.read("less/examples=20%")
+    again = Network().read("less/examples=20%")
     assert torch.equal(again.inputs, nested.subject.data.inputs)
     rows = {tuple(row) for row in first.subject.data.inputs.flatten(1).tolist()}
     assert {tuple(row) for row in again.inputs.flatten(1).tolist()} < rows
     row = secateur.distill("net.py:build", "net.py:build", "less/examples=20%", "small", steps=2, batch=2)
     assert row.settings["data"] == "less/examples=20%"
     monkeypatch.chdir(places / "out")
-    assert len(network.read("examples=50%")) == 30, "a path that was relative is looked for beside the run"
+    assert len(Network().read("examples=50%")) == 30, "a path that was relative is looked for beside the run"
 
 
 def test_what_is_packed_beside_an_index_is_read_there(places, monkeypatch):
@@ -60,16 +62,16 @@ def test_what_is_packed_beside_an_index_is_read_there(places, monkeypatch):
     (first,) = secateur.prune_data("data.npz", "examples=50%", "out", seed=3)
     first.subject.save("out/examples=50%", packed=True)
     (places / "data.npz").unlink()
-    assert network.read("out/examples=50%").digest == first.subject.data.digest
+    assert Network().read("out/examples=50%").digest == first.subject.data.digest
     first.subject.data.take([0]).save("out/examples=50%/examples.npz")
     with pytest.raises(DataError, match="give the data that it was made of, or all of the examples that it keeps"):
-        network.read("out/examples=50%")
+        Network().read("out/examples=50%")
 
 
 def test_an_index_of_texts_is_data_however_they_were_read(places, monkeypatch):
     monkeypatch.chdir(places)
     (cut,) = secateur.prune_data("rows.jsonl", "examples=20%", "out", balanced=True)
-    found = language.read("out/examples=20%")
+    found = Language().read("out/examples=20%")
     everything = texts.read("rows.jsonl")
     assert list(found.texts) == [everything.texts[place] for place in cut.subject.kept]
     assert found.labels is not None
@@ -80,11 +82,11 @@ def test_a_run_in_place_of_its_index_is_told(places, monkeypatch):
     secateur.prune_data("data.npz", ["examples=50%", "examples=20%"], "out")
     secateur.prune_data("rows.jsonl", "words=50%", "spoken")
     words = "out is a run, whose indices stand in its folders: give one, such as out/examples=20%"
-    for read in (network.read, language.read, data.rows):
+    for read in (Network().read, Language().read, read_rows):
         with pytest.raises(DataError, match=f"^{words}$"):
             read("out")
     with pytest.raises(DataError, match="such as spoken/words=50%"):
-        data.rows("spoken")
+        read_rows("spoken")
 
 
 def test_an_index_that_can_not_be_used_is_refused(places, monkeypatch):
@@ -93,16 +95,16 @@ def test_an_index_that_can_not_be_used_is_refused(places, monkeypatch):
     index = places / "out" / "examples=50%"
     (places / "data.npz").rename(places / "moved.npz")
     with pytest.raises(DataError, match=r"index.npz is of the data data.npz: there is no data at data.npz"):
-        network.read(index)
+        Network().read(index)
     (places / "bare.npz").rename(places / "data.npz")
     with pytest.raises(DataError, match=r"is an index of data.npz, 60 examples of digest .*: give the data that it"):
-        network.read(index)
+        Network().read(index)
     (places / "out" / "run.yaml").write_text("[1, 2]")
     with pytest.raises(DataError, match=r"run.yaml does not say what data .*index.npz is of"):
-        network.read(index)
+        Network().read(index)
     (places / "out" / "run.yaml").unlink()
     with pytest.raises(DataError, match=r"stands in no run directory"):
-        network.read(index)
+        Network().read(index)
     (places / "index.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"stands in no run directory"):
-        network.read(places / "index.npz")
+        Network().read(places / "index.npz")

@@ -11,7 +11,7 @@ from torch import nn
 from secateur.data.examples import Examples
 from secateur.errors import DataError
 from secateur.runs import splits
-from secateur.runs.backends import network
+from secateur.runs.backends.network import Network
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced
 
@@ -20,7 +20,7 @@ JUDGED = Examples(torch.arange(40.0, 48.0).reshape(4, 2), torch.arange(4) % 3, n
 
 
 def parted(data: Examples, held_out: Examples | None = None, seed: int = 0) -> splits.Parts:
-    return splits.parted(network, data, held_out, Traced(nn.Linear(2, 3), Example.of(data.inputs[:1])), seed=seed)
+    return splits.split(Network(), data, held_out, Traced(nn.Linear(2, 3), Example.of(data.inputs[:1])), seed=seed)
 
 
 def test_a_part_of_the_data_is_drawn_by_the_seed():
@@ -62,10 +62,10 @@ def test_copies_are_told_of():
 )
 def test_what_can_not_be_judged_is_refused(data, held_out, words):
     with pytest.raises(DataError, match=words):
-        splits.parted(network, data, held_out, Traced(nn.Linear(2, 3), Example.of(DATA.inputs[:1])), seed=0)
+        splits.split(Network(), data, held_out, Traced(nn.Linear(2, 3), Example.of(DATA.inputs[:1])), seed=0)
 
 
 def test_names_are_paths_or_what_data_calls_itself():
-    assert splits.named(data=("a.npz", DATA), held_out=(JUDGED, JUDGED), other=(None, None)) == {
+    assert splits.names_of(data=("a.npz", DATA), held_out=(JUDGED, JUDGED), other=(None, None)) == {
         "data": "a.npz", "held_out": "judged",
     }  # fmt: skip

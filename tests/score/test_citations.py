@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.score.citations import cited
+from secateur.score.citations import read_citations
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,11 @@ from secateur.score.citations import cited
     ],
 )
 def test_what_an_answer_cites(answer, found):
-    assert cited(answer, 5) == found
+    assert read_citations(answer, 5) == found
 
 
 @given(st.text(alphabet="[]0123456789, No answer", max_size=60), st.integers(0, 12))
 def test_any_answer_gives_sentences_that_there_are_or_nothing(answer, count):
-    found = cited(answer, count)
+    found = read_citations(answer, count)
     assert found is None or all(0 <= number < count for number in found)
     assert found != {0}

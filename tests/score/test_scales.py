@@ -11,7 +11,7 @@ from secateur.errors import UnsupportedError
 from secateur.score import scales
 from secateur.subjects.network import detectors
 
-SUBJECT = detectors.opened(yolo.tiny(), torch.rand(1, 3, 64, 64))
+SUBJECT = detectors.open_detector(yolo.tiny(), torch.rand(1, 3, 64, 64))
 
 
 def test_a_unit_has_the_scales_of_every_norm_that_goes_with_it():
@@ -43,7 +43,7 @@ def test_frozen_norms_have_nothing_to_push():
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.requires_grad_(False)
-    subject = detectors.opened(net, torch.rand(1, 3, 64, 64))
+    subject = detectors.open_detector(net, torch.rand(1, 3, 64, 64))
     assert scales.members(subject.model, subject.slices()) == {}
     with pytest.raises(UnsupportedError, match="not frozen"):
         scales.prunable(subject.model, subject.slices())

@@ -10,25 +10,25 @@ from secateur.vocabulary import Budget
 
 
 def reading(text, **whole):
-    return limits.reading(Budget.parse(text), whole, "a page")
+    return limits.limits_of_text(Budget.parse(text), whole, "a page")
 
 
 def test_a_budget_by_which_nothing_has_to_go_is_refused():
     whole = {"params": 200.0, "channels": 12.0}
-    assert limits.cutting(Budget.parse("params=50%,channels=100%"), whole) == {"params": 100.0, "channels": 12.0}
+    assert limits.limits_of_cut(Budget.parse("params=50%,channels=100%"), whole) == {"params": 100.0, "channels": 12.0}
     for text in ("channels=100%", "channels=100%,params=100%", "params=3000"):
         with pytest.raises(InfeasibleError, match=f"budget {text} would change nothing: all of the model fits in it"):
-            limits.cutting(Budget.parse(text), whole)
+            limits.limits_of_cut(Budget.parse(text), whole)
     least = {"params": 40.0, "channels": 4.0}
-    assert limits.cutting(Budget.parse("params=20%"), whole, least) == {"params": 40.0}
+    assert limits.limits_of_cut(Budget.parse("params=20%"), whole, least) == {"params": 40.0}
     with pytest.raises(InfeasibleError, match="params can go down to 40, the limit is 38; allow more, or eat") as found:
-        limits.cutting(Budget.parse("channels=50%,params=19%"), whole, least, "eat less")
+        limits.limits_of_cut(Budget.parse("channels=50%,params=19%"), whole, least, "eat less")
     assert found.value.reachable == 40.0
     with pytest.raises(BudgetError, match="latency has no cost here; costs known: channels, params"):
-        limits.cutting(Budget.parse("speedup=2x"), whole)
+        limits.limits_of_cut(Budget.parse("speedup=2x"), whole)
     for text in ("pattern=2:4", "params=50%,pattern=2:4"):
         with pytest.raises(BudgetError, match="no pattern is made here; limit one of channels, params"):
-            limits.cutting(Budget.parse(text), whole)
+            limits.limits_of_cut(Budget.parse(text), whole)
 
 
 def test_shares_become_numbers():
@@ -41,7 +41,7 @@ def test_what_texts_are_not_measured_in_is_refused():
         with pytest.raises(InputError, match="a page is cut to tokens or words"):
             reading(text, words=3.0)
     with pytest.raises(InputError, match="a page is cut to tokens or words"):
-        limits.reading(Budget(), {"words": 3.0}, "a page")
+        limits.limits_of_text(Budget(), {"words": 3.0}, "a page")
     with pytest.raises(InputError, match="needs the reader's tokenizer"):
         reading("tokens=4", words=3.0)
     with pytest.raises(InfeasibleError, match=r"leaves 0\.3 words of 3: give at least 1") as caught:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from claims import vision
+import small_vision as vision
 from recipes.data import test_kd_data_pruning as toy
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples

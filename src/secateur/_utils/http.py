@@ -1,7 +1,7 @@
-"""WHAT GOES OVER HTTP: a server that is asked within bounds of time, size and number; what fails may be asked again.
+"""An HTTP client of one server, with bounds of time, size and rate; failures that may pass are tried again.
 
-A server may be slow, down or lie: what comes of that is waited out within bounds, and then one `ServerError`. Secrets
-come from the environment alone and stand in no message, log or file.
+A server that is slow, down or gives no valid answer ends in one `ServerError`. Secrets come from the environment alone
+and stand in no message, log or file.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from secateur.errors import InputError, MissingExtraError, ServerError
 
-__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "RefusedError", "addressed", "holding"]
+if TYPE_CHECKING:
+    import tenacity
+
+__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "RefusedError", "check_key", "is_address"]
 
 T = TypeVar("T")
 
@@ -29,12 +32,12 @@ _UNFIT = {400, 413, 422}
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
-def addressed(source: object) -> bool:
+def is_address(source: object) -> bool:
     """Whether something is named by the address of a server."""
     return isinstance(source, str) and source.startswith(("http://", "https://"))
 
 
-def holding(name: str) -> str:
+def check_key(name: str) -> str:
     """The environment variable that a user says holds a key.
 
     Raises `InputError` where it holds none, without telling its name: that may be the key itself.
@@ -89,8 +92,11 @@ class Client:
     ) -> None:
         try:
             import httpx2
+            import tenacity
         except ImportError as error:
-            raise MissingExtraError("asking a server needs httpx2: pip install 'secateur[context]'") from error
+            raise MissingExtraError(
+                "asking a server needs httpx2 and tenacity: pip install 'secateur[context]'"
+            ) from error
         for name, value in (("retries", retries), ("backoff", backoff), ("per_minute", per_minute)):
             if not value >= 0:
                 raise InputError(f"{name}={value}: give a number of at least 0")
@@ -113,7 +119,7 @@ class Client:
         self._client = httpx2.Client(
             timeout=httpx2.Timeout(timeout, connect=min(10.0, timeout)), follow_redirects=False
         )
-        self._http = httpx2
+        self._http, self._tenacity = httpx2, tenacity
 
     def close(self) -> None:
         """Close its connections, for good."""
@@ -134,24 +140,35 @@ class Client:
             path: what follows the address.
             read: raises `PassingError` for what is no answer.
             secret: the key that the headers hold; left out of what is told of a refusal.
-            again: called before each further attempt.
+            again: called between two attempts.
             request: httpx's own: headers, json, data.
 
         Raises `ServerError`: no answer after all attempts, or a refusal, which is not asked again.
         """
-        wait, why = self.backoff, ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                again()
-            self._take_turn()
-            try:
-                return read(self._once(self.url + path, secret, request))
-            except PassingError as error:
-                why, pause = str(error), error.wait if error.wait is not None else wait * self._jitter.uniform(0.5, 1.0)
-                wait = min(2 * wait, 60.0)
-                if attempt < self.retries:
-                    time.sleep(min(pause, 60.0))
-        raise ServerError(f"{self.url} gave no answer in {self.retries + 1} attempts: {why}")
+        retrying = self._tenacity.Retrying(
+            retry=self._tenacity.retry_if_exception_type(PassingError),
+            stop=self._tenacity.stop_after_attempt(self.retries + 1),
+            wait=self._pause,
+            before_sleep=lambda _: again(),
+            reraise=True,
+        )
+        try:
+            answer: T = retrying(self._attempt, path, read, secret, request)
+        except PassingError as error:
+            raise ServerError(f"{self.url} gave no answer in {self.retries + 1} attempts: {error}") from error
+        return answer
+
+    def _attempt(self, path: str, read: Callable[[bytes], T], secret: str, request: Mapping[str, Any]) -> T:
+        self._take_turn()
+        return read(self._once(self.url + path, secret, request))
+
+    def _pause(self, state: tenacity.RetryCallState) -> float:
+        """Seconds before the next attempt: what the server asks for, or twice as long as before; at most a minute."""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, PassingError) and error.wait is not None:
+            return min(error.wait, 60.0)
+        doubled = self.backoff * 2.0 ** min(state.attempt_number - 1, 60)
+        return min(doubled, 60.0) * self._jitter.uniform(0.5, 1.0)
 
     def _take_turn(self) -> None:
         """Wait until a request may start."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur.errors import InputError, SecateurError
 
-__all__ = ["function", "line", "network"]
+__all__ = ["function", "line", "names_function", "network"]
 
 _SAID = 200
 """Characters of what somebody else's error says that fit into a line."""
@@ -41,6 +41,11 @@ def function(name: str) -> Callable[..., Any]:
             raise InputError(f"{name} failed: {line(error)}") from error
 
     return called
+
+
+def names_function(source: object) -> bool:
+    """Whether it is such a name, and no path of what is there."""
+    return isinstance(source, str) and ":" in source and not Path(source).exists()
 
 
 def line(error: Exception) -> str:

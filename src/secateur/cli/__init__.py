@@ -775,23 +775,23 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
     if given["in"] and not out and not given["dry_run"]:
         raise InputError("--in needs --out, a .jsonl file: each line of the one gives a line of the other")
     from secateur.clients.chat import SpentWarning
-    from secateur.runs import context
-    from secateur.runs.backends import documents as readings
+    from secateur.runs import context, context_files
+    from secateur.runs.backends.documents import of_document_recipe
 
-    reading, named = readings.of_recipe(given["recipe"]), list(given["files"] or ())
-    if not reading.own and len(named) != 1:
+    reading, named = of_document_recipe(given["recipe"]), list(given["files"] or ())
+    if not reading.brings_documents and len(named) != 1:
         raise InputError(
             f"{given['recipe']} reads one {reading.noun}: name its file, folder or address, and nothing else"
         )
-    if reading.own and given["in"] and named:
+    if reading.brings_documents and given["in"] and named:
         raise InputError("--in takes no files beside it: each of its lines holds what is to be read")
-    asked = {"question": given["question"] or "", "graph": "" if reading.own else named[0], **options}
+    asked = {"question": given["question"] or "", "graph": "" if reading.brings_documents else named[0], **options}
     if given["in"] and given["dry_run"]:
-        _print_estimate(context.estimate_file(given["recipe"], given["in"], given["budget"], **asked))
+        _print_estimate(context_files.estimate_file(given["recipe"], given["in"], given["budget"], **asked))
         return
     if given["in"]:
         with _noted(SpentWarning):
-            lines, failed = context.prune_file(
+            lines, failed = context_files.prune_file(
                 given["recipe"], given["in"], given["out"], given["budget"], trace=bool(given["trace"]),
                 strict=bool(given["strict"]), overwrite=bool(given["overwrite"]), processes=given["processes"], **asked,
             )  # fmt: skip
@@ -801,7 +801,11 @@ def _prune_context(given: Mapping[str, Any], options: Mapping[str, Any]) -> None
         return
     if out and out.exists() and not given["overwrite"] and not given["dry_run"]:
         raise InputError(f"{out} is there already: give another name, or --overwrite")
-    documents = [sys.stdin.buffer.read() if name == "-" else Path(name) for name in named] if reading.own else named[0]
+    documents = (
+        [sys.stdin.buffer.read() if name == "-" else Path(name) for name in named]
+        if reading.brings_documents
+        else named[0]
+    )
     cut = (given["recipe"], documents, given["question"], given["budget"])
     if given["dry_run"]:
         _print_estimate(context.estimate_context(*cut, **options))
@@ -873,10 +877,10 @@ def _train_pruner_command(recipe: str | None) -> Callable[..., None]:
         given = {name: values[name] for name in (*needed.values(), "overwrite") if values[name]}
         example = "secateur train-pruner provence MODEL --data passages.jsonl --out pruner"
         given |= _given(options, values)
-        given = _complete(given, values["config"], "secateur.runs.context", needed, example)
-        from secateur.runs import context
+        given = _complete(given, values["config"], "secateur.runs.pruner_training", needed, example)
+        from secateur.runs import pruner_training
 
-        made = context.train_pruner(**given)
+        made = pruner_training.train_pruner(**given)
         told = json.loads((Path(given["out"]) / "training.json").read_text(encoding="utf-8"))
         print(f"{made.steps} steps on {made.tokens} tokens: {given['out']}", *told["notes"], sep="\n", file=sys.stderr)
 
@@ -1023,11 +1027,11 @@ def _study_command(study: str | None) -> Callable[..., None]:
         given = {name: values[name] for name in shared if values[name]} | _given(options, values)
         example = "secateur study curve net.py:build --data digits.npz --out curves"
         needed = {"STUDY": "study", "--out": "out"}
-        given = _complete(given, values["config"], "secateur.studies.asked", needed, example)
+        given = _complete(given, values["config"], "secateur.studies.study_inputs", needed, example)
         from secateur.reports import evidence
-        from secateur.studies import asked
+        from secateur.studies import study_inputs
 
-        found, console = asked.study(**given), _console()
+        found, console = study_inputs.study(**given), _console()
         for table in found.tables:
             console.print(evidence.rich_table(table.rows, title=table.title))
         console.print(*found.notes, found.headline, sep="\n", highlight=False, markup=False)
@@ -1140,9 +1144,9 @@ def measure(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Measure size, time, memory and quality of a model, alone or against others."""
-    from secateur.runs import executor
+    from secateur.runs import measuring
 
-    found = executor.measure(
+    found = measuring.measure(
         model, against, data, text=text, label=label, sizes=sizes, tasks=listed(",".join(tasks or ())),
         task_folder=task_folder, limit=limit, batch=batch, length=length, threads=threads, device=device,
     )  # fmt: skip
@@ -1157,9 +1161,9 @@ def measure(
     names = display.order(name for part in found.values() for name in part)
     rows = [["Measure", *found]]
     rows += [[display.measure(n).label, *(display.text(n, part.get(n)) for part in found.values())] for n in names]
-    usual = backends.of_model(next(iter(against or ()), model))
-    length = length or usual.LENGTH
-    title = f"batch {batch or usual.BATCH}" + (f" x {length} tokens" if length else "")
+    usual = backends.of_source(next(iter(against or ()), model))
+    length = length or usual.length
+    title = f"batch {batch or usual.batch}" + (f" x {length} tokens" if length else "")
     _console().print(evidence.rich_table(rows, title=title))
 
 
@@ -1178,9 +1182,9 @@ def export(
     stream: Annotated[bool, typer.Option("--stream", help="Read the model block by block from the disk.")] = False,
 ) -> None:
     """Write a model in another form, checked against the original's output."""
-    from secateur.runs import executor
+    from secateur.runs import exporting
 
-    place, notes = executor.export(folder, to, out, data=data, stream=stream)
+    place, notes = exporting.export(folder, to, out, data=data, stream=stream)
     for note in notes:
         print(f"note: {note}")
     print(place)

@@ -1,7 +1,7 @@
-"""WHO IS ASKED: language models that answer in words, a local one or any server of OpenAI's protocol; one interface.
+"""Chat clients: a local transformers model or any server of OpenAI's protocol, behind one interface.
 
-Keys come from the environment alone and stand in no message, log or file. A server may be slow, down or lie: what comes
-of that is waited out within bounds, and then one `ServerError`.
+Keys come from the environment alone and stand in no message, log or file. A server that is slow, down or gives no valid
+answer ends in one `ServerError`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,19 @@ from secateur._utils.modes import evaluating
 from secateur.errors import BudgetError, InputError, ServerError, opening
 
 __all__ = [
-    "SPENDING", "Answer", "LanguageModel", "Ledger", "Local", "Meter", "Scored", "Server", "SpentWarning", "answering",
-    "metered", "opened", "said",
+    "SPENDING",
+    "Answer",
+    "LanguageModel",
+    "Ledger",
+    "Local",
+    "Meter",
+    "Scored",
+    "Server",
+    "SpentWarning",
+    "ask_text",
+    "open_local",
+    "open_model",
+    "with_meter",
 ]  # fmt: skip
 
 _KEY, _OPENAI = "SECATEUR_LLM_KEY", "https://api.openai.com"
@@ -189,7 +200,7 @@ class LanguageModel(Protocol):
         ...
 
 
-def said(model: LanguageModel, question: Question, **how: Any) -> str:
+def ask_text(model: LanguageModel, question: Question, **how: Any) -> str:
     """The first letters of what a model answers, of `LONGEST` at most: whoever reads them is not to be kept busy.
 
     how: most, temperature and seed, see `LanguageModel.ask`.
@@ -215,7 +226,7 @@ SPENDING = frozenset({"calls", "llm_tokens"})
 """Options of recipes that bound what is spent, and change nothing of what comes out."""
 
 
-def answering(
+def open_model(
     source: str | LanguageModel, name: str = "", *, calls: int = 0, tokens: int = 0, **asked: Any
 ) -> LanguageModel:
     """Whatever answers, from how a user names it.
@@ -232,19 +243,19 @@ def answering(
     if not isinstance(source, str):
         if not isinstance(source, LanguageModel):
             raise InputError(f"a language model is a folder, a Hub id or an address, not {type(source).__name__}")
-        return metered(source, Meter(calls or None, tokens or None)) if calls or tokens else source
+        return with_meter(source, Meter(calls or None, tokens or None)) if calls or tokens else source
     meter = Meter(calls or None, tokens or None)
-    if http.addressed(source):
+    if http.is_address(source):
         if not name:
             raise InputError(
                 "a server is asked for a model by name: give it, such as the one that its /v1/models lists"
             )
         return Server(source, name, meter=meter, **asked)
-    model = opened(source)
+    model = open_local(source)
     return Local(model.model, model.tokenizer, meter)
 
 
-def metered(model: LanguageModel, meter: Meter) -> LanguageModel:
+def with_meter(model: LanguageModel, meter: Meter) -> LanguageModel:
     """The same model with `meter`, within the one that it has: both count, and both bound."""
     found = copy.copy(model)
     meter.within, found.meter = model.meter, meter
@@ -254,7 +265,7 @@ def metered(model: LanguageModel, meter: Meter) -> LanguageModel:
 # ---------------------------------------------------------------------------------------------------------- local
 
 
-def opened(source: str | Local) -> Local:
+def open_local(source: str | Local) -> Local:
     """A causal language model with its tokenizer, from a folder or Hub id, opened once; or the one that is given.
 
     Raises `InputError` for what is none. Weights are read from safetensors and no code of a checkpoint is run.
@@ -262,7 +273,7 @@ def opened(source: str | Local) -> Local:
     if isinstance(source, Local):
         return source
     if not isinstance(source, str):
-        raise InputError(f"a language model is a folder, a Hub id or llms.Local, not {type(source).__name__}")
+        raise InputError(f"a language model is a folder, a Hub id or chat.Local, not {type(source).__name__}")
     return _opened(source)
 
 
@@ -346,7 +357,7 @@ class Server:
         model: the name that the server knows it by.
         key: the environment variable that holds the key. If empty, that is SECATEUR_LLM_KEY for any server, or
             OPENAI_API_KEY for OpenAI's own, which no other server gets; none is sent where none is set.
-        timeout, retries, backoff, per_minute: see `web.Client`.
+        timeout, retries, backoff, per_minute: see `http.Client`.
         meter: counts calls and tokens, and how many are allowed.
     """
 
@@ -362,7 +373,7 @@ class Server:
         per_minute: int = 0,
         meter: Meter | None = None,
     ) -> None:
-        key = http.holding(key) if key else _variable(url)
+        key = http.check_key(key) if key else _variable(url)
         self.client = http.Client(
             url, example="http://localhost:8000/v1", key=key, timeout=timeout, retries=retries, backoff=backoff,
             per_minute=per_minute,

@@ -35,14 +35,14 @@ _VERSION = re.compile(r"/v\d+$")
 class _Served:
     """One server. `key` names the variable that holds its key: SECATEUR_EMBED_KEY, or for OpenAI's own OPENAI_API_KEY.
 
-    timeout, retries, backoff, per_minute: see `web.Client`.
+    timeout, retries, backoff, per_minute: see `http.Client`.
     """
 
     def __init__(self, url: str, *, key: str = "", **asked: Any) -> None:
         address, _, self.model = url.partition("#")
         address = address.rstrip("/")
         theirs = f"{address.lower()}/".startswith(_OPENAI) and not os.environ.get(_KEY)
-        self.key = http.holding(key) if key else "OPENAI_API_KEY" if theirs else _KEY
+        self.key = http.check_key(key) if key else "OPENAI_API_KEY" if theirs else _KEY
         self.client = http.Client(address, example="http://localhost:8080", key=self.key, **asked)
         self.versioned = _VERSION.search(address) is not None
 

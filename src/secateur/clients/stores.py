@@ -30,12 +30,12 @@ __all__ = [
     "Store",
     "Value",
     "entity",
-    "in_line",
     "iri",
+    "is_usable",
     "kind",
     "literal",
+    "one_line",
     "relation",
-    "usable",
 ]
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -80,7 +80,7 @@ class Store(Protocol):
         ...
 
 
-def usable(text: str) -> bool:
+def is_usable(text: str) -> bool:
     """Whether text is an IRI that a query can hold."""
     return len(text) <= _LONGEST and _IRI.fullmatch(text) is not None
 
@@ -90,7 +90,7 @@ def iri(text: str) -> str:
 
     Raises `InputError` for text that is no IRI: nothing that comes from data or a user is to change a query.
     """
-    if not usable(text):
+    if not is_usable(text):
         raise InputError(
             f"{text[:100]!r} is no IRI: it has no scheme such as urn:, holds spaces or one of "
             f"{_FORBIDDEN}, or is longer than {_LONGEST} letters"
@@ -110,7 +110,7 @@ def literal(text: str, language: str = "") -> str:
     return f'"{text.translate(_ESCAPES)}"' + (f"@{language}" if language else "")
 
 
-def in_line(text: str, most: int = 0) -> str:
+def one_line(text: str, most: int = 0) -> str:
     """Text in one line of at most `most` letters, without control letters, turns of direction and halves of letters."""
     if most:
         text = text[: 2 * most]  # megabytes need not be looked at
@@ -133,7 +133,7 @@ def kind(name: str) -> str:
 
 
 def _named(name: str, place: str) -> str:
-    return name if _GIVEN.fullmatch(name) and usable(name) else place + quote(name, safe="")
+    return name if _GIVEN.fullmatch(name) and is_usable(name) else place + quote(name, safe="")
 
 
 class Embedded:
@@ -194,7 +194,7 @@ class Endpoint:
         url: such as http://localhost:3030/data/sparql.
         key: the environment variable that holds a bearer token. If empty, that is SPARQL_TOKEN; none is sent where
             that is not set.
-        timeout, retries, backoff, per_minute: see `web.Client`.
+        timeout, retries, backoff, per_minute: see `http.Client`.
 
     Its answers are read as JSON, checked, and bounded in size: one that lies about their form is asked again, and then
     refused with `ServerError`.
@@ -210,7 +210,7 @@ class Endpoint:
         backoff: float = 0.5,
         per_minute: int = 0,
     ) -> None:
-        key = http.holding(key) if key else "SPARQL_TOKEN"
+        key = http.check_key(key) if key else "SPARQL_TOKEN"
         self.client = http.Client(
             url, example="http://localhost:3030/data/sparql", key=key, timeout=timeout, retries=retries,
             backoff=backoff, per_minute=per_minute,

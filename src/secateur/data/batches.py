@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from secateur._utils import distributed
 from secateur.errors import InputError
 
-__all__ = ["Feed", "Numbered", "count_steps"]
+__all__ = ["Feed", "Numbered", "Shifted", "count_steps"]
 
 
 class Feed(Sized, Protocol):
@@ -47,3 +47,13 @@ class Numbered:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self._feed[index], "done": min(1.0, index / self._count)}
+
+
+class Shifted:
+    """Batches from number `first` on: a stage of training goes on where the one before stopped."""
+
+    def __init__(self, feed: Any, first: int) -> None:
+        self._feed, self._first = feed, first
+
+    def __getitem__(self, index: int) -> Any:
+        return self._feed[self._first + index]

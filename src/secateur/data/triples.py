@@ -1,10 +1,9 @@
-"""Facts from files into a store: RDF, tables, RecBole's and PyKEEN's files, WordNet.
+"""Facts from files into a store: RDF, tables, RecBole's and PyKEEN's files.
 
     *.nt *.nq *.ttl *.trig *.rdf     RDF; facts of all its graphs stand in one
     *.csv *.tsv *.txt *.kg           a fact a line: subject, predicate, object, and what else is known of it
     *.kg beside *.link and *.item    RecBole's: items give their entities names
     a folder with train.txt          PyKEEN's: train, valid and test together
-    a folder with data.noun          WordNet's
 
 Each may be compressed (`.gz`), files of folders aside. In tables, a thing is whatever is written: a web address or URN
 is an IRI already, anything else becomes one behind `stores.ENTITY` and is named as it is written, underscores as
@@ -24,13 +23,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import quote
 
-from secateur.clients.stores import BLANK, ENTITY, KIND, RDF, RELATION, Embedded, entity, in_line, kind, relation
+from secateur.clients.stores import BLANK, ENTITY, KIND, RDF, RELATION, Embedded, entity, kind, one_line, relation
 from secateur.errors import DataError, InputError
 
-__all__ = ["files", "load", "load_rows"]
+__all__ = ["list_files", "load", "load_rows"]
 
 RDFS_LABEL = "http://www.w3.org/2000/01/rdf-schema#label"
-ALIAS = "http://www.w3.org/2004/02/skos/core#altLabel"
 LONGEST = 1_024
 """Letters of a name in a table; a longer one is a quote that was not closed."""
 _AT_ONCE = 2**18
@@ -48,29 +46,6 @@ _FORMATS = {
 }
 _TABLES = {".csv", ".tsv", ".txt", ".kg"}
 _SPLITS = ("train.txt", "valid.txt", "test.txt")
-_WORDS = ("data.noun", "data.verb", "data.adj", "data.adv")
-
-_POINTERS = {
-    "!": "antonym", "@": "hypernym", "@i": "instance of", "#m": "member holonym", "#s": "substance holonym",
-    "#p": "part holonym", "=": "attribute", "+": "derivationally related", ";c": "domain topic", ";r": "domain region",
-    ";u": "domain usage", "*": "entailment", ">": "cause", "^": "also see", "$": "verb group", "&": "similar to",
-    "<": "participle of", "\\": "pertains to",
-}  # fmt: skip
-_INVERSE = {
-    "~": "@", "~i": "@i", "%m": "#m", "%s": "#s", "%p": "#p", "-c": ";c", "-r": ";r", "-u": ";u",
-}  # fmt: skip
-"""Pointers that say what another one of the other synset says."""
-_BOTH_WAYS = {"!", "=", "+", "$", "&"}
-_FILES = (
-    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition "
-    "noun.communication noun.event noun.feeling noun.food noun.group noun.location noun.motive noun.object noun.person "
-    "noun.phenomenon noun.plant noun.possession noun.process noun.quantity noun.relation noun.shape noun.state "
-    "noun.substance noun.time verb.body verb.change verb.cognition verb.communication verb.competition "
-    "verb.consumption verb.contact verb.creation verb.emotion verb.motion verb.perception verb.possession verb.social "
-    "verb.stative verb.weather adj.ppl"
-)
-_KINDS = _FILES.split()
-"""Kinds of synsets by their number."""
 
 _COLUMNS = {
     "subject": ("subject", "subject id", "head", "head id", "subj", "s", "h"),
@@ -84,22 +59,19 @@ _COLUMNS = {
 """What a column says, and what it may be called: letter case aside, underscores as spaces, without RecBole's types."""
 
 
-def files(source: Path) -> list[Path]:
+def list_files(source: Path) -> list[Path]:
     """The files that hold the graph of `source`, in the order in which they are read.
 
     Raises `DataError` for a path that is not there or holds no graph.
     """
     if source.is_dir():
-        for names in (_SPLITS, _WORDS):
-            found = [source / name for name in names if (source / name).is_file()]
-            if found:
-                return found
+        splits = [source / name for name in _SPLITS if (source / name).is_file()]
+        if splits:
+            return splits
         tables = sorted(source.glob("*.kg"))
         if len(tables) == 1:
-            return files(tables[0])
-        raise DataError(
-            f"{source} holds no graph: give a folder with train.txt (PyKEEN), data.noun (WordNet) or one .kg (RecBole)"
-        )
+            return list_files(tables[0])
+        raise DataError(f"{source} holds no graph: give a folder with train.txt (PyKEEN) or one .kg (RecBole)")
     if not source.is_file():
         raise DataError(f"{source} is not there: give a file or folder that holds a graph, or the URL of an endpoint")
     end = _kind(source)
@@ -133,15 +105,13 @@ def load(
     Raises `DataError`: a line that holds no fact, by file and line; what was read before it stays in the store.
     """
     source = Path(source)
-    found, ox = files(source), store.library
+    found, ox = list_files(source), store.library
     if columns and (source.is_dir() or _kind(source) not in _TABLES):
         raise InputError(f"columns={','.join(columns)}: {source} is no table")
     if columns and len(columns) != 3:
         raise InputError(f"columns={','.join(columns)}: give three, of subject, predicate and object")
     reader = _Reader(ox)
-    if found[0].name in _WORDS:
-        quads = reader.words(found)
-    elif _kind(found[0]) in _FORMATS:
+    if _kind(found[0]) in _FORMATS:
         quads = reader.rdf(found[0], _FORMATS[_kind(found[0])])
     else:
         tables = found if source.is_dir() and _kind(found[0]) != ".kg" else found[:1]
@@ -236,7 +206,7 @@ class _Reader:
         self.library, self.named, self.done = library, dict[str, str](), 0
         self.current: BinaryIO | None = None
         self.things, self.relations = dict[str, Any](), dict[str, Any]()
-        self.label, self.alias, self.type = (library.NamedNode(iri) for iri in (RDFS_LABEL, ALIAS, f"{RDF}type"))
+        self.label, self.type = library.NamedNode(RDFS_LABEL), library.NamedNode(f"{RDF}type")
         self.about = [library.NamedNode(f"{RDF}{part}") for part in ("subject", "predicate", "object")]
 
     # ------------------------------------------------------------------------------------------------------- bytes
@@ -387,7 +357,7 @@ class _Reader:
             for predicate, end in zip(self.about, ends, strict=True):
                 yield ox.Quad(about, predicate, end)
             for predicate, value in known:
-                yield ox.Quad(about, predicate, ox.Literal(in_line(value)))
+                yield ox.Quad(about, predicate, ox.Literal(one_line(value)))
 
     def _thing(self, text: str) -> Any:
         if len(self.things) >= _REMEMBERED:
@@ -409,7 +379,7 @@ class _Reader:
     def _name(self, node: Any, text: str, given: str) -> Iterator[Any]:
         """The name of a thing: its own, that of its item, or what it is called by, unless that is an address."""
         name = given or self.named.get(text, "") or (text.replace("_", " ") if node.value.startswith(ENTITY) else "")
-        name = in_line(name)
+        name = one_line(name)
         if name:
             yield self.library.Quad(node, self.label, self.library.Literal(name))
 
@@ -444,7 +414,7 @@ class _Reader:
                     yield from self._name(node, thing, "")
                 for head, value in row.items():
                     if value and head not in ("item_id", title):
-                        yield ox.Quad(node, self.predicate(head), ox.Literal(in_line(value)))
+                        yield ox.Quad(node, self.predicate(head), ox.Literal(one_line(value)))
 
     def _typed(self, path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         """These columns of a table of RecBole's."""
@@ -457,73 +427,6 @@ class _Reader:
             if len(fields) != len(heads):
                 raise DataError(f"{path}, line {number} has {len(fields)} columns, not {len(heads)}: mend it")
             yield number, [fields[heads.index(name)] for name in names]
-
-    # ------------------------------------------------------------------------------------------------------ WordNet
-
-    def words(self, found: Sequence[Path]) -> Iterator[Any]:
-        """Synsets of WordNet, named by their first word; a pointer and its inverse are one fact."""
-        ox = self.library
-        gloss = ox.NamedNode(relation("gloss"))
-        pointers = {
-            (symbol, part): ox.NamedNode(relation(name.replace(" ", "_")))
-            for symbol, name in _POINTERS.items()
-            for part in "nvar"
-        }
-        pointers["\\", "r"] = ox.NamedNode(relation("derived_from"))
-        for path in found:
-            for number, line in enumerate(self._lines(path), start=1):
-                if line.startswith("  "):  # the licence
-                    continue
-                try:
-                    synset = _synset(line)
-                    node = self._word(synset.node)
-                    yield ox.Quad(node, self.label, ox.Literal(synset.words[0]))
-                    for word in synset.words[1:]:
-                        yield ox.Quad(node, self.alias, ox.Literal(word))
-                    yield ox.Quad(node, self.type, self._made(_KINDS[synset.kind], kind, KIND))
-                    yield ox.Quad(node, gloss, ox.Literal(in_line(synset.gloss)))
-                    for symbol, target in synset.pointers:
-                        other, turned = self._word(target), symbol in _INVERSE
-                        turned |= symbol in _BOTH_WAYS and target < synset.node
-                        predicate = pointers[_INVERSE.get(symbol, symbol), synset.node[-1]]
-                        yield ox.Quad(other, predicate, node) if turned else ox.Quad(node, predicate, other)
-                except (ValueError, IndexError, KeyError) as error:
-                    raise DataError(
-                        f"{path}, line {number} is no synset of WordNet: give its folder as it is distributed"
-                    ) from error
-
-    def _word(self, synset: str) -> Any:
-        return self._made(f"wordnet-{synset}", entity, ENTITY)
-
-
-class _Synset(NamedTuple):
-    node: str
-    kind: int
-    words: list[str]
-    pointers: list[tuple[str, str]]
-    gloss: str
-
-
-def _synset(line: str) -> _Synset:
-    """A line of WordNet's data files. Raises `ValueError` or `IndexError` for what is none."""
-    entry, bar, gloss = line.partition(" | ")
-    fields = entry.split(" ")
-    many = int(fields[3], 16)
-    words = [re.sub(r"\((?:a|p|ip)\)$", "", word).replace("_", " ") for word in fields[4 : 4 + 2 * many : 2]]
-    at = 4 + 2 * many
-    pointers = [tuple(fields[place : place + 3]) for place in range(at + 1, at + 1 + 4 * int(fields[at]), 4)]
-    if not bar or len(words) != many or not all(words):
-        raise ValueError
-    return _Synset(
-        _synset_name(fields[0], fields[2]), int(fields[1]), words,
-        [(symbol, _synset_name(target, part)) for symbol, target, part in pointers], gloss,
-    )  # fmt: skip
-
-
-def _synset_name(offset: str, part: str) -> str:
-    if len(offset) != 8 or not offset.isdigit() or part not in ("n", "v", "a", "s", "r"):
-        raise ValueError
-    return f"{offset}-{'a' if part == 's' else part}"
 
 
 def _header(path: Path, first: _Line, columns: Sequence[str]) -> tuple[dict[str, int], dict[int, str]]:

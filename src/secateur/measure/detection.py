@@ -16,7 +16,7 @@ from torch import Tensor
 from secateur.errors import DataError, MeasurementError, MissingExtraError
 from secateur.vocabulary import Figure
 
-__all__ = ["SIZES", "all_point", "average_precision", "squares", "told"]
+__all__ = ["SIZES", "all_point", "average_precision", "describe_sizes", "squares"]
 
 Detect = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]
 """Images [B, C, H, W] -> per image {"boxes" [n, 4] (x1, y1, x2, y2), "scores" [n], "labels" [n]}."""
@@ -38,7 +38,7 @@ def average_precision(
         coco, evaluation = (importlib.import_module(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
     except ImportError as error:
         raise MissingExtraError("COCO's average precision needs pycocotools: pip install 'secateur[detect]'") from error
-    found, true, shape = _collected(detect, batches)
+    found, true, shape = _collect(detect, batches)
     sizes = squares(sizes, shape)
     truth: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
@@ -88,10 +88,10 @@ def squares(sizes: Sequence[float], shape: Sequence[int]) -> tuple[float, float]
     return low * scale, high * scale
 
 
-def told(sizes: Sequence[float], shape: Sequence[int]) -> str:
+def describe_sizes(sizes: Sequence[float], shape: Sequence[int]) -> str:
     """What a report says of the sizes by which its mean average precisions are told apart; COCO's where there are none.
 
-    >>> told((0.125, 0.25), (64, 64))
+    >>> describe_sizes((0.125, 0.25), (64, 64))
     'boxes are small below 8 x 8 pixels of area, medium below 16 x 16, else large'
     """
     low, high = squares(sizes or SIZES, shape)
@@ -107,7 +107,7 @@ def all_point(detect: Detect, batches: Iterable[Mapping[str, Any]], *, iou: floa
     Detections are taken best first; each takes the box of its class and image with which it overlaps most, if that is
     at least `iou` and not taken. Source: PASCAL VOC since 2010, all points. Needs no library.
     """
-    found, true, _ = _collected(detect, batches)
+    found, true, _ = _collect(detect, batches)
     values = []
     for kind in sorted({label for target in true for label in target["labels"].tolist()}):
         count, scores, right = 0, [], []
@@ -138,7 +138,7 @@ def _area(scores: NDArray[np.float64], right: NDArray[np.bool_], count: int) -> 
     return float((np.diff(recall) * precision).sum())
 
 
-def _collected(
+def _collect(
     detect: Detect, batches: Iterable[Mapping[str, Any]]
 ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]], tuple[int, int]]:
     """(detections, true boxes, largest height and width of the images)."""

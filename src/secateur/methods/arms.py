@@ -27,7 +27,7 @@ from secateur.methods.published_rules import Pruned, duplicate
 from secateur.recover.sparsity import masks
 from secateur.recover.sparsity.masks import Masks
 from secateur.recover.training import detecting, initialise, loop, objectives, transfer
-from secateur.recover.training.detecting import Objective
+from secateur.recover.training.compose import Objective
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Figure, Recovery, Training
@@ -119,7 +119,7 @@ def fit(
     if step_end is not None:
         stepper = partial(_Periodic, then=step_end, every=1)
     evaluate = None if judged is None else (lambda: 1.0 - float(mark_correct(model, judged).mean()))
-    with masks.held(model, closed or {}):
+    with masks.hold(model, closed or {}):
         return loop.train(
             model, feed, objective, training.default(every=max(100, epoch), evaluate_every=epoch), steps=steps,
             optimizer=stepper, seed=seed, count=examples.count, checkpoint=folder, evaluate=evaluate, extra=extra,

@@ -22,13 +22,13 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from secateur._utils import http
 from secateur._utils.disk import cache_folder, guard, writing
-from secateur.clients.stores import Embedded, Endpoint, Store, in_line
+from secateur.clients.stores import Embedded, Endpoint, Store, one_line
 from secateur.data import networkx_facts, triples
 from secateur.errors import InputError, ServerError
 from secateur.retrieval.names import Names, phrases
 from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 
-__all__ = ["named", "open_graph", "speaking"]
+__all__ = ["find_names", "names_of", "open_graph"]
 
 _MANY = 2_000
 """Names whose vectors are kept on the disk."""
@@ -64,7 +64,7 @@ def open_graph(
     """
     if isinstance(source, KnowledgeGraph):
         return source
-    path = Path(source) if isinstance(source, str | Path) and not http.addressed(source) else None
+    path = Path(source) if isinstance(source, str | Path) and not http.is_address(source) else None
     stored = path is not None and (path / "CURRENT").is_file()
     if columns and (path is None or stored):
         raise InputError(f"columns={','.join(columns)}: {source} is no table")
@@ -85,13 +85,13 @@ def open_graph(
 
 
 @functools.lru_cache(maxsize=2)
-def named(graph: KnowledgeGraph, kinds: tuple[str, ...] = ()) -> Names:
+def names_of(graph: KnowledgeGraph, kinds: tuple[str, ...] = ()) -> Names:
     """What the things of a graph are called, or those of some kinds; vectors of many names are kept in the cache."""
     things = list(graph.things(kinds, aliases=True))
     return Names(things, folder=cache_folder() / "names" if len(things) > _MANY else None)
 
 
-def speaking(
+def find_names(
     graph: KnowledgeGraph, texts: Sequence[str], kinds: tuple[str, ...] = (), lookup: str = "all"
 ) -> tuple[Names, list[str]]:
     """Names of things in a graph, among which are those that the texts speak of; and what went wrong.
@@ -108,7 +108,7 @@ def speaking(
     if lookup not in ("all", "query"):
         raise InputError(f"lookup={lookup!r}: give all or query")
     if lookup == "all":
-        return named(graph, kinds), []
+        return names_of(graph, kinds), []
     found, notes = set[tuple[str, str]](), list[str]()
     for text in texts:
         parts, words = phrases(text), [part for part in phrases(text, longest=1) if len(part) > 1][:_WORDS]
@@ -117,14 +117,14 @@ def speaking(
             new = new or graph.called(parts, kinds, how="folded")
             new = new or graph.called(words, kinds, how="holding", most=_HOLDING)
         except ServerError as error:
-            notes.append(f"no names like those in {in_line(text, 60)!r} were found: {error}")
+            notes.append(f"no names like those in {one_line(text, 60)!r} were found: {error}")
         found.update(new)
     return Names(sorted(found)), notes
 
 
 def _loaded(source: Path, columns: Sequence[str]) -> Path:
     """The folder of the store that holds what `source` holds: made now, unless it is there."""
-    found = triples.files(source)
+    found = triples.list_files(source)
     folder = cache_folder() / "graphs" / _digest(found, columns)
     if folder.is_dir():
         return folder

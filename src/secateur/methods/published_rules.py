@@ -60,7 +60,7 @@ class Pruned:
     def cut_at_random(self, seed: int) -> tuple[Traced, Masks]:
         """As many units of each site as `student` has, at random, with the weights of `dense`; and their masks."""
         if self.masks:
-            chosen = masks.shuffled(self.masks, seed=seed)
+            chosen = masks.shuffle(self.masks, seed=seed)
             return _masked(self.dense, chosen), chosen
         counts = {name: self.selection.kept(name, self.units[name].count) for name in self.selection.keep}
         source = self.dense if self.branches is None else self.branches

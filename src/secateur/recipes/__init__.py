@@ -1,6 +1,7 @@
 """ONE PUBLISHED METHOD PER FILE, in family folders. The folder is the registry: file = function = command line name.
 
-A recipe opens with a literal `CARD = {...}`; cards and options are read from its text, never by importing it.
+A recipe opens with a literal `CARD = {...}`; cards and options are read from its text, never by importing it. Other
+packages add theirs by entry points of the group `secateur.recipes`: the name, and "module:function" of that name.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import ast
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +39,10 @@ class Option:
 def cards() -> dict[str, dict[str, str]]:
     """Recipe name -> its card, in alphabetical order."""
     found: dict[str, dict[str, str]] = {}
-    for path in _files():
+    for name, path in _files().items():
         match = _CARD.search(path.read_text(encoding="utf-8"))
         if match:
-            found[path.stem] = {"family": path.parent.name, **ast.literal_eval(match[1])}
+            found[name] = {"family": path.parent.name, **ast.literal_eval(match[1])}
     return dict(sorted(found.items()))
 
 
@@ -50,8 +53,10 @@ def find(name: str) -> Callable[..., Iterator[Any]]:
     Raises:
         UnknownRecipeError: no such recipe; names the nearest.
     """
-    module = importlib.import_module(f"secateur.recipes.{_locate(name).parent.name}.{name}")
-    function: Callable[..., Iterator[Any]] = getattr(module, name)
+    path = _locate(name)
+    own = path.is_relative_to(Path(__file__).parent)
+    module = f"{__name__}.{path.parent.name}.{name}" if own else _entry_points()[name].module
+    function: Callable[..., Iterator[Any]] = getattr(importlib.import_module(module), name)
     return function
 
 
@@ -106,7 +111,14 @@ _TRAINING = "more settings of the training loop, such as accumulate=4,precision=
 
 def _fields(source: str, default: ast.Call) -> list[Option]:
     """The options that a default such as `Training(steps=1000)` names, explained where its class is written."""
-    kind = ast.unparse(default.func)
+    named = {str(one.arg): ast.literal_eval(one.value) for one in default.keywords}
+    fields = _read_fields(source, ast.unparse(default.func))
+    values = {name: named.get(name, value) for name, (value, *_) in fields.items()}
+    return [Option(name, value, *fields[name][1:]) for name, value in values.items() if value is not None]
+
+
+def _read_fields(source: str, kind: str) -> dict[str, tuple[Any, str, str]]:
+    """Field -> its default, annotation and explanation, of a class that `source` defines or imports."""
     module = next(
         (
             node.module
@@ -117,13 +129,16 @@ def _fields(source: str, default: ast.Call) -> list[Option]:
     )
     if module is not None:
         source = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-    body = next(node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == kind)
-    written = dict[str, tuple[str, str]]()
-    for node, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+    defined = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == kind)
+    fields = dict[str, tuple[Any, str, str]]()
+    for base in defined.bases:
+        fields |= _read_fields(source, ast.unparse(base))
+    for node, after in zip(defined.body, [*defined.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-            written[node.target.id] = ast.unparse(node.annotation), " ".join(str(text).split())
-    return [Option(str(one.arg), ast.literal_eval(one.value), *written[str(one.arg)]) for one in default.keywords]
+            value, annotation = ast.literal_eval(node.value), ast.unparse(node.annotation)
+            fields[node.target.id] = value, annotation, " ".join(str(text).split())
+    return fields
 
 
 def _aliases(source: str) -> dict[str, str]:
@@ -137,15 +152,31 @@ def _aliases(source: str) -> dict[str, str]:
     }
 
 
-def _files() -> list[Path]:
-    return sorted(path for path in Path(__file__).parent.glob("*/*.py") if not path.name.startswith("_"))
+def _files() -> dict[str, Path]:
+    """Name -> file: of other packages, then of this one."""
+    own = {path.stem: path for path in Path(__file__).parent.glob("*/*.py") if not path.name.startswith("_")}
+    others = {name: _file_of(point.module) for name, point in _entry_points().items()}
+    return {**{name: path for name, path in others.items() if path is not None}, **own}
+
+
+def _entry_points() -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=__name__)}
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module, found without importing it."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent.joinpath(*rest).with_suffix(".py") if rest else Path(spec.origin)
+    return path if path.is_file() else None
 
 
 def _locate(name: str) -> Path:
-    for path in _files():
-        if path.stem == name and name in cards():
-            return path
-    known = list(cards())
+    known = cards()
+    if name in known:
+        return _files()[name]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     raise UnknownRecipeError(f"no recipe is called {name!r}: {hint}")

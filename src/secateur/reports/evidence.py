@@ -1,11 +1,10 @@
-"""Evidence on disk, in tables, and judged; and the rows from which the table of claims is generated."""
+"""Evidence on disk, in tables, and judged."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +23,8 @@ __all__ = [
     "not_faster",
     "plain",
     "read",
-    "render",
     "rich_table",
-    "row",
     "speedup_of",
-    "summary",
     "table",
     "targets",
     "write",
@@ -259,112 +255,3 @@ def rich_table(rows: Sequence[Sequence[str]], *, title: str | None = None) -> Ta
     for line in body:
         result.add_row(*(Text(cell) for cell in line))
     return result
-
-
-# ------------------------------------------------------------------------------------------- rows of the documents
-
-
-def row(
-    path: str | Path,
-    *,
-    recipe: str,
-    claim: str,
-    holds: bool,
-    figures: Mapping[str, Figure],
-    baselines: Mapping[str, Mapping[str, Figure]] | None = None,
-    difference: Figure | None = None,
-    seeds: Sequence[int] = (),
-    setup: str = "",
-    reason: str = "",
-    environment: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write the JSON record of one checked claim, from which `render` makes a row of the table.
-
-    figures: measure -> what the system reached; baselines: name -> its figures at the same budget; difference: system
-    against the best baseline, paired over seeds, with its interval; reason: why a claim does not hold at this scale.
-    The commit is taken from `environment` (default: this machine's `environment.describe()`). No time stamp: the same
-    measurement writes the same bytes.
-    """
-    if environment is None:
-        from secateur.measure.environment import describe
-
-        environment = describe()
-    record: dict[str, Any] = {
-        "recipe": recipe,
-        "claim": claim,
-        "holds": holds,
-        "reason": reason,
-        "setup": setup,
-        "figures": {name: asdict(figure) for name, figure in figures.items()},
-        "baselines": {name: {k: asdict(f) for k, f in row.items()} for name, row in (baselines or {}).items()},
-        "difference": asdict(difference) if difference else None,
-        "seeds": list(seeds),
-        "commit": environment.get("commit", ""),
-        "environment": {key: value for key, value in environment.items() if key != "commit"},
-    }
-    record = plain(record)
-    atomic_write(Path(path), json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
-    return record
-
-
-def render(folder: str | Path, *, output: str | Path | None = None) -> str:
-    """The table of all records `folder`/*.json by recipe and file name, written to README.md there (or `output`)."""
-    folder = Path(folder)
-    rows = [["Recipe", "Claim", "Measured", "Baselines", "Difference", "Seeds", "Holds", "Commit"]]
-    rows += [cells for _, cells in _records(folder)]
-    text = "# Evidence\n\nGenerated from the records in this folder by `make claims`; do not edit.\n\n" + markdown(rows)
-    atomic_write(Path(output) if output is not None else folder / "README.md", text)
-    return text
-
-
-def summary(folder: str | Path, headlines: Mapping[str, str]) -> str:
-    """A table of one row per recipe: its headline claim beside the baselines, and how many of its claims hold.
-
-    headlines: recipe -> name of the record `folder`/<recipe>-<name>.json to show; else the first that holds and has
-    baselines.
-    """
-    grouped: dict[str, list[tuple[str, list[str]]]] = {}
-    for name, cells in _records(Path(folder)):
-        grouped.setdefault(cells[0], []).append((name, cells))
-    rows = [["Recipe", "Headline claim", "Measured", "Baselines", "Claims that hold"]]
-    for recipe, found in grouped.items():
-        wanted = f"{recipe}-{headlines.get(recipe)}.json"
-        first = max(found, key=lambda one: (one[0] == wanted, one[1][6] == "yes", one[1][3] != "–"))[1]
-        holding = sum(cells[6] == "yes" for _, cells in found)
-        claim = first[1] if first[6] == "yes" else f"{first[1]}: does not hold"
-        rows.append([recipe, claim, first[2], first[3], f"{holding} of {len(found)}"])
-    return markdown(rows)
-
-
-def _records(folder: Path) -> list[tuple[str, list[str]]]:
-    """(file name, cells of its row) of every record, by recipe and file name."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            record = _lively(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} is not a readable evidence record: run the claim again") from error
-        try:
-            found.append((path.name, _cells(record)))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{path} is not a whole evidence record: run the claim again") from error
-    return sorted(found, key=lambda pair: (pair[1][0], pair[0]))
-
-
-def _cells(record: Mapping[str, Any]) -> list[str]:
-    def figures(part: Mapping[str, Any]) -> str:
-        listed = [(name, Figure(**part[name])) for name in display.order(part)]
-        return ", ".join(f"{display.measure(name).label} {display.text(name, figure)}" for name, figure in listed)
-
-    baselines = "; ".join(f"{name}: {figures(part)}" for name, part in record["baselines"].items())
-    difference = display.text("", Figure(**record["difference"])) if record["difference"] else "–"
-    return [
-        record["recipe"],
-        record["claim"] + (f" ({record['setup']})" if record["setup"] else ""),
-        figures(record["figures"]),
-        baselines or "–",
-        difference,
-        ", ".join(str(seed) for seed in record["seeds"]) or "–",
-        "yes" if record["holds"] else f"no: {record['reason']}" if record["reason"] else "no",
-        record["commit"] or "–",
-    ]

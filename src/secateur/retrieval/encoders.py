@@ -1,4 +1,4 @@
-"""WHO READS: sentence encoders and tokenizers that a recipe on texts is given by name or as they are; loaded once."""
+"""Sentence encoders and tokenizers of transformers, by name or as they are; each is loaded once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -15,7 +16,17 @@ from secateur._utils import http
 from secateur.clients import embeddings
 from secateur.errors import InputError, MissingExtraError, opening
 
-__all__ = ["Count", "Embed", "Encoder", "counter", "encoder", "named", "remembering", "tokenizer"]
+__all__ = [
+    "Count",
+    "Embed",
+    "Encoder",
+    "Encoding",
+    "checkpoint_of",
+    "counter",
+    "encoder",
+    "open_remembering",
+    "tokenizer",
+]
 
 Embed: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 """Texts -> vectors [texts, d]."""
@@ -44,7 +55,7 @@ def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
     safetensors alone and no code of a checkpoint is run.
     """
     if isinstance(source, str):
-        source = embeddings.embedder(source) if http.addressed(source) else _opened(source, device or "cpu")
+        source = embeddings.embedder(source) if http.is_address(source) else _opened(source, device or "cpu")
     if hasattr(source, "encode"):
         return functools.partial(_encoded, source)
     if not callable(source):
@@ -54,9 +65,30 @@ def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
     return source
 
 
-def named(source: str | Encoder | Embed) -> str:
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What compares texts, and what counts their tokens."""
+
+    embedder: Any = ""
+    """Folder or Hub id of a bi-encoder, or such a model; without one texts are compared by their words."""
+    tokenizer: Any = ""
+    """Folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if not given."""
+    device: str = ""
+    """Where encoders are held if given by name, "cuda"; the processor if empty."""
+
+    def open_embedder(self) -> Embed | None:
+        """The embedder, which remembers what it encoded; None without one."""
+        return open_remembering(self.embedder, device=self.device) if self.embedder else None
+
+    def counts(self) -> dict[str, Count]:
+        """The measure "tokens" and what counts it, if there is a tokenizer."""
+        source = self.tokenizer or checkpoint_of(self.embedder)
+        return {"tokens": counter(source)} if source else {}
+
+
+def checkpoint_of(source: str | Encoder | Embed) -> str:
     """The folder or Hub id of an encoder, where its tokenizer is, too; "" of a model, a function or an address."""
-    return source if isinstance(source, str) and not http.addressed(source) else ""
+    return source if isinstance(source, str) and not http.is_address(source) else ""
 
 
 def _encoded(model: Any, texts: Sequence[str]) -> np.ndarray:
@@ -86,7 +118,7 @@ _PROBE = "Which of these is a text that nobody asks about?"
 _LOCK = threading.Lock()
 
 
-def remembering(source: str | Encoder | Embed, *, device: str = "", most: int = 2**26) -> Embed:
+def open_remembering(source: str | Encoder | Embed, *, device: str = "", most: int = 2**26) -> Embed:
     """The same encoder, which reads a text once: what it made of the last texts is kept in memory, for all callers.
 
     Facts of a graph come back with every question about their neighbours. An encoder that was changed since is found

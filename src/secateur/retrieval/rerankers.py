@@ -1,4 +1,4 @@
-"""WHO JUDGES PAIRS: a cross-encoder that reads question and passage together: how relevant, and which tokens to keep.
+"""Cross-encoders, which read question and passage together: how relevant it is, and which of its tokens to keep.
 
 Chirkova, Formal, Nikoulina and Clinchant, "Provence: efficient and robust context pruning for retrieval-augmented
 generation", ICLR 2025 (arXiv 2501.16214), section 3: a second head on a reranker.
@@ -30,7 +30,17 @@ from secateur._utils.modes import evaluating, held
 from secateur.clients import embeddings
 from secateur.errors import InputError, ModelError, NumericalError, opening
 
-__all__ = ["Block", "Elsewhere", "Judged", "Reranker", "Settings", "batches", "opened", "padded", "ranking"]
+__all__ = [
+    "Block",
+    "Judgement",
+    "RemoteRanker",
+    "Reranker",
+    "Settings",
+    "batches",
+    "open_ranker",
+    "open_reranker",
+    "pad",
+]
 
 HEAD = "keep_head.safetensors"
 """The file of the second head: weight [2, d] and bias [2] on the encoder's last hidden state; class 1 is to keep."""
@@ -78,7 +88,7 @@ class Block(NamedTuple):
     owner: list[int]
 
 
-class Judged(NamedTuple):
+class Judgement(NamedTuple):
     """score: how relevant the passage is. keep: probability of each token [tokens], owner: its sentence [tokens]."""
 
     score: float
@@ -217,7 +227,7 @@ class Reranker(nn.Module):
 
     def judge(
         self, pairs: Sequence[tuple[str, Sequence[str]]], *, longest: int = 0, best: bool = False
-    ) -> list[Judged]:
+    ) -> list[Judgement]:
         """What is made of each (question, sentences); blocks of like length are read together, with little padding.
 
         best: a long passage scores as its best block, not as its first. Without a second head all tokens are kept.
@@ -240,13 +250,13 @@ class Reranker(nn.Module):
         if not all(math.isfinite(value) for row in scores for value in row):
             raise NumericalError("the model gives NaN or infinity for a passage: check its weights, or use another")
         return [
-            Judged(max(score) if best else score[0], np.concatenate(keep), np.concatenate(owner))
+            Judgement(max(score) if best else score[0], np.concatenate(keep), np.concatenate(owner))
             for score, keep, owner in zip(scores, kept, owners, strict=True)
         ]
 
     def _pass(self, blocks: Sequence[Block]) -> list[tuple[float, np.ndarray]]:
         """Of each block its score, and the probability of each token to stay [L]."""
-        read = padded(blocks, self.tokenizer.pad_token_id or 0)
+        read = pad(blocks, self.tokenizer.pad_token_id or 0)
         score, logits = self(**{name: tensor.to(self._device) for name, tensor in read.items()})
         if logits is None:
             return [(float(one), np.ones(len(block.ids))) for one, block in zip(score, blocks, strict=True)]
@@ -295,7 +305,7 @@ def batches(lengths: Sequence[int], once: int = _ONCE, begun: int = _BEGUN) -> l
     return found[::-1]
 
 
-def padded(blocks: Sequence[Block], pad: int) -> dict[str, Tensor]:
+def pad(blocks: Sequence[Block], pad: int) -> dict[str, Tensor]:
     """Blocks as one batch: input_ids, attention_mask, token_type_ids, each [n, L]."""
     longest = max(len(block.ids) for block in blocks)
     fill = [longest - len(block.ids) for block in blocks]
@@ -306,7 +316,7 @@ def padded(blocks: Sequence[Block], pad: int) -> dict[str, Tensor]:
     }
 
 
-def opened(source: str | Path | Reranker, device: str = "") -> Reranker:
+def open_reranker(source: str | Path | Reranker, device: str = "") -> Reranker:
     """A cross-encoder from a folder or Hub id, opened once, with its second head where it has one; or the given one.
 
     device: where one that is opened is held, "cuda"; the processor if empty. A given one stays where it is.
@@ -322,14 +332,14 @@ def opened(source: str | Path | Reranker, device: str = "") -> Reranker:
     return _opened(str(source), device or "cpu")
 
 
-def ranking(source: str | Path | Reranker, device: str = "") -> Reranker | Elsewhere:
+def open_ranker(source: str | Path | Reranker, device: str = "") -> Reranker | RemoteRanker:
     """The same where only scores are wanted: also the address of a server of text-embeddings-inference."""
-    if isinstance(source, str) and http.addressed(source):
-        return Elsewhere(embeddings.ranker(source))
-    return opened(source, device)
+    if isinstance(source, str) and http.is_address(source):
+        return RemoteRanker(embeddings.ranker(source))
+    return open_reranker(source, device)
 
 
-class Elsewhere:
+class RemoteRanker:
     """A cross-encoder behind a server, which reads passages whole and tells their scores alone."""
 
     def __init__(self, ranker: embeddings.Ranker) -> None:
@@ -337,7 +347,7 @@ class Elsewhere:
 
     def judge(
         self, pairs: Sequence[tuple[str, Sequence[str]]], *, longest: int = 0, best: bool = False
-    ) -> list[Judged]:
+    ) -> list[Judgement]:
         """As `Reranker.judge`; each sentence counts as one token, and all are kept. Blocks are the server's matter."""
         found = dict[int, float]()
         for question in dict.fromkeys(question for question, _ in pairs):
@@ -345,7 +355,7 @@ class Elsewhere:
             scores = self.ranker(question, [" ".join(pairs[number][1]) for number in asked])
             found |= zip(asked, scores, strict=True)
         return [
-            Judged(found[number], np.ones(len(sentences)), np.arange(len(sentences)))
+            Judgement(found[number], np.ones(len(sentences)), np.arange(len(sentences)))
             for number, (_, sentences) in enumerate(pairs)
         ]
 

@@ -70,7 +70,7 @@ def prune(
     pools = pruning.scope_of(scope)
     if looks < 1:
         raise InputError(f"looks={looks}: give at least one example for the score to look at")
-    rate = _rate(subject, data, score, looks=looks, batch=batch, seed=seed)
+    rate = _make_score(subject, data, score, looks=looks, batch=batch, seed=seed)
     whole = subject.copy()  # what turns out to stay is noted there
     whole.protect(protect)
     for budget in budgets:
@@ -93,7 +93,9 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
 _UNMEASURED = "quality was not measured: no data was given"
 
 
-def _rate(subject: Traced, data: Examples | None, score: str, *, looks: int, batch: int, seed: int) -> pruning.Rate:
+def _make_score(
+    subject: Traced, data: Examples | None, score: str, *, looks: int, batch: int, seed: int
+) -> pruning.Rate:
     """The score, with batches of the data where there are any and it looks at them."""
     wants = pruning.needs(score)
     if wants and data is None:
@@ -108,14 +110,14 @@ def _rate(subject: Traced, data: Examples | None, score: str, *, looks: int, bat
     batches = examples.batches(data, batch=batch, seed=seed).take(max(1, looks // batch))
     if not judged:
         return pruning.scorer(score, [subject.inputs.given(one["inputs"]) for one in batches], seed=seed)
-    return pruning.scorer(score, batches, partial(_boxed if data.targets else _classed, subject), seed)
+    return pruning.scorer(score, batches, partial(_box_loss if data.targets else _class_loss, subject), seed)
 
 
-def _classed(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def _class_loss(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """Mean cross-entropy of the classes."""
     return functional.cross_entropy(objectives.logits(subject.inputs.ask(model, batch["inputs"])), batch["labels"])
 
 
-def _boxed(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def _box_loss(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """A detector's own loss."""
     return cast(Detector, model).loss(batch)

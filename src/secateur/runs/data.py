@@ -6,13 +6,13 @@ Scores of a training set are computed once and kept; another budget in the same 
 from __future__ import annotations
 
 import difflib
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -20,22 +20,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur._utils import plugins
-from secateur._utils.disk import guard
 from secateur._utils.rundir import Run
-from secateur.data import examples, ray_data, tables, texts
+from secateur.data import ray_data, texts
 from secateur.data.examples import Examples
 from secateur.data.shelf import nearest
-from secateur.data.survey import Survey, survey
 from secateur.data.tables import Table
 from secateur.data.texts import Corpus
 from secateur.errors import DataError, InputError
-from secateur.measure import environment
+from secateur.measure.environment import describe as describe_machine
 from secateur.methods import example_scores
 from secateur.recover.training import rehearsal
 from secateur.reports import evidence
 from secateur.retrieval import encoders
-from secateur.runs import backends, configs, keywords, sources
-from secateur.runs.backends import language, network
+from secateur.runs import backends, configs, keywords
+from secateur.runs.backends import Data
+from secateur.runs.backends.dataset import Rows, holds_texts, is_stream, read_rows
+from secateur.runs.backends.language import Language
+from secateur.runs.backends.network import Network
+from secateur.runs.executor import open_run, parse_budgets
 from secateur.score import difficulty, random
 from secateur.select import balance, ranking
 from secateur.subjects import ExampleSet, Traced, Transformer
@@ -43,10 +45,8 @@ from secateur.subjects.dataset.examples import INDEX
 from secateur.subjects.network.recording import Example
 from secateur.vocabulary import Budget, Evidence, Result, Selection, Training
 
-__all__ = ["SCORES", "configured", "prune_data", "rows"]
+__all__ = ["SCORES", "configured", "prune_data"]
 
-Data: TypeAlias = Any
-"""A path, a Hub data set, texts, `Examples`, `Corpus`, or what `datasets` has."""
 Model: TypeAlias = str | Path | nn.Module | Transformer
 
 SCORES = ("random", "length", *difficulty.NEEDS)
@@ -118,48 +118,46 @@ def prune_data(
         InfeasibleError: a budget that leaves nothing, or nothing of a class.
         RunError: `out` is in use, or holds a run of other data or settings.
     """
-    budgets = _budgets(budget)
+    budgets = parse_budgets(budget, "examples=30%")
     _check(score, model, runs, epochs)
     keywords.check_seed(seed)
     counted = {"tokens": encoders.counter(str(tokenizer))} if tokenizer is not None else {}
     # A function of one's own is given texts, too, or the whole table.
-    spoken = ray or ray_data.is_dataset(data) or _streamed(data) or _of_texts(data, text)
+    spoken = ray or ray_data.is_dataset(data) or is_stream(data) or holds_texts(data, text)
     held = model is not None or (":" in score and spoken)
     shelf = Path(tempfile.gettempdir()) if dry_run else nearest(out)
-    source = rows(data, held=held, shelf=shelf, text=text, label=label, counts=counted, ray=ray)
+    source = read_rows(data, held=held, shelf=shelf, text=text, label=label, counts=counted, ray=ray)
     whole = ExampleSet(source)
     _check_classes(source, model is not None, balanced)
     fair = whole.labels is not None if balanced is None else balanced
     if fair and whole.labels is None:
         raise InputError(f"{source.name} has no classes to balance: leave it out, or name the column with --label")
+    training: dict[str, Any] = {"runs": runs, "epochs": epochs, "lr": lr, "batch": batch, "length": length}
     settings = {
         "command": "prune-data", "score": score, "balanced": fair, "deduplicate": deduplicate, "seed": seed,
         "data_sha256": source.digest,
-        **({"model": backends.called(model), "runs": runs, "epochs": epochs, "lr": lr, "batch": batch, "length": length}
-           if model is not None else {}),
+        **({} if model is None else {"model": backends.name_source(model), **training}),
     }  # fmt: skip
     read = {"text": text, "label": label, "ray": ray, **({} if tokenizer is None else {"tokenizer": str(tokenizer)})}
-    about = {"data": str(data) if isinstance(data, str | Path) else source.name, "budget": [str(b) for b in budgets],
-             **read, "versions": environment.describe()}  # fmt: skip
-    place = tempfile.TemporaryDirectory() if dry_run else None
-    where = Path(place.name) if place else Path(out)
-    try:
-        with guard(where), Run.open(where, settings, about=about, overwrite=overwrite) as run:
-            how: dict[str, Any] = {"runs": runs, "epochs": epochs, "lr": lr, "batch": batch, "length": length}
-            whole = whole.counted(**{m: count for m, count in counted.items() if m not in source.costs()})
-            whole = whole.scored(score, _scores(score, whole, model, run, seed, how))
-            distinct = ~whole.repeats(normalised=deduplicate == "normalised")
-            found = [_cut(whole, score, one, fair, distinct, bool(deduplicate)) for one in budgets]
-            if not dry_run:
-                for result in found:
-                    run.publish(result.subject.save, result.name)  # type: ignore[attr-defined]
-                said = {row.target: row for row in _earlier(where)}
-                said |= {one.name: _evidence(one, {**about, **settings}) for one in found}
-                evidence.write(where / "evidence.json", list(said.values()))
-    finally:
-        if place is not None:
-            place.cleanup()
-    return found
+    about = {
+        "data": str(data) if isinstance(data, str | Path) else source.name,
+        "budget": [str(each) for each in budgets],
+        **read,
+    }
+    folder = tempfile.TemporaryDirectory() if dry_run else nullcontext(str(out))
+    with folder as place, open_run(place, settings, about, overwrite=overwrite) as run:
+        whole = whole.counted(**{m: count for m, count in counted.items() if m not in source.costs()})
+        whole = whole.scored(score, _scores(score, whole, model, run, seed, training))
+        distinct = ~whole.repeats(normalised=deduplicate == "normalised")
+        results = [_cut(whole, score, each, fair, distinct, bool(deduplicate)) for each in budgets]
+        if not dry_run:
+            for result in results:
+                run.publish(cast(ExampleSet, result.subject).save, result.name)
+            known = {**about, "versions": describe_machine(), **settings}
+            rows = {row.target: row for row in _earlier_rows(run.root)}
+            rows |= {result.name: _evidence(result, known) for result in results}
+            evidence.write(run.root / "evidence.json", list(rows.values()))
+    return results
 
 
 def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -168,14 +166,6 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
     Raises `InputError` where the file, a key in it or a value can't be used.
     """
     return configs.options(prune_data, configs.read(path, "prune-data", prune_data, given))
-
-
-def _budgets(given: str | Budget | Sequence[str | Budget]) -> list[Budget]:
-    many = [given] if isinstance(given, str | Budget) else list(given)
-    found = list({str(one): one for one in map(Budget.parse, many)}.values())
-    if not found:
-        raise InputError("no budget was given: say for example budget='examples=30%'")
-    return found
 
 
 def _check(score: str, model: object, runs: int, epochs: float) -> None:
@@ -192,14 +182,14 @@ def _check(score: str, model: object, runs: int, epochs: float) -> None:
     example_scores.check_scoring(score, runs, epochs)
 
 
-def _check_classes(source: Examples | Corpus | Table | Survey, wanted: bool, balanced: bool | None) -> None:
+def _check_classes(source: Rows, wanted: bool, balanced: bool | None) -> None:
     """Refuse labels that are no classes where a score wants some, or where classes would have been balanced."""
     flaw = "" if isinstance(source, Examples) else source.flaw
     if flaw and (wanted or balanced is not False):
         raise DataError(flaw if wanted or balanced else f"{flaw}, or go by no classes: --label ''")
 
 
-def _earlier(where: Path) -> list[Evidence]:
+def _earlier_rows(where: Path) -> list[Evidence]:
     """What earlier calls said of budgets whose indices are still there."""
     if not (where / "evidence.json").is_file():
         return []
@@ -208,71 +198,15 @@ def _earlier(where: Path) -> list[Evidence]:
 
 def _evidence(result: Result, settings: Mapping[str, Any]) -> Evidence:
     row = Evidence("prune-data", result.name, predicted=result.predicted, cut=result.cut, settings=settings,
-                   environment=environment.describe())  # fmt: skip
+                   environment=describe_machine())  # fmt: skip
     return replace(row, verdict=evidence.judge(row))
-
-
-# ----------------------------------------------------------------------------------------------------------- reading
-
-
-def rows(
-    data: Data,
-    *,
-    held: bool = False,
-    shelf: Path | None = None,
-    text: str = "text",
-    label: str = "label",
-    counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]] | None = None,
-    ray: bool = False,
-) -> Examples | Corpus | Table | Survey:
-    """The training set in `data`; texts are passed over once and not held, unless `held`, for a model to read them.
-
-    shelf: a folder for texts that are held: they lie there on the disk and are read when they are asked for. Without,
-    and where they are in memory already, that is where they are. With `ray`, or of a data set of Ray's, it is Ray Data
-    that passes over them.
-    """
-    if sources.are(data):
-        return sources.kept(data, shelf=shelf)  # type: ignore[no-any-return]
-    how: dict[str, Any] = {"column": text, "label": label}
-    if ray or ray_data.is_dataset(data):
-        place = shelf or Path(tempfile.gettempdir())
-        return ray_data.survey(data, counts=counts, shelf=place if held else None, **how)
-    if isinstance(data, Examples | Corpus | Survey):
-        return data
-    if not isinstance(data, Table) and (_streamed(data) or _of_texts(data, text)):
-        if held and (shelf is None or isinstance(data, list | tuple)):
-            return texts.read(data, **how)
-        return survey(data, counts=counts, shelf=shelf if held else None, **how)
-    if isinstance(data, Table) or tables.is_table(data):
-        table = data if isinstance(data, Table) else tables.read(data, text=text, label=label)
-        if table.texts is not None and isinstance(data, str | Path) and Path(data).suffix in texts.SUFFIXES:
-            raise DataError(f"{table.name} has texts in {text!r} of some rows, and its first has none: drop such rows")
-        return table.corpus(shelf) if held else table
-    return examples.read(data, label=label)
-
-
-def _streamed(data: Data) -> bool:
-    """Whether `data` can be passed over once only: a data set that is streamed, or an iterator."""
-    return isinstance(data, Iterator) or type(data).__name__ == "IterableDataset"
-
-
-def _of_texts(data: Data, text: str) -> bool:
-    """Whether `data` is texts alone; rows without any are a table, unless `text` was to name a column of theirs."""
-    if not isinstance(data, str | Path):
-        return isinstance(data, Iterable) and not tables.is_table(data)
-    path, name = Path(data), str(data)
-    if path.is_dir():
-        return not tables.is_table(path) and any(one.suffix in texts.SUFFIXES for one in path.rglob("*"))
-    if path.exists() or path.suffix in (".npz", *tables.SUFFIXES):
-        return path.suffix in texts.SUFFIXES and not (text == "text" and texts.wordless(path, text))
-    return name.startswith("hub:") or ":" not in name
 
 
 # ----------------------------------------------------------------------------------------------------------- scoring
 
 
 def _scores(
-    score: str, whole: ExampleSet, model: Model | None, run: Run, seed: int, how: Mapping[str, Any]
+    score: str, whole: ExampleSet, model: Model | None, run: Run, seed: int, training: Mapping[str, Any]
 ) -> NDArray[np.float32]:
     """[N], computed the first time and read from the run afterwards; a training at a time."""
     if score == "random":
@@ -286,20 +220,20 @@ def _scores(
             raise InputError(f"{whole.source.name} holds no texts: examples of one size have no length to go by")
         return words.astype(np.float32)
     if model is None:
-        return np.asarray(run.tensors("scores", lambda: {"own": _own(score, whole)})["own"].numpy())
+        return np.asarray(run.tensors("scores", lambda: {"own": _own_scores(score, whole)})["own"].numpy())
     if whole.labels is None:
         raise InputError(f"{whole.source.name} has no classes, by which {score} goes: name the column with --label")
     found = []
-    for number in range(how["runs"]):
+    for number in range(training["runs"]):
 
         def one(number: int = number) -> dict[str, Tensor]:
-            return _rehearsed(whole.source, model, score, seed, number, how)
+            return _train_and_score(whole.source, model, score, seed, number, training)
 
         found.append(run.tensors(f"scores-{number}", one)["score"])
     return np.asarray(difficulty.averaged(found).numpy())
 
 
-def _own(score: str, whole: ExampleSet) -> Tensor:
+def _own_scores(score: str, whole: ExampleSet) -> Tensor:
     given = plugins.function(score)(whole.source)
     try:
         values = torch.as_tensor(given, dtype=torch.float32)
@@ -312,8 +246,8 @@ def _own(score: str, whole: ExampleSet) -> Tensor:
     return values
 
 
-def _rehearsed(
-    data: Any, model: Model, score: str, seed: int, number: int, how: Mapping[str, Any]
+def _train_and_score(
+    data: Any, model: Model, score: str, seed: int, number: int, training: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """{"score": [N]} of the `number`-th training: of a network from new weights, of a model of texts from its own."""
     if isinstance(data, Examples):
@@ -322,35 +256,37 @@ def _rehearsed(
         built = model if isinstance(model, nn.Module) else plugins.network(str(model))[0]
         subject = Traced(built, Example.of(data.inputs[:1]))
         try:
-            network.fitted(data, subject)
+            Network().fit_data(data, subject)
         except RuntimeError as error:
             first = str(error).splitlines()[0]
             raise InputError(
-                f"{backends.called(model)} can't take {data.name}: {first}; build it for its inputs"
+                f"{backends.name_source(model)} can't take {data.name}: {first}; build it for its inputs"
             ) from error
         ask = partial(example_scores.ask_logits, subject.inputs)
-        lr = how["lr"] or _LR["network"]
+        how = Training(batch=training["batch"], lr=training["lr"] or _LR["network"])
         return example_scores.score_by_training(
-            built, data, ask, score, Training(batch=how["batch"], lr=lr), epochs=how["epochs"], seed=seed, number=number
+            built, data, ask, score, how, epochs=training["epochs"], seed=seed, number=number
         )
     if not isinstance(data, Corpus):
         raise InputError(f"{data.name} is no text that a model could read, but a survey: give the data itself")
-    if isinstance(model, nn.Module) or (isinstance(model, str) and ":" in model and not os.path.exists(model)):
+    if isinstance(model, nn.Module) or plugins.names_function(model):
         raise InputError(f"{data.name} holds texts: give the folder or Hub id of a model that classifies texts")
-    reader = language.opened(model).cut(Selection({}))[0]
+    reader = Language().open(model).cut(Selection({}))[0]
     if reader.output != "logits" or reader.causal:
         raise InputError(f"{type(reader.model).__name__} gives no classes, by which examples are scored: give a model "
                          "that classifies texts")  # fmt: skip
-    corpus = language.fitted(data, reader)
+    corpus = Language().fit_data(data, reader)
     needs = difficulty.NEEDS[score]
     inside = rehearsal.half(len(corpus), seed=seed, number=number) if "inside" in needs else None
     seen = corpus if inside is None else corpus.take(inside.nonzero().flatten().tolist())
-    tokens = {"batch": min(how["batch"], len(seen)), "length": how["length"]}
-    feed = texts.batches(seen, reader.tokenizer, packed=False, seed=seed + number, **tokens) if how["epochs"] else ()
+    tokens = {"batch": min(training["batch"], len(seen)), "length": training["length"]}
+    feed = (
+        texts.batches(seen, reader.tokenizer, packed=False, seed=seed + number, **tokens) if training["epochs"] else ()
+    )
     record = rehearsal.rehearse(
         reader.model, lambda part: reader.forward(part).prediction, feed,
         lambda: texts.in_order(corpus, reader.tokenizer, **tokens),
-        epochs=how["epochs"], lr=how["lr"] or _LR["text"], seed=seed + number, needs=needs,
+        epochs=training["epochs"], lr=training["lr"] or _LR["text"], seed=seed + number, needs=needs,
     )  # fmt: skip
     return {"score": difficulty.by_name(score, [record if inside is None else record | {"inside": inside}])}
 

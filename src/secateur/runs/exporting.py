@@ -1,4 +1,4 @@
-"""Other forms of a model: which function writes which, and what has to be checked of it."""
+"""`secateur export`: other forms of a model, which function writes which, and what has to be checked of it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,67 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.disk import writing
 from secateur.errors import InputError, NumericalError, UnsupportedError
 from secateur.formats import onnx_files
 from secateur.measure import sparsity
 from secateur.recover.quantization import quantise
 from secateur.reports import display
-from secateur.runs.backends import language
+from secateur.runs.backends import Data
+from secateur.runs.backends.language import Language, stored_bytes
 from secateur.subjects import Transformer, matrices, open_streamed, open_subject
 from secateur.subjects.transformer import blocks, packing, quantised
 from secateur.subjects.transformer import export as forms
 from secateur.subjects.transformer.streamed import Streamed
 
-__all__ = ["QUANTISED", "opened", "write"]
+__all__ = ["FORMS", "QUANTISED", "export", "write"]
 
 QUANTISED = {"int8": 0.05, "int4": 0.5}
 """How far outputs of quantised weights may be from the original's: norm of the difference by norm of the outputs."""
 
 
-def opened(folder: str | Path, to: str, *, stream: bool = False) -> Any:
+FORMS = ("onnx", "decilm", "packed", "packed-int8", "masks", "int8", "int4")
+"""What `export` writes."""
+
+
+def export(
+    folder: str | Path, to: str, out: str | Path | None = None, *, data: Data | None = None, stream: bool = False
+) -> tuple[Path, tuple[str, ...]]:
+    """Write the model or network in `folder` in another form, checked against its own output.
+
+    - onnx: any model or network; decilm: Llama-shaped models, for inference engines
+    - packed: without the zeros of its matrices, equal bit for bit; masks: what is not zero, one bit for each weight
+    - int8, int4: weights of the blocks' matrices quantised, zeros kept; `QUANTISED` says how near outputs
+      have to be, and with `data` quality is measured before and after
+    - packed-int8: both, integers of 8 bits without their zeros
+
+    With `stream` a language model stays on the disk and is packed or quantised a block at a time.
+
+    Returns the new folder (`out`, or `folder`/`to`) and notes on what the form could not hold as it was.
+
+    Raises:
+        InputError: no such form, `out` is there already, or nothing would get smaller.
+        UnsupportedError: a form that can't hold this model.
+        MissingExtraError: a library that writes this form is not installed.
+        NumericalError: the export's output differs.
+    """
+    if to not in FORMS:
+        raise InputError(f"{to!r} is no form to export to: choose {', '.join(FORMS[:-1])} or {FORMS[-1]}")
+    if data is not None and "int" not in to:
+        raise InputError(f"--data goes with int8, int4 and packed-int8: {to} changes no quality")
+    if stream and (data is not None or not to.startswith(("int", "packed"))):
+        what = f"in {to}" if data is None else "with --data, on which models are run whole"
+        raise InputError(f"--stream goes with packed, packed-int8, int8 and int4, and not {what}")
+    target = Path(out) if out is not None else Path(folder) / to
+    if target.exists():
+        raise InputError(f"{target} is there already: choose another folder, or remove it")
+    subject = _open(folder, to, stream=stream)
+    with writing(target) as temporary:
+        notes = write(subject, temporary, to, data)
+    return target, notes
+
+
+def _open(folder: str | Path, to: str, *, stream: bool = False) -> Any:
     """What is in `folder`: a subject, or the program of a network, which can be written as ONNX only."""
     if stream:
         return open_streamed(folder)
@@ -44,13 +87,13 @@ def opened(folder: str | Path, to: str, *, stream: bool = False) -> Any:
 def write(
     subject: Transformer | Any, folder: Path, to: str, data: Any = None, bound: float | None = None
 ) -> tuple[str, ...]:
-    """Write `subject` into `folder`, in the form `to`; returns notes. See `secateur.runs.executor.export`.
+    """Write `subject` into `folder`, in the form `to`; returns notes. See `export`.
 
     bound: how far outputs of quantised weights may be from the subject's; by `QUANTISED` if None.
     """
     folder.mkdir(exist_ok=True)
     if isinstance(subject, Streamed):
-        return _streamed(subject, folder, to)
+        return _write_streamed(subject, folder, to)
     if not isinstance(subject, Transformer):
         return onnx_files.write_program(subject, folder / "model.onnx")
     if to == "onnx":
@@ -61,21 +104,21 @@ def write(
     if to == "packed":
         return packing.save_packed(subject, folder)
     if to == "masks":
-        return _masks(subject, folder)
-    return _quantised(subject, folder, to, data, QUANTISED[f"int{_bits(to)}"] if bound is None else bound)
+        return _write_masks(subject, folder)
+    return _write_quantised(subject, folder, to, data, QUANTISED[f"int{_bits(to)}"] if bound is None else bound)
 
 
-def _masks(subject: Transformer, folder: Path) -> tuple[str, ...]:
+def _write_masks(subject: Transformer, folder: Path) -> tuple[str, ...]:
     found = matrices.matrices(subject.model, subject.layers())
     packing.save_masks(matrices.masks_of(found), folder / "masks.safetensors")
     share = sparsity.zeros({name: matrix.weight for name, matrix in found.items()})
     return (f"{len(found)} matrices, {display.number('zeros', share)} of their weights zero",)
 
 
-def _quantised(subject: Transformer, folder: Path, to: str, data: Any, bound: float) -> tuple[str, ...]:
+def _write_quantised(subject: Transformer, folder: Path, to: str, data: Any, bound: float) -> tuple[str, ...]:
     """Quantise a copy, write it, read it again, and compare all three."""
     bits = _bits(to)
-    kinds, left = _fitting(subject, bits)
+    kinds, left = _choose_matrices(subject, bits)
     if to == "int8" and set(kinds.values()) == {_LINEARS}:
         model = copy.deepcopy(subject.model)
         _, left = quantise.weight_only(model, bits, within=subject.layers())
@@ -83,11 +126,11 @@ def _quantised(subject: Transformer, folder: Path, to: str, data: Any, bound: fl
         quantised.save_int8(student, folder, quantise.config(bits), list(left))
     else:
         student = subject.copy()
-        _round(matrices.matrices(student.model, student.layers()), kinds, bits)
-        notes = _pack(subject, folder, to, kinds, left)
+        _round_weights(matrices.matrices(student.model, student.layers()), kinds, bits)
+        notes = _write_integers(subject, folder, to, kinds, left)
     whole = matrices.matrices(subject.model, subject.layers())
     found = matrices.matrices(student.model, student.layers())
-    kept = sum(_kept(name, whole[name].weight, one.view(quantise.dense(one.parameter).detach()))
+    kept = sum(_count_zeros(name, whole[name].weight, one.view(quantise.dense(one.parameter).detach()))
                for name, one in found.items() if name in kinds)  # fmt: skip
     again = open_subject(folder, quantised=True)
     example = subject.example(4, 16)
@@ -96,17 +139,21 @@ def _quantised(subject: Transformer, folder: Path, to: str, data: Any, bound: fl
     lost = ((read - quick).norm() / quick.norm()).item()
     if not lost <= onnx_files.TOLERANCE:
         raise NumericalError(f"the {to} export reads back with outputs off by {lost:.2g}: it is not usable")
-    told = (*_told(subject, folder, to, kinds, left), *notes, *_near(to, wanted, quick, kept, bound))
-    return told if data is None else (*told, _quality(subject, again, data))
+    told = (
+        *_describe_integers(subject, folder, to, kinds, left),
+        *notes,
+        *_check_outputs(to, wanted, quick, kept, bound),
+    )
+    return told if data is None else (*told, _describe_quality(subject, again, data))
 
 
-def _streamed(subject: Streamed, folder: Path, to: str) -> tuple[str, ...]:
+def _write_streamed(subject: Streamed, folder: Path, to: str) -> tuple[str, ...]:
     """Write a model that stays on the disk; one block at a time is run as it was and as it then is."""
     if to == "packed":
         return packing.save_packed(subject, folder)
     bits = _bits(to)
-    kinds, left = _fitting(subject, bits)
-    notes = _pack(subject, folder, to, kinds, left)
+    kinds, left = _choose_matrices(subject, bits)
+    notes = _write_integers(subject, folder, to, kinds, left)
     example, count = subject.example(4, 16), len(subject.layers())
     outputs, kept = list[Tensor](), 0
     for rounding in (False, True):
@@ -114,15 +161,15 @@ def _streamed(subject: Streamed, folder: Path, to: str) -> tuple[str, ...]:
             for block in blocks.visit(subject, [example], Path(place), store=False):
                 if rounding:
                     before = {name: one.weight.clone() for name, one in block.matrices.items() if name in kinds}
-                    _round(block.matrices, kinds, bits)
-                    kept += sum(_kept(name, one, block.matrices[name].weight) for name, one in before.items())
+                    _round_weights(block.matrices, kinds, bits)
+                    kept += sum(_count_zeros(name, one, block.matrices[name].weight) for name, one in before.items())
             (states,) = blocks.states(Path(place), count)
         with subject.resident():
             outputs.append(blocks.leaving(subject, example, states).logits.float())
     return (
-        *_told(subject, folder, to, kinds, left),
+        *_describe_integers(subject, folder, to, kinds, left),
         *notes,
-        *_near(to, outputs[0], outputs[1], kept, QUANTISED[f"int{bits}"]),
+        *_check_outputs(to, outputs[0], outputs[1], kept, QUANTISED[f"int{bits}"]),
     )
 
 
@@ -133,7 +180,7 @@ def _bits(to: str) -> int:
 _LINEARS, _CONV1D, _EXPERTS = "linears", "Conv1D", "matrices of packed experts"
 
 
-def _fitting(subject: Transformer | Streamed, bits: int) -> tuple[dict[str, str], dict[str, str]]:
+def _choose_matrices(subject: Transformer | Streamed, bits: int) -> tuple[dict[str, str], dict[str, str]]:
     """(matrix of the blocks that can have `bits` -> what it is, linear that stays as it is -> why)."""
     quantise.check(subject.model)
     found, left = dict[str, str](), dict[str, str]()
@@ -154,7 +201,7 @@ def _fitting(subject: Transformer | Streamed, bits: int) -> tuple[dict[str, str]
     return found, left
 
 
-def _round(found: Mapping[str, matrices.Matrix], kinds: Collection[str], bits: int) -> None:
+def _round_weights(found: Mapping[str, matrices.Matrix], kinds: Collection[str], bits: int) -> None:
     """Let matrices be what their integers stand for, in place, each by its rows as it is stored."""
     for name, matrix in found.items():
         if name in kinds:
@@ -163,7 +210,7 @@ def _round(found: Mapping[str, matrices.Matrix], kinds: Collection[str], bits: i
             stored.copy_(quantise.dense(quantise.integers(stored, bits)))
 
 
-def _pack(
+def _write_integers(
     subject: Transformer | Streamed, folder: Path, to: str, kinds: Mapping[str, str], left: Collection[str]
 ) -> tuple[str, ...]:
     """Save the model, and make integers of its matrices in the files; returns notes."""
@@ -178,14 +225,14 @@ def _pack(
     return ("transformers makes floats of them as it loads: disk and transfer are saved, no memory",) if dense else ()
 
 
-def _told(
+def _describe_integers(
     subject: Transformer | Streamed, folder: Path, to: str, kinds: Mapping[str, str], left: Collection[str]
 ) -> tuple[str, ...]:
     """What has become integers, and what that saves."""
     counts = [(list(kinds.values()).count(kind), kind) for kind in (_LINEARS, _CONV1D, _EXPERTS)]
     named = " and ".join(f"{count} {kind}" for count, kind in counts if count)
     before = (
-        language.stored(subject) if isinstance(subject, Transformer)
+        stored_bytes(subject) if isinstance(subject, Transformer)
         else float(sum(parameter.nbytes for parameter in subject.model.parameters()))
     )  # fmt: skip
     after = float(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
@@ -193,14 +240,14 @@ def _told(
     return (f"{named} in {_bits(to)} bits, {len(left)} left as they are: {sizes}",)
 
 
-def _kept(name: str, before: Tensor, after: Tensor) -> int:
+def _count_zeros(name: str, before: Tensor, after: Tensor) -> int:
     """How many weights were zero; raises where one of them no longer is."""
     if bool(after[before == 0].any()):
         raise NumericalError(f"{name} has weights that were zero and no longer are: its pattern is lost")
     return int((before == 0).sum())
 
 
-def _near(to: str, wanted: Tensor, quick: Tensor, kept: int, bound: float) -> tuple[str, ...]:
+def _check_outputs(to: str, wanted: Tensor, quick: Tensor, kept: int, bound: float) -> tuple[str, ...]:
     """How far outputs are off, and how many zeros there are; raises where they are off too far."""
     error = ((quick - wanted).norm() / wanted.norm()).item()
     if not error <= bound:
@@ -213,11 +260,12 @@ def _near(to: str, wanted: Tensor, quick: Tensor, kept: int, bound: float) -> tu
     return (f"outputs are off by {error:.2g} of their norm{limit}", *zeros)
 
 
-def _quality(original: Transformer, student: Transformer, data: Any) -> str:
+def _describe_quality(original: Transformer, student: Transformer, data: Any) -> str:
     """What is measured of both on `data`, in one line."""
-    place = language.where(original, None, None, None)
-    corpus = language.fitted(language.read(data), original)
-    before, after, both = language.compared(original, student, corpus, place)
+    backend = Language()
+    corpus = backend.fit_data(backend.read(data), original)
+    environment = backend.environment(original, None, None, None)
+    before, after, both = backend.compare(original, student, corpus, environment)
     said = [
         f"{display.measure(name).label} {display.text(name, before[name])} -> {display.text(name, figure)}"
         for name, figure in after.items()

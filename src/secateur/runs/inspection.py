@@ -11,9 +11,11 @@ import numpy as np
 from secateur._utils.disk import atomic_write
 from secateur.errors import InputError
 from secateur.methods import pruning
+from secateur.methods.group_budget import GroupBudget
 from secateur.reports import pictures
 from secateur.runs import keywords
-from secateur.runs.backends import network
+from secateur.runs.backends import axes_of
+from secateur.runs.backends.network import Model, build_network
 from secateur.score import magnitude
 from secateur.select import limits
 from secateur.select.ranking import Normalise
@@ -27,7 +29,7 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    model: network.Model,
+    model: Model,
     *,
     inputs: str | Any = None,
     budget: str | Budget | None = None,
@@ -67,11 +69,11 @@ def inspect(
     keywords.check_seed(seed)
     rate, pools = pruning.scorer(score, seed=seed), pruning.scope_of(scope)
     if erasing := limit is not None and SITE in limit:
-        _plain(limit, score=(score, "magnitude"), scope=(scope, "local"), normalise=(normalise, None),
+        _check_alone(limit, score=(score, "magnitude"), scope=(scope, "local"), normalise=(normalise, None),
                multiple=(multiple, 1))  # fmt: skip
-    subject, selection, after = _opened(model, inputs, protect), Selection({}), dict[str, float]()
+    subject, selection, after = _open(model, inputs, protect), Selection({}), dict[str, float]()
     if limit is not None and erasing:
-        selection, after = _erased(subject, limit)
+        selection, after = _erase_segments(subject, limit)
     elif limit is not None:
         selection, small, cut = pruning.thinned(
             subject, limit, rate, multiple=multiple, scope=pools, normalise=normalise
@@ -83,46 +85,37 @@ def inspect(
         "kind": "network",
         "cost": {**({SITE: float(len(subject.graph.removable))} if erasing else {}), **units.cost(),
                  "flops": subject.flops()},
-        "axes": _axes(units),
-        "sites": _sites(subject, units),
-        "stays": _stays(subject),
-        "segments": _segments(subject, selection),
+        "axes": axes_of(units),
+        "sites": _list_sites(subject, units),
+        "stays": _list_reasons(subject),
+        "segments": _list_segments(subject, selection),
     }  # fmt: skip
     if limit is not None:
         kept = {name: int(np.asarray(mask).sum()) for name, mask in selection.keep.items()}
         found |= {"budget": str(limit), "kept": kept, "after": after}
     if picture is not None:
         title = found["model"] if limit is None else f"{found['model']} at {limit}"
-        svg = (_drawn_erased if erasing else _drawn)(subject, selection, found, title)
+        svg = (_draw_segments if erasing else _draw_channels)(subject, selection, found, title)
         atomic_write(picture, pictures.page(svg, title) if Path(picture).suffix == ".html" else svg)
     return found
 
 
-def _opened(model: network.Model, inputs: str | Any, protect: Sequence[str]) -> Traced:
+def _open(model: Model, inputs: str | Any, protect: Sequence[str]) -> Traced:
     if isinstance(model, Traced):
         found = model.copy()  # what turns out to stay is noted there
         found.protect(protect)
         return found
-    module, given = network.built(model, inputs)
+    module, given = build_network(model, inputs)
     return open_traced(module, given, protect=protect)
 
 
-def _axes(units: Units) -> list[dict[str, Any]]:
-    rows = []
-    for kind in dict.fromkeys(site.kind for site in units.sites.values()):
-        sites = [site for site in units.sites.values() if site.kind == kind]
-        share = _share(units, [site.name for site in sites])
-        rows.append({"kind": kind, "sites": len(sites), "units": sum(site.count for site in sites), "share": share})
-    return rows
-
-
-def _share(units: Units, names: list[str]) -> dict[str, float]:
-    """Of the whole, what goes when every unit of these sites goes."""
-    without = units.cost({name: np.zeros(units[name].count, bool) for name in names})
+def _share(units: Units, name: str) -> dict[str, float]:
+    """Of the whole, what goes when every unit of the site goes."""
+    without = units.cost({name: np.zeros(units[name].count, bool)})
     return {measure: 1.0 - without.get(measure, 0.0) / total for measure, total in units.cost().items() if total}
 
 
-def _sites(subject: Traced, units: Units) -> list[dict[str, Any]]:
+def _list_sites(subject: Traced, units: Units) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
@@ -130,21 +123,21 @@ def _sites(subject: Traced, units: Units) -> list[dict[str, Any]]:
             "units": len(site.classes),
             "width": site.width,
             "members": {f"{axis.tensor}[{axis.dim}]": count for axis, count in site.axes},
-            "share": _share(units, [name]),
+            "share": _share(units, name),
         }
         for name, site in subject.coupling.sites.items()
         if name in units.sites
     ]
 
 
-def _stays(subject: Traced) -> list[dict[str, Any]]:
+def _list_reasons(subject: Traced) -> list[dict[str, Any]]:
     found: dict[str, list[str]] = {}
     for axis, reason in subject.reasons.items():
         found.setdefault(reason, []).append(axis)
     return [{"reason": reason, "axes": axes} for reason, axes in found.items()]
 
 
-def _segments(subject: Traced, selection: Selection) -> list[dict[str, Any]]:
+def _list_segments(subject: Traced, selection: Selection) -> list[dict[str, Any]]:
     """Chains of operators that can be erased whole, why the others can't, and why those go that do."""
     graph = subject.graph
     erasure = subject.erasure(selection) if SITE in selection.keep else None
@@ -160,7 +153,7 @@ def _segments(subject: Traced, selection: Selection) -> list[dict[str, Any]]:
     ]
 
 
-def _plain(budget: Budget, **given: tuple[Any, Any]) -> None:
+def _check_alone(budget: Budget, **given: tuple[Any, Any]) -> None:
     """Refuse options of cuts of channels where segments are to go."""
     others = [name for name, (value, default) in given.items() if value != default]
     if others or len(budget.limits) > 1 or budget.pattern:
@@ -168,12 +161,10 @@ def _plain(budget: Budget, **given: tuple[Any, Any]) -> None:
         raise InputError(f"budget {budget}: segments go by magnitude, as `otov3` says beforehand; {what}")
 
 
-def _erased(subject: Traced, budget: Budget) -> tuple[Selection, dict[str, float]]:
+def _erase_segments(subject: Traced, budget: Budget) -> tuple[Selection, dict[str, float]]:
     """What stays of the segments, as a dry run of `otov3` says, and what is left then."""
-    from secateur.recipes.vision import otov3  # trains
-
-    limits.cutting(budget, subject.units(SITE).cost())
-    task = otov3.Task.of(subject, budget, multiple=1, scope="local", hierarchical=True)
+    limits.limits_of_cut(budget, subject.units(SITE).cost())
+    task = GroupBudget.of(subject, budget)
     gone = task.lowest(magnitude.coupled(task.slices))
     selection = Selection({site: ~row for site, row in gone.items()})
     small, cut = subject.cut(selection)
@@ -181,7 +172,7 @@ def _erased(subject: Traced, budget: Budget) -> tuple[Selection, dict[str, float
     return selection, {**{name: cut.after[name] for name in (SITE, "params", "bytes", "flops")}, "channels": channels}
 
 
-def _drawn(subject: Traced, selection: Selection, found: Mapping[str, Any], title: str) -> str:
+def _draw_channels(subject: Traced, selection: Selection, found: Mapping[str, Any], title: str) -> str:
     boxes = []
     for node in outline(subject):
         parts = []
@@ -206,15 +197,15 @@ def _drawn(subject: Traced, selection: Selection, found: Mapping[str, Any], titl
     for row in found["stays"]:
         more = f" and {len(row['axes']) - 4} more" if len(row["axes"]) > 4 else ""
         stays.append((row["reason"], ", ".join(row["axes"][:4]) + more))
-    return pictures.network(boxes, title, _lines(found), sites, stays)
+    return pictures.network(boxes, title, _cost_lines(found), sites, stays)
 
 
-def _drawn_erased(subject: Traced, selection: Selection, found: Mapping[str, Any], title: str) -> str:
+def _draw_segments(subject: Traced, selection: Selection, found: Mapping[str, Any], title: str) -> str:
     """A colour for each segment that can be erased; what would go, with what flows there, is dashed."""
     graph, erasure = subject.graph, subject.erasure(selection)
     owner = {name: one for one in graph.segments for place in one.vertices for name in graph.vertices[place].parameters}
     nodes = outline(subject)
-    gone = _gone(nodes, graph, erasure.live) if erasure else set()
+    gone = _gone_nodes(nodes, graph, erasure.live) if erasure else set()
     boxes = []
     for number, node in enumerate(nodes):
         segment, count = owner.get(node.weight), sum(len(members) for _, members in node.parts(subject))
@@ -238,10 +229,10 @@ def _drawn_erased(subject: Traced, selection: Selection, found: Mapping[str, Any
         if one["stays"]:
             stays.setdefault(one["stays"], []).append(one["name"])
     reasons = [(reason, ", ".join(names)) for reason, names in stays.items()]
-    return pictures.network(boxes, title, _lines(found), sites, reasons, "What can be erased, and its parameters")
+    return pictures.network(boxes, title, _cost_lines(found), sites, reasons, "What can be erased, and its parameters")
 
 
-def _gone(nodes: Sequence[Node], graph: segments.Segments, live: Collection[int]) -> set[int]:
+def _gone_nodes(nodes: Sequence[Node], graph: segments.Segments, live: Collection[int]) -> set[int]:
     """Numbers of the nodes that go where only `live` vertices stay."""
     every = {name for vertex in graph.vertices for name in vertex.parameters}
     used = {name for place in live for name in graph.vertices[place].parameters}
@@ -264,7 +255,7 @@ def _gone(nodes: Sequence[Node], graph: segments.Segments, live: Collection[int]
     return gone
 
 
-def _lines(found: Mapping[str, Any]) -> list[str]:
+def _cost_lines(found: Mapping[str, Any]) -> list[str]:
     from secateur.reports import display
 
     after = found.get("after")

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from secateur.errors import InputError
 from secateur.vocabulary import Training
 
-__all__ = ["check_seed", "checked", "fitting", "flat", "of", "spares"]
+__all__ = ["call", "check_seed", "checked", "fitting", "flat", "names", "of", "pack", "spares"]
 
 
 def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -58,6 +58,11 @@ def flat(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, 
             others = {key: one for key, one in value.named.items() if key not in groups[name].values()}
             values[name] = ",".join(f"{key}={_written(one)}" for key, one in others.items())
     return values
+
+
+def names(function: Callable[..., Any]) -> list[str]:
+    """The names of all options, as flags and run.yaml have them."""
+    return list(flat(function, {name: parameter.default for name, parameter in of(function).items()}))
 
 
 def _written(value: Any) -> str:
@@ -104,11 +109,22 @@ def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
         found = model(**given)
     except ValidationError as error:
         raise InputError(_explain(error, function.__name__, list(fields))) from error
-    values = {name: getattr(found, name) for name in fields}
-    for name, flags in groups.items():
-        own = {field: values.pop(flag) for flag, field in flags.items()}
-        values[name] = _group(function.__name__, keywords[name].default, own, values[name])
+    values = pack(function, {name: getattr(found, name) for name in fields})
     return {name: values[name] for name in keywords}
+
+
+def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """`function` called with options by flag, checked."""
+    return function(*arguments, **checked(function, options))
+
+
+def pack(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by flag as the keywords of a call: the inverse of `flat`."""
+    values, keywords = dict(options), of(function)
+    for name, flags in _groups(function).items():
+        own = {field: values.pop(flag) for flag, field in flags.items() if flag in values}
+        values[name] = _group(function.__name__, keywords[name].default, own, values.get(name, ""))
+    return values
 
 
 def _group(recipe: str, default: Any, own: Mapping[str, Any], given: Any) -> Any:
@@ -120,6 +136,8 @@ def _group(recipe: str, default: Any, own: Mapping[str, Any], given: Any) -> Any
             if name in merged.named and name not in own:
                 raise InputError(f"{recipe} does not train by {name}: it has {', '.join(own)}")
         return merged
+    if given and not isinstance(given, type(default)):
+        raise InputError(f"{recipe} takes {', '.join(own)} one by one, or a {type(default).__name__}")
     return given or value
 
 

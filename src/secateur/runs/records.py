@@ -19,7 +19,7 @@ from secateur.errors import DataError
 from secateur.measure import environment
 from secateur.runs import configs, keywords, servers
 
-__all__ = ["beside", "digest", "prune_context_command", "settings", "write"]
+__all__ = ["digest", "prune_context_command", "record_path", "settings", "write"]
 
 
 def prune_context_command(
@@ -47,7 +47,7 @@ def settings(path: str | Path, given: Mapping[str, Any]) -> tuple[dict[str, Any]
     """
 
     def own(recipe: str) -> list[str]:
-        return [*keywords.of(recipes.find(recipe)), *keywords.of(servers.servers)]
+        return [*keywords.names(recipes.find(recipe)), *keywords.names(servers.servers)]
 
     found = configs.read(path, "prune-context", prune_context_command, given, more=own)
     known = [name.rstrip("_") for name in keywords.of(prune_context_command)]
@@ -75,7 +75,7 @@ def digest(source: str | Path) -> str:
     return found.hexdigest()
 
 
-def beside(out: str | Path) -> Path:
+def record_path(out: str | Path) -> Path:
     """Where the record of a result stands."""
     out = Path(out)
     return out.with_name(out.name + ".run.yaml")
@@ -84,4 +84,4 @@ def beside(out: str | Path) -> Path:
 def write(out: str | Path, told: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
     """Leave the record of what was told and what it came to, beside `out`."""
     record = {"command": "prune-context", **told, "counts": counts, "versions": environment.describe()}
-    atomic_write(beside(out), yaml.safe_dump(rundir.plain(record), sort_keys=False, allow_unicode=True))
+    atomic_write(record_path(out), yaml.safe_dump(rundir.plain(record), sort_keys=False, allow_unicode=True))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,15 +16,16 @@ from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
 from secateur.data.texts import Corpus
 from secateur.errors import DataError, InfeasibleError, InputError, SecateurError, UnsupportedError
+from secateur.methods import distillation
 from secateur.methods.arms import equal_flops, finetune_length, fit, forward_flops
 from secateur.methods.control import LACKS
 from secateur.methods.published_rules import duplicate
-from secateur.recipes.language import ziplm
 from secateur.recover.sparsity import masks
 from secateur.recover.training import initialise
 from secateur.reports import evidence
-from secateur.runs import backends, executor
-from secateur.runs.backends import network
+from secateur.runs import backends, executor, keywords, measuring
+from secateur.runs.backends import Source
+from secateur.runs.backends.network import Network
 from secateur.score import random
 from secateur.select import ranking
 from secateur.subjects import Transformer, open_subject, reload_traced
@@ -43,7 +43,7 @@ Subject = TypeVar("Subject", Traced, Transformer)
 
 def add(
     out: str | Path,
-    model: executor.Model,
+    model: Source,
     data: Any,
     mode: str = "both",
     *,
@@ -71,7 +71,7 @@ def add(
     rows = []
     for row in evidence.read(out):
         assert row.cut is not None
-        executor.same_judges(row, held_out)
+        measuring.check_judges(row, held_out)
         settings = ("seed", "batch", "length", "threads", "device", "text", "label", "sizes")
         shared = {name: row.settings[name] for name in settings if name in row.settings}
         place = Path(out) / row.target if (Path(out) / row.target).is_dir() else Path(out)
@@ -88,7 +88,7 @@ def add(
                     raise
                 notes.append(f"random units could not be trained: {error}")
                 continue
-            executor.same_judges(row, held_out, arm)
+            measuring.check_judges(row, held_out, arm)
             beside[name] = {**arm.after, **arm.measured}
         kept = [note for note in row.cut.notes if note not in notes]
         rows.append(replace(row, baselines=beside, cut=replace(row.cut, notes=(*kept, *notes))))
@@ -116,11 +116,11 @@ def check(
             raise InputError(f"{name}={value} of networks trained from scratch: give a number above 0")
     function = recipes.find(recipe)
     settings = {name: options.get(name, default) for name, default in executor.options(recipe).items()}
-    if backends.name(backends.of_recipe(function)) != "network":
+    if not isinstance(backends.of_recipe(function), Network):
         _check_language(epochs, settings.get("steps", 1), f"a run of {recipe} with steps=0 trains nothing")
         return
     _epochs_and_rate(recipe, settings, epochs, lr)
-    examples = network.read(data, label=options.get("label", "label"))
+    examples = Network().read(data, label=options.get("label", "label"))
     if examples.labels is None and not examples.targets:
         raise DataError(f"{examples.name} has no classes: networks are trained from scratch on classes or boxes; give "
                         "labels, or leave the scratch baseline out")  # fmt: skip
@@ -169,8 +169,7 @@ def _arm_of(
         return fresh_network, {**common, "epochs": length, "lr": rate, **own}
     steps = row.recovery.steps if row.recovery else 0
     _check_language(epochs, steps, f"the result {row.target} was not trained")
-    known = [name for name in signature(ziplm.distil).parameters if name not in ("data", "blocks", "seed", "steps")]
-    recovery = {name: settings[name] for name in known if name in settings}
+    recovery = {name: settings[name] for name in distillation.RECORDED if name in settings}
     return fresh_language, {**common, "steps": steps, "recovery": {**recovery, **({} if lr is None else {"lr": lr})}}
 
 
@@ -204,7 +203,7 @@ def fresh_network(
     """
     if less:
         data, _ = data.split(seed=seed)
-    subject = detectors.opened(subject) if data.targets else subject
+    subject = detectors.open_detector(subject) if data.targets else subject
     small = reload_traced(student, subject.model, subject.inputs)
     length, training = epochs, Training(batch=batch, lr=lr, weight_decay=weight_decay, optimizer=optimizer)
     notes: tuple[str, ...] = ()
@@ -214,7 +213,7 @@ def fresh_network(
         closed = {name: weights[name] != 0 for name in removed}
     if arm == "random units":
         if closed:
-            small, closed = duplicate(subject), masks.shuffled(closed, seed=seed)
+            small, closed = duplicate(subject), masks.shuffle(closed, seed=seed)
         else:
             small = select_at_random(subject, small, removed, seed)
         length = finetune_length(epochs, finetune, finetune_epochs)
@@ -256,7 +255,7 @@ def fresh_language(
         removed: site -> (units that went, units there were), for arm "random units".
         arm: "scratch-E", "scratch-B" or "random units".
         steps: of the student's own training.
-        recovery: further options of `ziplm.distil`, so that nothing but the weights differs.
+        recovery: further options of `distillation.distil`, so that nothing but the weights differs.
     """
     settings = dict(recovery or {})
     small = open_subject(student)
@@ -273,10 +272,9 @@ def fresh_language(
     pairs = [(k, min(total, round(k * total / left))) for k in range(1, left + 1)]
     if small.model.config.hidden_size != subject.model.config.hidden_size:
         settings["token"] = 0.0  # hidden states of two widths have no distance
-    trained = ziplm.distil(
-        subject, small, run.folder(f"train-{budgets[0]}"), data=data, blocks=pairs, seed=seed,
-        steps=0 if dry_run else steps, **settings,
-    )  # fmt: skip
+    settings |= {"blocks": pairs, "seed": seed, "steps": 0 if dry_run else steps}
+    how = keywords.checked(distillation.distil, settings)
+    trained = distillation.distil(subject, small, data, run.folder(f"train-{budgets[0]}"), **how)
     yield Result(str(budgets[0]), small, _receipt(removed), {}, trained)
 
 

@@ -1,4 +1,4 @@
-"""The servers that a recipe needs, asked as a user says: each opened once, and shared by all questions of a run."""
+"""The servers that a recipe asks: each opened once, and shared by all questions of a run."""
 
 from __future__ import annotations
 
@@ -69,24 +69,26 @@ class Servers:
     def chosen(self, options: Mapping[str, Any], meter: Meter) -> dict[str, Any]:
         """A recipe's options with the language model opened that they name, counted by `meter` too."""
         source = options.get("llm")
-        return {**options, "llm": chat.metered(self.model(options), meter)} if source else dict(options)
+        return {**options, "llm": chat.with_meter(self.model(options), meter)} if source else dict(options)
 
     def model(self, options: Mapping[str, Any]) -> LanguageModel:
         """The language model that a recipe's options name."""
         source = options["llm"]
-        return _served(source, options["llm_name"], self.llm) if http.addressed(source) else chat.answering(source)
+        return (
+            _open_server(source, options["llm_name"], self.llm) if http.is_address(source) else chat.open_model(source)
+        )
 
-    def opened(self, graph: Any) -> Any:
+    def open_graph(self, graph: Any) -> Any:
         """An endpoint as a graph, and whatever is to be opened in some way; what is not, as it is."""
-        if http.addressed(graph):
-            return _endpoint(graph, self.graph, self.language)
+        if http.is_address(graph):
+            return _open_endpoint(graph, self.graph, self.language)
         if not self.form:
             return graph
         if isinstance(graph, KnowledgeGraph):
             raise InputError(
                 f"{next(iter(self.form))} is for a graph that is still to be opened: give it to open_graph"
             )
-        opens = _opened if isinstance(graph, str | Path) else open_graph  # what stands in memory may change
+        opens = _open_once if isinstance(graph, str | Path) else open_graph  # what stands in memory may change
         return opens(graph, columns=self.columns, language=self.language)
 
     @property
@@ -97,16 +99,16 @@ class Servers:
 
 
 @functools.lru_cache(maxsize=4)
-def _served(url: str, name: str, asked: Asked) -> LanguageModel:
-    return chat.answering(url, name, **asked.options())
+def _open_server(url: str, name: str, asked: Asked) -> LanguageModel:
+    return chat.open_model(url, name, **asked.options())
 
 
 @functools.lru_cache(maxsize=4)
-def _endpoint(url: str, asked: Asked, language: str) -> KnowledgeGraph:
+def _open_endpoint(url: str, asked: Asked, language: str) -> KnowledgeGraph:
     return open_graph(Endpoint(url, **asked.options()), language=language)
 
 
-_opened = functools.lru_cache(maxsize=4)(open_graph)
+_open_once = functools.lru_cache(maxsize=4)(open_graph)
 
 
 def servers(
@@ -159,23 +161,23 @@ def divided(
 
     Raises `InputError` for what is said of a server that nobody asks, such as `llm_timeout` of a model in a folder.
     """
-    own, about = keywords.of(function), keywords.of(servers)
-    said = {name: value for name, value in options.items() if name in about and name not in own}
+    own, about = keywords.names(function), keywords.names(servers)
+    about_servers = {name: value for name, value in options.items() if name in about and name not in own}
     llm = options.get("llm", "")
-    for name in said:
+    for name in about_servers:
         if name in ("graph_columns", "graph_language"):
             if isinstance(graph, str) and not graph:
                 raise InputError(f"{name} is about a graph, and {function.__name__} reads none: leave it out")
-            if name == "graph_columns" and http.addressed(graph):
+            if name == "graph_columns" and http.is_address(graph):
                 raise InputError("graph_columns is about a table, and the graph is an endpoint: leave it out")
             continue
-        if name.startswith("graph_") and not http.addressed(graph):
+        if name.startswith("graph_") and not http.is_address(graph):
             raise InputError(f"{name} is about an endpoint, and no graph has its address: leave it out")
         if not name.startswith("graph_") and "llm" not in own:
             raise InputError(f"{function.__name__} asks no language model: leave {name} out")
-        if name.startswith("llm_") and not http.addressed(llm):
+        if name.startswith("llm_") and not http.is_address(llm):
             raise InputError(f"{name} is about a server, and no language model (llm) has its address: leave it out")
         if name.startswith("run_") and not llm:
             raise InputError(f"{name} bounds a language model: give one (llm)")
-    left = {name: value for name, value in options.items() if name not in said}
-    return servers(**keywords.checked(servers, said)), left
+    left = {name: value for name, value in options.items() if name not in about_servers}
+    return servers(**keywords.checked(servers, about_servers)), left

@@ -16,35 +16,39 @@ from secateur.data.labels import DEFAULT
 from secateur.errors import DataError, RunError
 from secateur.subjects.dataset.examples import INDEX, PACKED, ExampleSet
 
-__all__ = ["are", "kept"]
+__all__ = ["is_index", "read_index"]
 
 
-def are(data: Any) -> bool:
-    """Whether `data` is an `ExampleSet`, an index file, or the folder of one, or of several: `kept` refuses these."""
+def is_index(data: Any) -> bool:
+    """Whether `data` is an `ExampleSet`, an index file or its folder, or the folder of a run with several."""
     if isinstance(data, ExampleSet):
         return True
-    return isinstance(data, str | Path) and (any(path.is_file() for path in _places(data)) or bool(_several(data)))
+    return isinstance(data, str | Path) and (
+        any(path.is_file() for path in _index_paths(data)) or bool(_index_folders(data))
+    )
 
 
-def kept(data: Any, *, shelf: Path | None = None, text: str = "text", label: str = DEFAULT) -> Any:
+def read_index(data: Any, *, shelf: Path | None = None, text: str = "text", label: str = DEFAULT) -> Any:
     """The examples that an index keeps: packed beside it, or read from where the run that wrote it had its data.
 
     A path that was relative then is taken from here, or from beside the run, and columns are those that the run read.
-    shelf: see `data.rows`.
+    shelf: see `dataset.read_rows`.
 
     Raises `DataError` for a run in place of one of its indices, an index without its run, or data that is not there, or
     is other data now; and for a column that was named here and is another than the run's.
     """
     if isinstance(data, ExampleSet):
         return data.data
-    from secateur.runs.data import rows  # which reads data for the trades that read an index here
+    from secateur.runs.backends.dataset import read_rows  # which reads an index here
 
-    index = next((path for path in _places(data) if path.is_file()), None)
+    index = next((path for path in _index_paths(data) if path.is_file()), None)
     if index is None:
-        raise DataError(f"{data} is a run, whose indices stand in its folders: give one, such as {_several(data)[0]}")
-    settings = next((path for path in _above(index) if path.is_file()), None)
-    told = _told(settings)
-    columns = {name: str(told.get(name, name)) for name in ("text", "label")}
+        raise DataError(
+            f"{data} is a run, whose indices stand in its folders: give one, such as {_index_folders(data)[0]}"
+        )
+    settings = next((path for path in _settings_paths(index) if path.is_file()), None)
+    recorded = _recorded(settings)
+    columns = {name: str(recorded.get(name, name)) for name in ("text", "label")}
     for name, named in (("text", text), ("label", label)):
         if named not in (name, columns[name]):
             raise DataError(f"{index} is of data read with {name}={columns[name]!r}, not {named!r}: leave {name} out")
@@ -55,14 +59,14 @@ def kept(data: Any, *, shelf: Path | None = None, text: str = "text", label: str
             raise DataError(str(error)) from error
     if settings is None:
         raise DataError(f"{index} stands in no run directory, which would say what data it is of: give that data")
-    if "data" not in told:
+    if "data" not in recorded:
         raise DataError(f"{settings} does not say what data {index} is of: give that data")
-    source = str(told["data"])
+    source = str(recorded["data"])
     beside = settings.parent.parent / source
     found = beside if not Path(source).exists() and beside.exists() else source
     try:
         return ExampleSet.load(
-            rows(str(found), held=True, shelf=shelf, text=columns["text"], label=columns["label"]), index
+            read_rows(str(found), held=True, shelf=shelf, text=columns["text"], label=columns["label"]), index
         ).data
     except DataError as error:
         raise DataError(f"{index} is of the data {source}: {error}") from error
@@ -70,19 +74,19 @@ def kept(data: Any, *, shelf: Path | None = None, text: str = "text", label: str
         raise DataError(str(error)) from error
 
 
-def _places(data: str | Path) -> Iterator[Path]:
+def _index_paths(data: str | Path) -> Iterator[Path]:
     path = Path(data)
     yield path / INDEX
     if path.name == INDEX:
         yield path
 
 
-def _several(data: str | Path) -> list[Path]:
+def _index_folders(data: str | Path) -> list[Path]:
     """The folders of indices in that of a run."""
     return sorted(path.parent for path in Path(data).glob(f"*/{INDEX}"))
 
 
-def _told(settings: Path | None) -> dict[str, Any]:
+def _recorded(settings: Path | None) -> dict[str, Any]:
     """What a run's settings say; nothing where there are none to be read."""
     try:
         found = yaml.safe_load(settings.read_text("utf-8")) if settings else None
@@ -91,7 +95,7 @@ def _told(settings: Path | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _above(index: Path) -> Iterator[Path]:
+def _settings_paths(index: Path) -> Iterator[Path]:
     """Where the run's settings may stand: a budget's folder is in the run's, a recipe's own work deeper."""
     for folder in list(index.resolve().parents)[1:4]:
         yield folder / "run.yaml"

@@ -1,20 +1,21 @@
-"""What a run learns from, and what it is measured on: a part of the data that it never sees, or data of its own."""
+"""The data that a run learns from, and the held-out data that it is measured on: a part of the same, or given."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from secateur.data import examples, labels
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
 from secateur.measure import detection
-from secateur.runs import backends
-from secateur.runs.backends import Trade
+from secateur.runs.backends import AnyBackend, Data
 
-__all__ = ["Parts", "columns", "named", "parted", "read", "remarks"]
+__all__ = ["Parts", "box_size_notes", "columns", "copies_note", "names_of", "read", "split"]
 
 _SHOWN = 3
 
@@ -27,14 +28,20 @@ class Parts:
     nothing.
     """
 
-    train: Any
-    held: Any
-    digests: dict[str, str]
-    warning: str
+    train: Any = None
+    held: Any = None
+    digests: Mapping[str, str] = field(default_factory=dict)
+    warning: str = ""
 
 
 def read(
-    trade: Trade, data: Any, held_out: Any = None, *, text: str = "text", label: str = "label", sizes: Any = None
+    backend: AnyBackend,
+    data: Data,
+    held_out: Data = None,
+    *,
+    text: str = "text",
+    label: str = "label",
+    sizes: Any = None,
 ) -> tuple[Any, Any]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
 
@@ -48,51 +55,68 @@ def read(
         labels.unnamed("no data is given", text=text, label=label)
         if sizes is not None:
             raise InputError("sizes are of the boxes in data, and no data is given: leave sizes out")
-    corpus, apart = (None if one is None else trade.read(one, text, label) for one in (data, held_out))
+    corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
     if sizes is not None:
-        corpus, apart = (None if one is None else _sized(one, examples.sides(sizes)) for one in (corpus, apart))
+        corpus, apart = (None if part is None else _with_sizes(part, examples.sides(sizes)) for part in (corpus, apart))
     return corpus, apart
 
 
-def _sized(data: Any, sizes: tuple[float, float]) -> Any:
+def _with_sizes(data: Any, sizes: tuple[float, float]) -> Any:
     if not isinstance(data, Examples) or not data.targets:
         raise InputError(f"sizes are of boxes, and {data.name} has none: leave sizes out")
     return replace(data, sizes=sizes)
 
 
-def remarks(held_out: Any, figures: Collection[str]) -> list[str]:
+def box_size_notes(held_out: Any, figures: Collection[str]) -> list[str]:
     """What is to be said of how these `figures` were measured: which boxes were small, and which large."""
-    if not isinstance(held_out, Examples) or not any(one.startswith("mAP_") for one in figures):
+    if not isinstance(held_out, Examples) or not any(name.startswith("mAP_") for name in figures):
         return []
-    return [detection.told(held_out.sizes, held_out.inputs.shape)]
+    return [detection.describe_sizes(held_out.sizes, held_out.inputs.shape)]
 
 
-def columns(text: str, label: str, sizes: Any = None) -> dict[str, Any]:
+def columns(text: str, label: str, sizes: str | Sequence[float | str] | None = None) -> dict[str, Any]:
     """What settings say of the columns that are read, and of sizes of boxes; nothing of the usual ones."""
     found = {name: column for name, column in (("text", text), ("label", label)) if column != name}
     return found if sizes is None else {**found, "sizes": list(examples.sides(sizes))}
 
 
-def parted(trade: Trade, data: Any, held_out: Any, subject: Any, *, seed: int) -> Parts:
+def split(backend: AnyBackend, data: Any, held_out: Any, subject: Any, *, seed: int) -> Parts:
     """All of `data` and `held_out`, or if that is None two parts of `data`, drawn by the seed; both have been read.
 
     Raises `DataError` for what the subject can't take, held-out data by which it can't be judged, and too little data.
     """
     if held_out is not None:
-        _alike(data, held_out)
-    data = trade.fitted(data, subject)
+        _check_alike(data, held_out)
+    data = backend.fit_data(data, subject)
     if held_out is None:
         if len(data) < 3:
-            few = f"{data.name} holds {len(data)} {trade.NOUN}"
+            few = f"{data.name} holds {len(data)} {backend.noun}"
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
         train, held = data.split(seed=seed)
-        return Parts(train, held, {"data_sha256": data.digest}, backends.copies(train, held, trade.NOUN))
-    held_out = trade.fitted(held_out, subject)
+        return Parts(train, held, {"data_sha256": data.digest}, copies_note(train, held, backend.noun))
+    held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
-    return Parts(data, held_out, digests, backends.copies(data, held_out, trade.NOUN, apart=True))
+    return Parts(data, held_out, digests, copies_note(data, held_out, backend.noun, apart=True))
 
 
-def named(**given: tuple[Any, Any]) -> dict[str, str]:
+def copies_note(train: Any, held: Any, noun: str, *, apart: bool = False) -> str:
+    """A line on held-out examples that are in the training part as well; "" where there are none.
+
+    apart: they were given, and are no part of the same data.
+    """
+    copies = int(np.isin(held.keys(), train.keys()).sum())
+    if not copies:
+        return ""
+    where, advice = "training part", "`secateur prune-data DATA --deduplicate` leaves copies out"
+    if apart:
+        where, advice = "data", "leave them out of one of the two"
+    return (
+        f"{copies} of {len(held)} held-out {noun} are in the {where}, too, and figures of quality are better for it: "
+        f"{advice}"
+    )
+
+
+def names_of(**given: tuple[Any, Any]) -> dict[str, str]:
     """Where each of what was given, and read, was found, or else what it calls itself; without what was not given."""
     return {
         name: str(source) if isinstance(source, str | Path) else str(found.name)
@@ -101,7 +125,7 @@ def named(**given: tuple[Any, Any]) -> dict[str, str]:
     }
 
 
-def _alike(data: Any, judged: Any) -> None:
+def _check_alike(data: Any, judged: Any) -> None:
     """Refuse held-out examples by which a network that takes `data` can't be judged."""
     if not isinstance(data, Examples) or not isinstance(judged, Examples):
         return
@@ -111,6 +135,6 @@ def _alike(data: Any, judged: Any) -> None:
     if data.labels is not None and judged.labels is None:
         raise DataError(f"{judged.name} has no classes to measure quality by: give held-out examples with labels")
     if data.classes and judged.classes and data.classes != judged.classes:
-        theirs, ours = (", ".join(one[:_SHOWN]) + (", ..." if len(one) > _SHOWN else "")
-                        for one in (judged.classes, data.classes))  # fmt: skip
+        theirs, ours = (", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+                        for names in (judged.classes, data.classes))  # fmt: skip
         raise DataError(f"{judged.name} numbers the classes {theirs}, {data.name} {ours}: give both the same classes")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.errors import NumericalError
 
-__all__ = ["perplexity_without", "without"]
+__all__ = ["without"]
 
 C = TypeVar("C")
 
@@ -28,11 +28,3 @@ def without(evaluate: Callable[[C], float], candidates: Iterable[C]) -> Tensor:
             raise NumericalError(f"the loss without {candidate!r} is NaN: check the model and the data")
         losses.append(loss)
     return torch.tensor(losses, dtype=torch.float64)
-
-
-def perplexity_without(evaluate: Callable[[C], float], candidates: Iterable[C]) -> Tensor:
-    """Float64 [candidates]: perplexity exp(mean negative log-likelihood) with each candidate taken out.
-
-    evaluate: candidate -> mean negative log-likelihood per token, in nats. Ranks exactly as `without` does.
-    """
-    return without(evaluate, candidates).exp()

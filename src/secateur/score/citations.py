@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["cited"]
+__all__ = ["read_citations"]
 
 _CITED = re.compile(r"\[([\d, ]+)\]")
 _NOTHING = re.compile(r"\bno answer\b", re.IGNORECASE)
 
 
-def cited(answer: str, count: int) -> set[int] | None:
+def read_citations(answer: str, count: int) -> set[int] | None:
     """The numbers of the sentences that an answer cites as [3] or [0, 2], of `count` that there are.
 
     None for an answer that gives no label and is to be dropped: it cites nothing, and does not say "No answer" either

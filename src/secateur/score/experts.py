@@ -19,7 +19,7 @@ from secateur.errors import DataError, InputError
 from secateur.score import gradient
 from secateur.score.hooks import Batch, finite, real_tokens
 
-__all__ = ["activation", "alike", "likeliest", "taylor", "truncated", "vanishes", "weight"]
+__all__ = ["activation", "alike", "fill_starved", "likeliest", "taylor", "truncated", "vanishes", "weight"]
 
 Layers = Mapping[str, Any]
 
@@ -110,6 +110,22 @@ def alike(scores: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:
         shares = rows / rows.sum(1, keepdim=True).clamp(min=1e-30)
         found[site] = shares.mean(0).repeat(len(rows))
     return found
+
+
+def fill_starved(scores: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:
+    """The scores, where experts that have none, such as those that no token came to, are ranked by their weights.
+
+    With "SITE.starved", how many these are, where there are some. Ties would keep the first neurons, whatever they are.
+    Each expert is ranked on its own, so scales need not agree.
+    """
+    table, norms = dict(scores), weight(layers)
+    for site, module in layers.items():
+        rows = table[site].reshape(len(module.down_proj), -1)
+        none = ~rows.any(1)
+        if bool(none.any()):
+            table[site] = torch.where(none[:, None], norms[site].view_as(rows), rows).flatten()
+            table[f"{site}.starved"] = none.sum()[None]
+    return table
 
 
 # ------------------------------------------------------------------------------------- a loss that has a gradient

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 from secateur.score.hooks import finite, module_at
-from secateur.score.slices import Slices, gathered, total
+from secateur.score.slices import Slices, gather, total
 
 __all__ = ["Columns", "batch_norm", "consumer_weight", "coupled", "groups", "norm"]
 
@@ -64,7 +64,7 @@ def coupled(slices: Slices, *, p: float = 2.0, normalise: bool = True) -> dict[s
     normalise: False gives the norm as it is. Source: Fang et al., "DepGraph", CVPR 2023: norms of all that is coupled.
     """
     result = {}
-    for site, summed in gathered(slices, lambda weight, dim: _powers(weight.detach(), dim, p)).items():
+    for site, summed in gather(slices, lambda weight, dim: _powers(weight.detach(), dim, p)).items():
         score = summed ** (1 / p)
         result[site] = finite(site, (score / score.mean().clamp(min=1e-30) if normalise else score).float())
     return result

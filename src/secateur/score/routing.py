@@ -18,7 +18,7 @@ from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
 from secateur.score.hooks import Batch, finite, real_tokens
 
-__all__ = ["Routing", "collect", "meeting_distance", "mixed_distance", "probabilities", "row_distance"]
+__all__ = ["Routing", "collect", "collect_for", "meeting_distance", "mixed_distance", "probabilities", "row_distance"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +93,19 @@ def collect(
     if not ran:
         raise DataError("there are no batches to see the routing on: give at least one")
     return {path: one.result() for path, one in sums.items()}
+
+
+def collect_for(
+    rule: str,
+    forward: Callable[[Batch], Any],
+    model: nn.Module,
+    batches: Iterable[Batch],
+    layers: Mapping[str, nn.Module],
+    routers: Mapping[str, nn.Module],
+) -> dict[str, Routing]:
+    """`collect`, with what `Routing.worth` needs for `rule` and no more."""
+    heard = routers if rule == "soft" else None
+    return collect(forward, model, batches, layers, saliency=rule == "saliency", routers=heard)
 
 
 def probabilities(router: nn.Module, logits: Tensor) -> Tensor:

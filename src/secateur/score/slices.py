@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Slices", "gathered", "total"]
+__all__ = ["Slices", "gather", "total"]
 
 Slices = Mapping[str, Sequence[tuple[Tensor, int, Tensor]]]
 """Site -> (parameter, dimension, unit of each index of it or -1), for every parameter that a unit takes a part of."""
@@ -25,10 +25,10 @@ def total(slices: Slices, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor
         others = [other for other in range(found.dim()) if other != dim]
         return (found.sum(others) if others else found).cpu().double()
 
-    return gathered(slices, row)
+    return gather(slices, row)
 
 
-def gathered(slices: Slices, row: Callable[[Tensor, int], Tensor]) -> dict[str, Tensor]:
+def gather(slices: Slices, row: Callable[[Tensor, int], Tensor]) -> dict[str, Tensor]:
     """Site -> float64 [count]: what `row` says of the indices of each unit, summed.
 
     row: parameter and dimension -> float64 [indices of the dimension], on the CPU; asked once of each.

@@ -10,12 +10,12 @@ from typing import TypeVar
 
 from secateur.errors import InputError
 
-__all__ = ["branched", "narrowed"]
+__all__ = ["narrow", "narrow_branches"]
 
 T = TypeVar("T")
 
 
-def narrowed(
+def narrow(
     items: Sequence[T],
     choose: Callable[[Sequence[T]], Sequence[int]],
     *,
@@ -51,7 +51,7 @@ def narrowed(
     return left
 
 
-def branched(
+def narrow_branches(
     sequences: Sequence[Sequence[Hashable]],
     choose: Callable[[Sequence[Sequence[Hashable]]], Sequence[int]],
     *,
@@ -73,10 +73,10 @@ def branched(
 
     Args:
         sequences: blocks of each, the likeliest first.
-        choose: as in `narrowed`, for branches: pieces of sequences, each once.
+        choose: as in `narrow`, for branches: pieces of sequences, each once.
         width: how many sequences may stay.
         longest: the last k.
-        top, batch, fits: as in `narrowed`.
+        top, batch, fits: as in `narrow`.
         first, growth: blocks of the shortest branch, and by how many it grows.
 
     Returns places in `sequences`, in their order; where branches as long as allowed leave too many, the first `width`.

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.vocabulary import Budget
 
-__all__ = ["cutting", "reading"]
+__all__ = ["limits_of_cut", "limits_of_text"]
 
 
-def cutting(
+def limits_of_cut(
     budget: Budget, whole: Mapping[str, float], least: Mapping[str, float] | None = None, hint: str = ""
 ) -> dict[str, float]:
     """Measure -> limit, for what cuts and then trains: refuses a budget by which nothing has to go, or too much.
@@ -33,7 +33,7 @@ def cutting(
     return limits
 
 
-def reading(budget: Budget, whole: Mapping[str, float], what: str) -> dict[str, float]:
+def limits_of_text(budget: Budget, whole: Mapping[str, float], what: str) -> dict[str, float]:
     """Measure -> limit; refuses what texts are not measured in, and less than one word or token.
 
     whole: what the uncut text costs, in tokens only where the reader's tokenizer is known. what: what is cut, for the

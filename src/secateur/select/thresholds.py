@@ -12,7 +12,7 @@ from secateur.select import ranking
 from secateur.select.arrays import as_numpy
 from secateur.vocabulary import Array, Budget, Scores, Selection, Units
 
-__all__ = ["Policy", "above", "floor", "grouped", "merge", "quantile", "uniform"]
+__all__ = ["Policy", "above", "by_group", "floor", "merge", "quantile", "uniform"]
 
 Policy = Literal["majority", "union", "smallest"]
 
@@ -68,7 +68,7 @@ def merge(masks: Sequence[Array], policy: Policy = "majority") -> np.ndarray:
     return result
 
 
-def grouped(
+def by_group(
     scores: Mapping[str, Sequence[Array]],
     groups: Mapping[str, str],
     fractions: Mapping[str, float],
@@ -98,8 +98,8 @@ def grouped(
     for site, layers in scores.items():
         columns = [as_numpy(layer) for layer in layers]
         few = floor(len(columns[0]), share=share, least=least)
-        masks = [_filled(column >= theta[groups[site]], column, few, 1) for column in columns]
-        keep[site] = _filled(merge(masks, policy), np.mean(columns, axis=0), few, multiple)
+        masks = [_fill(column >= theta[groups[site]], column, few, 1) for column in columns]
+        keep[site] = _fill(merge(masks, policy), np.mean(columns, axis=0), few, multiple)
     return keep
 
 
@@ -109,7 +109,7 @@ def floor(count: int, *, share: float = 0.01, least: int = 16, multiple: int = 1
     return min(count, -(-few // multiple) * multiple)
 
 
-def _filled(mask: np.ndarray, scores: np.ndarray, floor: int, multiple: int) -> np.ndarray:
+def _fill(mask: np.ndarray, scores: np.ndarray, floor: int, multiple: int) -> np.ndarray:
     """`mask` and the best of what it drops, up to `floor` units and a multiple, or up to all."""
     wanted = max(int(mask.sum()), floor)
     wanted = min(len(mask), -(-wanted // multiple) * multiple)

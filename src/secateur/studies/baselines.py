@@ -16,20 +16,16 @@ import numpy as np
 
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
-from secateur.recipes.language import ziplm
+from secateur.methods import distillation, timing
 from secateur.reports import display, evidence
-from secateur.runs import executor
+from secateur.runs import executor, keywords, measuring
+from secateur.runs.backends import Source
 from secateur.score import magnitude as norms
 from secateur.select import allocate, levels, ranking
 from secateur.subjects import Transformer
 from secateur.vocabulary import Budget, Evidence, Recovery, Result, Selection, Units
 
 __all__ = ["add", "every_second_layer", "magnitude"]
-
-_RECOVERY = (
-    "steps", "train_batch", "train_length", "lr", "weight_decay", "task", "logit", "token", "temperature", "training",
-)  # fmt: skip
-"""Options of `ziplm.distil` that a run of `ziplm` records."""
 
 
 def every_second_layer(
@@ -49,7 +45,7 @@ def every_second_layer(
     The budget is ignored: compare its figures with those of a result only together with the time and size that it has.
 
     Args:
-        recovery: options of `ziplm.distil`, so that nothing but the cut differs.
+        recovery: options of `distillation.distil`, so that nothing but the cut differs.
     """
     total = len(subject.layers())
     student, cut = subject.cut(Selection({"layers": np.arange(total) % 2 == 0}))
@@ -76,16 +72,16 @@ def magnitude(
     """Heads and neurons of the smallest norm go, the same share in every layer, until the budget is met on the clock.
 
     Args:
-        recovery: options of `ziplm.distil`, so that nothing but the cut differs.
+        recovery: options of `distillation.distil`, so that nothing but the cut differs.
     """
     whole = subject.units(batch=batch, length=length)
     kinds = {site.kind: site.count for site in whole.sites.values()}
-    axis = "kv_groups" if "kv_groups" in kinds else "heads"
+    axis: timing.Heads = "kv_groups" if "kv_groups" in kinds else "heads"
     units = subject.units(axis, "neurons", batch=batch, length=length)
     table = None
     if any("latency" in budget for budget in budgets):
         grid = allocate.grid(kinds["neurons"])
-        table = run.json("latency", lambda: ziplm.profile(subject, axis, grid, batch, length))
+        table = run.json("latency", lambda: timing.time_blocks(subject, axis, grid, batch, length))
     fixed = table["rest"]["0"] if table else 0.0
     columns = norms.groups(subject.model, {s: at for s, at in subject.consumers().items() if not units[s].frozen})
     scores = {site: column.numpy() for site, column in columns.items()}
@@ -103,7 +99,7 @@ def magnitude(
 
 def add(
     out: str | Path,
-    model: executor.Model,
+    model: Source,
     data: Any,
     held_out: Any = None,
 ) -> list[Evidence]:
@@ -116,16 +112,16 @@ def add(
     rows = []
     baselines: tuple[Callable[..., Iterator[Result]], ...] = (every_second_layer, magnitude)
     for row in evidence.read(out):
-        executor.same_judges(row, held_out)
+        measuring.check_judges(row, held_out)
         names = ("seed", "batch", "length", "threads", "device", "text", "label")
         shared = {name: row.settings[name] for name in names if name in row.settings}
-        recovery = {name: row.settings[name] for name in _RECOVERY if name in row.settings}
+        recovery = {name: row.settings[name] for name in ("steps", *distillation.RECORDED) if name in row.settings}
         beside = {}
         for baseline in baselines:
             place = Path(out) / "baselines" / f"{baseline.__name__}-{row.target}"
             how = {**shared, "recovery": recovery, "held_out": held_out}
             (found,) = executor.run(baseline, model, data, row.target, place, **how)
-            executor.same_judges(row, held_out, found)
+            measuring.check_judges(row, held_out, found)
             beside[baseline.__name__.replace("_", " ")] = {**found.after, **found.measured}
         rows.append(_noted(replace(row, baselines=beside)))
     executor.publish_evidence(Path(out), rows)
@@ -153,10 +149,10 @@ def _on_the_clock(
     limits = budget.absolute(levels.with_latency(units, table, fixed).cost())
     dense = levels.with_latency(units, table, fixed).cost()
     goal = Budget.of(limits)
-    chosen, _, _ = ziplm.settle(
+    chosen, _, _ = timing.meet_target(
         lambda fixed: ranking.by_budget(levels.with_latency(units, table, fixed), scores, goal, scope="local"),
         lambda chosen, fixed: levels.with_latency(units, table, fixed).cost(chosen.keep)["latency"],
-        lambda chosen: ziplm.clock(subject, subject.cut(chosen)[0], batch, length) * dense["latency"],
+        lambda chosen: timing.time_share(subject, subject.cut(chosen)[0], batch, length) * dense["latency"],
         limits.get("latency"), fixed, tolerance=tolerance, corrections=corrections,
     )  # fmt: skip
     return {site: [bool(stays) for stays in mask] for site, mask in chosen.keep.items()}
@@ -166,5 +162,5 @@ def _recover(
     subject: Transformer, student: Transformer, data: Corpus, folder: Path, seed: int, dry_run: bool,
     recovery: dict[str, Any] | None, **more: Any,
 ) -> Recovery | None:  # fmt: skip
-    given = {**(recovery or {}), **({"steps": 0} if dry_run else {}), **more}
-    return ziplm.distil(subject, student, folder, data=data, seed=seed, **given)
+    given = {**(recovery or {}), **({"steps": 0} if dry_run else {}), **more, "seed": seed}
+    return distillation.distil(subject, student, data, folder, **keywords.checked(distillation.distil, given))

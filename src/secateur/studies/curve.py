@@ -29,7 +29,7 @@ from secateur.methods.example_scores import ask_logits, ask_teacher, check_scori
 from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table, over, percent
 from secateur.runs import keywords
-from secateur.runs.backends import network
+from secateur.runs.backends.network import Network
 from secateur.subjects.dataset.examples import ExampleSet
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure, Limit, Result
@@ -306,7 +306,7 @@ def curve(
     apart = examples.read(judged) if judged else None
     about = {"data": data.digest, "judged": apart.digest if apart else ""}
     known = {OWN: subject, **{name: _opened(name, subject, data) for name in wanted.teachers}}
-    digests = {name: network.digest(one) for name, one in known.items()}
+    digests = {name: Network().digest(one) for name, one in known.items()}
     for cell in progress(list(wanted.trainings())):
         train, held = _parts(data, apart, cell.seed)
         first = Path(folder, f"{cell.rule}-{cell.seed}")
@@ -347,13 +347,13 @@ def plan(
 ) -> dict[str, int]:
     """What `curve` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     wanted, chosen = _grid(shares, alphas, rules, seeds, teachers), _check_options(rules, options)
-    network.fitted(data, subject)
+    Network().fit_data(data, subject)
     for name in wanted.teachers:
         _opened(name, subject, data)
     apart = examples.read(judged) if judged else None
     for seed in wanted.seeds:
         train, held = _parts(data, apart, seed)
-        network.fitted(held, subject)
+        Network().fit_data(held, subject)
         with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
             budgets, how = [_budget(share) for share in wanted.shares], {**chosen, "score": "random", "alpha": 0.0}
             list(_recipe()(subject, train, budgets, run, **{**how, "seed": seed, "dry_run": True}))
@@ -406,8 +406,8 @@ def _grid(
 
 def _opened(name: str, subject: Traced, data: Examples) -> Traced:
     """Another teacher, which takes the data and tells as many classes as the first."""
-    teacher = network.opened(name, None, data)
-    network.fitted(data, teacher)
+    teacher = Network().open(name, None, data)
+    Network().fit_data(data, teacher)
     own, other = (count_classes(one.model, partial(ask_logits, one.inputs), data) for one in (subject, teacher))
     if own != other:
         raise InputError(f"the teacher {name} tells {other} classes, {OWN} {own}: give teachers of the same classes")
@@ -465,7 +465,7 @@ def _judged(
         how |= {"score": "random", "soft": str(run.root)}
     (result,) = _recipe()(subject, train, [budget], run, **{**how, "alpha": cell.alpha, "seed": cell.seed})
     assert isinstance(result.subject, Traced)
-    tally, both = loyalty.Tally(), [partial(network.forward, one) for one in (teacher, result.subject)]
+    tally, both = loyalty.Tally(), [partial(Network().forward, one) for one in (teacher, result.subject)]
     accuracy = quality.accuracies(both, held.in_order(256), watch=tally.add)[1].value
     for folder in (run.root / "work").glob("train-*"):
         shutil.rmtree(folder, ignore_errors=True)  # its answer is known

@@ -24,7 +24,7 @@ from secateur.reports import sheet as sheets
 from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table
 from secateur.runs import keywords
-from secateur.runs.backends import network
+from secateur.runs.backends.network import Network
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure
 
@@ -344,7 +344,7 @@ def plan(
     needed = "probe_epochs" if measure == "linear probe" else "tune_epochs"
     if not getattr(chosen["transfers"], needed):
         raise InputError(f"{needed}=0 leaves out the {measure} by which losses are judged: give epochs, or --measure")
-    network.fitted(data, subject)
+    Network().fit_data(data, subject)
     # Without labels nothing trains a surrogate that could be left out here, and what stays is as many classes as ever.
     own = {"surrogate_epochs": 0.0 if data.labels is not None else chosen["surrogate_epochs"], "dry_run": True}
     with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:

@@ -26,7 +26,7 @@ from secateur.reports import sheet as sheets
 from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table
 from secateur.runs import keywords
-from secateur.runs.backends import network
+from secateur.runs.backends.network import Network
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure, Training
 
@@ -153,7 +153,7 @@ def lottery(
     how: dict[str, Any] = {"kept": kept, "method": method, "rounds": rounds, "norm": norm, "training": training}
     _check(lrs, seeds, **how)
     apart = examples.read(judged) if judged else None
-    about = {"model": network.digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
+    about = {"model": Network().digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
     trials = [Trial(seed, lr) for seed in dict.fromkeys(seeds) for lr in dict.fromkeys(lrs)]
     found: dict[Trial, list[float]] = {}
     for trial in progress(trials):
@@ -190,7 +190,7 @@ def plan(
     apart = examples.read(judged) if judged else None
     for seed in dict.fromkeys(seeds):
         for part in split_judged(data, apart, seed):
-            network.fitted(part, subject)
+            Network().fit_data(part, subject)
     prune(_draw(subject, 0, how["norm"]), _left(how["method"], how["kept"]), how["method"])
     many = len(set(seeds)) * len(set(lrs))
     return {"trainings of the large network": many * how["rounds"], "tickets": many, "new draws": many}

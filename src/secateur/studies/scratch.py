@@ -32,7 +32,7 @@ from secateur.reports import sheet as sheets
 from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table
 from secateur.runs import keywords
-from secateur.runs.backends import network
+from secateur.runs.backends.network import Network
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Result, Training
 
@@ -152,7 +152,7 @@ def scratch(
     """
     limits, settings = _study_inputs(budgets, seeds, options)
     judges = examples.read(judged) if judged else None
-    about = {"model": network.digest(subject), "data": data.digest, "judged": judges.digest if judges else ""}
+    about = {"model": Network().digest(subject), "data": data.digest, "judged": judges.digest if judges else ""}
     trials = [Trial(seed, budget) for seed in dict.fromkeys(seeds) for budget in limits]
     rows: dict[Trial, dict[str, Any]] = {}
     for trial in progress(trials):
@@ -190,11 +190,11 @@ def plan(
 ) -> dict[str, int]:
     """What `scratch` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     limits, settings = _study_inputs(budgets, seeds, options)
-    network.fitted(data, subject)
+    Network().fit_data(data, subject)
     judges = examples.read(judged) if judged else None
     for seed in dict.fromkeys(seeds):
         _, held = split_judged(data, judges, seed)
-        network.fitted(held, subject)
+        Network().fit_data(held, subject)
     with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
         list(_recipe()(subject, data, list(limits.values()), run, seed=seeds[0], dry_run=True, **settings))
     many, cuts = len(set(seeds)), len(set(seeds)) * len(limits)

@@ -18,6 +18,7 @@ from secateur.clients import chat
 from secateur.errors import DataError, InfeasibleError, InputError
 from secateur.recipes.context import htmlrag as module
 from secateur.recipes.context.htmlrag import htmlrag
+from secateur.runs import keywords
 from secateur.subjects import Page, open_page
 from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
@@ -39,8 +40,8 @@ def source(sections=10):
 
 
 def run(page, question, *budgets, into=None, **options):
-    found = htmlrag(page, question, [Budget.parse(budget) for budget in budgets], into or Transient(), **options)
-    return list(found)
+    parsed = [Budget.parse(budget) for budget in budgets]
+    return list(keywords.call(htmlrag, page, question, parsed, into or Transient(), **options))
 
 
 QUESTION = "What is the capital of land7?"
@@ -121,7 +122,7 @@ def test_what_a_page_can_not_be_cut_to_is_refused_in_one_line():
         run(page, QUESTION, "params=50%")
     with pytest.raises(InputError, match="needs the reader's tokenizer"):
         run(page, QUESTION, "tokens=50")
-    with pytest.raises(InputError, match=r"wide=0\.5: give at least 1"):
+    with pytest.raises(InputError, match=r"option wide=0\.5"):
         run(page, QUESTION, "words=50", wide=0.5)
     with pytest.raises(InputError, match="block=-1"):
         run(page, QUESTION, "words=50", block=-1)
@@ -206,7 +207,7 @@ def test_calls_and_tokens_of_the_path_model_are_those_that_it_took():
 
     spent = {"calls": 0, "tokens": 0}
     handle = model.model.register_forward_pre_hook(noted, with_kwargs=True)
-    module.probable(page, question=QUESTION, model=model, spent=spent)
+    module.score_paths(page, question=QUESTION, model=model, spent=spent)
     handle.remove()
     assert spent == {"calls": len(asked), "tokens": sum(asked)}
 
@@ -243,13 +244,13 @@ def test_a_path_model_learns_where_answers_stand(tmp_path):
     held = [open_page(page(), block=1) for _ in range(6)]
 
     def right():
-        best = [int(module.probable(one, question="which?", model=model).argmax()) for one in held]
+        best = [int(module.score_paths(one, question="which?", model=model).argmax()) for one in held]
         return sum(one.path(i)[-1] == "h3" for one, i in zip(held, best, strict=True))
 
     before = right()
     how = dict(windows=(2048,), rates=(1.0,), fine=1, epochs=3, lr=1e-2, accumulate=4)
     with Run.open(tmp_path / "run", {}) as into:
-        recovery, notes = module.train(model, rows, into, **how)
+        recovery, notes = keywords.call(module.train, model, rows, into, **how)
     assert recovery.steps == 24
     assert "32 samples of 32 rows" in notes[0]
     assert right() == 6 > before
@@ -257,13 +258,13 @@ def test_a_path_model_learns_where_answers_stand(tmp_path):
 
 def test_a_sample_is_the_prompt_then_the_path_then_the_block():
     model, page = local(), open_page("<div><p>no.</p><p>The answer is Here!</p></div>", block=2)
-    sample = module.example(page, "Where?", ["the answer is here"], model)
+    sample = module.make_sample(page, "Where?", ["the answer is here"], model)
     ids, labels = sample["input_ids"][0].tolist(), sample["labels"][0].tolist()
     start = labels.index(next(label for label in labels if label != -100)) + 1
     assert model.tokenizer.decode(ids[start:]) == "<div><p1>The answer is Here!</p1>"
     assert labels[start - 1 : -1] == ids[start:]
     assert ids[:start] == model.prompt(module.PROMPT.format(html=page.html(numbered=True), question="Where?"))
-    assert module.example(page, "Where?", ["there"], model) is None
+    assert module.make_sample(page, "Where?", ["there"], model) is None
 
 
 def test_rows_without_an_answer_are_refused_and_told():

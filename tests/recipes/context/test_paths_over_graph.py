@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 import sparql
 import tiny
-from clients.test_chat import say, served, speaking
+from chat_server import Scripted, say, served, speaking
 from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
 from secateur.clients.chat import Local
 from secateur.clients.stores import Embedded, Endpoint
 from secateur.errors import InfeasibleError, InputError, ServerError
-from secateur.recipes.context import paths_over_graph as module
 from secateur.recipes.context.paths_over_graph import paths_over_graph
+from secateur.runs import keywords
 from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 from secateur.vocabulary import Budget
 
@@ -53,7 +53,7 @@ QUESTION = "Which drug treats asthma and causes tremor?"
 
 def run(subject, question, *budgets, into=None, **options):
     parsed = [Budget.parse(budget) for budget in budgets or ("words=1000",)]
-    return list(paths_over_graph(subject, question, parsed, into or Transient(), **options))
+    return list(keywords.call(paths_over_graph, subject, question, parsed, into or Transient(), **options))
 
 
 def told(subject, question, budget="words=1000", **options):
@@ -131,18 +131,6 @@ def test_topics_keep_the_order_in_which_they_are_given_if_that_is_wanted():
         assert result.subject.lines[0].text == first
         assert [name.removeprefix(X) for name in found["topics"]] == order
         assert (found["sufficient"], found["steps"]) == (True, 4)
-
-
-def test_another_order_of_topics_has_its_own_names_parts_and_phrases():
-    asking = module.Rule(module.Likeness(None), 0.5).analysed(
-        "What likes asthma and hates tremor?", ["n1", "n2"], ["asthma", "tremor"], ""
-    )
-    turned = module.reordered(asking, ["n2", "n1"])
-    assert turned.topics == ("n2", "n1")
-    assert turned.names == ("tremor", "asthma")
-    assert turned.parts == asking.parts[::-1]
-    assert turned.phrases == asking.phrases[::-1] == ("hates", "likes")
-    assert turned.steps == asking.steps
 
 
 def test_what_else_the_indicator_names_is_gone_through():
@@ -318,12 +306,9 @@ def test_what_makes_no_sense_is_refused_in_one_line():
         run(subject, QUESTION, "params=50%")
     with pytest.raises(InputError, match="needs the reader's tokenizer"):
         run(subject, QUESTION, "tokens=50")
-    with pytest.raises(InputError, match="depth=0: give at least 1"):
-        run(subject, QUESTION, depth=0)
-    with pytest.raises(InputError, match="calls=-1: give at least 0"):
-        run(subject, QUESTION, calls=-1)
-    with pytest.raises(InputError, match="mode='2'"):
-        run(subject, QUESTION, mode="2")
+    for wrong in ({"depth": 0}, {"calls": -1}, {"mode": "2"}, {"lookup": "none"}):
+        with pytest.raises(InputError, match=f"option {next(iter(wrong))}="):
+            run(subject, QUESTION, **wrong)
     with pytest.raises(InfeasibleError, match="words"):
         run(subject, QUESTION, "words=0.001%")
 
@@ -391,21 +376,6 @@ def test_a_graph_that_goes_down_midway_gives_what_was_read():
 # ------------------------------------------------------------------------------------------------------ language models
 
 
-class Scripted:
-    """A language model that answers by a function of the prompt, and remembers what it was asked."""
-
-    def __init__(self, answer, **meter):
-        self.answer, self.meter, self.asked = answer, chat.Meter(**meter), []
-
-    def ask(self, question, *, most=256, temperature=0.0, seed=0):
-        self.meter.begin()
-        self.asked.append((question, temperature))
-        said = self.answer(question)
-        found = chat.Answer(said, len(question.split()), len(said.split()))
-        self.meter.end(found, 0.0)
-        return found
-
-
 def sensible(prompt):
     """What a good language model says, by the kind of prompt."""
     if prompt.startswith("Which things"):
@@ -432,8 +402,8 @@ def test_a_language_model_reads_judges_shortens_and_answers():
     assert "salbutamol" in result.subject.written()
     assert found["calls"] == model.meter.calls == len(model.asked)
     assert (found["prompt_tokens"], found["answer_tokens"]) == (model.meter.prompt_tokens, model.meter.answer_tokens)
-    assert [temperature for prompt, temperature in model.asked if prompt.startswith("Do these")] == [0.0]
-    assert {temperature for prompt, temperature in model.asked if not prompt.startswith("Do these")} == {0.4}
+    assert [temperature for prompt, _, temperature, _ in model.asked if prompt.startswith("Do these")] == [0.0]
+    assert {temperature for prompt, _, temperature, _ in model.asked if not prompt.startswith("Do these")} == {0.4}
 
 
 @pytest.mark.parametrize("nonsense", ["", "purple", "999, 1000", "{}", "0", "\x00" * 50, "[[[", "No", "yes" * 1000])
@@ -448,42 +418,8 @@ def test_nonsense_of_a_language_model_is_asked_for_a_few_times_and_then_done_wit
     if nonsense in ("purple", "{}", "[[["):
         assert "a choice of the language model could not be read, and was made without it" in found["notes"]
         assert "left -[cures]-> answer -[feeds]-> right" in result.subject.written()
-        assert max(sum(prompt == other for other, _ in model.asked) for prompt, _ in model.asked) <= 3 * found["rounds"]
+        assert max(Counter(prompt for prompt, *_ in model.asked).values()) <= 3 * found["rounds"]
         assert without.subject.written()
-
-
-@pytest.mark.parametrize(
-    "nonsense",
-    [
-        ".\n" * 50_000,
-        "answer: a" + " " * 100_000 + "b | c",
-        "chain" + ":" * 100_000,
-        "answer" + ":" * 100_000 + "|",
-        "chain: a" + " " * 100_000 + "- b - c",
-        "question 1" + ". " * 50_000,
-    ],
-)
-def test_a_long_answer_is_read_in_time_that_grows_as_it_does(nonsense, monkeypatch):
-    monkeypatch.setattr(chat, "LONGEST", 10**9)
-    model = Scripted(lambda prompt: nonsense)
-    judge = module.Asked(model, module.Rule(module.Likeness(None), 0.5), 16_000, 0)
-    began = time.process_time()
-    asking = judge.analysed(QUESTION, ["a", "b"], ["asthma", "tremor"], "")
-    judge.proposed(asking, [], [])
-    assert time.process_time() - began < 5.0
-
-
-def test_what_is_read_of_an_answer():
-    def reads(said):
-        judge = module.Asked(Scripted(lambda prompt: said), module.Rule(module.Likeness(None), 0.5), 16_000, 0)
-        asking = judge.analysed(QUESTION, ["a", "b"], ["asthma", "tremor"], "")
-        return asking.indicator, asking.parts, judge.proposed(asking, [], ["else"])
-
-    chain = '"asthma" - is treated by - answer(drug) - causes - "tremor"'
-    assert reads(f"- **Chain**:\n  {chain}  \n- Question 1: one\n* QUESTION 2 : two")[:2] == (chain, ("one", "two"))
-    assert reads("> Answer: a b  | Chain: x - y - z\n**answer** :c")[2] == [("a b", "x - y - z"), ("c", "")]
-    assert reads("Answer: a | b\nAnswer:  | Chain: x")[2] == [("else", "")]
-    assert reads("." * chat.LONGEST + f"\nChain: {chain}\nAnswer: a")[::2] == (QUESTION, [("else", "")])
 
 
 def test_calls_and_tokens_are_bounded():
@@ -515,9 +451,9 @@ def test_prompts_fit_into_the_window():
 
     model = Small(lambda prompt: "1, 2, 3" if prompt.startswith("Which of these") else "{No}")
     told(graph(many(200, 30)), "What does left cure that feeds right?", topics=["left", "right"], llm=model)
-    sizes = [len(prompt.split()) for prompt, _ in model.asked]
+    sizes = [len(prompt.split()) for prompt, *_ in model.asked]
     assert max(sizes) <= 300
-    choices = [prompt for prompt, _ in model.asked if prompt.startswith("Which of these")]
+    choices = [prompt for prompt, *_ in model.asked if prompt.startswith("Which of these")]
     assert choices
     listed = [len(re.findall(r"^\d+\. ", prompt.rpartition("Question:")[2], re.MULTILINE)) for prompt in choices]
     assert max(listed) < 40
@@ -590,38 +526,7 @@ def test_whatever_the_graph_and_the_question_facts_are_true_and_budgets_hold(fac
         assert {tuple(part.removeprefix(X) for part in fact[:3]) for fact in line.facts} <= set(facts)
 
 
-# --------------------------------------------------------------------------------------------------- how it is read
-
-
-def test_phrases_are_those_nearest_to_the_topic_first():
-    assert module.spoken("What is the nationality of the director of Toy Story?", "Toy Story", ["Toy Story"]) == [
-        "director", "nationality"
-    ]  # fmt: skip
-    assert module.spoken("Which drug treats asthma", "asthma", ["asthma"]) == ["treats"]
-    assert module.spoken("that affects something that virus causes", "virus", ["virus"]) == ["causes", "affects"]
-    assert module.spoken("", "x", ["x"]) == []
-
-
-def test_an_indicator_is_entities_and_relations_in_turn():
-    assert module.links('"A b" - treats - x -> causes - "C"') == ["A b", "treats", "x", "causes", "C"]
-    assert module.links("heart-attack") == ["heart-attack"]
-
-
-@given(st.integers(0, 4), st.integers(0, 5), st.randoms(use_true_random=False))
-def test_an_alignment_is_the_best_there_is(rows, columns, draw):
-    alike = np.array([[draw.uniform(-0.5, 1) for _ in range(columns)] for _ in range(rows)]).reshape(rows, columns)
-    best = 0.0
-    for size in range(min(rows, columns) + 1):
-        for chosen in itertools.combinations(range(rows), size):
-            for places in itertools.combinations(range(columns), size):
-                best = max(best, sum(max(0.0, alike[i, j]) for i, j in zip(chosen, places, strict=True)))
-    assert abs(sum(module.aligned(alike)) - best) < 1e-9
-
-
-def test_names_are_placed_by_their_letters():
-    assert module.place("Toy Story", "who made toy story?") == 9
-    assert module.place("Toy Storie", "who made toy story?") == 9
-    assert module.place("zzz", "who?") == 4
+# ------------------------------------------------------------------------------------------------------ over HTTP
 
 
 def test_a_real_model_behind_a_real_server_that_knows_nothing_is_no_harm():

@@ -11,16 +11,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
-from clients.test_chat import say, served, speaking
-from keeper import WORDS, Training, fresh, lesson, sentence, taught
+from chat_server import served, speaking
+from keeper import WORDS, NoCheckpoints, fresh, lesson, sentence, taught, train
 from secateur import recipes
 from secateur._utils.rundir import Run, Transient
-from secateur.clients import chat
-from secateur.clients.chat import Answer, Local, Meter
-from secateur.errors import DataError, InputError, NumericalError, RunError, ServerError
+from secateur.clients.chat import Local
+from secateur.errors import DataError, InputError, NumericalError
 from secateur.recipes.context import provence as module
-from secateur.recipes.context.provence import provence, train
-from secateur.retrieval.rerankers import Judged
+from secateur.recipes.context.provence import provence
 from secateur.subjects import open_passages
 from secateur.vocabulary import Budget, Selection
 
@@ -66,20 +64,6 @@ def test_a_higher_threshold_keeps_a_subset(rounding):
     kept = [run(PASSAGES, threshold=t, rounding=rounding)[0].subject for t in (0.05, 0.3, 0.6, 0.9, 0.99)]
     for lower, higher in itertools.pairwise(kept):
         assert set(higher.sentences) <= set(lower.sentences)
-
-
-def test_both_roundings_are_what_they_say():
-    """Two tokens of three are just above the threshold, and the third is far below."""
-    told = [{"score": 0.0, "keep": [0.6, 0.6, 0.0], "owner": [0, 0, 0]}]
-    vote, scores = module.columns(told, [1], 0.5, "vote")
-    mean, _ = module.columns(told, [1], 0.5, "mean")
-    assert (vote.tolist(), mean.tolist(), scores.tolist()) == ([True], [False], [pytest.approx(0.4)])
-    half, _ = module.columns([{"keep": [0.6, 0.0], "owner": [0, 0]}], [1], 0.5, "vote")
-    assert half.tolist() == [False]  # more than half of them
-    with pytest.raises(InputError, match="vote or mean"):
-        module.columns(told, [1], 0.5, "most")
-    with pytest.raises(InputError, match="nan"):
-        module.columns(told, [1], float("nan"), "vote")
 
 
 def test_a_sentence_longer_than_a_block_scores_as_its_parts_together():
@@ -202,29 +186,6 @@ def test_empty_passages_and_none():
 # --------------------------------------------------------------------------------------------------------------- labels
 
 
-class Says:
-    """A language model that says what it is told to."""
-
-    def __init__(self, *answers):
-        self.answers, self.meter, self.asked = itertools.cycle(answers), Meter(), []
-
-    def ask(self, question, *, most=256, temperature=0.0, seed=0):
-        self.meter.begin()
-        self.asked.append(question)
-        return Answer(next(self.answers))
-
-
-def test_labels_are_the_sentences_that_a_language_model_cites():
-    rows = [{"question": "q", "documents": ["One. Two. Three."]} for _ in range(5)]
-    model = Says("It is [1].", "No answer", "nothing cited", "[0]", "See [0, 2] and [1].")
-    pairs, lost = module.labelled(rows, Transient(), model, "answer", "en")
-    assert [pair["kept"] for pair in pairs] == [[1], [], [0, 1, 2]]
-    assert lost == 2
-    assert model.asked[0].endswith("Question: q\n\nSentences:\n[0] One.\n[1] Two.\n[2] Three.\n")
-    prompts = {task: module.cited(Says("[1]"), "q", [["a"]], text) and text for task, text in module.ORACLES.items()}
-    assert len(set(prompts.values())) == 3
-
-
 def test_labels_from_a_real_model_behind_a_real_server(tmp_path):
     """A model that knows nothing cites nothing: every passage is dropped, none is taught wrongly."""
     rows = [{"question": sentence(1), "documents": [sentence(2, 3)]} for _ in range(3)]
@@ -240,123 +201,7 @@ def test_labels_from_a_real_model_behind_a_real_server(tmp_path):
     assert local.meter.calls == 3
 
 
-def test_labels_over_http_are_those_that_are_cited():
-    told = iter(["It is so [0].", "So [0, 1].", "No answer"])
-    with served(lambda body, headers: say({"choices": [{"message": {"content": next(told)}}]})) as url:
-        rows = [{"question": "q", "documents": ["One. Two."]} for _ in range(3)]
-        pairs, lost = module.labelled(rows, Transient(), chat.answering(url, "x"), "answer", "en")
-    assert [pair["kept"] for pair in pairs] == [[0, 1], []]
-    assert lost == 1
-
-
-def test_labels_outlive_a_stop(tmp_path):
-    rows = [{"question": f"q{i}", "documents": ["One. Two."]} for i in range(3)]
-    model = Says("[1]")
-    model.meter = Meter(most_calls=2)
-    with pytest.raises(RunError, match="2 rows have their labels"), Run.open(tmp_path / "run", {}) as into:
-        module.labelled(rows, into, model, "answer", "en")
-    with Run.open(tmp_path / "run", {}) as into:
-        again = Says("[1]")
-        pairs, _ = module.labelled(rows, into, again, "answer", "en")
-    assert len(again.asked) == 1
-    assert len(pairs) == 3
-
-
-def test_a_long_passage_is_shown_as_far_as_is_read():
-    model = Says("[1]", "[1]")
-    module.cited(model, "q", [["word " * 1500] * 9, ["字" * 800] * 9], "task")
-    assert [asked.count("\n[") for asked in model.asked] == [1, 3]
-    assert module.cited(model, "q", [["word " * 3000], []], "task") == [None, None]  # nothing to ask about
-
-
-def test_a_local_model_is_shown_as_many_tokens_as_it_reads():
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=260, max_position_embeddings=600, **shape)).eval()
-    local, asked = Local(model, tiny.letters()), []
-    local.ask = lambda question, **how: asked.append(question) or Local.ask(local, question, **how)
-    assert module.cited(local, "q", [["字" * 30] * 9, ["字" * 300]], "task") == [None, None]
-    assert local.meter.calls == 1
-    many = asked[0].count("\n[")
-    assert 0 < many < 9
-    assert 0 <= 600 - module.SAID - len(local.prompt(asked[0])) < len(local.prompt("[0] " + "字" * 30))
-
-
-def test_a_passage_that_can_not_be_read_loses_its_label_alone():
-    def answer(body, headers):
-        question = body["messages"][0]["content"]
-        return say("too long", 400) if "Long" in question else say({"choices": [{"message": {"content": "So [1]."}}]})
-
-    documents = [["One. Two.", "One. Long."], ["One. Two. Three."]]
-    rows = [{"question": "q", "documents": each} for each in documents]
-    with served(answer) as url:
-        pairs, lost = module.labelled(rows, Transient(), chat.answering(url, "x"), "answer", "en")
-    assert [len(pair["sentences"]) for pair in pairs] == [2, 3]
-    assert lost == 1
-    with served(lambda body, headers: say("no such thing", 400)) as url, pytest.raises(ServerError, match="HTTP 400"):
-        module.labelled(rows, Transient(), chat.answering(url, "x"), "answer", "en")
-
-
-def test_labels_from_answers():
-    rows = [{"question": "q", "documents": ["The Ox is red.\nBlue, is the ox!"], "answers": ["blue is"]}]
-    pairs, _ = module.labelled(rows, Transient(), None, "answer", "en")
-    assert [pair["kept"] for pair in pairs] == [[1]]
-    assert module.labelled([{**rows[0], "answers": None}], Transient(), None, "answer", "en") == ([], 1)
-
-
-def test_labels_that_are_given_sentence_by_sentence():
-    rows = [
-        {"question": "q", "sentences": ["One.", " ", "Two. And three."], "labels": [0, 1, 1]},
-        {"question": "q", "sentences": [["One."], ["Two.", "Three."]], "labels": [[True], [0, 0]], "documents": []},
-        {"question": "q", "documents": ["One."], "kept": [[0]]},
-    ]
-    pairs, lost = module.labelled(module.apart(rows), Transient(), None, "answer", "en")
-    assert [(pair["sentences"], pair["kept"]) for pair in pairs] == [
-        (["One.", "Two. And three."], [1]),
-        (["One."], [0]),
-        (["Two.", "Three."], []),
-        (["One."], [0]),
-    ]
-    assert lost == 0
-    for sentences, labels in (
-        (["a", "b"], [1]), (["a"], None), (["a"], [2]), (["a"], ["1"]), ("a", [1]), ([["a"]], [1]), (["a", 3], [0, 1]),
-        (["ab"], 1), ([["a"], ["b"]], [[1]]), (["a", ["b"]], [[0], [1]]),
-    ):  # fmt: skip
-        with pytest.raises(DataError, match="row 2: give sentences, a list of texts, and labels"):
-            module.apart([rows[0], {"question": "q", "sentences": sentences, "labels": labels}])
-    with pytest.raises(DataError, match="row 1 has sentences beside passages"):
-        module.apart([{**rows[0], "documents": ["One."]}])
-
-
-def test_passages_are_found_for_questions_without():
-    corpus = [f"Title {i}. " + " ".join(f"The {WORDS[i]} number {j} stands here." for j in range(12)) for i in range(6)]
-    rows = [{"question": f"Where is {WORDS[4]}?"}, {"question": "x", "documents": ["own"]}]
-    found = module.pool(rows, corpus, Transient(), taught(), "en", 0)
-    assert len(found[0]["documents"]) == 5
-    assert found[0]["titles"][0] == "Title 4."
-    assert all(1 <= text.count("stands here.") <= 10 for text in found[0]["documents"])
-    assert found[1] == rows[1]
-    again = module.pool(rows, corpus, Transient(), taught(), "en", 0)
-    assert found == again
-    with pytest.raises(DataError, match="holds no passage"):
-        module.pool(rows, ["", "Alone."], Transient(), taught(), "en", 0)
-
-
 # ------------------------------------------------------------------------------------------------------------- training
-
-
-def test_tokens_of_question_and_padding_are_labelled_as_asked():
-    model = fresh().with_head()
-    pairs = [
-        {"question": sentence(1), "sentences": [sentence(2, 3), sentence(4)], "kept": [1], "score": 0.5},
-        {"question": sentence(1), "sentences": [sentence(2)], "kept": [], "score": None},
-    ]
-    batch = module.Batches(pairs, model, 2, True)[0]
-    assert batch["labels"].tolist() == [[0, 0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, -100, -100]]
-    assert batch["scores"].tolist() == [0.5, 0.0]
-    assert all(tensor.shape == batch["labels"].shape for name, tensor in batch.items() if name != "scores")
-    masked = module.Batches(pairs, model, 2, False)[0]["labels"]
-    assert masked.tolist() == [[-100, -100, -100, 0, 0, 1, -100], [-100, -100, -100, 0, -100, -100, -100]]
-    assert module.Batches(pairs, model, 1, True)[3]["scores"].tolist() == [0.0]  # over and over
 
 
 def test_old_scores_hold_the_ranking():
@@ -366,7 +211,7 @@ def test_old_scores_hold_the_ranking():
     before = fresh(5).judge([(row["question"], row["documents"][0]) for row in rows])
     for weight in (0.0, 5.0):
         model = fresh(5)
-        train(model, rows, Training(), weight=weight, lr=3e-3, batch=16, epochs=4, longest=32, held_out=0)
+        train(model, rows, NoCheckpoints(), weight=weight, lr=3e-3, batch=16, epochs=4, longest=32, held_out=0)
         after = model.judge([(row["question"], row["documents"][0]) for row in rows])
         drift[weight] = np.mean([(a.score - b.score) ** 2 for a, b in zip(after, before, strict=True)])
         assert model.settings.ranks is (weight > 0)
@@ -389,7 +234,7 @@ def test_what_is_held_out_is_measured_before_during_and_after_training():
     model, rows = fresh(), [{**row, "question": f"{row['question']} {WORDS[40 + i % 9]}"}
                             for i, row in enumerate(lesson(200, 4))]  # fmt: skip
     how = {"lr": 3e-3, "batch": 16, "epochs": 6, "longest": 32, "held_out": 0.3, "threshold": 0.5, "weight": 0.01}
-    into = Training()
+    into = NoCheckpoints()
     recovery, notes = train(model, rows, into, evaluate_every=20, **how)
     told = recovery.settings["held_out"]
     before, after = told["before"], told["after"]
@@ -404,67 +249,35 @@ def test_what_is_held_out_is_measured_before_during_and_after_training():
     assert f"F1 of kept sentences {after['f1']:.3f} (before {before['f1']:.3f})" in notes[1]
     assert f"{after['ndcg']:.3f}, of the reranker before training {before['ndcg']:.3f}" in notes[2]
     rows, how = rows[:80], {**how, "epochs": 1}
-    alone, words = train(fresh(), rows, Training(), **{**how, "weight": 0.0})
+    alone, words = train(fresh(), rows, NoCheckpoints(), **{**how, "weight": 0.0})
     assert len(alone.settings["held_out"]["during"]) == 4
     assert alone.settings["held_out"]["after"]["ndcg"] is alone.settings["held_out"]["after"]["ranking_loss"] is None
     assert len(words) == 2
-    nothing, words = train(fresh(), rows, Training(), **{**how, "held_out": 0.0})
+    nothing, words = train(fresh(), rows, NoCheckpoints(), **{**how, "held_out": 0.0})
     assert "held_out" not in nothing.settings
     assert len(words) == 1
 
 
-def test_the_measures_of_what_is_held_out_are_what_they_say():
-    class Says(type(fresh())):
-        def judge(self, pairs, *, longest=0, best=False):
-            return list(told)
-
-    model = fresh().with_head()
-    model = Says(model.model, model.tokenizer, model.keep, replace(model.settings, threshold=0.5))
-    pairs = [
-        {"question": "q", "sentences": ["four", "of ten"], "kept": [0], "score": 1.0},
-        {"question": "q", "sentences": ["a"], "kept": [], "score": None},
-        {"question": "r", "sentences": ["bc"], "kept": [], "score": None},
-    ]
-    judged = [(0.5, [0.8, 0.6], [0, 1]), (0.9, [0.1], [0]), (0.0, [0.9], [0])]
-    told = [Judged(score, np.array(keep), np.array(owner)) for score, keep, owner in judged]
-    found = module.quality(model, pairs)
-    assert found["mask_loss"] == pytest.approx(-np.log([0.8, 0.4, 0.9, 0.1]).mean())
-    assert found["ranking_loss"] == pytest.approx(0.25)
-    # Both sentences of the first stay, none of the second, and one of the third, which should not.
-    assert [found[name] for name in ("precision", "recall", "f1")] == pytest.approx([0.5, 1.0, (2 / 3 + 1 + 0) / 3])
-    assert (found["empty"], found["pairs"], found["questions"]) == (0.5, 3, 1)
-    assert found["compression"] == pytest.approx(100 / 13)
-    assert found["ndcg"] == pytest.approx(1 / np.log2(3))
-    told = told[1:2]
-    assert module.quality(model, pairs[1:2])["ndcg"] is None
-
-
 def test_what_is_seen_of_what_is_held_out_outlives_a_stop(tmp_path, monkeypatch):
     how = {"lr": 1e-3, "batch": 8, "longest": 32, "held_out": 0.2, "weight": 0.1, "evaluate_every": 2}
-    whole, _ = train(fresh(), lesson(60, 2), Training(), **how)
-    take, looks = module.Batches.__getitem__, []
+    whole, _ = train(fresh(), lesson(60, 2), NoCheckpoints(), **how)
+    take, looks = module.PairBatches.__getitem__, []
 
     def stops(self, index):
         if index == 4:
             raise KeyboardInterrupt
         return take(self, index)
 
-    monkeypatch.setattr(module.Batches, "__getitem__", stops)
+    monkeypatch.setattr(module.PairBatches, "__getitem__", stops)
     with pytest.raises(KeyboardInterrupt), Run.open(tmp_path / "run", {}) as into:
         train(fresh(), lesson(60, 2), into, **how)
-    monkeypatch.setattr(module.Batches, "__getitem__", take)
-    measure = module.quality
-    monkeypatch.setattr(module, "quality", lambda *given: looks.append(0) or measure(*given))
+    monkeypatch.setattr(module.PairBatches, "__getitem__", take)
+    measure = module.measure_quality
+    monkeypatch.setattr(module, "measure_quality", lambda *given: looks.append(0) or measure(*given))
     with Run.open(tmp_path / "run", {}) as into:
         again, _ = train(fresh(), lesson(60, 2), into, **how)
     assert again.settings["held_out"] == whole.settings["held_out"]
     assert len(looks) == 1  # those before the stop were there
-
-
-def test_scores_that_a_row_brings_are_those_it_is_held_to():
-    row = {"question": sentence(1), "documents": [sentence(2)], "kept": [[]], "scores": [3.0]}
-    pairs, _ = module.labelled([row], Transient(), None, "answer", "en")
-    assert pairs[0]["score"] == 3.0
 
 
 # ----------------------------------------------------------------------------------------------------------- bad inputs
@@ -475,10 +288,9 @@ def test_what_can_not_be_is_refused():
         run(PASSAGES, model=fresh())
     with pytest.raises(InputError, match="params"):
         run(PASSAGES, "params=3000")
-    with pytest.raises(InputError, match="weight=-1"):
-        train(fresh(), lesson(4, 0), Transient(), weight=-1.0)
-    with pytest.raises(InputError, match="evaluate_every=-1"):
-        train(fresh(), lesson(4, 0), Transient(), evaluate_every=-1)
+    for wrong in ({"weight": -1.0}, {"evaluate_every": -1}, {"held_out": 1.0}, {"lr": -1.0}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))}="):
+            train(fresh(), lesson(4, 0), Transient(), **wrong)
     with pytest.raises(DataError, match="none of 1 rows"):
         train(fresh(), [{"question": "a", "documents": ["b"]}], Transient())
     with pytest.raises(DataError, match="row 1 has 1 passages and 2 lists"):

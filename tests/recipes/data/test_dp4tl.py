@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import secateur
-from claims import vision
+import small_vision as vision
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples

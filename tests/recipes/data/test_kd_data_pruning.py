@@ -16,7 +16,7 @@ from torch.nn import functional
 
 import processes
 import secateur
-from claims import vision
+import small_vision as vision
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data import examples

@@ -25,7 +25,7 @@ from secateur.data import masking, texts
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.recipes.language import romanian_distilberts as recipe
 from secateur.recover.distillation import losses
-from secateur.runs import executor
+from secateur.runs import executor, keywords
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Result, Selection
 
@@ -66,19 +66,20 @@ def folders(tmp_path_factory):
     return {name: str(root / name) for name in made}
 
 
-def results(root, *budgets, subject=None, **options) -> list[Result]:
+def results(root, *budgets, subject=None, data=DATA, **options) -> list[Result]:
     with Run.open(root, {}) as run:
         wanted = [Budget.parse(budget) for budget in budgets or ("layers=50%",)]
-        return list(recipe.romanian_distilberts(subject or bert(), DATA, wanted, run, **{**QUICK, **options}))
+        how = keywords.checked(recipe.romanian_distilberts, {**QUICK, **options})
+        return list(recipe.romanian_distilberts(subject or bert(), data, wanted, run, **how))
 
 
 def lesson(student, found, batch, *, factors=(5.0, 2.0, 1.0), temperature=2.0, **how):
-    objective = recipe.triple(student, found=found, factors=factors, temperature=temperature, **how)
-    return objective(batch, recipe.counted(batch, found=found))
+    objective = recipe.triple_loss(student, found, factors=factors, temperature=temperature, **how)
+    return objective(batch, recipe.count_units(batch, teachers=found))
 
 
-def stream(subject, found, **how):
-    return recipe.batches(subject, found, DATA, 8, 24, seed=0, **how)
+def stream(subject, found):
+    return recipe.masked_batches(subject, found, DATA, 8, 24, seed=0, share=0.15, smoothing=0.7)
 
 
 def test_layers_that_stay_are_the_teachers_bit_for_bit(tmp_path):
@@ -96,7 +97,7 @@ def test_layers_that_stay_are_the_teachers_bit_for_bit(tmp_path):
 
 def test_which_layers_stay():
     def kept(*given):
-        return np.flatnonzero(recipe.layers(*given)).tolist()
+        return np.flatnonzero(recipe.choose_layers(*given)).tolist()
 
     assert kept(12, 6, "spread") == [0, 2, 4, 7, 9, 11]  # DistilBERT's
     assert kept(12, 6, "alternate") == [0, 2, 4, 6, 8, 10]
@@ -106,13 +107,13 @@ def test_which_layers_stay():
         assert all(len(kept(total, n, how)) == n for n in range(1, total + 1) for how in ("spread", "alternate"))
     for wrong in ("1,2,3", "1,1", "0,6", "first", "-1,0"):
         with pytest.raises(InputError, match="the numbers of 2 layers from 0 to 5"):
-            recipe.layers(6, 2, wrong)
+            recipe.choose_layers(6, 2, wrong)
 
 
 def test_the_whole_teacher_has_nothing_to_learn_from_itself():
     teacher = bert()
     student, _ = teacher.cut(Selection({}))
-    found = recipe.company(teacher, (), (), "words", 24)
+    found = recipe.gather_teachers(teacher, (), (), "words", 24)
     batch = stream(teacher, found)[0]
     loss, parts = lesson(student, found, batch, factors=(5.0, 0.0, 1.0))
     assert parts == pytest.approx({"soft": 0.0, "near original": 0.0}, abs=1e-5)
@@ -125,8 +126,8 @@ def test_the_whole_teacher_has_nothing_to_learn_from_itself():
 
 def test_the_triple_loss_by_hand():
     teacher = bert()
-    student, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
-    found = recipe.company(teacher, (), (), "words", 24)
+    student, _ = teacher.cut(Selection({"layers": recipe.choose_layers(4, 2, "spread")}))
+    found = recipe.gather_teachers(teacher, (), (), "words", 24)
     batch = stream(teacher, found)[3]
     ours, theirs = (one.forward(batch, hidden=True) for one in (student, teacher))
     for restrict in (False, True):
@@ -143,18 +144,18 @@ def test_the_triple_loss_by_hand():
 
 def test_all_weight_on_the_first_of_two_teachers_is_one_teacher(folders):
     teacher = bert()
-    student, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
+    student, _ = teacher.cut(Selection({"layers": recipe.choose_layers(4, 2, "spread")}))
     for other in ("same", "foreign"):
-        one = recipe.company(teacher, (), (), "words", 24)
-        two = recipe.company(teacher, [folders[other]], [1.0, 0.0], "words", 24)
+        one = recipe.gather_teachers(teacher, (), (), "words", 24)
+        two = recipe.gather_teachers(teacher, [folders[other]], [1.0, 0.0], "words", 24)
         batch = stream(teacher, two)[0]
         assert lesson(student, one, batch)[0] == lesson(student, two, batch)[0]
 
 
 def test_soft_targets_of_one_vocabulary_are_averaged_and_states_of_another_width_lifted(folders):
     teacher = bert()
-    student, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
-    found = recipe.company(teacher, [folders["wide"]], [3.0, 1.0], "words", 24)
+    student, _ = teacher.cut(Selection({"layers": recipe.choose_layers(4, 2, "spread")}))
+    found = recipe.gather_teachers(teacher, [folders["wide"]], [3.0, 1.0], "words", 24)
     assert [(one.foreign, one.weight, one.project is None) for one in found] == [
         (False, 0.75, True),
         (False, 0.25, False),
@@ -174,11 +175,12 @@ def test_soft_targets_of_one_vocabulary_are_averaged_and_states_of_another_width
 @pytest.mark.parametrize("weights", [(9.0, 1.0), (1.0, 9.0), (1.0, 0.0)])
 def test_shares_of_the_soft_targets_add_up_to_one_where_a_foreign_teacher_tells_tokens(folders, weights):
     teacher = bert()
-    student, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
-    both = recipe.company(teacher, [folders["foreign"]], (), "tokens", 24)
+    student, _ = teacher.cut(Selection({"layers": recipe.choose_layers(4, 2, "spread")}))
+    both = recipe.gather_teachers(teacher, [folders["foreign"]], (), "tokens", 24)
     batch = stream(teacher, both)[0]
     home, strange = (one / sum(weights) for one in weights)
-    alone = lesson(student, recipe.company(teacher, (), (), "tokens", 24), batch)[1]["soft"]  # the original's own KL
+    original = recipe.gather_teachers(teacher, (), (), "tokens", 24)
+    alone = lesson(student, original, batch)[1]["soft"]
     mine, yours = student.forward(batch).prediction / 2.0, both[1].forward(batch).prediction / 2.0
     at, there = batch["teacher1.pairs"].T
     ids = both[1].shared
@@ -187,11 +189,11 @@ def test_shares_of_the_soft_targets_add_up_to_one_where_a_foreign_teacher_tells_
         for rows, place, some in zip((mine, yours), (at, there), ids, strict=True)
     )
     apart = 5.0 * 4.0 * float(torch.nn.functional.kl_div(log_s, log_t, log_target=True, reduction="batchmean").detach())
-    found = recipe.company(teacher, [folders["foreign"]], weights, "tokens", 24)
+    found = recipe.gather_teachers(teacher, [folders["foreign"]], weights, "tokens", 24)
     _, parts = lesson(student, found, batch, foreign="tokens")
     assert parts["soft"] == pytest.approx(home * alone, rel=1e-5)
     assert parts.get("soft teacher1", 0.0) == pytest.approx(strange * apart, rel=1e-4)
-    by_words = recipe.company(teacher, [folders["foreign"]], weights, "words", 24)
+    by_words = recipe.gather_teachers(teacher, [folders["foreign"]], weights, "words", 24)
     assert lesson(student, by_words, batch)[1]["soft"] == alone  # a foreign teacher has no part in it: it stays whole
 
 
@@ -199,8 +201,8 @@ def test_shares_of_the_soft_targets_add_up_to_one_where_a_foreign_teacher_tells_
 @pytest.mark.parametrize("other", ["foreign", "bpe"])
 def test_a_teacher_of_another_tokenizer_teaches_and_padding_never_counts(folders, foreign, other):
     teacher = bert()
-    student, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
-    found = recipe.company(teacher, [folders[other]], (), foreign, 24)
+    student, _ = teacher.cut(Selection({"layers": recipe.choose_layers(4, 2, "spread")}))
+    found = recipe.gather_teachers(teacher, [folders[other]], (), foreign, 24)
     assert [one.foreign for one in found] == [False, True]
     batch = stream(teacher, found)[0]
     loss, parts = lesson(student, found, batch, foreign=foreign)
@@ -225,27 +227,13 @@ def test_a_teacher_of_another_tokenizer_teaches_and_padding_never_counts(folders
     assert lesson(student, found, wider, foreign=foreign)[1] == pytest.approx(parts, rel=1e-4)
 
 
-def test_a_text_of_padding_only_has_no_part_in_the_relations_of_sentences(folders):
-    torch.manual_seed(0)
-    (one,) = [one for one in recipe.company(bert(), [folders["foreign"]], (), "sentences", 24) if one.foreign]
-    ours, theirs, real = torch.randn(5, 4, 6), torch.randn(5, 3, 8), torch.ones(5, 4, dtype=torch.bool)
-    batch = {f"{one.name}.attention_mask": torch.ones(5, 3, dtype=torch.long)}
-    short = {f"{one.name}.attention_mask": torch.ones(4, 3, dtype=torch.long)}
-    wanted = recipe.distance(one, ours[:4], theirs[:4], short, real[:4], "sentences")
-    real[4], batch[f"{one.name}.attention_mask"][4] = False, 0
-    found = recipe.distance(one, ours.requires_grad_(), theirs, batch, real, "sentences")
-    torch.testing.assert_close(found, wanted)
-    found.backward()
-    assert ours.grad.isfinite().all()
-
-
 @pytest.mark.parametrize("factors", [(5.0, 0.0, 0.0), (0.0, 2.0, 0.0), (0.0, 0.0, 1.0)])
 def test_training_brings_each_loss_down_where_it_is_alone(tmp_path, folders, factors):
     teacher = bert()
     others = [folders["same"], folders["foreign"]]
-    (found,) = results(tmp_path, subject=teacher, teachers=others, factors=factors, steps=200)
-    plain, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
-    company = recipe.company(teacher, others[:1], (), "words", 24)
+    (found,) = results(tmp_path, subject=teacher, teachers=others, factors=factors, steps=80)
+    plain, _ = teacher.cut(Selection({"layers": recipe.choose_layers(4, 2, "spread")}))
+    company = recipe.gather_teachers(teacher, others[:1], (), "words", 24)
     items = stream(teacher, company).take(20)
     first, last = (
         np.mean([float(lesson(one, company, item, factors=factors)[0].detach()) for item in items])
@@ -259,7 +247,7 @@ def test_teachers_stay_as_they_are_and_maps_are_left_behind(tmp_path, folders):
     before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
     (found,) = results(tmp_path, subject=teacher, teachers=[folders["same"], folders["foreign"]])
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.model.state_dict().items())
-    plain, _ = teacher.cut(Selection({"layers": recipe.layers(4, 2, "spread")}))
+    plain, _ = teacher.cut(Selection({"layers": recipe.choose_layers(4, 2, "spread")}))
     assert found.subject.model.state_dict().keys() == plain.model.state_dict().keys()
     assert found.recovery.steps == 3
     stored = json.loads((tmp_path / "work" / "loyalty-layers=50%").with_suffix(".json").read_text())
@@ -269,22 +257,22 @@ def test_teachers_stay_as_they_are_and_maps_are_left_behind(tmp_path, folders):
 
 def test_loyalty_is_to_each_teacher_of_the_vocabulary_and_to_their_mean(folders):
     teacher = bert()
-    found = recipe.company(teacher, [folders["same"]], (), "words", 24)
-    told = recipe.loyal(teacher, found, HELD, 8, 24)
+    found = recipe.gather_teachers(teacher, [folders["same"]], (), "words", 24)
+    told = recipe.describe_loyalty(teacher, found, HELD, 8, 24)
     assert told["original"].startswith("label loyalty 1 [1, 1], probability loyalty 1 [1, 1]")
     assert not told["teacher1"].startswith("label loyalty 1 ")
-    assert recipe.loyal(teacher, found[:1], DATA, 8, 24) == {}
-    assert list(recipe.loyal(teacher, found[1:], DATA, 8, 24)) == ["teacher1"]
+    assert recipe.describe_loyalty(teacher, found[:1], DATA, 8, 24) == {}
+    assert list(recipe.describe_loyalty(teacher, found[1:], DATA, 8, 24)) == ["teacher1"]
 
 
 @pytest.mark.parametrize("foreign", ["words", "tokens", "sentences"])
 def test_loyalty_is_to_teachers_of_another_vocabulary_too(folders, foreign):
     others = [folders["foreign"], folders["same"]]
-    found = recipe.company(bert(), others, (), foreign, 24)
-    told = recipe.loyal(bert(), found, HELD, 8, 24)
+    found = recipe.gather_teachers(bert(), others, (), foreign, 24)
+    told = recipe.describe_loyalty(bert(), found, HELD, 8, 24)
     assert list(told) == ["original", "teacher1", "teacher2", "ensemble"]
     assert told["teacher1"].startswith("label loyalty 0")
-    without = recipe.loyal(bert(), [one for one in found if not one.foreign], HELD, 8, 24)
+    without = recipe.describe_loyalty(bert(), [one for one in found if not one.foreign], HELD, 8, 24)
     assert without == {name: text for name, text in told.items() if name != "teacher1"}
 
 
@@ -294,53 +282,53 @@ def test_loyalty_over_shared_tokens_is_that_of_one_vocabulary_where_all_are_shar
     teacher = bert()
     student, _ = teacher.cut(Selection({"layers": np.array([True, True, True, False])}))
     same, foreign = (recipe.Teacher(f"{one}", teacher, 0.5, foreign=one) for one in (False, True))
-    told = recipe.loyal(student, [same, foreign], HELD, 8, 24)
+    told = recipe.describe_loyalty(student, [same, foreign], HELD, 8, 24)
     ours, theirs = ([float(n) for n in re.findall(r"loyalty ([0-9.]+)", told[name])] for name in ("False", "True"))
     assert theirs == pytest.approx(ours, abs=0.02)  # special tokens are not shared
     assert 0.05 < ours[0] < 0.95
-    assert recipe.loyal(teacher, [foreign], HELD, 8, 24)["True"].startswith("label loyalty 1 [1, 1]")
+    assert recipe.describe_loyalty(teacher, [foreign], HELD, 8, 24)["True"].startswith("label loyalty 1 [1, 1]")
 
 
 def test_teachers_that_share_nothing_to_tell_are_left_out_of_loyalty(folders, monkeypatch):
-    found = recipe.company(bert(), [folders["states"], folders["bpe"]], (), "words", 24)
-    assert list(recipe.loyal(bert(), found, HELD, 8, 24)) == ["original", "teacher2"]
+    found = recipe.gather_teachers(bert(), [folders["states"], folders["bpe"]], (), "words", 24)
+    assert list(recipe.describe_loyalty(bert(), found, HELD, 8, 24)) == ["original", "teacher2"]
 
     def none(*tokenizers):
         raise InputError("the vocabularies share 0 tokens")
 
     monkeypatch.setattr(recipe.alignment, "shared_vocabulary", none)
-    assert list(recipe.loyal(bert(), found, HELD, 8, 24)) == ["original"]
+    assert list(recipe.describe_loyalty(bert(), found, HELD, 8, 24)) == ["original"]
 
 
 def test_a_teacher_without_a_head_is_compared_by_words(folders):
-    (_, other) = recipe.company(bert(), [folders["states"]], (), "words", 24)
+    (_, other) = recipe.gather_teachers(bert(), [folders["states"]], (), "words", 24)
     assert other.foreign
     with pytest.raises(InputError, match="teacher1 tells no masked tokens"):
-        recipe.company(bert(), [folders["states"]], (), "tokens", 24)
+        recipe.gather_teachers(bert(), [folders["states"]], (), "tokens", 24)
 
 
 @pytest.mark.parametrize(("budget", "count"), [("layers=2", 2), ("layers=50%", 2), ("params=80%", 2), ("flops=99%", 3)])
 def test_the_most_layers_under_the_budget_stay(budget, count):
     subject = bert()
-    found, cost = recipe.depth(subject, Budget.parse(budget), 1, 24)
+    found, cost = recipe.most_layers(subject, Budget.parse(budget), 1, 24)
     assert found == count
-    student, _ = subject.cut(Selection({"layers": recipe.layers(4, count, "spread")}))
+    student, _ = subject.cut(Selection({"layers": recipe.choose_layers(4, count, "spread")}))
     assert cost["params"] == sum(p.numel() for p in student.model.parameters())
 
 
 def test_a_speedup_is_met_by_what_layers_take(monkeypatch):
     seconds = {1: 0.2, 4: 0.8}
-    monkeypatch.setattr(recipe, "clocked", lambda subject, count, batch, length: seconds[count])
-    found, cost = recipe.depth(bert(), Budget.parse("speedup=2x"), 1, 24)
+    monkeypatch.setattr(recipe, "time_layers", lambda subject, count, batch, length: seconds[count])
+    found, cost = recipe.most_layers(bert(), Budget.parse("speedup=2x"), 1, 24)
     assert (found, cost["latency"]) == (2, pytest.approx(0.4))
     with pytest.raises(
         InfeasibleError, match=r"latency of 0\.1 can't be met: with one layer the model has 0\.2 of 0\.8"
     ):
-        recipe.depth(bert(), Budget.parse("speedup=8x"), 1, 24)
+        recipe.most_layers(bert(), Budget.parse("speedup=8x"), 1, 24)
 
 
 def test_time_is_taken_of_real_forward_passes():
-    assert 0 < recipe.clocked(bert(), 1, 1, 16) < recipe.clocked(bert(layers=12), 12, 1, 16)
+    assert 0 < recipe.time_layers(bert(), 1, 1, 16) < recipe.time_layers(bert(layers=12), 12, 1, 16)
 
 
 def test_a_run_resumes_and_repeats_exactly(tmp_path, folders):
@@ -365,9 +353,7 @@ def test_other_families_of_masked_language_models_are_halved(tmp_path, kind):
     torch.manual_seed(0)
     made = {"roberta": RobertaForMaskedLM, "distilbert": DistilBertForMaskedLM}[kind](config)
     teacher = open_subject(made.eval(), tokenizer=tiny.tokenizer())
-    with Run.open(tmp_path, {}) as run:
-        data = texts.read(tiny.sentences(60))
-        (found,) = recipe.romanian_distilberts(teacher, data, [Budget.parse("layers=2")], run, **QUICK)
+    (found,) = results(tmp_path, "layers=2", subject=teacher, data=texts.read(tiny.sentences(60)))
     assert type(found.subject.model) is type(made)
     assert len(found.subject.layers()) == 2
     assert found.recovery.steps == 3
@@ -395,12 +381,12 @@ def test_from_a_folder_to_a_model_that_loads_as_its_teacher_does(tmp_path):
         ({"budgets": ["examples=50%"]}, BudgetError, "examples has no cost here"),
         ({"factors": (0.0, 0.0, 0.0)}, InputError, "three numbers of at least 0"),
         ({"factors": (1.0, 2.0)}, InputError, "three numbers of at least 0"),
-        ({"temperature": 0.0}, InputError, "temperature=0.0: give a number above 0"),
+        ({"temperature": 0.0}, InputError, "option temperature=0.0 of romanian_distilberts"),
         ({"weights": (1.0, 2.0)}, InputError, "2 weights for 1 teachers"),
         ({"teachers": ["nowhere/at-all-here"]}, InputError, "nowhere/at-all-here"),
         ({"teachers": ["short"]}, InputError, "length=24 is beyond the 16 positions of teacher1"),
-        ({"share": 1.5}, InputError, "give shares from 0 to 1"),
-        ({"smoothing": -1.0}, InputError, "smoothing by power -1.0"),
+        ({"share": 1.5}, InputError, "option share=1.5 of romanian_distilberts"),
+        ({"smoothing": -1.0}, InputError, "option smoothing=-1.0 of romanian_distilberts"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(tmp_path, monkeypatch, options, error, words):

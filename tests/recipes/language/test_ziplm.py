@@ -13,15 +13,18 @@ import torch
 import tiny
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.errors import InfeasibleError, MeasurementError
+from secateur.errors import InfeasibleError
 from secateur.recipes.language import ziplm
+from secateur.recover.training import loop
+from secateur.runs import keywords
 from secateur.score import database
 from secateur.select import levels
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget, Result, Selection
+from secateur.vocabulary import Budget, Result
 
 QUICK = {"calibration": 32, "judged": 16, "trials": 3, "steps": 0, "train_batch": 8, "train_length": 16}
 DATA = texts.read(tiny.sentences(200))
+TABLE = {"heads": {"0": 0.0, "4": 1.0}, "neurons": {"0": 0.0, "64": 2.0}, "rest": {"0": 1.0}}
 
 
 def subject(kind: str = "bert") -> Transformer:
@@ -29,8 +32,9 @@ def subject(kind: str = "bert") -> Transformer:
 
 
 def results(root, budgets, kind: str = "bert", **options) -> list[Result]:
+    how = keywords.checked(ziplm.ziplm, {**QUICK, **options})
     with Run.open(root, {}) as run:
-        return list(ziplm.ziplm(subject(kind), DATA, [Budget.parse(b) for b in budgets], run, **{**QUICK, **options}))
+        return list(ziplm.ziplm(subject(kind), DATA, [Budget.parse(b) for b in budgets], run, **how))
 
 
 def kept(found: Result) -> dict[str, int]:
@@ -42,11 +46,15 @@ def kept(found: Result) -> dict[str, int]:
     return left
 
 
-def swept(start: Transformer) -> dict:
-    items = texts.batches(DATA, start.tokenizer, packed=False, batch=16, length=16, seed=0).take(2)
-    sites = start.units("heads", "neurons").free()
-    gone = {s.name: list(range(0, s.count + 1, 1 if s.kind == "heads" else 8)) for s in sites}
-    return database.build(start.forward, start.model, items, start.consumers(), gone)
+def batches(start: Transformer, count: int = 1) -> list[dict[str, torch.Tensor]]:
+    packed = start.kind == "decoder"
+    return texts.batches(DATA, start.tokenizer, packed=packed, batch=16, length=16, seed=0).take(count)
+
+
+def swept(start: Transformer, heads: str = "heads", step: int = 8) -> dict:
+    sites = start.units(heads, "neurons").free()
+    gone = {s.name: list(range(0, s.count + 1, 1 if s.kind == heads else step)) for s in sites}
+    return database.build(start.forward, start.model, batches(start, 2), start.consumers(), gone)
 
 
 @pytest.mark.parametrize(("kind", "budget"), [("bert", "params=80%"), ("llama", "params=70%"), ("gpt2", "params=80%")])
@@ -97,7 +105,7 @@ def test_one_shot_cuts_every_budget_from_the_original(tmp_path):
 
 def test_a_dry_run_trains_nothing_and_cuts_what_the_run_would(tmp_path, monkeypatch):
     (real,) = results(tmp_path / "a", ["params=80%"], steps=2, trials=20)
-    monkeypatch.setattr(ziplm.loop, "train", None)
+    monkeypatch.setattr(loop, "train", None)
     (found,) = results(tmp_path / "b", ["params=80%"], steps=2, trials=20, dry_run=True)
     assert found.recovery is None
     assert kept(found) == kept(real)
@@ -113,30 +121,29 @@ def test_the_database_rises_from_nothing_to_all():
         assert all((fewer <= more).all() for more, fewer in itertools.pairwise(masks)), site
 
 
-@pytest.mark.parametrize("share", [0.35, 0.5, 0.75, 0.95, 1.0])
-def test_levels_never_cost_more_than_the_limit(share):
+def test_levels_never_cost_more_than_the_limit():
+    """In parameters, and in the seconds of a table, of which the rest takes one."""
     start = subject()
     units, base = start.units("heads", "neurons"), swept(start)
-    least = units.cost({site.name: np.zeros(site.count, dtype=bool) for site in units.free()})
-    whole = units.cost()
-    limit = {"params": least["params"] + share * (whole["params"] - least["params"])}
+    nothing = {site.name: np.zeros(site.count, dtype=bool) for site in units.free()}
     draw = np.random.default_rng(0)
-    for weights in (np.ones(len(base)), draw.random(len(base))):
-        chosen = ziplm.solution(units, None, base, limit, 0.0, list(weights))
-        keep = {site: base[site].keep(level).numpy() for site, level in chosen.items()}
-        assert units.cost(keep)["params"] <= limit["params"]
-        if share == 1.0:
-            assert set(chosen.values()) == {0}
+    for measure, table, fixed in (("params", None, 0.0), ("latency", TABLE, 1.0)):
+        priced = levels.with_latency(units, table, fixed)
+        least, whole = priced.cost(nothing)[measure], priced.cost()[measure]
+        for share in (0.35, 0.5, 0.75, 0.95, 1.0):
+            limit = {measure: least + share * (whole - least)}
+            for weights in (np.ones(len(base)), draw.random(len(base))):
+                chosen = ziplm.choose_levels(units, table, base, limit, fixed, list(weights))
+                assert priced.cost(ziplm.kept_units(base, chosen))[measure] <= limit[measure] + 1e-9
+                assert share < 1.0 or set(chosen.values()) == {0}
 
 
 def test_two_measures_are_both_kept():
     start = subject("llama")
     units = start.units("kv_groups", "neurons")
-    items = texts.batches(DATA, start.tokenizer, packed=True, batch=16, length=16, seed=0).take(2)
-    gone = {s.name: list(range(0, s.count + 1, 1 if s.kind == "kv_groups" else 16)) for s in units.free()}
-    base = database.build(start.forward, start.model, items, start.consumers(), gone)
+    base = swept(start, "kv_groups", 16)
     limit = Budget.parse("params=80%,kv_cache=75%").absolute(units.cost())
-    chosen = ziplm.solution(units, None, base, limit, 0.0, [1.0] * len(base))
+    chosen = ziplm.choose_levels(units, None, base, limit, 0.0, [1.0] * len(base))
     spent = units.cost({site: base[site].keep(level).numpy() for site, level in chosen.items()})
     assert all(spent[measure] <= limit[measure] for measure in limit)
 
@@ -147,101 +154,20 @@ def test_a_budget_out_of_reach_names_the_measure_and_what_is_reachable(tmp_path)
     whole = subject().units().cost()["params"]
     assert 0.01 * whole < refused.value.reachable < whole
     start = subject()
-    table = {"heads": {"0": 0.0, "4": 1.0}, "neurons": {"0": 0.0, "64": 2.0}, "rest": {"0": 1.0}}
     with pytest.raises(InfeasibleError, match=r"latency of 0\.5 can't be met: .*ask for at most speedup=10x"):
-        ziplm.solution(start.units("heads", "neurons"), table, swept(start), {"latency": 0.5}, 1.0, [1.0] * 6)
-
-
-def test_seconds_of_blocks_and_rest_are_the_knapsack_s_costs():
-    start = subject()
-    units, base = start.units("heads", "neurons"), swept(start)
-    table = {"heads": {"0": 0.0, "4": 1.0}, "neurons": {"0": 0.0, "64": 2.0}, "rest": {"0": 1.0}}
-    for target in (2.0, 5.0, 9.0):
-        chosen = ziplm.solution(units, table, base, {"latency": target}, 1.0, [1.0] * 6)
-        keep = {site: base[site].keep(level).numpy() for site, level in chosen.items()}
-        assert levels.with_latency(units, table, 1.0).cost(keep)["latency"] <= target + 1e-9
-
-
-@pytest.mark.parametrize(("kind", "axis"), [("bert", "heads"), ("llama", "kv_groups")])
-def test_the_latency_table_has_every_level_and_the_rest(kind, axis):
-    start = subject(kind)
-    most = {site.kind: site.count for site in start.units(axis, "neurons").free()}
-    table = ziplm.profile(start, axis, [0, 16, most["neurons"]], 2, 8)
-    assert set(table) == {axis, "neurons", "rest"}
-    assert [int(k) for k in table[axis]] == list(range(most[axis] + 1))
-    assert [int(k) for k in table["neurons"]] == [0, 16, most["neurons"]]
-    assert set(table["rest"]) == {"0"}
-    for row in (table[axis], table["neurons"]):
-        assert row["0"] == 0.0
-        assert list(row.values()) == sorted(row.values())  # more never takes less time
-    whole = levels.with_latency(start.units(), table, table["rest"]["0"]).cost()["latency"]
-    blocks = len(start.layers()) * (table[axis][str(most[axis])] + table["neurons"][str(most["neurons"])])
-    assert whole == pytest.approx(table["rest"]["0"] + blocks)
-    assert table["rest"]["0"] >= 0.0
-
-
-def test_the_latency_table_adds_up_to_the_whole_models_own_time(monkeypatch):
-    """Blocks timed alone are slower than inside the model; all entries shrink alike."""
-    start = subject()
-    slow = {"heads": 3.0, "neurons": 2.0}
-
-    def interleaved(probes, **options):
-        times = {(kind, k): slow.get(kind, 0) * k for kind, k in probes}
-        return {
-            key: SimpleNamespace(value=value) for key, value in (times | {("rest", 0): 200, ("dense", 0): 50}).items()
-        }
-
-    monkeypatch.setattr(ziplm.latency, "interleaved", interleaved)
-    most = {site.kind: site.count for site in start.units("heads", "neurons").free()}
-    table = ziplm.profile(start, "heads", [0, 8, most["neurons"]], 2, 8)
-    whole = levels.with_latency(start.units("heads", "neurons"), table, table["rest"]["0"]).cost()["latency"]
-    assert whole == pytest.approx(50)
-    assert table["neurons"]["8"] / table["heads"]["1"] == pytest.approx(16 / 3)
-
-
-def settled(limit, clocked, **options):
-    """Solve a problem of one number: the largest x with x + fixed <= limit; the clock adds what it adds."""
-    tried = []
-
-    def timed(x):
-        tried.append(x)
-        return clocked(x)
-
-    values = {"tolerance": 0.01, "corrections": 4} | options
-    found = ziplm.settle(lambda fixed: int(limit - fixed), lambda x, fixed: x + fixed, timed, limit, 0.0, **values)
-    return found, tried
-
-
-def test_what_the_clock_adds_is_taken_off_until_the_limit_is_met():
-    (chosen, fixed, failed), tried = settled(100, lambda x: x + 20)
-    assert (chosen, fixed, failed) == (80, 20, False)
-    assert tried == [100, 80]
-
-
-def test_of_several_choices_the_one_nearest_on_the_clock_is_returned():
-    (chosen, _, failed), tried = settled(100, {100: 150, 50: 60, 90: 104, 86: 90, 96: 120}.__getitem__)
-    assert tried == [100, 50, 90, 86, 96]
-    assert (chosen, failed) == (90, False)
-
-
-def test_without_a_clock_or_a_limit_the_first_choice_stands():
-    def broken(x):
-        raise MeasurementError("too noisy")
-
-    assert settled(100, broken)[0] == (100, 0.0, True)
-    assert ziplm.settle(lambda fixed: 7, None, None, None, 0.0, tolerance=0.01, corrections=4) == (7, 0.0, False)
+        ziplm.choose_levels(start.units("heads", "neurons"), TABLE, swept(start), {"latency": 0.5}, 1.0, [1.0] * 6)
 
 
 def test_the_search_never_ends_above_its_start():
     start = subject()
     units, base = start.units("heads", "neurons"), swept(start)
-    items = texts.batches(DATA, start.tokenizer, packed=False, batch=16, length=16, seed=0).take(1)
+    items = batches(start)
     limit = {"params": 0.7 * units.cost()["params"]}
-    solve = partial(ziplm.solution, units, None, base, limit, 0.0)
-    plain = ziplm.tune(start, start, base, solve, items, 16, 0, 0)
+    solve = partial(ziplm.choose_levels, units, None, base, limit, 0.0)
+    plain = ziplm.search_coefficients(start, start, base, solve, items, 16, 0, 0)
     assert set(plain) == {1.0}
-    found = ziplm.tune(start, start, base, solve, items, 16, 10, 0)
-    assert found == ziplm.tune(start, start, base, solve, items, 16, 10, 0)
+    found = ziplm.search_coefficients(start, start, base, solve, items, 16, 10, 0)
+    assert found == ziplm.search_coefficients(start, start, base, solve, items, 16, 10, 0)
 
     def loss(weights) -> float:
         chosen = {site: base[site].weights[level] for site, level in solve(weights).items()}
@@ -260,13 +186,11 @@ def test_the_search_starts_from_each_sites_weight_in_the_whole_loss(monkeypatch)
     consumers = start.consumers()
     last = [site for site in consumers if site.endswith("neurons")][-1]
     with torch.no_grad():
-        start.model.get_submodule(consumers[last].module).weight.mul_(
-            1e-4
-        )  # what it adds to the residual stream is next to nothing
+        start.model.get_submodule(consumers[last].module).weight.mul_(1e-4)  # it adds next to nothing
     base, given = swept(start), {}
-    items = texts.batches(DATA, start.tokenizer, packed=False, batch=16, length=16, seed=0).take(1)
+    items = batches(start)
     limit = {"params": 0.7 * start.units().cost()["params"]}
-    solve = partial(ziplm.solution, start.units("heads", "neurons"), None, base, limit, 0.0)
+    solve = partial(ziplm.choose_levels, start.units("heads", "neurons"), None, base, limit, 0.0)
     search = ziplm.search.coefficients
 
     def spy(*args, scale, **options):
@@ -274,7 +198,7 @@ def test_the_search_starts_from_each_sites_weight_in_the_whole_loss(monkeypatch)
         return search(*args, scale=scale, **options)
 
     monkeypatch.setattr(ziplm.search, "coefficients", spy)
-    ziplm.tune(start, start, base, solve, items, 16, 2, 0)
+    ziplm.search_coefficients(start, start, base, solve, items, 16, 2, 0)
     assert max(given.values()) == 1
     assert given[last] == min(given.values()) < 0.01
 
@@ -312,7 +236,7 @@ def test_the_student_holds_the_compensated_weights(tmp_path, monkeypatch):
 
 def test_a_later_budget_out_of_reach_is_refused_before_the_first_is_trained(tmp_path, monkeypatch):
     """And what is reachable refers to the original, though the second student is cut from the first."""
-    monkeypatch.setattr(ziplm.loop, "train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(InfeasibleError) as alone:
         results(tmp_path / "a", ["params=1%"])
     with pytest.raises(InfeasibleError) as later:
@@ -326,9 +250,9 @@ def test_an_infeasible_speedup_names_the_originals_multiple():
     units = start.units("heads", "neurons")
     table = {kind: {"0": 0.0, "1000": 0.0} for kind in ("heads", "neurons")}
     with pytest.raises(InfeasibleError, match=r"at most speedup=4x"):
-        ziplm.check(units, table, {"latency": 0.1}, 0.25, {"latency": 1.0})
+        ziplm.check_reachable(units, table, {"latency": 0.1}, 0.25, {"latency": 1.0})
     with pytest.raises(InfeasibleError, match=r"at most speedup=3.33x"):  # not 3.34: that could not be met
-        ziplm.check(units, table, {"latency": 0.1}, 0.3, {"latency": 1.0})
+        ziplm.check_reachable(units, table, {"latency": 0.1}, 0.3, {"latency": 1.0})
 
 
 def test_the_search_starts_from_a_level_that_loses_something(monkeypatch):
@@ -342,39 +266,9 @@ def test_the_search_starts_from_a_level_that_loses_something(monkeypatch):
     seen = {}
     real = ziplm.search.coefficients
     monkeypatch.setattr(ziplm.search, "coefficients", lambda *given, **how: seen.update(how) or real(*given, **how))
-    items = texts.batches(DATA, start.tokenizer, packed=False, batch=16, length=16, seed=0).take(1)
-    ziplm.tune(start, start, only, lambda _: dict.fromkeys(only, 5), items, 16, 1, 0)
+    items = batches(start)
+    ziplm.search_coefficients(start, start, only, lambda _: dict.fromkeys(only, 5), items, 16, 1, 0)
     assert min(seen["scale"]) > 0.01
-
-
-@pytest.mark.parametrize(("kind", "weights"), [("bert", (0.0, 1.0, 1.0)), ("llama", (0.5, 1.0, 0.5))])
-def test_the_default_losses_and_schedule(tmp_path, monkeypatch, kind, weights):
-    losses, trainings = [], []
-    distil, train = ziplm.objectives.distil, ziplm.loop.train
-    monkeypatch.setattr(ziplm.objectives, "distil", lambda *m, **how: losses.append(how) or distil(*m, **how))
-    monkeypatch.setattr(ziplm.loop, "train", lambda *m, **how: trainings.append(how) or train(*m, **how))
-    results(tmp_path, ["params=80%"], kind, steps=2)
-    (loss,), (training,) = losses, trainings
-    assert (loss["task"], loss["logit"], loss["token"]) == weights
-    assert training["schedule"] == "linear"
-    assert (training["warmup"], training["lr"], training["weight_decay"]) == (0.1, 5e-4, 0.03)
-    assert training["dropout"] is False
-
-
-def test_the_token_loss_leaves_out_layers_that_are_empty(tmp_path, monkeypatch):
-    start, blocks = subject(), []
-    gone = {
-        "layers.1.heads": np.zeros(4, bool),
-        "layers.1.neurons": np.zeros(64, bool),
-        "layers.2.heads": np.zeros(4, bool),
-    }
-    student, _ = start.cut(Selection(gone))
-    distil = ziplm.objectives.distil
-    monkeypatch.setattr(ziplm.objectives, "distil", lambda *m, **how: blocks.extend(how["blocks"]) or distil(*m, **how))
-    found = ziplm.distil(start, student, tmp_path, data=DATA, steps=1, train_batch=8, train_length=16)
-    assert blocks == [(1, 1), (3, 3)]
-    ours, theirs = (model.units(length=16).cost()["flops"] / 16 for model in (student, start))
-    assert found.flops == pytest.approx((3 * ours + theirs) * found.tokens)
 
 
 def test_a_database_that_is_kept_serves_the_next_call(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from secateur.recipes.sparse.magnitude import magnitude
 from secateur.recipes.sparse.owl import owl
 from secateur.recipes.sparse.sparsegpt import sparsegpt
 from secateur.recipes.sparse.wanda import wanda
+from secateur.runs import keywords
 from secateur.subjects import open_subject
 from secateur.subjects.matrices import matrices
 from secateur.vocabulary import Budget
@@ -38,7 +39,8 @@ def data():
 def run(name, tmp_path, budget="weights=50%", subject=None, **options):
     recipe, defaults = RECIPES[name]
     with Run.open(tmp_path / f"{name}-{budget}-{sorted(options.items())}".replace("/", "-"), {}) as opened:
-        made = recipe(subject or taught(), data(), [Budget.parse(budget)], opened, **{**defaults, **options})
+        how = keywords.checked(recipe, {**defaults, **options})
+        made = recipe(subject or taught(), data(), [Budget.parse(budget)], opened, **how)
         (result,) = list(made)
     return result
 

@@ -14,7 +14,7 @@ from secateur.recipes.sparse import ast
 from secateur.recover.sparsity import adaptive
 from secateur.recover.training import objectives
 from secateur.runs import keywords
-from secateur.runs.backends import language
+from secateur.runs.backends.language import Language
 from secateur.select.pattern import n_of_m
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.matrices import matrices, nonzero
@@ -276,21 +276,21 @@ def test_what_is_saved_is_plain_and_measured_with_its_branches(tmp_path):
     found.subject.save(tmp_path / "out")
     again = open_subject(tmp_path / "out")
     assert len(low_rank.of(again.model)) == 4 * 7
-    place = language.where(one, 1, 16, 1)
+    place = Language().environment(one, 1, 16, 1)
     corpus = texts.read(tiny.chains(50, 1))
     (_, with_branches, _), sizes = (
-        language.compared(one, again, corpus, place),
-        language.sizes(again, one.example(1, 16)),
+        Language().compare(one, again, corpus, place),
+        Language().sizes(again, one.example(1, 16)),
     )
-    assert language.compared(one, found.subject, corpus, place)[1] == with_branches
-    assert sizes == language.sizes(found.subject, one.example(1, 16))
-    before = language.sizes(one, one.example(1, 16))
+    assert Language().compare(one, found.subject, corpus, place)[1] == with_branches
+    assert sizes == Language().sizes(found.subject, one.example(1, 16))
+    before = Language().sizes(one, one.example(1, 16))
     for measure in ("params", "bytes", "flops"):
         assert sizes[measure].value > before[measure].value, measure
     plain = open_subject(type(one.model).from_pretrained(tmp_path / "out"), tokenizer=one.tokenizer)
     for name, stays in held(plain).items():
         assert bool((stays.unflatten(1, (-1, 4)).sum(2) == 2).all()), name
-    alone = language.compared(one, plain, corpus, place)[1]
+    alone = Language().compare(one, plain, corpus, place)[1]
     assert alone["perplexity"].value != pytest.approx(with_branches["perplexity"].value, rel=1e-3)
 
 

@@ -15,7 +15,7 @@ from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.sparse import d_pruner
 from secateur.recover.training import objectives
-from secateur.runs import executor
+from secateur.runs import executor, keywords, measuring
 from secateur.score import hessian, obs
 from secateur.select import weights
 from secateur.subjects import Transformer, open_streamed, open_subject
@@ -42,7 +42,8 @@ def results(root, *budgets, model=None, **options) -> list[Result]:
     with Run.open(root, {}) as run:
         wanted = [Budget.parse(budget) for budget in budgets]
         data = texts.read(DOMAIN)
-        return list(d_pruner.d_pruner(model or subject(), data, wanted, run, **{**QUICK, **options}))
+        how = keywords.checked(d_pruner.d_pruner, {**QUICK, **options})
+        return list(d_pruner.d_pruner(model or subject(), data, wanted, run, **how))
 
 
 def views(one: Transformer) -> dict[str, torch.Tensor]:
@@ -55,7 +56,7 @@ def stays(found: Result) -> dict[str, torch.Tensor]:
 
 def kept_scores(root, by="dual", layers=None):
     one = subject()
-    read = d_pruner.stored(root / "work" / by, one.layers())
+    read = d_pruner.open_scores(root / "work" / by, one.layers())
     return {name: read(name) for name in views(one)}
 
 
@@ -153,7 +154,7 @@ def scored(tmp_path, items, *, model=None, general=None, name="i", **options):
     samples = sum(len(item["input_ids"]) for item in items)
     how = {"steps": len(items), "every": len(items), "samples": samples, "weight": 0.0} | options
     told = d_pruner.dual_importance(model, items, general, folder, tmp_path / f"{name}-beside", **how)
-    read = d_pruner.stored(folder, model.layers())
+    read = d_pruner.open_scores(folder, model.layers())
     return {key: read(key) for key in views(model)}, told
 
 
@@ -252,7 +253,7 @@ def test_general_importance_is_sparsegpts_score_as_it_goes(tmp_path, general):
     results(tmp_path / "a", "weights=50%", general=general, by="general")
     G = kept_scores(tmp_path / "a", "general")
     model = subject()
-    train, _ = d_pruner.apart(texts.read(general), 0)
+    train, _ = d_pruner.hold_out(texts.read(general), 0)
     windows, _ = texts.windows(train, model.tokenizer, 16, 16, seed=0)
     first = next(blocks.visit(model, windows, tmp_path / "visit", store=False))
     for name, moments in first.read(hessian.Moments).items():
@@ -274,10 +275,10 @@ def test_dead_columns_are_worth_nothing_and_white_inputs_rank_like_magnitude(tmp
         moments = hessian.Moments()
         moments.add(rows)
         block = blocks.Block(0, model.layers()[0], None, {name: matrices(model.copy().model)[name]}, None, (), ())
-        monkeypatch.setattr(blocks.Block, "read", lambda self, make: {name: moments})
+        monkeypatch.setattr(blocks.Block, "read", lambda self, make, only, routed: {name: moments})
         monkeypatch.setattr(d_pruner.blocks, "visit", lambda *args, **options: iter([block]))
         d_pruner.general_importance(model, [], tmp_path / str(rows.shape[0]), tmp_path)
-        return d_pruner.stored(tmp_path / str(rows.shape[0]), model.layers())(name)
+        return d_pruner.open_scores(tmp_path / str(rows.shape[0]), model.layers())(name)
 
     weight = matrices(model.model)[name].weight
     G = look(white)
@@ -345,7 +346,7 @@ def test_packed_experts_are_scored_one_by_one(tmp_path, general):
     experts = {name: mask for name, mask in stays(found).items() if "experts" in name}
     assert len(experts) == 16
     assert all(int(mask.sum()) == mask.numel() // 2 for mask in experts.values())
-    read = d_pruner.stored(tmp_path / "a" / "work" / "dual", model.layers())
+    read = d_pruner.open_scores(tmp_path / "a" / "work" / "dual", model.layers())
     assert all(bool(read(name).any()) for name in experts)
 
 
@@ -358,7 +359,7 @@ def test_experts_that_the_domain_never_reaches_rank_by_magnitude(tmp_path):
     weight = views(model)[name]
     assert torch.allclose(found[name], 1e-30 * weight.abs())
     assert told["unseen"] == 3  # nothing comes back to gate and up, and a weight of zero is worth zero
-    assert any("3 matrices got no gradient" in note for note in d_pruner.described(told, "texts", 16))
+    assert any("3 matrices got no gradient" in note for note in d_pruner.describe_descent(told, "texts", 16))
 
 
 def test_a_dry_run_scores_nothing(tmp_path):
@@ -386,8 +387,9 @@ def test_few_texts_are_told(tmp_path, general):
         ("weights=1%", {"general_weight": 0, "scope": "row"}, InfeasibleError, "leaves nothing of a row of 64 weights"),
         ("weights=0.0001%", {"general_weight": 0, "scope": "layer"}, InfeasibleError, "leaves nothing of a layer"),
         ("weights=0.0001%", {"general_weight": 0, "scope": "global"}, InfeasibleError, "leaves nothing of the "),
-        ("weights=50%", {"general_weight": -1.0}, InputError, "general_weight=-1"),
-        ("weights=50%", {"general_weight": 0, "samples": 0}, InputError, "samples=0: give a whole number"),
+        ("weights=50%", {"general_weight": -1.0}, InputError, "option general_weight=-1.0 of d_pruner"),
+        ("weights=50%", {"general_weight": 0, "samples": 0}, InputError, "option samples=0 of d_pruner"),
+        ("weights=50%", {"general_weight": 0, "training": "accumulate=2"}, InputError, "training accumulate: d_pruner"),
         ("weights=50%", {"general": "nowhere.txt"}, InputError, "nowhere.txt does not exist"),
     ],
 )  # fmt: skip
@@ -412,16 +414,16 @@ def test_general_skill_is_measured_beside_the_domains_on_text_that_was_held_out(
         seen.append((train, judged["general"]))
         return train, judged
 
-    apart = d_pruner.apart
+    apart = d_pruner.hold_out
     how = {"general": general, **QUICK}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(d_pruner, "apart", watch)
+        patch.setattr(d_pruner, "hold_out", watch)
         (row,) = executor.run("d_pruner", tmp_path / "llama", DOMAIN, "weights=30%", tmp_path / "out", **how)
     ((train, held),) = seen
     assert len(train) + len(held) == len(OPEN)
     for found, place in ((row.before, "llama"), (row.after, "out")):
         length = row.settings["length"]
-        alone = executor.measure(tmp_path / place, data=held, batch=2, length=length)["model"]
+        alone = measuring.measure(tmp_path / place, data=held, batch=2, length=length)["model"]
         assert found["general/perplexity"].value == pytest.approx(alone["perplexity"].value)
     assert "general: Perplexity" in (tmp_path / "out" / "report.html").read_text("utf-8")
     assert json.loads((tmp_path / "out" / "work" / "general.json").read_text())["text"] == train.digest

@@ -20,14 +20,14 @@ from secateur.measure import latency
 from secateur.recipes.sparse import slimmoe as recipe
 from secateur.recipes.sparse.slimmoe import slimmoe
 from secateur.recover.training import loop
-from secateur.runs import executor
+from secateur.runs import executor, keywords, measuring
 from secateur.score import experts, routing
 from secateur.select import clusters
 from secateur.subjects import Moe, open_subject
-from secateur.vocabulary import Budget, Figure, Result
+from secateur.vocabulary import Budget, Figure, Result, Training
 from subjects.tiny import make
 
-QUICK: dict[str, Any] = {"calibration": 16, "length": 16, "train_batch": 4, "steps": 0}
+QUICK: dict[str, Any] = {"length": 16, "train_batch": 4, "steps": 0}
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,9 @@ def subject() -> Moe:
 
 def run(subject: Moe, data: texts.Corpus, folder: Path, budget: str = "params=70%", **options: Any) -> Result:
     options = QUICK | options
-    with Run.open(folder, {"budget": budget, **options}) as opened:
-        (result,) = slimmoe(subject, data, [Budget.parse(budget)], opened, **options)
+    with Run.open(folder, {"budget": budget, **options}) as opened, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "CALIBRATION", 16)
+        (result,) = slimmoe(subject, data, [Budget.parse(budget)], opened, **keywords.checked(slimmoe, options))
     return result
 
 
@@ -72,10 +73,10 @@ def test_experts_and_router_stay_and_only_their_width_goes(subject: Moe, data: t
 @pytest.mark.parametrize(("share", "stages"), [(0.8, 2), (0.25, 2), (0.125, 3), (0.0, 4)])
 def test_each_stage_halves_the_experts_unless_told(subject: Moe, share: float, stages: int) -> None:
     fixed: dict[str, Any] = {"kv_groups": 0, "shared": 1.0, "dense": 1.0, "divisor": 1, "slim": "neurons"}
-    plan = partial(recipe.planned, subject, subject, batch=1, length=16, last=True, **fixed)
+    plan = partial(recipe.plan_stage, subject, subject, batch=1, length=16, last=True, **fixed)
     units, counts = plan(share=share)
     cost = units.cost({name: np.arange(units[name].count) < count for name, count in counts.items()})
-    goals = recipe.path(None, Budget.parse(f"params={cost['params']:.0f}"), plan)
+    goals = recipe.stage_shares(None, Budget.parse(f"params={cost['params']:.0f}"), plan)
     assert len(goals) == stages
     assert [b / a for a, b in itertools.pairwise([1.0, *goals])] == pytest.approx([goals[0]] * stages)
 
@@ -100,9 +101,9 @@ def test_each_stage_is_scored_anew_and_learns_from_the_original(
     trained: list[tuple[int, int, Any]] = []
     real = loop.train
 
-    def train(model: Any, batches: Any, objective: Any, **options: Any) -> Any:
-        trained.append((model.config.intermediate_size, options["steps"], options["frozen"]))
-        return real(model, batches, objective, **options)
+    def train(model: Any, batches: Any, objective: Any, training: Training, **options: Any) -> Any:
+        trained.append((model.config.intermediate_size, training.steps, options["frozen"]))
+        return real(model, batches, objective, training, **options)
 
     monkeypatch.setattr(loop, "train", train)
     options = {"stages": "66%,34%", "tokens": "25%,75%", "steps": 8}
@@ -123,17 +124,6 @@ def test_each_stage_is_scored_anew_and_learns_from_the_original(
     cached = run(subject, data, tmp_path / "cached", "params=80%", **options, cache=8)
     assert all(frozen == [] for _, _, frozen in trained)
     assert " and 0 of the original" in cached.notes[0]
-
-
-def test_the_router_can_be_left_alone(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
-    frozen = run(subject, data, tmp_path / "a", steps=4, freeze_router=True).subject
-    moved = run(subject, data, tmp_path / "b", steps=4, balance=0.1).subject
-    assert isinstance(frozen, Moe)
-    assert isinstance(moved, Moe)
-    router = subject.mixtures()[0].router.weight
-    assert torch.equal(frozen.mixtures()[0].router.weight, router)
-    assert not torch.equal(moved.mixtures()[0].router.weight, router)
-    assert all(parameter.requires_grad for parameter in frozen.model.parameters())
 
 
 def test_full_kl_has_no_gradient_at_first_and_says_so(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
@@ -183,7 +173,7 @@ def test_whole_experts_go_by_how_often_they_are_used(subject: Moe, data: texts.C
     assert counts < {2, 3, 4, 5, 6, 7}
     assert widths(result) == {24}
     assert result.subject.units().cost()["params"] <= 0.7 * subject.units().cost()["params"]
-    with pytest.raises(InputError, match="slim='layers'"):
+    with pytest.raises(InputError, match="option slim='layers' of slimmoe"):
         run(subject, data, tmp_path / "other", slim="layers")
 
 
@@ -217,11 +207,11 @@ def test_whole_experts_go_by_saliency_or_by_chance_too(subject: Moe, data: texts
     assert len({tuple(rows.flatten().tolist()) for rows in kept.values()}) == 4
     before = subject.mixtures()[0]
     seen = texts.windows(data, subject.tokenizer, 16, 16)[0]
-    units, _ = recipe.planned(
+    units, _ = recipe.plan_stage(
         subject, subject, share=0.5, last=True, slim="experts", kv_groups=0, shared=1, dense=1, divisor=8, batch=1,
         length=16,
     )  # fmt: skip
-    samples = recipe.beside(seen, recipe.remembered(subject, seen, 8))
+    samples = recipe.add_likeliest(seen, recipe.remember_likeliest(subject, seen))
     found = recipe.scores(subject, subject, units, samples, how="saliency", loss="truncated", alike=False, seed=0)
     wanted = routing.collect(subject.forward, subject.model, seen, {"0": before.experts}, saliency=True)["0"].saliency
     assert torch.equal(found["layers.0.experts"], wanted)
@@ -291,7 +281,7 @@ def test_what_can_not_be_is_refused_in_one_line(subject: Moe, data: texts.Corpus
     refused(InputError, "each must be below the one before", stages="20%,50%")
     refused(InputError, "has not a share for each of 2 stages", tokens="100%")
     refused(InputError, "score='size' is not one of taylor", score="size")
-    refused(InputError, "loss='kl' is not one of truncated", loss="kl")
+    refused(InputError, "option loss='kl' of slimmoe", loss="kl")
     refused(BudgetError, "slimmoe makes widths", "pattern=2:4")
     refused(BudgetError, "weights has no cost here", "weights=50%")
     with pytest.raises(UnsupportedError, match="llama has none"):
@@ -299,10 +289,10 @@ def test_what_can_not_be_is_refused_in_one_line(subject: Moe, data: texts.Corpus
 
 
 def test_steps_are_dealt_out_whole() -> None:
-    assert recipe.dealt("", 100, 2) == [20, 80]
-    assert recipe.dealt("", 21, 3) == [1, 4, 16]
-    assert recipe.dealt("34%,66%", 1000, 2) == [340, 660]
-    assert sum(recipe.dealt("", 1001, 4)) == 1001
+    assert recipe.split_steps("", 100, 2) == [20, 80]
+    assert recipe.split_steps("", 21, 3) == [1, 4, 16]
+    assert recipe.split_steps("34%,66%", 1000, 2) == [340, 660]
+    assert sum(recipe.split_steps("", 1001, 4)) == 1001
 
 
 def test_active_parameters_are_a_budget(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
@@ -321,7 +311,7 @@ def test_each_stage_is_saved_and_measured_and_a_run_goes_on_behind_it(
 ) -> None:
     real, trained = loop.train, list[tuple[int, int]]()
 
-    def train(model: Any, batches: Any, objective: Any, **options: Any) -> Any:
+    def train(model: Any, batches: Any, objective: Any, *rest: Any, **options: Any) -> Any:
         asked = [0]
 
         def count(*args: Any) -> Any:
@@ -330,7 +320,7 @@ def test_each_stage_is_saved_and_measured_and_a_run_goes_on_behind_it(
                 raise KeyboardInterrupt
             return objective(*args)
 
-        found = real(model, batches, count, **options)
+        found = real(model, batches, count, *rest, **options)
         trained.append((model.config.intermediate_size, asked[0]))
         return found
 
@@ -357,8 +347,8 @@ def test_each_stage_is_saved_and_measured_and_a_run_goes_on_behind_it(
 
 def test_a_run_tells_what_each_stage_was(subject: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
-    monkeypatch.setattr(executor.latency, "compare", lambda *_, **__: same)
-    how = {"stages": "66%,34%", "steps": 3, "calibration": 16, "length": 16, "train_batch": 4}
+    monkeypatch.setattr(measuring.latency, "compare", lambda *_, **__: same)
+    how = {"stages": "66%,34%", "steps": 3, "length": 16, "train_batch": 4}
     (row,) = executor.run("slimmoe", subject, tiny.chains(300), "params=80%", tmp_path / "out", **how)
     assert row.after["params"].value < row.stages["stage 1"]["params"].value < row.before["params"].value
     assert row.stages["stage 1"]["perplexity"].value > 1
@@ -371,45 +361,33 @@ def test_a_run_tells_what_each_stage_was(subject: Moe, tmp_path: Path, monkeypat
     assert '<th scope="col" role="columnheader" class="base">stage 1</th>' in page
 
 
-def test_each_stage_may_have_its_own_learning_rate(
-    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_training_is_the_originals_and_each_stage_but_the_last_stops_at_its_peak(
+    data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[float, float]] = []
-    real = loop.train
-
-    def train(*args: Any, **options: Any) -> Any:
-        seen.append((options["lr"], options["min_lr"]))
-        return real(*args, **options)
-
-    monkeypatch.setattr(loop, "train", train)
-    run(subject, data, tmp_path / "a", steps=4, lr=[1e-3, 5e-4], min_lr=1e-5)
-    assert seen == [(1e-3, 1e-3), (5e-4, 1e-5)]  # the first stage is stopped early, before its rate falls
-    assert recipe.rates(1e-3, [1e-4, 0.0], 2) == [(1e-3, 1e-4), (1e-3, 0.0)]
-    assert recipe.rates([1e-3], [1e-4], 3) == [(1e-3, 1e-3), (1e-3, 1e-3), (1e-3, 1e-4)]
-    with pytest.raises(InputError, match=r"^lr=0\.1,0\.2,0\.3 has 3 numbers for 2 stages: give one for all of them"):
-        run(subject, data, tmp_path / "b", steps=4, lr=[0.1, 0.2, 0.3])
-    with pytest.raises(InputError, match=r"^min_lr=0\.0001: give a floor between 0 and lr=1e-05"):
-        run(subject, data, tmp_path / "c", steps=4, lr=[1e-3, 1e-5])
-    assert len(seen) == 2
-
-
-def test_routers_sample_in_training_where_the_original_does(data: texts.Corpus, tmp_path: Path) -> None:
-    """PhiMoE's routers draw experts in training mode; scores and results are of evaluation mode."""
+    """PhiMoE's routers draw experts in training mode and are trained; scores and results are of evaluation mode."""
     phi = make("phimoe")
     phi.tokenizer = tiny.tokenizer()
     phi.model.resize_token_embeddings(64)
-    drawn: list[bool] = []
-    for noise in (True, False):
-        modes: list[bool] = []
-        real = type(phi.mixtures()[0].router).forward
+    router = type(phi.mixtures()[0].router)
+    modes, rates = list[bool](), list[tuple[Any, Any]]()
+    forward, train = router.forward, loop.train
 
-        def look(self: Any, *args: Any, modes: list[bool] = modes, real: Any = real) -> Any:
-            modes.append(self.training)
-            return real(self, *args)
+    def look(self: Any, *args: Any) -> Any:
+        modes.append(self.training)
+        return forward(self, *args)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(phi.mixtures()[0].router), "forward", look)
-            result = run(phi, data, tmp_path / str(noise), "params=90%", divisor=4, stages="1", steps=1, noise=noise)
-        drawn.append(any(modes))
-        assert not result.subject.model.training
-    assert drawn == [True, False]
+    def note(*args: Any, **options: Any) -> Any:
+        rates.append((args[3].lr, args[3].min_lr))
+        return train(*args, **options)
+
+    monkeypatch.setattr(router, "forward", look)
+    monkeypatch.setattr(loop, "train", note)
+    result = run(phi, data, tmp_path / "a", "params=90%", divisor=4, steps=4, lr=5e-3, min_lr=1e-5)
+    assert any(modes)
+    assert rates == [(5e-3, 5e-3), (5e-3, 1e-5)]
+    assert not result.subject.model.training
+    moved = [mixture.router.weight for mixture in result.subject.mixtures().values()]  # type: ignore[attr-defined]
+    assert not torch.equal(moved[0], phi.mixtures()[0].router.weight)
+    with pytest.raises(InputError, match=r"^min_lr=0\.0001: give a floor between 0 and lr=1e-05"):
+        run(phi, data, tmp_path / "b", "params=90%", steps=4, lr=1e-5)
+    assert len(rates) == 2

@@ -14,7 +14,7 @@ from secateur.data import texts
 from secateur.errors import InputError
 from secateur.recipes.sparse.owl import owl
 from secateur.recipes.sparse.sparsegpt import sparsegpt
-from secateur.runs import executor
+from secateur.runs import exporting
 from secateur.score import hessian, obs, wanda
 from secateur.select import weights
 from secateur.subjects import open_streamed, open_subject
@@ -93,14 +93,13 @@ def test_joint_rounding_leaves_few_levels(tmp_path):
         assert max(len(row.unique()) for row in matrix.weight) <= 16
     assert any("export --to packed` keeps 4 bits" in note for note in result.cut.notes)
     result.subject.save(tmp_path / "rounded")
-    exported, notes = executor.export(tmp_path / "rounded", "packed")
+    exported, notes = exporting.export(tmp_path / "rounded", "packed")
     again = dict(open_subject(exported).model.named_parameters())
     assert "-levels, 28 of them as places" in notes[0]
     assert all(torch.equal(again[name], p) for name, p in result.subject.model.named_parameters())
-    with pytest.raises(InputError, match="2 to 8"):
-        run("sparsegpt", tmp_path, bits=1)
-    with pytest.raises(InputError, match="columns=0: give at least 1"):
-        run("sparsegpt", tmp_path, columns=0)
+    for wrong, said in (({"bits": 1}, "2 to 8"), ({"columns": 0}, "option columns=0 of sparsegpt")):
+        with pytest.raises(InputError, match=said):
+            run("sparsegpt", tmp_path, **wrong)
 
 
 @pytest.mark.parametrize("sequential", [True, False])

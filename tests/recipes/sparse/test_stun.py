@@ -15,6 +15,7 @@ from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.sparse import stun
 from secateur.recover.sparsity import merging
+from secateur.runs import keywords
 from secateur.score import routing
 from secateur.subjects import Moe, open_subject
 from secateur.subjects.matrices import matrices, nonzero
@@ -37,7 +38,8 @@ def data():
 
 def result_of(tmp_path, budget="weights=60%", subject=None, **options):
     with Run.open(tmp_path / f"{budget}-{sorted(options.items())}".replace("/", "-"), {}) as opened:
-        (result,) = stun.stun(subject or taught(), data(), [Budget.parse(budget)], opened, **{**QUICK, **options})
+        how = keywords.checked(stun.stun, {**QUICK, **options})
+        (result,) = stun.stun(subject or taught(), data(), [Budget.parse(budget)], opened, **how)
     return result
 
 
@@ -47,7 +49,7 @@ def counts(subject: Moe) -> list[int]:
 
 def of(subject: Moe, target: int, **how):
     """(the settled clusters, chosen) with integer layers, by router rows."""
-    first = stun.settled(subject, stun.apart(subject, {}, "router"), target, **how)
+    first = stun.choose_experts(subject, stun.expert_distances(subject, {}, "router"), target, **how)
     return first["clusters"], first["chosen"]
 
 
@@ -63,7 +65,7 @@ def state(subject: Moe) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.T
 
 @pytest.mark.parametrize(("total", "first"), [(0.4, 0.2), (0.65, 0.203), (0.5, 0.0), (0.3, 0.3)])
 def test_the_second_ratio_makes_up_the_total(total, first):
-    ratio = stun.second(total, first)
+    ratio = stun.second_share(total, first)
     assert 1 - (1 - first) * (1 - ratio) == pytest.approx(total, abs=1e-12)
 
 
@@ -71,7 +73,7 @@ def test_more_than_the_total_cannot_go_first():
     with pytest.raises(
         InfeasibleError, match=r"budget weights=60%: the experts that go are 0.5 of the weights"
     ) as caught:
-        stun.second(0.4, 0.5, Budget.parse("weights=60%"))
+        stun.second_share(0.4, 0.5, Budget.parse("weights=60%"))
     assert caught.value.reachable == 0.5
 
 
@@ -169,8 +171,8 @@ def test_counts_that_no_threshold_gives_are_named():
         rows = mixture.router.weight.data
         rows[4:] = rows[:4]  # each expert has a twin: at any threshold above 0 four pairs merge in each layer
     with pytest.raises(InfeasibleError, match=r"23 clusters can't be had.*gives 12 or 24; ask for one of these"):
-        stun.settled(copy, stun.apart(copy, {}, "router"), 23)
-    assert counts(stun.without(copy, *of(copy, 23, exact=False), 0)[0]) == [8, 8, 8]
+        stun.choose_experts(copy, stun.expert_distances(copy, {}, "router"), 23)
+    assert counts(stun.keep_experts(copy, *of(copy, 23, exact=False), 0)[0]) == [8, 8, 8]
     groups, _ = of(copy, 12)
     assert all(sorted(one) == [[i, i + 4] for i in range(4)] for one in map(sorted, groups.values()))
 
@@ -181,7 +183,7 @@ def test_counts_that_no_threshold_gives_are_named():
 def test_nothing_merges_below_the_least_distance():
     groups, chosen = of(taught(), 24)
     assert all(one == [[i] for i in range(8)] for one in groups.values())
-    student, cut = stun.without(taught(), groups, chosen, 3)
+    student, cut = stun.keep_experts(taught(), groups, chosen, 3)
     batch = taught().example(2, 12)
     assert torch.equal(student.forward(batch).prediction, taught().forward(batch).prediction)
     assert cut.is_noop
@@ -189,7 +191,7 @@ def test_nothing_merges_below_the_least_distance():
 
 def test_without_means_every_tensor_is_one_of_the_originals_and_rows_go_with_their_experts():
     groups, chosen = of(taught(), 14)
-    student, _ = stun.without(taught(), groups, chosen, 0)
+    student, _ = stun.keep_experts(taught(), groups, chosen, 0)
     for (experts, router), (old, rows), layer in zip(state(student), state(taught()), chosen, strict=True):
         assert chosen[layer] == sorted(chosen[layer])
         for name, tensor in experts.items():
@@ -203,7 +205,7 @@ def test_layers_of_few_clusters_become_means_and_others_do_not():
     groups, chosen = of(taught(), 9)
     assert len({len(one) for one in groups.values()}) > 1
     kappa = min(len(one) for one in groups.values())
-    student, _ = stun.without(taught(), groups, chosen, kappa)
+    student, _ = stun.keep_experts(taught(), groups, chosen, kappa)
     for (experts, router), (old, rows), layer in zip(state(student), state(taught()), groups, strict=True):
         for name, tensor in [*experts.items(), *router.items()]:
             source = old[name] if name in old else rows[name]
@@ -228,8 +230,8 @@ def test_a_permutation_of_experts_permutes_what_stays():
         assert back == {frozenset(members) for members in groups[layer]}
         assert {int(order[i]) for i in kept[layer]} == set(chosen[layer])
     for kappa in (0, 8):
-        one, _ = stun.without(taught(), groups, chosen, kappa)
-        other, _ = stun.without(turned, theirs, kept, kappa)
+        one, _ = stun.keep_experts(taught(), groups, chosen, kappa)
+        other, _ = stun.keep_experts(turned, theirs, kept, kappa)
         torch.testing.assert_close(other.forward(batch).prediction, one.forward(batch).prediction)
 
 
@@ -246,7 +248,7 @@ def test_merging_exact_twins_changes_nothing_where_one_expert_answers():
     groups, chosen = of(single, 12)
     batch = single.example(2, 12)
     for kappa in (0, 4):
-        student, _ = stun.without(single, groups, chosen, kappa)
+        student, _ = stun.keep_experts(single, groups, chosen, kappa)
         assert counts(student) == [4, 4, 4]
         torch.testing.assert_close(student.forward(batch).prediction, single.forward(batch).prediction)
 
@@ -259,7 +261,7 @@ def test_tokens_of_at_most_one_twin_are_answered_as_before():
             tensor[7] = tensor[2]
     groups, chosen = {i: [[j] for j in range(8)] for i in range(3)}, {i: list(range(8)) for i in range(3)}
     groups[1], chosen[1] = [[0], [1], [2, 7], *([j] for j in range(3, 7))], list(range(7))
-    student, _ = stun.without(copy, groups, chosen, 0)
+    student, _ = stun.keep_experts(copy, groups, chosen, 0)
     states = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
     new = student.mixtures()[1]
     with torch.no_grad():
@@ -288,14 +290,14 @@ def test_co_activation_decides_where_it_is_asked_to(tmp_path):
         ("mixed", routing.mixed_distance(taught().mixtures()[1].router.weight, found.together, 0.5)),
         ("router", routing.row_distance(taught().mixtures()[1].router.weight)),
     ):
-        assert torch.equal(stun.apart(taught(), together, how, 0.5)[1], expected)
+        assert torch.equal(stun.expert_distances(taught(), together, how, 0.5)[1], expected)
     for how in ("together", "mixed"):
         result = result_of(tmp_path, distance=how, structured=0.3)
         assert sum(counts(result.subject)) >= 17
         assert "experts judged in one pass over 256 tokens" in result.cut.notes
     assert "experts judged in no pass" in result_of(tmp_path, structured=0.3).cut.notes
     with pytest.raises(InputError, match="give router, together or mixed"):
-        stun.apart(taught(), {}, "cosine")
+        stun.expert_distances(taught(), {}, "cosine")
 
 
 @pytest.mark.parametrize("rule", ["usage", "soft", "saliency", "random"])
@@ -307,7 +309,9 @@ def test_other_rules_keep_as_many_of_each_layer(tmp_path, rule):
 
 def test_the_most_used_stay_under_the_rule_of_usage():
     usage = {f"layers.{i}.experts": torch.tensor([5, 1, 7, 2, 9, 3, 8, 4]) for i in range(3)}
-    first = stun.settled(taught(), stun.apart(taught(), {}, "router"), 12, uniform=True, worths=usage, rule="usage")
+    first = stun.choose_experts(
+        taught(), stun.expert_distances(taught(), {}, "router"), 12, uniform=True, worths=usage, rule="usage"
+    )
     assert all(one == [0, 2, 4, 6] for one in first["chosen"].values())
     assert all(one == [[0], [2], [4], [6]] for one in first["clusters"].values())
 
@@ -343,7 +347,7 @@ def test_weights_of_experts_are_judged_by_what_they_get_times_its_share(tmp_path
 def test_kurtosis_is_told_per_stage(tmp_path):
     result = result_of(tmp_path)
     (told,) = (note for note in result.cut.notes if note.startswith("kurtosis"))
-    shape = stun.shapes(before=taught(), weights=result.subject)
+    shape = stun.kurtosis(before=taught(), weights=result.subject)
     assert f"before {np.mean(list(shape['before'].values())):.3f}" in told
     assert f"weights {np.mean(list(shape['weights'].values())):.3f}" in told
     assert np.mean(list(shape["weights"].values())) < np.mean(list(shape["before"].values()))
@@ -376,16 +380,16 @@ def test_different_counts_per_layer_survive_the_disk(tmp_path):
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(stun.processes, "count", lambda: 2)
+    monkeypatch.setattr(stun.distributed, "count", lambda: 2)
     with pytest.raises(UnsupportedError, match="stun runs in one process"):
-        stun.check(taught(), 0.2, False, 0)
+        stun.check(taught(), False, 0)
 
 
 def test_bad_input_is_refused(tmp_path):
     dense = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
     with pytest.raises(InputError, match="stun cuts experts out of a mixture of experts"):
         result_of(tmp_path, subject=dense)
-    with pytest.raises(InputError, match=r"structured=1\.0: give a share of the experts"):
+    with pytest.raises(InputError, match=r"option structured=1\.0 of stun"):
         result_of(tmp_path, structured=1.0)
     for budget in ("params=50%", "weights=100%"):
         with pytest.raises(BudgetError):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
-from secateur._utils.rundir import Run
+from recipes.vision import nets
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
@@ -65,9 +65,7 @@ def subject() -> Traced:
 
 
 def results(root, budgets, **options) -> list[Result]:
-    with Run.open(root, {}) as run:
-        wanted = [Budget.parse(one) for one in budgets]
-        return list(recipe.consensus_polarization(subject(), data(), wanted, run, **{**QUICK, **options}))
+    return nets.run(recipe.consensus_polarization, root, subject(), data(), budgets, **{**QUICK, **options})
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +119,7 @@ def test_the_static_network_is_the_gated_one_where_its_masks_are_the_consensus(m
         with torch.no_grad():
             one.decide.bias += 0.5 - mean[name].float()
     decisions, _ = recipe.ask(work.model, gated.gates, data(), 64)
-    per_site = gated.gathered({name: value.T.double() for name, value in decisions.items()})
+    per_site = gated.by_site({name: value.T.double() for name, value in decisions.items()})
     masks = {name: value.T.bool() for name, value in per_site.items()}
     chosen = torch.cat(list(masks.values()), 1)
     patterns, count = torch.unique(chosen, dim=0, return_counts=True)
@@ -154,7 +152,7 @@ def test_polarization_makes_the_gates_agree(tmp_path):
 def test_gates_forced_open_train_the_network_alone():
     work = subject()
     gated = recipe.gate(work, "layer")
-    part = {**examples.batches(data(), batch=32)[0], "progress": 0.05}
+    part = {**examples.batches(data(), batch=32)[0], "done": 0.05}
     target = {"params": 2000.0}
     totals = {"examples": 32}
     with gated.gates.on(work.model):
@@ -179,7 +177,7 @@ def test_the_parts_of_the_loss_and_their_ramp():
 
     def value(progress, **how):
         with gated.gates.on(work.model), torch.no_grad():
-            given = {**part, "progress": progress}
+            given = {**part, "done": progress}
             return recipe.loss(work.model, gated.gates, gated.units, half, given, totals, ramp=0.5, **how)
 
     loss, parts = value(1.0, activation=2.0)
@@ -215,29 +213,6 @@ def test_the_band_is_as_wide_as_a_unit_so_that_whole_units_can_meet_it(form, sla
     assert seen == {(form, width)}  # four branches of one size
 
 
-@pytest.mark.parametrize(
-    ("how", "told"), [({"form": "square"}, "band, hinge, absolute"), ({"slack": -0.5}, "slack=-0.5")]
-)
-def test_a_form_and_a_slack_that_are_none_are_refused_before_training(how, told, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe.loop, "train", lambda *_, **__: pytest.fail("training has begun"))
-    with pytest.raises(InputError, match=told):
-        results(tmp_path, ["params=60%"], mode="layer", **how)
-
-
-def test_two_micro_batches_weigh_as_their_mean():
-    work = subject()
-    gated = recipe.gate(work, "layer", bias=0.5)
-    feed, target = examples.batches(data(), batch=16), {"params": 1000.0}
-    with gated.gates.on(work.model.eval()), torch.no_grad():
-        alone = [
-            recipe.loss(work.model, gated.gates, gated.units, target, feed[i], {"examples": 16})[0] for i in (0, 1)
-        ]
-        joint = [
-            recipe.loss(work.model, gated.gates, gated.units, target, feed[i], {"examples": 32})[0] for i in (0, 1)
-        ]
-    assert float(sum(joint)) == pytest.approx(float(sum(alone)) / 2, rel=1e-6)
-
-
 def test_a_budget_the_vote_overruns_is_kept_all_the_same(tmp_path):
     (one,) = results(tmp_path, ["channels=50%"], mode="channel", dry_run=True)
     assert one.cut.after["channels"] <= 0.5 * one.cut.before["channels"]
@@ -246,27 +221,14 @@ def test_a_budget_the_vote_overruns_is_kept_all_the_same(tmp_path):
     assert one.recovery is None
 
 
-def test_a_tie_stays_and_one_channel_stays_where_all_gates_are_off():
-    from secateur.select import ranking
-
-    gated = recipe.gate(subject(), "channel")
-    scores = {name: np.zeros(10) for name in gated.gates.places}
-    first = next(iter(scores))
-    scores[first][3:5] = 0.5
-    keep = ranking.threshold(gated.units, scores, 0.5).keep
-    assert np.flatnonzero(keep[first]).tolist() == [3, 4]
-    assert all(int(mask.sum()) == 1 for name, mask in keep.items() if name != first)
-
-
 def test_the_original_stays_and_a_run_repeats_and_resumes(tmp_path):
     original = subject()
     before = copy.deepcopy(original.model.state_dict())
     weights = []
     for root in ("a", "b", "a"):
-        with Run.open(tmp_path / root, {}) as run:
-            (one,) = recipe.consensus_polarization(
-                original, data(), [Budget.parse("params=70%")], run, **{**QUICK, "epochs": 2.0}
-            )
+        (one,) = nets.run(
+            recipe.consensus_polarization, tmp_path / root, original, data(), ["params=70%"], **{**QUICK, "epochs": 2.0}
+        )
         weights.append(one.subject.model.state_dict())
     for other in weights[1:]:
         assert weights[0].keys() == other.keys()
@@ -322,10 +284,8 @@ def test_a_transformer_is_trained_with_gates_on_its_sub_layers(make, mode, budge
     if make is tiny_bert:
         ids = torch.randint(0, 30, (96, 7), generator=torch.Generator().manual_seed(1))
         learnt = Examples(ids, ids[:, 0] % 4)
-    with Run.open(tmp_path, {}) as run:
-        (one,) = recipe.consensus_polarization(
-            opened, learnt, [Budget.parse(budget)], run, mode=mode, optimizer="adamw", lr=3e-3, epochs=3, batch=32
-        )
+    how = {"mode": mode, "optimizer": "adamw", "lr": 3e-3, "epochs": 3, "batch": 32}
+    (one,) = nets.run(recipe.consensus_polarization, tmp_path, opened, learnt, [budget], **how)
     assert one.subject.flops() == one.predicted["flops"] <= Budget.parse(budget).limits[0].value * opened.flops()
     kinds = {site.rpartition(".")[2] for site, (gone, _) in one.cut.removed.items() if gone}
     assert kinds == ({"branches"} if mode == "layer" else {"heads", "channels"})
@@ -334,34 +294,8 @@ def test_a_transformer_is_trained_with_gates_on_its_sub_layers(make, mode, budge
     assert scores.shape == (5, 4)
 
 
-def test_gates_in_a_loop_of_ones_own():
-    """The losses are plain functions: any loop can add them."""
-    work = subject()
-    gated = recipe.gate(work, "channel", units=["2.conv1.*"])
-    assert set(gated.gates.places) == {"2.conv1.channels"}
-    feed = examples.batches(data(), batch=32)
-
-    def objective(part, totals):
-        return recipe.loss(work.model, gated.gates, gated.units, {"params": 1.0}, part, totals, activation=5.0)
-
-    with gated.gates.on(work.model):
-        loop.train(
-            work.model, feed, objective, steps=40, lr=0.05, optimizer="sgd", extra=[gated.gates], count=examples.count
-        )
-    decisions, _ = recipe.ask(work.model, gated.gates, data(), 64)
-    assert float(decisions["2.conv1.channels"].float().mean()) < 0.5
-
-
-def test_a_batch_of_one_is_one_line_where_a_batch_norm_learns(tmp_path):
-    some = Examples(torch.randn(20, 6), torch.arange(20) % 3)
-    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-    with Run.open(tmp_path, {}) as run, pytest.raises(InputError, match="batches of at least 2 examples"):
-        list(recipe.consensus_polarization(
-            open_traced(net, some.inputs[:2]), some, [Budget.parse("channels=50%")], run, batch=1,
-        ))  # fmt: skip
-
-
-def test_what_is_refused(tmp_path):
+def test_what_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("training has begun"))
     with pytest.raises(InputError, match="neither 'channel' nor 'layer'"):
         recipe.gate(subject(), "block")
     with pytest.raises(InputError, match="no site is called"):
@@ -376,22 +310,24 @@ def test_what_is_refused(tmp_path):
             results(tmp_path / "c", ["params=60%", budget])
     for options, words in (
         ({"epochs": 0}, "epochs=0: give a number above 0"),
-        ({"epochs": float("nan")}, "epochs=nan"),
-        ({"threshold": 7}, "threshold=7: give the least share of inputs that stays, from 0 to 1"),
-        ({"threshold": -0.1}, r"threshold=-0\.1"),
+        ({"epochs": float("nan")}, "option epochs=nan"),
+        ({"threshold": 7}, "option threshold=7"),
+        ({"threshold": -0.1}, r"option threshold=-0\.1"),
+        ({"form": "square"}, "option form='square'"),
+        ({"slack": -0.5}, "option slack=-0.5"),
     ):
         with pytest.raises(InputError, match=words):
             results(tmp_path / "d", ["params=60%"], **options)
     unlabelled = Examples(data().inputs, None, name="pictures")
-    with Run.open(tmp_path / "b", {}) as run, pytest.raises(DataError, match="pictures has no classes"):
-        next(recipe.consensus_polarization(subject(), unlabelled, [Budget.parse("params=60%")], run))
+    with pytest.raises(DataError, match="pictures has no classes"):
+        nets.run(recipe.consensus_polarization, tmp_path / "b", subject(), unlabelled, ["params=60%"])
 
 
 def test_a_stage_all_of_whose_branches_are_gone_is_told_from_others():
     names = ["stem.a", "layer1.0", "layer1.1", "layer2.0.f", "layer2.0.g", "layer2.1.f"]
 
     def collapsed(row):
-        return recipe._collapsed(dict(zip(names, map(bool, row), strict=True)))
+        return recipe._find_collapsed(dict(zip(names, map(bool, row), strict=True)))
 
     assert collapsed([1, 0, 0, 1, 1, 1]) == {"layer1": 2}
     assert collapsed([1, 0, 1, 0, 0, 1]) == {"layer2.0": 2}
@@ -412,8 +348,6 @@ def test_a_collapsed_stage_stands_in_the_notes(tmp_path, monkeypatch):
         return told, {name: row.mean(0).double() for name, row in told.items()}
 
     monkeypatch.setattr(recipe, "ask", ask)
-    with Run.open(tmp_path, {}) as run:
-        (found,) = recipe.consensus_polarization(
-            open_traced(model, some.inputs[:1]), some, [Budget.parse("params=60%")], run, mode="layer", dry_run=True
-        )
+    start, how = open_traced(model, some.inputs[:1]), {"mode": "layer", "dry_run": True}
+    (found,) = nets.run(recipe.consensus_polarization, tmp_path, start, some, ["params=60%"], **how)
     assert "all 2 branches of 2 are gone: only the shortcuts of that stage are left" in found.notes

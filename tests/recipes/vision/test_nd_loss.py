@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,19 +13,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import small_vision as vision
 import vision_models
-import yolo
 from assets.scenes import scenes
-from claims import vision
 from recipes.vision import nets
-from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
-from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, UnsupportedError
+from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
+from secateur.methods.penultimate import Pass, View
 from secateur.recipes.vision import nd_loss as module
 from secateur.recipes.vision.nd_loss import nd_loss
 from secateur.recover.training import detecting, loop
-from secateur.recover.training.mixing import Mix
 from secateur.subjects import open_traced
 from secateur.subjects.network import detectors
 from secateur.subjects.network.traced import Traced, reload_traced
@@ -48,8 +47,7 @@ def taught() -> nn.Module:
 
 def results(root, budgets=("params=50%",), model=None, data=DATA, **options):
     start = open_traced(model or taught(), data.inputs[:2])
-    with Run.open(root, {}) as run:
-        return list(nd_loss(start, data, [Budget.parse(b) for b in budgets], run, **{**QUICK, **options}))
+    return nets.run(nd_loss, root, start, data, budgets, **{**QUICK, **options})
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +58,7 @@ def first(tmp_path_factory):
 
 def test_class_means_are_those_of_the_teacher_in_evaluation_mode(first):
     root, _ = first
-    tap = module.Tap.of(open_traced(taught(), DATA.inputs[:2]), "")
-    assert tap.name.endswith("@input")
-    found = module.ClassMeans.load(root / "work" / "class-means.safetensors", {"feature": tap.name})
+    found = module.ClassMeans.load(root / "work" / "class-means.safetensors", {"feature": "9@input"})
     net = taught().eval()
     with torch.no_grad():
         features = net[:-1](DATA.inputs).double().numpy()
@@ -110,8 +106,7 @@ def test_a_projector_is_trained_where_widths_differ_and_is_not_in_the_student(tm
 
 def plain(steps: int, host: bool) -> nn.Module:
     """Labels, and KD with its warm-up, written out by hand: what nd=0 has to be bit for bit."""
-    start = open_traced(taught(), DATA.inputs[:2])
-    small = module.narrowed(start, Budget.parse("params=50%"), module.classifiers(start), 1)[0].model
+    small = module.narrow(open_traced(taught(), DATA.inputs[:2]), Budget.parse("params=50%"), ("9",))[0].model
     feed = examples.batches(DATA, batch=32, seed=0)
 
     class Numbered:
@@ -159,11 +154,8 @@ def test_the_host_is_silent_in_the_first_epoch_and_nd_is_not(tmp_path):
         {"variant": "direction"},
         {"variant": "norm", "nd": 0.1},
         {"variant": "features", "nd": 0.1, "keep_width": False},
-        {"mixup": 0.4},
-        {"cutmix": 1.0},
         {"mixup": 0.8, "cutmix": 1.0},
         {"optimizer": "adamw", "lr": 0.005},
-        {"feature": "3"},
         {"feature": "5@input"},
     ],
     ids=str,
@@ -174,27 +166,51 @@ def test_every_host_and_variant_trains_to_a_network_of_its_own(tmp_path, first, 
     assert not torch.equal(found.subject.model[0].weight, first[1].subject.model[0].weight)
 
 
-@pytest.mark.parametrize("mix", [Mix(mixup=1.0), Mix(cutmix=1.0)], ids=["mixup", "cutmix"])
-def test_mixed_labels_and_centres_are_those_of_the_mix(mix):
-    tap = module.Tap.of(open_traced(taught().eval(), DATA.inputs[:2]), "")
-    batch = {"inputs": DATA.inputs[:16], "labels": DATA.labels[:16]}
+# ------------------------------------------------------------------------------------------------------------ losses
+
+
+def view(images: int = 16, rows: int = 16, share: float = 1.0, **more) -> tuple[View, dict[str, torch.Tensor]]:
+    """What student and teacher say of `rows`, features of width 24, four classes; and the batch of images."""
     torch.manual_seed(3)
-    view = tap.beside(tap, mix)(batch)
-    torch.manual_seed(3)
-    inputs, order, share = mix(batch["inputs"])
-    assert 0 < view.share == share < 1
-    assert torch.equal(view.others, batch["labels"][order])
-    assert torch.equal(view.logits, taught().eval()(inputs))
-    onehot = [functional.one_hot(one, 4).float() for one in (view.labels, view.others)]
-    soft = view.share * onehot[0] + (1 - view.share) * onehot[1]
-    wanted = -(soft * functional.log_softmax(view.logits, -1)).sum()
-    assert module.labelled(view, batch).item() == pytest.approx(wanted.item(), rel=1e-5)
+    passes = [Pass(torch.randn(rows, 24), torch.randn(rows, 4), []) for _ in "st"]
+    labels, others = torch.randint(0, 4, (2, rows))
+    seen = View(replace(passes[0], **more), passes[1], labels, labels if share == 1 else others, share)
+    return seen, {"inputs": torch.zeros(images, 1)}
+
+
+def test_labels_and_centres_of_mixed_inputs_are_mixed():
+    seen, batch = view(share=0.3)
+    soft = 0.3 * functional.one_hot(seen.labels, 4) + 0.7 * functional.one_hot(seen.others, 4)
+    wanted = -(soft * functional.log_softmax(seen.student.logits, -1)).sum()
+    assert module.label_loss(seen, batch).item() == pytest.approx(wanted.item(), rel=1e-5)
     table = module.ClassMeans(torch.randn(4, 24), torch.ones(4, dtype=torch.long))
-    loss = module.drawn("nd", table, nn.Identity(), 1.0)(view, batch)
-    centres = soft @ table.means
-    length = torch.maximum(view.feature.norm(dim=1), view.teacher_feature.norm(dim=1))
-    along = (view.feature * functional.normalize(centres, dim=1)).sum(1)
-    assert loss.item() == pytest.approx((1 - along / length).sum().item(), rel=1e-5)
+    ours, theirs = seen.student.features, seen.teacher.features
+    along = (ours * functional.normalize(soft @ table.means, dim=1)).sum(1)
+    wanted = (1 - along / torch.maximum(ours.norm(dim=1), theirs.norm(dim=1))).sum()
+    loss = module.feature_loss("nd", table, nn.Identity())(seen, batch)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_the_class_head_learns_labels_and_the_distillation_head_the_teacher():
+    heads = torch.randn(16, 4), torch.randn(16, 4)
+    seen, batch = view(heads=heads)
+    wanted = functional.cross_entropy(heads[0], seen.labels, reduction="sum")
+    torch.testing.assert_close(module.label_loss(seen, batch), wanted)
+    near = functional.kl_div(heads[1].log_softmax(1), seen.teacher.logits.softmax(1), reduction="sum")
+    torch.testing.assert_close(module.host_loss("kd", 1.0, 8.0)(seen, batch), near)
+
+
+def test_losses_of_regions_are_means_over_regions_per_image():
+    seen, batch = view(images=4, rows=40, loss=torch.tensor(2.5))
+    assert module.label_loss(seen, batch).item() == 4 * 2.5
+    table = module.ClassMeans(torch.randn(4, 24), torch.ones(4, dtype=torch.long))
+    ours, theirs = seen.student.features, seen.teacher.features
+    along = (ours * functional.normalize(table.means[seen.labels], dim=1)).sum(1)
+    wanted = 4 * (1 - along / torch.maximum(ours.norm(dim=1), theirs.norm(dim=1))).mean()
+    loss = module.feature_loss("nd", table, nn.Identity())(seen, batch)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    near = functional.kl_div(seen.student.logits.log_softmax(1), seen.teacher.logits.softmax(1), reduction="batchmean")
+    assert module.host_loss("kd", 1.0, 8.0)(seen, batch).item() == pytest.approx(4 * near.item(), rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------- students that are given
@@ -261,7 +277,7 @@ def test_a_dry_run_cuts_and_trains_nothing(tmp_path):
 def test_a_killed_run_ends_with_the_same_network(first, tmp_path, monkeypatch):
     real = module.loop.train
 
-    def killed(student, feed, objective, **how):
+    def killed(student, feed, objective, *args, **how):
         calls = []
 
         def stopping(batch, totals):
@@ -270,7 +286,7 @@ def test_a_killed_run_ends_with_the_same_network(first, tmp_path, monkeypatch):
                 raise ConnectionAbortedError
             return objective(batch, totals)
 
-        return real(student, feed, stopping, every=5, **how)
+        return real(student, feed, stopping, *args, every=5, **how)
 
     monkeypatch.setattr(module.loop, "train", killed)
     with pytest.raises(ConnectionAbortedError):
@@ -281,30 +297,6 @@ def test_a_killed_run_ends_with_the_same_network(first, tmp_path, monkeypatch):
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in again.subject.model.state_dict().items())
 
 
-def test_a_vision_transformer_has_a_feature_too(tmp_path):
-    model = nets.vit(depth=1)
-    (found,) = results(tmp_path, ("channels=80%",), model=model, epochs=1.0, batch=80)
-    assert found.subject.model.net.classifier.in_features == 32
-
-
-class Two(nn.Module):
-    """Logits that no linear layer gives."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 4, 1)
-
-    def forward(self, x):
-        return self.head(self.body(x).relu()).mean((2, 3))
-
-
-def test_a_network_without_a_linear_head_has_its_feature_named(tmp_path):
-    with pytest.raises(InputError, match="no linear layer of this Two gives its logits: name the module"):
-        results(tmp_path / "a", model=Two())
-    (found,) = results(tmp_path / "b", model=Two(), feature="body", keep_width=False, epochs=1.0)
-    assert found.recovery.steps == 5
-
-
 def rows() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4))
 
@@ -313,26 +305,22 @@ def rows() -> nn.Module:
     ("options", "kind", "said"),
     [
         ({"data": Examples(DATA.inputs, name="bare")}, DataError, "bare has no classes"),
-        ({"host": "hint"}, InputError, "give kd, dkd, dist, review or none"),
-        ({"stages": ("2",)}, InputError, "stages=2: they are for host=review"),
-        ({"host": "review", "stages": ("layer",)}, InputError, "'layer' is no module of Sequential"),
-        ({"variant": "angle"}, InputError, "give nd, direction, norm or features"),
+        ({"host": "hint"}, InputError, "option host='hint'"),
+        ({"variant": "angle"}, InputError, "option variant='angle'"),
         ({"host": "dkd", "mixup": 0.2}, InputError, "mixup=0.2: dkd parts off one class of each example, and takes 0"),
         ({"host": "dkd", "cutmix": 1.0}, InputError, "cutmix=1: dkd parts off one class of each example, and takes 0"),
         ({"mixup": -0.2}, InputError, "mixup=-0.2: give an alpha of at least 0"),
-        ({"cutmix": float("nan")}, InputError, "cutmix=nan: give an alpha of at least 0"),
+        ({"cutmix": float("nan")}, InputError, "option cutmix=nan"),
         (
             {"cutmix": 1.0, "data": Examples(DATA.inputs.flatten(1), DATA.labels, name="rows"), "model": rows()},
             InputError,
             r"cutmix=1 is for images \[N, C, H, W\], and inputs of rows are \[160, 64\]",
         ),
-        ({"optimizer": "adam"}, InputError, "optimizer='adam': give sgd or adamw"),
-        ({"warmup": -1.0}, InputError, "warmup=-1"),
-        ({"temperature": 0.0}, InputError, "temperature=0: give a number above 0"),
-        ({"dropout": 1.0}, InputError, "dropout=1"),
+        ({"optimizer": "adam"}, InputError, "optimizer=adam: give adamw or sgd"),
+        ({"warmup": -1.0}, InputError, "option warmup=-1"),
+        ({"temperature": 0.0}, InputError, "option temperature=0"),
         ({"feature": "pool"}, InputError, "'pool' is no module of Sequential: near are"),
         ({"feature": "*"}, InputError, r"names 10 modules"),
-        ({"task": 0.0, "nd": 0.0}, InputError, "no term is active"),
         ({"budgets": ("params=1%",)}, InfeasibleError, "params"),
         ({"budgets": ("pattern=2:4",)}, BudgetError, "pattern"),
     ],
@@ -350,51 +338,6 @@ def two_headed(seed: int = 0, depth: int = 1) -> nn.Module:
     return nets.vit(seed, depth=depth, two=True)
 
 
-class Apart(nn.Module):
-    """Two heads with a feature each, the one of distillation made first."""
-
-    def __init__(self, wide: int = 8):
-        super().__init__()
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU())
-        self.one, self.two = nn.Linear(16, 8), nn.Linear(16, wide)
-        self.head_dist, self.head = nn.Linear(wide, 4), nn.Linear(8, 4)
-
-    def forward(self, x):
-        x = self.body(x)
-        told, said = self.head_dist(self.two(x).relu()), self.head(self.one(x).relu())
-        return (said, told) if self.training else (said + told) / 2
-
-
-def test_heads_of_classes_and_of_distillation_are_told_apart():
-    assert module.classifiers(open_traced(two_headed(), DATA.inputs[:2])) == (
-        "net.cls_classifier", "net.distillation_classifier",
-    )  # fmt: skip
-    assert module.classifiers(open_traced(Apart().eval(), DATA.inputs[:2])) == ("head", "head_dist")
-    assert module.classifiers(open_traced(taught(), DATA.inputs[:2])) == ("9",)
-    assert module.classifiers(open_traced(Two(), DATA.inputs[:2])) == ()
-
-
-@pytest.mark.parametrize("make", [two_headed, Apart])
-def test_the_class_head_learns_labels_and_the_distillation_head_the_teacher(make):
-    torch.manual_seed(1)
-    net = make().train()
-    student = module.Tap.of(open_traced(net.eval(), DATA.inputs[:2]))
-    teacher = module.Tap.of(open_traced(taught().eval(), DATA.inputs[:2]))
-    batch = {"inputs": DATA.inputs[:16], "labels": DATA.labels[:16]}
-    with module.taps.tapped(net, student.names) as read:
-        whole = net.eval()(batch["inputs"])
-    net.train()
-    view = student.beside(teacher)(batch)
-    said, told = (net.get_submodule(name)(one) for name, one in zip(student.readers, read, strict=True))
-    torch.testing.assert_close(view.feature, (read[0] + read[1]) / 2)
-    torch.testing.assert_close(view.logits, whole)
-    wanted = functional.cross_entropy(said, batch["labels"], reduction="sum")
-    torch.testing.assert_close(module.labelled(view, batch), wanted)
-    near = functional.kl_div(told.log_softmax(1), view.teacher_logits.softmax(1), reduction="sum")
-    torch.testing.assert_close(module.hosted("kd", 1.0, 1.0, 8.0)(view, batch), near)
-    torch.testing.assert_close(view.teacher_logits, taught().eval()(batch["inputs"]))
-
-
 def test_a_student_of_two_heads_is_distilled_cut_and_reloaded(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("from recipes.vision import nets\n\n\ndef build():\n    return nets.vit(3, depth=1, two=True)\n")
@@ -404,8 +347,7 @@ def test_a_student_of_two_heads_is_distilled_cut_and_reloaded(tmp_path):
     heads = [getattr(given.subject.model.net, name).weight for name in ("cls_classifier", "distillation_classifier")]
     assert not torch.allclose(*heads)
     start = open_traced(given.subject.model, DATA.inputs[:2])
-    with Run.open(tmp_path / "cut", {}) as run:
-        (cut,) = list(nd_loss(start, DATA, [Budget.parse("params=80%")], run, **{**QUICK, **how}))
+    (cut,) = nets.run(nd_loss, tmp_path / "cut", start, DATA, ["params=80%"], **{**QUICK, **how})
     assert cut.cut.after["params"] == cut.predicted["params"] < 0.8 * cut.cut.before["params"]
     assert cut.subject.model.net.cls_classifier.in_features == 32
     cut.subject.save(tmp_path / "saved")
@@ -416,14 +358,7 @@ def test_a_student_of_two_heads_is_distilled_cut_and_reloaded(tmp_path):
 @pytest.mark.parametrize("options", [{"host": "none"}, {"weight": 0.0}])
 def test_a_distillation_head_that_nothing_would_train_is_refused(tmp_path, options):
     with pytest.raises(InputError, match=r"mean of head and head_dist, and without a host nothing trains the second"):
-        results(tmp_path, ("params=90%",), model=Apart().eval(), **options)
-
-
-def test_heads_that_read_features_of_other_widths_have_one_named(tmp_path):
-    with pytest.raises(InputError, match=r"head and head_dist read features of widths 8 and 6: name one, feature="):
-        results(tmp_path / "a", model=Apart(6).eval())
-    (found,) = results(tmp_path / "b", ("params=90%",), model=Apart(6).eval(), feature="head@input", epochs=1.0)
-    assert found.subject.model.head.in_features == 8
+        results(tmp_path, ("params=90%",), model=nets.Apart().eval(), **options)
 
 
 # ------------------------------------------------------------------------------------------ detectors of two stages
@@ -440,12 +375,11 @@ def detector() -> Traced:
     loop.train(
         net, feed, detecting.press(net.loss), steps=30, lr=5e-3, seed=0, count=examples.count, progress=False, clip=None
     )
-    return detectors.opened(net.eval(), SCENES.inputs[:1])
+    return detectors.open_detector(net.eval(), SCENES.inputs[:1])
 
 
 def boxed(root, budget="params=70%", data=SCENES, **options):
-    with Run.open(root, {}) as run:
-        (found,) = list(nd_loss(detector(), data, [Budget.parse(budget)], run, **{**FEW, **options}))
+    (found,) = nets.run(nd_loss, root, detector(), data, [budget], **{**FEW, **options})
     return found
 
 
@@ -487,31 +421,6 @@ def test_a_detector_is_narrowed_up_to_the_feature_of_its_regions(detected, tmp_p
         assert torch.equal(one["boxes"], other["boxes"])
 
 
-def test_the_student_samples_regions_and_the_teacher_judges_the_same(tmp_path):
-    small, *_ = module.narrowed(detector(), Budget.parse("params=70%"), [detector().model.reader], 1)
-    student, teacher = (module.Regions.of(one, SCENES) for one in (small, detector()))
-    batch = SCENES.take(range(4)).batch()
-    torch.manual_seed(2)
-    view = student.beside(teacher)(batch)
-    torch.manual_seed(2)
-    ours = small.model.sampled(batch)
-    theirs = detector().model.judged(batch["inputs"], ours.boxes)
-    assert torch.equal(view.logits, ours.logits)
-    assert torch.equal(view.labels, ours.labels)
-    assert torch.equal(view.teacher_feature, theirs.features)
-    assert not view.teacher_feature.requires_grad
-    assert view.feature.requires_grad
-    means = module.ClassMeans(torch.randn(11, 32), torch.ones(11, dtype=torch.long))
-    unit = functional.normalize(means.means[ours.labels], dim=1)
-    length = torch.maximum(ours.features.norm(dim=1), theirs.features.norm(dim=1))
-    wanted = (1 - (ours.features * unit).sum(1) / length).mean()
-    found = module.drawn("nd", means, nn.Identity(), 1.0)(view, batch) / 4
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-5), "a mean over regions, per image"
-    near = functional.kl_div(ours.logits.log_softmax(1), theirs.logits.softmax(1), reduction="batchmean")
-    assert (module.hosted("kd", 1.0, 1.0, 8.0)(view, batch) / 4).item() == pytest.approx(near.item(), rel=1e-4)
-    assert (module.labelled(view, batch) / 4).item() == pytest.approx(ours.loss.item(), rel=1e-6)
-
-
 @pytest.mark.parametrize(
     "options", [{"host": "dkd"}, {"host": "dist"}, {"host": "review"}, {"host": "none"}, {"variant": "direction"},
                 {"variant": "norm"}, {"variant": "features", "nd": 0.01}, {"keep_width": False}], ids=str,
@@ -526,7 +435,7 @@ def test_hosts_and_variants_teach_detectors_too(tmp_path, detected, options):
 
 def test_without_host_and_nd_a_detector_learns_by_its_own_loss(tmp_path):
     found = boxed(tmp_path / "run", host="none", nd=0.0)
-    small, *_ = module.narrowed(detector(), Budget.parse("params=70%"), [detector().model.reader], 1)
+    small, *_ = module.narrow(detector(), Budget.parse("params=70%"), [detector().model.reader])
     feed = examples.batches(SCENES, batch=8, seed=0)
     plain = loop.train(
         small.model, feed, detecting.press(small.model.loss), steps=6, lr=0.01, seed=0, count=examples.count,
@@ -541,18 +450,11 @@ def test_without_host_and_nd_a_detector_learns_by_its_own_loss(tmp_path):
         ({"mixup": 0.2}, "mixup=0.2: that is for classifiers, and scenes has boxes"),
         ({"cutmix": 0.5}, "cutmix=0.5: that is for classifiers, and scenes has boxes"),
         ({"feature": "head"}, "feature=head: that is for classifiers, and scenes has boxes"),
-        ({"stages": ["a"], "host": "review"}, "stages=a: that is for classifiers, and scenes has boxes"),
     ],
 )
 def test_options_of_classifiers_are_refused_for_boxes(tmp_path, options, says):
     with pytest.raises(InputError, match=says):
         boxed(tmp_path / "run", **options)
-
-
-def test_a_detector_of_one_stage_is_refused(tmp_path):
-    start = detectors.opened(yolo.tiny(), SCENES.inputs[:1])
-    with Run.open(tmp_path / "run", {}) as run, pytest.raises(UnsupportedError, match="no detector of two stages"):
-        list(nd_loss(start, SCENES, [Budget.parse("params=70%")], run, **FEW))
 
 
 def test_a_detector_of_ones_own_is_distilled(tmp_path):

@@ -1,6 +1,8 @@
+"""OTOv3 on a network of three residual steps, and pictures of rows, columns and diagonals."""
+
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from recipes.vision import nets
+from recipes.vision.nets import bars
+from recipes.vision.nets import blocks as subject
 from secateur import conformance
-from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.vision import otov3 as recipe
@@ -23,57 +27,11 @@ from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Result
 
 
-class Blocks(nn.Module):
-    """A stem, three residual steps of which one has two branches, a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        conv = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o))  # noqa: E731
-        self.stem = conv(1, 8)
-        self.one = nn.Sequential(conv(8, 12), nn.ReLU(), conv(12, 8))
-        self.left, self.right = conv(8, 8), conv(8, 8)
-        self.two = nn.Sequential(conv(8, 12), nn.ReLU(), conv(12, 8))
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        x = x + self.one(x)
-        x = (self.left(x) + self.right(x)).relu()
-        x = x + self.two(x)
-        return self.head(x.mean((2, 3)))
-
-
-def bars(count: int = 96, seed: int = 0) -> Examples:
-    """6 x 6 pictures of a row, a column or a diagonal."""
-    draw = np.random.default_rng(seed)
-    labels = draw.integers(0, 3, count)
-    images = 0.3 * draw.random((count, 1, 6, 6), np.float32)
-    for image, label, place in zip(images, labels, draw.integers(0, 6, count), strict=True):
-        if label == 2:
-            image[0][np.arange(6), (np.arange(6) + place) % 6] += 1
-        else:
-            (image[0] if label else image[0].T)[place] += 1
-    return Examples(torch.from_numpy(images), torch.from_numpy(labels), name="bars")
-
-
-@cache
-def analysed() -> Traced:
-    return open_traced(Blocks(), bars().inputs[:2])
-
-
-def subject() -> Traced:
-    """One of the caller's own, whose analysis is done once."""
-    return analysed().copy()
-
-
 def quick(
     folder: Path, budget: str, data: Examples | None = None, start: Traced | None = None, **options: Any
 ) -> Result:
-    with Run.open(folder, {}) as run:
-        (result,) = otov3(
-            start or subject(), data or bars(), [Budget.parse(budget)], run, **{"epochs": 6, "batch": 16, **options}
-        )
+    how = {"epochs": 6, "batch": 16, **options}
+    (result,) = nets.run(otov3, folder, start or subject(), data or bars(), [budget], **how)
     return result
 
 
@@ -114,11 +72,6 @@ def test_pruning_mode_meets_the_budget_and_cuts_what_is_zero(budget: str, option
     assert result.recovery.steps == 36
 
 
-def test_it_learns(tmp_path) -> None:
-    result = quick(tmp_path, "channels=60%", epochs=20)
-    assert accuracy(result.subject, bars(200, seed=1)) > 0.8
-
-
 @pytest.mark.parametrize("method", ["dhspg", "hesso"])
 def test_erasing_mode_never_breaks_the_network(method: str, tmp_path) -> None:
     result = quick(tmp_path, "segments=25%", method=method)
@@ -132,23 +85,6 @@ def test_erasing_mode_never_breaks_the_network(method: str, tmp_path) -> None:
     assert result.subject.flops() < 0.7 * subject().flops()
     with pytest.raises(InfeasibleError, match=r"3 of 4 segments can go .* at least segments=1"):
         quick(tmp_path / "more", "segments=10%", method=method)
-
-
-def test_the_search_passes_over_what_the_network_needs_and_free_selection_breaks_it(tmp_path) -> None:
-    start = subject()
-    graph, names = start.graph, [one.name for one in start.graph.removable]
-    assert [name[:4] for name in names] == ["one.", "left", "righ", "two."]
-    lowest = torch.tensor([2.0, 0.0, 1.0, 3.0])
-    budget = Budget.parse("segments=50%")
-    assert recipe.erase(graph, lowest, 2, budget).tolist() == [False, False, True, True]
-    assert recipe.erase(graph, lowest, 2, budget, hierarchical=False).tolist() == [True, False, False, True]
-    with torch.no_grad():
-        for name in ("left", "right"):
-            for parameter in start.model.get_submodule(name).parameters():
-                parameter.mul_(1e-3)
-    with pytest.raises(InputError, match="no way leads from the input to the output"):
-        quick(tmp_path, "segments=50%", start=start, hierarchical=False, dry_run=True)
-    assert quick(tmp_path, "segments=50%", start=start, dry_run=True).cut.removed == {"segments": (2, 4)}
 
 
 def test_erasing_and_pruning_share_one_training(tmp_path) -> None:
@@ -260,13 +196,6 @@ def test_without_classes_the_original_teaches_and_what_is_protected_stays(tmp_pa
         quick(tmp_path / "boxes", "channels=50%", boxes)
 
 
-def test_a_batch_of_one_is_one_line_where_a_batch_norm_learns(tmp_path) -> None:
-    data = Examples(torch.randn(20, 6), torch.arange(20) % 3)
-    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-    with pytest.raises(InputError, match="batches of at least 2 examples"):
-        quick(tmp_path, "channels=50%", data, Traced(net, Example.of(data.inputs[:2])), batch=1)
-
-
 def test_what_can_not_be_met_is_refused_before_training(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
     with pytest.raises(InfeasibleError, match="channels"):
@@ -276,13 +205,12 @@ def test_what_can_not_be_met_is_refused_before_training(tmp_path, monkeypatch) -
     for budget in ("channels=100%", "channels=100%,params=100%", "segments=100%", "segments=100%,channels=100%"):
         with pytest.raises(InfeasibleError, match=f"budget {budget} would change nothing"):
             quick(tmp_path / "e", budget)
-    with (
-        Run.open(tmp_path / "f", {}) as run,
-        pytest.raises(InfeasibleError, match="channels=100% would change nothing"),
+    for second, words in (
+        ("channels=100%", "channels=100% would change nothing"),
+        ("channels=0.001%", "can go down to"),
     ):
-        next(otov3(subject(), bars(), [Budget.parse("channels=50%"), Budget.parse("channels=100%")], run))
-    with Run.open(tmp_path / "g", {}) as run, pytest.raises(InfeasibleError, match=r"channels can go down to"):
-        next(otov3(subject(), bars(), [Budget.parse("channels=50%"), Budget.parse("channels=0.001%")], run))
+        with pytest.raises(InfeasibleError, match=words):
+            nets.run(otov3, tmp_path / "f", subject(), bars(), ["channels=50%", second])
     flat = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3))
     data = Examples(torch.randn(20, 6), torch.arange(20) % 3)
     with pytest.raises(UnsupportedError, match="no channel of this network is zero"):
@@ -295,11 +223,11 @@ def test_what_can_not_be_met_is_refused_before_training(tmp_path, monkeypatch) -
     ("options", "words"),
     [
         ({"epochs": 0}, "epochs=0: give at least 1"),
-        ({"warm": 2.0}, "warm=2: give a share of the training, from 0 to below 1"),
-        ({"warm": float("nan")}, "warm=nan: give a share"),
+        ({"warm": 2.0}, "option warm=2"),
+        ({"warm": float("nan")}, "option warm=nan"),
         ({"warm": 0.9, "span": 0.8}, r"span=0\.8: give a share of the training above 0, at most the 0\.1 after warm"),
-        ({"span": 0.0}, "span=0: give a share"),
-        ({"finish": 1.5}, r"finish=1\.5: give a share of span"),
+        ({"span": 0.0}, "option span=0"),
+        ({"finish": 1.5}, r"option finish=1\.5"),
     ],
 )
 def test_shares_of_the_training_fit_into_it(options: dict[str, Any], words: str, tmp_path, monkeypatch) -> None:
@@ -360,11 +288,9 @@ def test_a_network_of_timm_is_erased_and_pruned(budget: str, tmp_path) -> None:
     assert result.cut.after["flops"] == result.predicted["flops"] < 0.8 * result.cut.before["flops"]
 
 
-def test_the_laws_of_a_recipe_hold() -> None:
+def test_the_laws_of_a_recipe_hold(tmp_path) -> None:
     torch.manual_seed(0)
-    start = subject()
-    with Run.open(Path(_folder()), {}) as run:
-        (taught,) = otov3(start, bars(), [Budget.parse("channels=95%")], run, epochs=20, batch=16)
+    taught = quick(tmp_path, "channels=95%", epochs=20)
     data = Examples(bars().inputs, name="bars")
     laws = conformance.check_recipe(
         "otov3", taught.subject, data, "channels=60%", recipe=otov3, card=recipe.CARD,
@@ -373,16 +299,10 @@ def test_the_laws_of_a_recipe_hold() -> None:
     assert set(laws) >= {"within budget", "original untouched", "repeats", "resumes", "beats chance", "refuses"}
 
 
-def _folder() -> str:
-    import tempfile
-
-    return tempfile.mkdtemp()
-
-
 BUILD = """
 import sys
 sys.path.insert(0, {place!r})
-from recipes.vision.test_otov3 import Blocks as build
+from recipes.vision.nets import Blocks as build
 """
 
 

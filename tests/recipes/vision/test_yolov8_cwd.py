@@ -5,43 +5,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import sys
-from functools import cache
 
-import numpy as np
 import pytest
 import torch
 
 import yolo
-from secateur._utils.rundir import Run
+from recipes.vision import detecting, nets
+from recipes.vision.detecting import DATA, subject
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.vision.yolov8_cwd import histogram, yolov8_cwd
 from secateur.recover.distillation import maps
 from secateur.recover.training import loop
 from secateur.subjects.network import detectors
-from secateur.subjects.network.proof import Fault
-from secateur.subjects.network.traced import CutError, Traced
-from secateur.vocabulary import Budget, Selection
 
-DATA = yolo.squares(16)
 QUICK = {"batch": 8, "least": 2, "sparse_epochs": 1, "finetune_epochs": 1, "distil_epochs": 1}
 
 
-@cache
-def analysed():
-    return detectors.opened(yolo.tiny(), DATA.inputs[:1])
-
-
-def subject():
-    """One of the caller's own, whose analysis is done once."""
-    return analysed().copy()
-
-
-def results(root, budgets=("channels=50%",), start=None, **options):
-    with Run.open(root, {}) as run:
-        return list(
-            yolov8_cwd(start or subject(), DATA, [Budget.parse(b) for b in budgets], run, **{**QUICK, **options})
-        )
+def results(root, budgets=("channels=50%",), start=None, data=DATA, **options):
+    return nets.run(yolov8_cwd, root, start or subject(), data, budgets, **{**QUICK, **options})
 
 
 def test_every_layer_keeps_its_half(tmp_path):
@@ -84,34 +65,6 @@ def test_the_smallest_scales_go(tmp_path):
     assert torch.equal(found.subject.model.stem.bn.weight, dense.model.stem.bn.weight[kept])
 
 
-def test_cut_equals_masked_where_removed_biases_are_zero(tmp_path):
-    dense = subject()
-    keep = {name: np.arange(site.count) % 2 == 0 for name, site in dense.units().sites.items()}
-    slices = dense.slices()
-    for name, module in dense.model.named_modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            for site, parts in slices.items():
-                for weight, _, unit in parts:
-                    if weight is module.weight:
-                        gone = (unit >= 0) & ~torch.from_numpy(keep[site])[unit.clamp(min=0)]
-                        with torch.no_grad():
-                            module.weight[gone] = 0
-                            module.bias[gone] = 0
-            assert name
-    small, _ = dense.cut(Selection(keep))
-    with torch.no_grad():
-        for ours, theirs in zip(small.model.eval()(DATA.inputs), dense.model.eval()(DATA.inputs), strict=True):
-            assert torch.allclose(ours, theirs, atol=1e-4)
-
-
-def test_nothing_to_take_gives_identical_outputs():
-    dense = subject()
-    keep = {name: np.ones(site.count, bool) for name, site in dense.units().sites.items()}
-    same, cut = dense.cut(Selection(keep))
-    assert cut.is_noop
-    assert all(torch.equal(a, b) for a, b in zip(same.forward(), dense.forward(), strict=True))
-
-
 def test_all_stages_run_and_resume(tmp_path):
     dense = subject()
     before = copy.deepcopy(dense.model.state_dict())
@@ -132,41 +85,21 @@ def test_all_stages_run_and_resume(tmp_path):
 
 
 def test_pressure_empties_scales(tmp_path):
-    dense = subject()
-    results(
-        tmp_path,
-        start=dense,
-        sparse_epochs=15,
-        rate=1.0,
-        lr=0.02,
-        finetune_epochs=0,
-        distil_epochs=0,
-        schedule="constant",
-    )
+    dense, alone = subject(), {"finetune_epochs": 0, "distil_epochs": 0}
+    results(tmp_path, start=dense, sparse_epochs=15, rate=1.0, lr=0.02, schedule="constant", **alone)
     found = json.loads((tmp_path / "work" / "scales.json").read_text())
     assert found["before"] == histogram(dense)
     assert found["after"]["near_zero"] > found["before"]["near_zero"] + 0.05
 
 
-def test_widths_of_eight_a_global_baseline_and_a_reach(tmp_path):
-    wide = detectors.opened(yolo.Yolo(2, (16, 32, 32, 32, 32)), DATA.inputs[:1])
+def test_widths_of_eight_and_a_global_baseline_with_floors(tmp_path):
+    wide = detectors.open_detector(yolo.Yolo(2, (16, 32, 32, 32, 32)), DATA.inputs[:1])
     (found,) = results(tmp_path / "a", start=wide, multiple=8, least=8, dry_run=True)
     convs = [m for m in found.subject.model.modules() if isinstance(m, yolo.Conv)]
     assert all(m.conv.out_channels % 8 == 0 for m in convs)
     (found,) = results(tmp_path / "b", start=wide, least=4, scope="global", dry_run=True)
     assert min(count - gone for gone, count in found.cut.removed.values()) >= 4
     assert found.predicted["channels"] <= 0.5 * wide.units().cost()["channels"]
-    with pytest.raises(InfeasibleError, match="channels can go down to"):
-        results(tmp_path / "c", ("channels=5%",), start=wide, least=8, dry_run=True)
-    with pytest.raises(InfeasibleError, match="channels=100%,params=100% would change nothing"):
-        results(tmp_path / "e", ("channels=50%", "channels=100%,params=100%"), start=wide)
-    with pytest.raises(BudgetError, match="latency has no cost here"):
-        results(tmp_path / "e", ("speedup=2x",), start=wide)
-    with pytest.raises(InputError, match="multiple=0: give a whole number of at least 1"):
-        results(tmp_path / "e", start=wide, multiple=0)
-    assert not list((tmp_path / "e").rglob("sparse*")), "nothing was trained"
-    with pytest.raises(InputError, match="epochs=-1"):
-        results(tmp_path / "d", start=wide, sparse_epochs=-1)
 
 
 @pytest.mark.parametrize(
@@ -174,65 +107,54 @@ def test_widths_of_eight_a_global_baseline_and_a_reach(tmp_path):
     [
         (("channels=1%",), {}, r"channels can go down to .*; allow more, or lower least=2"),
         (("channels=50%", "channels=1%"), {}, "channels=1% can't be met"),
+        (("channels=50%", "channels=100%,params=100%"), {}, "channels=100%,params=100% would change nothing"),
+        (("speedup=2x",), {}, "latency has no cost here"),
         (("channels=50%",), {"least": 100}, "lower least=100"),
         (("channels=1%",), {"scope": "global"}, "channels can go down to"),
-        (("channels=50%",), {"layers": ["nose"]}, "'nose'"),
+        (("channels=50%",), {"multiple": 0}, "multiple=0: give a whole number of at least 1"),
+        (("channels=50%",), {"sparse_epochs": -1}, "epochs=-1"),
         (("channels=50%",), {"weights": []}, "weights are empty"),
-        (("channels=50%",), {"temperature": 0.0}, "temperature=0.0: give a number above 0"),
-        (("channels=50%",), {"outputs": True, "softness": 0.0}, "softness=0.0: give a number above 0"),
-        (("channels=50%",), {"outputs": True, "lambdas": [1.0]}, r"lambdas=\[1.0\]: give two"),
+        (("channels=50%",), {"temperature": 0.0}, "option temperature=0.0"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeypatch, budgets, options, words):
-    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
-    with pytest.raises((InfeasibleError, InputError), match=words):
+    detecting.forbid_training(monkeypatch)
+    with pytest.raises((BudgetError, InfeasibleError, InputError), match=words):
         results(tmp_path, budgets, **options)
-    assert not [one for one in (tmp_path / "work").rglob("*") if one.is_file()], "nothing was written"
+    assert detecting.nothing_written(tmp_path)
 
 
-def test_small_boxes_and_other_layers(tmp_path, monkeypatch):
+def test_cells_of_small_boxes_count_by_the_sizes_of_the_data(tmp_path, monkeypatch):
     seen, weigh = [], maps.box_weights
     monkeypatch.setattr(
         maps, "box_weights", lambda *a, sizes, **how: seen.append(sizes) or weigh(*a, sizes=sizes, **how)
     )
-    monkeypatch.setattr(sys.modules[__name__], "DATA", dataclasses.replace(DATA, sizes=(0.125, 0.5)))
-    (found,) = results(tmp_path, focus=True, layers=["up4", "down5"], weights=[2.0], alpha=0.1, bias_rate=1e-3)
-    assert found.recovery.steps == 6
+    data = dataclasses.replace(DATA, sizes=(0.125, 0.5))
+    (found,) = results(tmp_path, data=data, focus=True, weights=[2.0], alpha=0.1, sparse_epochs=0, finetune_epochs=0)
+    assert found.recovery.steps == 2
     assert set(seen) == {(8, 32)}, "the data's sizes, of 64 pixels"
-    with pytest.raises(InputError, match="'nose'"):
-        results(tmp_path / "b", layers=["nose"])
 
 
 def test_the_teachers_answers_are_learned_too(tmp_path, monkeypatch):
-    seen = []
-    train = loop.train
+    seen, train = [], loop.train
 
-    def spied(model, feed, objective, **how):
+    def spied(model, feed, objective, *args, **how):
         def watched(batch, totals):
             total, parts = objective(batch, totals)
             seen.append(parts)
             return total, parts
 
-        return train(model, feed, watched, **how)
+        return train(model, feed, watched, *args, **how)
 
     monkeypatch.setattr(loop, "train", spied)
-    results(tmp_path, sparse_epochs=0, finetune_epochs=0, alpha=1.0, outputs=True, lambdas=[0.5, 0.25])
+    results(tmp_path, sparse_epochs=0, finetune_epochs=0, alpha=1.0, outputs=True)
     assert seen
     assert all(set(parts) == {"task", "maps", "kd", "boxes"} and parts["kd"] > 0 for parts in seen)
 
 
 def test_what_can_not_be_cut_after_all_shows_before_anything_is_trained(tmp_path, monkeypatch):
-    dense, order, cut, train = subject(), [], Traced.cut, loop.train
-
-    def faulty(self, selection, **how):
-        order.append("cut")
-        if not selection.keep.get("stem.conv.channels", np.ones(1, bool)).all():
-            raise CutError("not there", Fault("stem.conv", "made up"))
-        return cut(self, selection, **how)
-
-    monkeypatch.setattr(Traced, "cut", faulty)
-    monkeypatch.setattr(loop, "train", lambda *args, **how: order.append("train") or train(*args, **how))
-    (found,) = results(tmp_path / "a", ("channels=60%",), start=dense, finetune_epochs=0, distil_epochs=0)
+    order = detecting.make_site_fail(monkeypatch, "stem.conv.channels")
+    (found,) = results(tmp_path, ("channels=60%",), finetune_epochs=0, distil_epochs=0)
     assert order == ["cut", "cut", "train", "cut"]
     assert "stem.conv.channels" not in {site for site, (gone, _) in found.cut.removed.items() if gone}
 
@@ -240,12 +162,9 @@ def test_what_can_not_be_cut_after_all_shows_before_anything_is_trained(tmp_path
 def test_layers_without_a_scale_stay_and_a_detector_without_any_is_refused(tmp_path):
     net = yolo.tiny()
     net.stage3[0].bn = torch.nn.BatchNorm2d(8, affine=False)
-    plain = detectors.opened(net.eval(), DATA.inputs[:1])
-    (found,) = results(tmp_path / "a", ("channels=60%",), start=plain, bias_rate=1e-3, distil_epochs=0)
+    plain = detectors.open_detector(net.eval(), DATA.inputs[:1])
+    (found,) = results(tmp_path / "a", ("channels=60%",), start=plain, finetune_epochs=0, distil_epochs=0)
     assert found.notes == ("stays: stage3.0.conv.channels: has no batch norm",)
-    for module in plain.model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d) and module.affine:
-            module.weight.requires_grad_(False)
     with pytest.raises(UnsupportedError, match="no batch norm whose scale can be trained"):
-        results(tmp_path / "b", start=plain)
-    assert not [one for one in (tmp_path / "b" / "work").rglob("*") if one.is_file()], "nothing was written"
+        results(tmp_path / "b", start=detecting.frozen())
+    assert detecting.nothing_written(tmp_path / "b")

@@ -279,3 +279,16 @@ class Words:
 
     def get_vocab(self):
         return self.known
+
+
+def test_a_text_of_padding_only_has_no_part_in_the_relations_of_texts():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(5, 4, 6), torch.randn(5, 3, 8)
+    batch = {"attention_mask": torch.ones(5, 4).long(), "o.attention_mask": torch.ones(5, 3).long()}
+    wanted = alignment.text_relational(ours[:4], theirs[:4], {name: mask[:4] for name, mask in batch.items()}, "o")
+    for mask in batch.values():
+        mask[4] = 0
+    found = alignment.text_relational(ours.requires_grad_(), theirs, batch, "o")
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    assert ours.grad.isfinite().all()

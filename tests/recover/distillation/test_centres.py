@@ -45,9 +45,9 @@ def test_means_do_not_depend_on_batches():
 def test_each_input_has_its_centre_and_a_mixed_one_the_mix():
     table = ClassMeans(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([4, 4]))
     assert table.of(torch.tensor([1, 0])).tolist() == [[0, 2], [1, 0]]
-    mixed = table.mixed(torch.tensor([0, 1]), torch.tensor([1, 1]), 0.25)
+    mixed = table.mix(torch.tensor([0, 1]), torch.tensor([1, 1]), 0.25)
     assert mixed.tolist() == [[0.25, 1.5], [0.0, 2.0]]
-    each = table.mixed(torch.tensor([0, 0]), torch.tensor([1, 1]), torch.tensor([1.0, 0.0]))
+    each = table.mix(torch.tensor([0, 0]), torch.tensor([1, 1]), torch.tensor([1.0, 0.0]))
     assert each.tolist() == [[1.0, 0.0], [0.0, 2.0]]
 
 

@@ -111,13 +111,14 @@ def test_classes_that_do_not_exclude_one_another_are_each_a_yes_or_no():
 
 def test_small_boxes_count_most():
     targets = [{"boxes": torch.tensor([[0.0, 0, 16, 16], [32, 32, 64, 64]])}, {"boxes": torch.zeros(0, 4)}]
-    found = maps.box_weights(targets, (8, 8), (64, 64), gains=(3.0, 2.0, 1.0), sizes=(20, 40))
+    like, images = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 64, 64)
+    found = maps.box_weights(targets, like, images, gains=(3.0, 2.0, 1.0), sizes=(20, 40))
     assert found.shape == (2, 8, 8)
     assert found[0, 0, 0] == 3
     assert found[0, 5, 5] == 2
     assert found[0, 0, 6] == 1
     assert bool((found[1] == 1).all())
-    near = maps.box_weights(targets, (8, 8), (64, 64), gains=(1, 1, 1), background=0.0)
+    near = maps.box_weights(targets, like, images, gains=(1, 1, 1), background=0.0)
     assert near[0].sum() == 9 + 16
     assert near[1].sum() == 0
 

@@ -35,7 +35,7 @@ def objective(student: nn.Module, teacher: nn.Module, passes: list[str]):
 def made(kind: str, ours: str, theirs: str, width: int = 6, other: int = 6, **how):
     torch.manual_seed(1)
     student, teacher, passes = net(width), net(other, 3), []
-    together, adapters = matching.beside(
+    together, adapters = matching.add_matching(
         objective(student, teacher, passes),
         [(student, teacher, ours, theirs)],
         lambda: (student(BATCH["inputs"]), teacher(BATCH["inputs"])),
@@ -131,7 +131,7 @@ def test_tokens_count_where_the_mask_says_so():
         return torch.zeros(()), {}
 
     modules = [nn.Sequential(one) for one in (student, teacher)]
-    together, _ = matching.beside(plain, [(*modules, "0", "0")], lambda: [one(ids) for one in modules])
+    together, _ = matching.add_matching(plain, [(*modules, "0", "0")], lambda: [one(ids) for one in modules])
     apart = (student.weight - teacher.weight).square().mean(1)[torch.tensor([1, 2, 3, 4])].sum() / 8
     torch.testing.assert_close(together(batch, {"tokens": 8, "sequences": 2})[0], apart)
 
@@ -165,7 +165,7 @@ def of_texts(kind: str, tap: str, width: int = 4):
             one(part["input_ids"], part["attention_mask"])
         return torch.zeros(()), {}
 
-    together, adapters = matching.beside(
+    together, adapters = matching.add_matching(
         plain, [(student, teacher, tap, tap)], lambda: [one(*short.values()) for one in (student, teacher)], kind=kind
     )
     return together, nn.ModuleList([student, adapters]), short, batch
@@ -224,11 +224,11 @@ def test_what_can_not_be_compared_is_refused(kind, ours, theirs, how, words):
     with pytest.raises(InputError, match=words):
         made(kind, ours, theirs, **how)
     with pytest.raises(InputError, match="no module was named"):
-        matching.beside(lambda *_: None, [], lambda: None)
+        matching.add_matching(lambda *_: None, [], lambda: None)
     student = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
     for whose, taps in (("student", ("idle", "used")), ("teacher", ("used", "idle"))):
         with pytest.raises(InputError, match=f"^idle of the {whose}'s modules does not run, or gives no tensor"):
-            matching.beside(
+            matching.add_matching(
                 lambda *_: None,
                 [(student, student, "used", "used"), (student, student, *taps)],
                 lambda: student["used"](torch.zeros(3, 2)),

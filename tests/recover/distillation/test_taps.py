@@ -47,7 +47,7 @@ def test_patterns_fit_parts_of_names():
 def test_a_pattern_that_fits_nothing_lists_the_nearest_names():
     with pytest.raises(InputError, match=r"'layer.0.mlp' is no module of Net: near are layers.0.mlp"):
         taps.match(Net(2), "layer.0.mlp")
-    with pytest.raises(InputError, match="near are head"), taps.tapped(Net(2), ["haed"]):
+    with pytest.raises(InputError, match="near are head"), taps.tap(Net(2), ["haed"]):
         pass
     with pytest.raises(InputError, match="near are"):
         taps.pairs(Net(2), Net(2), "blocks.{i}")
@@ -98,19 +98,19 @@ def test_pairs_that_make_no_sense_are_refused(pattern, how, said):
 
 def test_taps_give_what_modules_give_in_the_order_asked_for():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 3, 3), nn.Conv2d(3, 4, 3))
-    with taps.tapped(net, ["2", "0", "0@input"]) as found:
+    with taps.tap(net, ["2", "0", "0@input"]) as found:
         net(torch.rand(1, 1, 9, 9))
     assert [one.shape[1] for one in found] == [4, 2, 1]
     net(torch.rand(1, 1, 9, 9))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net)
-    with taps.tapped(net, ["1", "1"], maps.flat) as found:
+    with taps.tap(net, ["1", "1"], maps.flat) as found:
         net(torch.rand(1, 1, 9, 9))
     assert [one.shape[1] for one in found] == [3, 3], "a module that is named twice comes twice"
 
 
 def test_the_input_of_a_module_may_be_named():
     net, x = Net(2), torch.rand(5, 4)
-    with taps.tapped(net, ["head@input", "layers.1"]) as found:
+    with taps.tap(net, ["head@input", "layers.1"]) as found:
         net(x)
     assert torch.equal(found[0], found[1])
 
@@ -122,7 +122,7 @@ def test_only_what_is_found_is_kept():
         alive.append(weakref.ref(output))
         return [output.mean((2, 3))]
 
-    with torch.no_grad(), taps.tapped(net, ["0"], pooled) as found:
+    with torch.no_grad(), taps.tap(net, ["0"], pooled) as found:
         net(torch.rand(2, 1, 16, 16))
     assert found[0].shape == (2, 8)
     assert alive[0]() is None, "the whole map is gone"
@@ -130,13 +130,13 @@ def test_only_what_is_found_is_kept():
 
 def test_features_are_seen_in_evaluation_mode():
     net, x = nn.Sequential(nn.Dropout(0.9), nn.Conv2d(1, 2, 1), nn.Flatten()), torch.ones(1, 1, 4, 4)
-    (found,) = taps.seen(net.train(), ["1"], x, maps.flat)
+    (found,) = taps.look_at(net.train(), ["1"], x, maps.flat)
     assert torch.equal(found, net[1](x))
     assert net.training
     assert net[0].training
     for names in (["2"], ["1", "2"]):
         with pytest.raises(InputError, match=r"^2 gives nothing to compare"):
-            taps.seen(net, names, x, maps.flat)
+            taps.look_at(net, names, x, maps.flat)
 
 
 def test_the_first_floats_are_a_feature():
@@ -178,7 +178,7 @@ def test_an_adapter_is_trained_beside_the_student_which_never_holds_it():
     batches = [{"inputs": torch.rand(8, 4), "told": torch.rand(8, 6)} for _ in range(3)]
 
     def objective(batch, totals):
-        with taps.tapped(student, ["head@input"]) as found:
+        with taps.tap(student, ["head@input"]) as found:
             student(batch["inputs"])
         return (adapter(found[0]) - batch["told"]).square().sum() / totals["examples"], {}
 

@@ -32,6 +32,7 @@ def ready(bits=8, **how):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_inputs_become_integers_in_range_and_zero_stays_zero(bits):
     inputs = qat.Inputs(bits)
+    assert inputs(torch.zeros(3)).eq(0).all(), "an empty signal too"
     inputs.limit.fill_(2.0)
     x = torch.linspace(-3, 3, 1001)
     found = inputs(x) / inputs.scale
@@ -108,7 +109,7 @@ def test_parameters_keep_their_names_and_masks_survive_training():
     def objective(batch, totals):
         return model(batch).square().mean(), {}
 
-    with masks.held(model, mask):
+    with masks.hold(model, mask):
         loop.train(model, [IMAGES], objective, steps=4, lr=1e-2, count=lambda batch: {"examples": len(batch)})
     after = model[2].weight.detach()
     assert not after[~mask["2.weight"]].any()
@@ -119,6 +120,8 @@ def test_parameters_keep_their_names_and_masks_survive_training():
 
 def test_scales_follow_while_they_observe_and_hold_still_when_frozen():
     model = ready(momentum=0.5)
+    for name in ("0.activation_fake_quantizer.limit", "2.weight_fake_quantizer.scale"):
+        assert model.state_dict()[name].abs().sum() > 0, "checkpoints hold the scales"
     qat.frozen(model, inputs=False, weights=False)
     before = model[0].activation_fake_quantizer.limit.clone()
     model(10 * IMAGES)
@@ -136,15 +139,10 @@ def test_scales_follow_while_they_observe_and_hold_still_when_frozen():
     assert torch.allclose(model[2].weight_fake_quantizer.scale, 3 * scale)
 
 
-def test_checkpoints_hold_the_scales():
-    state = ready().state_dict()
-    for name in ("0.activation_fake_quantizer.limit", "2.weight_fake_quantizer.scale"):
-        assert state[name].abs().sum() > 0
-
-
 def test_calibration_takes_the_largest_a_quantile_or_what_tells_most():
     values = torch.cat([torch.randn(20000, generator=torch.Generator().manual_seed(0)), torch.tensor([60.0])])
     limits = {}
+    assert qat.entropy_limit([torch.zeros(10)], 8) == 0.0
     for by in ("max", "percentile", "entropy"):
         model = nn.Sequential(nn.Linear(3, 4))
         qat.prepare(model, ["0"], bits=8)
@@ -174,9 +172,3 @@ def test_what_can_not_be_calibrated_is_refused_by_name():
         qat.calibrate(model, model, [IMAGES / 0])
     with pytest.raises(InputError, match="bits=3"):
         qat.prepare(net(), ["2"], bits=3)
-
-
-def test_an_empty_signal_has_a_limit():
-    assert qat.entropy_limit([torch.zeros(10)], 8) == 0.0
-    inputs = qat.Inputs(8)
-    assert inputs(torch.zeros(3)).eq(0).all()

@@ -51,22 +51,22 @@ def test_many_clusters_keep_the_originals_bit_for_bit_and_few_are_the_mean(dtype
     chosen = merging.representatives(parts, groups)
     for part in parts:
         for kappa in (0, 2):
-            kept = merging.reconstructed(part, groups, chosen, kappa=kappa)
+            kept = merging.reconstruct(part, groups, chosen, kappa=kappa)
             assert torch.equal(kept, part[chosen])
-        mean = merging.reconstructed(part, groups, chosen, kappa=3)
+        mean = merging.reconstruct(part, groups, chosen, kappa=3)
         assert mean.dtype == dtype
         for place, members in enumerate(groups):
             assert torch.equal(mean[place], part[members].double().mean(0).to(dtype))
         assert torch.equal(mean[1], part[1])  # a cluster of one
     rows = torch.randn(6, 5)
-    assert merging.reconstructed(rows, groups, chosen, kappa=3).shape == (3, 5)
-    assert merging.reconstructed(rows[:, 0], groups, chosen, kappa=0).tolist() == rows[chosen, 0].tolist()
+    assert merging.reconstruct(rows, groups, chosen, kappa=3).shape == (3, 5)
+    assert merging.reconstruct(rows[:, 0], groups, chosen, kappa=0).tolist() == rows[chosen, 0].tolist()
 
 
 def test_nothing_is_changed():
     parts, groups = packed(), [[0, 1, 2, 3, 4, 5]]
     before = [part.clone() for part in parts]
-    means = [merging.reconstructed(part, groups, merging.representatives(parts, groups)) for part in parts]
+    means = [merging.reconstruct(part, groups, merging.representatives(parts, groups)) for part in parts]
     means[0].zero_()
     assert all(torch.equal(a, b) for a, b in zip(parts, before, strict=True))
 
@@ -75,4 +75,4 @@ def test_bad_clusters_are_refused():
     with pytest.raises(InputError, match="without experts"):
         merging.closest(packed(), [])
     with pytest.raises(InputError, match="2 chosen experts for 1 clusters"):
-        merging.reconstructed(torch.zeros(3, 2), [[0, 1, 2]], [0, 1])
+        merging.reconstruct(torch.zeros(3, 2), [[0, 1, 2]], [0, 1])

@@ -142,17 +142,6 @@ def test_the_interval_lets_a_group_shrink_and_the_loss_descend() -> None:
     assert [float(value) for value in one] == [1.0, 0.5, 18.0]
 
 
-def test_penalised_groups_shrink_in_training() -> None:
-    model = net()
-    optimizer = GroupSparse(
-        model.parameters(), groups(model), lr=1e-3, momentum=0.0, start=0, span=20, finish=0.0, penalty=5.0
-    )
-    before = norms(groups(model))
-    train(model, optimizer, steps=1)
-    chosen = torch.cat(list(optimizer.chosen.values()))
-    assert bool((norms(groups(model)) < before)[chosen].all())
-
-
 def test_without_the_projection_nothing_is_exactly_zero_and_with_it_the_target_is_met() -> None:
     how = {"finish": 0.0, "span": 40, "start": 5}
     shares = {}
@@ -222,7 +211,7 @@ def test_hesso_shrinks_linearly_in_periods() -> None:
 
 @pytest.mark.parametrize("variant", PLAIN)
 @pytest.mark.parametrize("method", ["dhspg", "hesso"])
-@pytest.mark.parametrize("when", [4, 25, 50])
+@pytest.mark.parametrize("when", [4, 25])
 def test_state_survives_torchs_own_state_dict(variant: str, method: str, when: int) -> None:
     whole = net()
     straight = made(whole, variant, method=method, periods=3)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
 
 from secateur.errors import InputError
 from secateur.recover.distillation import losses
-from secateur.recover.sparsity import slimming
-from secateur.recover.training.compose import Term, compose, layered
+from secateur.recover.training.compose import Term, compose, sum_layers
 from secateur.recover.training.loop import train
 
 TOTALS = {"examples": 4, "tokens": 8}
@@ -78,14 +75,14 @@ def test_what_a_silent_term_is_like_leaves_its_own_weight():
 def test_layers_have_weights_of_their_own():
     ours, theirs = [torch.randn(3, 2) for _ in range(3)], [torch.randn(3, 2) for _ in range(3)]
     each = [losses.mse(a, b).item() for a, b in zip(ours, theirs, strict=True)]
-    assert layered(losses.mse)(ours, theirs).item() == pytest.approx(sum(each), rel=1e-5)
-    weighted = layered(losses.mse, [1.0, 0.5, 0.0])(ours, theirs).item()
+    assert sum_layers(losses.mse)(ours, theirs).item() == pytest.approx(sum(each), rel=1e-5)
+    weighted = sum_layers(losses.mse, [1.0, 0.5, 0.0])(ours, theirs).item()
     assert weighted == pytest.approx(each[0] + 0.5 * each[1], rel=1e-5)
     for wrong in ((ours[:2], theirs), ([], [])):
         with pytest.raises(InputError, match="equally many"):
-            layered(losses.mse)(*wrong)
+            sum_layers(losses.mse)(*wrong)
     with pytest.raises(InputError, match="2 weights"):
-        layered(losses.mse, [1.0, 2.0])(ours, theirs)
+        sum_layers(losses.mse, [1.0, 2.0])(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -124,24 +121,3 @@ def test_a_term_of_weight_zero_changes_no_bit_of_a_training():
 
     for name, tensor in trained().items():
         assert torch.equal(tensor, trained("noise")[name])
-
-
-def test_a_training_in_two_micro_batches_is_one_of_both():
-    def trained(accumulate):
-        torch.manual_seed(0)
-        net, x = nn.Linear(4, 1), torch.rand(16, 4, generator=torch.Generator().manual_seed(1))
-        size = 8 // accumulate
-        parts = slimming.Numbered([{"inputs": one} for one in x.split(size)] * 2, 4 * accumulate)
-        terms = [
-            Term("size", lambda y, _: y.square().sum()),
-            Term("mean", lambda y, _: y.sum(), weight=2.0, warmup=0.9),
-        ]
-        look = partial(lambda net, part: net(part["inputs"]), net)
-        count = {"count": lambda part: {"examples": len(part["inputs"])}}
-        stairs = {"stairs": 4}
-        train(
-            net, parts, compose(terms, look, **stairs), steps=4, lr=0.1, accumulate=accumulate, progress=False, **count
-        )
-        return net.weight.detach()
-
-    torch.testing.assert_close(trained(1), trained(2))

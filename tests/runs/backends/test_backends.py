@@ -1,71 +1,84 @@
-"""What a recipe works on is told by its first annotation, a model by its name, a folder by its files."""
+"""Backends are found by a recipe's first annotation, a source by its kind or name, a folder by its files."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import tiny
-from secateur.data.texts import Corpus
-from secateur.errors import InputError
+from secateur.errors import InputError, UnsupportedError
 from secateur.runs import backends
-from secateur.runs.backends import language, network
-from secateur.subjects import Traced, Transformer
+from secateur.runs.backends.dataset import Datasets
+from secateur.runs.backends.graph import Graphs
+from secateur.runs.backends.language import Language
+from secateur.runs.backends.network import Network
+from secateur.runs.backends.streamed import OnDisk
+from secateur.subjects import ExampleSet, KnowledgeGraph, Moe, Streamed, Traced, Transformer
 
 
-def test_a_recipe_says_by_its_first_annotation_what_it_takes():
-    def on_networks(subject: Traced, data):
+@pytest.mark.parametrize(
+    ("kind", "stream", "backend"),
+    [(Traced, False, Network), (Transformer, False, Language), (Moe, False, Language), (None, False, Language),
+     (Transformer | Streamed, False, Language), (Transformer | Streamed, True, OnDisk),
+     (KnowledgeGraph, False, Graphs), (ExampleSet, False, Datasets)],
+)  # fmt: skip
+def test_a_recipe_says_by_its_first_annotation_what_it_takes(kind, stream, backend):
+    def recipe(subject, data):
         """Nothing."""
 
-    def on_text(subject: Transformer, data):
-        """Nothing."""
-
-    def silent(subject, data):
-        """Nothing."""
-
-    assert backends.of_recipe(on_networks) is network
-    assert backends.of_recipe(on_text) is backends.of_recipe(silent) is language
-
-
-def test_copies_of_held_out_texts_are_counted():
-    train, held = Corpus(["a", "b", "a"], None, "some"), Corpus(["b", "c", "b", "d"], None, "others")
-    assert backends.copies(train, held, "texts").startswith("2 of 4 held-out texts are in the training part, too,")
-    assert backends.copies(held, train, "texts").startswith("1 of 3 held-out texts")
-    assert backends.copies(Corpus(["x"], None, "x"), held, "texts") == ""
+    recipe.__annotations__ = {} if kind is None else {"subject": kind}
+    assert type(backends.of_recipe(recipe, stream=stream)) is backend
+    if not stream and kind != Transformer | Streamed:
+        with pytest.raises(UnsupportedError, match="recipe needs the whole model in memory"):
+            backends.of_recipe(recipe, stream=True)
+        with pytest.raises(UnsupportedError, match="recipe runs in one process, and 2 were started"):
+            backends.check_processes(recipe, 2)
+    backends.check_processes(recipe, 1)
 
 
-def test_records_call_a_model_by_its_name_or_its_class(tmp_path):
+def test_records_call_a_source_by_its_name_or_its_class(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
-    subject = network.opened(module, inputs="1x2")
-    assert [backends.called(one) for one in ("nets.py:build", tmp_path)] == ["nets.py:build", str(tmp_path)]
-    assert backends.called(module) == backends.called(subject) == "Sequential"
+    subject = Network().open(module, inputs="1x2")
+    assert [backends.name_source(one) for one in ("nets.py:build", tmp_path)] == ["nets.py:build", str(tmp_path)]
+    assert backends.name_source(module) == backends.name_source(subject) == "Sequential"
+    assert type(backends.of_source(subject)) is Network
 
 
-def test_a_model_says_it_by_its_name(tmp_path):
-    assert backends.of_model("nets.py:build") is backends.of_model(torch.nn.Linear(2, 2)) is network
-    assert (
-        backends.of_model(tmp_path)
-        is backends.of_model("owner/model")
-        is backends.of_model(tiny.model("bert"))
-        is language
-    )
+def test_a_source_says_it_by_its_name_or_kind(tmp_path):
+    networks, models = ["nets.py:build", torch.nn.Linear(2, 2)], [tmp_path, "owner/model", tiny.model("bert")]
+    assert {type(backends.of_source(source)) for source in networks} == {Network}
+    assert {type(backends.of_source(source)) for source in models} == {Language}
+
+
+def test_a_network_is_found_without_the_library_of_language_models():
+    code = "import sys; from secateur.runs import backends; backends.of_source('nets.py:build'); print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "transformers"} & set(shown.stdout.split()) == {"torch"}
 
 
 def test_a_folder_says_it_by_its_files(tmp_path):
     assert backends.of_folder(tmp_path) is None
     (tmp_path / "cut.json").touch()
-    assert backends.of_folder(tmp_path) is network
+    assert isinstance(backends.of_folder(tmp_path), Network)
     (tmp_path / "config.json").touch()
-    assert backends.of_folder(tmp_path) is language
+    assert isinstance(backends.of_folder(tmp_path), Language)
 
 
-def test_a_model_of_another_trade_is_refused_by_name():
-    backends.match(network, "net.py:build", "otov3")
-    backends.match(language, "some/hub-id", "ziplm")
-    backends.match(network, torch.nn.Linear(2, 2), "otov3")
-    with pytest.raises(InputError, match=r"ziplm works on language models, and 'net\.py:build' names a function"):
-        backends.match(language, "net.py:build", "ziplm")
+def test_a_source_of_another_family_is_refused_by_name():
+    backends.check_source(Network(), "net.py:build", "otov3")
+    backends.check_source(Language(), "some/hub-id", "ziplm")
+    backends.check_source(Network(), torch.nn.Linear(2, 2), "otov3")
+    with pytest.raises(InputError, match=r"ziplm works on language models, and 'net\.py:build' names none: give a fo"):
+        backends.check_source(Language(), "net.py:build", "ziplm")
     with pytest.raises(InputError, match=r"otov3 works on networks, and 'folder' names none: .*net\.py:build"):
-        backends.match(network, Path("folder"), "otov3")
+        backends.check_source(Network(), Path("folder"), "otov3")
+
+
+def test_a_backend_that_is_not_there_is_refused():
+    for name in ("no_such_module:Bags", "secateur.runs.backends.network:Bags", "nothing"):
+        with pytest.raises(InputError, match=f"there is no backend '{name}'"):
+            backends.resolve(name)

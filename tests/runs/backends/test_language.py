@@ -21,8 +21,9 @@ import tiny
 from secateur.data import texts
 from secateur.errors import DataError, InputError
 from secateur.measure import latency, loyalty
-from secateur.runs import executor
+from secateur.runs import executor, measuring
 from secateur.runs.backends import language
+from secateur.runs.backends.language import Language
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
@@ -30,13 +31,13 @@ def test_lengths_beyond_the_positions_of_the_model_are_refused(tmp_path, kind):
     subject = secateur.open_subject(tiny.model(kind), tokenizer=tiny.tokenizer())
     most = 159 if kind == "roberta" else 160  # of RoBERTa, the padding's and those before it serve no text
     with pytest.raises(InputError, match=f"length=161 is beyond the model's {most} positions: give at most length="):
-        executor.measure(subject, length=161)
+        measuring.measure(subject, length=161)
     with pytest.raises(InputError, match=f"^length=161 is beyond the model's {most} positions"):
         executor.run("ziplm", subject, tiny.sentences(), "params=80%", tmp_path / "out", length=161)
     with pytest.raises(InputError, match=f"train_length=161 is beyond the model's {most} positions"):
         executor.run("ziplm", subject, tiny.sentences(), "params=80%", tmp_path / "out", train_length=161)
     assert not (tmp_path / "out").exists()
-    executor.measure(subject, batch=1, length=most)
+    measuring.measure(subject, batch=1, length=most)
 
 
 def large(vocabulary, token):
@@ -68,10 +69,10 @@ def test_texts_with_tokens_that_the_model_lacks_are_refused_in_one_line(recipe, 
 def test_tokens_that_no_text_has_are_nobodys_trouble(kind):
     corpus = texts.read(tiny.sentences())
     subject = secateur.open_subject(tiny.model(kind), tokenizer=large(False, 70))
-    assert language.fitted(corpus, subject) is corpus
+    assert Language().fit_data(corpus, subject) is corpus
     setattr(subject.tokenizer, "eos_token" if kind == "llama" else "pad_token", "never-said")
     with pytest.raises(InputError, match="gives token 70 for"):
-        language.fitted(corpus, subject)
+        Language().fit_data(corpus, subject)
 
 
 @pytest.mark.parametrize("kind", ["causal", "classes", "masked", "unlabelled", "tokens"])
@@ -91,13 +92,13 @@ def test_loyalty_stands_beside_what_else_is_told_of_predictions(kind):
     one, other = made(0), made(1)
     labels = [number % 2 for number in range(60)] if kind == "classes" else None
     corpus = texts.Corpus(tiny.sentences(60), labels)
-    place = language.where(one, 1, 16, 1)
-    before, after, both = language.compared(one, one, corpus, place)
+    place = Language().environment(one, 1, 16, 1)
+    before, after, both = Language().compare(one, one, corpus, place)
     assert before == after
     assert list(before) == {"causal": ["perplexity"], "unlabelled": [], "tokens": []}.get(kind, ["accuracy"])
     assert ("spearman" in both) == (kind in ("masked", "unlabelled", "tokens"))
     assert both["label_loyalty"].value == both["probability_loyalty"].value == 1.0
-    before, after, both = language.compared(one, other, corpus, place)
+    before, after, both = Language().compare(one, other, corpus, place)
     assert before != after or not before
     assert 0 <= both["label_loyalty"].value < 1
     assert 0 < both["probability_loyalty"].value < 1
@@ -118,9 +119,9 @@ def test_classes_of_another_number_have_no_loyalty_and_numbers_have_three_figure
         return secateur.open_subject(model, tokenizer=tiny.tokenizer())
 
     corpus, place = texts.Corpus(tiny.sentences(60)), latency.Environment(1, 16, 1)
-    assert set(language.compared(made(2), made(3), corpus, place)[2]) == {"spearman", "cosine"}
+    assert set(Language().compare(made(2), made(3), corpus, place)[2]) == {"spearman", "cosine"}
     one, other = made(1), made(1, 1)
-    found = language.compared(one, other, corpus, place)[2]
+    found = Language().compare(one, other, corpus, place)[2]
     assert set(found) == {"spearman", "cosine", "pearson", "rank_loyalty", "rmse"}
     batches = language.held_batches(corpus, one.tokenizer, packed=False, length=16)
     told = [torch.cat([m.forward(b).prediction for b in batches]).flatten().tolist() for m in (other, one)]
@@ -146,8 +147,10 @@ def test_numbers_are_held_against_labels_that_are_numbers(count):
     spoken, place = tiny.sentences(count), latency.Environment(1, 16, 1)
     one, other = made(0), made(1)
     labels = told(one)
-    corpus = language.fitted(texts.read([{"text": a, "label": b} for a, b in zip(spoken, labels, strict=True)]), one)
-    before, after, both = language.compared(one, other, corpus, place)
+    corpus = Language().fit_data(
+        texts.read([{"text": a, "label": b} for a, b in zip(spoken, labels, strict=True)]), one
+    )
+    before, after, both = Language().compare(one, other, corpus, place)
     assert set(before) == set(after) == {"label_pearson", "label_spearman"}
     assert before["label_pearson"].value > 0.99
     assert before["label_spearman"].value > 0.95
@@ -162,7 +165,7 @@ def test_which_labels_a_model_of_numbers_takes():
     subject = secateur.open_subject(model, tokenizer=tiny.tokenizer())
 
     def fitted(*labels):
-        return language.fitted(
+        return Language().fit_data(
             texts.read([{"text": a, "label": b} for a, b in zip(tiny.sentences(len(labels)), labels, strict=True)]),
             subject,
         )
@@ -173,7 +176,7 @@ def test_which_labels_a_model_of_numbers_takes():
         with pytest.raises(DataError, match=message):
             fitted(*wrong)
     alike = fitted(*[3] * 20)
-    before, after, both = language.compared(subject, subject, alike, latency.Environment(1, 16, 1))
+    before, after, both = Language().compare(subject, subject, alike, latency.Environment(1, 16, 1))
     assert before == after == {}
     assert both["pearson"].value == pytest.approx(1)
 
@@ -193,7 +196,7 @@ def test_which_labels_a_model_of_numbers_takes():
 )
 def test_the_card_names_the_class_that_loads_the_head(tmp_path, architecture, call):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
-    assert language.loading(tmp_path, "small") == (
+    assert Language().load_line(tmp_path, "small") == (
         f'from transformers import {call}\n\nmodel = {call}.from_pretrained("small")'
     )
 
@@ -210,13 +213,13 @@ def test_texts_without_tokens_are_left_out_of_what_embeddings_tell(empty):
     tokenizer = tiny.letters()  # which adds no special tokens
     one, other, place = made(0), made(1), latency.Environment(1, 16, 1)
     spoken = tiny.sentences(47)
-    found = language.compared(one, other, texts.Corpus([*spoken, *[""] * empty]), place)[2]
+    found = Language().compare(one, other, texts.Corpus([*spoken, *[""] * empty]), place)[2]
     batches = texts.batches(texts.Corpus([*spoken, *[""] * empty]), tokenizer, packed=False, batch=16, length=16)
     read = int(sum(batch["attention_mask"].any(1).sum() for batch in batches))
     assert found["cosine"].samples == read < 48
     assert abs(found["cosine"].value) < 1
     with pytest.raises(DataError, match="texts holds no text that the tokenizer finds a token in: give others"):
-        language.compared(one, other, texts.Corpus([""] * empty), place)
+        Language().compare(one, other, texts.Corpus([""] * empty), place)
 
 
 # ------------------------------------------------------------------------------------------------- labels of words
@@ -244,8 +247,8 @@ def tagged_rows(subject, count=60):
 def test_words_with_labels_tell_a_token_classifiers_accuracy_and_macro_f1():
     one, other = tagger(0), tagger(1)
     rows = tagged_rows(one)
-    corpus = language.fitted(texts.read(rows), one)
-    before, after, both = language.compared(one, other, corpus, language.where(one, 1, 16, 1))
+    corpus = Language().fit_data(texts.read(rows), one)
+    before, after, both = Language().compare(one, other, corpus, Language().environment(one, 1, 16, 1))
     assert list(before) == list(after) == ["accuracy", "f1"]
     assert before["accuracy"].value == before["f1"].value == 1.0
     theirs = [row["ner_tags"] for row in tagged_rows(other)]
@@ -264,8 +267,8 @@ def test_words_with_labels_tell_a_token_classifiers_accuracy_and_macro_f1():
     classes = {kind for pair in pairs for kind in pair}
     f1 = [2 * sum(t == s == c for t, s in pairs) / sum((t == c) + (s == c) for t, s in pairs) for c in classes]
     assert after["f1"].value == pytest.approx(sum(f1) / len(f1))
-    bare = language.compared(one, other, language.fitted(texts.read([" ".join(row["tokens"]) for row in rows]), one),
-                             language.where(one, 1, 16, 1))  # fmt: skip
+    plain = Language().fit_data(texts.read([" ".join(row["tokens"]) for row in rows]), one)
+    bare = Language().compare(one, other, plain, Language().environment(one, 1, 16, 1))
     assert bare[0] == bare[1] == {}
 
 
@@ -273,18 +276,18 @@ def test_labels_of_words_are_for_those_that_classify_tokens_and_of_their_classes
     one = tagger(0)
     rows = tagged_rows(one, 20)
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = executor.measure(one, data=tmp_path / "rows.jsonl", batch=1, length=16)["model"]
+    found = measuring.measure(one, data=tmp_path / "rows.jsonl", batch=1, length=16)["model"]
     assert found["accuracy"].value == found["f1"].value == 1.0
-    assert "perplexity" in executor.measure(
+    assert "perplexity" in measuring.measure(
         secateur.open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer()), data=rows, batch=1, length=16
     )["model"]  # fmt: skip
     whole = secateur.open_subject(tiny.model("bert"), tokenizer=tiny.tokenizer())
-    assert language.fitted(texts.read(rows), whole).tagged is None
+    assert Language().fit_data(texts.read(rows), whole).tagged is None
     flawed = texts.read([{"tokens": ["a"], "ner_tags": [None]}] * 3)
     texts_ = secateur.open_subject(tiny.classifier(), tokenizer=tiny.tokenizer())
-    assert language.fitted(flawed, texts_).labels is None, "labels of words are nothing to a model of texts"
+    assert Language().fit_data(flawed, texts_).labels is None, "labels of words are nothing to a model of texts"
     with pytest.raises(DataError, match=r"texts has the label \d: the model has 1 classes, 0 to 0"):
-        executor.measure(tagger(0, 1), data=rows, batch=1, length=16)
+        measuring.measure(tagger(0, 1), data=rows, batch=1, length=16)
     rows[3]["ner_tags"] = rows[3]["ner_tags"][1:]
     with pytest.raises(DataError, match=r"row 4 has \d+ words in 'tokens' and \d+ labels in 'ner_tags'"):
-        executor.measure(one, data=rows, batch=1, length=16)
+        measuring.measure(one, data=rows, batch=1, length=16)

@@ -20,9 +20,9 @@ from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, RunError, UnsupportedError
 from secateur.measure import latency, loyalty
-from secateur.runs import cutting, executor
-from secateur.runs.backends import network
-from secateur.runs.distilling import members
+from secateur.runs import cutting, executor, measuring
+from secateur.runs.backends.network import Network
+from secateur.runs.distilling import models
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.subjects import Traced
@@ -98,7 +98,7 @@ def test_a_network_is_cut_measured_saved_and_loads_without_secateur(place):
     assert 'torch.export.load("small/model.pt2").module()' in card
     (again,) = executor.run(snips, f"{place}/model.py:build", place / "data.npz", "channels=50%", out)
     assert again == row
-    found = executor.measure(str(out), f"{place}/model.py:build", place / "data.npz", batch=2)
+    found = measuring.measure(str(out), f"{place}/model.py:build", place / "data.npz", batch=2)
     assert found["model"]["params"].value == row.after["params"].value
     code = (
         "import sys; sys.modules['secateur'] = None; import torch\n"
@@ -149,7 +149,7 @@ def test_held_out_data_of_ones_own_is_all_that_quality_is_measured_on(apart):
     test = examples.read(apart / "test.npz")
     assert seen[0].digest == examples.read(apart / "data.npz").digest
     assert row.after["accuracy"].samples == 24
-    assert row.before["accuracy"].value == executor.measure(model, data=test, batch=2)["model"]["accuracy"].value
+    assert row.before["accuracy"].value == measuring.measure(model, data=test, batch=2)["model"]["accuracy"].value
     assert row.settings["held_out_sha256"] == test.digest
     assert not [note for note in row.cut.notes if "held-out" in note]
     assert yaml.safe_load((apart / "out/run.yaml").read_text())["held_out"] == str(apart / "test.npz")
@@ -226,7 +226,7 @@ def test_without_labels_loyalty_stands_beside_fidelity_and_numbers_have_their_ow
     def told(width, student=None, seed=1):
         torch.manual_seed(seed)
         pair = [nn.Sequential(nn.Linear(6, 5), nn.Linear(5, out)) for out in (width, student or width)]
-        found = network.compared(*(open_traced(one, inputs[:1]) for one in pair), data, place)
+        found = Network().compare(*(open_traced(one, inputs[:1]) for one in pair), data, place)
         return [one(inputs).detach() for one in pair], found
 
     (theirs, ours), (before, after, both) = told(3)
@@ -261,55 +261,55 @@ def test_a_network_that_needs_more_than_the_examples_hold_is_refused_in_a_line(t
 
 def test_a_label_that_a_detector_does_not_have_is_refused_before_anything_runs():
     data = yolo.squares(8)
-    subject = detectors.opened(yolo.tiny(), data.inputs[:1])
+    subject = detectors.open_detector(yolo.tiny(), data.inputs[:1])
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
-    assert network.fitted(data, subject) is data
+    assert Network().fit_data(data, subject) is data
     targets = [dict(target) for target in data.targets]
     targets[5]["labels"] = targets[5]["labels"] + 7
     wrong = Examples(data.inputs, None, tuple(targets), name="squares")
     highest = int(targets[5]["labels"].max())
     words = rf"squares has the label {highest}, on which the loss .* fails \(IndexError\): build it for {highest + 1}"
     with pytest.raises(DataError, match=words) as told:
-        network.fitted(wrong, subject)
+        Network().fit_data(wrong, subject)
     assert "\n" not in str(told.value)
     assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
 
 
 def test_a_loss_that_fails_for_another_reason_is_not_laid_to_the_labels(monkeypatch):
     data = yolo.squares(4)
-    subject = detectors.opened(yolo.tiny(), data.inputs[:1])
+    subject = detectors.open_detector(yolo.tiny(), data.inputs[:1])
 
     def broken(self, batch):
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(yolo.Yolo, "loss", broken)
-    assert network.fitted(data, subject) is data
+    assert Network().fit_data(data, subject) is data
 
 
 def test_a_network_is_wholly_loyal_to_itself(place):
     name, data = f"{place}/model.py:build", place / "data.npz"
-    both = executor.measure(name, name, data, batch=2)["both"]
+    both = measuring.measure(name, name, data, batch=2)["both"]
     assert both["label_loyalty"].value == both["probability_loyalty"].value == 1.0
 
 
 def test_lengths_and_other_devices_are_refused(place):
     with pytest.raises(InputError, match="length=8: a network takes inputs as they are"):
-        executor.measure(f"{place}/model.py:with_inputs", length=8)
+        measuring.measure(f"{place}/model.py:with_inputs", length=8)
     absent = [] if torch.cuda.is_available() else ["cuda"]
     for device in ["moon", "cuda:99", "meta", *absent]:
         with pytest.raises(InputError, match=f"device '{device}' can't hold the model: [^\n]*$"):
-            executor.measure(f"{place}/model.py:with_inputs", device=device)
+            measuring.measure(f"{place}/model.py:with_inputs", device=device)
         for recipe in ("otov3", cutting.prune):
             with pytest.raises(InputError, match=f"device '{device}' can't hold the model"):
                 executor.run(recipe, f"{place}/model.py:build", place / "data.npz", "params=50%", place / "out",
                             device=device)  # fmt: skip
     with pytest.raises(UnsupportedError, match="device 'cuda': networks are taught on a GPU that is there"):
-        members.learner(network, f"{place}/model.py:build", "cuda", None)
+        models.open_student(Network(), f"{place}/model.py:build", "cuda", None)
     assert not (place / "out").exists()
     with pytest.raises(InputError, match="comes without example inputs"):
-        executor.measure(f"{place}/model.py:build")
+        measuring.measure(f"{place}/model.py:build")
     with pytest.raises(UnsupportedError, match=r"small/model.onnx is an ONNX file, .*exported.Exported"):
-        executor.measure("small/model.onnx", f"{place}/model.py:build")
+        measuring.measure("small/model.onnx", f"{place}/model.py:build")
 
 
 def test_a_network_is_measured_on_the_device_that_is_asked_for_and_stays_where_it_is(place, monkeypatch):
@@ -320,17 +320,17 @@ def test_a_network_is_measured_on_the_device_that_is_asked_for_and_stays_where_i
     # Of the devices that torch has, only "meta" is everywhere: it holds no values, but shows where things go.
     elsewhere = latency.Environment(batch=6, length=None, device="meta")
     monkeypatch.setattr(modes, "there", lambda device: None)
-    copied = network.placed(subject, elsewhere)
+    copied = Network().place(subject, elsewhere)
     assert {one.device.type for one in copied.model.parameters()} == {"meta"}
     assert {one.device.type for one in subject.model.parameters()} == {"cpu"}
-    assert network.placed(subject, latency.Environment()) is subject
-    given = network.example(subject, elsewhere)
-    made = network.forward(copied, given)
+    assert Network().place(subject, latency.Environment()) is subject
+    given = Network().make_example(subject, elsewhere)
+    made = Network().forward(copied, given)
     assert (made.device.type, made.shape) == ("meta", (6, 3))
     asked = []
-    monkeypatch.setattr(network, "there", asked.append)
-    monkeypatch.setattr(network, "placed", lambda one, where: asked.append(where.device) or one)
-    monkeypatch.setattr(network, "example", lambda one, where: ((torch.rand(where.batch, 4),), {}))
+    monkeypatch.setattr(modes, "there", asked.append)
+    monkeypatch.setattr(Network, "place", lambda self, subject, place: asked.append(place.device) or subject)
+    monkeypatch.setattr(Network, "make_example", lambda self, subject, place: ((torch.rand(place.batch, 4),), {}))
     monkeypatch.setattr(latency, "compare", lambda *given, device, **how: asked.append(device) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         executor.run(cutting.prune, subject, None, "channels=50%", place / "there", device="meta")
@@ -340,6 +340,6 @@ def test_a_network_is_measured_on_the_device_that_is_asked_for_and_stays_where_i
 def test_modules_are_measured_as_they_are(place):
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-    found = executor.measure(module, data=Examples(torch.rand(10, 4), torch.randint(0, 3, (10,))), batch=4)
+    found = measuring.measure(module, data=Examples(torch.rand(10, 4), torch.randint(0, 3, (10,))), batch=4)
     assert found["model"]["params"].value == 4 * 16 + 16 + 16 * 3 + 3
     assert found["model"]["flops"].value == 2 * (4 * 16 + 16 * 3)

@@ -13,7 +13,7 @@ import tiny
 from secateur import cli
 from secateur.errors import InputError, UnsupportedError
 from secateur.runs import executor
-from secateur.runs.backends import streamed
+from secateur.runs.backends.streamed import OnDisk
 from secateur.subjects import Streamed, open_streamed
 
 QUICK = {"samples": 16, "length": 16, "batch": 2}
@@ -109,11 +109,11 @@ def test_embeddings_and_head_are_held_once_where_they_are_the_same(model, tmp_pa
 
     monkeypatch.setattr(Streamed, "resident", watched)
     original = open_streamed(model)
-    texts, where = streamed.read(tiny.sentences(300)), streamed.where(original, 2, 16, 1)
-    first = streamed.compared(original, original.copy(), texts, where)
+    texts, where = OnDisk().read(tiny.sentences(300)), OnDisk().environment(original, 2, 16, 1)
+    first = OnDisk().compare(original, original.copy(), texts, where)
     assert max(held) == 1
     other = open_streamed(tiny.folder("llama", tmp_path / "copy"))
-    second = streamed.compared(original, other, texts, where)
+    second = OnDisk().compare(original, other, texts, where)
     assert max(held) == 2
     assert first == second
     assert first[2]["label_loyalty"].value == 1.0

@@ -19,13 +19,13 @@ def run(tmp_path):
 
 
 def test_all_that_networks_say_stands_in_the_batches(of_networks, plain, run):
-    pupil, course = of_networks(replace(plain, cache="all"))
-    batches, asked = caches.told(course, pupil, course.masters, run)
-    live = course.voices(pupil, course.masters, 1.0)
+    student, setup = of_networks(replace(plain, cache="all"))
+    batches, asked = caches.cache_answers(setup, student, setup.teachers, run)
+    live = setup.join(student, setup.teachers, 1.0)
     assert asked is not None
     for index in range(3):
         torch.testing.assert_close(
-            asked(batches[index]).prediction.softmax(-1), live(course.stream[index]).prediction.softmax(-1),
+            asked(batches[index]).prediction.softmax(-1), live(setup.batches[index]).prediction.softmax(-1),
             atol=1e-3, rtol=0,
         )  # fmt: skip
     assert sorted(path.name for path in run.path("x").parent.glob("predictions-*")) == [
@@ -34,36 +34,36 @@ def test_all_that_networks_say_stands_in_the_batches(of_networks, plain, run):
 
 
 def test_the_likeliest_tokens_stand_in_the_batches_and_no_teacher_is_needed(of_texts, plain, run):
-    pupil, course = of_texts(replace(plain, cache=4, steps=2))
-    batches, asked = caches.told(course, pupil, course.masters[:1], run)
+    student, setup = of_texts(replace(plain, cache=4, steps=2))
+    batches, asked = caches.cache_answers(setup, student, setup.teachers[:1], run)
     assert asked is None
     assert batches[0]["teacher_indices"].shape[-1] == 4
-    assert caches.cost(course, pupil, 100) == {"cache bytes": 100 * 2 * (6 * 4 + 4)}
+    assert caches.cache_cost(setup, student, 100) == {"cache bytes": 100 * 2 * (6 * 4 + 4)}
 
 
 def test_a_folder_for_several_is_filled_by_one_at_a_time(of_networks, plain, run, tmp_path):
-    pupil, course = of_networks(replace(plain, cache="all"), cache_at=tmp_path / "shelf")
+    student, setup = of_networks(replace(plain, cache="all"), cache_at=tmp_path / "shelf")
     with locked(tmp_path / "shelf" / "predictions-0"), pytest.raises(RunError, match="in use"):
-        caches.told(course, pupil, course.masters, run)
-    caches.told(course, pupil, course.masters, run)
+        caches.cache_answers(setup, student, setup.teachers, run)
+    caches.cache_answers(setup, student, setup.teachers, run)
     assert (tmp_path / "shelf" / "predictions-1").is_dir()
     assert not run.path("predictions-0").exists()
-    other, course = of_networks(replace(plain, cache="all"), classes=4, cache_at=tmp_path / "shelf")
+    other, setup = of_networks(replace(plain, cache="all"), classes=4, cache_at=tmp_path / "shelf")
     with pytest.raises(InputError, match=str(tmp_path / "shelf" / "predictions-0")) as caught:
-        caches.told(course, other, course.masters, run)
+        caches.cache_answers(setup, other, setup.teachers, run)
     assert type(caught.value) is InputError  # what is there is no part of the run, and not damaged
-    inside = replace(course, cache_at="")
-    caches.told(inside, other, inside.masters, run)
+    inside = replace(setup, cache_at="")
+    caches.cache_answers(inside, other, inside.teachers, run)
     _, of_three = of_networks(replace(plain, cache="all"))
     with pytest.raises(DataError):  # a part of the run, which is damaged
-        caches.told(of_three, pupil, of_three.masters, run)
+        caches.cache_answers(of_three, student, of_three.teachers, run)
 
 
 def test_what_a_cache_takes_is_told_beforehand(of_networks, of_texts, plain):
-    pupil, course = of_networks(replace(plain, cache="all"))
-    assert caches.cost(course, pupil, 1) == {"cache bytes": 2.0 * 2 * len(course.train) * 3}
-    assert caches.cost(of_networks()[1], pupil, 1) == {}
-    pupil, course = of_texts(replace(plain, server="http://x", steps=2))
-    held = sum(len(batch["input_ids"]) for batch in caches._held(course, pupil))
+    student, setup = of_networks(replace(plain, cache="all"))
+    assert caches.cache_cost(setup, student, 1) == {"cache bytes": 2.0 * 2 * len(setup.train) * 3}
+    assert caches.cache_cost(of_networks()[1], student, 1) == {}
+    student, setup = of_texts(replace(plain, server="http://x", steps=2))
+    held = sum(len(batch["input_ids"]) for batch in caches._held_batches(setup, student))
     wanted = {"server calls": 1 + 2 * 8 + 1 + held, "cache bytes": 10 * (6 * 20 + 4)}
-    assert caches.cost(course, pupil, 10) == wanted
+    assert caches.cache_cost(setup, student, 10) == wanted

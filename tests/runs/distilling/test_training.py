@@ -13,59 +13,59 @@ from secateur.runs.distilling import training
 
 
 def test_a_link_learns_from_the_one_above_and_frozen_ones_stay(of_networks, plain):
-    pupil, course = of_networks(replace(plain, steps=60))
-    first = course.stream[0]["inputs"]
-    teacher = course.masters[0].model
+    student, setup = of_networks(replace(plain, steps=60))
+    first = setup.batches[0]["inputs"]
+    teacher = setup.teachers[0].model
     kept = teacher[2].weight.clone()
-    record = training.teach(course, pupil, course.masters[:1], None, "")
+    record = training.train_student(setup, student, setup.teachers[:1], None, "")
     assert record.steps == 60
-    torch.testing.assert_close(pupil.model(first).softmax(-1), teacher(first).softmax(-1), atol=0.1, rtol=0)
+    torch.testing.assert_close(student.model(first).softmax(-1), teacher(first).softmax(-1), atol=0.1, rtol=0)
     assert torch.equal(teacher[2].weight, kept)
-    assert training.teach(course, pupil, course.masters[:1], None, "", 2).steps == 2
+    assert training.train_student(setup, student, setup.teachers[:1], None, "", 2).steps == 2
 
 
 def test_an_assistant_is_asked_live_where_the_teachers_are_kept(of_networks, plain, tmp_path):
-    pupil, course = of_networks(replace(plain, cache="all"))
+    student, setup = of_networks(replace(plain, cache="all"))
     with Run.open(tmp_path / "out", {"recipe": "distill"}) as run:
-        training.teach(course, pupil, course.masters, run, "link-0")
+        training.train_student(setup, student, setup.teachers, run, "link-0")
         assert run.path("predictions-1").is_dir()
         before = sorted(run.path("predictions-0").iterdir())
-        training.teach(course, course.masters[0].copy(), (pupil,), run, "link-1")
+        training.train_student(setup, setup.teachers[0].copy(), (student,), run, "link-1")
         assert sorted(run.path("predictions-0").iterdir()) == before
         assert all(run.path(f"link-{number}").is_dir() for number in range(2))
 
 
 def test_a_goal_counts_as_its_batches_are_read(of_texts, of_networks, plain):
-    pupil, course = of_texts(replace(plain, align=True))
-    assert "teacher1.pairs" in training.goal(course, pupil, course.masters, None).count(course.stream[0])
-    pupil, course = of_networks()
-    found = training.goal(course, pupil, course.masters, course.voices(pupil, course.masters, 1.0))
-    assert found.count == course.count
+    student, setup = of_texts(replace(plain, align=True))
+    assert "teacher1.pairs" in training.make_objective(setup, student, setup.teachers, None).count(setup.batches[0])
+    student, setup = of_networks()
+    found = training.make_objective(setup, student, setup.teachers, setup.join(student, setup.teachers, 1.0))
+    assert found.count == setup.count
     assert found.extra == []
 
 
 def test_features_that_match_are_trained_along(of_networks, plain):
-    pupil, course = of_networks(replace(plain, match=("0=0",)))
-    above = course.masters[:1]
-    found = training.goal(course, pupil, above, course.voices(pupil, above, 1.0))
+    student, setup = of_networks(replace(plain, match=("0=0",)))
+    above = setup.teachers[:1]
+    found = training.make_objective(setup, student, above, setup.join(student, above, 1.0))
     assert len(found.extra) == 1
-    _, parts = found.objective(course.stream[0], found.count(course.stream[0]))
+    _, parts = found.loss(setup.batches[0], found.count(setup.batches[0]))
     assert sorted(parts) == ["logit", "match"]
 
 
 def test_an_index_is_of_the_patterns_with_a_number(of_networks, plain):
-    above = of_networks()[1].masters[:1]
-    pupil, course = of_networks(replace(plain, match=("{i}", "0=0"), match_index=(0, 1, 2)))
-    assert training.goal(course, pupil, above, course.voices(pupil, above, 1.0)).extra
-    pupil, course = of_networks(replace(plain, match=("{i}", "0=0"), match_index=(0, 1, 2, 3)))
+    above = of_networks()[1].teachers[:1]
+    student, setup = of_networks(replace(plain, match=("{i}", "0=0"), match_index=(0, 1, 2)))
+    assert training.make_objective(setup, student, above, setup.join(student, above, 1.0)).extra
+    student, setup = of_networks(replace(plain, match=("{i}", "0=0"), match_index=(0, 1, 2, 3)))
     with pytest.raises(InputError, match="numbers for 3, which the student lacks"):
-        training.goal(course, pupil, above, course.voices(pupil, above, 1.0))
+        training.make_objective(setup, student, above, setup.join(student, above, 1.0))
 
 
 def test_states_of_another_width_are_projected(of_texts, plain):
-    pupil, course = of_texts(replace(plain, hidden=True))
-    assert training.goal(course, pupil, course.masters[:1], course.ask(course.masters[0])).extra == []
-    flops = training._flops(course, pupil, course.masters)
-    kept = replace(course, lesson=replace(course.lesson, cache=3))
-    assert 0 < training._flops(kept, pupil, course.masters) < flops
-    assert flops == pytest.approx(training._flops(kept, pupil, ()) / 3 * 5)  # forward, and twice that backward
+    student, setup = of_texts(replace(plain, hidden=True))
+    assert training.make_objective(setup, student, setup.teachers[:1], setup.ask(setup.teachers[0])).extra == []
+    flops = training._flops(setup, student, setup.teachers)
+    kept = replace(setup, settings=replace(setup.settings, cache=3))
+    assert 0 < training._flops(kept, student, setup.teachers) < flops
+    assert flops == pytest.approx(training._flops(kept, student, ()) / 3 * 5)  # forward, and twice that backward

@@ -104,7 +104,7 @@ def test_all_paths_between_two_topics_are_found_once_in_the_reduced_graph_and_in
     around = Surroundings(graph(facts), [X + "a", X + "b"])
     around.reach(hops)
     beside = around.reduced(hops) if reduce else around.beside
-    found = walks.between(beside, X + "a", X + "b", hops, meeting=around.meeting(hops))
+    found = walks.find_paths(beside, X + "a", X + "b", hops, meeting=around.meeting(hops))
     wanted = [
         path for path in simple(facts, "a", 2 * hops) if path.nodes[-1] == X + "b" and X + "b" not in path.nodes[:-1]
     ]
@@ -120,13 +120,13 @@ def test_paths_through_three_topics_are_walks_of_the_graph_in_order(facts, hops)
     around = Surroundings(graph(facts), [X + "a", X + "b", X + "c"])
     around.reach(hops)
     meeting, beside = around.meeting(hops), around.reduced(hops)
-    parts = [walks.between(beside, X + one, X + two, hops, meeting=meeting).paths for one, two in ("ab", "bc")]
-    found = walks.chained(parts)
+    parts = [walks.find_paths(beside, X + one, X + two, hops, meeting=meeting).paths for one, two in ("ab", "bc")]
+    found = walks.chain_paths(parts)
     assert found.whole
     assert len(found.paths) == len(parts[0]) * len(parts[1]) == len(set(found.paths))
     for path in found.paths:
         assert [path.nodes[stop] for stop in path.stops] == [X + "a", X + "b", X + "c"]
-        assert {tuple(part.removeprefix(X) for part in fact[:3]) for fact in walks.facts(path)} <= set(facts)
+        assert {tuple(part.removeprefix(X) for part in fact[:3]) for fact in walks.facts_of(path)} <= set(facts)
         for first, last in itertools.pairwise(path.stops):
             segment = path.nodes[first : last + 1]
             assert len(set(segment)) == len(segment)
@@ -153,7 +153,7 @@ def test_paths_from_one_topic_grow_hop_by_hop_to_all_simple_ones(facts, hops):
     around, edge, found = Surroundings(graph(facts), [X + "a"]), [Path((X + "a",), ())], []
     for _ in range(hops):
         around.read(path.nodes[-1] for path in edge)
-        edge = list(walks.grown(around.beside, edge).paths)
+        edge = list(walks.grow_paths(around.beside, edge).paths)
         found += edge
     assert sorted(map(short, found)) == sorted(map(short, simple(facts, "a", hops)))
 
@@ -162,7 +162,7 @@ def test_paths_from_one_topic_grow_hop_by_hop_to_all_simple_ones(facts, hops):
 @settings(max_examples=60, deadline=None)
 def test_clusters_lose_nothing(facts, hops):
     paths = simple(facts, "a", hops)
-    found = walks.clustered(paths)
+    found = walks.cluster_paths(paths)
     assert sorted(path for one in found for path in one.members) == sorted(paths)
     assert len({one.steps for one in found}) == len(found)
     for one in found:
@@ -177,7 +177,7 @@ def test_paths_that_stop_at_other_places_are_not_one():
         Path(("a", "b", "c"), (Step("r", True),) * 2, (0, 1, 2)),
         Path(("a", "d", "c"), (Step("r", True),) * 2, (0, 2)),
     )
-    assert len(walks.clustered([one, two])) == 2
+    assert len(walks.cluster_paths([one, two])) == 2
 
 
 # ------------------------------------------------------------------------------------------------------------ bounds
@@ -211,7 +211,7 @@ def test_threads_change_nothing(most):
     for threads in (1, 4):
         around = Surroundings(graph(facts), [X + "n0", X + "n450"], most=most, threads=threads)
         around.reach(3)
-        paths = walks.between(around.reduced(3), X + "n0", X + "n450", 3)
+        paths = walks.find_paths(around.reduced(3), X + "n0", X + "n450", 3)
         found.append((around.beside, around.notes, around.facts, paths))
     assert found[0] == found[1]
 
@@ -224,7 +224,7 @@ def test_paths_end_at_a_bound_with_the_shortest_and_of_those_the_liked_most():
     ]
     around = Surroundings(graph(facts), [X + "a", X + "b"])
     around.reach(1)
-    found = walks.between(around.beside, X + "a", X + "b", 1, most=11, liking={X + "r1": 1.0})
+    found = walks.find_paths(around.beside, X + "a", X + "b", 1, most=11, liking={X + "r1": 1.0})
     assert not found.whole
     assert short(found.paths[0]) == "a >r b"
     assert {path.steps[0].relation for path in found.paths[1:]} == {X + "r1"}
@@ -235,9 +235,9 @@ def test_one_relation_is_the_liked_one():
     facts = [("a", "r", "m"), ("a", "s", "m"), ("m", "r", "b"), ("b", "s", "m")]
     around = Surroundings(graph(facts), [X + "a", X + "b"])
     around.reach(1)
-    all_of_them = walks.between(around.beside, X + "a", X + "b", 1)
+    all_of_them = walks.find_paths(around.beside, X + "a", X + "b", 1)
     assert len(all_of_them.paths) == 4
-    (only,) = walks.between(around.beside, X + "a", X + "b", 1, one=True, liking={X + "s": 1.0}).paths
+    (only,) = walks.find_paths(around.beside, X + "a", X + "b", 1, one=True, liking={X + "s": 1.0}).paths
     assert short(only) == "a >s m <s b"
 
 
@@ -245,7 +245,7 @@ def test_a_chain_of_too_many_keeps_the_shortest():
     step = (Step("r", True),)
     first = [Path(("a", "b"), step, (0, 1)), Path(("a", "x", "b"), step * 2, (0, 2))]
     second = [Path(("b", "c"), step, (0, 1)), Path(("b", "y", "c"), step * 2, (0, 2))]
-    found = walks.chained([first, second], most=1)
+    found = walks.chain_paths([first, second], most=1)
     assert (found.paths, found.whole) == ((Path(("a", "b", "c"), step * 2, (0, 1, 2)),), False)
 
 
@@ -303,13 +303,13 @@ def test_loops_and_words_are_no_steps():
 def test_directions_and_sets_stand_in_words():
     names = {"a": "Ann", "b": "Bob", "c": "Cid", "k": "knows"}
     steps = [Step("k", True), Step("k", False)]
-    assert walks.verbalised([["a"], ["b", "c"], ["a"]], steps, names) == "Ann -[knows]-> {Bob, Cid} <-[knows]- Ann"
+    assert walks.verbalise([["a"], ["b", "c"], ["a"]], steps, names) == "Ann -[knows]-> {Bob, Cid} <-[knows]- Ann"
 
 
 def test_twenty_names_of_ten_words_are_listed():
     many = [f"n{i}" for i in range(25)]
     names = dict.fromkeys(many, " ".join("abcdefghijklm"))
-    text = walks.verbalised([many], [], names)
+    text = walks.verbalise([many], [], names)
     assert text.count("a b c d e f g h i j") == 20
     assert "k" not in text
     assert text.endswith(" and 5 more}")

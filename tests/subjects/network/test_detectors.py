@@ -13,7 +13,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.retinanet import RetinaNet
 
+import vision_models
 import yolo
 from secateur.errors import InputError, UnsupportedError
 from secateur.recover.training import detecting
@@ -31,31 +34,22 @@ BATCH = {
 }
 
 
-def build(name: str) -> nn.Module:
-    models = pytest.importorskip("torchvision.models.detection")
-    torch.manual_seed(0)
-    plain = {"weights": None, "weights_backbone": None, "num_classes": 4}
-    if name == "ssdlite320_mobilenet_v3_large":
-        return models.ssdlite320_mobilenet_v3_large(**plain)
-    from torchvision.models import resnet18
-    from torchvision.models.detection.backbone_utils import BackboneWithFPN
-
-    if name == "fasterrcnn_mobilenet_v3_large_320_fpn":
-        return models.fasterrcnn_mobilenet_v3_large_320_fpn(**plain, min_size=96, max_size=96)
-    layers = {"layer2": "0", "layer3": "1", "layer4": "2"}
-    backbone = BackboneWithFPN(resnet18(weights=None), layers, [128, 256, 512], 32)
-    generator = models.anchor_utils.AnchorGenerator(tuple((size,) for size in (16, 32, 64, 128)), ((1.0,),) * 4)
-    return getattr(models, name)(backbone, 4, min_size=96, max_size=96, anchor_generator=generator)
+MAKES = {
+    "SSD": lambda **how: vision_models.ssd(8, size=96, classes=4, **how),
+    "FasterRCNN": lambda **how: vision_models.rcnn(8, 32, classes=4, **{"size": 96, **how}),
+    "RetinaNet": lambda **how: vision_models.dense(RetinaNet, 8, size=96, classes=4, **how),
+    "FCOS": lambda **how: vision_models.dense(FCOS, 32, size=96, classes=4, **how),
+}
 
 
 @pytest.mark.parametrize(
     ("name", "first"),
-    [("ssdlite320_mobilenet_v3_large", 1), ("fasterrcnn_mobilenet_v3_large_320_fpn", 1), ("RetinaNet", 0), ("FCOS", 0)],
+    [("SSD", 1), ("FasterRCNN", 1), ("RetinaNet", 0), ("FCOS", 0)],
 )
 def test_torchvision_detectors_are_traced_cut_and_trained(name, first):
-    net = build(name)
+    net = MAKES[name]()
     before = copy.deepcopy(net.state_dict())
-    subject = detectors.opened(net, BATCH["inputs"][:1])
+    subject = detectors.open_detector(net, BATCH["inputs"][:1])
     assert subject.model.first == first
     small, cut = subject.cut(
         ranking.by_budget(subject.units(), magnitude.coupled(subject.slices()), "channels=50%", scope="local")
@@ -94,7 +88,7 @@ def answers_can_be_learned(student: nn.Module, teacher: nn.Module) -> None:
     assert boxes.shape == wanted.shape
     assert logits.shape == told.shape
     assert boxes.shape[-1] == 4
-    detectors.learnable(teacher, images[:1], (1.0, 1.0), temperature=3.0)
+    detectors.check_predictions(teacher, images[:1])
 
     def zero(batch, totals):
         return batch["inputs"].new_zeros(()), {}
@@ -113,11 +107,9 @@ def answers_can_be_learned(student: nn.Module, teacher: nn.Module) -> None:
     assert same(BATCH, {"examples": 2})[0].item() == pytest.approx(0, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "name", ["ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", "RetinaNet", "FCOS"]
-)
+@pytest.mark.parametrize("name", MAKES)
 def test_what_is_detected_is_among_the_predictions(name):
-    net = build(name).eval()
+    net = MAKES[name]().eval()
     (net.roi_heads if hasattr(net, "roi_heads") else net).score_thresh = 0.0
     net.transform.min_size, net.transform.max_size = (128,), 128
     model, images = detectors.adapt(net), BATCH["inputs"][:1]
@@ -135,7 +127,7 @@ def test_what_is_detected_is_among_the_predictions(name):
 
 
 def test_the_loss_and_the_detections_are_the_models_own():
-    net = build("ssdlite320_mobilenet_v3_large")
+    net = MAKES["SSD"]()
     wrapped = detectors.adapt(net)
     assert isinstance(wrapped, Torchvision)
     wrapped.train()
@@ -154,15 +146,8 @@ def test_the_loss_and_the_detections_are_the_models_own():
         assert torch.equal(one["labels"], other["labels"][kept] - 1)
 
 
-def staged(size: int = 96, seed: int = 0) -> Torchvision:
-    models = pytest.importorskip("torchvision.models.detection")
-    torch.manual_seed(seed)
-    net = models.fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, num_classes=4, min_size=size, max_size=size
-    )
-    found = detectors.adapt(net)
-    assert isinstance(found, Torchvision)
-    return found
+def staged(**how) -> Torchvision:
+    return detectors.adapt(MAKES["FasterRCNN"](**how))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -176,7 +161,7 @@ def test_sampled_regions_are_those_of_the_loss_with_their_classes(training):
     assert net.training == training
     assert [one.shape[1] for one in found.boxes] == [4, 4]
     rows = sum(map(len, found.boxes))
-    assert found.features.shape == (rows, 1024)
+    assert found.features.shape == (rows, 32)
     assert found.logits.shape == (rows, 4)
     assert found.labels.shape == (rows,)
     first = found.labels[: len(found.boxes[0])]
@@ -216,7 +201,7 @@ def test_detectors_of_one_stage_have_no_regions():
     assert detectors.two_stage(staged()).first == 1
     for name in ("RetinaNet", "FCOS"):
         with pytest.raises(UnsupportedError, match=f"{name} is no detector of two stages"):
-            detectors.two_stage(detectors.adapt(build(name)))
+            detectors.two_stage(detectors.adapt(MAKES[name]()))
     with pytest.raises(UnsupportedError, match="Yolo is no detector of two stages"):
         detectors.two_stage(yolo.tiny())
 
@@ -224,19 +209,17 @@ def test_detectors_of_one_stage_have_no_regions():
 def test_a_module_with_the_four_names_is_a_detector():
     net = yolo.tiny()
     assert detectors.adapt(net) is net
-    subject = detectors.opened(net, torch.rand(1, 3, 64, 64))
-    assert detectors.opened(subject) is subject
+    subject = detectors.open_detector(net, torch.rand(1, 3, 64, 64))
+    assert detectors.open_detector(subject) is subject
     with pytest.raises(UnsupportedError, match="features"):
         detectors.adapt(nn.Linear(2, 2))
     with pytest.raises(InputError, match="images"):
-        detectors.opened(net)
+        detectors.open_detector(net)
 
 
-@pytest.mark.parametrize(
-    "name", ["ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn", "RetinaNet", "FCOS"]
-)
+@pytest.mark.parametrize("name", MAKES)
 def test_a_label_that_the_detector_does_not_know_is_one_line(name):
-    net = detectors.adapt(build(name))
+    net = detectors.adapt(MAKES[name]())
     known = 3 - net.first
     for label in (known, known + 1):
         target = {"boxes": torch.tensor([[8.0, 8, 40, 56]]), "labels": torch.tensor([label])}
@@ -261,7 +244,7 @@ def test_ultralytics_models_are_traced_cut_and_trained():
     tasks = pytest.importorskip("ultralytics.nn.tasks")
     torch.manual_seed(0)
     net = tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False)
-    subject = detectors.opened(net, BATCH["inputs"][:1])
+    subject = detectors.open_detector(net, BATCH["inputs"][:1])
     small, cut = subject.cut(
         ranking.by_budget(subject.units(), magnitude.coupled(subject.slices()), "channels=50%", scope="local")
     )
@@ -297,7 +280,7 @@ def test_ultralytics_own_trainer_trains_what_was_cut(tmp_path: Path, monkeypatch
     names = {"path": str(tmp_path), "train": "images/train", "val": "images/val", "names": {0: "a", 1: "b", 2: "c"}}
     (tmp_path / "data.yaml").write_text(json.dumps(names))
     torch.manual_seed(0)
-    subject = detectors.opened(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), BATCH["inputs"][:1])
+    subject = detectors.open_detector(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), BATCH["inputs"][:1])
     scores = magnitude.coupled(subject.slices())
     small, cut = subject.cut(ranking.by_budget(subject.units(), scores, "channels=50%", scope="local"))
     user = YOLO("yolov8n.yaml", verbose=False)
@@ -332,7 +315,7 @@ def test_a_cut_ultralytics_model_is_read_again_by_another_process(tmp_path: Path
     tasks = pytest.importorskip("ultralytics.nn.tasks")
     torch.manual_seed(0)
     images = BATCH["inputs"][:1]
-    subject = detectors.opened(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), images)
+    subject = detectors.open_detector(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), images)
     scores = magnitude.coupled(subject.slices())
     small, cut = subject.cut(ranking.by_budget(subject.units(), scores, "channels=50%", scope="local"))
     small.save(tmp_path, program=True)

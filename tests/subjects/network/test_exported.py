@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
+import vision_models
 import yolo
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.measure import detection
@@ -39,7 +40,7 @@ class Session:
 
 
 def test_what_a_file_finds_is_what_the_cut_network_finds(tmp_path):
-    dense = detectors.opened(yolo.tiny(), DATA.inputs[:1])
+    dense = detectors.open_detector(yolo.tiny(), DATA.inputs[:1])
     keep = {name: np.arange(site.count) % 2 == 0 for name, site in dense.units().sites.items()}
     subject, _ = dense.cut(Selection(keep))
     small = subject.model.eval()
@@ -66,15 +67,11 @@ def test_what_a_file_finds_is_what_the_cut_network_finds(tmp_path):
 
 
 def test_a_detector_of_torchvision_and_a_file_of_one_shape(monkeypatch):
-    models = pytest.importorskip("torchvision.models.detection")
     monkeypatch.setattr("onnxruntime.InferenceSession", Session)
     nets = []
     for seed in (0, 1):
-        torch.manual_seed(seed)
-        net = models.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3, score_thresh=0.0)
-        net.transform.fixed_size = (64, 64)
-        for weight in net.parameters():
-            weight.detach().add_(0.1 * torch.randn_like(weight))
+        net = vision_models.ssd(8, seed, classes=3)
+        net.score_thresh = 0.0
         nets.append(detectors.adapt(net).eval())
     monkeypatch.setattr(Session, "model", nets[0])
     images = DATA.inputs[:3]
@@ -86,8 +83,7 @@ def test_a_detector_of_torchvision_and_a_file_of_one_shape(monkeypatch):
 
 
 def test_what_can_not_be_found_in_a_file_is_said(tmp_path, monkeypatch):
-    models = pytest.importorskip("torchvision.models.detection")
-    staged = models.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=3)
+    staged = vision_models.rcnn(8, 32)
     with pytest.raises(UnsupportedError, match="graph of FasterRCNN judges fixed regions"):
         Exported(detectors.adapt(staged), tmp_path / "none.onnx")
     with pytest.raises(ModelError, match="can't be read as ONNX"):

@@ -240,4 +240,4 @@ def test_first_words_are_counted_as_words_are(text, count, expected):
      ("<a b=" + " " * 99_999, False), ("", False)],
 )  # fmt: skip
 def test_a_text_is_html_where_it_has_a_tag_that_is_one(text, is_html):
-    assert markup.looks(text) is is_html
+    assert markup.is_html(text) is is_html

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("selectolax")
 
 from secateur.subjects.text import markup
-from secateur.subjects.text.nesting import tamed
+from secateur.subjects.text.nesting import limit_nesting
 
 
 def depth(source: str) -> int:
@@ -32,7 +32,7 @@ def said(source: str) -> list[str]:
 def test_what_is_nested_too_deep_becomes_shallow_and_says_the_same(tags):
     words = [f"w{number}" for number in range(3000)]
     source = "".join(f"{tags}{word}" for word in words) + "</div>" * 3000
-    assert depth(tamed(source)) <= 4 * 512 + 4
+    assert depth(limit_nesting(source)) <= 4 * 512 + 4
     assert said(source) == words
 
 
@@ -64,13 +64,13 @@ def test_lines_that_are_left_open_fill_no_memory():
     ],
 )
 def test_a_page_that_is_no_deeper_than_others_stays_as_it_is(source):
-    assert tamed(source) is source
+    assert limit_nesting(source) is source
 
 
 def test_a_page_that_opens_and_never_ends_is_looked_at_once():
     """Each of these begins a token that runs to the end: it must not be sought anew from each."""
     for part in ("<!--", "<script>", "<p ", "<p a='", "<title>", "<", "</"):
-        assert said(tamed(part * 200_000)) is not None
+        assert said(limit_nesting(part * 200_000)) is not None
 
 
 @pytest.mark.timeout(60)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import secateur
 import tiny
 from secateur.errors import InputError, ModelError, UnsupportedError
-from secateur.runs.backends import language
+from secateur.runs.backends.language import Language
 from secateur.select.pattern import n_of_m
 from secateur.subjects import matrices, open_streamed, open_subject
 from secateur.subjects.transformer import export, low_rank
@@ -94,9 +94,9 @@ def test_a_saved_model_is_plain_and_its_branches_come_back(kind, tmp_path):
     again = open_subject(tmp_path / "out")
     assert torch.equal(output(again.model), expected)
     example = again.example(1, 8)
-    assert language.sizes(again, example)["params"] == language.sizes(subject, example)["params"]
+    assert Language().sizes(again, example)["params"] == Language().sizes(subject, example)["params"]
     added = sum(X.numel() + S.numel() for X, S in drawn(plain, kind).values())
-    assert language.sizes(again, example)["params"].value == sum(p.numel() for p in plain.parameters()) + added
+    assert Language().sizes(again, example)["params"].value == sum(p.numel() for p in plain.parameters()) + added
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -112,7 +112,7 @@ def test_peft_loads_the_branches(kind, tmp_path):
 
 def test_the_card_says_how_to_load_both(tmp_path):
     beside().save(tmp_path)
-    assert language.loading(tmp_path, "small") == (
+    assert Language().load_line(tmp_path, "small") == (
         "from transformers import AutoModelForCausalLM\nfrom peft import PeftModel\n\n"
         'model = AutoModelForCausalLM.from_pretrained("small")\nmodel = PeftModel.from_pretrained(model, "small/side")'
     )

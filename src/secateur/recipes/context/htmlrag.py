@@ -8,25 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
 from secateur.errors import DataError, InputError
+from secateur.methods.similarity import Similarity
 from secateur.recover.training import loop, objectives
 from secateur.retrieval import encoders
-from secateur.retrieval.encoders import Count
+from secateur.retrieval.encoders import Count, Encoding
 from secateur.score import paths as likely
-from secateur.score import relevance
-from secateur.select import limits as limits_of
-from secateur.select import ranking
+from secateur.select import limits, ranking
 from secateur.subjects import Page, open_page
 from secateur.subjects.text import markup
-from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Units
+from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Training, Units
 
 CARD = {
     "title": "HtmlRAG: HTML is Better Than Plain Text for Modeling Retrieved Knowledge in RAG Systems",
@@ -68,9 +68,9 @@ def htmlrag(
     path_model: Any = "",
     instruction: str = "",
     headed: bool = True,
-    wide: float = 2.0,
-    block: int = 0,
-    fine: int = 0,
+    wide: Annotated[float, Ge(1)] = 2.0,
+    block: Annotated[int, Ge(0)] = 0,
+    fine: Annotated[int, Ge(0)] = 0,
     device: str = "",
     seed: int = 0,
     dry_run: bool = False,
@@ -96,13 +96,13 @@ def htmlrag(
             without one blocks are ranked by BM25.
         tokenizer: folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if
             not given.
-        path_model: folder or Hub id of a causal language model for step 2, or `llms.Local`; without one there is no
+        path_model: folder or Hub id of a causal language model for step 2, or `chat.Local`; without one there is no
             step 2, and step 1 goes down to the budget.
         instruction: what is put before the question for the embedder; BAAI/bge wants "Represent this sentence for
             searching relevant passages: ".
         headed: a block is ranked with the headings, terms and table heads that it stands under.
         wide: the coarse cut's budget, as a multiple.
-        block: words above which a tag is split for step 1; 0 for a size that suits the page and the budget (`suited`).
+        block: words above which a tag is split for step 1; 0 for a size that suits page and budget (`suit_block`).
         fine: the same for step 2.
         device: where the embedder is held if given by name, "cuda"; the processor if empty.
         seed: not used; nothing here is random.
@@ -120,31 +120,25 @@ def htmlrag(
     block sizes follow the budget, a larger one does not always keep all that a smaller one does (of 100 neighbouring
     pairs 3 did not); with `block` given, blocks are the same for all.
     """
-    if not wide >= 1.0:
-        raise InputError(f"wide={wide}: give at least 1, the coarse cut's budget as a multiple of the budget")
-    if block < 0 or fine < 0:
-        raise InputError(f"block={block}, fine={fine}: give words of a block, or 0 for a size that suits")
-    reader = tokenizer or encoders.named(embedder)
-    counts = {"tokens": encoders.counter(reader)} if reader else {}
-    question, scorer = " ".join(data.split()), chat.opened(path_model) if path_model else None
-    rate: Rate = partial(lexical, question=question, headed=headed)
-    if embedder:
-        embed = encoders.encoder(embedder, device)
-        rate = partial(alike, question=instruction + question, embed=embed, headed=headed)
+    counts, question = Encoding(embedder, tokenizer).counts(), " ".join(data.split())
+    scorer = chat.open_local(path_model) if path_model else None
+    similarity = Similarity(encoders.encoder(embedder, device) if embedder else None)
+    asked = instruction + question if embedder else question
+    rate = partial(score_texts, question=asked, similarity=similarity, headed=headed)
     whole = cost(subject, counts)
     for budget in budgets:
-        limits = limits_of.reading(budget, whole, "a page")
+        limit = limits.limits_of_text(budget, whole, "a page")
         if scorer is None:
-            page, told = reduced(subject, limits, counts, block, rate, run, f"coarse-{budget}")
+            page, told = reduce_page(subject, limit, counts, block, rate, run, f"coarse-{budget}")
             trace = {"page": told}
         else:
             # What the path model is to read must fit into it, too.
             both = {**counts, READ: encoders.counter(scorer.tokenizer)}
-            many = {name: wide * limit for name, limit in limits.items()} | {READ: room(scorer, question, subject)}
-            page, told = reduced(subject, many, both, block, rate, run, f"coarse-{budget}")
+            many = {name: wide * most for name, most in limit.items()} | {READ: room(scorer, question, subject)}
+            page, told = reduce_page(subject, many, both, block, rate, run, f"coarse-{budget}")
             spent = {"calls": 0, "tokens": 0}
-            score = partial(probable, question=question, model=scorer, spent=spent)
-            page, then = reduced(page, limits, counts, fine, score, run, f"fine-{budget}")
+            score = partial(score_paths, question=question, model=scorer, spent=spent)
+            page, then = reduce_page(page, limit, counts, fine, score, run, f"fine-{budget}")
             trace = {"page": told, "page.fine": then}
             run.json(f"told-{budget}", partial(dict, path_model=spent))
         run.json(f"trace-{budget}", partial(dict, trace))
@@ -171,44 +165,44 @@ def cost(page: Page, counts: Counts) -> dict[str, float]:
     }
 
 
-def suited(limits: Mapping[str, float], whole: Mapping[str, float]) -> int:
+def suit_block(limit: Mapping[str, float], whole: Mapping[str, float]) -> int:
     """Words of a block that suit the budget and the page: 16, 32, 64 or 128, at most about an eighth of either."""
-    share = min([1.0, *(limit / max(1.0, whole[name]) for name, limit in limits.items())])
+    share = min([1.0, *(most / max(1.0, whole[name]) for name, most in limit.items())])
     return max(size for size in (16, 32, 64, 128) if size == 16 or size <= whole["words"] * share / 8)
 
 
-def reduced(
-    page: Page, limits: Mapping[str, float], counts: Counts, block: int, rate: Rate, run: Run, name: str
+def reduce_page(
+    page: Page, limit: Mapping[str, float], counts: Counts, block: int, rate: Rate, run: Run, name: str
 ) -> tuple[Page, list[Row]]:
-    """The page within `limits`, and what became of each block; `name` is that of the scores in the run."""
-    page = page.split(block or suited(limits, cost(page, counts)))
-    budget = Budget.of(limits)
+    """The page within `limit`, and what became of each block; `name` is that of the scores in the run."""
+    page = page.split(block or suit_block(limit, cost(page, counts)))
+    budget = Budget.of(limit)
     while True:
         units = page.units(**counts)
-        told = run.json(f"{name}-{page.block}", partial(rows, page, units, rate))
+        told = run.json(f"{name}-{page.block}", partial(trace_blocks, page, units, rate))
         scores = {"page": np.array([row["score"] for row in told])}
-        keep = ranking.by_budget(units, scores, budget, measure=partial(left, page, counts)).keep["page"]
+        keep = ranking.by_budget(units, scores, budget, measure=partial(cost_left, page, counts)).keep["page"]
         begins = not keep.any() and len(keep) > 0 and not page.block
         if begins:  # not even the smallest block fits
             keep = np.arange(len(keep)) == int(scores["page"].argmax())
         if keep.any() or not len(keep):
             smaller, _ = page.cut(Selection({"page": keep}))
             told = [{**row, "kept": bool(stays)} for row, stays in zip(told, keep, strict=True)]
-            return begun(smaller, limits, counts) if begins else smaller, told
+            return first_words(smaller, limit, counts) if begins else smaller, told
         page = page.split(page.block // 2)
 
 
-def left(page: Page, counts: Counts, keep: Mapping[str, Array]) -> dict[str, float]:
+def cost_left(page: Page, counts: Counts, keep: Mapping[str, Array]) -> dict[str, float]:
     """What the page takes with the blocks of `keep` alone."""
     return cost(page.cut(Selection(keep))[0], counts)
 
 
-def begun(page: Page, limits: Mapping[str, float], counts: Counts) -> Page:
+def first_words(page: Page, limit: Mapping[str, float], counts: Counts) -> Page:
     """As many of the page's first words as fit, or letters where not even one word does."""
 
     def within(head: Page) -> bool:
         spent = cost(head, counts)
-        return all(spent[name] <= limit for name, limit in limits.items())
+        return all(spent[name] <= most for name, most in limit.items())
 
     for letters in (False, True):
         most = (len(page.text()) if letters else markup.words(page.text())) + 1
@@ -224,7 +218,7 @@ def begun(page: Page, limits: Mapping[str, float], counts: Counts) -> Page:
     return page.head(fits, letters=letters)
 
 
-def rows(page: Page, units: Units, rate: Rate) -> list[Row]:
+def trace_blocks(page: Page, units: Units, rate: Rate) -> list[Row]:
     """What a trace tells of each block."""
     costs, scores = units["page"].cost, rate(page)
     return [
@@ -237,26 +231,18 @@ def rows(page: Page, units: Units, rate: Rate) -> list[Row]:
 # ------------------------------------------------------------------------------------------------------- its scores
 
 
-def read(page: Page, headed: bool) -> list[str]:
+def block_texts(page: Page, headed: bool) -> list[str]:
     """What each block says, under what it stands."""
     count = range(len(page.blocks))
     return [" ".join([*page.headings(i), page.text(i)] if headed else [page.text(i)]) for i in count]
 
 
-def lexical(page: Page, *, question: str, headed: bool) -> np.ndarray:
-    """BM25 of each block's text."""
-    return relevance.bm25(markup.terms(question), [markup.terms(text) for text in read(page, headed)])
+def score_texts(page: Page, *, question: str, similarity: Similarity, headed: bool) -> np.ndarray:
+    """Cosine of the question and each block's text, or BM25."""
+    return similarity.rank(question, block_texts(page, headed))
 
 
-def alike(page: Page, *, question: str, embed: encoders.Embed, headed: bool) -> np.ndarray:
-    """Cosine of the question and each block's text."""
-    if not page.blocks:
-        return np.zeros(0)
-    vectors = embed([question, *read(page, headed)])
-    return relevance.cosine(vectors[0], vectors[1:])
-
-
-def probable(
+def score_paths(
     page: Page, *, question: str, model: chat.Local, spent: MutableMapping[str, int] | None = None
 ) -> np.ndarray:
     """Log-likelihood of the path to each block; `spent` gets the calls of the model that took, and their tokens."""
@@ -299,9 +285,7 @@ def train(
     rates: Sequence[float] = (0.2, 0.3, 0.2, 0.1, 0.1),
     block: int = 0,
     fine: int = 16,
-    epochs: float = 3.0,
-    lr: float = 2e-5,
-    accumulate: int = 8,
+    training: Training = Training(epochs=3.0, lr=2e-5, accumulate=8),
     seed: int = 0,
 ) -> tuple[Recovery, tuple[str, ...]]:
     """Teach a causal language model to answer with the path to the block that holds the answer, and with that block.
@@ -314,9 +298,7 @@ def train(
         windows: tokens of the model that a page is cut to.
         rates: how likely a row is used at each window.
         fine: words above which a tag is split.
-        epochs: how often each sample is seen.
-        lr: learning rate, constant after a warm-up of 1 %.
-        accumulate: samples per step.
+        training: see `Training`; the learning rate is constant after a warm-up of 1 %, and a batch is one sample.
         seed: of which rows are used at which window, and of their order.
 
     A sample's target is the block with the largest share of the answers in it, the first of them; rows without are
@@ -326,10 +308,7 @@ def train(
         raise InputError(f"windows={list(windows)}, rates={list(rates)}: give one rate for each window")
     made, lost = list[dict[str, Tensor]](), 0
     draw = np.random.default_rng(seed)
-    rate: Callable[[str], Rate] = lambda question: partial(lexical, question=question, headed=headed)  # noqa: E731
-    if embedder:
-        embed = encoders.encoder(embedder)
-        rate = lambda question: partial(alike, question=question, embed=embed, headed=headed)  # noqa: E731
+    similarity = Similarity(encoders.encoder(embedder) if embedder else None)
     for number, row in enumerate(rows, start=1):
         if not row["answers"]:
             raise DataError(f"row {number} has no answers: give text or a list of texts that its documents say")
@@ -337,27 +316,29 @@ def train(
         page = open_page(row["documents"])
         for window in (window for window, share in zip(windows, rates, strict=True) if draw.random() < share):
             read = {"tokens": encoders.counter(model.tokenizer)}
-            limits = {"tokens": min(float(window), room(model, question, page))}
-            smaller, _ = reduced(page, limits, read, block, rate(question), Transient(), "coarse")
-            sample = example(smaller.split(fine), question, row["answers"], model)
+            limit = {"tokens": min(float(window), room(model, question, page))}
+            rate = partial(score_texts, question=question, similarity=similarity, headed=headed)
+            smaller, _ = reduce_page(page, limit, read, block, rate, Transient(), "coarse")
+            sample = make_sample(smaller.split(fine), question, row["answers"], model)
             lost += sample is None
             made += [] if sample is None else [sample]
     if not made:
         raise DataError(f"none of {len(rows)} rows gives a sample: their answers stand in no block of their pages")
+    epochs = training.number("epochs")
     order = [made[i] for _ in range(math.ceil(epochs)) for i in draw.permutation(len(made))]
-    steps = max(1, round(epochs * len(made) / accumulate))
+    steps = max(1, round(epochs * len(made) / training.whole("accumulate")))
     recovery = loop.train(
-        model.model, order, partial(objectives.answer_loss, model.model), steps=steps, lr=lr, warmup=0.01,
-        schedule="constant", betas=(0.9, 0.98), weight_decay=1e-4, accumulate=accumulate, seed=seed,
-        count=objectives.count_answers, checkpoint=run.folder("training"), title="path model",
+        model.model, order, partial(objectives.answer_loss, model.model),
+        training.default(steps=steps, warmup=0.01, schedule="constant", betas=(0.9, 0.98), weight_decay=1e-4),
+        seed=seed, count=objectives.count_answers, checkpoint=run.folder("training"), title="path model",
     )  # fmt: skip
     return recovery, (f"{len(made)} samples of {len(rows)} rows; {lost} had no answer in what the coarse cut left",)
 
 
-def example(page: Page, question: str, answers: Sequence[str], model: chat.Local) -> dict[str, Tensor] | None:
+def make_sample(page: Page, question: str, answers: Sequence[str], model: chat.Local) -> dict[str, Tensor] | None:
     """Token ids and labels [1, S] of prompt and answer; None where no block holds an answer."""
-    wanted = [normalised(answer) for answer in answers]
-    found = [normalised(page.text(i)) for i in range(len(page.blocks))]
+    wanted = [normalise(answer) for answer in answers]
+    found = [normalise(page.text(i)) for i in range(len(page.blocks))]
     worth = [sum(bool(answer) and answer in text for answer in wanted) for text in found]
     if not any(worth):
         return None
@@ -372,6 +353,6 @@ def example(page: Page, question: str, answers: Sequence[str], model: chat.Local
     return {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
 
 
-def normalised(text: str) -> str:
+def normalise(text: str) -> str:
     """Lower case, without punctuation and articles: as exact matches are counted in question answering."""
     return " ".join(term for term in markup.terms(text) if term not in ("a", "an", "the"))

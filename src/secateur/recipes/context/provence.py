@@ -9,28 +9,24 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+from annotated_types import Ge, Lt
 
-from secateur._utils.http import RefusedError
 from secateur._utils.rundir import Run
-from secateur.clients import chat
 from secateur.data import texts
-from secateur.errors import BudgetError, DataError, InputError, RunError
-from secateur.measure import retrieval
+from secateur.errors import DataError, InputError
+from secateur.methods.asking import Asking
+from secateur.methods.fitting import fit_to_limits
+from secateur.methods.reranker_training import PairBatches, describe_quality, keep_sentences, measure_quality
+from secateur.methods.sentence_labels import find_passages, join_labels, label_pairs
 from secateur.recover.training import loop, objectives
 from secateur.retrieval import encoders, rerankers
 from secateur.retrieval.rerankers import Reranker
-from secateur.score import citations, relevance
-from secateur.select import limits as limits_of
-from secateur.select import ranking
-from secateur.subjects import Passages, open_passages
-from secateur.subjects.text import markup
-from secateur.subjects.text.passage import sentences
-from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Units
+from secateur.select import limits
+from secateur.subjects import Passages
+from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Training, Units
 
 CARD = {
     "title": "Provence: efficient and robust context pruning for retrieval-augmented generation",
@@ -101,17 +97,17 @@ def provence(
     Departures: a budget comes on top of the threshold. Sentences are split by sencentex's rules instead of NLTK's. What
     stands between two sentences that stay is left as it is. A title that alone is above the threshold does not stay.
     """
-    judge, question = pruner(model, device), " ".join(data.split())
+    judge, question = open_pruner(model, device), " ".join(data.split())
     chosen = judge.settings
-    limit = chosen.threshold if threshold is None else threshold
+    cutoff = chosen.threshold if threshold is None else threshold
     counts = {"tokens": encoders.counter(tokenizer or judge.tokenizer)}
     subject = subject.split(language or chosen.language)
-    parts = said(subject)
-    told = run.json("judged", lambda: judged(judge, question, parts, longest, best_block))
-    keep, scores = columns(told, [len(part) for part in parts], limit, rounding or chosen.rounding)
+    parts = subject.by_passage()
+    told = run.json("judged", lambda: judge_passages(judge, question, parts, longest, best_block))
+    keep, scores = keep_sentences(told, [len(part) for part in parts], cutoff, rounding or chosen.rounding)
     if reranker:
-        other = rerankers.ranking(reranker, device)
-        told = run.json("ranked", lambda: judged(other, question, parts, longest, best_block))
+        other = rerankers.open_ranker(reranker, device)
+        told = run.json("ranked", lambda: judge_passages(other, question, parts, longest, best_block))
     elif (reorder or top_k) and not chosen.ranks:
         raise InputError("this model prunes and does not rank: give a reranker, or leave reorder and top_k out")
     order = list(range(len(parts)))
@@ -120,23 +116,22 @@ def provence(
         order = first if reorder else sorted(first)
     stays = keep & np.isin([one.passage for one in subject.sentences], order)
     if always_select_title:
-        keep, stays, scores = with_titles(subject, keep, stays, scores)
+        keep, stays, scores = keep_titles(subject, keep, stays, scores)
     whole = subject.cost(counts)
-    compression = 100.0 * (1.0 - letters(subject.cut(Selection({"sentences": keep}))[0]) / max(1, letters(subject)))
+    left, _ = subject.cut(Selection({"sentences": keep}))
+    compression = 100.0 * (1.0 - count_letters(left) / max(1, count_letters(subject)))
     passing, _ = subject.ordered(order).cut(Selection({"sentences": stays}))
     for budget in budgets:
-        limits = limits_of.reading(budget, whole, "a passage")
+        limit = limits.limits_of_text(budget, whole, "a passage")
         kept, smaller = stays.copy(), passing
         if stays.any():
             units = passing.units(**counts)
             if always_select_title:
-                units = coupled(units, passing, scores[stays])
-            absolute = Budget.of(limits)
-            measure = partial(left, passing, counts)
-            found = ranking.by_budget(units, {"sentences": scores[stays]}, absolute, measure=measure)
-            kept[stays], smaller = found.keep["sentences"], passing.cut(found)[0]
+                units = couple_titles(units, passing, scores[stays])
+            selection = fit_to_limits(passing, scores[stays], limit, counts, units)
+            kept[stays], smaller = selection.keep["sentences"], passing.cut(selection)[0]
         run.json(f"trace-{budget}", partial(trace, subject, counts, scores, kept))
-        notes = reasons(scores, limit, stays, kept, budget)
+        notes = explain_empty(scores, cutoff, stays, kept, budget)
         ranks = [one["score"] for one in told]
         run.json(f"told-{budget}", partial(dict, reranking_scores=ranks, compression=compression, notes=notes))
         gone = {"sentences": (int((~kept).sum()), len(kept))}
@@ -148,12 +143,9 @@ Row = dict[str, Any]
 Counts = Mapping[str, Callable[[Sequence[str]], Sequence[int]]]
 
 
-def left(passages: Passages, counts: Counts, keep: Mapping[str, Array]) -> dict[str, float]:
-    """What is to be read takes with the sentences of `keep` alone."""
-    return passages.cut(Selection(keep))[0].cost(counts)
-
-
-def reasons(scores: np.ndarray, threshold: float, stays: np.ndarray, kept: np.ndarray, budget: Budget) -> list[str]:
+def explain_empty(
+    scores: np.ndarray, threshold: float, stays: np.ndarray, kept: np.ndarray, budget: Budget
+) -> list[str]:
     """Why nothing is left, where nothing is."""
     if kept.any() or not len(kept):
         return []
@@ -162,7 +154,7 @@ def reasons(scores: np.ndarray, threshold: float, stays: np.ndarray, kept: np.nd
     return [f"{int(stays.sum())} sentences pass the threshold, and none of them fits into {budget}"]
 
 
-def letters(passages: Passages) -> int:
+def count_letters(passages: Passages) -> int:
     """Characters of what is left."""
     return sum(len(text) for text, _ in passages.documents().values())
 
@@ -170,50 +162,24 @@ def letters(passages: Passages) -> int:
 # ----------------------------------------------------------------------------------------------------------- its scores
 
 
-def pruner(model: Any, device: str = "") -> Reranker:
+def open_pruner(model: Any, device: str = "") -> Reranker:
     """The trained model; `InputError` for a reranker that says nothing of tokens."""
-    found = rerankers.opened(model, device)
+    found = rerankers.open_reranker(model, device)
     if found.keep is None:
         name = model if isinstance(model, str) else "this model"
         raise InputError(f"{name} ranks and does not prune: train it first (secateur train-pruner provence)")
     return found
 
 
-def said(passages: Passages) -> list[list[str]]:
-    """The sentences of each passage."""
-    found: list[list[str]] = [[] for _ in passages.texts]
-    for index, one in enumerate(passages.sentences):
-        found[one.passage].append(passages.text(index))
-    return found
-
-
-def judged(
-    model: Reranker | rerankers.Elsewhere, question: str, texts: Sequence[Sequence[str]], longest: int, best: bool
+def judge_passages(
+    model: Reranker | rerankers.RemoteRanker, question: str, passages: Sequence[Sequence[str]], longest: int, best: bool
 ) -> list[Row]:
     """Of each passage its score, and the tokens' probabilities and sentences."""
-    found = model.judge([(question, part) for part in texts], longest=longest, best=best)
-    return [{"score": one.score, "keep": one.keep.tolist(), "owner": one.owner.tolist()} for one in found]
+    found = model.judge([(question, sentences) for sentences in passages], longest=longest, best=best)
+    return [{"score": each.score, "keep": each.keep.tolist(), "owner": each.owner.tolist()} for each in found]
 
 
-def columns(
-    told: Sequence[Row], sizes: Sequence[int], threshold: float, rounding: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of all sentences, whether the threshold lets them stay, and the mean probability of their tokens."""
-    if rounding not in ("vote", "mean"):
-        raise InputError(f"rounding={rounding!r}: give vote or mean")
-    if math.isnan(threshold):
-        raise InputError("threshold=nan: give a number, such as 0.1")
-    keep, scores = [np.zeros(0, bool)], [np.zeros(0)]
-    for one, size in zip(told, sizes, strict=True):
-        chance, owner = np.array(one["keep"], float), np.array(one["owner"], int)
-        mean = relevance.kept_mean(chance, owner, size)
-        vote = relevance.kept_share(chance, owner, size, threshold)
-        keep.append(vote > 0.5 if rounding == "vote" else mean > threshold)
-        scores.append(mean)
-    return np.concatenate(keep), np.concatenate(scores)
-
-
-def with_titles(
+def keep_titles(
     passages: Passages, keep: np.ndarray, stays: np.ndarray, scores: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same, where a passage's first sentence stays exactly if another does, and ranks with the best of them."""
@@ -227,7 +193,7 @@ def with_titles(
     return keep, stays, scores
 
 
-def coupled(units: Units, passages: Passages, scores: np.ndarray) -> Units:
+def couple_titles(units: Units, passages: Passages, scores: np.ndarray) -> Units:
     """Units whose titles go with the best other sentence of their passage."""
     numbers = np.array([one.passage for one in passages.sentences], int)
     together = np.arange(len(numbers))
@@ -256,23 +222,18 @@ def train(
     rows: Sequence[Mapping[str, Any]],
     run: Run,
     *,
-    weight: float = 0.05,
+    weight: Annotated[float, Ge(0)] = 0.05,
     corpus: str = "",
-    llm: Any = "",
-    llm_name: str = "",
+    asking: Asking = Asking(),
     oracle: Literal["answer", "relevance", "indices"] = "answer",
-    calls: int = 0,
-    llm_tokens: int = 0,
     everywhere: bool = True,
-    epochs: float = 1.0,
-    lr: float = 3e-6,
-    batch: int = 48,
+    training: Training = Training(epochs=1.0, batch=48, lr=3e-6),
     longest: int = 512,
     threshold: float = 0.1,
     rounding: Literal["vote", "mean"] = "vote",
     language: str = "en",
-    held_out: float = 0.05,
-    evaluate_every: int = 0,
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.05,
+    evaluate_every: Annotated[int, Ge(0)] = 0,
     seed: int = 0,
 ) -> tuple[Recovery, tuple[str, ...]]:
     """Teach a cross-encoder which sentences to keep, and to go on ranking as it did.
@@ -290,15 +251,11 @@ def train(
         run: where labels and the training's checkpoint go.
         weight: of the distance to the old scores.
         corpus: texts in which passages are found for rows without, a .jsonl or .txt file; each begins with its title.
-        llm: folder, Hub id or address of a language model that answers with citations; what it said stands in the run.
-        llm_name: the name of the model, where `llm` is an address.
+        asking: the language model that answers with citations, see `Asking`; what it said stands in the run.
         oracle: what it is asked for: an answer with citations, a summary with citations, or the numbers alone.
-        calls: how often it may be asked; 0 for no limit.
-        llm_tokens: how many tokens it may read and write; 0 for no limit.
         everywhere: special tokens and those of the question are taught to go; otherwise they are not looked at.
-        epochs: how often each pair is seen.
-        lr: learning rate, constant. The default is that of large models and a million pairs: small ones want 3e-5.
-        batch: pairs of a step.
+        training: see `Training`; the learning rate is constant. Its default is that of large models and a million
+            pairs: small ones want 3e-5.
         longest: tokens of a pair; what is longer is cut off.
         threshold: what the model takes where it is not told otherwise.
         rounding: likewise.
@@ -308,29 +265,23 @@ def train(
         seed: of the new head, of what is held out, and of the order.
 
     What is measured on pairs that are held out stands in the recovery's settings as `held_out`: before, at each of the
-    looks (by its step), and after, each as `quality` says. Notes say it in words.
+    looks (by its step), and after, each as `measure_quality` says. Notes say it in words.
 
     Departures: BM25 for SPLADE-v3. AdamW without decay for Adam. Padding is never looked at, so that a loss does not
     depend on what stands beside it in its batch.
     """
-    if not weight >= 0 or not 0 <= held_out < 1:
-        raise InputError(f"weight={weight}, held_out={held_out}: give at least 0, and a share from 0 to below 1")
-    if evaluate_every < 0:
-        raise InputError(f"evaluate_every={evaluate_every}: give steps between two looks, or 0 for four looks in all")
-    rows = apart(rows)
+    rows = join_labels(rows)
     if corpus:
-        rows = pool(rows, texts.read(corpus).texts, run, model, language, seed)
-    asked = partial(chat.answering, llm, llm_name, calls=calls, tokens=llm_tokens) if llm else None
-    pairs, lost = labelled(rows, run, asked() if asked else None, oracle, language)
+        rows = find_passages(rows, texts.read(corpus).texts, run, model, language, seed)
+    pairs, lost = label_pairs(rows, run, asking.open_model(), oracle, language)
     if not pairs:
         raise DataError(f"none of {len(rows)} rows gives a pair: {lost} passages have no label")
     if weight and not model.settings.ranks and any(pair["score"] is None for pair in pairs):
         raise InputError("this model has no scores to keep: use weight=0 (standalone), or give a reranker")
     old = [pair for pair in pairs if weight and pair["score"] is None]
-    found = run.json("old-scores", lambda: [
-        one.score for one in model.judge([(pair["question"], pair["sentences"]) for pair in old], longest=longest)
-    ])  # fmt: skip
-    for pair, score in zip(old, found, strict=True):
+    judge_old = partial(model.judge, [(pair["question"], pair["sentences"]) for pair in old], longest=longest)
+    scores = run.json("old-scores", lambda: [judged.score for judged in judge_old()])
+    for pair, score in zip(old, scores, strict=True):
         pair["score"] = score
     model.keep = model.keep or model.with_head(seed).keep
     model.settings = replace(
@@ -340,24 +291,25 @@ def train(
     draw = np.random.default_rng(seed)
     questions = sorted({pair["question"] for pair in pairs})
     back = set(draw.permutation(questions)[: round(held_out * len(questions))].tolist())
-    learnt, kept_back = ([p for p in pairs if (p["question"] in back) is away] for away in (False, True))
-    kept_back = kept_back[:JUDGED]
+    learnt = [pair for pair in pairs if pair["question"] not in back]
+    kept_back = [pair for pair in pairs if pair["question"] in back][:JUDGED]
+    epochs, accumulate = training.number("epochs"), training.accumulate or 1
     order = [i for _ in range(math.ceil(epochs)) for i in draw.permutation(len(learnt)).tolist()]
-    steps = max(1, round(epochs * len(learnt) / batch))
-    given = Batches([learnt[i] for i in order], model, batch, everywhere)
-    look = partial(quality, model, kept_back)
+    feed = PairBatches([learnt[i] for i in order], model, training.whole("batch"), everywhere, accumulate)
+    steps = max(1, round(epochs * len(learnt) / (feed.batch * accumulate)))
+    look = partial(measure_quality, model, kept_back)
 
-    def looked() -> float:
+    def evaluate() -> float:
         # By the step, so that what a stopped run saw is there for the one that goes on.
-        seen = run.json(f"held-out-{given.step}", look)
+        seen = run.json(f"held-out-{feed.step}", look)
         return float(seen["mask_loss"] + weight * (seen["ranking_loss"] or 0.0))
 
     before = run.json("held-out-0", look) if kept_back else {}
     recovery = loop.train(
-        model, given, partial(objectives.keeping_loss, model, weight), steps=steps, lr=lr, warmup=0.0,
-        schedule="constant", weight_decay=0.0, seed=seed, count=objectives.count_labels,
-        checkpoint=run.folder("training"), title="pruner",
-        evaluate=looked if kept_back else None, evaluate_every=evaluate_every or max(1, math.ceil(steps / 4)),
+        model, feed, partial(objectives.keeping_loss, model, weight),
+        training.default(steps=steps, warmup=0.0, schedule="constant", weight_decay=0.0), seed=seed,
+        count=objectives.count_labels, checkpoint=run.folder("training"), title="pruner",
+        evaluate=evaluate if kept_back else None, evaluate_every=evaluate_every or max(1, math.ceil(steps / 4)),
     )  # fmt: skip
     notes = [f"{len(learnt)} pairs of {len(rows)} rows; {lost} passages had no label"]
     if kept_back:
@@ -367,259 +319,9 @@ def train(
         recovery = replace(
             recovery, settings={**settings, "held_out": {"before": before, "during": during, "after": after}}
         )
-        notes += in_words(before, after)
+        notes += describe_quality(before, after)
     return recovery, tuple(notes)
 
 
 JUDGED = 2000
 """Pairs that are judged of those that are held out."""
-
-
-class Batches:
-    """Pairs as batches, over and over.
-
-    A batch is what `Reranker.forward` takes, `labels` [n, L] (1: keep, -100: not looked at) and `scores` [n].
-    """
-
-    def __init__(self, pairs: Sequence[Row], model: Reranker, batch: int, everywhere: bool) -> None:
-        self.pairs, self.model, self.batch, self.elsewhere = pairs, model, batch, 0 if everywhere else -100
-        self.step = 0  # of training, which takes a batch a step
-
-    def __len__(self) -> int:
-        return max(1, -(-len(self.pairs) // self.batch))
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        many, self.step = len(self.pairs), index + 1
-        chosen = [self.pairs[(index * self.batch + i) % many] for i in range(min(self.batch, many))]
-        blocks = [self.model.blocks(pair["question"], pair["sentences"])[0] for pair in chosen]
-        given = rerankers.padded(blocks, self.model.tokenizer.pad_token_id or 0)
-        labels = torch.full_like(given["input_ids"], -100)
-        for row, (block, pair) in enumerate(zip(blocks, chosen, strict=True)):
-            wanted = set(pair["kept"])
-            labels[row, : len(block.owner)] = torch.tensor(
-                [self.elsewhere if owner < 0 else int(owner in wanted) for owner in block.owner]
-            )
-        scores = [0.0 if pair["score"] is None else float(pair["score"]) for pair in chosen]
-        return {**given, "labels": labels, "scores": torch.tensor(scores)}
-
-
-def quality(model: Reranker, pairs: Sequence[Row]) -> dict[str, Any]:
-    """What a model does on pairs that it has not learnt from.
-
-    pairs: how many there are. mask_loss: mean over tokens of sentences of -log P(label). ranking_loss: mean over pairs
-    of (s - s_0)^2, None without old scores. precision, recall, f1: of the sentences that stay, means over pairs. empty:
-    share of the passages without anything that matters of which nothing stays, None where there are none. compression:
-    percent of the characters that go. ndcg: nDCG@10 of the passages of a question, those that hold something that
-    matters above the others, mean over the questions that have both; None where none has, or the model is not to rank.
-    questions: these.
-    """
-    found = model.judge([(pair["question"], pair["sentences"]) for pair in pairs])
-    told = [{"keep": one.keep, "owner": one.owner} for one in found]
-    sizes = [len(pair["sentences"]) for pair in pairs]
-    stays, _ = columns(told, sizes, model.settings.threshold, model.settings.rounding)
-    each = np.split(stays, np.cumsum(sizes)[:-1])
-    right = [
-        retrieval.kept(np.flatnonzero(mine).tolist(), pair["kept"]) for mine, pair in zip(each, pairs, strict=True)
-    ]
-    likely = np.concatenate([
-        np.where(np.isin(one.owner, pair["kept"]), one.keep, 1.0 - one.keep)
-        for one, pair in zip(found, pairs, strict=True)
-    ])  # fmt: skip
-    held = [(one.score - pair["score"]) ** 2 for one, pair in zip(found, pairs, strict=True)
-            if pair["score"] is not None]  # fmt: skip
-    idle = [not mine.any() for mine, pair in zip(each, pairs, strict=True) if not pair["kept"]]
-    lengths = np.array([len(sentence) for pair in pairs for sentence in pair["sentences"]], float)
-    asked: dict[str, list[tuple[bool, float]]] = {}
-    for one, pair in zip(found, pairs, strict=True):
-        asked.setdefault(pair["question"], []).append((bool(pair["kept"]), one.score))
-    ranks = [retrieval.ndcg([float(good) for good, _ in some], [score for _, score in some])
-             for some in asked.values() if len({good for good, _ in some}) == 2]  # fmt: skip
-    return {
-        "pairs": len(pairs),
-        "mask_loss": float(-np.log(np.maximum(likely, 1e-12)).sum() / max(1, len(likely))),
-        "ranking_loss": float(np.mean(held)) if held else None,
-        "precision": float(np.mean([one.precision for one in right])),
-        "recall": float(np.mean([one.recall for one in right])),
-        "f1": float(np.mean([one.f() for one in right])),
-        "empty": float(np.mean(idle)) if idle else None,
-        "compression": float(100.0 * lengths[~stays].sum() / max(1.0, lengths.sum())),
-        "ndcg": float(np.mean(ranks)) if ranks and model.settings.ranks else None,
-        "questions": len(ranks),
-    }
-
-
-def in_words(before: Row, after: Row) -> list[str]:
-    """What `quality` found before and after training."""
-    notes = [
-        f"{after['pairs']} pairs held out: F1 of kept sentences {after['f1']:.3f} (before {before['f1']:.3f}), "
-        f"{after['compression']:.0f}% of characters cut, mask loss {after['mask_loss']:.3g} "
-        f"(before {before['mask_loss']:.3g})"
-    ]
-    if after["ranking_loss"] is not None:
-        notes[0] += f", ranking loss {after['ranking_loss']:.3g}"
-    if after["ndcg"] is not None:
-        notes.append(
-            f"nDCG@10 of the passages of {after['questions']} questions held out: {after['ndcg']:.3f}, "
-            f"of the reranker before training {before['ndcg']:.3f}"
-        )
-    return notes
-
-
-# ------------------------------------------------------------------------------------------------- labels, and passages
-
-ORACLES = {
-    "answer": (
-        "Answer the question from the numbered sentences alone, and behind each statement cite in square brackets all "
-        'sentences that it uses, such as [0] or [1, 4]. If they do not help, say "No answer". Say nothing else.'
-    ),
-    "relevance": (
-        "Sum up what the numbered sentences say that matters for the question, and cite in square brackets all that "
-        'you use, such as [0] or [1, 4]. If none matters, say "No answer". Say nothing else.'
-    ),
-    "indices": (
-        "List the numbers of the sentences that matter for the question in square brackets, such as [0, 3, 4]. If none "
-        'matters, say "No answer". Say nothing else.'
-    ),
-}
-READ, SAID = 2048, 256
-"""Tokens that a labeller reads, about, and says."""
-PROBE = "Is water wet? Answer yes or no."
-"""What any labeller can read."""
-
-
-def apart(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows; those with `sentences` and `labels` get `documents` and `kept` of them. `DataError` for others."""
-    found = list[Mapping[str, Any]]()
-    for number, row in enumerate(rows, start=1):
-        if row.get("sentences") is None:
-            found.append(row)
-            continue
-        if row.get("documents") or row.get("titles") or row.get("kept") is not None:
-            raise DataError(f"row {number} has sentences beside passages, titles or kept: give sentences and labels")
-        passages = marked(row["sentences"], row.get("labels"))
-        if passages is None:
-            raise DataError(f"row {number}: give sentences, a list of texts, and labels, a 1 or 0 for each of them")
-        kept = [[i for i, (_, label) in enumerate(passage) if label] for passage in passages]
-        found.append({**row, "documents": [[text for text, _ in passage] for passage in passages], "kept": kept})
-    return found
-
-
-def marked(sentences: Any, labels: Any) -> list[list[tuple[str, bool]]] | None:
-    """Of each passage its sentences with their labels, empty ones left out; None where these are not such lists."""
-    if isinstance(sentences, list) and all(isinstance(text, str) for text in sentences):
-        sentences, labels = [sentences], [labels]
-    found = list[list[tuple[str, bool]]]()
-    try:
-        for texts_of, labels_of in zip(sentences, labels, strict=True):
-            both = list(zip(texts_of, labels_of, strict=True))
-            if isinstance(texts_of, str) or any(label not in (0, 1) for _, label in both):
-                return None
-            found.append([(markup.whole(text), bool(label)) for text, label in both if text.strip()])
-    except (TypeError, ValueError, AttributeError):  # no lists, or not as many, or no texts
-        return None
-    return found
-
-
-def labelled(
-    rows: Sequence[Mapping[str, Any]], run: Run, llm: chat.LanguageModel | None, oracle: str, language: str
-) -> tuple[list[Row], int]:
-    """Pairs of question, sentences, numbers of those that matter, and perhaps a score; and how many had no label."""
-    pairs, lost = list[Row](), 0
-    for number, row in enumerate(rows):
-        passages = open_passages(row["documents"], titles=row.get("titles"), split=language)
-        parts, given = said(passages), row.get("kept")
-        if given is not None and len(given) != len(parts):
-            raise DataError(f"row {number + 1} has {len(parts)} passages and {len(given)} lists of kept sentences")
-        if given is None and llm is not None:
-            ask = partial(cited, llm, str(row["question"]), parts, ORACLES[oracle])
-            try:
-                given = run.json(f"labels-{number}", ask)
-            except BudgetError as error:  # no refusal: what was paid for stays in the run
-                raise RunError(f"{error}, and run the same command again: {number} rows have their labels") from error
-        elif given is None:
-            given = [holding(part, row.get("answers") or ()) for part in parts]
-        scores = row.get("scores") or [None] * len(parts)
-        for part, kept, score in zip(parts, given, scores, strict=True):
-            lost += kept is None
-            if kept is not None and part:
-                pairs.append({"question": str(row["question"]), "sentences": part, "kept": kept, "score": score})
-    return pairs, lost
-
-
-def cited(llm: chat.LanguageModel, question: str, parts: Sequence[Sequence[str]], task: str) -> list[list[int] | None]:
-    """For each passage the sentences that the model cites; None where it gives no label, or can't read the passage."""
-    found: list[list[int] | None] = []
-    for part in parts:
-        asked = f"{task}\n\nQuestion: {question}\n\nSentences:\n"
-        text = readable(llm, asked, [f"[{i}] {sentence}\n" for i, sentence in enumerate(part)])
-        try:
-            numbers = citations.cited(chat.said(llm, asked + text, most=SAID), len(part)) if text else None
-        except (InputError, RefusedError):
-            chat.said(llm, PROBE, most=SAID)  # raises where it is not the passage that is wrong
-            numbers = None
-        found.append(None if numbers is None else sorted(numbers))
-    return found
-
-
-def readable(llm: chat.LanguageModel, asked: str, lines: Sequence[str]) -> str:
-    """The lines that a labeller has room for behind what it is asked: by its tokens, or about four bytes a token."""
-    room, sizes = 4.0 * READ, [len(line.encode()) for line in lines]
-    if isinstance(llm, chat.Local):
-        room = min(READ, llm.window - SAID - len(llm.prompt(asked)))
-        sizes = list(encoders.counter(llm.tokenizer)(lines))
-    text = ""
-    for line, size in zip(lines, sizes, strict=True):
-        text, room = (text + line, room - size) if size <= room else (text, room)
-    return text
-
-
-def holding(part: Sequence[str], answers: Sequence[str]) -> list[int] | None:
-    """The sentences that say one of the answers; None where there is no answer to look for."""
-    wanted = [" ".join(markup.terms(answer)) for answer in answers]
-    wanted = [f" {answer} " for answer in wanted if answer]
-    said = [f" {' '.join(markup.terms(sentence))} " for sentence in part]
-    return [i for i, text in enumerate(said) if any(answer in text for answer in wanted)] if wanted else None
-
-
-def pool(
-    rows: Sequence[Mapping[str, Any]],
-    corpus: Sequence[str],
-    run: Run,
-    model: Reranker,
-    language: str,
-    seed: int,
-    *,
-    retrieved: int = 50,
-    best: int = 5,
-) -> list[dict[str, Any]]:
-    """The rows; those without `documents` get the `best` of a corpus, with `titles`.
-
-    A document is cut into passages of N sentences, N drawn from 1 to 10 in proportion to itself; each begins in the
-    middle of the one before. BM25 finds `retrieved` of them, and the model puts those in order, if it ranks.
-    """
-    draw, sizes = np.random.default_rng(seed), np.arange(1, 11)
-    titles, found = list[str](), list[str]()
-    for document in corpus:
-        (first, *rest) = sentences(document, language) or [(0, 0)]
-        while rest:
-            size = int(draw.choice(sizes, p=sizes / sizes.sum()))
-            titles.append(document[slice(*first)])
-            found.append(document[rest[0][0] : rest[:size][-1][1]])
-            rest = rest[max(1, size // 2) :] if size < len(rest) else []
-    if not found:
-        raise DataError("the corpus holds no passage: give documents of at least a title and a sentence")
-    lexical = relevance.lexical([markup.terms(f"{a} {b}") for a, b in zip(titles, found, strict=True)])
-
-    def chosen(question: str) -> list[int]:
-        order: list[int] = np.argsort(-lexical(markup.terms(question)), kind="stable")[:retrieved].tolist()
-        if model.settings.ranks:
-            scores = [-one.score for one in model.judge([(question, [titles[i], found[i]]) for i in order])]
-            order = [order[i] for i in np.argsort(scores, kind="stable")]
-        return order[:best]
-
-    made = []
-    for number, row in enumerate(rows):
-        numbers = [] if row.get("documents") else run.json(f"found-{number}", partial(chosen, str(row["question"])))
-        new = {"documents": [found[i] for i in numbers], "titles": [titles[i] for i in numbers]} if numbers else {}
-        made.append({**row, **new})
-    return made

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from secateur.recover.distillation import alignment, ensembles, losses, teachers
 from secateur.recover.training import loop, objectives
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer.subject import Output, positions
-from secateur.vocabulary import Budget, Figure, Result, Selection, listed
+from secateur.vocabulary import Budget, Result, Selection, Training, listed
 
 CARD = {
     "title": "Romanian DistilBERTs: Distilling the Knowledge of Romanian BERTs Using Multiple Teachers",
@@ -56,16 +57,11 @@ def romanian_distilberts(
     weights: Sequence[float] = (),
     foreign: Foreign = "words",
     factors: Sequence[float] = (5.0, 2.0, 1.0),
-    temperature: float = 2.0,
+    temperature: Annotated[float, Gt(0)] = 2.0,
     restrict: bool = False,
-    share: float = 0.15,
-    smoothing: float = 0.7,
-    steps: int = 1000,
-    train_batch: int = 32,
-    lr: float = 5e-4,
-    warmup: float = 0.05,
-    clip: float = 5.0,
-    training: str | Sequence[str] = "",
+    share: Annotated[float, Gt(0), Le(1)] = 0.15,
+    smoothing: Annotated[float, Ge(0)] = 0.7,
+    training: Training = Training(steps=1000, batch=32, lr=5e-4, warmup=0.05, clip=5.0),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Keep every second layer with its weights, and teach the rest of the way by three losses at once.
@@ -104,12 +100,8 @@ def romanian_distilberts(
         restrict: soft targets on the chosen tokens only.
         share: of the tokens that are to be told.
         smoothing: how much more often rare tokens are chosen; 0 for all alike.
-        steps: of training.
         train_batch: texts per step.
         lr: peak learning rate; linear warm-up, then linear decay.
-        warmup: share of steps in warm-up.
-        clip: largest norm of the gradient.
-        training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the cut.
 
     Departures: the article does not say how its teachers are combined, nor gives its factors; these are DistilBERT's.
@@ -120,36 +112,38 @@ def romanian_distilberts(
     of the same vocabulary and another width are compared through a P_k, too. Texts stand one to a row, and are not
     joined to sequences of 512. Dropout is off.
     """
-    check(subject, factors=factors, temperature=temperature)
-    further = loop.options(training)
-    found = company(subject, teachers, weights, foreign, length)
+    check(subject, factors)
+    everyone = gather_teachers(subject, teachers, weights, foreign, length)
     train, held = data.split(seed=seed)
-    stream = batches(subject, found, train, train_batch, length, seed=seed, share=share, smoothing=smoothing)
-    lesson = partial(
-        triple, found=found, factors=factors, temperature=temperature, restrict=restrict, foreign=foreign,
-    )  # fmt: skip
-    others = [one.subject for one in found]
+    batches = masked_batches(
+        subject, everyone, train, training.whole("batch"), length, seed=seed, share=share, smoothing=smoothing
+    )
+    others = [teacher.subject for teacher in everyone]
     for budget in budgets:
-        count, predicted = depth(subject, budget, batch, length)
-        stays = layers(len(subject.layers()), count, keep)
+        count, predicted = most_layers(subject, budget, batch, length)
+        stays = choose_layers(len(subject.layers()), count, keep)
         student, cut = subject.cut(Selection({"layers": stays}))
         before, after = {**cut.before, "layers": float(len(stays))}, {**cut.after, "layers": float(count)}
         cut = replace(cut, before=before, after=after)
-        if dry_run or not steps:
+        if dry_run or not training.steps:
             yield Result(str(budget), student, cut, predicted)
             continue
-        anew(found, seed)
+        reset_projections(everyone, seed)
+        objective = triple_loss(
+            student, everyone, factors=factors, temperature=temperature, restrict=restrict, foreign=foreign
+        )
         recovery = loop.train(
-            student.model, stream, lesson(student), steps=steps, lr=lr, warmup=warmup, schedule="linear", seed=seed,
-            dropout=False, count=partial(counted, found=found), frozen=[one.model for one in others],
-            extra=[one.project for one in found if one.project is not None], checkpoint=run.folder(f"train-{budget}"),
+            student.model, batches, objective, training.default(schedule="linear"), seed=seed, dropout=False,
+            count=partial(count_units, teachers=everyone), frozen=[other.model for other in others],
+            extra=[teacher.project for teacher in everyone if teacher.project is not None],
+            checkpoint=run.folder(f"train-{budget}"),
             flops_per_token=size.training_flops(
-                student.flops_per_token(length), sum(one.flops_per_token(length) for one in others)
+                student.flops_per_token(length), sum(other.flops_per_token(length) for other in others)
             ),
-            **({"clip": clip} | further),
         )  # fmt: skip
-        judged = partial(loyal, student, found, held, train_batch, length)
-        notes = tuple(f"loyal to {name}: {text}" for name, text in run.json(f"loyalty-{budget}", judged).items())
+        measure = partial(describe_loyalty, student, everyone, held, training.whole("batch"), length)
+        loyal = run.json(f"loyalty-{budget}", measure)
+        notes = tuple(f"loyal to {name}: {text}" for name, text in loyal.items())
         yield Result(str(budget), student, cut, predicted, recovery, notes)
 
 
@@ -170,52 +164,50 @@ class Teacher:
     project: nn.Linear | None = None
     shared: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, batch: Batch) -> Any:
+    def forward(self, batch: Batch) -> Output:
         """Hidden states and prediction, of its own reading of the texts."""
         keys = ("input_ids", "attention_mask")
         view = {key: batch[f"{self.name}.{key}"] for key in keys} if self.foreign else batch
         return self.subject.forward(view, hidden=True)
 
 
-def check(subject: Transformer, *, factors: Sequence[float], temperature: float) -> None:
-    """Refuse what is no masked language model, and options that leave nothing to learn."""
-    if not masked(subject):
+def check(subject: Transformer, factors: Sequence[float]) -> None:
+    """Refuse what is no masked language model, and factors that leave nothing to learn."""
+    if not tells_masked(subject):
         raise InputError(
             f"{type(subject.model).__name__} is no masked language model: give one, such as a BertForMaskedLM"
         )
-    if len(factors) != 3 or any(not 0 <= one < math.inf for one in factors) or not any(factors):
+    if len(factors) != 3 or any(not 0 <= factor < math.inf for factor in factors) or not any(factors):
         raise InputError(f"factors={list(factors)}: give three numbers of at least 0, one of them above: soft targets, "
                          "masked tokens, hidden states")  # fmt: skip
-    if not 0 < temperature < math.inf:
-        raise InputError(f"temperature={temperature}: give a number above 0")
 
 
-def masked(subject: Transformer) -> bool:
+def tells_masked(subject: Transformer) -> bool:
     """Whether it tells masked tokens."""
     return type(subject.model).__name__.endswith("ForMaskedLM")
 
 
-def company(
+def gather_teachers(
     subject: Transformer, sources: Sequence[str], weights: Sequence[float], foreign: Foreign, length: int
 ) -> list[Teacher]:
     """The original and the other teachers, each with its share; one of share 0 is not asked, so it is left out."""
-    parts = ensembles.shares(list(weights) or None, 1 + len(sources))
-    result = [Teacher("original", subject, parts[0])]
-    for number, (source, part) in enumerate(zip(sources, parts[1:], strict=True), 1):
-        if part:
-            result.append(joined(subject, f"teacher{number}", open_subject(source), part, foreign, length))
-    return [one for one in result if one.weight]
+    original, *shares = ensembles.shares(list(weights) or None, 1 + len(sources))
+    everyone = [Teacher("original", subject, original)]
+    for number, (source, share) in enumerate(zip(sources, shares, strict=True), 1):
+        if share:
+            everyone.append(add_teacher(subject, f"teacher{number}", open_subject(source), share, foreign, length))
+    return [teacher for teacher in everyone if teacher.weight]
 
 
-def anew(found: Sequence[Teacher], seed: int) -> None:
+def reset_projections(everyone: Sequence[Teacher], seed: int) -> None:
     """Draw the maps P_k: each budget begins with the same ones."""
     torch.manual_seed(seed)
-    for one in found:
-        if one.project is not None:
-            one.project.reset_parameters()
+    for teacher in everyone:
+        if teacher.project is not None:
+            teacher.project.reset_parameters()
 
 
-def joined(
+def add_teacher(
     subject: Transformer, name: str, other: Transformer, weight: float, foreign: Foreign, length: int
 ) -> Teacher:
     """A further teacher: of the same vocabulary if it tells masked tokens and its tokenizer is the original's."""
@@ -227,7 +219,7 @@ def joined(
     widths = subject.hidden_size, other.hidden_size
     try:
         teachers.check_tokens(subject, other)
-        same = masked(other)
+        same = tells_masked(other)
     except InputError:
         same = False
     project = None if foreign == "sentences" and not same else nn.Linear(*widths, bias=False)
@@ -235,7 +227,7 @@ def joined(
         return Teacher(name, other, weight, project=None if widths[0] == widths[1] else project)
     shared = None
     if foreign == "tokens":
-        if not masked(other):
+        if not tells_masked(other):
             raise InputError(f"{name} tells no masked tokens, so its predictions can't be compared: use foreign=words")
         shared = alignment.shared_vocabulary(subject.tokenizer, other.tokenizer)
     return Teacher(name, other, weight, True, project, shared)
@@ -244,7 +236,7 @@ def joined(
 # -------------------------------------------------------------------------------------------------------- the student
 
 
-def layers(total: int, count: int, keep: str | Sequence[str]) -> NDArray[np.bool_]:
+def choose_layers(total: int, count: int, keep: str | Sequence[str]) -> NDArray[np.bool_]:
     """[total] booleans: which `count` layers stay."""
     numbers = listed(keep)
     if numbers == ["spread"]:
@@ -263,7 +255,7 @@ def layers(total: int, count: int, keep: str | Sequence[str]) -> NDArray[np.bool
     return result
 
 
-def depth(subject: Transformer, budget: Budget, batch: int, length: int) -> tuple[int, dict[str, float]]:
+def most_layers(subject: Transformer, budget: Budget, batch: int, length: int) -> tuple[int, dict[str, float]]:
     """(the most layers under the budget, what they cost). A forward pass takes a time that is linear in its layers."""
     if budget.pattern is not None or not budget.limits:
         raise BudgetError(
@@ -272,9 +264,9 @@ def depth(subject: Transformer, budget: Budget, batch: int, length: int) -> tupl
     total, units = len(subject.layers()), subject.units(batch=batch, length=length)
     costs = [units.cost({"layers": np.arange(total) < n}) | {"layers": float(n)} for n in range(1, total + 1)]
     if "latency" in budget:
-        one, whole = (clocked(subject, n, batch, length) for n in (1, total))
+        single, whole = (time_layers(subject, n, batch, length) for n in (1, total))
         for n, cost in enumerate(costs):
-            cost["latency"] = one + (whole - one) * n / max(1, total - 1)
+            cost["latency"] = single + (whole - single) * n / max(1, total - 1)
     limits = budget.absolute(costs[-1])
     over = next((name for name in limits if costs[0][name] > limits[name]), None)
     if over:
@@ -287,7 +279,7 @@ def depth(subject: Transformer, budget: Budget, batch: int, length: int) -> tupl
     return fitting, costs[fitting - 1]
 
 
-def clocked(subject: Transformer, count: int, batch: int, length: int) -> float:
+def time_layers(subject: Transformer, count: int, batch: int, length: int) -> float:
     """Seconds of a forward pass with the first `count` layers."""
     student, _ = subject.cut(Selection({"layers": np.arange(len(subject.layers())) < count}))
     example = student.example(batch, length)
@@ -296,170 +288,144 @@ def clocked(subject: Transformer, count: int, batch: int, length: int) -> float:
     ).value
 
 
-# ---------------------------------------------------------------------------------------------------------- the lesson
+# ------------------------------------------------------------------------------------------------- batches and loss
 
 
-def batches(
-    subject: Transformer,
-    found: Sequence[Teacher],
-    corpus: Corpus,
-    batch: int,
-    length: int,
-    *,
-    seed: int,
-    share: float = 0.15,
-    smoothing: float = 0.7,
-) -> Any:
+def masked_batches(
+    subject: Transformer, everyone: Sequence[Teacher], corpus: Corpus, batch: int, length: int,
+    *, seed: int, share: float, smoothing: float,
+) -> masking.Masked | alignment.Parallel:  # fmt: skip
     """Masked batches, with the readings of foreign teachers beside them."""
     plain = texts.batches(corpus, subject.tokenizer, packed=False, batch=batch, length=length, seed=seed)
     rare = masking.rare_first(plain.tokens[:], len(subject.tokenizer), smoothing)
     items = masking.Masked(plain, subject.tokenizer, share=share, weights=rare, seed=seed)
-    others = {one.name: one.subject.tokenizer for one in found if one.foreign}
+    others = {teacher.name: teacher.subject.tokenizer for teacher in everyone if teacher.foreign}
     if not others:
         return items
-    result = alignment.Parallel(items, plain.rows, corpus.texts, subject.tokenizer, others, length=length)
-    for name, counts in alignment.count(result[0], list(others)).items():
+    parallel = alignment.Parallel(items, plain.rows, corpus.texts, subject.tokenizer, others, length=length)
+    for name, counts in alignment.count(parallel[0], list(others)).items():
         if not counts:
             teacher, what = name.split(".")
             raise InputError(f"{teacher} reads no {what} of the first batch as the original does: leave it out")
-    return result
+    return parallel
 
 
-def counted(batch: Batch, *, found: Sequence[Teacher]) -> dict[str, int]:
+def count_units(batch: Batch, *, teachers: Sequence[Teacher]) -> dict[str, int]:
     """What the losses are means over: real tokens, chosen tokens, and what foreign teachers have in common with us."""
     chosen = int((batch["labels"] != masking.IGNORED).sum())
-    own = {**objectives.count(batch), "masked": chosen}
-    return own | alignment.count(batch, [one.name for one in found if one.foreign])
+    foreign = alignment.count(batch, [teacher.name for teacher in teachers if teacher.foreign])
+    return {**objectives.count(batch), "masked": chosen, **foreign}
 
 
-def triple(
+def triple_loss(
     student: Transformer,
+    everyone: Sequence[Teacher],
     *,
-    found: Sequence[Teacher],
     factors: Sequence[float],
     temperature: float,
     restrict: bool = False,
     foreign: Foreign = "words",
 ) -> objectives.Objective:
-    """The loss of steps 3 and 4. Totals are those of `counted`; a factor of 0 leaves its loss out."""
+    """The loss of steps 3 and 4. Totals are those of `count_units`; a factor of 0 leaves its loss out."""
     soft, hard, near = factors
-    same, strange = [one for one in found if not one.foreign], [one for one in found if one.foreign]
+    same = [teacher for teacher in everyone if not teacher.foreign]
+    by_tokens = [teacher for teacher in everyone if teacher.shared is not None]
     # Where foreign teachers tell tokens, too, the mean of the others has their share; else it is all that is told.
-    home = sum(one.weight for one in same) if any(one.shared is not None for one in strange) else 1.0
+    home = sum(teacher.weight for teacher in same) if by_tokens else 1.0
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         ours = student.forward(batch, hidden=True)
         with torch.no_grad():
-            theirs = {one.name: one.forward(batch) for one in found}
-        logits, states = ours.prediction, ours.hidden[-1]
-        chosen = batch["labels"] != masking.IGNORED
-        real = objectives.mask_of(batch)
+            theirs = {teacher.name: teacher.forward(batch) for teacher in everyone}
+        logits, states, real = ours.prediction, ours.hidden[-1], objectives.mask_of(batch)
         parts: dict[str, Tensor] = {}
         if soft and same:
-            target = together(same, theirs, temperature)
-            apart = losses.kl(logits, target, chosen if restrict else real, temperature=temperature)
+            target = average_predictions(same, theirs, temperature)
+            asked_of = batch["labels"] != masking.IGNORED if restrict else real
+            apart = losses.kl(logits, target, asked_of, temperature=temperature)
             parts["soft"] = soft * home * temperature**2 * apart / totals["masked" if restrict else "tokens"]
-        for one in strange:
-            if soft and one.shared is not None:
-                said_of = theirs[one.name].prediction
-                apart = alignment.shared_kl(logits, said_of, batch, one.name, one.shared, temperature=temperature)
-                pairs = max(1, totals[f"{one.name}.pairs"])
-                parts[f"soft {one.name}"] = soft * one.weight * temperature**2 * apart / pairs
+        for teacher in by_tokens if soft else []:
+            assert teacher.shared is not None
+            logits_of = theirs[teacher.name].prediction
+            apart = alignment.shared_kl(logits, logits_of, batch, teacher.name, teacher.shared, temperature=temperature)
+            pairs = max(1, totals[f"{teacher.name}.pairs"])
+            parts[f"soft {teacher.name}"] = soft * teacher.weight * temperature**2 * apart / pairs
         if hard:
             parts["masked"] = hard * losses.cross_entropy(logits, batch["labels"]) / totals["masked"]
-        if near:
-            for one in found:
-                apart = distance(one, states, theirs[one.name].hidden[-1], batch, real, foreign)
-                unit = "tokens" if not one.foreign else "sequences" if foreign == "sentences" else f"{one.name}.words"
-                parts[f"near {one.name}"] = near * one.weight * apart / max(1, totals[unit])
+        for teacher in everyone if near else []:
+            name, theirs_at = teacher.name, theirs[teacher.name].hidden[-1]
+            if not teacher.foreign:
+                apart, unit = losses.cosine(states, theirs_at, real, project=teacher.project), "tokens"
+            elif foreign == "sentences":
+                apart, unit = alignment.text_relational(states, theirs_at, batch, name), "sequences"
+            else:
+                apart = alignment.word_cosine(states, theirs_at, batch, name, project=teacher.project)
+                unit = f"{name}.words"
+            parts[f"near {name}"] = near * teacher.weight * apart / max(1, totals[unit])
         return sum(parts.values(), logits.new_zeros(())), {name: float(part.detach()) for name, part in parts.items()}
 
     return objective
 
 
-def together(same: Sequence[Teacher], answers: Mapping[str, Any], temperature: float) -> Tensor:
+def average_predictions(same: Sequence[Teacher], answers: Mapping[str, Output], temperature: float) -> Tensor:
     """Logits whose softmax at `temperature` is the weighted mean of what the teachers of one vocabulary predict."""
-    ready = [partial(said, answers[one.name]) for one in same]
-    width = min(answers[one.name].prediction.shape[-1] for one in same)
-    mean = ensembles.Averaged(ready, [one.weight for one in same], temperature=temperature, vocabulary=width)
-    mixed: Tensor = mean({}).prediction
-    return mixed
-
-
-def said(answer: Any, batch: Batch, **options: Any) -> Any:
-    """A teacher that has answered already."""
-    return answer
-
-
-def distance(one: Teacher, ours: Tensor, theirs: Tensor, batch: Batch, real: Tensor, foreign: Foreign) -> Tensor:
-    """Between last hidden states, summed: over tokens, or over words or texts of a foreign teacher."""
-    if not one.foreign:
-        return losses.cosine(ours, theirs, real, project=one.project)
-    if foreign == "sentences":
-        mask = batch[f"{one.name}.attention_mask"].bool()
-        read = real.any(1) & mask.any(1)  # a text of padding only has no mean
-        return losses.relational(averaged(ours[read], real[read]), averaged(theirs[read], mask[read]))
-    return alignment.word_cosine(ours, theirs, batch, one.name, project=one.project)
-
-
-def averaged(states: Tensor, real: Tensor) -> Tensor:
-    """[B, d]: the mean of states [B, S, d] over real tokens."""
-    weight = real[..., None].to(states)
-    return (states * weight).sum(1) / weight.sum(1)
+    logits = [answers[teacher.name].prediction for teacher in same]
+    return ensembles.average_logits(logits, [teacher.weight for teacher in same], temperature=temperature)
 
 
 # --------------------------------------------------------------------------------------------------------- how loyal
 
 
-def loyal(student: Transformer, found: Sequence[Teacher], held: Corpus, batch: int, length: int) -> dict[str, str]:
+def describe_loyalty(
+    student: Transformer, everyone: Sequence[Teacher], held: Corpus, batch: int, length: int
+) -> dict[str, str]:
     """Loyalty on masked tokens of held-out texts: to each teacher, and to the mean of several of one vocabulary.
 
     To one of another vocabulary, over the tokens that both have, where a masked token stands for the same characters in
     both readings. Left out are teachers without such tokens, or without a masked-LM head; and the original where it
     teaches alone, since loyalty to it stands in the evidence anyway.
     """
-    if [one.name for one in found] == ["original"]:
+    if [teacher.name for teacher in everyone] == ["original"]:
         return {}
-    same, shared = [one for one in found if not one.foreign], common(student, found)
-    strange = [one for one in found if one.name in shared]
-    tallies = {one.name: loyalty.Tally() for one in found if not one.foreign or one.name in shared}
+    same, shared = [teacher for teacher in everyone if not teacher.foreign], shared_tokens(student, everyone)
+    compared = [teacher for teacher in everyone if teacher.name in shared]
+    tallies = {teacher.name: loyalty.Tally() for teacher in everyone if not teacher.foreign or teacher.name in shared}
     if len(same) > 1:
         tallies["ensemble"] = loyalty.Tally()
     plain = texts.batches(held, student.tokenizer, packed=False, batch=min(batch, len(held)), length=length)
     items: Any = masking.Masked(plain, student.tokenizer)
-    if strange:
-        others = {one.name: one.subject.tokenizer for one in strange}
+    if compared:
+        others = {teacher.name: teacher.subject.tokenizer for teacher in compared}
         items = alignment.Parallel(items, plain.rows, held.texts, student.tokenizer, others, length=length)
 
     def watch(logits: Sequence[Tensor], item: Batch) -> None:
         *theirs, ours = logits
-        answers = {one.name: Output(told) for one, told in zip(same, theirs, strict=True)}
+        answers = {teacher.name: Output(prediction) for teacher, prediction in zip(same, theirs, strict=True)}
         for name, answer in answers.items():
             tallies[name].add([answer.prediction, ours], item)
         if "ensemble" in tallies:
-            tallies["ensemble"].add([together(same, answers, 1.0), ours], item)
-        for one in strange:
-            pairs = item[f"{one.name}.pairs"]
+            tallies["ensemble"].add([average_predictions(same, answers, 1.0), ours], item)
+        for teacher in compared:
+            name, pairs = teacher.name, item[f"{teacher.name}.pairs"]
             pairs = pairs[item["labels"].flatten()[pairs[:, 0]] != masking.IGNORED]
-            there = {f"{one.name}.pairs": pairs}
-            mine, yours = alignment.at_pairs(ours, one.forward(item).prediction, there, one.name, shared[one.name])
-            tallies[one.name].add_pairs([yours, mine], pairs[:, 0] // ours.shape[1])
+            there = {f"{name}.pairs": pairs}
+            mine, yours = alignment.at_pairs(ours, teacher.forward(item).prediction, there, name, shared[name])
+            tallies[name].add_pairs([yours, mine], pairs[:, 0] // ours.shape[1])
 
-    forwards = [*(one.subject.forward for one in same), student.forward]
+    forwards = [*(teacher.subject.forward for teacher in same), student.forward]
     quality.accuracies(forwards, items[: min(64, len(items))], watch=watch)
-    return {name: shown(tally.figures()) for name, tally in tallies.items() if tally.seen}
+    return {
+        name: ", ".join(f"{kind.replace('_', ' ')} {figure}" for kind, figure in tally.figures().items())
+        for name, tally in tallies.items()
+        if tally.seen
+    }
 
 
-def common(student: Transformer, found: Sequence[Teacher]) -> dict[str, tuple[Tensor, Tensor]]:
+def shared_tokens(student: Transformer, everyone: Sequence[Teacher]) -> dict[str, tuple[Tensor, Tensor]]:
     """Of each foreign teacher that tells masked tokens: ids of the tokens in both vocabularies, if there are some."""
-    result = {}
-    for one in found:
-        if one.foreign and masked(one.subject):
+    shared = {}
+    for teacher in everyone:
+        if teacher.foreign and tells_masked(teacher.subject):
             with suppress(InputError):  # too few: they were compared by hidden states
-                result[one.name] = alignment.shared_vocabulary(student.tokenizer, one.subject.tokenizer)
-    return result
-
-
-def shown(figures: Mapping[str, Figure]) -> str:
-    """Both loyalties in words."""
-    return ", ".join(f"{name.replace('_', ' ')} {figure}" for name, figure in figures.items())
+                shared[teacher.name] = alignment.shared_vocabulary(student.tokenizer, teacher.subject.tokenizer)
+    return shared

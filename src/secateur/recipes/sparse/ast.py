@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 from torch.nn.utils import parametrize
 
@@ -49,13 +50,13 @@ def ast(
     seed: int = 0,
     score: Literal["magnitude", "wanda"] = "magnitude",
     calibration: int = 128,
-    refresh: int = 10,
-    decay: float = 1e-4,
-    ramp: float = 0.25,
-    slorb: int = 0,
+    refresh: Annotated[int, Ge(0)] = 10,
+    decay: Annotated[float, Ge(0)] = 1e-4,
+    ramp: Annotated[float, Ge(0), Le(1)] = 0.25,
+    slorb: Annotated[int, Ge(0)] = 0,
     slorb_init: Literal["mean", "sum", "xavier"] = "mean",
     projection: bool = True,
-    kd: float = 0.67,
+    kd: Annotated[float, Ge(0), Le(1)] = 0.67,
     teacher: str = "",
     temperature: float = 2.0,
     hidden: float = 0.0,
@@ -110,31 +111,32 @@ def ast(
     paper is used for all; quantisation after training is `secateur export`. The default number of steps suits small
     models; the paper's runs take 40,000 and 15,000.
     """
-    check(subject, kd=kd, refresh=refresh, decay=decay, ramp=ramp)
+    if not subject.causal:
+        raise UnsupportedError(f"ast trains language models, and this one gives {subject.output}: use a causal decoder")
     paths, teaching = subject.layers(), kd > 0 or hidden > 0
-    master = larger(subject, teacher, kd=kd, hidden=hidden) if teacher else subject
+    master = open_teacher(subject, teacher, kd=kd, hidden=hidden) if teacher else subject
     train, held = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
     stream, steps = make(train, batch=training.whole("batch"), seed=seed + 1), training.whole("steps")
     dense = matrices(subject.model, paths)
     with hooks.sound(subject.model, paths):  # a loss that is NaN would not say where from
         subject.forward(stream[0])
-    norms, told = dict[str, Tensor](), tuple[str, ...]()
+    norms, few = dict[str, Tensor](), tuple[str, ...]()
     if score == "wanda":
-        samples, told = texts.windows(train, subject.tokenizer, calibration, length, seed=seed)
-        modules = [matrix.module for matrix in alone(dense, "score=wanda").values()]
+        samples, few = texts.windows(train, subject.tokenizer, calibration, length, seed=seed)
+        modules = [matrix.module for matrix in unpacked(dense, "score=wanda").values()]
         measure = partial(hessian.diagonal, subject.forward, subject.model, samples, modules)
         norms = run.tensors("norms", measure)
     plain, theirs = subject.flops_per_token(length), master.flops_per_token(length)
 
     for budget in budgets:
-        asked = follow(budget, dense, slorb)
+        wanted = follow_pattern(budget, dense, slorb)
         student = subject.copy()
-        found = matrices(student.model, paths)
-        choose = choosers(found, asked, norms)
+        pruned = matrices(student.model, paths)
+        choose = mask_choosers(pruned, wanted, norms)
         ours = plain
         if slorb:
-            beside = branches(found, choose, slorb, slorb_init, seed)
+            beside = make_branches(pruned, choose, slorb, slorb_init, seed)
             low_rank.attach(student.model, beside)
             for branch in low_rank.of(student.model).values():
                 branch.X.requires_grad_(projection)
@@ -159,72 +161,68 @@ def ast(
                     optimizer=masks.adamw(decay=decay, ramp=round(ramp * steps)), extra=[masks],
                     frozen=[master.model] if teaching else [], seed=seed, dropout=False,
                     checkpoint=run.folder(f"train-{budget}"),
-                    evaluate=partial(judge, forward, make(held, batch=1, seed=seed).take(64))
-                    if training.patience else None,
+                    evaluate=partial(
+                        objectives.held_out, forward, teacher=forward, output="logits",
+                        batches=make(held, batch=1, seed=seed).take(64),
+                    ) if training.patience else None,
                     flops_per_token=size.training_flops(ours, theirs if teaching else 0.0),
                 )  # fmt: skip
                 record = masks.record()
-        cut = receipt(dense, matrices(student.model, paths), told)
+        cut = receipt(dense, matrices(student.model, paths), few)
         if recovery is not None:
             recovery = replace(recovery, settings={**recovery.settings, "kd": kd, "flips": record})
-        notes = (*flips(recovery, record), *extra(student, found, slorb))
+        notes = (*describe_flips(recovery, record), *describe_branches(student, pruned, slorb))
         yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, recovery, notes)
 
 
-def check(subject: Transformer, *, kd: float, refresh: int, decay: float, ramp: float) -> None:
-    """Raise for a model that is no language model, and for options outside their range."""
-    if not subject.causal:
-        raise UnsupportedError(f"ast trains language models, and this one gives {subject.output}: use a causal decoder")
-    if not 0 <= kd <= 1 or not 0 <= ramp <= 1:
-        raise InputError(f"kd={kd:g}, ramp={ramp:g}: both are shares from 0 to 1")
-    if decay < 0 or refresh < 0:
-        raise InputError(f"decay={decay:g}, refresh={refresh}: give numbers of at least 0")
-
-
-def larger(subject: Transformer, source: str, *, kd: float, hidden: float) -> Transformer:
+def open_teacher(subject: Transformer, source: str, *, kd: float, hidden: float) -> Transformer:
     """The teacher at `source`; raises where it has no say, and for one whose tokens or states can't be compared."""
     if not kd:
         raise InputError(f"teacher={source} with kd=0 teaches nothing: give kd more, or no teacher")
     if hidden:
         raise InputError(f"hidden={hidden:g} compares states with the original's, and {source} has others: leave it 0")
-    found = open_subject(source)
-    if not found.causal:
-        raise UnsupportedError(f"teacher={source} gives {found.output}: use a causal decoder")
-    teachers.check_tokens(subject, found)
-    return found
+    other = open_subject(source)
+    if not other.causal:
+        raise UnsupportedError(f"teacher={source} gives {other.output}: use a causal decoder")
+    teachers.check_tokens(subject, other)
+    return other
 
 
-def follow(budget: Budget, found: Mapping[str, Matrix], k: int) -> Pattern:
+def follow_pattern(budget: Budget, matrices_of: Mapping[str, Matrix], k: int) -> Pattern:
     """The pattern of a budget; raises for any other budget, and for matrices that the pattern or SLoRB does not fit."""
-    asked = budget.pattern
-    if budget.limits or asked is None:
+    wanted = budget.pattern
+    if budget.limits or wanted is None:
         what = budget.limits[0].measure if budget.limits else "nothing"
         raise BudgetError(f"ast can't follow budget {budget}, which limits {what}: give a pattern such as pattern=2:4")
-    if asked.n == asked.m:
+    if wanted.n == wanted.m:
         raise BudgetError(f"budget {budget} lets every weight stay, so that nothing would change: ask for less")
-    for matrix in (found if not k else alone(found, "slorb")).values():
+    for matrix in (matrices_of if not k else unpacked(matrices_of, "slorb")).values():
         width = matrix.weight.shape[1]
-        if width % asked.m:
-            raise UnsupportedError(f"{matrix.name} has {width} inputs, no multiple of {asked.m}: {asked} can't be kept")
-        if k < 0 or (k and width % k):
+        if width % wanted.m:
+            raise UnsupportedError(
+                f"{matrix.name} has {width} inputs, no multiple of {wanted.m}: {wanted} can't be kept"
+            )
+        if k and width % k:
             raise InputError(f"slorb={k} does not divide the {width} inputs of {matrix.name}: give a divisor, or 0")
-    return asked
+    return wanted
 
 
-def alone(found: Mapping[str, Matrix], what: str) -> Mapping[str, Matrix]:
-    """`found`; raises `UnsupportedError` where there are packed experts, which no module of their own runs."""
-    packed = next((matrix.name for matrix in found.values() if matrix.expert is not None), None)
+def unpacked(matrices_of: Mapping[str, Matrix], what: str) -> Mapping[str, Matrix]:
+    """The same; raises `UnsupportedError` where there are packed experts, which no module of their own runs."""
+    packed = next((matrix.name for matrix in matrices_of.values() if matrix.expert is not None), None)
     if packed is not None:
         raise UnsupportedError(
             f"{what} needs a module per matrix, and {packed} is packed with other experts: leave it out"
         )
-    return found
+    return matrices_of
 
 
-def choosers(found: Mapping[str, Matrix], asked: Pattern, norms: Mapping[str, Tensor]) -> dict[str, adaptive.Choose]:
+def mask_choosers(
+    matrices_of: Mapping[str, Matrix], wanted: Pattern, norms: Mapping[str, Tensor]
+) -> dict[str, adaptive.Choose]:
     """Parameter -> what picks its mask: n of m along the inputs of each matrix in it."""
     parts: dict[str, list[Matrix]] = {}
-    for matrix in found.values():
+    for matrix in matrices_of.values():
         parts.setdefault(matrix.leaf, []).append(matrix)
 
     def choose(weight: Tensor, held: Sequence[Matrix]) -> Tensor:
@@ -232,30 +230,25 @@ def choosers(found: Mapping[str, Matrix], asked: Pattern, norms: Mapping[str, Te
         for matrix in held:
             seen, squares = matrix.view(weight), norms.get(matrix.module)
             scores = seen.abs() if squares is None else wanda.scores(seen, squares)
-            matrix.view(keep).copy_(pattern.n_of_m(scores, asked.n, asked.m))
+            matrix.view(keep).copy_(pattern.n_of_m(scores, wanted.n, wanted.m))
         return keep
 
     return {leaf: partial(choose, held=held) for leaf, held in parts.items()}
 
 
-def branches(
-    found: Mapping[str, Matrix], choose: Mapping[str, adaptive.Choose], k: int, how: str, seed: int
+def make_branches(
+    matrices_of: Mapping[str, Matrix], choose: Mapping[str, adaptive.Choose], k: int, how: str, seed: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Module -> (X, S) of its branch, from what its first mask closes."""
     generator = torch.Generator().manual_seed(seed)
     made = {}
-    for matrix in found.values():
+    for matrix in matrices_of.values():
         keep = matrix.view(choose[matrix.leaf](matrix.parameter.detach()))
         made[matrix.module] = adaptive.branch(matrix.weight, keep, k, how, generator=generator)
     return made
 
 
-def judge(forward: objectives.Forward, batches: Sequence[Mapping[str, Tensor]]) -> float:
-    """Loss on held-out texts, for early stopping."""
-    return objectives.held_out(forward, teacher=forward, output="logits", batches=batches)
-
-
-def flips(recovery: Recovery | None, record: Sequence[tuple[int, float, float]]) -> list[str]:
+def describe_flips(recovery: Recovery | None, record: Sequence[tuple[int, float, float]]) -> list[str]:
     """How the mask moved: the mean flip rate in the first and in the last quarter, and what differs from the first."""
     if recovery is None or not record:
         return []
@@ -270,12 +263,12 @@ def flips(recovery: Recovery | None, record: Sequence[tuple[int, float, float]])
     ]
 
 
-def extra(student: Transformer, found: Mapping[str, Matrix], k: int) -> list[str]:
+def describe_branches(student: Transformer, matrices_of: Mapping[str, Matrix], k: int) -> list[str]:
     """What SLoRB adds: the sum of d_out d_in / k + d_in^2 / k."""
     if not k:
         return []
     added = sum(p.numel() for branch in low_rank.of(student.model).values() for p in branch.parameters())
-    whole = sum(matrix.weight.numel() for matrix in found.values())
+    whole = sum(matrix.weight.numel() for matrix in matrices_of.values())
     return [
         f"branches of SLoRB (k={k}) add {added} parameters, {100 * added / whole:.3g} % of the masked matrices; they "
         f"lie in {low_rank.FOLDER}/ as a LoRA for peft"

@@ -10,9 +10,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from safetensors import safe_open
 from torch import Tensor
 
@@ -21,13 +22,14 @@ from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, RunError, UnsupportedError
+from secateur.methods import blockwise
 from secateur.recover.training import fused, objectives
-from secateur.score import dual, hessian, hooks, obs
+from secateur.score import dual, hooks, obs
 from secateur.select import weights
 from secateur.subjects import Streamed, Transformer
 from secateur.subjects.matrices import Matrix, matrices
 from secateur.subjects.transformer import blocks
-from secateur.vocabulary import Budget, Pattern, Result
+from secateur.vocabulary import Budget, Pattern, Result, Training
 
 CARD = {
     "title": "D-Pruner: Pruning as a Domain-specific LLM Extractor",
@@ -42,6 +44,13 @@ Scope = Literal["row", "block", "matrix", "layer", "global"]
 Read = Callable[[str], Tensor]
 """Name of a matrix -> its scores [d_out, d_in], from the disk."""
 
+GENERAL_SHARE = 0.48
+"""What stays of the weights in the pass that scores G: the paper prunes 52 % of the linears for a model of half."""
+DAMP = 0.01
+"""Dampening of the Hessian, as a share of its mean diagonal."""
+FLOOR = 1
+"""Experts with fewer tokens get the Hessian of all experts of their layer."""
+
 
 def d_pruner(
     subject: Transformer | Streamed,
@@ -52,24 +61,17 @@ def d_pruner(
     general: str = "",
     by: Literal["dual", "general"] = "dual",
     scope: Scope = "matrix",
-    block: int = 128,
-    general_weight: float | None = None,
+    block: Annotated[int, Ge(0)] = 128,
+    general_weight: Annotated[float, Ge(0)] | None = None,
     published: bool = False,
-    cubic: bool = False,
-    general_share: float = 0.48,
     general_samples: int = 128,
-    damp: float = 0.01,
-    floor: int = 1,
-    samples: int = 1000,
-    train_batch: int = 8,
+    samples: Annotated[int, Ge(1)] = 1000,
     train_length: int = 128,
     packed: bool = True,
-    epochs: int = 1,
-    lr: float = 0.03,
-    warmup: float = 0.1,
-    clip: float = 1.0,
+    clip: Annotated[float, Ge(0)] = 1.0,
     recompute: bool = False,
     scores: str = "",
+    training: Training = Training(epochs=1, batch=8, lr=0.03, warmup=0.1),
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -98,13 +100,8 @@ def d_pruner(
         general_weight: what the penalty adds to an average gradient, as a share of it, 1 unless given; 0 leaves the
             domain's Taylor score and needs no general text. Where `published`, the paper's lambda, 0.1 unless given.
         published: add lambda 2 lr^2 G g^2 / N as released, in place of the relative form.
-        cubic: add w^3 to the score, as released.
-        general_share: what stays of the weights in the pass that scores G.
         general_samples: windows of general text.
-        damp: of the Hessian, as a share of its mean diagonal.
-        floor: experts with fewer tokens get the Hessian of all experts of their layer.
         samples: sequences of domain text; N is how many there are.
-        train_batch: sequences per step.
         train_length: tokens per sequence, of either text.
         packed: texts run on, cut into sequences of equal length; otherwise one text is one sequence, cut at
             `train_length`.
@@ -119,66 +116,65 @@ def d_pruner(
 
     Departures: G is divided by its mean in each matrix, and the penalty's term is measured in g, with the sign of g
     (`dual.regularised`); as released it is next to nothing, and positive whatever the sign of g (`published`). The
-    cubic term, a stand-in for the Taylor remainder, is off. There is no loss scaling, so none leaks into the score; the
-    copy descends in float32. Exactly int(n share) of n weights that are compared stay. The paper trains on up to five
-    passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
+    cubic term, a stand-in for the remainder, is left out. There is no loss scaling, so none leaks into the score;
+    the copy descends in float32. Exactly int(n share) of n weights that are compared stay. The paper trains on up to
+    five passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
     """
     weight = (0.1 if published else 1.0) if general_weight is None else general_weight
-    check(subject, general=general or scores or ("-" if dry_run else ""), by=by, weight=weight, block=block,
-          counts={"train_batch": train_batch, "samples": samples, "epochs": epochs})  # fmt: skip
-    asked = {str(budget): weights.asked(budget, blocks.count(subject), "d_pruner") for budget in budgets}
-    for name, (share, pattern) in asked.items():
-        if pattern is None:
-            blocks.enough(subject, name, share, scope, partial(width, block=block))
+    check(
+        subject, training, by=by, general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0)
+    )
+    width = partial(block_width, block=block)
+    targets = {str(budget): blockwise.follow_budget(subject, budget, "d_pruner", scope, width) for budget in budgets}
     notes: tuple[str, ...] = ()
-    corpus, judged = apart(texts.read(general), seed) if general and not dry_run else (None, {})
+    corpus, judged = hold_out(texts.read(general), seed) if general and not dry_run else (None, {})
     read: Read | None = None  # of magnitudes, if None
     if scores:
-        read = earlier(Path(scores), by, subject)
-        judged = judged if corpus is not None and unseen(Path(scores), corpus) else {}
+        read = open_earlier(Path(scores), by, subject)
+        judged = judged if corpus is not None and scored_by(Path(scores), corpus) else {}
     elif not dry_run:
         key = {"model": digest(subject)}
         if corpus is not None and (by == "general" or weight):
             windows, notes = texts.windows(corpus, subject.tokenizer, general_samples, train_length, seed=seed)
-            told = scored(run, "general", {**key, "text": corpus.digest}, partial(
-                general_importance, subject, windows, share=general_share, damp=damp, floor=floor,
-            ))  # fmt: skip
-            notes += starved(told["starved"], floor)
-        read = stored(run.folder("general"), subject.layers())
+            measure = partial(general_importance, subject, windows)
+            starved = score_once(run, "general", {**key, "text": corpus.digest}, measure)["starved"]
+            if starved:
+                notes += (f"{starved:g} matrices of experts saw fewer than {FLOOR} general tokens: scored by their "
+                          "layer's Hessian",)  # fmt: skip
+        read = open_scores(run.folder("general"), subject.layers())
         if by == "dual" and isinstance(subject, Transformer):
-            batch = min(train_batch, samples)
+            batch = min(training.whole("batch"), samples)
             stream = texts.batches(data, subject.tokenizer, packed=packed, batch=batch, length=train_length, seed=seed)
             each = min(samples // batch, len(stream))  # steps of an epoch
-            told = scored(run, "dual", {**key, "text": data.digest}, partial(
+            measure = partial(
                 dual_importance, subject, stream if each == len(stream) else stream.take(each), read, every=each,
-                steps=epochs * each, samples=each * batch, weight=weight, published=published, cubic=cubic,
-                lr=lr, warmup=warmup, clip=clip or None, recompute=recompute,
-            ))  # fmt: skip
-            notes += described(told, data.name, samples)
-            read = stored(run.folder("dual"), subject.layers())
-    for name, (share, pattern) in asked.items():
+                steps=round(training.number("epochs") * each), samples=each * batch, weight=weight,
+                published=published, lr=training.number("lr"), warmup=training.number("warmup"), clip=clip or None,
+                recompute=recompute,
+            )  # fmt: skip
+            notes += describe_descent(
+                score_once(run, "dual", {**key, "text": data.digest}, measure), data.name, samples
+            )
+            read = open_scores(run.folder("dual"), subject.layers())
+    for budget in budgets:
+        share, pattern = targets[str(budget)]
         student = subject.copy()
-        prune(student, run.folder(f"blocks-{name}"), read, share, pattern, scope=scope, block=block)
-        cut = blocks.receipt(subject, student, notes)
-        yield Result(name, student, cut, {"weights": cut.after["weights"]}, None, notes, judged=judged)
+        prune(student, run.folder(f"blocks-{budget}"), read, share, pattern, scope=scope, block=block)
+        yield blockwise.make_result(subject, student, budget, notes, notes, judged=judged)
 
 
-def check(
-    subject: Transformer | Streamed, *, general: str, by: str, weight: float, block: int, counts: Mapping[str, int]
-) -> None:
-    """Raise `InputError` for options that can't be used, `UnsupportedError` for a model that can't."""
+def check(subject: Transformer | Streamed, training: Training, *, by: str, general_needed: bool) -> None:
+    """Raise `UnsupportedError` for a model that can't be scored, `InputError` for settings, and where a text lacks."""
+    others = sorted(training.named.keys() - {"epochs", "batch", "lr", "warmup"})
+    if others:
+        raise InputError(f"training {others[0]}: d_pruner's descent has epochs, train_batch, lr, warmup and clip alone")
     if not subject.causal:
         raise UnsupportedError("d_pruner scores by the next token: give a language model, such as a Llama or a GPT-2")
     if by == "dual" and distributed.count() > 1:
         raise UnsupportedError("by=dual trains in one process: start it without torchrun, or take by=general")
     if by == "dual" and isinstance(subject, Streamed):
         raise UnsupportedError("by=dual trains a copy of the whole model: open it in memory, or take by=general")
-    if weight < 0 or block < 0:
-        raise InputError(f"general_weight={weight}, block={block}: give 0 or more")
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name}={value}: give a whole number of at least 1")
-    if not general and (by == "general" or weight):
+    if general_needed:
         raise InputError(
             "d_pruner needs open-domain texts beside the domain's: give general=FILE, a folder of texts or "
             "hub:owner/name (general_weight=0 does without)"
@@ -188,7 +184,7 @@ def check(
 # ----------------------------------------------------------------------------------------------------- masks
 
 
-def width(columns: int, block: int) -> int:
+def block_width(columns: int, block: int) -> int:
     """Columns of a block of a matrix."""
     return block or max(1, -(-columns // 32))
 
@@ -206,44 +202,44 @@ def prune(
     """Zero, in place, all weights but those of the largest scores; one block after the other."""
 
     def score(matrix: Matrix) -> Tensor:
-        found = matrix.weight.float().abs() if read is None else read(matrix.name)
-        return found.to(matrix.weight.device)
+        scores = matrix.weight.float().abs() if read is None else read(matrix.name)
+        return scores.to(matrix.weight.device)
 
     if scope == "global" and pattern is None:
-        pick = partial(weights.threshold, k=int(share * blocks.count(student) + 1e-9))
-        blocks.everywhere(student, folder, score, pick, weights.above)
+        blockwise.prune_globally(student, folder, score, share)
         return
-    for found in blocks.walk(student, folder):
+    for block_matrices in blocks.walk(student, folder):
         if scope == "layer" and pattern is None:
-            for name, mask in weights.everywhere({name: score(m) for name, m in found.items()}, share).items():
-                found[name].weight.mul_(mask)
+            scores = {name: score(matrix) for name, matrix in block_matrices.items()}
+            for name, mask in weights.everywhere(scores, share).items():
+                block_matrices[name].weight.mul_(mask)
             continue
-        for matrix in found.values():
-            wide = width(matrix.weight.shape[1], block)
-            choose = weights.chooser(share, pattern, "matrix" if scope == "layer" else scope, block=wide)
+        for matrix in block_matrices.values():
+            columns = block_width(matrix.weight.shape[1], block)
+            choose = weights.chooser(share, pattern, "matrix" if scope == "layer" else scope, block=columns)
             matrix.weight.mul_(choose(score(matrix)))
 
 
 # ---------------------------------------------------------------------------------------------------- scores
 
 
-def scored(
+def score_once(
     run: Run, name: str, key: Mapping[str, str], compute: Callable[[Path, Path], Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Fill the run's folder `name` by `compute` (that folder, one for what is unfinished), once; what it told.
+    """Fill the run's folder `name` by `compute` (that folder, one for what is unfinished), once; its figures.
 
     Raises `InputError` where the folder was filled under another key.
     """
     beside = run.folder(f"{name}-unfinished")
-    told: dict[str, Any] = run.json(name, lambda: {**compute(run.folder(name), beside), **key})
+    figures: dict[str, Any] = run.json(name, lambda: {**compute(run.folder(name), beside), **key})
     run.drop(f"{name}-unfinished")
-    other = next((what for what, value in key.items() if told.get(what) != value), None)
+    other = next((what for what, value in key.items() if figures.get(what) != value), None)
     if other is not None:
         raise InputError(f"{run.root} holds scores of another {other}: choose another folder, or overwrite it")
-    return told
+    return figures
 
 
-def stored(folder: Path, layers: Sequence[str]) -> Read:
+def open_scores(folder: Path, layers: Sequence[str]) -> Read:
     """A reader of scores that lie in `folder`, one file per layer, mapped and not loaded."""
     opened: dict[str, Any] = {}
 
@@ -257,7 +253,7 @@ def stored(folder: Path, layers: Sequence[str]) -> Read:
     return read
 
 
-def earlier(root: Path, by: str, subject: Transformer | Streamed) -> Read:
+def open_earlier(root: Path, by: str, subject: Transformer | Streamed) -> Read:
     """The scores of an earlier run. Raises `InputError` where there are none, or they are another model's."""
     record = root / "work" / f"{by}.json"
     if not record.is_file():
@@ -268,10 +264,10 @@ def earlier(root: Path, by: str, subject: Transformer | Streamed) -> Read:
         raise RunError(f"{record} is damaged: score anew, without scores=...") from error
     if model != digest(subject):
         raise InputError(f"{root} holds scores of another model: score this one, without scores=...")
-    return stored(root / "work" / by, subject.layers())
+    return open_scores(root / "work" / by, subject.layers())
 
 
-def apart(corpus: Corpus, seed: int) -> tuple[Corpus, dict[str, Corpus]]:
+def hold_out(corpus: Corpus, seed: int) -> tuple[Corpus, dict[str, Corpus]]:
     """(what of the general text is scored by, what both models are judged by: a part held out of two texts or more)."""
     if len(corpus) < 2:
         return corpus, {}
@@ -279,7 +275,7 @@ def apart(corpus: Corpus, seed: int) -> tuple[Corpus, dict[str, Corpus]]:
     return train, {"general": held}
 
 
-def unseen(root: Path, train: Corpus) -> bool:
+def scored_by(root: Path, train: Corpus) -> bool:
     """Whether it is known that an earlier run, at `root`, scored by nothing of the general text but `train`."""
     record = root / "work" / "general.json"
     try:
@@ -298,23 +294,16 @@ def digest(subject: Transformer | Streamed) -> str:
     return whole.hexdigest()
 
 
-def starved(count: float, floor: int) -> tuple[str, ...]:
-    """A note on experts that the general text hardly reached."""
-    if not count:
-        return ()
-    return (f"{count:g} matrices of experts saw fewer than {floor} general tokens: scored by their layer's Hessian",)
-
-
-def described(told: Mapping[str, Any], name: str, samples: int) -> tuple[str, ...]:
+def describe_descent(figures: Mapping[str, Any], name: str, samples: int) -> tuple[str, ...]:
     """Notes on the descent."""
     notes: tuple[str, ...] = (
-        f"the general term changed the domain's gradient by {told['change']:.2g} of its norm, "
-        f"over {told['steps']:g} steps on {told['sequences']:g} sequences",
+        f"the general term changed the domain's gradient by {figures['change']:.2g} of its norm, "
+        f"over {figures['steps']:g} steps on {figures['sequences']:g} sequences",
     )
-    if told["sequences"] < samples:
-        notes += (f"{name} holds {told['sequences']:g} sequences, fewer than the {samples} asked for",)
-    if told["unseen"]:
-        notes += (f"{told['unseen']:g} matrices got no gradient from the domain: by magnitude, below all others",)
+    if figures["sequences"] < samples:
+        notes += (f"{name} holds {figures['sequences']:g} sequences, fewer than the {samples} asked for",)
+    if figures["unseen"]:
+        notes += (f"{figures['unseen']:g} matrices got no gradient from the domain: by magnitude, below all others",)
     return notes
 
 
@@ -323,34 +312,27 @@ def general_importance(
     windows: Sequence[Mapping[str, Tensor]],
     folder: Path,
     beside: Path,
-    *,
-    share: float = 0.48,
-    damp: float = 0.01,
-    columns: int = 128,
-    floor: int = 1,
 ) -> dict[str, float]:
     """Write G of every matrix to `folder`, one file per block, see step 1: SparseGPT's scores as it goes.
 
     beside: where finished blocks of the copy go that is pruned on the way.
     """
-    choose, poor = weights.chooser(share, None, "matrix"), 0
+    choose, starved = weights.chooser(GENERAL_SHARE, None, "matrix"), 0
     for block in blocks.visit(subject.copy(), windows, beside, title="general importance"):
-        moments, few = hessian.pooled(
-            block.read(hessian.Moments), {m.name: m.leaf for m in block.matrices.values()}, floor
-        )
-        poor += len(few)
-        found: dict[str, Tensor] = {}
-        for names, diagonal, U in obs.factored(moments, damp):
+        moments, few = blockwise.read_inputs(block, FLOOR, diagonal=False)
+        starved += few
+        scores: dict[str, Tensor] = {}
+        for names, diagonal, U in obs.factored(moments, DAMP):
             for name in names:
                 weight, parts = block.matrices[name].weight, list[Tensor]()
-                noting = partial(noted, choose, parts)
-                weight.copy_(obs.prune(weight, diagonal, noting, every=columns, block=columns, inverse=U).weight)
-                found[name] = torch.cat(parts, 1)
-        distributed.by_first(partial(storage.write, folder / f"{block.index}.safetensors", found))
-    return {"windows": float(len(windows)), "starved": float(poor)}
+                keep = partial(choose_and_note, choose, parts)
+                weight.copy_(obs.prune(weight, diagonal, keep, every=128, block=128, inverse=U).weight)
+                scores[name] = torch.cat(parts, 1)
+        distributed.by_first(partial(storage.write, folder / f"{block.index}.safetensors", scores))
+    return {"windows": float(len(windows)), "starved": float(starved)}
 
 
-def noted(choose: weights.Choose, parts: list[Tensor], scores: Tensor) -> Tensor:
+def choose_and_note(choose: weights.Choose, parts: list[Tensor], scores: Tensor) -> Tensor:
     """What `choose` makes of the scores, which are kept in `parts`."""
     parts.append(scores.contiguous())
     mask: Tensor = choose(scores)
@@ -369,7 +351,6 @@ def dual_importance(
     samples: int,
     weight: float,
     published: bool = False,
-    cubic: bool = False,
     lr: float = 0.03,
     warmup: float = 0.1,
     clip: float | None = 1.0,
@@ -385,20 +366,19 @@ def dual_importance(
     with hooks.sound(model, copy.layers()):  # a loss that is NaN would not say where from
         copy.forward(batches[0])
     if recompute:
-        again(copy)
-    found = matrices(model, copy.layers())
-    stands: dict[str, list[Matrix]] = {}
-    for matrix in found.values():
-        stands.setdefault(matrix.leaf, []).append(matrix)
-    # On the CPU: they are as large as the model, and are added to once per step.
-    sums = {name: torch.zeros(matrix.weight.shape) for name, matrix in found.items()}
+        recompute_layers(copy)
+    by_parameter: dict[str, list[Matrix]] = {}
+    sums = {}  # on the CPU: they are as large as the model, and are added to once per step
+    for name, matrix in matrices(model, copy.layers()).items():
+        by_parameter.setdefault(matrix.leaf, []).append(matrix)
+        sums[name] = torch.zeros(matrix.weight.shape)
     norms = torch.zeros(2, dtype=torch.float64)  # squared, summed: of what was added to the gradients, and of these
 
     def shape(name: str, gradient: Tensor, rate: float) -> Tensor:
-        if not weight or name not in stands:
+        if not weight or name not in by_parameter:
             return gradient
         result = gradient.float().clone(memory_format=torch.contiguous_format)
-        for matrix in stands[name]:
+        for matrix in by_parameter[name]:
             g, G = matrix.view(gradient), general(matrix.name).to(gradient.device)
             if published:
                 new = dual.penalised(g, G, weight, rate=rate, samples=samples)
@@ -409,8 +389,8 @@ def dual_importance(
         return result
 
     def look(name: str, parameter: Tensor, gradient: Tensor) -> None:
-        for matrix in stands.get(name, ()):
-            new = dual.importance(matrix.view(parameter), matrix.view(gradient), samples, cubic=cubic)
+        for matrix in by_parameter.get(name, ()):
+            new = dual.importance(matrix.view(parameter), matrix.view(gradient), samples)
             sums[matrix.name].add_(new.cpu())
 
     fused.descend(
@@ -429,7 +409,7 @@ def dual_importance(
     return {"change": change, "steps": float(steps), "sequences": float(samples), "unseen": float(unseen)}
 
 
-def again(copy: Transformer) -> None:
+def recompute_layers(copy: Transformer) -> None:
     """Let each layer run again in the backward pass; only the layer itself is in training mode, dropout stays off."""
     copy.model.gradient_checkpointing_enable({"use_reentrant": False})
     for path in copy.layers():

@@ -6,10 +6,10 @@ Han, Pool, Tran and Dally, NeurIPS 2015 (arXiv 1506.02626).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
+from secateur.methods import blockwise
 from secateur.select import weights
 from secateur.subjects import Streamed, Transformer
 from secateur.subjects.transformer import blocks
@@ -49,24 +49,14 @@ def magnitude(
     Departures: no training afterwards, which the paper's method alternates with; as a one-shot baseline of language
     models. Exactly int(n share) weights stay of n that are compared, where widely used code takes one too many.
     """
-    whole = blocks.count(subject)
     for budget in budgets:
-        share, pattern = weights.asked(budget, whole, "magnitude")
-        if pattern is None:
-            blocks.enough(subject, budget, share, scope)
+        share, pattern = blockwise.follow_budget(subject, budget, "magnitude", scope)
         student, folder = subject.copy(), run.folder(f"blocks-{budget}")
         if scope == "global" and pattern is None:
-            blocks.everywhere(
-                student,
-                folder,
-                lambda m: m.weight.abs(),
-                partial(weights.threshold, k=int(share * whole + 1e-9)),
-                weights.above,
-            )
+            blockwise.prune_globally(student, folder, lambda matrix: matrix.weight.abs(), share)
         else:
             choose = weights.chooser(share, pattern, scope)
             for block in blocks.walk(student, folder):
                 for matrix in block.values():
                     matrix.weight.mul_(choose(matrix.weight.abs()))
-        cut = blocks.receipt(subject, student)
-        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, ())
+        yield blockwise.make_result(subject, student, budget)

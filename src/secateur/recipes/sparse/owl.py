@@ -5,7 +5,7 @@ Yin et al., ICML 2024 (arXiv 2310.05175).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -13,7 +13,8 @@ from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
-from secateur.score import hessian, obs, wanda
+from secateur.methods import blockwise
+from secateur.score import hessian
 from secateur.select import allocate, weights
 from secateur.subjects import Streamed, Transformer
 from secateur.subjects.matrices import matrices
@@ -28,6 +29,9 @@ CARD = {
     "extra": "",
     "family": "sparse",
 }
+
+SCOPES: dict[str, weights.Scope] = {"wanda": "row", "sparsegpt": "block", "magnitude": "matrix"}
+"""What each method compares inside a block of the model, unless told otherwise."""
 
 
 def owl(
@@ -77,81 +81,56 @@ def owl(
     least 1 % or one weight of what is compared.
     """
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
-    whole = blocks.count(subject)
-    norms = partial(hessian.Moments, diagonal=True)
     if scope == "global":
         raise InputError("scope=global: owl gives each block of the model its own share; give row, block or matrix")
-    own: dict[str, weights.Scope] = {"wanda": "row", "sparsegpt": "block", "magnitude": "matrix"}
-    scope = scope or own[method]
-    asked = [weights.asked(budget, whole, "owl") for budget in budgets]
-    least = [
-        1.0 / blocks.enough(subject, budget, share, "columns" if scope == "block" else scope)
-        if pattern is None
-        else 0.0
-        for budget, (share, pattern) in zip(budgets, asked, strict=True)
-    ]
+    scope = scope or SCOPES[method]
+    compared = "columns" if scope == "block" else scope
+    targets = [blockwise.follow_budget(subject, budget, "owl", compared) for budget in budgets]
+    least = max(0.01, 1.0 / blockwise.smallest_group(subject, compared))
 
-    def look() -> list[list[float]]:
-        found = []
-        for block in blocks.visit(
-            subject, windows, run.folder("outliers"), title="outliers", store=False, sequential=False
-        ):
-            pools = {m.name: m.leaf for m in block.matrices.values()}
-            moments, _ = hessian.pooled(block.read(norms), pools, floor)
-            scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
-            size = sum(m.weight.numel() for m in block.matrices.values())
-            found.append([wanda.outliers(scores, times), float(size)])
-        return found
+    def look() -> list[tuple[float, float]]:
+        folder = run.folder("outliers")
+        return list(zip(*blockwise.measure_outliers(subject, windows, folder, times=times, floor=floor), strict=True))
 
     outliers, sizes = zip(*run.json("outliers", look), strict=True)
     run.drop("outliers")
-    for budget, (share, pattern), low in zip(budgets, asked, least, strict=True):
-        patterns = list[Pattern]()
+    for budget, (share, pattern) in zip(budgets, targets, strict=True):
+        patterns: list[Pattern] = []
         if pattern is None:
             half = 0.08 if spread is None else spread
-            shares = allocate.spread(outliers, share, half, sizes=sizes, least=max(0.01, low))
+            shares = allocate.spread(outliers, share, half, sizes=sizes, least=least)
             # SparseGPT asks for each block of columns by itself.
             within = "matrix" if method == "sparsegpt" and scope == "block" else scope
-            chosen = [weights.chooser(one, None, within) for one in shares]
+            choosers = [weights.chooser(own, None, within) for own in shares]
         else:
             half = (0.25 if spread is None else spread) * pattern.m / 2
             kept = allocate.spread(outliers, pattern.n, half, sizes=sizes, whole=pattern.m)
             patterns = [Pattern(int(n), pattern.m) for n in allocate.rounded(kept, sizes, most=pattern.m)]
-            chosen = [weights.chooser(1.0, one) for one in patterns]
-        student, starving = subject.copy(), 0
-        each = {
-            name: one
-            for path, one in zip(subject.layers(), patterns, strict=False)
-            for name in matrices(subject.model, [path])
-        }
+            choosers = [weights.chooser(1.0, own) for own in patterns]
         every = pattern.m if pattern else 128 if scope == "block" else 0
+        student, starved = subject.copy(), 0
         for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
-            reader = hessian.Moments if method == "sparsegpt" else norms
-            few, loss = prune(block, chosen[block.index], reader, method, every, damp, floor)
-            starving += few
-            if method == "sparsegpt":  # for a run that goes on behind this block
-                run.json(f"loss-{budget}-{block.index}", partial(float, loss))
-        cut = blocks.receipt(subject, student, (*notes, *hessian.shortage(starving, floor)))
+            choose = choosers[block.index]
+            if method == "sparsegpt":
+                few, loss = blockwise.prune_by_hessian(block, choose, floor, every=every, damp=damp)
+                run.json(f"loss-{budget}-{block.index}", partial(float, loss))  # for a run that goes on behind it
+            elif method == "wanda":
+                few = blockwise.prune_by_wanda(block, choose, floor)
+            else:
+                _, few = blockwise.read_inputs(block, floor)
+                for matrix in block.matrices.values():
+                    matrix.weight.mul_(choose(matrix.weight.abs()))
+            starved += few
         told = "outliers by block: " + ", ".join(f"{value:.2f} %" for value in outliers)
         if pattern is not None:
-            told += "; weights that stay of " + f"{pattern.m}: " + ", ".join(str(one.n) for one in patterns)
-        said = [told]
-        if method == "sparsegpt":
-            losses = [run.json(f"loss-{budget}-{index}", lambda: None) for index in range(len(subject.layers()))]
-            said.append(obs.described(losses))
-        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, tuple(said), patterns=each)
-
-
-def prune(
-    block: blocks.Block, choose: weights.Choose, reader: Callable[[], hessian.Moments], method: str, every: int,
-    damp: float, floor: int,
-) -> tuple[int, float]:  # fmt: skip
-    """Prune the matrices of a block by `method`: (how many starved, SparseGPT's loss). What they read is then gone."""
-    moments, starved = hessian.pooled(block.read(reader), {m.name: m.leaf for m in block.matrices.values()}, floor)
-    if method == "sparsegpt":
-        found = {name: matrix.weight for name, matrix in block.matrices.items()}
-        return len(starved), obs.prune_all(found, moments, choose, every=every, damp=damp)
-    for name, matrix in block.matrices.items():
-        weight, squares = matrix.weight, moments[name].value(name)
-        weight.mul_(choose(wanda.scores(weight, squares) if method == "wanda" else weight.abs()))
-    return len(starved), 0.0
+            told += f"; weights that stay of {pattern.m}: " + ", ".join(str(own.n) for own in patterns)
+        by_matrix = {
+            name: own
+            for path, own in zip(subject.layers(), patterns, strict=False)
+            for name in matrices(subject.model, [path])
+        }
+        yield blockwise.make_result(
+            subject, student, budget, (*notes, *hessian.shortage(starved, floor)),
+            [told, *([blockwise.describe_losses(run, budget, subject)] if method == "sparsegpt" else [])],
+            patterns=by_matrix,
+        )  # fmt: skip

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated
+
+from annotated_types import Ge
 
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
-from secateur.score import hessian, obs
+from secateur.methods import blockwise
+from secateur.score import hessian
 from secateur.select import weights
 from secateur.subjects import Streamed, Transformer
 from secateur.subjects.transformer import blocks
@@ -38,7 +41,7 @@ def sparsegpt(
     samples: int = 128,
     length: int = 128,
     damp: float = 0.01,
-    columns: int = 128,
+    columns: Annotated[int, Ge(1)] = 128,
     scope: weights.Scope = "block",
     sequential: bool = True,
     true_sequential: bool = False,
@@ -83,50 +86,32 @@ def sparsegpt(
     block of columns keeps int(n share) of its n weights. Experts without tokens are pruned by their layer's Hessian.
     """
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
-    whole = blocks.count(subject)
+    if bits and not 2 <= bits <= 8:
+        raise InputError(f"bits={bits}: give 2 to 8, or 0 for no rounding")
+    if true_sequential and not sequential:
+        raise InputError("true_sequential reads anew inside a block, so between blocks too: leave sequential on")
+    if scope == "global":
+        raise InputError(
+            "scope=global: corrections stay within a matrix, and so does what is compared; give block, row or matrix"
+        )
     for budget in budgets:
-        share, pattern = weights.asked(budget, whole, "sparsegpt")
-        if bits and not 2 <= bits <= 8:
-            raise InputError(f"bits={bits}: give 2 to 8, or 0 for no rounding")
-        if columns < 1:
-            raise InputError(f"columns={columns}: give at least 1; 128 in the paper")
-        if true_sequential and not sequential:
-            raise InputError("true_sequential reads anew inside a block, so between blocks too: leave sequential on")
-        if scope == "global":
-            raise InputError("scope=global: corrections stay within a matrix, and so does what is compared; "
-                             "give block, row or matrix")  # fmt: skip
-        whole_row = pattern is not None or scope == "row"
-        if pattern is None:
-            blocks.enough(subject, budget, share, "columns" if scope == "block" else scope, partial(min, columns))
+        compared = "columns" if scope == "block" else scope
+        share, pattern = blockwise.follow_budget(subject, budget, "sparsegpt", compared, partial(min, columns))
+        by_row = pattern is not None or scope == "row"
+        choose = weights.chooser(share, pattern, "row" if by_row else "matrix")
         every = pattern.m if pattern else columns if scope == "block" else 0
-        how = {"every": every, "by_row": whole_row, "damp": damp, "bits": bits}
-        choose = weights.chooser(share, pattern, "row" if whole_row else "matrix")
-        student, starving = subject.copy(), 0
+        student, starved = subject.copy(), 0
         for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}"), sequential=sequential):
             lost = 0.0
             for names in block.order() if true_sequential else [list(block.matrices)]:
-                few, loss = prune(block, names, choose, floor, **how)
-                starving, lost = starving + few, lost + loss
+                few, loss = blockwise.prune_by_hessian(
+                    block, choose, floor, only=names, every=every, damp=damp, bits=bits, by_row=by_row
+                )
+                starved, lost = starved + few, lost + loss
             run.json(f"loss-{budget}-{block.index}", partial(float, lost))  # for a run that goes on behind this block
-        told = hessian.shortage(starving, floor, "pruned by their layer's H")
+        of_cut = [*notes, *hessian.shortage(starved, floor, "pruned by their layer's H")]
         if bits:
-            told += (
-                f"rounded to {2**bits} levels a row, held as floats: `secateur export --to packed` keeps {bits} bits",
+            of_cut.append(
+                f"rounded to {2**bits} levels a row, held as floats: `secateur export --to packed` keeps {bits} bits"
             )
-        cut = blocks.receipt(subject, student, (*notes, *told))
-        losses = [run.json(f"loss-{budget}-{index}", lambda: None) for index in range(len(subject.layers()))]
-        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, (obs.described(losses),))
-
-
-def prune(
-    block: blocks.Block, names: Sequence[str], choose: weights.Choose, floor: int, **how: Any
-) -> tuple[int, float]:
-    """Steps 1 to 4 for some matrices of a block: (how many starved, `Pruned.loss` of all). Its Hessians are then gone.
-
-    how: of `obs.prune_all`.
-    """
-    moments, starved = hessian.pooled(
-        block.read(hessian.Moments, names), {name: block.matrices[name].leaf for name in names}, floor
-    )
-    loss = obs.prune_all({name: block.matrices[name].weight for name in names}, moments, choose, **how)
-    return len(starved), loss
+        yield blockwise.make_result(subject, student, budget, of_cut, [blockwise.describe_losses(run, budget, subject)])

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from secateur._utils import distributed
@@ -20,8 +21,9 @@ from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.measure import distribution
+from secateur.methods import blockwise
 from secateur.recover.sparsity import merging
-from secateur.score import hessian, hooks, random, routing, wanda
+from secateur.score import hessian, hooks, random, routing
 from secateur.select import allocate, clusters, ranking, weights
 from secateur.subjects import Moe, Streamed, matrices
 from secateur.subjects.transformer import blocks
@@ -37,13 +39,17 @@ CARD = {
 }
 
 Distance = Literal["router", "together", "mixed"]
+Rule = Literal["clusters", "usage", "soft", "saliency", "random"]
+Mixed = Moe | Streamed
 Clusters = dict[int, list[list[int]]]
 """Layer -> the experts of each of its clusters."""
 Chosen = dict[int, list[int]]
 """Layer -> the expert that stays of each cluster, ascending."""
 
-
-Mixed = Moe | Streamed
+MIX = 1.0
+"""Weight of the counts in the mixed distance, as in the official code."""
+SPREAD, TIMES = 0.08, 5.0
+"""OWL's lambda and M; the official code's default of M is 3."""
 
 
 def stun(
@@ -52,20 +58,17 @@ def stun(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    structured: float = 0.2,
+    structured: Annotated[float, Ge(0), Lt(1)] = 0.2,
     experts: int = 0,
     uniform: bool = False,
     distance: Distance = "router",
-    mix: float = 1.0,
     normalise: bool = True,
     kappa: int = 3,
-    choose: Literal["clusters", "usage", "soft", "saliency", "random"] = "clusters",
+    choose: Rule = "clusters",
     seen: int = 1000,
     method: Literal["owl", "wanda"] = "owl",
     samples: int = 128,
     length: int = 128,
-    spread: float = 0.08,
-    times: float = 5.0,
     routed: bool = False,
     floor: int = 1,
     seed: int = 0,
@@ -95,7 +98,6 @@ def stun(
         experts: exactly as many stay over all layers, in place of `structured`; refused where no threshold gives them.
         uniform: as many experts in every layer, with a threshold for each, as engines that serve them expect.
         distance: router (rows alone), together (counts alone), or mixed.
-        mix: weight of the counts in the mixed distance.
         normalise: divide the router's rows by its norm, so that one threshold fits all layers; the published mixed
             distance does not.
         kappa: clusters of a layer up to which they are averaged; the published command has 2.
@@ -105,8 +107,6 @@ def stun(
         method: owl, or wanda with one share for all blocks.
         samples: calibration windows of the second stage.
         length: tokens per window; 2048 in the paper.
-        spread: lambda of OWL.
-        times: M of OWL; the official code's default is 3.
         routed: judge the weights of experts by |W_ij| ||X_j g||, where g is the share with which each token was sent to
             the expert (MoE-Pruner), in place of |W_ij| ||X_j||.
         floor: experts with fewer tokens are judged by the norms of all experts of their layer.
@@ -120,74 +120,61 @@ def stun(
     them, so that the budget is met. Weights are counted over the matrices of blocks, without embeddings and routers.
     """
     passes = int(distance != "router" or choose in ("usage", "soft", "saliency"))
-    check(subject, structured, uniform, passes)
+    check(subject, uniform, passes)
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
-    whole, paths = blocks.count(subject), packed(subject)
-    sizes = {index: mixture.count for index, mixture in subject.mixtures().items()}
-    weight = max(
-        sum(p[0].numel() for p in mixture.experts.parameters()) for mixture in subject.mixtures().values()
-    )  # fmt: skip
-
-    def look() -> dict[str, Tensor]:
-        assert isinstance(subject, Moe)
-        items, _ = texts.windows(data, subject.tokenizer, seen, length, seed=seed)
-        layers = {f"layers.{index}.experts": subject.model.get_submodule(path) for index, path in paths.items()}
-        with hooks.sound(subject.model, subject.layers()):
-            routes = routing.collect(
-                subject.forward, subject.model, items, layers, saliency=choose == "saliency",
-                routers=dict(zip(layers, subject.routers(), strict=True)) if choose == "soft" else None,
-            )  # fmt: skip
-        found = dict(zip(paths, routes.values(), strict=True))
-        tables = {f"together.{index}": one.together for index, one in found.items()}
-        tables["tokens"] = torch.tensor([max(one.tokens for one in found.values())])
-        return tables | {
-            f"layers.{index}.experts": w for index, one in found.items() if (w := one.worth(choose)) is not None
-        }
-
-    counted = run.tensors("routing", look) if passes else {}
-    far = apart(subject, {index: counted.get(f"together.{index}") for index in sizes}, distance, mix, normalise)
-    worths = random.scores(subject.units("experts"), seed=seed) if choose == "random" else counted
+    whole, counts = blocks.count(subject), {index: mixture.count for index, mixture in subject.mixtures().items()}
+    largest = max(sum(p[0].numel() for p in mixture.experts.parameters()) for mixture in subject.mixtures().values())
+    look = partial(count_routes, subject, data, choose, seen=seen, length=length, seed=seed)
+    routes = run.tensors("routing", look) if passes else {}
+    together = {index: routes.get(f"together.{index}") for index in counts}
+    distances = expert_distances(subject, together, distance, normalise=normalise)
+    worths = random.scores(subject.units("experts"), seed=seed) if choose == "random" else routes
 
     for budget in budgets:
         share, pattern = weights.asked(budget, whole, "stun")
-        most = sum(sizes.values()) if pattern else int((1.0 - share) * whole / weight + 1e-9)
-        target = experts or sum(sizes.values()) - min(round(structured * sum(sizes.values())), most)
-        first = run.json(f"experts-{target}", partial(
-            settled, subject, far, target, uniform=uniform, exact=bool(experts), worths=worths, rule=choose
-        ))  # fmt: skip
-        groups, chosen = ({int(index): rows for index, rows in first[key].items()} for key in ("clusters", "chosen"))
-        slim, gone = without(subject, groups, chosen, kappa, run.folder(f"means-{target}"))
-        left = blocks.count(slim)
-        rest = 1.0 - (0.0 if pattern else second(1.0 - share, 1.0 - left / whole, budget))
-        outliers = run.json(
-            f"outliers-{target}", partial(unlike, slim, windows, run.folder("outliers"), times, floor, routed)
+        most = sum(counts.values()) if pattern else int((1.0 - share) * whole / largest + 1e-9)
+        target = experts or sum(counts.values()) - min(round(structured * sum(counts.values())), most)
+        decide = partial(
+            choose_experts, subject, distances, target, uniform=uniform, exact=bool(experts), worths=worths, rule=choose
         )
+        first = run.json(f"experts-{target}", decide)
+        groups, chosen = ({int(index): rows for index, rows in first[key].items()} for key in ("clusters", "chosen"))
+        slim, gone = keep_experts(subject, groups, chosen, kappa, run.folder(f"means-{target}"))
+
+        left = blocks.count(slim)
+        rest = 1.0 - (0.0 if pattern else second_share(1.0 - share, 1.0 - left / whole, budget))
+        look_again = partial(
+            blockwise.measure_outliers, slim, windows, run.folder("outliers"), times=TIMES, floor=floor, routed=routed
+        )
+        outliers, sizes = run.json(f"outliers-{target}", look_again)
         flat = method == "wanda" or pattern is not None or rest >= 1.0
-        shares = [rest] * len(outliers[0]) if flat else allocate.spread(outliers[0], rest, spread, sizes=outliers[1])
-        choosers = [weights.chooser(one, pattern) for one in shares]
-        student, starved = thinned(slim, windows, run.folder(f"blocks-{budget}"), choosers, floor, routed)
+        shares = [rest] * len(outliers) if flat else allocate.spread(outliers, rest, SPREAD, sizes=sizes)
+        choosers = [weights.chooser(own, pattern) for own in shares]
+        student, starved = cast(Mixed, slim.copy()), 0
+        for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
+            starved += blockwise.prune_by_wanda(block, choosers[block.index], floor, routed=routed)
+
         zeros = blocks.receipt(slim, student)
-        before = {**gone.before, "weights": filled(subject)}
+        before = {**gone.before, "weights": count_nonzero(subject)}
         after = {**gone.after, "weights": zeros.after["weights"]}
-        counts = ", ".join(str(len(one)) for one in groups.values())
-        told = [
+        by_layer = ", ".join(str(len(clusters_of)) for clusters_of in groups.values())
+        passed = f"one pass over {int(routes['tokens'])} tokens" if passes else "no pass"
+        stages = run.json(f"kurtosis-{budget}", partial(kurtosis, before=subject, experts=slim, weights=student))
+        means = ", ".join(f"{stage} {np.mean(list(layers.values())):.3f}" for stage, layers in stages.items())
+        all_notes = (
             *notes,
             *gone.notes,
-            f"{sum(map(len, groups.values()))} of {sum(sizes.values())} experts stay, by layer: {counts}",
-        ]
-        looked = f"one pass over {int(counted['tokens'])} tokens" if passes else "no pass"
-        told.append(f"experts judged in {looked}")
-        told.append(f"total sparsity {1 - after['weights'] / whole:.4f}, of it {1 - left / whole:.4f} by experts")
-        shape = run.json(f"kurtosis-{budget}", partial(shapes, before=subject, experts=slim, weights=student))
-        told.append(
-            "kurtosis of experts: " + ", ".join(f"{k} {np.mean(list(v.values())):.3f}" for k, v in shape.items())
+            f"{sum(map(len, groups.values()))} of {sum(counts.values())} experts stay, by layer: {by_layer}",
+            f"experts judged in {passed}",
+            f"total sparsity {1 - after['weights'] / whole:.4f}, of it {1 - left / whole:.4f} by experts",
+            f"kurtosis of experts: {means}",
+            *hessian.shortage(starved, floor),
         )
-        told += hessian.shortage(starved, floor)
-        cut = Cut({**gone.removed, **zeros.removed}, before, after, tuple(told))
+        cut = Cut({**gone.removed, **zeros.removed}, before, after, all_notes)
         yield Result(str(budget), student, cut, {**slim.units("experts").cost(), "weights": after["weights"]}, None, ())
 
 
-def check(subject: Mixed, structured: float, uniform: bool, passes: int) -> None:
+def check(subject: Mixed, uniform: bool, passes: int) -> None:
     """Raise a one-line error for a model or options that stun can't work with."""
     if distributed.count() > 1:
         raise UnsupportedError("stun runs in one process: start it without torchrun or accelerate launch")
@@ -197,19 +184,11 @@ def check(subject: Mixed, structured: float, uniform: bool, passes: int) -> None
         raise InputError(
             "where tokens go is counted in memory: with stream, leave distance at router, and choose clusters or random"
         )
-    if not 0.0 <= structured < 1.0:
-        raise InputError(f"structured={structured}: give a share of the experts, from 0 to below 1")
     if subject.layout.expert_groups > 1 and not uniform:
         raise UnsupportedError("this router chooses groups of experts first, which must stay equal: give uniform=True")
 
 
-def packed(subject: Mixed) -> dict[int, str]:
-    """Layer -> path of its packed experts."""
-    names = {id(module): path for path, module in subject.model.named_modules()}
-    return {index: names[id(mixture.experts)] for index, mixture in subject.mixtures().items()}
-
-
-def second(total: float, first: float, budget: Budget | None = None) -> float:
+def second_share(total: float, first: float, budget: Budget | None = None) -> float:
     """s2 = (S - s1) / (1 - s1): what must go of the weights that are left, for a share S of all that goes in all.
 
     Raises `InfeasibleError` where more than S went in the first stage.
@@ -223,83 +202,113 @@ def second(total: float, first: float, budget: Budget | None = None) -> float:
     return max(0.0, (total - first) / (1.0 - first))
 
 
-def apart(
-    subject: Mixed, together: Mapping[int, Tensor | None], how: Distance, mix: float = 1.0, normalise: bool = True
+# ------------------------------------------------------------------------------------------------- which experts stay
+
+
+def count_routes(subject: Mixed, data: Corpus, choose: Rule, *, seen: int, length: int, seed: int) -> dict[str, Tensor]:
+    """Where tokens go, in one pass: "together.LAYER" [E, E] counts, the "tokens", and what the rule `choose` needs."""
+    assert isinstance(subject, Moe)
+    items, _ = texts.windows(data, subject.tokenizer, seen, length, seed=seed)
+    names = {id(module): path for path, module in subject.model.named_modules()}
+    paths = {index: names[id(mixture.experts)] for index, mixture in subject.mixtures().items()}
+    layers = {f"layers.{index}.experts": subject.model.get_submodule(path) for index, path in paths.items()}
+    with hooks.sound(subject.model, subject.layers()):
+        routers = dict(zip(layers, subject.routers(), strict=True))
+        routes = routing.collect_for(choose, subject.forward, subject.model, items, layers, routers)
+    tables = {f"together.{index}": route.together for index, route in zip(paths, routes.values(), strict=True)}
+    tables["tokens"] = torch.tensor([max(route.tokens for route in routes.values())])
+    worths = {site: route.worth(choose) for site, route in routes.items()}
+    return tables | {site: worth for site, worth in worths.items() if worth is not None}
+
+
+def expert_distances(
+    subject: Mixed,
+    together: Mapping[int, Tensor | None],
+    how: Distance,
+    mix: float = MIX,
+    *,
+    normalise: bool = True,
 ) -> dict[int, Tensor]:
     """Layer -> [E, E], the distances between its experts; step 1."""
-    found = {}
+    distances = {}
     for index, mixture in subject.mixtures().items():
         with subject.resident(subject.layers()[index]):
             rows, counts = mixture.router.weight, together.get(index)
         assert isinstance(rows, Tensor)
         if how == "router":
-            found[index] = routing.row_distance(rows, normalised=normalise)
+            distances[index] = routing.row_distance(rows, normalised=normalise)
         elif how not in ("together", "mixed") or counts is None:
             raise InputError(f"distance={how!r}: give router, together or mixed")
         elif how == "together":
-            found[index] = routing.meeting_distance(counts)
+            distances[index] = routing.meeting_distance(counts)
         else:
-            found[index] = routing.mixed_distance(rows, counts, mix, normalised=normalise)
-    return found
+            distances[index] = routing.mixed_distance(rows, counts, mix, normalised=normalise)
+    return distances
 
 
-def settled(
+def choose_experts(
     subject: Mixed,
-    far: Mapping[int, Tensor],
+    distances: Mapping[int, Tensor],
     target: int,
     *,
     uniform: bool = False,
     exact: bool = True,
-    worths: Mapping[str, Any] | None = None,
-    rule: str = "clusters",
+    worths: Mapping[str, Tensor] | None = None,
+    rule: Rule = "clusters",
 ) -> dict[str, Any]:
     """The clusters of each layer, and the expert that stays of each (steps 2 and 3), as plain data.
 
     With another `rule`, the experts of highest worth stay, as many as there are clusters, and nothing is merged.
     """
-    units, parts = subject.units("experts"), subject.layout.expert_groups
-    least = max(units[f"layers.{index}.experts"].minimum for index in far)
+    units = subject.units("experts")
+    least = max(units[f"layers.{index}.experts"].minimum for index in distances)
     threshold: float | None = None
-    groups: Clusters = {}
     if uniform:
-        each, odd = divmod(target, len(far))
-        if odd and exact:
-            raise InfeasibleError(
-                f"experts={target} can't be the same in {len(far)} layers: ask for a multiple of {len(far)}",
-                float(each * len(far)),
-            )
-        each = max(least, -(-(each + bool(odd)) // parts) * parts)
-        sizes = [len(table) for table in far.values()]
-        if exact and (each * len(far) != target or each > min(sizes)):
-            nearest = min(each, min(sizes)) * len(far)
-            raise InfeasibleError(
-                f"experts={target} can't be the same in {len(far)} layers, which hold {min(sizes)} each and keep at "
-                f"least {least}, in {parts} equal groups: ask for such as {nearest}",
-                float(nearest),
-            )
-        for index, table in far.items():
-            groups[index] = clusters.grouped(table, each, parts)
+        groups = equal_clusters(subject, distances, target, least, exact=exact)
     else:
-        threshold, found = clusters.shared_threshold(list(far.values()), target, least=least, exact=exact)
-        groups = {i: [m.tolist() for m in one.members()] for i, one in zip(far, found, strict=True)}
+        threshold, found = clusters.shared_threshold(list(distances.values()), target, least=least, exact=exact)
+        groups = {i: [m.tolist() for m in layer.members()] for i, layer in zip(distances, found, strict=True)}
     if rule == "clusters":
-        mixtures, chosen = subject.mixtures(), dict[int, list[int]]()
-        for index, parts_of in groups.items():
+        chosen, mixtures = dict[int, list[int]](), subject.mixtures()
+        for index, members in groups.items():
             with subject.resident(subject.layers()[index]):
-                chosen[index] = merging.representatives(list(mixtures[index].experts.parameters()), parts_of)
+                chosen[index] = merging.representatives(list(mixtures[index].experts.parameters()), members)
     else:
-        counts = {f"layers.{index}.experts": len(one) for index, one in groups.items()}
+        counts = {f"layers.{index}.experts": len(members) for index, members in groups.items()}
         best = ranking.by_counts(units, {site: torch.as_tensor((worths or {})[site]) for site in counts}, counts).keep
         chosen = {index: np.flatnonzero(best[f"layers.{index}.experts"]).tolist() for index in groups}
-        groups = {index: [[expert] for expert in one] for index, one in chosen.items()}
+        groups = {index: [[expert] for expert in stay] for index, stay in chosen.items()}
     # In the order in which a cut leaves the experts that stay.
-    order = {index: np.argsort(one) for index, one in chosen.items()}
-    groups = {index: [one[place] for place in order[index]] for index, one in groups.items()}
-    chosen = {index: [one[place] for place in order[index]] for index, one in chosen.items()}
+    order = {index: np.argsort(stay) for index, stay in chosen.items()}
+    groups = {index: [members[place] for place in order[index]] for index, members in groups.items()}
+    chosen = {index: [stay[place] for place in order[index]] for index, stay in chosen.items()}
     return {"threshold": threshold, "clusters": groups, "chosen": chosen}
 
 
-def without(
+def equal_clusters(
+    subject: Mixed, distances: Mapping[int, Tensor], target: int, least: int, *, exact: bool
+) -> Clusters:
+    """As many clusters in every layer, `target` in all: rounded up, or refused where that is not `exact`."""
+    parts, layers = subject.layout.expert_groups, len(distances)
+    each, odd = divmod(target, layers)
+    if odd and exact:
+        raise InfeasibleError(
+            f"experts={target} can't be the same in {layers} layers: ask for a multiple of {layers}",
+            float(each * layers),
+        )
+    each = max(least, -(-(each + bool(odd)) // parts) * parts)
+    fewest = min(len(table) for table in distances.values())
+    if exact and (each * layers != target or each > fewest):
+        nearest = min(each, fewest) * layers
+        raise InfeasibleError(
+            f"experts={target} can't be the same in {layers} layers, which hold {fewest} each and keep at "
+            f"least {least}, in {parts} equal groups: ask for such as {nearest}",
+            float(nearest),
+        )
+    return {index: clusters.grouped(table, each, parts) for index, table in distances.items()}
+
+
+def keep_experts(
     subject: Mixed, groups: Clusters, chosen: Chosen, kappa: int, folder: Path | None = None
 ) -> tuple[Mixed, Cut]:
     """A copy with the chosen experts alone; where at most `kappa` stay in a layer, with the means of their clusters.
@@ -311,69 +320,42 @@ def without(
         mask = np.zeros(mixture.count, dtype=bool)
         mask[chosen[index]] = True
         keep[f"layers.{index}.experts"] = mask
-    made, cut = subject.cut(Selection(keep))
-    student = cast(Mixed, made)
-    new = student.mixtures()
+    small, cut = subject.cut(Selection(keep))
+    student = cast(Mixed, small)
+    mixtures = student.mixtures()
     for index, old in subject.mixtures().items():
         path = subject.layers()[index]
         if len(groups[index]) > kappa:
             continue  # the cut has left every chosen expert and its row as they were
         with subject.resident(path), student.resident(path):
-            for theirs, ours in ((old.experts, new[index].experts), (old.router, new[index].router)):
+            for theirs, ours in ((old.experts, mixtures[index].experts), (old.router, mixtures[index].router)):
                 merging.fill(theirs, ours, groups[index], chosen[index], kappa=kappa)
             if isinstance(student, Streamed) and folder is not None:
                 student.store(path, folder / f"{index}.safetensors")
     return student, cut
 
 
-def unlike(slim: Mixed, windows: Any, folder: Path, times: float, floor: int, routed: bool) -> list[list[float]]:
-    """[outliers of each block in percent, weights of each block], of OWL."""
-    found = []
-    for block in blocks.visit(slim, windows, folder, title="outliers", store=False, sequential=False):
-        moments, _ = read(block, floor, routed)
-        scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
-        found.append((wanda.outliers(scores, times), sum(m.weight.numel() for m in block.matrices.values())))
-    return [[float(value) for value in column] for column in zip(*found, strict=True)]
+# ----------------------------------------------------------------------------------------------------------- counts
 
 
-def thinned(
-    slim: Mixed, windows: Any, folder: Path, choosers: Sequence[weights.Choose], floor: int = 1, routed: bool = False
-) -> tuple[Mixed, int]:
-    """(a copy whose weights of small |W_ij| ||X_j|| are zero, how many matrices of experts saw too few tokens)."""
-    student, starving = cast(Mixed, slim.copy()), 0
-    for block in blocks.visit(student, windows, folder):
-        moments, starved = read(block, floor, routed)
-        starving += len(starved)
-        for name, matrix in block.matrices.items():
-            scores = wanda.scores(matrix.weight, moments[name].value(name))
-            matrix.weight.mul_(choosers[block.index](scores))
-    return student, starving
-
-
-def read(block: blocks.Block, floor: int, routed: bool) -> tuple[dict[str, hessian.Moments], list[str]]:
-    """||X_j||^2 of what each matrix of the block reads; starved experts get those of their layer, and are named."""
-    moments = block.read(partial(hessian.Moments, diagonal=True), routed=routed)
-    return hessian.pooled(moments, {m.name: m.leaf for m in block.matrices.values()}, floor)
-
-
-def filled(subject: Mixed) -> float:
+def count_nonzero(subject: Mixed) -> float:
     """How many weights of the matrices of all blocks are not zero."""
-    found = 0
+    total = 0
     for path in subject.layers():
         with subject.resident(path):
-            found += matrices.nonzero(matrices.matrices(subject.model, [path]))
-    return float(found)
+            total += matrices.nonzero(matrices.matrices(subject.model, [path]))
+    return float(total)
 
 
-def kurtosis(subject: Mixed) -> dict[str, float]:
-    """Layer -> kurtosis of the weights of all its experts that are not zero: how well they bear to lose more."""
-    found = {}
-    for index, mixture in subject.mixtures().items():
-        with subject.resident(subject.layers()[index]):
-            found[str(index)] = distribution.kurtosis(list(mixture.experts.parameters()))
-    return found
+def kurtosis(**stages: Mixed) -> dict[str, dict[str, float]]:
+    """Stage -> layer -> kurtosis of the weights of all its experts that are not zero: how well they bear to lose more.
 
-
-def shapes(**stages: Mixed) -> dict[str, dict[str, float]]:
-    """Stage -> layer -> kurtosis; the paper's reason for the order of the stages."""
-    return {name: kurtosis(one) for name, one in stages.items()}
+    It is the paper's reason for the order of the stages.
+    """
+    table: dict[str, dict[str, float]] = {}
+    for stage, subject in stages.items():
+        table[stage] = {}
+        for index, mixture in subject.mixtures().items():
+            with subject.resident(subject.layers()[index]):
+                table[stage][str(index)] = distribution.kurtosis(list(mixture.experts.parameters()))
+    return table

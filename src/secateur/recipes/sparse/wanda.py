@@ -14,6 +14,7 @@ from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
+from secateur.methods import blockwise
 from secateur.score import hessian
 from secateur.score import wanda as score
 from secateur.select import weights
@@ -76,38 +77,32 @@ def wanda(
     layer's norms, where the official code skips them, so that the budget is met.
     """
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
-    whole = blocks.count(subject)
     for budget in budgets:
-        share, pattern = weights.asked(budget, whole, "wanda")
+        share, pattern = blockwise.follow_budget(subject, budget, "wanda", "matrix" if cumulative else scope)
         if cumulative and (pattern is not None or scope != "row"):
             raise InputError("cumulative compares sums of scores in rows: give a share of weights and scope=row")
-        if pattern is None:
-            blocks.enough(subject, budget, share, "matrix" if cumulative else scope)
-        student, starving = subject.copy(), 0
-        everywhere = scope == "global" and pattern is None
-        choose: weights.Choose | None = partial(weights.by_sums, share=share) if cumulative else None
-        if choose is None and not everywhere:
+        globally = scope == "global" and pattern is None
+        choose: weights.Choose | None = None
+        if cumulative:
+            choose = partial(weights.by_sums, share=share)
+        elif not globally:
             choose = weights.chooser(share, pattern, scope)
+        student, starved = subject.copy(), 0
         norms: dict[str, Tensor] = {}
-        name, alone = f"blocks-{budget}", sequential and not everywhere
-        for block in blocks.visit(student, windows, run.folder(name), store=not everywhere, sequential=alone):
-            moments = block.read(partial(hessian.Moments, diagonal=True))
-            moments, starved = hessian.pooled(moments, {m.name: m.leaf for m in block.matrices.values()}, floor)
-            starving += len(starved)
+        name, in_turn = f"blocks-{budget}", sequential and not globally
+        for block in blocks.visit(student, windows, run.folder(name), store=not globally, sequential=in_turn):
+            moments, few = blockwise.read_inputs(block, floor)
+            starved += few
             for key, matrix in block.matrices.items():
                 norms[key] = moments[key].value(key)
                 if choose is not None:
                     matrix.weight.mul_(choose(score.scores(matrix.weight, norms[key])))
-        if everywhere:
+        if globally:
             run.drop(name)
-            blocks.everywhere(
-                student, run.folder(f"global-{budget}"), partial(of_matrix, norms),
-                partial(weights.threshold, k=int(share * whole + 1e-9)), weights.above,
-            )  # fmt: skip
-        cut = blocks.receipt(subject, student, (*notes, *hessian.shortage(starving, floor)))
-        yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, ())
+            of_norms = partial(_scores, norms)
+            blockwise.prune_globally(student, run.folder(f"global-{budget}"), of_norms, share)
+        yield blockwise.make_result(subject, student, budget, (*notes, *hessian.shortage(starved, floor)))
 
 
-def of_matrix(norms: Mapping[str, Tensor], matrix: Matrix) -> Tensor:
-    """|W_ij| ||X_j|| of a matrix whose norms are known."""
+def _scores(norms: Mapping[str, Tensor], matrix: Matrix) -> Tensor:
     return score.scores(matrix.weight, norms[matrix.name])

@@ -6,19 +6,21 @@ Zhi et al., Learning a Consensus Sub-Network with Polarization Regularization an
 from __future__ import annotations
 
 import copy
-import os
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur._utils.rundir import Run
 from secateur.data import examples
+from secateur.data.batches import Numbered, count_steps
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.measure import quality
@@ -26,11 +28,11 @@ from secateur.recover.sparsity import gates
 from secateur.recover.training import loop, norms, objectives
 from secateur.score import gates as statistics
 from secateur.select import ranking
-from secateur.select.limits import cutting
+from secateur.select.limits import limits_of_cut
 from secateur.subjects.network.readers import inner
 from secateur.subjects.network.residual import Branches
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Result, Selection, Units, listed
+from secateur.vocabulary import Budget, Cut, Result, Selection, Training, Units, listed
 
 CARD = {
     "title": "Learning a Consensus Sub-Network with Polarization Regularization and One Pass Training",
@@ -42,34 +44,29 @@ CARD = {
 }
 
 
+MARGIN = 0.02
+"""The training aims this share below the budget, so that a last wrong gate does not overrun it."""
+
+
 def consensus_polarization(
     subject: Traced,
     data: Examples,
     budgets: Sequence[Budget],
     run: Run,
     *,
-    mode: str = "channel",
+    mode: Literal["channel", "layer"] = "channel",
     units: str | Sequence[str] = "",
     multiple: int = 1,
-    batch: int = 64,
-    epochs: float = 30.0,
-    lr: float = 0.05,
-    weight_decay: float = 5e-4,
-    optimizer: str = "sgd",
     seed: int = 0,
     open_for: float = 0.1,
     ramp: float = 0.5,
     activation: float = 4.0,
     polarization: float = 3.0,
-    form: str = "band",
-    slack: float = 0.02,
-    margin: float = 0.02,
-    hidden: int = 16,
+    form: Literal["band", "hinge", "absolute"] = "band",
+    slack: Annotated[float, Ge(0)] = 0.02,
     bias: float = 1.0,
-    leak: float = 0.01,
-    threshold: float = 0.5,
-    reestimate: bool = True,
-    training: str | Sequence[str] = "",
+    threshold: Annotated[float, Ge(0), Le(1)] = 0.5,
+    training: Training = Training(epochs=30.0, batch=64, lr=0.05, weight_decay=5e-4, optimizer="sgd"),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Train network and gates once, until the gates agree on one sub-network of the size asked for; keep that one.
@@ -103,13 +100,8 @@ def consensus_polarization(
         form: "band" charges what is above the target, and what is below it by more than `slack`; "hinge" only what is
             above; "absolute" a distance of more than `slack` to either side.
         slack: as a share of the gated cost; at least one unit of a "band", half of one with "absolute".
-        margin: the training aims this share below the budget, so that a last wrong gate does not overrun it.
-        hidden: width of a gate's MLP.
         bias: of a gate's last layer at the start; 1 is open.
-        leak: slope of the straight-through gradient outside of (0, 1), so that no gate is dead for ever.
         threshold: least f that stays.
-        reestimate: batch norms are averaged anew, without training, if some gates did not agree.
-        training: more settings of the training loop, such as accumulate=2,precision=bf16.
         dry_run: no training: the gates are as they start.
 
     Departures: only the paper's abstract could be read, so the equations are a reconstruction that agrees with it. The
@@ -121,30 +113,24 @@ def consensus_polarization(
     """
     if data.labels is None:
         raise DataError(f"{data.name} has no classes: this recipe trains a classifier; give labels")
+    training = training.default(warmup=0.0, clip=math.inf, accumulate=1)
+    batch, accumulate, epochs = training.whole("batch"), training.whole("accumulate"), training.number("epochs")
     if not epochs > 0:
         raise InputError(f"epochs={epochs:g}: give a number above 0, for gates that were not trained say nothing")
-    if not 0 <= threshold <= 1:
-        raise InputError(f"threshold={threshold:g}: give the least share of inputs that stays, from 0 to 1")
-    if form not in gates.FORMS:
-        raise InputError(f"form {form!r} of the target is not one of {', '.join(gates.FORMS)}")
-    if not slack >= 0:
-        raise InputError(f"slack={slack:g}: give a share of the gated cost, 0 or more")
-    gated = gate(subject, mode, units, multiple=multiple, seed=seed, hidden=hidden, bias=bias, leak=leak)
+    gated = gate(subject, mode, units, multiple=multiple, seed=seed, bias=bias)
     whole = gated.units.cost()
     for budget in budgets:  # what can't be met is said before anything is trained
-        cutting(budget, whole, ranking.fewest(gated.units).spent)
+        limits_of_cut(budget, whole, ranking.fewest(gated.units).spent)
     train, held = data.split(seed=seed)
-    further = loop.options(training)
     feed = examples.batches(train, batch=batch, seed=seed)
-    steps = 0 if dry_run else max(1, round(epochs * len(feed) / further.get("accumulate", 1)))
-    pace = _Paced(feed, max(1, steps) * further.get("accumulate", 1) * int(os.environ.get("WORLD_SIZE", "1")))
+    steps = 0 if dry_run else count_steps(feed, epochs, accumulate)
     rows = _rows(subject)
     per_example = subject.flops() / rows
 
     for budget in budgets:
         limits = budget.absolute(whole)
         work, doors = subject.copy(), copy.deepcopy(gated.gates)
-        target = {m: limit * (1.0 - margin) for m, limit in limits.items()}
+        target = {measure: limit * (1.0 - MARGIN) for measure, limit in limits.items()}
         unit = max(gates.largest(gated.units, measure) for measure in target)
         objective = partial(
             loss, work.model, doors, gated.units, target, activation=activation, polarization=polarization,
@@ -154,17 +140,15 @@ def consensus_polarization(
         if steps:
             with doors.on(work.model):
                 recovery = loop.train(
-                    work.model, pace, objective, steps=steps, lr=lr, weight_decay=weight_decay, optimizer=optimizer,
-                    warmup=0.0, clip=None, seed=seed, extra=[doors], count=examples.count,
-                    checkpoint=run.folder(f"train-{budget}"), title=f"consensus {budget}",
-                    flops_per_token=3.0 * (per_example + doors.flops()), **further,
+                    work.model, Numbered(feed, steps, accumulate), objective, training, steps=steps, seed=seed,
+                    extra=[doors], count=examples.count, checkpoint=run.folder(f"train-{budget}"),
+                    title=f"consensus {budget}", flops_per_token=3.0 * (per_example + doors.flops()),
                 )  # fmt: skip
 
         work.model.eval()
         decisions, sure = ask(work.model, doors, train, batch)
-        often = statistics.frequency(decisions)
         count = len(next(iter(decisions.values())))
-        often, sure = gated.gathered(often), gated.gathered(sure)
+        often, sure = gated.by_site(statistics.frequency(decisions)), gated.by_site(sure)
         scores = {n: f.numpy() + torch.sigmoid(sure[n]).numpy() / (2.0 * count) for n, f in often.items()}
         selection = ranking.threshold(gated.units, scores, threshold)
         voted = {name: np.asarray(mask) for name, mask in selection.keep.items()}
@@ -174,14 +158,14 @@ def consensus_polarization(
         small, cut = gated.cut(work, replace(selection, budget=budget))
 
         accuracy = {"before norms": _accuracy(small.model, held, batch)}
-        if reestimate and statistics.unanimous(often) < 1.0:
+        if statistics.unanimous(often) < 1.0:
             norms.reestimate(small.model, partial(_run, small.model), feed)
         with doors.on(work.model):
             accuracy["dynamic"] = _accuracy(work.model, held, batch)
         accuracy["static"] = _accuracy(small.model, held, batch)
-        said: dict[str, Any] = {
-            "frequency": {name: [round(float(one), 6) for one in row] for name, row in often.items()},
-            "branches": gated.stays(selection),
+        figures: dict[str, Any] = {
+            "frequency": {name: [round(float(value), 6) for value in row] for name, row in often.items()},
+            "branches": gated.kept_branches(selection),
             "unanimous": statistics.unanimous(often),
             "agreement": statistics.agreement(decisions),
             "accuracy": accuracy,
@@ -189,8 +173,8 @@ def consensus_polarization(
             "flops": {"dense": per_example, "gates": doors.flops(), "static": small.flops() / rows},
             "training": {"flops": recovery.flops, "seconds": recovery.seconds} if recovery else {},
         }
-        said = run.json(f"gates-{budget}", partial(dict, said))
-        yield Result(str(budget), small, cut, selection.spent, recovery, _notes(said, len(held)))
+        figures = run.json(f"gates-{budget}", partial(dict, figures))
+        yield Result(str(budget), small, cut, selection.spent, recovery, describe(figures, len(held)))
 
 
 # ---------------------------------------------------------------------------------------------- gates on a network
@@ -208,13 +192,13 @@ class Gated:
     """What has no gate, and why."""
     layers: bool = False
 
-    def gathered(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is known of each place, by site of `units`."""
+    def by_site(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is known of each place, by site of `units`: all branches are one site."""
         if not self.layers:
             return dict(values)
         return {name: torch.cat([values[place] for place in self.gates.places]) for name in self.units}
 
-    def stays(self, selection: Selection) -> dict[str, bool]:
+    def kept_branches(self, selection: Selection) -> dict[str, bool]:
         """Branch -> whether it is left; nothing where channels are gated."""
         if not self.layers:
             return {}
@@ -229,11 +213,11 @@ def gate(
     *,
     multiple: int = 1,
     seed: int = 0,
-    **how: Any,
+    bias: float = 1.0,
 ) -> Gated:
     """Gates for `subject`, to be trained by any loop: within `gates.on(model)`, add the losses of `sparsity.gates`.
 
-    mode, units, multiple: as in `consensus_polarization`. how: `hidden`, `bias` and `leak` of the gates.
+    mode, units, multiple, bias: as in `consensus_polarization`.
 
     Raises `InputError` for another mode or a pattern that fits nothing, `UnsupportedError` where nothing can be gated.
     """
@@ -246,8 +230,8 @@ def gate(
                 one.name: gates.Place(one.source, one.channels, 1, {one.modules[-1]: None}, one.dim) for one in branches
             }
             return Gated(
-                gates.Gates(places, **how), branches.units(), lambda work, selection: branches.of(work).cut(selection),
-                branches.reasons, layers=True,
+                gates.Gates(places, bias=bias), branches.units(),
+                lambda work, selection: branches.of(work).cut(selection), branches.reasons, layers=True,
             )  # fmt: skip
         if mode != "channel":
             raise InputError(f"mode {mode!r} is neither 'channel' nor 'layer'")
@@ -262,15 +246,13 @@ def gate(
             raise UnsupportedError(f"no channels of this {type(subject.model).__name__} can be gated: {why or 'none'}")
         known = subject.units(multiple=multiple)
         free = {name: replace(site, frozen=name not in places) for name, site in known.sites.items()}
-        return Gated(gates.Gates(places, **how), replace(known, sites=free), Traced.cut, reasons)
+        return Gated(gates.Gates(places, bias=bias), replace(known, sites=free), Traced.cut, reasons)
 
 
 def _unequal(subject: Traced, places: Mapping[str, gates.Place]) -> list[str]:
     """The places where half of the gates at zero do not give what a cut gives: where a mean runs over channels."""
-    if not places:
-        return []
 
-    def gap(names: Sequence[str]) -> float:
+    def differs(names: Sequence[str]) -> bool:
         some = gates.Gates({name: places[name] for name in names})
         some.fixed = {name: (torch.arange(places[name].units) + 1) % 2 for name in names}
         model = copy.deepcopy(subject.model).eval()
@@ -280,26 +262,16 @@ def _unequal(subject: Traced, places: Mapping[str, gates.Place]) -> list[str]:
             with torch.no_grad(), some.on(model):
                 args, kwargs = subject.inputs.fresh()
                 given = objectives.logits(model(*args, **kwargs))
-            return float((given - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
         except (RuntimeError, InputError, IndexError):
-            return float("inf")
+            return True
+        return not float((given - expected).abs().max() / expected.abs().max().clamp(min=1e-12)) <= 1e-4
 
-    if gap(list(places)) <= 1e-4:
+    if not places or not differs(list(places)):
         return []
-    return [name for name in places if not gap([name]) <= 1e-4]
+    return [name for name in places if differs([name])]
 
 
 # ------------------------------------------------------------------------------------------------ training and after
-
-
-class _Paced:
-    """Batches that know how far the training is, so that a resumed run goes on where it was."""
-
-    def __init__(self, feed: Any, total: int) -> None:
-        self.feed, self.total = feed, total
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.feed[index], "progress": index / self.total}
 
 
 def loss(
@@ -307,7 +279,7 @@ def loss(
     doors: gates.Gates,
     units: Units,
     target: Mapping[str, float],
-    part: Mapping[str, Any],
+    batch: Mapping[str, Any],
     totals: Mapping[str, int],
     *,
     activation: float = 4.0,
@@ -319,28 +291,27 @@ def loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """L_task + lambda_act R_act + lambda_polar R_polar of one batch: an objective, once its first four are given.
 
-    target: measure -> what may be spent. part: "inputs", "labels", and "progress" from 0 to 1 if gates are forced open
+    target: measure -> what may be spent. batch: "inputs", "labels", and "done" from 0 to 1 if gates are forced open
     for the share `open_for` of it, and lambda_polar grows over the share `ramp` that follows.
     """
-    progress = float(part.get("progress", 1.0))
-    doors.fixed = {} if progress < open_for else None
-    scores = objectives.logits(model(part["inputs"]))
-    task = functional.cross_entropy(scores.float(), part["labels"], reduction="sum") / totals["examples"]
+    done = float(batch.get("done", 1.0))
+    doors.fixed = {} if done < open_for else None
+    scores = objectives.logits(model(batch["inputs"]))
+    task = functional.cross_entropy(scores.float(), batch["labels"], reduction="sum") / totals["examples"]
     if doors.fixed is not None:
         return task, {"task": float(task.detach())}
     means = doors.means()
     polar = gates.polarization(means.values())
-    by_site = means
     if not set(means) <= set(units):
-        by_site = {name: torch.cat(list(means.values())) for name in units}
+        means = {name: torch.cat(list(means.values())) for name in units}
     shares, goals = list[Tensor](), list[float]()
     for measure, limit in target.items():
-        low, high = (gates.cost(units, {n: torch.full_like(v, s) for n, v in by_site.items()}, measure) for s in (0, 1))
-        shares.append((gates.cost(units, by_site, measure) - low) / (high - low))
+        low, high = (gates.cost(units, {n: torch.full_like(v, s) for n, v in means.items()}, measure) for s in (0, 1))
+        shares.append((gates.cost(units, means, measure) - low) / (high - low))
         goals.append(max(0.0, (limit - float(low)) / float(high - low)))
     act = gates.activation(torch.stack(shares), shares[0].new_tensor(goals), form, slack).float()
-    grown = min(1.0, (progress - open_for) / ramp) if ramp > 0 else 1.0
-    weight = len(part["inputs"]) * gates.processes() / totals["examples"]
+    grown = min(1.0, (done - open_for) / ramp) if ramp > 0 else 1.0
+    weight = len(batch["inputs"]) * gates.processes() / totals["examples"]
     further = weight * gates.once(activation * act + polarization * grown * polar)
     return task + further, {
         "task": float(task.detach()),
@@ -375,21 +346,22 @@ def _accuracy(model: nn.Module, data: Examples, batch: int) -> float:
 
 
 def _rows(subject: Traced) -> int:
-    given = [one for one in (*subject.inputs.args, *subject.inputs.kwargs.values()) if isinstance(one, Tensor)]
-    return len(given[0]) if given and given[0].dim() else 1
+    tensors = [one for one in (*subject.inputs.args, *subject.inputs.kwargs.values()) if isinstance(one, Tensor)]
+    return len(tensors[0]) if tensors and tensors[0].dim() else 1
 
 
 def _run(model: nn.Module, part: Mapping[str, Any]) -> Tensor:
     return objectives.logits(model(part["inputs"]))
 
 
-def _notes(said: Mapping[str, Any], held: int) -> tuple[str, ...]:
-    accuracy, flops, training = said["accuracy"], said["flops"], said["training"]
-    every = [one for row in said["frequency"].values() for one in row]
-    split = sum(0.01 < one < 0.99 for one in every)
+def describe(figures: Mapping[str, Any], held: int) -> tuple[str, ...]:
+    """Notes of a result: how far the gates agree, accuracy, FLOPs, and what went wrong. held: examples held out."""
+    accuracy, flops, training = figures["accuracy"], figures["flops"], figures["training"]
+    every = [value for row in figures["frequency"].values() for value in row]
+    split = sum(0.01 < value < 0.99 for value in every)
     notes = [
-        f"{said['unanimous']:.1%} of {len(every)} gates say the same for at least 99% of the training examples; the "
-        f"masks of two examples agree on {said['agreement']:.1%} of the gates",
+        f"{figures['unanimous']:.1%} of {len(every)} gates say the same for at least 99% of the training examples; the "
+        f"masks of two examples agree on {figures['agreement']:.1%} of the gates",
         f"accuracy on {held} examples held out of training: {accuracy['dynamic']:.4f} with gates that look at the "
         f"input, {accuracy['static']:.4f} without them",
         f"FLOPs per example: {flops['dense']:.4g} whole, {flops['static']:.4g} now, no gate among them",
@@ -406,26 +378,26 @@ def _notes(said: Mapping[str, Any], held: int) -> tuple[str, ...]:
         notes.append(f"before batch norms were averaged anew: {accuracy['before norms']:.4f}")
     if split:
         notes.append(f"{split} gates never agreed: raise polarization or train longer")
-    if said["overruled"]:
+    if figures["overruled"]:
         notes.append(
-            f"{said['overruled']} units went against the gates' vote, to meet the budget: raise activation "
+            f"{figures['overruled']} units went against the gates' vote, to meet the budget: raise activation "
             "above polarization"
         )
-    for name, row in said["frequency"].items():
-        if len(row) > 1 and not any(one >= 0.5 for one in row):
+    for name, row in figures["frequency"].items():
+        if len(row) > 1 and not any(value >= 0.5 for value in row):
             notes.append(f"all gates of {name} are off: the least that may stay was kept")
-    for stage, many in _collapsed(said["branches"]).items():
+    for stage, many in _find_collapsed(figures["branches"]).items():
         notes.append(f"all {many} branches of {stage} are gone: only the shortcuts of that stage are left")
     return tuple(notes)
 
 
-def _collapsed(stays: Mapping[str, bool]) -> dict[str, int]:
-    """In layer mode, stage -> its branches, two or more, all of which are gone. stays: branch -> whether it is left.
+def _find_collapsed(branches: Mapping[str, bool]) -> dict[str, int]:
+    """In layer mode, stage -> its branches, two or more, all of which are gone. branches: name -> whether it is left.
 
     All branches are one site; those whose names begin with the same parts are a stage.
     """
     stages: dict[str, list[bool]] = {}
-    for name, left in stays.items():
+    for name, left in branches.items():
         parts = name.split(".")
         for end in range(1, len(parts)):
             stages.setdefault(".".join(parts[:end]), []).append(left)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from secateur._utils.rundir import Run
 from secateur.data import examples
+from secateur.data.batches import Numbered, count_steps
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.formats import integers
@@ -22,13 +26,14 @@ from secateur.formats.integers import Form
 from secateur.recover.distillation import mixed
 from secateur.recover.quantization import qat
 from secateur.recover.quantization.quantise import torchao
-from secateur.recover.sparsity import masks, slimming
-from secateur.recover.training import detecting, loop, records
+from secateur.recover.sparsity import masks
+from secateur.recover.training import loop, records
+from secateur.recover.training.compose import Objective
 from secateur.select.pattern import n_of_m
 from secateur.subjects.matrices import Matrix, matrices, nonzero, receipt
 from secateur.subjects.network.shrinking import Plan
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Pattern, Recovery, Result
+from secateur.vocabulary import Budget, Pattern, Recovery, Result, Training
 
 CARD = {
     "title": "GPUSQ-ViT: GPU-friendly sparsity and quantisation of vision transformers",
@@ -40,32 +45,31 @@ CARD = {
 }
 
 
+CALIBRATED = 8
+"""Batches for the ranges of inputs; this project's."""
+
+
 def gpusq_vit(
     subject: Traced,
     data: Examples,
     budgets: Sequence[Budget],
     run: Run,
     *,
-    batch: int = 64,
     seed: int = 0,
     bits: int = 8,
     labels: Literal["true", "teacher", "none"] = "true",
     factors: Sequence[float] = (1.0, 10.0, 5.0),
     temperature: float = 2.0,
     critical: Sequence[str] = (),
-    disagreeing: float = 0.5,
-    epochs: float = 30.0,
+    disagreeing: Annotated[float, Ge(0)] = 0.5,
     quantise_epochs: float = 10.0,
-    lr: float = 1e-4,
     quantise_lr: float = 2e-5,
-    weight_decay: float = 0.01,
     least: int = 16,
     pairs: bool = True,
     calibration: Literal["max", "percentile", "entropy"] = "max",
-    calibrated: int = 8,
-    settled: float = 0.3,
+    settled: Annotated[float, Ge(0), Le(1)] = 0.3,
     uniform: bool = False,
-    training: str | Sequence[str] = "",
+    training: Training = Training(epochs=30.0, batch=64, lr=1e-4, weight_decay=0.01),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Mask every matrix n:m by magnitude and retrain; then quantise what is left, with the sparse network as teacher.
@@ -103,10 +107,8 @@ def gpusq_vit(
         least: matrices with fewer inputs or outputs stay dense, such as small heads.
         pairs: in 4 bits, weights stay or go two by two, which kernels for them want.
         calibration: of the inputs' ranges: their largest, a quantile, or the range whose integers tell most.
-        calibrated: batches for it.
         settled: share of step 5 at its end in which scales are held.
         uniform: all w_i are 1, for comparison.
-        training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the mask; nothing is trained or quantised.
 
     Departures: alpha, beta, gamma, the normalisation of w_i and the choice by magnitude are from second-hand reports
@@ -117,16 +119,11 @@ def gpusq_vit(
     for larger convolutions want the pattern along channels. Integers and half precision are simulated in float32 on
     the CPU: no speed is claimed there. Networks without logits learn other answers by their squared error.
     """
-    check(data, bits, labels, factors, settled, calibrated, disagreeing)
+    check(data, bits, labels, factors)
     if bits != 32 and not dry_run:
         torchao()
-    further = loop.options(training)
-    feed = examples.batches(data, batch=batch, seed=seed)
-    count = partial(detecting.steps, len(feed) / further.get("accumulate", 1))
-    train: Callable[..., Recovery] = partial(
-        loop.train, weight_decay=weight_decay, seed=seed, count=examples.count, dropout=False,
-        **({"precision": "fp32"} | further),
-    )  # fmt: skip
+    training = training.default(precision="fp32", accumulate=1)
+    feed = examples.batches(data, batch=training.whole("batch"), seed=seed)
     taps = list(dict.fromkeys(critical)) or blocks(subject.model)
     ask = subject.inputs.ask
     lesson = partial(
@@ -135,7 +132,7 @@ def gpusq_vit(
     )  # fmt: skip
     for budget in budgets:
         whole = matrices(subject.model)
-        form = wanted(budget, 2 if pairs and bits == 4 else 1)
+        form = read_pattern(budget, 2 if pairs and bits == 4 else 1)
         chosen, spared = eligible(whole, form, least)
         mask = run.tensors(f"masks-{budget}", partial(magnitude_masks, chosen, form))
         sparse = subject.copy()
@@ -145,18 +142,21 @@ def gpusq_vit(
         pruned = tuned = None
         masks.apply(sparse.model, mask)
         if not dry_run:
-            pruned = prune(sparse, lesson(sparse.model, subject.model), train, feed, count(epochs), subject.model,
-                           lr=lr, checkpoint=run.folder(f"prune-{budget}"))  # fmt: skip
+            with masks.hold(sparse.model, mask):
+                pruned = train(
+                    sparse.model, lesson(sparse.model, subject.model), subject.model, feed, training, seed,
+                    checkpoint=run.folder(f"prune-{budget}"), title="retraining",
+                )  # fmt: skip
             sparse.save(run.folder(f"sparse-{budget}"))
         result = sparse
         if not dry_run and bits != 32:
             left = partial(mixed.residuals, sparse.model, subject.model, ask, taps, feed)
             residual = run.json(f"residuals-{budget}", left)
             weights = [1.0] * len(taps) if uniform else mixed.importance(list(residual.values()))
+            shorter = replace(training, epochs=quantise_epochs, lr=quantise_lr)
             result, tuned, more = quantise(
-                sparse, partial(lesson, weights=weights), train, feed, count(quantise_epochs), bits=bits,
-                lr=quantise_lr, settled=settled, calibration=calibration, calibrated=calibrated,
-                accumulate=further.get("accumulate", 1), checkpoint=run.folder(f"quantise-{budget}"),
+                sparse, partial(lesson, weights=weights), feed, shorter, seed, bits=bits, settled=settled,
+                calibration=calibration, checkpoint=run.folder(f"quantise-{budget}"),
             )  # fmt: skip
             notes += [*more, "integers are simulated: an engine for them is needed to be faster"]
         cut = receipt(originals(subject, result), matrices(result.model), tuple(notes))
@@ -165,10 +165,7 @@ def gpusq_vit(
         yield Result(str(budget), result, cut, predicted, records.together(pruned, tuned))
 
 
-def check(
-    data: Examples, bits: int, labels: str, factors: Sequence[float], settled: float, calibrated: int,
-    disagreeing: float,
-) -> None:  # fmt: skip
+def check(data: Examples, bits: int, labels: str, factors: Sequence[float]) -> None:
     """Refuse options that contradict the data or themselves."""
     if bits not in (4, 8, 32):
         raise InputError(f"bits={bits}: give 8 or 4, or 32 to leave the sparse network as it is")
@@ -179,15 +176,9 @@ def check(
                          "logits, features")  # fmt: skip
     if labels == "none" and not any(factors[1:]):
         raise InputError(f"labels=none with factors={list(factors)} leaves no loss: give logits or features a factor")
-    if not 0 <= settled <= 1:
-        raise InputError(f"settled={settled}: give a share from 0 to 1")
-    if not 0 <= disagreeing < math.inf:
-        raise InputError(f"disagreeing={disagreeing}: give a number of at least 0")
-    if calibrated < 1:
-        raise InputError(f"calibrated={calibrated}: give at least one batch")
 
 
-def wanted(budget: Budget, unit: int = 1) -> Form:
+def read_pattern(budget: Budget, unit: int = 1) -> Form:
     """The pattern of a budget, over single weights or pairs. Raises `BudgetError` for a budget in anything else."""
     if budget.pattern is None or budget.limits:
         raise BudgetError(f"gpusq_vit can't meet {budget}: it prunes to a pattern, such as pattern=2:4")
@@ -270,30 +261,32 @@ def blocks(model: nn.Module) -> list[str]:
     return found[-math.ceil(len(found) / (2 if staged else 3)) :]
 
 
-def prune(
-    sparse: Traced, objective: mixed.Objective, train: Callable[..., Recovery], feed: examples.Batches, steps: int,
-    teacher: nn.Module, **how: Any,
+def train(
+    student: nn.Module, objective: Objective, teacher: nn.Module, feed: examples.Batches, training: Training, seed: int,
+    **names: Any,
 ) -> Recovery | None:  # fmt: skip
-    """Step 2: retrain `sparse` in place under its masks."""
+    """Steps 2 and 5: train `student` in place beside its teacher, without dropout; None for 0 epochs."""
+    accumulate = training.whole("accumulate")
+    steps = count_steps(feed, training.number("epochs"), accumulate)
     if not steps:
         return None
-    with masks.held(sparse.model, sparse.masks):
-        return train(sparse.model, feed, objective, steps=steps, frozen=[teacher], title="retraining", **how)
+    return loop.train(
+        student, Numbered(feed, steps, accumulate), objective, training, steps=steps, seed=seed, dropout=False,
+        frozen=[teacher], count=examples.count, **names,
+    )  # fmt: skip
 
 
 def quantise(
     sparse: Traced,
-    lesson: Callable[..., mixed.Objective],
-    train: Callable[..., Recovery],
+    lesson: Callable[..., Objective],
     feed: examples.Batches,
-    steps: int,
+    training: Training,
+    seed: int,
     *,
-    bits: int = 8,
-    settled: float = 0.3,
-    calibration: qat.Calibration = "max",
-    calibrated: int = 8,
-    accumulate: int = 1,
-    **how: Any,
+    bits: int,
+    settled: float,
+    calibration: qat.Calibration,
+    checkpoint: Path,
 ) -> tuple[Traced, Recovery | None, list[str]]:
     """Steps 4 and 5: (the network of integers, its training, notes); `sparse` stays as it is, and teaches.
 
@@ -306,7 +299,7 @@ def quantise(
     with torch.no_grad():
         layers, reasons = integers.layers(student, lambda: ask(feed[0]["inputs"]))
     qat.prepare(student, layers, bits=bits, share=0.9999 if calibration == "percentile" else 1.0)
-    qat.calibrate(student, lambda part: ask(part["inputs"]), feed.take(calibrated), by=calibration)
+    qat.calibrate(student, lambda part: ask(part["inputs"]), feed.take(CALIBRATED), by=calibration)
     objective = lesson(student, sparse.model)
 
     def rounding(part: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
@@ -314,23 +307,20 @@ def quantise(
         qat.frozen(student, inputs=still or calibration == "entropy", weights=still)
         return objective(part, totals)
 
-    def named(given: Mapping[str, Any]) -> dict[str, Any]:
+    def rename(given: Mapping[str, Any]) -> dict[str, Any]:
         return {split(name) if unfolded else name: one for name, one in given.items()}
 
-    recovery = None
-    with masks.held(student, named(sparse.masks)):
-        if steps:
-            numbered = slimming.Numbered(feed, steps * accumulate)
-            recovery = train(
-                student, numbered, rounding, steps=steps, frozen=[sparse.model], title="quantisation", **how
-            )
-    qat.frozen(student, inputs=True, weights=bool(steps and settled))
-    found = qat.convert(student)
+    with masks.hold(student, rename(sparse.masks)):
+        recovery = train(
+            student, rounding, sparse.model, feed, training, seed, checkpoint=checkpoint, title="quantisation"
+        )
+    qat.frozen(student, inputs=True, weights=bool(recovery and settled))
+    scales = qat.convert(student)
     student.eval()
-    integers.install(student, {path: integers.Scales(bits, *found[path]) for path in layers})
+    integers.install(student, {path: integers.Scales(bits, *scales[path]) for path in layers})
     plan = Plan(unfolded=unfolded, bits=tuple((path, bits) for path in layers))
     result = Traced(student, sparse.inputs, (*sparse.plans, plan))
-    result.masks, result.forms = named(sparse.masks), named(sparse.forms)
+    result.masks, result.forms = rename(sparse.masks), rename(sparse.forms)
     return result, recovery, [f"stays in floats: {path} {reason}" for path, reason in reasons.items()]
 
 

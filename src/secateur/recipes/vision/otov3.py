@@ -6,12 +6,13 @@ and of the released code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,15 +20,17 @@ from secateur._utils.outputs import leaves
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
-from secateur.errors import DataError, InfeasibleError, InputError, ModelError, UnsupportedError
+from secateur.errors import DataError, InputError, ModelError
+from secateur.methods.group_budget import GroupBudget
 from secateur.recover.sparsity.sparsify import GroupSparse, Saliency
 from secateur.recover.training import loop, records
+from secateur.recover.training.compose import Objective
 from secateur.score import gradient, magnitude
-from secateur.select import limits, ranking
+from secateur.select import limits
 from secateur.subjects.network import erasing
-from secateur.subjects.network.segments import SITE, Segments
+from secateur.subjects.network.segments import SITE
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Units, listed
+from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Training, listed
 
 CARD = {
     "title": "OTOv3: Automatic Architecture-Agnostic Neural Network Training and Compression",
@@ -51,28 +54,21 @@ def otov3(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    batch: int = 64,
     seed: int = 0,
-    epochs: int = 40,
-    lr: float = 0.05,
     variant: Literal["sgd", "adam", "adamw"] = "sgd",
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    schedule: str = "cosine",
     method: Literal["dhspg", "hesso"] = "dhspg",
     saliency: Literal["dhspg", "hesso"] | None = None,
     scope: Literal["global", "kind", "local"] = "local",
-    warm: float = 0.1,
-    span: float = 0.4,
+    warm: Annotated[float, Ge(0), Lt(1)] = 0.1,
+    span: Annotated[float, Gt(0)] = 0.4,
     periods: int = 10,
     penalty: float | None = None,
     epsilon: float = 0.95,
-    tolerance: float = 0.05,
-    finish: float = 0.3,
+    finish: Annotated[float, Ge(0), Le(1)] = 0.3,
     multiple: int = 1,
     protect: str | Sequence[str] = "",
     hierarchical: bool = True,
-    training: str | Sequence[str] = "",
+    training: Training = Training(epochs=40, batch=64, lr=0.05, momentum=0.9, weight_decay=5e-4, schedule="cosine"),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Train once with an optimiser that drives the redundant groups to zero; then cut the zeros, and nothing more.
@@ -117,12 +113,10 @@ def otov3(
         penalty: lambda; a scale that suits norms, learning rate and span unless given. The paper's 1e-3 (sgd) and 1e-2
             (adam) need hundreds of epochs.
         epsilon: of the half-space projection, in [0, 1); larger is more aggressive.
-        tolerance: of dhspg, for channels=: how much more than the target may be chosen.
         finish: of dhspg: the last share of `span`, in which missing groups are shrunk linearly; 0 may miss the budget.
         multiple: kept channels are multiples of this.
         protect: modules, parameters or sites that stay whole.
         hierarchical: False erases without step 3's search, for comparison: the network may break, which is refused.
-        training: more settings of the training loop, such as accumulate=4,precision=bf16,trackers=wandb.
         dry_run: say what would be cut by the weights as they are; nothing is trained.
 
     Departures: the paper's body was not to be had: segments and their search follow its abstract, its predecessors and
@@ -133,60 +127,64 @@ def otov3(
     """
     if data.targets and data.labels is None:
         raise DataError(f"{data.name} has boxes: otov3 trains on classes, or on the outputs of the original")
-    check(epochs, warm, span, finish)
+    epochs, lr = training.number("epochs"), training.number("lr")
+    if epochs < 1:
+        raise InputError(f"epochs={epochs:g}: give at least 1, for nothing becomes zero without training")
+    if span > 1 - warm + 1e-9:
+        raise InputError(f"span={span:g}: give a share of the training above 0, at most the {1 - warm:g} after warm")
     start = subject
     if protect:
         start = subject.copy()
         start.protect(listed(protect))
+    choice: dict[str, Any] = {"multiple": multiple, "scope": scope, "hierarchical": hierarchical}
     for budget in budgets:  # what would train for nothing is said before anything is trained
         costs = [start.units(*([SITE] if SITE in part else [])).cost() for part in split(budget)]
-        limits.cutting(budget, {measure: cost for row in reversed(costs) for measure, cost in row.items()})
-        first = Task.of(start, split(budget)[0], multiple=multiple, scope=scope, hierarchical=hierarchical)
+        limits.limits_of_cut(budget, {measure: cost for row in reversed(costs) for measure, cost in row.items()})
+        first = GroupBudget.of(start, split(budget)[0], **choice)
         first.lowest(magnitude.coupled(first.slices))
-    feed = examples.batches(data, batch=batch, seed=seed)
-    further: dict[str, Any] = {"clip": None} | loop.options(training)
+    feed = examples.batches(data, batch=training.whole("batch"), seed=seed)
+    training = training.default(warmup=0.0, clip=math.inf)
     for budget in budgets:
         stages = split(budget)
-        steps = epochs * len(feed) // len(stages)
+        steps = int(epochs * len(feed)) // len(stages)
         how: dict[str, Any] = {
-            "lr": lr, "variant": variant, "method": method, "saliency": saliency, "start": round(warm * steps),
-            "momentum": momentum, "span": max(1, round(span * steps)), "periods": periods, "penalty": penalty,
-            "epsilon": epsilon, "tolerance": tolerance, "finish": finish,
+            "lr": lr, "variant": variant, "start": round(warm * steps), "momentum": training.number("momentum"),
+            "span": max(1, round(span * steps)), "periods": periods, "penalty": penalty, "epsilon": epsilon,
+            "finish": finish,
         }  # fmt: skip
         current, predicted = start, dict[str, float]()
-        cuts: list[Cut] = []
-        recoveries: list[Recovery] = []
-        notes: list[str] = []
+        cuts, recoveries, notes = list[Cut](), list[Recovery](), list[str]()
         for number, part in enumerate(stages):
             work = current.copy()
-            task = Task.of(work, part, multiple=multiple, scope=scope, hierarchical=hierarchical)
+            task = GroupBudget.of(work, part, **choice)
             gone = task.lowest(magnitude.coupled(task.slices))
             if not dry_run:
                 made: list[GroupSparse] = []
 
                 def sparse(
                     weights: list[dict[str, Any]],
-                    task: Task = task,
+                    task: GroupBudget = task,
                     how: dict[str, Any] = how,
                     made: list[GroupSparse] = made,
                 ) -> GroupSparse:
-                    made.append(task.optimiser(weights, **how))
+                    made.append(group_sparse(weights, task, method, saliency, **how))
                     return made[0]
 
                 recovery = loop.train(
-                    work.model, feed, objective(work, subject, data), steps=steps, lr=lr, schedule=schedule, warmup=0.0,
-                    weight_decay=weight_decay, seed=seed + number, optimizer=sparse, count=examples.count,
-                    frozen=[] if data.labels is not None else [subject.model],
-                    checkpoint=run.folder(f"train-{budget}-{number}"), **further,
+                    work.model, feed, objective(work, subject, data), training, steps=steps, seed=seed + number,
+                    optimizer=sparse, count=examples.count, frozen=[] if data.labels is not None else [subject.model],
+                    checkpoint=run.folder(f"train-{budget}-{number}"),
                 )  # fmt: skip
                 recoveries.append(recovery)
                 gone = made[0].zero
             selection = Selection({site: ~row.bool() for site, row in gone.items()}, {}, part)
             current, cut = work.cut(selection)
             cuts.append(cut)
-            predicted |= task.units.cost(selection.keep) | task.flops(work, selection)
-            notes += task.notes if dry_run else [*task.notes, compared(work, current, data)]
-        yield Result(str(budget), current, joined(cuts), predicted, records.together(*recoveries), tuple(notes))
+            predicted |= task.units.cost(selection.keep)
+            if SITE in part:  # prices of segments do not tell FLOPs, those of channels do
+                predicted["flops"] = erasing.flops(work, selection)
+            notes += task.notes if dry_run else [*task.notes, compare_outputs(work, current, data)]
+        yield Result(str(budget), current, join_cuts(cuts), predicted, records.together(*recoveries), tuple(notes))
 
 
 def optimiser(
@@ -219,22 +217,18 @@ def optimiser(
     stages = split(Budget.parse(budget))
     if len(stages) > 1:
         raise InputError(f"an optimiser has one budget, not {budget}: erase by segments= first, then prune the rest")
-    limits.cutting(stages[0], subject.units(*([SITE] if SITE in stages[0] else [])).cost())
-    task = Task.of(subject, stages[0], multiple=multiple, scope=scope, hierarchical=hierarchical)
+    limits.limits_of_cut(stages[0], subject.units(*([SITE] if SITE in stages[0] else [])).cost())
+    task = GroupBudget.of(subject, stages[0], multiple=multiple, scope=scope, hierarchical=hierarchical)
     task.lowest(magnitude.coupled(task.slices))  # what can't be met is said now, not in the midst of a training
-    return task.optimiser(params, method=method, saliency=saliency, **settings)
+    return group_sparse(params, task, method, saliency, **settings)
 
 
-def check(epochs: int, warm: float, span: float, finish: float) -> None:
-    """Refuse shares of the training that do not fit into it."""
-    if epochs < 1:
-        raise InputError(f"epochs={epochs}: give at least 1, for nothing becomes zero without training")
-    if not 0 <= warm < 1:
-        raise InputError(f"warm={warm:g}: give a share of the training, from 0 to below 1")
-    if not 0 < span <= 1 - warm + 1e-9:
-        raise InputError(f"span={span:g}: give a share of the training above 0, at most the {1 - warm:g} after warm")
-    if not 0 <= finish <= 1:
-        raise InputError(f"finish={finish:g}: give a share of span, from 0 to 1")
+def group_sparse(params: Any, task: GroupBudget, method: str, saliency: str | None, **settings: Any) -> GroupSparse:
+    """What drives the groups of `task` to zero, with the saliency of its method unless another is named."""
+    name = saliency or method
+    if name not in SALIENCIES:
+        raise InputError(f"{'saliency' if saliency else 'method'}={name!r}: give one of {', '.join(SALIENCIES)}")
+    return GroupSparse(params, task.slices, choose=task.lowest, method=method, saliency=SALIENCIES[name], **settings)
 
 
 def split(budget: Budget) -> list[Budget]:
@@ -246,117 +240,17 @@ def split(budget: Budget) -> list[Budget]:
     return [replace(budget, limits=limits) for limits in (erased, rest) if limits]
 
 
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What is to go from a network: its units, the weights that make them, and how the lowest are chosen."""
-
-    units: Units
-    slices: Mapping[str, Sequence[tuple[Tensor, int, Tensor]]]
-    choose: Callable[[Mapping[str, Tensor], Budget], Mapping[str, Any]]
-    """(scores, budget) -> site -> what stays."""
-    budget: Budget
-    even: bool
-    """Whether all groups cost the same, so that any as many groups meet the budget."""
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, subject: Traced, budget: Budget, *, multiple: int, scope: ranking.Scope, hierarchical: bool) -> Task:
-        """The task that a budget sets. Raises `UnsupportedError` where nothing of the network can become zero."""
-        if SITE in budget:
-            units = subject.units(SITE)
-            count = units[SITE].count
-            search = partial(erase, subject.graph, hierarchical=hierarchical)
-
-            def sought(scores: Mapping[str, Tensor], budget: Budget) -> Mapping[str, Any]:
-                most = int(budget.absolute(units.cost())[SITE])
-                return {SITE: search(torch.as_tensor(scores[SITE]), count - most, budget)}
-
-            return cls(units, subject.weights(), sought, budget, even=False)
-        units, found = subject.units(multiple=multiple), subject.producers()
-        slices = {site: parts for site, parts in found.items() if all(weight.requires_grad for weight, _, _ in parts)}
-        if not slices:
-            raise UnsupportedError("no channel of this network is zero when the weights that make it, and learn, are")
-        frozen = {name: site if name in slices else replace(site, frozen=True) for name, site in units.sites.items()}
-        units = replace(units, sites=frozen)
-        stays = [name for name in frozen if name not in slices]
-        why = "stays whole, since zeros there do not equal a cut, or its weights do not learn"
-        notes = (f"{why}: {', '.join(stays)}",) if stays else ()
-        widths = {float(value) for name in slices for value in units[name].cost["channels"]}
-        even = len(widths) == 1 and multiple == 1 and [limit.measure for limit in budget.limits] == ["channels"]
-
-        def ranked(scores: Mapping[str, Tensor], budget: Budget) -> Mapping[str, Any]:
-            return ranking.by_budget(units, scores, budget, scope=scope).keep
-
-        return cls(units, slices, ranked, budget, even, notes)
-
-    def lowest(self, scores: Mapping[str, Tensor], extra: float = 0.0) -> dict[str, Tensor]:
-        """Site -> the units that go: those that the budget does not keep, and a share `extra` of all more."""
-        budget = self.budget
-        if extra and self.even:
-            (limit,) = budget.limits
-            whole = self.units.cost()[limit.measure]
-            less = max(limit.absolute(whole) / whole - extra, 1e-6)
-            budget = replace(budget, limits=(replace(limit, value=less, relative=True),))
-        try:
-            keep = self.choose(scores, budget)
-        except InfeasibleError:
-            if budget is self.budget:
-                raise
-            keep = self.choose(scores, self.budget)
-        return {site: ~torch.as_tensor(keep[site]).bool() for site in self.slices}
-
-    def flops(self, subject: Traced, selection: Selection) -> dict[str, float]:
-        """FLOPs of what is left without segments, which their prices do not tell; of channels they do."""
-        return {"flops": erasing.flops(subject, selection)} if SITE in self.budget else {}
-
-    def optimiser(self, params: Any, *, method: str, saliency: str | None, **settings: Any) -> GroupSparse:
-        """What drives them to zero, with the saliency of its method unless another is named."""
-        name = saliency or method
-        if name not in SALIENCIES:
-            raise InputError(f"{'saliency' if saliency else 'method'}={name!r}: give one of {', '.join(SALIENCIES)}")
-        rate = SALIENCIES[name]
-        return GroupSparse(params, self.slices, choose=self.lowest, method=method, saliency=rate, **settings)
-
-
-def erase(graph: Segments, scores: Tensor, count: int, budget: Budget, *, hierarchical: bool = True) -> Tensor:
-    """Booleans [segments], what stays: the `count` segments with the lowest scores go, as far as the network holds.
-
-    Walks from the lowest score on, tentatively erases a segment with all that gets no input any more, and passes it
-    over where no way would be left from input to output (H2SPG's search). Without `hierarchical`, the lowest go as they
-    come. Raises `InfeasibleError` where fewer can go.
-    """
-    names = [one.name for one in graph.removable]
-    order = [names[place] for place in scores.argsort(stable=True).tolist()]
-    if not hierarchical:
-        gone = set(order[:count])
-    else:
-        gone = set[str]()
-        for name in order:
-            found = graph.erase([*gone, name]) if name not in gone and len(gone) < count else None
-            if found is not None and len(found.removed) <= count:
-                gone = set(found.removed)
-    if len(gone) < count:
-        least = len(names) - len(gone)
-        raise InfeasibleError(
-            f"budget {budget} can't be met: {len(gone)} of {len(names)} segments can go before no way leads from the "
-            f"input to the output; ask for at least segments={least}", float(least),
-        )  # fmt: skip
-    return torch.tensor([name not in gone for name in names])
-
-
-def objective(
-    work: Traced, original: Traced, data: Examples
-) -> Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]:
+def objective(work: Traced, original: Traced, data: Examples) -> Objective:
     """Cross-entropy with the classes; without classes, half the squared distance to the original's outputs."""
 
     def loss(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        found = answer(work, batch["inputs"])
+        outputs = answer(work, batch["inputs"])
         if data.labels is not None:
-            value = functional.cross_entropy(found, batch["labels"], reduction="sum")
+            value = functional.cross_entropy(outputs, batch["labels"], reduction="sum")
         else:
             with torch.no_grad():
                 wanted = answer(original, batch["inputs"])
-            value = 0.5 * (found - wanted).square().sum()
+            value = 0.5 * (outputs - wanted).square().sum()
         return value / totals["examples"], {}
 
     return loss
@@ -371,7 +265,7 @@ def answer(subject: Traced, inputs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compared(trained: Traced, small: Traced, data: Examples, count: int = 256) -> str:
+def compare_outputs(trained: Traced, small: Traced, data: Examples, count: int = 256) -> str:
     """A note with the largest difference between the outputs of two networks. Raises `ModelError` for a real one."""
     inputs = data.inputs[:count]
     for one in (trained, small):
@@ -383,7 +277,7 @@ def compared(trained: Traced, small: Traced, data: Examples, count: int = 256) -
     return f"outputs of the trained and the cut network differ by {gap:.2g} of the largest, on {len(inputs)} examples"
 
 
-def joined(cuts: Sequence[Cut]) -> Cut:
+def join_cuts(cuts: Sequence[Cut]) -> Cut:
     """One receipt of cuts that followed one another."""
     removed = {site: counts for cut in cuts for site, counts in cut.removed.items()}
     before = {measure: value for cut in reversed(cuts) for measure, value in cut.before.items()}

@@ -153,4 +153,4 @@ def check(
             counts = published_rules.parse_widths(units, widths)
             published_rules.refuse_larger(budget, ranking.by_counts(units, any_units, counts), units.cost())
         else:
-            limits.cutting(budget, units.cost(), ranking.fewest(units).spent)
+            limits.limits_of_cut(budget, units.cost(), ranking.fewest(units).spent)

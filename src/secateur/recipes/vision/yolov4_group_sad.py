@@ -6,8 +6,9 @@ Komodakis, ICLR 2017 (arXiv 1612.03928).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -19,17 +20,20 @@ from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
+from secateur.methods.cutting import cut_with_retries
+from secateur.methods.detector_stages import DetectorStages
 from secateur.recover.distillation import maps
-from secateur.recover.distillation.taps import seen
+from secateur.recover.distillation.taps import look_at
 from secateur.recover.sparsity import slimming
-from secateur.recover.training import detecting, loop, records
+from secateur.recover.training import detecting, records
+from secateur.recover.training.compose import Objective
 from secateur.score import scales
 from secateur.select import thresholds
-from secateur.select.limits import cutting
+from secateur.select.limits import limits_of_cut
 from secateur.subjects.network import detectors, stages
 from secateur.subjects.network.detectors import Detector
-from secateur.subjects.network.traced import CutError, Traced
-from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection
+from secateur.subjects.network.traced import Traced
+from secateur.vocabulary import Budget, Cut, Result, Selection, Training
 
 CARD = {
     "title": "Group channel pruning and spatial attention distilling for object detection",
@@ -43,11 +47,32 @@ CARD = {
 GRID = (0.0, 0.2, 0.4, 0.6, 0.75, 0.9, 0.97)
 """Shares of a group's channels that the sensitivity scan takes away."""
 
+SWITCH = 0.4
+"""Share of sparse training after which there are two rates."""
+
+QUANTILE = 0.65
+"""p of step 2: scales from this quantile on are likely to stay."""
+
+KEPT_RATE = 0.01
+"""Share of s that these still feel. All three as in the official code."""
+
+JUDGED = 4
+"""Batches that the sensitivity scan looks at."""
+
+BETAS = (1e6, 1e3, 1e4)
+"""beta of the backbone's groups, of the deepest scale and of the neck, for images of 416 x 416: the official code's."""
+
+ALPHA = 0.1
+"""How large distilling is at its first step, as a share of L_det: as large as L_det, it did harm here."""
+
 Mask = Callable[[Mapping[str, float]], dict[str, np.ndarray]]
 """Group -> share to take away; gives site -> what stays."""
 
 Shares = Callable[[float], dict[str, float]]
 """A level from 0 (nothing goes) to 1 (as much as may); gives group -> share to take away."""
+
+Judge = Callable[[Traced, Mask, Sequence[str]], Shares]
+"""(detector, masks, groups) -> how the shares of groups grow together."""
 
 
 def yolov4_group_sad(
@@ -56,34 +81,21 @@ def yolov4_group_sad(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    batch: int = 16,
     seed: int = 0,
     sparse_epochs: float = 200.0,
     rate: float = 1e-3,
-    switch: float = 0.4,
-    quantile: float = 0.65,
-    kept_rate: float = 0.01,
     groups: Sequence[str] = (),
     fractions: Sequence[float] = (),
-    judged: int = 4,
     feeders: bool = False,
     layer_keep: float = 0.12,
     least: int = 16,
     merge: Literal["majority", "union", "smallest"] = "majority",
     multiple: int = 1,
-    offsets: bool = True,
     finetune_epochs: float = 30.0,
     distil_epochs: float = 30.0,
-    lr: float = 1e-3,
-    weight_decay: float = 5e-4,
-    betas: Sequence[float] = (1e6, 1e3, 1e4),
-    alpha: float | None = None,
-    layers: Sequence[str] = (),
     foreground: bool = False,
     outputs: bool = False,
-    temperature: float = 3.0,
-    lambdas: Sequence[float] = (0.001, 0.001),
-    training: str | Sequence[str] = "",
+    training: Training = Training(batch=16, lr=1e-3, weight_decay=5e-4),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Sparse training at a rate of two levels, a threshold per group, a bias-aware cut, attention distilling.
@@ -108,33 +120,22 @@ def yolov4_group_sad(
         seed: of batches and training.
         sparse_epochs: of sparse training; 0 ranks the detector's own scales.
         rate: s.
-        switch: share of sparse training after which there are two rates.
-        quantile: p, where kept scales are told from others.
-        kept_rate: share of s that kept scales still feel.
         groups: modules with which a new group of layers begins, in place of step 3.
         fractions: shares to take from each group, in the order the groups run; their proportions count, for they are
             scaled to the budget. By default a scan finds them: the loss on some batches when a share of one group goes.
-        judged: batches that the scan looks at.
         feeders: cut also the layers just before an SPP pool or an upsampling, which the paper leaves whole.
         layer_keep: share of a layer's channels that stays at least.
         least: channels that stay at least where that share is none.
         merge: how masks are merged.
         multiple: kept channels are multiples of this; 8 runs well on most hardware.
-        offsets: fold constants in step 6; otherwise what goes is silent.
         finetune_epochs: without distilling, after the cut.
         distil_epochs: with it, after those.
         lr: peak learning rate of all trainings, each with a cosine.
         weight_decay: of AdamW.
-        betas: of the backbone's groups, of the deepest scale, and of the neck; for images of 416 x 416.
-        alpha: weight of it all; by default what makes it a tenth of L_det at its first step, 1 is as published.
-        layers: modules whose maps are distilled; by default the ends of the backbone's groups and the neck's maps.
         foreground: look only at cells near boxes.
         outputs: learn from the teacher's classes (soft, at all anchors) and boxes (where it is sure) too; of two stages
             at the regions that the teacher proposes. A module of your own needs predictions(images) -> (boxes
             [B, N, 4], logits of classes [B, N, K]).
-        temperature: of those classes.
-        lambdas: weights of those classes and boxes.
-        training: more settings of the training loop, such as accumulate=4,precision=bf16.
         dry_run: stop after the cut; nothing is trained.
 
     Departures: the paper's body could not be read, so formulas are those of the official code, without its defects (a
@@ -144,81 +145,60 @@ def yolov4_group_sad(
     it did harm here. A shared mask is brought up to the floor by the mean scale.
     Positive places of the output option are those where the teacher is sure. AdamW in place of SGD.
     """
-    subject, further = detectors.opened(subject), loop.options(training)
+    subject = detectors.open_detector(subject)
     image = data.inputs[:1]
     spared = set() if feeders else stages.feeders(subject.model, image)
     order = stages.grouped(stages.places(subject.model, image), groups)
-    mask = partial(thresholds.grouped, share=layer_keep, least=least, policy=merge, multiple=multiple)
+    mask = partial(thresholds.by_group, share=layer_keep, least=least, policy=merge, multiple=multiple)
     floor = partial(thresholds.floor, share=layer_keep, least=least, multiple=multiple)
-    check(subject, budgets, spared, order, fractions, merge, multiple, floor, layers, betas, image)
+    check(subject, budgets, spared, order, fractions, multiple, floor)
     if outputs:
-        detectors.learnable(subject.model, image, lambdas, temperature=temperature)
-    feed = examples.batches(data, batch=batch, seed=seed)
-    per_epoch = len(feed) / further.get("accumulate", 1)
-    train: Callable[..., Recovery] = partial(
-        loop.train, lr=lr, weight_decay=weight_decay, seed=seed, count=examples.count,
-        **({"precision": "fp32", "clip": None} | further),
-    )  # fmt: skip
-    sparse, pressed = subject.copy(), None
+        detectors.check_predictions(subject.model, image)
+    if dry_run:
+        sparse_epochs = finetune_epochs = distil_epochs = 0.0
+    feed = examples.batches(data, batch=training.whole("batch"), seed=seed)
+    training_stages = DetectorStages(run, feed, training.default(precision="fp32", clip=math.inf), seed)
+    sparse = subject.copy()
     if not dry_run:  # what can't be cut after all shows before anything is trained
         for budget in budgets:
             with suppress(InfeasibleError):  # scales that no training has told apart yet part nothing
-                settled(sparse, spared, order, mask, partial(given, fractions), budget, offsets, seed)
-    if sparse_epochs and not dry_run:
-        count = detecting.steps(per_epoch, sparse_epochs)
-        pressed = train(
-            sparse.model, slimming.Numbered(feed, count * further.get("accumulate", 1)),
-            pressure(sparse, spared, rate, quantile, switch, kept_rate), steps=count,
-            checkpoint=run.folder("sparse"), title="sparse training",
-        )  # fmt: skip
-    judge = partial(rises, run, feed.take(judged)) if not fractions else partial(given, fractions)
+                cut_groups(sparse, spared, order, mask, partial(proportional, fractions), budget, seed)
+    pressed = training_stages.sparsify(sparse, pressure(sparse, spared, rate), sparse_epochs)
+    judge = partial(proportional, fractions) if fractions else partial(tolerant, run, feed.take(JUDGED))
     for budget in budgets:
-        student, cut, selection, shares = settled(sparse, spared, order, mask, judge, budget, offsets, seed)
+        student, cut, selection, shares = cut_groups(sparse, spared, order, mask, judge, budget, seed)
         run.json(f"keep-{budget}", partial(audit, selection, shares))
         spent = {measure: cut.after.get(measure, value) for measure, value in selection.spent.items()}
-        loss, tuned, taught = cast(Detector, student.model).loss, None, None
-        if finetune_epochs and not dry_run:
-            tuned = train(
-                student.model, feed, detecting.press(loss), steps=detecting.steps(per_epoch, finetune_epochs),
-                checkpoint=run.folder(f"finetune-{budget}"), title="fine-tuning",
-            )  # fmt: skip
-        if distil_epochs and not dry_run:
-            make = attention(student, subject, image, layers, betas, foreground)
-            asked = partial(detecting.ratio, make(1.0), feed[0], student.model)
-            weight = 0.1 * run.json(f"alpha-{budget}", asked) if alpha is None else alpha
-            objective = make(weight)
-            if outputs:
-                objective = detecting.answering(
-                    objective, student.model, subject.model, temperature=temperature, weights=lambdas
-                )
-            taught = train(
-                student.model, feed, objective, steps=detecting.steps(per_epoch, distil_epochs), frozen=[subject.model],
-                checkpoint=run.folder(f"distil-{budget}"), title="distillation",
-            )  # fmt: skip
-        notes = [f"{group}: {share:.0%} to go" for group, share in shares.items()]
-        yield Result(str(budget), student, cut, spent, records.together(pressed, tuned, taught), tuple(notes))
+        tuned, taught = training_stages.finetune(student, finetune_epochs, budget), None
+        if distil_epochs:
+            taps, betas = attention_layers(subject, image)
+            compare = spatial_attention(betas, foreground)
+            taught = training_stages.distil(
+                student, subject, taps, compare, distil_epochs, budget, share=ALPHA, outputs=outputs
+            )
+        notes = tuple(f"{group}: {share:.0%} to go" for group, share in shares.items())
+        yield Result(str(budget), student, cut, spent, records.together(pressed, tuned, taught), notes)
 
 
 def check(
-    subject: Traced, budgets: Sequence[Budget], spared: set[str], groups: Mapping[str, str],
-    fractions: Sequence[float], merge: thresholds.Policy, multiple: int, floor: Callable[[int], int],
-    layers: Sequence[str], betas: Sequence[float], image: Tensor,
-) -> None:  # fmt: skip
+    subject: Traced,
+    budgets: Sequence[Budget],
+    spared: set[str],
+    groups: Mapping[str, str],
+    fractions: Sequence[float],
+    multiple: int,
+    floor: Callable[[int], int],
+) -> None:
     """Refuse before anything is trained what would be refused after it. floor: channels of a layer -> fewest kept."""
     members, units = free(subject, spared), subject.units(multiple=multiple)
     place = sites(members, groups)
     names = list(dict.fromkeys(place.values()))
-    most = given(fractions, subject, lambda _: {}, names)(1.0)
-    thresholds.merge([np.ones(1, bool)], merge)
+    most = proportional(fractions, subject, lambda _: {}, names)(1.0)
     # Whatever training makes of the scales, no more than this can go.
     shrinking = [units[site] for site in members if most[place[site]]]
     smallest = units.cost({site.name: np.arange(site.count) < floor(site.count) for site in shrinking})
     for budget in budgets:
-        cutting(budget, units.cost(), smallest, "lower layer_keep or least, or allow feeders")
-    if len(betas) != 3:
-        raise InputError(f"betas={list(betas)}: give three, of the backbone's groups, the deepest scale and the neck")
-    if layers:
-        seen(subject.model, tuple(layers), image, maps.flat)
+        limits_of_cut(budget, units.cost(), smallest, "lower layer_keep or least, or allow feeders")
 
 
 def free(subject: Traced, spared: set[str]) -> dict[str, dict[str, Tensor]]:
@@ -243,23 +223,21 @@ def sites(members: Mapping[str, Mapping[str, Tensor]], groups: Mapping[str, str]
     return {site: groups.get(first[site], "elsewhere") for site in ordered}
 
 
-def pressure(
-    subject: Traced, spared: set[str], rate: float, quantile: float, switch: float, kept: float
-) -> detecting.Objective:
+def pressure(subject: Traced, spared: set[str], rate: float, switch: float = SWITCH) -> Objective:
     """Step 2: the detector's loss, and the penalty at two rates on the scales that may go."""
     allowed = set(free(subject, spared))
     slices = {site: parts for site, parts in subject.slices().items() if site in allowed}
-    found = scales.prunable(subject.model, slices)
+    pushed = scales.prunable(subject.model, slices)
 
     def rates(done: float) -> list[Tensor]:
-        picked = [gamma.detach()[inside.to(gamma.device)] for gamma, inside in found]
-        levels = slimming.variable(picked, done, initial=rate, quantile=quantile, switch=switch, kept=kept)
+        picked = [gamma.detach()[inside.to(gamma.device)] for gamma, inside in pushed]
+        levels = slimming.variable(picked, done, initial=rate, quantile=QUANTILE, switch=switch, kept=KEPT_RATE)
         return [
             torch.zeros_like(gamma).masked_scatter(inside.to(gamma.device), level)
-            for (gamma, inside), level in zip(found, levels, strict=True)
+            for (gamma, inside), level in zip(pushed, levels, strict=True)
         ]
 
-    return detecting.press(cast(Detector, subject.model).loss, [gamma for gamma, _ in found], rates)
+    return detecting.press(cast(Detector, subject.model).loss, [gamma for gamma, _ in pushed], rates)
 
 
 @torch.no_grad()
@@ -291,18 +269,24 @@ def scan(subject: Traced, mask: Mask, names: Sequence[str], batches: Any) -> dic
     return result
 
 
-def rises(run: Run, batches: Any, subject: Traced, mask: Mask, names: Sequence[str]) -> Shares:
+def tolerant(run: Run, batches: Any, subject: Traced, mask: Mask, names: Sequence[str]) -> Shares:
     """Step 3's shares by a scan: see `scan` and `tolerance`."""
-    found: dict[str, list[float]] = run.json("scan", lambda: scan(subject, mask, names, batches))
-    return tolerance(found)
+    rises: dict[str, list[float]] = run.json("scan", lambda: scan(subject, mask, names, batches))
+    return tolerance(rises)
 
 
-def given(fractions: Sequence[float], subject: Traced, mask: Mask, names: Sequence[str]) -> Shares:
-    """Step 3's shares in the proportions of `fractions`, one for each of `names`, or even ones where there are none."""
+def proportional(fractions: Sequence[float], subject: Traced, mask: Mask, names: Sequence[str]) -> Shares:
+    """Step 3's shares in the proportions of `fractions`, one for each of `names`, or even ones where there are none.
+
+    The largest grows up to the last of `GRID`.
+    """
     fractions = fractions or [0.5] * len(names)
     if len(fractions) != len(names):
         raise InputError(f"{len(fractions)} fractions for {len(names)} groups: give one for each of {', '.join(names)}")
-    return proportion(dict(zip(names, fractions, strict=True)))
+    if not all(0 <= one < 1 for one in fractions) or not any(fractions):
+        raise InputError(f"fractions {list(fractions)}: give shares from 0 to below 1, not all of them 0")
+    most = max(fractions)
+    return lambda level: {name: min(GRID[-1], one / most * level) for name, one in zip(names, fractions, strict=True)}
 
 
 def tolerance(rises: Mapping[str, Sequence[float]]) -> Shares:
@@ -322,57 +306,39 @@ def tolerance(rises: Mapping[str, Sequence[float]]) -> Shares:
     return shares
 
 
-def proportion(given: Mapping[str, float]) -> Shares:
-    """From a level 0 to 1 to shares in the proportions of `given`, the largest up to that of `GRID`."""
-    if not all(0 <= one < 1 for one in given.values()) or not any(given.values()):
-        raise InputError(f"fractions {list(given.values())}: give shares from 0 to below 1, not all of them 0")
-    most = max(given.values())
-    return lambda level: {name: min(GRID[-1], one / most * level) for name, one in given.items()}
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """What constants are is found with noise: the same each time, whatever was drawn before."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def settled(
+def cut_groups(
     subject: Traced,
     spared: set[str],
     groups: Mapping[str, str],
     masks: Callable[..., dict[str, np.ndarray]],
-    judge: Callable[[Traced, Mask, Sequence[str]], Shares],
+    judge: Judge,
     budget: Budget,
-    offsets: bool,
     seed: int,
 ) -> tuple[Traced, Cut, Selection, dict[str, float]]:
     """Steps 3 to 6: the smaller detector, its receipt, what stays, and the share that goes of each group.
 
-    What can't be cut after all (see `CutError`) stays whole, and the choice is made anew. With `offsets` the cut may
-    add a few biases, for which room is made once they are known.
+    Folded constants may add a few biases, for which room is made once they are known.
     """
-    room = dict[str, float]()
-    while True:
-        members = free(subject, spared)
+    room, taken = dict[str, float](), dict[str, float]()
+
+    def select() -> Selection:
+        members, units = free(subject, spared), subject.units()
         place = sites(members, groups)
         mask = partial(masks, {site: list(row.values()) for site, row in members.items()}, place)
         shares = judge(subject, mask, list(dict.fromkeys(place.values())))
-        units = subject.units()
         limits = budget.absolute(units.cost())
-        level = lowest(lambda level: units.cost(mask(shares(level))), budget, limits, room)  # noqa: B023
-        keep = mask(shares(level))
-        selection = Selection(keep, units.cost(keep), budget)
-        try:
-            with seeded(seed):
-                student, cut = subject.cut(selection, offsets=offsets)
-        except CutError as error:
-            subject.without(error.fault, selection)
-            continue
+        level = lowest(lambda level: units.cost(mask(shares(level))), budget, limits, room)
+        taken.clear()
+        taken.update(shares(level))
+        keep = mask(taken)
+        return Selection(keep, units.cost(keep), budget)
+
+    while True:
+        selection, student, cut = cut_with_retries(subject, select, offsets=True, seed=seed)
+        limits = budget.absolute(subject.units().cost())
         over = {n: cut.after[n] - selection.spent[n] for n, most in limits.items() if cut.after.get(n, 0.0) > most}
         if not over:
-            return student, cut, selection, shares(level)
+            return student, cut, selection, dict(taken)
         room |= over
 
 
@@ -408,43 +374,33 @@ def audit(selection: Selection, shares: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def attention(
-    student: Traced,
-    teacher: Traced,
-    image: Tensor,
-    layers: Sequence[str],
-    betas: Sequence[float],
-    foreground: bool,
-) -> Callable[[float], detecting.Objective]:
-    """Step 8: from alpha to the objective."""
-    original = cast(Detector, teacher.model)
-    ends: dict[str, stages.Place] = {}
+def attention_layers(teacher: Traced, image: Tensor) -> tuple[list[str], list[float]]:
+    """Step 8: the modules at the ends of the backbone's groups and those that the heads read; beta of each map."""
     order = stages.places(teacher.model, image)
     grouping = stages.grouped(order)
-    for one in order:
-        if grouping[one.name].startswith("stride"):
-            ends[grouping[one.name]] = one
-    blocks = list(dict.fromkeys(one.block for one in ends.values() if one.block))
-    taps = tuple(layers) or tuple(dict.fromkeys([*blocks, *original.taps]))
-    deepest = max((one.stride for one in ends.values()), default=0.0)
+    ends = {grouping[norm.name]: norm for norm in order if grouping[norm.name].startswith("stride")}
+    blocks = list(dict.fromkeys(norm.block for norm in ends.values() if norm.block))
+    deepest = max((norm.stride for norm in ends.values()), default=0.0)
     area = image.shape[-1] * image.shape[-2] / 416**2
+    taps = list(dict.fromkeys([*blocks, *cast(Detector, teacher.model).taps]))
     weights = []
     for tap in taps:
-        for found in seen(teacher.model, [tap], image, maps.flat):
+        for found in look_at(teacher.model, [tap], image, maps.flat):
             deep = image.shape[-1] / found.shape[-1] >= deepest
-            weights.append(area * (betas[1] if deep else betas[0] if tap in blocks else betas[2]))
+            weights.append(area * (BETAS[1] if deep else BETAS[0] if tap in blocks else BETAS[2]))
+    return taps, weights
+
+
+def spatial_attention(weights: Sequence[float], foreground: bool) -> detecting.Compare:
+    """Step 8: ``sum_l beta_l L_l``, near boxes alone where `foreground` says so."""
 
     def compare(ours: list[Tensor], theirs: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
         total = ours[0].new_zeros(())
-        for beta, one, other in zip(weights, ours, theirs, strict=True):
+        for beta, mine, told in zip(weights, ours, theirs, strict=True):
             near = None
             if foreground:
-                shape, size = (other.shape[2], other.shape[3]), (batch["inputs"].shape[2], batch["inputs"].shape[3])
-                near = maps.box_weights(batch["targets"], shape, size, gains=(1.0, 1.0, 1.0), background=0.0).to(other)
-            total = total + beta * maps.spatial_attention(one, other, mask=near)
+                near = maps.box_weights(batch["targets"], told, batch["inputs"], gains=(1.0, 1.0, 1.0), background=0.0)
+            total = total + beta * maps.spatial_attention(mine, told, mask=near)
         return total
 
-    loss = cast(Detector, student.model).loss
-    return lambda alpha: detecting.follow(
-        student.model, loss, teacher.model, teacher.model, taps, compare, weight=alpha
-    )
+    return compare

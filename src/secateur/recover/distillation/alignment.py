@@ -39,6 +39,7 @@ __all__ = [
     "same_spans",
     "shared_kl",
     "shared_vocabulary",
+    "text_relational",
     "uncased",
     "word_cosine",
     "word_means",
@@ -332,6 +333,22 @@ def word_cosine(
         for states, side in ((student, "ours"), (teacher, "theirs"))
     )
     return losses.cosine(ours, theirs, project=project)
+
+
+def text_relational(student: Tensor, teacher: Tensor, batch: Batch, name: str) -> Tensor:
+    """`losses.relational` of text vectors, the means of hidden states over the real tokens of each one's reading.
+
+    student [B, S, d_s] and teacher [B, S_o, d_t], of the teacher `name` of `Parallel`. A text that is padding only in
+    either reading is left out.
+    """
+    ours, theirs = (batch[key].bool() for key in ("attention_mask", f"{name}.attention_mask"))
+    read = ours.any(1) & theirs.any(1)
+    return losses.relational(_text_means(student[read], ours[read]), _text_means(teacher[read], theirs[read]))
+
+
+def _text_means(states: Tensor, real: Tensor) -> Tensor:
+    weight = real[..., None].to(states)
+    return (states * weight).sum(1) / weight.sum(1)
 
 
 def shared_kl(

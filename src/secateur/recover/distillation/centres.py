@@ -29,7 +29,7 @@ class ClassMeans:
         """[B, D]: the mean of each input's class, for labels [B]."""
         return self.means.to(labels.device)[labels]
 
-    def mixed(self, labels: Tensor, others: Tensor, share: float | Tensor) -> Tensor:
+    def mix(self, labels: Tensor, others: Tensor, share: float | Tensor) -> Tensor:
         """[B, D]: ``share c_y + (1 - share) c_y'``, the centre of an input that mixup or CutMix made of two."""
         share = torch.as_tensor(share, dtype=self.means.dtype, device=labels.device).reshape(-1, 1)
         return share * self.of(labels) + (1 - share) * self.of(others)

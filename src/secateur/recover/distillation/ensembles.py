@@ -20,7 +20,7 @@ from secateur.recover.distillation import losses
 from secateur.recover.distillation.teachers import TopK
 from secateur.recover.training.objectives import Batch, Forward, mask_of
 
-__all__ = ["Averaged", "Blended", "Chosen", "Mixture", "averaged", "shares"]
+__all__ = ["Averaged", "Blended", "Chosen", "Mixture", "average_logits", "averaged", "shares"]
 
 _CHUNK = 2**22
 """Elements of a float32 piece of logits."""
@@ -134,6 +134,18 @@ class Averaged:
         wide = torch.float32 if len({answer.prediction.dtype for answer in answers}) > 1 else None
         states = torch.cat([answer.prediction.to(wide) if wide else answer.prediction for answer in answers], -1)
         return _Answer(states, True, head=head)
+
+
+def average_logits(predictions: Sequence[Tensor], weights: Sequence[float], *, temperature: float = 1.0) -> Tensor:
+    """`Averaged` of teachers that have answered: logits [..., V] each, of which the columns that all have count."""
+    width = min(logits.shape[-1] for logits in predictions)
+
+    def answered(logits: Tensor) -> Callable[..., _Answer]:
+        return lambda batch, **options: _Answer(logits, causal=False)
+
+    ready = [answered(logits) for logits in predictions]
+    mixed: Tensor = Averaged(ready, weights, temperature=temperature, vocabulary=width)({}).prediction
+    return mixed
 
 
 def _into(mixed: Tensor | None, logits: Tensor, weight: float, temperature: float) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from secateur.errors import InputError
 from secateur.recover.distillation import losses
 
-__all__ = ["growth", "normalised", "norms_and_directions", "unit"]
+__all__ = ["growth", "normalised_errors", "norms_and_directions", "unit"]
 
 _TINY = 1e-12
 
@@ -81,7 +81,7 @@ def unit(
     return (apart.abs() if power == 1 else apart.square()).sum()
 
 
-def normalised(
+def normalised_errors(
     student: Sequence[Tensor],
     teacher: Sequence[Tensor],
     mask: Tensor | None = None,

@@ -106,8 +106,8 @@ def boxes(student: Tensor, teacher: Tensor, positive: Tensor) -> Tensor:
 
 def box_weights(
     targets: Sequence[Mapping[str, Tensor]],
-    shape: tuple[int, int],
-    image: tuple[int, int],
+    like: Tensor,
+    images: Tensor,
     *,
     gains: Sequence[float] = (2.0, 1.5, 1.0),
     sizes: Sequence[float] = COCO_SIZES,
@@ -115,20 +115,20 @@ def box_weights(
 ) -> Tensor:
     """[N, h, w]: how much each cell of a map counts, by the size of the boxes that touch it, the largest if several.
 
-    targets: per image {"boxes": [n, 4] (x1, y1, x2, y2) in pixels}; shape: (h, w) of the map; image: (H, W) in pixels;
+    targets: per image {"boxes": [n, 4] (x1, y1, x2, y2) in pixels}; like: a map [N, C, h, w]; images: [N, C, H, W];
     gains: of small, medium and large boxes, by area below sizes[0]^2, below sizes[1]^2 and above. With a background of
     0 and equal gains it is the mask of cells near boxes.
     """
-    result = torch.full((len(targets), *shape), float(background))
-    for found, target in zip(result, targets, strict=True):
+    (height, width), (rows, columns) = images.shape[2:], like.shape[2:]
+    result = torch.full((len(targets), rows, columns), float(background))
+    for cells, target in zip(result, targets, strict=True):
         area = (target["boxes"][:, 2:] - target["boxes"][:, :2]).clamp(min=0).prod(1)
         for box, size in zip(target["boxes"].tolist(), area.tolist(), strict=True):
             gain = gains[0] if size < sizes[0] ** 2 else gains[1] if size < sizes[1] ** 2 else gains[2]
-            x1, x2 = (int(value / image[1] * shape[1]) for value in (box[0], box[2]))
-            y1, y2 = (int(value / image[0] * shape[0]) for value in (box[1], box[3]))
-            part = found[max(0, y1) : y2 + 1, max(0, x1) : x2 + 1]
-            part.clamp_(min=float(gain))
-    return result
+            x1, x2 = (int(value / width * columns) for value in (box[0], box[2]))
+            y1, y2 = (int(value / height * rows) for value in (box[1], box[3]))
+            cells[max(0, y1) : y2 + 1, max(0, x1) : x2 + 1].clamp_(min=float(gain))
+    return result.to(like)
 
 
 def flat(output: Any) -> list[Tensor]:

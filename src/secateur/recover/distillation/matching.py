@@ -13,16 +13,15 @@ from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 from secateur.recover.distillation import features, losses, maps, relations, taps
 from secateur.recover.training import balance, compose, objectives
+from secateur.recover.training.compose import Objective
 
-__all__ = ["KINDS", "beside"]
-
-Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
+__all__ = ["KINDS", "add_matching"]
 
 
-def _normalised(ours: Tensor, theirs: Tensor) -> Tensor:
-    """`features.normalised` of rows [..., d]: a token, or a place of a map, is an input."""
+def _normalised_rows(ours: Tensor, theirs: Tensor) -> Tensor:
+    """`features.normalised_errors` of rows [..., d]: a token, or a place of a map, is an input."""
     rows = losses.pair(ours, theirs, None, None)
-    return features.normalised(rows[:1], rows[1:])
+    return features.normalised_errors(rows[:1], rows[1:])
 
 
 _OF_ROWS: dict[str, Callable[..., Tensor]] = {
@@ -30,7 +29,7 @@ _OF_ROWS: dict[str, Callable[..., Tensor]] = {
     "cosine": losses.cosine,
     "unit": features.unit,
     "unit-l1": partial(features.unit, power=1),
-    "normalised": _normalised,
+    "normalised": _normalised_rows,
 }
 _OF_MAPS: dict[str, Callable[..., Tensor]] = {"attention": maps.spatial_attention, "channel-wise": maps.channel_wise}
 _OF_EXAMPLES = {"relational": losses.relational, "contrastive": relations.contrastive}
@@ -40,7 +39,7 @@ the teacher's norm; of maps [N, C, H, W]: attention transfer, channel-wise softm
 alike they are to one another, and whether each is nearest to its own of the teacher's."""
 
 
-def beside(
+def add_matching(
     objective: Objective,
     pairs: Sequence[tuple[nn.Module, nn.Module, str, str]],
     look: Callable[[], Any],
@@ -85,7 +84,7 @@ def beside(
     for whose, names, found in (("student", ours, seen), ("teacher", theirs, known)):
         if silent := [name for name, given in zip(names, found, strict=True) if not given]:
             raise InputError(
-                f"{taps.named(silent)} of the {whose}'s modules does not run, or gives no tensor of floats: name "
+                f"{taps.list_names(silent)} of the {whose}'s modules does not run, or gives no tensor of floats: name "
                 "modules that do"
             )
     adapters = nn.ModuleList(
@@ -93,10 +92,10 @@ def beside(
     )
 
     def together(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        with taps.tapped(student, ours) as mine, taps.tapped(teacher, theirs) as told:
+        with taps.tap(student, ours) as mine, taps.tap(teacher, theirs) as told:
             total, parts = objective(batch, totals)
         values = [
-            _apart(kind, adapter, one, other.detach(), batch, totals)
+            _pair_loss(kind, adapter, one, other.detach(), batch, totals)
             for adapter, one, other in zip(adapters, mine, told, strict=True)
         ]
         if balanced:
@@ -121,7 +120,7 @@ def _adapter(kind: str, name: str, ours: Tensor, theirs: Tensor) -> nn.Module:
     return taps.adapter(*wide, "convolution" if ours.dim() == 4 else "linear")
 
 
-def _apart(
+def _pair_loss(
     kind: str, adapter: nn.Module, ours: Tensor, theirs: Tensor, batch: Mapping[str, Any], totals: Mapping[str, int]
 ) -> Tensor:
     """L of one pair: over real tokens where the features have one row for each, else over sequences that have any.

@@ -17,17 +17,16 @@ from torch import Tensor, nn
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError, UnsupportedError
 from secateur.recover.distillation import losses
-from secateur.recover.distillation.taps import tapped
+from secateur.recover.distillation.taps import tap
+from secateur.recover.training.compose import Objective
 
-__all__ = ["Labels", "Objective", "answers", "importance", "objective", "residuals"]
+__all__ = ["Labels", "answers", "importance", "objective", "residuals"]
 
 Labels = Literal["true", "teacher", "none"]
 """What the hard term compares with: the data's labels, the teacher's likeliest class, or nothing."""
 
 Ask = Callable[[nn.Module, Tensor], Any]
 """(network, inputs) -> its output."""
-
-Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
 
 _BESIDE = ("hidden", "attention", "past", "cache")
 """In names of what transformers gives beside its answers."""
@@ -85,12 +84,12 @@ def objective(
 
     def compute(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         inputs = batch["inputs"]
-        with tapped(student, taps) as ours:
+        with tap(student, taps) as ours:
             answered = answers(ask(student, inputs))
         theirs: list[Tensor] = []
         told: tuple[list[Tensor], list[Tensor]] = ([], [])
         if beta or gamma or labels == "teacher":
-            with torch.no_grad(), tapped(teacher, taps) as theirs:
+            with torch.no_grad(), tap(teacher, taps) as theirs:
                 told = answers(ask(teacher, inputs))
         total, parts = inputs.new_zeros(()), dict[str, float]()
 
@@ -106,7 +105,7 @@ def objective(
             add("soft", beta, soft(answered, told, temperature))
         if gamma and taps:
             counts = _agreement(answered[0], told[0], disagreeing)
-            add("features", gamma, apart(ours, theirs, taps, share, counts))
+            add("features", gamma, feature_error(ours, theirs, taps, share, counts))
         return total, parts
 
     return compute
@@ -148,7 +147,7 @@ def soft(
     return total
 
 
-def apart(
+def feature_error(
     ours: Sequence[Tensor],
     theirs: Sequence[Tensor],
     taps: Sequence[str],
@@ -184,9 +183,9 @@ def residuals(
     sums, images = torch.zeros(len(taps), dtype=torch.float64), 0
     with evaluating(student, teacher):
         for batch in batches:
-            with tapped(student, taps) as ours:
+            with tap(student, taps) as ours:
                 ask(student, batch["inputs"])
-            with tapped(teacher, taps) as theirs:
+            with tap(teacher, taps) as theirs:
                 ask(teacher, batch["inputs"])
             for place, (one, other) in enumerate(zip(ours, theirs, strict=True)):
                 sums[place] += float((one - other).float().square().flatten(1).mean(1).sum())

@@ -43,8 +43,8 @@ class Review(nn.Module):
             raise InputError(f"stages of {list(student)} and {list(teacher)}: name those with large maps first")
         middle = min(middle, student[-1][0])
         self.sizes = [(height, width) for _, height, width in teacher]
-        self.narrow = nn.ModuleList(_normed(nn.Conv2d(c, middle, 1, bias=False)) for c, _, _ in student)
-        self.widen = nn.ModuleList(_normed(nn.Conv2d(middle, c, 3, padding=1, bias=False)) for c, _, _ in teacher)
+        self.narrow = nn.ModuleList(_with_norm(nn.Conv2d(c, middle, 1, bias=False)) for c, _, _ in student)
+        self.widen = nn.ModuleList(_with_norm(nn.Conv2d(middle, c, 3, padding=1, bias=False)) for c, _, _ in teacher)
         self.attend = nn.ModuleList(nn.Conv2d(2 * middle, 2, 1) for _ in student[1:])
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -73,13 +73,13 @@ def hierarchical(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
         if ours.shape != theirs.shape:
             raise InputError(f"maps {list(ours.shape)} and {list(theirs.shape)}: bring them to one shape with Review")
         ours, theirs = ours.float(), theirs.detach().float()
-        weight, weights, value = 1.0, 1.0, _apart(ours, theirs)
+        weight, weights, value = 1.0, 1.0, _squared_error(ours, theirs)
         for level in _LEVELS:
             if level < min(ours.shape[2:]):
                 weight /= 2
                 weights += weight
                 pair = (functional.adaptive_avg_pool2d(one, level) for one in (ours, theirs))
-                value = value + weight * _apart(*pair)
+                value = value + weight * _squared_error(*pair)
         total = total + value / weights
     return total
 
@@ -115,9 +115,9 @@ def stages(model: nn.Module, ask: Callable[[nn.Module], Any]) -> tuple[list[str]
     return [name for name, _ in found], [shape for _, shape in found]
 
 
-def _normed(convolution: nn.Conv2d) -> nn.Sequential:
+def _with_norm(convolution: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels))
 
 
-def _apart(ours: Tensor, theirs: Tensor) -> Tensor:
+def _squared_error(ours: Tensor, theirs: Tensor) -> Tensor:
     return (ours - theirs).square().mean((1, 2, 3)).sum()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 
-__all__ = ["Adapters", "Kind", "adapter", "each", "first", "match", "named", "one", "pairs", "seen", "tapped"]
+__all__ = ["Adapters", "Kind", "adapter", "each", "first", "list_names", "look_at", "match", "one", "pairs", "tap"]
 
 Find = Callable[[Any], list[Tensor]]
 """What a module gave -> what of it is kept. The hook holds nothing else: where this pools, the map itself goes."""
@@ -42,7 +42,7 @@ def match(model: nn.Module, pattern: str) -> list[str]:
     wanted = path.split(".")
     found = [name for name, _ in model.named_modules() if name and _fits(name.split("."), wanted)]
     if not found:
-        raise _unknown(model, path)
+        raise _no_such_module(model, path)
     return [name + end for name in found]
 
 
@@ -50,11 +50,11 @@ def one(model: nn.Module, pattern: str) -> str:
     """The one tap of `model` that fits `pattern`. Raises `InputError` where none fits, or several, which it names."""
     found = match(model, pattern)
     if len(found) > 1:
-        raise InputError(f"{pattern!r} names {len(found)} modules, {named(found)}: name one of them")
+        raise InputError(f"{pattern!r} names {len(found)} modules, {list_names(found)}: name one of them")
     return found[0]
 
 
-def named(names: Sequence[str]) -> str:
+def list_names(names: Sequence[str]) -> str:
     """The first few of the names, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
@@ -85,14 +85,15 @@ def pairs(
         ours, theirs = match(student, pattern), match(teacher, other)
         if len(ours) != len(theirs):
             raise InputError(
-                f"{pattern!r} fits {len(ours)} modules of the student ({named(ours)}) and {other!r} {len(theirs)} of "
-                f"the teacher ({named(theirs)}): write {{i}} for their number and give index, or name as many"
+                f"{pattern!r} fits {len(ours)} modules of the student ({list_names(ours)}) and {other!r} "
+                f"{len(theirs)} of the teacher ({list_names(theirs)}): write {{i}} for their number and give index, "
+                "or name as many"
             )
         return list(zip(ours, theirs, strict=True))
     found, numbers = [], _numbers(student, pattern)
     surplus = () if index is None else index if isinstance(index, Mapping) else range(numbers[-1] + 1, len(index))
     if lacking := [pattern.replace("{i}", str(number)) for number in surplus if number not in numbers]:
-        raise InputError(f"index gives numbers for {named(lacking)}, which the student lacks: leave them out")
+        raise InputError(f"index gives numbers for {list_names(lacking)}, which the student lacks: leave them out")
     for number in numbers:
         if index is not None and number not in (index if isinstance(index, Mapping) else range(len(index))):
             raise InputError(f"index says nothing of {pattern.replace('{i}', str(number))}: give the teacher's number")
@@ -114,7 +115,7 @@ def _numbers(model: nn.Module, pattern: str) -> list[int]:
     ]
     found = sorted({int(middle) for middle in middles if middle.isdecimal()})
     if not found:
-        raise _unknown(model, path)
+        raise _no_such_module(model, path)
     return found
 
 
@@ -131,7 +132,7 @@ def _fits(parts: Sequence[str], wanted: Sequence[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], wanted[0]) and _fits(parts[1:], wanted[1:])
 
 
-def _unknown(model: nn.Module, path: str) -> InputError:
+def _no_such_module(model: nn.Module, path: str) -> InputError:
     known = [name for name, _ in model.named_modules() if name]
     near = difflib.get_close_matches(path, known, n=3, cutoff=0.4) or known[:3]
     return InputError(f"{path!r} is no module of {type(model).__name__}: near are {', '.join(near) or 'none'}")
@@ -149,7 +150,7 @@ def first(output: Any) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def tapped(model: nn.Module, names: Sequence[str], find: Find = first) -> Iterator[list[Tensor]]:
+def tap(model: nn.Module, names: Sequence[str], find: Find = first) -> Iterator[list[Tensor]]:
     """A list that holds, after a forward pass inside, what the taps `names` gave, in the order of names.
 
     A module that gives several (a pyramid) adds all that `find` finds; of a module that runs several times, the first
@@ -159,7 +160,7 @@ def tapped(model: nn.Module, names: Sequence[str], find: Find = first) -> Iterat
     modules = dict(model.named_modules())
     for name in names:
         if _split(name)[0] not in modules:
-            raise _unknown(model, _split(name)[0])
+            raise _no_such_module(model, _split(name)[0])
     found: dict[str, list[Tensor]] = {}
     taken: list[Tensor] = []
 
@@ -176,9 +177,9 @@ def tapped(model: nn.Module, names: Sequence[str], find: Find = first) -> Iterat
         note(name, output)
 
     handles = [
-        modules[path].register_forward_pre_hook(_named(before, name), with_kwargs=True)
+        modules[path].register_forward_pre_hook(_bind_name(before, name), with_kwargs=True)
         if end
-        else modules[path].register_forward_hook(_named(after, name))
+        else modules[path].register_forward_hook(_bind_name(after, name))
         for name in dict.fromkeys(names)
         for path, end in [_split(name)]
     ]
@@ -189,19 +190,19 @@ def tapped(model: nn.Module, names: Sequence[str], find: Find = first) -> Iterat
             handle.remove()
 
 
-def _named(hook: Callable[..., None], name: str) -> Callable[..., None]:
+def _bind_name(hook: Callable[..., None], name: str) -> Callable[..., None]:
     return lambda module, args, given: hook(module, args, given, name)
 
 
 @contextlib.contextmanager
 def each(model: nn.Module, names: Sequence[str], find: Find = first) -> Iterator[list[list[Tensor]]]:
-    """As `tapped`, with a list for each tap: empty where it did not run, or gave nothing that `find` finds."""
+    """As `tap`, with a list for each tap: empty where it did not run, or gave nothing that `find` finds."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(tapped(model, [name], find)) for name in names]
+        yield [stack.enter_context(tap(model, [name], find)) for name in names]
 
 
 @torch.no_grad()
-def seen(
+def look_at(
     model: nn.Module,
     names: Sequence[str],
     inputs: Tensor,
@@ -216,7 +217,7 @@ def seen(
     with evaluating(model), each(model, names, find) as found:
         model(inputs) if ask is None else ask(model, inputs)
     if silent := [name for name, given in zip(names, found, strict=True) if not given]:
-        raise InputError(f"{named(silent)} gives nothing to compare: name modules that run, and give features")
+        raise InputError(f"{list_names(silent)} gives nothing to compare: name modules that run, and give features")
     return [feature for given in found for feature in given]
 
 

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from secateur.errors import DataError, InputError, NumericalError
 from secateur.recover.quantization.quantise import torchao
 
-__all__ = ["Calibration", "Inputs", "calibrate", "convert", "entropy_limit", "frozen", "prepare", "prepared"]
+__all__ = [
+    "Calibration",
+    "Inputs",
+    "calibrate",
+    "convert",
+    "entropy_limit",
+    "fake_quantised_layers",
+    "frozen",
+    "prepare",
+]
 
 Calibration = Literal["max", "percentile", "entropy"]
 
@@ -130,7 +139,7 @@ def _follow(weights: Any, args: tuple[Tensor, ...]) -> None:
         weights.scale = step.clamp(min=torch.finfo(step.dtype).smallest_normal)
 
 
-def prepared(model: nn.Module) -> dict[str, Any]:
+def fake_quantised_layers(model: nn.Module) -> dict[str, Any]:
     """Path -> layer with fake quantisers."""
     return {
         path: module
@@ -156,11 +165,11 @@ def calibrate(
 
     Raises `DataError` without batches, `NumericalError` naming a layer with inputs that are not finite.
     """
-    layers = prepared(model)
+    layers = fake_quantised_layers(model)
     found: dict[str, list[Tensor]] = {path: [] for path in layers}
-    with _switched(layers, off=True):
+    with _without_rounding(layers, off=True):
         for path, layer in layers.items():
-            layer.activation_fake_quantizer.note = partial(_noted, found[path], path, by, share)
+            layer.activation_fake_quantizer.note = partial(_note_limit, found[path], path, by, share)
         for batch in batches:
             forward(batch)
     for path, layer in layers.items():
@@ -176,7 +185,7 @@ def calibrate(
         layer.weight_fake_quantizer(layer.weight.flatten(1))  # whose scales are then there, if they are held at once
 
 
-def _noted(found: list[Tensor], path: str, by: Calibration, share: float, values: Tensor) -> None:
+def _note_limit(found: list[Tensor], path: str, by: Calibration, share: float, values: Tensor) -> None:
     if not bool(torch.isfinite(values).all()):
         raise NumericalError(f"the inputs of {path} hold NaN or infinity: check the network and its data")
     if by == "entropy":
@@ -223,7 +232,7 @@ def entropy_limit(parts: Iterable[Tensor], bits: int) -> float:
 
 
 @contextmanager
-def _switched(layers: Mapping[str, Any], off: bool) -> Iterator[None]:
+def _without_rounding(layers: Mapping[str, Any], off: bool) -> Iterator[None]:
     parts = [part for one in layers.values() for part in (one.activation_fake_quantizer, one.weight_fake_quantizer)]
     for part in parts:
         part.enabled = not off
@@ -236,7 +245,7 @@ def _switched(layers: Mapping[str, Any], off: bool) -> Iterator[None]:
 
 def frozen(model: nn.Module, *, inputs: bool, weights: bool) -> None:
     """Hold the scales of inputs, or of weights, as they are, or let them follow the batches and the weights."""
-    for layer in prepared(model).values():
+    for layer in fake_quantised_layers(model).values():
         layer.activation_fake_quantizer.observing = not inputs
         layer.weight_fake_quantizer.following = not weights
 
@@ -250,7 +259,7 @@ def convert(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """
     ao = torchao()
     found = {}
-    for path, layer in prepared(model).items():
+    for path, layer in fake_quantised_layers(model).items():
         weights = layer.weight_fake_quantizer
         layer.weight.copy_(weights(layer.weight.flatten(1)).view_as(layer.weight))
         found[path] = (layer.activation_fake_quantizer.scale.clone(), weights.scale.flatten().clone())

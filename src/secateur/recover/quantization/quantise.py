@@ -48,7 +48,7 @@ _HELD = ("torchao", "torch.sparse", "compressed_tensors")
 def check(model: nn.Module) -> None:
     """Raise `InputError`, naming the weight, if one is quantised or packed already: only floating point can be."""
     for name, module in model.named_modules():
-        if _faked(module):
+        if _is_fake_quantised(module):
             raise InputError(f"{name} is fake-quantised ({type(module).__name__}): call quantise.finish first")
     for name, parameter in model.named_parameters():
         kind = type(parameter.data if type(parameter) is nn.Parameter else parameter)
@@ -160,10 +160,12 @@ def prepare(
 def finish(model: nn.Module) -> None:
     """Make fake-quantised linears plain ones again, in place, with the weights that were trained: for `weight_only`."""
     ao = torchao()
-    ao.quantization.quantize_(model, ao.qat.QATConfig(step="convert"), filter_fn=lambda module, _: _faked(module))
+    ao.quantization.quantize_(
+        model, ao.qat.QATConfig(step="convert"), filter_fn=lambda module, _: _is_fake_quantised(module)
+    )
 
 
-def _faked(module: nn.Module) -> bool:
+def _is_fake_quantised(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torchao")
 
 

@@ -102,11 +102,11 @@ class Adaptive(nn.Module):
         weight: Tensor = module.parametrizations[leaf].original
         return weight
 
-    def closed(self) -> Mapping[Tensor, Tensor]:
+    def closed_weights(self) -> Mapping[Tensor, Tensor]:
         """Parameter -> booleans of its shape, True where the mask is closed; sharded as the parameter is."""
         now = {name: self._weight(name) for name in self._masks}
         if any(weight not in self._closed for weight in now.values()):
-            self._closed = {weight: _sharded(~self._masks[name].keep, weight) for name, weight in now.items()}
+            self._closed = {weight: _shard_like(~self._masks[name].keep, weight) for name, weight in now.items()}
         return self._closed
 
     @torch.no_grad()
@@ -137,7 +137,7 @@ class Adaptive(nn.Module):
         def make(groups: list[dict[str, Any]]) -> DecoupledAdamW:
             return DecoupledAdamW(
                 groups,
-                self.closed,
+                self.closed_weights,
                 decay=lambda step: ramped(step, top=decay, steps=ramp),
                 betas=betas,
                 eps=eps,
@@ -158,7 +158,7 @@ class Adaptive(nn.Module):
         """Make the model an ordinary one: weights with zeros where the masks are closed, in their old order."""
         for name, mask in self._masks.items():
             weight = self._weight(name)
-            closed = _sharded(~mask.keep.to(weight.device), weight)
+            closed = _shard_like(~mask.keep.to(weight.device), weight)
             with torch.no_grad():
                 weight.masked_fill_(closed, 0)
             for module, leaf, _ in self._places[name]:
@@ -186,7 +186,7 @@ def moving(model: nn.Module, choose: Mapping[str, Choose], *, steps: int, refres
         masks.close()
 
 
-def _sharded(mask: Tensor, like: Tensor) -> Tensor:
+def _shard_like(mask: Tensor, like: Tensor) -> Tensor:
     """`mask` on the device of `like`, and sharded as it is."""
     mask = mask.to(like.device)
     return distribute_tensor(mask, like.device_mesh, like.placements) if isinstance(like, DTensor) else mask

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 
-__all__ = ["Masks", "apply", "convolutions", "drawn", "held", "positions", "share", "shuffled"]
+__all__ = ["Masks", "apply", "convolutions", "draw", "hold", "positions", "share", "shuffle"]
 
 Masks = Mapping[str, Tensor]
 """Name of a parameter -> booleans of its shape, True where the weight stays."""
@@ -37,7 +37,7 @@ def apply(model: nn.Module, masks: Masks) -> None:
 
 
 @contextmanager
-def held(model: nn.Module, masks: Masks) -> Iterator[None]:
+def hold(model: nn.Module, masks: Masks) -> Iterator[None]:
     """Within the block, closed weights are zero and get no gradient: no step of SGD or AdamW moves them from 0.
 
     Momentum and weight decay of a weight that is 0 and has gradient 0 are 0 too, so nothing needs to be masked after
@@ -72,7 +72,7 @@ def positions(masks: Masks) -> dict[tuple[int, ...], Tensor]:
     return {size: torch.cat(parts).mean(0) for size, parts in found.items()}
 
 
-def drawn(like: Masks, pattern: Mapping[tuple[int, ...], Tensor], *, seed: int = 0) -> dict[str, Tensor]:
+def draw(like: Masks, pattern: Mapping[tuple[int, ...], Tensor], *, seed: int = 0) -> dict[str, Tensor]:
     """Masks of the shapes of `like` in which each position of a kernel stays as often as `pattern` says.
 
     Exactly round(share x kernels) kernels keep each position, at random places: the guided sparsification of
@@ -94,7 +94,7 @@ def drawn(like: Masks, pattern: Mapping[tuple[int, ...], Tensor], *, seed: int =
     return result
 
 
-def shuffled(masks: Masks, *, seed: int = 0) -> dict[str, Tensor]:
+def shuffle(masks: Masks, *, seed: int = 0) -> dict[str, Tensor]:
     """As many weights of each tensor, at random places."""
     generator = torch.Generator().manual_seed(seed)
     result = {}

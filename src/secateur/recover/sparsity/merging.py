@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 
-__all__ = ["closest", "fill", "per_expert", "reconstructed", "representatives"]
+__all__ = ["closest", "fill", "per_expert", "reconstruct", "representatives"]
 
 _TIE = 1e-9
 """Relative difference of squared distances that is rounding."""
@@ -46,9 +46,7 @@ def representatives(parts: Sequence[Tensor], clusters: Sequence[Sequence[int]]) 
     return [closest(parts, members) for members in clusters]
 
 
-def reconstructed(
-    tensor: Tensor, clusters: Sequence[Sequence[int]], chosen: Sequence[int], *, kappa: int = 3
-) -> Tensor:
+def reconstruct(tensor: Tensor, clusters: Sequence[Sequence[int]], chosen: Sequence[int], *, kappa: int = 3) -> Tensor:
     """[clusters, ...]: one slice of `tensor` [E, ...] for each cluster, as a layer with fewer experts stores them.
 
     The mean of the members' slices where the layer has at most `kappa` clusters, else the slice of the chosen one, bit
@@ -78,10 +76,10 @@ def per_expert(module: nn.Module, count: int) -> dict[str, Tensor]:
 def fill(
     theirs: nn.Module, ours: nn.Module, clusters: Sequence[Sequence[int]], chosen: Sequence[int], *, kappa: int
 ) -> None:
-    """Write what `reconstructed` gives of each tensor of `theirs` into `ours`, which holds a slice for each cluster.
+    """Write what `reconstruct` gives of each tensor of `theirs` into `ours`, which holds a slice for each cluster.
 
     Both are packed experts, or both a router.
     """
     new = per_expert(ours, len(clusters))
     for name, tensor in per_expert(theirs, sum(map(len, clusters))).items():
-        new[name].copy_(reconstructed(tensor, clusters, chosen, kappa=kappa))
+        new[name].copy_(reconstruct(tensor, clusters, chosen, kappa=kappa))

@@ -268,7 +268,7 @@ class GroupSparse(torch.optim.Optimizer):
         if not self.groups.count or self.target == 0.0:
             return self.plain.step(closure)
         now = self.steps
-        active = now >= self.start and not (self.done and not self.proximal)
+        active = now >= self.start and not (self.is_done and not self.proximal)
         old = {p: p.detach().clone() for p in self.groups.parameters} if active else {}
         loss = self.plain.step(closure)
         if active:
@@ -278,7 +278,7 @@ class GroupSparse(torch.optim.Optimizer):
         return loss
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """Whether the target is reached."""
         zero, goal = self._get("zero"), self._get("goal")
         return bool(goal.any()) and float(zero.sum()) >= float(goal.sum())

@@ -17,7 +17,7 @@ from torch import Tensor
 from secateur.errors import InputError
 from secateur.recover.training import balance
 
-__all__ = ["Objective", "Term", "compose", "layered", "ramp"]
+__all__ = ["Objective", "Term", "compose", "ramp", "sum_layers"]
 
 View = TypeVar("View")
 
@@ -89,7 +89,7 @@ def ramp(batch: Mapping[str, Any], name: str, share: float, stairs: float = 0.0)
     """
     if not share:
         return 1.0
-    done = _done(batch, name)
+    done = _progress(batch, name)
     if not stairs:
         return min(1.0, done / share)
     # A batch's share is a quotient: one that should be whole may lie a rounding below.
@@ -97,7 +97,7 @@ def ramp(batch: Mapping[str, Any], name: str, share: float, stairs: float = 0.0)
     return min(1.0, stair / (share * stairs))
 
 
-def layered(
+def sum_layers(
     loss: Callable[[Tensor, Tensor], Tensor], weights: Sequence[float] = ()
 ) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]:
     """``sum_i w_i loss(student_i, teacher_i)`` over pairs of taps; w_i is 1 where no weights are given.
@@ -105,7 +105,7 @@ def layered(
     Raises `InputError` where weights, or the taps of both, are not equally many.
     """
 
-    def summed(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+    def total_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
         each = list(weights) or [1.0] * len(ours)
         if not len(ours) == len(theirs) == len(each) or not each:
             raise InputError(
@@ -115,10 +115,10 @@ def layered(
         first, *rest = (weight * loss(a, b) for weight, a, b in zip(each, ours, theirs, strict=True))
         return sum(rest, first)
 
-    return summed
+    return total_loss
 
 
-def _done(batch: Mapping[str, Any], name: str) -> float:
+def _progress(batch: Mapping[str, Any], name: str) -> float:
     if "done" not in batch:
         raise InputError(f"term {name!r} warms up: number the batches with slimming.Numbered, so that each knows when")
     return float(batch["done"])

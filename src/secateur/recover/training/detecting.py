@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from secateur._utils.modes import restored
 from secateur.errors import InputError
 from secateur.recover.distillation import maps
-from secateur.recover.distillation.taps import tapped
+from secateur.recover.distillation.taps import tap
 from secateur.recover.sparsity import slimming
+from secateur.recover.training.compose import Objective
 
-__all__ = ["Compare", "Objective", "answering", "follow", "press", "ratio", "steps"]
+__all__ = ["Compare", "Loss", "answering", "follow", "press", "ratio", "steps"]
 
 Loss = Callable[[Mapping[str, Any]], Tensor]
 """Batch -> mean loss per image."""
@@ -23,7 +24,9 @@ Loss = Callable[[Mapping[str, Any]], Tensor]
 Compare = Callable[[list[Tensor], list[Tensor], Mapping[str, Any]], Tensor]
 """(student's maps, teacher's maps, batch) -> a sum over the images of the batch."""
 
-Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
+_TEMPERATURE = 3.0
+_WEIGHTS = (0.001, 0.001)
+"""Of output distillation in the official code of arXiv 2306.01526: of the soft classes; of classes and boxes."""
 
 
 def press(
@@ -57,9 +60,9 @@ def follow(
     """
 
     def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
-        with tapped(student, taps, maps.flat) as ours:
+        with tap(student, taps, maps.flat) as ours:
             task = loss(batch) * (len(batch["inputs"]) / totals["examples"])
-        with torch.no_grad(), tapped(teaching, taps, maps.flat) as theirs:
+        with torch.no_grad(), tap(teaching, taps, maps.flat) as theirs:
             teacher(batch["inputs"])
         near = compare(list(ours), list(theirs), batch) / totals["examples"]
         return task + weight * near, {"task": float(task.detach()), "maps": float(near.detach())}
@@ -68,7 +71,12 @@ def follow(
 
 
 def answering(
-    objective: Objective, student: nn.Module, teacher: nn.Module, *, temperature: float, weights: Sequence[float]
+    objective: Objective,
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    temperature: float = _TEMPERATURE,
+    weights: tuple[float, float] = _WEIGHTS,
 ) -> Objective:
     """`objective` + ``w_1 L_kd + w_2 L_boxes``: the teacher's soft classes everywhere, its boxes where it is sure.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError, UnsupportedError
 from secateur.recover.distillation import losses
 from secateur.recover.training import objectives, rehearsal
-from secateur.recover.training.detecting import Objective
+from secateur.recover.training.compose import Objective
 
 __all__ = ["attacked", "classify", "head", "loss", "with_head"]
 

@@ -1,206 +1,267 @@
-"""What is special to one kind of thing: how it is opened, given data, run, measured and saved.
+"""Backend protocol: open, feed, place, time, evaluate and save one family of subjects; one class per file.
 
-A recipe says by the annotation of its first parameter what it works on; a model says it by its name.
+A subject class names its backend, `backend = "package.module:Class"`, and a recipe works on the class that annotates
+its first parameter. Other packages register a backend under the entry point group `secateur.backends`, so that
+`inspect` and `measure` find it by what it takes.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import importlib
 import inspect
-import sys
+import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from secateur.errors import InputError, UnsupportedError
+from secateur.errors import InputError, MeasurementError, UnsupportedError
 from secateur.measure.latency import Environment
-from secateur.vocabulary import Figure
+from secateur.vocabulary import Figure, Subject, Units
 
-__all__ = ["Trade", "called", "copies", "match", "name", "of_folder", "of_model", "of_recipe", "sharing", "streaming"]
+__all__ = [
+    "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_processes", "check_source", "hash_model",
+    "name_source", "of_folder", "of_recipe", "of_source", "resolve",
+]  # fmt: skip
 
-Row = dict[str, Figure]
+Row: TypeAlias = dict[str, Figure]
+Source: TypeAlias = Any
+"""What a user gives for a subject: a path, a name, the subject itself, or an object of the library it is of."""
+Data: TypeAlias = Any
+"""What a user gives for data: a path, a name, or what is in memory already."""
 
-_READ = {"page", "passage", "knowledge_graph"}
-"""Subjects that are no model, but what one reads; named, since opening one takes libraries that models do without."""
+S = TypeVar("S")
+D = TypeVar("D")
+B = TypeVar("B")
+
+_GROUP = "secateur.backends"
+_LANGUAGE = "secateur.runs.backends.language:Language"
+_BUILT_IN = ("secateur.runs.backends.network:Network", _LANGUAGE)
+"""Asked in this order what they take, after those of other packages: any other name is a model's folder or Hub id."""
 
 
-class Trade(Protocol):
-    """The functions of `language` and `network`; see there."""
+class Backend(Protocol[S, D, B]):
+    """One family of subjects S, which reads data D and is timed on a batch B.
 
-    __name__: str
-    BATCH: int
-    LENGTH: int | None
-    NOUN: str
+    A class of one's own derives from this and need not say what it does as all do: by default nothing is timed and no
+    quality is measured, and sizes are the costs that the subject counts itself.
 
-    def read(self, data: Any, text: str = "text", label: str = "label") -> Any:
-        """The data, from wherever the caller has it; texts and classes are in the columns named."""
+    family: in messages, such as "networks". example: what to give for a subject, in messages. noun: what data holds.
+    batch, length: of the timed environment, for recipes without options of that name. command: what runs its recipes.
+    on_disk: whether subjects stay on the disk and are read block by block. dense_allowed: whether a recipe may leave
+    matrices without the n:m pattern of its budget. has_inputs: whether subjects are opened with example inputs.
+    """
+
+    family: str
+    example: str = "its folder"
+    noun: str = "examples"
+    batch: int = 32
+    length: int | None = None
+    command: str = "run"
+    on_disk: bool = False
+    dense_allowed: bool = False
+    has_inputs: bool = False
+
+    def takes(self, source: Source) -> bool:
+        """Whether `open` can make a subject of `source`, by its name or its kind; what it holds is not read."""
+        return False
+
+    def read(self, data: Data, text: str = "text", label: str = "label") -> D:
+        """Read the data, from wherever the caller has it; texts and classes are in the columns named.
+
+        Raises `DataError` for data that is not there or has no such column.
+        """
         ...
 
-    def opened(self, model: Any, device: str | None = None, data: Any = None) -> Any:
-        """The model as a subject."""
+    def open(self, source: Source, device: str | None = None, data: D | None = None, inputs: Any = None) -> S:
+        """Open the source as a subject, on the device; `inputs` are example inputs of networks."""
         ...
 
-    def again(self, model: Any, original: Any, device: str | None = None) -> Any:
-        """Another model, to be compared with `original`."""
-        ...
+    def reopen(self, source: Source, original: S, device: str | None = None) -> S:
+        """Open another subject, to be compared with `original`."""
+        return self.open(source, device)
 
-    def fitted(self, corpus: Any, subject: Any) -> Any:
-        """The data as the subject takes it."""
-        ...
+    def load_any(self, source: Source) -> Source:
+        """What `open` takes in place of a name whose subject can be measured and not pruned."""
+        return source
 
-    def where(self, subject: Any, batch: int | None, length: int | None, threads: int | None) -> Environment:
-        """Where time is measured."""
-        ...
+    def fit_data(self, data: D, subject: S) -> D:
+        """The data as the subject takes it. Raises `InputError` or `DataError` where it can't."""
+        return data
 
-    def check(self, subject: Any, options: Mapping[str, Any]) -> None:
+    def environment(
+        self, subject: S, batch: int | None, length: int | None, threads: int | None, device: str | None = None
+    ) -> Environment:
+        """Where the subject is measured: `device` if given, else where its kind is usually measured."""
+        return Environment(batch or self.batch, length, threads or torch.get_num_threads(), device or "cpu")
+
+    def check(self, subject: S, options: Mapping[str, Any]) -> None:
         """Refuse options that the subject can't follow."""
+        return None
+
+    def digest(self, subject: S) -> str:
+        """A hash that tells this subject from any other."""
         ...
 
-    def digest(self, subject: Any) -> str:
-        """What tells this model from another."""
-        ...
-
-    def example(self, subject: Any, place: Environment) -> Any:
+    def make_example(self, subject: S, environment: Environment) -> B:
         """A batch of the size that is timed."""
         ...
 
-    def forward(self, subject: Any, batch: Any) -> Any:
-        """What is timed."""
-        ...
+    def place(self, subject: S, environment: Environment) -> S:
+        """The subject where it is measured."""
+        return subject
 
-    def matrices(self, subject: Any) -> Mapping[str, Tensor]:
-        """Its weight matrices that may be pruned weight by weight, each [d_out, d_in]."""
-        ...
+    def forward(self, subject: S, batch: B) -> Any:
+        """What is timed. Raises `MeasurementError` where there is nothing to time."""
+        raise MeasurementError(f"{self.family} are not run")
 
-    def sizes(self, subject: Any, batch: Any) -> Row:
+    def matrices(self, subject: S) -> Mapping[str, Tensor]:
+        """Name -> weights [d_out, d_in] that may be pruned one by one."""
+        return {}
+
+    def sizes(self, subject: S, batch: B) -> Row:
         """What can be counted on the subject."""
+        costs = cast(Subject, subject).units().cost()
+        return {name: Figure(cost, unit="B" if name == "bytes" else "") for name, cost in costs.items()}
+
+    def compare(self, original: S, student: S, held_out: D, environment: Environment) -> tuple[Row, Row, Row]:
+        """(before, after, both): quality of each, and of the two together."""
+        return {}, {}, {}
+
+    def run_tasks(
+        self, subject: S, tasks: Sequence[str], folder: str | Path | None = None, limit: int | None = None
+    ) -> Row:
+        """Figures of lm-eval tasks, of its own or of YAML files in `folder`, on `limit` documents of each."""
+        return {}
+
+    def check_tasks(self, subject: S) -> None:
+        """Raise `InputError` for what can't run lm-eval tasks: they are of language models."""
+        raise InputError("lm-eval tasks need a language model with its tokenizer")
+
+    def inspect(self, source: Source, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
+        """What could go in a subject, and what that would save; see `secateur.inspect`."""
+        subject = self.open(source)
+        units = cast(Subject, subject).units()
+        return {"model": type(subject).__name__, "kind": self.noun, "cost": units.cost(), "axes": axes_of(units)}
+
+    def save(self, subject: S, folder: Path) -> None:
+        """Write the subject into a folder that is there."""
         ...
 
-    def compared(self, original: Any, student: Any, held_out: Any, place: Environment) -> tuple[Row, Row, Row]:
-        """Quality of each, and of the two together."""
-        ...
+    def saved_in(self, folder: Path) -> bool:
+        """Whether `save` has written a subject of this family into `folder`."""
+        return False
 
-    def save(self, subject: Any, folder: Path) -> None:
-        """Write the subject."""
-        ...
-
-    def loading(self, folder: Path, name: str) -> str:
-        """The lines of Python that load it again."""
+    def load_line(self, folder: Path, name: str) -> str:
+        """The lines of Python that load what stands in `folder`, which the reader knows as `name`."""
         ...
 
 
-def of_recipe(function: Callable[..., Any]) -> Trade:
-    """The trade of the subject that a recipe takes first; `UnsupportedError` for one that prunes no model."""
-    hints = typing.get_type_hints(function)
-    first = next(iter(inspect.signature(function).parameters), "")
-    if getattr(hints.get(first), "__module__", "").removeprefix("secateur.subjects.") in _READ:
-        recipe = function.__name__
-        raise UnsupportedError(
-            f"{recipe} prunes what a model reads, no model: use `secateur prune-context --recipe {recipe}`"
-        )
-    return _network() if _is_a(hints.get(first), "secateur.subjects.network.traced", "Traced") else _language()
+AnyBackend: TypeAlias = Backend[Any, Any, Any]
 
 
-def name(trade: Trade) -> str:
-    """language, network or streamed: asking for one by name loads none of the others."""
-    return trade.__name__.rpartition(".")[2]
+def axes_of(units: Units) -> list[dict[str, Any]]:
+    """For each kind of unit: sites, units, and the share of each measure that goes when all units of that kind go."""
+    whole, rows = units.cost(), []
+    for kind in dict.fromkeys(site.kind for site in units.sites.values()):
+        sites = [site for site in units.sites.values() if site.kind == kind]
+        without = units.cost({site.name: np.zeros(site.count, bool) for site in sites})
+        share = {measure: 1.0 - without.get(measure, 0.0) / total for measure, total in whole.items() if total}
+        rows.append({"kind": kind, "sites": len(sites), "units": sum(site.count for site in sites), "share": share})
+    return rows
 
 
-def called(model: Any) -> str:
-    """What records call a model: its folder or its name, or the class of a module or a subject."""
-    return str(model) if isinstance(model, str | Path) else type(getattr(model, "model", model)).__name__
+# ---------------------------------------------------------------------------------------------------------- finding
 
 
-def of_model(model: Any) -> Trade:
-    """The trade of a model: networks are modules, `Traced`, or functions that build one ("file.py:function")."""
-    named = isinstance(model, str) and ":" in model and not Path(model).exists()
-    kind = type(model)
-    module = isinstance(model, nn.Module) and not _is_a(kind, "transformers.modeling_utils", "PreTrainedModel")
-    return _network() if named or module or _is_a(kind, "secateur.subjects.network.traced", "Traced") else _language()
+@functools.lru_cache
+def resolve(name: str) -> AnyBackend:
+    """The backend that "package.module:Class" names. Raises `InputError` where there is none."""
+    module, _, kind = name.partition(":")
+    try:
+        backend: AnyBackend = getattr(importlib.import_module(module), kind)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"there is no backend {name!r}: {error}") from error
+    return backend
 
 
-def match(trade: Trade, model: Any, recipe: str) -> None:
-    """Raise `InputError` for a name of a model that is not of the recipe's trade."""
-    if not isinstance(model, str | Path) or of_model(model) is trade:
-        return
-    if name(trade) == "language":
-        raise InputError(
-            f"{recipe} works on language models, and {str(model)!r} names a function that builds a network: give a "
-            "folder or a Hub id, or use a recipe on networks or secateur.prune"
-        )
-    raise InputError(
-        f"{recipe} works on networks, and {str(model)!r} names none: give a function that builds one, such as "
-        "net.py:build, or use a recipe on language models (secateur list)"
-    )
+def of_recipe(function: Callable[..., Any], *, stream: bool = False) -> AnyBackend:
+    """The backend of the subject that a recipe takes first; language models where it does not say.
 
-
-def copies(train: Any, held: Any, noun: str, *, apart: bool = False) -> str:
-    """A line on held-out examples that are in the training part as well; "" where there are none.
-
-    apart: they were given, and are no part of the same data.
+    Raises `UnsupportedError` where subjects are to be read from the disk, and the recipe needs them in memory.
     """
-    found = int(np.isin(held.keys(), train.keys()).sum())
-    if not found:
-        return ""
-    where, advice = "training part", "`secateur prune-data DATA --deduplicate` leaves copies out"
-    if apart:
-        where, advice = "data", "leave them out of one of the two"
-    return (
-        f"{found} of {len(held)} held-out {noun} are in the {where}, too, and figures of quality are better for it: "
-        f"{advice}"
-    )
-
-
-def of_folder(folder: Path) -> Trade | None:
-    """The trade of a model that was saved in `folder`; None where there is none."""
-    if (folder / "config.json").is_file():
-        return _language()
-    return _network() if (folder / "cut.json").is_file() else None
-
-
-def streaming(function: Callable[..., Any]) -> Trade:
-    """The trade of models that stay on the disk; `UnsupportedError` for a recipe that needs them in memory."""
-    if not _by_blocks(function):
+    found = _backends(function)
+    backend = next((one for one in found if one.on_disk == stream), None)
+    if backend is None and stream:
         raise UnsupportedError(f"{function.__name__} needs the whole model in memory: leave stream out")
-    from secateur.runs.backends import streamed
-
-    return streamed
+    return backend or (found or [resolve(_LANGUAGE)])[0]
 
 
-def sharing(function: Callable[..., Any], many: int) -> None:
-    """Raise `UnsupportedError` for a recipe that `many` processes can't share out: they do that block by block."""
-    if many > 1 and not _by_blocks(function):
+def _backends(function: Callable[..., Any]) -> list[AnyBackend]:
+    """Those of all classes in the annotation of the first parameter."""
+    annotation = typing.get_type_hints(function).get(next(iter(inspect.signature(function).parameters), ""))
+    several = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(annotation) if several else (annotation,)
+    return [resolve(kind.backend) for kind in kinds if hasattr(kind, "backend")]
+
+
+def of_source(source: Source) -> AnyBackend:
+    """The backend of what a user gave: of a subject its own, else the first that takes it, else language models."""
+    own = getattr(type(source), "backend", None)
+    if isinstance(own, str):
+        return resolve(own)
+    for backend in _registered():
+        if backend.takes(source):
+            return backend
+    return resolve(_LANGUAGE)
+
+
+def of_folder(folder: Path) -> AnyBackend | None:
+    """The backend of a subject that was saved in `folder`; None where there is none."""
+    return next((backend for backend in _registered() if backend.saved_in(folder)), None)
+
+
+def _registered() -> Iterator[AnyBackend]:
+    """The backends of other packages, then those of this one."""
+    for point in metadata.entry_points(group=_GROUP):
+        yield resolve(point.value)
+    yield from map(resolve, _BUILT_IN)
+
+
+def check_source(backend: AnyBackend, source: Source, recipe: str) -> None:
+    """Raise `InputError` for a name of a subject that is not of the recipe's family."""
+    if isinstance(source, str | Path) and not backend.takes(source):
+        raise InputError(
+            f"{recipe} works on {backend.family}, and {str(source)!r} names none: give {backend.example}, or use a "
+            f"recipe on {of_source(source).family} (secateur list)"
+        )
+
+
+def check_processes(function: Callable[..., Any], count: int) -> None:
+    """Raise `UnsupportedError` for a recipe that `count` processes can't share out: they do that block by block."""
+    if count > 1 and not any(backend.on_disk for backend in _backends(function)):
         raise UnsupportedError(
-            f"{function.__name__} runs in one process, and {many} were started: start it without torchrun or "
+            f"{function.__name__} runs in one process, and {count} were started: start it without torchrun or "
             "accelerate launch (recipes that can stream can be shared out)"
         )
 
 
-def _by_blocks(function: Callable[..., Any]) -> bool:
-    """Whether the recipe takes a model that stays on the disk, so that it goes through one block at a time."""
-    hints = typing.get_type_hints(function)
-    first = next(iter(inspect.signature(function).parameters), "")
-    return any(
-        _is_a(kind, "secateur.subjects.transformer.streamed", "Streamed") for kind in typing.get_args(hints.get(first))
-    )
+def name_source(source: Source) -> str:
+    """What records call a source: its folder or its name, or the class of a module or a subject's model."""
+    return str(source) if isinstance(source, str | Path) else type(getattr(source, "model", source)).__name__
 
 
-def _is_a(kind: Any, module: str, wanted: str) -> bool:
-    """Whether `kind` is that class or is made of it; a module that nobody has loaded has no such thing."""
-    loaded = sys.modules.get(module)
-    return loaded is not None and isinstance(kind, type) and issubclass(kind, getattr(loaded, wanted))
-
-
-def _language() -> Trade:
-    from secateur.runs.backends import language  # networks do without
-
-    return language
-
-
-def _network() -> Trade:
-    from secateur.runs.backends import network  # text recipes do without
-
-    return network
+def hash_model(text: str, model: nn.Module) -> str:
+    """sha256 of a text that tells the structure, and of every tensor: the same model wherever it lies."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,112 +1,120 @@
-"""What is special to one kind of thing that is read: how it is opened, from what a user has, and written again.
-
-A recipe says by the annotation of its first parameter what it cuts.
-"""
+"""Backends of what a language model reads, pages and passages: opened from what a user has, and written again."""
 
 from __future__ import annotations
 
-import functools
 import html
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from secateur import recipes
-from secateur.clients.stores import Embedded
 from secateur.errors import DataError, InputError
-from secateur.methods.graphs import open_graph
-from secateur.subjects import KnowledgeGraph, Page, Passages, open_page, open_passages
+from secateur.runs.backends import Backend, of_recipe
+from secateur.subjects import Page, Passages, open_page, open_passages
 from secateur.subjects.text import markup
+from secateur.vocabulary import Subject
 
-__all__ = ["FIELDS", "Document", "Reading", "apart", "field", "of_recipe", "of_row", "options", "parts"]
+__all__ = [
+    "FIELDS", "AnyReader", "Document", "Pages", "PassageTexts", "Reader", "Titles", "field_of", "of_document_recipe",
+    "paragraphs", "parts_of", "read_row", "row_options", "with_documents",
+]  # fmt: skip
 
 Document: TypeAlias = Any
 """HTML, text, bytes, a path of a file; of passages also a list of sentences; of a graph what `open_graph` takes."""
+Titles: TypeAlias = Sequence[str | None] | None
 
 FIELDS = ("html", "text", "passages")
 _OWN = ("topics", "choices")
 """Options of a recipe that are about one question: a row may bring its own."""
 
+S = TypeVar("S")
 
-class Readable(Protocol):
-    """What a recipe leaves."""
 
-    def written(self) -> str:
-        """What the model is to read."""
+@runtime_checkable
+class Reader(Backend[S, str, None], Protocol[S]):
+    """A family whose recipes cut what answers a question, which takes the place of data.
+
+    brings_documents: whether each question brings what is read. titled: whether titles of documents are read.
+    numbered: whether `open_numbered` tells documents apart in what is left.
+    """
+
+    noun: str = "page"
+    command: str = "prune-context"
+    brings_documents: bool = True
+    titled: bool = False
+    numbered: bool = True
+
+    def open(self, source: Document, device: str | None = None, data: str | None = None, inputs: Any = None) -> S:
+        """One document, or several in a list, as a subject."""
+        return self.open_documents(source if isinstance(source, list | tuple) else [source])
+
+    def open_documents(self, documents: Sequence[Document], titles: Titles = None) -> S:
+        """Documents in their order as one subject."""
+        ...
+
+    def open_numbered(self, documents: Sequence[str], titles: Titles = None) -> S:
+        """The same, so that `documents()` of what is left has the number of each."""
+        return self.open_documents(documents, titles)
+
+    def read_document(self, document: Document) -> Document:
+        """What a subject is opened from, in memory."""
+        return document
+
+    def open_trial(self) -> S:
+        """Something small to try a recipe on."""
         ...
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One kind of thing.
-
-    kind: of subject. noun: a word for it. read: a document -> what the subject is opened from. opened: documents ->
-    subject. apart: the same, so that `documents` of what is left tells them apart; None for what has no documents.
-    trial: something to try a recipe on. own: whether each question brings its documents. titled: whether titles of
-    documents are read.
-    """
-
-    kind: type
-    noun: str
-    read: Callable[[Document], Document]
-    opened: Callable[[Sequence[Document], Sequence[str | None] | None], Any]
-    apart: Callable[[Sequence[str], Sequence[str | None] | None], Any] | None
-    trial: Callable[[], Any]
-    own: bool = True
-    titled: bool = False
+AnyReader: TypeAlias = Reader[Any]
 
 
-@functools.lru_cache
-def of_recipe(recipe: str) -> Reading:
-    """The reading of a recipe; `InputError` for one that does not prune what a model reads."""
-    function = recipes.find(recipe)
-    kind = next(iter(typing.get_type_hints(function).values()))
-    found = next((reading for reading in _READINGS if reading.kind is kind), None)
-    if found is None:
+def of_document_recipe(recipe: str) -> AnyReader:
+    """The backend of a recipe; `InputError` for one that does not prune what a model reads."""
+    backend = of_recipe(recipes.find(recipe))
+    if not isinstance(backend, Reader):
         names = [name for name, card in recipes.cards().items() if card["family"] == "context"]
         raise InputError(f"{recipe} does not prune what a model reads: use {' or '.join(names)}, or `secateur run`")
-    return found
+    return backend
 
 
-def apart() -> list[str]:
+def with_documents() -> list[str]:
     """The recipes that tell documents apart in what is left."""
     names = [name for name, card in recipes.cards().items() if card["family"] == "context"]
-    return [name for name in names if of_recipe(name).apart is not None]
+    return [name for name in names if of_document_recipe(name).numbered]
 
 
-def of_row(row: Mapping[str, Any], file: Path | None) -> tuple[list[Document], list[str | None] | None]:
+def read_row(row: Mapping[str, Any], file: Path | None) -> tuple[list[Document], list[str | None] | None]:
     """The documents of a row, and their titles: what its `html`, `text` or `passages` say, or the file that it names.
 
     Raises `DataError` for a row without.
     """
-    name = field(row)
+    name = field_of(row)
     if not name and file is not None and "file" in row:
         return [file], None
     value = row.get(name)
-    parts = [value] if isinstance(value, str) else value
-    if not isinstance(parts, list) or not all(_text(part, name) for part in parts):
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(_is_text(text, name) for text in texts):
         raise DataError(f"this line has no {', '.join(FIELDS)} that is text or a list of texts")
-    titles = row.get("titles", [row["title"]] * len(parts) if isinstance(row.get("title"), str) else None)
+    titles = row.get("titles", [row["title"]] * len(texts) if isinstance(row.get("title"), str) else None)
     if titles is not None and (
         not isinstance(titles, list) or not all(title is None or isinstance(title, str) for title in titles)
     ):
         raise DataError("this line has titles that are no list of texts: give one for each passage, or null")
-    return [part if isinstance(part, list) else (_Html if name == "html" else _Plain)(part) for part in parts], titles
+    kind = _Html if name == "html" else _Plain
+    return [text if isinstance(text, list) else kind(text) for text in texts], titles
 
 
-def field(row: Mapping[str, Any]) -> str:
+def field_of(row: Mapping[str, Any]) -> str:
     """Which of its fields a row is read from; "" where it has none."""
     return next((name for name in FIELDS if name in row), "")
 
 
-def parts(subject: Readable) -> tuple[str, ...]:
+def parts_of(subject: Subject) -> tuple[str, ...]:
     """What is left of each document; of a graph, which has none, nothing."""
     return tuple(map(markup.whole, subject.parts())) if isinstance(subject, Page | Passages) else ()
 
 
-def options(row: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def row_options(row: Mapping[str, Any], known: Mapping[str, object]) -> dict[str, Any]:
     """The options that a row brings for its own question, of those of the recipe, with what the run says: `known`.
 
     Where no language model is asked, nobody chooses, and the choices of a row say nothing. Raises `DataError` for what
@@ -123,8 +131,8 @@ def options(row: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _text(part: object, name: str) -> bool:
-    several = name == "passages" and isinstance(part, list) and all(isinstance(one, str) for one in part)
+def _is_text(part: object, name: str) -> bool:
+    several = name == "passages" and isinstance(part, list) and all(isinstance(sentence, str) for sentence in part)
     return isinstance(part, str) or several
 
 
@@ -139,12 +147,26 @@ class _Plain(str):
 # ------------------------------------------------------------------------------------------------------------- pages
 
 
-def _page(documents: Sequence[Document], titles: Sequence[str | None] | None) -> Page:
-    return open_page([_as_html(one) for one in documents], numbered=False)
+class Pages(Reader[Page]):
+    """HTML; what is plain text, a file of it or a list of sentences becomes paragraphs."""
 
+    family = "pages"
 
-def _pages_apart(documents: Sequence[str], titles: Sequence[str | None] | None) -> Page:
-    return open_page([_as_html(document) for document in documents], numbered=False, apart=True)
+    def open_documents(self, documents: Sequence[Document], titles: Titles = None) -> Page:
+        """All documents as one page."""
+        return open_page([_as_html(document) for document in documents], numbered=False)
+
+    def open_numbered(self, documents: Sequence[str], titles: Titles = None) -> Page:
+        """The same, with the number of each document."""
+        return open_page([_as_html(document) for document in documents], numbered=False, apart=True)
+
+    def read_document(self, document: Document) -> Document:
+        """The document as HTML."""
+        return _as_html(document)
+
+    def open_trial(self) -> Page:
+        """A page of one word."""
+        return self.open_documents(["<p>word</p>"])
 
 
 def _as_html(document: Document) -> Document:
@@ -153,20 +175,20 @@ def _as_html(document: Document) -> Document:
         return paragraphs(" ".join(document))
     if isinstance(document, Path):
         plain = document.suffix.lower() in (".txt", ".md")
-        return paragraphs(_read(document).decode("utf-8", "replace")) if plain else document
+        return paragraphs(_read_bytes(document).decode("utf-8", "replace")) if plain else document
     if isinstance(document, _Html) or not isinstance(document, str | bytes):
         return document
     text = markup.decode(document) if isinstance(document, bytes) else document
-    return document if markup.looks(text) and not isinstance(document, _Plain) else paragraphs(text)
+    return document if markup.is_html(text) and not isinstance(document, _Plain) else paragraphs(text)
 
 
 def paragraphs(text: str) -> str:
     """Plain text as HTML: a paragraph between blank lines each."""
-    parts = [part for part in text.replace("\r\n", "\n").split("\n\n") if part.strip()]
-    return "<section>" + "".join(f"<p>{html.escape(part.strip(), quote=False)}</p>" for part in parts) + "</section>"
+    texts = [part for part in text.replace("\r\n", "\n").split("\n\n") if part.strip()]
+    return "<section>" + "".join(f"<p>{html.escape(part.strip(), quote=False)}</p>" for part in texts) + "</section>"
 
 
-def _read(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -176,54 +198,37 @@ def _read(path: Path) -> bytes:
 # ---------------------------------------------------------------------------------------------------------- passages
 
 
-def _passages(documents: Sequence[Document], titles: Sequence[str | None] | None) -> Passages:
-    if titles is not None:
-        titles = [title if title is None else markup.whole(title) for title in titles]
-    return open_passages([_as_text(one) for one in documents], titles=titles)
+class PassageTexts(Reader[Passages]):
+    """Texts, each perhaps a list of sentences; HTML becomes the text of its blocks."""
+
+    family = "passages"
+    noun = "passage"
+    titled = True
+
+    def open_documents(self, documents: Sequence[Document], titles: Titles = None) -> Passages:
+        """Each document is a passage."""
+        if titles is not None:
+            titles = [title if title is None else markup.whole(title) for title in titles]
+        return open_passages([_as_text(document) for document in documents], titles=titles)
+
+    def read_document(self, document: Document) -> Document:
+        """The document as text, or as a list of sentences."""
+        return _as_text(document)
+
+    def open_trial(self) -> Passages:
+        """A passage of one sentence."""
+        return self.open_documents(["A word."])
 
 
-def _as_text(document: Document) -> Any:
+def _as_text(document: Document) -> Document:
     """Texts and lists of sentences as they are; HTML as the text of its blocks."""
     if isinstance(document, Path) and document.suffix.lower() not in (".html", ".htm"):
-        return _read(document).decode("utf-8", "replace")
+        return _read_bytes(document).decode("utf-8", "replace")
     if isinstance(document, bytes):
         document = document.decode("utf-8", "replace")
-    if isinstance(document, Path | _Html) or (type(document) is str and markup.looks(document)):
+    if isinstance(document, Path | _Html) or (type(document) is str and markup.is_html(document)):
         page = open_page(document, block=0)  # a paragraph ends a sentence
         return "\n\n".join(page.text(block) for block in range(len(page.blocks)))
     if isinstance(document, list | tuple) and all(isinstance(part, str) for part in document):
         return [markup.whole(part) for part in document]
     return markup.whole(document) if isinstance(document, str) else document
-
-
-# ------------------------------------------------------------------------------------------------------------ graphs
-
-
-def _graph(documents: Sequence[Document], titles: Sequence[str | None] | None) -> KnowledgeGraph:
-    if len(documents) != 1:
-        raise InputError(
-            f"a recipe on a graph reads one, and these are {len(documents)}: give a file, folder or address"
-        )
-    (source,) = documents
-    return _kept(source) if isinstance(source, str | Path) else open_graph(source)
-
-
-@functools.lru_cache(maxsize=4)
-def _kept(source: str | Path) -> KnowledgeGraph:
-    """Opened once for all the questions of a process."""
-    return open_graph(source)
-
-
-_READINGS = (
-    Reading(Page, "page", _as_html, _page, _pages_apart, lambda: _page(["<p>word</p>"], None)),
-    Reading(
-        Passages,
-        "passage",
-        _as_text,
-        _passages,
-        _passages,
-        lambda: _passages(["A word."], None),
-        titled=True,
-    ),
-    Reading(KnowledgeGraph, "graph", lambda one: one, _graph, None, lambda: open_graph(Embedded()), own=False),
-)

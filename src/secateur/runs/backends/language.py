@@ -1,101 +1,262 @@
-"""Language models and texts, as things to run a recipe on."""
+"""Backend of transformers models in memory, which read texts."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur._utils.modes import held
+from secateur._utils import modes, plugins
 from secateur.data import labels as labelling
 from secateur.data import masking, texts
 from secateur.errors import DataError, InputError, UnsupportedError
-from secateur.measure import latency, loyalty, quality, size, sparsity, statistics
+from secateur.measure import generation, latency, loyalty, quality, size, sparsity, statistics
 from secateur.measure.statistics import Values
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import sources
+from secateur.runs.backends import Backend, Row, axes_of, hash_model
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
-from secateur.subjects import matrices as blocks
+from secateur.subjects import matrices as matrices_of
 from secateur.subjects.transformer import low_rank
-from secateur.subjects.transformer.subject import positions
+from secateur.subjects.transformer.subject import Output, positions
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "BATCH",
-    "LENGTH",
-    "NOUN",
-    "Model",
-    "again",
-    "check",
-    "classifies",
-    "classifies_tokens",
-    "compared",
-    "digest",
-    "example",
-    "fitted",
-    "forward",
-    "held_batches",
-    "known",
-    "loading",
-    "matrices",
-    "opened",
-    "read",
-    "save",
-    "sizes",
-    "stored",
-    "tells_number",
-    "where",
-]
+    "TOKENS", "Language", "Model", "TextBackend", "check_tokens", "classifies", "classifies_tokens", "held_batches",
+    "stored_bytes", "tells_number",
+]  # fmt: skip
 
-_TOKENS = 64
-BATCH: int = 32
-LENGTH: int | None = _TOKENS
-"""The environment of measurements, for recipes that have none of their own."""
-
-NOUN: str = "texts"
-"""What the data holds, in messages."""
+TOKENS = 64
+"""Of a sequence of the timed environment, for recipes without an option of their own."""
 
 Model: TypeAlias = str | Path | PreTrainedModel | Transformer
+Batch: TypeAlias = Mapping[str, Tensor]
+T = TypeVar("T", Transformer, Streamed)
 
 
-def read(
-    data: str | Path | Sequence[str] | texts.Corpus, text: str = "text", label: str = labelling.DEFAULT
-) -> texts.Corpus:
-    """The texts in `data`, or those that an index keeps; texts and classes (none for "") are in the columns named.
+class TextBackend(Backend[T, texts.Corpus, Batch]):
+    """What models of texts have in common, in memory or on the disk."""
 
-    Raises `DataError` for a column that was named and that is not there.
-    """
-    if sources.are(data):
-        return sources.kept(data, text=text, label=label)  # type: ignore[no-any-return]
-    corpus = texts.read(data, column=text, label=label)
-    there = texts.files(Path(data)) if isinstance(data, str | Path) and Path(data).exists() else []
-    if there and all(file.suffix == ".txt" for file in there):
-        labelling.unnamed(f"{corpus.name} holds lines of text, which have no columns", text=text, label=label)
-    return corpus
+    family = "language models"
+    example = "a folder or a Hub id"
+    noun = "texts"
+    length = TOKENS
+
+    def takes(self, source: Model) -> bool:
+        """Models of transformers, and names that are no function's."""
+        if isinstance(source, str | Path):
+            return not plugins.names_function(source)
+        return isinstance(source, PreTrainedModel)
+
+    def read(
+        self, data: str | Path | Sequence[str] | texts.Corpus, text: str = "text", label: str = labelling.DEFAULT
+    ) -> texts.Corpus:
+        """The texts in `data`, or those that an index keeps; texts and classes (none for "") are in the columns named.
+
+        Raises `DataError` for a column that was named and that is not there.
+        """
+        if sources.is_index(data):
+            return sources.read_index(data, text=text, label=label)  # type: ignore[no-any-return]
+        corpus = texts.read(data, column=text, label=label)
+        files = texts.files(Path(data)) if isinstance(data, str | Path) and Path(data).exists() else []
+        if files and all(file.suffix == ".txt" for file in files):
+            labelling.unnamed(f"{corpus.name} holds lines of text, which have no columns", text=text, label=label)
+        return corpus
+
+    def check(self, subject: T, options: Mapping[str, Any]) -> None:
+        """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary ones have no end."""
+        most = positions(subject.model)
+        for name, value in options.items():
+            if most is not None and name.rpartition("_")[2] == "length" and isinstance(value, int) and value > most:
+                raise InputError(f"{name}={value} is beyond the model's {most} positions: give at most {name}={most}")
+
+    def make_example(self, subject: T, environment: latency.Environment) -> dict[str, Tensor]:
+        """A batch of the size that is timed."""
+        return subject.example(environment.batch, environment.length or TOKENS)
+
+    def save(self, subject: T, folder: Path) -> None:
+        """The model and all that travels with it."""
+        subject.save(folder)
+
+    def load_line(self, folder: Path, name: str) -> str:
+        """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        flag = ", trust_remote_code=True" if "auto_map" in config else ""
+        architecture = "".join(config.get("architectures") or []).replace("LMHeadModel", "ForCausalLM")
+        if (folder / "modules.json").exists():
+            library, call = "sentence_transformers", "SentenceTransformer"
+        else:
+            task = re.search(r"For[A-Z]\w*$", architecture)
+            automatic = f"AutoModel{task[0]}" if task else "AutoModel"
+            automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
+            library, call = "transformers", f"{automatic}.from_pretrained"
+        imports, model = f"from {library} import {call.split('.')[0]}", f'{call}("{name}"{flag})'
+        if low_rank.there(folder / low_rank.FOLDER):
+            imports += "\nfrom peft import PeftModel"
+            model += f'\nmodel = PeftModel.from_pretrained(model, "{name}/{low_rank.FOLDER}")'
+        return f"{imports}\n\nmodel = {model}"
 
 
-def opened(model: Model, device: str | None = None, data: texts.Corpus | None = None) -> Transformer:
-    """`model` as a subject, on `device`."""
-    subject = model if isinstance(model, Transformer) else open_subject(model)
-    if device is not None:
-        for module in (subject.model, *subject.head):
-            held(module, device)
-    return subject
+class Language(TextBackend[Transformer]):
+    """Models of transformers, of text: generative, encoders, classifiers."""
 
+    def open(
+        self, source: Model, device: str | None = None, data: texts.Corpus | None = None, inputs: Any = None
+    ) -> Transformer:
+        """The model as a subject, on the device."""
+        subject = source if isinstance(source, Transformer) else open_subject(source)
+        if device is not None:
+            for module in (subject.model, *subject.head):
+                modes.held(module, device)
+        return subject
 
-def again(model: Model, original: Transformer, device: str | None = None) -> Transformer:
-    """Another model, to be compared with `original`."""
-    return opened(model, device)
+    def load_any(self, source: Model) -> Model:
+        """Quantised models can be measured, though not pruned."""
+        return open_subject(source, quantised=True) if isinstance(source, str | Path) else source
+
+    def fit_data(self, data: texts.Corpus, subject: Transformer) -> texts.Corpus:
+        """The texts with the model's own numbers of classes, of texts or of words, or without labels where it has none.
+
+        Raises `InputError` without a tokenizer, and where it finds tokens in the texts that the model does not know.
+        """
+        if subject.tokenizer is None:
+            raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
+        check_tokens(data, subject)
+        config = subject.model.config
+        if classifies_tokens(subject):
+            return data.words_labelled(config.label2id, config.num_labels)
+        if data.tagged is not None:  # it reads the words as one text
+            data = replace(data, tagged=None, classes=(), flaw="")
+        if tells_number(subject):
+            return _with_numbers(data)
+        return data.labelled(config.label2id, config.num_labels) if classifies(subject) else data
+
+    def environment(
+        self, subject: Transformer, batch: int | None, length: int | None, threads: int | None,
+        device: str | None = None,
+    ) -> latency.Environment:  # fmt: skip
+        """The model is measured where it is."""
+        kind = str(subject.model.dtype).removeprefix("torch.")
+        place, threads = str(subject.model.device), threads or torch.get_num_threads()
+        return latency.Environment(batch or self.batch, length or TOKENS, threads, place, kind)
+
+    def digest(self, subject: Transformer) -> str:
+        """sha256 of the configuration and of every tensor."""
+        return hash_model(subject.model.config.to_json_string(use_diff=True), subject.model)
+
+    def forward(self, subject: Transformer, batch: Batch) -> Output:
+        """What is timed."""
+        return subject.forward(batch)
+
+    def matrices(self, subject: Transformer) -> dict[str, Tensor]:
+        """Name -> weights [d_out, d_in] of the blocks' matrices; quantised ones as they are multiplied."""
+        found = matrices_of.matrices(subject.model, subject.layers()).items()
+        if subject.stored is None:
+            return {name: matrix.weight for name, matrix in found}
+        return {name: matrix.view(quantise.dense(matrix.parameter).detach()) for name, matrix in found}
+
+    def sizes(self, subject: Transformer, batch: Batch) -> Row:
+        """Parameters, zeros, bytes of the weights as saved and as packed, FLOPs of `batch`, a decoder's KV cache.
+
+        The modules that a sentence-transformers folder has after its transformer count, for they are saved with it.
+        """
+        weights = [p for module in (subject.model, *subject.head) for p in module.parameters()]
+        bits = None if subject.stored is None else subject.stored.bits
+        row = {
+            "params": Figure(float(sum(p.numel() for p in weights))),
+            "embedding_params": Figure(float(size.parameters(subject.model)["embedding_params"])),
+            "bytes": Figure(stored_bytes(subject), unit="B"),
+            "flops": Figure(size.flops(subject.model, batch)),
+            **sparsity.figures(self.matrices(subject), stored_bytes(subject), bits),
+        }
+        if isinstance(subject, Moe):
+            row["active_params"] = Figure(subject.active_params())
+        if subject.kind == "decoder":
+            cache = size.kv_cache_bytes(subject.model, batch)
+            row["kv_cache"] = Figure(cache, unit="B")
+            row["memory"] = Figure(row["bytes"].value + cache, unit="B")
+        else:
+            row["memory"] = row["bytes"]
+        return row
+
+    def compare(
+        self, original: Transformer, student: Transformer, held_out: texts.Corpus, environment: latency.Environment
+    ) -> tuple[Row, Row, Row]:
+        """(before, after, both) by what the models give.
+
+        Perplexity of language models; accuracy of labelled classifiers and, on masked tokens, of masked language
+        models; accuracy and macro F1 of labelled words; correlations of one number per text with labels that are
+        numbers; fidelity of embeddings and states; and the student's loyalty wherever both give logits of as many
+        classes, of texts or of tokens, labelled or not, or one number per text.
+
+        Raises `InputError` for two models of different tokenizers.
+        """
+        if original.tokenizer is None:
+            raise DataError("the model has no tokenizer to measure quality with: give one beside it")
+        if student.tokenizer not in (None, original.tokenizer):  # both will read the same token ids
+            teachers.check_tokens(student, original)
+        pair, tally = (original.forward, student.forward), loyalty.Tally()
+        length = environment.length or TOKENS
+        batches = held_batches(held_out, original.tokenizer, packed=original.causal, length=length)
+        if original.causal:
+            before, after = quality.perplexities(pair, batches, watch=tally.add)
+            return {"perplexity": before}, {"perplexity": after}, tally.figures()
+        if classifies(original) and held_out.labels is not None:
+            before, after = quality.accuracies(pair, batches, watch=tally.add)
+            return {"accuracy": before}, {"accuracy": after}, tally.figures()
+        read = [batch for batch in batches if batch["attention_mask"].any()]
+        if not read:
+            raise DataError(f"{held_out.name} holds no text that the tokenizer finds a token in: give others")
+        both = _fidelity((original, student), read)
+        if tells_number(original) and tells_number(student):
+            ours, theirs = (_numbers(subject, read) for subject in (student, original))
+            return _correlations(theirs, read), _correlations(ours, read), both | loyalty.numbers(ours, theirs)
+        if _masked(original, student):
+            before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
+            return {"accuracy": before}, {"accuracy": after}, both | tally.figures()
+        if classifies_tokens(original) and held_out.tagged is not None:
+            classified = quality.classifications(pair, map(_with_tokens, read), watch=tally.add)
+            first, second = ({name: figures[name] for name in ("accuracy", "f1")} for figures in classified)
+            return first, second, both | tally.figures()
+        if not _as_many_classes(original, student):
+            return {}, {}, both
+        with torch.inference_mode():
+            for batch in map(_with_tokens, read):
+                tally.add([forward(batch).prediction for forward in pair], batch)
+        return {}, {}, both | tally.figures()
+
+    def run_tasks(
+        self, subject: Transformer, tasks: Sequence[str], folder: str | Path | None = None, limit: int | None = None
+    ) -> Row:
+        """Figures of lm-eval tasks, of its own or of YAML files in `folder`, on the first `limit` documents of each."""
+        return generation.evaluate(subject.model, subject.tokenizer, tasks, include_path=folder, limit=limit)
+
+    def check_tasks(self, subject: Transformer) -> None:
+        """Raise `InputError` for a model that writes no text, or has no tokenizer."""
+        if subject.kind != "decoder" or subject.tokenizer is None:
+            raise InputError("lm-eval tasks need a language model with its tokenizer")
+
+    def inspect(self, source: Model, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
+        """What could go in a model, and what that would save."""
+        if any(value is not None for value in options.values()):
+            raise UnsupportedError(f"{', '.join(options)}: only for networks, given as file.py:function or as a module")
+        subject = self.open(source)
+        units = subject.units(batch=batch, length=length)
+        name = type(subject.model).__name__
+        return {"model": name, "kind": subject.kind, "cost": units.cost(), "axes": axes_of(units)}
+
+    def saved_in(self, folder: Path) -> bool:
+        """Whether there is a config of transformers."""
+        return (folder / "config.json").is_file()
 
 
 def classifies(subject: Transformer) -> bool:
@@ -113,25 +274,7 @@ def classifies_tokens(subject: Transformer) -> bool:
     return type(subject.model).__name__.endswith("ForTokenClassification")
 
 
-def fitted(corpus: texts.Corpus, subject: Transformer) -> texts.Corpus:
-    """The texts with the model's own numbers of classes, of texts or of words, or without labels where it has none.
-
-    Raises `InputError` without a tokenizer, and where it finds tokens in the texts that the model does not know.
-    """
-    if subject.tokenizer is None:
-        raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
-    known(corpus, subject)
-    config = subject.model.config
-    if classifies_tokens(subject):
-        return corpus.words_labelled(config.label2id, config.num_labels)
-    if corpus.tagged is not None:  # it reads the words as one text
-        corpus = replace(corpus, tagged=None, classes=(), flaw="")
-    if tells_number(subject):
-        return _numbered(corpus)
-    return corpus.labelled(config.label2id, config.num_labels) if classifies(subject) else corpus
-
-
-def known(corpus: texts.Corpus, subject: Transformer | Streamed) -> None:
+def check_tokens(corpus: texts.Corpus, subject: Transformer | Streamed) -> None:
     """Raise `InputError` for texts with a token that the model has no embedding of: it would fail inside of torch."""
     size = subject.model.get_input_embeddings().weight.shape[0]
     token = texts.outside(corpus, subject.tokenizer, size, packed=subject.causal)
@@ -142,7 +285,7 @@ def known(corpus: texts.Corpus, subject: Transformer | Streamed) -> None:
         )
 
 
-def _numbered(corpus: texts.Corpus) -> texts.Corpus:
+def _with_numbers(corpus: texts.Corpus) -> texts.Corpus:
     """The texts with numbers for labels, as a model of one number tells them; names tell it nothing."""
     if corpus.flaw and corpus.numbers is None:
         raise DataError(corpus.flaw)
@@ -152,147 +295,12 @@ def _numbered(corpus: texts.Corpus) -> texts.Corpus:
     return replace(corpus, labels=None, classes=(), numbers=numbers, flaw="")
 
 
-def where(subject: Transformer, batch: int | None, length: int | None, threads: int | None) -> latency.Environment:
-    """Where the subject's time is measured."""
-    kind = str(subject.model.dtype).removeprefix("torch.")
-    device = str(subject.model.device)
-    return latency.Environment(batch or BATCH, length or _TOKENS, threads or torch.get_num_threads(), device, kind)
-
-
-def check(subject: Transformer | Streamed, options: Mapping[str, Any]) -> None:
-    """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary positions have no end."""
-    most = positions(subject.model)
-    for name, value in options.items():
-        if most is not None and name.rpartition("_")[2] == "length" and isinstance(value, int) and value > most:
-            raise InputError(f"{name}={value} is beyond the model's {most} positions: give at most {name}={most}")
-
-
-def digest(subject: Transformer) -> str:
-    """sha256 of the configuration and of every tensor: the same model is the same run wherever it lies."""
-    found = hashlib.sha256(subject.model.config.to_json_string(use_diff=True).encode())
-    for name, tensor in sorted(subject.model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def example(subject: Transformer, place: latency.Environment) -> dict[str, Tensor]:
-    """A batch of the size that is timed."""
-    return subject.example(place.batch, place.length or _TOKENS)
-
-
-def forward(subject: Transformer, batch: Mapping[str, Tensor]) -> Any:
-    """What is timed."""
-    return subject.forward(batch)
-
-
-def save(subject: Transformer, folder: Path) -> None:
-    """The model and all that travels with it."""
-    subject.save(folder)
-
-
-def loading(folder: Path, name: str) -> str:
-    """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    flag = ", trust_remote_code=True" if "auto_map" in config else ""
-    architecture = "".join(config.get("architectures") or []).replace("LMHeadModel", "ForCausalLM")
-    if (folder / "modules.json").exists():
-        library, call = "sentence_transformers", "SentenceTransformer"
-    else:
-        task = re.search(r"For[A-Z]\w*$", architecture)
-        automatic = f"AutoModel{task[0]}" if task else "AutoModel"
-        automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
-        library, call = "transformers", f"{automatic}.from_pretrained"
-    imports, model = f"from {library} import {call.split('.')[0]}", f'{call}("{name}"{flag})'
-    if low_rank.there(folder / low_rank.FOLDER):
-        imports += "\nfrom peft import PeftModel"
-        model += f'\nmodel = PeftModel.from_pretrained(model, "{name}/{low_rank.FOLDER}")'
-    return f"{imports}\n\nmodel = {model}"
-
-
-def matrices(subject: Transformer) -> dict[str, Tensor]:
-    """Name -> weights [d_out, d_in] of the blocks' matrices; quantised ones as they are multiplied."""
-    found = blocks.matrices(subject.model, subject.layers()).items()
-    if subject.stored is None:
-        return {name: matrix.weight for name, matrix in found}
-    return {name: matrix.view(quantise.dense(matrix.parameter).detach()) for name, matrix in found}
-
-
-def stored(subject: Transformer) -> float:
+def stored_bytes(subject: Transformer) -> float:
     """Bytes of the weights as they stand in files."""
     if subject.stored is not None:
         return subject.stored.bytes
     weights = [p for module in (subject.model, *subject.head) for p in module.parameters()]
     return float(sum(p.numel() * p.element_size() for p in weights))
-
-
-def sizes(subject: Transformer, example: Mapping[str, Tensor]) -> dict[str, Figure]:
-    """Parameters, zeros, bytes of the weights as saved and as packed, FLOPs of `example`, a decoder's KV cache.
-
-    The modules that a sentence-transformers folder has after its transformer count, for they are saved with it.
-    """
-    weights = [p for module in (subject.model, *subject.head) for p in module.parameters()]
-    bits = None if subject.stored is None else subject.stored.bits
-    row = {
-        "params": Figure(float(sum(p.numel() for p in weights))),
-        "embedding_params": Figure(float(size.parameters(subject.model)["embedding_params"])),
-        "bytes": Figure(stored(subject), unit="B"),
-        "flops": Figure(size.flops(subject.model, example)),
-        **sparsity.figures(matrices(subject), stored(subject), bits),
-    }
-    if isinstance(subject, Moe):
-        row["active_params"] = Figure(subject.active_params())
-    if subject.kind == "decoder":
-        cache = size.kv_cache_bytes(subject.model, example)
-        row["kv_cache"] = Figure(cache, unit="B")
-        row["memory"] = Figure(row["bytes"].value + cache, unit="B")
-    else:
-        row["memory"] = row["bytes"]
-    return row
-
-
-def compared(
-    original: Transformer, student: Transformer, held_out: texts.Corpus, place: latency.Environment
-) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
-    """(before, after, both): perplexity of language models, accuracy of labelled classifiers and, on masked tokens, of
-    masked language models, accuracy and macro F1 of labelled words, correlations of one number per text with labels
-    that are numbers, fidelity of embeddings and states; and the student's loyalty wherever both give logits of as many
-    classes, of texts or of tokens, labelled or not, or one number per text.
-
-    Raises `InputError` for two models of different tokenizers.
-    """
-    if original.tokenizer is None:
-        raise DataError("the model has no tokenizer to measure quality with: give one beside it")
-    if student.tokenizer not in (None, original.tokenizer):  # both will read the same token ids
-        teachers.check_tokens(student, original)
-    pair, tally = (original.forward, student.forward), loyalty.Tally()
-    batches = held_batches(held_out, original.tokenizer, packed=original.causal, length=place.length or _TOKENS)
-    if original.causal:
-        before, after = quality.perplexities(pair, batches, watch=tally.add)
-        return {"perplexity": before}, {"perplexity": after}, tally.figures()
-    if classifies(original) and held_out.labels is not None:
-        before, after = quality.accuracies(pair, batches, watch=tally.add)
-        return {"accuracy": before}, {"accuracy": after}, tally.figures()
-    read = [batch for batch in batches if batch["attention_mask"].any()]
-    if not read:
-        raise DataError(f"{held_out.name} holds no text that the tokenizer finds a token in: give others")
-    both = _fidelity((original, student), read)
-    if tells_number(original) and tells_number(student):
-        ours, theirs = (_numbers(subject, read) for subject in (student, original))
-        return _correlations(theirs, read), _correlations(ours, read), both | loyalty.numbers(ours, theirs)
-    if _masked(original, student):
-        before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
-        return {"accuracy": before}, {"accuracy": after}, both | tally.figures()
-    if classifies_tokens(original) and held_out.tagged is not None:
-        told = quality.classifications(pair, map(_spoken, read), watch=tally.add)
-        first, second = ({name: one[name] for name in ("accuracy", "f1")} for one in told)
-        return first, second, both | tally.figures()
-    if not _as_many_classes(original, student):
-        return {}, {}, both
-    with torch.inference_mode():
-        for batch in map(_spoken, read):
-            tally.add([forward(batch).prediction for forward in pair], batch)
-    return {}, {}, both | tally.figures()
 
 
 def _as_many_classes(*subjects: Transformer) -> bool:
@@ -325,39 +333,39 @@ def held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length
 
 
 @torch.inference_mode()
-def _numbers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]]) -> Values:
+def _numbers(subject: Transformer, batches: Sequence[Batch]) -> Values:
     """[n]: what the model tells of each text."""
-    told = [subject.forward(_spoken(batch)).prediction.float().cpu() for batch in batches]
+    told = [subject.forward(_with_tokens(batch)).prediction.float().cpu() for batch in batches]
     return torch.cat(told).flatten().tolist()
 
 
-def _correlations(told: Values, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Figure]:
+def _correlations(told: Values, batches: Sequence[Batch]) -> Row:
     """How what a model tells of each text goes with the labels; nothing without labels, or where all are equal."""
     if "labels" not in batches[0]:
         return {}
-    labels = torch.cat([_spoken(batch)["labels"] for batch in batches]).tolist()
+    labels = torch.cat([_with_tokens(batch)["labels"] for batch in batches]).tolist()
     if len(set(labels)) < 2:
         return {}
     return {"label_pearson": statistics.pearson(told, labels), "label_spearman": statistics.spearman(told, labels)}
 
 
-def _fidelity(pair: Sequence[Transformer], batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Figure]:
+def _fidelity(pair: Sequence[Transformer], batches: Sequence[Batch]) -> Row:
     """How alike embeddings or states are; nothing of teachers that answer as one, whose states have no mean."""
     try:
-        teacher, student = (torch.cat([_embed(one, _spoken(batch)).cpu() for batch in batches]) for one in pair)
+        teacher, student = (torch.cat([_embed(one, _with_tokens(batch)).cpu() for batch in batches]) for one in pair)
     except UnsupportedError:
         return {}
     return quality.fidelity(teacher, student)
 
 
-def _spoken(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _with_tokens(batch: Batch) -> Batch:
     """The texts of a batch that have tokens: in others is nothing to read, and two models can't differ on them."""
     rows = batch["attention_mask"].any(1)
     return batch if bool(rows.all()) else {name: tensor[rows] for name, tensor in batch.items()}
 
 
 @torch.inference_mode()
-def _embed(subject: Transformer, batch: Mapping[str, Tensor]) -> Tensor:
+def _embed(subject: Transformer, batch: Batch) -> Tensor:
     """[B, d]: the model's own sentence embedding, or the mean of its last hidden states over real tokens."""
     if subject.output == "embedding":
         return subject.forward(batch).prediction

@@ -1,9 +1,9 @@
-"""Networks of any kind and examples, as things to run a recipe on."""
+"""Backend of networks of any kind, which read examples."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,141 +15,237 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from secateur._utils import plugins
-from secateur._utils.modes import held, there
+from secateur._utils import modes, plugins
 from secateur.data import examples, labels
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MissingExtraError
 from secateur.formats import integers
 from secateur.measure import detection, latency, loyalty, quality, size, sparsity
 from secateur.runs import sources
-from secateur.subjects import matrices as every
+from secateur.runs.backends import Backend, Row, hash_model
+from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import detectors
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.shrinking import twin
 from secateur.subjects.network.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Figure
 
-__all__ = [
-    "BATCH",
-    "LENGTH",
-    "NOUN",
-    "Joint",
-    "Model",
-    "again",
-    "answer",
-    "built",
-    "called",
-    "check",
-    "compared",
-    "digest",
-    "example",
-    "fitted",
-    "forward",
-    "loading",
-    "matrices",
-    "opened",
-    "placed",
-    "read",
-    "save",
-    "sizes",
-    "where",
-]
-
-BATCH: int = 32
-LENGTH: int | None = None
-"""The environment of measurements, for recipes that have none of their own; inputs have no length of their own."""
-
-NOUN: str = "examples"
-"""What the data holds, in messages."""
+__all__ = ["Joint", "Model", "Network", "build_network", "run_network"]
 
 Model: TypeAlias = str | Path | nn.Module | Traced
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a network is called with."""
 
 
-def read(data: str | Path | Examples, text: str = "text", label: str = labels.DEFAULT) -> Examples:
-    """The examples in `data`, or those that an index keeps; `label` is the array of an .npz file with their classes.
+class Network(Backend[Traced, Examples, Arguments]):
+    """Modules, or functions that build one, of PyTorch; transformers models have a backend of their own."""
 
-    Raises `DataError` for an array that was named and that is not there, and for a column of texts, which is nowhere.
-    """
-    labels.unnamed("networks read examples, which have no column of texts", text=text)
-    return sources.kept(data, label=label) if sources.are(data) else examples.read(data, label=label)
+    family = "networks"
+    example = "a function that builds one, such as net.py:build"
+    dense_allowed = True
+    has_inputs = True
+
+    def takes(self, source: Model) -> bool:
+        """Modules that are no transformers model, and names of functions that build one."""
+        if isinstance(source, nn.Module):
+            return not any(kind.__module__ == "transformers.modeling_utils" for kind in type(source).__mro__)
+        return plugins.names_function(source)
+
+    def read(self, data: str | Path | Examples, text: str = "text", label: str = labels.DEFAULT) -> Examples:
+        """The examples in `data`, or those that an index keeps; `label` is the array of an .npz file of their classes.
+
+        Raises `DataError` for an array that was named and is not there, and for a column of texts, which is nowhere.
+        """
+        labels.unnamed("networks read examples, which have no column of texts", text=text)
+        return sources.read_index(data, label=label) if sources.is_index(data) else examples.read(data, label=label)
+
+    def open(
+        self, source: Model, device: str | None = None, data: Examples | None = None, inputs: Any = None
+    ) -> Traced:
+        """A module, a `Traced`, or the name of a function that builds a module, as a subject.
+
+        Its example inputs are `inputs`, or those that the function gives, or the first of the data.
+        """
+        if device is not None:  # where it will be measured: it is analysed and cut where it is
+            modes.there(device)
+        detects = data is not None and bool(data.targets)
+        if isinstance(source, Traced):
+            return detectors.open_detector(source) if detects else source
+        module, example = build_network(source, inputs, None if data is None else data.inputs[:1])
+        return detectors.open_detector(module, example) if detects else open_traced(module, example)
+
+    def reopen(self, source: Model, original: Traced, device: str | None = None) -> Traced:
+        """Another network on the inputs of `original`, or the folder of one that was cut from it."""
+        if isinstance(source, str | Path) and Path(source).is_dir():
+            return reload_traced(source, original.model, original.inputs)
+        module = source if isinstance(source, nn.Module | Traced) else plugins.network(str(source))[0]
+        return module if isinstance(module, Traced) else Traced(module, original.inputs)
+
+    def fit_data(self, data: Examples, subject: Traced) -> Examples:
+        """The examples, if the subject takes them. Raises `DataError` where it doesn't."""
+        taken = tree_leaves((subject.inputs.args, dict(subject.inputs.kwargs)))
+        first = next((leaf for leaf in taken if isinstance(leaf, Tensor)), None)
+        if first is not None and first.shape[1:] != data.inputs.shape[1:]:
+            raise DataError(
+                f"{data.name} holds inputs of shape {tuple(data.inputs.shape[1:])}, the model was built for "
+                f"{tuple(first.shape[1:])}: give inputs of that shape"
+            )
+        _check_arguments(data, subject)
+        if data.labels is not None:
+            _check_labels(data, subject)
+        if data.targets and isinstance(subject.model, Detector):
+            _check_loss(data, subject.model)
+        return data
+
+    def environment(
+        self, subject: Traced, batch: int | None, length: int | None, threads: int | None, device: str | None = None
+    ) -> latency.Environment:
+        """Where the subject is measured: on the CPU unless a device is given; networks have no `length`."""
+        if length is not None:
+            raise InputError(f"length={length}: a network takes inputs as they are; leave it out")
+        kind = next((str(p.dtype).removeprefix("torch.") for p in subject.model.parameters()), "float32")
+        return latency.Environment(batch or self.batch, None, threads or torch.get_num_threads(), device or "cpu", kind)
+
+    def digest(self, subject: Traced) -> str:
+        """sha256 of the structure as it prints, and of every tensor."""
+        return hash_model(repr(subject.model), subject.model)
+
+    def make_example(self, subject: Traced, environment: latency.Environment) -> Arguments:
+        """The subject's example inputs, repeated to a batch of the size that is timed, on its device."""
+        args, kwargs = subject.inputs.fresh()
+        rows = next(len(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
+
+        def repeated(tensor: Tensor) -> Tensor:
+            if tensor.dim() and len(tensor) == rows:
+                copies = math.ceil(environment.batch / rows)
+                tensor = tensor.repeat(copies, *[1] * (tensor.dim() - 1))[: environment.batch]
+            return tensor.to(environment.device)
+
+        return cast(Arguments, tree_map_only(Tensor, repeated, (args, kwargs)))
+
+    def place(self, subject: Traced, environment: latency.Environment) -> Traced:
+        """The subject where it is measured: itself if it is there, else a copy, so that what is cut stays."""
+        kind = torch.device(environment.device).type
+        if all(tensor.device.type == kind for tensor in subject.model.parameters()):
+            return subject
+        copied = Traced(twin(subject.model), subject.inputs, subject.plans)
+        modes.held(copied.model, environment.device)
+        return copied
+
+    def forward(self, subject: Traced, batch: Any) -> Any:
+        """The network in eval mode on `batch`: (args, kwargs), a batch of examples, or one tensor."""
+        subject.model.eval()
+        return run_network(subject, batch)
+
+    def matrices(self, subject: Traced) -> dict[str, Tensor]:
+        """Name -> weights [d_out, d_in] of its linears and convolutions."""
+        return {name: matrix.weight for name, matrix in matrices_of.matrices(subject.model).items()}
+
+    def sizes(self, subject: Traced, batch: Arguments) -> Row:
+        """Parameters, zeros, bytes of the weights as they are saved and as packed, and FLOPs of the example inputs.
+
+        Quantised layers are saved as integers of their bits, packed where their masks have a pattern.
+        """
+        weights = list(subject.model.parameters())
+        args, kwargs = subject.inputs.fresh()
+        layers = integers.quantised(subject.model)
+        whole = float(sum(p.numel() * p.element_size() for p in weights))
+        whole -= sum(layer.weight.numel() * (layer.weight.element_size() - layer.bits / 8) for layer in layers.values())
+        saved = sum(
+            layer.weight.numel() * layer.bits / 8 - integers.stored_bytes(layer, subject.forms.get(f"{path}.weight"))
+            for path, layer in layers.items()
+        )
+        bits = {f"{path}.weight": layer.bits for path, layer in layers.items()}
+        return {
+            "params": Figure(float(sum(p.numel() for p in weights))),
+            "bytes": Figure(whole - saved, unit="B"),
+            "flops": Figure(size.flops(partial(subject.model.eval(), *args), kwargs)),
+            **sparsity.figures(self.matrices(subject), whole, bits),
+        }
+
+    def compare(
+        self, original: Traced, student: Traced, held_out: Examples, environment: latency.Environment
+    ) -> tuple[Row, Row, Row]:
+        """(before, after, both): average precision of boxes, or accuracy of classes and the student's loyalty.
+
+        Without labels how alike the outputs [N, d] are, and the loyalty where each is a row of as many classes. Of one
+        number for each example, [N, 1], correlations and RMSE alone: its direction is no more than its sign.
+        """
+        batches, pair = list(held_out.in_order(environment.batch)), (original, student)
+        if held_out.targets:
+            before, after = (_precision(subject, batches, held_out.sizes) for subject in pair)
+            return before, after, {}
+        answers = [_on_cpu(subject.model, partial(self.forward, subject)) for subject in pair]
+        tally = loyalty.Tally()
+        if held_out.labels is not None:
+            first, second = quality.accuracies(answers, batches, watch=tally.add)
+            return {"accuracy": first}, {"accuracy": second}, tally.figures()
+        with torch.inference_mode():
+            parts = [[_first_tensor(answer(batch)) for batch in batches] for answer in answers]
+        outputs = [torch.cat([part.flatten(1) for part in some]) for some in parts]
+        if all(output.shape[1] == 1 for output in outputs):
+            return {}, {}, loyalty.numbers(*(output.flatten().tolist() for output in reversed(outputs)))
+        both = quality.fidelity(*outputs)
+        if any(some[0].dim() > 2 for some in parts) or outputs[0].shape != outputs[1].shape:
+            return {}, {}, both
+        tally.add(outputs, {})
+        return {}, {}, both | tally.figures()
+
+    def inspect(self, source: Model, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
+        """What could go in a network, what stays and why; see `secateur.runs.inspection.inspect`."""
+        from secateur.runs import inspection  # draws
+
+        return inspection.inspect(source, **options)
+
+    def save(self, subject: Traced, folder: Path) -> None:
+        """Weights, what was cut, and a torch.export program that needs nothing of ours."""
+        subject.save(folder, program=True)
+
+    def saved_in(self, folder: Path) -> bool:
+        """Whether the folder says what was cut, and has no config of a transformers model."""
+        return (folder / "cut.json").is_file() and not (folder / "config.json").is_file()
+
+    def load_line(self, folder: Path, name: str) -> str:
+        """The lines of Python that load the program in `folder`, which the reader knows as `name`."""
+        return f'import torch\n\nmodel = torch.export.load("{name}/model.pt2").module()'
 
 
-def opened(model: Model, device: str | None = None, data: Examples | None = None, inputs: Any = None) -> Traced:
-    """`model` as a subject: a module, a `Traced`, or the name of a function that builds a module.
-
-    Its example inputs are `inputs`, or those that the function gives, or the first of the data.
-    """
-    if device is not None:  # where it will be measured: it is analysed and cut where it is
-        there(device)
-    if isinstance(model, Traced):
-        return detectors.opened(model) if data is not None and data.targets else model
-    module, given = built(model, inputs, None if data is None else data.inputs[:1])
-    return detectors.opened(module, given) if data is not None and data.targets else open_traced(module, given)
+# ---------------------------------------------------------------------------------------------------------- opening
 
 
-def built(model: str | Path | nn.Module, inputs: Any = None, first: Tensor | None = None) -> tuple[nn.Module, Any]:
+def build_network(
+    model: str | Path | nn.Module, inputs: Any = None, first: Tensor | None = None
+) -> tuple[nn.Module, Any]:
     """(module, example inputs) of a module, or of the name of a function that builds one.
 
     inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or `first`, if None.
     """
-    module, given = plugins.network(str(model)) if isinstance(model, str | Path) else (model, None)
-    given = _random(inputs) if isinstance(inputs, str) else given if inputs is None else inputs
-    given = first if given is None else given
-    if given is None:
+    module, example = plugins.network(str(model)) if isinstance(model, str | Path) else (model, None)
+    if inputs is not None:
+        example = _random_inputs(inputs) if isinstance(inputs, str) else inputs
+    example = first if example is None else example
+    if example is None:
         what = model if isinstance(model, str | Path) else type(model).__name__
         raise InputError(
             f"{what} comes without example inputs: give their shape, such as --input 1x3x224x224, "
             "or let its function return (model, inputs)"
         )
-    return module, given
+    return module, example
 
 
-def _random(shape: str) -> Tensor:
+def _random_inputs(shape: str) -> Tensor:
     """Random numbers of a shape such as 1x3x224x224."""
     sizes = shape.lower().split("x")
-    if not all(one.isdigit() and int(one) for one in sizes):
+    if not all(number.isdigit() and int(number) for number in sizes):
         raise InputError(f"input {shape!r} is no shape: say for example 1x3x224x224")
-    return torch.rand([int(one) for one in sizes], generator=torch.Generator().manual_seed(0))
+    return torch.rand([int(number) for number in sizes], generator=torch.Generator().manual_seed(0))
 
 
-def again(model: Model, original: Traced, device: str | None = None) -> Traced:
-    """Another network on the inputs of `original`, or the folder of one that was cut from it."""
-    if isinstance(model, str | Path) and Path(model).is_dir():
-        return reload_traced(model, original.model, original.inputs)
-    module = model if isinstance(model, nn.Module | Traced) else plugins.network(str(model))[0]
-    return module if isinstance(module, Traced) else Traced(module, original.inputs)
-
-
-def fitted(data: Examples, subject: Traced) -> Examples:
-    """The examples, if the subject takes them. Raises `DataError` where it doesn't."""
-    taken = tree_leaves((subject.inputs.args, dict(subject.inputs.kwargs)))
-    first = next((one for one in taken if isinstance(one, Tensor)), None)
-    if first is not None and first.shape[1:] != data.inputs.shape[1:]:
-        raise DataError(
-            f"{data.name} holds inputs of shape {tuple(data.inputs.shape[1:])}, the model was built for "
-            f"{tuple(first.shape[1:])}: give inputs of that shape"
-        )
-    _takes(data, subject)
-    if data.labels is not None:
-        with torch.inference_mode():
-            output = forward(subject, data.inputs[:2])
-        logits = getattr(output, "logits", output)
-        if isinstance(logits, Tensor) and logits.dim() == 2:
-            count, low, high = logits.shape[1], int(data.labels.min()), int(data.labels.max())
-            if low < 0 or high >= count:
-                wrong = low if low < 0 else high
-                raise DataError(f"{data.name} has the label {wrong}: the model has {count} classes, 0 to {count - 1}")
-    if data.targets and isinstance(subject.model, Detector):
-        _learnt(data, subject.model)
-    return data
-
-
-def _takes(data: Examples, subject: Traced) -> None:
+def _check_arguments(data: Examples, subject: Traced) -> None:
     """Raise `DataError` where the network can't do with the examples alone: its other inputs have no default."""
-    given = subject.inputs.given(data.inputs[:1])
+    inputs = subject.inputs.given(data.inputs[:1])
     try:
-        inspect.signature(subject.model.forward).bind(*given.args, **given.kwargs)
+        inspect.signature(subject.model.forward).bind(*inputs.args, **inputs.kwargs)
     except ValueError:  # it has no signature to look at
         return
     except TypeError as error:
@@ -159,7 +255,20 @@ def _takes(data: Examples, subject: Traced) -> None:
         ) from error
 
 
-def _learnt(data: Examples, model: nn.Module) -> None:
+def _check_labels(data: Examples, subject: Traced) -> None:
+    """Raise `DataError` for a label beyond the classes that the network gives."""
+    labels_ = cast(Tensor, data.labels)
+    with torch.inference_mode():
+        output = Network().forward(subject, data.inputs[:2])
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, Tensor) and logits.dim() == 2:
+        count, low, high = logits.shape[1], int(labels_.min()), int(labels_.max())
+        if low < 0 or high >= count:
+            wrong = low if low < 0 else high
+            raise DataError(f"{data.name} has the label {wrong}: the model has {count} classes, 0 to {count - 1}")
+
+
+def _check_loss(data: Examples, model: nn.Module) -> None:
     """Raise `DataError` where the loss of a detector fails on the highest label, and runs if the labels are all 0.
 
     How many classes it has, a detector does not say. What fails for another reason is left to those who ask for it.
@@ -180,84 +289,23 @@ def _learnt(data: Examples, model: nn.Module) -> None:
                 ) from error
 
 
-def where(subject: Traced, batch: int | None, length: int | None, threads: int | None) -> latency.Environment:
-    """Where the subject's time is measured; networks have no `length`."""
-    if length is not None:
-        raise InputError(f"length={length}: a network takes inputs as they are; leave it out")
-    kind = next((str(p.dtype).removeprefix("torch.") for p in subject.model.parameters()), "float32")
-    return latency.Environment(batch or BATCH, None, threads or torch.get_num_threads(), "cpu", kind)
-
-
-def check(subject: Traced, options: Mapping[str, Any]) -> None:
-    """Nothing: there is no option which a network could make wrong."""
-
-
-def digest(subject: Traced) -> str:
-    """sha256 of the structure as it prints, and of every tensor."""
-    found = hashlib.sha256(repr(subject.model).encode())
-    for name, tensor in sorted(subject.model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def example(subject: Traced, place: latency.Environment) -> Any:
-    """A batch of the size that is timed, on its device: the subject's example inputs, repeated: (args, kwargs)."""
-    args, kwargs = subject.inputs.fresh()
-    rows = next(len(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim())
-
-    def repeated(tensor: Tensor) -> Tensor:
-        if tensor.dim() and len(tensor) == rows:
-            tensor = tensor.repeat(-(-place.batch // rows), *[1] * (tensor.dim() - 1))[: place.batch]
-        return tensor.to(place.device)
-
-    return tree_map_only(Tensor, repeated, (args, kwargs))
-
-
-def placed(subject: Traced, place: latency.Environment) -> Traced:
-    """The subject where it is measured: itself where it is there already, else a copy, so that what is cut stays."""
-    if all(tensor.device.type == torch.device(place.device).type for tensor in subject.model.parameters()):
-        return subject
-    copied = Traced(twin(subject.model), subject.inputs, subject.plans)
-    held(copied.model, place.device)
-    return copied
-
-
-def forward(subject: Traced, batch: Any) -> Any:
-    """The network in eval mode on `batch`: (args, kwargs), a batch of examples, or one tensor."""
-    subject.model.eval()
-    return called(subject, batch)
-
-
-def answer(subject: Traced, batch: Any) -> Any:
-    """As `forward`, of a batch from anywhere; the answer is on the CPU, where it is judged."""
-    return _carried(subject.model, partial(forward, subject))(batch)
-
-
-def _carried(model: nn.Module, ask: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`ask` of a batch from anywhere, with its answer on the CPU, where it is judged."""
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
-    if device.type == "cpu":
-        return ask
-    return lambda batch: tree_map_only(
-        Tensor, Tensor.cpu, ask(tree_map_only(Tensor, lambda one: one.to(device), batch))
-    )
+# ---------------------------------------------------------------------------------------------------------- running
 
 
 class Joint(nn.Module):
-    """Several networks that answer as one, by what `say` makes of a whole batch: for measuring only."""
+    """Several networks that answer as one, by what `answer` makes of a whole batch: for measuring only."""
 
-    def __init__(self, say: Callable[[Any], Tensor]) -> None:
+    def __init__(self, answer: Callable[[Any], Tensor]) -> None:
         super().__init__()
-        self.say = say
+        self.answer = answer
 
     def forward(self, batch: Any) -> Tensor:
         """Their answer."""
-        return self.say(batch)
+        return self.answer(batch)
 
 
-def called(subject: Traced, batch: Any) -> Any:
-    """As `forward`, in the mode in which the network is."""
+def run_network(subject: Traced, batch: Any) -> Any:
+    """As `Network.forward`, in the mode in which the network is."""
     model = subject.model
     if isinstance(model, Joint):
         return model(batch)
@@ -267,84 +315,30 @@ def called(subject: Traced, batch: Any) -> Any:
     return subject.inputs.ask(model, batch["inputs"] if isinstance(batch, Mapping) else batch)
 
 
-def loading(folder: Path, name: str) -> str:
-    """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
-    return f'import torch\n\nmodel = torch.export.load("{name}/model.pt2").module()'
+def _on_cpu(model: nn.Module, forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`forward` of a batch from anywhere, with its output on the CPU, where it is judged."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if device.type == "cpu":
+        return forward
 
+    def carried(batch: Any) -> Any:
+        output = forward(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch))
+        return tree_map_only(Tensor, Tensor.cpu, output)
 
-def save(subject: Traced, folder: Path) -> None:
-    """Weights, what was cut, and a torch.export program that needs nothing of ours."""
-    subject.save(folder, program=True)
-
-
-def matrices(subject: Traced) -> dict[str, Tensor]:
-    """Name -> weights [d_out, d_in] of its linears and convolutions."""
-    return {name: matrix.weight for name, matrix in every.matrices(subject.model).items()}
-
-
-def sizes(subject: Traced, batch: Any) -> dict[str, Figure]:
-    """Parameters, zeros, bytes of the weights as they are saved and as packed, and FLOPs of the example inputs.
-
-    Quantised layers are saved as integers of their bits, packed where their masks have a pattern.
-    """
-    weights = list(subject.model.parameters())
-    args, kwargs = subject.inputs.fresh()
-    layers = integers.quantised(subject.model)
-    whole = float(sum(p.numel() * p.element_size() for p in weights))
-    whole -= sum(one.weight.numel() * (one.weight.element_size() - one.bits / 8) for one in layers.values())
-    saved = sum(
-        one.weight.numel() * one.bits / 8 - integers.stored_bytes(one, subject.forms.get(f"{path}.weight"))
-        for path, one in layers.items()
-    )
-    bits = {f"{path}.weight": one.bits for path, one in layers.items()}
-    return {
-        "params": Figure(float(sum(p.numel() for p in weights))),
-        "bytes": Figure(whole - saved, unit="B"),
-        "flops": Figure(size.flops(partial(subject.model.eval(), *args), kwargs)),
-        **sparsity.figures(matrices(subject), whole, bits),
-    }
-
-
-Row = dict[str, Figure]
-
-
-def compared(original: Traced, student: Traced, held_out: Examples, place: latency.Environment) -> tuple[Row, Row, Row]:
-    """(before, after, both): average precision of boxes, accuracy of classes and the student's loyalty to the
-    original's; without labels how alike the outputs [N, d] are, and the loyalty where each is a row of as many classes.
-    Of one number for each example, [N, 1], correlations and RMSE alone: its direction is no more than its sign.
-    """
-    batches = list(held_out.in_order(place.batch))
-    if held_out.targets:
-        before, after = (_precision(one, batches, held_out.sizes) for one in (original, student))
-        return before, after, {}
-    if held_out.labels is not None:
-        tally = loyalty.Tally()
-        found = quality.accuracies([partial(answer, one) for one in (original, student)], batches, watch=tally.add)
-        return {"accuracy": found[0]}, {"accuracy": found[1]}, tally.figures()
-    with torch.inference_mode():
-        given = [[_tensor(answer(one, batch)) for batch in batches] for one in (original, student)]
-    outputs = [torch.cat([part.flatten(1) for part in parts]) for parts in given]
-    if all(one.shape[1] == 1 for one in outputs):
-        return {}, {}, loyalty.numbers(*(one.flatten().tolist() for one in reversed(outputs)))
-    both = quality.fidelity(*outputs)
-    if any(parts[0].dim() > 2 for parts in given) or outputs[0].shape != outputs[1].shape:
-        return {}, {}, both
-    tally = loyalty.Tally()
-    tally.add(outputs, {})
-    return {}, {}, both | tally.figures()
+    return carried
 
 
 def _precision(subject: Traced, batches: Sequence[Mapping[str, Any]], sizes: Sequence[float]) -> Row:
-    detect = _carried(subject.model, cast(Detector, subject.model.eval()).detect)
+    detect = _on_cpu(subject.model, cast(Detector, subject.model.eval()).detect)
     try:
         return detection.average_precision(detect, batches, sizes=sizes or detection.SIZES)
     except MissingExtraError:
         return {"AP50": detection.all_point(detect, batches)}
 
 
-def _tensor(output: Any) -> Tensor:
+def _first_tensor(output: Any) -> Tensor:
     """The first tensor of an output, [N, ...]."""
-    first = next((one for one in tree_leaves(output) if isinstance(one, Tensor)), None)
+    first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
     if first is None or first.dim() < 2:
         raise DataError("the outputs can't be compared without classes: give examples with labels")
     return first

@@ -1,4 +1,4 @@
-"""Language models that stay on the disk, as things to run a recipe on: never more than a block of one in memory."""
+"""Backend of language models that stay on the disk: never more than a block of one in memory."""
 
 from __future__ import annotations
 
@@ -16,107 +16,114 @@ from torch import Tensor
 from secateur.data import texts
 from secateur.errors import DataError, InputError, MeasurementError
 from secateur.measure import latency, loyalty, quality, size, sparsity
-from secateur.runs.backends import language
-from secateur.runs.backends.language import BATCH, LENGTH, NOUN
+from secateur.runs.backends import Row
+from secateur.runs.backends.language import TOKENS, TextBackend, check_tokens, held_batches
 from secateur.subjects import Streamed, open_streamed
-from secateur.subjects.matrices import matrices as of_model
+from secateur.subjects.matrices import matrices as matrices_of
 from secateur.subjects.transformer import blocks
 from secateur.subjects.transformer.subject import Output
 from secateur.vocabulary import Figure
 
-__all__ = [
-    "BATCH",
-    "LENGTH",
-    "NOUN",
-    "Model",
-    "again",
-    "check",
-    "compared",
-    "digest",
-    "example",
-    "fitted",
-    "forward",
-    "loading",
-    "matrices",
-    "opened",
-    "read",
-    "save",
-    "sizes",
-    "where",
-]
+__all__ = ["Model", "OnDisk"]
 
 Model: TypeAlias = str | Path | Streamed
 Data: TypeAlias = str | Path | Sequence[str] | texts.Corpus
+Batch: TypeAlias = Mapping[str, Tensor]
 _CHUNK = 2**22
 _ROWS = 256
 """Tokens whose losses are in float32 at once."""
 
 
-def read(data: Data, text: str = "text", label: str = "label") -> texts.Corpus:
-    """The texts in `data`; see `language.read`."""
-    return language.read(data, text, label)
+class OnDisk(TextBackend[Streamed]):
+    """Causal language models in a folder or of the Hub, which are worked on a block at a time by the CPU."""
 
+    on_disk = True
 
-def fitted(corpus: texts.Corpus, subject: Streamed) -> texts.Corpus:
-    """The texts, if the model has a tokenizer to read them with, of tokens that it knows."""
-    if subject.tokenizer is None:
-        raise InputError("the model has no tokenizer: put its files beside the weights")
-    language.known(corpus, subject)
-    return corpus
+    def open(
+        self, source: Model, device: str | None = None, data: texts.Corpus | None = None, inputs: Any = None
+    ) -> Streamed:
+        """A folder or Hub id as a subject that stays there."""
+        if device not in (None, "cpu"):
+            raise InputError(
+                f"device {device!r}: a model that is streamed is worked on by the CPU; leave the device out"
+            )
+        if isinstance(source, Streamed):
+            return source
+        if not isinstance(source, str | Path):
+            raise InputError(
+                f"a {type(source).__name__} in memory can't be streamed: give the folder of its checkpoint"
+            )
+        return open_streamed(source)
 
+    def fit_data(self, data: texts.Corpus, subject: Streamed) -> texts.Corpus:
+        """The texts, if the model has a tokenizer to read them with, of tokens that it knows."""
+        if subject.tokenizer is None:
+            raise InputError("the model has no tokenizer: put its files beside the weights")
+        check_tokens(data, subject)
+        return data
 
-def check(subject: Streamed, options: Mapping[str, Any]) -> None:
-    """Refuse options that the model can't follow; see `language.check`."""
-    language.check(subject, options)
+    def environment(
+        self, subject: Streamed, batch: int | None, length: int | None, threads: int | None, device: str | None = None
+    ) -> latency.Environment:
+        """What FLOPs and quality refer to; time is not measured here."""
+        kind = str(subject.dtype).removeprefix("torch.")
+        threads = threads or torch.get_num_threads()
+        return latency.Environment(batch or self.batch, length or TOKENS, threads, "cpu", kind)
 
+    def digest(self, subject: Streamed) -> str:
+        """sha256 of the configuration and of the files of the weights."""
+        digest = hashlib.sha256(subject.model.config.to_json_string(use_diff=True).encode())
+        for path in sorted(set(subject.files().values())):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    digest.update(chunk)
+        return digest.hexdigest()
 
-def loading(folder: Path, name: str) -> str:
-    """The lines of Python that load the model in `folder`."""
-    return language.loading(folder, name)
+    def forward(self, subject: Streamed, batch: Batch) -> Output:
+        """What would be timed; `MeasurementError`, for reading the disk is no part of a model's time."""
+        raise MeasurementError(
+            "not measured while the models stay on the disk: `secateur measure` opens and times them"
+        )
 
+    def matrices(self, subject: Streamed) -> Mapping[str, Tensor]:
+        """Name -> weights [d_out, d_in] of the blocks' matrices."""
+        return _Matrices(subject)
 
-def opened(model: Model, device: str | None = None, data: texts.Corpus | None = None) -> Streamed:
-    """`model`, a folder or Hub id, as a subject that stays there."""
-    if device not in (None, "cpu"):
-        raise InputError(f"device {device!r}: a model that is streamed is worked on by the CPU; leave the device out")
-    if isinstance(model, Streamed):
-        return model
-    if not isinstance(model, str | Path):
-        raise InputError(f"a {type(model).__name__} in memory can't be streamed: give the folder of its checkpoint")
-    return open_streamed(model)
+    def sizes(self, subject: Streamed, batch: Batch) -> Row:
+        """Parameters, zeros, bytes of the weights as saved and as packed, FLOPs of `batch`."""
+        parameters = size.parameters(subject.model)
+        stored = float(sum(p.numel() * p.element_size() for p in subject.model.parameters()))
+        return {
+            "params": Figure(float(parameters["params"])),
+            "embedding_params": Figure(float(parameters["embedding_params"])),
+            "bytes": Figure(stored, unit="B"),
+            "memory": Figure(stored, unit="B"),
+            "flops": Figure(_flops(subject, batch)),
+            **sparsity.figures(self.matrices(subject), stored),
+        }
 
+    def compare(
+        self, original: Streamed, student: Streamed, held_out: texts.Corpus, environment: latency.Environment
+    ) -> tuple[Row, Row, Row]:
+        """(before, after, both): perplexity and loyalty, each model's blocks read once for all sequences.
 
-def again(model: Model, original: Streamed, device: str | None = None) -> Streamed:
-    """Another model, to be compared with `original`."""
-    return opened(model, device)
-
-
-def where(subject: Streamed, batch: int | None, length: int | None, threads: int | None) -> latency.Environment:
-    """What FLOPs and quality refer to; time is not measured here."""
-    kind = str(subject.dtype).removeprefix("torch.")
-    tokens = length or language.LENGTH or 64
-    return latency.Environment(batch or BATCH, tokens, threads or torch.get_num_threads(), "cpu", kind)
-
-
-def digest(subject: Streamed) -> str:
-    """sha256 of the configuration and of the files of the weights."""
-    found = hashlib.sha256(subject.model.config.to_json_string(use_diff=True).encode())
-    for file in sorted(set(subject.files().values())):
-        found.update(file.name.encode())
-        with file.open("rb") as opened_file:
-            while chunk := opened_file.read(_CHUNK):
-                found.update(chunk)
-    return found.hexdigest()
-
-
-def example(subject: Streamed, place: latency.Environment) -> dict[str, Tensor]:
-    """A batch of the size that FLOPs are counted for."""
-    return subject.example(place.batch, place.length or 64)
-
-
-def forward(subject: Streamed, batch: Mapping[str, Tensor]) -> Any:
-    """What would be timed; `MeasurementError`, for reading the disk is no part of a model's time."""
-    raise MeasurementError("not measured while the models stay on the disk: `secateur measure` opens and times them")
+        Embeddings and head are held once where both models have them from the same files, as after pruning blocks.
+        """
+        if original.tokenizer is None:
+            raise DataError("the model has no tokenizer to measure quality with: give one beside it")
+        length = environment.length or TOKENS
+        batches = held_batches(held_out, original.tokenizer, packed=True, length=length)
+        tally = loyalty.Tally()
+        heads = [original, original if student.ends() == original.ends() else student]
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            pair = enumerate((original, student))
+            states = [_last_states(subject, batches, Path(folder, str(number))) for number, subject in pair]
+            for head in {id(head): head for head in heads}.values():
+                stack.enter_context(head.resident())
+            forwards = [partial(_logits, head, some) for head, some in zip(heads, states, strict=True)]
+            before, after = quality.perplexities(forwards, batches, watch=tally.add, chunk=_ROWS)
+        return {"perplexity": before}, {"perplexity": after}, tally.figures()
 
 
 class _Matrices(Mapping[str, Tensor]):
@@ -125,14 +132,16 @@ class _Matrices(Mapping[str, Tensor]):
     def __init__(self, subject: Streamed) -> None:
         self.subject, self.path = subject, ""
         self.held: dict[str, Tensor] = {}
-        self.places = {name: path for path in subject.layers() for name in of_model(subject.model, [path])}
+        self.places = {name: path for path in subject.layers() for name in matrices_of(subject.model, [path])}
 
     def __getitem__(self, name: str) -> Tensor:
         path = self.places[name]
         if path != self.path:
             self.held = {}
             with self.subject.resident(path):
-                self.held = {key: matrix.weight.clone() for key, matrix in of_model(self.subject.model, [path]).items()}
+                self.held = {
+                    key: matrix.weight.clone() for key, matrix in matrices_of(self.subject.model, [path]).items()
+                }
             self.path = path
         return self.held[name]
 
@@ -141,25 +150,6 @@ class _Matrices(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.places)
-
-
-def matrices(subject: Streamed) -> Mapping[str, Tensor]:
-    """Name -> weights [d_out, d_in] of the blocks' matrices."""
-    return _Matrices(subject)
-
-
-def sizes(subject: Streamed, example: Mapping[str, Tensor]) -> dict[str, Figure]:
-    """Parameters, zeros, bytes of the weights as saved and as packed, FLOPs of `example`."""
-    parameters = size.parameters(subject.model)
-    stored = float(sum(p.numel() * p.element_size() for p in subject.model.parameters()))
-    return {
-        "params": Figure(float(parameters["params"])),
-        "embedding_params": Figure(float(parameters["embedding_params"])),
-        "bytes": Figure(stored, unit="B"),
-        "memory": Figure(stored, unit="B"),
-        "flops": Figure(_flops(subject, example)),
-        **sparsity.figures(matrices(subject), stored),
-    }
 
 
 def _flops(subject: Streamed, batch: Mapping[str, Tensor]) -> float:
@@ -173,39 +163,13 @@ def _flops(subject: Streamed, batch: Mapping[str, Tensor]) -> float:
             return total + size.flops(partial(blocks.leaving, subject, batch, last), {})
 
 
-def compared(
-    original: Streamed, student: Streamed, held_out: texts.Corpus, place: latency.Environment
-) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
-    """(before, after, both): perplexity and loyalty, each model's blocks read once for all sequences.
-
-    Embeddings and head are held once where both models have them from the same files, as after pruning blocks.
-    """
-    if original.tokenizer is None:
-        raise DataError("the model has no tokenizer to measure quality with: give one beside it")
-    batches = language.held_batches(held_out, original.tokenizer, packed=True, length=place.length or 64)
-    tally = loyalty.Tally()
-    heads = [original, original if student.ends() == original.ends() else student]
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as held:
-        left = [_left(one, batches, Path(folder, str(number))) for number, one in enumerate((original, student))]
-        for head in {id(head): head for head in heads}.values():
-            held.enter_context(head.resident())
-        forwards = [partial(_finished, head, states) for head, states in zip(heads, left, strict=True)]
-        before, after = quality.perplexities(forwards, batches, watch=tally.add, chunk=_ROWS)
-    return {"perplexity": before}, {"perplexity": after}, tally.figures()
-
-
-def _left(subject: Streamed, batches: Sequence[Mapping[str, Tensor]], folder: Path) -> Iterator[Tensor]:
+def _last_states(subject: Streamed, batches: Sequence[Mapping[str, Tensor]], folder: Path) -> Iterator[Tensor]:
     """What leaves the last block, batch by batch."""
     for _ in blocks.visit(subject, batches, folder, title="measuring", store=False):
         pass
     return blocks.states(folder, len(subject.layers()))
 
 
-def _finished(head: Streamed, states: Iterator[Tensor], batch: Mapping[str, Tensor]) -> Output:
+def _logits(head: Streamed, states: Iterator[Tensor], batch: Mapping[str, Tensor]) -> Output:
     """The logits [B, S, V] of the next states: they come in the order of the batches."""
     return Output(blocks.leaving(head, batch, next(states)).logits, causal=True)
-
-
-def save(subject: Streamed, folder: Path) -> None:
-    """The model and all that travels with it."""
-    subject.save(folder)

@@ -1,38 +1,37 @@
-"""A student taught by its teachers, without a recipe: opened, checked, trained, measured, saved. `secateur distill`.
+"""Distillation without a recipe: open, check, train, measure and save a student. `secateur distill`.
 
-`lessons` holds what is asked and `members` who is in the chain; `course` ties them to what is learned from. A course is
-tried (`trying`), its links are trained (`training`) on what teachers say, which `caches` keep, and its last is measured
-(`measuring`) and saved (`results`).
+`settings` holds the options and what is refused of them, `models` opens who teaches and learns, and `setup` ties them
+to what is learned from. `trial` asks for a loss before anything is written, `training` trains each link of the chain on
+what teachers answer, which `caches` keep, and `measuring` measures the student.
 """
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
-from secateur._utils.disk import guard
 from secateur._utils.rundir import Run
-from secateur.data import texts
-from secateur.data.examples import Examples
-from secateur.measure import environment
+from secateur.measure.environment import describe as describe_machine
 from secateur.recover.distillation.assistants import chain
 from secateur.recover.training import loop
 from secateur.reports import evidence
-from secateur.runs import backends, configs, splits
-from secateur.runs.backends import language
-from secateur.runs.distilling import measuring, members, results, training, trying
-from secateur.runs.distilling.course import Course, stream
-from secateur.runs.distilling.lessons import Lesson, check, check_cache, warming
-from secateur.runs.distilling.members import Model
-from secateur.runs.executor import publish_evidence
-from secateur.vocabulary import Evidence
+from secateur.runs import backends, configs, exporting, splits
+from secateur.runs.backends import Data
+from secateur.runs.cards import write_card
+from secateur.runs.distilling import measuring, models, training, trial
+from secateur.runs.distilling.models import Model
+from secateur.runs.distilling.settings import Settings, check, check_cache, parse_warm_up
+from secateur.runs.distilling.setup import Setup, make_batches
+from secateur.runs.executor import open_run, publish_evidence
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Evidence, Figure
 
 __all__ = ["configured", "distill"]
-
-Data: TypeAlias = str | Path | Sequence[str] | texts.Corpus | Examples
 
 
 def distill(
@@ -143,67 +142,65 @@ def distill(
         ServerError: the server stopped; what it said is kept, and the same call goes on.
         RunError: `out` is in use, holds another run, or the disk is full.
     """
-    above = list(teachers) if isinstance(teachers, list | tuple) else [cast(Model, teachers)]
-    lesson = Lesson(
+    sources = list(teachers) if isinstance(teachers, list | tuple) else [cast(Model, teachers)]
+    chosen = Settings(
         steps, lr, batch, length, temperature, direction, task, hidden, tuple(shares or ()), choice, cache, on_policy,
         prompt, server, align, (match,) if isinstance(match, str) and match else tuple(match),
         tuple(map(int, match_index)), match_loss,
         (match_weight,) if isinstance(match_weight, int | float) else tuple(map(float, match_weight)), match_balance,
-        skew, tuple(map(int, buckets)), warming(warm_up), loop.options(training), seed, bits,
+        skew, tuple(map(int, buckets)), parse_warm_up(warm_up), loop.options(training), seed, bits,
     )  # fmt: skip
-    check(lesson, above, assistants)
-    check_cache(lesson, cache_at, out)
-    trade = backends.of_model(student)
-    corpus, apart = splits.read(trade, data, held_out, text=text, label=label)
-    pupil = members.learner(trade, student, device, corpus)
-    pupil = members.weighted(pupil, weights) if weights else pupil
-    between = [members.learner(trade, one, device, corpus, pupil) for one in assistants]
-    masters = [] if server else [members.opened(trade, one, device, corpus, pupil) for one in above]
-    part = splits.parted(trade, corpus, apart, pupil, seed=seed)
-    members.check_kind(trade, lesson, pupil, len(above) > 1, part.train)
-    members.check_chain(trade, pupil, between, masters, lesson.align)
-    trade.check(pupil, {"length": length} if trade is language else {})
-    items = stream(trade, lesson, pupil, part.train, masters)
-    where = trade.where(pupil, batch, length if trade is language else None, None)
-    course = Course(trade, lesson, tuple(map(str, above)), masters, part.train, part.held, items, where, str(cache_at))
-    trying.check_number(course, pupil)
-    notes = [part.warning] if part.warning else []
-    trying.tried(course, pupil, between)
+    check(chosen, sources, assistants)
+    check_cache(chosen, cache_at, out)
+    backend = backends.of_source(student)
+    corpus, apart = splits.read(backend, data, held_out, text=text, label=label)
+    learner = models.open_student(backend, student, device, corpus)
+    learner = models.load_weights(learner, weights) if weights else learner
+    between = [models.open_student(backend, source, device, corpus, learner) for source in assistants]
+    above = [] if server else [models.open_teacher(backend, source, device, corpus, learner) for source in sources]
+    parts = splits.split(backend, corpus, apart, learner, seed=seed)
+    models.check_kind(chosen, learner, len(sources) > 1, parts.train)
+    models.check_chain(learner, between, above, align)
+    of_texts = isinstance(learner, Transformer)
+    backend.check(learner, {"length": length} if of_texts else {})
+    batches = make_batches(chosen, learner, parts.train, above)
+    environment = backend.environment(learner, batch, length if of_texts else None, None)
+    names = tuple(map(str, sources))
+    setup = Setup(backend, chosen, names, above, parts.train, parts.held, batches, environment, str(cache_at))
+    trial.check_number(setup, learner)
+    notes = [parts.warning] if parts.warning else []
+    trial.try_losses(setup, learner, between)
     if dry_run:
-        measuring.beforehand(course, pupil, None)
-        row = trying.planned(course, pupil)
+        measuring.measure_before(setup, learner, None)
+        row = trial.plan(setup, learner)
         return replace(row, settings={**row.settings, "notes": notes})
     settings = {
         "recipe": "distill",
         **{
             name: value
-            for name, value in asdict(lesson).items()
+            for name, value in asdict(chosen).items()
             if value not in ("", (), {}) and (bits or name != "bits")
         },
-        "student_sha256": trade.digest(pupil),
-        "teachers_sha256": [trade.digest(one) for one in masters] or course.names,
-        "assistants_sha256": [trade.digest(one) for one in between],
+        "student_sha256": backend.digest(learner),
+        "teachers_sha256": [backend.digest(teacher) for teacher in above] or names,
+        "assistants_sha256": [backend.digest(assistant) for assistant in between],
         **splits.columns(text, label),
-        **part.digests,
+        **parts.digests,
     }
     places = {"weights": weights, "device": device, "cache_at": cache_at}
     about = {
-        "student": backends.called(student),
-        "teachers": [backends.called(one) for one in above],
-        **splits.named(data=(data, corpus), held_out=(held_out, apart)),
-        **({"assistants": [backends.called(one) for one in assistants]} if assistants else {}),
+        "student": backends.name_source(student),
+        "teachers": [backends.name_source(source) for source in sources],
+        **splits.names_of(data=(data, corpus), held_out=(held_out, apart)),
+        **({"assistants": [backends.name_source(source) for source in assistants]} if assistants else {}),
         **{name: str(value) for name, value in places.items() if value},
     }
-    with (
-        guard(Path(out)),
-        Run.open(out, settings, about={**about, "versions": environment.describe()}, overwrite=overwrite) as run,
-    ):
+    with open_run(out, settings, about, overwrite=overwrite) as run:
         record = run.path("evidence.json")
         if not record.exists():
-            row = _taught(course, pupil, between, run, {"model": about["student"], **about, **settings, "notes": notes})
-            name = str(Path(run.root.resolve().name))
-            written = run.folder("integers") if bits else None
-            run.publish(partial(results.save, trade, pupil, row, name, written=written))
+            known = {"model": about["student"], **about, **settings, "notes": notes}
+            row = _train(setup, learner, between, run, known)
+            run.publish(partial(_save, setup, learner, row, run))
             evidence.write(record, row)
         (row,) = evidence.read(record)
         publish_evidence(run.root, [row])
@@ -218,33 +215,69 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
     return configs.options(distill, configs.read(path, "distill", distill, given))
 
 
-def _taught(course: Course, pupil: Any, between: Sequence[Any], run: Run, settings: Mapping[str, Any]) -> Evidence:
-    """Teach the chain, and measure its last before and after."""
-    before, known, why = run.json("before", lambda: results.plain(*measuring.beforehand(course, pupil, run)))
-    records = chain(
-        tuple(course.masters), [*between, pupil], lambda learner, above, number: training.teach(
-            course, learner, above if isinstance(above, tuple) else (above,), run, f"link-{number}",
-            bits=course.lesson.bits if learner is pupil else 0,
-        )
-    )  # fmt: skip
-    taught, notes = pupil, list(settings["notes"])
-    if course.lesson.bits:
-        taught, told = results.integers(pupil, run.folder("integers"), course.lesson.bits)
-        notes += told
-    after = measuring.measured(course, taught, run)[0]
+def _train(setup: Setup, student: Any, between: Sequence[Any], run: Run, settings: Mapping[str, Any]) -> Evidence:
+    """Train the chain, and measure its last before and after."""
+    chosen = setup.settings
+
+    def measure_before() -> list[Any]:
+        before, teachers, why = measuring.measure_before(setup, student, run)
+        return [*({name: asdict(figure) for name, figure in row.items()} for row in (before, teachers)), why]
+
+    def train(learner: Any, above: Any, number: int) -> Any:
+        above = above if isinstance(above, tuple) else (above,)
+        bits = chosen.bits if learner is student else 0
+        return training.train_student(setup, learner, above, run, f"link-{number}", bits=bits)
+
+    before, teachers, why = run.json("before", measure_before)
+    records = chain(tuple(setup.teachers), [*between, student], train)
+    trained, notes = student, list(settings["notes"])
+    if chosen.bits:
+        trained, more = _integers(student, run.folder("integers"), chosen.bits)
+        notes += more
+    after = measuring.measure_student(setup, trained, run)[0]
     row = Evidence(
         recipe="distill",
-        target=f"{course.lesson.steps} steps",
-        before=results.figures(before),
+        target=f"{chosen.steps} steps",
+        before=_figures(before),
         after=after,
-        baselines={"teacher": results.figures(known)} if known else {},
+        baselines={"teacher": _figures(teachers)} if teachers else {},
         recovery=records[-1],
-        environment={**environment.describe(), "measured_at": str(course.where)},
+        environment={**describe_machine(), "measured_at": str(setup.environment)},
         settings={
             **settings,
             **({"not_measured": why} if why else {}),
-            "notes": [*notes, *([] if why else measuring.to_each(course, taught))],
+            "notes": [*notes, *([] if why else measuring.loyalty_notes(setup, trained))],
             **({"assistants": [asdict(record) for record in records[:-1]]} if between else {}),
         },
     )
     return replace(row, verdict=measuring.verdict(row))
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, Figure]:
+    """A row of figures as JSON gives it back."""
+    return {name: Figure(**figure) for name, figure in row.items()}
+
+
+def _integers(student: Transformer, folder: Path, bits: int) -> tuple[Transformer, tuple[str, ...]]:
+    """(a student that was trained in so many bits, written to `folder` as such and read again; notes)."""
+    shutil.rmtree(folder, ignore_errors=True)
+    notes = exporting.write(student, folder, f"int{bits}", bound=math.inf)  # its floats were asked by nobody
+    reopened = open_subject(folder, quantised=True)
+    for module in (reopened.model, *reopened.head):
+        module.to(student.model.device)
+    return reopened, notes
+
+
+def _save(setup: Setup, student: Any, row: Evidence, run: Run, folder: Path) -> None:
+    """Write the student, or the integers that were made of it, and its card into `folder`."""
+    if setup.settings.bits:
+        shutil.copytree(run.folder("integers"), folder, dirs_exist_ok=True)
+    else:
+        setup.backend.save(student, folder)
+    name = Path(str(row.settings["model"])).name
+    above = " and ".join(Path(str(teacher)).name for teacher in row.settings["teachers"])
+    steps = row.recovery.steps if row.recovery else 0
+    write_card(
+        folder, row, setup.backend.load_line(folder, run.root.resolve().name), tag="distilled",
+        title=f"{name} taught by {above}", origin=f"Distilled from {above} by secateur, in {steps} steps.",
+    )  # fmt: skip

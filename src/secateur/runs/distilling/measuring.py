@@ -12,14 +12,14 @@ from secateur._utils.rundir import Run
 from secateur.errors import DataError, MeasurementError, UnsupportedError
 from secateur.measure import loyalty, quality, statistics
 from secateur.recover.distillation import losses
-from secateur.runs.distilling import caches, together
-from secateur.runs.distilling.course import Course, stream
-from secateur.runs.distilling.members import of_whole_texts
+from secateur.runs.backends import Row
+from secateur.runs.distilling import caches, ensembles
+from secateur.runs.distilling.models import Learner, as_transformer, gives_rows
+from secateur.runs.distilling.setup import Ask, Setup, make_batches
+from secateur.subjects import Transformer
 from secateur.vocabulary import Evidence, Figure
 
-__all__ = ["beforehand", "measured", "to_each", "verdict"]
-
-Row = dict[str, Figure]
+__all__ = ["loyalty_notes", "measure_before", "measure_student", "verdict"]
 
 _NEARER = (
     "shared_kl", "shared_probability_loyalty", "shared_label_loyalty", "served_label_loyalty", "probability_loyalty",
@@ -32,58 +32,59 @@ _BATCHES = 24
 """Held-out batches on which aligned teachers are compared."""
 
 
-def beforehand(course: Course, student: Any, run: Run | None) -> tuple[Row, Row, str]:
-    """What is `measured` before training, or by a dry run. Raises `DataError` where the held-out data tells nothing of
-    quality: all of training would end without a verdict.
+def measure_before(setup: Setup, student: Learner, run: Run | None) -> tuple[Row, Row, str]:
+    """What `measure_student` gives before training, or by a dry run.
+
+    Raises `DataError` where the held-out data tells nothing of quality: training would end without a verdict.
     """
-    row, known, why = measured(course, student, run)
-    if why and not any(name in row for name in _NEARER) and not _tells(course, student):
+    row, known, why = measure_student(setup, student, run)
+    if why and not any(name in row for name in _NEARER) and not _has_quality(setup, student):
         raise DataError(f"quality can't be measured on the held-out data: {why}")
     return row, known, why
 
 
-def measured(course: Course, student: Any, run: Run | None) -> tuple[Row, Row, str]:
+def measure_student(setup: Setup, student: Learner, run: Run | None) -> tuple[Row, Row, str]:
     """Sizes, quality and loyalty of the student, and of its teachers; and why quality could not be measured.
 
     Without a run, which keeps what a server says, none is asked.
     """
-    trade, place = course.trade, course.where
-    row = dict(trade.sizes(student, trade.example(student, place)))
+    backend, environment = setup.backend, setup.environment
+    row = dict(backend.sizes(student, backend.make_example(student, environment)))
     known: Row = {}
-    if course.lesson.align:
+    if setup.settings.align:
         try:
-            first, _, _ = trade.compared(student, student, course.held, place)
-            return {**row, **first, **_apart(course, student)[0]}, known, ""
+            first, _, _ = backend.compare(student, student, setup.held, environment)
+            return {**row, **first, **_compare_aligned(setup, student)[0]}, known, ""
         except (DataError, MeasurementError) as error:
             return row, known, str(error)
-    for one in course.masters:
-        for name, figure in trade.sizes(one, trade.example(one, place)).items():
+    for teacher in setup.teachers:
+        for name, figure in backend.sizes(teacher, backend.make_example(teacher, environment)).items():
             known[name] = Figure(known[name].value + figure.value, unit=figure.unit) if name in known else figure
-    if len(course.masters) > 1:
+    if len(setup.teachers) > 1:
         known.pop("zeros", None)  # shares do not add up
     try:
-        first, second, both = trade.compared(_together(course, student), student, course.held, place)
+        first, second, both = backend.compare(_join_teachers(setup, student), student, setup.held, environment)
     except (DataError, MeasurementError, UnsupportedError) as error:
         return row, known, str(error)
-    if not course.masters:  # the student was held against itself
-        served = {} if run is None else {"served_label_loyalty": _agreed(course, student, run)}
+    if not setup.teachers:  # the student was held against itself
+        served = {} if run is None else {"served_label_loyalty": _server_agreement(setup, student, run)}
         return {**row, **second, **served}, {}, ""
     return {**row, **second, **both}, {**known, **first}, ""
 
 
-def _tells(course: Course, student: Any) -> bool:
+def _has_quality(setup: Setup, student: Learner) -> bool:
     """Whether the held-out data tells quality of some models: then it is for those at hand that nothing was measured,
     which training may change, such as a student that says the same of all.
     """
-    if course.of_texts and any(one.tokenizer is None for one in course.masters):
+    if setup.of_texts and any(as_transformer(teacher).tokenizer is None for teacher in setup.teachers):
         return True
-    teacher = course.masters[0] if course.lesson.align else _together(course, student)
+    teacher = setup.teachers[0] if setup.settings.align else _join_teachers(setup, student)
     wrong: tuple[tuple[Any, tuple[type[Exception], ...]], ...] = (
         (student, (DataError,)), (teacher, (DataError, MeasurementError))
     )  # fmt: skip
     for one, kinds in wrong:
         try:
-            course.trade.compared(one, one, course.held, course.where)
+            setup.backend.compare(one, one, setup.held, setup.environment)
         except kinds:
             return False
         except (MeasurementError, UnsupportedError):
@@ -91,16 +92,16 @@ def _tells(course: Course, student: Any) -> bool:
     return True
 
 
-def to_each(course: Course, student: Any) -> list[str]:
+def loyalty_notes(setup: Setup, student: Learner) -> list[str]:
     """A line on the student's loyalty to each of several teachers, beside that to all of them together."""
-    if len(course.masters) < 2:
+    if len(setup.teachers) < 2:
         return []
-    if course.lesson.align:
-        each = _apart(course, student)[1]
+    if setup.settings.align:
+        each = _compare_aligned(setup, student)[1]
     else:
-        each = [course.trade.compared(one, student, course.held, course.where)[2] for one in course.masters]
+        each = [setup.backend.compare(one, student, setup.held, setup.environment)[2] for one in setup.teachers]
     lines = []
-    for name, both in zip(course.names, each, strict=True):
+    for name, both in zip(setup.names, each, strict=True):
         figures = ", ".join(f"{key.replace('_', ' ')} {both[key]}" for key in _NEARER if key in both)
         lines.append(f"to the teacher {name} alone: {figures}")
     return lines
@@ -120,18 +121,18 @@ def verdict(row: Evidence) -> str:
 # -------------------------------------------------------------------------------------- teachers that read the same
 
 
-def _together(course: Course, student: Any) -> Any:
+def _join_teachers(setup: Setup, student: Learner) -> Any:
     """The teachers as one subject to be measured."""
-    one = course.masters[0] if course.masters else student
-    if len(course.masters) < 2:
+    one = setup.teachers[0] if setup.teachers else student
+    if len(setup.teachers) < 2:
         return one
-    return together.as_one(course.trade, one, course.voices(student, course.masters, 1.0))
+    return ensembles.joint_subject(one, setup.join(student, setup.teachers, 1.0))
 
 
-def _agreed(course: Course, student: Any, run: Run) -> Figure:
+def _server_agreement(setup: Setup, student: Learner, run: Run) -> Figure:
     """Share of tokens of held-out texts at which the student finds likeliest what its server names first."""
-    batches, told = caches.heard(course, student, run)
-    say, same, counts = course.ask(student), list[float](), list[int]()
+    batches, told = caches.ask_held_out(setup, student, run)
+    say, same, counts = setup.ask(student), list[float](), list[int]()
     for number, batch in enumerate(batches):
         real = batch["attention_mask"].bool()
         first = torch.full_like(batch["input_ids"], -1)
@@ -145,23 +146,23 @@ def _agreed(course: Course, student: Any, run: Run) -> Figure:
 
 
 @torch.no_grad()
-def _apart(course: Course, student: Any) -> tuple[Row, list[Row]]:
+def _compare_aligned(setup: Setup, student: Learner) -> tuple[Row, list[Row]]:
     """What aligned teachers and the student say of held-out texts: their mean by shares, and each of them alone."""
-    lesson = replace(course.lesson, batch=min(course.lesson.batch, len(course.held)))
-    items = stream(course.trade, lesson, student, course.held, course.masters)
+    settings = replace(setup.settings, batch=min(setup.settings.batch, len(setup.held)))
+    items = make_batches(settings, student, setup.held, setup.teachers)
     batches = items[: min(len(items), _BATCHES)]
-    if not of_whole_texts(course.trade, student):
-        return _pairs_apart(course, student, batches)
-    voices = [course.voices(student, some, 1.0) for some in (course.masters, *([one] for one in course.masters))]
-    together, *each = _rows_apart(student, voices, batches)
+    if not gives_rows(student):
+        return _compare_tokens(setup, as_transformer(student), batches)
+    answers = [setup.join(student, some, 1.0) for some in (setup.teachers, *([one] for one in setup.teachers))]
+    together, *each = _compare_rows(as_transformer(student), answers, batches)
     return together, each
 
 
-def _pairs_apart(course: Course, student: Any, batches: Sequence[Any]) -> tuple[Row, list[Row]]:
+def _compare_tokens(setup: Setup, student: Transformer, batches: Sequence[Any]) -> tuple[Row, list[Row]]:
     """After equal characters, over the tokens that both have: KL in nats for a pair of tokens, which training brings
     down, and label and probability loyalty. A mean of several has an interval for the KL alone.
     """
-    others = course.foreign(student)
+    others = setup.foreign(student)
     values = {name: list[float]() for name in others}
     tallies = {name: loyalty.Tally() for name in others}
     for batch in batches:
@@ -170,7 +171,7 @@ def _pairs_apart(course: Course, student: Any, batches: Sequence[Any]) -> tuple[
             mine, yours = one.beside(ours, batch, name)
             values[name].append(float(losses.kl(mine, yours)) / max(1, len(mine)))
             tallies[name].add_pairs((yours, mine), batch[f"{name}.pairs"][:, 0] // ours.shape[1])
-    each = [{"shared_kl": _mean(values[name]), **_loyal(tallies[name])} for name in others]
+    each = [{"shared_kl": _mean(values[name]), **_shared_loyalty(tallies[name])} for name in others]
     weights = [one.weight for one in others.values()]
     mean = {
         key: Figure(sum(w * row[key].value for w, row in zip(weights, each, strict=True)))
@@ -181,11 +182,13 @@ def _pairs_apart(course: Course, student: Any, batches: Sequence[Any]) -> tuple[
     return (each[0] if len(each) == 1 else {**mean, "shared_kl": _mean(together)}), each
 
 
-def _rows_apart(student: Any, voices: Sequence[Any], batches: Sequence[Mapping[str, torch.Tensor]]) -> list[Row]:
-    """How near the student is to each of `voices`, by the rows that all tell of whole texts, of those with tokens."""
+def _compare_rows(
+    student: Transformer, answers: Sequence[Ask], batches: Sequence[Mapping[str, torch.Tensor]]
+) -> list[Row]:
+    """How near the student is to each of `answers`, by the rows that all tell of whole texts, of those with tokens."""
     read = torch.cat([batch["attention_mask"].any(1) for batch in batches])
     ours, found = torch.cat([student.forward(batch).prediction.cpu() for batch in batches])[read], list[Row]()
-    for ask in voices:
+    for ask in answers:
         theirs = torch.cat([ask(batch).prediction.cpu() for batch in batches])[read]
         if student.output == "embedding":
             found.append(quality.fidelity(theirs, ours))
@@ -202,7 +205,7 @@ def _mean(values: Sequence[float]) -> Figure:
     return statistics.mean_interval(values) if len(values) > 1 else Figure(values[0])
 
 
-def _loyal(tally: loyalty.Tally) -> Row:
+def _shared_loyalty(tally: loyalty.Tally) -> Row:
     """Loyalty over shared tokens; nothing where no token of the one stands for the characters of another's."""
     try:
         return {f"shared_{name}": figure for name, figure in tally.figures().items()}

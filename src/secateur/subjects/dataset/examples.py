@@ -121,6 +121,8 @@ class ExampleSet:
     not in the data or not rising.
     """
 
+    backend = "secateur.runs.backends.dataset:Datasets"
+
     def __init__(
         self,
         source: Data,

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from secateur._utils.http import LargeError
-from secateur.clients.stores import ENTITY, RDF, Embedded, Row, Store, Value, in_line, iri, literal, usable
+from secateur.clients.stores import ENTITY, RDF, Embedded, Row, Store, Value, iri, is_usable, literal, one_line
 from secateur.errors import InputError, ServerError
 from secateur.vocabulary import Cut, Selection, Site, Units
 
@@ -85,6 +85,8 @@ class KnowledgeGraph:
     Of what a store answers only that is used which was asked for: rows about other nodes, or with something other than
     IRIs and text where they belong, are left out. Text is read in one line, without control letters, up to a bound.
     """
+
+    backend = "secateur.runs.backends.graph:Graphs"
 
     def __init__(self, store: Store, *, language: str = "en", most: int = 10_000) -> None:
         if most < 1:
@@ -221,7 +223,7 @@ class KnowledgeGraph:
                         continue
                     fact, key = _fact(*row[:3]), row[3]
                     if fact in values and _sound(key) and key.text not in _TECHNICAL:
-                        told = in_line(row[4].text, _LONGEST_TEXT)
+                        told = one_line(row[4].text, _LONGEST_TEXT)
                         values[fact].setdefault(self.identifier(key.text), set()).add(told)
         return {
             fact: {key: tuple(sorted(told)) for key, told in sorted(found.items())} for fact, found in values.items()
@@ -322,7 +324,7 @@ class KnowledgeGraph:
         kept = "FILTER(isIRI(?s)) FILTER NOT EXISTS { ?one ?s ?other }"
         chosen = list(kinds)
         if chosen:
-            chosen = chosen if all(map(usable, chosen)) else self._chosen(chosen)
+            chosen = chosen if all(map(is_usable, chosen)) else self._chosen(chosen)
             kept += f" VALUES ?k {{ {' '.join(map(iri, chosen))} }} ?s {iri(TYPE)} ?k"
         names = [iri(name) for name in (*NAMES, ALIAS)]
         named = f"VALUES ?p {{ {' '.join(names)} }} ?s ?p ?n"
@@ -350,7 +352,7 @@ class KnowledgeGraph:
                 break
             for row in map(_whole, self._asked(wanted[start : start + _AT_ONCE], query)):
                 if len(row) == 3 and _sound(row[0]) and row[2].kind == "literal":
-                    name = in_line(row[2].text, LONGEST)
+                    name = one_line(row[2].text, LONGEST)
                     same = name if how == "written" else row[2].text.lower()
                     if same in asked or (how == "holding" and any(text in same for text in asked)):
                         found.add((row[0].text, name))
@@ -402,7 +404,7 @@ class KnowledgeGraph:
     def identifier(node: str) -> str:
         """What a thing is called by in its source: as a table has it, or the end of its IRI."""
         end = node.removeprefix(ENTITY) if node.startswith(ENTITY) else _end(node)
-        return in_line(unquote(end), LONGEST) or node
+        return one_line(unquote(end), LONGEST) or node
 
 
 def _askable(text: str) -> bool:
@@ -422,7 +424,7 @@ class _Named:
         if len(row) != 3 or row[0] is None or row[1] is None or row[2] is None:
             return
         (node, sort, _), predicate, (text, kind, language) = row[0], row[1].text, row[2]
-        name = in_line(text, LONGEST)
+        name = one_line(text, LONGEST)
         if kind != "literal" or sort != "iri" or not name:
             return
         fit = 0 if language.lower().split("-")[0] == self.language else 2 if language else 1
@@ -435,7 +437,7 @@ class _Named:
 
 def _sound(value: Value) -> bool:
     """Whether a value is an IRI that can be asked about."""
-    return value.kind == "iri" and usable(value.text)
+    return value.kind == "iri" and is_usable(value.text)
 
 
 def _whole(row: Row) -> list[Value]:
@@ -446,7 +448,7 @@ def _whole(row: Row) -> list[Value]:
 
 def _fact(subject: Value, predicate: Value, end: Value) -> Fact:
     literal = end.kind == "literal"
-    return Fact(subject.text, predicate.text, in_line(end.text, _LONGEST_TEXT) if literal else end.text, literal)
+    return Fact(subject.text, predicate.text, one_line(end.text, _LONGEST_TEXT) if literal else end.text, literal)
 
 
 def _bounded(
@@ -463,9 +465,9 @@ def _bounded(
             continue
         if predicate.text not in sound:
             sound[predicate.text] = _sound(predicate) and predicate.text not in _TECHNICAL
-        if not sound[predicate.text] or not usable(subject.text if end else node):
+        if not sound[predicate.text] or not is_usable(subject.text if end else node):
             continue
-        if other.kind == "blank" or (other.kind == "iri" and not usable(other.text)):
+        if other.kind == "blank" or (other.kind == "iri" and not is_usable(other.text)):
             continue
         fact = _fact(subject, predicate, other)
         if fact in found:
@@ -508,7 +510,7 @@ def _end(node: str) -> str:
 
 def spoken(node: str) -> str:
     """The end of an IRI in words: http://x/heart_attack -> heart attack."""
-    return in_line(unquote(_end(node)).replace("_", " ").replace(".", " "), LONGEST) or node[:LONGEST]
+    return one_line(unquote(_end(node)).replace("_", " ").replace(".", " "), LONGEST) or node[:LONGEST]
 
 
 # --------------------------------------------------------------------------------------------------- what is to be read

@@ -25,13 +25,13 @@ __all__ = [
     "Path",
     "Step",
     "Surroundings",
-    "between",
-    "chained",
-    "clustered",
-    "facts",
-    "grown",
-    "joined",
-    "verbalised",
+    "chain_paths",
+    "cluster_paths",
+    "facts_of",
+    "find_paths",
+    "grow_paths",
+    "join_paths",
+    "verbalise",
 ]
 
 _AT_ONCE = 64
@@ -97,7 +97,7 @@ class Found:
     whole: bool = True
 
 
-def facts(path: Path) -> tuple[Fact, ...]:
+def facts_of(path: Path) -> tuple[Fact, ...]:
     """The facts that a path is made of."""
     return tuple(
         Fact(near, step.relation, far) if step.forward else Fact(far, step.relation, near)
@@ -290,7 +290,7 @@ def _parts(nodes: Sequence[str]) -> Iterator[Sequence[str]]:
 # ------------------------------------------------------------------------------------------------------------- paths
 
 
-def between(
+def find_paths(
     beside: Beside,
     start: str,
     end: str,
@@ -334,7 +334,7 @@ def between(
     return Found(_stopped(found), whole)
 
 
-def grown(
+def grow_paths(
     beside: Beside,
     paths: Sequence[Path],
     *,
@@ -342,30 +342,32 @@ def grown(
     liking: Mapping[str, float] | None = None,
     one: bool = False,
 ) -> Found:
-    """Each path one hop longer in every way that leads to a node it does not hold; bounded as `between`."""
+    """Each path one hop longer in every way that leads to a node it does not hold; bounded as `find_paths`."""
     following, whole = _further(beside, paths, None, 0, most, liking, one)
     best, dropped = _best(following, most, liking)
     return Found(tuple(best), whole and not dropped)
 
 
-def chained(parts: Sequence[Sequence[Path]], *, most: int = 2000, liking: Mapping[str, float] | None = None) -> Found:
+def chain_paths(
+    parts: Sequence[Sequence[Path]], *, most: int = 2000, liking: Mapping[str, float] | None = None
+) -> Found:
     """Each choice of one path per part, one after the other: part i ends where part i + 1 begins.
 
-    Shorter ones first where there are more than `most`, then as `between`.
+    Shorter ones first where there are more than `most`, then as `find_paths`.
     """
     found, whole = list(parts[0]) if parts else [], True
     for part in parts[1:]:
         both = list[Path]()
         # The shortest of each first, so that what is not looked at is longer than what is.
         for first in sorted(found, key=lambda path: len(path.steps)):
-            both += [joined(first, second) for second in part[: max(1, 8 * most // max(1, len(found)))]]
+            both += [join_paths(first, second) for second in part[: max(1, 8 * most // max(1, len(found)))]]
         whole = whole and len(both) == len(found) * len(part)
         both.sort(key=lambda path: (len(path.steps), *_rank(path, liking)))
         whole, found = whole and len(both) <= most, both[:most]
     return Found(tuple(found), whole)
 
 
-def joined(first: Path, second: Path) -> Path:
+def join_paths(first: Path, second: Path) -> Path:
     """One path after the other; the second begins where the first ends."""
     stops = (*first.stops, *(len(first.steps) + stop for stop in second.stops if stop))
     return Path(first.nodes + second.nodes[1:], first.steps + second.steps, stops)
@@ -420,7 +422,7 @@ def _stopped(paths: Sequence[Path]) -> tuple[Path, ...]:
 # ---------------------------------------------------------------------------------------------------------- clusters
 
 
-def clustered(paths: Iterable[Path]) -> list[Cluster]:
+def cluster_paths(paths: Iterable[Path]) -> list[Cluster]:
     """Paths with the same steps, and that lead through the same nodes at the same places, as one; in their order."""
     alike: dict[tuple[object, ...], list[Path]] = {}
     for path in paths:
@@ -436,7 +438,7 @@ def clustered(paths: Iterable[Path]) -> list[Cluster]:
     ]
 
 
-def verbalised(
+def verbalise(
     nodes: Sequence[Sequence[str]], steps: Sequence[Step], names: Mapping[str, str], *, listed: int = LISTED
 ) -> str:
     """A path, or a piece of one, in words: A -[treats]-> {B, C} <-[causes]- D.

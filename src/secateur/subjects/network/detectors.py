@@ -35,8 +35,8 @@ __all__ = [
     "TwoStage",
     "Ultralytics",
     "adapt",
-    "learnable",
-    "opened",
+    "check_predictions",
+    "open_detector",
     "regions",
     "trainer",
     "two_stage",
@@ -136,21 +136,13 @@ def two_stage(model: nn.Module) -> TwoStage:
     )
 
 
-def learnable(model: nn.Module, images: Tensor, weights: Sequence[float], **temperature: float) -> None:
-    """Raise where nothing can learn from what `model` answers: it is no `Predicting`, or settings of that are wrong.
-
-    weights: of classes and of boxes; temperature: by the name of its option.
-    """
+def check_predictions(model: nn.Module, images: Tensor) -> None:
+    """Raise `UnsupportedError` or `InputError` where nothing can learn from what `model` answers (see `Predicting`)."""
     if not callable(getattr(model, "predictions", None)):
         raise UnsupportedError(
             f"outputs: {type(model).__name__} has no predictions(images), which gives boxes [B, N, 4] and "
             "logits of classes [B, N, K]; leave outputs out, or give a module that has it"
         )
-    for name, value in temperature.items():
-        if not value > 0:
-            raise InputError(f"{name}={value}: give a number above 0")
-    if len(weights) != 2:
-        raise InputError(f"lambdas={list(weights)}: give two, of the classes and of the boxes")
     asked: Any = model
     with torch.no_grad(), evaluating(model):
         regions = [asked.proposals(images)] if getattr(model, "staged", False) else []
@@ -179,7 +171,7 @@ def adapt(model: nn.Module) -> nn.Module:
     )
 
 
-def opened(model: nn.Module | Traced, images: Tensor | None = None) -> Traced:
+def open_detector(model: nn.Module | Traced, images: Tensor | None = None) -> Traced:
     """The detector in `model` as something to prune, traced on `images` [B, C, H, W]; a `Traced` of one stays itself.
 
     Raises as `adapt` and `open_traced`.
@@ -226,11 +218,11 @@ class Torchvision(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """The maps of the backbone."""
-        return list(self._maps(self._prepared(images).tensors).values())
+        return list(self._maps(self._prepare(images).tensors).values())
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """What the heads say, before boxes are decoded."""
-        prepared = self._prepared(images)
+        prepared = self._prepare(images)
         maps = self._maps(prepared.tensors)
         if not self.staged:
             return tuple(_tensors(self.detector.head(list(maps.values()))))
@@ -276,18 +268,18 @@ class Torchvision(nn.Module):
             loss = self.loss(batch)
         maps, boxes, sizes = seen["pooled"]
         given = tuple(batch["inputs"].shape[2:])
-        true = [_moved(one["boxes"], given, size) for one, size in zip(batch["targets"], sizes, strict=True)]
+        true = [_resize_boxes(one["boxes"], given, size) for one, size in zip(batch["targets"], sizes, strict=True)]
         kinds = [one["labels"] + self.first for one in batch["targets"]]
         labels = heads.assign_targets_to_proposals(boxes, true, kinds)[1]
-        back = [_moved(one, size, given) for one, size in zip(boxes, sizes, strict=True)]
+        back = [_resize_boxes(one, size, given) for one, size in zip(boxes, sizes, strict=True)]
         logits = next(iter(_tensors(seen["box_predictor"])))
         return Judged(back, seen["box_head"].flatten(1), logits, list(maps.values()), torch.cat(labels), loss)
 
     def judged(self, images: Tensor, boxes: Sequence[Tensor]) -> Judged:
         """What box head and box predictor say of these regions."""
-        prepared, given = self._prepared(images), (images.shape[2], images.shape[3])
+        prepared, given = self._prepare(images), (images.shape[2], images.shape[3])
         maps = self._maps(prepared.tensors)
-        own = [_moved(one, given, size) for one, size in zip(boxes, prepared.image_sizes, strict=True)]
+        own = [_resize_boxes(one, given, size) for one, size in zip(boxes, prepared.image_sizes, strict=True)]
         features, found = self._second(maps, own, prepared.image_sizes)
         return Judged(list(boxes), features.flatten(1), _tensors(found)[0], list(maps.values()))
 
@@ -298,26 +290,26 @@ class Torchvision(nn.Module):
         """
         inner, given = self.detector, (images.shape[2], images.shape[3])
         with evaluating(inner.transform):  # in training it may draw another size
-            prepared = self._prepared(images)
+            prepared = self._prepare(images)
         maps, size = self._maps(prepared.tensors), prepared.image_sizes[0]
         if self.staged:
-            own = [_moved(one, given, size) for one in at]
+            own = [_resize_boxes(one, given, size) for one in at]
             logits, moves = _tensors(self._second(maps, own, prepared.image_sizes)[1])
-            return _moved(inner.roi_heads.box_coder.decode(moves, own), size, given)[None], logits[None]
+            return _resize_boxes(inner.roi_heads.box_coder.decode(moves, own), size, given)[None], logits[None]
         found = inner.head(list(maps.values()))
         anchors = torch.stack(inner.anchor_generator(prepared, list(maps.values())))
         decode = getattr(inner.box_coder, "decode_single", inner.box_coder.decode)
         boxes = decode(found["bbox_regression"].flatten(0, 1), anchors.flatten(0, 1)).view_as(anchors)
-        return _moved(boxes, size, given), found["cls_logits"]
+        return _resize_boxes(boxes, size, given), found["cls_logits"]
 
     @torch.no_grad()
     def proposals(self, images: Tensor) -> list[Tensor]:
         """Per image [n, 4] in its pixels: the regions that the first of two stages proposes, in evaluation mode."""
         with evaluating(self):
-            prepared = self._prepared(images)
+            prepared = self._prepare(images)
             found = self.detector.rpn(prepared, self._maps(prepared.tensors))[0]
         given = (images.shape[2], images.shape[3])
-        return [_moved(one, size, given) for one, size in zip(found, prepared.image_sizes, strict=True)]
+        return [_resize_boxes(one, size, given) for one, size in zip(found, prepared.image_sizes, strict=True)]
 
     def _second(self, maps: Mapping[str, Tensor], boxes: Sequence[Tensor], sizes: Any) -> tuple[Tensor, Any]:
         """What the box head gives of boxes in pixels of the prepared images, and what the predictor makes of that."""
@@ -333,7 +325,7 @@ class Torchvision(nn.Module):
         head: Any = getattr(getattr(self.detector, "head", None), "classification_head", None)
         return int(getattr(head, "num_classes", 0) or getattr(head, "num_columns", 0))
 
-    def _prepared(self, images: Tensor) -> Any:
+    def _prepare(self, images: Tensor) -> Any:
         return self.detector.transform(list(images))[0]
 
     def _maps(self, images: Tensor) -> dict[str, Tensor]:
@@ -341,7 +333,7 @@ class Torchvision(nn.Module):
         return {"0": found} if isinstance(found, Tensor) else dict(found)
 
 
-def _moved(boxes: Tensor, given: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+def _resize_boxes(boxes: Tensor, given: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
     """Boxes [..., 4] of an image of `given` (height, width), in the same image at the size `wanted`."""
     high, wide = wanted[0] / given[0], wanted[1] / given[1]
     return boxes * boxes.new_tensor([wide, high, wide, high])

@@ -77,7 +77,7 @@ class Exported:
                 )
             return tree_unflatten(answers, form)
 
-        with _replaced(inner, forward):
+        with _replace_forward(inner, forward):
             found = cast(Detector, self.model).detect(images)
         if not calls:
             raise UnsupportedError(
@@ -87,7 +87,7 @@ class Exported:
 
 
 @contextlib.contextmanager
-def _replaced(module: nn.Module, forward: Callable[[Any], Any]) -> Iterator[None]:
+def _replace_forward(module: nn.Module, forward: Callable[[Any], Any]) -> Iterator[None]:
     before: Mapping[str, Any] = dict(vars(module))
     module.forward = forward
     try:

@@ -61,6 +61,8 @@ class CutError(ModelError):
 class Traced:
     """A network with example inputs, as something to prune. Use `open_traced` to make one."""
 
+    backend = "secateur.runs.backends.network:Network"
+
     def __init__(self, model: nn.Module, example: Example, plans: tuple[Plan, ...] = ()) -> None:
         self._model = model
         self.inputs = example

@@ -31,11 +31,12 @@ __all__ = [
     "clean",
     "decode",
     "first_words",
+    "is_html",
     "join",
     "kept",
-    "looks",
     "parse",
     "plain",
+    "stems",
     "terms",
     "whole",
     "words",
@@ -145,7 +146,7 @@ _KNOWN = PROTECTED | INLINE | _UNSEEN | _BREAKS | set(_LITERAL) | _RAW | {
 }  # fmt: skip
 
 
-def looks(text: str) -> bool:
+def is_html(text: str) -> bool:
     """Whether a text is HTML: it has a tag of it, and does not just say that one thing is < another, or > a third.
 
     An opening tag counts where HTML has its name and what follows the name are attributes with values; a closing one
@@ -179,6 +180,11 @@ def terms(text: str) -> list[str]:
     return _TERM.findall(text.lower())
 
 
+def stems(text: str) -> list[str]:
+    """The terms of a text, underscores as spaces, without the commonest endings of English."""
+    return [re.sub(r"(?:ing|ed|es|s|e)$", "", term) or term for term in terms(text.replace("_", " "))]
+
+
 def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
     """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for.
 
@@ -188,7 +194,7 @@ def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
         source = decode(source)
     source = whole(source).replace("\0", "\ufffd")  # a NUL is no text in HTML
     tag, text, parent, end = [_ROOT], [""], [-1], [0]
-    parser = LexborHTMLParser(nesting.tamed(source))
+    parser = LexborHTMLParser(nesting.limit_nesting(source))
     node, above, spaced = parser.root, [0], 0
     while node is not None:
         name = node.tag

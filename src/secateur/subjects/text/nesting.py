@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-__all__ = ["DEEPEST", "tamed"]
+__all__ = ["DEEPEST", "limit_nesting"]
 
 DEEPEST = 512
 """Tags that are open at once where a page is made shallower; Chromium opens as many."""
@@ -41,7 +41,7 @@ _ALONE = {
 """Tags that hold nothing, or that another of their kind closes: they nest in others alone."""
 
 
-def tamed(source: str) -> str:
+def limit_nesting(source: str) -> str:
     """The page as it is; or, where too many of its tags are open at once, with those further in left out.
 
     What they hold stays. In such a page tags of looks (b, i, font) are left out, too. A page that is written to deceive

@@ -93,6 +93,8 @@ class Page:
     so that each path leads to one tag; numbers stay in what is written.
     """
 
+    backend = "secateur.runs.backends.documents:Pages"
+
     def __init__(
         self,
         tree: Tree,

@@ -100,6 +100,8 @@ class Passages:
     a space where one was cut between them. `order`: in which order they are read; those that it leaves out are not.
     """
 
+    backend = "secateur.runs.backends.documents:PassageTexts"
+
     def __init__(
         self,
         texts: Sequence[str],
@@ -120,6 +122,13 @@ class Passages:
         """A sentence that is left."""
         number, start, end = self.sentences[index]
         return self.texts[number][start:end]
+
+    def by_passage(self) -> list[list[str]]:
+        """The sentences that are left of each passage."""
+        found: list[list[str]] = [[] for _ in self.texts]
+        for index, sentence in enumerate(self.sentences):
+            found[sentence.passage].append(self.text(index))
+        return found
 
     def passage(self, number: int) -> str:
         """What is left of a passage: empty where nothing is."""

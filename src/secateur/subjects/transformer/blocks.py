@@ -6,7 +6,6 @@ goes on at the block where it stopped and ends with the same bytes.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import sys
@@ -25,10 +24,10 @@ from torch import Tensor, nn
 from secateur._utils import allocator, distributed
 from secateur._utils.finite import given
 from secateur._utils.modes import evaluating
-from secateur.errors import InfeasibleError, InputError, ModelError
+from secateur.errors import InputError, ModelError
 from secateur.subjects.matrices import Matrix, matrices
 from secateur.subjects.matrices import receipt as of_matrices
-from secateur.vocabulary import Budget, Cut
+from secateur.vocabulary import Cut
 
 __all__ = [
     "Block",
@@ -36,11 +35,8 @@ __all__ = [
     "Reader",
     "calls",
     "count",
-    "enough",
-    "everywhere",
     "leaving",
     "receipt",
-    "smallest",
     "states",
     "visit",
     "walk",
@@ -484,33 +480,6 @@ def walk(subject: Blocks, folder: Path) -> Iterator[dict[str, Matrix]]:
             _keep(subject, path, _file(folder, index))
 
 
-def everywhere(
-    subject: Blocks,
-    folder: Path,
-    score: Callable[[Matrix], Tensor],
-    threshold: Callable[[Callable[[], Iterator[tuple[str, Tensor]]]], tuple[float, int]],
-    above: Callable[[Tensor, float, int], tuple[Tensor, int]],
-) -> None:
-    """Zero, in place, all weights whose score is below one threshold for the whole model.
-
-    threshold, above: see `select.weights`. Scores are made anew in each pass and let go, block by block. A killed run
-    starts again.
-    """
-    distributed.by_first(lambda: shutil.rmtree(folder, ignore_errors=True))
-
-    def arrays() -> Iterator[tuple[str, Tensor]]:
-        for path in subject.layers():
-            with subject.resident(path):
-                for name, matrix in matrices(subject.model, [path]).items():
-                    yield name, score(matrix)
-
-    edge, ties = threshold(arrays)
-    for found in walk(subject, folder):
-        for matrix in found.values():
-            mask, ties = above(score(matrix), edge, ties)
-            matrix.weight.mul_(mask)
-
-
 def receipt(subject: Blocks, student: Blocks, notes: Sequence[str] = ()) -> Cut:
     """What became zero in `student`, see `matrices.receipt`; one block of each is resident at a time."""
     removed: dict[str, tuple[int, int]] = {}
@@ -537,39 +506,6 @@ def count(subject: Blocks) -> int:
             if first and not first.startswith(f"{path}."):
                 raise InputError(f"{first} and {path}.{name} share their weights: give each block its own, as a copy")
     return sum(matrix.weight.numel() for matrix in matrices(subject.model, subject.layers()).values())
-
-
-def smallest(subject: Blocks, scope: str, width: Callable[[int], int] = lambda columns: min(columns, 128)) -> int:
-    """How many weights the smallest thing has whose weights are compared: row, block, matrix, layer, or global.
-
-    Blocks are as many columns as `width` says of a matrix's columns; "columns" are such blocks, the narrower last one
-    of a matrix among them.
-    """
-    found = [count(subject)]
-    for path in subject.layers():
-        shapes = [matrix.weight.shape for matrix in matrices(subject.model, [path]).values()]
-        sizes = {
-            "row": [columns for _, columns in shapes],
-            "block": [rows * min(width(columns), columns) for rows, columns in shapes],
-            "columns": [rows * (columns % width(columns) or width(columns)) for rows, columns in shapes],
-            "matrix": [rows * columns for rows, columns in shapes],
-            "layer": [sum(rows * columns for rows, columns in shapes)],
-        }
-        found += sizes.get(scope, [])
-    return min(found)
-
-
-def enough(
-    subject: Blocks, budget: Budget | str, share: float, scope: str,
-    width: Callable[[int], int] = lambda columns: min(columns, 128),
-) -> int:  # fmt: skip
-    """`smallest`; raises `InfeasibleError`, before anything is scored, for a share that leaves nothing of it."""
-    size = smallest(subject, scope, width)
-    if int(share * size + 1e-9) < 1:
-        what = "the" if scope == "global" else f"a {scope.replace('columns', 'block')} of"
-        least = math.ceil(1e5 / size) / 1e3
-        raise InfeasibleError(f"{budget} leaves nothing of {what} {size} weights: keep at least {least:g}%", 1 / size)
-    return size
 
 
 # ------------------------------------------------------------------------------------------------------ on the disk

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from secateur._utils.finite import all_finite
+from secateur._utils.modes import held
 from secateur.errors import MissingExtraError, ModelError, UnsupportedError
 from secateur.formats import unpacking
 from secateur.subjects.transformer import low_rank, packing, saving
@@ -33,7 +35,7 @@ from secateur.subjects.transformer.moe import Moe
 from secateur.subjects.transformer.streamed import Streamed, stored
 from secateur.subjects.transformer.subject import Stored, Transformer
 
-__all__ = ["load", "open_streamed", "open_subject"]
+__all__ = ["Folders", "load", "open_streamed", "open_subject"]
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
@@ -77,6 +79,24 @@ def open_subject(
         subject.stored = Stored(_bits(method), float(stored))
     low_rank.restore(subject.model, root / low_rank.FOLDER)
     return subject
+
+
+class Folders(Mapping[str, Transformer]):
+    """Models by name, each read from its folder when it is asked for, to where `like` is, with its tokenizer."""
+
+    def __init__(self, folders: Mapping[str, Path], like: Transformer) -> None:
+        self._folders, self._like = folders, like
+
+    def __getitem__(self, name: str) -> Transformer:
+        subject = open_subject(self._folders[name], tokenizer=self._like.tokenizer)
+        held(subject.model, str(self._like.model.device))
+        return subject
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._folders)
+
+    def __len__(self) -> int:
+        return len(self._folders)
 
 
 def open_streamed(source: str | Path, *, tokenizer: Any = None) -> Streamed:

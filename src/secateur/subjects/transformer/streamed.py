@@ -49,6 +49,8 @@ class Streamed:
     (`store`), and take the place of the original's.
     """
 
+    backend = "secateur.runs.backends.streamed:OnDisk"
+
     kind: Literal["decoder"] = "decoder"
     output: Literal["logits"] = "logits"
     causal = True

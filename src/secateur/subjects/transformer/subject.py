@@ -86,6 +86,8 @@ class Output:
 class Transformer:
     """A transformers model with what belongs to it, as something to prune. Use `open_subject` to make one."""
 
+    backend = "secateur.runs.backends.language:Language"
+
     kind: Literal["encoder", "decoder"]
 
     def __init__(

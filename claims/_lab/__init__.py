@@ -1,0 +1,1 @@
+"""What the claims share: cards, verdicts, rows and digests; data, models and short trainings."""

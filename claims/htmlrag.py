@@ -1,0 +1,146 @@
+"""HtmlRAG (Tan et al.): blocks of HTML under a budget of tokens, on questions on pages of Python's manual."""
+
+from __future__ import annotations
+
+import functools
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from assets import packages
+from claims._lab import pages
+from claims._lab.claim import Figures, claim
+from claims._lab.settings import scaled
+from secateur._utils.rundir import Run, Transient
+from secateur.clients import chat
+from secateur.recipes.context.htmlrag import htmlrag, train
+from secateur.retrieval import encoders
+from secateur.subjects import open_page
+from secateur.vocabulary import Budget
+
+GROUPS = scaled(12, 1)
+PILOT_SEED = scaled(0, 10_000)
+"""Pilots ask other questions."""
+RIVALS = ("text in chunks of 100 words", "random blocks", "head of the page")
+SETUP = "36 questions per seed with answers in one dd of Python's manual, 5 pages each; all-MiniLM-L6-v2 and its tokens"
+
+
+@functools.cache
+def count() -> encoders.Count:
+    """Tokens of MiniLM."""
+    return encoders.counter(str(packages.minilm()))
+
+
+def pruned(question: pages.Asked, budgets: tuple[int, ...], **options: Any) -> list[str]:
+    """HTML that the recipe leaves, at each budget of tokens."""
+    page = open_page(list(question.pages), numbered=False)
+    limits = [Budget.parse(f"tokens={limit}") for limit in budgets]
+    how = {"tokenizer": str(packages.minilm()), **options}
+    return [result.subject.html() for result in htmlrag(page, question.question, limits, Transient(), **how)]
+
+
+@claim(
+    question="Do blocks keep more answers than chunks of text by the same embedder, random blocks and the page's head?",
+    setup=f"{SETUP}; 256, 512, 1,024 and 4,096 tokens",
+    measure="recall",
+    better="higher",
+    pairs=[(f"{limit} tokens: blocks", f"{limit} tokens: {rival}") for limit in pages.BUDGETS for rival in RIVALS],
+    seeds=(0, 1, 2, 4, 5, 6),
+)
+def headline(seed: int) -> Figures:
+    embed, draw = pages.Remembered(encoders.encoder(str(packages.minilm()))), np.random.default_rng(seed)
+    held: Counter[str] = Counter()
+    questions = pages.asked(PILOT_SEED + seed, groups=GROUPS)
+    for question in questions:
+        page = open_page(list(question.pages), numbered=False)
+        outputs = {
+            "blocks": pruned(question, pages.BUDGETS, embedder=embed),
+            "random blocks": pruned(question, pages.BUDGETS, embedder=lambda texts: draw.normal(size=(len(texts), 8))),
+            RIVALS[0]: [pages.by_chunks(question, limit, embed, count()) for limit in pages.BUDGETS],
+            "head of the page": [pages.head(page, limit, count()) for limit in pages.BUDGETS],
+        }
+        for way, texts in outputs.items():
+            for limit, text in zip(pages.BUDGETS, texts, strict=True):
+                held[f"{limit} tokens: {way}"] += pages.held(question, text)
+    arms = [f"{limit} tokens: {way}" for limit in pages.BUDGETS for way in ("blocks", *RIVALS)]
+    return {arm: held[arm] / len(questions) for arm in arms}
+
+
+def path_model(seed: int) -> chat.Local:
+    """A causal model of 1.5M parameters from scratch, taught on questions on other pages; byte pairs of the manual."""
+    draw = random.Random(1000 + seed)
+    held = {question.page for question in pages.asked(PILOT_SEED + seed, groups=GROUPS)}
+    taught = [page for page in pages.library() if page not in held][: scaled(None, 12)]
+    base = Tokenizer(models.BPE())
+    base.pre_tokenizer, base.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, special_tokens=["<pad>", "<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    base.train_from_iterator((open_page(page, block=16).html() for page in taught[::4]), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=base, pad_token="<pad>", eos_token="<end>")
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    model = chat.Local(LlamaForCausalLM(config), tokenizer)
+    known = [(page, question, gold) for page in taught for _, question, gold in pages.found_on(page)]
+    rows = [
+        {"question": question, "documents": [page.read_text("utf-8")], "answers": [gold]}
+        for page, question, gold in draw.sample(known, scaled(400, 8))
+    ]
+    how = {"windows": (640,), "rates": (1.0,), "epochs": scaled(3, 1), "lr": 2e-3, "accumulate": 8, "seed": seed}
+    with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder, "run"), {}) as run:
+        train(model, rows, run, **how)
+    return model
+
+
+@claim(
+    question="Do both cuts keep more answers in 256 tokens than either alone?",
+    setup="36 questions per seed; path model of 1.5M parameters from scratch, 400 questions on other pages; coarse cut "
+    "by BM25; the fine cut alone reads what BM25 leaves in its window",
+    measure="recall",
+    better="higher",
+    ours="both cuts",
+    baselines=["coarse cut", "fine cut"],
+    seeds=range(3),
+)
+def steps(seed: int) -> Figures:
+    model, questions = path_model(seed), pages.asked(PILOT_SEED + seed, groups=GROUPS)
+    ways: dict[str, dict[str, Any]] = {
+        "both cuts": {"path_model": model},
+        "coarse cut": {},
+        "fine cut": {"path_model": model, "wide": 1e6},
+    }
+    return {
+        way: sum(pages.held(question, pruned(question, (256,), **options)[0]) for question in questions)
+        / len(questions)
+        for way, options in ways.items()
+    }
+
+
+@claim(
+    question="Does cleaning leave at most 60 % of a page's tokens?",
+    setup="40 pages of Python's manual per seed",
+    measure="tokens left",
+    unit="%",
+    better="lower",
+    ours="cleaned",
+    baselines=["60 %"],
+    seeds=range(3),
+)
+def cleaning(seed: int) -> Figures:
+    draw = np.random.default_rng(PILOT_SEED + seed)
+    chosen = draw.choice(len(pages.library()), scaled(40, 2), replace=False)
+    raw = [pages.library()[place].read_text("utf-8") for place in chosen]
+    before = sum(count()(raw))
+    after = sum(count()([open_page(text).html() for text in raw]))
+    return {"cleaned": 100 * after / before, "60 %": 60.0}

@@ -1,0 +1,75 @@
+"""Group channel pruning with spatial attention distilling, at small scale: a small YOLO on scenes of MNIST digits."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from claims._lab import detection, timing
+from claims._lab.calling import prune
+from claims._lab.claim import Figures, claim
+from claims._lab.settings import scaled
+from secateur.subjects.network.traced import Traced
+
+SPARSE, LAST = scaled((3.0, 5.5), (1.0, 0.5))
+"""Epochs of sparsity training, and of distillation or, alone, of fine-tuning."""
+SETUP = f"{detection.SETUP}; flops=50%; same cut, same batches, same rates"
+SEEDS = range(3)
+
+
+@functools.cache
+def student(seed: int, **options: Any) -> Traced:
+    """The recipe's detector at half of the FLOPs."""
+    how = {"sparse_epochs": SPARSE, "finetune_epochs": 0.0, "distil_epochs": LAST, "batch": detection.BATCH, "lr": 3e-3}
+    how |= {"rate": 1e-2, "least": 4, "feeders": True, "seed": seed, **options}
+    return prune("yolov4_group_sad", detection.trained(), detection.data()[0], "flops=50%", **how).subject
+
+
+@claim(
+    question="At half of the FLOPs, is AP50 within 3 points of the original's?",
+    setup=SETUP,
+    measure="AP50",
+    better="higher",
+    margin=0.03,
+    ours="distilled",
+    baselines=["original"],
+    seeds=SEEDS,
+)
+def headline(seed: int) -> Figures:
+    return {
+        "distilled": detection.average_precision(student(seed).model),
+        "original": detection.average_precision(detection.trained().model),
+    }
+
+
+@claim(
+    question="Is spatial attention distilling better than as many epochs of fine-tuning alone?",
+    setup=SETUP,
+    measure="AP50",
+    better="higher",
+    ours="distilled",
+    baselines=["fine-tuned alone"],
+    seeds=SEEDS,
+)
+def distillation(seed: int) -> Figures:
+    alone = student(seed, finetune_epochs=LAST, distil_epochs=0.0)
+    return {
+        "distilled": detection.average_precision(student(seed).model),
+        "fine-tuned alone": detection.average_precision(alone.model),
+    }
+
+
+@claim(
+    question="Is the detector of half of the FLOPs faster?",
+    setup=f"{detection.SETUP}; flops=50%; batch 32, one thread, alternating pairs",
+    measure="speedup",
+    unit="x",
+    better="higher",
+    ours="pruned",
+    baselines=["original"],
+    seeds=SEEDS,
+)
+def latency(seed: int) -> Figures:
+    dense, small = detection.trained().model.eval(), student(seed, distil_epochs=0.0).model.eval()
+    images = detection.data()[1].inputs[:32]
+    return {"pruned": timing.speedup(lambda: dense(images), lambda: small(images)), "original": 1.0}

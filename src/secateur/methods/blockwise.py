@@ -1,0 +1,200 @@
+"""Pruning single weights of a language model block after block, in memory or streamed from the disk.
+
+Shared by magnitude, Wanda, SparseGPT, OWL, STUN and D-Pruner: budgets, what matrices read, scores, one global
+threshold, and the result.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from secateur._utils import distributed
+from secateur._utils.rundir import Run
+from secateur.errors import InfeasibleError
+from secateur.score import hessian, obs, wanda
+from secateur.select import weights
+from secateur.subjects import Streamed, Transformer
+from secateur.subjects.matrices import Matrix, matrices
+from secateur.subjects.transformer import blocks
+from secateur.vocabulary import Budget, Pattern, Result
+
+__all__ = [
+    "Model",
+    "describe_losses",
+    "follow_budget",
+    "make_result",
+    "measure_outliers",
+    "prune_by_hessian",
+    "prune_by_wanda",
+    "prune_globally",
+    "read_inputs",
+    "smallest_group",
+]
+
+Model: TypeAlias = Transformer | Streamed
+
+Width: TypeAlias = Callable[[int], int]
+"""Columns of a matrix -> columns of one block of it."""
+
+
+def _paper_width(columns: int) -> int:
+    return min(columns, 128)
+
+
+# ---------------------------------------------------------------------------------------------------------- budgets
+
+
+def follow_budget(
+    subject: Model, budget: Budget, recipe: str, scope: str, width: Width = _paper_width
+) -> tuple[float, Pattern | None]:
+    """(share of the blocks' weights that stay, pattern or None); see `weights.asked`.
+
+    scope, width: see `smallest_group`. Raises `BudgetError` for a budget that is not over single weights, and
+    `InfeasibleError`, before anything is scored, for a share that leaves nothing of the smallest group.
+    """
+    share, pattern = weights.asked(budget, blocks.count(subject), recipe)
+    if pattern is not None:
+        return share, pattern
+    size = smallest_group(subject, scope, width)
+    if int(share * size + 1e-9) < 1:
+        what = "the" if scope == "global" else f"a {scope.replace('columns', 'block')} of"
+        least = math.ceil(1e5 / size) / 1e3
+        raise InfeasibleError(f"{budget} leaves nothing of {what} {size} weights: keep at least {least:g}%", 1 / size)
+    return share, None
+
+
+def smallest_group(subject: Model, scope: str, width: Width = _paper_width) -> int:
+    """How many weights the smallest group of compared weights has: row, block, columns, matrix, layer, or global.
+
+    A block is `width(columns)` columns of a matrix; scope "columns" is the same, the narrower last block of a matrix
+    among them.
+    """
+    sizes = [blocks.count(subject)]
+    for path in subject.layers():
+        shapes = [matrix.weight.shape for matrix in matrices(subject.model, [path]).values()]
+        by_scope = {
+            "row": [columns for _, columns in shapes],
+            "block": [rows * min(width(columns), columns) for rows, columns in shapes],
+            "columns": [rows * (columns % width(columns) or width(columns)) for rows, columns in shapes],
+            "matrix": [rows * columns for rows, columns in shapes],
+            "layer": [sum(rows * columns for rows, columns in shapes)],
+        }
+        sizes += by_scope.get(scope, [])
+    return min(sizes)
+
+
+# ----------------------------------------------------------------------------------------------------------- scores
+
+
+def read_inputs(
+    block: blocks.Block,
+    floor: int,
+    *,
+    diagonal: bool = True,
+    only: Collection[str] | None = None,
+    routed: bool = False,
+) -> tuple[dict[str, hessian.Moments], int]:
+    """(matrix of the block -> the moments of its inputs, how many matrices of experts saw fewer than `floor` tokens).
+
+    Those get the moments of all experts of their layer. diagonal: ||X_j||^2 alone, not all of X X^T. only, routed: see
+    `blocks.Block.read`.
+    """
+    moments = block.read(partial(hessian.Moments, diagonal=diagonal), only, routed=routed)
+    moments, starved = hessian.pooled(moments, {name: block.matrices[name].leaf for name in moments}, floor)
+    return moments, len(starved)
+
+
+def measure_outliers(
+    subject: Model,
+    windows: Sequence[Mapping[str, Tensor]],
+    folder: Path,
+    *,
+    times: float,
+    floor: int,
+    routed: bool = False,
+) -> tuple[list[float], list[float]]:
+    """(outliers in percent, number of weights) of each block of the model as it is.
+
+    Source: OWL (arXiv 2310.05175), section 3.2; see `wanda.outliers`.
+    """
+    outliers, sizes = list[float](), list[float]()
+    for block in blocks.visit(subject, windows, folder, title="outliers", store=False, sequential=False):
+        moments, _ = read_inputs(block, floor, routed=routed)
+        scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
+        outliers.append(wanda.outliers(scores, times))
+        sizes.append(float(sum(matrix.weight.numel() for matrix in block.matrices.values())))
+    return outliers, sizes
+
+
+# ---------------------------------------------------------------------------------------------------------- pruning
+
+
+def prune_by_wanda(block: blocks.Block, choose: weights.Choose, floor: int, *, routed: bool = False) -> int:
+    """Zero what `choose` drops of |W_ij| ||X_j|| in each matrix of the block; how many matrices were starved."""
+    moments, starved = read_inputs(block, floor, routed=routed)
+    for name, matrix in block.matrices.items():
+        matrix.weight.mul_(choose(wanda.scores(matrix.weight, moments[name].value(name))))
+    return starved
+
+
+def prune_by_hessian(
+    block: blocks.Block,
+    choose: weights.Choose,
+    floor: int,
+    *,
+    only: Collection[str] | None = None,
+    every: int = 128,
+    damp: float = 0.01,
+    bits: int = 0,
+    by_row: bool = False,
+) -> tuple[int, float]:
+    """SparseGPT on the matrices of a block, or `only` some: (how many were starved, `obs.Pruned.loss` of all).
+
+    The Hessians are gone when it returns. every, damp, bits, by_row: see `obs.prune_all`.
+    """
+    moments, starved = read_inputs(block, floor, diagonal=False, only=only)
+    found = {name: block.matrices[name].weight for name in moments}
+    return starved, obs.prune_all(found, moments, choose, every=every, damp=damp, bits=bits, by_row=by_row)
+
+
+def prune_globally(student: Model, folder: Path, score: Callable[[Matrix], Tensor], share: float) -> None:
+    """Keep, in place, the best int(n share) of all n weights of the blocks, under one threshold.
+
+    Scores are computed anew in each pass and let go, block by block. A killed run starts again.
+    """
+    distributed.by_first(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+    def arrays() -> Iterator[tuple[str, Tensor]]:
+        for path in student.layers():
+            with student.resident(path):
+                for name, matrix in matrices(student.model, [path]).items():
+                    yield name, score(matrix)
+
+    edge, ties = weights.threshold(arrays, k=int(share * blocks.count(student) + 1e-9))
+    for resident in blocks.walk(student, folder):
+        for matrix in resident.values():
+            mask, ties = weights.above(score(matrix), edge, ties)
+            matrix.weight.mul_(mask)
+
+
+# ----------------------------------------------------------------------------------------------------------- results
+
+
+def describe_losses(run: Run, budget: Budget, subject: Model) -> str:
+    """A note on SparseGPT's loss of each block, as stored in the run: `obs.described`."""
+    return obs.described([run.json(f"loss-{budget}-{index}", lambda: None) for index in range(len(subject.layers()))])
+
+
+def make_result(
+    subject: Model, student: Model, budget: Budget, of_cut: Sequence[str] = (), notes: Sequence[str] = (), **more: Any
+) -> Result:
+    """What became zero in `student`, as a result without training; `of_cut` are notes of its receipt."""
+    cut = blocks.receipt(subject, student, of_cut)
+    return Result(str(budget), student, cut, {"weights": cut.after["weights"]}, None, tuple(notes), **more)

@@ -1,0 +1,140 @@
+"""Distilling a student from the model that it was cut from: one call of the training loop, and a teacher on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
+from secateur.measure import size
+from secateur.recover.distillation import teachers
+from secateur.recover.training import loop, objectives
+from secateur.subjects import Transformer
+from secateur.vocabulary import Recovery, Training
+
+__all__ = ["RECORDED", "distil", "remember_teacher", "train_student"]
+
+RECORDED = (
+    "train_batch", "train_length", "lr", "weight_decay", "task", "logit", "token", "temperature", "training",
+)  # fmt: skip
+"""Options of `distil`, as flags name them, that a run of ZipLM records beside its steps."""
+
+
+def train_student(
+    student: Transformer,
+    teacher: Transformer | None,
+    batches: Any,
+    objective: objectives.Objective,
+    training: Training,
+    *,
+    length: int,
+    checkpoint: Path,
+    seed: int = 0,
+    dropout: bool = False,
+    extra: Sequence[nn.Module] = (),
+    evaluate: Callable[[], float] | None = None,
+) -> Recovery:
+    """`loop.train` of `student` on an objective that asks `teacher`; None where no teacher is in memory.
+
+    length: tokens per sequence, for the FLOPs. evaluate: asked where `training` has patience.
+    """
+    theirs = 0.0 if teacher is None else teacher.flops_per_token(length)
+    return loop.train(
+        student.model,
+        batches,
+        objective,
+        training,
+        seed=seed,
+        dropout=dropout,
+        extra=extra,
+        frozen=[] if teacher is None else [teacher.model],
+        checkpoint=checkpoint,
+        evaluate=evaluate if training.patience else None,
+        flops_per_token=size.training_flops(student.flops_per_token(length), theirs),
+    )
+
+
+def remember_teacher(
+    run: Run,
+    teacher: Transformer,
+    data: Corpus,
+    batches: Any,
+    steps: int,
+    training: Training,
+    *,
+    k: int,
+    length: int,
+    seed: int,
+) -> teachers.Joined:
+    """The batches of `steps` steps, each with the teacher's `k` likeliest tokens, kept in the run's folder.
+
+    seed: of the batches' order.
+    """
+    key = {"data": data.digest, "batches": f"{training.whole('batch')} x {length}, seed {seed}"}
+    count = steps * (training.accumulate or 1)
+    return teachers.remembered(
+        run.folder("predictions"), teacher.model, teacher.forward, teacher.tokenizer, batches, count,
+        k=k, temperature=1.0, key=key,
+    )  # fmt: skip
+
+
+def distil(
+    subject: Transformer,
+    student: Transformer,
+    data: Corpus,
+    folder: Path,
+    *,
+    blocks: Sequence[tuple[int, int]] | None = None,
+    seed: int = 0,
+    train_length: int = 128,
+    task: float | None = None,
+    logit: float = 1.0,
+    token: float | None = None,
+    temperature: float = 1.0,
+    training: Training = Training(steps=1000, batch=32, lr=5e-4, weight_decay=0.03),
+) -> Recovery | None:
+    """Train `student` in place against `subject` by ZipLM's loss (arXiv 2302.04089, section 3.3); None for no steps.
+
+    lambda_1 task + lambda_2 logit + lambda_3 token.
+
+    Args:
+        folder: of the training's checkpoints.
+        blocks: (student, teacher) blocks whose output L_token compares; unless given, those of the same index that
+            still have an attention or an FFN.
+        seed: of the split, the batches and the training.
+        train_length: most tokens per sequence.
+        task: lambda_1; 0.5 for language models and else 0, unless given.
+        logit: lambda_2.
+        token: lambda_3; 0.5 for decoders and else 1, unless given.
+        temperature: of the logit loss.
+        training: a linear schedule and a tenth of warm-up, unless given.
+    """
+    if not training.steps:
+        return None
+    train, held = data.split(seed=seed)
+    decoder, batch = subject.kind == "decoder", training.whole("batch")
+    if blocks is None:
+        blocks = [(k, k) for k, width in enumerate(student.widths(), 1) if width.heads or width.neurons]
+    objective = objectives.distil(
+        student.forward, subject.forward, output=subject.output, logit=logit, temperature=temperature, fused=True,
+        task=(0.5 if subject.causal else 0.0) if task is None else task,
+        token=(0.5 if decoder else 1.0) if token is None else token, blocks=blocks,
+    )  # fmt: skip
+
+    def sequences(corpus: Corpus, batch: int, seed: int) -> texts.Batches:
+        return texts.batches(corpus, subject.tokenizer, packed=decoder, batch=batch, length=train_length, seed=seed)
+
+    judged = sequences(held, min(16, batch), seed).take(16) if training.patience else []
+    evaluate = partial(
+        objectives.held_out, student.forward, teacher=subject.forward, output=subject.output, batches=judged
+    )
+    return train_student(
+        student, subject, sequences(train, batch, seed + 1), objective, training.default(schedule="linear", warmup=0.1),
+        length=train_length, checkpoint=folder, seed=seed, evaluate=evaluate,
+    )  # fmt: skip

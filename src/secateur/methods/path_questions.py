@@ -1,0 +1,132 @@
+"""A question that a path of a knowledge graph is to answer: its topics, their phrases, and an indicator of the path."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from secateur.retrieval.names import COMMON
+
+__all__ = [
+    "PathQuestion", "find_phrases", "find_position", "order_topics", "read_question", "split_indicator", "with_phrases",
+]  # fmt: skip
+
+_FUNCTION = (
+    "been being both either how into its neither of on other one ones or over some someone something such than the "
+    "their them then there these they thing things this those through to under was whose with you your"
+)
+STOP = COMMON | set(_FUNCTION.split())
+ASKING = frozenset(("what", "which"))
+OPEN = re.compile(r"(?:answer\b.*|[a-z]|\?.*)$", re.IGNORECASE)
+"""What stands in an indicator for what is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class PathQuestion:
+    """A question as it was read.
+
+    topics: nodes, in the order in which a path is to lead through them; names of these, and a part of the question for
+    each. lengths: steps that each part seems to speak of. indicator: what paths are compared with. steps: how many it
+    has (D). phrases: what the question says of each step, in the order of the path. others: what else the indicator
+    names.
+    """
+
+    text: str
+    topics: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
+    indicator: str = ""
+    steps: int = 1
+    phrases: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @property
+    def hops(self) -> int:
+        """Hops from each topic with which a search starts: half of the steps from one to the next, where they join."""
+        return max(1, self.steps if len(self.topics) < 2 else math.ceil(self.steps / (2 * (len(self.topics) - 1))))
+
+
+def read_question(text: str, nodes: Sequence[str], names: Sequence[str], indicator: str) -> PathQuestion:
+    """The question by its words: a topic's part is the clause that names it.
+
+    nodes, names: the topics. indicator: "A" - treats - x - causes - "B", where one is known.
+    """
+    chain = indicator or text
+    order = sorted(range(len(nodes)), key=lambda i: (find_position(names[i], chain), i))
+    topics, known = tuple(nodes[i] for i in order), tuple(names[i] for i in order)
+    clauses = re.split(r"[,;]|\b(?:and|but|while)\b", text) if len(known) > 1 else []
+    parts = tuple(
+        next((clause.strip() for clause in clauses if name.casefold() in clause.casefold()), text) for name in known
+    )
+    links, folded = split_indicator(indicator), {name.casefold() for name in known}
+    if len(links) <= 2:
+        links = []
+    others = tuple(name for name in links[::2] if name.casefold() not in folded and not OPEN.match(name))
+    steps = (len(links) - 1) // 2 if links else 0
+    return with_phrases(PathQuestion(text, topics, known, parts, (), chain, steps, (), others))
+
+
+def split_indicator(indicator: str) -> list[str]:
+    """Entities and relations in turn: "A" - treats - x - causes - "B"."""
+    line = " ".join(indicator.split())
+    return [part.strip().strip("\"'“”") for part in re.split(r" (?:-+>?|<-+|→|–|—) ", line) if part.strip()]
+
+
+def find_position(name: str, text: str) -> float:
+    """Where a name stands in a text, or the part of it that is found there; behind all where nothing is."""
+    text, name = text.casefold(), name.casefold()
+    if name in text:
+        return text.index(name)
+    match = difflib.SequenceMatcher(None, text, name, autojunk=False).find_longest_match()
+    return match.a if match.size >= 3 else len(text)
+
+
+def with_phrases(question: PathQuestion) -> PathQuestion:
+    """The question with the phrases of its parts, from topic to topic; D is how many there are, unless it is known.
+
+    A path from one topic to the next has the phrases of the one, then those of the other backwards. A part without any
+    speaks of the same as the one before it: "directed both A and B".
+    """
+    each = list[list[str]]()
+    for part, name in zip(question.parts, question.names, strict=True):
+        each.append(find_phrases(part, name, question.names) or (each[-1] if each else []))
+    each = [phrases or next((other for other in each if other), []) for phrases in each]
+    along = list(each[0]) if len(each) == 1 else []
+    for near, far in itertools.pairwise(each):
+        along += [*near, *reversed(far)]
+    lengths = tuple(max(1, len(phrases)) for phrases in each)
+    return replace(question, phrases=tuple(along), lengths=lengths, steps=question.steps or max(1, len(along)))
+
+
+def order_topics(question: PathQuestion, topics: Sequence[str]) -> PathQuestion:
+    """The question with its topics in another order; D stays."""
+    order = [question.topics.index(topic) for topic in topics]
+    names, parts = tuple(question.names[i] for i in order), tuple(question.parts[i] for i in order)
+    return with_phrases(replace(question, topics=tuple(topics), names=names, parts=parts))
+
+
+def find_phrases(text: str, topic: str, names: Sequence[str]) -> list[str]:
+    """Phrases of a text, those nearest to the topic first: runs of words between names and function words.
+
+    What it asks for at its start is none: "which drug treats" asks for a drug.
+    """
+    for name in sorted(names, key=len, reverse=True):
+        text = re.sub(re.escape(name), " ¦ " if name == topic else " , ", text, flags=re.IGNORECASE)
+    words = [*re.findall(r"[^\W_]+(?:['’-][^\W_]+)*|[,;.?!:¦]", text.casefold()), "."]
+    at = words.index("¦") if "¦" in words else 0
+    phrases, run, before = list[tuple[int, str]](), list[str](), ""
+    for number, word in enumerate(words):
+        if word not in STOP and word[0].isalnum():
+            run.append(word)
+            continue
+        if run and not phrases and before in ASKING and (len(run) > 1 or word in STOP):
+            run = run[1:]
+        if run:
+            phrases.append((max(at - number + 1, number - len(run) - at), " ".join(run)))
+        run, before = [], word
+    return [phrase for _, phrase in sorted(phrases, key=lambda pair: pair[0])]

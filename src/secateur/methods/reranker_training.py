@@ -1,0 +1,141 @@
+"""Training a reranker with a second head: its batches, the sentences it keeps, and its quality on held-out pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.errors import InputError
+from secateur.measure import retrieval
+from secateur.retrieval import rerankers
+from secateur.retrieval.rerankers import Reranker
+from secateur.score import relevance
+
+__all__ = ["PairBatches", "describe_quality", "keep_sentences", "measure_quality"]
+
+Pair = Mapping[str, Any]
+"""question, sentences (texts), kept (numbers of those that matter), and score, a number or None."""
+
+
+class PairBatches:
+    """Pairs as batches, over and over.
+
+    A batch is what `Reranker.forward` takes, `labels` [n, L] (1: keep, -100: not looked at) and `scores` [n].
+    `step`: of training, which takes `accumulate` batches a step.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], model: Reranker, batch: int, everywhere: bool, accumulate: int = 1
+    ) -> None:
+        self.pairs, self.model, self.batch, self.elsewhere = pairs, model, batch, 0 if everywhere else -100
+        self.accumulate, self.step = accumulate, 0
+
+    def __len__(self) -> int:
+        return max(1, -(-len(self.pairs) // self.batch))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        many, self.step = len(self.pairs), index // self.accumulate + 1
+        chosen = [self.pairs[(index * self.batch + i) % many] for i in range(min(self.batch, many))]
+        blocks = [self.model.blocks(pair["question"], pair["sentences"])[0] for pair in chosen]
+        inputs = rerankers.pad(blocks, self.model.tokenizer.pad_token_id or 0)
+        labels = torch.full_like(inputs["input_ids"], -100)
+        for row, (block, pair) in enumerate(zip(blocks, chosen, strict=True)):
+            wanted = set(pair["kept"])
+            labels[row, : len(block.owner)] = torch.tensor(
+                [self.elsewhere if owner < 0 else int(owner in wanted) for owner in block.owner]
+            )
+        scores = [0.0 if pair["score"] is None else float(pair["score"]) for pair in chosen]
+        return {**inputs, "labels": labels, "scores": torch.tensor(scores)}
+
+
+def keep_sentences(
+    judged: Sequence[Mapping[str, Any]], sizes: Sequence[int], threshold: float, rounding: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of all sentences, whether the threshold lets them stay, and the mean probability of their tokens.
+
+    Args:
+        judged: of each passage `keep`, the probabilities of its tokens, and `owner`, the sentence of each.
+        sizes: sentences of each passage.
+        threshold: of a probability.
+        rounding: "vote" keeps a sentence if more than half of its tokens are above the threshold, "mean" if their mean
+            is.
+    """
+    if rounding not in ("vote", "mean"):
+        raise InputError(f"rounding={rounding!r}: give vote or mean")
+    if math.isnan(threshold):
+        raise InputError("threshold=nan: give a number, such as 0.1")
+    keep, scores = [np.zeros(0, bool)], [np.zeros(0)]
+    for passage, size in zip(judged, sizes, strict=True):
+        chance, owner = np.array(passage["keep"], float), np.array(passage["owner"], int)
+        mean = relevance.kept_mean(chance, owner, size)
+        vote = relevance.kept_share(chance, owner, size, threshold)
+        keep.append(vote > 0.5 if rounding == "vote" else mean > threshold)
+        scores.append(mean)
+    return np.concatenate(keep), np.concatenate(scores)
+
+
+def measure_quality(model: Reranker, pairs: Sequence[Pair]) -> dict[str, Any]:
+    """What a model does on pairs that it has not learnt from.
+
+    pairs: how many there are. mask_loss: mean over tokens of sentences of -log P(label). ranking_loss: mean over pairs
+    of (s - s_0)^2, None without old scores. precision, recall, f1: of the sentences that stay, means over pairs. empty:
+    share of the passages without anything that matters of which nothing stays, None where there are none. compression:
+    percent of the characters that go. ndcg: nDCG@10 of the passages of a question, those that hold something that
+    matters above the others, mean over the questions that have both; None where none has, or the model is not to rank.
+    questions: these.
+    """
+    found = model.judge([(pair["question"], pair["sentences"]) for pair in pairs])
+    told = [{"keep": one.keep, "owner": one.owner} for one in found]
+    sizes = [len(pair["sentences"]) for pair in pairs]
+    stays, _ = keep_sentences(told, sizes, model.settings.threshold, model.settings.rounding)
+    each = np.split(stays, np.cumsum(sizes)[:-1])
+    right = [
+        retrieval.kept(np.flatnonzero(mine).tolist(), pair["kept"]) for mine, pair in zip(each, pairs, strict=True)
+    ]
+    likely = np.concatenate([
+        np.where(np.isin(one.owner, pair["kept"]), one.keep, 1.0 - one.keep)
+        for one, pair in zip(found, pairs, strict=True)
+    ])  # fmt: skip
+    held = [(one.score - pair["score"]) ** 2 for one, pair in zip(found, pairs, strict=True)
+            if pair["score"] is not None]  # fmt: skip
+    idle = [not mine.any() for mine, pair in zip(each, pairs, strict=True) if not pair["kept"]]
+    lengths = np.array([len(sentence) for pair in pairs for sentence in pair["sentences"]], float)
+    asked: dict[str, list[tuple[bool, float]]] = {}
+    for one, pair in zip(found, pairs, strict=True):
+        asked.setdefault(pair["question"], []).append((bool(pair["kept"]), one.score))
+    ranks = [retrieval.ndcg([float(good) for good, _ in some], [score for _, score in some])
+             for some in asked.values() if len({good for good, _ in some}) == 2]  # fmt: skip
+    return {
+        "pairs": len(pairs),
+        "mask_loss": float(-np.log(np.maximum(likely, 1e-12)).sum() / max(1, len(likely))),
+        "ranking_loss": float(np.mean(held)) if held else None,
+        "precision": float(np.mean([one.precision for one in right])),
+        "recall": float(np.mean([one.recall for one in right])),
+        "f1": float(np.mean([one.f() for one in right])),
+        "empty": float(np.mean(idle)) if idle else None,
+        "compression": float(100.0 * lengths[~stays].sum() / max(1.0, lengths.sum())),
+        "ndcg": float(np.mean(ranks)) if ranks and model.settings.ranks else None,
+        "questions": len(ranks),
+    }
+
+
+def describe_quality(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Notes on what `measure_quality` found before and after training."""
+    notes = [
+        f"{after['pairs']} pairs held out: F1 of kept sentences {after['f1']:.3f} (before {before['f1']:.3f}), "
+        f"{after['compression']:.0f}% of characters cut, mask loss {after['mask_loss']:.3g} "
+        f"(before {before['mask_loss']:.3g})"
+    ]
+    if after["ranking_loss"] is not None:
+        notes[0] += f", ranking loss {after['ranking_loss']:.3g}"
+    if after["ndcg"] is not None:
+        notes.append(
+            f"nDCG@10 of the passages of {after['questions']} questions held out: {after['ndcg']:.3f}, "
+            f"of the reranker before training {before['ndcg']:.3f}"
+        )
+    return notes

@@ -1,0 +1,99 @@
+"""Backend of training sets, of which examples are kept or dropped."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from secateur.data import examples, ray_data, tables, texts
+from secateur.data.examples import Examples
+from secateur.data.survey import Survey, survey
+from secateur.data.tables import Table
+from secateur.data.texts import Corpus
+from secateur.errors import DataError
+from secateur.runs import sources
+from secateur.runs.backends import Backend, Data
+from secateur.subjects import ExampleSet
+from secateur.subjects.dataset.examples import INDEX
+
+__all__ = ["Datasets", "Rows", "holds_texts", "is_stream", "read_rows"]
+
+Rows: TypeAlias = Examples | Corpus | Table | Survey
+
+
+class Datasets(Backend[ExampleSet, None, None]):
+    """Texts, arrays, folders of images, tables, and what `datasets` and Ray have."""
+
+    family = "training sets"
+    command = "prune-data"
+
+    def open(self, source: Data, device: str | None = None, data: None = None, inputs: Any = None) -> ExampleSet:
+        """All examples of the data, or those that an index keeps."""
+        return source if isinstance(source, ExampleSet) else ExampleSet(read_rows(source))
+
+    def digest(self, subject: ExampleSet) -> str:
+        """The hash of all of the data that the set is of."""
+        return str(subject.source.digest)
+
+    def save(self, subject: ExampleSet, folder: Path) -> None:
+        """The index of what stays."""
+        subject.save(folder)
+
+    def saved_in(self, folder: Path) -> bool:
+        """Whether there is an index."""
+        return (folder / INDEX).is_file()
+
+
+def read_rows(
+    data: Data,
+    *,
+    held: bool = False,
+    shelf: Path | None = None,
+    text: str = "text",
+    label: str = "label",
+    counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]] | None = None,
+    ray: bool = False,
+) -> Rows:
+    """The training set in `data`; texts are passed over once and not held, unless `held`, for a model to read them.
+
+    shelf: a folder for texts that are held: they lie there on the disk and are read when they are asked for. Without,
+    and where they are in memory already, that is where they are. With `ray`, or of a data set of Ray's, it is Ray Data
+    that passes over them.
+    """
+    if sources.is_index(data):
+        return sources.read_index(data, shelf=shelf)  # type: ignore[no-any-return]
+    columns: dict[str, Any] = {"column": text, "label": label}
+    if ray or ray_data.is_dataset(data):
+        place = shelf or Path(tempfile.gettempdir())
+        return ray_data.survey(data, counts=counts, shelf=place if held else None, **columns)
+    if isinstance(data, Examples | Corpus | Survey):
+        return data
+    if not isinstance(data, Table) and (is_stream(data) or holds_texts(data, text)):
+        if held and (shelf is None or isinstance(data, list | tuple)):
+            return texts.read(data, **columns)
+        return survey(data, counts=counts, shelf=shelf if held else None, **columns)
+    if isinstance(data, Table) or tables.is_table(data):
+        table = data if isinstance(data, Table) else tables.read(data, text=text, label=label)
+        if table.texts is not None and isinstance(data, str | Path) and Path(data).suffix in texts.SUFFIXES:
+            raise DataError(f"{table.name} has texts in {text!r} of some rows, and its first has none: drop such rows")
+        return table.corpus(shelf) if held else table
+    return examples.read(data, label=label)
+
+
+def is_stream(data: Data) -> bool:
+    """Whether `data` can be passed over once only: a data set that is streamed, or an iterator."""
+    return isinstance(data, Iterator) or type(data).__name__ == "IterableDataset"
+
+
+def holds_texts(data: Data, text: str) -> bool:
+    """Whether `data` is texts alone; rows without any are a table, unless `text` was to name a column of theirs."""
+    if not isinstance(data, str | Path):
+        return isinstance(data, Iterable) and not tables.is_table(data)
+    path, name = Path(data), str(data)
+    if path.is_dir():
+        return not tables.is_table(path) and any(file.suffix in texts.SUFFIXES for file in path.rglob("*"))
+    if path.exists() or path.suffix in (".npz", *tables.SUFFIXES):
+        return path.suffix in texts.SUFFIXES and not (text == "text" and texts.wordless(path, text))
+    return name.startswith("hub:") or ":" not in name

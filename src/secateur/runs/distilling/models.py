@@ -1,0 +1,231 @@
+"""Who teaches and who learns: how each is opened, what it gives, and which of them can't be compared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.recover.distillation import teachers
+from secateur.recover.quantization import quantise
+from secateur.runs import backends
+from secateur.runs.backends import AnyBackend
+from secateur.runs.backends.language import classifies, classifies_tokens
+from secateur.runs.backends.network import Network
+from secateur.runs.distilling.settings import Settings
+from secateur.subjects import Traced, Transformer, matrices
+from secateur.subjects.network import traced
+from secateur.subjects.transformer import low_rank, quantised
+
+__all__ = [
+    "Learner", "Model", "as_transformer", "check_chain", "check_classes", "check_kind", "check_output", "gives_masked",
+    "gives_rows", "gives_tokens", "load_weights", "open_student", "open_teacher",
+]  # fmt: skip
+
+Model: TypeAlias = str | Path | nn.Module | Transformer | Traced
+Learner: TypeAlias = Transformer | Traced
+
+
+def open_teacher(backend: AnyBackend, model: Model, device: str | None, data: Any, like: Learner) -> Learner:
+    """A teacher as a subject; networks take the inputs of the student they are `like`."""
+    backends.check_source(backend, model, "distill")
+    if isinstance(like, Transformer):
+        return cast(Transformer, backend.open(model, device, data))
+    return cast(Traced, backend.reopen(model, like, device))
+
+
+def open_student(
+    backend: AnyBackend, model: Model, device: str | None, data: Any, like: Learner | None = None
+) -> Learner:
+    """A subject to be trained, with weights of its own: what was given stays as it is.
+
+    like: the student, where this is an assistant on the way to it.
+    """
+    if like is not None and not isinstance(like, Transformer):
+        source = model if isinstance(model, str | Path) else copy.deepcopy(getattr(model, "model", model))
+        return open_teacher(backend, source, device, data, like)
+    backends.check_source(backend, model, "distill")
+    if isinstance(backend, Network) and device not in (None, "cpu"):
+        words = "networks are taught on a GPU that is there, and judged on the CPU: leave the device out"
+        raise UnsupportedError(f"device {device!r}: {words}")
+    subject = backend.open(model, device, data)
+    if not isinstance(subject, Transformer | Traced):
+        raise UnsupportedError(f"distill teaches language models and networks, and no {backend.family}")
+    return subject if isinstance(subject, Transformer) and isinstance(model, str | Path) else subject.copy()
+
+
+def load_weights(subject: Learner, weights: str | Path) -> Learner:
+    """The network with the weights in a file, or as it was cut in the folder `weights`."""
+    if not isinstance(subject, Traced):
+        raise InputError("weights are of networks that a function builds: name the folder of this model instead")
+    if Path(weights).is_dir():
+        return traced.reload_traced(weights, subject.model, subject.inputs)
+    _load(subject.model, Path(weights))
+    return subject
+
+
+def _load(model: nn.Module, file: Path) -> None:
+    try:
+        model.load_state_dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"weights {file} can't be read as safetensors ({error}): give such a file") from error
+    except RuntimeError as error:
+        line = str(error).splitlines()[-1].strip()
+        raise ModelError(f"weights {file} are of another network: {line}") from error
+
+
+def as_transformer(subject: Learner) -> Transformer:
+    """A subject that reads texts. Raises `UnsupportedError` for a network, which reads none."""
+    if isinstance(subject, Transformer):
+        return subject
+    raise UnsupportedError(f"{type(subject.model).__name__} reads no texts")
+
+
+def gives_rows(subject: Learner) -> bool:
+    """Whether it gives one row for each text, which teachers of any tokenizer can be held against."""
+    return isinstance(subject, Transformer) and (subject.output == "embedding" or classifies(subject))
+
+
+def gives_masked(subject: Transformer) -> bool:
+    """Whether it predicts tokens that are hidden from it."""
+    return type(subject.model).__name__.endswith("ForMaskedLM")
+
+
+def gives_tokens(subject: Learner) -> bool:
+    """Whether it predicts tokens, next or masked."""
+    return isinstance(subject, Transformer) and (subject.causal or gives_masked(subject))
+
+
+def check_kind(settings: Settings, student: Learner, several: bool, data: Any = None) -> None:
+    """Refuse options that this kind of student can't follow, on this data."""
+    tokens = gives_tokens(student)
+    if isinstance(student, Transformer):
+        lacks_words = classifies_tokens(student) and getattr(data, "tagged", None) is None
+        _refuse({
+            "server and on-policy are about the next token: they serve language models":
+                not student.causal and (settings.server or settings.on_policy),
+            f"cache={settings.cache} keeps the likeliest tokens, and this student tells none: say cache=all, which "
+            "keeps all that its teacher says": not tokens and settings.tokens,
+            "buckets are of classes and tokens, and this student tells none: leave them out":
+                student.output != "logits" and settings.buckets,
+            "embeddings and states of several teachers have no mean: name one teacher":
+                student.output != "logits" and several,
+            "align compares next or masked tokens, and classes, numbers and embeddings of texts, and this student "
+            "gives none of them: leave align out": settings.align and not (tokens or gives_rows(student)),
+            "task of a token classifier needs labels of words, in `ner_tags` or `labels` beside the words in `tokens`, "
+            "and the data has none: leave task out": settings.task and lacks_words,
+        })  # fmt: skip
+    else:
+        _refuse({
+            "server and on-policy are about the next token: they serve language models":
+                settings.server or settings.on_policy,
+            f"cache={settings.cache} keeps the likeliest tokens, and this student tells none: say cache=all, which "
+            "keeps all that its teacher says": settings.tokens,
+            "hidden states of networks are not compared here: leave hidden out": settings.hidden,
+            "a network that was cut to masks would fill them in training: use the recipe that made it": student.masks,
+            "align compares next or masked tokens, and classes, numbers and embeddings of texts, and this student "
+            "gives none of them: leave align out": settings.align,
+        })  # fmt: skip
+    if settings.align and tokens and settings.direction != "forward":
+        raise InputError("align serves forward KL of tokens: leave direction out")
+    if settings.bits:
+        _check_bits(student, settings.bits)
+
+
+def _refuse(reasons: Mapping[str, object]) -> None:
+    """Raise `UnsupportedError` with the first of the reasons that holds."""
+    for reason, holds in reasons.items():
+        if holds:
+            raise UnsupportedError(reason)
+
+
+def _check_bits(student: Learner, bits: int) -> None:
+    """Refuse a student whose matrices are not all linears that torchao can round as they train."""
+    if not isinstance(student, Transformer):
+        raise UnsupportedError("bits are of models that learn from texts: of networks, use the recipe gpusq_vit")
+    found = matrices.matrices(student.model, student.layers())
+    other = next((name for name, matrix in found.items() if matrix.turned or matrix.expert is not None), None)
+    if other is not None:
+        raise UnsupportedError(f"{other} is in no linear, which are what is rounded in training: quantise by `export`")
+    if low_rank.of(student.model):
+        raise UnsupportedError("a student with branches beside its linears is quantised by `export`: leave bits out")
+    quantise.check(student.model)
+    quantise.linears(student.model, bits, student.layers())
+    quantise.torchao()
+    if bits < 8:
+        quantised.need()
+
+
+def check_chain(student: Learner, between: Sequence[Learner], above: Sequence[Learner], align: bool) -> None:
+    """Refuse a teacher and a learner that can't be compared; with `align`, whatever their tokenizers are."""
+    named = [("student", student), *(("assistant", one) for one in between), *(("teacher", one) for one in above)]
+    for name, one in named:
+        _check_place(name, one.model)
+    for name, one in named[1:]:
+        ours, theirs = (next(model.parameters()).device for model in (student.model, one.model))
+        if ours != theirs:
+            raise InputError(
+                f"the student is on {ours} and its {name} on {theirs}: say device={ours}, or bring them there"
+            )
+        if isinstance(student, Transformer) and isinstance(one, Transformer):
+            _check_pair(student, one, name, align)
+
+
+def _check_place(name: str, model: nn.Module) -> None:
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if not p.is_floating_point()})
+    if "meta" in devices:
+        raise InputError(f"the {name} has parameters without values (device meta): load its weights")
+    if len(devices) > 1:
+        raise InputError(f"the {name} lies on {' and '.join(devices)}: bring it to one device")
+    if kinds:
+        raise InputError(f"the {name} has weights of type {kinds[0]}: give it in floating point")
+
+
+def _check_pair(student: Transformer, teacher: Transformer, name: str, align: bool) -> None:
+    check_output(student, teacher, "the student", f"its {name}")
+    if align and teacher.tokenizer is None:
+        raise InputError(
+            f"the {name} comes without a tokenizer, and its texts are to be aligned: give one that has one"
+        )
+    if teacher.tokenizer is not None and not align:
+        try:
+            teachers.check_tokens(student, teacher)
+        except InputError as error:
+            able = gives_tokens(student) or gives_rows(student)
+            raise InputError(f"{error}{', or let each read for itself (align)' if able else ''}") from error
+    check_classes(student, teacher, "the student", f"its {name}")
+
+
+def check_output(student: Transformer, teacher: Transformer, us: str, them: str) -> None:
+    """Refuse two of which one tells next tokens, classes or embeddings, and the other another of them."""
+    if (student.output, student.causal) != (teacher.output, teacher.causal):
+        ours, theirs = (f"next tokens ({type(one.model).__name__})" if one.causal else f"{one.output} "
+                        f"({type(one.model).__name__})" for one in (student, teacher))  # fmt: skip
+        raise InputError(f"{us} gives {ours} and {them} {theirs}: open both with the same head")
+
+
+def check_classes(student: Transformer, teacher: Transformer, us: str, them: str) -> None:
+    """Refuse two of other classes, by number or by name; nothing of what tells no classes."""
+    if student.output != "logits" or gives_tokens(student):
+        return
+    ours, theirs = (one.model.config for one in (student, teacher))
+    if ours.num_labels != theirs.num_labels:
+        raise InputError(
+            f"{us} has {ours.num_labels} classes and {them} {theirs.num_labels}: use models of the same ones"
+        )
+    given = [{number: str(label) for number, label in one.id2label.items()} for one in (ours, theirs)]
+    if any(label.startswith("LABEL_") for labels in given for label in labels.values()):
+        return  # numbers only
+    number = next((number for number in given[0] if given[0][number] != given[1].get(number)), None)
+    if number is not None:
+        raise InputError(
+            f"class {number} is {given[0][number]!r} for {us} and {given[1].get(number)!r} for {them}: use models of "
+            "the same classes"
+        )

@@ -1,0 +1,351 @@
+"""Evidence: a result measured beside its original, in sizes, time, memory and quality; and `secateur measure`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.errors import DataError, InputError, MeasurementError, UnsupportedError
+from secateur.measure import latency, memory, sparsity
+from secateur.measure.environment import describe as describe_machine
+from secateur.reports import display, evidence
+from secateur.runs import backends, splits
+from secateur.runs.backends import AnyBackend, Data, Row, Source
+from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result, Subject
+
+__all__ = ["CLOCK", "TOLERANCE", "Reference", "check_counts", "check_judges", "measure", "with_threads"]
+
+TOLERANCE = 0.07
+"""How far below the asked-for speedup a measured one may lie and still count as met."""
+
+CLOCK: dict[str, Any] = {"lasting": 5.0, "enough": 200}
+"""How long results are timed beside the original, as `latency.compare` takes it."""
+
+_SHOWN = 3
+"""Names of matrices in a note."""
+
+
+@contextmanager
+def with_threads(environment: latency.Environment) -> Iterator[None]:
+    """Within the block torch has the threads of the environment."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(environment.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_counts(**numbers: int | None) -> None:
+    """Raise `InputError` for a number that is given and is no whole one of at least 1."""
+    for name, value in numbers.items():
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise InputError(f"{name}={value!r} is not a whole number of at least 1")
+
+
+def check_judges(row: Evidence, held_out: Data | None, arm: Evidence | None = None) -> None:
+    """Refuse held-out data, before an `arm` is made or of one that was, on which the run's result was not measured."""
+    digest = row.settings.get("held_out_sha256")
+    if (digest is None) == (held_out is None) and (arm is None or arm.settings.get("held_out_sha256") == digest):
+        return
+    part, named = "a part of the data: leave held_out out", f"{row.settings.get('held_out')}: give that as held_out"
+    raise InputError(f"the result {row.target} was measured on {part if digest is None else named}")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An original, and where and on what its results are measured beside it: quality only if `held_out` is given."""
+
+    backend: AnyBackend
+    original: Any
+    environment: latency.Environment
+    held_out: Any = None
+
+    def compare(self, student: Subject) -> tuple[Row, Row, Row, list[str]]:
+        """(before, after, what the two give together, notes on what can't be measured)."""
+        backend, environment, notes = self.backend, self.environment, list[str]()
+        example = backend.make_example(self.original, environment)
+        before, after = backend.sizes(self.original, example), backend.sizes(student, example)
+        measured: Row = {}
+        original, student = (backend.place(subject, environment) for subject in (self.original, student))
+        first, second = (partial(backend.forward, subject, example) for subject in (original, student))
+        with environment.active():
+            try:
+                times = latency.compare(first, second, device=environment.device, **CLOCK)
+                before["latency"], after["latency"], measured["speedup"] = times.before, times.after, times.speedup
+            except MeasurementError as error:
+                notes.append(f"time: {error}")
+            with suppress(MeasurementError):
+                for row, forward in ((before, first), (after, second)):
+                    row["peak_memory"] = _peak_memory(forward, environment)
+        if self.held_out is not None:
+            try:
+                ours, theirs, both = backend.compare(original, student, self.held_out, environment)
+                before, after, measured = {**before, **ours}, {**after, **theirs}, {**measured, **both}
+                notes += splits.box_size_notes(self.held_out, ours)
+            except (DataError, MeasurementError) as error:
+                notes.append(f"quality: {error}")
+        return before, after, measured, notes
+
+    def evidence(self, result: Result, settings: Mapping[str, Any], budgets: Sequence[Budget]) -> Evidence:
+        """Everything that is measured of a result, and its verdict."""
+        before, after, measured, notes = self.compare(result.subject)
+        notes += self._judged(result, before, after)
+        budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
+        if budget.pattern is not None:
+            measured["off_pattern"], more = _off_pattern(
+                self.backend.matrices(result.subject),
+                budget.pattern,
+                every=not self.backend.dense_allowed,
+                masked=getattr(result.subject, "masks", {}),
+                each=result.patterns,
+            )
+            notes += more
+        notes += _zeros_notes(before, after, measured)
+        stages, more = self._others(result.stages)
+        notes += more
+        rivals, more = self._others(result.beside)
+        ours = {**after, **measured}
+        notes += [*more, *filter(None, (_quality_note(name, ours, row) for name, row in rivals.items()))]
+        predicted = dict(result.predicted)
+        if "latency" in predicted and "latency" in before:
+            predicted.setdefault("speedup", before["latency"].value / predicted["latency"])
+        row = Evidence(
+            recipe=str(settings["recipe"]),
+            target=str(budget),
+            predicted=predicted,
+            measured=measured,
+            before=before,
+            after=after,
+            baselines=rivals,
+            stages=stages,
+            cut=replace(result.cut, notes=(*result.cut.notes, *result.notes, *notes)),
+            recovery=result.recovery,
+            environment={**describe_machine(), "measured_at": str(self.environment)},
+            settings=settings,
+        )
+        verdict = evidence.judge(row, tolerance=TOLERANCE)
+        return replace(row, verdict=verdict or "missed: could not be measured, see the notes")
+
+    def _quality(self, student: Subject, data: Any) -> tuple[Row, Row, Row]:
+        """As `Backend.compare`, on the device of the environment."""
+        original, student = (self.backend.place(each, self.environment) for each in (self.original, student))
+        with self.environment.active():
+            return self.backend.compare(original, student, data, self.environment)
+
+    def _judged(self, result: Result, before: Row, after: Row) -> list[str]:
+        """Add the quality of both on what else the recipe wants them judged by; notes on what can't be measured."""
+        notes = list[str]()
+        for name, corpus in result.judged.items() if self.held_out is not None else ():
+            try:
+                first, second, _ = self._quality(result.subject, self.backend.fit_data(corpus, self.original))
+            except (DataError, MeasurementError) as error:
+                notes.append(f"quality on {name} data: {error}")
+                continue
+            before |= {f"{name}/{measure}": figure for measure, figure in first.items()}
+            after |= {f"{name}/{measure}": figure for measure, figure in second.items()}
+        return notes
+
+    def _others(self, subjects: Mapping[str, Subject]) -> tuple[dict[str, Row], list[str]]:
+        """(name -> figures, notes) of what a recipe made beside its result, or on the way to it: all but time."""
+        rows, notes = dict[str, Row](), list[str]()
+        for name, subject in subjects.items():
+            rows[name] = self.backend.sizes(subject, self.backend.make_example(self.original, self.environment))
+            if self.held_out is None:
+                continue
+            try:
+                _, after, both = self._quality(subject, self.held_out)
+                rows[name] |= {**after, **both}
+            except (DataError, MeasurementError) as error:
+                notes.append(f"quality of {name}: {error}")
+        return rows, notes
+
+
+def _peak_memory(forward: Any, environment: latency.Environment) -> Figure:
+    return memory.allocated(torch.no_grad()(forward), device=environment.device)
+
+
+def _quality_note(name: str, ours: Row, theirs: Row) -> str:
+    """A rival's quality beside the result's, in the first measure that both have; nothing where there is none."""
+    both = (one for one in display.order(theirs) if display.measure(one).role == "quality" and one in ours)
+    measure = next(both, None)
+    if measure is None:
+        return ""
+    label = display.measure(measure).label
+    return f"{name}: {label} {display.text(measure, theirs[measure])} beside {display.text(measure, ours[measure])}"
+
+
+def _off_pattern(
+    matrices: Mapping[str, Tensor],
+    pattern: Pattern,
+    every: bool,
+    masked: Collection[str] = (),
+    each: Mapping[str, Pattern] | None = None,
+) -> tuple[Figure, list[str]]:
+    """How many runs of weights of the result break the pattern, and the first matrix that does.
+
+    A matrix may be left dense where its inputs are no multiple of m, and, where `every` is False, if the recipe chose
+    to (first convolutions, small heads); which ones is said. Where a result names those that are `masked`, all others
+    were left dense, whatever zeros rounding has put there. A result that gave `each` matrix a pattern of its own is
+    held to these, as long as their mean is no more than what was asked for.
+    """
+    off, short, kept, whole = dict[str, int](), list[str](), 0, 0
+    for name, matrix in matrices.items():  # once each: they may be read from the disk
+        own = (each or {}).get(name, pattern)
+        off |= sparsity.broken({name: matrix}, own.n, own.m)
+        kept, whole = kept + own.n * matrix.numel(), whole + own.m * matrix.numel()
+        short += [name] if matrix.shape[1] % pattern.m else []
+    if each and (kept * pattern.m > pattern.n * whole or any(own.m != pattern.m for own in each.values())):
+        return _off_pattern(matrices, pattern, every, masked)
+
+    def spare(name: str) -> bool:
+        if masked and name not in masked:
+            return True
+        may_be_dense = not every or bool(matrices[name].shape[1] % pattern.m)
+        return may_be_dense and int(torch.count_nonzero(matrices[name])) == matrices[name].numel()
+
+    spared = [name for name in off if spare(name)]
+    if len(spared) == len(matrices):
+        spared = []
+    wrong = {name: count for name, count in off.items() if name not in spared}
+    notes = [f"left dense by {pattern}: {_listed(spared)}"] if spared else []
+    short = [name for name in short if name not in spared]
+    if short:
+        notes.append(f"{pattern} leaves the last inputs dense, which fill no group of {pattern.m}, in {_listed(short)}")
+    if wrong:
+        first, count = next(iter(wrong.items()))
+        most = (each or {}).get(first, pattern).n
+        notes.append(
+            f"{pattern} does not hold in {_listed(list(wrong))}: {display.thousands(count)} runs of {pattern.m} "
+            f"weights of the first have more than {most} that are not zero"
+        )
+    return Figure(float(sum(wrong.values()))), notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _zeros_notes(before: Row, after: Row, measured: Row) -> list[str]:
+    """What zeros brought where they brought nothing: weights that are zero are stored and multiplied like others."""
+    zeros, speedup = after.get("zeros"), measured.get("speedup")
+    if zeros is None or zeros.value <= sparsity.WORTH or after["bytes"].value < before["bytes"].value:
+        return []
+    if speedup is not None and (speedup.value if speedup.low is None else speedup.low) > 1.0:
+        return []
+    time = "" if speedup is None else f" and it is not measurably faster ({display.text('speedup', speedup)})"
+    return [
+        f"{display.number('zeros', zeros.value)} of the weights in its matrices are zero, stored and multiplied like "
+        f"the others: the file is no smaller{time}; packed it would take "
+        f"{display.number('bytes', after['packed_bytes'].value)} in place of "
+        f"{display.number('bytes', after['bytes'].value)}"
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ secateur measure
+
+
+def measure(
+    model: Source,
+    against: Source | Sequence[Source] | None = None,
+    data: Data | None = None,
+    *,
+    text: str = "text",
+    label: str = "label",
+    sizes: str | Sequence[float | str] | None = None,
+    tasks: Sequence[str] = (),
+    task_folder: str | Path | None = None,
+    limit: int | None = None,
+    batch: int | None = None,
+    length: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+) -> dict[str, Row]:
+    """Measure a model, or a model `against` another: {"model": ..., "against": ..., "both": speedup and fidelity}.
+
+    Against several, such as its teachers, both parts are there of each: "against NAME" and "both NAME"; and of their
+    averaged ensemble how good it is, "ensemble", and the model's loyalty to it, "both ensemble", where `data` is given
+    and they tell classes, tokens or numbers, whose mean can be taken.
+
+    Args:
+        model: a folder, a Hub id, "file.py:function" for any network, or an object. A network that was cut stands in
+            the folder of its run; its original, `against`, says what it was made of.
+        against: another model, or several.
+        data: what quality is measured on, all of it.
+        text: the column of texts.
+        label: the column of classes, or of an .npz file the array; '' for none.
+        sizes: sides of squares that part small, medium and large boxes; see `run`.
+        tasks: of lm-eval, to measure a language model by.
+        task_folder: YAML files of further tasks.
+        limit: documents of each task; all if None.
+        batch: sequences or examples per batch.
+        length: tokens per sequence.
+        threads: of torch.
+        device: where it is measured, such as cpu or cuda.
+    """
+    check_counts(threads=threads, batch=batch, length=length, limit=limit)
+    others: list[Any] = list(against) if isinstance(against, list | tuple) else [] if against is None else [against]
+    for source in (model, *others):
+        if isinstance(source, str | Path) and Path(source).suffix == ".onnx":
+            raise UnsupportedError(
+                f"{source} is an ONNX file, without the code by which models are measured: measure what it was "
+                "exported from, whose outputs it gives, or a detector's boxes by "
+                "secateur.subjects.network.exported.Exported"
+            )
+    several = len(others) > 1
+    if several:
+        from secateur.runs.distilling import ensembles  # one model does without
+
+        names = ensembles.name_models(others)
+    backend = backends.of_source(next(iter(others), model))
+    model, others = backend.load_any(model), [backend.load_any(source) for source in others]
+    corpus, _ = splits.read(backend, data, text=text, label=label, sizes=sizes)
+    others = [backend.open(source, device, corpus) for source in others[:1]] + others[1:]
+    others[1:] = [backend.reopen(source, others[0], device) for source in others[1:]]
+    subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus)
+    corpus = None if corpus is None else backend.fit_data(corpus, subject)
+    here = backend.environment(subject, batch, length, threads)
+    environment = backend.environment(subject, batch, length, threads, device)
+    backend.check(subject, {"length": environment.length})
+
+    def run_tasks(one: Any) -> Row:
+        return backend.run_tasks(one, tasks, task_folder, limit) if tasks else {}
+
+    if tasks:
+        backend.check_tasks(subject)
+    if several:
+        ensembles.check_models(backend, subject, dict(zip(names, others, strict=True)), here)
+    rows: dict[str, Row] = {"model": {}}
+    for number, other in enumerate(others):
+        with with_threads(environment):
+            before, after, both, notes = Reference(backend, other, environment, corpus).compare(subject)
+        if "speedup" not in both:
+            raise MeasurementError(notes[0])
+        end = f" {names[number]}" if several else ""
+        rows |= {"model": after | rows["model"], f"against{end}": before | run_tasks(other), f"both{end}": both}
+    if several and corpus is not None:
+        rows |= ensembles.measure_ensemble(backend, subject, others, corpus, here)
+    if not others:
+        rows["model"] = _alone(backend, subject, corpus, environment)
+    return rows | {"model": rows["model"] | run_tasks(subject)}
+
+
+def _alone(backend: AnyBackend, subject: Any, corpus: Any, environment: latency.Environment) -> Row:
+    """Sizes, time, memory and quality of one subject."""
+    example = backend.make_example(subject, environment)
+    row = backend.sizes(subject, example)
+    subject = backend.place(subject, environment)
+    forward = partial(backend.forward, subject, example)
+    with environment.active():
+        row["latency"] = latency.median_time(forward, device=environment.device)
+        row["peak_memory"] = _peak_memory(forward, environment)
+    if corpus is not None:
+        row |= backend.compare(subject, subject, corpus, environment)[0]
+    return row

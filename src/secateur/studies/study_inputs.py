@@ -1,0 +1,152 @@
+"""From a study's name to its answer, `secateur study`: open, plan, answer, write.
+
+out/run.yaml       what repeats the study
+out/study.json     its figures, seed by seed, with settings and seeds
+out/study.html     the same as tables and a chart
+out/work/          the runs of its recipe
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from secateur import recipes, studies
+from secateur._utils.disk import atomic_write
+from secateur.data.examples import Examples
+from secateur.errors import DataError, InputError
+from secateur.measure.environment import describe as describe_machine
+from secateur.reports import sheet
+from secateur.reports.sheet import Sheet, Table
+from secateur.runs import configs, keywords
+from secateur.runs.backends.network import Model, Network
+from secateur.runs.executor import open_run
+from secateur.subjects.network.traced import Traced
+
+__all__ = ["configured", "study"]
+
+
+def study(
+    study: str,
+    model: Model | None = None,
+    data: str | Path | Examples | None = None,
+    out: str | Path = "",
+    *,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> Sheet:
+    """Answer a study, and leave study.json and study.html in `out`; what was trained for it is not trained again.
+
+    Args:
+        study: its name: `studies.cards` has them.
+        model: for a study over a recipe, what that recipe takes: a module, or "file.py:function".
+        data: examples, as `examples.read` takes them.
+        out: the folder. The same call again resumes, and a larger grid in the same folder trains what is new.
+        dry_run: say how many trainings it will be; nothing is trained or written.
+        overwrite: start anew where `out` holds another study.
+        options: the study's own, and those of its recipe that it does not set itself.
+
+    Raises:
+        InputError: an unknown or wrong option, a network or data that can't be used.
+        InfeasibleError: a share that can't be met.
+        RunError: `out` is in use, holds another run, or the disk is full.
+    """
+    studies.options(study)  # an unknown study is refused before its module is looked for
+    card, module = studies.cards()[study], importlib.import_module(f"secateur.studies.{study}")
+    function = getattr(module, study)
+    own, rest = _split_options(study, function, card, options)
+    keywords.check_seed(*own.get("seeds", ()))
+    subject = examples = None
+    hashes: dict[str, str] = {}
+    if card["recipe"]:
+        if model is None or data is None:
+            raise InputError(f"study {study} needs a network and examples: give MODEL and --data")
+        backend = Network()
+        examples = backend.read(data)
+        subject = backend.open(model, None, examples)
+        examples = backend.fit_data(examples, subject)
+        if examples.targets:
+            raise DataError(f"{examples.name} holds boxes: study {study} counts right classes; give labels")
+        hashes = {"model_sha256": backend.digest(subject), "data_sha256": examples.digest}
+    elif model is not None or data is not None:
+        raise InputError(f"study {study} takes no MODEL and no --data: everything is drawn")
+    planned = module.plan(subject, examples, **own, **rest)
+    if dry_run:
+        rows = [["What", "How many"], *([name, str(count)] for name, count in planned.items())]
+        summary = ", ".join(f"{count} {name}" for name, count in planned.items())
+        return Sheet(study, f"dry run: {summary}", [Table(f"study {study}: what it takes", rows)], planned)
+    varied = card["grid"].split()
+    settings = {
+        "command": "study", "study": study,
+        **{k: v for k, v in keywords.flat(function, own).items() if k not in varied},
+        **{k: v for k, v in rest.items() if k in options}, **hashes,
+    }  # fmt: skip
+    grid = json.loads(json.dumps({name: own[name] for name in varied}))  # lists, as YAML has them
+    named = _source_names(subject, model, data, examples)
+    with open_run(out, settings, {**grid, **named}, overwrite=overwrite) as run:
+        progress = _announce if card["recipe"] else iter
+        answer: Sheet = function(subject, examples, run.folder("runs"), progress, **own, **rest).sheet()
+        record = run.root / "run.yaml"
+        before = yaml.safe_load(record.read_text("utf-8"))
+        if {name: before.get(name) for name in grid} != grid:  # the grid has grown since the folder was made
+            atomic_write(record, yaml.safe_dump({**before, **grid}, sort_keys=False))
+        sheet.write(run.root, answer, {**settings, **grid, **named}, environment=describe_machine(),
+                    run_yaml=record.read_text("utf-8"))  # fmt: skip
+    return answer
+
+
+def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What to call `study` with: the settings in a YAML file, such as a run.yaml, where `given` says nothing else.
+
+    Raises `InputError` where the file, or a key in it, can't be used.
+    """
+    return configs.read(
+        path, "study", study, given, more=lambda name: [one.name for one in studies.options(name)], key="study"
+    )
+
+
+def _split_options(
+    name: str, function: Any, card: Mapping[str, str], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the study's own options, those of its recipe), checked; those of the recipe that were given."""
+    mine = _flags(function)
+    theirs = {key: value for key, value in options.items() if key not in mine}
+    own = keywords.checked(function, {key: value for key, value in options.items() if key in mine})
+    for key in theirs:
+        if key in card["sets"].split():
+            raise InputError(f"study {name} sets {key} itself: leave it out")
+    if not card["recipe"]:
+        if theirs:
+            raise InputError(f"study {name} has no option {next(iter(theirs))!r}: it has {', '.join(mine)}")
+        return own, {}
+    recipe = recipes.find(card["recipe"])
+    shared = {key: value for key, value in keywords.flat(function, own).items() if key in _flags(recipe)}
+    checked = keywords.flat(recipe, keywords.checked(recipe, {**theirs, **shared}))
+    return own, {key: checked[key] for key in theirs}
+
+
+def _flags(function: Any) -> dict[str, Any]:
+    """Every option as it is given, and its default."""
+    return keywords.flat(function, {name: option.default for name, option in keywords.of(function).items()})
+
+
+def _source_names(subject: Traced | None, model: Any, data: Any, examples: Examples | None) -> dict[str, str]:
+    """The network and the data as they were given, to be found again."""
+    if subject is None or examples is None:
+        return {}
+    network_name = str(model) if isinstance(model, str | Path) else type(subject.model).__name__
+    return {"model": network_name, "data": str(data) if isinstance(data, str | Path) else examples.name}
+
+
+def _announce(trials: Sequence[Any]) -> Iterator[Any]:
+    """The trials, each announced in a line on the standard error."""
+    for number, one in enumerate(trials, 1):
+        print(f"{number} of {len(trials)}: {one}", file=sys.stderr, flush=True)
+        yield one

@@ -1,0 +1,157 @@
+"""Facts of a knowledge graph as sentences with their sources, and filters on what is known of facts."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from secateur.errors import InputError
+from secateur.subjects.graph.knowledge_graph import Fact, KnowledgeGraph
+from secateur.subjects.text import markup
+
+__all__ = ["Filter", "Row", "Wording", "describe_node", "name_ends", "parse_filter", "predicate_in_words", "state_fact"]
+
+Row = dict[str, Any]
+"""A fact of a node: fact, text, path, predicate, target, provenance, evidence.
+
+fact: subject, predicate, object and whether that is a literal; None for what identifies the node.
+"""
+
+PROVENANCE = {"sources": "", "source": "", "preprint_list": "", "pmid_list": "pubmedId:", "pmid": "pubmedId:"}
+"""Properties that say where a fact comes from, the first that is there; and what is put before their values."""
+_SPOKE = re.compile(r"([A-Z]+)_[A-Z][A-Za-z]*[a-z][A-Z][A-Za-z]*")
+"""TREATS_CtD: what it says, then the kinds of its ends and a letter between them."""
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?(e-?\d{1,2})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """Which facts of a node become sentences, and what these say."""
+
+    filters: Sequence[str] = ()
+    """What is asked of a fact's properties, "score>=0.7", "phase<=3" or "source=SwissProt|UniProt"; a fact without that
+    property passes."""
+    literals: bool = True
+    """Also facts that lead to words or numbers instead of nodes."""
+    identifier: bool = True
+    """One more sentence for each node, with what identifies it in the graph."""
+    origin: str = ""
+    """What a fact that names no source is said to come from; nothing is said if empty."""
+    evidence: bool = False
+    """Put all that is known of a fact behind its sentence, as JSON; it is selected without."""
+
+
+class Filter(NamedTuple):
+    """What is asked of a property of facts."""
+
+    name: str
+    allows: Callable[[str], bool]
+
+
+def parse_filter(text: str) -> Filter:
+    """What score>=0.7, phase<=3 or source=SwissProt|UniProt asks for; `InputError` for what asks for nothing."""
+    match = re.fullmatch(r"\s*([^<>=]+?)\s*(>=|<=|=)\s*(.+?)\s*", text)
+    if match is None:
+        raise InputError(f"filter {text!r} was not understood: write score>=0.7, phase<=3 or source=SwissProt|UniProt")
+    name, sign, wanted = match[1].casefold(), match[2], match[3]
+    if sign == "=":
+        allowed = {value.strip() for value in wanted.split("|")}
+        return Filter(name, allowed.__contains__)
+    limit, turn = _number(wanted), 1 if sign == ">=" else -1
+    if limit is None:
+        raise InputError(f"filter {text!r}: {wanted!r} is no number; write such as score>=0.7")
+    return Filter(name, lambda text: (value := _number(text)) is not None and turn * value >= turn * limit)
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def describe_node(
+    graph: KnowledgeGraph, node: str, name: str, wording: Wording, filters: Sequence[Filter]
+) -> list[Row]:
+    """The facts around a node, each as a sentence with its provenance; and one that says what identifies the node."""
+    facts = graph.around([node], literals=wording.literals)
+    known = graph.known(facts)
+    facts = [fact for fact in facts if _passes(known[fact], filters)]
+    ends = {end for fact in facts for end in (fact.subject, *([] if fact.literal else [fact.object]))} | {node}
+    names, titles = name_ends(graph, facts, ends)
+    rows = list[Row]()
+    for fact in facts:
+        verb = predicate_in_words(fact.predicate, names)
+        other = fact.object if fact.subject == node else fact.subject
+        sources = _provenance(known[fact]) or ([wording.origin] if wording.origin else [])
+        text = state_fact(fact, names, titles)
+        text += f", according to {', '.join(sources)}" if sources else ""
+        rows.append({
+            "fact": list(fact), "text": text, "path": f"{name} > {verb}", "predicate": verb,
+            "target": other if fact.literal else names[other], "provenance": sources,
+            "evidence": _as_json(known[fact]),
+        })  # fmt: skip
+    own = graph.identifier(node)
+    if wording.identifier and rows and not _same(own, name):
+        rows.append({
+            "fact": None, "text": f"{titles[node]} has the identifier {own}", "path": name, "predicate": "identifier",
+            "target": own, "provenance": [], "evidence": {},
+        })  # fmt: skip
+    return rows
+
+
+def name_ends(
+    graph: KnowledgeGraph, facts: Sequence[Fact], ends: Collection[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What things and the predicates of facts are called; and things with their kinds before that."""
+    kinds, names = graph.kinds(ends), graph.names([*ends, *(fact.predicate for fact in facts)])
+    return names, {end: f"{kinds[end]} {names[end]}" if kinds.get(end) else names[end] for end in ends}
+
+
+def state_fact(fact: Fact, names: Mapping[str, str], titles: Mapping[str, str]) -> str:
+    """A fact as a sentence."""
+    end = fact.object if fact.literal else titles[fact.object]
+    return f"{titles[fact.subject]} {predicate_in_words(fact.predicate, names)} {end}"
+
+
+def predicate_in_words(predicate: str, names: Mapping[str, str]) -> str:
+    """A predicate in words: TREATS_CtD is treats, others have their names."""
+    match = _SPOKE.fullmatch(KnowledgeGraph.identifier(predicate))
+    return match[1].lower() if match else names[predicate]
+
+
+def _passes(known: Mapping[str, Sequence[str]], filters: Sequence[Filter]) -> bool:
+    """Whether each property of a fact that is asked for has a value that is allowed, or is not there."""
+    there = _folded(known)
+    return all(any(map(rule.allows, there[rule.name])) for rule in filters if rule.name in there)
+
+
+def _folded(known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Properties by their names without letter case."""
+    return {name.casefold(): values for name, values in known.items() if values}
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names differ in signs and case alone."""
+    return markup.terms(one.replace("_", " ")) == markup.terms(other.replace("_", " "))
+
+
+def _provenance(known: Mapping[str, Sequence[str]]) -> list[str]:
+    """Where a fact comes from."""
+    there = _folded(known)
+    name = next((name for name in PROVENANCE if name in there), "")
+    return [value if value.startswith(PROVENANCE[name]) else PROVENANCE[name] + value for value in there.get(name, ())]
+
+
+def _as_json(known: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What is known of a fact as JSON holds it: numbers as numbers, and what is single not as a list."""
+    found = dict[str, Any]()
+    for name in sorted(known):
+        values = [json.loads(text) if _NUMBER.fullmatch(text) else text for text in known[name]]
+        found[name] = values[0] if len(values) == 1 else values
+    return found

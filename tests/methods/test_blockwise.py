@@ -1,0 +1,53 @@
+"""Pruning block by block: which groups of weights are compared, one threshold for all, starved experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from recipes.sparse.oneshot import CALIBRATED, data, taught
+from secateur.data import texts
+from secateur.errors import InfeasibleError
+from secateur.methods import blockwise
+from secateur.subjects.matrices import matrices
+from secateur.subjects.transformer import blocks
+from secateur.vocabulary import Budget
+
+
+@pytest.mark.parametrize(
+    ("scope", "size"),
+    [("row", 64), ("block", 16 * 24), ("columns", 16 * 16), ("matrix", 16 * 64), ("layer", 34816), ("global", 139264)],
+)
+def test_a_share_that_leaves_nothing_of_the_smallest_group_is_refused_and_more_is_not(scope, size):
+    """Keys are [16, 64]; of blocks of 24 columns the last has 16."""
+    width = {"columns": lambda columns: 24, "block": lambda columns: 24}.get(scope, lambda columns: 128)
+    assert blockwise.smallest_group(taught(), scope, width) == size
+    least = Budget.parse(f"weights={100 / size + 1e-5:.6f}%")
+    assert blockwise.follow_budget(taught(), least, "it", scope, width)[1] is None
+    with pytest.raises(InfeasibleError, match=f"leaves nothing of .*{size} weights: keep at least") as refused:
+        blockwise.follow_budget(taught(), Budget.parse(f"weights={99 / size:.6f}%"), "it", scope, width)
+    assert refused.value.reachable == 1 / size
+
+
+def test_patterns_are_of_single_rows_whatever_is_compared():
+    share, pattern = blockwise.follow_budget(taught(), Budget.parse("pattern=2:4"), "it", "global")
+    assert share == 0.5
+    assert (pattern.n, pattern.m) == (2, 4)
+
+
+def test_one_threshold_keeps_exactly_the_best_of_all_blocks(tmp_path):
+    student = taught().copy()
+    blockwise.prune_globally(student, tmp_path, lambda matrix: matrix.weight.abs(), 0.3)
+    before = torch.cat([m.weight.flatten() for m in matrices(taught().model, taught().layers()).values()])
+    after = torch.cat([m.weight.flatten() for m in matrices(student.model, student.layers()).values()])
+    assert int(torch.count_nonzero(after)) == int(0.3 * before.numel())
+    assert after[after != 0].abs().min() >= before[after == 0].abs().max()
+
+
+def test_outliers_are_counted_block_by_block_and_nothing_changes(tmp_path):
+    windows, _ = texts.windows(data(), taught().tokenizer, CALIBRATED["samples"], CALIBRATED["length"])
+    before = {name: tensor.clone() for name, tensor in taught().model.state_dict().items()}
+    shares, sizes = blockwise.measure_outliers(taught(), windows, tmp_path, times=2.0, floor=1)
+    assert sum(sizes) == blocks.count(taught())
+    assert len(set(shares)) == len(taught().layers())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in taught().model.state_dict().items())

@@ -1,0 +1,30 @@
+"""The stages that recipes for detectors share; the recipes' own tests run all of them and resume."""
+
+from __future__ import annotations
+
+from recipes.vision.detecting import DATA, subject
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.methods.detector_stages import DetectorStages
+from secateur.recover.distillation import maps
+from secateur.recover.training import detecting
+
+
+def compare(ours, theirs, batch):
+    return sum(maps.spatial_attention(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_a_stage_of_no_epochs_is_none_and_the_weight_of_distilling_is_found_once(tmp_path):
+    student, teacher = subject(), subject()
+    student.model.stem.bn.weight.data *= 0.5
+    with Run.open(tmp_path, {}) as run:
+        stages = DetectorStages(run, examples.batches(DATA, batch=8), {"lr": 1e-3, "clip": None, "accumulate": 2})
+        assert stages.sparsify(student, detecting.press(student.model.loss), 0) is None
+        assert stages.finetune(student, 0, "a") is None
+        how = dict(taps=student.model.taps, compare=compare, budget="a")
+        assert stages.distil(student, teacher, epochs=0, **how) is None
+        assert not list(tmp_path.rglob("alpha-*"))
+        taught = stages.distil(student, teacher, epochs=3, share=0.5, **how)
+    assert taught.steps == 3, "two batches to an epoch, two batches to a step"
+    assert (tmp_path / "work" / "alpha-a.json").exists()
+    assert (tmp_path / "work" / "distil-a").is_dir()

@@ -1,0 +1,56 @@
+"""Distilling from the original: default losses and schedule, blocks that are gone, what a run counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tiny
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.methods import distillation
+from secateur.recover.training import loop, objectives
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Selection, Training
+
+DATA = texts.read(tiny.sentences(200))
+SHORT = Training(steps=2, batch=8, lr=5e-4, weight_decay=0.03)
+
+
+def subject(kind: str = "bert") -> Transformer:
+    return open_subject(tiny.uneven(tiny.model(kind)), tokenizer=tiny.tokenizer())
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("bert", (0.0, 1.0, 1.0)), ("llama", (0.5, 1.0, 0.5))])
+def test_the_default_losses_and_schedule(tmp_path, monkeypatch, kind, weights):
+    losses, trainings = [], []
+    distil, train = objectives.distil, loop.train
+    monkeypatch.setattr(objectives, "distil", lambda *m, **how: losses.append(how) or distil(*m, **how))
+    monkeypatch.setattr(loop, "train", lambda *m, **how: trainings.append((m[3], how)) or train(*m, **how))
+    start = subject(kind)
+    distillation.distil(start, start.copy(), DATA, tmp_path, train_length=16, training=SHORT)
+    (loss,), ((training, how),) = losses, trainings
+    assert (loss["task"], loss["logit"], loss["token"]) == weights
+    assert (training.schedule, training.warmup, training.lr, training.weight_decay) == ("linear", 0.1, 5e-4, 0.03)
+    assert how["dropout"] is False
+    assert distillation.distil(start, start.copy(), DATA, tmp_path, training=Training(steps=0, batch=8)) is None
+
+
+def test_the_token_loss_leaves_out_layers_that_are_empty(tmp_path, monkeypatch):
+    start, blocks = subject(), []
+    sizes = {"layers.1.heads": 4, "layers.1.neurons": 64, "layers.2.heads": 4}
+    student, _ = start.cut(Selection({site: np.zeros(size, bool) for site, size in sizes.items()}))
+    distil = objectives.distil
+    monkeypatch.setattr(objectives, "distil", lambda *m, **how: blocks.extend(how["blocks"]) or distil(*m, **how))
+    done = distillation.distil(start, student, DATA, tmp_path, train_length=16, training=SHORT)
+    assert blocks == [(1, 1), (3, 3)]
+    ours, theirs = (model.units(length=16).cost()["flops"] / 16 for model in (student, start))
+    assert done.flops == pytest.approx((3 * ours + theirs) * done.tokens)
+
+
+def test_a_remembered_teacher_has_answered_every_micro_batch(tmp_path):
+    start, training = subject("gpt2"), Training(steps=2, batch=8, lr=1e-3, accumulate=2)
+    stream = texts.batches(DATA, start.tokenizer, packed=True, batch=8, length=16, seed=1)
+    with Run.open(tmp_path, {}) as run:
+        items = distillation.remember_teacher(run, start, DATA, stream, 2, training, k=4, length=16, seed=1)
+    assert all("input_ids" in items[number] and len(items[number]) > len(stream[0]) for number in range(4))

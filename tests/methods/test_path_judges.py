@@ -1,0 +1,62 @@
+"""What a language model that judges paths says, and how much of it is read; choices without one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from chat_server import Scripted
+from secateur.clients import chat
+from secateur.methods.path_judges import Judging, ModelJudge, Piece, SimilarityJudge, open_judge
+from secateur.methods.path_questions import read_question
+from secateur.methods.similarity import Similarity
+
+QUESTION = "Which drug treats asthma and causes tremor?"
+
+
+def judge(reply: str) -> ModelJudge:
+    return open_judge(Judging(llm=Scripted(reply)), Similarity(None), 0.5, 0)
+
+
+def test_without_a_language_model_paths_are_chosen_by_the_alignment_of_relations_and_phrases():
+    alone = open_judge(Judging(), Similarity(None), 0.5, 0)
+    assert type(alone) is SimilarityJudge
+    question = read_question(QUESTION, ["a", "b"], ["asthma", "tremor"], "")
+    assert question.phrases == ("treats", "causes")
+    pieces = [Piece("", relations) for relations in (("causes", "treats"), ("treats", "causes"), ("treats",))]
+    assert alone.choose(question, pieces)[0] == 1
+    assert alone.decide(question, [], pieces[1:2]) == (True, "")
+    assert alone.decide(question, [], pieces[2:]) == (False, "")
+    assert alone.propose(question, [], ["x", "tremor", "y", "asthma"])[0][0] in ("asthma", "tremor")
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        ".\n" * 50_000,
+        "answer: a" + " " * 100_000 + "b | c",
+        "chain" + ":" * 100_000,
+        "answer" + ":" * 100_000 + "|",
+        "chain: a" + " " * 100_000 + "- b - c",
+        "question 1" + ". " * 50_000,
+    ],
+)
+def test_a_long_answer_is_read_in_time_that_grows_as_it_does(nonsense, monkeypatch):
+    monkeypatch.setattr(chat, "LONGEST", 10**9)
+    asked, began = judge(nonsense), time.process_time()
+    asked.propose(asked.read(QUESTION, ["a", "b"], ["asthma", "tremor"], ""), [], [])
+    assert time.process_time() - began < 5.0
+
+
+def test_what_is_read_of_an_answer():
+    def reads(said):
+        asked = judge(said)
+        question = asked.read(QUESTION, ["a", "b"], ["asthma", "tremor"], "")
+        return question.indicator, question.parts, asked.propose(question, [], ["else"])
+
+    chain = '"asthma" - is treated by - answer(drug) - causes - "tremor"'
+    assert reads(f"- **Chain**:\n  {chain}  \n- Question 1: one\n* QUESTION 2 : two")[:2] == (chain, ("one", "two"))
+    assert reads("> Answer: a b  | Chain: x - y - z\n**answer** :c")[2] == [("a b", "x - y - z"), ("c", "")]
+    assert reads("Answer: a | b\nAnswer:  | Chain: x")[2] == [("else", "")]
+    assert reads("." * chat.LONGEST + f"\nChain: {chain}\nAnswer: a")[::2] == (QUESTION, [("else", "")])

@@ -1,0 +1,40 @@
+"""How a question is read for the paths that are to answer it."""
+
+from __future__ import annotations
+
+from secateur.methods.path_questions import (
+    find_phrases,
+    find_position,
+    order_topics,
+    read_question,
+    split_indicator,
+)  # fmt: skip
+
+
+def test_another_order_of_topics_has_its_own_names_parts_and_phrases():
+    question = read_question("What likes asthma and hates tremor?", ["n1", "n2"], ["asthma", "tremor"], "")
+    turned = order_topics(question, ["n2", "n1"])
+    assert (turned.topics, turned.names) == (("n2", "n1"), ("tremor", "asthma"))
+    assert turned.parts == question.parts[::-1]
+    assert turned.phrases == question.phrases[::-1] == ("hates", "likes")
+    assert turned.steps == question.steps
+
+
+def test_phrases_are_those_nearest_to_the_topic_first():
+    assert find_phrases("What is the nationality of the director of Toy Story?", "Toy Story", ["Toy Story"]) == [
+        "director", "nationality"
+    ]  # fmt: skip
+    assert find_phrases("Which drug treats asthma", "asthma", ["asthma"]) == ["treats"]
+    assert find_phrases("that affects something that virus causes", "virus", ["virus"]) == ["causes", "affects"]
+    assert find_phrases("", "x", ["x"]) == []
+
+
+def test_an_indicator_is_entities_and_relations_in_turn():
+    assert split_indicator('"A b" - treats - x -> causes - "C"') == ["A b", "treats", "x", "causes", "C"]
+    assert split_indicator("heart-attack") == ["heart-attack"]
+
+
+def test_names_are_placed_by_their_letters():
+    assert find_position("Toy Story", "who made toy story?") == 9
+    assert find_position("Toy Storie", "who made toy story?") == 9
+    assert find_position("zzz", "who?") == 4

@@ -1,0 +1,68 @@
+"""Batches of pairs, sentences by the tokens that stay, and the quality of a pruner."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from keeper import fresh, sentence
+from secateur.errors import InputError
+from secateur.methods.reranker_training import PairBatches, keep_sentences, measure_quality
+from secateur.retrieval.rerankers import Judgement
+
+
+def test_tokens_of_question_and_padding_are_labelled_as_asked():
+    model = fresh().with_head()
+    pairs = [
+        {"question": sentence(1), "sentences": [sentence(2, 3), sentence(4)], "kept": [1], "score": 0.5},
+        {"question": sentence(1), "sentences": [sentence(2)], "kept": [], "score": None},
+    ]
+    batch = PairBatches(pairs, model, 2, True)[0]
+    assert batch["labels"].tolist() == [[0, 0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, -100, -100]]
+    assert batch["scores"].tolist() == [0.5, 0.0]
+    assert all(tensor.shape == batch["labels"].shape for name, tensor in batch.items() if name != "scores")
+    masked = PairBatches(pairs, model, 2, False)[0]["labels"]
+    assert masked.tolist() == [[-100, -100, -100, 0, 0, 1, -100], [-100, -100, -100, 0, -100, -100, -100]]
+    assert PairBatches(pairs, model, 1, True)[3]["scores"].tolist() == [0.0]  # over and over
+
+
+def test_the_measures_of_what_is_held_out_are_what_they_say():
+    class Says(type(fresh())):
+        def judge(self, pairs, *, longest=0, best=False):
+            return list(told)
+
+    model = fresh().with_head()
+    model = Says(model.model, model.tokenizer, model.keep, replace(model.settings, threshold=0.5))
+    pairs = [
+        {"question": "q", "sentences": ["four", "of ten"], "kept": [0], "score": 1.0},
+        {"question": "q", "sentences": ["a"], "kept": [], "score": None},
+        {"question": "r", "sentences": ["bc"], "kept": [], "score": None},
+    ]
+    judged = [(0.5, [0.8, 0.6], [0, 1]), (0.9, [0.1], [0]), (0.0, [0.9], [0])]
+    told = [Judgement(score, np.array(keep), np.array(owner)) for score, keep, owner in judged]
+    found = measure_quality(model, pairs)
+    assert found["mask_loss"] == pytest.approx(-np.log([0.8, 0.4, 0.9, 0.1]).mean())
+    assert found["ranking_loss"] == pytest.approx(0.25)
+    # Both sentences of the first stay, none of the second, and one of the third, which should not.
+    assert [found[name] for name in ("precision", "recall", "f1")] == pytest.approx([0.5, 1.0, (2 / 3 + 1 + 0) / 3])
+    assert (found["empty"], found["pairs"], found["questions"]) == (0.5, 3, 1)
+    assert found["compression"] == pytest.approx(100 / 13)
+    assert found["ndcg"] == pytest.approx(1 / np.log2(3))
+    told = told[1:2]
+    assert measure_quality(model, pairs[1:2])["ndcg"] is None
+
+
+def test_both_roundings_are_what_they_say():
+    """Two tokens of three are just above the threshold, and the third is far below."""
+    told = [{"score": 0.0, "keep": [0.6, 0.6, 0.0], "owner": [0, 0, 0]}]
+    vote, scores = keep_sentences(told, [1], 0.5, "vote")
+    mean, _ = keep_sentences(told, [1], 0.5, "mean")
+    assert (vote.tolist(), mean.tolist(), scores.tolist()) == ([True], [False], [pytest.approx(0.4)])
+    half, _ = keep_sentences([{"keep": [0.6, 0.0], "owner": [0, 0]}], [1], 0.5, "vote")
+    assert half.tolist() == [False]  # more than half of them
+    with pytest.raises(InputError, match="vote or mean"):
+        keep_sentences(told, [1], 0.5, "most")
+    with pytest.raises(InputError, match="nan"):
+        keep_sentences(told, [1], float("nan"), "vote")

@@ -1,0 +1,34 @@
+"""A training set is opened from what a user has, and saved as an index."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from secateur.runs.backends import dataset
+from secateur.runs.backends.dataset import Datasets
+from secateur.subjects import ExampleSet
+from secateur.vocabulary import Selection
+
+
+def test_a_set_is_opened_cut_and_saved_as_an_index_which_is_opened_again(tmp_path):
+    np.savez(tmp_path / "data.npz", inputs=np.zeros((6, 2), np.float32), labels=np.arange(6) % 2)
+    whole = Datasets().open(tmp_path / "data.npz")
+    small, _ = whole.cut(Selection({"examples": np.arange(6) < 2}))
+    assert Datasets().open(small) is small
+    assert Datasets().digest(small) == Datasets().digest(whole) == whole.source.digest
+    (tmp_path / "index").mkdir()
+    Datasets().save(small, tmp_path / "index")
+    assert Datasets().saved_in(tmp_path / "index")
+    assert not Datasets().saved_in(tmp_path)
+    assert len(ExampleSet.load(dataset.read_rows(tmp_path / "data.npz"), tmp_path / "index")) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"),
+    [("rows.txt", True), ("rows.jsonl", True), ("rows.csv", False), ("data.npz", False), ("hub:owner/name", True),
+     ("net.py:build", False), (["a text"], True), (iter(["a text"]), True)],
+)  # fmt: skip
+def test_what_holds_texts_is_told_by_its_name(name, texts):
+    assert dataset.holds_texts(name, "text") is texts
+    assert dataset.is_stream(name) is (not isinstance(name, str | list))

@@ -1,0 +1,22 @@
+"""Fixtures of several files of tests."""
+
+from __future__ import annotations
+
+import pytest
+
+import keeper
+
+
+@pytest.fixture(scope="module")
+def pruner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pruner")
+    keeper.taught().save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def graph(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "graph.csv"
+    path.write_text("subject,predicate,object\nsalbutamol,treats,asthma\nAcme,makes,salbutamol\nasthma,affects,lung\n")
+    return path

@@ -1,0 +1,75 @@
+"""Who is in the chain of teaching, what each tells, and who can't be held together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import BertForMaskedLM
+
+import tiny
+from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.runs.backends.network import Network
+from secateur.runs.distilling import models
+from secateur.subjects import open_subject
+
+
+def test_a_learner_is_a_copy_and_a_teacher_is_not(of_networks):
+    given, setup = of_networks()
+    first = models.open_student(Network(), given, None, setup.train)
+    second = models.open_student(Network(), given.model, None, setup.train, first)
+    assert len({id(one.model[0].weight) for one in (given, first, second)}) == 3
+    assert models.open_teacher(Network(), given.model, None, setup.train, first).model is given.model
+
+
+def test_weights_are_read_from_a_file_of_that_network(of_networks, tmp_path):
+    student, _ = of_networks()
+    save_file(
+        {name: torch.ones_like(part) for name, part in student.model.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    assert models.load_weights(student, tmp_path / "w.safetensors") is student
+    assert bool((student.model[2].weight == 1).all())
+    save_file({"0.weight": torch.ones(2, 4)}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"w\.safetensors are of another network"):
+        models.load_weights(student, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match="can't be read as safetensors"):
+        models.load_weights(student, tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="name the folder of this model instead"):
+        models.load_weights(nn.Linear(2, 2), tmp_path)
+
+
+def test_what_tells_of_whole_texts_and_what_of_masked_tokens(of_networks):
+    kinds = {
+        "causal": open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer()),
+        "masked": open_subject(BertForMaskedLM(tiny.model("bert").config), tokenizer=tiny.tokenizer()),
+        "classes": open_subject(tiny.classifier(), tokenizer=tiny.tokenizer()),
+    }
+    assert [name for name, one in kinds.items() if models.gives_masked(one)] == ["masked"]
+    assert [name for name, one in kinds.items() if models.gives_rows(one)] == ["classes"]
+    assert not models.gives_rows(of_networks()[0])
+
+
+def test_options_that_a_kind_of_student_can_not_follow_are_refused(of_networks, plain):
+    student, _ = of_networks()
+    models.check_kind(plain, student, True)
+    for how, words in (({"hidden": True}, "hidden states of networks"), ({"cache": 3}, "cache=3 keeps the likeliest")):
+        with pytest.raises(UnsupportedError, match=words):
+            models.check_kind(replace(plain, **how), student, True)
+
+
+def test_a_chain_of_models_that_lie_apart_or_can_not_be_trained_is_refused(of_networks):
+    student, setup = of_networks()
+    models.check_chain(student, [], setup.teachers, False)
+    away = setup.teachers[1].copy()
+    away.model.to("meta")
+    with pytest.raises(InputError, match="the teacher has parameters without values"):
+        models.check_chain(student, [], [setup.teachers[0], away], False)
+    with pytest.raises(InputError, match="the assistant has parameters without values"):
+        models.check_chain(student, [away], setup.teachers, False)
+    counting = setup.teachers[1].copy()
+    counting.model.table = nn.Parameter(torch.ones(8, 3, dtype=torch.int32), requires_grad=False)
+    with pytest.raises(InputError, match="the teacher has weights of type int32: give it in floating point"):
+        models.check_chain(student, [], [counting], False)

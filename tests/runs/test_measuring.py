@@ -1,0 +1,272 @@
+"""What is measured of a result beside its original, of a sparse one above all, and of any model alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+import secateur
+import tiny
+from secateur.errors import InfeasibleError, InputError, NumericalError
+from secateur.measure import latency
+from secateur.reports import evidence
+from secateur.runs import executor, measuring
+from secateur.runs.backends.language import Language
+from secateur.runs.measuring import _off_pattern, _zeros_notes
+from secateur.select import pattern, weights
+from secateur.subjects import matrices
+from secateur.subjects.transformer import blocks
+from secateur.vocabulary import Figure, Pattern, Result
+
+
+def zeroing(subject, data, budgets, run, *, spare: str = "", dry_run: bool = False):
+    """Zero what is smallest.
+
+    Args:
+        spare: a matrix in which the first row stays whole, to see that it is noticed.
+        dry_run: not used.
+    """
+    for budget in budgets:
+        student = copy.copy(subject)
+        student.model = copy.deepcopy(subject.model)
+        found = matrices.matrices(student.model, student.layers())
+        for name, matrix in found.items():
+            score = matrix.weight.abs()
+            mask = pattern.n_of_m(score, 2, 4) if budget.pattern else weights.best(score, budget["weights"].value)
+            if name == spare:
+                mask[0] = True
+            matrix.weight.mul_(mask)
+        before = matrices.matrices(subject.model, subject.layers())
+        yield Result(str(budget), student, matrices.receipt(before, found), {"weights": float(matrices.nonzero(found))})
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    (root / "texts.txt").write_text("\n".join(tiny.sentences(200)))
+    tiny.folder("llama", root / "llama")
+    tiny.folder("bert", root / "bert", sentence=True)
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def steady_clock():
+    """The pair of latencies of models that are equally fast: none of these tests is about the clock."""
+    same = latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring.latency, "compare", lambda *_, **__: same)
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows(places, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "small"
+    found = executor.run(
+        zeroing, places / "llama", places / "texts.txt", ["pattern=2:4", "weights=50%"], out, batch=2, length=8
+    )
+    return out, found
+
+
+def test_both_budgets_are_met_and_told_in_the_same_figures(rows):
+    _, found = rows
+    for row in found:
+        assert row.verdict == "met"
+        assert row.after["weights"].value == row.predicted["weights"] <= row.before["weights"].value / 2 * 1.005
+        assert row.after["zeros"].value == pytest.approx(0.5, abs=0.02)
+        assert row.before["packed_bytes"] == row.before["bytes"] == row.after["bytes"]
+        assert row.after["packed_bytes"].value < 0.8 * row.after["bytes"].value
+        assert {"flops", "latency"} <= set(row.after)
+    assert found[0].measured["off_pattern"].value == 0
+    assert "off_pattern" not in found[1].measured
+
+
+def test_zeros_that_bring_nothing_are_said_to_bring_nothing(rows):
+    out, found = rows
+    for row in found:
+        assert evidence.not_faster(row)
+        assert any("the file is no smaller and it is not measurably faster" in note for note in row.cut.notes)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(words in page for words in ("Zeros", "Size packed", "Size on disk", "FLOPs", "Non-zero weights"))
+
+
+def test_a_run_whose_pattern_does_not_hold_has_missed(places, tmp_path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    (row,) = executor.run(
+        zeroing, places / "llama", places / "texts.txt", "pattern=2:4", tmp_path / "out", spare=name, batch=2, length=8
+    )
+    assert row.verdict.startswith("missed: ")
+    assert "off the pattern instead of 0" in row.verdict
+    assert any(f"does not hold in {name}: " in note for note in row.cut.notes)
+
+
+def test_dense_matrices_are_spared_only_where_nothing_fits_or_the_recipe_may_choose():
+    good = torch.tensor([[1.0, 0.0, 2.0, 0.0]]).repeat(2, 2)
+    odd, head = torch.ones(2, 6), torch.ones(2, 8)
+    assert _off_pattern({"good": good}, Pattern(2, 4), every=True) == (Figure(0.0), [])
+    figure, (note,) = _off_pattern({"good": good, "odd": odd}, Pattern(2, 4), every=True)
+    assert figure.value == 0
+    assert note == "left dense by pattern=2:4: odd"
+    short = torch.cat([good, torch.ones(2, 2)], 1)
+    figure, (note,) = _off_pattern({"good": good, "short": short}, Pattern(2, 4), every=True)
+    assert figure.value == 0
+    assert note == "pattern=2:4 leaves the last inputs dense, which fill no group of 4, in short"
+    figure, (note,) = _off_pattern({"good": good, "head": head}, Pattern(2, 4), every=True)
+    assert figure.value == 4
+    assert "does not hold in head: 4 runs of 4 weights of the first have more than 2" in note
+    assert _off_pattern({"good": good, "head": head}, Pattern(2, 4), every=False)[0].value == 0
+    assert _off_pattern({"head": head}, Pattern(2, 4), every=False)[0].value == 4  # nothing was done at all
+
+
+@pytest.mark.parametrize("recipe", ["magnitude", "wanda", "sparsegpt", "owl", "d_pruner"])
+def test_blocks_that_share_a_matrix_are_refused_before_anything_is_pruned(recipe, tmp_path):
+    """It used to be many lines of a RuntimeError, when the result was saved."""
+    model = tiny.model("llama")
+    model.model.layers[2].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    how = {"general_weight": 0} if recipe == "d_pruner" else {}
+    with pytest.raises(InputError, match=r"layers\.0\.mlp\.up_proj\.weight and model\.layers\.2.* share"):
+        executor.run(
+            recipe, secateur.open_subject(model, tokenizer=tiny.tokenizer()), tiny.sentences(), "weights=50%",
+            tmp_path / "out", batch=2, length=16, **how,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "budget", "how", "message"),
+    [
+        ("magnitude", "weights=0.0001%", {"scope": "global"}, "nothing of the 139264 weights: keep at least 0.001%"),
+        ("wanda", "weights=0.0001%", {"scope": "global"}, "nothing of the 139264 weights: keep at least 0.001%"),
+        ("magnitude", "weights=0.01%", {"scope": "block"}, "nothing of a block of 1024 weights: keep at least 0.098%"),
+        ("wanda", "weights=1.5%", {}, "leaves nothing of a row of 64 weights: keep at least 1.563%"),
+        ("owl", "weights=1.5%", {}, "leaves nothing of a row of 64 weights: keep at least 1.563%"),
+        ("owl", "weights=0.01%", {"method": "magnitude"}, "nothing of a matrix of 1024 weights: keep at least 0.098%"),
+        ("sparsegpt", "weights=0.6%", {"columns": 10}, "nothing of a block of 64 weights: keep at least 1.563%"),
+    ],
+)
+def test_too_little_is_refused_before_calibration_as_it_was_asked_for(
+    recipe, budget, how, message, tmp_path, monkeypatch
+):
+    subject = secateur.open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    monkeypatch.setattr(blocks, "visit", None)
+    with pytest.raises(InfeasibleError, match=f"^{budget} .*{message}$"):
+        executor.run(recipe, subject, tiny.sentences(), budget, tmp_path / "out", batch=2, length=16, **how)
+
+
+@pytest.mark.parametrize("recipe", ["wanda", "owl"])
+def test_the_least_that_is_told_can_be_had(recipe, tmp_path):
+    """OWL gives blocks less than the mean, but no block nothing."""
+    subject = secateur.open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    how = {"times": 2.0} if recipe == "owl" else {}
+    for budget in ("weights=1.563%", "weights=4%")[: 1 + (recipe == "owl")]:
+        (row,) = executor.run(
+            recipe, subject, tiny.sentences(), budget, tmp_path / budget, batch=2, length=16, samples=8, **how
+        )
+        assert row.verdict == "met"
+
+
+@pytest.mark.parametrize("recipe", ["magnitude", "wanda", "sparsegpt"])
+def test_tied_embeddings_stay_tied_and_whole(recipe, tmp_path):
+    """In memory and streamed alike: the head is no block's, and is read once more as the embedding."""
+    config = tiny.model("llama").config
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    made = LlamaForCausalLM(config).eval()
+    made.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    how, found = {} if recipe == "magnitude" else {"samples": 8}, []
+    for stream in (False, True):
+        (row,) = executor.run(
+            recipe, str(tmp_path / "model"), tiny.sentences(200), "weights=50%", tmp_path / str(stream), batch=2,
+            length=16, stream=stream, **how,
+        )  # fmt: skip
+        assert row.verdict == "met"
+        model = secateur.load(tmp_path / str(stream))
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert torch.equal(model.lm_head.weight, made.lm_head.weight)
+        found.append(model.state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "budget", "how"),
+    [
+        ("wanda", "weights=50%", {"samples": 8}),
+        ("ast", "pattern=2:4", {"steps": 2}),
+        ("d_pruner", "weights=50%", {"general_weight": 0, "samples": 8}),
+        ("stun", "weights=50%", {"distance": "together", "samples": 8, "seen": 8}),
+        ("slimmoe", "params=80%", {"steps": 2, "calibration": 16}),
+    ],
+)
+def test_a_block_that_overflows_is_named(recipe, budget, how, tmp_path):
+    """A loss, a gradient and the routing of the blocks behind are NaN as well: none of them tells where from."""
+    model = tiny.model("mixtral" if recipe in ("stun", "slimmoe") else "llama")
+    for name, parameter in model.named_parameters():
+        if "layers.1.mlp" in name and ("gate_up_proj" in name or "up_proj" in name or "gate_proj" in name):
+            parameter.data *= 1e30
+    subject = secateur.open_subject(model, tokenizer=tiny.tokenizer())
+    arguments = (recipe, subject, tiny.sentences(), budget, tmp_path / "out")
+    what = r"\.mlp\.down_proj\.weight: NaN" if recipe == "wanda" else " gives NaN"
+    with pytest.raises(NumericalError, match=rf"^model\.layers\.1{what} or infinity[^\n]+$"):
+        executor.run(*arguments, length=16, **how) if recipe != "d_pruner" else executor.run(*arguments, **how)
+
+
+def test_matrices_are_held_to_patterns_of_their_own_whose_mean_was_asked_for():
+    one, three = torch.tensor([[1.0, 0, 0, 0]]).repeat(2, 2), torch.tensor([[1.0, 1, 1, 0]]).repeat(2, 2)
+    both, asked = {"one": one, "three": three}, Pattern(2, 4)
+    own = {"one": Pattern(1, 4), "three": Pattern(3, 4)}
+    assert _off_pattern(both, asked, every=True, each=own) == (Figure(0.0), [])
+    assert _off_pattern(both, asked, every=True)[0].value == 4
+    figure, (note,) = _off_pattern({"one": three, "three": three}, asked, every=True, each=own)
+    assert figure.value == 4
+    assert note.endswith("does not hold in one: 4 runs of 4 weights of the first have more than 1 that are not zero")
+    for wrong in ({**own, "one": Pattern(2, 4)}, {"one": Pattern(1, 4), "three": Pattern(6, 8)}):
+        figure, (note,) = _off_pattern(both, asked, every=True, each=wrong)
+        assert figure.value == 4, "more than was asked for, or runs of another length"
+        assert "does not hold in three" in note
+
+
+def test_the_note_on_zeros_needs_zeros_no_smaller_file_and_no_speed():
+    before = {"bytes": Figure(100.0), "zeros": Figure(0.0), "packed_bytes": Figure(100.0)}
+    after = {"bytes": Figure(100.0), "zeros": Figure(0.5), "packed_bytes": Figure(60.0)}
+    slow, fast = {"speedup": Figure(1.0, 0.98, 1.02)}, {"speedup": Figure(1.4, 1.3, 1.5)}
+    (note,) = _zeros_notes(before, after, slow)
+    assert note.replace("\u00a0", " ").startswith("50.0 % of the weights in its matrices are zero")
+    assert note.replace("\u00a0", " ").endswith("packed it would take 60.0 B in place of 100 B")
+    assert len(_zeros_notes(before, after, {})) == 1
+    assert _zeros_notes(before, after, fast) == []
+    assert _zeros_notes(before, {**after, "bytes": Figure(60.0)}, slow) == []
+    assert _zeros_notes(before, {**after, "zeros": Figure(0.04)}, slow) == []
+
+
+def test_a_network_tells_its_zeros_too():
+    from secateur.runs.backends.network import Network
+    from secateur.subjects import open_traced
+
+    net = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 3))
+    with torch.no_grad():
+        net[0].weight[:4] = 0.0
+    row = Network().sizes(open_traced(net, torch.randn(1, 4, 8, 8)), None)
+    assert row["weights"].value == 4 * 36 + 8 * 36 * 3
+    assert row["zeros"].value == pytest.approx(144 / (288 + 864))
+    assert row["packed_bytes"].value < row["bytes"].value
+
+
+def test_tasks_are_refused_for_what_does_not_speak(places, monkeypatch):
+    monkeypatch.setattr(Language, "sizes", None)  # before anything is measured
+    with pytest.raises(InputError, match="lm-eval tasks need a language model"):
+        measuring.measure(places / "bert", tasks=["arc_easy"])
+
+
+def test_models_of_different_tokenizers_are_not_measured_on_each_others_tokens(places, tmp_path):
+    other = tmp_path / "other"
+    tiny.folder("llama", other)
+    path = other / "tokenizer.json"
+    text = json.loads(path.read_text())
+    vocabulary = text["model"]["vocab"]
+    vocabulary["tree"], vocabulary["garden"] = vocabulary["garden"], vocabulary["tree"]
+    path.write_text(json.dumps(text))
+    with pytest.raises(InputError, match=r"different tokenizers: '(tree|garden)' is"):
+        measuring.measure(tiny.folder("llama", tmp_path / "llama"), other, tiny.sentences(50), batch=2, length=16)
