@@ -112,7 +112,7 @@ def fit(
     if objective is None:
         objective = detecting.press(cast(Detector, model).loss) if data.targets else transfer.classify(model)
     if penalty is not None:
-        objective = _penalised(objective, penalty)
+        objective = _add_penalty(objective, penalty)
     stepper: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None
     if epoch_end is not None:
         stepper = partial(_Periodic, then=lambda _: epoch_end(), every=epoch)
@@ -127,7 +127,7 @@ def fit(
         )  # fmt: skip
 
 
-def _penalised(objective: Objective, penalty: Callable[[], Tensor]) -> Objective:
+def _add_penalty(objective: Objective, penalty: Callable[[], Tensor]) -> Objective:
     def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         loss, parts = objective(batch, totals)
         return loss + penalty() * (len(batch["inputs"]) / totals["examples"]), parts

@@ -57,7 +57,7 @@ class Cell(NamedTuple):
     teacher: str = OWN
 
     def __str__(self) -> str:
-        told = f"seed {self.seed}, {self.rule}, {100 * self.share:g}%, {_called(self.alpha)}"
+        told = f"seed {self.seed}, {self.rule}, {100 * self.share:g}%, {_name_weight(self.alpha)}"
         return told if self.teacher == OWN else f"{told}, taught by {self.teacher}"
 
 
@@ -141,17 +141,17 @@ class Curve:
         span = f"{100 * self.shares[0]:g}"
         span = f"{span} to {100 * self.shares[-1]:g}%, mean over log f" if len(self.shares) > 1 else f"{span}%"
         gain = percent(self.area_gain(rule, taught), signed=True)
-        called = _called(taught).capitalize()
+        called = _name_weight(taught).capitalize()
         headline = f"{called} brings {gain} points over labels alone: {rule} examples, {span}"
         tables = [*map(self._accuracies, self.rules), self._areas(), *map(self._loyalties, self.rules)]
         if self.others:
             told = [f"{self.best_teacher(rule, f, taught)} at {100 * f:g}%" for f in self.shares]
-            headline = f"Best teacher, {rule} examples, {_called(taught)}: {', '.join(told)}"
+            headline = f"Best teacher, {rule} examples, {_name_weight(taught)}: {', '.join(told)}"
             tables = [self._by_teacher(one, alpha) for one in self.rules for alpha in self.alphas if alpha] + tables
         return Sheet("curve", headline, tables, self._figures(), chart=Chart(
             "Accuracy by the share that is kept",
             self._panels_of_teachers() if self.others else {
-                one: [self._line(_called(alpha), one, alpha, alpha) for alpha in self.alphas] for one in self.rules
+                one: [self._line(_name_weight(alpha), one, alpha, alpha) for alpha in self.alphas] for one in self.rules
             },
             "examples kept, %", "accuracy, %", log=len(self.shares) > 1, bounds=(0.0, 100.0),
             words=f"{over(self.seeds)}. The share is drawn by its logarithm.",
@@ -167,8 +167,8 @@ class Curve:
         if len(set(names)) < len(names):  # of files of one name the folders tell which
             names = [name for name, _ in every]
         return {
-            f"{rule}, {_called(alpha)}": [
-                self._line(_called(0.0), rule, 0.0, 0.0),
+            f"{rule}, {_name_weight(alpha)}": [
+                self._line(_name_weight(0.0), rule, 0.0, 0.0),
                 *(one._line(names[place], rule, alpha, (place + 1) / len(every))
                   for place, (_, one) in enumerate(every)),
             ]
@@ -188,13 +188,13 @@ class Curve:
                 for name, one in self.teachers.items()
             ]  # fmt: skip
         return Table(
-            f"{rule}, {_called(alpha)}: accuracy by teacher", rows,
+            f"{rule}, {_name_weight(alpha)}: accuracy by teacher", rows,
             f"{over(self.seeds)}. Differences in points, paired over seeds: all teachers teach the same students on "
             "the same examples. Where the best of several is taken on these seeds, it flatters a little.",
         )  # fmt: skip
 
     def _accuracies(self, rule: str) -> Table:
-        rows = [["Kept", *map(_called, self.alphas), "Best alpha", "Gain of the best"]]
+        rows = [["Kept", *map(_name_weight, self.alphas), "Best alpha", "Gain of the best"]]
         for share in self.shares:
             best = self.best(rule, share)
             cells = [percent(self.accuracy(rule, share, alpha)) for alpha in self.alphas]
@@ -206,7 +206,7 @@ class Curve:
         )  # fmt: skip
 
     def _loyalties(self, rule: str) -> Table:
-        rows = [["Kept", *map(_called, self.alphas)]]
+        rows = [["Kept", *map(_name_weight, self.alphas)]]
         rows += [
             [f"{100 * share:g}%", *(percent(self.loyalty(rule, share, alpha)) for alpha in self.alphas)]
             for share in self.shares
@@ -216,7 +216,7 @@ class Curve:
 
     def _areas(self) -> Table:
         taught = self.alphas[1:]
-        rows = [["Rule", *map(_called, self.alphas), *(f"Gain, {_called(alpha)}" for alpha in taught)]]
+        rows = [["Rule", *map(_name_weight, self.alphas), *(f"Gain, {_name_weight(alpha)}" for alpha in taught)]]
         rows += [
             [rule, *(percent(self.area(rule, alpha)) for alpha in self.alphas),
              *(percent(self.area_gain(rule, alpha), signed=True) for alpha in taught)]
@@ -305,7 +305,7 @@ def curve(
     found = dict[Cell, dict[str, float]]()
     apart = examples.read(judged) if judged else None
     about = {"data": data.digest, "judged": apart.digest if apart else ""}
-    known = {OWN: subject, **{name: _opened(name, subject, data) for name in wanted.teachers}}
+    known = {OWN: subject, **{name: _open_teacher(name, subject, data) for name in wanted.teachers}}
     digests = {name: Network().digest(one) for name, one in known.items()}
     for cell in progress(list(wanted.trainings())):
         train, held = _parts(data, apart, cell.seed)
@@ -315,8 +315,9 @@ def curve(
         # By its weights: a teacher that was trained further is another, under whatever name.
         place = first if own else Path(folder, f"{first.name}-by-{digests[cell.teacher][:16]}")
         with Run.open(place, settings if own else {**settings, "teacher": digests[cell.teacher]}) as run:
-            found[cell] = run.json(name, partial(_judged, subject, known[cell.teacher], train, held, run, cell, chosen,
-                                                 None if own else first))  # fmt: skip
+            source = None if own else first
+            judge = partial(_judge_cell, subject, known[cell.teacher], train, held, run, cell, chosen, source)
+            found[cell] = run.json(name, judge)
     rows = {
         teacher: [
             {(rule, share, alpha): tuple(found[wanted.training(seed, rule, share, alpha, teacher)][name]
@@ -349,7 +350,7 @@ def plan(
     wanted, chosen = _grid(shares, alphas, rules, seeds, teachers), _check_options(rules, options)
     Network().fit_data(data, subject)
     for name in wanted.teachers:
-        _opened(name, subject, data)
+        _open_teacher(name, subject, data)
     apart = examples.read(judged) if judged else None
     for seed in wanted.seeds:
         train, held = _parts(data, apart, seed)
@@ -404,7 +405,7 @@ def _grid(
     )  # fmt: skip
 
 
-def _opened(name: str, subject: Traced, data: Examples) -> Traced:
+def _open_teacher(name: str, subject: Traced, data: Examples) -> Traced:
     """Another teacher, which takes the data and tells as many classes as the first."""
     teacher = Network().open(name, None, data)
     Network().fit_data(data, teacher)
@@ -442,7 +443,7 @@ def _budget(share: float) -> Budget:
     return Budget((Limit("examples", share, True),))
 
 
-def _judged(
+def _judge_cell(
     subject: Traced,
     teacher: Traced,
     train: Examples,
@@ -475,5 +476,5 @@ def _judged(
 # ----------------------------------------------------------------------------------------------------- in words
 
 
-def _called(alpha: float) -> str:
+def _name_weight(alpha: float) -> str:
     return {0.0: "labels alone", 1.0: "teacher alone"}.get(alpha, f"alpha {alpha:g}")

@@ -131,7 +131,7 @@ class Lossless:
             "Whiskers are intervals. The dotted line is the largest lossless share.", mark=100 * best.pruned,
             bounds=(0.0, 100.0),
         )  # fmt: skip
-        beside = [self._beside(way) for way in ways] if self.controls else []
+        beside = [self._control_table(way) for way in ways] if self.controls else []
         return Sheet("lossless", headline, [table, *beside], self._figures(), chart=chart)
 
     def _lines(self, way: str) -> list[Line]:
@@ -146,7 +146,7 @@ class Lossless:
               for pruned, points in level.items()),
         ]  # fmt: skip
 
-    def _beside(self, way: str) -> Table:
+    def _control_table(self, way: str) -> Table:
         """Accuracies of the votes and of each control by share, and by how much the votes lead."""
         rows = [["Classes gone", "Most votes", *(CONTROLS[name] for name in self.controls),
                  *(f"Over {CONTROLS[name]}" for name in self.controls)]]  # fmt: skip

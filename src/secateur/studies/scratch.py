@@ -83,8 +83,8 @@ class Controls:
         )  # fmt: skip
 
     def _line(self, arm: str) -> Line:
-        places = sorted((100 * self.left[budget], control.reached(arm)) for budget, control in self.budgets.items())
-        return Line(arm, places, {"fine-tuned": 1.0, "scratch-B": 0.6, "scratch-E": 0.4}.get(arm, 0.2))
+        reached = {100 * self.left[budget]: control.mean_accuracy(arm) for budget, control in self.budgets.items()}
+        return Line(arm, sorted(reached.items()), {"fine-tuned": 1.0, "scratch-B": 0.6, "scratch-E": 0.4}.get(arm, 0.2))
 
     def _table(self, budget: str, control: Control) -> Table:
         rows = [["Arm", "Accuracy, %", "Epochs", "Training FLOPs", "With the large network's", "Fine-tuned over it",
@@ -93,8 +93,8 @@ class Controls:
             verdict = control.verdicts.get(name, "")
             lead = sheets.points(control.difference(name), signed=True) if verdict else ""
             epochs = f"{np.mean([arm.epochs for arm in arms]):g}"
-            reached = sheets.points(control.reached(name))
-            rows.append([control.called(name), reached, epochs, *control.costs(name), lead, verdict])
+            reached = sheets.points(control.mean_accuracy(name))
+            rows.append([control.arm_name(name), reached, epochs, *control.costs(name), lead, verdict])
         return Table(
             f"{budget}: {100 * self.left[budget]:.3g}% of the FLOPs left", rows,
             f"{sheets.over(control.seeds)}; differences in points, paired over {control.paired_over}: all arms of a "
