@@ -38,19 +38,6 @@ def test_equal_losses_of_all_seeds_are_no_noise():
     assert lossless.largest_lossless(found, "accuracy").pruned == 0.0
 
 
-def test_the_sweep_asks_each_share_once_for_each_seed_with_the_whole_first():
-    asked = []
-
-    def outcome(share, seed):
-        asked.append((seed, share))
-        return {"accuracy": share + seed}
-
-    found = lossless.sweep([0.7, 0.5], outcome, seeds=(3, 4))
-    assert asked == [(3, 0.0), (3, 0.5), (3, 0.7), (4, 0.0), (4, 0.5), (4, 0.7)]
-    assert [point.pruned for point in found] == [0.0, 0.5, 0.7]
-    assert found[1].figures["accuracy"] == (3.5, 4.5)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return toy.written(tmp_path_factory.mktemp("files"))
@@ -222,16 +209,20 @@ def test_controls_stand_beside_the_votes_in_tables_chart_and_figures():
     assert (len(alone.tables), list(alone.chart.panels), "controls" in alone.figures) == (1, [""], False)
 
 
+def planned(**given):
+    return lossless.plan(toy.opened(), toy.source(), **{**PLAN, "target": "none.npz", **given})
+
+
 @pytest.mark.parametrize("seeds", [(0, -1), (0, 1.5)])
 def test_seeds_are_checked_from_python_too(seeds):
     with pytest.raises(InputError, match="is not a whole number of at least 0"):
-        lossless.sweep([0.5], dict, seeds=seeds)
+        planned(seeds=seeds)
 
 
 def test_what_is_refused():
     with pytest.raises(InputError, match="give shares of the classes that go"):
-        lossless.sweep([0.5, 1.0], dict)
+        planned(shares=[0.5, 1.0])
     with pytest.raises(InputError, match="at least two"):
-        lossless.sweep([0.5], dict, seeds=(0,))
+        planned(seeds=(0,))
     with pytest.raises(InputError, match="let it be the whole source"):
         lossless.largest_lossless(points(p20=(0.9, 0.9), p40=(0.9, 0.9)), "accuracy")
