@@ -23,6 +23,7 @@ from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
 from secateur.recipes.context.htmlrag import htmlrag, train
 from secateur.retrieval import encoders
+from secateur.runs import keywords
 from secateur.subjects import open_page
 
 GROUPS = scaled(12, 1)
@@ -99,7 +100,7 @@ def path_model(seed: int) -> chat.Local:
     ]
     how = {"windows": (640,), "rates": (1.0,), "epochs": scaled(3, 1), "lr": 2e-3, "accumulate": 8, "seed": seed}
     with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder, "run"), {}) as run:
-        train(model, rows, run, **how)
+        keywords.call(train, model, rows, run, **how)
     return model
 
 

@@ -16,7 +16,6 @@ import tiny
 import toys
 from chat_server import served, speaking
 from keeper import WORDS, NoCheckpoints, fresh, lesson, sentence, taught, train
-from secateur import recipes
 from secateur._utils.rundir import Run, Transient
 from secateur.clients.chat import Local
 from secateur.errors import DataError, InputError, NumericalError
@@ -311,10 +310,6 @@ def test_what_can_not_be_is_refused():
         broken.model.classifier.bias.fill_(torch.nan)
     with pytest.raises(NumericalError, match="NaN"):
         run(PASSAGES, model=broken)
-
-
-def test_the_card_is_complete():
-    assert recipes.cards()["provence"]["family"] == "context"
 
 
 def toy(_):
