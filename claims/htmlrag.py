@@ -23,6 +23,7 @@ from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
 from secateur.recipes.context.htmlrag import htmlrag, train
 from secateur.retrieval import encoders
+from secateur.runs import keywords
 from secateur.subjects import open_page
 
 GROUPS = scaled(12, 1)
@@ -97,9 +98,9 @@ def path_model(seed: int) -> chat.Local:
         {"question": question, "documents": [page.read_text("utf-8")], "answers": [gold]}
         for page, question, gold in draw.sample(known, scaled(400, 8))
     ]
-    how = {"windows": (640,), "rates": (1.0,), "epochs": scaled(3, 1), "lr": 2e-3, "accumulate": 8, "seed": seed}
+    how = {"windows": (640,), "rates": (1.0,), "epochs": scaled(3.0, 1.0), "lr": 2e-3, "accumulate": 8, "seed": seed}
     with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder, "run"), {}) as run:
-        train(model, rows, run, **how)
+        train(model, rows, run, **keywords.checked(train, how))
     return model
 
 
