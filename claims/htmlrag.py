@@ -98,9 +98,9 @@ def path_model(seed: int) -> chat.Local:
         {"question": question, "documents": [page.read_text("utf-8")], "answers": [gold]}
         for page, question, gold in draw.sample(known, scaled(400, 8))
     ]
-    how = {"windows": (640,), "rates": (1.0,), "epochs": scaled(3.0, 1.0), "lr": 2e-3, "accumulate": 8, "seed": seed}
+    how = {"windows": (640,), "rates": (1.0,), "epochs": scaled(3, 1), "lr": 2e-3, "accumulate": 8, "seed": seed}
     with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder, "run"), {}) as run:
-        train(model, rows, run, **keywords.checked(train, how))
+        keywords.call(train, model, rows, run, **how)
     return model
 
 

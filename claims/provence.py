@@ -21,7 +21,7 @@ from claims._lab.claim import Figures, claim
 from claims._lab.settings import scaled
 from secateur._utils.rundir import Transient
 from secateur.measure import retrieval
-from secateur.methods import reranker_training
+from secateur.methods.reranker_training import PairBatches
 from secateur.recipes.context.provence import train
 from secateur.recover.training import loop, objectives
 from secateur.retrieval import encoders, rerankers
@@ -83,7 +83,7 @@ def reranker(seed: int) -> Reranker:
             rows.append(row)
     order = np.random.default_rng(seed).permutation(len(rows))
     model.settings = rerankers.Settings(longest=LONGEST)
-    feed = reranker_training.PairBatches([rows[i] for i in order], model, BATCH, True)
+    feed = PairBatches([rows[i] for i in order], model, BATCH, True)
 
     def loss(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[torch.Tensor, dict[str, float]]:
         scores, _ = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
@@ -104,8 +104,8 @@ def pruner(seed: int, start: Reranker, weight: float) -> Reranker:
         for number, one in enumerate(questions)
     ]
     model, rows = start.copied(), needles.training_rows(parts, random.Random(seed))
-    how = {"weight": weight, "lr": LR, "batch": BATCH, "epochs": 1.0, "longest": LONGEST, "held_out": 0.0, "seed": seed}
-    train(model, rows, Unstored(), **keywords.checked(train, how))
+    how = {"lr": LR, "batch": BATCH, "epochs": 1.0, "longest": LONGEST, "held_out": 0.0, "seed": seed}
+    keywords.call(train, model, rows, Unstored(), weight=weight, **how)
     return model
 
 
