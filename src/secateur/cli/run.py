@@ -27,7 +27,7 @@ def execute(given: dict[str, Any]) -> None:
     names = [name for name in ("epochs", "lr", "cap") if f"scratch_{name}" in given]
     how = {name: given.pop(f"scratch_{name}") for name in names}
     if arms:  # what can't be trained from scratch is refused before the run
-        from secateur.studies import scratch_baseline
+        from secateur.runs import scratch_baseline
 
         scratch_baseline.check(given["recipe"], given["data"], given, **how)
     rows = print_each(executor.results(**given))

@@ -360,11 +360,11 @@ def describe_kept(kept: ExampleSet, whole: ExampleSet, counted: Tensor, samples:
 # -------------------------------------------------------------------------------------------------------- transfer
 
 
-def attacked(model: nn.Module, data: Examples, radius: float) -> Examples:
+def attack_examples(model: nn.Module, data: Examples, radius: float) -> Examples:
     """The examples, each value moved by `radius` against the model in evaluation mode: FGSM."""
     with evaluating(model):
         moved = [
-            transfer.attacked(partial(transfer.loss, model, part["labels"]), part["inputs"], radius)
+            transfer.attack(partial(transfer.loss, model, part["labels"]), part["inputs"], radius)
             for part in data.in_order(256)
         ]
     return replace(data, inputs=torch.cat(moved))
@@ -393,7 +393,7 @@ def carry_over(
     def judge(name: str, model: nn.Module) -> None:
         accuracies[name] = float(mark_correct(model, held).mean())
         if radius:
-            accuracies[f"{name}, attacked"] = float(mark_correct(model, attacked(model, held, radius)).mean())
+            accuracies[f"{name}, attacked"] = float(mark_correct(model, attack_examples(model, held, radius)).mean())
 
     if probing.epochs:
         model = transfer.with_head(network.model, last, classes, seed=seed)

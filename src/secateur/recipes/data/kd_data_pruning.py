@@ -160,8 +160,8 @@ def kd_data_pruning(
         parts = {f"{score}-{seed + number}": partial(rate, number=number) for number in range(runs)}
         if scored:
             parts = {f"{score}-taken": partial(load_scores, scored, data, score, run, list(parts))}
-        column = difficulty.averaged([run.tensors(name, part)["score"] for name, part in parts.items()])
-    whole = whole.scored(score, column.numpy())
+        column = difficulty.average([run.tensors(name, part)["score"] for name, part in parts.items()])
+    whole = whole.with_scores(score, column.numpy())
     per_epoch = max(1, len(whole) // batch) / (training.accumulate or 1)
     learn = partial(
         train_student, training=training, ask=ask, build=partial(draw_network, subject.model, student),
@@ -256,7 +256,7 @@ def load_scores(scored: str, data: Examples, score: str, run: Run, names: Sequen
     if not all(part.get("known", True) for part in parts):
         raise InputError(f"scored={scored} has its scores from an index, which does not tell how they came about: "
                          f"give that, {recorded.get('scored')}")  # fmt: skip
-    column = difficulty.averaged([part["score"] for part in parts])
+    column = difficulty.average([part["score"] for part in parts])
     if len(column) != len(data):
         counts = f"{len(column)} examples, not {len(data)}"
         raise InputError(f"scored={scored} has scores of {counts}: its data have changed, so leave scored out")
