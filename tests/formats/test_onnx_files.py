@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur import cli
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
 from secateur.formats import onnx_files
 from secateur.subjects.network.traced import Traced, open_traced
-from secateur.vocabulary import Selection
 from subjects import nets
 from subjects.tiny import run_without_secateur
 
@@ -29,16 +29,17 @@ print(session.get_inputs()[0].name, session.get_inputs()[0].shape[0])
 PROGRAM = """
 import sys, torch
 from safetensors.torch import load_file
-given = load_file("given.safetensors")
-model = torch.export.load("saved/model.pt2").module()
-torch.testing.assert_close(model(given["inputs"]), given["outputs"], rtol=1e-4, atol=1e-5)
+for name in ("residual", "grouped queries"):
+    given = load_file(f"{name}/given.safetensors")
+    model = torch.export.load(f"{name}/model.pt2").module()
+    torch.testing.assert_close(model(given["inputs"]), given["outputs"], rtol=1e-4, atol=1e-5)
 assert not any(name.startswith("secateur") for name in sys.modules)
 """
 
 
 def halved(model: nn.Module, inputs: object) -> Traced:
     subject = open_traced(model, inputs)
-    return subject.cut(Selection({s.name: np.arange(s.count) % 2 == 0 for s in subject.units().free()}))[0]
+    return subject.cut(nets.half(subject))[0]
 
 
 @pytest.mark.parametrize("name", ["residual", "grouped", "fused attention"])
@@ -106,14 +107,12 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["residual", "grouped queries"])
-def test_a_program_runs_without_secateur(tmp_path: Path, name: str) -> None:
-    from safetensors.torch import save_file
-
-    small = halved(*nets.make(name))
-    small.save(tmp_path / "saved", program=True)
-    (inputs,) = small.inputs.args
-    save_file({"inputs": inputs, "outputs": small.forward().contiguous()}, tmp_path / "given.safetensors")
+def test_a_program_runs_without_secateur(tmp_path: Path) -> None:
+    for name in ("residual", "grouped queries"):
+        small = halved(*nets.make(name))
+        small.save(tmp_path / name, program=True)
+        given = {"inputs": small.inputs.args[0], "outputs": small.forward().contiguous()}
+        save_file(given, tmp_path / name / "given.safetensors")
     run_without_secateur(PROGRAM, tmp_path)
 
 
