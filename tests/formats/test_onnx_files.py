@@ -59,42 +59,29 @@ def test_the_file_runs_alone_and_equals_pytorch(tmp_path: Path, name: str) -> No
         assert not notes, "the batch is free"
 
 
-class Several(nn.Module):
-    """Keywords in, a dictionary out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def forward(self, first: Tensor, *, second: Tensor) -> dict[str, Tensor]:
-        y = self.a(first + second).relu()
-        return {"logits": self.b(y), "mean": y.mean(1)}
-
-
 def test_inputs_and_outputs_of_any_form(tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
-    subject = open_traced(Several(), {"first": torch.randn(2, 6), "second": torch.randn(2, 6)})
+
+    class Several(nets.Net):
+        """Keywords in, a dictionary out."""
+
+        def forward(self, first: Tensor, *, second: Tensor) -> dict[str, Tensor]:
+            y = self.a(first + second).relu()
+            return {"logits": self.b(y), "mean": y.mean(1)}
+
+    model = Several(None, **nets.linears(6, 8, 3))
+    subject = open_traced(model, {"first": torch.randn(2, 6), "second": torch.randn(2, 6)})
     assert subject.export_onnx(tmp_path / "deep" / "few.onnx") == ()
     session = runtime.InferenceSession(str(tmp_path / "deep" / "few.onnx"))
     assert [one.name for one in session.get_inputs()] == ["first", "second"]
     assert [one.name for one in session.get_outputs()] == ["output", "output_1"]
 
 
-class Odd(nn.Module):
-    """What ONNX has no operator for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(torch.special.bessel_j0(self.a(x)))
-
-
 def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
-    subject = open_traced(Odd(), torch.randn(2, 6))
-    with pytest.raises(UnsupportedError, match="Odd can't be exported to ONNX"):
+    odd = nets.Net(lambda net, x: net.b(torch.special.bessel_j0(net.a(x))), **nets.linears(6, 8, 3))
+    subject = open_traced(odd, torch.randn(2, 6))
+    with pytest.raises(UnsupportedError, match="Net can't be exported to ONNX"):
         subject.export_onnx(tmp_path / "odd.onnx")
     model, inputs = nets.make("mlp")
     subject = open_traced(model, inputs)
