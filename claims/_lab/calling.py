@@ -34,9 +34,15 @@ def call(
     budgets: Sequence[str],
     *,
     folder: Path | None = None,
+    memory: Run | None = None,
     **options: Any,
 ) -> list[Result]:
-    """The results of a recipe, or of what has its form. Options are given flat, as flags are: `steps`, `lr`, ..."""
-    limits = [Budget.parse(budget) for budget in budgets]
+    """The results of a recipe, or of what has its form. Options are given flat, as flags are: `steps`, `lr`, ...
+
+    folder: of the run, where its files are to be read. memory: a run without files, in place of one.
+    """
+    limits, how = [Budget.parse(budget) for budget in budgets], keywords.checked(recipe, options)
+    if memory is not None:
+        return list(recipe(subject, data, limits, memory, **how))
     with tempfile.TemporaryDirectory() as place, Run.open(folder or Path(place, "run"), {}) as run:
-        return list(recipe(subject, data, limits, run, **keywords.checked(recipe, options)))
+        return list(recipe(subject, data, limits, run, **how))

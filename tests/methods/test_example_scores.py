@@ -45,7 +45,7 @@ def test_what_is_mislabelled_is_memorised():
     wrong = torch.arange(60) < 4
     data = Examples(inputs, torch.where(wrong, (labels + 1) % 3, labels), name="clouds")
     net = nn.Sequential(nn.Linear(48, 128), nn.ReLU(), nn.Linear(128, 3))
-    found = difficulty.averaged([
+    found = difficulty.average([
         example_scores.score_by_training(
             net, data, ask, "memorisation",
             Training(batch=10, optimizer="adamw", lr=1e-2), epochs=40, seed=0, number=number,

@@ -82,7 +82,7 @@ def test_memorisation_is_the_difference_that_learning_from_an_example_makes():
     inside = torch.tensor([[True, True, False, False], [False, False, True, True]])
     right = torch.tensor([[True, True, True, False], [False, True, True, False]])
     found = [difficulty.memorisation(torch.stack([~one, one]), seen) for one, seen in zip(right, inside, strict=True)]
-    assert difficulty.averaged(found).tolist() == [1.0, 0.0, 0.0, 0.0]  # the first is right only where it was learned
+    assert difficulty.average(found).tolist() == [1.0, 0.0, 0.0, 0.0]  # the first is right only where it was learned
     with pytest.raises(InputError, match=r"inside \(3,\)"):
         difficulty.memorisation(right, torch.ones(3, dtype=torch.bool))
 

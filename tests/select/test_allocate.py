@@ -96,6 +96,6 @@ def test_spread_spans_twice_lambda_and_equal_worths_are_uniform():
 @given(st.lists(st.tuples(st.floats(1, 8), st.integers(1, 100)), min_size=1, max_size=12))
 def test_rounded_never_spends_more(blocks):
     values, sizes = zip(*blocks, strict=True)
-    found = allocate.rounded(values, sizes, most=8)
+    found = allocate.round_to_total(values, sizes, most=8)
     assert all(1 <= n <= 8 and abs(n - value) < 1.0 + 1e-6 for n, value in zip(found, values, strict=True))
     assert np.dot(found, sizes) <= np.dot(values, sizes) + 1e-4

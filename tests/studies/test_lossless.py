@@ -38,19 +38,6 @@ def test_equal_losses_of_all_seeds_are_no_noise():
     assert lossless.largest_lossless(found, "accuracy").pruned == 0.0
 
 
-def test_the_sweep_asks_each_share_once_for_each_seed_with_the_whole_first():
-    asked = []
-
-    def outcome(share, seed):
-        asked.append((seed, share))
-        return {"accuracy": share + seed}
-
-    found = lossless.sweep([0.7, 0.5], outcome, seeds=(3, 4))
-    assert asked == [(3, 0.0), (3, 0.5), (3, 0.7), (4, 0.0), (4, 0.5), (4, 0.7)]
-    assert [point.pruned for point in found] == [0.0, 0.5, 0.7]
-    assert found[1].figures["accuracy"] == (3.5, 4.5)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return toy.written(tmp_path_factory.mktemp("files"))
@@ -58,8 +45,8 @@ def files(tmp_path_factory):
 
 def test_a_study_of_the_recipe_scores_once_per_seed_and_goes_on_where_it_stopped(tmp_path, files, monkeypatch):
     scored = []
-    vote = recipe.vote
-    monkeypatch.setattr(recipe, "vote", lambda *given, **how: scored.append(how["seed"]) or vote(*given, **how))
+    vote = recipe.count_votes
+    monkeypatch.setattr(recipe, "count_votes", lambda *given, **how: scored.append(how["seed"]) or vote(*given, **how))
     options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **toy.QUICK}
 
     def study():
@@ -80,12 +67,12 @@ def test_a_study_of_the_recipe_scores_once_per_seed_and_goes_on_where_it_stopped
 def test_controls_take_the_votes_of_their_seed_and_are_the_recipe_s_own(tmp_path, files, monkeypatch):
     """Bit for bit what dp4tl gives in that order, or without pre-training; asked for later, the rest is not redone."""
     scored, trained = [], []
-    vote, fit = recipe.vote, recipe.fit
-    monkeypatch.setattr(recipe, "vote", lambda *given, **how: scored.append(how["seed"]) or vote(*given, **how))
+    vote, fit = recipe.count_votes, recipe.fit
+    monkeypatch.setattr(recipe, "count_votes", lambda *given, **how: scored.append(how["seed"]) or vote(*given, **how))
 
-    def noted(model, data, **how):
-        trained.append(how["epochs"])
-        return fit(model, data, **how)
+    def noted(model, data, training, **how):
+        trained.append(how.get("epochs", training.epochs))
+        return fit(model, data, training, **how)
 
     monkeypatch.setattr(recipe, "fit", noted)
     options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **toy.QUICK}
@@ -126,7 +113,7 @@ PLAN = {"shares": (0.5, 0.75), "seeds": (0, 1), "measure": "linear probe", "tole
 
 
 def test_a_plan_counts_trainings_and_trains_nothing(files, monkeypatch):
-    monkeypatch.setattr(recipe, "fit", lambda model, *given, epochs, **how: None if not epochs else 1 / 0)
+    monkeypatch.setattr(recipe, "fit", lambda model, *given, epochs=1, **how: None if not epochs else 1 / 0)
     options = {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **toy.QUICK}
     found = lossless.plan(toy.opened(), toy.source(), **PLAN, **options)
     assert found == {"surrogates": 2, "pre-trainings": 6, "transfers": 12}
@@ -222,16 +209,20 @@ def test_controls_stand_beside_the_votes_in_tables_chart_and_figures():
     assert (len(alone.tables), list(alone.chart.panels), "controls" in alone.figures) == (1, [""], False)
 
 
+def planned(**given):
+    return lossless.plan(toy.opened(), toy.source(), **{**PLAN, "target": "none.npz", **given})
+
+
 @pytest.mark.parametrize("seeds", [(0, -1), (0, 1.5)])
 def test_seeds_are_checked_from_python_too(seeds):
     with pytest.raises(InputError, match="is not a whole number of at least 0"):
-        lossless.sweep([0.5], dict, seeds=seeds)
+        planned(seeds=seeds)
 
 
 def test_what_is_refused():
     with pytest.raises(InputError, match="give shares of the classes that go"):
-        lossless.sweep([0.5, 1.0], dict)
+        planned(shares=[0.5, 1.0])
     with pytest.raises(InputError, match="at least two"):
-        lossless.sweep([0.5], dict, seeds=(0,))
+        planned(seeds=(0,))
     with pytest.raises(InputError, match="let it be the whole source"):
         lossless.largest_lossless(points(p20=(0.9, 0.9), p40=(0.9, 0.9)), "accuracy")

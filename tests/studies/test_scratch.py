@@ -10,9 +10,9 @@ import pytest
 from recipes.vision import nets
 from secateur.errors import InfeasibleError, InputError, RunError
 from secateur.methods import arms
+from secateur.methods.control import LACKS
 from secateur.recover.training import loop
 from secateur.studies import scratch, study_inputs
-from secateur.studies.control import LACKS
 
 QUICK = {"epochs": 2, "batch": 24, "lr": 0.05}
 

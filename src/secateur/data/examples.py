@@ -109,7 +109,7 @@ class Examples:
         if normalised:
             raise DataError(f"{self.name} holds arrays, which only repeat exactly: ask for exact duplicates")
         rows = (row.contiguous().flatten().view(torch.uint8).numpy().data for row in self.inputs)
-        return hashes.of(rows)
+        return hashes.digests(rows)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Examples:
         """The examples at `indices`, in that order."""
@@ -239,7 +239,7 @@ def read(source: str | Path | Examples, *, label: str = labels.DEFAULT) -> Examp
         return _arrays(path, label)
     made = ":" in str(source) and path.suffix != ".npz"
     if path.is_dir() or made:
-        found = _folder(path) if path.is_dir() else _made(str(source))
+        found = _folder(path) if path.is_dir() else _from_function(str(source))
         labels.unnamed(f"{found.name} has no array of classes to be named", label=label)
         return found if label else replace(found, labels=None)
     raise DataError(
@@ -249,7 +249,7 @@ def read(source: str | Path | Examples, *, label: str = labels.DEFAULT) -> Examp
     )
 
 
-def _made(source: str) -> Examples:
+def _from_function(source: str) -> Examples:
     found = plugins.function(source)()
     if isinstance(found, Examples):
         return found if found.labels is None else replace(found, labels=_whole(found.labels, found.name))

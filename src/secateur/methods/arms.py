@@ -34,7 +34,7 @@ from secateur.vocabulary import Figure, Recovery, Training
 
 __all__ = [
     "DEFAULTS", "Arm", "describe_arms", "equal_flops", "finetune_length", "fit", "forward_flops", "give_verdict",
-    "mark_correct", "train_arms",
+    "mark_correct", "split_judged", "train_arms",
 ]  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def fit(
     if objective is None:
         objective = detecting.press(cast(Detector, model).loss) if data.targets else transfer.classify(model)
     if penalty is not None:
-        objective = _penalised(objective, penalty)
+        objective = _add_penalty(objective, penalty)
     stepper: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None
     if epoch_end is not None:
         stepper = partial(_Periodic, then=lambda _: epoch_end(), every=epoch)
@@ -127,7 +127,7 @@ def fit(
         )  # fmt: skip
 
 
-def _penalised(objective: Objective, penalty: Callable[[], Tensor]) -> Objective:
+def _add_penalty(objective: Objective, penalty: Callable[[], Tensor]) -> Objective:
     def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         loss, parts = objective(batch, totals)
         return loss + penalty() * (len(batch["inputs"]) / totals["examples"]), parts
@@ -144,6 +144,17 @@ def mark_correct(model: nn.Module, data: Examples, batch: int = 256) -> NDArray[
             logits = objectives.logits(model(part["inputs"].to(device)))
             marks.append((logits.argmax(-1).cpu() == part["labels"]).numpy())
     return np.concatenate(marks)
+
+
+def split_judged(data: Examples, judged: Examples | None, seed: int) -> tuple[Examples, Examples]:
+    """(what is learned from, what is judged on): a tenth of the data under the seed, unless `judged` is given.
+
+    Raises `DataError` where one of the two has no classes.
+    """
+    for part in (data, data if judged is None else judged):
+        if part.labels is None:
+            raise DataError(f"{part.name} has no classes: give labels, for all arms are judged by accuracy")
+    return data.split(seed=seed) if judged is None else (data, judged)
 
 
 # ------------------------------------------------------------------------------------------------------- arms

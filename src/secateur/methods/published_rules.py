@@ -61,7 +61,7 @@ class Pruned:
         """As many units of each site as `student` has, at random, with the weights of `dense`; and their masks."""
         if self.masks:
             chosen = masks.shuffle(self.masks, seed=seed)
-            return _masked(self.dense, chosen), chosen
+            return _close_weights(self.dense, chosen), chosen
         counts = {name: self.selection.kept(name, self.units[name].count) for name in self.selection.keep}
         source = self.dense if self.branches is None else self.branches
         return source.cut(ranking.by_counts(self.units, random.scores(self.units, seed), counts))[0], {}
@@ -278,7 +278,7 @@ def _prune_weights(dense: Traced, budget: Budget) -> Pruned:
     removed = {name: (int((~mask).sum()), mask.numel()) for name, mask in closed.items()}
     cut = Cut(removed, before, {**before, "weights": selection.spent["weights"]})
     note = "zeros in dense tensors: neither smaller nor faster anywhere without sparse kernels"
-    return Pruned(dense, _masked(dense, closed), cut, selection, units, closed, notes=(note,))
+    return Pruned(dense, _close_weights(dense, closed), cut, selection, units, closed, notes=(note,))
 
 
 def _convolutions(dense: Traced) -> dict[str, Tensor]:
@@ -288,7 +288,7 @@ def _convolutions(dense: Traced) -> dict[str, Tensor]:
     return weights
 
 
-def _masked(dense: Traced, closed: Masks) -> Traced:
+def _close_weights(dense: Traced, closed: Masks) -> Traced:
     student = duplicate(dense)
     masks.apply(student.model, closed)
     return student

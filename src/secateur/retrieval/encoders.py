@@ -104,11 +104,11 @@ def _open_checkpoint(name: str, device: str) -> Encoder:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError("an embedder needs sentence-transformers: pip install 'secateur[embed]'") from error
-    from secateur._utils.modes import held  # torch, which functions need not have loaded
+    from secateur._utils.modes import move_to_device  # torch, which functions need not have loaded
 
     with opening("embedder", name):
         found = SentenceTransformer(name, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
-    held(found, device)
+    move_to_device(found, device)
     model: Encoder = found
     return model
 

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur._utils import http, threads, workers
-from secateur._utils.modes import evaluating, held
+from secateur._utils.modes import evaluating, move_to_device
 from secateur.clients import embeddings
 from secateur.errors import InputError, ModelError, NumericalError, opening
 
@@ -365,7 +365,7 @@ def _open_checkpoint(name: str, device: str) -> Reranker:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # seconds, of which a page needs none
     from transformers.utils import cached_file
 
-    with opening("reranker", name), workers.loading():
+    with opening("reranker", name), workers.quiet_loading():
         model, told = AutoModelForSequenceClassification.from_pretrained(
             name, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
             **({} if _classes(name) else {"num_labels": 1}),
@@ -376,7 +376,7 @@ def _open_checkpoint(name: str, device: str) -> Reranker:
     if any("classifier" in key or "score" in key for key in told["missing_keys"]):
         settings = replace(settings, ranks=False)
     found = Reranker(model.eval(), tokenizer, _head(file, model.config.hidden_size), settings)
-    held(found, device)
+    move_to_device(found, device)
     return found
 
 

@@ -146,8 +146,8 @@ def prune_data(
     }
     folder = tempfile.TemporaryDirectory() if dry_run else nullcontext(str(out))
     with folder as place, open_run(place, settings, about, overwrite=overwrite) as run:
-        whole = whole.counted(**{m: count for m, count in counted.items() if m not in source.costs()})
-        whole = whole.scored(score, _scores(score, whole, model, run, seed, training))
+        whole = whole.with_costs(**{m: count for m, count in counted.items() if m not in source.costs()})
+        whole = whole.with_scores(score, _scores(score, whole, model, run, seed, training))
         distinct = ~whole.repeats(normalised=deduplicate == "normalised")
         results = [_cut(whole, score, each, fair, distinct, bool(deduplicate)) for each in budgets]
         if not dry_run:
@@ -223,14 +223,14 @@ def _scores(
         return np.asarray(run.tensors("scores", lambda: {"own": _own_scores(score, whole)})["own"].numpy())
     if whole.labels is None:
         raise InputError(f"{whole.source.name} has no classes, by which {score} goes: name the column with --label")
-    found = []
+    scores = []
     for number in range(training["runs"]):
 
         def one(number: int = number) -> dict[str, Tensor]:
             return _train_and_score(whole.source, model, score, seed, number, training)
 
-        found.append(run.tensors(f"scores-{number}", one)["score"])
-    return np.asarray(difficulty.averaged(found).numpy())
+        scores.append(run.tensors(f"scores-{number}", one)["score"])
+    return np.asarray(difficulty.average(scores).numpy())
 
 
 def _own_scores(score: str, whole: ExampleSet) -> Tensor:

@@ -2,7 +2,7 @@
 
 Each formula takes what was recorded of N examples and gives float32 [N], higher meaning keep: the published scores keep
 what is hard (EL2N, GraNd, forgetting), what is neither hard nor easy (`moderate`) or what stands for its class
-(`herding`). One run is chance: `averaged` takes the mean over several.
+(`herding`). One run is chance: `average` takes the mean over several.
 
     logits    [N, C] of one point in training, usually early
     labels    [N] int64, 0 to C - 1
@@ -22,7 +22,7 @@ from torch import Tensor
 from secateur.errors import DataError, InputError
 from secateur.score.hooks import finite
 
-__all__ = ["NEEDS", "averaged", "by_name", "el2n", "forgetting", "grand", "herding", "memorisation", "moderate"]
+__all__ = ["NEEDS", "average", "by_name", "el2n", "forgetting", "grand", "herding", "memorisation", "moderate"]
 
 
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def herding(features: Tensor, labels: Tensor) -> Tensor:
     return finite("herding", result)
 
 
-def averaged(runs: Sequence[Tensor]) -> Tensor:
+def average(runs: Sequence[Tensor]) -> Tensor:
     """Float32 [N]: the mean of a score over runs, [N] each. Raises `InputError` for none, or of several lengths."""
     if not runs or any(one.shape != runs[0].shape for one in runs):
         shapes = ", ".join(str(tuple(one.shape)) for one in runs) or "none"
@@ -159,7 +159,7 @@ def by_name(name: str, runs: Sequence[Mapping[str, Tensor]]) -> Tensor:
         near = difflib.get_close_matches(name, _FORMULAS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(_FORMULAS)}"
         raise InputError(f"no score of examples is called {name!r}: {hint}")
-    return averaged([_FORMULAS[name](**{part: run[part] for part in NEEDS[name]}) for run in runs])
+    return average([_FORMULAS[name](**{part: run[part] for part in NEEDS[name]}) for run in runs])
 
 
 def _classes(labels: Tensor, count: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur._utils.finite import all_finite, given
+from secateur._utils.finite import all_finite, require_finite
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, NumericalError
 
@@ -97,7 +97,7 @@ def sound(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
     backwards to all before, so that neither a loss nor a gradient tells where it came from.
     """
     looks: dict[tuple[str, Side], Callable[[Tensor], object]] = {
-        (path, "output"): partial(given, path) for path in paths
+        (path, "output"): partial(require_finite, path) for path in paths
     }
     with evaluating(model), torch.no_grad(), observe(model, looks):
         yield

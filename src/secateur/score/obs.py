@@ -75,7 +75,7 @@ def factor_all(moments: dict[str, Moments], damp: float = 0.01) -> Iterator[tupl
         H = moments[names[0]].value(names[0])
         for name in names:
             del moments[name]
-        allocator.give_back()
+        allocator.release_memory()
         diagonal = H.diagonal().clone()
         yield names, diagonal, factor(H, damp) if shared else factor_(H, damp)
         del H  # before the next one is worked on

@@ -35,7 +35,7 @@ def moments(
     counts = dict.fromkeys(modules, 0)
 
     def reader(path: str) -> Callable[[Tensor], None]:
-        unfold = _unfolded(path, module_at(model, path))
+        unfold = _unfold(path, module_at(model, path))
 
         def look(x: Tensor) -> None:
             rows = unfold(x.detach()).double()
@@ -54,7 +54,7 @@ def moments(
     return {path: finite(path, sums[path] / counts[path]) for path in modules}
 
 
-def _unfolded(path: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
+def _unfold(path: str, module: nn.Module) -> Callable[[Tensor], Tensor]:
     if isinstance(module, nn.Linear):
         return lambda x: x.flatten(0, -2) if x.dim() > 1 else x[None]
     if isinstance(module, nn.Conv2d) and module.groups == 1 and not isinstance(module.padding, str):

@@ -105,12 +105,12 @@ def kmeans(features: Tensor, clusters: int, *, seed: int = 0, restarts: int = 4)
         raise InfeasibleError(
             f"{clusters} clusters of {different} different samples: ask for 1 to {different}", float(different)
         )
-    runs = (_clustered(samples, clusters, np.random.default_rng([seed, run])) for run in range(restarts))
+    runs = (_move_centres(samples, clusters, np.random.default_rng([seed, run])) for run in range(restarts))
     labels = torch.from_numpy(min(runs, key=lambda run: run[0])[1])
     return class_means(features.cpu(), labels, int(labels.max()) + 1), labels
 
 
-def _clustered(samples: np.ndarray, clusters: int, draw: np.random.Generator) -> tuple[float, np.ndarray]:
+def _move_centres(samples: np.ndarray, clusters: int, draw: np.random.Generator) -> tuple[float, np.ndarray]:
     """(sum of squared distances to the centres, clusters [N] numbered by their first members) of one start."""
     centres, _ = vq.kmeans(samples, _spread(samples, clusters, draw))
     labels, distances = vq.vq(samples, centres)

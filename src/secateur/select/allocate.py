@@ -12,7 +12,7 @@ from secateur.errors import InputError
 from secateur.select.arrays import as_numpy
 from secateur.vocabulary import Array, Units
 
-__all__ = ["between", "grid", "proportional", "round_to", "rounded", "spread", "uniform"]
+__all__ = ["between", "grid", "proportional", "round_to", "round_to_total", "spread", "uniform"]
 
 
 def round_to(
@@ -112,7 +112,7 @@ def spread(
     return [float(value) for value in np.clip(steps + shift, low, high)]
 
 
-def rounded(values: Sequence[float], sizes: Sequence[float], *, most: int) -> list[int]:
+def round_to_total(values: Sequence[float], sizes: Sequence[float], *, most: int) -> list[int]:
     """Whole numbers from 1 to `most` near `values`, whose sum weighted by `sizes` is not above that of `values`.
 
     By largest remainder; ties go to the lower index.

@@ -123,12 +123,12 @@ def add(
             (found,) = executor.run(baseline, model, data, row.target, place, **how)
             measuring.check_judges(row, held_out, found)
             beside[baseline.__name__.replace("_", " ")] = {**found.after, **found.measured}
-        rows.append(_noted(replace(row, baselines=beside)))
+        rows.append(_note_gaps(replace(row, baselines=beside)))
     executor.publish_evidence(Path(out), rows)
     return rows
 
 
-def _noted(row: Evidence) -> Evidence:
+def _note_gaps(row: Evidence) -> Evidence:
     """`row` with a note on how far every second layer is from the budget, in each measure that the budget limits."""
     begin, theirs = "the baseline of every second layer ignores the budget", row.baselines["every second layer"]
     gaps = [

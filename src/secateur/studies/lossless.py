@@ -28,7 +28,7 @@ from secateur.runs.backends.network import Network
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure
 
-__all__ = ["STUDY", "Lossless", "Point", "Trial", "largest_lossless", "lossless", "plan", "sweep"]
+__all__ = ["STUDY", "Lossless", "Point", "Trial", "largest_lossless", "lossless", "plan"]
 
 STUDY = {
     "title": "the largest share of a source's classes that can go before a target loses",
@@ -44,9 +44,6 @@ CONTROLS = {
 }
 """What the votes are compared with -> what it is called."""
 
-Outcome = Callable[[float, int], Mapping[str, float]]
-"""(share of the classes that goes, seed) -> measure -> figure, higher is better; "seconds" and "examples" beside."""
-
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -60,6 +57,11 @@ class Point:
     def loss(self, whole: Point, measure: str) -> Figure:
         """What the whole source has more than this, paired over seeds."""
         return paired_difference(whole.figures[measure], self.figures[measure])
+
+    def describe(self) -> dict[str, Any]:
+        """What study.json says of it."""
+        means = {name: asdict(mean_interval(row)) for name, row in self.figures.items()}
+        return {"pruned": self.pruned, "by_seed": self.figures, "means": means}
 
     def faster(self, whole: Point) -> str:
         """How many times as fast the pre-training of the whole source this one was, in words; nothing unless timed."""
@@ -107,9 +109,8 @@ class Lossless:
         if best is whole:
             headline = f"None of the shares that were tried can go without loss: {within}"
         ways = [name for name in whole.figures if name not in ("seconds", "examples")]
-        rows = [
-            ["Classes gone", "Examples", *(f"{way}, %" for way in ways), f"Lost, {self.measure}", "Times faster", ""]
-        ]
+        header = ["Classes gone", "Examples", *(f"{way}, %" for way in ways)]
+        rows = [[*header, f"Lost, {self.measure}", "Times faster", ""]]
         for point in self.points:
             lost = "" if point is whole else sheets.percent(point.loss(whole, self.measure))
             rows.append([
@@ -131,7 +132,7 @@ class Lossless:
             "Whiskers are intervals. The dotted line is the largest lossless share.", mark=100 * best.pruned,
             bounds=(0.0, 100.0),
         )  # fmt: skip
-        beside = [self._beside(way) for way in ways] if self.controls else []
+        beside = [self._control_table(way) for way in ways] if self.controls else []
         return Sheet("lossless", headline, [table, *beside], self._figures(), chart=chart)
 
     def _lines(self, way: str) -> list[Line]:
@@ -146,7 +147,7 @@ class Lossless:
               for pruned, points in level.items()),
         ]  # fmt: skip
 
-    def _beside(self, way: str) -> Table:
+    def _control_table(self, way: str) -> Table:
         """Accuracies of the votes and of each control by share, and by how much the votes lead."""
         rows = [["Classes gone", "Most votes", *(CONTROLS[name] for name in self.controls),
                  *(f"Over {CONTROLS[name]}" for name in self.controls)]]  # fmt: skip
@@ -170,40 +171,18 @@ class Lossless:
         whole = self.points[0]
         return {
             "winner": {"pruned": self.best.pruned, "measure": self.measure, "tolerance": self.tolerance},
-            "points": [
-                {"pruned": point.pruned, "by_seed": point.figures,
-                 "means": {name: asdict(mean_interval(row)) for name, row in point.figures.items()},
-                 "loss": asdict(point.loss(whole, self.measure))}
-                for point in self.points
-            ],
+            "points": [{**point.describe(), "loss": asdict(point.loss(whole, self.measure))} for point in self.points],
             **({"controls": {name: self._control(name) for name in self.controls}} if self.controls else {}),
         }  # fmt: skip
 
     def _control(self, name: str) -> list[dict[str, Any]]:
         """Of each point its figures, and the leads of the votes: of scratch at every share."""
         return [
-            {"pruned": one.pruned, "by_seed": one.figures,
-             "means": {key: asdict(mean_interval(row)) for key, row in one.figures.items()},
+            {**one.describe(),
              "leads": [{"pruned": point.pruned, **asdict(self.lead(point, name, self.measure))}
                        for point in self.points if one.pruned in (point.pruned, 1.0)]}
             for one in self.controls[name]
         ]  # fmt: skip
-
-
-def sweep(
-    shares: Sequence[float],
-    outcome: Outcome,
-    seeds: Sequence[int] = (0, 1, 2),
-    progress: Callable[[Sequence[Trial]], Iterable[Trial]] = iter,
-) -> tuple[Point, ...]:
-    """One point for the whole source, which is first, and one for each share that goes, rising; `outcome` runs it.
-
-    Seeds are the outer loop: what an outcome shares between the shares of one seed is asked for together. progress:
-    wraps the trials, such as rich.progress.track.
-    """
-    grid, seeds = _grid(shares, seeds), tuple(dict.fromkeys(seeds))
-    trials = [Trial(seed, share) for seed in seeds for share in grid]
-    return _points(grid, seeds, {trial: outcome(trial.pruned, trial.seed) for trial in progress(trials)})
 
 
 def _points(
@@ -236,8 +215,7 @@ def _shares(grid: Sequence[float], controls: Sequence[str], options: Mapping[str
     if options.get("scored"):
         raise InputError(f"scored={options['scored']}: a study scores once for each seed, whatever the shares, and "
                          "keeps the votes in its folder: leave scored out")  # fmt: skip
-    unknown = [name for name in controls if name not in CONTROLS]
-    if unknown:
+    if unknown := [name for name in controls if name not in CONTROLS]:
         raise InputError(f"controls={list(controls)}: {unknown[0]!r} is none; give some of {', '.join(CONTROLS)}")
     if controls and options.get("order", "votes") != "votes":
         raise InputError(f"controls stand beside order=votes: leave order={options['order']} out")
@@ -248,9 +226,9 @@ def _shares(grid: Sequence[float], controls: Sequence[str], options: Mapping[str
 def largest_lossless(points: Sequence[Point], measure: str, *, tolerance: float = 1.0) -> Point:
     """The point of the largest share up to which no share loses more than `tolerance` standard errors.
 
-    points: as `sweep` gives them. A share is lossless where ``mean_i (whole_i - this_i) <= tolerance s / sqrt(n)``, s
+    points: the whole source first. A share is lossless where ``mean_i (whole_i - this_i) <= tolerance s / sqrt(n)``, s
     the deviation of the n paired differences: n seeds of equal figures tolerate nothing. The chain ends at the first
-    share that loses: a lucky one behind it does not count. The first point, the whole source, where none is lossless.
+    share that loses: a lucky one behind it does not count. The first point where none is lossless.
     """
     whole, *rest = points
     if whole.pruned:
@@ -314,11 +292,10 @@ def lossless(
 
     trials = [Trial(seed, share, name) for seed in seeds for name, some in tried.items() for share in some]
     found = {trial: outcome(trial) for trial in progress(trials)}
-    points, *others = (_points(some, seeds, found, name) for name, some in tried.items())
-    return Lossless(
-        largest_lossless(points, measure, tolerance=tolerance), points, measure, tolerance, seeds,
-        dict(zip(list(tried)[1:], others, strict=True)),
-    )  # fmt: skip
+    by_control = {name: _points(some, seeds, found, name) for name, some in tried.items()}
+    points = by_control.pop("")
+    best = largest_lossless(points, measure, tolerance=tolerance)
+    return Lossless(best, points, measure, tolerance, seeds, by_control)
 
 
 def plan(

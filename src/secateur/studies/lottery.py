@@ -19,7 +19,7 @@ from secateur.data import examples
 from secateur.data.examples import Augment, Examples
 from secateur.errors import InputError
 from secateur.measure import statistics
-from secateur.methods.arms import DEFAULTS, fit, give_verdict, mark_correct
+from secateur.methods.arms import DEFAULTS, fit, give_verdict, mark_correct, split_judged
 from secateur.methods.published_rules import duplicate, prune
 from secateur.recover.training import initialise
 from secateur.reports import sheet as sheets
@@ -27,7 +27,6 @@ from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table
 from secateur.runs import keywords
 from secateur.runs.backends.network import Network
-from secateur.studies import scratch
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure, Training
 
@@ -64,7 +63,7 @@ class Tickets:
         """Whether the ticket is better than a new draw, worse, or neither."""
         return give_verdict(self.difference, "the ticket is", "the new draw is")
 
-    def reached(self, arm: str) -> Figure:
+    def mean_accuracy(self, arm: str) -> Figure:
         """Accuracy in percent of "large network", "ticket" or "new draw": mean over seeds with its interval."""
         return statistics.to_percent(statistics.mean_interval(getattr(self, _ARMS[arm])))
 
@@ -92,14 +91,14 @@ class Lottery:
         """A table, a chart over learning rates, and figures; accuracies in percent, differences in points."""
         rows = [["Learning rate", *(f"{arm.capitalize()}, %" for arm in _ARMS), "Ticket over new draw", "Verdict"]]
         for one in self.rates:
-            reached = [sheets.points(one.reached(arm)) for arm in _ARMS]
+            reached = [sheets.points(one.mean_accuracy(arm)) for arm in _ARMS]
             rows.append([f"{one.lr:g}", *reached, sheets.points(one.difference, signed=True), one.verdict])
         told = [f"lr {one.lr:g}: {sheets.points(one.difference, signed=True)} points" for one in self.rates]
         words = "; a ticket and its rival have one shape, and see the same batches in the same order."
         table = Table(f"Held-out accuracy with {self.left}", rows, sheets.over(self.seeds) + words)
         rates = sorted(self.rates, key=lambda one: one.lr)
         lines = [
-            Line(arm, [(one.lr, one.reached(arm)) for one in rates], (number + 1) / len(_ARMS))
+            Line(arm, [(one.lr, one.mean_accuracy(arm)) for one in rates], (number + 1) / len(_ARMS))
             for number, arm in enumerate(_ARMS)
         ]
         chart = Chart("Accuracy by learning rate", {"": lines}, "first learning rate", "accuracy, %",
@@ -158,13 +157,13 @@ def lottery(
     trials = [Trial(seed, lr) for seed in dict.fromkeys(seeds) for lr in dict.fromkeys(lrs)]
     found: dict[Trial, list[float]] = {}
     for trial in progress(trials):
-        parts = scratch.parts(data, apart, trial.seed)
+        parts = split_judged(data, apart, trial.seed)
         record = {**about, "seed": trial.seed, **keywords.flat(lottery, how)}
         with Run.open(Path(folder, f"seed-{trial.seed}"), record) as run:
 
             def make(trial: Trial = trial, parts: tuple[Examples, Examples] = parts, run: Run = run) -> list[float]:
                 place = run.folder(f"lr-{trial.lr}")
-                reached = _drawn(subject, *parts, lr=trial.lr, seed=trial.seed, folder=place, **how)
+                reached = _train_draws(subject, *parts, lr=trial.lr, seed=trial.seed, folder=place, **how)
                 shutil.rmtree(place, ignore_errors=True)  # their answers are known
                 return list(reached)
 
@@ -190,9 +189,9 @@ def plan(
     _check(lrs, seeds, **how)
     apart = examples.read(judged) if judged else None
     for seed in dict.fromkeys(seeds):
-        for part in scratch.parts(data, apart, seed):
+        for part in split_judged(data, apart, seed):
             Network().fit_data(part, subject)
-    prune(_draw(subject, 0, how["norm"]), _left(how["method"], how["kept"]), how["method"])
+    prune(_draw(subject, 0, how["norm"]), _budget(how["method"], how["kept"]), how["method"])
     many = len(set(seeds)) * len(set(lrs))
     return {"trainings of the large network": many * how["rounds"], "tickets": many, "new draws": many}
 
@@ -224,12 +223,12 @@ def tickets(
     _check(lrs, seeds, **how)
     found = []
     for lr in lrs:
-        rows = [_drawn(subject, data, judged, lr=lr, seed=seed, augment=augment, **how) for seed in seeds]
+        rows = [_train_draws(subject, data, judged, lr=lr, seed=seed, augment=augment, **how) for seed in seeds]
         found.append(Tickets(lr, *zip(*rows, strict=True)))
     return tuple(found)
 
 
-def _drawn(
+def _train_draws(
     subject: Traced,
     data: Examples,
     judged: Examples,
@@ -259,7 +258,7 @@ def _drawn(
         if part > 1:
             large = duplicate(first)
             train(large, f"large-{part}", closed)
-        pruned = prune(large, _left(method, kept ** (part / rounds)), method)
+        pruned = prune(large, _budget(method, kept ** (part / rounds)), method)
         closed = pruned.masks
     ticket, rival = duplicate(first), _draw(subject, seed + 1000, norm)
     if method == "l1":
@@ -293,7 +292,7 @@ def _check(
     keywords.check_seed(*seeds)
 
 
-def _left(method: str, share: float) -> Budget:
+def _budget(method: str, share: float) -> Budget:
     return Budget.parse(f"{'weights' if method == 'unstructured' else 'channels'}={100 * share:.6f}%")
 
 

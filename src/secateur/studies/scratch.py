@@ -1,7 +1,7 @@
 """Is it worth inheriting? The control experiment for any cut: the same shape, trained from scratch.
 
 Liu et al., "Rethinking the Value of Network Pruning" (arXiv 1810.05270). `scratch` does it for budgets and seeds,
-cuts included; `control` for a cut that is made, `scratch_baseline` for a finished run.
+cuts included; `methods.control` for a cut that is made, `runs.scratch_baseline` for a finished run.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from secateur import recipes
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
-from secateur.errors import DataError, InputError
+from secateur.errors import InputError
 from secateur.measure import statistics
 from secateur.methods import published_rules
-from secateur.methods.arms import Arm, fit, forward_flops, train_arms
+from secateur.methods.arms import Arm, fit, forward_flops, split_judged, train_arms
+from secateur.methods.control import LACKS, Control, describe
 from secateur.methods.published_rules import Rule
 from secateur.recover.training import initialise
 from secateur.reports import sheet as sheets
@@ -32,11 +33,10 @@ from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table
 from secateur.runs import keywords
 from secateur.runs.backends.network import Network
-from secateur.studies.control import LACKS, Control, describe
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Result, Training
 
-__all__ = ["STUDY", "Controls", "Trial", "parts", "plan", "scratch"]
+__all__ = ["STUDY", "Controls", "Trial", "plan", "scratch"]
 
 STUDY = {
     "title": "is it worth inheriting? fine-tuned weights beside the same shape trained from scratch, over seeds",
@@ -83,8 +83,8 @@ class Controls:
         )  # fmt: skip
 
     def _line(self, arm: str) -> Line:
-        places = sorted((100 * self.left[budget], control.reached(arm)) for budget, control in self.budgets.items())
-        return Line(arm, places, {"fine-tuned": 1.0, "scratch-B": 0.6, "scratch-E": 0.4}.get(arm, 0.2))
+        reached = {100 * self.left[budget]: control.mean_accuracy(arm) for budget, control in self.budgets.items()}
+        return Line(arm, sorted(reached.items()), {"fine-tuned": 1.0, "scratch-B": 0.6, "scratch-E": 0.4}.get(arm, 0.2))
 
     def _table(self, budget: str, control: Control) -> Table:
         rows = [["Arm", "Accuracy, %", "Epochs", "Training FLOPs", "With the large network's", "Fine-tuned over it",
@@ -93,8 +93,8 @@ class Controls:
             verdict = control.verdicts.get(name, "")
             lead = sheets.points(control.difference(name), signed=True) if verdict else ""
             epochs = f"{np.mean([arm.epochs for arm in arms]):g}"
-            reached = sheets.points(control.reached(name))
-            rows.append([control.called(name), reached, epochs, *control.costs(name), lead, verdict])
+            reached = sheets.points(control.mean_accuracy(name))
+            rows.append([control.arm_name(name), reached, epochs, *control.costs(name), lead, verdict])
         return Table(
             f"{budget}: {100 * self.left[budget]:.3g}% of the FLOPs left", rows,
             f"{sheets.over(control.seeds)}; differences in points, paired over {control.paired_over}: all arms of a "
@@ -156,7 +156,7 @@ def scratch(
     trials = [Trial(seed, budget) for seed in dict.fromkeys(seeds) for budget in limits]
     rows: dict[Trial, dict[str, Any]] = {}
     for trial in progress(trials):
-        train, held = parts(data, judges, trial.seed)
+        train, held = split_judged(data, judges, trial.seed)
         record = {**about, "seed": trial.seed, "chance": chance, **keywords.flat(_recipe(), settings)}
         with Run.open(Path(folder, f"seed-{trial.seed}"), record) as run:
             make = partial(_try, subject, train, held, run, trial.seed, limits[trial.budget], chance, **settings)
@@ -193,7 +193,7 @@ def plan(
     Network().fit_data(data, subject)
     judges = examples.read(judged) if judged else None
     for seed in dict.fromkeys(seeds):
-        _, held = parts(data, judges, seed)
+        _, held = split_judged(data, judges, seed)
         Network().fit_data(held, subject)
     with tempfile.TemporaryDirectory() as place, Run.open(place, {}) as run:
         list(_recipe()(subject, data, list(limits.values()), run, seed=seeds[0], dry_run=True, **settings))
@@ -226,14 +226,6 @@ def _study_inputs(
         raise InputError(f"epochs={epochs:g}: give at least 1, for what was not trained says nothing")
     limits = {str(budget): budget for budget in map(Budget.parse, budgets)}
     return limits, {name: value for name, value in settings.items() if name not in STUDY["sets"].split()}
-
-
-def parts(data: Examples, judged: Examples | None, seed: int) -> tuple[Examples, Examples]:
-    """(what is learned from, what is judged on) under a seed. Raises `DataError` where there are no classes."""
-    for part in (data, data if judged is None else judged):
-        if part.labels is None:
-            raise DataError(f"{part.name} has no classes: give labels, for all arms are judged by accuracy")
-    return data.split(seed=seed) if judged is None else (data, judged)
 
 
 def _try(

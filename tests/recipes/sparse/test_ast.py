@@ -7,6 +7,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import tiny
+import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.errors import BudgetError, InputError, UnsupportedError
@@ -313,3 +314,8 @@ def test_what_can_not_be_followed_is_refused_by_name(tmp_path):
     for options in ({"kd": 1.5}, {"ramp": -1.0}, {"decay": -1.0}, {"refresh": -1}):
         with pytest.raises(InputError, match=f"{next(iter(options))}={next(iter(options.values())):g}"):
             results(tmp_path / str(options), "pattern=2:4", **options)
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("llama", "pattern=2:4", steps=20, refresh=5, length=16, train_batch=8, slorb=8)

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import tiny
+import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
@@ -391,3 +392,8 @@ def test_training_is_the_originals_and_each_stage_but_the_last_stops_at_its_peak
     with pytest.raises(InputError, match=r"^min_lr=0\.0001: give a floor between 0 and lr=1e-05"):
         run(phi, data, tmp_path / "b", "params=90%", steps=4, lr=1e-5)
     assert len(rates) == 2
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("mixtral", "params=70%", steps=0, calibration=64, length=16)

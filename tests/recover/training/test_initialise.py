@@ -58,7 +58,7 @@ def test_fresh_has_the_same_shapes_and_shares_nothing():
     made, notes = initialise.fresh(model, seed=1)
     assert notes == ()
     assert {n: t.shape for n, t in made.state_dict().items()} == {n: t.shape for n, t in before.items()}
-    assert initialise.shared(made, model) == []
+    assert initialise.shared_tensors(made, model) == []
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     for name, tensor in made.named_parameters():
         assert not torch.isin(tensor, before[name]).any(), name
@@ -75,7 +75,7 @@ def test_shared_memory_is_found():
     model = network()
     other = network()
     other[0].weight = model[0].weight
-    assert initialise.shared(other, model) == ["0.weight"]
+    assert initialise.shared_tensors(other, model) == ["0.weight"]
 
 
 def test_the_seed_decides_and_the_callers_generator_stays():

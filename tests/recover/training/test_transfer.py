@@ -27,7 +27,7 @@ def test_an_attack_stays_within_its_radius_and_hurts_more_than_chance():
     def loss(inputs):
         return functional.cross_entropy(model(inputs), data.labels, reduction="sum")
 
-    moved = transfer.attacked(loss, data.inputs, 0.1)
+    moved = transfer.attack(loss, data.inputs, 0.1)
     assert float((moved - data.inputs).abs().max()) <= 0.1 + 1e-6
     assert 0.0 <= float(moved.min()) <= float(moved.max()) <= 1.0
     noise = (data.inputs + 0.1 * torch.randn_like(data.inputs).sign()).clamp(0, 1)
@@ -38,7 +38,7 @@ def test_an_attack_stays_within_its_radius_and_hurts_more_than_chance():
 
 def test_an_attack_from_a_start_is_clipped_to_the_ball():
     inputs, start = torch.full((1, 3), 0.5), torch.tensor([[0.1, -0.1, 0.0]])
-    moved = transfer.attacked(lambda x: x.sum(), inputs, 0.1, start=start, step=0.125)
+    moved = transfer.attack(lambda x: x.sum(), inputs, 0.1, start=start, step=0.125)
     assert torch.allclose(moved, torch.tensor([[0.6, 0.525, 0.6]]))
 
 

@@ -112,17 +112,17 @@ def test_texts_are_counted_a_part_at_a_time():
         return [len(text) for text in some]
 
     corpus = Corpus([f"text {i}" for i in range(2100)])
-    assert ExampleSet(corpus).counted(letters=letters).units().cost()["letters"] == sum(map(len, corpus.texts))
+    assert ExampleSet(corpus).with_costs(letters=letters).units().cost()["letters"] == sum(map(len, corpus.texts))
     assert max(asked) <= 1024
 
 
 def test_what_is_counted_is_a_cost():
-    subject = ExampleSet(CORPUS).counted(tokens=lambda some: [len(text) for text in some])
+    subject = ExampleSet(CORPUS).with_costs(tokens=lambda some: [len(text) for text in some])
     assert subject.units().cost() == {"examples": 6, "bytes": 26, "words": 7, "tokens": 26}
     smaller, cut = subject.cut(Selection({"examples": np.arange(6) < 2}))
     assert cut.after == smaller.units().cost() == {"examples": 2, "bytes": 10, "words": 3, "tokens": 10}
     with pytest.raises(InputError, match="holds no texts whose tokens"):
-        ExampleSet(images()).counted(tokens=len)
+        ExampleSet(images()).with_costs(tokens=len)
 
 
 def test_repeats_are_told():
@@ -138,7 +138,7 @@ def test_repeats_are_told():
 
 
 def test_an_index_keeps_scores_and_refuses_other_data(tmp_path):
-    subject = ExampleSet(texts.read(CORPUS)).scored("length", [3, 7, 4, 5, 3, 4])
+    subject = ExampleSet(texts.read(CORPUS)).with_scores("length", [3, 7, 4, 5, 3, 4])
     smaller, _ = subject.cut(Selection({"examples": np.array([0, 1, 0, 1, 0, 1], bool)}))
     smaller.save(tmp_path / "a")
     smaller.save(tmp_path / "b")
@@ -159,7 +159,7 @@ def test_an_index_keeps_scores_and_refuses_other_data(tmp_path):
 def packed(folder, count: int = 40) -> tuple[ExampleSet, Examples]:
     """What is left of images in `folder`, and the same as it was packed there."""
     named = Examples(images(count).inputs, images(count).labels, (), ("a", "b", "c", "d"), "images")
-    left = ExampleSet(named, [3, 5, 17, 39]).scored("length", np.arange(count))
+    left = ExampleSet(named, [3, 5, 17, 39]).with_scores("length", np.arange(count))
     left.save(folder, packed=True)
     return left, examples.read(folder / "examples.npz")
 
@@ -238,7 +238,7 @@ def test_what_can_not_be_used_is_refused_in_a_line():
     with pytest.raises(InputError, match="keeps no example"):
         ExampleSet(CORPUS, [])
     with pytest.raises(InputError, match="give one for each"):
-        ExampleSet(CORPUS).scored("el2n", [1.0])
+        ExampleSet(CORPUS).with_scores("el2n", [1.0])
     with pytest.raises(InputError, match="has no classes"):
         ExampleSet(Corpus(["a"])).units("classes")
     with pytest.raises(InputError, match="it has examples, classes"):

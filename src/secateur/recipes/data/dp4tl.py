@@ -263,9 +263,9 @@ def load_votes(scored: str, run: Run, count: int, samples: int) -> dict[str, Ten
     work = Path(scored, "work")
     if not Path(scored, "run.yaml").is_file() or not (work / "votes.safetensors").is_file():
         raise InputError(f"scored={scored} holds no votes: give the folder of a run of dp4tl")
-    was, now = rundir.agreeing(scored, run, SURROGATE), run.settings
+    was, now = rundir.read_matching_record(scored, run, SURROGATE), run.settings
     try:
-        known = rundir.stored(work / "votes.safetensors")
+        known = rundir.read_tensors(work / "votes.safetensors")
     except RunError as error:
         raise InputError(f"scored={scored}: {error}") from error
     if other := [key for key in VOTES if was.get(key) != now.get(key)]:
@@ -360,11 +360,11 @@ def describe_kept(kept: ExampleSet, whole: ExampleSet, counted: Tensor, samples:
 # -------------------------------------------------------------------------------------------------------- transfer
 
 
-def attacked(model: nn.Module, data: Examples, radius: float) -> Examples:
+def attack_examples(model: nn.Module, data: Examples, radius: float) -> Examples:
     """The examples, each value moved by `radius` against the model in evaluation mode: FGSM."""
     with evaluating(model):
         moved = [
-            transfer.attacked(partial(transfer.loss, model, part["labels"]), part["inputs"], radius)
+            transfer.attack(partial(transfer.loss, model, part["labels"]), part["inputs"], radius)
             for part in data.in_order(256)
         ]
     return replace(data, inputs=torch.cat(moved))
@@ -393,7 +393,7 @@ def carry_over(
     def judge(name: str, model: nn.Module) -> None:
         accuracies[name] = float(mark_correct(model, held).mean())
         if radius:
-            accuracies[f"{name}, attacked"] = float(mark_correct(model, attacked(model, held, radius)).mean())
+            accuracies[f"{name}, attacked"] = float(mark_correct(model, attack_examples(model, held, radius)).mean())
 
     if probing.epochs:
         model = transfer.with_head(network.model, last, classes, seed=seed)

@@ -160,8 +160,8 @@ def kd_data_pruning(
         parts = {f"{score}-{seed + number}": partial(rate, number=number) for number in range(runs)}
         if scored:
             parts = {f"{score}-taken": partial(load_scores, scored, data, score, run, list(parts))}
-        column = difficulty.averaged([run.tensors(name, part)["score"] for name, part in parts.items()])
-    whole = whole.scored(score, column.numpy())
+        column = difficulty.average([run.tensors(name, part)["score"] for name, part in parts.items()])
+    whole = whole.with_scores(score, column.numpy())
     per_epoch = max(1, len(whole) // batch) / (training.accumulate or 1)
     learn = partial(
         train_student, training=training, ask=ask, build=partial(draw_network, subject.model, student),
@@ -244,19 +244,19 @@ def load_scores(scored: str, data: Examples, score: str, run: Run, names: Sequen
     if not (folder / "run.yaml").is_file() or not any(work.glob(f"{score}-*.safetensors")):
         raise InputError(f"scored={scored} holds no scores of {score}: give the folder of a run of kd_data_pruning, or "
                          "an index, that has them")  # fmt: skip
-    recorded = rundir.agreeing(scored, run, SCORING)
+    recorded = rundir.read_matching_record(scored, run, SCORING)
     taken = work / f"{score}-taken.safetensors"
     files = [taken] if taken.is_file() else [work / f"{name}.safetensors" for name in names]
     if lost := [file.stem for file in files if not file.is_file()]:
         raise InputError(f"scored={scored} lacks {lost[0]}, a training for scores: let that run finish first")
     try:
-        parts = [rundir.stored(file) for file in files]
+        parts = [rundir.read_tensors(file) for file in files]
     except RunError as error:
         raise InputError(f"scored={scored}: {error}") from error
     if not all(part.get("known", True) for part in parts):
         raise InputError(f"scored={scored} has its scores from an index, which does not tell how they came about: "
                          f"give that, {recorded.get('scored')}")  # fmt: skip
-    column = difficulty.averaged([part["score"] for part in parts])
+    column = difficulty.average([part["score"] for part in parts])
     if len(column) != len(data):
         counts = f"{len(column)} examples, not {len(data)}"
         raise InputError(f"scored={scored} has scores of {counts}: its data have changed, so leave scored out")
@@ -278,7 +278,7 @@ def load_outputs(
         raise InputError(f"soft={soft} holds no outputs of a teacher for {budget}: {has}")
     left = load_index(data, work / f"kept-{budget}", f"soft={soft}")
     try:
-        outputs = rundir.stored(file)
+        outputs = rundir.read_tensors(file)
     except RunError as error:
         raise InputError(f"soft={soft}: {error}") from error
     if outputs["examples"].tolist() != left.kept.tolist():

@@ -105,7 +105,7 @@ def owl(
         else:
             half = (0.25 if spread is None else spread) * pattern.m / 2
             kept = allocate.spread(outliers, pattern.n, half, sizes=sizes, whole=pattern.m)
-            patterns = [Pattern(int(n), pattern.m) for n in allocate.rounded(kept, sizes, most=pattern.m)]
+            patterns = [Pattern(int(n), pattern.m) for n in allocate.round_to_total(kept, sizes, most=pattern.m)]
             choosers = [weights.chooser(1.0, own) for own in patterns]
         every = pattern.m if pattern else 128 if scope == "block" else 0
         student, starved = subject.copy(), 0

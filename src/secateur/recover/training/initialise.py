@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, ModelError
 
-__all__ = ["conv_", "fresh", "shared"]
+__all__ = ["conv_", "fresh", "shared_tensors"]
 
 _STD = 0.02
 """Of parameters that no rule knows (class tokens, tables of positions): what transformers draws its own with."""
@@ -74,13 +74,13 @@ def fresh(
     if masks:
         raise InputError(f"the mask {next(iter(masks))!r} is of no convolution's weight: name one of those")
     copied.to(next(iter(home.values()), "cpu"))
-    both = shared(copied, model)
+    both = shared_tensors(copied, model)
     if both:
         raise ModelError(f"{both[0]} of the fresh network is still a tensor of the old one: its copy shares memory")
     return copied, notes
 
 
-def shared(first: nn.Module, second: nn.Module) -> list[str]:
+def shared_tensors(first: nn.Module, second: nn.Module) -> list[str]:
     """Names of the tensors of `first` that lie in memory of `second`'s: none for a control experiment."""
 
     def places(model: nn.Module) -> dict[int, str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
-from secateur.recover.training import balance, compose
+from secateur.recover.training import compose
 
 __all__ = [
     "Batch",
@@ -337,7 +337,7 @@ def distil(
         skew: of the KL, see `losses.kl`; a cache of likeliest tokens takes none.
         buckets: of forward KL, see `prediction_loss`; the whole logits are held then, fused or not.
         warmup: shares of training over which "task", "hidden" and others grow from 0 to their weight; batches then need
-            "done" (`slimming.Numbered`).
+            "done" (`data.batches.Numbered`).
         blocks: (student, teacher) indices into `hidden` for L_token; same width, no projection.
         hidden: (student, teacher) indices for the loss between hidden states (Minitron's L_is), summed over pairs.
         measure: of that loss: "cosine", through the projection, or "relative" (`losses.relative`), of equal widths.
@@ -441,7 +441,7 @@ def distil(
             if alpha != "dynamic":
                 add("hidden", alpha, apart)
             else:
-                add("hidden", 1.0 if near is None else balance.dynamic(near, apart), apart)
+                add("hidden", 1.0 if near is None else compose.balance(near, apart), apart)
         return total, parts
 
     return objective

@@ -80,7 +80,7 @@ def rehearse(
     elif watch:
         note()
     at_end = [name for name in RECORDED if name in needs and name != "right"]
-    record = _gathered(_looks(model, ask, in_order(), features="features" in needs), at_end) if at_end else {}
+    record = _gather(_looks(model, ask, in_order(), features="features" in needs), at_end) if at_end else {}
     return record | ({"right": torch.stack(visits)} if watch else {})
 
 
@@ -112,7 +112,7 @@ def glance(
 
     float32, on the CPU.
     """
-    return _gathered(_looks(model, ask, batches, features=features), ("logits", "labels", "features"))
+    return _gather(_looks(model, ask, batches, features=features), ("logits", "labels", "features"))
 
 
 @torch.no_grad()
@@ -132,7 +132,7 @@ def _looks(
             yield look
 
 
-def _gathered(looks: Iterable[Mapping[str, Tensor]], names: Collection[str]) -> dict[str, Tensor]:
+def _gather(looks: Iterable[Mapping[str, Tensor]], names: Collection[str]) -> dict[str, Tensor]:
     """Of all looks in one, what is named and there."""
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     for look in looks:

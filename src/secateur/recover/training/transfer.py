@@ -15,7 +15,7 @@ from secateur.recover.distillation import losses
 from secateur.recover.training import objectives, rehearsal
 from secateur.recover.training.compose import Objective
 
-__all__ = ["attacked", "classify", "head", "loss", "with_head"]
+__all__ = ["attack", "classify", "head", "loss", "with_head"]
 
 _LEAP = 1.25
 """The step of one-step adversarial training, in radii (arXiv 2001.03994, section 4.1)."""
@@ -34,7 +34,7 @@ def classify(model: nn.Module, *, radius: float = 0.0) -> Objective:
         inputs = batch["inputs"]
         start = radius * (2 * torch.rand_like(inputs) - 1)
         against = partial(loss, model, batch["labels"])
-        return plain({**batch, "inputs": attacked(against, inputs, radius, start=start, step=_LEAP * radius)}, totals)
+        return plain({**batch, "inputs": attack(against, inputs, radius, start=start, step=_LEAP * radius)}, totals)
 
     return objective if radius else plain
 
@@ -44,7 +44,7 @@ def loss(model: nn.Module, labels: Tensor, inputs: Tensor) -> Tensor:
     return losses.cross_entropy(objectives.logits(model(inputs)), labels)
 
 
-def attacked(
+def attack(
     against: Callable[[Tensor], Tensor],
     inputs: Tensor,
     radius: float,

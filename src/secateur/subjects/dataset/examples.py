@@ -179,7 +179,7 @@ class ExampleSet:
         """[C] the classes with an example left, rising: unit i of the site "classes" is class `class_numbers[i]`."""
         return np.empty(0, np.int64) if self.labels is None else np.unique(self.labels)
 
-    def scored(self, name: str, values: Array) -> ExampleSet:
+    def with_scores(self, name: str, values: Array) -> ExampleSet:
         """The same with scores, [N] of all of the data: higher means keep."""
         return self._like(self.kept, {**self.scores, name: values})
 
@@ -189,7 +189,7 @@ class ExampleSet:
         result._costs = self._costs
         return result
 
-    def counted(self, **counts: Count) -> ExampleSet:
+    def with_costs(self, **counts: Count) -> ExampleSet:
         """The same with more costs: measure -> (texts -> how many each has), such as tokens=encoders.counter("gpt2").
 
         Raises `InputError` for data without texts.
@@ -228,7 +228,7 @@ class ExampleSet:
         """Site "examples", and where there are classes a site "classes", whose units own their examples.
 
         axes: which of the two may be selected from; both unless named. Examples cost themselves ("examples"), "bytes",
-        for texts "words", and whatever was `counted`. Classes cost what they own.
+        for texts "words", and whatever was counted (`with_costs`). Classes cost what they own.
         """
         known = ("examples", "classes") if self._labels is not None else ("examples",)
         unknown = [axis for axis in axes if axis not in known]

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur._utils import allocator, distributed
-from secateur._utils.finite import given
+from secateur._utils.finite import require_finite
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError, ModelError
 from secateur.subjects.matrices import Matrix, matrices
@@ -342,7 +342,7 @@ def visit(
                 _keep(subject, path, _file(folder, index))
         current.remove()
         current = following
-        allocator.give_back()
+        allocator.release_memory()
     if store:
         current.remove()
         if many > 1:
@@ -400,7 +400,7 @@ class _EnoughError(Exception):
 
 def _finite(path: str, outputs: Iterable[Tensor]) -> Iterator[Tensor]:
     for out in outputs:
-        yield given(path, out)
+        yield require_finite(path, out)
 
 
 def record_calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Call]]:

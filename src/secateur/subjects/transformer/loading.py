@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from secateur._utils.finite import all_finite
-from secateur._utils.modes import held
+from secateur._utils.modes import move_to_device
 from secateur.errors import MissingExtraError, ModelError, UnsupportedError
 from secateur.formats import unpacking
 from secateur.subjects.transformer import files, low_rank, packing, saving
@@ -89,7 +89,7 @@ class Folders(Mapping[str, Transformer]):
 
     def __getitem__(self, name: str) -> Transformer:
         subject = open_subject(self._folders[name], tokenizer=self._like.tokenizer)
-        held(subject.model, str(self._like.model.device))
+        move_to_device(subject.model, str(self._like.model.device))
         return subject
 
     def __iter__(self) -> Iterator[str]:

@@ -18,6 +18,7 @@ from secateur.data.texts import Corpus
 from secateur.errors import DataError, InfeasibleError, InputError, SecateurError, UnsupportedError
 from secateur.methods import distillation
 from secateur.methods.arms import equal_flops, finetune_length, fit, forward_flops
+from secateur.methods.control import LACKS
 from secateur.methods.published_rules import duplicate
 from secateur.recover.sparsity import masks
 from secateur.recover.training import initialise
@@ -27,7 +28,6 @@ from secateur.runs.backends import Source
 from secateur.runs.backends.network import Network
 from secateur.score import random
 from secateur.select import ranking
-from secateur.studies.control import LACKS
 from secateur.subjects import Transformer, open_subject, reload_traced
 from secateur.subjects.network import detectors
 from secateur.subjects.network.traced import Traced

@@ -15,13 +15,12 @@ from torch import nn
 
 from secateur._utils.disk import atomic_write
 from secateur.data.examples import Augment, Examples
-from secateur.errors import DataError, InputError
+from secateur.errors import InputError
 from secateur.measure import statistics
-from secateur.methods.arms import DEFAULTS, Arm, forward_flops, give_verdict, train_arms
+from secateur.methods.arms import DEFAULTS, Arm, forward_flops, give_verdict, split_judged, train_arms
 from secateur.methods.published_rules import Pruned
 from secateur.recover.sparsity import masks
 from secateur.reports import evidence
-from secateur.runs import keywords
 from secateur.vocabulary import Figure, Training
 
 __all__ = ["LACKS", "Control", "describe", "scratch_control"]
@@ -50,7 +49,7 @@ class Control:
         """Held-out accuracy of each seed's last weights."""
         return tuple(one.accuracy for one in self.arms[arm])
 
-    def reached(self, arm: str) -> Figure:
+    def mean_accuracy(self, arm: str) -> Figure:
         """Mean accuracy in percent, with its interval."""
         return statistics.to_percent(statistics.mean_interval(self.accuracies(arm)))
 
@@ -84,17 +83,18 @@ class Control:
         flops = float(np.mean([one.flops for one in self.arms[arm]]))
         return f"{flops:.3g}", f"{flops + self.dense_flops * (not arm.startswith('scratch')):.3g}"
 
-    def called(self, arm: str) -> str:
+    def arm_name(self, arm: str) -> str:
         """The arm's name in tables."""
         return f"{arm} ({self.finetune})" if arm == "fine-tuned" else arm
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         """The report: all arms, what each cost, a plain verdict, the architecture."""
         rows = [("Arm", "Accuracy", "Best epoch", "Epochs", "Training FLOPs", "With the large network's")]
         for name, arms in self.arms.items():
             best = [accuracy for accuracy in map(_best_accuracy, arms) if accuracy is not None]
             shown = f"{100 * float(np.mean(best)):.4g}" if best else "-"
-            rows.append((self.called(name), str(self.reached(name)), shown, f"{arms[0].epochs}", *self.costs(name)))
+            reached = str(self.mean_accuracy(name))
+            rows.append((self.arm_name(name), reached, shown, f"{arms[0].epochs}", *self.costs(name)))
         lines = [
             "# Is it worth inheriting?",
             f"Held-out accuracy in percent, mean over seeds {', '.join(map(str, self.seeds))} with its interval.",
@@ -151,13 +151,9 @@ def scratch_control(
     """
     if mode not in ("E", "B", "both"):
         raise InputError(f"mode={mode!r} is not one of E, B, both")
-    if not seeds:
-        raise InputError("no seed was given: give at least one, and three for a verdict")
-    keywords.check_seed(*seeds)
-    if data.labels is None:
-        raise DataError(f"{data.name} has no classes: give labels, for all arms are judged by accuracy")
-    if judged is None:
-        data, judged = data.split(seed=seeds[0])
+    if not seeds or min(seeds) < 0:
+        raise InputError(f"seeds={list(seeds)}: give one of at least 0, and three for a verdict")
+    data, judged = split_judged(data, judged, seeds[0])
     training = replace(training or Training(), **settings).default(**DEFAULTS)
     by_name: dict[str, list[Arm]] = {}
     costs, widths, notes = [], dict[str, float](), dict[str, None]()
@@ -181,7 +177,7 @@ def scratch_control(
         tuple(notes),
     )  # fmt: skip
     if out is not None:
-        atomic_write(Path(out) / "report.md", result.markdown())
+        atomic_write(Path(out) / "report.md", result.to_markdown())
     return result
 
 

@@ -13,12 +13,11 @@ import tiny
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
+from secateur.methods.control import LACKS
 from secateur.methods.published_rules import prune
 from secateur.recover.sparsity import masks
 from secateur.reports import evidence
-from secateur.runs import executor
-from secateur.studies import scratch_baseline
-from secateur.studies.control import LACKS
+from secateur.runs import executor, scratch_baseline
 from secateur.subjects import open_subject
 from secateur.vocabulary import Budget
 

@@ -11,8 +11,8 @@ import torch
 from recipes.vision import nets
 from secateur.errors import InputError
 from secateur.methods.arms import Arm
+from secateur.methods.control import LACKS, Control, describe, scratch_control
 from secateur.methods.published_rules import prune
-from secateur.studies.control import LACKS, Control, describe, scratch_control
 from secateur.vocabulary import Budget
 
 QUICK = {"epochs": 2, "batch": 24, "lr": 0.05}
@@ -34,7 +34,7 @@ def test_three_arms_and_a_control_of_units(pruned, tmp_path):
     page = (tmp_path / "report.md").read_text()
     for word in ("fine-tuned (classic)", "scratch-E", "scratch-B", "random units", "Training FLOPs", LACKS):
         assert word in page
-    assert page == found.markdown()
+    assert page == found.to_markdown()
     best = [cell.strip() for cell in re.search(r"scratch-E.*", page)[0].split("|")][2]
     assert 0 <= float(best) <= 100
 
@@ -71,7 +71,7 @@ def test_verdicts_are_paired_over_seeds_or_over_examples():
     assert "scratch is better" in control(tuple(worse), tuple(better), (0, 1, 2)).verdicts["scratch-E"]
     single = control((arm([1] * 50 + [0] * 2),), (arm([0] * 50 + [1] * 2),), (0,))
     assert single.difference("scratch-E").samples == 52
-    assert "over held-out examples of one training" in single.markdown()
+    assert "over held-out examples of one training" in single.to_markdown()
 
 
 @pytest.mark.parametrize("options", [{"mode": "F"}, {"seeds": ()}, {"seeds": (0, -1)}])
