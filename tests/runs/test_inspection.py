@@ -11,6 +11,7 @@ import torch
 
 from recipes.vision.nets import blocks
 from secateur.cli import inspect as command
+from secateur.cli import main
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.runs import executor, inspection
 from secateur.subjects.network.traced import open_traced
@@ -84,7 +85,7 @@ def test_a_budget_says_what_would_go_and_leaves_the_subject_alone() -> None:
 )
 def test_what_can_not_be_looked_at_is_refused_in_one_line(place: Path, capsys, asked: dict, words: str) -> None:
     flags = [word for name, value in asked.items() for word in (f"--{name}", str(value))]
-    assert cli.main(["inspect", "net.py:build", *flags]) == 2
+    assert main(["inspect", "net.py:build", *flags]) == 2
     said = capsys.readouterr().err
     assert words in said
     assert said.strip().count("\n") == 0
@@ -177,13 +178,13 @@ def test_pictures_are_files_of_their_own(tmp_path: Path) -> None:
 
 def test_from_the_command_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["inspect", "net.py:build", "--budget", "channels=50%", "--picture", "net.svg"]
-    assert cli.main(asked) == 0
+    assert main(asked) == 0
     shown = capsys.readouterr().out
     assert "0.channels: 0.weight[0], 2.weight[1], 0.bias[0]" in shown
     assert "stays: 2.weight[0], 2.bias[0]: reaches the output" in shown
     assert "Channels: 16 -> 8" in shown
     assert (place / "net.svg").is_file()
-    assert cli.main(["inspect", "net.py:bare", "--input", "2x6", "--json"]) == 0
+    assert main(["inspect", "net.py:bare", "--input", "2x6", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sites"][0]["units"] == 16
 
 
@@ -209,7 +210,7 @@ BAD = {
 @pytest.mark.parametrize("asked", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(asked: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(place.iterdir())
-    assert cli.main(["inspect", *asked.split()]) == 2
+    assert main(["inspect", *asked.split()]) == 2
     out, err = capsys.readouterr()
     assert BAD[asked] in err
     assert len(err.splitlines()) == 1
